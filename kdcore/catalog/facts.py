@@ -1,0 +1,108 @@
+"""The shape of what is known about a data set, a model file, an architecture or a method. Torch-free."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Facts(BaseModel):
+    """Facts are looked up or measured, never edited."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetFacts(Facts):
+    """What an inspection saw in a data set, or what is published about a named one."""
+
+    kind: Literal["arrays", "folders", "named"]
+    num_classes: int
+    class_names: list[str]
+    channels: int
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    train: int
+    """Images in the training split."""
+    test: int
+    """Images in the test split."""
+    test_carved: bool = False
+    """True where the data had no test split and a tenth of the training images was set aside."""
+    mean: list[float]
+    """Per channel, of pixels scaled to 0..1, over the training split."""
+    std: list[float]
+    digest: str | None = None
+    """`sha256:<hex>` of the file; None for a named set that has not been fetched yet."""
+
+
+class ModelFacts(Facts):
+    """What an inspection saw in a checkpoint."""
+
+    architecture: str
+    num_classes: int
+    channels: int
+    parameters: int
+    bytes: int
+    format: Literal["safetensors", "pytorch"]
+    mean: list[float] | None = None
+    """The normalisation that the model was trained with, where the file says so."""
+    std: list[float] | None = None
+    class_names: list[str] | None = None
+    digest: str | None = None
+
+
+class ArchitectureFacts(Facts):
+    """What is known about a network before it is built."""
+
+    name: str
+    source: Literal["kdcore", "torchvision", "timm"]
+    family: str
+    min_image: int
+    """The smallest height and width in pixels that the network's strides allow."""
+    channels: Literal["any", 3]
+    taps: list[str] = []
+    """Module paths of the stage ends, shallow to deep."""
+    embedding: str | None = None
+    """Tap of the penultimate activation: the classifier's input, such as `fc@in`."""
+    embedding_width: int | None = None
+    body_parameters: int | None = None
+    """All parameters but the stem's input-channel part and the classifier."""
+    stem_parameters_per_channel: int | None = None
+
+    def parameters(self, num_classes: int, channels: int = 3) -> int | None:
+        """Exact parameter count; None where only building the network can tell."""
+        if self.body_parameters is None or self.stem_parameters_per_channel is None or self.embedding_width is None:
+            return None
+        classifier = num_classes * (self.embedding_width + 1)
+        return self.body_parameters + channels * self.stem_parameters_per_channel + classifier
+
+
+class NamedDataset(Facts):
+    """A data set that the engine fetches by name."""
+
+    name: str
+    title: str
+    source: Literal["bundled", "torchvision"]
+    num_classes: int
+    channels: int
+    image_size: tuple[int, int]
+    """Native size, or the size that images of differing sizes are brought to."""
+    resizable: bool = False
+    """True where images differ in size, so that a job may ask for another `image_size`."""
+    train: int
+    test: int
+    mean: list[float]
+    std: list[float]
+    licence: str
+
+
+class MethodFacts(Facts):
+    """What a method is, and what it needs of a job."""
+
+    name: str
+    title: str
+    paper: str
+    matches: str
+    """What of the teacher the student is asked to match."""
+    needs_teacher: bool
+    uses_temperature: bool
+    scheme: str
+    cost: str

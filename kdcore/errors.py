@@ -1,0 +1,95 @@
+"""What may go wrong in the engine, told to the person who can mend it.
+
+    EngineError
+     ├─ SpecInvalid         spec_invalid          the spec contradicts itself, or what it names does not exist
+     ├─ TeacherMismatch     teacher_mismatch      the teacher's file does not fit its architecture or the data
+     ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is not what it should be
+     ├─ LossDiverged        loss_diverged         the loss left the real numbers
+     ├─ DeadlineExceeded    deadline_exceeded     the job took longer than it was allowed to
+     ├─ OutOfMemory         out_of_memory         retryable: the device may have been shared
+     ├─ WorkerLost          worker_lost           retryable: the process or its host vanished
+     ├─ StorageFull         storage_full          retryable: goes on when there is room
+     └─ Internal            internal              retryable: our fault
+
+The codes are a closed list that clients may rely on; `retryable` says whether the same spec can succeed later.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+class EngineError(Exception):
+    """Base of all: a stable code, one sentence for the reader, and a hint at what would work."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"code": self.code, "message": self.message, "retryable": self.retryable, "hint": self.hint}
+
+
+class SpecInvalid(EngineError):
+    code = "spec_invalid"
+
+
+class TeacherMismatch(EngineError):
+    code = "teacher_mismatch"
+
+
+class DatasetUnreadable(EngineError):
+    code = "dataset_unreadable"
+
+
+class LossDiverged(EngineError):
+    code = "loss_diverged"
+
+
+class DeadlineExceeded(EngineError):
+    code = "deadline_exceeded"
+
+
+class OutOfMemory(EngineError):
+    code = "out_of_memory"
+    retryable = True
+
+
+class WorkerLost(EngineError):
+    code = "worker_lost"
+    retryable = True
+
+
+class StorageFull(EngineError):
+    code = "storage_full"
+    retryable = True
+
+
+class Internal(EngineError):
+    code = "internal"
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a spec: where (RFC 6901 pointer, "" is the whole body), what, and what would work."""
+
+    pointer: str
+    message: str
+    code: str
+    allowed: Any = None
+    got: Any = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class SpecFaults(SpecInvalid):
+    """All faults of one spec at once."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("; ".join(f"{fault.pointer or '/'}: {fault.message}" for fault in faults))
+        self.faults = faults
