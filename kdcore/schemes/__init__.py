@@ -1,0 +1,1 @@
+"""Who teaches whom. A scheme alone runs models; it knows no objective."""

@@ -1,0 +1,145 @@
+"""Read a client's body and name every fault at once, each with a pointer to the field that it typed."""
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from kdcore.errors import Fault, SpecFaults
+from kdcore.spec.rules import rules
+from kdcore.spec.vocabulary import JobSpec
+
+Partial = Mapping[str, Any]
+"""The top-level fields that could be read, so that further checks can add to the same list of faults."""
+
+_BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "min_length": "at least {} long", "max_length": "at most {} long"}
+
+
+def parse(body: Any) -> JobSpec:
+    """The spec, or SpecFaults with all that is wrong with it."""
+    spec, _, faults = read(body)
+    if spec is None:
+        raise SpecFaults(faults)
+    return spec
+
+
+def read(body: Any) -> tuple[JobSpec | None, Partial, list[Fault]]:
+    """The spec (None if anything is wrong), the fields that could be read, and every fault."""
+    if not isinstance(body, dict):
+        return None, {}, [Fault("", "a job spec is a JSON object", "type", "object", type(body).__name__)]
+    try:
+        spec: JobSpec | None = JobSpec.model_validate(body)
+        faults: list[Fault] = []
+    except ValidationError as error:
+        spec = None
+        faults = [_fault(detail, body) for detail in error.errors(include_url=False)]
+    partial = _readable(body)
+    faults += rules(partial)
+    return (None if faults else spec), partial, faults
+
+
+def _readable(body: dict[str, Any]) -> Partial:
+    fields = {}
+    for name, field in JobSpec.model_fields.items():
+        if name not in body:
+            if not field.is_required():
+                fields[name] = field.get_default()
+            continue
+        try:
+            fields[name] = TypeAdapter(field.rebuild_annotation()).validate_python(body[name])
+        except ValidationError:
+            continue
+    return fields
+
+
+def _fault(detail: ErrorDetails, body: dict[str, Any]) -> Fault:
+    path, model = _locate(detail, body)
+    kind, context = detail["type"], detail.get("ctx", {})
+    given = None if kind == "missing" else _short(detail["input"])
+    if kind == "missing":
+        return Fault(_pointer(path), "this field is required", "missing")
+    if kind == "extra_forbidden":
+        allowed = sorted(model.model_fields) if model else None
+        return Fault(_pointer(path), _unknown(str(path[-1]), allowed or []), "unknown_field", allowed, given)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _unknown_variant(path, context, detail["input"])
+    if kind == "literal_error":
+        allowed = [choice.strip(" '") for choice in context["expected"].replace(" or ", ",").split(",")]
+        return Fault(_pointer(path), "must be one of " + ", ".join(allowed), "not_allowed", allowed, given)
+    if kind == "value_error":
+        error = context["error"]
+        return Fault(_pointer(path), str(error), "not_allowed", getattr(error, "nearest", None) or None, given)
+    bound = next((text.format(context[key]) for key, text in _BOUNDS.items() if key in context), None)
+    return Fault(_pointer(path), f"{detail['msg']}, got {given!r}", kind, bound, given)
+
+
+def _unknown_variant(path: list[str | int], context: Mapping[str, Any], given: Any) -> Fault:
+    name = str(context.get("discriminator", "'name'")).strip("'")
+    if isinstance(given, dict) and name in given:
+        path = [*path, name]
+    allowed = [choice.strip(" '") for choice in str(context.get("expected_tags", "")).split(",") if choice]
+    tag = context.get("tag")
+    message = f"no such {name}: {tag!r}" if tag is not None else f"an object with a {name!r}, or a plain {name}"
+    return Fault(_pointer(path), message + _nearest(str(tag), allowed), "not_allowed", allowed or None, tag)
+
+
+def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[BaseModel] | None]:
+    """The path as the client wrote it (pydantic adds the tags of unions) and the model that the last step is in."""
+    path: list[str | int] = []
+    here: Any = body
+    annotation: Any = JobSpec
+    last = len(detail["loc"]) - 1
+    for position, step in enumerate(detail["loc"]):
+        model = _model(annotation)
+        is_field = isinstance(here, dict) and step in here or isinstance(here, list) and isinstance(step, int)
+        if is_field or (position == last and detail["type"] == "missing"):
+            path.append(step)
+            here = here[step] if is_field else None
+            if position < last:
+                annotation = _annotation(model, step)
+        else:
+            annotation = next((m for m in _models(annotation) if _tag(m) == step), annotation)
+    return path, _model(annotation)
+
+
+def _annotation(model: type[BaseModel] | None, step: str | int) -> Any:
+    if model is None or not isinstance(step, str) or step not in model.model_fields:
+        return None
+    return model.model_fields[step].annotation
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    return next(_models(annotation), None)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from _models(part)
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    name = model.model_fields.get("name")
+    return get_args(name.annotation)[0] if name and get_origin(name.annotation) is Literal else None
+
+
+def _pointer(path: list[str | int]) -> str:
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+
+
+def _unknown(name: str, allowed: list[str]) -> str:
+    return f"there is no field {name!r} here" + _nearest(name, allowed)
+
+
+def _nearest(name: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _short(given: Any) -> Any:
+    return given if isinstance(given, int | float | bool | str | None) and len(str(given)) <= 200 else str(given)[:200]
