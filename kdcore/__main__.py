@@ -1,0 +1,178 @@
+"""The engine by hand, and as a worker's child.
+
+    python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--events-fd N]
+    python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
+    python -m kdcore inspect model PATH --architecture NAME
+    python -m kdcore inspect dataset PATH [--image-size N]
+    python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
+
+`run` writes one JSON object a line: exit 0 after `done`, 1 after `error`, 75 when SIGTERM stopped it and a checkpoint
+is safe. `evaluate` and `inspect` print one JSON object.
+"""
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdcore.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
+from kdcore.lines import Lines
+from kdcore.spec import parse
+
+EXIT_STOPPED = os.EX_TEMPFAIL
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    verb: Callable[[argparse.Namespace], int] = arguments.verb
+    return verb(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    lines = Lines(_events(arguments.events_fd))
+    try:
+        lines.phase("validating")
+        spec = parse(_spec_body(arguments.spec))
+        # Torch is imported only once the spec is known to be sound: a mistyped field answers at once.
+        from kdcore import parts, run
+
+        place = parts.Place(arguments.out, dict(arguments.input), arguments.cache or arguments.out / "cache", lines)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(place, "stop_asked", True))
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        try:
+            report = run.run(spec, place, arguments.resume)
+        except run.Stopped:
+            return EXIT_STOPPED
+    except Exception as error:
+        named = _named(error)
+        lines.emit("error", **named.as_dict())
+        if isinstance(named, Internal):
+            raise
+        return 1
+    lines.emit("done", report=report)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from kdcore import parts
+    from kdcore.measure import measure
+
+    place = parts.Place(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
+    return _print(lambda: measure(arguments.path, arguments.architecture, arguments.dataset, place))
+
+
+def _inspect_model(arguments: argparse.Namespace) -> int:
+    from kdcore import weights
+
+    return _print_facts(lambda: weights.inspect(arguments.path, arguments.architecture, arguments.channels))
+
+
+def _inspect_dataset(arguments: argparse.Namespace) -> int:
+    from kdcore import data
+
+    return _print_facts(lambda: data.inspect(arguments.path, arguments.image_size))
+
+
+def _inspect_architecture(arguments: argparse.Namespace) -> int:
+    from kdcore import models
+
+    size = (arguments.image_size[0], arguments.image_size[-1])
+    return _print_facts(lambda: models.inspect(arguments.name, arguments.classes, arguments.channels, size))
+
+
+def _print_facts(look: Callable[[], Any]) -> int:
+    return _print(lambda: {"ok": True, "facts": look().model_dump(mode="json")}, exit_on_error=0)
+
+
+def _print(look: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
+    """One JSON object on stdout. A fault of ours still ends in a traceback, so that it is seen as one."""
+    try:
+        answer, code = look(), 0
+    except EngineError as error:
+        answer, code = {"ok": False, "error": error.as_dict()}, exit_on_error
+    print(json.dumps(answer))
+    return code
+
+
+def _named(error: Exception) -> EngineError:
+    """The engine's name for what went wrong."""
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size needs less")
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return StorageFull(f"no room to write: {error}")
+    return Internal(f"{type(error).__name__}: {error}")
+
+
+def _spec_body(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SpecInvalid(f"{path} holds no JSON: {error}") from error
+
+
+def _events(descriptor: int | None) -> Any:
+    """The stream for the lines. By hand it is stdout, and whatever else prints there goes to stderr instead."""
+    if descriptor is not None:
+        return os.fdopen(descriptor, "w", buffering=1)
+    stream = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return stream
+
+
+def _input(text: str) -> tuple[str, Path]:
+    reference, found, path = text.rpartition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not REFERENCE=PATH")
+    return reference, Path(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m kdcore", description="The distillation engine.")
+    verbs = parser.add_subparsers(required=True)
+
+    run = verbs.add_parser("run", help="run one job")
+    run.set_defaults(verb=_run)
+    run.add_argument("spec", type=Path)
+    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--resume", type=Path)
+    run.add_argument("--events-fd", type=int)
+
+    evaluate = verbs.add_parser("evaluate", help="measure a checkpoint on a data set's test images")
+    evaluate.set_defaults(verb=_evaluate)
+    evaluate.add_argument("path", type=Path)
+    evaluate.add_argument("--dataset", required=True)
+    evaluate.add_argument("--architecture", help="for a checkpoint that does not say it")
+    for verb in (run, evaluate):
+        verb.add_argument("--input", type=_input, action="append", default=[], metavar="REF=PATH")
+    run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")
+    evaluate.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
+
+    inspect = verbs.add_parser("inspect", help="look at a file before it is used").add_subparsers(required=True)
+    model = inspect.add_parser("model")
+    model.set_defaults(verb=_inspect_model)
+    model.add_argument("path", type=Path)
+    model.add_argument("--architecture")
+    model.add_argument("--channels", type=int)
+    dataset = inspect.add_parser("dataset")
+    dataset.set_defaults(verb=_inspect_dataset)
+    dataset.add_argument("path", type=Path)
+    dataset.add_argument("--image-size", type=int)
+    architecture = inspect.add_parser("architecture")
+    architecture.set_defaults(verb=_inspect_architecture)
+    architecture.add_argument("name")
+    architecture.add_argument("--classes", type=int, required=True)
+    architecture.add_argument("--channels", type=int, required=True)
+    architecture.add_argument("--image-size", type=int, nargs="+", required=True)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
