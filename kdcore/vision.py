@@ -1,36 +1,41 @@
-"""The one place that imports torchvision.
+"""The one place that imports torchvision, and timm, which imports it in turn.
 
 torchvision's wheel carries compiled operators that do not load beside a CPU-only torch; its import then fails with
-"operator torchvision::nms does not exist". We use none of them, so they are declared, without a body, where they are
-absent. The import costs seconds: call `torchvision()` when it is needed, not on start.
+"operator torchvision::nms does not exist". We use none of them, so two are declared, without a body, where the compiled
+part does not load. The imports cost seconds: call these functions when they are needed, not on start.
 """
 
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-SIGNATURES = {
-    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
+from kdcore.errors import SpecInvalid
+
+OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
 
 
 @cache
 def torchvision() -> ModuleType:
-    """The torchvision package, with `datasets`, `models` and `transforms` loaded."""
-    _declare_missing_operators()
+    """The torchvision package, its `datasets` and `models` loaded."""
+    _stand_in_for_operators()
     import torchvision
     import torchvision.datasets
     import torchvision.models
-    import torchvision.transforms
 
     return torchvision
 
 
 @cache
 def timm() -> ModuleType:
-    """The timm package, which imports torchvision itself. Raises ImportError where it is not installed."""
+    """The timm package, an optional extra. Raises SpecInvalid where it is not installed."""
+    if find_spec("timm") is None:
+        raise SpecInvalid("timm is not installed here", hint="pip install 'distillery[timm]'")
     torchvision()
     import timm
 
@@ -38,13 +43,18 @@ def timm() -> ModuleType:
 
 
 @cache
-def _declare_missing_operators() -> torch.library.Library | None:
-    """The declaration lasts as long as the library object: the cache keeps it."""
-    try:
-        # torchvision loads its compiled part on import, too late for us: so ask whether it would load.
-        from importlib.util import find_spec
-
-        spec = find_spec("torchvision")
-    except ValueError:
-        spec = None
-    return spec
+def _stand_in_for_operators() -> torch.library.Library | None:
+    """Declare the operators where torchvision's own do not load; a declaration lives as long as its library object."""
+    package = find_spec("torchvision")
+    if package is None or package.origin is None:
+        return None
+    for compiled in Path(package.origin).parent.glob("_C*"):
+        try:
+            torch.ops.load_library(compiled)
+            return None
+        except OSError:
+            continue
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for signature in OPERATORS:
+        library.define(signature)
+    return library

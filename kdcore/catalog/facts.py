@@ -57,6 +57,8 @@ class ArchitectureFacts(Facts):
     family: str
     min_image: int
     """The smallest height and width in pixels that the network's strides allow."""
+    max_image: int | None = None
+    """The largest, for networks that take one image size only."""
     channels: Literal["any", 3]
     taps: list[str] = []
     """Module paths of the stage ends, shallow to deep."""
@@ -82,6 +84,8 @@ class NamedDataset(Facts):
     title: str
     source: Literal["bundled", "torchvision"]
     num_classes: int
+    class_names: list[str] = []
+    """Empty where they are known only once the data is fetched."""
     channels: int
     image_size: tuple[int, int]
     """Native size, or the size that images of differing sizes are brought to."""

@@ -171,6 +171,10 @@ def _architecture_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: 
         height, width = dataset.image_size
         text = f"{facts.name} needs images of at least {facts.min_image} pixels, the data set has {height} x {width}"
         yield Fault(pointer, text, "not_allowed", None, facts.name)
+    if facts.max_image is not None and max(dataset.image_size) > facts.max_image:
+        height, width = dataset.image_size
+        text = f"{facts.name} takes images of {facts.max_image} pixels at most, the data set has {height} x {width}"
+        yield Fault(pointer, text, "not_allowed", None, facts.name)
 
 
 def _channels(dataset: DatasetFacts, model: Teacher | Student | None, pointer: str) -> Iterator[Fault]:

@@ -1,0 +1,94 @@
+"""The ResNets of CIFAR: three stages of basic blocks, 16/32/64 wide, 6n + 2 layers deep.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2.
+
+Where a block changes width or size, the shortcut is a 1×1 convolution with batch norm (the paper's option B): so do the
+distillation papers and their checkpoints. The paper itself used option A on CIFAR, which drops every other pixel and
+fills up with zero channels: the `_option_a` names.
+
+Parameters with 100 classes (option B): resnet8 83,892; resnet14 181,108; resnet20 278,324; resnet32 472,756;
+resnet44 667,188; resnet56 861,620; resnet110 1,736,564. Stem 32 and stages 64/128/256: resnet8x4 1,233,540;
+resnet32x4 7,433,860. With 10 classes and option A resnet20 has the paper's 0.27 M: 269,722.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcore.models.parts import average, conv, he_init
+
+
+class ResNet(nn.Module):
+    """`depth` counts the layers with weights on the longest path; `widths` are those of the stem and the stages."""
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        channels: int,
+        widths: tuple[int, int, int, int] = (16, 16, 32, 64),
+        option_a: bool = False,
+    ) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        assert rest == 0, "a CIFAR ResNet has 6n + 2 layers"
+        self.conv1 = conv(channels, widths[0], 3)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = stage(widths[0], widths[1], blocks, 1, option_a)
+        self.layer2 = stage(widths[1], widths[2], blocks, 2, option_a)
+        self.layer3 = stage(widths[2], widths[3], blocks, 2, option_a)
+        self.fc = nn.Linear(widths[3], num_classes)
+        he_init(self)
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(images_NCHW)))
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.layer1, self.layer2, self.layer3]
+
+    def head(self, maps_NCHW: Tensor) -> Tensor:
+        return self.fc(average(maps_NCHW))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        maps = self.stem(images_NCHW)
+        for part in self.trunk():
+            maps = part(maps)
+        return self.head(maps)
+
+
+def stage(width_in: int, width_out: int, blocks: int, stride: int, option_a: bool) -> nn.Sequential:
+    """`blocks` blocks at one size; the first brings the maps to it."""
+    rest = [BasicBlock(width_out, width_out, 1, option_a) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(width_in, width_out, stride, option_a), *rest)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut. `relu@in` is the sum before its ReLU."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int, option_a: bool) -> None:
+        super().__init__()
+        self.conv1 = conv(width_in, width_out, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width_out)
+        self.conv2 = conv(width_out, width_out, 3)
+        self.bn2 = nn.BatchNorm2d(width_out)
+        self.downsample: nn.Module = nn.Identity()
+        if option_a and (stride != 1 or width_in != width_out):
+            self.downsample = ZeroPad(width_out - width_in, stride)
+        elif stride != 1 or width_in != width_out:
+            self.downsample = nn.Sequential(conv(width_in, width_out, 1, stride), nn.BatchNorm2d(width_out))
+        self.relu = nn.ReLU()
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        maps = F.relu(self.bn1(self.conv1(maps_NCHW)))
+        return self.relu(self.bn2(self.conv2(maps)) + self.downsample(maps_NCHW))
+
+
+class ZeroPad(nn.Module):
+    """Option A: a shortcut with no parameters, its new channels zero, half of them on each side."""
+
+    def __init__(self, more_channels: int, stride: int) -> None:
+        super().__init__()
+        self.before, self.after = more_channels // 2, more_channels - more_channels // 2
+        self.stride = stride
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        return F.pad(maps_NCHW[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))

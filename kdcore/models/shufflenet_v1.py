@@ -1,0 +1,71 @@
+"""ShuffleNet (three groups) for small images: grouped 1×1 convolutions whose outputs are shuffled between groups.
+
+Zhang et al., "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices", CVPR 2018,
+arXiv:1707.01083, figure 2. The stem is a 1×1 convolution with no pooling. Parameters with 100 classes: 949,258.
+"""
+
+from torch import Tensor, cat, nn
+from torch.nn import functional as F
+
+from kdcore.models.parts import average, conv, he_init
+
+GROUPS = 3
+STEM = 24
+
+
+class ShuffleNetV1(nn.Module):
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, STEM, 1)
+        self.bn1 = nn.BatchNorm2d(STEM)
+        self.layer1 = stage(STEM, 240, blocks=4)
+        self.layer2 = stage(240, 480, blocks=8)
+        self.layer3 = stage(480, 960, blocks=4)
+        self.linear = nn.Linear(960, num_classes)
+        he_init(self)
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(images_NCHW)))
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.layer1, self.layer2, self.layer3]
+
+    def head(self, maps_NCHW: Tensor) -> Tensor:
+        return self.linear(average(maps_NCHW))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        maps = self.stem(images_NCHW)
+        for part in self.trunk():
+            maps = part(maps)
+        return self.head(maps)
+
+
+def stage(width_in: int, width_out: int, blocks: int) -> nn.Sequential:
+    """The first block halves the size and adds channels by concatenation; the others keep both."""
+    rest = [Unit(width_out, width_out, stride=1) for _ in range(blocks - 1)]
+    return nn.Sequential(Unit(width_in, width_out - width_in, stride=2), *rest)
+
+
+class Unit(nn.Module):
+    """Squeeze to a quarter, shuffle, depthwise 3×3, expand. `width_out` is what this branch makes, the shortcut apart."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        super().__init__()
+        inside = width_out // 4
+        self.squeeze_groups = 1 if width_in == STEM else GROUPS
+        self.conv1 = conv(width_in, inside, 1, groups=self.squeeze_groups)
+        self.bn1 = nn.BatchNorm2d(inside)
+        self.conv2 = conv(inside, inside, 3, stride, groups=inside)
+        self.bn2 = nn.BatchNorm2d(inside)
+        self.conv3 = conv(inside, width_out, 1, groups=GROUPS)
+        self.bn3 = nn.BatchNorm2d(width_out)
+        self.halves = stride == 2
+        self.relu = nn.ReLU()
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        maps = F.relu(self.bn1(self.conv1(maps_NCHW)))
+        maps = F.relu(self.bn2(self.conv2(F.channel_shuffle(maps, self.squeeze_groups))))
+        maps = self.bn3(self.conv3(maps))
+        if self.halves:
+            return self.relu(cat([maps, F.avg_pool2d(maps_NCHW, 3, stride=2, padding=1)], dim=1))
+        return self.relu(maps + maps_NCHW)

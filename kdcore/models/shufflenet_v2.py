@@ -1,0 +1,91 @@
+"""ShuffleNetV2 (1×) for small images: half of the channels pass a unit untouched, then the halves are shuffled.
+
+Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", ECCV 2018, arXiv:1807.11164,
+figure 3. The stem is a 1×1 convolution with no pooling. Parameters with 100 classes: 1,355,528.
+"""
+
+from torch import Tensor, cat, nn
+from torch.nn import functional as F
+
+from kdcore.models.parts import average, conv, he_init
+
+STEM = 24
+EMBEDDING = 1024
+
+
+class ShuffleNetV2(nn.Module):
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, STEM, 1)
+        self.bn1 = nn.BatchNorm2d(STEM)
+        self.layer1 = stage(STEM, 116, units=3)
+        self.layer2 = stage(116, 232, units=7)
+        self.layer3 = stage(232, 464, units=3)
+        self.conv2 = conv(464, EMBEDDING, 1)
+        self.bn2 = nn.BatchNorm2d(EMBEDDING)
+        self.linear = nn.Linear(EMBEDDING, num_classes)
+        he_init(self)
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(images_NCHW)))
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.layer1, self.layer2, self.layer3]
+
+    def head(self, maps_NCHW: Tensor) -> Tensor:
+        return self.linear(average(F.relu(self.bn2(self.conv2(maps_NCHW)))))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        maps = self.stem(images_NCHW)
+        for part in self.trunk():
+            maps = part(maps)
+        return self.head(maps)
+
+
+def stage(width_in: int, width_out: int, units: int) -> nn.Sequential:
+    """One unit that halves the size, then `units` that keep it."""
+    return nn.Sequential(DownUnit(width_in, width_out), *(Unit(width_out) for _ in range(units)))
+
+
+class Unit(nn.Module):
+    """One half of the channels is worked on, the other passes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.conv1 = conv(half, half, 1)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = conv(half, half, 3, groups=half)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = conv(half, half, 1)
+        self.bn3 = nn.BatchNorm2d(half)
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        passing, maps = maps_NCHW.chunk(2, dim=1)
+        maps = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps)))))
+        maps = F.relu(self.bn3(self.conv3(maps)))
+        return F.channel_shuffle(cat([passing, maps], dim=1), 2)
+
+
+class DownUnit(nn.Module):
+    """Both branches see all channels and halve the size; together they have the new width."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        half = width_out // 2
+        self.conv1 = conv(width_in, width_in, 3, 2, groups=width_in)
+        self.bn1 = nn.BatchNorm2d(width_in)
+        self.conv2 = conv(width_in, half, 1)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = conv(width_in, half, 1)
+        self.bn3 = nn.BatchNorm2d(half)
+        self.conv4 = conv(half, half, 3, 2, groups=half)
+        self.bn4 = nn.BatchNorm2d(half)
+        self.conv5 = conv(half, half, 1)
+        self.bn5 = nn.BatchNorm2d(half)
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        left = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(maps_NCHW)))))
+        right = self.bn4(self.conv4(F.relu(self.bn3(self.conv3(maps_NCHW)))))
+        right = F.relu(self.bn5(self.conv5(right)))
+        return F.channel_shuffle(cat([left, right], dim=1), 2)

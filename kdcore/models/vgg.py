@@ -1,0 +1,74 @@
+"""VGG for small images: five stages of 3×3 convolutions with batch norm, one linear classifier.
+
+Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv:1409.1556,
+table 1. vgg8, one convolution a stage, is the distillation papers' own.
+
+Parameters with 100 classes: vgg8 3,965,028; vgg11 9,277,284; vgg13 9,462,180; vgg16 14,774,436; vgg19 20,086,692.
+The fourth pooling acts only on images of 64 pixels and more: those of 32 keep 4 × 4 places for the last stage.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcore.models.parts import average, he_init
+
+STAGES: dict[int, tuple[tuple[int, ...], ...]] = {
+    8: ((64,), (128,), (256,), (512,), (512,)),
+    11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    16: ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+    19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
+}
+
+
+class VGG(nn.Module):
+    """Each `block` ends in its last ReLU; the pooling stands between blocks."""
+
+    def __init__(self, depth: int, num_classes: int, channels: int) -> None:
+        super().__init__()
+        widths = STAGES[depth]
+        self.block0 = stage(channels, widths[0])
+        self.block1 = stage(widths[0][-1], widths[1])
+        self.block2 = stage(widths[1][-1], widths[2])
+        self.block3 = stage(widths[2][-1], widths[3])
+        self.block4 = stage(widths[3][-1], widths[4])
+        self.pool = nn.MaxPool2d(2)
+        self.pool_if_large = PoolIfLarge()
+        self.classifier = nn.Linear(widths[4][-1], num_classes)
+        he_init(self)
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        return images_NCHW
+
+    def trunk(self) -> list[nn.Module]:
+        return [
+            *(self.block0, self.pool),
+            *(self.block1, self.pool),
+            *(self.block2, self.pool),
+            *(self.block3, self.pool_if_large),
+            self.block4,
+        ]
+
+    def head(self, maps_NCHW: Tensor) -> Tensor:
+        return self.classifier(average(maps_NCHW))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        maps = self.stem(images_NCHW)
+        for part in self.trunk():
+            maps = part(maps)
+        return self.head(maps)
+
+
+def stage(width_in: int, widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        width_in = width
+    return nn.Sequential(*layers)
+
+
+class PoolIfLarge(nn.Module):
+    """Halves maps of eight pixels and more: what an image of 64 has become after three poolings."""
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        return F.max_pool2d(maps_NCHW, 2) if maps_NCHW.shape[2] >= 8 else maps_NCHW
