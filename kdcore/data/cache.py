@@ -1,0 +1,121 @@
+"""Decode once: a data set's pixels and labels as `.npy` files in the cache folder, under the digest they came from.
+
+An entry is a folder that appears whole or not at all: it is filled under another name, synced, then renamed. Whoever
+fills it holds a lock, so two jobs never decode the same archive side by side, and what a killed one left half done
+belongs to nobody and is removed.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdcore.catalog.facts import DatasetFacts
+from kdcore.data.resident import Data, Images
+from kdcore.data.source import Pixels, Source, Split, Sums
+from kdcore.errors import StorageFull
+
+RESIDENT_BYTES = 2 << 30
+"""Splits larger than this stay in their file and are mapped: the kernel keeps what there is room for."""
+_SPLITS: tuple[Split, Split] = ("train", "test")
+_FACTS = "facts.json"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def cached(
+    key: str, digest: str | None, cache: Path, source: Callable[[], Source], resident_bytes: int = RESIDENT_BYTES
+) -> Data:
+    """The data set under `key`, decoded from `source` unless it is there already."""
+    folder = cache / key
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with alone(cache / f"{key}.lock"):
+            if not folder.exists():
+                _fill(folder, digest, source())
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise StorageFull(f"No room to decode the data set: {error.strerror}.", "Free some disk space.") from error
+        raise
+    os.utime(folder)
+    return _read(folder, resident_bytes)
+
+
+def decoded(source: Source) -> Data:
+    """The data set in memory, without a cache: for small ones."""
+    pixels = {split: np.empty(_shape(source, split), dtype=np.uint8) for split in _SPLITS}
+    mean, std = _decode(source, pixels)
+    splits = {s: Images(torch.from_numpy(pixels[s]), torch.from_numpy(source.labels[s])) for s in _SPLITS}
+    return Data(splits["train"], splits["test"], source.class_names, source.facts(mean, std, None))
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold an advisory lock, which ends with the process however it ends."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fill(folder: Path, digest: str | None, source: Source) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    pixels = {s: np.lib.format.open_memmap(_pixels(partial, s), "w+", np.uint8, _shape(source, s)) for s in _SPLITS}
+    mean, std = _decode(source, pixels)
+    for split in _SPLITS:
+        pixels[split].flush()
+        np.save(_labels(partial, split), source.labels[split])
+    (partial / _FACTS).write_text(source.facts(mean, std, digest).model_dump_json())
+    for path in [*partial.iterdir(), partial]:
+        _sync(path)
+    partial.rename(folder)
+    _sync(folder.parent)
+
+
+def _decode(source: Source, pixels: Mapping[Split, Pixels]) -> tuple[list[float], list[float]]:
+    """Fill both splits in one pass; mean and std of the training split."""
+    sums = Sums(source.channels)
+    for split, rows, piece in source.pieces():
+        pixels[split][rows] = piece
+        if split == "train":
+            sums.add(piece)
+    return sums.mean_and_std()
+
+
+def _read(folder: Path, resident_bytes: int) -> Data:
+    facts = DatasetFacts.model_validate_json((folder / _FACTS).read_bytes())
+    train, test = (_images(folder, split, resident_bytes) for split in _SPLITS)
+    return Data(train, test, tuple(facts.class_names), facts)
+
+
+def _images(folder: Path, split: Split, resident_bytes: int) -> Images:
+    path = _pixels(folder, split)
+    # Mapped copy-on-write: torch wants writable memory, and nobody shall write to the cache.
+    pixels = np.load(path, mmap_mode="c" if path.stat().st_size > resident_bytes else None)
+    return Images(torch.from_numpy(pixels), torch.from_numpy(np.load(_labels(folder, split))))
+
+
+def _shape(source: Source, split: Split) -> tuple[int, int, int, int]:
+    return len(source.labels[split]), source.channels, source.height, source.width
+
+
+def _pixels(folder: Path, split: Split) -> Path:
+    return folder / f"{split}_pixels.npy"
+
+
+def _labels(folder: Path, split: Split) -> Path:
+    return folder / f"{split}_labels.npy"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""Random numbers without a generator: each is a hash of what it is for, so it can be drawn again at any time.
+
+A draw is a pure function of (seed, epoch, sample, which draw). So a resumed job sees the views it would have seen, a
+sample's view does not depend on its batch, and CPU and GPU draw the same bits. The hash is SplitMix64 (Steele, Lea &
+Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) in wrapping int64 arithmetic.
+"""
+
+import torch
+from torch import Tensor
+
+_WORD = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+
+
+def key(*words: int) -> int:
+    """Hash a few integers into one; the order matters."""
+    state = 0
+    for word in words:
+        state = _mix_int((state ^ (word & _WORD)) + _GOLDEN & _WORD)
+    return _signed(state)
+
+
+def streams(key: int, index: Tensor) -> Tensor:
+    """One SplitMix64 state for each sample index (int64)."""
+    return _mix(index * _signed(_GOLDEN) + key)
+
+
+def draw(states: Tensor, which: int) -> Tensor:
+    """The output number `which` (from 0) of every stream: 64 random bits as int64."""
+    return _mix(states + _signed(_GOLDEN * (which + 1) & _WORD))
+
+
+def below(bits: Tensor, bound: int) -> Tensor:
+    """Integers in 0..bound-1, for bounds up to 2³¹."""
+    return (_shift(bits, 32) * bound) >> 32
+
+
+def unit(bits: Tensor) -> Tensor:
+    """float64 in [0, 1)."""
+    return _shift(bits, 11).double() * 2.0**-53
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
+    return x ^ _shift(x, 31)
+
+
+def _mix_int(x: int) -> int:
+    x = (x ^ x >> 30) * _FIRST & _WORD
+    x = (x ^ x >> 27) * _SECOND & _WORD
+    return x ^ x >> 31
+
+
+def _shift(x: Tensor, places: int) -> Tensor:
+    """Shift right without dragging the sign along: int64 stands for uint64 here."""
+    return torch.bitwise_and(x >> places, (1 << (64 - places)) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word

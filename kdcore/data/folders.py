@@ -1,0 +1,214 @@
+"""Class folders in an archive: `train/<class>/…` with `test|val/<class>/…`, or `<class>/…` alone.
+
+One wrapping folder around it all is looked through. Images may lie deeper inside their class folder. Class numbers
+follow the sorted folder names, as torchvision's ImageFolder does, so teachers trained on the same folders fit.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdcore.data import pictures
+from kdcore.data.archive import LIMITS, Entry, Limits, entries
+from kdcore.data.pictures import Header
+from kdcore.data.source import Piece, Source, Split, carve, require_all_classes
+from kdcore.data.stratified import Labels
+from kdcore.errors import DatasetUnreadable
+
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+"""In this order: where both `test` and `val` hold class folders, `val` is left alone."""
+NOTES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".ini", ".log", ".pdf", ".db"}
+"""What people keep beside their images."""
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file (or, without a header, a folder): its place in the archive's order, its name, and what is left of its
+    path below the folder that is being looked at."""
+
+    ordinal: int
+    name: str
+    below: tuple[str, ...]
+    header: Header | DatasetUnreadable | None
+
+    @property
+    def is_stray(self) -> bool:
+        """A file right here, in no folder."""
+        return self.header is not None and len(self.below) == 1
+
+    def inside(self) -> "_Found":
+        return _Found(self.ordinal, self.name, self.below[1:], self.header)
+
+
+_Classes = dict[str, list[_Found]]
+
+
+def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
+    """Look through the archive: layout, classes, sizes and colours; the header of every image is read."""
+    layout = _layout(_survey(path, limits))
+    for split, classes in layout.items():
+        _check(split, classes, layout["train"])
+    class_names = tuple(layout["train"])
+    height, width, channels = _shape(layout, image_size)
+    files: dict[Split, list[_Found]] = {s: [f for of in classes.values() for f in of] for s, classes in layout.items()}
+    labels: dict[Split, Labels] = {
+        split: np.repeat(np.arange(len(class_names)), [len(classes[name]) for name in class_names])
+        for split, classes in layout.items()
+    }
+    require_all_classes(labels["train"], class_names)
+    test_carved = "test" not in layout
+    if test_carved:
+        aside = carve(labels["train"])
+        files = {
+            "train": [file for file, out in zip(files["train"], aside, strict=True) if not out],
+            "test": [file for file, out in zip(files["train"], aside, strict=True) if out],
+        }
+        labels = {"train": labels["train"][~aside], "test": labels["train"][aside]}
+    places = {file.ordinal: (split, row) for split, rows in files.items() for row, file in enumerate(rows)}
+    return Source(
+        kind="folders",
+        class_names=class_names,
+        channels=channels,
+        height=height,
+        width=width,
+        labels=labels,
+        test_carved=test_carved,
+        pieces=lambda: _pieces(path, limits, places, channels, image_size),
+    )
+
+
+def _survey(path: Path, limits: Limits) -> list[_Found]:
+    found = []
+    for ordinal, entry in enumerate(entries(path, limits)):
+        if entry.is_folder:
+            found.append(_Found(ordinal, str(entry.path), entry.path.parts, None))
+        elif entry.path.suffix.lower() not in NOTES:
+            found.append(_Found(ordinal, str(entry.path), entry.path.parts, _header(entry)))
+    if not any(isinstance(item.header, Header) for item in found):
+        first = next((str(item.header) for item in found if item.header is not None), "")
+        raise DatasetUnreadable(
+            f"The archive holds no images. {first}".strip(), "Pack class folders of images: train/<class>/<image>."
+        )
+    return found
+
+
+def _header(entry: Entry) -> Header | DatasetUnreadable:
+    """A file that is no image is a fault only where it stands for a sample, which is not known yet."""
+    try:
+        return pictures.header(entry.read(), str(entry.path))
+    except DatasetUnreadable as error:
+        return error
+
+
+def _layout(found: list[_Found]) -> dict[Split, _Classes]:
+    """Images by split and class. Without a test part in the archive there is only `train`."""
+    tops = _folders(found)
+    if len(tops) == 1 and all(len(item.below) > 2 for item in found if item.header is not None and not item.is_stray):
+        found = next(iter(tops.values()))
+        tops = _folders(found)
+    splits = {
+        name.lower(): (name, inside)
+        for name, inside in tops.items()
+        if name.lower() in ("train", *TEST_FOLDERS)
+        and not any(item.is_stray and isinstance(item.header, Header) for item in inside)
+    }
+    test = next((splits[name] for name in TEST_FOLDERS if name in splits), None)
+    if "train" in splits:
+        layout: dict[Split, _Classes] = {"train": _classes(splits["train"][1])}
+        return layout if test is None else {**layout, "test": _classes(test[1])}
+    if test is not None and len(tops) == len(splits):
+        raise DatasetUnreadable(f"There is a folder {test[0]!r} but none named 'train'.")
+    return {"train": _classes(found)}
+
+
+def _folders(found: list[_Found]) -> dict[str, list[_Found]]:
+    """What lies in each folder right here."""
+    folders: dict[str, list[_Found]] = {}
+    for item in found:
+        if item.below and not item.is_stray:
+            folders.setdefault(item.below[0], []).append(item.inside())
+    return folders
+
+
+def _classes(found: list[_Found]) -> _Classes:
+    """Files by class, classes and files in the order of their names, whatever order the archive has them in."""
+    stray = next((item for item in found if item.is_stray and isinstance(item.header, Header)), None)
+    if stray is not None:
+        raise DatasetUnreadable(f"{stray.name} lies in no class folder.", "Put each image in the folder of its class.")
+    folders = _folders(found)
+    return {
+        name: sorted((item for item in folders[name] if item.header is not None), key=lambda item: item.name)
+        for name in sorted(folders)
+    }
+
+
+def _check(split: Split, classes: _Classes, train: _Classes) -> None:
+    """Every class holds readable images, and both splits have the same classes."""
+    if not any(classes.values()):
+        raise DatasetUnreadable(f"The {split} folder holds no images.")
+    for name, files in classes.items():
+        if not files:
+            raise DatasetUnreadable(f"The class folder {name!r} in {split} holds no images.", "Remove it or fill it.")
+        for file in files:
+            if isinstance(file.header, DatasetUnreadable):
+                raise file.header
+    extra, missing = sorted(classes.keys() - train.keys()), sorted(train.keys() - classes.keys())
+    if extra or missing:
+        where = "train" if extra else split
+        raise DatasetUnreadable(
+            f"The class {(extra or missing)[0]!r} is missing in {where}.", "Train and test need the same class folders."
+        )
+
+
+def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[int, int, int]:
+    """Height, width and channels that all images get: one channel only where all are grey."""
+    headers = [
+        file.header
+        for classes in layout.values()
+        for files in classes.values()
+        for file in files
+        if isinstance(file.header, Header)
+    ]
+    channels = 1 if all(header.grey for header in headers) else 3
+    if image_size is not None:
+        return image_size, image_size, channels
+    sizes = Counter((header.height, header.width) for header in headers)
+    if len(sizes) > 1:
+        seen = ", ".join(f"{width}x{height} ({count} images)" for (height, width), count in sizes.most_common(3))
+        more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
+        raise DatasetUnreadable(
+            f"The images differ in size: {seen}{more}.", "Say which size to bring them to: dataset.image_size, e.g. 64."
+        )
+    (height, width), _ = sizes.popitem()
+    return height, width, channels
+
+
+def _pieces(
+    path: Path, limits: Limits, places: Mapping[int, tuple[Split, int]], channels: int, size: int | None
+) -> Iterator[Piece]:
+    """Decode in the archive's order, as many at a time as the process may use cores (Pillow lets go of the GIL)."""
+    wanted = (
+        (*places[ordinal], str(entry.path), entry.read())
+        for ordinal, entry in enumerate(entries(path, limits))
+        if ordinal in places
+    )
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        while chunk := list(islice(wanted, _CHUNK)):
+            pixels = np.stack(list(pool.map(lambda row: pictures.decode(row[3], row[2], channels, size), chunk)))
+            rows = np.array([row for _, row, _, _ in chunk], dtype=np.int64)
+            yield from by_split([split for split, *_ in chunk], rows, pixels)
+
+
+def by_split(splits: Iterable[Split], rows: np.ndarray, pixels: np.ndarray) -> Iterator[Piece]:
+    """One piece for each split that occurs."""
+    of = np.array(list(splits))
+    for split in ("train", "test"):
+        if (here := of == split).any():
+            yield Piece(split, rows[here], pixels[here])

@@ -1,0 +1,80 @@
+"""Mix the images of a batch in pairs, and their labels with them: mixup and cutmix.
+
+Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv:1710.09412.
+Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV 2019,
+arXiv:1905.04899.
+
+    λ ~ Beta(α, α), one for a batch      x̃ = λ·x + (1 - λ)·x'      ỹ = λ·y + (1 - λ)·y'
+
+In cutmix a box of x', of area 1 - λ before the image's edge clips it, covers x, and λ becomes the uncovered part.
+Partners go round in a circle of hashed order: a permutation in which nobody is their own. The set of rows in a batch
+decides, not their order. Authors' code draws a permutation that may leave some unmixed.
+
+Shapes: N batch, C channels, H × W places, K classes.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.data import counters
+
+QUANTILES = 4096
+
+
+def mixup(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Blend each image with its partner's; float32 in 0..255, and soft labels."""
+    partner_N, common = partners(states_N)
+    share = quantiles[counters.below(counters.draw(common, 0), QUANTILES)]
+    pixels = pixels.float()
+    return _blend(pixels, pixels[partner_N], share), _blend(labels_NK, labels_NK[partner_N], share)
+
+
+def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Cover one box, the same in the whole batch, with the partner's pixels; float32 in 0..255, and soft labels."""
+    partner_N, common = partners(states_N)
+    height, width = pixels.shape[2:]
+    side = (1 - quantiles[counters.below(counters.draw(common, 0), QUANTILES)]).sqrt()
+    rows = _span(counters.draw(common, 1), side, height)
+    columns = _span(counters.draw(common, 2), side, width)
+    inside_HW = rows[:, None] & columns
+    share = 1 - inside_HW.double().mean()
+    mixed = torch.where(inside_HW, pixels[partner_N], pixels).float()
+    return mixed, _blend(labels_NK, labels_NK[partner_N], share)
+
+
+def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample's partner in the batch, and one state for the draws that the batch has in common."""
+    hashed = counters.draw(states_N, 0)
+    circle = torch.argsort(hashed, stable=True)
+    partner = torch.empty_like(circle)
+    partner[circle] = circle.roll(1)
+    return partner, hashed.sum()
+
+
+@cache
+def beta_quantiles(alpha: float) -> Tensor:
+    """λ at `QUANTILES` evenly spread probabilities: drawing one of them at random draws from Beta(α, α).
+
+    The density has a pole at 0 where α < 1. In u = λ^α it is smooth: λ^(α-1) dλ = du / α; the other half is mirrored.
+    """
+    u = np.linspace(0, 0.5**alpha, 20_001)
+    density = (1 - u ** (1 / alpha)) ** (alpha - 1)
+    cumulative = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    probability = (np.arange(QUANTILES // 2) + 0.5) / QUANTILES
+    lower = np.interp(probability, cumulative / cumulative[-1] / 2, u) ** (1 / alpha)
+    return torch.from_numpy(np.concatenate([lower, 1 - lower[::-1]]))
+
+
+def _span(bits: Tensor, side: Tensor, size: int) -> Tensor:
+    """True for the places of one dimension that a box of relative length `side` around a random middle covers."""
+    length = (size * side).long()
+    first = counters.below(bits, size) - length // 2
+    place = torch.arange(size, device=bits.device)
+    return (place >= first) & (place < first + length)
+
+
+def _blend(own: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return other.lerp(own, share.to(own.dtype))
