@@ -56,7 +56,7 @@ def _readable(body: dict[str, Any]) -> Partial:
 
 
 def _fault(detail: ErrorDetails, body: dict[str, Any]) -> Fault:
-    path, model = _locate(detail, body)
+    path, model, here = _locate(detail, body)
     kind, context = detail["type"], detail.get("ctx", {})
     given = None if kind == "missing" else _short(detail["input"])
     if kind == "missing":
@@ -65,7 +65,7 @@ def _fault(detail: ErrorDetails, body: dict[str, Any]) -> Fault:
         allowed = sorted(model.model_fields) if model else None
         return Fault(_pointer(path), _unknown(str(path[-1]), allowed or []), "unknown_field", allowed, given)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _unknown_variant(path, context, detail["input"])
+        return _unknown_variant(path, context, here)
     if kind == "literal_error":
         allowed = [choice.strip(" '") for choice in context["expected"].replace(" or ", ",").split(",")]
         return Fault(_pointer(path), "must be one of " + ", ".join(allowed), "not_allowed", allowed, given)
@@ -86,8 +86,9 @@ def _unknown_variant(path: list[str | int], context: Mapping[str, Any], given: A
     return Fault(_pointer(path), message + _nearest(str(tag), allowed), "not_allowed", allowed or None, tag)
 
 
-def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[BaseModel] | None]:
-    """The path as the client wrote it (pydantic adds the tags of unions) and the model that the last step is in."""
+def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[BaseModel] | None, Any]:
+    """The path as the client wrote it (pydantic adds the tags of unions), the model that the last step is in, and what
+    the client wrote there."""
     path: list[str | int] = []
     here: Any = body
     annotation: Any = JobSpec
@@ -102,7 +103,7 @@ def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[Base
                 annotation = _annotation(model, step)
         else:
             annotation = next((m for m in _models(annotation) if _tag(m) == step), annotation)
-    return path, _model(annotation)
+    return path, _model(annotation), here
 
 
 def _annotation(model: type[BaseModel] | None, step: str | int) -> Any:

@@ -35,18 +35,17 @@ def test_a_form_without_temperature_gets_none():
 
 
 def test_supervised_has_one_weight():
-    spec = resolved(teacher=None, method="supervised", **{})
+    spec = resolve(parse({"dataset": "x", "student": "resnet20", "method": "supervised"}), DATA, None)
     assert (spec.temperature, spec.alpha, spec.beta, spec.teacher) == (None, 1.0, None, None)
 
 
 def test_each_model_is_normalised_its_own_way():
     own = TEACHER.model_copy(update={"mean": [0.1] * 3, "std": [0.9] * 3})
-    spec = resolved(teacher=own) if False else resolve(resolved(), DATA, own)
-    assert spec.teacher.preprocessing.mean == (0.4, 0.5, 0.6)
-    fresh = resolve(parse({"dataset": "x", "teacher": {"checkpoint": "model:t"}, "student": "resnet20", "method": "kd"}), DATA, own)
-    assert fresh.teacher.preprocessing.mean == (0.1, 0.1, 0.1)
-    assert fresh.student.preprocessing.std == (0.1, 0.2, 0.3)
-    assert fresh.teacher.architecture == "resnet56"
+    spec = resolved(teacher=own)
+    assert spec.teacher.preprocessing.mean == (0.1, 0.1, 0.1)
+    assert spec.student.preprocessing.std == (0.1, 0.2, 0.3)
+    assert resolved().teacher.preprocessing.mean == (0.4, 0.5, 0.6)
+    assert spec.teacher.architecture == "resnet56"
 
 
 @pytest.mark.parametrize(("epochs", "milestones"), [(240, (150, 180, 210)), (60, (38, 45, 52)), (2, (1,)), (1, ())])

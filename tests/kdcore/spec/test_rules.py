@@ -70,9 +70,6 @@ def test_a_teacher_that_does_not_fit_the_data(other):
 
 
 def test_a_teacher_that_is_another_network_than_said():
-    assert misfits(teacher={"checkpoint": "model:big"}) == {}
-    found = misfits(TEACHER, **{})
-    assert found == {}
     _, partial, _ = read({**SOUND, "teacher": {"checkpoint": "model:big", "architecture": "resnet110"}})
     (fault,) = fit(partial, CIFAR, TEACHER, None)
     assert (fault.pointer, fault.allowed, fault.got) == ("/teacher/architecture", "resnet56", "resnet110")
@@ -82,7 +79,7 @@ def test_a_student_that_does_not_fit_the_data():
     grey = CIFAR.model_copy(update={"channels": 1})
     assert misfits(None, grey, student="torchvision/resnet18") == {"/student/architecture": "not_allowed"}
     tiny = CIFAR.model_copy(update={"image_size": (8, 8)})
-    assert misfits(None, tiny, student="vgg19") == {"/student/architecture": "not_allowed"}
+    assert misfits(None, tiny, student="mobilenetv2_x0_5") == {"/student/architecture": "not_allowed"}
 
 
 def test_preprocessing_has_one_number_a_channel():

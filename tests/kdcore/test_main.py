@@ -1,0 +1,73 @@
+"""The engine as a program: its lines, its exit codes, its answer to SIGTERM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kdcore.engine import supervised, write_arrays
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_arrays(tmp_path_factory.mktemp("data") / "blobs.npz")
+
+
+def engine(*arguments: object, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "kdcore", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, **options)
+
+
+def test_run_ends_with_done_and_sigterm_ends_with_a_checkpoint(data, tmp_path):
+    """One process after the other: stopped in mid-training, then resumed to the end."""
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(supervised(data, epochs=30).as_json()))
+    seen = []
+    with engine("run", spec, "--out", tmp_path / "first") as first:
+        for line in first.stdout:
+            seen.append(json.loads(line))
+            if seen[-1]["event"] == "metric":
+                first.send_signal(signal.SIGTERM)
+    assert first.returncode == 75
+    assert seen[-1]["event"] == "checkpoint"
+    resume = tmp_path / "first" / seen[-1]["path"]
+    with engine("run", spec, "--out", tmp_path / "second", "--resume", resume) as second:
+        lines = [json.loads(line) for line in second.stdout]
+    assert second.returncode == 0
+    assert lines[-1]["event"] == "done" and lines[-1]["report"]["student"]["architecture"] == "convnet4"
+    metrics = [line for line in seen + lines if line["event"] == "metric"]
+    assert [line["epoch"] for line in metrics] == list(range(1, 31))
+
+    measured = engine("evaluate", tmp_path / "second" / "student.safetensors", "--dataset", f"file:{data}",
+                      "--cache", tmp_path / "cache")  # fmt: skip
+    answer = json.loads(measured.communicate()[0])
+    assert answer["accuracy"] == lines[-1]["report"]["student"]["accuracy"]
+
+
+def test_lines_go_to_the_descriptor_asked_for(tmp_path):
+    (tmp_path / "spec.json").write_text('{"dataset": "digits", "student": "resnet21", "method": "supervised"}')
+    read, write = os.pipe()
+    process = engine("run", tmp_path / "spec.json", "--out", tmp_path, "--events-fd", write, pass_fds=[write])
+    os.close(write)
+    with os.fdopen(read) as stream:
+        lines = [json.loads(line) for line in stream]
+    assert process.communicate()[0] == "" and process.returncode == 1
+    assert [line["event"] for line in lines] == ["phase", "error"]
+    assert lines[1]["code"] == "spec_invalid" and "resnet21" in lines[1]["message"] and lines[1]["retryable"] is False
+
+
+def test_inspections_answer_with_facts_or_with_the_reason(data, tmp_path):
+    answer = json.loads(engine("inspect", "dataset", data).communicate()[0])
+    assert answer["ok"] and answer["facts"]["num_classes"] == 3 and answer["facts"]["train"] == 120
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"PK nothing")
+    process = engine("inspect", "dataset", broken)
+    answer = json.loads(process.communicate()[0])
+    assert process.returncode == 0 and not answer["ok"] and answer["error"]["code"] == "dataset_unreadable"

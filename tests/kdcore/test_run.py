@@ -1,0 +1,144 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from kdcore import models
+from kdcore.errors import LossDiverged, TeacherMismatch
+from kdcore.run import Stopped, run
+from kdcore.spec import parse
+from kdcore.training import Training
+from tests.kdcore.engine import distilled, lines, place, supervised, write_arrays
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_arrays(tmp_path_factory.mktemp("data") / "blobs.npz")
+
+
+@pytest.fixture(scope="module")
+def teacher(data, tmp_path_factory):
+    where, _ = place(tmp_path_factory.mktemp("teacher"))
+    run(supervised(data, epochs=4), where)
+    return where.out / "student.safetensors"
+
+
+def finish(spec, folder):
+    where, stream = place(folder)
+    report = run(spec, where)
+    return report, load_file(where.out / "student.safetensors"), stream
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
+    report, weights, stream = finish(distilled(data, teacher), tmp_path)
+    assert [line["phase"] for line in lines(stream, "phase")] == ["preparing", "training", "evaluating", "exporting"]
+    assert {line["name"] for line in lines(stream, "artifact")} == {"student.safetensors", "report.json", "spec.json"}
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]
+    assert report["test_samples"] == 30 and 0 <= report["student"]["agreement"] <= 1
+    plain = models.build("convnet4", 3, 1)
+    plain.load_state_dict(weights)
+    assert sum(p.numel() for p in plain.parameters()) == report["student"]["parameters"]
+
+
+def test_the_exported_file_says_how_to_use_it(data, teacher, tmp_path):
+    finish(distilled(data, teacher, baseline="none"), tmp_path)
+    with safe_open(tmp_path / "student.safetensors", "pt") as file:
+        said = json.loads(file.metadata()["distillery"])
+    assert said["architecture"] == "convnet4" and said["class_names"] == ["0", "1", "2"]
+    assert said["spec"]["training"]["seed"] == 0 and len(said["mean"]) == 1 and "accuracy" in said["metrics"]
+
+
+def test_the_same_spec_and_seed_give_the_same_bits(data, teacher, tmp_path):
+    spec = distilled(data, teacher, mix="mixup", ema=0.9, label_smoothing=0.1)
+    _, once, first = finish(spec, tmp_path / "once")
+    _, twice, second = finish(spec, tmp_path / "twice")
+    assert same(once, twice)
+    assert lines(first, "metric") == lines(second, "metric")
+
+
+def test_another_seed_gives_other_weights(data, tmp_path):
+    _, one, _ = finish(supervised(data, seed=1), tmp_path / "one")
+    _, two, _ = finish(supervised(data, seed=2), tmp_path / "two")
+    assert not same(one, two)
+
+
+def stop_after(steps, monkeypatch, where):
+    """Ask for a stop once `steps` steps are done, as SIGTERM would."""
+    done, step = [0], Training._step
+
+    def counted(self, batch):
+        step(self, batch)
+        done[0] += 1
+        where.stop_asked = done[0] == steps
+
+    monkeypatch.setattr(Training, "_step", counted)
+
+
+@pytest.mark.parametrize("steps", [1, 6, 9, 13, 20])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(steps, data, teacher, tmp_path, monkeypatch):
+    """Six steps an epoch, twelve a trial: stopped in the middle, at an epoch's end, and in the baseline."""
+    spec = distilled(data, teacher, ema=0.8, clip_norm=1.0)
+    report, whole, undisturbed = finish(spec, tmp_path / "whole")
+    where, stream = place(tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        stop_after(steps, patch, where)
+        with pytest.raises(Stopped):
+            run(spec, where)
+    checkpoint = where.out / lines(stream, "checkpoint")[-1]["path"]
+    onward, later = place(tmp_path / "resumed")
+    resumed = run(spec, onward, checkpoint)
+    assert same(whole, load_file(onward.out / "student.safetensors"))
+    assert lines(stream, "metric") + lines(later, "metric") == lines(undisturbed, "metric")
+    assert {**resumed, "seconds": 0} == {**report, "seconds": 0}
+
+
+def test_checkpoints_are_numbered_by_the_jobs_steps_and_two_are_kept(data, teacher, tmp_path):
+    _, _, stream = finish(distilled(data, teacher, checkpoint_every_s=0), tmp_path)
+    steps = [line["step"] for line in lines(stream, "checkpoint")]
+    assert steps == sorted(steps) and steps[-1] == 24
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_progress_covers_the_baseline_too(data, teacher, tmp_path):
+    _, _, stream = finish(distilled(data, teacher), tmp_path)
+    last = lines(stream, "progress")[-1]
+    assert (last["trial"], last["step"], last["total_steps"], last["percent"]) == ("alone", 24, 24, 100)
+
+
+@pytest.mark.parametrize("form", ["kl", "cross_entropy", "logits_l2", "probabilities_l2"])
+def test_every_form_teaches_the_student_and_never_the_teacher(form, data, teacher, tmp_path):
+    before = load_file(teacher)
+    report, weights, stream = finish(
+        distilled(data, teacher, "none", {"name": "kd", "form": form, "standardize": form == "kl"}), tmp_path
+    )
+    assert same(before, load_file(teacher)) and not same(before, weights)
+    assert all("train/distillation_loss" in line["values"] for line in lines(stream, "metric"))
+    assert report["alone"] is None and report["gain"] is None
+
+
+def test_a_loss_that_leaves_the_reals_is_named(data, tmp_path):
+    with pytest.raises(LossDiverged, match="epoch 1") as caught:
+        finish(supervised(data, optimizer={"name": "sgd", "lr": 99, "momentum": 0.999}, epochs=40), tmp_path)
+    assert "lr" in caught.value.hint
+
+
+def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(data, teacher, tmp_path):
+    two = write_arrays(tmp_path / "two.npz", classes=2)
+    where, stream = place(tmp_path / "run")
+    with pytest.raises(TeacherMismatch, match="3 classes apart, the data set has 2"):
+        run(distilled(two, teacher), where)
+    assert not lines(stream, "metric") and not list(where.out.glob("*.safetensors"))
+
+
+def test_a_resolved_spec_runs_the_same(data, teacher, tmp_path):
+    _, once, _ = finish(distilled(data, teacher, "none"), tmp_path / "once")
+    resolved = parse(json.loads((tmp_path / "once" / "spec.json").read_text()))
+    _, twice, _ = finish(resolved, tmp_path / "twice")
+    assert same(once, twice)
