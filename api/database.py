@@ -1,0 +1,29 @@
+"""How a route reaches what outlives the process: rows and files."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from store.blobs import BlobStore
+from store.database import Database
+from store.settings import Settings
+
+
+def database(request: Request) -> Database:
+    found: Database = request.app.state.database
+    return found
+
+
+def files(request: Request) -> BlobStore:
+    found: BlobStore = request.app.state.files
+    return found
+
+
+def settings(request: Request) -> Settings:
+    found: Settings = request.app.state.settings
+    return found
+
+
+Db = Annotated[Database, Depends(database)]
+Files = Annotated[BlobStore, Depends(files)]
+Setup = Annotated[Settings, Depends(settings)]

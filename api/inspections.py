@@ -1,0 +1,57 @@
+"""What inspections found, kept by digest: the same bytes are opened once."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import Depends, Request
+
+from api.inspector import Inspector, Refused
+from kdcore.catalog import DatasetFacts, ModelFacts
+from store import inspections
+from store.blobs import BlobStore
+from store.database import Database
+
+
+@dataclass(frozen=True)
+class Inspections:
+    db: Database
+    files: BlobStore
+    inspector: Inspector
+
+    async def has(self, digest: str) -> bool:
+        return await to_thread.run_sync(self.files.exists, digest)
+
+    async def model(self, digest: str, architecture: str | None) -> ModelFacts | Refused:
+        key = architecture or ""
+        kept = await self.db.read(inspections.get, digest, "model", key)
+        if kept is not None:
+            return Refused(**kept["refused"]) if "refused" in kept else ModelFacts.model_validate(kept)
+        seen = await self.inspector.model(self.files.path(digest), architecture)
+        await self._keep(digest, "model", key, seen)
+        return seen
+
+    async def dataset(self, digest: str, image_size: int | None) -> DatasetFacts | Refused:
+        key = str(image_size or "")
+        kept = await self.db.read(inspections.get, digest, "dataset", key)
+        if kept is not None:
+            return Refused(**kept["refused"]) if "refused" in kept else DatasetFacts.model_validate(kept)
+        seen = await self.inspector.dataset(self.files.path(digest), image_size)
+        await self._keep(digest, "dataset", key, seen)
+        return seen
+
+    async def _keep(self, digest: str, kind: str, key: str, seen: ModelFacts | DatasetFacts | Refused) -> None:
+        """Verdicts about the bytes are kept; one about us (a crash, a timeout) is asked again next time."""
+        if isinstance(seen, Refused):
+            if seen.final:
+                await self.db.write(inspections.put, digest, kind, key, {"refused": asdict(seen)})
+            return
+        await self.db.write(inspections.put, digest, kind, key, seen.model_dump(mode="json"))
+
+
+def inspections_of(request: Request) -> Inspections:
+    found: Inspections = request.app.state.inspections
+    return found
+
+
+Seen = Annotated[Inspections, Depends(inspections_of)]

@@ -1,0 +1,25 @@
+"""Run a command within bounds: `python -m api.limits CPU_S MEMORY_BYTES FILE_BYTES COMMAND...`. Standard library only.
+
+A process of its own between us and the command, because setting limits after fork in a threaded server is not safe.
+"""
+
+import os
+import resource
+import sys
+
+
+def main(cpu_s: str, memory_bytes: str, file_bytes: str, *command: str) -> None:
+    for limit, value in (
+        (resource.RLIMIT_CPU, int(cpu_s)),
+        (resource.RLIMIT_DATA, int(memory_bytes)),
+        (resource.RLIMIT_FSIZE, int(file_bytes)),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(limit)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (bound, bound))
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

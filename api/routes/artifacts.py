@@ -1,0 +1,115 @@
+"""What a job left behind: files by name, downloaded in ranges, known by their digests."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from sqlalchemy import Connection
+from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from api.answers import page
+from api.auth import Who
+from api.database import Db, Files
+from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
+from api.references import STUDENT_FILE
+from api.schemas import ArtifactView, Page
+from store import artifacts, jobs
+from store.artifacts import Artifact
+from store.errors import NotFound as Missing
+from store.jobs import Job
+
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
+
+A_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+    206: {"description": "The bytes asked for with `Range`."},
+    304: {"description": "You have these bytes: `If-None-Match` named their digest."},
+    **responses(NotFound, NotReady, RangeUnsatisfiable),
+}
+
+
+@router.get("/artifacts", response_model=Page[ArtifactView], responses=responses(NotFound))
+async def listing(job_id: str, who: Who, db: Db) -> Response:
+    """The job's files, with size and SHA-256. A job publishes all of them at once, when it succeeds."""
+    found = await db.read(_all, job_id, who.project)
+    return page([_view(artifact) for artifact in found])
+
+
+@router.api_route("/checkpoint", methods=["HEAD"], include_in_schema=False)
+@router.get("/checkpoint", response_class=FileResponse, responses=A_FILE)
+async def checkpoint(job_id: str, request: Request, who: Who, db: Db, files: Files) -> Response:
+    """The student's weights: a safetensors file whose metadata says how to build and feed the network."""
+    return await _download(job_id, STUDENT_FILE, request, who.project, db, files)
+
+
+@router.api_route("/artifacts/{name}", methods=["HEAD"], include_in_schema=False)
+@router.get("/artifacts/{name}", response_class=FileResponse, responses=A_FILE)
+async def one(job_id: str, name: str, request: Request, who: Who, db: Db, files: Files) -> Response:
+    """One file, whole or in ranges. `ETag` is its SHA-256, so a download can be resumed and checked."""
+    return await _download(job_id, name, request, who.project, db, files)
+
+
+async def _download(job_id: str, name: str, request: Request, project: str, db: Db, files: Files) -> Response:
+    artifact = await db.read(_named, job_id, project, name)
+    etag = f'"{artifact.sha256}"'
+    headers = {
+        "ETag": etag,
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(artifact.sha256)).decode()}:",
+        "X-Checksum-SHA256": artifact.sha256,
+        "Cache-Control": "private, no-cache",
+    }
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if etag in known or known == ["*"]:
+        return Response(status_code=304, headers=headers)
+    return Download(files.path(artifact.sha256), headers=headers, media_type=artifact.media_type, filename=name)
+
+
+class Download(FileResponse):
+    """A file whose refusals of a range are problems like all others."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = False
+
+        async def send_or_refuse(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refused = True
+            if not refused:
+                await send(message)
+
+        await super().__call__(scope, receive, send_or_refuse)
+        if refused:
+            size = Path(self.path).stat().st_size
+            problem = RangeUnsatisfiable(f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+            await problem.response(str(scope.get("request_id", "")))(scope, receive, send)
+
+
+def _view(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "name": artifact.name,
+        "bytes": artifact.bytes,
+        "sha256": artifact.sha256,
+        "media_type": artifact.media_type,
+        "href": f"/v1/jobs/{artifact.job_id}/artifacts/{artifact.name}",
+    }
+
+
+def _all(connection: Connection, job_id: str, project: str) -> list[Artifact]:
+    jobs.get(connection, job_id, project=project)
+    return artifacts.list_of(connection, job_id)
+
+
+def _named(connection: Connection, job_id: str, project: str, name: str) -> Artifact:
+    job = jobs.get(connection, job_id, project=project)
+    try:
+        return artifacts.get(connection, job_id, name)
+    except Missing:
+        raise _why_not(job, name, [artifact.name for artifact in artifacts.list_of(connection, job_id)]) from None
+
+
+def _why_not(job: Job, name: str, names: list[str]) -> NotReady | NotFound:
+    if job.status != "succeeded":
+        return NotReady(f"job {job.id} is {job.status}: files appear together when it succeeds", job_status=job.status)
+    return NotFound(f"job {job.id} made no {name!r}; it made {', '.join(names) or 'nothing'}", allowed=names)

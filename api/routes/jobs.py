@@ -1,0 +1,202 @@
+"""Jobs: send one, look at it, steer it. Facts that forbid a request are 409s that name what would be lawful."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic_core import from_json, to_json
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from api.answers import Json, page
+from api.auth import Who
+from api.database import Db, Setup
+from api.inspections import Seen
+from api.problems import (
+    IdempotencyConflict,
+    InUse,
+    MalformedBody,
+    NotFound,
+    NotLawful,
+    Problem,
+    SpecInvalid,
+    TooLarge,
+    count,
+    not_json,
+    responses,
+)
+from api.references import Shelves
+from api.schemas import JobView, Page, Status, ValidationView, job_view
+from api.submission import Examined, estimate, examine
+from store import jobs
+from store.jobs import Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+SPEC_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}}},
+    }
+}
+
+
+async def body(request: Request) -> Any:
+    """The JSON as it was sent: the spec's own reader names what is wrong with it, all at once."""
+    try:
+        return from_json(await request.body(), allow_inf_nan=False)
+    except ValueError as error:
+        raise not_json(str(error)) from None
+
+
+def shelves(db: Db, seen: Seen, who: Who) -> Shelves:
+    return Shelves(db, seen, who)
+
+
+def bell(request: Request) -> Callable[[], None]:
+    ring: Callable[[], None] = request.app.state.ring
+    return ring
+
+
+Body = Annotated[Any, Depends(body)]
+Search = Annotated[Shelves, Depends(shelves)]
+Ring = Annotated[Callable[[], None], Depends(bell)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=JobView,
+    responses=responses(MalformedBody, TooLarge, SpecInvalid, IdempotencyConflict),
+    openapi_extra=SPEC_BODY,
+)
+async def submit(
+    sent: Body, search: Search, who: Who, db: Db, ring: Ring, setup: Setup, idempotency_key: Key = None
+) -> Response:
+    """Send a job. Every fault of the spec comes back at once; an accepted spec is frozen.
+
+    With an `Idempotency-Key`, sending the same body again answers 200 with the same job and the header
+    `Idempotent-Replayed: true`; another body under that key is refused.
+    """
+    digest = hashlib.sha256(to_json(sent)).hexdigest()
+    examined = await examine(sent, search)
+    if examined.resolved is None:
+        raise refusal(examined)
+    job, created = await db.write(
+        jobs.submit,
+        project=who.project,
+        spec=sent,
+        resolved=examined.resolved.as_json(),
+        name=examined.resolved.name,
+        method=examined.resolved.method.name,
+        idempotency_key=idempotency_key,
+        spec_sha256=digest,
+        max_attempts=setup.max_attempts,
+    )
+    ring()
+    view = await db.read(_view, job)
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    return Json(view, 201, headers) if created else Json(view, 200, {**headers, "Idempotent-Replayed": "true"})
+
+
+@router.post(
+    "/validate",
+    response_model=ValidationView,
+    responses=responses(MalformedBody, TooLarge),
+    openapi_extra=SPEC_BODY,
+)
+async def validate(sent: Body, search: Search) -> Response:
+    """What `POST /v1/jobs` would say to this spec, without sending it; with the resolved spec and an estimate."""
+    examined = await examine(sent, search)
+    return Json(
+        {
+            "valid": examined.resolved is not None,
+            "errors": [fault.as_dict() for fault in examined.faults],
+            "resolved_spec": examined.resolved.as_json() if examined.resolved else None,
+            "estimate": estimate(examined),
+        }
+    )
+
+
+@router.get("", response_model=Page[JobView])
+async def listing(
+    who: Who,
+    db: Db,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
+    status: Status | None = None,
+    method: Annotated[str | None, Query(max_length=100)] = None,
+) -> Response:
+    """Jobs, newest first."""
+    return await db.read(_listing, who.project, limit, after, status, method)
+
+
+@router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
+async def one(job_id: str, who: Who, db: Db) -> Response:
+    """A job as it stands. Cheap to ask again and again; `/events/stream` says when to."""
+    return Json(await db.read(_found, job_id, who.project))
+
+
+@router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, NotLawful))
+async def cancel(job_id: str, who: Who, db: Db) -> Response:
+    """Ask for a job to be stopped. A queued or paused job is cancelled at once.
+
+    A running one is asked: it becomes `cancelled` when its process has really ended, or `succeeded` if it was
+    publishing already. Asking twice is asking once.
+    """
+    job = await db.write(jobs.cancel, job_id, project=who.project)
+    return Json(job_view(job))
+
+
+@router.post("/{job_id}/pause", response_model=JobView, responses=responses(NotFound, NotLawful))
+async def pause(job_id: str, who: Who, db: Db) -> Response:
+    """Ask for a job to be set aside. A running one saves its state first, and goes on from there when resumed."""
+    job = await db.write(jobs.pause, job_id, project=who.project)
+    return Json(job_view(job))
+
+
+@router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, NotLawful))
+async def resume(job_id: str, who: Who, db: Db, ring: Ring) -> Response:
+    """Put a paused job back into the queue."""
+    job = await db.write(jobs.resume, job_id, project=who.project)
+    ring()
+    return Json(await db.read(_view, job))
+
+
+@router.post("/{job_id}/retry", response_model=JobView, responses=responses(NotFound, NotLawful))
+async def retry(job_id: str, who: Who, db: Db, ring: Ring) -> Response:
+    """Queue a failed or cancelled job again, with its attempts given back; it goes on from its last checkpoint."""
+    job = await db.write(jobs.retry, job_id, project=who.project)
+    ring()
+    return Json(await db.read(_view, job))
+
+
+@router.delete("/{job_id}", status_code=204, responses=responses(NotFound, NotLawful, InUse))
+async def delete(job_id: str, who: Who, db: Db) -> Response:
+    """Forget a job that has ended: its row, events, metrics and artifacts."""
+    await db.write(jobs.delete, job_id, project=who.project)
+    return Response(status_code=204)
+
+
+def refusal(examined: Examined) -> Problem:
+    return SpecInvalid(count(examined.faults), examined.faults)
+
+
+def _view(connection: Connection, job: Job) -> dict[str, Any]:
+    position = jobs.queue_position(connection, job) if job.status == "queued" else None
+    return job_view(job, position)
+
+
+def _found(connection: Connection, job_id: str, project: str) -> dict[str, Any]:
+    return _view(connection, jobs.get(connection, job_id, project=project))
+
+
+def _listing(
+    connection: Connection, project: str, limit: int, after: str | None, status: str | None, method: str | None
+) -> Json:
+    found, following = jobs.list_page(
+        connection, project=project, limit=limit, after=after, status=status, method=method
+    )
+    return page([_view(connection, job) for job in found], following)

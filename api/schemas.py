@@ -1,0 +1,244 @@
+"""What answers look like. The models document and are tested against; the `of` functions write the same as dicts."""
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.answers import iso
+from kdcore.catalog import DatasetFacts, ModelFacts
+from store.datasets import Dataset
+from store.events import Event
+from store.jobs import Job
+from store.lifecycle import lawful
+from store.models import Model
+from store.uploads import Upload
+
+T = TypeVar("T")
+
+Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+
+class View(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(View, Generic[T]):
+    """One page of a list; send `next` as `after` for the following one."""
+
+    data: list[T]
+    next: str | None = None
+
+
+class ErrorView(View):
+    """Why a job failed; the code is one of a closed list."""
+
+    code: Literal[
+        "spec_invalid", "teacher_mismatch", "dataset_unreadable", "out_of_memory", "loss_diverged",
+        "deadline_exceeded", "worker_lost", "storage_full", "internal",
+    ]  # fmt: skip
+    message: str
+    retryable: bool
+    hint: str | None = None
+
+
+class Links(View):
+    self: str
+    events: str
+    stream: str
+    metrics: str
+    logs: str
+    artifacts: str
+    checkpoint: str
+
+
+class JobView(View):
+    """A job as it stands. `spec` is what was sent, `resolved_spec` what runs, with every default spelled out."""
+
+    id: str
+    name: str | None
+    status: Status
+    phase: str | None = Field(description="What a running job is at.")
+    wish: Literal["cancel", "pause"] | None = Field(description="Asked of a running job, and not yet done.")
+    lawful: list[str] = Field(description="The moves that the status allows now: cancel, pause, resume, retry, delete.")
+    method: str
+    progress: dict[str, Any] | None
+    queue_position: int | None = Field(description="1 is next; only while queued.")
+    attempts: int
+    max_attempts: int
+    spec: dict[str, Any]
+    resolved_spec: dict[str, Any]
+    result: dict[str, Any] | None = Field(description="The report: teacher, student, the student alone, and the gain.")
+    error: ErrorView | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    links: Links
+
+
+def job_view(job: Job, position: int | None = None) -> dict[str, Any]:
+    here = f"/v1/jobs/{job.id}"
+    return {
+        "id": job.id,
+        "name": job.name,
+        "status": job.status,
+        "phase": job.phase,
+        "wish": job.wish,
+        "lawful": lawful(job.status),
+        "method": job.method,
+        "progress": job.progress,
+        "queue_position": position,
+        "attempts": job.attempts,
+        "max_attempts": job.max_attempts,
+        "spec": job.spec,
+        "resolved_spec": job.resolved_spec,
+        "result": job.result,
+        "error": job.error,
+        "created_at": iso(job.created_at),
+        "started_at": iso(job.started_at),
+        "finished_at": iso(job.finished_at),
+        "links": {
+            "self": here,
+            "events": f"{here}/events",
+            "stream": f"{here}/events/stream",
+            "metrics": f"{here}/metrics",
+            "logs": f"{here}/logs",
+            "artifacts": f"{here}/artifacts",
+            "checkpoint": f"{here}/checkpoint",
+        },
+    }
+
+
+class EventView(View):
+    seq: int = Field(description="Counts from 1 within the job, without gaps.")
+    at: str
+    type: str
+    data: dict[str, Any]
+
+
+def event_view(event: Event) -> dict[str, Any]:
+    return {"seq": event.seq, "at": iso(event.at), "type": event.type, "data": event.data}
+
+
+class MetricsView(View):
+    """Series by trial (`student`, `alone`) and key; each point is [step, value]."""
+
+    series: dict[str, dict[str, list[tuple[int, float | None]]]]
+
+
+class ArtifactView(View):
+    name: str
+    bytes: int
+    sha256: str
+    media_type: str
+    href: str
+
+
+class UploadView(View):
+    id: str
+    filename: str | None
+    offset: int
+    bytes: int | None = Field(description="The whole size.")
+    status: Literal["open", "complete"]
+    blob: str | None = Field(description="What a model or data set is registered with, once complete.")
+
+
+def upload_view(upload: Upload) -> dict[str, Any]:
+    return {
+        "id": upload.id,
+        "filename": upload.filename,
+        "offset": upload.offset,
+        "bytes": upload.bytes,
+        "status": upload.status,
+        "blob": f"sha256:{upload.sha256}" if upload.status == "complete" else None,
+    }
+
+
+class PreprocessingView(View):
+    mean: list[float] = Field(min_length=1, max_length=4)
+    std: list[float] = Field(min_length=1, max_length=4)
+
+
+class NewModel(View):
+    """A teacher's checkpoint that was uploaded before."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    blob: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    architecture: str | None = Field(default=None, description="May be left out where the file's metadata says it.")
+    preprocessing: PreprocessingView | None = Field(
+        default=None, description="Default: the file's own, where it says one."
+    )
+
+
+class ModelView(View):
+    id: str
+    name: str
+    blob: str
+    facts: ModelFacts
+    created_at: str
+
+
+def model_view(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "name": model.name,
+        "blob": f"sha256:{model.sha256}",
+        "facts": model.facts,
+        "created_at": iso(model.created_at),
+    }
+
+
+class NewDataset(View):
+    """A data set that was uploaded before: `.npz` arrays, or an archive of one folder a class."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    blob: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    image_size: int | None = Field(
+        default=None, ge=4, le=1024, description="Height and width that images of differing sizes get."
+    )
+
+
+class DatasetView(View):
+    id: str | None = Field(description="None for a built-in set.")
+    name: str
+    blob: str | None
+    facts: DatasetFacts
+    created_at: str | None
+
+
+def dataset_view(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "id": dataset.id,
+        "name": dataset.name,
+        "blob": f"sha256:{dataset.sha256}",
+        "facts": dataset.facts,
+        "created_at": iso(dataset.created_at),
+    }
+
+
+class Parameters(View):
+    teacher: int | None
+    student: int | None
+
+
+class Estimate(View):
+    """Only what is known before anything has run; null is unknown, not zero."""
+
+    steps: int | None = Field(description="Optimizer steps of the whole job, a trained baseline included.")
+    parameters: Parameters
+    compression: float | None = Field(description="Teacher's parameters over the student's.")
+
+
+class ValidationView(View):
+    valid: bool
+    errors: list[dict[str, Any]]
+    resolved_spec: dict[str, Any] | None
+    estimate: Estimate | None
+
+
+class WorkerView(View):
+    id: str
+    host: str
+    devices: list[Any]
+    current_job: str | None
+    seen_at: str

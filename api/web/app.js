@@ -1,0 +1,124 @@
+// The page: which view the address names, the list of jobs, and the form for a key.
+
+import { age, ask, bar, h, json, key, models, percent, pill, points, Problem, repeatedly, short, show } from "./common.js";
+import { jobPage } from "./job.js";
+
+const main = document.getElementById("main");
+const service = document.getElementById("service");
+const keyForm = document.getElementById("key-form");
+let leave = new AbortController();
+
+function route() {
+  leave.abort();
+  leave = new AbortController();
+  main.replaceChildren();
+  const [, noun, id] = location.hash.replace(/^#/, "").split("/");
+  document.title = "Distillery";
+  if (noun === "jobs" && id) jobPage(main, decodeURIComponent(id), leave.signal, trouble);
+  else listPage(leave.signal);
+}
+
+/** What stands in the corner when an answer does not come; null when all is well. */
+function trouble(error) {
+  service.classList.toggle("away", Boolean(error));
+  if (!error) service.textContent = "";
+  else service.textContent = error instanceof Problem ? error.message : "the service does not answer; trying again";
+}
+
+function listPage(signal) {
+  const body = h("tbody");
+  const more = h("div", { class: "more", hidden: true }, h("button", { type: "button", onclick: () => { limit += 50; refresh(); } }, "Show older jobs"));
+  const summary = h("span", { class: "quiet" });
+  const table = h("section", { class: "card jobs", hidden: true },
+    h("table", null,
+      h("thead", null, h("tr", null,
+        ["Status", "Job"].map((name) => h("th", { scope: "col" }, name)),
+        h("th", { scope: "col", class: "wide" }, "Method"),
+        h("th", { scope: "col", class: "number" }, "Accuracy"),
+        h("th", { scope: "col", class: "number", title: "Points of accuracy above the same student without its teacher" }, "Gain"),
+        h("th", { scope: "col", class: "number wide" }, "Parameters"),
+        h("th", { scope: "col", class: "number wide" }, "Age"))),
+      body),
+    more);
+  const empty = h("section", { class: "card empty", hidden: true });
+  const heading = h("div", { class: "heading" }, h("h1", null, "Jobs"), summary);
+  main.append(heading, table, empty);
+  const rows = new Map();
+  let limit = 50;
+
+  async function refresh() {
+    try {
+      const { data, next } = await json(`/v1/jobs?limit=${Math.min(limit, 100)}`, { signal });
+      trouble(null);
+      draw(data, next);
+    } catch (error) {
+      if (!signal.aborted) trouble(error);
+    }
+  }
+
+  function draw(jobs, next) {
+    table.hidden = !jobs.length;
+    heading.hidden = !jobs.length;
+    empty.hidden = jobs.length > 0;
+    more.hidden = !next || limit >= 100;
+    if (!jobs.length) show(empty, location.origin, emptyState);
+    const active = jobs.filter((job) => job.status === "running").length;
+    const waiting = jobs.filter((job) => job.status === "queued").length;
+    summary.textContent = [active && `${active} running`, waiting && `${waiting} waiting`].filter(Boolean).join(", ");
+    const kept = new Set(jobs.map((job) => job.id));
+    for (const [id, row] of rows) if (!kept.has(id)) { row.remove(); rows.delete(id); }
+    jobs.forEach((job, place) => {
+      if (!rows.has(job.id)) rows.set(job.id, h("tr"));
+      const row = rows.get(job.id);
+      show(row, [job, age(job.created_at)], () => cells(job));
+      if (body.children[place] !== row) body.insertBefore(row, body.children[place] || null);
+    });
+  }
+
+  repeatedly(signal, () => 2500, refresh);
+}
+
+function cells(job) {
+  const student = job.result?.student;
+  const gain = job.result?.gain;
+  return [
+    h("td", null, pill(job), bar(job)),
+    h("td", null,
+      h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
+      h("div", { class: "models" }, models(job))),
+    h("td", { class: "wide" }, job.method),
+    h("td", { class: "number" }, percent(student?.accuracy)),
+    h("td", { class: `number ${gain > 0 ? "up" : gain < 0 ? "down" : ""}` }, points(gain)),
+    h("td", { class: "number wide" }, short(student?.parameters)),
+    h("td", { class: "number wide quiet" }, age(job.created_at)),
+  ];
+}
+
+function emptyState(origin) {
+  const spec = JSON.stringify({
+    name: "first light", dataset: "digits", student: "convnet16", method: "supervised", training: { epochs: 20 },
+  });
+  const header = key.get() ? " \\\n  -H 'Authorization: Bearer <key>'" : "";
+  return [
+    h("h1", null, "Nothing distilled yet"),
+    h("p", { class: "quiet" }, "Send a first job: a small network learns the bundled digits in under a minute."),
+    h("pre", null, `curl ${origin}/v1/jobs \\\n  -H 'Content-Type: application/json'${header} \\\n  -d '${spec}'`),
+    h("p", { class: "quiet" }, "Or run ", h("code", null, "./run demo"), ": a teacher, a student, and the proof that distilling helped."),
+  ];
+}
+
+document.addEventListener("key-needed", () => { keyForm.hidden = false; keyForm.elements.key.focus(); });
+keyForm.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  key.set(keyForm.elements.key.value.trim());
+  try {
+    await ask("/v1/jobs?limit=1");
+    keyForm.hidden = true;
+    keyForm.reset();
+    route();
+  } catch (error) {
+    trouble(error);
+  }
+});
+window.addEventListener("hashchange", route);
+route();

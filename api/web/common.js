@@ -1,0 +1,115 @@
+// What every page needs: the service's answers, elements without innerHTML, and numbers as people read them.
+
+const KEY = "distillery-key";
+export const key = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (value) => sessionStorage.setItem(KEY, value),
+};
+
+export class Problem extends Error {
+  constructor(status, body) {
+    super(body.detail || body.title || `the service answered ${status}`);
+    this.status = status;
+    this.body = body;
+  }
+}
+
+/** fetch with the key; a problem document becomes a Problem. */
+export async function ask(path, options = {}) {
+  const headers = { ...options.headers };
+  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  const answer = await fetch(path, { ...options, headers });
+  if (answer.ok) return answer;
+  const body = await answer.json().catch(() => ({}));
+  if (answer.status === 401) document.dispatchEvent(new CustomEvent("key-needed"));
+  throw new Problem(answer.status, body);
+}
+
+export const json = async (path, options) => (await ask(path, options)).json();
+
+/** h("p", {class: "quiet"}, "text", element, …): properties that start with "on" are listeners. */
+export function h(tag, properties, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Replace an element's children only when what they show has changed: focus and selection stay where they are. */
+export function show(element, state, draw) {
+  const seen = JSON.stringify(state);
+  if (element.dataset.seen === seen) return;
+  element.dataset.seen = seen;
+  element.replaceChildren(...[draw(state)].flat(Infinity).filter(Boolean));
+}
+
+const DASH = "–";
+const grouped = new Intl.NumberFormat("en");
+export const percent = (fraction, digits = 1) => (fraction == null ? DASH : `${(100 * fraction).toFixed(digits)} %`);
+export const count = (number) => (number == null ? DASH : grouped.format(number));
+export function short(number) {
+  if (number == null) return DASH;
+  for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
+    if (number >= size) return `${(number / size).toPrecision(3)} ${unit}`;
+  return String(number);
+}
+export function bytes(number) {
+  if (number == null) return DASH;
+  for (const [size, unit] of [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]])
+    if (number >= size) return `${(number / size).toPrecision(3)} ${unit}`;
+  return `${number} B`;
+}
+export function points(gain) {
+  if (gain == null) return DASH;
+  const sign = gain > 0 ? "+" : gain < 0 ? "−" : "±";
+  return `${sign}${Math.abs(100 * gain).toFixed(1)}`;
+}
+export function duration(seconds) {
+  if (seconds == null) return DASH;
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60 ? `${s % 60} s` : ""}`.trim();
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+export const age = (iso) => (iso ? `${duration((Date.now() - Date.parse(iso)) / 1000).split(" ").slice(0, 2).join(" ")} ago` : DASH);
+export const clock = (iso) => new Date(iso).toLocaleTimeString("en-GB");
+
+export const TERMINAL = ["succeeded", "failed", "cancelled"];
+
+export function pill(job) {
+  const wish = job.wish && job.status === "running" ? { cancel: "cancelling", pause: "pausing" }[job.wish] : null;
+  return h("span", { class: `pill ${job.status}` }, wish || job.status);
+}
+
+export function bar(job) {
+  const done = job.status === "succeeded" ? 100 : (job.progress?.percent ?? 0);
+  const fill = h("i");
+  fill.style.width = `${done}%`;
+  return h("div", {
+    class: `bar ${job.status}`, role: "progressbar", "aria-label": "Progress",
+    "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": Math.round(done),
+  }, fill);
+}
+
+/** "resnet56 → resnet20", from the most resolved spec that there is. */
+export function models(job) {
+  const spec = job.resolved_spec || job.spec;
+  const name = (model) => (typeof model === "string" ? model : model?.architecture || model?.checkpoint);
+  return [name(spec.teacher), name(spec.student)].filter(Boolean).join(" → ");
+}
+
+/** Call `work` now and then every `pause()` ms until the signal aborts; a hidden page rests. */
+export async function repeatedly(signal, pause, work) {
+  while (!signal.aborted) {
+    if (!document.hidden) await work();
+    await new Promise((resolve) => {
+      const timer = setTimeout(resolve, pause());
+      signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+    });
+  }
+}

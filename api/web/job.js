@@ -1,0 +1,280 @@
+// One job: where it stands, whether distilling helped, how it went, and what it left behind.
+
+import {
+  age, ask, bar, bytes, clock, count, duration, h, json, key, models, percent, pill, points, repeatedly, short, show, TERMINAL,
+} from "./common.js";
+import { chart } from "./chart.js";
+
+const CURVES = "validation/accuracy,train/loss,train/label_loss,train/distillation_loss";
+const VERBS = { pause: "Pause", resume: "Resume", retry: "Retry", cancel: "Cancel" };
+
+export function jobPage(main, id, signal, trouble) {
+  const at = `/v1/jobs/${encodeURIComponent(id)}`;
+  const part = (tag, name) => h(tag, { class: name });
+  const head = part("section", "card job-head");
+  const failure = part("section", "card trouble");
+  const verdict = part("section", "card verdict");
+  const accuracyPlace = part("section", "card chart");
+  const lossPlace = part("section", "card chart");
+  const files = part("section", "card files");
+  const spec = part("section", "card spec");
+  const feed = h("ol", { class: "feed", role: "log", "aria-label": "Events", tabindex: 0 });
+  const log = h("pre", { class: "log", tabindex: 0, "aria-label": "Log" });
+  const follow = h("input", { type: "checkbox", checked: true });
+  const notice = h("p", { class: "notice", role: "alert" });
+  failure.hidden = files.hidden = true;
+  main.append(h("div", { class: "job" }, head, failure, verdict,
+    h("div", { class: "two" }, accuracyPlace, lossPlace),
+    files,
+    h("div", { class: "two" },
+      h("section", { class: "card" }, h("h2", null, "Events"), feed),
+      h("section", { class: "card" }, h("div", { class: "row" }, h("h2", null, "Log"), h("label", null, follow, " follow")), log)),
+    spec));
+
+  const accuracyChart = chart(accuracyPlace, "Accuracy, held-out images", [
+    { label: "student", css: "student", colour: "--accent" },
+    { label: "student alone", css: "alone", colour: "--alone" },
+    { label: "teacher, on test", css: "teacher", colour: "--teacher", dash: [6, 5] },
+  ], (value) => percent(value), signal);
+  const lossChart = chart(lossPlace, "Training loss", [
+    { label: "student", css: "student", colour: "--accent" },
+    { label: "its labels", css: "label", colour: "--good", dash: [2, 3] },
+    { label: "its teacher", css: "distillation", colour: "--bad", dash: [2, 3] },
+    { label: "alone", css: "alone", colour: "--alone" },
+  ], (value) => (value == null ? "" : value.toPrecision(3)), signal);
+
+  let job = null;
+  let measured = null;
+  let logOffset = null;
+  let logAttempt = null;
+
+  const done = () => job !== null && TERMINAL.includes(job.status);
+
+  async function refresh() {
+    try {
+      const ended = done();
+      job = await json(at, { signal });
+      draw();
+      await Promise.all([metrics(), logs(), done() && !ended ? artifacts() : null]);
+      trouble(null);
+    } catch (error) {
+      if (signal.aborted) return;
+      trouble(error);
+      if (error.status === 404) show(head, id, () => [h("h1", null, "No such job"), h("p", { class: "quiet" }, error.message)]);
+    }
+  }
+
+  function draw() {
+    document.title = `${job.name || job.id} · ${job.status} · Distillery`;
+    show(head, [job.status, job.phase, job.wish, job.progress, job.queue_position, job.name, age(job.created_at)], header);
+    failure.hidden = !job.error;
+    if (job.error) show(failure, job.error, failed);
+    show(verdict, [job.result, job.resolved_spec?.baseline, job.status], () => proof(job));
+    show(spec, [job.spec, job.resolved_spec], recipe);
+  }
+
+  function header() {
+    const p = job.progress || {};
+    const facts = [
+      job.status === "queued" && (job.queue_position == null ? "waiting" : `number ${job.queue_position} in the queue`),
+      job.status === "running" && (job.phase || "starting").replaceAll("_", " "),
+      p.epochs && `epoch ${p.epoch} of ${p.epochs}${p.trial === "alone" ? ", student alone" : ""}`,
+      p.percent != null && job.status !== "succeeded" && `${Math.round(p.percent)} %`,
+      job.status === "running" && p.seconds_remaining != null && `about ${duration(p.seconds_remaining)} left`,
+      job.started_at && job.finished_at && `took ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`,
+      job.attempts > 1 && `attempt ${job.attempts}`,
+      `sent ${age(job.created_at)}`,
+    ];
+    return [
+      h("div", { class: "line" }, h("h1", null, job.name || job.id), pill(job),
+        h("div", { class: "verbs" }, Object.keys(VERBS).filter((verb) => job.lawful.includes(verb)).map(button))),
+      h("div", { class: "facts" },
+        h("span", null, models(job)), h("span", null, job.method),
+        h("span", { class: "mono" }, job.id, " ", h("button", { class: "plain", type: "button", onclick: copy }, "copy")),
+        facts.filter(Boolean).map((fact) => h("span", null, fact))),
+      bar(job),
+      notice,
+    ];
+  }
+
+  const copy = (event) => navigator.clipboard?.writeText(job.id).then(() => { event.target.textContent = "copied"; });
+
+  function button(verb) {
+    let sure = verb !== "cancel";
+    return h("button", { type: "button", onclick: async (event) => {
+      if (!sure) {
+        sure = true;
+        event.target.textContent = "Really cancel?";
+        event.target.classList.add("sure");
+        return;
+      }
+      event.target.disabled = true;
+      notice.textContent = "";
+      try {
+        await ask(`${at}/${verb}`, { method: "POST", signal });
+        delete head.dataset.seen;
+        await refresh();
+        listen();
+      } catch (error) {
+        notice.textContent = error.message;
+        event.target.disabled = false;
+      }
+    } }, VERBS[verb]);
+  }
+
+  async function metrics() {
+    const now = JSON.stringify([job.status, job.attempts, job.progress?.trial, job.progress?.step]);
+    if (now === measured) return;
+    const { series } = await json(`${at}/metrics?max_points=300&keys=${CURVES}`, { signal });
+    measured = now;
+    const of = (trial, name) => series[trial]?.[name] || [];
+    const teacher = job.result?.teacher?.accuracy;
+    accuracyChart.update([
+      of("student", "validation/accuracy"), of("alone", "validation/accuracy"), teacher == null ? [] : [[null, teacher]],
+    ]);
+    lossChart.update([
+      of("student", "train/loss"), of("student", "train/label_loss"), of("student", "train/distillation_loss"),
+      of("alone", "train/loss"),
+    ]);
+  }
+
+  async function logs() {
+    const where = logOffset == null ? "tail=400" : `offset=${logOffset}&attempt=${logAttempt}`;
+    const answer = await ask(`${at}/logs?${where}`, { signal });
+    const text = await answer.text();
+    const attempt = answer.headers.get("X-Log-Attempt");
+    if (attempt !== logAttempt) log.replaceChildren();
+    logAttempt = attempt;
+    logOffset = Number(answer.headers.get("X-Log-Next-Offset"));
+    if (logAttempt !== answer.headers.get("X-Log-Newest-Attempt")) logOffset = null;
+    if (text) log.append(text);
+    if (text && follow.checked) log.scrollTop = log.scrollHeight;
+  }
+
+  async function artifacts() {
+    const { data } = await json(`${at}/artifacts`, { signal });
+    files.hidden = !data.length;
+    show(files, data, () => [h("h2", null, "What it made"), h("table", null,
+      h("thead", null, h("tr", null, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "number" }, "Size"),
+        h("th", { scope: "col", class: "wide" }, "SHA-256"), h("th", null, ""))),
+      h("tbody", null, data.map((file) => h("tr", null,
+        h("td", null, file.name), h("td", { class: "number" }, bytes(file.bytes)),
+        h("td", { class: "sum mono wide", title: file.sha256 }, file.sha256),
+        h("td", { class: "number" }, h("a", { class: "button", href: file.href, download: file.name, onclick: (event) => download(event, file) }, "Download"))))))]);
+  }
+
+  /** A link cannot carry the key: with one, the bytes are fetched first. */
+  async function download(event, file) {
+    if (!key.get()) return;
+    event.preventDefault();
+    const url = URL.createObjectURL(await (await ask(file.href, { signal })).blob());
+    h("a", { href: url, download: file.name }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  }
+
+  let listening = false;
+  let seen = 0;
+  /** The event stream over fetch, since EventSource sends no key; after a break it goes on from the last id. */
+  async function listen() {
+    if (listening) return;
+    listening = true;
+    while (!signal.aborted) {
+      try {
+        const answer = await ask(`${at}/events/stream`, { signal, headers: seen ? { "Last-Event-ID": seen } : {} });
+        if (answer.status === 204) break;
+        await read(answer.body, event);
+        if (done()) break;
+      } catch (error) {
+        if (signal.aborted || error.status === 404 || error.status === 401) break;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+    }
+    listening = false;
+  }
+
+  function event({ id: seq, data }) {
+    seen = Number(seq);
+    const { type, at: when, data: what } = JSON.parse(data);
+    const stays = feed.scrollHeight - feed.scrollTop - feed.clientHeight > 40;
+    feed.append(h("li", null, h("time", { datetime: when, title: when }, clock(when)), h("span", null, type.replaceAll("_", " ")), h("span", { class: "said" }, said(what))));
+    if (!stays) feed.scrollTop = feed.scrollHeight;
+  }
+
+  listen();
+  repeatedly(signal, () => (done() ? 10_000 : job?.status === "running" ? 1200 : 2500), refresh);
+}
+
+async function read(stream, each) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
+    const blocks = (rest + chunk.value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const fields = Object.fromEntries(block.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
+      if (fields.data) each(fields);
+    }
+  }
+}
+
+const said = (data) => Object.entries(data || {})
+  .filter(([, value]) => value !== null && typeof value !== "object")
+  .map(([name, value]) => (["phase", "reason", "message"].includes(name) ? String(value).replaceAll("_", " ") : `${name} ${value}`))
+  .join(", ");
+
+function failed(error) {
+  return [
+    h("h2", null, error.code.replaceAll("_", " ")),
+    h("p", null, error.message),
+    error.hint && h("p", { class: "hint" }, error.hint),
+    h("p", { class: "hint quiet" }, error.retryable ? "Trying again may help." : "The same spec would fail again."),
+  ];
+}
+
+/** The reason to exist: is the student nearly as good, much smaller, and better than it would be alone? */
+function proof(job) {
+  const { teacher, student, alone, gain } = job.result || {};
+  const baseline = job.resolved_spec?.baseline;
+  const columns = [["Teacher", teacher, ""], ["Student", student, "of-student"], ["Student alone", alone, ""]];
+  const row = (name, value, kind) => h("tr", { class: kind }, h("th", { scope: "row" }, name),
+    columns.map(([, model, css]) => h("td", { class: `number ${css}` }, model ? value(model) : "–")));
+  return [
+    h("table", null,
+      h("thead", null, h("tr", null, h("td", null, ""), columns.map(([name, model]) =>
+        h("th", { scope: "col" }, name, h("span", { class: "models" }, model?.architecture || "\u00a0"))))),
+      h("tbody", null,
+        row("Accuracy", (model) => percent(model.accuracy), "first"),
+        row("Parameters", (model) => count(model.parameters)),
+        row("Size", (model) => bytes(model.bytes)),
+        row("Agrees with teacher", (model) => percent(model.agreement)))),
+    h("p", { class: "sentence" }, student ? sentence(teacher, student, alone, gain, baseline) : waiting(job)),
+  ];
+}
+
+const waiting = (job) => h("span", { class: "quiet" }, TERMINAL.includes(job.status)
+  ? "This job ended before it could be measured."
+  : "The verdict stands here once teacher and student are measured on the same test images.");
+
+function sentence(teacher, student, alone, gain, baseline) {
+  const parts = [];
+  if (teacher) {
+    const times = teacher.parameters / student.parameters;
+    parts.push(`The student keeps ${percent(student.accuracy / teacher.accuracy)} of the teacher's accuracy`
+      + (times >= 1 ? ` with ${times >= 10 ? Math.round(times) : times.toFixed(1)} times fewer parameters.` : "."));
+  } else parts.push(`Trained on labels alone: ${percent(student.accuracy)} of the test images right.`);
+  if (gain != null && alone) {
+    if (gain > 0) parts.push(` Distilling gave ${points(gain)} points over the same student alone.`);
+    else parts.push(` Distilling did not help: ${points(gain)} points against the same student alone.`);
+  } else if (teacher && (!baseline || baseline === "none"))
+    parts.push(" No baseline was asked for, so whether distilling helped is not known.");
+  return parts.join("");
+}
+
+function recipe([sent, resolved]) {
+  const text = (value) => h("pre", { tabindex: 0 }, JSON.stringify(value, null, 2));
+  return [
+    h("h2", null, "Spec"),
+    h("details", null, h("summary", null, "As sent"), text(sent)),
+    h("details", null, h("summary", null, "As run, every default spelled out"), text(resolved)),
+  ];
+}
