@@ -24,10 +24,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from kdcore import models, unpickled, vision
+from kdcore import unpickled, vision
 from kdcore.catalog.architectures import ARCHITECTURES
 from kdcore.catalog.facts import ModelFacts
 from kdcore.errors import Internal, SpecInvalid, TeacherMismatch
+from kdcore.models.skeleton import skeleton
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
@@ -159,7 +160,7 @@ def _measure(architecture: str, state: dict[str, Tensor]) -> dict[str, Any]:
     three_channels = ARCHITECTURES[architecture].channels == 3 if architecture in ARCHITECTURES else False
     num_classes = _count(architecture, state, ((2, 3), (3, 3)), what)
     channels = 3 if three_channels else _count(architecture, state, ((2, 3), (2, 1)), what)
-    network = _skeleton(architecture, num_classes, channels)
+    network = skeleton(architecture, num_classes, channels)
     fitted = _fitted(network.state_dict(), state, what)
     for name, value in fitted.items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -175,22 +176,13 @@ def _count(
 
     Built for two class counts, an architecture shows which tensor is its classifier; for two channel counts, its stem.
     """
-    one, other = (_skeleton(architecture, *build).state_dict() for build in builds)
+    one, other = (skeleton(architecture, *build).state_dict() for build in builds)
     for name, value in one.items():
         for dimension, (here, there) in enumerate(zip(value.shape, other[name].shape, strict=True)):
             if here != there and name in state and state[name].ndim == value.ndim:
                 return state[name].shape[dimension]
     _fitted(one, state, what)
     raise AssertionError(f"{architecture}: no tensor depends on the count, and yet the state fits")
-
-
-def _skeleton(architecture: str, num_classes: int, channels: int) -> nn.Module:
-    """The network with shapes and no memory, where its builder allows; some of torchvision's compute as they build."""
-    try:
-        with torch.device("meta"):
-            return models.build(architecture, num_classes, channels)
-    except (NotImplementedError, RuntimeError):
-        return models.build(architecture, num_classes, channels)
 
 
 def _fitted(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
@@ -201,13 +193,10 @@ def _fitted(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], what: s
     """
     given = {_without_dots(name): value for name, value in state.items()}
     given = {name: value for name, value in given.items() if name in expected or not name.startswith(AUXILIARY_HEADS)}
-    for name, value in expected.items():
-        if name.endswith(BATCH_COUNT):
-            given.setdefault(name, value)
     faults = list(_faults(expected, given))
     if faults:
         raise TeacherMismatch(f"{what}: {'; '.join(faults)}", hint=_likely(state))
-    return given
+    return {name: given.get(name, value) for name, value in expected.items()}
 
 
 def _without_dots(name: str) -> str:
@@ -215,7 +204,7 @@ def _without_dots(name: str) -> str:
 
 
 def _faults(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
-    missing = [name for name in expected if name not in given]
+    missing = [name for name in expected if name not in given and not name.endswith(BATCH_COUNT)]
     unexpected = [name for name in given if name not in expected]
     misshapen = [name for name in expected if name in given and given[name].shape != expected[name].shape]
     quantised = [

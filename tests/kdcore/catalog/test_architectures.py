@@ -1,0 +1,72 @@
+import subprocess
+import sys
+
+import pytest
+
+from kdcore.catalog.architectures import ARCHITECTURES, TORCHVISION, UnknownName, architecture
+
+
+def test_every_row_knows_its_own_name():
+    assert all(facts.name == name for name, facts in ARCHITECTURES.items())
+
+
+def test_parameters_add_up_by_hand():
+    """convnet4 on grey images, ten classes: 36 + 288 + 576 weights, 2 * (4 + 8 + 8) of batch norm, 8 * 10 + 10."""
+    assert architecture("convnet4").parameters(10, 1) == 900 + 40 + 90
+
+
+def test_torchvision_is_found_under_its_prefix():
+    facts = architecture("torchvision/resnet18")
+    assert (facts.source, facts.channels, facts.parameters(1000)) == ("torchvision", 3, 11_689_512)
+
+
+def test_torchvision_has_eighty_classifiers():
+    assert len(TORCHVISION) == 80
+
+
+def test_any_timm_name_is_believed_but_not_measured():
+    facts = architecture("timm/resnet18.a1_in1k")
+    assert (facts.source, facts.channels, facts.parameters(10)) == ("timm", "any", None)
+
+
+@pytest.mark.parametrize("name", ["timm/", "timm/../secrets", "timm/hf-hub:somebody/model", "timm/a/b"])
+def test_a_timm_name_is_a_name_and_no_address(name: str):
+    with pytest.raises(UnknownName):
+        architecture(name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("resnet18", "torchvision/resnet18"),
+        ("ResNet-56", "resnet56"),
+        ("wrn-40-2", "wrn_40_2"),
+        ("shufflenet", "shufflenetv1"),
+    ],
+)
+def test_a_wrong_name_hears_the_nearest_ones(wrong: str, right: str):
+    with pytest.raises(UnknownName) as caught:
+        architecture(wrong)
+    assert right in caught.value.nearest
+    assert wrong in str(caught.value) and right in str(caught.value)
+
+
+def test_a_name_like_none_has_no_suggestion():
+    with pytest.raises(UnknownName) as caught:
+        architecture("q9")
+    assert caught.value.nearest == [] and "did you mean" not in str(caught.value)
+
+
+def test_unknown_names_are_value_errors():
+    """So that pydantic turns one into a fault of its field."""
+    assert issubclass(UnknownName, ValueError)
+
+
+def test_attention_takes_one_image_size():
+    facts = architecture("torchvision/vit_b_16")
+    assert facts.min_image == facts.max_image == 224
+
+
+def test_the_catalogue_needs_no_torch():
+    program = "import sys, kdcore.catalog.architectures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,36 @@
+import importlib.util
+
+import pytest
+import torch
+
+from kdcore import models, vision
+from kdcore.errors import SpecInvalid
+
+needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="the extra distillery[timm] is absent")
+
+
+@needs_timm
+def test_timm_builds_for_any_channels():
+    network = models.build("timm/mobilenetv3_small_050", 4, channels=1).eval()
+    assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
+
+
+@needs_timm
+def test_an_unknown_timm_name_hears_the_nearest_ones():
+    with pytest.raises(SpecInvalid) as caught:
+        models.build("timm/resnet19", 4)
+    assert "resnet" in str(caught.value.hint)
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vision, "find_spec", lambda name: None)
+    vision.timm.cache_clear()
+    with pytest.raises(SpecInvalid) as caught:
+        models.build("timm/resnet18", 4)
+    assert caught.value.hint == "pip install 'distillery[timm]'"
+
+
+def test_auxiliary_heads_are_left_out():
+    """In training too, a classifier answers with one tensor."""
+    with torch.no_grad():
+        assert models.build("torchvision/googlenet", 4)(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
