@@ -109,9 +109,10 @@ def read(path: Path) -> Any:
 def _explain(path: Path, error: Exception) -> Never:
     foreign = sorted({name for name in _names(path) if name not in NOTES and not REBUILDS_TENSORS.fullmatch(name)})
     if any(name.startswith("torch.nn.modules.") for name in foreign):
-        own = next((name for name in foreign if not name.startswith("torch.")), foreign[0])
+        own = [name for name in foreign if not name.startswith(("torch.", "builtins.", "collections."))]
         raise TeacherMismatch(
-            f"the checkpoint holds a whole pickled network ({own}), which would run its code when read", hint=ADVICE
+            f"the checkpoint holds a whole pickled network ({', '.join((own or foreign)[:3])}), not only its weights",
+            hint=ADVICE,
         ) from error
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
@@ -127,7 +128,7 @@ def _explain(path: Path, error: Exception) -> Never:
 
 def kind(value: Any) -> str:
     """What a reader would call it."""
-    return "numpy array or other object" if isinstance(value, Unread) else type(value).__name__
+    return "a numpy array or other object" if isinstance(value, Unread) else f"of type {type(value).__name__}"
 
 
 def _names(path: Path) -> Iterator[str]:
@@ -144,25 +145,32 @@ def _names(path: Path) -> Iterator[str]:
 
 
 def _names_in(file: IO[bytes]) -> Iterator[str]:
-    """`module.name` of every global, as far as the stream of pickles can be followed."""
-    memo: dict[int, str | None] = {}
+    """`module.name` of every global, as far as the stream of pickles can be followed.
+
+    Newer pickles push both halves as strings, fresh or out of their memo, before they ask for the global.
+    """
+    memo: dict[Any, str | None] = {}
     strings: list[str] = []
     last: str | None = None
     while True:
         try:
             for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name in ("GLOBAL", "INST"):
-                    yield str(argument).replace(" ", ".")
-                elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-                    yield ".".join(strings[-2:])
-                elif opcode.name == "MEMOIZE":
-                    memo[len(memo)] = last
-                elif "PUT" in opcode.name:
-                    memo[argument] = last
-                if "PUT" in opcode.name or opcode.name == "MEMOIZE":
-                    continue
-                last = memo.get(argument) if "GET" in opcode.name else argument if isinstance(argument, str) else None
-                if last is not None:
-                    strings.append(last)
+                match opcode.name:
+                    case "GLOBAL" | "INST":
+                        yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
+                        last = None
+                    case "STACK_GLOBAL":
+                        yield ".".join(strings[-2:])
+                        last = None
+                    case "MEMOIZE":
+                        memo[len(memo)] = last
+                    case "PUT" | "BINPUT" | "LONG_BINPUT":
+                        memo[argument] = last
+                    case "GET" | "BINGET" | "LONG_BINGET":
+                        last = memo.get(argument)
+                        strings += [last] if last is not None else []
+                    case _:
+                        last = argument if isinstance(argument, str) else None
+                        strings += [last] if last is not None else []
         except ValueError:
             return

@@ -8,7 +8,7 @@ part does not load. The imports cost seconds: call these functions when they are
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -21,7 +21,7 @@ OPERATORS = (
 
 
 @cache
-def torchvision() -> ModuleType:
+def torchvision() -> Any:
     """The torchvision package, its `datasets` and `models` loaded."""
     _stand_in_for_operators()
     import torchvision
@@ -32,7 +32,7 @@ def torchvision() -> ModuleType:
 
 
 @cache
-def timm() -> ModuleType:
+def timm() -> Any:
     """The timm package, an optional extra. Raises SpecInvalid where it is not installed."""
     if find_spec("timm") is None:
         raise SpecInvalid("timm is not installed here", hint="pip install 'distillery[timm]'")
@@ -43,7 +43,7 @@ def timm() -> ModuleType:
 
 
 @cache
-def _stand_in_for_operators() -> torch.library.Library | None:
+def _stand_in_for_operators() -> Any:
     """Declare the operators where torchvision's own do not load; a declaration lives as long as its library object."""
     package = find_spec("torchvision")
     if package is None or package.origin is None:

@@ -12,7 +12,6 @@ nothing at all.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -44,10 +44,21 @@ class Weights:
     metadata: dict[str, str]
     format: Literal["safetensors", "pytorch"]
 
-    @property
-    def notes(self) -> dict[str, Any]:
-        """What a student that we exported says about itself; empty for anybody else's file."""
-        return json.loads(self.metadata["distillery"]) if "distillery" in self.metadata else {}
+    def notes(self) -> "Notes":
+        """What a student that we exported says about itself; all None for anybody else's file."""
+        try:
+            return Notes.model_validate_json(self.metadata.get("distillery", "{}"))
+        except ValidationError as error:
+            raise TeacherMismatch(f"the file's notes about itself cannot be read: {error}") from error
+
+
+class Notes(BaseModel):
+    """The part of an export's notes that a teacher needs; the rest is for people."""
+
+    architecture: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    class_names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,22 +80,33 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
     The class count is read off the classifier, the channels off the stem; `channels` only asks that they agree.
     """
     weights = read(path)
-    notes = weights.notes
-    name = architecture or notes.get("architecture")
+    notes = weights.notes()
+    name = architecture or notes.architecture
     if name is None:
         raise TeacherMismatch("the checkpoint does not say its architecture", hint="name the teacher's architecture")
     facts = ModelFacts(
         **_measure(name, weights.state),
         bytes=path.stat().st_size,
         format=weights.format,
-        mean=notes.get("mean"),
-        std=notes.get("std"),
-        class_names=notes.get("class_names"),
+        mean=notes.mean,
+        std=notes.std,
+        class_names=notes.class_names,
         digest=digest(path),
     )
     if channels is not None and channels != facts.channels:
         raise TeacherMismatch(f"the teacher takes images of {facts.channels} channels, the data has {channels}")
+    _refuse_notes_that_do_not_fit(facts)
     return TeacherFile(facts, weights.state)
+
+
+def _refuse_notes_that_do_not_fit(facts: ModelFacts) -> None:
+    for what, values, count in (
+        ("class names", facts.class_names, facts.num_classes),
+        ("channels of its mean", facts.mean, facts.channels),
+        ("channels of its standard deviation", facts.std, facts.channels),
+    ):
+        if values is not None and len(values) != count:
+            raise TeacherMismatch(f"the file notes {len(values)} {what}, its weights have {count}")
 
 
 def digest(path: Path) -> str:
@@ -123,7 +145,7 @@ def _read_safetensors(path: Path) -> Weights:
 def _state_in(content: Any) -> dict[str, Tensor]:
     """The state dict in what a checkpoint held: the thing itself, or under one of the usual names."""
     if not isinstance(content, Mapping):
-        raise TeacherMismatch(f"the checkpoint holds a {type(content).__name__}, no state dict", hint=SAVE_WEIGHTS)
+        raise TeacherMismatch(f"the checkpoint is {unpickled.kind(content)}, no state dict", hint=SAVE_WEIGHTS)
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             return _state_in(content[wrapper])
@@ -132,7 +154,7 @@ def _state_in(content: Any) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise TeacherMismatch(
-                f"the checkpoint's entry {str(name)!r} is a {unpickled.kind(value)}, not a tensor of weights",
+                f"the checkpoint's entry {str(name)!r} is {unpickled.kind(value)}, not a tensor of weights",
                 hint=f"the state dict must be the whole file or stand under one of {', '.join(WRAPPERS)}",
             )
     return {str(name): value.detach() for name, value in content.items()}

@@ -1,7 +1,7 @@
 """ResNet-50 for small images: ImageNet's four stages of bottlenecks behind a 3×3 stem with no pooling.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, table 1; the stride stands on the
-3×3 convolution. Parameters with 100 classes: 23,705,252.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, table 1; the stride stands on
+the 3×3 convolution. Parameters with 100 classes: 23,705,252.
 """
 
 from torch import Tensor, nn

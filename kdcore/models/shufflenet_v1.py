@@ -47,7 +47,7 @@ def stage(width_in: int, width_out: int, blocks: int) -> nn.Sequential:
 
 
 class Unit(nn.Module):
-    """Squeeze to a quarter, shuffle, depthwise 3×3, expand. `width_out` is what this branch makes, the shortcut apart."""
+    """Squeeze to a quarter, shuffle, depthwise 3×3, expand to `width_out` channels beside the shortcut's."""
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()

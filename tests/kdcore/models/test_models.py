@@ -134,7 +134,7 @@ def test_no_activation_works_in_place(name: str):
 
 
 def test_an_unknown_name_is_the_specs_fault():
-    with pytest.raises(SpecInvalid, match="did you mean .*resnet20"):
+    with pytest.raises(SpecInvalid, match=r"did you mean .*resnet20"):
         models.build("resnet-20", 10)
 
 
