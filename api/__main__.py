@@ -7,11 +7,11 @@ import logging
 import sys
 
 import uvicorn
+from store.database import behind_head
+from store.settings import Settings
 
 from api.bell import Bell
 from api.main import create_app
-from store.database import behind_head
-from store.settings import Settings
 
 STREAMS_END_S = 3
 """Event streams stay open for as long as a job: at shutdown they are cut, and browsers come back by themselves."""

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,7 +84,6 @@ class Inspector:
         )  # fmt: skip
         try:
             async with asyncio.timeout(self._timeout_s):
-                assert child.stdout is not None and child.stderr is not None
                 told, complaints = await asyncio.gather(_head(child.stdout), _head(child.stderr))
                 await child.wait()
         except TimeoutError:
@@ -93,20 +93,18 @@ class Inspector:
         return _read(told, complaints, child.returncode)
 
 
-async def _head(stream: asyncio.StreamReader) -> bytes:
+async def _head(stream: asyncio.StreamReader | None) -> bytes:
     """The first bytes of what the child says; the rest is read and dropped, so that it never blocks."""
     kept = bytearray()
-    while chunk := await stream.read(65_536):
+    while stream and (chunk := await stream.read(65_536)):
         kept += chunk[: ANSWER_BYTES - len(kept)]
     return bytes(kept)
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
     """Nothing of the child's session outlives the question, whatever it has started."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     await child.wait()
 
 

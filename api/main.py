@@ -5,6 +5,9 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
+from store.blobs import BlobStore
+from store.database import Database
+from store.settings import Settings
 
 from api import problems
 from api.envelope import Envelope
@@ -27,9 +30,6 @@ from api.routes import (
     uploads,
     workers,
 )
-from store.blobs import BlobStore
-from store.database import Database
-from store.settings import Settings
 
 ROUTERS = (jobs, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, workers)
 

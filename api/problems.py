@@ -267,20 +267,21 @@ async def _known_refusal(request: Request, error: Exception) -> Response:
     return _refusal(error).response(request_id(request))
 
 
+_REFUSALS: dict[type[Exception], type[Problem]] = {
+    store_errors.NotFound: NotFound,
+    store_errors.IdempotencyConflict: IdempotencyConflict,
+    store_errors.NameTaken: NameTaken,
+    store_errors.BlobMismatch: ChecksumMismatch,
+    NoSpaceLeft: StorageFull,
+}
+
+
 def _refusal(error: Exception) -> Problem:
-    match error:
-        case store_errors.NotFound():
-            return NotFound(str(error))
-        case store_errors.NotLawful():
-            return NotLawful(str(error), job_status=error.status, lawful=error.lawful)
-        case store_errors.IdempotencyConflict():
-            return IdempotencyConflict(str(error))
-        case store_errors.NameTaken():
-            return NameTaken(str(error))
-        case store_errors.BlobMismatch():
-            return ChecksumMismatch(str(error))
-        case NoSpaceLeft():
-            return StorageFull(error.message)
+    if isinstance(error, store_errors.NotLawful):
+        return NotLawful(str(error), job_status=error.status, lawful=error.lawful)
+    for known, problem in _REFUSALS.items():
+        if isinstance(error, known):
+            return problem(str(error))
     log.error("a refusal of the store that no problem stands for", exc_info=error)
     return ServerError("the store refused for a reason that the service does not know")
 

@@ -1,10 +1,14 @@
-"""What a spec names, looked up: a data set, a teacher, a baseline. Each is found, or it is a fault of the same answer."""
+"""What a spec names, looked up: a data set, a teacher, a baseline. What is not found is one more fault of the answer."""
 
 import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from store.database import Database
+from store.errors import NotFound
+from store.jobs import Job
 
 from api.auth import Member
 from api.inspections import Inspections
@@ -13,9 +17,6 @@ from kdcore.catalog import DATASETS, DatasetFacts, ModelFacts, named_facts
 from kdcore.errors import Fault
 from kdcore.spec import Dataset, Student, Teacher
 from store import artifacts, datasets, jobs, models
-from store.database import Database
-from store.errors import NotFound
-from store.jobs import Job
 
 STUDENT_FILE = "student.safetensors"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -155,14 +156,14 @@ class Shelves:
 
 def student_facts(job: Job, digest: str, size: int) -> ModelFacts:
     """What a succeeded job's report says of its own student: nothing need be opened again."""
-    assert job.result is not None
-    student, dataset = job.resolved_spec["student"], job.result["dataset"]
+    report = job.result or {}
+    student, dataset = job.resolved_spec["student"], report["dataset"]
     preprocessing = student.get("preprocessing") or {}
     return ModelFacts(
         architecture=student["architecture"],
         num_classes=dataset["num_classes"],
         channels=dataset["channels"],
-        parameters=job.result["student"]["parameters"],
+        parameters=report["student"]["parameters"],
         bytes=size,
         format="safetensors",
         mean=preprocessing.get("mean"),

@@ -1,1 +1,1 @@
-"""One file a resource. Each route: what may go wrong is declared, the docstring is the manual page, the work is short."""
+"""One file a resource. A route declares what may go wrong; its docstring is the manual page; its work is short."""

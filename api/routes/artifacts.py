@@ -1,13 +1,17 @@
 """What a job left behind: files by name, downloaded in ranges, known by their digests."""
 
 import base64
-from pathlib import Path
+import os
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
 from sqlalchemy import Connection
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
+from store.artifacts import Artifact
+from store.errors import NotFound as Missing
+from store.jobs import Job
 
 from api.answers import page
 from api.auth import Who
@@ -16,9 +20,6 @@ from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
 from api.references import STUDENT_FILE
 from api.schemas import ArtifactView, Page
 from store import artifacts, jobs
-from store.artifacts import Artifact
-from store.errors import NotFound as Missing
-from store.jobs import Job
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
@@ -41,18 +42,17 @@ async def listing(job_id: str, who: Who, db: Db) -> Response:
 @router.get("/checkpoint", response_class=FileResponse, responses=A_FILE)
 async def checkpoint(job_id: str, request: Request, who: Who, db: Db, files: Files) -> Response:
     """The student's weights: a safetensors file whose metadata says how to build and feed the network."""
-    return await _download(job_id, STUDENT_FILE, request, who.project, db, files)
+    return _download(await db.read(_named, job_id, who.project, STUDENT_FILE), request, files)
 
 
 @router.api_route("/artifacts/{name}", methods=["HEAD"], include_in_schema=False)
 @router.get("/artifacts/{name}", response_class=FileResponse, responses=A_FILE)
-async def one(job_id: str, name: str, request: Request, who: Who, db: Db, files: Files) -> Response:
+async def one(*, job_id: str, name: str, request: Request, who: Who, db: Db, files: Files) -> Response:
     """One file, whole or in ranges. `ETag` is its SHA-256, so a download can be resumed and checked."""
-    return await _download(job_id, name, request, who.project, db, files)
+    return _download(await db.read(_named, job_id, who.project, name), request, files)
 
 
-async def _download(job_id: str, name: str, request: Request, project: str, db: Db, files: Files) -> Response:
-    artifact = await db.read(_named, job_id, project, name)
+def _download(artifact: Artifact, request: Request, files: Files) -> Response:
     etag = f'"{artifact.sha256}"'
     headers = {
         "ETag": etag,
@@ -63,7 +63,7 @@ async def _download(job_id: str, name: str, request: Request, project: str, db: 
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if etag in known or known == ["*"]:
         return Response(status_code=304, headers=headers)
-    return Download(files.path(artifact.sha256), headers=headers, media_type=artifact.media_type, filename=name)
+    return Download(files.path(artifact.sha256), headers=headers, media_type=artifact.media_type, filename=artifact.name)
 
 
 class Download(FileResponse):
@@ -81,7 +81,7 @@ class Download(FileResponse):
 
         await super().__call__(scope, receive, send_or_refuse)
         if refused:
-            size = Path(self.path).stat().st_size
+            size = (await to_thread.run_sync(os.stat, self.path)).st_size
             problem = RangeUnsatisfiable(f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
             await problem.response(str(scope.get("request_id", "")))(scope, receive, send)
 

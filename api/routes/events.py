@@ -9,6 +9,9 @@ from fastapi import APIRouter, Header, Query
 from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
+from store.database import Database
+from store.errors import NotFound as Gone
+from store.events import Event
 
 from api.answers import page
 from api.auth import Who
@@ -16,9 +19,6 @@ from api.database import Db
 from api.problems import NotFound, responses
 from api.schemas import TERMINAL, EventView, Page, event_view
 from store import events, jobs
-from store.database import Database
-from store.errors import NotFound as Gone
-from store.events import Event
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
 
@@ -93,6 +93,6 @@ def _message(event: dict[str, Any]) -> bytes:
 
 
 def _look(connection: Connection, job_id: str, project: str, seen: int, limit: int) -> tuple[list[Event], bool]:
-    """Events after `seen`, and whether the job has ended. The status is read first: what ends it is then in the feed."""
+    """Events after `seen`, and whether the job has ended. The status is read first: its end is then in the feed."""
     ended = jobs.get(connection, job_id, project=project).status in TERMINAL
     return events.after(connection, job_id, seen, limit), ended

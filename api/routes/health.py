@@ -5,13 +5,12 @@ import shutil
 
 from anyio import to_thread
 from fastapi import APIRouter
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
+from store.database import try_write
 
 from api.answers import Json
-from api.database import Db, Files, Setup
+from api.database import Db, Setup
 from api.problems import StorageFull, Unavailable, responses
-from store import jobs, workers
-from store.database import try_write
 
 log = logging.getLogger("distillery.api")
 

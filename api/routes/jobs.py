@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 from starlette.responses import Response
+from store.jobs import Job
 
 from api.answers import Json, page
 from api.auth import Who
@@ -30,7 +31,6 @@ from api.references import Shelves
 from api.schemas import JobView, Page, Status, ValidationView, job_view
 from api.submission import Examined, estimate, examine
 from store import jobs
-from store.jobs import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -73,7 +73,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     openapi_extra=SPEC_BODY,
 )
 async def submit(
-    sent: Body, search: Search, who: Who, db: Db, ring: Ring, setup: Setup, idempotency_key: Key = None
+    *, sent: Body, search: Search, who: Who, db: Db, ring: Ring, setup: Setup, idempotency_key: Key = None
 ) -> Response:
     """Send a job. Every fault of the spec comes back at once; an accepted spec is frozen.
 
@@ -122,6 +122,7 @@ async def validate(sent: Body, search: Search) -> Response:
 
 @router.get("", response_model=Page[JobView])
 async def listing(
+    *,
     who: Who,
     db: Db,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -130,7 +131,9 @@ async def listing(
     method: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
     """Jobs, newest first."""
-    return await db.read(_listing, who.project, limit, after, status, method)
+    return await db.read(
+        _listing, project=who.project, limit=limit, after=after, status=status, method=method
+    )
 
 
 @router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
@@ -194,7 +197,7 @@ def _found(connection: Connection, job_id: str, project: str) -> dict[str, Any]:
 
 
 def _listing(
-    connection: Connection, project: str, limit: int, after: str | None, status: str | None, method: str | None
+    connection: Connection, *, project: str, limit: int, after: str | None, status: str | None, method: str | None
 ) -> Json:
     found, following = jobs.list_page(
         connection, project=project, limit=limit, after=after, status=status, method=method

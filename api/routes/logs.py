@@ -32,6 +32,7 @@ class Part:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses(NotFound)},
 )
 async def logs(
+    *,
     job_id: str,
     who: Who,
     db: Db,

@@ -18,6 +18,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/metrics", tags=["jobs"])
 
 @router.get("", response_model=MetricsView, responses=responses(NotFound))
 async def series(
+    *,
     job_id: str,
     who: Who,
     db: Db,
@@ -31,11 +32,11 @@ async def series(
 ) -> Response:
     """Each curve by trial (`student`, `alone`) and key, such as `validation/accuracy`, as [step, value] points."""
     wanted = [key for key in keys.split(",") if key] if keys else None
-    return Json(await db.read(_series, job_id, who.project, wanted, after_step, max_points))
+    return Json(await db.read(_series, job_id, who.project, keys=wanted, after_step=after_step, max_points=max_points))
 
 
 def _series(
-    connection: Connection, job_id: str, project: str, keys: list[str] | None, after_step: int | None, max_points: int
+    connection: Connection, job_id: str, project: str, *, keys: list[str] | None, after_step: int | None, max_points: int
 ) -> dict[str, Any]:
     jobs.get(connection, job_id, project=project)
     return {"series": metrics.series(connection, job_id, keys, after_step, max_points)}

@@ -1,22 +1,17 @@
 """Uploads: bytes in, a digest out. In one request, or in as many as the network allows, going on at an offset."""
 
-from pathlib import Path
 from typing import Annotated
 
-from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from api.answers import Json
 from api.auth import Who
 from api.database import Db, Files, Setup
-from api.problems import ChecksumMismatch, Invalid, NotFound, OffsetConflict, StorageFull, TooLarge, responses
+from api.problems import ChecksumMismatch, NotFound, OffsetConflict, StorageFull, TooLarge, responses
 from api.receiving import receive
 from api.schemas import UploadView, upload_view
-from kdcore.errors import Fault
 from store import uploads
-from store.blobs import Blob, BlobStore
-from store.uploads import Upload
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
@@ -36,6 +31,7 @@ Digest = Annotated[
     openapi_extra=RAW_BODY,
 )
 async def create(
+    *,
     request: Request,
     who: Who,
     db: Db,
@@ -69,6 +65,7 @@ async def create(
     openapi_extra=RAW_BODY,
 )
 async def append(
+    *,
     upload_id: str,
     request: Request,
     who: Who,

@@ -4,13 +4,13 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
+from store.workers import Worker
 
 from api.answers import iso, page
 from api.auth import Who
 from api.database import Db
 from api.schemas import Page, WorkerView
 from store import workers
-from store.workers import Worker
 
 router = APIRouter(prefix="/v1/workers", tags=["service"])
 

@@ -238,6 +238,7 @@ function proof(job) {
   const columns = [["Teacher", teacher, ""], ["Student", student, "of-student"], ["Student alone", alone, ""]];
   const row = (name, value, kind) => h("tr", { class: kind }, h("th", { scope: "row" }, name),
     columns.map(([, model, css]) => h("td", { class: `number ${css}` }, model ? value(model) : "–")));
+  if (!student && TERMINAL.includes(job.status)) return [h("p", null, waiting(job))];
   return [
     h("table", null,
       h("thead", null, h("tr", null, h("td", null, ""), columns.map(([name, model]) =>
@@ -263,7 +264,7 @@ function sentence(teacher, student, alone, gain, baseline) {
       + (times >= 1 ? ` with ${times >= 10 ? Math.round(times) : times.toFixed(1)} times fewer parameters.` : "."));
   } else parts.push(`Trained on labels alone: ${percent(student.accuracy)} of the test images right.`);
   if (gain != null && alone) {
-    if (gain > 0) parts.push(` Distilling gave ${points(gain)} points over the same student alone.`);
+    if (gain > 0) parts.push(` Distilling gave ${(100 * gain).toFixed(1)} points over the same student alone.`);
     else parts.push(` Distilling did not help: ${points(gain)} points against the same student alone.`);
   } else if (teacher && (!baseline || baseline === "none"))
     parts.push(" No baseline was asked for, so whether distilling helped is not known.");
