@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from kdcore import models
+from kdcore.models.networks import build
 
 RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
@@ -16,9 +16,9 @@ def skeleton(name: str, num_classes: int, channels: int = 3) -> nn.Module:
     """As `models.build`, but its large tensors hold nothing: ask for shapes and counts only."""
     try:
         with _NothingInside():
-            return models.build(name, num_classes, channels)
+            return build(name, num_classes, channels)
     except (NotImplementedError, RuntimeError):  # A builder computed with a tensor that has nothing inside.
-        return models.build(name, num_classes, channels)
+        return build(name, num_classes, channels)
 
 
 class _NothingInside(TorchFunctionMode):
