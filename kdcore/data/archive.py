@@ -56,7 +56,8 @@ class Entry:
 def entries(path: Path, limits: Limits) -> Iterator[Entry]:
     """Every member in the archive's own order, but for what operating systems leave behind (.DS_Store, __MACOSX)."""
     try:
-        start = path.open("rb").read(2)
+        with path.open("rb") as file:
+            start = file.read(2)
         members = _zip(path, limits) if start == _ZIP else _tar(path, limits, packed=start == _GZIP)
         for count, entry in enumerate(members):
             if count >= limits.members:
@@ -77,7 +78,8 @@ def _zip(path: Path, limits: Limits) -> Iterator[Entry]:
             mode = info.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _not_a_file(info.filename)
-            budget.spend(info.filename, info.file_size)
+            budget.check(info.filename, info.file_size)
+            budget.spend(info.file_size)
             yield Entry(name, info.is_dir(), lambda info=info: _read_zipped(archive, info))  # type: ignore[misc]
 
 
@@ -114,7 +116,7 @@ def _read_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 class _Budget:
-    """Counts unpacked bytes against the limits."""
+    """Holds unpacked bytes against the limits."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self._limits = limits
@@ -125,8 +127,7 @@ class _Budget:
         if size > self._limits.member_bytes:
             raise DatasetUnreadable(f"{name} unpacks to {size:,} bytes; the most is {self._limits.member_bytes:,}.")
 
-    def spend(self, name: str, size: int) -> None:
-        self.check(name, size)
+    def spend(self, size: int) -> None:
         self._unpacked += size
         if self._unpacked > self._limits.total_bytes:
             raise DatasetUnreadable(f"The archive unpacks to more than {self._limits.total_bytes:,} bytes.")
@@ -145,7 +146,7 @@ class _Metered(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         blob = self._stream.read(size)
-        self._budget.spend("A block", len(blob))
+        self._budget.spend(len(blob))
         return blob
 
 

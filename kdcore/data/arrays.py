@@ -5,9 +5,11 @@ x_test and y_test a tenth of the training images is set aside. Nothing in the fi
 read in chunks, so a file may be larger than memory.
 """
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,7 +26,10 @@ from kdcore.errors import DatasetUnreadable
 
 _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20
-_READING_FAILED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+_READING_FAILED = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
+    *(ValueError, SyntaxError, tokenize.TokenError),
+)
 _FLOAT_HINT = "Store bytes: for floats in 0..1, (x * 255).round().astype('uint8')."
 
 
@@ -57,11 +62,8 @@ class _Images:
 
 def open_arrays(path: Path, image_size: int | None) -> Source:
     """Check names, types, shapes and labels; the images themselves are not read yet."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _open(path, archive, image_size)
-    except _READING_FAILED as error:
-        raise DatasetUnreadable(f"The .npz file cannot be read: {error}.", "Write it with numpy.savez.") from error
+    with _reading("The .npz file"), zipfile.ZipFile(path) as archive:
+        return _open(path, archive, image_size)
 
 
 def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Source:
@@ -94,6 +96,15 @@ def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Sourc
     )
 
 
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Say what cannot be read, whatever way zip, deflate or numpy put it."""
+    try:
+        yield
+    except _READING_FAILED as error:
+        raise DatasetUnreadable(f"{what} cannot be read: {error}.", "Write the file again with numpy.savez.") from error
+
+
 def _splits(names: set[str]) -> tuple[Split, ...]:
     wanted = ["x_train", "y_train"]
     if names & {"x_test", "y_test"}:
@@ -120,7 +131,7 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype
 
 def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
     member = archive.getinfo(f"{name}.npy")
-    with archive.open(member) as file:
+    with _reading(name), archive.open(member) as file:
         shape, fortran_order, dtype = _header(file, name)
         start = file.tell()
     if dtype != np.uint8:
@@ -143,9 +154,9 @@ def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
     size = archive.getinfo(f"{name}.npy").file_size
     if size > _SMALL_BYTES:
         raise DatasetUnreadable(f"{name} has {size:,} bytes; the most is {_SMALL_BYTES:,}.")
-    with archive.open(f"{name}.npy") as file:
+    with _reading(name), archive.open(f"{name}.npy") as file:
         _header(file, name)
-    with archive.open(f"{name}.npy") as file:
+    with _reading(name), archive.open(f"{name}.npy") as file:
         array: npt.NDArray[np.generic] = npy.read_array(file, allow_pickle=False)
     return array
 
@@ -205,18 +216,15 @@ def _chunks(path: Path, images: _Images) -> Iterator[Pixels]:
     """The array as stored, a few rows at a time."""
     count, *row = images.shape
     row_bytes = int(np.prod(row))
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{images.name}.npy") as file:
-            _header(file, images.name)
-            if images.fortran_order:
-                yield np.frombuffer(file.read(), dtype=np.uint8).reshape(images.shape, order="F")
-                return
-            rows = max(1, _CHUNK_BYTES // row_bytes)
-            for start in range(0, count, rows):
-                blob = file.read(min(rows, count - start) * row_bytes)
-                yield np.frombuffer(blob, dtype=np.uint8).reshape(-1, *row)
-    except _READING_FAILED as error:
-        raise DatasetUnreadable(f"{images.name} cannot be read: {error}.", "Write the file again.") from error
+    with _reading(images.name), zipfile.ZipFile(path) as archive, archive.open(f"{images.name}.npy") as file:
+        _header(file, images.name)
+        if images.fortran_order:
+            yield np.frombuffer(file.read(), dtype=np.uint8).reshape(images.shape, order="F")
+            return
+        rows = max(1, _CHUNK_BYTES // row_bytes)
+        for start in range(0, count, rows):
+            blob = file.read(min(rows, count - start) * row_bytes)
+            yield np.frombuffer(blob, dtype=np.uint8).reshape(-1, *row)
 
 
 def resized(pixels: Pixels, size: int | None) -> Pixels:

@@ -66,7 +66,7 @@ def _fill(folder: Path, digest: str | None, source: Source) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    pixels = {s: np.lib.format.open_memmap(_pixels(partial, s), "w+", np.uint8, _shape(source, s)) for s in _SPLITS}
+    pixels = {split: _mapped(_pixels(partial, split), _shape(source, split)) for split in _SPLITS}
     mean, std = _decode(source, pixels)
     for split in _SPLITS:
         pixels[split].flush()
@@ -76,6 +76,15 @@ def _fill(folder: Path, digest: str | None, source: Source) -> None:
         _sync(path)
     partial.rename(folder)
     _sync(folder.parent)
+
+
+def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
+    """A new array on disk. Its blocks are claimed now: writing to a map on a full disk would kill the process."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _decode(source: Source, pixels: Mapping[Split, Pixels]) -> tuple[list[float], list[float]]:

@@ -27,9 +27,10 @@ def streams(key: int, index: Tensor) -> Tensor:
     return _mix(index * _signed(_GOLDEN) + key)
 
 
-def draw(states: Tensor, which: int) -> Tensor:
-    """The output number `which` (from 0) of every stream: 64 random bits as int64."""
-    return _mix(states + _signed(_GOLDEN * (which + 1) & _WORD))
+def draws(states: Tensor, count: int) -> Tensor:
+    """The first outputs of every stream, `count` × N: 64 random bits each, as int64."""
+    steps = torch.arange(1, count + 1, device=states.device) * _signed(_GOLDEN)
+    return _mix(states + steps.view(-1, *[1] * states.dim()))
 
 
 def below(bits: Tensor, bound: int) -> Tensor:

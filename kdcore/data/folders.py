@@ -43,6 +43,10 @@ class _Found:
         """A file right here, in no folder."""
         return self.header is not None and len(self.below) == 1
 
+    @property
+    def is_image(self) -> bool:
+        return isinstance(self.header, Header)
+
     def inside(self) -> "_Found":
         return _Found(self.ordinal, self.name, self.below[1:], self.header)
 
@@ -91,7 +95,7 @@ def _survey(path: Path, limits: Limits) -> list[_Found]:
             found.append(_Found(ordinal, str(entry.path), entry.path.parts, None))
         elif entry.path.suffix.lower() not in NOTES:
             found.append(_Found(ordinal, str(entry.path), entry.path.parts, _header(entry)))
-    if not any(isinstance(item.header, Header) for item in found):
+    if not any(item.is_image for item in found):
         first = next((str(item.header) for item in found if item.header is not None), "")
         raise DatasetUnreadable(
             f"The archive holds no images. {first}".strip(), "Pack class folders of images: train/<class>/<image>."
@@ -110,14 +114,13 @@ def _header(entry: Entry) -> Header | DatasetUnreadable:
 def _layout(found: list[_Found]) -> dict[Split, _Classes]:
     """Images by split and class. Without a test part in the archive there is only `train`."""
     tops = _folders(found)
-    if len(tops) == 1 and all(len(item.below) > 2 for item in found if item.header is not None and not item.is_stray):
+    if len(tops) == 1 and not _split_names(tops) and all(len(i.below) > 2 for i in found if i.is_image):
         found = next(iter(tops.values()))
         tops = _folders(found)
     splits = {
         name.lower(): (name, inside)
         for name, inside in tops.items()
-        if name.lower() in ("train", *TEST_FOLDERS)
-        and not any(item.is_stray and isinstance(item.header, Header) for item in inside)
+        if name in _split_names(tops) and not _is_flat(inside)
     }
     test = next((splits[name] for name in TEST_FOLDERS if name in splits), None)
     if "train" in splits:
@@ -126,6 +129,16 @@ def _layout(found: list[_Found]) -> dict[Split, _Classes]:
     if test is not None and len(tops) == len(splits):
         raise DatasetUnreadable(f"There is a folder {test[0]!r} but none named 'train'.")
     return {"train": _classes(found)}
+
+
+def _split_names(folders: Iterable[str]) -> set[str]:
+    return {name for name in folders if name.lower() in ("train", *TEST_FOLDERS)}
+
+
+def _is_flat(inside: list[_Found]) -> bool:
+    """Holds images, but none in a folder: a class that happens to be called `train`, or test images without labels."""
+    depths = [len(item.below) for item in inside if item.is_image]
+    return bool(depths) and max(depths) == 1
 
 
 def _folders(found: list[_Found]) -> dict[str, list[_Found]]:
@@ -139,7 +152,7 @@ def _folders(found: list[_Found]) -> dict[str, list[_Found]]:
 
 def _classes(found: list[_Found]) -> _Classes:
     """Files by class, classes and files in the order of their names, whatever order the archive has them in."""
-    stray = next((item for item in found if item.is_stray and isinstance(item.header, Header)), None)
+    stray = next((item for item in found if item.is_stray and item.is_image), None)
     if stray is not None:
         raise DatasetUnreadable(f"{stray.name} lies in no class folder.", "Put each image in the folder of its class.")
     folders = _folders(found)

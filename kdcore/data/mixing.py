@@ -27,7 +27,7 @@ QUANTILES = 4096
 def mixup(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
     """Blend each image with its partner's; float32 in 0..255, and soft labels."""
     partner_N, common = partners(states_N)
-    share = quantiles[counters.below(counters.draw(common, 0), QUANTILES)]
+    share = quantiles[counters.below(counters.draws(common, 1)[0], QUANTILES)]
     pixels = pixels.float()
     return _blend(pixels, pixels[partner_N], share), _blend(labels_NK, labels_NK[partner_N], share)
 
@@ -36,9 +36,9 @@ def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tenso
     """Cover one box, the same in the whole batch, with the partner's pixels; float32 in 0..255, and soft labels."""
     partner_N, common = partners(states_N)
     height, width = pixels.shape[2:]
-    side = (1 - quantiles[counters.below(counters.draw(common, 0), QUANTILES)]).sqrt()
-    rows = _span(counters.draw(common, 1), side, height)
-    columns = _span(counters.draw(common, 2), side, width)
+    which, middle_row, middle_column = counters.draws(common, 3)
+    side = (1 - quantiles[counters.below(which, QUANTILES)]).sqrt()
+    rows, columns = _span(middle_row, side, height), _span(middle_column, side, width)
     inside_HW = rows[:, None] & columns
     share = 1 - inside_HW.double().mean()
     mixed = torch.where(inside_HW, pixels[partner_N], pixels).float()
@@ -47,7 +47,7 @@ def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tenso
 
 def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
     """Each sample's partner in the batch, and one state for the draws that the batch has in common."""
-    hashed = counters.draw(states_N, 0)
+    hashed = counters.draws(states_N, 1)[0]
     circle = torch.argsort(hashed, stable=True)
     partner = torch.empty_like(circle)
     partner[circle] = circle.roll(1)
@@ -58,13 +58,14 @@ def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
 def beta_quantiles(alpha: float) -> Tensor:
     """λ at `QUANTILES` evenly spread probabilities: drawing one of them at random draws from Beta(α, α).
 
-    The density has a pole at 0 where α < 1. In u = λ^α it is smooth: λ^(α-1) dλ = du / α; the other half is mirrored.
+    The density λ^(α-1)·(1-λ)^(α-1) has a pole at 0 where α < 1, which u = λ^α takes away. The upper half is mirrored.
     """
-    u = np.linspace(0, 0.5**alpha, 20_001)
-    density = (1 - u ** (1 / alpha)) ** (alpha - 1)
+    power = min(alpha, 1.0)
+    u = np.linspace(0, 0.5**power, 20_001)
+    density = u ** (alpha / power - 1) * (1 - u ** (1 / power)) ** (alpha - 1)
     cumulative = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
     probability = (np.arange(QUANTILES // 2) + 0.5) / QUANTILES
-    lower = np.interp(probability, cumulative / cumulative[-1] / 2, u) ** (1 / alpha)
+    lower = np.interp(probability, cumulative / cumulative[-1] / 2, u) ** (1 / power)
     return torch.from_numpy(np.concatenate([lower, 1 - lower[::-1]]))
 
 

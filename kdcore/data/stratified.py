@@ -26,7 +26,7 @@ def set_aside(labels: Labels, fraction: float, seed: int) -> npt.NDArray[np.bool
     if fraction <= 0:
         return aside
     states = counters.streams(counters.key(seed), torch.arange(len(labels)))
-    shuffled = torch.argsort(counters.draw(states, 0), stable=True).numpy()
+    shuffled = torch.argsort(counters.draws(states, 1)[0], stable=True).numpy()
     quotas = _quotas(np.bincount(labels), fraction)
     for label in np.flatnonzero(quotas):
         of_class = shuffled[labels[shuffled] == label]

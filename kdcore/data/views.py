@@ -20,13 +20,13 @@ from kdcore.spec import Augmentation, CropFlip, Mix, RandomResizedCrop
 
 _ORDER, _VIEW, _MIX = 1, 2, 3
 _RATIO_STEPS = 4096
-_WEIGHT_BITS = 8
+_WEIGHT_BITS = 7
 
 
 def order(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
     """The permutation of 0..n-1 in which an epoch goes through n samples."""
     states = counters.streams(counters.key(_ORDER, seed, epoch), torch.arange(n, device=device))
-    return torch.argsort(counters.draw(states, 0), stable=True)
+    return torch.argsort(counters.draws(states, 1)[0], stable=True)
 
 
 class Views:
@@ -54,7 +54,7 @@ class Views:
         states = counters.streams(counters.key(_MIX, seed, epoch), index)
         return mix(pixels, one_hot(labels, self.num_classes).float(), states, self._quantiles)
 
-    def distinct(self, image_size: tuple[int, int]) -> int | None:
+    def distinct(self) -> int | None:
         """How many views one sample has: 162 for a crop of 32 from 40 with flips. None: too many to count or keep."""
         if self.mix is not None or isinstance(self.augmentation, RandomResizedCrop):
             return None
@@ -64,7 +64,7 @@ class Views:
 
     def view_id(self, index: Tensor, seed: int, epoch: int) -> Tensor:
         """Which of its `distinct` views each row shows (int64 N): equal numbers are equal bytes."""
-        assert self.distinct((0, 0)) is not None, "these views are not numbered"
+        assert self.distinct() is not None, "these views are not numbered"
         if not isinstance(self.augmentation, CropFlip):
             return torch.zeros_like(index)
         top, left, flipped = _offsets(self.augmentation, self._states(index, seed, epoch))
@@ -78,8 +78,9 @@ class Views:
             case CropFlip() as how:
                 return crop_flip(pixels, *_offsets(how, states), how.padding)
             case RandomResizedCrop() as how:
-                flipped = _coin(states, 4) if how.flip else torch.zeros_like(states)
-                return resized_crop(pixels, _boxes(how, states, *pixels.shape[2:]), flipped)
+                *box, coin = counters.draws(states, 5)
+                flipped = counters.below(coin, 2) if how.flip else torch.zeros_like(coin)
+                return resized_crop(pixels, _boxes(how, box, *pixels.shape[2:]), flipped)
             case _:
                 return pixels
 
@@ -118,45 +119,49 @@ class Boxes(NamedTuple):
 
 
 def resized_crop(pixels: Tensor, boxes: Boxes, flipped_N: Tensor) -> Tensor:
-    """Cut a box from each image, bring it back to full size (bilinear, as a crop only grows), mirror where asked."""
-    count, _, height, width = pixels.shape
-    low, high, weight = _taps(boxes.top_N, boxes.height_N, height)
-    batch = torch.arange(count, device=pixels.device)[:, None]
-    rows_NHCW = pixels.transpose(1, 2)
-    mixed = _blend(rows_NHCW[batch, low], rows_NHCW[batch, high], weight[..., None, None])
-    low, high, weight = _taps(boxes.left_N, boxes.width_N, width)
-    low, high, weight = (torch.where(flipped_N.bool()[:, None], x.flip(1), x) for x in (low, high, weight))
-    columns_NWHC = mixed.permute(0, 3, 1, 2)
-    mixed = _blend(columns_NWHC[batch, low], columns_NWHC[batch, high], weight[..., None, None])
-    rounded = (mixed + (1 << 2 * _WEIGHT_BITS - 1)) >> 2 * _WEIGHT_BITS
-    return rounded.to(torch.uint8).permute(0, 3, 2, 1).contiguous()
+    """Cut a box from each image, bring it back to full size (bilinear, as a crop only grows), mirror where asked.
+
+    Rows first, then columns, each rounded to bytes, as Pillow does.
+    """
+    height, width = pixels.shape[2:]
+    tall = _stretched(pixels, *_taps(boxes.top_N, boxes.height_N, height))
+    columns = (torch.where(flipped_N.bool()[:, None], x.flip(1), x) for x in _taps(boxes.left_N, boxes.width_N, width))
+    return _stretched(tall.transpose(2, 3).contiguous(), *columns).transpose(2, 3).contiguous()
+
+
+def _stretched(pixels: Tensor, low_NH: Tensor, high_NH: Tensor, weight_NH: Tensor) -> Tensor:
+    """Each output row is a blend of two source rows; int16 holds a byte times 2⁷ exactly."""
+    count, channels, height, width = pixels.shape
+    rows = pixels.reshape(-1, width)
+    plane_NC = torch.arange(count * channels, device=pixels.device).view(count, channels, 1) * height
+    low, high = (rows.index_select(0, (plane_NC + x[:, None]).flatten()).short() for x in (low_NH, high_NH))
+    weight = weight_NH[:, None].expand(-1, channels, -1).reshape(-1, 1)
+    high.sub_(low).mul_(weight).add_(1 << _WEIGHT_BITS - 1).bitwise_right_shift_(_WEIGHT_BITS).add_(low)
+    return high.to(torch.uint8).view(pixels.shape)
 
 
 def _offsets(how: CropFlip, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Top and left in 0..2·padding, and 1 where mirrored."""
+    top, left, coin = counters.draws(states, 3)
     places = 2 * how.padding + 1
-    top, left = (counters.below(counters.draw(states, which), places) for which in (0, 1))
-    return top, left, _coin(states, 2) if how.flip else torch.zeros_like(states)
+    flipped = counters.below(coin, 2) if how.flip else torch.zeros_like(coin)
+    return counters.below(top, places), counters.below(left, places), flipped
 
 
-def _coin(states: Tensor, which: int) -> Tensor:
-    return counters.below(counters.draw(states, which), 2)
-
-
-def _boxes(how: RandomResizedCrop, states: Tensor, height: int, width: int) -> Boxes:
+def _boxes(how: RandomResizedCrop, draws: list[Tensor], height: int, width: int) -> Boxes:
     """Top, left, height and width of a box of random area and of random aspect ratio (even in its logarithm).
 
     A box that is wider or taller than the image is narrowed to it. Where torchvision draws again, up to ten times.
     """
     low, high = how.scale
-    area = (low + (high - low) * counters.unit(counters.draw(states, 0))) * (height * width)
-    roots = _root_ratios(how.ratio).to(states.device)
-    root = roots[counters.below(counters.draw(states, 1), _RATIO_STEPS)]
+    area = (low + (high - low) * counters.unit(draws[0])) * (height * width)
+    roots = _root_ratios(how.ratio).to(area.device)
+    root = roots[counters.below(draws[1], _RATIO_STEPS)]
     side = area.sqrt()
     tall = (side / root).round().long().clamp(1, height)
     wide = (side * root).round().long().clamp(1, width)
-    top = (counters.unit(counters.draw(states, 2)) * (height - tall + 1)).long()
-    left = (counters.unit(counters.draw(states, 3)) * (width - wide + 1)).long()
+    top = (counters.unit(draws[2]) * (height - tall + 1)).long()
+    left = (counters.unit(draws[3]) * (width - wide + 1)).long()
     return Boxes(top, left, tall, wide)
 
 
@@ -169,7 +174,7 @@ def _root_ratios(ratio: tuple[float, float]) -> Tensor:
 
 
 def _taps(start_N: Tensor, length_N: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `size` output places: the two source places around its centre, and the second one's weight / 2⁸."""
+    """For each output place: the two source places around its centre, and the second one's weight in units of 2⁻⁷."""
     whole = 2 * size
     middle = (2 * torch.arange(size, device=start_N.device) + 1) * length_N[:, None] - size
     middle = middle.clamp(min=0)
@@ -177,9 +182,4 @@ def _taps(start_N: Tensor, length_N: Tensor, size: int) -> tuple[Tensor, Tensor,
     weight = ((middle - low * whole) << _WEIGHT_BITS) // whole
     last = length_N[:, None] - 1
     high = torch.minimum(low + 1, last)
-    return start_N[:, None] + low, start_N[:, None] + high, weight.int()
-
-
-def _blend(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    """In units of 2⁻⁸, int32: exact, so the same on every device."""
-    return low.int() * ((1 << _WEIGHT_BITS) - weight) + high.int() * weight
+    return start_N[:, None] + low, start_N[:, None] + high, weight.short()

@@ -1,0 +1,151 @@
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.lib import format as npy
+
+from kdcore.data import arrays
+from kdcore.data.arrays import open_arrays
+from kdcore.errors import DatasetUnreadable
+
+
+def pixels(source, split="train"):
+    found = np.zeros((len(source.labels[split]), source.channels, source.height, source.width), np.uint8)
+    for name, rows, piece in source.pieces():
+        if name == split:
+            found[rows] = piece
+    return found
+
+
+def images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_channels_last_channels_first_and_grey(npz):
+    x = images(6, 4, 5, 3)
+    assert (pixels(open_arrays(npz(x_train=x, x_test=x[:3]), None)) == x.transpose(0, 3, 1, 2)).all()
+    first = x.transpose(0, 3, 1, 2).copy()
+    assert (pixels(open_arrays(npz(x_train=first, x_test=first[:3]), None)) == first).all()
+    grey = x[..., 0].copy()
+    source = open_arrays(npz(x_train=grey, x_test=grey[:3]), None)
+    assert source.channels == 1 and (pixels(source)[:, 0] == grey).all()
+
+
+def test_memory_order_does_not_matter(npz):
+    x = images(6, 4, 4, 3)
+    assert (pixels(open_arrays(npz(x_train=np.asfortranarray(x)), None)) == x.transpose(0, 3, 1, 2)).all()
+
+
+def test_many_small_chunks_are_one_array(npz, monkeypatch):
+    monkeypatch.setattr(arrays, "_CHUNK_BYTES", 100)
+    x = images(6, 4, 4, 3)
+    path = npz(x_train=x, y_train=np.array([0, 1] * 3), x_test=None, y_test=None)
+    source = open_arrays(path, None)
+    assert source.test_carved and len(list(source.pieces())) == 4
+    both = np.concatenate([pixels(source, "train"), pixels(source, "test")])
+    assert sorted(image.tobytes() for image in both) == sorted(image.tobytes() for image in x.transpose(0, 3, 1, 2))
+
+
+def test_carved_labels_stay_with_their_images(npz):
+    y = np.arange(50) % 5
+    x = np.repeat(y, 48).astype(np.uint8).reshape(50, 4, 4, 3)
+    source = open_arrays(npz(x_train=x, y_train=y, x_test=None, y_test=None), None)
+    for split, count in (("train", 45), ("test", 5)):
+        assert pixels(source, split)[:, 0, 0, 0].tolist() == source.labels[split].tolist()
+        assert len(source.labels[split]) == count
+
+
+def test_an_image_size_resizes(npz):
+    x = np.full((6, 4, 8, 3), 9, np.uint8)
+    source = open_arrays(npz(x_train=x, x_test=x[:3]), 6)
+    assert pixels(source).shape == (6, 3, 6, 6) and (pixels(source) == 9).all()
+
+
+@pytest.mark.parametrize("names", [np.array(["a", "b", "é"]), np.array(["a", "b", "é".encode()], dtype="S2")])
+def test_class_names(npz, names):
+    assert open_arrays(npz(class_names=names), None).class_names == ("a", "b", "é")
+
+
+def test_numbers_stand_in_for_missing_names_and_columns_of_labels_are_read(npz):
+    source = open_arrays(npz(y_train=np.array([[0], [1], [2], [0], [1], [2]], dtype=np.uint8)), None)
+    assert source.class_names == ("0", "1", "2")
+    assert source.labels["train"].dtype == np.int64
+
+
+def with_member(good: Path, folder: Path, name: str, blob: bytes) -> Path:
+    """The same .npz, but for one member."""
+    path = folder / "changed.npz"
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(path, "w") as new:
+        for member in old.namelist():
+            new.writestr(member, blob if member == f"{name}.npy" else old.read(member))
+    return path
+
+
+OBJECTS = np.array([{}, [], "x"], dtype=object)
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "hint"),
+    [
+        ({"x_train": None}, "lacks x_train; it holds x_test, y_test, y_train", "x_train, y_train, x_test"),
+        ({"y_test": None}, "lacks y_test", ""),
+        ({"x_train": np.zeros((6, 4, 4, 3), np.float32)}, "x_train is float32; images are uint8", "astype"),
+        ({"x_train": np.zeros((6, 48), np.uint8)}, r"x_train has shape \(6, 48\)", "N x H x W"),
+        ({"x_train": np.zeros((6, 4, 4, 5), np.uint8)}, r"x_train has shape \(6, 4, 4, 5\)", "N x H x W"),
+        ({"x_test": np.zeros((0, 4, 4, 3), np.uint8), "y_test": np.zeros(0, int)}, "x_test is empty", ""),
+        ({"x_test": np.zeros((3, 5, 4, 3), np.uint8)}, r"x_train holds images of shape \(4, 4, 3\), x_test of", ""),
+        ({"y_train": np.arange(5)}, "y_train has 5 labels for 6 images", ""),
+        ({"y_train": np.zeros(6)}, "y_train is float64", "argmax"),
+        ({"y_train": np.eye(6, dtype=int)}, r"y_train is int64 of shape \(6, 6\)", "argmax"),
+        ({"y_train": np.array([0, 1, 2, -1, 1, 2])}, "y_train row 3 is -1; labels run from 0 to 2", ""),
+        ({"y_test": np.array([0, 3, 1])}, "y_test row 1 is 3; labels run from 0 to 2", ""),
+        ({"y_train": np.array([1, 2, 3, 1, 2, 3])}, "No training image has label 0", "Labels run from 0"),
+        ({"class_names": np.array(["a", "b"])}, "y_train row 2 is 2; labels run from 0 to 1", ""),
+        ({"class_names": np.array(list("abcd"))}, r"No training image has label 3 \(class 'd'\)", ""),
+        ({"class_names": np.arange(3)}, "class_names is int64", ""),
+        ({"class_names": OBJECTS}, "class_names holds Python objects", "plain"),
+        ({"y_train": np.array([0, 1, 2] * 2, dtype=object)}, "y_train holds Python objects", "plain"),
+        ({"x_train": np.array([None] * 6)}, "x_train holds Python objects", "plain"),
+    ],
+)
+def test_what_is_refused(npz, change, said, hint):
+    with pytest.raises(DatasetUnreadable, match=said) as caught:
+        open_arrays(npz(**change), None)
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_header_that_claims_more_than_there_is(npz, tmp_path):
+    """A shape of terabytes must not be believed."""
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (6, 1 << 20, 1 << 20, 3)})
+    path = with_member(npz(), tmp_path, "x_train", header.getvalue() + bytes(100))
+    with pytest.raises(DatasetUnreadable, match=r"x_train is cut short: .* but it has 100 bytes"):
+        open_arrays(path, None)
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [b"", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|u1', (", b"\x93NUMPY\x07\x00" + bytes(99), b"\x80\x04pickle"],
+    ids=["empty", "cut header", "unknown version", "pickle"],
+)
+def test_members_that_are_no_arrays_are_named(npz, tmp_path, blob):
+    for name in ("x_train", "y_train"):
+        with pytest.raises(DatasetUnreadable, match=f"{name} cannot be read"):
+            open_arrays(with_member(npz(), tmp_path, name, blob), None)
+
+
+def test_a_damaged_array_is_named(npz):
+    path = npz()
+    blob = bytearray(path.read_bytes())
+    blob[blob.index(bytes(range(64, 80)))] ^= 0xFF
+    path.write_bytes(blob)
+    with pytest.raises(DatasetUnreadable, match="x_train cannot be read"):
+        list(open_arrays(path, None).pieces())
+
+
+def test_labels_of_absurd_length_are_not_read(npz, monkeypatch):
+    monkeypatch.setattr(arrays, "_SMALL_BYTES", 100)
+    with pytest.raises(DatasetUnreadable, match="y_train has 176 bytes; the most is 100"):
+        open_arrays(npz(), None)

@@ -1,0 +1,180 @@
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from kdcore.data.archive import Limits
+from kdcore.data.folders import open_folders
+from kdcore.data.source import Source
+from kdcore.errors import DatasetUnreadable
+from tests.kdcore.data.making import class_folders, png
+
+
+def values(source: Source, split: str) -> list[int]:
+    """The first channel's first pixel of every image, by row."""
+    found = np.full(len(source.labels[split]), -1)
+    for name, rows, pixels in source.pieces():
+        if name == split:
+            found[rows] = pixels[:, 0, 0, 0]
+    return found.tolist()
+
+
+def test_train_and_test(pack):
+    source = open_folders(pack(class_folders()), None)
+    assert source.class_names == ("cat", "dog") and not source.test_carved
+    assert (source.channels, source.height, source.width) == (3, 4, 4)
+    assert source.labels["train"].tolist() == source.labels["test"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert values(source, "train") == values(source, "test") == [10, 11, 12, 200, 201, 202]
+
+
+def test_rows_do_not_depend_on_the_archives_order(pack):
+    backwards = dict(reversed(class_folders().items()))
+    assert values(open_folders(pack(backwards), None), "train") == [10, 11, 12, 200, 201, 202]
+
+
+def test_class_folders_alone_get_a_tenth_carved(pack):
+    source = open_folders(pack(class_folders(("",), each=20)), None)
+    assert source.test_carved
+    assert np.bincount(source.labels["train"]).tolist() == [18, 18]
+    assert np.bincount(source.labels["test"]).tolist() == [2, 2]
+    train, test = values(source, "train"), values(source, "test")
+    assert sorted(train + test) == [*range(10, 30), *range(200, 220)]
+    assert all((value >= 200) == bool(label) for value, label in zip(test, source.labels["test"], strict=True))
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "validation", "Test", "VAL"])
+def test_what_a_test_folder_may_be_called(pack_zip, name):
+    source = open_folders(pack_zip(class_folders(("Train/", f"{name}/"))), None)
+    assert not source.test_carved and len(source.labels["test"]) == 6
+
+
+def test_of_test_and_val_test_is_taken(pack_zip):
+    members = class_folders(("train/", "val/")) | class_folders(("test/",), each=1)
+    assert len(open_folders(pack_zip(members), None).labels["test"]) == 2
+
+
+def test_unlabelled_test_images_are_left_alone(pack_zip):
+    members = class_folders(("train/", "val/")) | {"test/1.png": png(), "test/2.png": png()}
+    assert len(open_folders(pack_zip(members), None).labels["test"]) == 6
+
+
+def test_a_wrapping_folder_and_notes_are_looked_through(pack):
+    members = {f"flowers/{name}": blob for name, blob in class_folders().items()}
+    notes = {"flowers/README.md": b"?", "flowers/train/labels.csv": b"?", "flowers/LICENSE": b"?", "LICENSE": b"?"}
+    source = open_folders(pack(members | notes), None)
+    assert source.class_names == ("cat", "dog") and values(source, "test")[0] == 10
+
+
+def test_wrapped_class_folders_alone(pack_zip):
+    members = {f"pets/{name}": blob for name, blob in class_folders(("",), each=5).items()}
+    assert open_folders(pack_zip(members), None).class_names == ("cat", "dog")
+
+
+def test_images_may_lie_deeper(pack_zip):
+    members = {name.replace("/cat/", "/cat/images/"): blob for name, blob in class_folders().items()}
+    assert open_folders(pack_zip(members), None).class_names == ("cat", "dog")
+
+
+def test_a_class_may_be_called_train(pack_zip):
+    members = {f"{name}/{n}.png": png() for name in ("train", "car", "test") for n in range(5)}
+    assert open_folders(pack_zip(members), None).class_names == ("car", "test", "train")
+
+
+def test_classes_are_numbered_by_sorted_name(pack_zip):
+    members = {f"{split}/{name}/1.png": png() for split in ("train", "test") for name in ("10", "9", "B", "a")}
+    assert open_folders(pack_zip(members), None).class_names == ("10", "9", "B", "a")
+
+
+def test_all_grey_is_one_channel_and_one_colour_image_makes_three(pack_zip):
+    grey = class_folders(mode="L")
+    assert open_folders(pack_zip(grey), None).channels == 1
+    assert open_folders(pack_zip(grey | {"test/cat/0.png": png()}), None).channels == 3
+
+
+def test_differing_sizes_need_an_image_size(pack):
+    path = pack(class_folders() | {"test/dog/9.png": png(width=6)})
+    with pytest.raises(DatasetUnreadable, match=r"differ in size: 4x4 \(12 images\), 6x4 \(1 images\)") as caught:
+        open_folders(path, None)
+    assert "image_size" in str(caught.value.hint)
+    source = open_folders(path, 8)
+    assert (source.height, source.width) == (8, 8)
+    assert {pixels.shape[1:] for _, _, pixels in source.pieces()} == {(3, 8, 8)}
+
+
+@pytest.mark.parametrize("blob", [b"", b"not a picture", png()[:-30]], ids=["empty", "text", "cut"])
+def test_a_broken_image_is_named(pack, blob):
+    with pytest.raises(DatasetUnreadable, match=r"train/cat/1\.png"):
+        for _ in open_folders(pack(class_folders() | {"train/cat/1.png": blob}), None).pieces():
+            pass
+
+
+def test_one_broken_jpeg_is_named(pack_zip):
+    noise = io.BytesIO()
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(noise, "JPEG")
+    path = pack_zip(class_folders(width=40, height=40) | {"test/dog/1.png": noise.getvalue()[:700]})
+    with pytest.raises(DatasetUnreadable, match=r"test/dog/1\.png cannot be decoded"):
+        list(open_folders(path, None).pieces())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"test/bird/1.png": png()}, "The class 'bird' is missing in train"),
+        ({"train/bird/1.png": png()}, "The class 'bird' is missing in test"),
+        ({"train/stray.png": png()}, "train/stray.png"),
+        ({"train/bird/notes.txt": b"?", "train/bird/": b""}, "'bird' in train holds no images"),
+    ],
+)
+def test_what_does_not_fit_is_named(pack_zip, change, said):
+    with pytest.raises(DatasetUnreadable, match=said):
+        open_folders(pack_zip(class_folders() | change), None)
+
+
+def test_a_split_without_images(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, blob in class_folders(("train/",)).items():
+            archive.writestr(name, blob)
+        archive.mkdir("test")
+    with pytest.raises(DatasetUnreadable, match="The test folder holds no images"):
+        open_folders(path, None)
+
+
+def test_an_empty_class_folder_in_a_tar(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, blob in class_folders().items():
+            info = tarfile.TarInfo(name)
+            info.size = len(blob)
+            archive.addfile(info, io.BytesIO(blob))
+        empty = tarfile.TarInfo("test/empty")
+        empty.type = tarfile.DIRTYPE
+        archive.addfile(empty)
+    with pytest.raises(DatasetUnreadable, match="'empty' in test holds no images"):
+        open_folders(path, None)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({}, "holds no images"),
+        ({"readme.txt": b"?"}, "holds no images"),
+        ({"1.png": png(), "2.png": png()}, "1.png lies in no class folder"),
+        ({"only/1.png": png(), "only/2.png": png()}, "only one class, 'only'"),
+        (class_folders(("test/",)), "a folder 'test' but none named 'train'"),
+        (class_folders(("",), each=1), "too few to set some aside"),
+    ],
+    ids=["nothing", "notes", "flat", "one class", "no train", "too few"],
+)
+def test_archives_without_a_data_set(pack_zip, members, said):
+    with pytest.raises(DatasetUnreadable, match=said):
+        open_folders(pack_zip(members), None)
+
+
+def test_limits_hold_here_too(pack):
+    with pytest.raises(DatasetUnreadable, match="more than 3 members"):
+        open_folders(pack(class_folders()), None, Limits(members=3))

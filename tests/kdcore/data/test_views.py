@@ -1,0 +1,178 @@
+import math
+
+import pytest
+import torch
+
+from kdcore.data import Images, Views, order, views
+from kdcore.spec import CropFlip, Cutmix, Mixup, NoAugmentation, RandomResizedCrop
+
+AUGMENTATIONS = [NoAugmentation(), CropFlip(), CropFlip(padding=2, flip=False), RandomResizedCrop()]
+
+
+def noise(n: int = 300, channels: int = 3, side: int = 8) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(1, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(n) % 5)
+
+
+def test_order_is_a_permutation_and_another_one_each_epoch():
+    first, second = order(1000, seed=1, epoch=0), order(1000, seed=1, epoch=1)
+    assert torch.equal(first.sort().values, torch.arange(1000))
+    assert torch.equal(first, order(1000, seed=1, epoch=0))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, order(1000, seed=2, epoch=0))
+    assert order(0, 0, 0).tolist() == [] and order(1, 0, 0).tolist() == [0]
+
+
+def test_order_never_changes():
+    """Resumed jobs rely on it: these numbers are part of the format."""
+    assert order(8, seed=7, epoch=3).tolist() == [5, 1, 6, 0, 4, 7, 2, 3]
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda a: a.name)
+def test_a_view_does_not_depend_on_the_batch_around_it(augmentation):
+    images, seen = noise(), Views(augmentation, None, 5)
+    whole, labels = seen.batch(images, torch.arange(300), seed=3, epoch=2)
+    for index in (torch.tensor([17]), torch.tensor([250, 17, 17, 3]), torch.arange(299, -1, -1)):
+        part, part_labels = seen.batch(images, index, seed=3, epoch=2)
+        assert torch.equal(part, whole[index]) and torch.equal(part_labels, labels[index])
+    assert whole.dtype == torch.uint8 and whole.is_contiguous() and whole.shape == images.pixels.shape
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS[1:], ids=lambda a: a.name)
+def test_views_differ_by_epoch_and_by_seed(augmentation):
+    images, seen, index = noise(), Views(augmentation, None, 5), torch.arange(300)
+    first = seen.batch(images, index, seed=0, epoch=0)[0]
+    assert not torch.equal(first, seen.batch(images, index, seed=0, epoch=1)[0])
+    assert not torch.equal(first, seen.batch(images, index, seed=1, epoch=0)[0])
+
+
+def test_no_augmentation_is_the_images_themselves():
+    images = noise()
+    inputs, _ = Views(NoAugmentation(), None, 5).batch(images, torch.tensor([5, 0]), seed=0, epoch=0)
+    assert torch.equal(inputs, images.pixels[[5, 0]])
+
+
+def test_crop_worked_out_by_hand():
+    """2 × 2 image, padding 1: cut at (0, 0), at (2, 1), and at (1, 0) mirrored."""
+    image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).expand(3, 1, 2, 2)
+    cut = views.crop_flip(image, torch.tensor([0, 2, 1]), torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1]), padding=1)
+    assert cut[:, 0].tolist() == [[[0, 0], [0, 1]], [[3, 4], [0, 0]], [[1, 0], [3, 0]]]
+
+
+def test_crops_are_what_padding_cutting_and_mirroring_one_by_one_gives():
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (50, 3, 7, 9), generator=generator, dtype=torch.uint8)
+    top, left = torch.randint(0, 9, (2, 50), generator=generator)
+    flipped = torch.randint(0, 2, (50,), generator=generator)
+    padded = torch.nn.functional.pad(pixels, (4, 4, 4, 4))
+    one_by_one = []
+    for image, y, x, mirror in zip(padded, top, left, flipped, strict=True):
+        cut = image[:, y : y + 7, x : x + 9]
+        one_by_one.append(cut.flip(-1) if mirror else cut)
+    assert torch.equal(views.crop_flip(pixels, top, left, flipped, 4), torch.stack(one_by_one))
+
+
+def test_162_views_all_of_them_and_evenly():
+    """Rows × columns × mirroring; χ² with 161 degrees of freedom stays below 230 but once in 3,000 seeds."""
+    seen = Views(CropFlip(), None, 5)
+    assert seen.distinct() == 162
+    ids = seen.view_id(torch.arange(16_200), seed=0, epoch=0)
+    counts = ids.bincount(minlength=162).double()
+    assert len(counts) == 162
+    assert ((counts - 100) ** 2 / 100).sum() < 230
+    assert (ids % 2).double().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_equal_view_numbers_are_equal_bytes_and_different_ones_differ():
+    images, seen = noise(2), Views(CropFlip(padding=1), None, 5)
+    by_id: dict[int, torch.Tensor] = {}
+    for epoch in range(200):
+        number = int(seen.view_id(torch.tensor([1]), seed=0, epoch=epoch))
+        pixels = seen.batch(images, torch.tensor([1]), seed=0, epoch=epoch)[0]
+        assert torch.equal(by_id.setdefault(number, pixels), pixels)
+    assert len(by_id) == seen.distinct() == 18
+    assert len({pixels.numpy().tobytes() for pixels in by_id.values()}) == 18
+
+
+def test_how_many_views_there_are():
+    assert Views(NoAugmentation(), None, 5).distinct() == 1
+    assert Views(CropFlip(padding=0, flip=False), None, 5).distinct() == 1
+    assert Views(CropFlip(padding=0), None, 5).distinct() == 2
+    assert Views(RandomResizedCrop(), None, 5).distinct() is None
+    assert Views(CropFlip(), Mixup(), 5).distinct() is None
+    assert Views(NoAugmentation(), None, 5).view_id(torch.arange(3), 0, 0).tolist() == [0, 0, 0]
+
+
+def test_a_box_of_the_whole_image_changes_nothing():
+    images = noise(6, side=9)
+    zero, nine = torch.zeros(6, dtype=torch.long), torch.full((6,), 9)
+    whole = views.Boxes(zero, zero, nine, nine)
+    assert torch.equal(views.resized_crop(images.pixels, whole, zero), images.pixels)
+    assert torch.equal(views.resized_crop(images.pixels, whole, zero + 1), images.pixels.flip(-1))
+
+
+def test_a_resized_crop_is_torchs_bilinear_to_within_rounding():
+    images = noise(20, side=16)
+    generator = torch.Generator().manual_seed(2)
+    tall, wide = torch.randint(1, 17, (2, 20), generator=generator)
+    top = (torch.rand(20, generator=generator) * (17 - tall)).long()
+    left = (torch.rand(20, generator=generator) * (17 - wide)).long()
+    cut = views.resized_crop(images.pixels, views.Boxes(top, left, tall, wide), torch.zeros(20, dtype=torch.long))
+    for n in range(20):
+        box = images.pixels[n : n + 1, :, top[n] : top[n] + tall[n], left[n] : left[n] + wide[n]].float()
+        expected = torch.nn.functional.interpolate(box, (16, 16), mode="bilinear")[0]
+        assert (cut[n].float() - expected).abs().max() < 3
+
+
+def test_boxes_have_the_areas_and_ratios_that_were_asked_for():
+    how = RandomResizedCrop(scale=(0.25, 0.5), ratio=(0.5, 2.0))
+    draws = list(views.counters.draws(views.counters.streams(9, torch.arange(5000)), 4))
+    top, left, tall, wide = views._boxes(how, draws, 400, 400)
+    assert (top >= 0).all() and (left >= 0).all() and (top + tall <= 400).all() and (left + wide <= 400).all()
+    area, ratio = (tall * wide / 400**2).double(), (wide / tall).double()
+    assert area.min() > 0.245 and area.max() < 0.505 and area.mean().item() == pytest.approx(0.375, abs=0.01)
+    assert ratio.min() > 0.49 and ratio.max() < 2.05 and ratio.log().mean().item() == pytest.approx(0, abs=0.02)
+
+
+def test_a_box_never_leaves_a_narrow_image():
+    how = RandomResizedCrop(scale=(1.0, 1.0), ratio=(3.0, 4.0))
+    draws = list(views.counters.draws(views.counters.streams(9, torch.arange(100)), 4))
+    top, left, tall, wide = views._boxes(how, draws, 50, 10)
+    assert (wide == 10).all() and (left == 0).all() and (tall >= 1).all() and (top + tall <= 50).all()
+
+
+@pytest.mark.parametrize("mix", [Mixup(), Cutmix()], ids=lambda m: m.name)
+def test_mixed_batches_depend_on_seed_epoch_and_rows_but_not_on_their_order(mix):
+    images, seen, index = noise(), Views(CropFlip(), mix, 5), torch.tensor([4, 9, 2, 77, 130, 8, 41, 5])
+    inputs, labels = seen.batch(images, index, seed=0, epoch=0)
+    assert inputs.dtype == torch.float32 and labels.shape == (8, 5)
+    assert inputs.min() >= 0 and inputs.max() <= 255
+    assert torch.allclose(labels.sum(1), torch.ones(8))
+    again, _ = seen.batch(images, index.flip(0), seed=0, epoch=0)
+    assert torch.equal(again.flip(0), inputs)
+    others = [seen.batch(images, index, 1, 0), seen.batch(images, index, 0, 1), seen.batch(images, index + 1, 0, 0)]
+    assert not any(torch.equal(other, inputs) for other, _ in others)
+
+
+def test_a_batch_of_one_is_mixed_with_itself():
+    inputs, labels = Views(NoAugmentation(), Mixup(), 5).batch(noise(), torch.tensor([3]), 0, 0)
+    assert torch.equal(inputs[0], noise().pixels[3].float())
+    assert labels.tolist() == [[0, 0, 0, 1, 0]]
+
+
+def test_draws_for_views_order_and_mixing_are_unrelated():
+    ids = Views(CropFlip(padding=0), None, 5).view_id(torch.arange(4000), 0, 0).double()
+    places = order(4000, 0, 0).argsort().double()
+    assert abs(torch.corrcoef(torch.stack([ids, places]))[0, 1].item()) < 4 / math.sqrt(4000)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda a: a.name)
+def test_a_gpu_sees_the_same_bytes(augmentation):
+    images, seen, index = noise(), Views(augmentation, None, 5), torch.arange(300)
+    here, _ = seen.batch(images, index, seed=3, epoch=2)
+    there, _ = seen.batch(images.to("cuda"), index, seed=3, epoch=2)
+    assert torch.equal(here, there.cpu())
+    assert torch.equal(order(999, 1, 2), order(999, 1, 2, device="cuda").cpu())
