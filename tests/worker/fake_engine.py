@@ -1,0 +1,158 @@
+"""A stand-in for `python -m kdcore run`: same flags, same lines, no torch. What it does is written in its spec.
+
+    {"fake": {"steps": 20, "step_s": 0.02, "checkpoint_every": 5, "at": {"7": "segfault"}, "once": "FILE"}}
+
+Its "weights" are a chain of hashes: they depend on every step, so a resumed run that lost or repeated one differs.
+`at` names a misbehaviour and the step where it happens; with `once`, only while that file does not exist.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+STOPPED = 75
+
+
+def weights_after(steps: int) -> str:
+    """The weights of an undisturbed run."""
+    weights = "initial"
+    for step in range(1, steps + 1):
+        weights = trained(weights, step)
+    return weights
+
+
+def trained(weights: str, step: int) -> str:
+    return hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
+
+
+class Engine:
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        spec = json.loads(arguments.spec.read_text())
+        self.options: dict[str, Any] = spec["fake"]
+        self.out: Path = arguments.out
+        self.lines = os.fdopen(arguments.events_fd, "w", buffering=1) if arguments.events_fd else sys.stdout
+        self.stop_asked = False
+        self.resume: Path | None = arguments.resume
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self.lines.write(json.dumps({"event": event, **fields}) + "\n")
+        self.lines.flush()
+
+    def stop(self, _: int, __: FrameType | None) -> None:
+        self.stop_asked = True
+
+    def run(self) -> int:
+        print("the fake engine starts", flush=True)
+        signal.signal(signal.SIGTERM, self.stop)
+        self.tell("phase", phase="validating")
+        self.tell("phase", phase="training")
+        step, weights = 0, "initial"
+        if self.resume:
+            state = json.loads(self.resume.read_text())
+            step, weights = state["step"], state["weights"]
+            print(f"goes on after step {step}", flush=True)
+        steps = self.options.get("steps", 10)
+        while step < steps:
+            step, weights = step + 1, trained(weights, step + 1)
+            time.sleep(self.options.get("step_s", 0.01))
+            self.tell("metric", trial="student", step=step, epoch=0, values={"train/loss": 1 / step})
+            self.tell("progress", trial="student", epoch=1, epochs=1, step=step, total_steps=steps, percent=100 * step / steps, seconds_remaining=None)  # fmt: skip  # noqa: E501
+            if self.stop_asked or step % self.options.get("checkpoint_every", 5) == 0:
+                self.checkpoint(step, weights)
+            if self.stop_asked:
+                return STOPPED
+            self.misbehave(step)
+        self.tell("phase", phase="exporting")
+        self.announce("artifact", self.out / "student.safetensors", weights, name="student.safetensors", media_type="application/octet-stream")  # fmt: skip  # noqa: E501
+        self.announce("artifact", self.out / "report.json", "{}", name="report.json", media_type="application/json")
+        self.tell("done", report={"student": {"accuracy": 0.5}, "weights": weights})
+        return 0
+
+    def checkpoint(self, step: int, weights: str) -> None:
+        folder = self.out / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        self.announce(
+            "checkpoint", folder / f"{step:09d}.pt", json.dumps({"step": step, "weights": weights}), step=step
+        )
+
+    def announce(self, event: str, path: Path, text: str, **fields: Any) -> None:
+        path.write_text(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        self.tell(event, path=str(path.relative_to(self.out)), bytes=len(text), sha256=digest, **fields)
+
+    def misbehave(self, step: int) -> None:
+        how = self.options.get("at", {}).get(str(step))
+        if how is None:
+            return
+        once = self.options.get("once")
+        if once is not None:
+            if Path(once).exists():
+                return
+            Path(once).touch()
+        getattr(self, how)()
+
+    def segfault(self) -> None:
+        ctypes.string_at(0)
+
+    def vanish(self) -> None:
+        os._exit(0)
+
+    def exit_three(self) -> None:
+        os._exit(3)
+
+    def kill_itself(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def deaf(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+
+    def out_of_memory(self) -> None:
+        raise MemoryError
+
+    def diverge(self) -> None:
+        self.tell("error", code="loss_diverged", message="the loss is not a number", retryable=False, hint="lower lr")
+        sys.exit(1)
+
+    def storage_full(self) -> None:
+        self.tell("error", code="storage_full", message="no room", retryable=True, hint=None)
+        sys.exit(1)
+
+    def garbage(self) -> None:
+        self.lines.write('not json\n[1, 2]\n{"no": "event"}\n')
+        self.lines.flush()
+
+    def grandchild(self) -> None:
+        """One that ignores SIGTERM and keeps every descriptor open."""
+        sleeper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", sleeper], close_fds=False)
+        (self.out / "grandchild").write_text(str(child.pid))
+
+    def escape(self) -> None:
+        """Announce a file that is not its own."""
+        self.tell("artifact", name="passwd", path="../../../../../../../../etc/passwd", media_type="text/plain", bytes=1, sha256="0" * 64)  # fmt: skip  # noqa: E501
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("verb", choices=["run"])
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--input", action="append", default=[])
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--events-fd", type=int)
+    return Engine(parser.parse_args()).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
