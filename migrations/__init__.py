@@ -1,0 +1,1 @@
+"""Alembic's revisions, one per change of store/tables.py."""

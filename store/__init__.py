@@ -1,0 +1,1 @@
+"""What outlives a process: rows, their lawful moves, and files."""

@@ -1,0 +1,186 @@
+"""Files that are whole or not there, in one folder.
+
+    blobs/ab/abcdef…                  bytes known by their sha256
+    checkpoints/<job>/<fence>/<step>.pt   under the fence, so that a stale attempt spoils only its own
+    logs/<job>/<fence>.log            what an attempt printed
+    uploads/<id>                      bytes that are still coming in
+
+A file is written to a temporary name in its own folder while it is hashed; then fsync, rename, fsync of the folder.
+Without the first fsync a power cut leaves an empty file under the final name; without the second, none.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from kdcore.errors import StorageFull
+from store.errors import BlobMismatch, NotFound
+
+CHUNK = 1 << 20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class Blob:
+    sha256: str
+    bytes: int
+
+
+class BlobStore:
+    """The files of one service. Every method is plain and blocking: an event loop sends it to a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+
+    def put_file(self, source: Path) -> Blob:
+        """Copy a file in. The copy may take long; what is seen under its digest is whole at once."""
+        with source.open("rb") as file:
+            return self.put_stream(_chunks(file))
+
+    def put_stream(self, chunks: Iterable[bytes]) -> Blob:
+        return self._write(chunks, self.folder / "blobs", lambda blob: self.path(blob.sha256))
+
+    def put_checkpoint(self, job_id: str, fence: int, step: int, source: Path, sha256: str | None = None) -> Blob:
+        """Copy a checkpoint to its place; BlobMismatch, and nothing there, where it is not what was announced."""
+        target = self.checkpoint_path(job_id, fence, step)
+
+        def place(blob: Blob) -> Path:
+            if sha256 is not None and blob.sha256 != sha256:
+                raise BlobMismatch(source.name, sha256, blob.sha256)
+            return target
+
+        with source.open("rb") as file:
+            return self._write(_chunks(file), target.parent, place)
+
+    def link(self, source: Path, sha256: str | None = None) -> Blob:
+        """Give a durable file of this folder a place among the blobs, without copying; BlobMismatch as above."""
+        with source.open("rb") as file:
+            blob = Blob(hashlib.file_digest(file, "sha256").hexdigest(), source.stat().st_size)
+        if sha256 is not None and blob.sha256 != sha256:
+            raise BlobMismatch(source.name, sha256, blob.sha256)
+        target = self.path(blob.sha256)
+        with room(target.parent):
+            make_folder(target.parent)
+            temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
+            os.link(source, temporary)
+            temporary.replace(target)
+            sync_folder(target.parent)
+        return blob
+
+    def path(self, sha256: str) -> Path:
+        return self.folder / "blobs" / sha256[:2] / sha256
+
+    def exists(self, sha256: str) -> bool:
+        return self.path(sha256).is_file()
+
+    def open(self, sha256: str) -> BinaryIO:
+        try:
+            return self.path(sha256).open("rb")
+        except FileNotFoundError:
+            raise NotFound("blob", f"sha256:{sha256}") from None
+
+    def checkpoint_path(self, job_id: str, fence: int, step: int) -> Path:
+        return self.folder / "checkpoints" / job_id / str(fence) / f"{step:09d}.pt"
+
+    def log_path(self, job_id: str, fence: int) -> Path:
+        return self.folder / "logs" / job_id / f"{fence}.log"
+
+    def logs(self, job_id: str) -> list[tuple[int, Path]]:
+        """Each attempt's fence and log, oldest first."""
+        found = (self.folder / "logs" / job_id).glob("*.log")
+        return sorted((int(path.stem), path) for path in found)
+
+    def upload_path(self, upload_id: str) -> Path:
+        return self.folder / "uploads" / upload_id
+
+    def relative(self, path: Path) -> str:
+        """How a row names a file: the folder may move."""
+        return path.relative_to(self.folder).as_posix()
+
+    def forget_job(self, job_id: str) -> None:
+        """Remove a deleted job's checkpoints and logs. Blobs stay: others may hold the same bytes."""
+        for kind in ("checkpoints", "logs"):
+            shutil.rmtree(self.folder / kind / job_id, ignore_errors=True)
+
+    def free_bytes(self) -> int:
+        make_folder(self.folder)
+        return shutil.disk_usage(self.folder).free
+
+    def sweep_temporaries(self, older_than_s: float = 86_400) -> list[Path]:
+        """Remove what a killed process left half written."""
+        before = time.time() - older_than_s
+        left = [path for path in self.folder.rglob(f".*{TEMPORARY}") if path.stat().st_mtime < before]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return left
+
+    def _write(self, chunks: Iterable[bytes], folder: Path, place: Callable[[Blob], Path]) -> Blob:
+        """Write beside the place, hashing; where the place is comes last, since it may be named by the hash."""
+        with room(folder):
+            make_folder(folder)
+            temporary = folder / f".{secrets.token_hex(8)}{TEMPORARY}"
+            try:
+                blob = _fill(temporary, chunks)
+                target = place(blob)
+                make_folder(target.parent)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(target.parent)
+        return blob
+
+
+def _fill(path: Path, chunks: Iterable[bytes]) -> Blob:
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            size += file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return Blob(digest.hexdigest(), size)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, durably: each new one is written into its parent before anything goes in."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Tell a full, over-quota or read-only disk as what it is to the person waiting: no room, and it may come back."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise StorageFull(
+            f"no room to write in {folder.name}: {error.strerror}", "free some space, then try again"
+        ) from error
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK):
+        yield chunk

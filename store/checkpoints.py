@@ -1,0 +1,78 @@
+"""Where a job can go on from. A row names a file that was whole and durable before the row was written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, select
+
+from store import tables
+from store.clock import database_now
+from store.conflict import insert
+from store.errors import LeaseLost
+from store.events import tell
+from store.fence import change, mine
+from store.rows import as_record, columns
+from store.tables import jobs
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    job_id: str
+    fence: int
+    """The attempt that wrote it: a stale one can only spoil its own."""
+    step: int
+    path: str
+    """Relative to the blob store's folder."""
+    sha256: str
+    bytes: int
+
+
+CHECKPOINT = columns(tables.checkpoints, Checkpoint)
+
+
+def record(connection: Connection, job_id: str, fence: int, *, step: int, sha256: str, bytes: int, path: str) -> None:
+    """Name a checkpoint that is whole on disk; from now on another attempt may go on from it."""
+    furthest = func.coalesce(jobs.c.checkpoint_step, -1)
+    job = change(connection, mine(job_id, fence), checkpoint_step=_larger(connection, furthest, step))
+    if job is None:
+        raise LeaseLost(job_id, fence)
+    row = {"job_id": job_id, "fence": fence, "step": step, "path": path, "sha256": sha256, "bytes": bytes}
+    adding = insert(connection, tables.checkpoints).values(**row, created_at=database_now())
+    same = [tables.checkpoints.c.job_id, tables.checkpoints.c.fence, tables.checkpoints.c.step]
+    connection.execute(adding.on_conflict_do_update(index_elements=same, set_=row))
+    tell(connection, job, "checkpoint", step=step, bytes=bytes)
+
+
+def newest(connection: Connection, job_id: str) -> list[Checkpoint]:
+    """Every checkpoint, the furthest first; of one step, the latest attempt's first."""
+    mine_all = select(*CHECKPOINT).where(tables.checkpoints.c.job_id == job_id)
+    furthest_first = mine_all.order_by(tables.checkpoints.c.step.desc(), tables.checkpoints.c.fence.desc())
+    return [as_record(Checkpoint, row) for row in connection.execute(furthest_first)]
+
+
+def superseded(connection: Connection, job_id: str, keep: int = 2) -> list[Checkpoint]:
+    """Forget all but the newest `keep`, and return the forgotten: their files may go once this is committed."""
+    forgotten = newest(connection, job_id)[keep:]
+    for checkpoint in forgotten:
+        _forget(connection, checkpoint)
+    return forgotten
+
+
+def discard(connection: Connection, job_id: str, fence: int, broken: Checkpoint, reason: str) -> None:
+    """Forget one whose bytes are not what its row says, and tell the client that an earlier one is used."""
+    job = change(connection, mine(job_id, fence))
+    if job is None:
+        raise LeaseLost(job_id, fence)
+    _forget(connection, broken)
+    tell(connection, job, "warning", code="checkpoint_skipped", message=reason, step=broken.step)
+
+
+def _forget(connection: Connection, checkpoint: Checkpoint) -> None:
+    rows = tables.checkpoints
+    same = (rows.c.job_id == checkpoint.job_id, rows.c.fence == checkpoint.fence, rows.c.step == checkpoint.step)
+    connection.execute(delete(rows).where(*same))
+
+
+def _larger(connection: Connection, one: Any, other: int) -> Any:
+    """The larger of two values in a row: each database has its own word for it."""
+    return func.greatest(one, other) if connection.dialect.name == "postgresql" else func.max(one, other)

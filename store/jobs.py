@@ -1,0 +1,206 @@
+"""Jobs as a client sees them: send one, find it, steer it. What workers do to a job is in `lifecycle`."""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
+from sqlalchemy import delete as delete_from
+
+from store.clock import database_now
+from store.conflict import insert
+from store.errors import IdempotencyConflict, NotFound, NotLawful
+from store.events import tell
+from store.fence import change
+from store.ids import new_id
+from store.lifecycle import LET_GO, TERMINAL, lawful
+from store.rows import JOB, Job, as_record
+from store.tables import jobs
+
+__all__ = [
+    "Job",
+    "by_status",
+    "cancel",
+    "delete",
+    "get",
+    "list_page",
+    "pause",
+    "queue_position",
+    "resume",
+    "retry",
+    "submit",
+]
+
+
+def submit(
+    connection: Connection,
+    *,
+    project: str,
+    spec: dict[str, Any],
+    resolved: dict[str, Any],
+    name: str | None,
+    method: str,
+    spec_sha256: str,
+    max_attempts: int,
+    idempotency_key: str | None = None,
+    priority: int = 0,
+    deadline_s: float | None = None,
+) -> tuple[Job, bool]:
+    """Queue a job. The same key with the same body is the same job, and False: it was there already.
+
+    Raises IdempotencyConflict where the key came with another body. Racing senders of one key get one job.
+    """
+    new = insert(connection, jobs).values(
+        id=new_id("job"),
+        project=project,
+        name=name,
+        method=method,
+        spec=spec,
+        resolved_spec=resolved,
+        spec_sha256=spec_sha256,
+        idempotency_key=idempotency_key,
+        status="queued",
+        priority=priority,
+        max_attempts=max_attempts,
+        event_seq=1,
+        created_at=database_now(),
+        deadline_at=None if deadline_s is None else database_now() + deadline_s,
+    )
+    once = new.on_conflict_do_nothing(index_elements=[jobs.c.project, jobs.c.idempotency_key]).returning(*JOB)
+    row = connection.execute(once).one_or_none()
+    if row is None:
+        return _sent_before(connection, project, idempotency_key, spec_sha256), False
+    job = as_record(Job, row)
+    tell(connection, job, "queued")
+    return job, True
+
+
+def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
+    """A job by its id; with a project, only within it."""
+    row = connection.execute(select(*JOB).where(_is(job_id, project))).one_or_none()
+    if row is None:
+        raise NotFound("job", job_id)
+    return as_record(Job, row)
+
+
+def list_page(
+    connection: Connection,
+    *,
+    project: str,
+    limit: int,
+    after: str | None = None,
+    status: str | None = None,
+    method: str | None = None,
+) -> tuple[list[Job], str | None]:
+    """Jobs, newest first, from behind the one named `after`; and the name to go on behind, or None at the end."""
+    wanted = select(*JOB).where(jobs.c.project == project)
+    if after is not None:
+        wanted = wanted.where(jobs.c.id < after)
+    if status is not None:
+        wanted = wanted.where(jobs.c.status == status)
+    if method is not None:
+        wanted = wanted.where(jobs.c.method == method)
+    rows = connection.execute(wanted.order_by(jobs.c.id.desc()).limit(limit + 1)).all()
+    found = [as_record(Job, row) for row in rows[:limit]]
+    return found, found[-1].id if len(rows) > limit else None
+
+
+def queue_position(connection: Connection, job: Job) -> int | None:
+    """1 is next; None for a job that does not wait."""
+    if job.status != "queued":
+        return None
+    earlier = or_(jobs.c.created_at < job.created_at, and_(jobs.c.created_at == job.created_at, jobs.c.id < job.id))
+    before = or_(jobs.c.priority > job.priority, and_(jobs.c.priority == job.priority, earlier))
+    ahead = select(func.count()).select_from(jobs).where(jobs.c.status == "queued", before)
+    return connection.execute(ahead).scalar_one() + 1
+
+
+def by_status(connection: Connection, project: str | None = None) -> dict[str, int]:
+    """How many jobs there are in each status that any job is in."""
+    counted = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+    if project is not None:
+        counted = counted.where(jobs.c.project == project)
+    return {status: count for status, count in connection.execute(counted)}
+
+
+def cancel(connection: Connection, job_id: str, project: str | None = None) -> Job:
+    """A waiting job is cancelled at once; a running one is asked, and asking twice is asking once."""
+    waits = jobs.c.status.in_(("queued", "paused"))
+    unasked = and_(jobs.c.status == "running", func.coalesce(jobs.c.wish, "") != "cancel")
+    job = change(
+        connection,
+        and_(_is(job_id, project), or_(waits, unasked)),
+        status=case((waits, "cancelled"), else_=jobs.c.status),
+        wish=case((unasked, "cancel")),
+        fence=jobs.c.fence + case((waits, 1), else_=0),
+        finished_at=case((waits, database_now())),
+    )
+    if job is None:
+        return _asked_already(connection, job_id, project, "cancel")
+    tell(connection, job, "cancelled" if job.status == "cancelled" else "cancel_requested")
+    return job
+
+
+def pause(connection: Connection, job_id: str, project: str | None = None) -> Job:
+    """A queued job is paused at once; a running one is asked to save its state first. A wish to cancel outweighs it."""
+    waits = jobs.c.status == "queued"
+    unasked = and_(jobs.c.status == "running", jobs.c.wish.is_(None))
+    job = change(
+        connection,
+        and_(_is(job_id, project), or_(waits, unasked)),
+        status=case((waits, "paused"), else_=jobs.c.status),
+        wish=case((unasked, "pause")),
+    )
+    if job is None:
+        return _asked_already(connection, job_id, project, "pause")
+    tell(connection, job, "paused" if job.status == "paused" else "pause_requested")
+    return job
+
+
+def resume(connection: Connection, job_id: str, project: str | None = None) -> Job:
+    """Put a paused job back into the queue, where it stood by its age."""
+    job = change(connection, and_(_is(job_id, project), jobs.c.status == "paused"), status="queued", not_before=None)
+    if job is None:
+        raise _not_lawful(connection, job_id, project, "resume")
+    tell(connection, job, "resumed")
+    return job
+
+
+def retry(connection: Connection, job_id: str, project: str | None = None) -> Job:
+    """Queue a failed or cancelled job again with all its attempts; it goes on from its last checkpoint."""
+    ended_badly = jobs.c.status.in_(("failed", "cancelled"))
+    afresh: dict[str, Any] = {"attempts": 0, "error": None, "not_before": None, "finished_at": None, **LET_GO}
+    job = change(connection, and_(_is(job_id, project), ended_badly), status="queued", **afresh)
+    if job is None:
+        raise _not_lawful(connection, job_id, project, "retry")
+    tell(connection, job, "retried")
+    return job
+
+
+def delete(connection: Connection, job_id: str, project: str | None = None) -> None:
+    """Forget a job that has ended, with everything that hangs on it. Its files are the caller's to remove."""
+    gone = delete_from(jobs).where(_is(job_id, project), jobs.c.status.in_(TERMINAL)).returning(jobs.c.id)
+    if connection.execute(gone).one_or_none() is None:
+        raise _not_lawful(connection, job_id, project, "delete")
+
+
+def _is(job_id: str, project: str | None) -> ColumnElement[bool]:
+    return jobs.c.id == job_id if project is None else and_(jobs.c.id == job_id, jobs.c.project == project)
+
+
+def _sent_before(connection: Connection, project: str, key: str | None, spec_sha256: str) -> Job:
+    same_key = and_(jobs.c.project == project, jobs.c.idempotency_key == key)
+    row = connection.execute(select(*JOB, jobs.c.spec_sha256).where(same_key)).one()
+    if row.spec_sha256 != spec_sha256:
+        raise IdempotencyConflict(str(key), row.id)
+    return get(connection, row.id)
+
+
+def _asked_already(connection: Connection, job_id: str, project: str | None, verb: str) -> Job:
+    job = get(connection, job_id, project)
+    if job.wish == verb:
+        return job
+    raise NotLawful(job.status, verb, lawful(job.status))
+
+
+def _not_lawful(connection: Connection, job_id: str, project: str | None, verb: str) -> NotLawful:
+    status = get(connection, job_id, project).status
+    return NotLawful(status, verb, lawful(status))

@@ -1,0 +1,95 @@
+"""What an operator may set, in the environment as DISTILLERY_…; checked at start, in words that say what works."""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+
+class Settings(BaseSettings):
+    """Left alone, all is local: SQLite, a folder, one process, this machine only."""
+
+    model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True, extra="forbid")
+
+    home: Path = Field(
+        default=Path("distillery-data"), description="Where everything is kept that no other setting places."
+    )
+    database_url: str = Field(default="", description="sqlite:///path or postgresql://…; default: a file in home.")
+    broker_url: str = Field(default="memory://", description="Where the doorbell hangs: memory:// or redis://….")
+    files: Path = Field(default=Path(), description="Folder of blobs, checkpoints and logs; default: files in home.")
+
+    host: str = Field(default="127.0.0.1", description="Address that the server listens on.")
+    port: int = Field(default=8000, ge=0, le=65535)
+    admin_key_hash: str | None = Field(default=None, description="SHA-256 of the administrator's key, hexadecimal.")
+
+    lease_s: float = Field(default=30, gt=0, description="So long a job stays its worker's without a sign of life.")
+    heartbeat_s: float = Field(default=5, gt=0, description="How often a worker shows that it lives.")
+    look_s: float = Field(default=5, gt=0, description="How often a worker looks for jobs without being rung.")
+    rering_s: float = Field(default=15, gt=0, description="A job that has waited so long is rung for again.")
+    stop_grace_s: float = Field(default=30, gt=0, description="Time that a training gets to save its state and stop.")
+    max_unproven_s: float = Field(
+        default=900, gt=0, description="So long a training goes on with the database out of reach."
+    )
+    max_attempts: int = Field(default=3, ge=1, description="Attempts in a row that may end without a new checkpoint.")
+
+    min_free_bytes: int = Field(default=200_000_000, ge=0, description="With less room on the disk no job is started.")
+    upload_max_bytes: int = Field(default=10_000_000_000, gt=0)
+    slots: int | None = Field(default=None, ge=1, description="Jobs at a time on this host; default: one a device.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _place_by_home(cls, given: dict[str, object]) -> dict[str, object]:
+        home = Path(str(given.get("home") or "distillery-data")).absolute()
+        places = {"database_url": f"sqlite:///{home / 'distillery.db'}", "files": home / "files"}
+        return {**given, "home": home, **{name: given.get(name) or place for name, place in places.items()}}
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        try:
+            parsed = make_url(url)
+        except ArgumentError:
+            raise ValueError("is not a URL; use sqlite:///path/to/file.db or postgresql://user@host/name") from None
+        backend = parsed.get_backend_name()
+        if backend not in ("sqlite", "postgresql"):
+            raise ValueError(f"{backend} is not supported; use sqlite:/// or postgresql://")
+        if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+            raise ValueError("SQLite in memory is not supported: jobs must outlive the process; use sqlite:///path")
+        return url
+
+    @field_validator("admin_key_hash")
+    @classmethod
+    def _is_a_digest(cls, digest: str | None) -> str | None:
+        if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError("must be the SHA-256 of the key as 64 hexadecimal digits, not the key itself")
+        return digest
+
+    @model_validator(mode="after")
+    def _lease_outlasts_heartbeats(self) -> Self:
+        if self.lease_s < 4 * self.heartbeat_s:
+            raise ValueError(
+                f"lease_s {self.lease_s:g} is shorter than four heartbeats of {self.heartbeat_s:g} s: one late beat "
+                f"would lose the job; set lease_s to {4 * self.heartbeat_s:g} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _open_only_with_a_key(self) -> Self:
+        if self.admin_key_hash is None and not _loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines, and no key is set; set "
+                "DISTILLERY_ADMIN_KEY_HASH to the SHA-256 of a key, or DISTILLERY_HOST to 127.0.0.1"
+            )
+        return self
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,197 @@
+"""The rows. Times are seconds since 1970 by the database's clock; sizes are bytes; digests are hexadecimal."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+DOCUMENT = JSON(none_as_null=True)
+SHA256 = String(64)
+ID = String(40)
+
+
+def _of_a_job() -> Column[str]:
+    return Column("job_id", ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("project", String(100), nullable=False),
+    Column("name", Text),
+    Column("method", Text, nullable=False),
+    Column("spec", DOCUMENT, nullable=False),
+    Column("resolved_spec", DOCUMENT, nullable=False),
+    Column("spec_sha256", SHA256, nullable=False),
+    Column("idempotency_key", String(200)),
+    Column("status", String(16), nullable=False),
+    Column("phase", String(32)),
+    Column("wish", String(16)),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    # Who may write: the fence counts claims, and only its newest number is let through.
+    Column("fence", BigInteger, nullable=False, server_default=text("0")),
+    Column("owner", Text),
+    Column("lease_until", Double),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("max_attempts", Integer, nullable=False),
+    Column("checkpoint_step", BigInteger),
+    # The newest checkpoint when it was last claimed: a later one shows that the attempt got somewhere.
+    Column("claimed_step", BigInteger),
+    Column("not_before", Double),
+    Column("deadline_at", Double),
+    Column("event_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("progress", DOCUMENT),
+    Column("result", DOCUMENT),
+    Column("error", DOCUMENT),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    UniqueConstraint("project", "idempotency_key"),
+    CheckConstraint("status IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="status"),
+    CheckConstraint("wish IN ('cancel', 'pause')", name="wish"),
+    CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="running_holds_a_lease"),
+    CheckConstraint("wish IS NULL OR status = 'running'", name="only_the_running_are_asked"),
+)
+Index("ix_jobs_project_id", jobs.c.project, jobs.c.id)
+Index(
+    "ix_jobs_waiting",
+    jobs.c.priority.desc(),
+    jobs.c.created_at,
+    sqlite_where=jobs.c.status.in_(("queued", "running")),
+    postgresql_where=jobs.c.status.in_(("queued", "running")),
+)
+
+job_attempts = Table(
+    "job_attempts",
+    metadata,
+    _of_a_job(),
+    Column("fence", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("device", Text),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("how", String(16)),
+    Column("first_step", BigInteger),
+    Column("last_step", BigInteger),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    _of_a_job(),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("data", DOCUMENT, nullable=False),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    _of_a_job(),
+    Column("trial", String(32), primary_key=True),
+    Column("key", String(100), primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("epoch", Double),
+    Column("value", Double),
+    sqlite_with_rowid=False,
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _of_a_job(),
+    Column("fence", BigInteger, primary_key=True, autoincrement=False),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("path", Text, nullable=False),
+    Column("sha256", SHA256, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    _of_a_job(),
+    Column("name", String(200), primary_key=True),
+    Column("sha256", SHA256, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("media_type", String(200), nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("project", String(100), nullable=False),
+    Column("filename", Text),
+    Column("bytes", BigInteger),
+    Column("sha256", SHA256),
+    Column("offset", BigInteger, nullable=False, server_default=text("0")),
+    Column("status", String(16), nullable=False, server_default=text("'open'")),
+    Column("created_at", Double, nullable=False),
+    CheckConstraint("status IN ('open', 'complete')", name="status"),
+)
+
+
+def _registered(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("id", ID, primary_key=True),
+        Column("project", String(100), nullable=False),
+        Column("name", String(100), nullable=False),
+        Column("sha256", SHA256, nullable=False),
+        Column("facts", DOCUMENT, nullable=False),
+        Column("created_at", Double, nullable=False),
+        UniqueConstraint("project", "name"),
+    )
+
+
+models = _registered("models")
+datasets = _registered("datasets")
+
+inspections = Table(
+    "inspections",
+    metadata,
+    Column("digest", SHA256, primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    Column("facts", DOCUMENT, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(200), primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("devices", DOCUMENT, nullable=False),
+    Column("current_job", ID),
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)

@@ -1,0 +1,122 @@
+"""Bytes that come in parts. The row's offset is the truth: what lies behind it in the file was never acknowledged.
+
+create ──▶ append … append ──▶ complete
+           write at the row's offset, fsync, then move the row on      hash, compare, link among the blobs, then the row
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
+
+from store import tables
+from store.blobs import Blob, BlobStore, make_folder, room
+from store.clock import database_now
+from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
+from store.ids import new_id
+from store.rows import as_record, columns
+
+
+@dataclass(frozen=True)
+class Upload:
+    id: str
+    project: str
+    filename: str | None
+    bytes: int | None
+    """The whole size: as announced, or as found once complete."""
+    sha256: str | None
+    """As announced, or as found once complete."""
+    offset: int
+    """How many bytes have come in and are durable."""
+    status: str
+    created_at: float
+
+
+UPLOAD = columns(tables.uploads, Upload)
+
+
+def create(
+    connection: Connection,
+    project: str,
+    *,
+    filename: str | None = None,
+    bytes: int | None = None,
+    sha256: str | None = None,
+) -> Upload:
+    row = {"id": new_id("up"), "project": project, "filename": filename, "bytes": bytes, "sha256": sha256}
+    created = insert(tables.uploads).values(**row, created_at=database_now()).returning(*UPLOAD)
+    return as_record(Upload, connection.execute(created).one())
+
+
+def get(connection: Connection, project: str, upload_id: str) -> Upload:
+    row = connection.execute(select(*UPLOAD).where(_is(project, upload_id))).one_or_none()
+    if row is None:
+        raise NotFound("upload", upload_id)
+    return as_record(Upload, row)
+
+
+def append(connection: Connection, project: str, upload_id: str, *, offset: int, length: int) -> Upload:
+    """Acknowledge `length` bytes that are durable behind `offset`; OffsetConflict where the row is elsewhere."""
+    moved = (
+        update(tables.uploads)
+        .where(_is(project, upload_id), tables.uploads.c.offset == offset, tables.uploads.c.status == "open")
+        .values(offset=offset + length)
+        .returning(*UPLOAD)
+    )
+    row = connection.execute(moved).one_or_none()
+    if row is None:
+        raise OffsetConflict(upload_id, offset, get(connection, project, upload_id).offset)
+    return as_record(Upload, row)
+
+
+def complete(connection: Connection, project: str, upload_id: str, blob: Blob) -> Upload:
+    """Say which blob the upload became. Again with the same blob is the same answer."""
+    same = (_is(project, upload_id), tables.uploads.c.offset == blob.bytes)
+    done = update(tables.uploads).where(*same).values(status="complete", bytes=blob.bytes, sha256=blob.sha256)
+    row = connection.execute(done.returning(*UPLOAD)).one_or_none()
+    if row is None:
+        raise BlobMismatch(upload_id, get(connection, project, upload_id).offset, blob.bytes)
+    return as_record(Upload, row)
+
+
+@contextmanager
+def part(files: BlobStore, upload: Upload) -> Iterator[BinaryIO]:
+    """The file to write the next part to, behind what is acknowledged; durable when this ends without an exception.
+
+    One request at a time: a second one gets UploadBusy, and could only have spoilt the first.
+    """
+    path = files.upload_path(upload.id)
+    with room(path.parent):
+        make_folder(path.parent)
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UploadBusy(upload.id) from None
+            file.truncate(upload.offset)
+            file.seek(upload.offset)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def adopt(files: BlobStore, upload: Upload) -> Blob:
+    """Hash what came in and give it its place among the blobs; BlobMismatch where it is not what was announced.
+
+    May be done again until the row says `complete`; `discard` the upload's own file after that.
+    """
+    if upload.bytes is not None and upload.offset != upload.bytes:
+        raise BlobMismatch(upload.id, f"{upload.bytes} bytes", f"{upload.offset} bytes")
+    return files.link(files.upload_path(upload.id), upload.sha256)
+
+
+def discard(files: BlobStore, upload_id: str) -> None:
+    files.upload_path(upload_id).unlink(missing_ok=True)
+
+
+def _is(project: str, upload_id: str) -> ColumnElement[bool]:
+    return and_(tables.uploads.c.id == upload_id, tables.uploads.c.project == project)
