@@ -17,6 +17,10 @@ class Classifier(nn.Module):
     need no casts.
     """
 
+    network: nn.Module
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -26,7 +30,7 @@ class Classifier(nn.Module):
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent in torch's stub
         self.bf16 = bf16
         self._taps = Taps(network, taps)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)

@@ -26,7 +26,10 @@ def logits_on(classifier: Classifier, images: Images) -> Tensor:
     """Logits of every image in order, on the CPU: n × K. The classifier is left in the mode it was found in."""
     was_training = classifier.training
     classifier.train(False)
-    parts = [classifier(images.pixels[at : at + BATCH].to(classifier.mean.device)).logits for at in range(0, len(images), BATCH)]
+    parts = [
+        classifier(images.pixels[at : at + BATCH].to(classifier.mean.device)).logits
+        for at in range(0, len(images), BATCH)
+    ]
     classifier.train(was_training)
     return torch.cat(parts).cpu()
 

@@ -1,4 +1,4 @@
-"""The deliverable: the student's network alone, as safetensors that plain PyTorch loads, with all it needs to be used."""
+"""The deliverable: the student's network alone, as safetensors that plain PyTorch loads, and all that its use needs."""
 
 import json
 from collections.abc import Mapping

@@ -22,12 +22,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
         write(temporary)
         _sync(temporary)
         digest = sha256(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     # Without the folder's own fsync a power cut may forget the rename.
     _sync(path.parent)
     return Written(path, path.stat().st_size, digest)
+
+
+def write_text(path: Path, text: str) -> Written:
+    return write_whole(path, lambda temporary: temporary.write_text(text))
 
 
 def sha256(path: Path) -> str:

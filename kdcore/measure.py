@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdcore import data, evaluate, models, weights
 from kdcore.classifier import Classifier
 from kdcore.errors import TeacherMismatch
@@ -26,8 +24,7 @@ def measure(path: Path, architecture: str | None, dataset: str, place: Place) ->
     network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
     weights.load_into(network, file.state, str(path))
     mean, std = file.facts.mean or loaded.facts.mean, file.facts.std or loaded.facts.std
-    classifier = Classifier(network, mean, std).to(memory_format=torch.channels_last)
-    score = evaluate.score(evaluate.logits_on(classifier, loaded.test), loaded.test.labels)
+    score = evaluate.score(evaluate.logits_on(Classifier(network, mean, std), loaded.test), loaded.test.labels)
     return {
         "architecture": file.facts.architecture,
         "parameters": parameters(network),

@@ -15,7 +15,8 @@ from kdcore.classifier import Classifier
 from kdcore.data import Data
 from kdcore.errors import SpecFaults, SpecInvalid, TeacherMismatch
 from kdcore.lines import Lines
-from kdcore.spec import JobSpec, fit, resolve
+from kdcore.spec import JobSpec, fit, preprocessing, resolve
+from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.teacher import FrozenTeacher
 from kdcore.weights import TeacherFile
@@ -51,14 +52,15 @@ class Parts:
     device: torch.device
     bf16: bool
     teacher: FrozenTeacher | None
+    baseline: FrozenTeacher | None
+    """The student alone, where an earlier job has trained it: frozen too, only measured."""
 
     def student(self) -> Classifier:
         """A fresh student, its weights drawn from torch's generator as it stands."""
         spec, facts = self.spec.student, self.data.facts
         assert spec.preprocessing is not None, "resolve() gives every student its normalisation"
         network = models.build(spec.architecture, facts.num_classes, facts.channels)
-        classifier = Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.bf16)
-        return classifier.to(self.device, memory_format=torch.channels_last)
+        return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.bf16).to(self.device)
 
 
 def build(spec: JobSpec, place: Place) -> Parts:
@@ -71,8 +73,9 @@ def build(spec: JobSpec, place: Place) -> Parts:
     device = devices.choose(spec.training)
     devices.make_exact(spec.training.seed)
     bf16 = devices.bf16(spec.training, device)
-    teacher = _teacher(spec.teacher, loaded, file, bf16).to(device) if spec.teacher and file else None
-    return Parts(spec, loaded.to(device), device, bf16, teacher)
+    teacher = _frozen(spec.teacher, loaded, file, bf16).to(device) if spec.teacher and file else None
+    alone = _baseline(spec, loaded, place, bf16)
+    return Parts(spec, loaded.to(device), device, bf16, teacher, alone.to(device) if alone else None)
 
 
 def _refuse_misfits(spec: JobSpec, loaded: Data, file: TeacherFile | None) -> None:
@@ -93,9 +96,21 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, place: Place) -> TeacherFile:
     return weights.open_teacher(path, spec.architecture, loaded.facts.channels)
 
 
-def _teacher(spec: TeacherSpec, loaded: Data, file: TeacherFile, bf16: bool) -> FrozenTeacher:
+def _baseline(spec: JobSpec, loaded: Data, place: Place, bf16: bool) -> FrozenTeacher | None:
+    """The student that an earlier job trained alone. Raises SpecInvalid where it is another network."""
+    if spec.baseline in ("none", "train"):
+        return None
+    path = place.source(spec.baseline)
+    assert path is not None, "every reference but a built-in name has a file"
+    file = weights.open_teacher(path, None, loaded.facts.channels)
+    if (file.facts.architecture, file.facts.num_classes) != (spec.student.architecture, loaded.facts.num_classes):
+        raise SpecInvalid(f"the baseline is a {file.facts.architecture} of {file.facts.num_classes} classes")
+    own = spec.student.model_copy(update={"preprocessing": preprocessing(file.facts, loaded.facts)})
+    return _frozen(own, loaded, file, bf16)
+
+
+def _frozen(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile, bf16: bool) -> FrozenTeacher:
     assert spec.architecture is not None and spec.preprocessing is not None, "resolve() names both"
     network = models.build(spec.architecture, loaded.facts.num_classes, loaded.facts.channels)
-    weights.load_into(network, file.state, f"the teacher {spec.checkpoint}")
-    classifier = Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=bf16)
-    return FrozenTeacher(classifier.to(memory_format=torch.channels_last))
+    weights.load_into(network, file.state, f"the file of {spec.architecture}")
+    return FrozenTeacher(Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=bf16))

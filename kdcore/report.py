@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdcore.evaluate import Score, agreement, score
+from kdcore.evaluate import agreement, score
 from kdcore.training import Trained
 
 
@@ -17,28 +17,11 @@ def size_bytes(network: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in network.state_dict().values())
 
 
-def of_teacher(architecture: str, network: nn.Module, logits_nK: Tensor, labels_n: Tensor) -> dict[str, Any]:
-    return _row(architecture, network, score(logits_nK, labels_n))
-
-
-def of_student(
-    architecture: str,
-    network: nn.Module,
-    trained: Trained,
-    best_nK: Tensor,
-    last_nK: Tensor,
-    labels_n: Tensor,
-    teacher_nK: Tensor | None,
+def of_model(
+    architecture: str, network: nn.Module, logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = None
 ) -> dict[str, Any]:
-    """The exported weights are those of the epoch that the held-out part chose; the last epoch stands beside it."""
-    row = _row(architecture, network, score(best_nK, labels_n))
-    row["agreement"] = None if teacher_nK is None else agreement(best_nK, teacher_nK)
-    row["best"] = {"epoch": trained.best_epoch, "validation_accuracy": trained.best_accuracy}
-    row["last"] = {"epoch": trained.epochs, "accuracy": score(last_nK, labels_n).accuracy}
-    return row
-
-
-def _row(architecture: str, network: nn.Module, measured: Score) -> dict[str, Any]:
+    """One row: the teacher's, or (held against the teacher) that of a student trained elsewhere."""
+    measured = score(logits_nK, labels_n)
     return {
         "architecture": architecture,
         "parameters": parameters(network),
@@ -46,5 +29,14 @@ def _row(architecture: str, network: nn.Module, measured: Score) -> dict[str, An
         "accuracy": measured.accuracy,
         "accuracy_top5": measured.accuracy_top5,
         "loss": measured.loss,
-        "agreement": None,
+        "agreement": None if teacher_nK is None else agreement(logits_nK, teacher_nK),
+    }
+
+
+def of_training(trained: Trained, last_nK: Tensor, labels_n: Tensor) -> dict[str, Any]:
+    """What a row adds for a student that this job trained: its figures are those of the epoch that the held-out part
+    chose, and the last epoch stands beside it."""
+    return {
+        "best": {"epoch": trained.best_epoch, "validation_accuracy": trained.best_accuracy},
+        "last": {"epoch": trained.epochs, "accuracy": score(last_nK, labels_n).accuracy},
     }

@@ -18,7 +18,7 @@ from kdcore import checkpoint, evaluate, export, objectives, report
 from kdcore import device as devices
 from kdcore.classifier import Classifier
 from kdcore.data import Data
-from kdcore.files import Written, write_whole
+from kdcore.files import Written, write_text
 from kdcore.parts import Parts, Place, build
 from kdcore.schemes.alone import Alone
 from kdcore.schemes.offline import Offline
@@ -63,7 +63,7 @@ def run(spec: JobSpec, place: Place, resume: Path | None = None) -> dict[str, An
 
 
 def trials(spec: JobSpec) -> Iterator[str]:
-    """What a job trains, in order: the student, then the same student without its teacher if a baseline is asked for."""
+    """What a job trains, in order: the student, then (for a baseline) the same student without its teacher."""
     yield "student"
     if spec.baseline == "train":
         yield "alone"
@@ -164,13 +164,16 @@ def _measure(parts: Parts, finished: Mapping[str, Trained]) -> dict[str, Any]:
     if parts.teacher is not None and spec.teacher is not None:
         teacher_nK = evaluate.logits_on(parts.teacher.classifier, parts.data.test)
         network = parts.teacher.classifier.network
-        rows["teacher"] = report.of_teacher(str(spec.teacher.architecture), network, teacher_nK, labels)
+        rows["teacher"] = report.of_model(str(spec.teacher.architecture), network, teacher_nK, labels)
     student = parts.student()
     for name, trained in finished.items():
         best_nK, last_nK = (_logits_with(student, these, parts.data) for these in (trained.best, trained.last))
-        rows[name] = report.of_student(
-            spec.student.architecture, student.network, trained, best_nK, last_nK, labels, teacher_nK
-        )
+        row = report.of_model(spec.student.architecture, student.network, best_nK, labels, teacher_nK)
+        rows[name] = row | report.of_training(trained, last_nK, labels)
+    if parts.baseline is not None:
+        alone_nK = evaluate.logits_on(parts.baseline.classifier, parts.data.test)
+        network = parts.baseline.classifier.network
+        rows["alone"] = report.of_model(spec.student.architecture, network, alone_nK, labels, teacher_nK)
     gain = rows["student"]["accuracy"] - rows["alone"]["accuracy"] if rows["alone"] else None
     return {**rows, "gain": gain, "test_samples": len(labels), "dataset": parts.data.facts.model_dump(mode="json")}
 
@@ -185,8 +188,7 @@ def _export(parts: Parts, place: Place, trained: Trained, summary: Mapping[str, 
     exported = export.student(path, trained.best, parts.spec, parts.data.facts, summary["student"])
     _announce(place, "artifact", exported, name=path.name, media_type="application/octet-stream")
     for name, content in (("report.json", summary), ("spec.json", parts.spec.as_json())):
-        text = json.dumps(content, indent=2) + "\n"
-        written = write_whole(place.out / name, lambda to, text=text: to.write_text(text))
+        written = write_text(place.out / name, json.dumps(content, indent=2) + "\n")
         _announce(place, "artifact", written, name=name, media_type="application/json")
 
 

@@ -103,6 +103,7 @@ class Training:
 
     @property
     def network(self) -> nn.Module:
+        """The student's own network: what is averaged, checkpointed and exported."""
         return self.scheme.student.network
 
     @property
@@ -156,7 +157,7 @@ class Training:
         label, distillation = self._losses(done, batch)
         loss = self.loss.alpha * label + self.loss.beta * distillation
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
         self.optimizer.step()
@@ -167,7 +168,9 @@ class Training:
 
     def _losses(self, done: Round, batch: Batch) -> tuple[Tensor, Tensor]:
         smoothing, objective = self.loss.smoothing, self.loss.objective
-        label = sum((label_loss(view.logits, batch.labels, smoothing=smoothing) for view in done.views), torch.zeros(()))
+        label = sum(
+            (label_loss(view.logits, batch.labels, smoothing=smoothing) for view in done.views), torch.zeros(())
+        )
         distillation = label.new_zeros(())
         if objective is not None:
             distillation = sum((lesson.share * objective(lesson) for lesson in done.lessons), distillation)
@@ -196,7 +199,7 @@ class Training:
         if self.loss.objective is not None:
             values["train/distillation_loss"] = distillation / steps
         values["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
-        self.observer.metric(self.global_step, self.position.epoch + 1, values | extra)
+        self.observer.metric(self.global_step, self.position.epoch + 1, {**values, **extra})
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on bit for bit."""

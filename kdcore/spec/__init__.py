@@ -1,7 +1,7 @@
 """The job spec: its vocabulary, how a body is read, the rules between its fields, and its defaults spelled out."""
 
 from kdcore.spec.reading import Partial, parse, read
-from kdcore.spec.resolving import resolve
+from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import Named, fit, references
 from kdcore.spec.vocabulary import (
     AdamW,
@@ -55,6 +55,7 @@ __all__ = [
     "Training",
     "fit",
     "parse",
+    "preprocessing",
     "read",
     "references",
     "resolve",

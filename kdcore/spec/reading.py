@@ -15,7 +15,14 @@ from kdcore.spec.vocabulary import JobSpec
 Partial = Mapping[str, Any]
 """The top-level fields that could be read, so that further checks can add to the same list of faults."""
 
-_BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "min_length": "at least {} long", "max_length": "at most {} long"}
+_BOUNDS = {
+    "gt": "> {}",
+    "ge": "≥ {}",
+    "lt": "< {}",
+    "le": "≤ {}",
+    "min_length": "at least {} long",
+    "max_length": "at most {} long",
+}
 
 
 def parse(body: Any) -> JobSpec:
@@ -95,7 +102,7 @@ def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[Base
     last = len(detail["loc"]) - 1
     for position, step in enumerate(detail["loc"]):
         model = _model(annotation)
-        is_field = isinstance(here, dict) and step in here or isinstance(here, list) and isinstance(step, int)
+        is_field = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int))
         if is_field or (position == last and detail["type"] == "missing"):
             path.append(step)
             here = here[step] if is_field else None

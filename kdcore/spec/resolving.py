@@ -19,17 +19,24 @@ from kdcore.spec.vocabulary import (
 def resolve(spec: JobSpec, dataset: DatasetFacts, teacher: ModelFacts | None) -> JobSpec:
     """The spec with nothing left to guess; `teacher` is None without one, or where only a download will tell."""
     temperature, alpha, beta = _weights(spec)
-    of_data = Preprocessing(mean=tuple(dataset.mean), std=tuple(dataset.std))
+    of_student = spec.student.preprocessing or preprocessing(None, dataset)
     return spec.model_copy(
         update={
             "temperature": temperature,
             "alpha": alpha,
             "beta": beta,
-            "teacher": spec.teacher and _teacher(spec.teacher, teacher, of_data),
-            "student": spec.student.model_copy(update={"preprocessing": spec.student.preprocessing or of_data}),
+            "teacher": spec.teacher and _teacher(spec.teacher, teacher, dataset),
+            "student": spec.student.model_copy(update={"preprocessing": of_student}),
             "training": _training(spec.training, dataset),
         }
     )
+
+
+def preprocessing(model: ModelFacts | None, dataset: DatasetFacts) -> Preprocessing:
+    """The model's own normalisation where its file says one, else the data's mean and std."""
+    if model is not None and model.mean and model.std:
+        return Preprocessing(mean=tuple(model.mean), std=tuple(model.std))
+    return Preprocessing(mean=tuple(dataset.mean), std=tuple(dataset.std))
 
 
 def _weights(spec: JobSpec) -> tuple[float | None, float | None, float | None]:
@@ -41,13 +48,11 @@ def _weights(spec: JobSpec) -> tuple[float | None, float | None, float | None]:
     return temperature, _given(spec.alpha, 0.1), _given(spec.beta, 9.0 if standardized else 0.9)
 
 
-def _teacher(asked: Teacher, facts: ModelFacts | None, of_data: Preprocessing) -> Teacher:
+def _teacher(asked: Teacher, facts: ModelFacts | None, dataset: DatasetFacts) -> Teacher:
     if facts is None:
         return asked
-    own = Preprocessing(mean=tuple(facts.mean), std=tuple(facts.std)) if facts.mean and facts.std else of_data
-    return asked.model_copy(
-        update={"architecture": facts.architecture, "preprocessing": asked.preprocessing or own},
-    )
+    own = asked.preprocessing or preprocessing(facts, dataset)
+    return asked.model_copy(update={"architecture": facts.architecture, "preprocessing": own})
 
 
 def _training(training: Training, dataset: DatasetFacts) -> Training:

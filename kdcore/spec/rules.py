@@ -50,7 +50,10 @@ def fit(
     """What of teacher and student does not fit the data; None stands for what could not be looked up."""
     if dataset is None:
         return []
-    faults = [*_channels(dataset, fields.get("teacher"), "/teacher"), *_channels(dataset, fields.get("student"), "/student")]
+    faults = [
+        *_channels(dataset, fields.get("teacher"), "/teacher"),
+        *_channels(dataset, fields.get("student"), "/student"),
+    ]
     if teacher is not None:
         faults += _teacher_fit(dataset, teacher, fields)
     if student is not None:
@@ -77,7 +80,9 @@ def _temperature_is_used(fields: Fields) -> Iterator[Fault]:
     if method is None or temperature is None:
         return
     if not METHODS[method.name].uses_temperature:
-        yield Fault("/temperature", f"the method {method.name!r} has no temperature", "unused", "leave it out", temperature)
+        yield Fault(
+            "/temperature", f"the method {method.name!r} has no temperature", "unused", "leave it out", temperature
+        )
     elif isinstance(method, Kd) and method.form == "logits_l2":
         yield Fault("/temperature", "the form 'logits_l2' has no temperature", "unused", "leave it out", temperature)
 
@@ -151,7 +156,9 @@ def _teacher_fit(dataset: DatasetFacts, teacher: ModelFacts, fields: Fields) -> 
     asked = fields.get("teacher")
     named = asked.architecture if isinstance(asked, Teacher) else None
     if named is not None and named != teacher.architecture:
-        yield _mismatch("/teacher/architecture", f"the checkpoint is a {teacher.architecture}", teacher.architecture, named)
+        yield _mismatch(
+            "/teacher/architecture", f"the checkpoint is a {teacher.architecture}", teacher.architecture, named
+        )
     if teacher.num_classes != dataset.num_classes:
         text = f"the teacher tells {teacher.num_classes} classes apart, the data set has {dataset.num_classes}"
         yield _mismatch("/teacher/checkpoint", text, dataset.num_classes, teacher.num_classes)
@@ -164,7 +171,7 @@ def _teacher_fit(dataset: DatasetFacts, teacher: ModelFacts, fields: Fields) -> 
 
 
 def _architecture_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
-    if facts.channels != "any" and facts.channels != dataset.channels:
+    if facts.channels not in ("any", dataset.channels):
         text = f"{facts.name} takes images of {facts.channels} channels, the data set has {dataset.channels}"
         yield Fault(pointer, text, "not_allowed", None, facts.name)
     if min(dataset.image_size) < facts.min_image:

@@ -195,7 +195,8 @@ class Training(Vocabulary):
     schedule: Annotated[Schedule, Field(discriminator="name"), _named("name")] = Multistep()
     augmentation: Annotated[Augmentation, Field(discriminator="name"), _named("name")] | None = Field(
         default=None,
-        description="Default: none for named grey sets such as digits; crop_flip up to 64 pixels, else random_resized_crop.",
+        description="Default: none for named grey sets such as digits, crop_flip up to 64 pixels, else "
+        "random_resized_crop.",
     )
     mix: Annotated[Mix, Field(discriminator="name"), _named("name")] | None = None
     label_smoothing: Fraction = 0.0
@@ -234,8 +235,10 @@ class JobSpec(Vocabulary):
         default=None, description="Weight of the distillation loss. Default: 0.9 for kd (CRD); 9 when standardized."
     )
     training: Training = Training()
-    baseline: Annotated[str, Field(pattern=r"^(none|train|job:.+)$")] = Field(
-        default="none", description="none, train (the same student, recipe and seed without the teacher), job:<id>."
+    baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
+        default="none",
+        description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
+        "an earlier job; by hand file:<path> of its student.safetensors.",
     )
 
     def as_json(self) -> dict[str, Any]:

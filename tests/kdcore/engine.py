@@ -46,7 +46,12 @@ def supervised(data: Path, **training) -> JobSpec:
             "dataset": f"file:{data}",
             "student": "convnet4",
             "method": "supervised",
-            "training": {"epochs": 2, "batch_size": 16, "augmentation": {"name": "crop_flip", "padding": 1}, **training},
+            "training": {
+                "epochs": 2,
+                "batch_size": 16,
+                "augmentation": {"name": "crop_flip", "padding": 1},
+                **training,
+            },
         }
     )
 

@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from kdcore import models
-from kdcore.errors import LossDiverged, TeacherMismatch
+from kdcore.errors import LossDiverged, SpecInvalid, TeacherMismatch
 from kdcore.run import Stopped, run
 from kdcore.spec import parse
 from kdcore.training import Training
@@ -121,6 +121,23 @@ def test_every_form_teaches_the_student_and_never_the_teacher(form, data, teache
     assert same(before, load_file(teacher)) and not same(before, weights)
     assert all("train/distillation_loss" in line["values"] for line in lines(stream, "metric"))
     assert report["alone"] is None and report["gain"] is None
+
+
+def test_a_baseline_of_an_earlier_job_is_measured_not_trained(data, teacher, tmp_path):
+    earlier, _, _ = finish(supervised(data), tmp_path / "earlier")
+    baseline = f"file:{tmp_path / 'earlier' / 'student.safetensors'}"
+    report, _, stream = finish(distilled(data, teacher, baseline), tmp_path / "later")
+    assert report["alone"]["accuracy"] == earlier["student"]["accuracy"]
+    assert report["alone"]["agreement"] is not None and report["gain"] is not None
+    assert {line["trial"] for line in lines(stream, "metric")} == {"student"}
+
+
+def test_a_baseline_of_another_network_is_refused(data, teacher, tmp_path):
+    with pytest.raises(SpecInvalid, match="the baseline is a convnet8"):
+        other = {**supervised(data).as_json(), "student": "convnet8", "training": {"epochs": 1, "batch_size": 16}}
+        finish(parse(other), tmp_path / "other")
+        baseline = f"file:{tmp_path / 'other' / 'student.safetensors'}"
+        finish(distilled(data, teacher, baseline), tmp_path / "later")
 
 
 def test_a_loss_that_leaves_the_reals_is_named(data, tmp_path):

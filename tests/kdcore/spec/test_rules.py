@@ -11,6 +11,10 @@ CIFAR = DatasetFacts(
 TEACHER = ModelFacts(architecture="resnet56", num_classes=3, channels=3, parameters=1, bytes=4, format="pytorch")
 
 
+def schedule(**options) -> dict:
+    return {"training": {"epochs": 9, "schedule": options}}
+
+
 def pointers(**changes) -> set[str]:
     return {fault.pointer for fault in read({**SOUND, **changes})[2]}
 
@@ -26,15 +30,15 @@ def pointers(**changes) -> set[str]:
         ({"method": {"name": "kd", "form": "logits_l2"}, "temperature": 4}, "/temperature"),
         ({"alpha": 0, "beta": 0}, "/beta"),
         ({"teacher": {"checkpoint": "blob:sha256:00"}}, "/teacher/architecture"),
-        ({"training": {"epochs": 3, "schedule": {"name": "cosine", "warmup_epochs": 3}}}, "/training/schedule/warmup_epochs"),
-        ({"training": {"epochs": 9, "schedule": {"name": "multistep", "milestones": [5, 4]}}}, "/training/schedule/milestones"),
-        ({"training": {"epochs": 9, "schedule": {"name": "multistep", "milestones": [9]}}}, "/training/schedule/milestones"),
+        (schedule(name="cosine", warmup_epochs=9), "/training/schedule/warmup_epochs"),
+        (schedule(name="multistep", milestones=[5, 4]), "/training/schedule/milestones"),
+        (schedule(name="multistep", milestones=[9]), "/training/schedule/milestones"),
         (
             {"training": {"augmentation": {"name": "random_resized_crop", "scale": [0.9, 0.1]}}},
             "/training/augmentation/scale",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_contradiction_is_named(changes, pointer):
     assert pointers(**changes) == {pointer}
 
