@@ -7,11 +7,15 @@ import logging
 import sys
 
 import uvicorn
-from store.database import behind_head
-from store.settings import Settings
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from api.bell import Bell
 from api.main import create_app
+from store.database import Database
+from store.errors import DatabaseUnavailable
+from store.migrate import SCRIPTS
+from store.settings import Settings
 
 STREAMS_END_S = 3
 """Event streams stay open for as long as a job: at shutdown they are cut, and browsers come back by themselves."""
@@ -20,9 +24,7 @@ STREAMS_END_S = 3
 def main() -> None:
     settings = Settings()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    schema = behind_head(settings.database_url)
-    if schema is not None:
-        sys.exit(f"the database's schema is {schema}: run `python -m store migrate` first")
+    _refuse_an_old_schema(settings.database_url)
     # A bell in memory is heard in this process only, where no worker is: workers find jobs by looking.
     bell = None if settings.broker_url.startswith("memory:") else Bell(settings.broker_url)
     app = create_app(settings, ring=bell.ring if bell else _silence)
@@ -38,6 +40,20 @@ def main() -> None:
     finally:
         if bell:
             bell.close()
+
+
+def _refuse_an_old_schema(url: str) -> None:
+    newest = ScriptDirectory(str(SCRIPTS)).get_current_head()
+    database = Database(url)
+    try:
+        with database.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+    except DatabaseUnavailable as error:
+        sys.exit(f"the database cannot be opened: {error}; `python -m store migrate` makes one")
+    finally:
+        database.dispose()
+    if found != newest:
+        sys.exit(f"the database is at revision {found}, not {newest}: run `python -m store migrate` first")
 
 
 def _silence() -> None:

@@ -5,9 +5,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
-from store.blobs import BlobStore
-from store.database import Database
-from store.settings import Settings
 
 from api import problems
 from api.envelope import Envelope
@@ -30,6 +27,9 @@ from api.routes import (
     uploads,
     workers,
 )
+from store.blobs import BlobStore
+from store.database import Database
+from store.settings import Settings
 
 ROUTERS = (jobs, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, workers)
 
@@ -49,7 +49,7 @@ def create_app(settings: Settings, ring: Callable[[], None], inspector: Inspecto
         try:
             yield
         finally:
-            await database.dispose()
+            await database.close()
 
     app = FastAPI(
         title="Distillery",

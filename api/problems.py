@@ -10,7 +10,7 @@ Problem
  ├─ NotReady            409  the job has not made this yet
  ├─ NameTaken           409
  ├─ OffsetConflict      409  the upload goes on elsewhere; `offset` says where
- ├─ InUse               409
+ ├─ UploadBusy          409  another request writes to the same upload
  ├─ TooLarge            413
  ├─ RangeUnsatisfiable  416
  ├─ Invalid             422  parameters or a body that break their schema, every fault at once
@@ -32,7 +32,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
-from sqlalchemy import exc as database_errors
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -134,12 +133,12 @@ class NameTaken(Problem):
     status, code, title = 409, "name_taken", "The name is taken"
 
 
-class InUse(Problem):
-    status, code, title = 409, "in_use", "Something still needs this"
-
-
 class OffsetConflict(Problem):
     status, code, title = 409, "offset_conflict", "The upload goes on at another offset"
+
+
+class UploadBusy(Problem):
+    status, code, title = 409, "upload_busy", "Another request writes to this upload"
 
 
 class TooLarge(Problem):
@@ -205,9 +204,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _schema_broken)
     for known in (store_errors.StoreError, NoSpaceLeft):
         app.add_exception_handler(known, _known_refusal)
-    for away in (database_errors.OperationalError, database_errors.InterfaceError, database_errors.TimeoutError,
-                 ConnectionError):  # fmt: skip
-        app.add_exception_handler(away, _database_away)
+    app.add_exception_handler(store_errors.DatabaseUnavailable, _database_away)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -272,11 +269,14 @@ _REFUSALS: dict[type[Exception], type[Problem]] = {
     store_errors.IdempotencyConflict: IdempotencyConflict,
     store_errors.NameTaken: NameTaken,
     store_errors.BlobMismatch: ChecksumMismatch,
+    store_errors.UploadBusy: UploadBusy,
     NoSpaceLeft: StorageFull,
 }
 
 
 def _refusal(error: Exception) -> Problem:
+    if isinstance(error, store_errors.OffsetConflict):
+        return OffsetConflict(str(error), offset=error.offset)
     if isinstance(error, store_errors.NotLawful):
         return NotLawful(str(error), job_status=error.status, lawful=error.lawful)
     for known, problem in _REFUSALS.items():

@@ -1,43 +1,39 @@
-"""Bytes from a client to a file: in bounded memory, never more than agreed, and what has arrived stays."""
+"""Bytes from a client to a file: in bounded memory, never more than agreed, and what has arrived can be kept."""
 
-import errno
-import fcntl
-import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import BinaryIO
 
 from anyio import to_thread
 from starlette.requests import ClientDisconnect, Request
 
-from api.problems import OffsetConflict, TooLarge
-from kdcore.errors import StorageFull
+from api.problems import TooLarge
 
 BUFFER_BYTES = 1 << 20
 
 
-async def receive(request: Request, path: Path, offset: int, limit: int) -> int:
-    """Write the request's body at `offset`; returns where it ends now, be the body cut short or not.
+@dataclass(frozen=True)
+class Received:
+    length: int
+    whole: bool
+    """False where the client went away in the middle."""
 
-    Raises TooLarge when the file would grow beyond `limit` bytes, OffsetConflict while another request writes it.
-    """
+
+async def receive(request: Request, file: BinaryIO, at_most: int) -> Received:
+    """Write the request's body where the file stands. Raises TooLarge when there is more than agreed."""
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and offset + int(announced) > limit:
-        raise _too_large(limit)
-    file = await to_thread.run_sync(_open, path, offset)
+    if announced.isdigit() and int(announced) > at_most:
+        raise too_large(at_most)
+    length = 0
     try:
         async for piece in _pieces(request):
-            if offset + len(piece) > limit:
-                raise _too_large(limit)
-            await to_thread.run_sync(_write, file, piece)
-            offset += len(piece)
+            if length + len(piece) > at_most:
+                raise too_large(at_most)
+            await to_thread.run_sync(file.write, piece)
+            length += len(piece)
     except ClientDisconnect:
-        # What arrived is kept: a resumable upload goes on from here.
-        pass
-    finally:
-        await to_thread.run_sync(_close, file)
-    return offset
+        return Received(length, whole=False)
+    return Received(length, whole=True)
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
@@ -55,43 +51,5 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
     yield bytes(waiting)
 
 
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"at most {limit} bytes are taken here", limit_bytes=limit)
-
-
-def _open(path: Path, offset: int) -> IO[bytes]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _told_when_full():
-        file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise OffsetConflict("another request is writing this upload") from None
-    # Bytes beyond the offset were never acknowledged: a crash may have left them half written.
-    file.truncate(offset)
-    file.seek(offset)
-    return file
-
-
-def _write(file: IO[bytes], piece: bytes) -> None:
-    rest = memoryview(piece)
-    with _told_when_full():
-        while rest:
-            rest = rest[file.write(rest) :]
-
-
-def _close(file: IO[bytes]) -> None:
-    with _told_when_full():
-        os.fsync(file.fileno())
-        file.close()
-
-
-@contextmanager
-def _told_when_full() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-            raise StorageFull(f"no room for the upload: {error.strerror}", "delete jobs or models") from error
-        raise
+def too_large(at_most: int) -> TooLarge:
+    return TooLarge(f"at most {at_most} bytes are taken here", limit_bytes=at_most)

@@ -1,14 +1,10 @@
-"""What a spec names, looked up: a data set, a teacher, a baseline. What is not found is one more fault of the answer."""
+"""What a spec names, looked up: a data set, a teacher, a baseline. What is not found is a fault of the answer."""
 
 import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-
-from store.database import Database
-from store.errors import NotFound
-from store.jobs import Job
 
 from api.auth import Member
 from api.inspections import Inspections
@@ -17,6 +13,9 @@ from kdcore.catalog import DATASETS, DatasetFacts, ModelFacts, named_facts
 from kdcore.errors import Fault
 from kdcore.spec import Dataset, Student, Teacher
 from store import artifacts, datasets, jobs, models
+from store.database import Database
+from store.errors import NotFound
+from store.jobs import Job
 
 STUDENT_FILE = "student.safetensors"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

@@ -37,7 +37,8 @@ async def examine(body: Any, shelves: Shelves) -> Examined:
         data = await _look_up(shelves.dataset(named_dataset), _place(body, "dataset", "source"), faults)
     if isinstance(named_teacher, Teacher):
         taught = await _look_up(shelves.teacher(named_teacher), "/teacher/checkpoint", faults)
-    dataset, teacher = data and data.facts, taught and taught.facts
+    dataset = data.facts if data else None
+    teacher = taught.facts if taught else None
     baseline = fields.get("baseline", "none")
     if baseline.startswith("job:"):
         await _look_up(shelves.baseline(baseline, data, student), "/baseline", faults)

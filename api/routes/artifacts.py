@@ -2,6 +2,7 @@
 
 import base64
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from anyio import to_thread
@@ -9,9 +10,6 @@ from fastapi import APIRouter, Request
 from sqlalchemy import Connection
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
-from store.artifacts import Artifact
-from store.errors import NotFound as Missing
-from store.jobs import Job
 
 from api.answers import page
 from api.auth import Who
@@ -20,6 +18,9 @@ from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
 from api.references import STUDENT_FILE
 from api.schemas import ArtifactView, Page
 from store import artifacts, jobs
+from store.artifacts import Artifact
+from store.errors import NotFound as Missing
+from store.jobs import Job
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
@@ -63,7 +64,9 @@ def _download(artifact: Artifact, request: Request, files: Files) -> Response:
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if etag in known or known == ["*"]:
         return Response(status_code=304, headers=headers)
-    return Download(files.path(artifact.sha256), headers=headers, media_type=artifact.media_type, filename=artifact.name)
+    return Download(
+        files.path(artifact.sha256), headers=headers, media_type=artifact.media_type, filename=artifact.name
+    )
 
 
 class Download(FileResponse):
@@ -96,9 +99,9 @@ def _view(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _all(connection: Connection, job_id: str, project: str) -> list[Artifact]:
+def _all(connection: Connection, job_id: str, project: str) -> Sequence[Artifact]:
     jobs.get(connection, job_id, project=project)
-    return artifacts.list_of(connection, job_id)
+    return artifacts.list(connection, job_id)
 
 
 def _named(connection: Connection, job_id: str, project: str, name: str) -> Artifact:
@@ -106,7 +109,7 @@ def _named(connection: Connection, job_id: str, project: str, name: str) -> Arti
     try:
         return artifacts.get(connection, job_id, name)
     except Missing:
-        raise _why_not(job, name, [artifact.name for artifact in artifacts.list_of(connection, job_id)]) from None
+        raise _why_not(job, name, [artifact.name for artifact in artifacts.list(connection, job_id)]) from None
 
 
 def _why_not(job: Job, name: str, names: list[str]) -> NotReady | NotFound:

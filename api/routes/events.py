@@ -9,9 +9,6 @@ from fastapi import APIRouter, Header, Query
 from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
-from store.database import Database
-from store.errors import NotFound as Gone
-from store.events import Event
 
 from api.answers import page
 from api.auth import Who
@@ -19,6 +16,9 @@ from api.database import Db
 from api.problems import NotFound, responses
 from api.schemas import TERMINAL, EventView, Page, event_view
 from store import events, jobs
+from store.database import Database
+from store.errors import NotFound as Gone
+from store.events import Event
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
 

@@ -1,18 +1,13 @@
 """Is the process up, can it do its work, and how much is there to do."""
 
-import logging
-import shutil
-
 from anyio import to_thread
 from fastapi import APIRouter
+from sqlalchemy import Connection, text
 from starlette.responses import Response
-from store.database import try_write
 
 from api.answers import Json
-from api.database import Db, Setup
+from api.database import Db, Files, Setup
 from api.problems import StorageFull, Unavailable, responses
-
-log = logging.getLogger("distillery.api")
 
 router = APIRouter(tags=["service"])
 
@@ -24,10 +19,15 @@ async def healthz() -> Response:
 
 
 @router.get("/readyz", responses=responses(Unavailable, StorageFull))
-async def readyz(db: Db, setup: Setup) -> Response:
+async def readyz(db: Db, files: Files, setup: Setup) -> Response:
     """A write went through and there is room for files: jobs can be accepted."""
-    await db.write(try_write)
-    usage = await to_thread.run_sync(shutil.disk_usage, setup.files)
-    if usage.free < setup.min_free_bytes:
-        raise StorageFull(f"{usage.free} bytes are free, {setup.min_free_bytes} are needed")
+    await db.write(_try_write)
+    free = await to_thread.run_sync(files.free_bytes)
+    if free < setup.min_free_bytes:
+        raise StorageFull(f"{free} bytes are free, {setup.min_free_bytes} are needed")
     return Json({"status": "ready"})
+
+
+def _try_write(connection: Connection) -> None:
+    """Touches a page and changes nothing: a read-only disk shows, and so does a schema that was never made."""
+    connection.execute(text("UPDATE alembic_version SET version_num = version_num"))

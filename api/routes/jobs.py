@@ -4,19 +4,18 @@ import hashlib
 from collections.abc import Callable
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 from starlette.responses import Response
-from store.jobs import Job
 
 from api.answers import Json, page
 from api.auth import Who
-from api.database import Db, Setup
+from api.database import Db, Files, Setup
 from api.inspections import Seen
 from api.problems import (
     IdempotencyConflict,
-    InUse,
     MalformedBody,
     NotFound,
     NotLawful,
@@ -31,6 +30,7 @@ from api.references import Shelves
 from api.schemas import JobView, Page, Status, ValidationView, job_view
 from api.submission import Examined, estimate, examine
 from store import jobs
+from store.jobs import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -131,9 +131,7 @@ async def listing(
     method: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
     """Jobs, newest first."""
-    return await db.read(
-        _listing, project=who.project, limit=limit, after=after, status=status, method=method
-    )
+    return await db.read(_listing, project=who.project, limit=limit, after=after, status=status, method=method)
 
 
 @router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
@@ -176,10 +174,11 @@ async def retry(job_id: str, who: Who, db: Db, ring: Ring) -> Response:
     return Json(await db.read(_view, job))
 
 
-@router.delete("/{job_id}", status_code=204, responses=responses(NotFound, NotLawful, InUse))
-async def delete(job_id: str, who: Who, db: Db) -> Response:
-    """Forget a job that has ended: its row, events, metrics and artifacts."""
+@router.delete("/{job_id}", status_code=204, responses=responses(NotFound, NotLawful))
+async def delete(job_id: str, who: Who, db: Db, files: Files) -> Response:
+    """Forget a job that has ended: its events, metrics, artifacts, checkpoints and logs."""
     await db.write(jobs.delete, job_id, project=who.project)
+    await to_thread.run_sync(files.forget_job, job_id)
     return Response(status_code=204)
 
 

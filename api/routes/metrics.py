@@ -36,7 +36,13 @@ async def series(
 
 
 def _series(
-    connection: Connection, job_id: str, project: str, *, keys: list[str] | None, after_step: int | None, max_points: int
+    connection: Connection,
+    job_id: str,
+    project: str,
+    *,
+    keys: list[str] | None,
+    after_step: int | None,
+    max_points: int,
 ) -> dict[str, Any]:
     jobs.get(connection, job_id, project=project)
     return {"series": metrics.series(connection, job_id, keys, after_step, max_points)}

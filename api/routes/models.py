@@ -10,7 +10,7 @@ from api.auth import Who
 from api.database import Db
 from api.inspections import Seen
 from api.inspector import Refused
-from api.problems import InUse, NameTaken, NotFound, Unusable, responses
+from api.problems import NameTaken, NotFound, Unusable, responses
 from api.schemas import ModelView, NewModel, Page, PreprocessingView, model_view
 from kdcore.catalog import ModelFacts, UnknownName, architecture
 from kdcore.errors import Fault
@@ -57,7 +57,7 @@ async def one(name_or_id: str, who: Who, db: Db) -> Response:
     return Json(model_view(await db.read(models.get, who.project, name_or_id)))
 
 
-@router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound, InUse))
+@router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
 async def delete(name_or_id: str, who: Who, db: Db) -> Response:
     """Forget a model. Jobs that were accepted with it hold its bytes by digest and are not disturbed."""
     await db.write(models.delete, who.project, name_or_id)

@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse
 from api.auth import Who
 from api.database import Db
 from api.problems import Unauthorized, Unavailable, responses
+from api.routes.workers import ALIVE_S
 from store import jobs, workers
 
 router = APIRouter(tags=["service"])
@@ -28,7 +29,9 @@ def _count(connection: Connection) -> list[str]:
         *_gauge(
             "distillery_jobs", "Jobs by status.", {f'{{status="{name}"}}': n for name, n in sorted(by_status.items())}
         ),
-        *_gauge("distillery_workers", "Workers heard of lately.", {"": len(workers.list_all(connection))}),
+        *_gauge(
+            "distillery_workers", "Workers heard of lately.", {"": len(workers.list(connection, seen_within_s=ALIVE_S))}
+        ),
     ]
 
 

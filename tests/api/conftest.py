@@ -1,8 +1,172 @@
-"""A server in this process, around a real SQLite file."""
+"""A server in this process around a real SQLite file, and jobs brought to any point of their lives."""
 
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
 import pytest
+from fastapi import FastAPI
+
+from api.inspector import Inspector, Refused
+from api.main import create_app
+from kdcore.catalog import DatasetFacts, ModelFacts
+from store import jobs, lifecycle
+from store.artifacts import NewArtifact
+from store.blobs import BlobStore
+from store.database import Database, migrate
+from store.settings import Settings
+
+SUPERVISED = {
+    "name": "first light",
+    "dataset": "digits",
+    "student": "convnet8",
+    "method": "supervised",
+    "training": {"epochs": 3, "batch_size": 64},
+}
+DATASET = DatasetFacts(
+    kind="arrays", num_classes=4, class_names=["a", "b", "c", "d"], channels=1, image_size=(8, 8), train=400, test=100,
+    mean=[0.5], std=[0.25],
+)  # fmt: skip
+MODEL = ModelFacts(
+    architecture="convnet32", num_classes=10, channels=1, parameters=46_410, bytes=190_000, format="safetensors"
+)
+
+
+class ToldInspector(Inspector):
+    """Answers what it was told, by the digest that a blob's file is named after, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: dict[str, ModelFacts | DatasetFacts | Refused] = {}
+        self.asked: list[tuple[str, str, Any]] = []
+
+    async def model(self, path: Path, architecture: str | None) -> ModelFacts | Refused:
+        self.asked.append(("model", path.name, architecture))
+        answer = self.answers.get(path.name, MODEL)
+        assert not isinstance(answer, DatasetFacts)
+        return answer
+
+    async def dataset(self, path: Path, image_size: int | None) -> DatasetFacts | Refused:
+        self.asked.append(("dataset", path.name, image_size))
+        answer = self.answers.get(path.name, DATASET)
+        assert not isinstance(answer, ModelFacts)
+        return answer
+
+
+@dataclass
+class Service:
+    """One server, its client, and what stands behind it."""
+
+    app: FastAPI
+    http: httpx.AsyncClient
+    db: Database
+    files: BlobStore
+    inspector: ToldInspector
+    settings: Settings
+    rings: list[bool] = field(default_factory=list)
+
+    async def submit(self, **changes: Any) -> str:
+        answer = await self.http.post("/v1/jobs", json={**SUPERVISED, **changes})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    async def claim(self, job_id: str) -> int:
+        """A worker takes the oldest job, which must be this one; returns the fence."""
+        claim = await self.db.write(lifecycle.claim, "worker-1", 30, rescue=False)
+        assert claim is not None
+        assert claim.job.id == job_id
+        return claim.fence
+
+    async def succeed(self, job_id: str, **report: Any) -> dict[str, str]:
+        """A worker runs the job to its end; returns the digests of what it made, by name."""
+        fence = await self.claim(job_id)
+        digests = {}
+        made = []
+        for name, content in (("student.safetensors", b"weights of " + job_id.encode()), ("report.json", b"{}")):
+            blob = self.files.put_stream([content])
+            digests[name] = blob.sha256
+            made.append(NewArtifact(name, blob.sha256, blob.bytes, "application/octet-stream"))
+        job = await self.db.read(jobs.get, job_id)
+        architecture = job.resolved_spec["student"]["architecture"]
+        student = {
+            "architecture": architecture,
+            "parameters": 3_000,
+            "bytes": 12_000,
+            "accuracy": 0.9,
+            "agreement": None,
+        }
+        dataset = DATASET.model_copy(update={"kind": "named", "num_classes": 10, "class_names": list("0123456789")})
+        result = {
+            "teacher": None,
+            "student": student,
+            "alone": None,
+            "gain": None,
+            "dataset": dataset.model_dump(mode="json"),
+        }
+        done = await self.db.write(lifecycle.finish_succeeded, job_id, fence, {**result, **report}, made)
+        assert done
+        return digests
+
+    async def fail(self, job_id: str) -> None:
+        fence = await self.claim(job_id)
+        error = {"code": "loss_diverged", "message": "the loss became nan", "retryable": False, "hint": None}
+        await self.db.write(lifecycle.finish_failed, job_id, fence, error, None)
+
+    async def upload(self, content: bytes) -> str:
+        """Returns the blob's name, `sha256:<hex>`."""
+        answer = await self.http.post("/v1/uploads", content=content)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["blob"])
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database at the newest schema, to copy from."""
+    path = tmp_path_factory.mktemp("schema") / "distillery.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, migrated: Path) -> Settings:
+    shutil.copy(migrated, tmp_path / "distillery.db")
+    return Settings(home=tmp_path, min_free_bytes=0)
+
+
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    async with serving(settings) as running:
+        yield running
+
+
+@asynccontextmanager
+async def serving(settings: Settings, **headers: str) -> AsyncIterator[Service]:
+    rings: list[bool] = []
+    inspector = ToldInspector()
+    app = create_app(settings, ring=lambda: rings.append(True), inspector=inspector)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers) as client,
+    ):
+        yield Service(app, client, app.state.database, app.state.files, inspector, settings, rings)
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The body of a problem, once it is sure that it is one."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["type"] and body["title"] and body["detail"]
+    return body

@@ -102,13 +102,17 @@ async def test_the_child_sees_little_of_our_environment(tmp_path: Path, monkeypa
     environment = json.loads(told.read_text())
     assert "DISTILLERY_ADMIN_KEY_HASH" not in environment
     assert environment["HOME"] != os.environ.get("HOME")
-    assert not Path(environment["TMPDIR"]).exists()
+    assert not os.path.lexists(environment["TMPDIR"])
 
 
 async def test_the_child_cannot_write_without_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.inspector.FILE_BYTES", 1000)
     grown = tmp_path / "grown"
-    lines = ("import signal", "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)", f"open({str(grown)!r}, 'wb').write(b'x' * 5000)")
+    lines = (
+        "import signal",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+        f"open({str(grown)!r}, 'wb').write(b'x' * 5000)",
+    )
     await child(tmp_path, *lines).dataset(tmp_path / "x", None)
     assert grown.stat().st_size <= 1000
 

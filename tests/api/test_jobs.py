@@ -1,0 +1,171 @@
+"""Sending, reading and steering jobs."""
+
+import pytest
+
+from api.schemas import JobView, Page
+from store import lifecycle
+from tests.api.conftest import SUPERVISED, Service, problem
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_accepted_job_is_queued_and_the_bell_rung(service: Service) -> None:
+    answer = await service.http.post("/v1/jobs", json=SUPERVISED)
+    job = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
+    assert (job["status"], job["queue_position"], job["method"]) == ("queued", 1, "supervised")
+    assert job["spec"] == SUPERVISED
+    assert job["resolved_spec"]["training"]["optimizer"]["lr"] == 0.05
+    assert job["created_at"].endswith("Z")
+    assert len(service.rings) == 1
+    assert JobView.model_validate(job, strict=True)
+
+
+async def test_a_refused_job_leaves_nothing_and_rings_for_nobody(service: Service) -> None:
+    problem(await service.http.post("/v1/jobs", json={}), 422, "spec_invalid")
+    assert (await service.http.get("/v1/jobs")).json() == {"data": [], "next": None}
+    assert service.rings == []
+
+
+async def test_the_same_key_and_body_is_the_same_job(service: Service) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    first = await service.http.post("/v1/jobs", json=SUPERVISED, headers=headers)
+    again = await service.http.post("/v1/jobs", json=SUPERVISED, headers=headers)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"]
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "idempotent-replayed" not in first.headers
+    assert len((await service.http.get("/v1/jobs")).json()["data"]) == 1
+
+
+async def test_the_same_key_with_another_body_is_refused(service: Service) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    await service.http.post("/v1/jobs", json=SUPERVISED, headers=headers)
+    other = await service.http.post("/v1/jobs", json={**SUPERVISED, "name": "other"}, headers=headers)
+    problem(other, 422, "idempotency_conflict")
+
+
+async def test_validate_says_what_submitting_would_say_and_changes_nothing(service: Service) -> None:
+    """Digests: 1,437 to train on, a tenth (144) held out, 1,293 left: 20 whole batches of 64, 3 epochs, 60 steps."""
+    answer = await service.http.post("/v1/jobs/validate", json=SUPERVISED)
+    told = answer.json()
+    assert answer.status_code == 200
+    assert (told["valid"], told["errors"]) == (True, [])
+    assert told["estimate"]["steps"] == 60
+    assert told["estimate"]["parameters"]["teacher"] is None
+    assert told["estimate"]["parameters"]["student"] > 0
+    assert told["estimate"]["compression"] is None
+    assert (await service.http.get("/v1/jobs")).json()["data"] == []
+
+
+async def test_validate_names_faults_without_being_a_problem(service: Service) -> None:
+    told = (await service.http.post("/v1/jobs/validate", json={**SUPERVISED, "student": "resnet21"})).json()
+    assert told["valid"] is False
+    assert [fault["pointer"] for fault in told["errors"]] == ["/student"]
+    assert told["resolved_spec"] is None
+
+
+async def test_pages_go_from_newest_to_oldest(service: Service) -> None:
+    ids = [await service.submit(name=f"job {n}") for n in range(5)]
+    first = (await service.http.get("/v1/jobs", params={"limit": 2})).json()
+    second = (await service.http.get("/v1/jobs", params={"limit": 2, "after": first["next"]})).json()
+    third = (await service.http.get("/v1/jobs", params={"limit": 2, "after": second["next"]})).json()
+    assert [job["id"] for page in (first, second, third) for job in page["data"]] == ids[::-1]
+    assert third["next"] is None
+    assert Page[JobView].model_validate(first, strict=True)
+
+
+async def test_a_list_can_be_narrowed_by_status_and_method(service: Service) -> None:
+    done, waiting = await service.submit(), await service.submit()
+    await service.succeed(done)
+    found = (await service.http.get("/v1/jobs", params={"status": "queued"})).json()["data"]
+    assert [job["id"] for job in found] == [waiting]
+    assert (await service.http.get("/v1/jobs", params={"method": "kd"})).json()["data"] == []
+
+
+async def test_a_job_stands_in_the_queue_behind_those_before_it(service: Service) -> None:
+    await service.submit()
+    second = await service.submit()
+    assert (await service.http.get(f"/v1/jobs/{second}")).json()["queue_position"] == 2
+
+
+async def test_a_running_job_shows_phase_and_progress(service: Service) -> None:
+    job_id = await service.submit()
+    fence = await service.claim(job_id)
+    await service.db.write(lifecycle.phase, job_id, fence, "training")
+    await service.db.write(lifecycle.progress, job_id, fence, {"percent": 25.0, "epoch": 1})
+    job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
+    assert (job["status"], job["phase"], job["progress"]["percent"]) == ("running", "training", 25.0)
+    assert job["lawful"] == ["cancel", "pause"]
+    assert job["queue_position"] is None
+    assert JobView.model_validate(job, strict=True)
+
+
+async def test_a_failed_job_says_why(service: Service) -> None:
+    job_id = await service.submit()
+    await service.fail(job_id)
+    job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
+    assert job["error"] == {"code": "loss_diverged", "message": "the loss became nan", "retryable": False, "hint": None}
+    assert JobView.model_validate(job, strict=True)
+
+
+async def test_cancelling_a_queued_job_is_done_at_once_and_twice_is_told(service: Service) -> None:
+    job_id = await service.submit()
+    assert (await service.http.post(f"/v1/jobs/{job_id}/cancel")).json()["status"] == "cancelled"
+    told = problem(await service.http.post(f"/v1/jobs/{job_id}/cancel"), 409, "not_lawful")
+    assert told["lawful"] == ["retry", "delete"]
+
+
+async def test_cancelling_a_running_job_is_a_wish_and_twice_is_once(service: Service) -> None:
+    job_id = await service.submit()
+    await service.claim(job_id)
+    for _ in range(2):
+        job = (await service.http.post(f"/v1/jobs/{job_id}/cancel")).json()
+        assert (job["status"], job["wish"]) == ("running", "cancel")
+
+
+async def test_pause_and_resume(service: Service) -> None:
+    job_id = await service.submit()
+    assert (await service.http.post(f"/v1/jobs/{job_id}/pause")).json()["status"] == "paused"
+    service.rings.clear()
+    resumed = (await service.http.post(f"/v1/jobs/{job_id}/resume")).json()
+    assert (resumed["status"], resumed["queue_position"]) == ("queued", 1)
+    assert len(service.rings) == 1
+
+
+async def test_retry_is_for_what_ended_badly(service: Service) -> None:
+    job_id = await service.submit()
+    told = problem(await service.http.post(f"/v1/jobs/{job_id}/retry"), 409, "not_lawful")
+    assert told["lawful"] == ["cancel", "pause"]
+    await service.fail(job_id)
+    service.rings.clear()
+    job = (await service.http.post(f"/v1/jobs/{job_id}/retry")).json()
+    assert (job["status"], job["error"], job["attempts"]) == ("queued", None, 0)
+    assert len(service.rings) == 1
+
+
+async def test_only_what_has_ended_can_be_deleted(service: Service) -> None:
+    job_id = await service.submit()
+    problem(await service.http.delete(f"/v1/jobs/{job_id}"), 409, "not_lawful")
+    fence = await service.claim(job_id)
+    log = service.files.log_path(job_id, fence)
+    log.parent.mkdir(parents=True)
+    log.write_text("hello")
+    await service.db.write(lifecycle.finish_cancelled, job_id, fence)
+    assert (await service.http.delete(f"/v1/jobs/{job_id}")).status_code == 204
+    problem(await service.http.get(f"/v1/jobs/{job_id}"), 404, "not_found")
+    assert not log.parent.exists()
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
+async def test_an_unknown_job_cannot_be_steered(service: Service, verb: str) -> None:
+    problem(await service.http.post(f"/v1/jobs/job_0/{verb}"), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"), [("limit=0", "?limit"), ("limit=101", "?limit"), ("status=done", "?status")]
+)
+async def test_a_parameter_out_of_bounds_is_named(service: Service, query: str, pointer: str) -> None:
+    told = problem(await service.http.get(f"/v1/jobs?{query}"), 422, "invalid_request")
+    assert [fault["pointer"] for fault in told["errors"]] == [pointer]
