@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from kdcore import checkpoint
+from kdcore.errors import Internal
+
+CPU = torch.device("cpu")
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    state = {"weights": {"w": torch.arange(3.0)}, "position": {"epoch": 2}, "nothing": None, "random": None}
+    written = checkpoint.save(tmp_path, 7, state)
+    assert written.path.name == "000000007.pt"
+    loaded = checkpoint.load(written.path, CPU)
+    assert torch.equal(loaded["weights"]["w"], torch.arange(3.0)) and loaded["position"] == {"epoch": 2}
+
+
+def test_the_last_two_are_kept(tmp_path):
+    for step in (3, 12, 5, 100):
+        checkpoint.save(tmp_path, step, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000012.pt", "000000100.pt"]
+
+
+def test_a_torn_checkpoint_is_named(tmp_path):
+    path = checkpoint.save(tmp_path, 1, {"w": torch.zeros(1000)}).path
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(Internal, match=r"000000001\.pt"):
+        checkpoint.load(path, CPU)
+
+
+def test_random_numbers_go_on_where_they_stopped():
+    state = checkpoint.random_state()
+    once = torch.rand(4)
+    checkpoint.restore_random_state(state)
+    assert torch.equal(torch.rand(4), once)

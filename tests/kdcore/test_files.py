@@ -1,0 +1,24 @@
+import hashlib
+
+import pytest
+
+from kdcore.files import write_text, write_whole
+
+
+def test_what_was_written_is_whole_and_known_by_its_digest(tmp_path):
+    written = write_text(tmp_path / "deep" / "file.txt", "hello")
+    assert written.path.read_text() == "hello"
+    assert (written.bytes, written.sha256) == (5, hashlib.sha256(b"hello").hexdigest())
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, fail)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_text() == "old"
