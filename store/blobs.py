@@ -61,8 +61,8 @@ class BlobStore:
         with source.open("rb") as file:
             return self._write(_chunks(file), target.parent, place)
 
-    def link(self, source: Path, sha256: str | None = None) -> Blob:
-        """Give a durable file of this folder a place among the blobs, without copying; BlobMismatch as above."""
+    def adopt(self, source: Path, sha256: str | None = None) -> Blob:
+        """Move a durable file of this folder to its place among the blobs; BlobMismatch as above."""
         with source.open("rb") as file:
             blob = Blob(hashlib.file_digest(file, "sha256").hexdigest(), source.stat().st_size)
         if sha256 is not None and blob.sha256 != sha256:
@@ -70,9 +70,7 @@ class BlobStore:
         target = self.path(blob.sha256)
         with room(target.parent):
             make_folder(target.parent)
-            temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
-            os.link(source, temporary)
-            temporary.replace(target)
+            source.replace(target)
             sync_folder(target.parent)
         return blob
 

@@ -1,7 +1,7 @@
 """Bytes that come in parts. The row's offset is the truth: what lies behind it in the file was never acknowledged.
 
 create ──▶ append … append ──▶ complete
-           write at the row's offset, fsync, then move the row on      hash, compare, link among the blobs, then the row
+           write at the row's offset, fsync, then move the row on      hash, compare, move among the blobs, then the row
 """
 
 import fcntl
@@ -85,7 +85,7 @@ def complete(connection: Connection, project: str, upload_id: str, blob: Blob) -
 
 @contextmanager
 def part(files: BlobStore, upload: Upload) -> Iterator[BinaryIO]:
-    """The file to write the next part to, behind what is acknowledged; durable when this ends without an exception.
+    """The file, open where the next part goes: behind what is acknowledged. Durable when this ends without exception.
 
     One request at a time: a second one gets UploadBusy, and could only have spoilt the first.
     """
@@ -93,11 +93,7 @@ def part(files: BlobStore, upload: Upload) -> Iterator[BinaryIO]:
     with room(path.parent):
         make_folder(path.parent)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UploadBusy(upload.id) from None
-            file.truncate(upload.offset)
+            _take(file, upload)
             file.seek(upload.offset)
             yield file
             file.flush()
@@ -105,13 +101,30 @@ def part(files: BlobStore, upload: Upload) -> Iterator[BinaryIO]:
 
 
 def adopt(files: BlobStore, upload: Upload) -> Blob:
-    """Hash what came in and give it its place among the blobs; BlobMismatch where it is not what was announced.
+    """Hash what came in and move it among the blobs; BlobMismatch where it is not what was announced.
 
-    May be done again until the row says `complete`; `discard` the upload's own file after that.
+    May be asked again: bytes of the announced digest that have been moved already are simply found there.
     """
     if upload.bytes is not None and upload.offset != upload.bytes:
         raise BlobMismatch(upload.id, f"{upload.bytes} bytes", f"{upload.offset} bytes")
-    return files.link(files.upload_path(upload.id), upload.sha256)
+    path = files.upload_path(upload.id)
+    try:
+        with path.open("r+b") as file:
+            _take(file, upload)
+            # Behind the row's offset lies only what was never acknowledged.
+            file.truncate(upload.offset)
+            return files.adopt(path, upload.sha256)
+    except FileNotFoundError:
+        if upload.sha256 is not None and files.exists(upload.sha256):
+            return Blob(upload.sha256, upload.offset)
+        raise NotFound("file of upload", upload.id) from None
+
+
+def _take(file: BinaryIO, upload: Upload) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UploadBusy(upload.id) from None
 
 
 def discard(files: BlobStore, upload_id: str) -> None:
