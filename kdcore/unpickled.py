@@ -7,6 +7,7 @@ And a refusal says what the file is, or which names it would have called.
 
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,11 @@ def read(path: Path) -> Any:
 
 
 def _explain(path: Path, error: Exception) -> Never:
-    foreign = sorted({name for name in _names(path) if name not in NOTES and not REBUILDS_TENSORS.fullmatch(name)})
+    with warnings.catch_warnings():
+        # A legacy file's pickles end in raw tensor data, which pickletools may take for a badly escaped string.
+        warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)
+        names = set(_names(path))
+    foreign = sorted(name for name in names if name not in NOTES and not REBUILDS_TENSORS.fullmatch(name))
     if any(name.startswith("torch.nn.modules.") for name in foreign):
         own = [name for name in foreign if not name.startswith(("torch.", "builtins.", "collections."))]
         raise TeacherMismatch(
