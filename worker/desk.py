@@ -1,0 +1,121 @@
+"""What the slots of one worker share: its settings, its ways to the table and the files, and whether it is leaving."""
+
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from kdcore.errors import StorageFull
+from store.blobs import BlobStore
+from store.database import Database
+from store.errors import DatabaseUnavailable
+from store.settings import Settings
+from worker.child import boottime
+
+AWAY = (DatabaseUnavailable, StorageFull)
+"""What the table says when it cannot be reached or written: to wait for, and no reason to stop a training."""
+
+
+class Options(BaseSettings):
+    """What only a worker needs to know; read from the environment as DISTILLERY_…."""
+
+    model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True)
+
+    engine: tuple[str, ...] = Field(
+        default=(sys.executable, "-m", "kdcore", "run"),
+        description="The engine's command, as JSON list; flags are added.",
+    )
+    back_off_s: float = Field(
+        5, gt=0, description="Wait before the second attempt; each further one waits thrice that."
+    )
+
+
+class Drain:
+    """The wish to leave: training is stopped at a checkpoint, and its job goes back to the queue."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._asked = threading.Event()
+        self._grace_s = grace_s
+        self._leave_at = float("inf")
+
+    def ask(self) -> None:
+        """Asking twice is asking once: the time to leave by stays."""
+        if not self._asked.is_set():
+            self._leave_at = boottime() + self._grace_s
+            self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    @property
+    def over(self) -> bool:
+        """Whether the time to leave has passed: what is not written by now is left to the next worker."""
+        return boottime() > self._leave_at
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._asked.wait(timeout_s)
+
+
+class Contact:
+    """For how long the database has been within reach without a break.
+
+    An owner that fell silent may only have been unable to speak. So its job is taken over only by somebody who could
+    hear the table for a whole lease, and heard nothing.
+    """
+
+    def __init__(self, longest_gap_s: float) -> None:
+        self._longest_gap_s = longest_gap_s
+        self._since: float | None = None
+        self._last = float("-inf")
+        self._lock = threading.Lock()
+
+    def made(self) -> None:
+        with self._lock:
+            now = boottime()
+            if self._since is None or now - self._last > self._longest_gap_s:
+                self._since = now
+            self._last = now
+
+    def lost(self) -> None:
+        with self._lock:
+            self._since = None
+
+    def unbroken_for(self, duration_s: float) -> bool:
+        with self._lock:
+            now = boottime()
+            fresh = now - self._last <= self._longest_gap_s
+            return fresh and self._since is not None and now - self._since >= duration_s
+
+
+class Desk:
+    """`ring` wakes other workers after a job was handed back; it returns at once and never raises."""
+
+    def __init__(self, settings: Settings, options: Options, ring: Callable[[], None]) -> None:
+        self.settings, self.options, self.ring = settings, options, ring
+        self.owner = new_owner()
+        self.database = Database(settings.database_url)
+        # Nothing but heartbeats goes through it: a pool that is used up must not cost a lease.
+        self.heart_database = Database(settings.database_url)
+        self.files = BlobStore(settings.files)
+        self.drain = Drain(settings.stop_grace_s)
+        self.contact = Contact(longest_gap_s=settings.lease_s / 2)
+        self.scratch = settings.home / "scratch"
+        self.cache = settings.home / "cache"
+
+    def may_rescue(self) -> bool:
+        return self.contact.unbroken_for(self.settings.lease_s)
+
+    def close(self) -> None:
+        self.database.dispose()
+        self.heart_database.dispose()
+
+
+def new_owner() -> str:
+    """Unique for ever: process ids return, and so do hosts."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

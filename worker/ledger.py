@@ -1,0 +1,116 @@
+"""Writes of one attempt into the table, under its fence and in order. A table out of reach delays them, no more."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Connection
+
+from store import lifecycle
+from store.errors import LeaseLost
+from store.lifecycle import Claim
+from worker.desk import AWAY, Desk
+
+log = logging.getLogger("distillery.ledger")
+
+T = TypeVar("T")
+Write = Callable[[Connection], Iterable[Path]]
+"""Writes to the table, and returns the files that may go once that is committed."""
+
+BATCH_S = 0.2
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
+
+
+class GivenUp(Exception):
+    """The worker had to leave before the table could be reached: the next one will do the work again."""
+
+
+class Ledger:
+    """Lines are written in batches from a thread of its own, so that a slow table never holds up the training."""
+
+    def __init__(self, claim: Claim, desk: Desk, lost: threading.Event) -> None:
+        self._claim, self._desk, self._lost = claim, desk, lost
+        self._waiting: list[Write] = []
+        self._progress: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+        self._more = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=f"ledger-{claim.job.id}", daemon=True)
+        self.error: BaseException | None = None
+        """What made further writing senseless, apart from a lost lease."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, write: Write) -> None:
+        with self._lock:
+            self._waiting.append(write)
+        self._more.set()
+
+    def progress(self, progress: dict[str, Any]) -> None:
+        """Only the latest is of interest."""
+        with self._lock:
+            self._progress = progress
+        self._more.set()
+
+    def close(self) -> None:
+        """Wait until all is written, or cannot be any more."""
+        self._closing = True
+        self._more.set()
+        self._thread.join()
+
+    def insist(self, write: Callable[[Connection], T]) -> T:
+        """One transaction, tried until it is in. Raises LeaseLost, or GivenUp when the worker has to leave."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                with self._desk.database.begin() as connection:
+                    return write(connection)
+            except AWAY as error:
+                log.warning("job %s: the table cannot be written, trying again: %s", self._claim.job.id, error)
+            if self._lost.is_set():
+                raise LeaseLost(self._claim.job.id, self._claim.fence)
+            if self._desk.drain.over:
+                raise GivenUp
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _run(self) -> None:
+        try:
+            while self._more.wait():
+                if not self._closing:
+                    time.sleep(BATCH_S)
+                self._more.clear()
+                self._write_batch()
+                if self._closing and not self._waiting:
+                    return
+        except (LeaseLost, GivenUp):
+            self._lost.set()
+        except Exception as error:
+            # Whatever it is, the supervisor must hear of it: it ends the job with it.
+            log.exception("job %s: its lines cannot be written", self._claim.job.id)
+            self.error = error
+
+    def _write_batch(self) -> None:
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+            progress, self._progress = self._progress, None
+        if not batch and progress is None:
+            return
+        job, fence = self._claim.job, self._claim.fence
+
+        def write_all(connection: Connection) -> list[Path]:
+            spared = [path for write in batch for path in write(connection)]
+            if progress is not None:
+                lifecycle.progress(connection, job.id, fence, progress)
+            return spared
+
+        for path in self.insist(write_all):
+            path.unlink(missing_ok=True)

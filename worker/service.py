@@ -1,0 +1,107 @@
+"""A whole worker: its slots, the sweep, and somebody who listens to the bell."""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from sqlalchemy.exc import DBAPIError
+
+from store import lifecycle
+from store.settings import Settings
+from worker import scratch
+from worker.app import Listener, make_app, ring_others
+from worker.desk import AWAY, Desk, Options
+from worker.devices import Device, discover
+from worker.slot import Slot
+from worker.sweep import Sweep, leave
+
+log = logging.getLogger("distillery.worker")
+
+WAIT_S = 1.0
+MARGIN_S = 5.0
+"""After the grace period: to write down that the job was handed back."""
+
+
+class Worker:
+    """`start`, then `drain` and `stop`. With `listens` it hears the bell; without, it looks by itself only."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        options: Options | None = None,
+        *,
+        listens: bool = True,
+        devices: Sequence[Device] | None = None,
+    ) -> None:
+        self._app = make_app(settings.broker_url, self.ring)
+        self.desk = Desk(settings, options or Options(), self._ring_others if listens else self.ring)
+        self.slots = [Slot(self.desk, device) for device in devices or discover(settings.slots)]
+        self._sweep = Sweep(self.desk, self.slots, self.desk.ring)
+        self._listener = Listener(self._app, self.is_idle) if listens else None
+        self._began = False
+        self._starter = threading.Thread(target=self._start, name="start", daemon=True)
+
+    def ring(self) -> None:
+        for slot in self.slots:
+            slot.ring()
+
+    def is_idle(self) -> bool:
+        """Whether a ring would find somebody here with nothing to do."""
+        return any(slot.job is None for slot in self.slots)
+
+    def start(self) -> None:
+        """Begin to work as soon as the database is there. Returns at once."""
+        self._starter.start()
+
+    def drain(self) -> None:
+        """Ask all slots to hand back their jobs at a checkpoint and leave. Returns at once."""
+        self.desk.drain.ask()
+        self.ring()
+
+    def stop(self) -> bool:
+        """Drain and wait for the end. False when a slot had to be left behind: its guard ends the training."""
+        self.drain()
+        self._starter.join()
+        late = [slot for slot in self.slots if not slot.join(self.desk.settings.stop_grace_s + MARGIN_S)]
+        for slot in late:
+            log.error("slot %s did not leave in time with job %s", slot.device.name, slot.job)
+        if self._listener:
+            self._listener.stop()
+        self._sweep.stop()
+        if self._began:
+            leave(self.desk)
+        self.desk.close()
+        return not late
+
+    def _start(self) -> None:
+        for folder in scratch.sweep(self.desk.scratch):
+            log.info("removed %s, left behind by a worker that was killed", folder.name)
+        if not self._database_answers():
+            return
+        self._began = True
+        for slot in self.slots:
+            slot.start()
+        self._sweep.start()
+        if self._listener:
+            self._listener.start()
+        log.info("worker %s is at work on %s", self.desk.owner, ", ".join(slot.device.name for slot in self.slots))
+
+    def _ring_others(self) -> None:
+        """On a thread of its own: a broker that is away answers only after seconds."""
+        threading.Thread(target=ring_others, args=(self._app,), name="ring", daemon=True).start()
+
+    def _database_answers(self) -> bool:
+        """Wait for the database and its tables: `python -m store migrate` makes them, and may come later."""
+        told = False
+        while not self.desk.drain.asked:
+            try:
+                with self.desk.database.connect() as connection:
+                    lifecycle.peek(connection, rescue=False)
+            except (*AWAY, DBAPIError) as error:
+                if not told:
+                    log.warning("waiting for the database and its tables (`python -m store migrate`): %s", error)
+                told = True
+                self.desk.drain.wait(WAIT_S)
+            else:
+                return True
+        return False

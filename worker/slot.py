@@ -1,0 +1,91 @@
+"""One device slot: look, claim, run, look again. The bell wakes it; without a bell it looks by itself now and then."""
+
+import logging
+import random
+import threading
+
+from store import lifecycle
+from store.lifecycle import Claim
+from worker.child import boottime
+from worker.desk import AWAY, Desk
+from worker.devices import Device
+from worker.run_job import run_job
+
+log = logging.getLogger("distillery.slot")
+
+JITTER = 0.4
+"""Part of the time between looks: after an outage not all workers are to look at once."""
+
+
+class Slot:
+    def __init__(self, desk: Desk, device: Device) -> None:
+        self._desk, self.device = desk, device
+        self._rung = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"slot-{device.name}", daemon=True)
+        self._short_of_room = False
+        self.job: str | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ring(self) -> None:
+        """There may be something to do: look now, or after the job at hand."""
+        self._rung.set()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end of a drained slot; False when it has not come in time."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._desk.drain.asked:
+            # Before the look: a ring that comes during it says that there may be more than was seen.
+            self._rung.clear()
+            if not self._work():
+                self._rung.wait(self._desk.settings.look_s * random.uniform(1 - JITTER, 1))  # noqa: S311
+
+    def _work(self) -> bool:
+        """Do one job, if there is one."""
+        claimed_at = boottime()
+        claim = self._look()
+        if claim is None:
+            return False
+        self.job = claim.job.id
+        try:
+            run_job(claim, self._desk, self.device, claimed_at)
+        finally:
+            self.job = None
+        return True
+
+    def _look(self) -> Claim | None:
+        if not self._has_room():
+            return None
+        desk = self._desk
+        rescue = desk.may_rescue()
+        try:
+            # A look takes no lock, so that idle workers do not queue up before each other.
+            with desk.database.connect() as connection:
+                found = lifecycle.peek(connection, rescue)
+            desk.contact.made()
+            if not found:
+                return None
+            with desk.database.begin() as connection:
+                return lifecycle.claim(
+                    connection, desk.owner, desk.settings.lease_s, rescue=rescue, device=self.device.name
+                )
+        except AWAY as error:
+            desk.contact.lost()
+            log.warning("the table is out of reach, looking again in %g s: %s", desk.settings.look_s, error)
+        except Exception:
+            # A slot must outlive whatever a driver may throw: nobody else would look on this device.
+            log.exception("a look at the table failed")
+        return None
+
+    def _has_room(self) -> bool:
+        """Below the floor no job is started: it would only fail, and take the database's last room."""
+        free, floor = self._desk.files.free_bytes(), self._desk.settings.min_free_bytes
+        if (free < floor) != self._short_of_room:
+            self._short_of_room = free < floor
+            log.warning("%d MB are free, %d MB are needed to start a job", free // 10**6, floor // 10**6)
+        return free >= floor

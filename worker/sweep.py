@@ -1,0 +1,64 @@
+"""What any worker does for all: end what silent owners left, ring again for what waits too long, say who is here."""
+
+import logging
+import random
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from store import lifecycle, workers
+from worker.desk import AWAY, Desk
+from worker.slot import JITTER, Slot
+
+log = logging.getLogger("distillery.sweep")
+
+
+class Sweep:
+    def __init__(self, desk: Desk, slots: Sequence[Slot], ring: Callable[[], None]) -> None:
+        self._desk, self._slots, self._ring = desk, slots, ring
+        # A sweep takes the write lock, where a look takes none: no need to do it more often than a heart beats.
+        self._every_s = max(desk.settings.look_s, desk.settings.heartbeat_s)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def once(self) -> list[str]:
+        """One round; returns the jobs that wait although they are due for long."""
+        desk, jobs = self._desk, [slot.job for slot in self._slots]
+        devices = [{"name": slot.device.name, "job": job} for slot, job in zip(self._slots, jobs, strict=True)]
+        rescue = desk.may_rescue()
+        with desk.database.begin() as connection:
+            workers.beat(connection, desk.owner, socket.gethostname(), devices, next(filter(None, jobs), None))
+            waiting = lifecycle.sweep(connection, rescue=rescue, rering_s=desk.settings.rering_s)
+        desk.contact.made()
+        return waiting
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if waiting := self.once():
+                    log.info("%d jobs wait although they are due for long: ringing again", len(waiting))
+                    self._ring()
+            except AWAY:
+                # The slots say so already; one voice is enough.
+                self._desk.contact.lost()
+            except Exception:
+                # The next round may go better; without any, lost jobs would stay lost.
+                log.exception("a sweep failed")
+            self._stop.wait(self._every_s * random.uniform(1 - JITTER, 1))  # noqa: S311
+
+
+def leave(desk: Desk) -> None:
+    """Say goodbye. A worker that cannot is seen no more, which says the same a little later."""
+    try:
+        with desk.database.begin() as connection:
+            workers.leave(connection, desk.owner)
+    except AWAY as error:
+        log.warning("left without a goodbye: %s", error)
