@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import Depends, Request
+
 from store.blobs import BlobStore
 from store.database import Database
 from store.settings import Settings

@@ -1,12 +1,15 @@
 """What every request and answer has: an id, headers that keep a browser from harm, and a bound on the body."""
 
+import logging
 import re
 import secrets
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import TooLarge
+from api.problems import ServerError, TooLarge
+
+log = logging.getLogger("distillery.api")
 
 JSON_BODY_BYTES = 1_000_000
 """A job spec of a thousand lines is far below; uploads have a limit of their own."""
@@ -35,7 +38,11 @@ class Envelope:
         request_id = given if _A_SANE_ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
         scope["request_id"] = request_id
 
+        started = False
+
         async def send_in_envelope(message: Message) -> None:
+            nonlocal started
+            started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
@@ -44,7 +51,15 @@ class Envelope:
             await send(message)
 
         bounded = receive if scope["path"].startswith("/v1/uploads") else _bounded(receive)
-        await self.app(scope, bounded, send_in_envelope)
+        try:
+            await self.app(scope, bounded, send_in_envelope)
+        except Exception:
+            # The last place that can still answer in the one form; what happened is for the log alone.
+            log.exception("%s %s %s ended in an unforeseen error", request_id, scope["method"], scope["path"])
+            if started:
+                raise
+            told = ServerError("an unforeseen error; the server's log has it under this request_id")
+            await told.response(request_id)(scope, receive, send_in_envelope)
 
 
 def _bounded(receive: Receive) -> Receive:

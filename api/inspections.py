@@ -5,12 +5,12 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import Depends, Request
-from store.blobs import BlobStore
-from store.database import Database
 
 from api.inspector import Inspector, Refused
 from kdcore.catalog import DatasetFacts, ModelFacts
 from store import inspections
+from store.blobs import BlobStore
+from store.database import Database
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ Problem
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
@@ -205,7 +206,6 @@ def install(app: FastAPI) -> None:
     for known in (store_errors.StoreError, NoSpaceLeft):
         app.add_exception_handler(known, _known_refusal)
     app.add_exception_handler(store_errors.DatabaseUnavailable, _database_away)
-    app.add_exception_handler(Exception, _unforeseen)
 
 
 def request_id(request: Request) -> str:
@@ -222,11 +222,20 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return NotFound(f"{request.url.path} is no address of this service; /docs lists them")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "")
-        return MethodNotAllowed(f"{request.url.path} answers {allowed or 'other verbs'}", headers=error.headers)
+        verbs = ", ".join(_verbs(request.app.openapi(), request.url.path))
+        return MethodNotAllowed(f"{request.url.path} answers {verbs or 'GET'}", headers={"Allow": verbs or "GET"})
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return MalformedBody(str(error.detail))
     return ServerError(str(error.detail))
+
+
+def _verbs(document: Mapping[str, Any], path: str) -> list[str]:
+    """Of all routes at this path: the framework's own list knows only the first."""
+    found: set[str] = set()
+    for template, operations in document["paths"].items():
+        if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path):
+            found.update(verb.upper() for verb in operations)
+    return sorted(found)
 
 
 async def _schema_broken(request: Request, error: Exception) -> Response:
@@ -290,9 +299,3 @@ async def _database_away(request: Request, error: Exception) -> Response:
     log.warning("database away: %s", error)
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     return Unavailable("nothing was changed; try again", headers=retry).response(request_id(request))
-
-
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    return ServerError("an unforeseen error; the server's log has it under this request_id").response(
-        request_id(request)
-    )

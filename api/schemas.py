@@ -3,15 +3,15 @@
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from api.answers import iso
+from kdcore.catalog import DatasetFacts, ModelFacts
 from store.datasets import Dataset
 from store.events import Event
 from store.jobs import Job
 from store.lifecycle import lawful
 from store.models import Model
 from store.uploads import Upload
-
-from api.answers import iso
-from kdcore.catalog import DatasetFacts, ModelFacts
 
 T = TypeVar("T")
 

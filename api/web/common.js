@@ -1,4 +1,4 @@
-// What every page needs: the service's answers, elements without innerHTML, and numbers as people read them.
+// What every page needs: the service's answers, elements built without parsing text, and numbers as people read them.
 
 const KEY = "distillery-key";
 export const key = {

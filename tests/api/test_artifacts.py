@@ -1,0 +1,88 @@
+"""What a job made: listed, downloaded whole, in ranges, or not again."""
+
+import hashlib
+
+import pytest
+
+from api.schemas import ArtifactView, Page
+from tests.api.conftest import Service, problem
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_files_are_listed_with_their_digests(service: Service) -> None:
+    job_id = await service.submit()
+    made = await service.succeed(job_id)
+    told = (await service.http.get(f"/v1/jobs/{job_id}/artifacts")).json()
+    assert {file["name"]: file["sha256"] for file in told["data"]} == made
+    assert Page[ArtifactView].model_validate(told, strict=True)
+
+
+async def test_a_file_is_what_its_digest_says(service: Service) -> None:
+    job_id = await service.submit()
+    made = await service.succeed(job_id)
+    for path in ("checkpoint", "artifacts/student.safetensors"):
+        answer = await service.http.get(f"/v1/jobs/{job_id}/{path}")
+        assert answer.status_code == 200
+        assert hashlib.sha256(answer.content).hexdigest() == made["student.safetensors"]
+        assert answer.headers["etag"] == f'"{made["student.safetensors"]}"'
+        assert answer.headers["x-checksum-sha256"] == made["student.safetensors"]
+        assert answer.headers["repr-digest"].startswith("sha-256=:")
+        assert answer.headers["content-disposition"] == 'attachment; filename="student.safetensors"'
+        assert answer.headers["accept-ranges"] == "bytes"
+
+
+async def test_a_download_can_go_on_where_it_broke(service: Service) -> None:
+    job_id = await service.submit()
+    await service.succeed(job_id)
+    path = f"/v1/jobs/{job_id}/checkpoint"
+    whole = await service.http.get(path)
+    headers = {"Range": "bytes=4-", "If-Range": whole.headers["etag"]}
+    rest = await service.http.get(path, headers=headers)
+    assert rest.status_code == 206
+    assert rest.content == whole.content[4:]
+    assert rest.headers["content-range"] == f"bytes 4-{len(whole.content) - 1}/{len(whole.content)}"
+    other = await service.http.get(path, headers={**headers, "If-Range": '"other bytes"'})
+    assert (other.status_code, other.content) == (200, whole.content)
+
+
+@pytest.mark.parametrize("asked", ["bytes=99999-", "lines=1-2"])
+async def test_a_range_that_is_not_there_is_a_problem(service: Service, asked: str) -> None:
+    job_id = await service.submit()
+    await service.succeed(job_id)
+    answer = await service.http.get(f"/v1/jobs/{job_id}/checkpoint", headers={"Range": asked})
+    problem(answer, 416, "range_unsatisfiable")
+    assert answer.headers["content-range"].startswith("bytes */")
+
+
+async def test_bytes_that_the_client_has_are_not_sent_again(service: Service) -> None:
+    job_id = await service.submit()
+    made = await service.succeed(job_id)
+    headers = {"If-None-Match": f'"other", "{made["student.safetensors"]}"'}
+    answer = await service.http.get(f"/v1/jobs/{job_id}/checkpoint", headers=headers)
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+async def test_head_tells_size_and_digest_without_the_bytes(service: Service) -> None:
+    job_id = await service.submit()
+    made = await service.succeed(job_id)
+    answer = await service.http.head(f"/v1/jobs/{job_id}/artifacts/student.safetensors")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["etag"] == f'"{made["student.safetensors"]}"'
+    assert int(answer.headers["content-length"]) > 0
+
+
+async def test_a_job_that_has_not_succeeded_has_no_checkpoint_yet(service: Service) -> None:
+    job_id = await service.submit()
+    told = problem(await service.http.get(f"/v1/jobs/{job_id}/checkpoint"), 409, "not_ready")
+    assert told["job_status"] == "queued"
+    assert (await service.http.get(f"/v1/jobs/{job_id}/artifacts")).json()["data"] == []
+
+
+async def test_an_unknown_file_is_told_beside_those_that_there_are(service: Service) -> None:
+    job_id = await service.submit()
+    await service.succeed(job_id)
+    told = problem(await service.http.get(f"/v1/jobs/{job_id}/artifacts/student.onnx"), 404, "not_found")
+    assert told["allowed"] == ["report.json", "student.safetensors"]
+    problem(await service.http.get("/v1/jobs/job_0/checkpoint"), 404, "not_found")
+    problem(await service.http.get("/v1/jobs/job_0/artifacts"), 404, "not_found")

@@ -1,0 +1,59 @@
+"""Data sets: built in, or inspected before they exist."""
+
+import pytest
+
+from api.inspector import Refused
+from api.schemas import DatasetView, Page
+from kdcore.catalog import DATASETS
+from tests.api.conftest import DATASET, Service, problem
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_data_set_is_registered_with_what_was_seen_in_it(service: Service) -> None:
+    blob = await service.upload(b"pictures")
+    answer = await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob, "image_size": 8})
+    told = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/v1/datasets/{told['id']}"
+    assert told["facts"] == DATASET.model_dump(mode="json")
+    assert service.inspector.asked == [("dataset", blob.removeprefix("sha256:"), 8)]
+    for name in ("mine", told["id"]):
+        assert (await service.http.get(f"/v1/datasets/{name}")).json() == told
+
+
+async def test_built_in_sets_are_listed_after_the_registered_ones(service: Service) -> None:
+    blob = await service.upload(b"pictures")
+    await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
+    listed = (await service.http.get("/v1/datasets")).json()
+    assert [dataset["name"] for dataset in listed["data"]] == ["mine", *sorted(DATASETS)]
+    assert Page[DatasetView].model_validate(listed)
+    assert (await service.http.get("/v1/datasets/digits")).json()["facts"]["num_classes"] == 10
+
+
+async def test_a_file_that_fails_its_inspection_is_not_registered(service: Service) -> None:
+    blob = await service.upload(b"junk")
+    refused = Refused("dataset_unreadable", "train/cat/3.png is cut short")
+    service.inspector.answers[blob.removeprefix("sha256:")] = refused
+    answer = await service.http.post("/v1/datasets", json={"name": "junk", "blob": blob})
+    assert problem(answer, 422, "unusable")["errors"][0]["message"] == "train/cat/3.png is cut short"
+    problem(await service.http.get("/v1/datasets/junk"), 404, "not_found")
+
+
+async def test_names_are_given_once_and_not_those_of_built_in_sets(service: Service) -> None:
+    blob = await service.upload(b"pictures")
+    assert (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).status_code == 201
+    for name in ("mine", "digits"):
+        problem(await service.http.post("/v1/datasets", json={"name": name, "blob": blob}), 409, "name_taken")
+
+
+async def test_a_forgotten_data_set_is_gone(service: Service) -> None:
+    blob = await service.upload(b"pictures")
+    await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
+    assert (await service.http.delete("/v1/datasets/mine")).status_code == 204
+    problem(await service.http.delete("/v1/datasets/mine"), 404, "not_found")
+
+
+async def test_bytes_that_are_not_here(service: Service) -> None:
+    answer = await service.http.post("/v1/datasets", json={"name": "x", "blob": "sha256:" + "0" * 64})
+    problem(answer, 404, "not_found")

@@ -1,0 +1,98 @@
+"""The feed, asked for and streamed."""
+
+import json
+
+import pytest
+
+from api.routes import events
+from api.schemas import EventView, Page
+from store import events as feed
+from tests.api.conftest import Service, problem
+
+pytestmark = pytest.mark.anyio
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    """Server-sent events, field by field; comments and `retry` left out."""
+    blocks = [block for block in text.split("\n\n") if block.startswith("id:")]
+    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
+
+
+async def test_events_are_numbered_from_one_and_paged(service: Service) -> None:
+    job_id = await service.submit()
+    await service.fail(job_id)
+    whole = (await service.http.get(f"/v1/jobs/{job_id}/events")).json()
+    assert [(event["seq"], event["type"]) for event in whole["data"]] == [(1, "queued"), (2, "claimed"), (3, "failed")]
+    assert Page[EventView].model_validate(whole, strict=True)
+    first = (await service.http.get(f"/v1/jobs/{job_id}/events", params={"limit": 2})).json()
+    rest = (await service.http.get(f"/v1/jobs/{job_id}/events", params={"after": first["next"]})).json()
+    assert first["data"] + rest["data"] == whole["data"]
+    assert rest["next"] is None
+
+
+async def test_a_stream_of_an_ended_job_tells_all_and_ends(service: Service) -> None:
+    job_id = await service.submit()
+    await service.fail(job_id)
+    answer = await service.http.get(f"/v1/jobs/{job_id}/events/stream")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    told = messages(answer.text)
+    assert [(message["id"], message["event"]) for message in told] == [
+        ("1", "queued"),
+        ("2", "claimed"),
+        ("3", "failed"),
+    ]
+    assert json.loads(told[2]["data"])["data"]["error"]["code"] == "loss_diverged"
+
+
+async def test_a_stream_goes_on_after_the_last_event_seen(service: Service) -> None:
+    job_id = await service.submit()
+    await service.fail(job_id)
+    stream = f"/v1/jobs/{job_id}/events/stream"
+    again = await service.http.get(stream, headers={"Last-Event-ID": "1"})
+    assert [message["id"] for message in messages(again.text)] == ["2", "3"]
+    asked = await service.http.get(stream, params={"after": 2})
+    assert [message["id"] for message in messages(asked.text)] == ["3"]
+    assert (await service.http.get(stream, headers={"Last-Event-ID": "3"})).status_code == 204
+
+
+async def test_a_retried_jobs_stream_does_not_end_at_its_first_end(service: Service) -> None:
+    job_id = await service.submit()
+    await service.fail(job_id)
+    await service.http.post(f"/v1/jobs/{job_id}/retry")
+    await service.fail(job_id)
+    answer = await service.http.get(f"/v1/jobs/{job_id}/events/stream")
+    assert [message["event"] for message in messages(answer.text)] == [
+        "queued", "claimed", "failed", "retried", "claimed", "failed",
+    ]  # fmt: skip
+
+
+async def test_a_live_stream_tells_events_as_they_come(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from the generator itself: the in-process client hands a stream over only when it has ended."""
+    monkeypatch.setattr(events, "LOOK_S", 0.01)
+    monkeypatch.setattr(events, "PING_S", 0.03)
+    job_id = await service.submit()
+    stream = events._feed(service.db, job_id, "default", 1)
+    assert await anext(stream) == b"retry: 2000\n\n"
+    assert await anext(stream) == b": still here\n\n"
+    await service.db.write(feed.append, job_id, None, "warning", {"message": "careful"})
+    message = await anext(stream)
+    while message.startswith(b":"):
+        message = await anext(stream)
+    assert messages(message.decode())[0]["event"] == "warning"
+    await service.fail(job_id)
+    rest = b"".join([message async for message in stream])
+    assert [message["event"] for message in messages(rest.decode())] == ["claimed", "failed"]
+
+
+async def test_a_stream_ends_when_its_job_is_deleted(service: Service) -> None:
+    job_id = await service.submit()
+    await service.http.post(f"/v1/jobs/{job_id}/cancel")
+    stream = events._feed(service.db, job_id, "default", 0)
+    await anext(stream)
+    await service.http.delete(f"/v1/jobs/{job_id}")
+    assert [message async for message in stream] == []
+
+
+@pytest.mark.parametrize("path", ["events", "events/stream"])
+async def test_an_unknown_job_has_no_feed(service: Service, path: str) -> None:
+    problem(await service.http.get(f"/v1/jobs/job_0/{path}"), 404, "not_found")

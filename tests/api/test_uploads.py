@@ -1,0 +1,153 @@
+"""Bytes in: at once, in parts, too many, not the ones announced."""
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from api.schemas import UploadView
+from store.settings import Settings
+from tests.api.conftest import Service, problem, serving
+
+pytestmark = pytest.mark.anyio
+
+CONTENT = bytes(range(256)) * 10
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+async def chunks(content: bytes, size: int = 700) -> AsyncIterator[bytes]:
+    for begin in range(0, len(content), size):
+        yield content[begin : begin + size]
+
+
+def left_over(service: Service) -> list[str]:
+    return [path.name for path in (service.files.folder / "uploads").glob("*")]
+
+
+async def begin(service: Service, length: int = len(CONTENT), **query: str) -> str:
+    answer = await service.http.post("/v1/uploads", headers={"Upload-Length": str(length)}, params=query)
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["upload-offset"] == "0"
+    return answer.headers["location"]
+
+
+async def test_a_file_in_one_request(service: Service) -> None:
+    query = {"filename": "weights.pt", "sha256": DIGEST}
+    answer = await service.http.post("/v1/uploads", content=CONTENT, params=query)
+    told = answer.json()
+    assert answer.status_code == 201
+    assert (told["blob"], told["status"], told["offset"], told["bytes"]) == (f"sha256:{DIGEST}", "complete", 2560, 2560)
+    assert told["filename"] == "weights.pt"
+    assert UploadView.model_validate(told, strict=True)
+    assert service.files.path(DIGEST).read_bytes() == CONTENT
+    assert left_over(service) == []
+    assert (await service.http.get(answer.headers["location"])).json() == told
+
+
+async def test_a_body_of_unannounced_length(service: Service) -> None:
+    answer = await service.http.post("/v1/uploads", content=chunks(CONTENT))
+    assert answer.json()["blob"] == f"sha256:{DIGEST}"
+
+
+async def test_the_same_bytes_twice_are_one_blob(service: Service) -> None:
+    assert await service.upload(CONTENT) == await service.upload(CONTENT)
+
+
+async def test_other_bytes_than_announced_are_refused_and_leave_nothing(service: Service) -> None:
+    answer = await service.http.post("/v1/uploads", content=CONTENT, params={"sha256": "0" * 64})
+    problem(answer, 422, "checksum_mismatch")
+    assert not service.files.exists(DIGEST)
+    assert left_over(service) == []
+
+
+async def test_a_digest_must_look_like_one(service: Service) -> None:
+    told = problem(await service.http.post("/v1/uploads?sha256=abc", content=b"x"), 422, "invalid_request")
+    assert told["errors"][0]["pointer"] == "?sha256"
+
+
+async def test_nothing_is_no_file(service: Service) -> None:
+    problem(await service.http.post("/v1/uploads"), 400, "malformed_body")
+
+
+async def test_more_than_is_taken_is_refused_announced_or_not(settings: Settings) -> None:
+    async with serving(settings.model_copy(update={"upload_max_bytes": 1000})) as service:
+        for content in (CONTENT, chunks(CONTENT)):
+            told = problem(await service.http.post("/v1/uploads", content=content), 413, "too_large")
+            assert told["limit_bytes"] == 1000
+        problem(await service.http.post("/v1/uploads", headers={"Upload-Length": "1001"}), 413, "too_large")
+        assert left_over(service) == []
+
+
+async def test_a_file_in_parts(service: Service) -> None:
+    upload = await begin(service, sha256=DIGEST)
+    for offset in (0, 1000, 2000):
+        part = CONTENT[offset : offset + 1000]
+        answer = await service.http.patch(upload, content=part, headers={"Upload-Offset": str(offset)})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["upload-offset"] == str(offset + len(part))
+        assert (answer.json()["status"] == "complete") == (offset == 2000)
+    assert answer.json()["blob"] == f"sha256:{DIGEST}"
+    assert service.files.path(DIGEST).read_bytes() == CONTENT
+
+
+async def test_head_and_get_tell_where_to_go_on(service: Service) -> None:
+    upload = await begin(service)
+    await service.http.patch(upload, content=CONTENT[:1000], headers={"Upload-Offset": "0"})
+    head = await service.http.head(upload)
+    assert (head.headers["upload-offset"], head.headers["upload-length"]) == ("1000", "2560")
+    told = (await service.http.get(upload)).json()
+    assert (told["offset"], told["status"], told["blob"]) == (1000, "open", None)
+
+
+async def test_a_part_for_another_place_is_refused_with_the_right_one(service: Service) -> None:
+    upload = await begin(service)
+    await service.http.patch(upload, content=CONTENT[:1000], headers={"Upload-Offset": "0"})
+    for wrong in ("0", "500", "1001"):
+        answer = await service.http.patch(upload, content=b"x", headers={"Upload-Offset": wrong})
+        assert problem(answer, 409, "offset_conflict")["offset"] == 1000
+    problem(await service.http.patch(upload, content=b"x"), 422, "invalid_request")
+
+
+async def test_more_than_the_announced_length_is_refused_and_does_not_count(service: Service) -> None:
+    upload = await begin(service, length=10)
+    problem(await service.http.patch(upload, content=b"x" * 11, headers={"Upload-Offset": "0"}), 413, "too_large")
+    problem(
+        await service.http.patch(upload, content=chunks(b"x" * 11, 4), headers={"Upload-Offset": "0"}), 413, "too_large"
+    )
+    assert (await service.http.get(upload)).json()["offset"] == 0
+
+
+async def test_a_complete_upload_takes_no_more(service: Service) -> None:
+    upload = await begin(service, length=1)
+    await service.http.patch(upload, content=b"x", headers={"Upload-Offset": "0"})
+    problem(await service.http.patch(upload, content=b"x", headers={"Upload-Offset": "1"}), 409, "offset_conflict")
+
+
+async def test_what_came_before_a_break_counts(service: Service) -> None:
+    """The client goes away after 1,000 of 2,560 bytes: the ASGI server then says `http.disconnect`."""
+    upload = await begin(service)
+    events = iter([{"type": "http.request", "body": CONTENT[:1000], "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, object]:
+        return next(events)
+
+    async def send(message: object) -> None:
+        del message
+
+    headers = [(b"host", b"127.0.0.1:8000"), (b"upload-offset", b"0"), (b"content-length", b"2560")]
+    scope = {
+        "type": "http", "method": "PATCH", "path": upload, "raw_path": upload.encode(), "query_string": b"",
+        "headers": headers, "scheme": "http", "server": ("127.0.0.1", 8000), "client": ("127.0.0.1", 1),
+        "asgi": {"version": "3.0"}, "http_version": "1.1", "root_path": "",
+    }  # fmt: skip
+    await service.app(scope, receive, send)  # type: ignore[arg-type]
+    assert (await service.http.get(upload)).json()["offset"] == 1000
+    rest = await service.http.patch(upload, content=CONTENT[1000:], headers={"Upload-Offset": "1000"})
+    assert rest.json()["blob"] == f"sha256:{DIGEST}"
+
+
+async def test_an_unknown_upload(service: Service) -> None:
+    problem(await service.http.get("/v1/uploads/up_0"), 404, "not_found")
+    problem(
+        await service.http.patch("/v1/uploads/up_0", content=b"x", headers={"Upload-Offset": "0"}), 404, "not_found"
+    )
