@@ -31,7 +31,7 @@ class Options(BaseSettings):
         description="The engine's command, as JSON list; flags are added.",
     )
     back_off_s: float = Field(
-        5, gt=0, description="Wait before the second attempt; each further one waits thrice that."
+        default=5, gt=0, description="Wait before the second attempt; each further one waits thrice that."
     )
 
 

@@ -1,0 +1,141 @@
+"""What a test puts into the table, and what it reads there from outside the code under test."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from store import artifacts, events, jobs
+from store.attempts import Attempt
+from store.attempts import list as list_attempts
+from store.blobs import BlobStore
+from store.database import Database
+from store.rows import Job
+from store.settings import Settings
+from tests.worker.fake_engine import weights_after
+from tests.worker.processes import FAKE_ENGINE, until
+from worker.desk import Options
+
+REPOSITORY = Path(__file__).parents[2]
+OPTIONS = Options(engine=FAKE_ENGINE, back_off_s=0.05)
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class Table:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url)
+        self.files = BlobStore(settings.files)
+
+    def submit(self, max_attempts: int = 3, deadline_s: float | None = None, **fake: Any) -> str:
+        with self.database.begin() as connection:
+            job, _ = jobs.submit(
+                connection,
+                project="p",
+                spec={},
+                resolved={"fake": fake},
+                name=None,
+                method="kd",
+                spec_sha256="0" * 64,
+                max_attempts=max_attempts,
+                deadline_s=deadline_s,
+            )
+        return job.id
+
+    def ask(self, move: Any, job_id: str) -> Job:
+        with self.database.begin() as connection:
+            job: Job = move(connection, job_id, "p")
+        return job
+
+    def job(self, job_id: str) -> Job:
+        with self.database.connect() as connection:
+            return jobs.get(connection, job_id)
+
+    def events(self, job_id: str) -> list[events.Event]:
+        with self.database.connect() as connection:
+            return events.after(connection, job_id, 0, 1000)
+
+    def types(self, job_id: str) -> list[str]:
+        return [event.type for event in self.events(job_id)]
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        with self.database.connect() as connection:
+            return list(list_attempts(connection, job_id))
+
+    def until(self, job_id: str, *statuses: str) -> Job:
+        until(lambda: self.job(job_id).status in statuses, f"{job_id} to be {' or '.join(statuses)}")
+        return self.job(job_id)
+
+    def until_checkpoint(self, job_id: str) -> int:
+        until(lambda: self.job(job_id).checkpoint_step, f"a checkpoint of {job_id}")
+        return self.job(job_id).checkpoint_step or 0
+
+    def assert_trained(self, job_id: str, steps: int) -> None:
+        """Succeeded once, with the weights of an undisturbed run."""
+        job = self.until(job_id, *ENDED)
+        assert (job.status, job.error) == ("succeeded", None)
+        assert job.result is not None and job.result["weights"] == weights_after(steps)
+        assert self.types(job_id).count("succeeded") == 1
+        with self.database.connect() as connection:
+            student = artifacts.get(connection, job_id, "student.safetensors")
+        content = self.files.path(student.sha256).read_bytes()
+        assert content.decode() == weights_after(steps)
+        assert hashlib.sha256(content).hexdigest() == student.sha256
+        assert [event.seq for event in self.events(job_id)] == list(range(1, job.event_seq + 1))
+
+    def assert_nothing_left(self) -> None:
+        """No scratch folder, no half-written file, no process of an engine that was given this home."""
+        scratch = self.settings.home / "scratch"
+        until(lambda: not list(scratch.glob("*")), "the scratch folders to go")
+        assert not list(self.files.folder.rglob("*.tmp"))
+        until(lambda: not engines(self.settings.home), "the engines to end")
+
+
+def engines(home: Path) -> list[int]:
+    """Living processes that were told to work in this home."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if f"{home}/scratch/" in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+@contextmanager
+def worker_process(settings: Settings, log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m worker` as an operator starts it. Its output is in `log`."""
+    given = {f"DISTILLERY_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_none=True).items()}
+    environment = {
+        **os.environ,
+        **given,
+        "DISTILLERY_ENGINE": _json(FAKE_ENGINE),
+        "DISTILLERY_BACK_OFF_S": "0.05",
+        **more,
+    }
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker"], env=environment, cwd=REPOSITORY, stdout=output, stderr=output
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _json(words: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f'"{word}"' for word in words) + "]"

@@ -1,0 +1,206 @@
+"""One attempt, in this process, with a real store and a real child: what becomes of the job in each case."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from store import checkpoints, jobs, metrics
+from tests.worker.processes import until
+from tests.worker.table import ENDED, Table
+from worker.service import Worker
+
+Start = Callable[..., Worker]
+
+
+def test_a_job_from_claim_to_artifacts(table: Table, start_worker: Start):
+    job_id = table.submit(steps=10, checkpoint_every=2)
+    start_worker()
+    table.assert_trained(job_id, 10)
+    types = table.types(job_id)
+    assert types[:2] == ["queued", "claimed"]
+    assert types[-1] == "succeeded"
+    assert types.count("checkpoint") == 5
+    phases = [event.data["phase"] for event in table.events(job_id) if event.type == "phase"]
+    assert phases == ["validating", "training", "exporting", "publishing"]
+    with table.database.connect() as connection:
+        curve = metrics.series(connection, job_id)["student"]["train/loss"]
+        kept = checkpoints.newest(connection, job_id)
+    assert [step for step, _ in curve] == list(range(1, 11))
+    assert [checkpoint.step for checkpoint in kept] == [10, 8]
+    assert sorted(path.name for path in (table.files.folder / "checkpoints").rglob("*.pt")) == [
+        "000000008.pt",
+        "000000010.pt",
+    ]
+    assert "the fake engine starts" in table.files.log_path(job_id, 1).read_text()
+    table.assert_nothing_left()
+
+
+def test_jobs_run_one_after_the_other_by_age(table: Table, start_worker: Start):
+    ids = [table.submit(steps=2) for _ in range(3)]
+    start_worker()
+    ended = [table.until(job_id, *ENDED) for job_id in ids]
+    assert [job.status for job in ended] == ["succeeded"] * 3
+    assert ended[0].finished_at <= ended[1].started_at and ended[1].finished_at <= ended[2].started_at
+
+
+@pytest.mark.parametrize(
+    ("misbehaviour", "code", "words"),
+    [
+        ("segfault", "internal", "SIGSEGV"),
+        ("kill_itself", "worker_lost", "SIGKILL"),
+        ("vanish", "worker_lost", "exit code 0"),
+        ("exit_three", "internal", "exit code 3"),
+        ("out_of_memory", "out_of_memory", "memory"),
+        ("storage_full", "storage_full", "no room"),
+    ],
+)
+def test_what_may_be_chance_is_tried_again(
+    table: Table, start_worker: Start, tmp_path: Any, misbehaviour: str, code: str, words: str
+):
+    job_id = table.submit(steps=4, checkpoint_every=100, at={"2": misbehaviour}, once=str(tmp_path / "once"))
+    start_worker()
+    table.assert_trained(job_id, 4)
+    error = next(event.data["error"] for event in table.events(job_id) if "error" in event.data)
+    assert error["code"] == code
+    assert words in error["message"]
+    assert [attempt.how for attempt in table.attempts(job_id)] == ["failed", "succeeded"]
+    table.assert_nothing_left()
+
+
+def test_the_last_words_are_in_the_feed(table: Table, start_worker: Start):
+    job_id = table.submit(max_attempts=1, at={"2": "exit_three"})
+    start_worker()
+    table.until(job_id, "failed")
+    seen = next(event.data for event in table.events(job_id) if event.type == "warning")
+    assert (seen["code"], seen["how"], seen["exit_code"]) == ("engine_ended", "crashed", 3)
+    assert seen["log"] == ["the fake engine starts"]
+
+
+def test_a_final_error_is_not_tried_again(table: Table, start_worker: Start):
+    job_id = table.submit(at={"2": "diverge"})
+    start_worker()
+    job = table.until(job_id, *ENDED)
+    assert (job.status, job.attempts) == ("failed", 1)
+    assert job.error == {
+        "code": "loss_diverged",
+        "message": "the loss is not a number",
+        "retryable": False,
+        "hint": "lower lr",
+    }
+
+
+def test_a_poison_job_fails_after_its_attempts_and_the_next_one_runs(table: Table, start_worker: Start):
+    poison = table.submit(max_attempts=2, steps=10, checkpoint_every=100, at={"2": "segfault"})
+    next_one = table.submit(steps=2)
+    start_worker()
+    table.assert_trained(next_one, 2)
+    job = table.until(poison, *ENDED)
+    assert (job.status, job.attempts, job.fence) == ("failed", 2, 2)
+    assert "SIGSEGV" in job.error["message"]
+
+
+def test_attempts_that_get_further_are_not_counted(table: Table, start_worker: Start):
+    """Two attempts allowed, four needed: each dies one checkpoint later than the one before."""
+    job_id = table.submit(
+        max_attempts=2, steps=8, checkpoint_every=2, at={"2": "kill_itself", "4": "kill_itself", "6": "kill_itself"}
+    )
+    start_worker()
+    table.assert_trained(job_id, 8)
+    assert len(table.attempts(job_id)) == 4
+
+
+def test_cancel_stops_the_engine_first(table: Table, start_worker: Start):
+    job_id = table.submit(steps=100_000)
+    start_worker()
+    table.until_checkpoint(job_id)
+    assert table.ask(jobs.cancel, job_id).status == "running"
+    table.until(job_id, "cancelled")
+    table.assert_nothing_left()
+    types = table.types(job_id)
+    assert types.index("cancel_requested") < types.index("cancelled") == len(types) - 1
+
+
+def test_a_deaf_engine_is_killed_after_the_grace(table: Table, start_worker: Start):
+    job_id = table.submit(steps=10, at={"2": "deaf"})
+    start_worker()
+    until(lambda: table.job(job_id).progress, "the second step")
+    table.ask(jobs.cancel, job_id)
+    table.until(job_id, "cancelled")
+    table.assert_nothing_left()
+
+
+def test_pause_and_resume_cost_no_attempt_and_no_bit(table: Table, start_worker: Start):
+    job_id = table.submit(steps=60, checkpoint_every=1000)
+    start_worker()
+    until(lambda: table.job(job_id).progress, "the first step")
+    table.ask(jobs.pause, job_id)
+    paused = table.until(job_id, "paused")
+    assert paused.attempts == 0
+    assert 0 < paused.checkpoint_step < 60
+    assert table.ask(jobs.resume, job_id).status == "queued"
+    table.assert_trained(job_id, 60)
+    assert [attempt.how for attempt in table.attempts(job_id)] == ["paused", "succeeded"]
+
+
+def test_a_drained_worker_hands_its_job_back(table: Table, start_worker: Start):
+    job_id = table.submit(steps=60, checkpoint_every=1000)
+    first = start_worker()
+    until(lambda: table.job(job_id).progress, "the first step")
+    assert first.stop()
+    handed_back = table.job(job_id)
+    assert (handed_back.status, handed_back.attempts) == ("queued", 0)
+    assert handed_back.checkpoint_step
+    start_worker()
+    table.assert_trained(job_id, 60)
+
+
+def test_past_its_deadline_a_job_fails(table: Table, start_worker: Start):
+    job_id = table.submit(steps=100_000, deadline_s=0.5)
+    start_worker()
+    job = table.until(job_id, *ENDED)
+    assert (job.status, job.error["code"]) == ("failed", "deadline_exceeded")
+
+
+def test_a_damaged_checkpoint_is_skipped_by_name(table: Table, start_worker: Start):
+    job_id = table.submit(steps=100_000, checkpoint_every=2)
+    first = start_worker()
+    until(lambda: "checkpoint" in table.types(job_id) and (table.job(job_id).checkpoint_step or 0) > 4, "checkpoints")
+    first.stop()
+    with table.database.connect() as connection:
+        newest, before = checkpoints.newest(connection, job_id)
+    (table.files.folder / newest.path).write_bytes(b"half a")
+    start_worker()
+    until(lambda: len(table.attempts(job_id)) == 2 and "warning" in table.types(job_id), "the warning")
+    until(lambda: "goes on" in table.files.log_path(job_id, 2).read_text(), "the second attempt")
+    warning = next(event.data for event in table.events(job_id) if event.type == "warning")
+    assert (warning["code"], warning["step"]) == ("checkpoint_skipped", newest.step)
+    assert f"goes on after step {before.step}\n" in table.files.log_path(job_id, 2).read_text()
+
+
+def test_inputs_are_given_by_digest(table: Table, start_worker: Start):
+    blob = table.files.put_stream([b"a teacher"])
+    job_id = table.submit(steps=2, teacher=f"blob:sha256:{blob.sha256}")
+    start_worker()
+    table.assert_trained(job_id, 2)
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "not in the file store"), (b"rotten", "damaged")])
+def test_an_input_that_is_not_itself_is_named(table: Table, start_worker: Start, content: bytes | None, words: str):
+    digest = "ab" * 32
+    if content is not None:
+        path = table.files.path(digest)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    job_id = table.submit(max_attempts=1, teacher=f"blob:sha256:{digest}")
+    start_worker()
+    job = table.until(job_id, "failed")
+    assert words in job.error["message"] and digest in job.error["message"]
+
+
+def test_a_file_outside_of_the_engines_folder_is_not_published(table: Table, start_worker: Start):
+    job_id = table.submit(steps=4, at={"2": "escape"})
+    start_worker()
+    table.assert_trained(job_id, 4)
+    published = next(event.data["artifacts"] for event in table.events(job_id) if event.type == "succeeded")
+    assert [artifact["name"] for artifact in published] == ["student.safetensors", "report.json"]
