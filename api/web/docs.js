@@ -13,8 +13,19 @@ main.append(
   h("div", { class: "heading" }, h("h1", null, "API"), h("span", { class: "quiet" }, `${api.info.title} ${api.info.version}`)),
   h("div", { class: "reference" },
     ...[...groups()].map(([tag, routes]) => h("section", { class: "card" }, h("h2", null, tag), routes.map(route))),
-    h("section", { class: "card" }, h("h2", null, "Schemas"), Object.entries(schemas).map(schema))));
+    h("section", { class: "card" }, h("h2", null, "Schemas"), Object.entries(schemas).sort(bySubject).map(schema))));
 if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+
+/** What a client writes comes first, then the rest by name. */
+function bySubject([one], [other]) {
+  const rank = (name) => ["Problem", "JobSpec"].indexOf(name);
+  return rank(other) - rank(one) || one.localeCompare(other);
+}
+
+/** Words between backticks are code. */
+function marked(text) {
+  return (text || "").split("`").map((part, index) => (index % 2 ? h("code", null, part) : part));
+}
 
 function groups() {
   const found = new Map();
@@ -32,14 +43,14 @@ function route({ path, verb, operation }) {
   const text = operation.description || operation.summary || "";
   const sent = Object.values(operation.requestBody?.content || {})[0]?.schema;
   return h("details", { class: "route" },
-    h("summary", null, h("span", { class: "verb" }, verb.toUpperCase()), h("code", null, path), h("span", { class: "quiet wide" }, text.split(/\n\n|(?<=\.)\s/)[0])),
+    h("summary", null, h("span", { class: "verb" }, verb.toUpperCase()), h("code", null, path), h("span", { class: "quiet wide" }, marked(text.split(/\n\n|(?<=\.)\s/)[0]))),
     h("div", { class: "body" },
-      h("p", null, text.replace(/([^\n])\n(?!\n)/g, "$1 ")),
+      h("p", null, marked(text.replace(/([^\n])\n(?!\n)/g, "$1 "))),
       sent && h("p", null, h("b", null, "Body: "), kind(sent)),
       operation.parameters?.length && fields(operation.parameters.map((p) => [p.name, `${p.in}, ${textOf(p.schema)}`, p.description || p.schema.description, p.required])),
       h("table", { class: "fields" }, h("tbody", null, Object.entries(operation.responses).map(([status, answer]) =>
         h("tr", null, h("td", null, status), h("td", null, ...Object.values(answer.content || {}).slice(0, 1).map((content) => kind(content.schema || {}))),
-          h("td", { class: "quiet" }, answer.description)))))));
+          h("td", { class: "quiet" }, marked(answer.description))))))));
 }
 
 function schema([name, model]) {
@@ -51,8 +62,10 @@ function schema([name, model]) {
       fields(Object.entries(model.properties || {}).map(([field, what]) => [field, kind(what), what.description, needed.has(field)]))));
 }
 
-const fields = (rows) => h("table", { class: "fields" }, h("tbody", null, rows.map(([name, type, text, needed]) =>
-  h("tr", null, h("td", null, h("code", null, name), needed ? " *" : ""), h("td", null, type), h("td", { class: "quiet" }, text || "")))));
+function fields(rows) {
+  return h("table", { class: "fields" }, h("tbody", null, rows.map(([name, type, text, needed]) => h("tr", null,
+    h("td", null, h("code", null, name), needed ? " *" : ""), h("td", null, type), h("td", { class: "quiet" }, marked(text))))));
+}
 
 /** A schema in a few words, with links to named ones. */
 function kind(what) {
@@ -62,7 +75,9 @@ function kind(what) {
     : part.text]));
 }
 
-const textOf = (what) => words(what).map((part) => part.text).join(" or ");
+function textOf(what) {
+  return words(what).map((part) => part.text).join(" or ");
+}
 
 function words(what) {
   if (!what) return [{ text: "anything" }];
