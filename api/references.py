@@ -91,8 +91,11 @@ class Shelves:
 
     async def baseline(self, reference: str, data: Found[DatasetFacts] | None, student: Student | None) -> Found[Job]:
         """A job that measured the same student on the same data."""
-        job = await self._job(reference.removeprefix("job:"))
-        if not (job.result or {}).get("student"):
+        kind, _, name = reference.partition(":")
+        if kind != "job":
+            raise Faulty("a baseline is an earlier job's student", "not_allowed", "job:<id>", reference)
+        job = await self._job(name)
+        if job.status != "succeeded":
             raise Faulty(f"job {job.id} is {job.status}: it has no measured student", "not_ready", got=job.status)
         theirs = job.resolved_spec["student"]["architecture"]
         if student is not None and theirs != student.architecture:
@@ -102,7 +105,8 @@ class Shelves:
         source = job.resolved_spec["dataset"]["source"]
         if data is not None and source != data.reference:
             raise Faulty(f"job {job.id} learned from other data", "not_allowed", data.reference, source)
-        return Found(job, reference)
+        file = await self.db.read(artifacts.get, job.id, STUDENT_FILE)
+        return Found(job, f"blob:sha256:{file.sha256}")
 
     async def _registered_model(self, name: str) -> Found[ModelFacts]:
         try:

@@ -14,6 +14,7 @@ from api.references import Faulty, Found, Shelves
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, UnknownName, architecture
 from kdcore.errors import Fault
 from kdcore.spec import Dataset, JobSpec, Student, Teacher, fit, read, resolve
+from store.jobs import Job
 
 T = TypeVar("T")
 
@@ -40,12 +41,13 @@ async def examine(body: Any, shelves: Shelves) -> Examined:
     dataset = data.facts if data else None
     teacher = taught.facts if taught else None
     baseline = fields.get("baseline", "none")
-    if baseline.startswith("job:"):
-        await _look_up(shelves.baseline(baseline, data, student), "/baseline", faults)
+    alone: Found[Job] | None = None
+    if baseline not in ("none", "train"):
+        alone = await _look_up(shelves.baseline(baseline, data, student), "/baseline", faults)
     faults += fit(fields, dataset, _comparable(teacher, data), _architecture(student))
     if faults or spec is None or data is None or dataset is None:
         return Examined(faults, dataset=dataset, teacher=teacher)
-    return Examined([], _by_digest(resolve(spec, dataset, teacher), data, taught), dataset, teacher)
+    return Examined([], _by_digest(resolve(spec, dataset, teacher), data, taught, alone), dataset, teacher)
 
 
 def _comparable(teacher: ModelFacts | None, data: Found[DatasetFacts] | None) -> ModelFacts | None:
@@ -78,7 +80,9 @@ def _architecture(student: Student | Teacher | None) -> ArchitectureFacts | None
         return None
 
 
-def _by_digest(spec: JobSpec, data: Found[DatasetFacts], taught: Found[ModelFacts] | None) -> JobSpec:
+def _by_digest(
+    spec: JobSpec, data: Found[DatasetFacts], taught: Found[ModelFacts] | None, alone: Found[Job] | None
+) -> JobSpec:
     """Names may come to mean other bytes; what an accepted job means must not."""
     image_size = spec.dataset.image_size
     if image_size is None and data.facts is not None and data.facts.kind == "folders":
@@ -86,6 +90,8 @@ def _by_digest(spec: JobSpec, data: Found[DatasetFacts], taught: Found[ModelFact
     update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=image_size)}
     if spec.teacher is not None and taught is not None:
         update["teacher"] = spec.teacher.model_copy(update={"checkpoint": taught.reference})
+    if alone is not None:
+        update["baseline"] = alone.reference
     return spec.model_copy(update=update)
 
 
