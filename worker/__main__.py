@@ -19,6 +19,8 @@ LOOK_WITHOUT_BELL_S = 0.5
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # It tells of every ring; what goes wrong is louder than that.
+    logging.getLogger("celery").setLevel(logging.WARNING)
     settings = Settings()
     # A bell in memory is heard only where it is rung, which is another process.
     listens = not settings.broker_url.startswith(MEMORY)

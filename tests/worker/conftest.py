@@ -10,7 +10,7 @@ from worker.devices import Device
 from worker.service import Worker
 
 CPU = Device("cpu", "", 1)
-QUICK = {"lease_s": 2.5, "heartbeat_s": 0.2, "look_s": 0.1, "rering_s": 0.5, "stop_grace_s": 3, "min_free_bytes": 0}
+QUICK = {"lease_s": 2, "heartbeat_s": 0.2, "look_s": 0.1, "rering_s": 0.5, "stop_grace_s": 2, "min_free_bytes": 0}
 
 
 @pytest.fixture
