@@ -1,4 +1,7 @@
-"""How a route reaches what outlives the process: rows and files."""
+"""How a route reaches what outlives the process: rows and files.
+
+Every dependency is a coroutine: a plain function would cost each request a hop to a thread and back.
+"""
 
 from typing import Annotated
 
@@ -9,17 +12,17 @@ from store.database import Database
 from store.settings import Settings
 
 
-def database(request: Request) -> Database:
+async def database(request: Request) -> Database:
     found: Database = request.app.state.database
     return found
 
 
-def files(request: Request) -> BlobStore:
+async def files(request: Request) -> BlobStore:
     found: BlobStore = request.app.state.files
     return found
 
 
-def settings(request: Request) -> Settings:
+async def settings(request: Request) -> Settings:
     found: Settings = request.app.state.settings
     return found
 

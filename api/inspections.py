@@ -49,7 +49,7 @@ class Inspections:
         await self.db.write(inspections.put, digest, kind, key, seen.model_dump(mode="json"))
 
 
-def inspections_of(request: Request) -> Inspections:
+async def inspections_of(request: Request) -> Inspections:
     found: Inspections = request.app.state.inspections
     return found
 

@@ -50,11 +50,11 @@ async def body(request: Request) -> Any:
         raise not_json(str(error)) from None
 
 
-def shelves(db: Db, seen: Seen, who: Who) -> Shelves:
+async def shelves(db: Db, seen: Seen, who: Who) -> Shelves:
     return Shelves(db, seen, who)
 
 
-def bell(request: Request) -> Callable[[], None]:
+async def bell(request: Request) -> Callable[[], None]:
     ring: Callable[[], None] = request.app.state.ring
     return ring
 
