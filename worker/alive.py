@@ -1,4 +1,4 @@
-"""`python -m worker.alive`: exit status 0 if a worker of this host was seen within a lease; for container health checks.
+"""`python -m worker.alive`: exit status 0 if a worker of this host was seen within a lease; for health checks.
 
 The table is asked, not the process: a worker that hangs, or has lost the database, is there and does not work.
 """
