@@ -47,7 +47,7 @@ def series(
     after_step: int | None = None,
     max_points: int = 500,
 ) -> dict[str, dict[str, list[Point]]]:
-    """By trial and key, at most about `max_points` points of each curve, its peaks and valleys among them."""
+    """By trial and key, at most `max_points` (two or more) points of each curve, peaks and valleys among them."""
     rows = tables.metrics
     wanted = select(rows.c.trial, rows.c.key, rows.c.step, rows.c.value).where(rows.c.job_id == job_id)
     if keys is not None:
@@ -66,7 +66,7 @@ def thinned(points: list[Point], max_points: int) -> list[Point]:
     """First, last, and the lowest and highest of each equal bucket between them; all, where they are few enough."""
     if len(points) <= max_points:
         return points
-    inner, buckets = points[1:-1], max(1, (max_points - 2) // 2)
+    inner, buckets = points[1:-1], (max_points - 2) // 2
     kept = {points[0], points[-1]}
     for bucket in range(buckets):
         part = inner[len(inner) * bucket // buckets : len(inner) * (bucket + 1) // buckets]

@@ -1,0 +1,59 @@
+from typing import Any
+
+from store import checkpoints, events
+from store.database import Database
+from tests.store.scene import SHA256, claimed, feed, lapse, now, running
+
+
+def test_the_furthest_comes_first_and_of_one_step_the_latest_attempt(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 10, 20)
+    lapse(database, job_id)
+    assert [checkpoint.step for checkpoint in claimed(database, rescue=True).checkpoints] == [20, 10]
+    with database.begin() as connection:
+        recorded(connection, job_id, 2, 20)
+        found = checkpoints.newest(connection, job_id)
+    assert [(checkpoint.step, checkpoint.fence) for checkpoint in found] == [(20, 2), (20, 1), (10, 1)]
+    assert (found[0].path, found[0].bytes, found[0].sha256) == ("2/20.pt", 5, SHA256)
+
+
+def test_the_row_knows_the_furthest_step_even_if_a_resumed_attempt_is_behind_it(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 20, 10)
+    assert now(database, job_id).checkpoint_step == 20
+
+
+def test_a_step_recorded_again_is_one_checkpoint(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 10, 10)
+        assert len(checkpoints.newest(connection, job_id)) == 1
+    assert feed(database, job_id)[2:] == ["checkpoint", "checkpoint"]
+
+
+def test_all_but_the_newest_two_are_forgotten_and_returned(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 10, 20, 30, 40)
+        assert [checkpoint.path for checkpoint in checkpoints.superseded(connection, job_id)] == ["1/20.pt", "1/10.pt"]
+        assert [checkpoint.step for checkpoint in checkpoints.newest(connection, job_id)] == [40, 30]
+        assert checkpoints.superseded(connection, job_id) == []
+
+
+def test_a_broken_one_is_discarded_and_the_feed_says_so(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 10, 20)
+        broken, whole = checkpoints.newest(connection, job_id)
+        checkpoints.discard(connection, job_id, 1, broken, "20.pt is cut short")
+        assert checkpoints.newest(connection, job_id) == [whole]
+        told = events.after(connection, job_id, 4, 10)[0]
+    assert (told.type, told.data["code"], told.data["step"]) == ("warning", "checkpoint_skipped", 20)
+
+
+def recorded(connection: Any, job_id: str, fence: int, *steps: int) -> None:
+    for step in steps:
+        path = f"{fence}/{step}.pt"
+        checkpoints.record(connection, job_id, fence, step=step, sha256=SHA256, bytes=5, path=path)

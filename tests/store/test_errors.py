@@ -1,0 +1,24 @@
+import pytest
+
+from store import errors
+
+SAID = {
+    errors.NotFound("job", "job_1"): "there is no job 'job_1'",
+    errors.NotLawful("failed", "pause", ["retry", "delete"]): (
+        "a job that is failed cannot be asked to pause; lawful now: retry, delete"
+    ),
+    errors.NameTaken("model", "resnet56"): "there is a model named 'resnet56' already",
+    errors.OffsetConflict("up_1", 0, 5): "upload up_1 goes on at byte 5, not at 0",
+    errors.UploadBusy("up_1"): "another request is writing to upload up_1",
+    errors.BlobMismatch("up_1", "5 bytes", "6 bytes"): "up_1: announced 5 bytes, found 6 bytes",
+}
+
+
+@pytest.mark.parametrize(("error", "said"), SAID.items(), ids=lambda given: type(given).__name__)
+def test_a_refusal_says_what_was_asked_and_what_would_work(error: errors.StoreError, said: str):
+    assert isinstance(error, errors.StoreError)
+    assert str(error) == said
+
+
+def test_no_database_is_no_refusal():
+    assert not issubclass(errors.DatabaseUnavailable, errors.StoreError)

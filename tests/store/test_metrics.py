@@ -1,0 +1,65 @@
+import math
+
+import pytest
+
+from store import metrics
+from store.database import Database
+from store.metrics import thinned
+from tests.store.scene import running
+
+
+def test_curves_come_back_by_trial_and_key(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        metrics.record(connection, job_id, 1, "alone", step=2, epoch=0.5, values={"train/loss": 3.0})
+        metrics.record(connection, job_id, 1, "student", step=2, epoch=0.5, values={"train/loss": 2.0, "train/lr": 0.1})
+        metrics.record(connection, job_id, 1, "student", step=1, epoch=0.2, values={"train/loss": 2.5})
+        metrics.record(connection, job_id, 1, "student", step=3, epoch=0.7, values={})
+        assert metrics.series(connection, job_id) == {
+            "alone": {"train/loss": [(2, 3.0)]},
+            "student": {"train/loss": [(1, 2.5), (2, 2.0)], "train/lr": [(2, 0.1)]},
+        }
+        assert metrics.series(connection, job_id, ["train/lr"]) == {"student": {"train/lr": [(2, 0.1)]}}
+        assert metrics.series(connection, job_id, after_step=1)["student"]["train/loss"] == [(2, 2.0)]
+        assert metrics.series(connection, job_id, after_step=2) == {}
+
+
+def test_a_resumed_attempt_writes_over_the_steps_that_it_repeats(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        for value in (1.0, 0.75):
+            metrics.record(connection, job_id, 1, "student", step=1, epoch=1, values={"loss": value})
+        assert metrics.series(connection, job_id) == {"student": {"loss": [(1, 0.75)]}}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_what_is_no_number_is_a_hole_in_the_curve(database: Database, value: float | None):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        metrics.record(connection, job_id, 1, "student", step=1, epoch=1, values={"loss": value})
+        assert metrics.series(connection, job_id) == {"student": {"loss": [(1, None)]}}
+
+
+def test_few_points_are_all_kept():
+    points = [(step, float(step)) for step in range(10)]
+    assert thinned(points, 10) == points
+
+
+def test_thinning_keeps_ends_peak_and_valley():
+    """1,000 flat points with one spike up and one down; at most 10 points may stay."""
+    points = [(step, 1.0) for step in range(1000)]
+    points[333], points[777] = (333, 9.0), (777, -9.0)
+    kept = thinned(points, 10)
+    assert len(kept) <= 10
+    assert kept == sorted(kept)
+    assert {points[0], points[333], points[777], points[-1]} <= set(kept)
+
+
+@pytest.mark.parametrize("max_points", [2, 3, 4, 7, 500])
+def test_thinning_never_gives_more_than_asked(max_points: int):
+    points = [(step, math.sin(step)) for step in range(3000)]
+    assert 2 <= len(thinned(points, max_points)) <= max_points
+
+
+def test_a_curve_of_holes_stays_one():
+    assert {value for _, value in thinned([(step, None) for step in range(100)], 10)} == {None}
