@@ -44,7 +44,7 @@ def postgres(folder: Path | None = None, *, durable: bool = False) -> Iterator[s
         # No socket file: its path may not be longer than 107 bytes, and a folder's may.
         settings = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"]
         settings += [] if durable else FORGETFUL_POSTGRES
-        serve = [initdb.with_name("postgres"), "-D", data, *(f"--{setting}" for setting in settings)]
+        serve: list[str | Path] = [initdb.with_name("postgres"), "-D", data, *(f"--{setting}" for setting in settings)]
         with _server(serve, home, signal.SIGINT) as server:
             _wait(server, home, lambda: _postgres_answers(initdb.with_name("pg_isready"), port))
             yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"

@@ -18,15 +18,20 @@ ADVISORY_LOCK = 7_310_577
 """Any number, as long as nobody else uses it in this database."""
 
 
-def migrate(url: str, revision: str = "head") -> None:
+def migrate(url: str) -> None:
     """Make the database what store/tables.py says, from whatever it is; nothing happens where it is so already."""
     parsed = make_url(url)
     alone = _alone_on_sqlite if parsed.get_backend_name() == "sqlite" else _alone_on_postgres
     with told_plainly(), alone(parsed) as connection:
-        config = Config()
-        config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        command.upgrade(scripts(connection), "head")
+
+
+def scripts(connection: Connection) -> Config:
+    """What Alembic's commands need to work on a connection that somebody else opened and commits."""
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError
 class Settings(BaseSettings):
     """Left alone, all is local: SQLite, a folder, one process, this machine only."""
 
-    model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     home: Path = Field(
         default=Path("distillery-data"), description="Where everything is kept that no other setting places."

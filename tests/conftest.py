@@ -42,7 +42,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def migrated_postgres(postgres_url: str) -> Iterator[Engine]:
     """One database for all tests of this process: emptying it takes a millisecond, copying it hundreds."""
     ours = make_url(postgres_url).set(drivername="postgresql+psycopg")
-    engine = create_engine(ours, isolation_level="AUTOCOMMIT")
+    engine = create_engine(ours, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     migrate(postgres_url)
     yield engine
     engine.dispose()

@@ -65,12 +65,14 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("started_at", sa.Double()),
         sa.Column("finished_at", sa.Double()),
-        sa.CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="ck_jobs_running_holds_a_lease"),
         sa.CheckConstraint(
-            "status IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="ck_jobs_status"
+            "(status = 'running') = (lease_until IS NOT NULL)", name=op.f("ck_jobs_running_holds_a_lease")
         ),
-        sa.CheckConstraint("wish IN ('cancel', 'pause')", name="ck_jobs_wish"),
-        sa.CheckConstraint("wish IS NULL OR status = 'running'", name="ck_jobs_only_the_running_are_asked"),
+        sa.CheckConstraint(
+            "status IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name=op.f("ck_jobs_status")
+        ),
+        sa.CheckConstraint("wish IN ('cancel', 'pause')", name=op.f("ck_jobs_wish")),
+        sa.CheckConstraint("wish IS NULL OR status = 'running'", name=op.f("ck_jobs_only_the_running_are_asked")),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.UniqueConstraint("project", "idempotency_key", name="uq_jobs_project_idempotency_key"),
     )
@@ -105,7 +107,7 @@ def upgrade() -> None:
         sa.Column("offset", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("status", sa.String(length=16), server_default=sa.text("'open'"), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
-        sa.CheckConstraint("status IN ('open', 'complete')", name="ck_uploads_status"),
+        sa.CheckConstraint("status IN ('open', 'complete')", name=op.f("ck_uploads_status")),
         sa.PrimaryKeyConstraint("id", name="pk_uploads"),
     )
     op.create_table(

@@ -45,9 +45,7 @@ def test_the_key_of_a_finished_job_still_answers_with_it(database: Database):
 
 def test_another_body_under_a_used_key_is_refused_and_named(database: Database):
     first = submitted(database, idempotency_key="k")
-    with pytest.raises(
-        IdempotencyConflict, match=f"used for another body, which became job {first.id}"
-    ):
+    with pytest.raises(IdempotencyConflict, match=f"used for another body, which became job {first.id}"):
         submitted(database, idempotency_key="k", spec_sha256="6" * 64)
 
 

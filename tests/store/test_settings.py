@@ -1,0 +1,68 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from store.settings import Settings
+
+KEY_HASH = "a" * 64
+ANYWHERE = ".".join("0000")
+
+
+def test_left_alone_all_is_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings()
+    assert settings.home == tmp_path / "distillery-data"
+    assert settings.database_url == f"sqlite:///{tmp_path}/distillery-data/distillery.db"
+    assert settings.files == tmp_path / "distillery-data" / "files"
+    assert (settings.host, settings.broker_url, settings.admin_key_hash) == ("127.0.0.1", "memory://", None)
+
+
+def test_home_places_what_no_other_setting_places(tmp_path: Path):
+    settings = Settings(home=tmp_path, files=tmp_path / "volume")
+    assert (settings.database_url, settings.files) == (f"sqlite:///{tmp_path}/distillery.db", tmp_path / "volume")
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("DISTILLERY_HOME", str(tmp_path))
+    monkeypatch.setenv("DISTILLERY_LEASE_S", "2")
+    monkeypatch.setenv("DISTILLERY_HEARTBEAT_S", "0.5")
+    settings = Settings()
+    assert (settings.home, settings.lease_s) == (tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"lease_s": 19}, "lease_s 19 is shorter than four heartbeats of 5 s.* set lease_s to 20 or more"),
+        ({"host": ANYWHERE}, "host 0.0.0.0 can be reached from other machines, and no key is set"),
+        ({"host": "gpu-7"}, "DISTILLERY_ADMIN_KEY_HASH to the SHA-256 of a key, or DISTILLERY_HOST to 127.0.0.1"),
+        ({"admin_key_hash": "my secret"}, "as 64 hexadecimal digits, not the key itself"),
+        ({"database_url": "sqlite://"}, "SQLite in memory is not supported"),
+        ({"database_url": "sqlite:///:memory:"}, "SQLite in memory is not supported"),
+        ({"database_url": "mysql://host/name"}, "mysql is not supported; use sqlite:/// or postgresql://"),
+        ({"database_url": "distillery.db"}, "is not a URL; use sqlite:///path"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"lease": 30}, "lease"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words_that_say_what_would(given: dict[str, Any], told: str):
+    with pytest.raises(ValidationError, match=told):
+        Settings(**given)
+
+
+def test_a_secret_that_was_mistaken_for_its_hash_is_not_repeated():
+    with pytest.raises(ValidationError) as refused:
+        Settings(admin_key_hash="my secret")
+    assert "my secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machine_needs_no_key(host: str):
+    assert Settings(host=host).host == host
+
+
+def test_any_address_will_do_with_a_key():
+    assert Settings(host=ANYWHERE, admin_key_hash=KEY_HASH).host == ANYWHERE
+    assert Settings(lease_s=20).lease_s == 20
