@@ -6,6 +6,7 @@ import {
 import { chart } from "./chart.js";
 
 const CURVES = "validation/accuracy,train/loss,train/label_loss,train/distillation_loss";
+const UNSAID = ["fence", "code", "retryable", "sha256", "path"];
 const VERBS = { pause: "Pause", resume: "Resume", retry: "Retry", cancel: "Cancel" };
 
 export function jobPage(main, id, signal, trouble) {
@@ -31,12 +32,12 @@ export function jobPage(main, id, signal, trouble) {
       h("section", { class: "card" }, h("div", { class: "row" }, h("h2", null, "Log"), h("label", null, follow, " follow")), log)),
     spec));
 
-  const accuracyChart = chart(accuracyPlace, "Accuracy, held-out images", [
+  const accuracyChart = chart(accuracyPlace, "Accuracy on held-out images, by step", [
     { label: "student", css: "student", colour: "--accent" },
     { label: "student alone", css: "alone", colour: "--alone" },
     { label: "teacher, on test", css: "teacher", colour: "--teacher", dash: [6, 5] },
   ], (value) => percent(value), signal);
-  const lossChart = chart(lossPlace, "Training loss", [
+  const lossChart = chart(lossPlace, "Training loss, by step", [
     { label: "student", css: "student", colour: "--accent" },
     { label: "its labels", css: "label", colour: "--good", dash: [2, 3] },
     { label: "its teacher", css: "distillation", colour: "--bad", dash: [2, 3] },
@@ -132,10 +133,9 @@ export function jobPage(main, id, signal, trouble) {
     accuracyChart.update([
       of("student", "validation/accuracy"), of("alone", "validation/accuracy"), teacher == null ? [] : [[null, teacher]],
     ]);
-    lossChart.update([
-      of("student", "train/loss"), of("student", "train/label_loss"), of("student", "train/distillation_loss"),
-      of("alone", "train/loss"),
-    ]);
+    const distilled = of("student", "train/distillation_loss");
+    const parts = distilled.length ? [of("student", "train/label_loss"), distilled] : [[], []];
+    lossChart.update([of("student", "train/loss"), ...parts, of("alone", "train/loss")]);
   }
 
   async function logs() {
@@ -217,9 +217,13 @@ async function read(stream, each) {
   }
 }
 
-const said = (data) => Object.entries(data || {})
-  .filter(([, value]) => value !== null && typeof value !== "object")
-  .map(([name, value]) => (["phase", "reason", "message"].includes(name) ? String(value).replaceAll("_", " ") : `${name} ${value}`))
+/** What an event adds to its type, in a few words; numbers of our own book-keeping left out. */
+const said = (data) => Object.entries(data?.error || data || {})
+  .filter(([name, value]) => value !== null && value !== false && typeof value !== "object" && !UNSAID.includes(name))
+  .map(([name, value]) => {
+    if (["phase", "reason", "message"].includes(name)) return String(value).replaceAll("_", " ");
+    return name === "bytes" ? bytes(value) : `${name.replaceAll("_", " ")} ${value}`;
+  })
   .join(", ");
 
 function failed(error) {
@@ -235,7 +239,11 @@ function failed(error) {
 function proof(job) {
   const { teacher, student, alone, gain } = job.result || {};
   const baseline = job.resolved_spec?.baseline;
-  const columns = [["Teacher", teacher, ""], ["Student", student, "of-student"], ["Student alone", alone, ""]];
+  const columns = [
+    job.resolved_spec.teacher && ["Teacher", teacher, ""],
+    ["Student", student, "of-student"],
+    (alone || (baseline && baseline !== "none")) && ["Student alone", alone, ""],
+  ].filter(Boolean);
   const row = (name, value, kind) => h("tr", { class: kind }, h("th", { scope: "row" }, name),
     columns.map(([, model, css]) => h("td", { class: `number ${css}` }, model ? value(model) : "–")));
   if (!student && TERMINAL.includes(job.status)) return [h("p", null, waiting(job))];
@@ -247,7 +255,7 @@ function proof(job) {
         row("Accuracy", (model) => percent(model.accuracy), "first"),
         row("Parameters", (model) => count(model.parameters)),
         row("Size", (model) => bytes(model.bytes)),
-        row("Agrees with teacher", (model) => percent(model.agreement)))),
+        job.resolved_spec.teacher && row("Agrees with teacher", (model) => percent(model.agreement)))),
     h("p", { class: "sentence" }, student ? sentence(teacher, student, alone, gain, baseline) : waiting(job)),
   ];
 }
