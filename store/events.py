@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Integer, bindparam, insert, select
 
 from store.clock import database_now
 from store.errors import LeaseLost, NotFound
@@ -21,6 +21,13 @@ class Event:
 
 
 EVENT = columns(job_events, Event)
+# Built once, since every open stream asks it several times a second.
+_AFTER = (
+    select(*EVENT)
+    .where(job_events.c.job_id == bindparam("job_id"), job_events.c.seq > bindparam("seq"))
+    .order_by(job_events.c.seq)
+    .limit(bindparam("limit", type_=Integer))
+)
 
 
 def tell(connection: Connection, job: Job, type: str, **data: Any) -> None:
@@ -40,6 +47,5 @@ def append(connection: Connection, job_id: str, fence: int | None, type: str, da
 
 def after(connection: Connection, job_id: str, seq: int, limit: int) -> list[Event]:
     """What came after event number `seq`, oldest first."""
-    later = select(*EVENT).where(job_events.c.job_id == job_id, job_events.c.seq > seq)
-    rows = connection.execute(later.order_by(job_events.c.seq).limit(limit))
+    rows = connection.execute(_AFTER, {"job_id": job_id, "seq": seq, "limit": limit})
     return [as_record(Event, row) for row in rows]

@@ -45,12 +45,13 @@ class Job:
 
 
 def columns(table: Table, record: type[Any]) -> list[Column[Any]]:
-    """The columns that a record's fields are named after."""
+    """The columns that a record's fields are named after, in their order."""
     return [table.c[field.name] for field in fields(record)]
 
 
 def as_record(record: type[T], row: Row[*tuple[Any, ...]]) -> T:
-    return record(**row._mapping)
+    """A row of exactly those columns, in their order."""
+    return record(*row)
 
 
 JOB = columns(tables.jobs, Job)
