@@ -79,8 +79,8 @@ export function jobPage(main, id, signal, trouble) {
     const facts = [
       job.status === "queued" && (job.queue_position == null ? "waiting" : `number ${job.queue_position} in the queue`),
       job.status === "running" && (job.phase || "starting").replaceAll("_", " "),
-      p.epochs && `epoch ${p.epoch} of ${p.epochs}${p.trial === "alone" ? ", student alone" : ""}`,
-      p.percent != null && job.status !== "succeeded" && `${Math.round(p.percent)} %`,
+      !TERMINAL.includes(job.status) && p.epochs && `epoch ${p.epoch} of ${p.epochs}${p.trial === "alone" ? ", student alone" : ""}`,
+      p.percent != null && !["succeeded", "cancelled"].includes(job.status) && `${Math.round(p.percent)} %`,
       job.status === "running" && p.seconds_remaining != null && `about ${duration(p.seconds_remaining)} left`,
       job.started_at && job.finished_at && `took ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`,
       job.attempts > 1 && `attempt ${job.attempts}`,
