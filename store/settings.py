@@ -79,6 +79,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _looks_are_frequent_enough_to_rescue(self) -> Self:
+        if self.look_s > self.lease_s / 4:
+            raise ValueError(
+                f"look_s {self.look_s:g} is more than a quarter of lease_s {self.lease_s:g}: a worker would never be sure "
+                f"that it was not itself cut off, and rescue nobody's job; set look_s to {self.lease_s / 4:g} or less"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _open_only_with_a_key(self) -> Self:
         if self.admin_key_hash is None and not _loopback(self.host):
             raise ValueError(

@@ -28,6 +28,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("DISTILLERY_HOME", str(tmp_path))
     monkeypatch.setenv("DISTILLERY_LEASE_S", "2")
     monkeypatch.setenv("DISTILLERY_HEARTBEAT_S", "0.5")
+    monkeypatch.setenv("DISTILLERY_LOOK_S", "0.5")
     settings = Settings()
     assert (settings.home, settings.lease_s) == (tmp_path, 2)
 
@@ -36,6 +37,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ("given", "told"),
     [
         ({"lease_s": 19}, "lease_s 19 is shorter than four heartbeats of 5 s.* set lease_s to 20 or more"),
+        ({"look_s": 8}, "look_s 8 is more than a quarter of lease_s 30.* set look_s to 7.5 or less"),
         ({"host": ANYWHERE}, "host 0.0.0.0 can be reached from other machines, and no key is set"),
         ({"host": "gpu-7"}, "DISTILLERY_ADMIN_KEY_HASH to the SHA-256 of a key, or DISTILLERY_HOST to 127.0.0.1"),
         ({"admin_key_hash": "my secret"}, "as 64 hexadecimal digits, not the key itself"),
