@@ -1,0 +1,439 @@
+"""The command line. Exit codes: 0 done, 1 the job did not succeed, 2 an error, 130 interrupted.
+
+Errors go to standard error, one line a fault. `--json` prints the service's own answer, for programs.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from typer.core import TyperGroup
+
+from client import tables
+from client.answers import STUDENT_FILE, Job
+from client.errors import DistilleryError, Unusable, fault_line
+from client.local_server import serve_command
+from client.sdk import DEFAULT_URL, Distillery
+from client.spec import Spec, assign, bring_files, feed, read_spec, teach
+from client.transfer import Tell, digest_of
+from client.watching import follow, say, verdict
+
+DETACHED = 130
+
+
+class Commands(TyperGroup):
+    """Commands whose errors are lines on standard error and exit code 2, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DistilleryError as error:
+            for number, line in enumerate(error.lines()):
+                typer.echo(line if number else f"error: {line}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Distil a large image classifier into a small one, and see what the teacher was worth.",
+)
+models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, remove.")
+datasets_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Data sets: list, add, remove.")
+keys_app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys.")
+app.add_typer(models_app, name="models")
+app.add_typer(datasets_app, name="datasets")
+app.add_typer(keys_app, name="keys")
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    url: Annotated[
+        str | None, typer.Option(envvar="DISTILLERY_URL", help=f"The server. Default: {DEFAULT_URL}")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="DISTILLERY_API_KEY", help="The API key, where the server asks for one.")
+    ] = None,
+) -> None:
+    if context.obj is None:
+        context.obj = Distillery(url, key)
+
+
+# A server
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Default: this machine only. Another needs a key: keys new.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: 8000; 0 takes any free one.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ./distillery-data")] = None,
+) -> None:
+    """Serve: API, web page and a worker in one process, on SQLite. Ctrl-C saves what is being trained, and stops."""
+    given = {"--host": host, "--port": port, "--home": home}
+    command = serve_command([text for name, value in given.items() if value is not None for text in (name, str(value))])
+    os.execv(command[0], command)  # noqa: S606 - the server takes our place: signals and exit code are its own
+
+
+@app.command()
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="Distillations, each with another seed.")] = 3,
+    to: Annotated[Path, typer.Option(help="Where the student is put.")] = Path("distillery-demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the server's data there too.")] = False,
+) -> None:
+    """From nothing to a proven student in about a minute: a server, a teacher, distillations, the proof."""
+    from client.demo import demo as run_demo
+
+    raise typer.Exit(run_demo(Console(), seeds=seeds, to=to, keep=keep))
+
+
+# Jobs
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    spec: Annotated[str | None, typer.Argument(metavar="[SPEC]", help="JSON or YAML file; - reads it.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A name (digits, ...), a registered set, or a file here.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="model:<name>, job:<id>, weights:<name>, or a checkpoint here.")
+    ] = None,
+    teacher_architecture: Annotated[str | None, typer.Option(help="Where the checkpoint does not say it.")] = None,
+    student: Annotated[str | None, typer.Option(help="The student's architecture.")] = None,
+    method: Annotated[str | None, typer.Option(help="kd, supervised, ...: see `distillery methods`.")] = None,
+    temperature: Annotated[float | None, typer.Option()] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the labels' loss.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the distillation loss.")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    baseline: Annotated[str | None, typer.Option(help="none, train or job:<id>.")] = None,
+    name: Annotated[str | None, typer.Option(help="What you call the job.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Any field: training.batch_size=64")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job to its end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec, and show it resolved.")] = False,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key again is the same job.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a job from a spec file, from flags, or both: flags win. Files of yours are uploaded first."""
+    distillery: Distillery = context.obj
+    asked = read_spec(spec) if spec else {}
+    plain = {
+        "student": student,
+        "method": method,
+        "temperature": temperature,
+        "alpha": alpha,
+        "beta": beta,
+        "baseline": baseline,
+        "name": name,
+    }
+    asked.update({field: value for field, value in plain.items() if value is not None})
+    if dataset is not None:
+        feed(asked, dataset)
+    if teacher is not None or teacher_architecture is not None:
+        teach(asked, teacher, teacher_architecture)
+    trained = {"training.epochs": epochs, "training.seed": seed}
+    for setting in [f"{path}={value}" for path, value in trained.items() if value is not None] + (settings or []):
+        assign(asked, setting)
+    if not asked:
+        raise Unusable("nothing to submit: give a spec file, or flags such as --dataset, --student and --method")
+    with Transfers() as transfers:
+        ready = bring_files(distillery, asked, transfers.file)
+    if dry_run:
+        _show_validation(distillery, ready, as_json)
+        return
+    job = distillery.submit(ready, idempotency_key=idempotency_key)
+    if as_json and not watch:
+        _print_json(job)
+        return
+    typer.echo(job["id"])
+    if watch:
+        _follow(distillery, job["id"], as_json)
+    else:
+        typer.echo(f"follow it: distillery watch {job['id']}", err=True)
+
+
+@app.command("list")
+def list_jobs(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
+    method: Annotated[str | None, typer.Option()] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Jobs, newest first."""
+    distillery: Distillery = context.obj
+    found = islice(distillery.jobs(status=status, method=method, limit=min(limit, 100)), limit)
+    _show(list(found), as_json, tables.job_list, "no jobs yet: distillery submit --help")
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    job_id: JobId,
+    logs: Annotated[bool, typer.Option("--logs", help="What the job's process printed.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="What happened to the job.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A job: where it stands, what it proved, or why it failed."""
+    distillery: Distillery = context.obj
+    if logs:
+        typer.echo(distillery.logs(job_id), nl=False)
+        return
+    if events:
+        from client.watching import event_line
+
+        found = distillery.events(job_id)
+        for event in found:
+            typer.echo(json.dumps(event) if as_json else event_line(event))
+        return
+    job = distillery.job(job_id)
+    if as_json:
+        _print_json(job)
+        return
+    console = Console()
+    console.print(tables.job_facts(job))
+    if job["result"]:
+        console.print(tables.proof([job["result"]]))
+        say(console, tables.gain_sentence([job["result"]]))
+    say(console, *tables.failure_lines(job), style="red")
+
+
+@app.command()
+def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Follow a job to its end; exit 0 if it succeeds, 1 if not. Ctrl-C detaches, and the job goes on."""
+    _follow(context.obj, job_id, as_json)
+
+
+@app.command()
+def cancel(context: typer.Context, job_id: JobId) -> None:
+    """Stop a job. A running one is cancelled when its process has really ended."""
+    _say_moved(context.obj.cancel(job_id))
+
+
+@app.command()
+def pause(context: typer.Context, job_id: JobId) -> None:
+    """Set a job aside. A running one saves its state, and goes on from there."""
+    _say_moved(context.obj.pause(job_id))
+
+
+@app.command()
+def resume(context: typer.Context, job_id: JobId) -> None:
+    """Put a paused job back into the queue."""
+    _say_moved(context.obj.resume(job_id))
+
+
+@app.command()
+def retry(context: typer.Context, job_id: JobId) -> None:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    _say_moved(context.obj.retry(job_id))
+
+
+@app.command()
+def delete(context: typer.Context, job_id: JobId) -> None:
+    """Forget a job that has ended, and all that it left behind."""
+    context.obj.delete(job_id)
+    typer.echo(f"{job_id} deleted")
+
+
+@app.command()
+def download(
+    context: typer.Context,
+    job_id: JobId,
+    file: Annotated[str, typer.Argument(help="Which file of the job.")] = STUDENT_FILE,
+    to: Annotated[Path | None, typer.Option(help="Path or folder. Default: the file's name, here.")] = None,
+) -> None:
+    """Fetch a job's file, checked by its SHA-256. What breaks off goes on from there the next time."""
+    distillery: Distillery = context.obj
+    with Transfers() as transfers:
+        path = distillery.download(job_id, file, to=to, tell=transfers.file(file))
+    typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
+
+
+# Teachers, data, catalogue, keys
+
+
+@models_app.callback()
+def models(context: typer.Context, as_json: AsJson = False) -> None:
+    """Teachers: without a command, list them."""
+    if context.invoked_subcommand is None:
+        none_yet = "no models yet: distillery models add FILE --architecture resnet56"
+        _show(list(context.obj.models()), as_json, tables.model_list, none_yet)
+
+
+@models_app.command("add")
+def add_model(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint.")],
+    architecture: Annotated[str | None, typer.Option(help="Where the file does not say it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+) -> None:
+    """Upload a checkpoint, have it inspected, and register it as a teacher."""
+    with Transfers() as transfers:
+        model = context.obj.register_model(name or _name_of(file), file, architecture, tell=transfers.file(file.name))
+    Console().print(tables.model_list([model]))
+    typer.echo(f"use it: --teacher model:{model['name']}", err=True)
+
+
+@models_app.command("remove")
+def remove_model(context: typer.Context, name: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+    """Forget a teacher. Jobs that were accepted with it are not disturbed."""
+    context.obj.delete_model(name)
+    typer.echo(f"{name} removed")
+
+
+@datasets_app.callback()
+def datasets(context: typer.Context, as_json: AsJson = False) -> None:
+    """Data sets: without a command, list them."""
+    if context.invoked_subcommand is None:
+        _show(list(context.obj.datasets()), as_json, tables.dataset_list, "no data sets")
+
+
+@datasets_app.command("add")
+def add_dataset(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help=".npz arrays, or a .zip or .tar with one folder a class.")],
+    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="For images of differing sizes.")] = None,
+) -> None:
+    """Upload a data set, have every row of it read, and register it."""
+    with Transfers() as transfers:
+        dataset = context.obj.register_dataset(
+            name or _name_of(file), file, image_size=image_size, tell=transfers.file(file.name)
+        )
+    Console().print(tables.dataset_list([dataset]))
+    typer.echo(f"use it: --dataset {dataset['name']}", err=True)
+
+
+@datasets_app.command("remove")
+def remove_dataset(context: typer.Context, name: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+    """Forget a data set. Jobs that were accepted with it are not disturbed."""
+    context.obj.delete_dataset(name)
+    typer.echo(f"{name} removed")
+
+
+@app.command()
+def methods(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Show one, with its options.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What can be taught, each method with its paper."""
+    if name is not None:
+        _print_json(context.obj.method(name))
+        return
+    _show(context.obj.methods(), as_json, tables.method_list, "no methods")
+
+
+@app.command()
+def architectures(
+    context: typer.Context,
+    family: Annotated[str | None, typer.Option()] = None,
+    source: Annotated[str | None, typer.Option(help="kdcore, torchvision or timm.")] = "kdcore",
+    classes: Annotated[int, typer.Option(min=2, help="To count parameters for.")] = 10,
+    channels: Annotated[int, typer.Option(min=1, help="To count parameters for.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """The networks that may teach or learn."""
+    found = context.obj.architectures(family=family, source=source or None, classes=classes, channels=channels)
+    _show(found, as_json, tables.architecture_list, "no such architectures")
+
+
+@keys_app.command("new")
+def new_key() -> None:
+    """Make an administrator's key. It is shown once; the server keeps its SHA-256 only."""
+    key = f"distillery_{secrets.token_urlsafe(32)}"
+    typer.echo(f"key, shown only now (clients: DISTILLERY_API_KEY):\n  {key}")
+    typer.echo(f"for the server:\n  DISTILLERY_ADMIN_KEY_HASH={hashlib.sha256(key.encode()).hexdigest()}")
+
+
+def _follow(distillery: Distillery, job_id: str, as_json: bool) -> None:
+    """Exit with the job: 0 where it succeeded, 1 where not."""
+    console = Console()
+    try:
+        if as_json:
+            for event in distillery.watch(job_id):
+                typer.echo(json.dumps(event))
+            job = distillery.job(job_id)
+        else:
+            job = follow(distillery, job_id, console)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"detached; the job goes on. Again: distillery watch {job_id}   stop it: distillery cancel {job_id}",
+            err=True,
+        )
+        raise typer.Exit(DETACHED) from None
+    good = job["status"] == "succeeded" if as_json else verdict(job, console, _fetch_hint)
+    raise typer.Exit(0 if good else 1)
+
+
+def _fetch_hint(job: Job) -> str:
+    return f"fetch the student: distillery download {job['id']}"
+
+
+def _show_validation(distillery: Distillery, spec: Spec, as_json: bool) -> None:
+    told = distillery.validate(spec)
+    if as_json or told["valid"]:
+        _print_json(told if as_json else {"resolved_spec": told["resolved_spec"], "estimate": told["estimate"]})
+    else:
+        for fault in told["errors"]:
+            typer.echo(fault_line(fault), err=True)
+    if not told["valid"]:
+        raise typer.Exit(2)
+
+
+def _say_moved(job: Job) -> None:
+    asked = f", {job['wish']} asked" if job["wish"] else ""
+    typer.echo(f"{job['id']} is {job['status']}{asked}")
+
+
+def _show(found: list[Any], as_json: bool, as_table: Callable[[Iterable[Any]], Any], none_yet: str) -> None:
+    if as_json:
+        _print_json(found)
+    elif found:
+        Console().print(as_table(found))
+    else:
+        typer.echo(none_yet, err=True)
+
+
+def _print_json(answer: Any) -> None:
+    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def _name_of(file: Path) -> str:
+    return file.name.partition(".")[0]
+
+
+class Transfers:
+    """Progress bars for files on the way; on standard error, and gone when they are through."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> "Transfers":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def file(self, name: str) -> Tell:
+        bar = self.progress.add_task(name, total=None)
+        return lambda done, total: self.progress.update(bar, completed=done, total=total)
+
+
+main = app

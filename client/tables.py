@@ -1,0 +1,200 @@
+"""What the command line shows: answers as tables and sentences."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from client.answers import Dataset, Job, Measured, Model, Report
+
+COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    made = Table(header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def row(to: Table, *cells: object) -> None:
+    """Cells are text, never markup: names come from other people."""
+    to.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in cells))
+
+
+def proof(reports: Sequence[Report]) -> Table:
+    """Teacher, student and the same student alone. Of several runs, means with the standard deviation.
+
+    Agreement: the share of test images on which a student says what the teacher says.
+    """
+    figures = ("parameters", "bytes", "accuracy", "agreement")
+    made = table("", "network", *figures, right=figures)
+    trials: tuple[tuple[str, Literal["teacher", "student", "alone"]], ...] = (
+        ("teacher", "teacher"),
+        ("student", "student"),
+        ("student alone", "alone"),
+    )
+    for title, trial in trials:
+        models = [model for report in reports if (model := report[trial]) is not None]
+        if models:
+            one = models[0]
+            accuracies = [model["accuracy"] for model in models]
+            row(
+                made,
+                Text(title, style="bold" if trial == "student" else ""),
+                one["architecture"],
+                f"{one['parameters']:,}",
+                f"{one['bytes']:,}",
+                percent(accuracies),
+                percent(_agreements(models)),
+            )
+    return made
+
+
+def _agreements(models: Iterable[Measured]) -> list[float]:
+    return [agreement for model in models if (agreement := model["agreement"]) is not None]
+
+
+def percent(fractions: Sequence[float]) -> str:
+    """`94.2 %`, or `94.2 ± 0.8 %` where the values differ."""
+    if not fractions:
+        return "–"
+    mean, spread = 100 * statistics.fmean(fractions), 100 * _spread(fractions)
+    return f"{mean:.1f} ± {spread:.1f} %" if spread else f"{mean:.1f} %"
+
+
+def gain_sentence(reports: Sequence[Report]) -> str:
+    """What the teacher was worth: the mean, and how far single runs lie apart."""
+    gains = [100 * gain for report in reports if (gain := report["gain"]) is not None]
+    if not gains:
+        return "No baseline was trained, so what the teacher was worth is not known (baseline: train)."
+    one_image = 100 / reports[0]["test_samples"]
+    scale = f"{reports[0]['test_samples']} test images; one image is {one_image:.2f} points"
+    if len(gains) == 1:
+        return f"Gain over the same student alone: {gains[0]:+.1f} points of accuracy, one run ({scale})."
+    runs = ", ".join(f"{gain:+.1f}" for gain in gains)
+    mean, spread = statistics.fmean(gains), _spread(gains)
+    return f"Gain over the same student alone: {mean:+.1f} ± {spread:.1f} points of accuracy, runs {runs} ({scale})."
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def job_list(jobs: Iterable[Job]) -> Table:
+    made = table("id", "name", "method", "status", "at", "accuracy", "created", right=("accuracy",))
+    for job in jobs:
+        result = job["result"]
+        accuracy = percent([result["student"]["accuracy"]]) if result else ""
+        row(made, job["id"], job["name"], job["method"], status(job), standing(job), accuracy, age(job["created_at"]))
+    return made
+
+
+def status(job: Job) -> Text:
+    asked = f" ({job['wish']} asked)" if job["wish"] else ""
+    return Text(job["status"] + asked, style=COLOURS.get(job["status"], ""))
+
+
+def standing(job: Job) -> str:
+    """Where the job stands: its place in the queue, its phase and percent, or why it failed."""
+    if job["queue_position"] is not None:
+        return f"number {job['queue_position']} in the queue"
+    if job["error"] is not None:
+        return job["error"]["code"]
+    if job["status"] != "running":
+        return ""
+    progress = job["progress"] or {}
+    return f"{doing(job)} {progress['percent']:.0f} %" if "percent" in progress else doing(job)
+
+
+def doing(job: Job) -> str:
+    """One word or two: the phase of a running job, else its status."""
+    if job["status"] != "running":
+        return job["status"]
+    return (job["phase"] or "starting").replace("_", " ")
+
+
+def job_facts(job: Job) -> Table:
+    made = Table.grid(padding=(0, 2))
+    facts: list[tuple[str, object]] = [
+        ("id", job["id"]),
+        ("name", job["name"]),
+        ("status", status(job)),
+        ("at", standing(job)),
+        ("method", job["method"]),
+        ("attempts", f"{job['attempts']} of {job['max_attempts']}"),
+        ("created", job["created_at"]),
+        ("started", job["started_at"]),
+        ("finished", job["finished_at"]),
+        ("possible now", ", ".join(job["lawful"])),
+    ]
+    for name, fact in facts:
+        if fact:
+            row(made, Text(name, style="dim"), fact)
+    return made
+
+
+def failure_lines(job: Job) -> list[str]:
+    error = job["error"]
+    if error is None:
+        return []
+    again = "the same spec may succeed later: distillery retry" if error["retryable"] else "retrying alone won't help"
+    hint = [f"  hint: {error['hint']}"] if error["hint"] else []
+    return [
+        f"{error['code']}: {error['message']}",
+        *hint,
+        f"  {again}; what it printed: distillery show {job['id']} --logs",
+    ]
+
+
+def model_list(models: Iterable[Model]) -> Table:
+    made = table("name", "architecture", "classes", "parameters", "id", right=("classes", "parameters"))
+    for model in models:
+        facts = model["facts"]
+        row(made, model["name"], facts["architecture"], facts["num_classes"], f"{facts['parameters']:,}", model["id"])
+    return made
+
+
+def dataset_list(datasets: Iterable[Dataset]) -> Table:
+    made = table("name", "classes", "images", "train", "test", "id", right=("classes", "train", "test"))
+    for dataset in datasets:
+        facts = dataset["facts"]
+        height, width = facts["image_size"]
+        images = f"{facts['channels']} x {height} x {width}"
+        row(
+            made,
+            dataset["name"],
+            facts["num_classes"],
+            images,
+            f"{facts['train']:,}",
+            f"{facts['test']:,}",
+            dataset["id"] or "built in",
+        )
+    return made
+
+
+def method_list(methods: Iterable[dict[str, Any]]) -> Table:
+    made = table("method", "matches", "paper")
+    for method in methods:
+        row(made, method["name"], method["matches"], method["paper"])
+    return made
+
+
+def architecture_list(architectures: Iterable[dict[str, Any]]) -> Table:
+    made = table("architecture", "source", "family", "parameters", right=("parameters",))
+    for one in architectures:
+        counted = one["parameters_counted"]
+        row(made, one["name"], one["source"], one["family"], f"{counted:,}" if counted else "")
+    return made
+
+
+def age(at: str, now: datetime | None = None) -> str:
+    """`3 min ago`, as exactly as one wants to know it."""
+    past_s = ((now or datetime.now(UTC)) - datetime.fromisoformat(at)).total_seconds()
+    for unit, seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if past_s >= seconds:
+            return f"{past_s // seconds:.0f} {unit} ago"
+    return "now"
