@@ -82,8 +82,8 @@ class Settings(BaseSettings):
     def _looks_are_frequent_enough_to_rescue(self) -> Self:
         if self.look_s > self.lease_s / 4:
             raise ValueError(
-                f"look_s {self.look_s:g} is more than a quarter of lease_s {self.lease_s:g}: a worker could never be "
-                f"sure that it was not itself cut off, and rescue nobody's job; set look_s to {self.lease_s / 4:g} or less"
+                f"look_s {self.look_s:g} is more than a quarter of lease_s {self.lease_s:g}: no worker could be sure "
+                f"that it was not cut off itself, and would rescue no job; set look_s to {self.lease_s / 4:g} or less"
             )
         return self
 
