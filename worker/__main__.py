@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+from pydantic import ValidationError
+
 from store.settings import Settings
 from worker.app import MEMORY
 from worker.desk import Options
@@ -21,12 +23,15 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # It tells of every ring; what goes wrong is louder than that.
     logging.getLogger("celery").setLevel(logging.WARNING)
-    settings = Settings()
+    try:
+        settings, options = Settings(), Options()
+    except ValidationError as error:
+        sys.exit("\n".join(f"worker: {'.'.join(map(str, fault['loc']))} {fault['msg']}" for fault in error.errors()))
     # A bell in memory is heard only where it is rung, which is another process.
     listens = not settings.broker_url.startswith(MEMORY)
     if not listens:
         settings = settings.model_copy(update={"look_s": min(settings.look_s, LOOK_WITHOUT_BELL_S)})
-    worker = Worker(settings, Options(), listens=listens)
+    worker = Worker(settings, options, listens=listens)
     signals = _signals()
     worker.start()
     os.read(signals, 1)

@@ -72,19 +72,25 @@ class Listener:
 
     def __init__(self, app: Celery, is_idle: Callable[[], bool]) -> None:
         self._app = app
+        self._in_memory = app.conf.broker_url.startswith(MEMORY)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         app.steps["consumer"].add(_only_when(is_idle))
 
     def start(self) -> None:
         state.should_stop = None
+        # Celery's pool looks a task up in the process's default application, whatever its worker was given.
+        self._app.set_default()
         self._thread.start()
 
     def stop(self, timeout_s: float = 5) -> None:
-        """Celery looks at this flag about every second; it is the only way to stop it from another thread."""
+        """Celery looks at this flag between messages; it is the only way to stop it from another thread."""
         self._stopping.set()
         state.should_stop = os.EX_OK  # type: ignore[assignment]
         if self._thread.is_alive():
+            # In memory it would wait two seconds for a message, and once more after it has seen the flag.
+            for _ in range(2 if self._in_memory else 0):
+                ring_others(self._app)
             self._thread.join(timeout_s)
         self._app.close()
 

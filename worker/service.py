@@ -53,6 +53,11 @@ class Worker:
         """Begin to work as soon as the database is there. Returns at once."""
         self._starter.start()
 
+    @property
+    def looked(self) -> bool:
+        """Whether every slot has looked at the table at least once."""
+        return all(slot.looked for slot in self.slots)
+
     def drain(self) -> None:
         """Ask all slots to hand back their jobs at a checkpoint and leave. Returns at once."""
         self.desk.drain.ask()

@@ -24,6 +24,7 @@ class Slot:
         self._thread = threading.Thread(target=self._run, name=f"slot-{device.name}", daemon=True)
         self._short_of_room = False
         self.job: str | None = None
+        self.looked = False
 
     def start(self) -> None:
         self._thread.start()
@@ -42,7 +43,9 @@ class Slot:
         while not self._desk.drain.asked:
             # Before the look: a ring that comes during it says that there may be more than was seen.
             self._rung.clear()
-            if not self._work():
+            worked = self._work()
+            self.looked = True
+            if not worked:
                 self._rung.wait(self._desk.settings.look_s * random.uniform(1 - JITTER, 1))  # noqa: S311
 
     def _work(self) -> bool:

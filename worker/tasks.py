@@ -10,6 +10,7 @@ LOOK = "distillery.look"
 def register(app: Celery, ring: Callable[[], None]) -> None:
     """`distillery.look` wakes the slots, which look at the table themselves; it carries nothing and answers nothing."""
 
-    @app.task(name=LOOK, ignore_result=True)
+    # Shared, as is Celery's default, it would also be the task of every other application in this process.
+    @app.task(name=LOOK, ignore_result=True, shared=False)
     def look() -> None:
         ring()

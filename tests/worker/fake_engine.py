@@ -37,7 +37,7 @@ def trained(weights: str, step: int) -> str:
 class Engine:
     def __init__(self, arguments: argparse.Namespace) -> None:
         spec = json.loads(arguments.spec.read_text())
-        self.options: dict[str, Any] = spec["fake"]
+        self.options: dict[str, Any] = spec.get("fake", {})
         self.out: Path = arguments.out
         self.lines = os.fdopen(arguments.events_fd, "w", buffering=1) if arguments.events_fd else sys.stdout
         self.stop_asked = False
