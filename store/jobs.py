@@ -26,6 +26,7 @@ __all__ = [
     "queue_position",
     "resume",
     "retry",
+    "sent_before",
     "submit",
 ]
 
@@ -70,10 +71,23 @@ def submit(
     once = new.on_conflict_do_nothing(index_elements=[jobs.c.project, jobs.c.idempotency_key]).returning(*JOB)
     row = connection.execute(once).one_or_none()
     if row is None:
-        return _sent_before(connection, project, idempotency_key, spec_sha256), False
+        job = sent_before(connection, project, str(idempotency_key), spec_sha256)
+        assert job is not None, "the insert met a row under this key"  # noqa: S101
+        return job, False
     job = as_record(Job, row)
     tell(connection, job, "queued")
     return job, True
+
+
+def sent_before(connection: Connection, project: str, idempotency_key: str, spec_sha256: str) -> Job | None:
+    """The job that came with this key, if any did. Raises IdempotencyConflict where it came with another body."""
+    same_key = and_(jobs.c.project == project, jobs.c.idempotency_key == idempotency_key)
+    row = connection.execute(select(jobs.c.id, jobs.c.spec_sha256).where(same_key)).one_or_none()
+    if row is None:
+        return None
+    if row.spec_sha256 != spec_sha256:
+        raise IdempotencyConflict(idempotency_key, row.id)
+    return get(connection, row.id)
 
 
 def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
@@ -187,14 +201,6 @@ def delete(connection: Connection, job_id: str, project: str | None = None) -> N
 
 def _is(job_id: str, project: str | None) -> ColumnElement[bool]:
     return jobs.c.id == job_id if project is None else and_(jobs.c.id == job_id, jobs.c.project == project)
-
-
-def _sent_before(connection: Connection, project: str, key: str | None, spec_sha256: str) -> Job:
-    same_key = and_(jobs.c.project == project, jobs.c.idempotency_key == key)
-    row = connection.execute(select(*JOB, jobs.c.spec_sha256).where(same_key)).one()
-    if row.spec_sha256 != spec_sha256:
-        raise IdempotencyConflict(str(key), row.id)
-    return get(connection, row.id)
 
 
 def _asked_already(connection: Connection, job_id: str, project: str | None, verb: str) -> Job:

@@ -30,6 +30,7 @@ from api.references import Shelves
 from api.schemas import JobView, Page, Status, ValidationView, job_view
 from api.submission import Examined, estimate, examine
 from store import jobs
+from store.database import Database
 from store.jobs import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -81,6 +82,9 @@ async def submit(
     `Idempotent-Replayed: true`; another body under that key is refused.
     """
     digest = hashlib.sha256(to_json(sent)).hexdigest()
+    # A replay is answered before it is examined: what the spec names may be gone by now, the job is not.
+    if idempotency_key and (known := await db.read(jobs.sent_before, who.project, idempotency_key, digest)):
+        return await _replayed(db, known)
     examined = await examine(sent, search)
     if examined.resolved is None:
         raise refusal(examined)
@@ -96,9 +100,9 @@ async def submit(
         max_attempts=setup.max_attempts,
     )
     ring()
-    view = await db.read(_view, job)
-    headers = {"Location": f"/v1/jobs/{job.id}"}
-    return Json(view, 201, headers) if created else Json(view, 200, {**headers, "Idempotent-Replayed": "true"})
+    if not created:
+        return await _replayed(db, job)
+    return Json(await db.read(_view, job), 201, {"Location": f"/v1/jobs/{job.id}"})
 
 
 @router.post(
@@ -180,6 +184,11 @@ async def delete(job_id: str, who: Who, db: Db, files: Files) -> Response:
     await db.write(jobs.delete, job_id, project=who.project)
     await to_thread.run_sync(files.forget_job, job_id)
     return Response(status_code=204)
+
+
+async def _replayed(db: Database, job: Job) -> Response:
+    headers = {"Location": f"/v1/jobs/{job.id}", "Idempotent-Replayed": "true"}
+    return Json(await db.read(_view, job), 200, headers)
 
 
 def refusal(examined: Examined) -> Problem:

@@ -39,6 +39,18 @@ async def test_the_same_key_and_body_is_the_same_job(service: Service) -> None:
     assert len((await service.http.get("/v1/jobs")).json()["data"]) == 1
 
 
+async def test_a_replay_is_answered_though_what_the_spec_names_is_gone(service: Service) -> None:
+    """The answer of the first request was lost; meanwhile its data set was deleted."""
+    headers = {"Idempotency-Key": "k1"}
+    body = {**SUPERVISED, "dataset": "passing"}
+    new = {"name": "passing", "blob": await service.upload(b"arrays")}
+    assert (await service.http.post("/v1/datasets", json=new)).status_code == 201
+    first = await service.http.post("/v1/jobs", json=body, headers=headers)
+    assert (await service.http.delete("/v1/datasets/passing")).status_code == 204
+    again = await service.http.post("/v1/jobs", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+
+
 async def test_the_same_key_with_another_body_is_refused(service: Service) -> None:
     headers = {"Idempotency-Key": "k1"}
     await service.http.post("/v1/jobs", json=SUPERVISED, headers=headers)
