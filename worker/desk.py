@@ -30,6 +30,9 @@ class Options(BaseSettings):
         default=(sys.executable, "-m", "kdcore", "run"),
         description="The engine's command, as JSON list; flags are added.",
     )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of one engine; default: this host's cores, shared by its slots."
+    )
     back_off_s: float = Field(
         default=5, gt=0, description="Wait before the second attempt; each further one waits thrice that."
     )

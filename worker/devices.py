@@ -23,11 +23,13 @@ class Device:
     threads: int
 
 
-def discover(slots: int | None = None, environment: Mapping[str, str] = os.environ) -> list[Device]:
+def discover(
+    slots: int | None = None, threads: int | None = None, environment: Mapping[str, str] = os.environ
+) -> list[Device]:
     """One a GPU, or a single CPU; `slots` asks for another number, shared out among what is there."""
     gpus = _gpus(environment)
     number = slots or len(gpus) or 1
-    threads = max(1, cores() // number)
+    threads = threads or max(1, cores() // number)
     if not gpus:
         return [Device("cpu" if number == 1 else f"cpu:{slot}", "", threads) for slot in range(number)]
     return [Device(f"cuda:{slot % len(gpus)}", gpus[slot % len(gpus)], threads) for slot in range(number)]

@@ -35,7 +35,9 @@ class Worker:
     ) -> None:
         self._app = make_app(settings.broker_url, self.ring)
         self.desk = Desk(settings, options or Options(), self._ring_others if listens else self.ring)
-        self.slots = [Slot(self.desk, device) for device in devices or discover(settings.slots)]
+        self.slots = [
+            Slot(self.desk, device) for device in devices or discover(settings.slots, self.desk.options.threads)
+        ]
         self._sweep = Sweep(self.desk, self.slots, self.desk.ring)
         self._listener = Listener(self._app, self.is_idle) if listens else None
         self._began = False
