@@ -36,7 +36,7 @@ def local_server(home: Path) -> Iterator[LocalServer]:
     home.mkdir(parents=True, exist_ok=True)
     ready, log = home / "ready.json", home / "server.log"
     ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "serve", "--port", "0", "--home", str(home), "--ready-file", str(ready)]
+    command = serve_command(["--port", "0", "--home", str(home), "--ready-file", str(ready)])
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "client.tether", *command],

@@ -49,13 +49,17 @@ def proof(reports: Sequence[Report]) -> Table:
                 f"{one['parameters']:,}",
                 f"{one['bytes']:,}",
                 percent(accuracies),
-                percent(_agreements(models)),
+                percent(_mean(_agreements(models))),
             )
     return made
 
 
 def _agreements(models: Iterable[Measured]) -> list[float]:
     return [agreement for model in models if (agreement := model["agreement"]) is not None]
+
+
+def _mean(values: Sequence[float]) -> list[float]:
+    return [statistics.fmean(values)] if values else []
 
 
 def percent(fractions: Sequence[float]) -> str:

@@ -21,6 +21,7 @@ QUIET = ("queued", "phase", "checkpoint", "claimed", "succeeded", "failed")
 def follow(distillery: Distillery, job_id: str, console: Console, title: str | None = None) -> Job:
     """The job once it has ended. KeyboardInterrupt leaves the job alone."""
     if not console.is_terminal:
+        say(console, f"{title or 'job'}: {job_id}")
         return _lines(distillery, job_id, console)
     columns = (
         TextColumn("{task.description}"),
@@ -28,7 +29,7 @@ def follow(distillery: Distillery, job_id: str, console: Console, title: str | N
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[told]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
         bar = _Bar(distillery, job_id, progress, title)
         while not bar.look():
             time.sleep(POLL_S)
@@ -64,9 +65,9 @@ class _Bar:
         except Unreachable:
             if time.monotonic() - self.heard > PATIENCE_S:
                 raise
-            self.progress.update(self.task, description=self._description("server away"))
+            self._draw("server away")
             return False
-        self._draw()
+        self._draw(tables.doing(self.job))
         return self.job["status"] in ENDED
 
     def _tell_events(self) -> None:
@@ -86,30 +87,33 @@ class _Bar:
         self.accuracy = points[-1][1] if points else None
         self.measured_at = trial, epoch
 
-    def _draw(self) -> None:
+    def _draw(self, doing: str) -> None:
         done = 100 if self.job["status"] == "succeeded" else (self.job["progress"] or {}).get("percent", 0)
-        doing = tables.doing(self.job)
         told = progress_words(self.job, self.accuracy)
         self.progress.update(self.task, completed=done, description=self._description(doing), told=told)
+        self.progress.refresh()
 
     def _description(self, doing: str) -> str:
         return escape(f"{self.title or self.job['name'] or self.job['id']}: {doing}")
 
 
 def progress_words(job: Job, accuracy: float | None) -> str:
-    """`epoch 7/15, validation accuracy 91.2 %, 8 s left`; of a waiting job, its place in the queue."""
+    """`epoch 7/15, validation accuracy 91.2 %, 8 s left`; of a waiting job its place in the queue, of a done one what
+    its student reaches on the test images."""
+    if job["result"] is not None:
+        return f"test accuracy {tables.percent([job['result']['student']['accuracy']])}"
     if job["queue_position"] is not None:
         return f"number {job['queue_position']} in the queue"
     progress = job["progress"] or {}
     words = []
     if progress.get("trial") == "alone":
-        words.append("now without the teacher")
+        words.append("student alone")
     if "epoch" in progress and "epochs" in progress:
         words.append(f"epoch {progress['epoch']}/{progress['epochs']}")
     if accuracy is not None:
         words.append(f"validation accuracy {100 * accuracy:.1f} %")
     left = progress.get("seconds_remaining")
-    if left is not None and job["status"] == "running":
+    if left is not None and job["phase"] == "training":
         words.append(f"{duration(left)} left")
     return ", ".join(words)
 

@@ -1,0 +1,61 @@
+import httpx
+import pytest
+
+from client.connection import Connection
+from client.errors import ApiError, UnexpectedAnswer, Unreachable
+from tests.client.fake import Fake, problem
+
+
+def connect(fake: Fake, **settings: object) -> Connection:
+    return Connection("http://fake/", "key", transport=httpx.MockTransport(fake), pause_s=0, **settings)  # type: ignore[arg-type]
+
+
+def test_the_key_goes_with_every_request():
+    fake = Fake({"GET /x": {}})
+    connect(fake).json("GET", "/x")
+    assert fake.requests[0].headers["authorization"] == "Bearer key"
+
+
+@pytest.mark.parametrize("broken", [httpx.ReadError("cut"), httpx.ConnectError("refused"), problem(503, "unavailable")])
+def test_what_failed_on_the_way_is_asked_again(broken: object):
+    fake = Fake({"GET /x": [broken, {"good": True}]})
+    assert connect(fake).json("GET", "/x") == {"good": True}
+
+
+def test_a_move_that_may_have_been_made_is_not_made_again():
+    fake = Fake({"POST /x": [httpx.ReadError("cut"), {}]})
+    with pytest.raises(Unreachable):
+        connect(fake).json("POST", "/x")
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("never_made", [httpx.ConnectError("refused"), problem(503, "unavailable")])
+def test_a_move_that_was_surely_not_made_is_tried_again(never_made: object):
+    fake = Fake({"POST /x": [never_made, {"good": True}]})
+    assert connect(fake).json("POST", "/x") == {"good": True}
+
+
+def test_a_refusal_is_final():
+    fake = Fake({"GET /x": problem(409, "not_lawful")})
+    with pytest.raises(ApiError, match="not lawful"):
+        connect(fake).json("GET", "/x")
+    assert len(fake.requests) == 1
+
+
+def test_in_the_end_it_gives_up():
+    fake = Fake({"GET /x": httpx.ConnectError("refused")})
+    with pytest.raises(Unreachable, match="refused"):
+        connect(fake, retries=3).json("GET", "/x")
+    assert len(fake.requests) == 4
+
+
+def test_another_server_is_told_from_ours():
+    fake = Fake({"GET /x": httpx.Response(200, text="<html>")})
+    with pytest.raises(UnexpectedAnswer):
+        connect(fake).json("GET", "/x")
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://[", "ftp://x"])
+def test_an_address_that_is_none(url: str):
+    with pytest.raises(Unreachable):
+        Connection(url, pause_s=0).json("GET", "/x")

@@ -1,0 +1,81 @@
+import json
+
+import httpx
+import pytest
+
+from client.errors import ApiError, Unreachable
+from client.feed import Message, messages
+from tests.client.fake import Broken, Fake, event, job, page, problem
+
+STREAM = "GET /v1/jobs/job_1/events/stream"
+
+
+def sent(*events: dict[str, object]) -> bytes:
+    return b"retry: 2000\n\n" + b"".join(
+        f"id: {one['seq']}\nevent: {one['type']}\ndata: {json.dumps(one)}\n\n".encode() for one in events
+    )
+
+
+def streamed(*events: dict[str, object], broken: bool = False) -> httpx.Response:
+    kind = {"content-type": "text/event-stream; charset=utf-8"}
+    if broken:
+        return httpx.Response(200, headers=kind, stream=Broken(sent(*events)))
+    return httpx.Response(200, headers=kind, content=sent(*events))
+
+
+def test_the_event_stream_format():
+    lines = [": ping", "", "id: 7", "event: phase", "data: one", "data:two", "", "retry: 5", "", "data: last", ""]
+    assert list(messages(lines)) == [Message("7", "phase", "one\ntwo"), Message("7", "message", "last")]
+
+
+def test_a_message_that_was_cut_off_is_not_told():
+    assert list(messages(["id: 1", "data: half"])) == []
+
+
+def test_events_come_once_and_in_order_over_breaks():
+    fake = Fake(
+        {
+            STREAM: [
+                streamed(event(1), event(2), broken=True),
+                httpx.ConnectError("restarting"),
+                streamed(event(2), event(3), broken=True),
+                streamed(event(4)),
+                httpx.Response(204),
+            ]
+        }
+    )
+    assert [one["seq"] for one in fake.client().watch("job_1")] == [1, 2, 3, 4]
+    assert [one.headers["last-event-id"] for one in fake.asked(STREAM)] == ["0", "2", "2", "3", "4"]
+
+
+def test_it_goes_on_from_where_the_caller_is():
+    fake = Fake({STREAM: [streamed(event(6)), httpx.Response(204)]})
+    assert [one["seq"] for one in fake.client().watch("job_1", after=5)] == [6]
+    assert fake.requests[0].headers["last-event-id"] == "5"
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [problem(501, "no_streams"), httpx.Response(200, text="{}"), httpx.ReadTimeout("buffered by a proxy")],
+    ids=["refused", "another type", "silent"],
+)
+def test_where_streams_fail_it_polls(stream: object):
+    fake = Fake(
+        {
+            STREAM: stream,
+            "GET /v1/jobs/job_1": [job(status="running"), job(status="succeeded")],
+            "GET /v1/jobs/job_1/events": [page([event(1)], "1"), page([event(2)]), page([event(3, "succeeded")])],
+        }
+    )
+    assert [one["seq"] for one in fake.client().watch("job_1")] == [1, 2, 3]
+
+
+def test_no_such_job():
+    with pytest.raises(ApiError, match="not found"):
+        list(Fake().client().watch("job_1"))
+
+
+def test_a_server_that_stays_away_is_given_up():
+    fake = Fake({STREAM: httpx.ConnectError("refused")})
+    with pytest.raises(Unreachable):
+        list(fake.client().watch("job_1", patience_s=0))

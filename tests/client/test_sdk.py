@@ -1,0 +1,157 @@
+from pathlib import Path
+
+import httpx
+import pytest
+
+from client.errors import NotEnded, Unusable
+from client.sdk import DEFAULT_URL, Distillery
+from tests.client.fake import Fake, Files, job, page, problem
+
+SPEC = {"dataset": "digits", "student": "convnet4", "method": "supervised"}
+
+
+def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DISTILLERY_URL", raising=False)
+    assert Distillery().base_url == DEFAULT_URL
+    monkeypatch.setenv("DISTILLERY_URL", "http://elsewhere:9/")
+    monkeypatch.setenv("DISTILLERY_API_KEY", "secret")
+    with Distillery() as distillery:
+        assert distillery.base_url == "http://elsewhere:9"
+        assert distillery.connection.http.headers["authorization"] == "Bearer secret"
+
+
+def test_a_submission_that_broke_on_the_way_makes_one_job():
+    fake = Fake({"POST /v1/jobs": [httpx.ReadError("cut"), job(status="queued")]})
+    assert fake.client().submit(SPEC)["status"] == "queued"
+    first, second = fake.requests
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"] != ""
+    assert fake.bodies("POST /v1/jobs") == [SPEC, SPEC]
+
+
+def test_two_submissions_are_two_jobs_unless_they_share_a_key():
+    fake = Fake({"POST /v1/jobs": job()})
+    distillery = fake.client()
+    distillery.submit(SPEC)
+    distillery.submit(SPEC)
+    distillery.submit(SPEC, idempotency_key="mine")
+    keys = [one.headers["idempotency-key"] for one in fake.requests]
+    assert len(set(keys)) == 3
+    assert keys[2] == "mine"
+
+
+def test_jobs_are_fetched_page_by_page():
+    fake = Fake({"GET /v1/jobs": [page([job(id="job_3"), job(id="job_2")], "job_2"), page([job(id="job_1")])]})
+    assert [one["id"] for one in fake.client().jobs(status="failed", limit=2)] == ["job_3", "job_2", "job_1"]
+    assert [dict(one.url.params) for one in fake.requests] == [
+        {"status": "failed", "limit": "2"},
+        {"status": "failed", "limit": "2", "after": "job_2"},
+    ]
+
+
+def test_a_page_that_nobody_asks_for_is_not_fetched():
+    fake = Fake({"GET /v1/jobs": page([job(id="job_3")], "job_3")})
+    assert next(fake.client().jobs())["id"] == "job_3"
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
+def test_moves(verb: str):
+    fake = Fake({f"POST /v1/jobs/job_1/{verb}": job(status="queued")})
+    assert getattr(fake.client(), verb)("job_1")["status"] == "queued"
+
+
+def test_waiting_ends_with_the_job_however_it_ended():
+    fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), job(status="failed")]})
+    assert fake.client().wait("job_1", poll_s=0)["status"] == "failed"
+
+
+def test_waiting_no_longer_than_asked():
+    fake = Fake({"GET /v1/jobs/job_1": job(status="paused")})
+    with pytest.raises(NotEnded, match="still paused"):
+        fake.client().wait("job_1", timeout_s=0, poll_s=0)
+
+
+def test_metrics_are_points_by_trial_and_key():
+    fake = Fake({"GET /v1/jobs/job_1/metrics": {"series": {"student": {"train/loss": [[0, 2.5], [9, None]]}}}})
+    curves = fake.client().metrics("job_1", ["train/loss", "train/lr"], max_points=10)
+    assert curves == {"student": {"train/loss": [(0, 2.5), (9, None)]}}
+    assert dict(fake.requests[0].url.params) == {"keys": "train/loss,train/lr", "max_points": "10"}
+
+
+def test_events_of_several_pages():
+    one, two = {"seq": 1}, {"seq": 2}
+    fake = Fake({"GET /v1/jobs/job_1/events": [page([one], "1"), page([two])]})
+    assert fake.client().events("job_1") == [one, two]
+    assert [request.url.params["after"] for request in fake.requests] == ["0", "1"]
+
+
+def test_logs_are_text():
+    fake = Fake({"GET /v1/jobs/job_1/logs": httpx.Response(200, text="line\n")})
+    assert fake.client().logs("job_1", tail=5, attempt=2) == "line\n"
+
+
+@pytest.mark.parametrize(
+    ("made", "status", "says"),
+    [([], "running", "it is running"), (["report.json"], "succeeded", "it made report.json")],
+)
+def test_a_file_that_a_job_does_not_have(made: list[str], status: str, says: str):
+    artifacts = [{"name": name} for name in made]
+    fake = Fake({"GET /v1/jobs/job_1/artifacts": page(artifacts), "GET /v1/jobs/job_1": job(status=status)})
+    with pytest.raises(Unusable, match=says):
+        fake.client().download("job_1")
+
+
+def test_a_model_is_uploaded_then_registered(tmp_path: Path):
+    checkpoint = tmp_path / "t.pth"
+    checkpoint.write_bytes(b"weights")
+    files = Files()
+    fake = files.fake()
+    fake.routes["POST /v1/models"] = {"name": "t"}
+    fake.client().register_model("t", checkpoint, "resnet56", preprocessing={"mean": [0.5], "std": [0.2]})
+    assert fake.bodies("POST /v1/models") == [
+        {
+            "name": "t",
+            "blob": files.upload()["blob"],
+            "architecture": "resnet56",
+            "preprocessing": {"mean": [0.5], "std": [0.2]},
+        }
+    ]
+
+
+def test_bytes_that_are_there_already_are_registered_by_their_digest():
+    fake = Fake({"POST /v1/datasets": {"name": "d"}})
+    blob = "sha256:" + "0" * 64
+    fake.client().register_dataset("d", f"blob:{blob}", image_size=32)
+    assert fake.bodies("POST /v1/datasets") == [{"name": "d", "blob": blob, "image_size": 32}]
+
+
+def test_what_there_is():
+    fake = Fake(
+        {
+            "GET /v1/methods": page([{"name": "kd"}]),
+            "GET /v1/methods/kd": {"name": "kd"},
+            "GET /v1/architectures": page([{"name": "resnet20"}]),
+            "GET /v1/models": page([{"name": "m"}]),
+            "GET /v1/models/m": {"name": "m"},
+            "GET /v1/datasets": page([{"name": "d"}]),
+            "GET /v1/datasets/d": {"name": "d"},
+            "GET /v1/workers": page([]),
+            "GET /readyz": {"status": "ready"},
+            "POST /v1/jobs/validate": {"valid": True},
+            "DELETE /v1/jobs/job_1": httpx.Response(204),
+            "DELETE /v1/models/m": httpx.Response(204),
+            "DELETE /v1/datasets/d": problem(404, "not_found"),
+        }
+    )
+    distillery = fake.client()
+    assert distillery.methods() == [distillery.method("kd")]
+    assert distillery.architectures(classes=100)[0]["name"] == "resnet20"
+    assert list(distillery.models()) == [distillery.model("m")]
+    assert list(distillery.datasets()) == [distillery.dataset("d")]
+    assert distillery.workers() == []
+    assert distillery.ready()
+    assert distillery.validate(SPEC)["valid"]
+    distillery.delete("job_1")
+    distillery.delete_model("m")
+    with pytest.raises(Exception, match="not found"):
+        distillery.delete_dataset("d")

@@ -1,0 +1,176 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpx import MockTransport
+
+from client.errors import ApiError, Unusable
+from client.sdk import Distillery
+from client.spec import assign, bring_files, feed, read_spec, teach
+from tests.client.fake import Files, problem
+
+
+def test_json_and_yaml_are_the_same_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = {"dataset": "digits", "training": {"epochs": 3}}
+    (tmp_path / "a.json").write_text('{"dataset": "digits", "training": {"epochs": 3}}')
+    (tmp_path / "a.yaml").write_text("dataset: digits\ntraining:\n  epochs: 3\n")
+    assert read_spec(str(tmp_path / "a.json")) == read_spec(str(tmp_path / "a.yaml")) == spec
+    monkeypatch.setattr("sys.stdin", io.StringIO("{dataset: digits, training: {epochs: 3}}"))
+    assert read_spec("-") == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "neither JSON nor YAML"), ("[1]", "the top must be an object"), ("", "holds no job spec")]
+)
+def test_files_that_hold_no_spec(tmp_path: Path, text: str, says: str):
+    for name in ("a.json", "a.yaml"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(Unusable, match=f"{says}|neither JSON nor YAML"):
+            read_spec(str(tmp_path / name))
+
+
+def test_no_such_file(tmp_path: Path):
+    with pytest.raises(Unusable, match="No such file"):
+        read_spec(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("before", "setting", "after"),
+    [
+        ({}, "training.batch_size=64", {"training": {"batch_size": 64}}),
+        ({"training": {"epochs": 1}}, "training.epochs=1e3", {"training": {"epochs": 1000.0}}),
+        ({}, "name=some words", {"name": "some words"}),
+        ({}, "name=a=b", {"name": "a=b"}),
+        ({}, "training.mix=null", {"training": {"mix": None}}),
+        ({"method": "kd"}, "method.standardize=true", {"method": {"name": "kd", "standardize": True}}),
+        ({"dataset": "birds"}, "dataset.image_size=64", {"dataset": {"source": "birds", "image_size": 64}}),
+        (
+            {"training": {"optimizer": "sgd"}},
+            "training.optimizer.lr=0.1",
+            {"training": {"optimizer": {"name": "sgd", "lr": 0.1}}},
+        ),
+        ({"teacher": [{"weight": 1}]}, "teacher.0.weight=2", {"teacher": [{"weight": 2}]}),
+    ],
+)
+def test_one_field_by_its_path(before: dict[str, Any], setting: str, after: dict[str, Any]):
+    assign(before, setting)
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["training.epochs", "=3", "training..epochs=3", "teacher.5.x=1", "name.first=x", "alpha.x.y=1", "alpha.x=1"],
+)
+def test_settings_that_lead_nowhere(setting: str):
+    with pytest.raises(Unusable, match="--set"):
+        assign({"name": "a", "teacher": [{}], "alpha": 1}, setting)
+
+
+def test_a_teacher_by_reference_or_by_file(tmp_path: Path):
+    checkpoint = tmp_path / "t.pth"
+    checkpoint.touch()
+    spec: dict[str, Any] = {}
+    teach(spec, "model:big", "resnet56")
+    assert spec == {"teacher": {"checkpoint": "model:big", "architecture": "resnet56"}}
+    teach(spec, str(checkpoint), None)
+    assert spec == {"teacher": {"checkpoint": f"file:{checkpoint}", "architecture": "resnet56"}}
+
+
+def test_a_teacher_that_is_neither():
+    with pytest.raises(Unusable, match="no file here, and no reference"):
+        teach({}, "big", None)
+
+
+def test_flags_do_not_guess_which_of_several_teachers_is_meant():
+    with pytest.raises(Unusable, match="several"):
+        teach({"teacher": [{}, {}]}, "model:big", None)
+
+
+@pytest.mark.parametrize(
+    ("source", "dataset"),
+    [
+        ("digits", "digits"),
+        ("ds_1", "ds_1"),
+        ("blob:sha256:00", "blob:sha256:00"),
+        ("birds.npz", "file:birds.npz"),
+        ("./birds", "file:./birds"),
+        ("birds.tar.gz", "file:birds.tar.gz"),
+    ],
+)
+def test_data_by_name_or_by_file(source: str, dataset: str):
+    spec: dict[str, Any] = {}
+    feed(spec, source)
+    assert spec["dataset"] == dataset
+
+
+def test_data_keeps_what_the_file_said_of_its_images():
+    spec: dict[str, Any] = {"dataset": {"source": "a", "image_size": 64}}
+    feed(spec, "b")
+    assert spec["dataset"] == {"source": "b", "image_size": 64}
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> dict[str, Any]:
+    """A spec that names three files here."""
+    for name in ("my teacher.pth", "birds.npz", "base.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    return {
+        "dataset": {"source": f"file:{tmp_path / 'birds.npz'}", "image_size": 32},
+        "teacher": {"checkpoint": f"file:{tmp_path / 'my teacher.pth'}", "architecture": "resnet56"},
+        "baseline": f"file:{tmp_path / 'base.safetensors'}",
+    }
+
+
+class Registry(Files):
+    """Forgets the bytes of an upload once it is told of another."""
+
+    def create(self, request: Any) -> Any:
+        self.taken = b""
+        return super().create(request)
+
+
+def test_local_files_are_uploaded_registered_and_named(local: dict[str, Any]):
+    fake = Registry().fake()
+    fake.routes.update({"POST /v1/models": {}, "POST /v1/datasets": {}})
+    brought = bring_files(fake.client(), local)
+    (model,), (dataset,) = fake.bodies("POST /v1/models"), fake.bodies("POST /v1/datasets")
+    assert model["name"].startswith("my-teacher-resnet56-")
+    assert dataset["name"].startswith("birds-32-")
+    assert brought["teacher"] == {"checkpoint": f"model:{model['name']}", "architecture": "resnet56"}
+    assert brought["dataset"] == {"source": dataset["name"], "image_size": 32}
+    assert brought["baseline"].startswith("blob:sha256:")
+    assert local["baseline"].startswith("file:")
+
+
+def test_the_same_file_is_sent_once(local: dict[str, Any]):
+    fake = Registry().fake()
+    fake.routes.update({"POST /v1/models": {}, "POST /v1/datasets": {}})
+    brought = bring_files(fake.client(), {"teacher": local["teacher"], "dataset": local["dataset"]["source"]})
+    model, dataset = brought["teacher"]["checkpoint"].removeprefix("model:"), brought["dataset"]
+    fake.routes.update({f"GET /v1/models/{model}": {}, f"GET /v1/datasets/{dataset}": {}})
+    fake.requests.clear()
+    assert bring_files(fake.client(), {"teacher": [local["teacher"]], "dataset": local["dataset"]["source"]}) == {
+        "teacher": [brought["teacher"]],
+        "dataset": dataset,
+    }
+    assert {request.method for request in fake.requests} == {"GET"}
+
+
+def test_a_spec_without_local_files_asks_nothing():
+    fake = Files().fake()
+    spec = {"dataset": "digits", "teacher": {"checkpoint": "job:job_1"}, "baseline": "train"}
+    assert bring_files(fake.client(), spec) == spec
+    assert fake.requests == []
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    for path in (tmp_path / "none.npz", tmp_path):
+        with pytest.raises(Unusable, match=r"no file here|a folder"):
+            bring_files(Files().fake().client(), {"dataset": f"file:{path}"})
+
+
+def test_a_server_that_refuses_to_say_is_heard(local: dict[str, Any]):
+    distillery = Distillery("http://fake", transport=MockTransport(lambda _: problem(401, "unauthorized")))
+    with pytest.raises(ApiError, match="unauthorized"):
+        bring_files(distillery, local)

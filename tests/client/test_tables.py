@@ -1,0 +1,133 @@
+import io
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from client import tables
+from tests.client.fake import job, measured, report
+
+
+def text(shown: Any, width: int = 140) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(shown)
+    return console.export_text()
+
+
+def cells(shown: Any) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in text(shown).splitlines() if line.startswith("│")
+    ]
+
+
+def test_one_run_is_shown_as_it_is():
+    assert cells(tables.proof([report(0.95, 0.9)])) == [
+        ["teacher", "convnet32", "56,554", "4,304", "99.0 %", "–"],
+        ["student", "convnet4", "1,030", "4,304", "95.0 %", "95.0 %"],
+        ["student alone", "convnet4", "1,030", "4,304", "90.0 %", "90.0 %"],
+    ]
+
+
+def test_several_runs_are_shown_by_mean_and_standard_deviation():
+    """Of 92 and 96 the mean is 94, the sample standard deviation √8 = 2.83."""
+    rows = cells(tables.proof([report(0.92, 0.9), report(0.96, 0.9)]))
+    assert rows[1][4:] == ["94.0 ± 2.8 %", "94.0 %"]
+    assert rows[2][4:] == ["90.0 %", "90.0 %"]
+
+
+def test_without_teacher_and_baseline_there_is_one_row():
+    alone = {**report(0.95, None), "teacher": None, "student": measured(0.95, agreement=None)}
+    assert cells(tables.proof([alone])) == [["student", "convnet4", "1,030", "4,304", "95.0 %", "–"]]
+
+
+def test_the_gain_of_one_run():
+    sentence = tables.gain_sentence([report(0.95, 0.9)])
+    assert "+5.0 points of accuracy, one run (400 test images; one image is 0.25 points)." in sentence
+
+
+def test_the_gain_of_several_runs_with_every_one_of_them():
+    """Gains of +2 and -1: mean 0.5, standard deviation √4.5 = 2.12."""
+    sentence = tables.gain_sentence([report(0.92, 0.9), report(0.89, 0.9)])
+    assert "+0.5 ± 2.1 points of accuracy, runs +2.0, -1.0 (" in sentence
+
+
+def test_without_a_baseline_the_gain_is_not_known():
+    assert "not known" in tables.gain_sentence([report(0.95, None)])
+
+
+def test_jobs_in_any_state():
+    running = job(id="job_2", status="running", phase="caching_teacher", progress={"percent": 41.6}, wish="cancel")
+    error = {"code": "loss_diverged", "message": "nan", "retryable": False, "hint": None}
+    rows = cells(
+        tables.job_list(
+            [
+                job(id="job_4", status="queued", queue_position=2),
+                job(id="job_3", status="failed", error=error),
+                running,
+                job(result=report()),
+            ]
+        )
+    )
+    assert [row[3:6] for row in rows] == [
+        ["queued", "number 2 in the queue", ""],
+        ["failed", "loss_diverged", ""],
+        ["running (cancel asked)", "caching teacher 42 %", ""],
+        ["succeeded", "", "95.0 %"],
+    ]
+
+
+def test_a_running_job_that_has_not_said_anything_yet():
+    assert tables.standing(job(status="running")) == "starting"
+
+
+def test_names_are_text_and_never_markup():
+    assert "[bold]x[/bold]" in text(tables.job_list([job(name="[bold]x[/bold]")]))
+    assert "[/nonsense]" in text(tables.job_facts(job(name="[/nonsense]")))
+
+
+def test_why_a_job_failed():
+    error = {"code": "out_of_memory", "message": "no room", "retryable": True, "hint": "a smaller batch"}
+    assert tables.failure_lines(job(error=error)) == [
+        "out_of_memory: no room",
+        "  hint: a smaller batch",
+        "  the same spec may succeed later: distillery retry; what it printed: distillery show job_1 --logs",
+    ]
+    assert tables.failure_lines(job()) == []
+
+
+def test_the_catalogue():
+    facts = {"architecture": "resnet56", "num_classes": 100, "parameters": 861_620}
+    assert cells(tables.model_list([{"name": "m", "facts": facts, "id": "mdl_1", "blob": "", "created_at": ""}])) == [
+        ["m", "resnet56", "100", "861,620", "mdl_1"]
+    ]
+    facts = {"num_classes": 10, "channels": 1, "image_size": [8, 9], "train": 1437, "test": 360}
+    assert cells(
+        tables.dataset_list([{"id": None, "name": "digits", "blob": None, "facts": facts, "created_at": None}])
+    ) == [["digits", "10", "1 x 8 x 9", "1,437", "360", "built in"]]
+    assert cells(tables.method_list([{"name": "kd", "matches": "logits", "paper": "2015"}])) == [
+        ["kd", "logits", "2015"]
+    ]
+    rows = cells(
+        tables.architecture_list(
+            [
+                {"name": "resnet20", "source": "kdcore", "family": "resnet", "parameters_counted": 272_474},
+                {"name": "timm/x", "source": "timm", "family": "x", "parameters_counted": None},
+            ]
+        )
+    )
+    assert [row[3] for row in rows] == ["272,474", ""]
+
+
+@pytest.mark.parametrize(
+    ("then", "says"),
+    [
+        ("2026-01-02T12:00:00Z", "now"),
+        ("2026-01-02T11:58:30Z", "1 min ago"),
+        ("2026-01-02T09:00:00Z", "3 h ago"),
+        ("2025-12-31T12:00:00Z", "2 d ago"),
+        ("2026-01-02T12:00:05Z", "now"),
+    ],
+)
+def test_ages(then: str, says: str):
+    assert tables.age(then, datetime(2026, 1, 2, 12, tzinfo=UTC)) == says

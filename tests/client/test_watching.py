@@ -1,0 +1,119 @@
+import io
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+from client import watching
+from client.errors import Unreachable
+from client.watching import duration, event_line, follow, progress_words, verdict
+from tests.client.fake import Fake, event, job, page, report
+
+PROGRESS = {"trial": "student", "epoch": 7, "epochs": 15, "percent": 40.0, "seconds_remaining": 8.4}
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watching, "POLL_S", 0)
+
+
+def console(terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=150, color_system=None)
+
+
+def shown(on: Console) -> str:
+    assert isinstance(on.file, io.StringIO)
+    return on.file.getvalue()
+
+
+def test_progress_in_words():
+    running = job(status="running", phase="training", progress=PROGRESS)
+    assert progress_words(running, 0.912) == "epoch 7/15, validation accuracy 91.2 %, 8 s left"
+    alone = job(status="running", phase="training", progress={**PROGRESS, "trial": "alone", "seconds_remaining": None})
+    assert progress_words(alone, None) == "student alone, epoch 7/15"
+    assert progress_words(job(status="queued", queue_position=3), None) == "number 3 in the queue"
+    assert progress_words(job(result=report(0.95), progress=PROGRESS), 0.5) == "test accuracy 95.0 %"
+    assert progress_words(job(status="running"), None) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"), [(0, "0 s"), (99.4, "99 s"), (100, "2 min"), (3_599, "1 h 00 min"), (7_500, "2 h 05 min")]
+)
+def test_durations(seconds: float, says: str):
+    assert duration(seconds) == says
+
+
+def test_an_event_is_a_line():
+    line = event_line(event(7, "released", reason="drain", none=None, artifacts=[{"name": "a"}, {"name": "b"}]))
+    assert line == "03:04:07  released  reason=drain  artifacts=a,b"
+
+
+def test_on_a_terminal_the_job_is_one_line_and_the_unusual_stands_above():
+    fake = Fake(
+        {
+            "GET /v1/jobs/job_1": [
+                job(status="queued", queue_position=1),
+                job(status="running", phase="training", progress=PROGRESS),
+                job(result=report(0.95)),
+            ],
+            "GET /v1/jobs/job_1/events": [page([event(1, "queued"), event(2, "warning", code="slow")]), page([])],
+            "GET /v1/jobs/job_1/metrics": {"series": {"student": {"validation/accuracy": [[1, 0.8], [2, 0.912]]}}},
+        }
+    )
+    screen = console(terminal=True)
+    assert follow(fake.client(), "job_1", screen)["status"] == "succeeded"
+    text = shown(screen)
+    assert "first light: training" in text
+    assert "epoch 7/15, validation accuracy 91.2 %, 8 s left" in text
+    assert "warning  code=slow" in text
+    assert "03:04:01  queued" not in text
+    assert "test accuracy 95.0 %" in text
+
+
+def test_a_restarting_server_is_waited_for():
+    back = [httpx.ConnectError("refused")] * 3 + [job(status="cancelled")]
+    fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), *back], "GET /v1/jobs/job_1/events": page([])})
+    fake.routes["GET /v1/jobs/job_1/metrics"] = {"series": {}}
+    screen = console(terminal=True)
+    assert follow(fake.client(), "job_1", screen)["status"] == "cancelled"
+    assert "server away" in shown(screen)
+
+
+def test_a_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watching, "PATIENCE_S", 0)
+    fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), httpx.ConnectError("refused")]})
+    with pytest.raises(Unreachable):
+        follow(fake.client(), "job_1", console(terminal=True))
+
+
+def test_elsewhere_each_event_is_a_line():
+    fake = Fake(
+        {
+            "GET /v1/jobs/job_1/events/stream": httpx.Response(501, json={"code": "none"}),
+            "GET /v1/jobs/job_1/events": page([event(1, "queued"), event(2, "checkpoint"), event(3, "succeeded")]),
+            "GET /v1/jobs/job_1": job(),
+        }
+    )
+    paper = console(terminal=False)
+    follow(fake.client(), "job_1", paper, "teacher")
+    assert shown(paper).splitlines() == ["teacher: job_1", "03:04:01  queued", "03:04:03  succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "good", "says"),
+    [
+        (job(result=report(0.95, 0.9)), True, "+5.0 points"),
+        (job(status="cancelled"), False, "job job_1 cancelled"),
+        (
+            job(status="failed", error={"code": "internal", "message": "[red]?", "retryable": True, "hint": None}),
+            False,
+            "internal: [red]?",
+        ),
+    ],
+)
+def test_how_it_ended(ended: Any, good: bool, says: str):
+    paper = console(terminal=False)
+    assert verdict(ended, paper, lambda job: f"fetch {job['id']}") is good
+    assert says in shown(paper)
+    assert ("fetch job_1" in shown(paper)) is good
