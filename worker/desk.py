@@ -5,10 +5,12 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import Connection
 
 from kdcore.errors import StorageFull
 from store.blobs import BlobStore
@@ -113,6 +115,19 @@ class Desk:
 
     def may_rescue(self) -> bool:
         return self.contact.unbroken_for(self.settings.lease_s)
+
+    @contextmanager
+    def begin(self) -> Iterator[tuple[Connection, bool]]:
+        """A write transaction, and whether jobs of silent owners may be taken over in it.
+
+        Not where we had to wait for our turn to write: then their owners may be waiting for theirs.
+        """
+        rescue, asked_at = self.may_rescue(), boottime()
+        with self.database.begin() as connection:
+            if boottime() - asked_at > self.settings.heartbeat_s:
+                self.contact.lost()
+                rescue = False
+            yield connection, rescue
 
     def close(self) -> None:
         self.database.dispose()

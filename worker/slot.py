@@ -65,15 +65,14 @@ class Slot:
         if not self._has_room():
             return None
         desk = self._desk
-        rescue = desk.may_rescue()
         try:
             # A look takes no lock, so that idle workers do not queue up before each other.
             with desk.database.connect() as connection:
-                found = lifecycle.peek(connection, rescue)
+                found = lifecycle.peek(connection, desk.may_rescue())
             desk.contact.made()
             if not found:
                 return None
-            with desk.database.begin() as connection:
+            with desk.begin() as (connection, rescue):
                 return lifecycle.claim(
                     connection, desk.owner, desk.settings.lease_s, rescue=rescue, device=self.device.name
                 )

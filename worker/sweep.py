@@ -33,11 +33,9 @@ class Sweep:
         """One round; returns the jobs that wait although they are due for long."""
         desk, jobs = self._desk, [slot.job for slot in self._slots]
         devices = [{"name": slot.device.name, "job": job} for slot, job in zip(self._slots, jobs, strict=True)]
-        rescue = desk.may_rescue()
-        with desk.database.begin() as connection:
+        with desk.begin() as (connection, rescue):
             workers.beat(connection, desk.owner, socket.gethostname(), devices, next(filter(None, jobs), None))
             waiting = lifecycle.sweep(connection, rescue=rescue, rering_s=desk.settings.rering_s)
-        desk.contact.made()
         return waiting
 
     def _run(self) -> None:

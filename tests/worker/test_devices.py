@@ -1,0 +1,82 @@
+"""What a host offers, and what an engine gets to know of it."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from worker import devices
+from worker.devices import Device, discover, engine_environment
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cores", lambda: 8)
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver's own program, as far as it is asked."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho GPU-aaaa\necho GPU-bbbb\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_without_gpus_one_job_has_all_cores(visible: str):
+    assert discover(environment={"CUDA_VISIBLE_DEVICES": visible}) == [Device("cpu", "", 8)]
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_slots_share_the_cores():
+    found = discover(3, environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert found == [Device(f"cpu:{slot}", "", 2) for slot in range(3)]
+    assert discover(1, threads=5, environment={"CUDA_VISIBLE_DEVICES": ""})[0].threads == 5
+
+
+@pytest.mark.usefixtures("eight_cores", "two_gpus")
+def test_one_slot_a_gpu():
+    assert discover(environment={}) == [Device("cuda:0", "GPU-aaaa", 4), Device("cuda:1", "GPU-bbbb", 4)]
+    assert [device.visible for device in discover(3, environment={})] == ["GPU-aaaa", "GPU-bbbb", "GPU-aaaa"]
+    assert [device.visible for device in discover(1, environment={})] == ["GPU-aaaa"]
+
+
+@pytest.mark.usefixtures("eight_cores", "two_gpus")
+@pytest.mark.parametrize(
+    ("visible", "names"), [("3", ["3"]), ("0,2", ["0", "2"]), ("0,-1,2", ["0"]), ("GPU-x", ["GPU-x"])]
+)
+def test_the_operators_choice_is_kept_to(visible: str, names: list[str]):
+    assert [device.visible for device in discover(environment={"CUDA_VISIBLE_DEVICES": visible})] == names
+
+
+def test_a_driver_that_fails_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexit 9\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [device.name for device in discover(environment={})] == ["cpu"]
+
+
+def test_the_engine_is_told_no_secrets(tmp_path: Path):
+    given = {
+        "PATH": "/bin",
+        "DISTILLERY_DATABASE_URL": "postgresql://user:secret@host/db",
+        "PGPASSWORD": "secret",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "TORCH_HOME": "/models",
+        "HF_TOKEN": "secret",
+    }
+    told = engine_environment(Device("cuda:1", "GPU-bbbb", 4), tmp_path, given)
+    assert "secret" not in " ".join(told.values())
+    assert (told["CUDA_VISIBLE_DEVICES"], told["OMP_NUM_THREADS"], told["TORCH_HOME"]) == ("GPU-bbbb", "4", "/models")
+    assert (Path(told["PYTHONPATH"].split(os.pathsep)[0]) / "kdcore").is_dir()
+
+
+@pytest.mark.parametrize(("content", "quota"), [("max 100000", None), ("150000 100000", 2), ("garbage", None)])
+def test_a_containers_quota_counts(tmp_path: Path, content: str, quota: int | None):
+    (tmp_path / "cpu.max").write_text(content)
+    assert devices._quota(tmp_path / "cpu.max") == quota
+    assert devices._quota(tmp_path / "missing") is None
