@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -418,20 +418,22 @@ def _name_of(file: Path) -> str:
 
 
 class Transfers:
-    """Progress bars for files on the way; on standard error, and gone when they are through."""
+    """Progress bars for files on their way; on standard error, only on a terminal, and gone when they are through."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
-    def __enter__(self) -> "Transfers":
-        self.progress.start()
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
     def file(self, name: str) -> Tell:
+        """A new bar; the display starts with the first."""
+        self.progress.start()
         bar = self.progress.add_task(name, total=None)
         return lambda done, total: self.progress.update(bar, completed=done, total=total)
 

@@ -1,0 +1,271 @@
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from client import cli
+from client.cli import app
+from tests.client.fake import Fake, Files, event, job, page, problem, report
+
+JOBS = "POST /v1/jobs"
+PROMISED = "up demo submit list show watch cancel pause resume retry download models datasets methods keys"
+
+
+def run(fake: Fake, *arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, obj=fake.client(), input=stdin)
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_every_promised_command_is_there():
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    for command in PROMISED.split():
+        assert re.search(rf"│ {command} ", shown), command
+
+
+def test_flags_make_a_spec():
+    fake = Fake({JOBS: job(status="queued")})
+    flags = "--dataset digits --teacher model:big --teacher-architecture resnet56 --student convnet4 --method kd"
+    numbers = "--temperature 4 --alpha 0.1 --beta 0.9 --epochs 15 --seed 3 --baseline train --name n"
+    done = run(fake, "submit", *flags.split(), *numbers.split(), "--set", "training.batch_size=64")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "job_1\n"
+    assert "distillery watch job_1" in done.stderr
+    assert fake.bodies(JOBS) == [
+        {
+            "name": "n",
+            "dataset": "digits",
+            "teacher": {"checkpoint": "model:big", "architecture": "resnet56"},
+            "student": "convnet4",
+            "method": "kd",
+            "temperature": 4.0,
+            "alpha": 0.1,
+            "beta": 0.9,
+            "baseline": "train",
+            "training": {"epochs": 15, "seed": 3, "batch_size": 64},
+        }
+    ]
+
+
+def test_flags_win_over_the_file(tmp_path: Path):
+    fake = Fake({JOBS: job(status="queued")})
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("dataset: digits\nstudent: convnet4\ntraining: {epochs: 3, seed: 1}\n")
+    assert run(fake, "submit", str(spec), "--student", "convnet8", "--seed", "2").exit_code == 0
+    assert fake.bodies(JOBS) == [{"dataset": "digits", "student": "convnet8", "training": {"epochs": 3, "seed": 2}}]
+
+
+def test_a_spec_from_standard_input():
+    fake = Fake({JOBS: job(status="queued")})
+    assert run(fake, "submit", "-", "--json", stdin='{"dataset": "digits"}').exit_code == 0
+    assert fake.bodies(JOBS) == [{"dataset": "digits"}]
+
+
+def test_a_teacher_of_ones_own_is_uploaded_registered_and_named(tmp_path: Path):
+    checkpoint = tmp_path / "t.pth"
+    checkpoint.write_bytes(b"weights")
+    fake = Files().fake()
+    fake.routes.update({JOBS: job(status="queued"), "POST /v1/models": {}})
+    done = run(fake, "submit", "--teacher", str(checkpoint), "--teacher-architecture", "resnet56")
+    assert done.exit_code == 0, done.output
+    (model,) = fake.bodies("POST /v1/models")
+    assert model["architecture"] == "resnet56"
+    assert fake.bodies(JOBS)[0]["teacher"]["checkpoint"] == f"model:{model['name']}"
+
+
+def test_the_same_key_is_sent():
+    fake = Fake({JOBS: job(status="queued")})
+    run(fake, "submit", "--dataset", "digits", "--idempotency-key", "mine")
+    assert fake.requests[0].headers["idempotency-key"] == "mine"
+
+
+def test_nothing_to_submit():
+    done = run(Fake(), "submit")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: nothing to submit")
+
+
+def test_every_fault_is_a_line_and_the_exit_code_is_2():
+    faults = [{"pointer": "/student", "message": "is needed"}, {"pointer": "/alpha", "message": "must be ≥ 0"}]
+    done = run(Fake({JOBS: problem(422, "spec_invalid", errors=faults)}), "submit", "--dataset", "digits")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["error: spec invalid", "  /student: is needed", "  /alpha: must be ≥ 0"]
+
+
+def test_without_a_server_it_says_how_to_start_one():
+    done = run(Fake({"GET /v1/jobs": httpx.ConnectError("Connection refused")}), "list")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[0] == "error: no answer from http://fake: Connection refused"
+    assert "./run up" in done.stderr
+
+
+def test_a_dry_run_shows_the_resolved_spec_or_every_fault():
+    told: dict[str, Any] = {"valid": True, "errors": [], "resolved_spec": {"alpha": 0.1}, "estimate": {"steps": 5}}
+    fake = Fake({"POST /v1/jobs/validate": told})
+    done = run(fake, "submit", "--dataset", "digits", "--dry-run")
+    assert json.loads(done.stdout) == {"resolved_spec": {"alpha": 0.1}, "estimate": {"steps": 5}}
+    fake.routes["POST /v1/jobs/validate"] = {**told, "valid": False, "errors": [{"pointer": "/a", "message": "no"}]}
+    done = run(fake, "submit", "--dataset", "digits", "--dry-run")
+    assert (done.exit_code, done.stderr) == (2, "/a: no\n")
+    assert fake.asked(JOBS) == []
+
+
+def ending(status: str) -> Fake:
+    error = {"code": "loss_diverged", "message": "nan", "retryable": False, "hint": None}
+    ended = job(status=status, result=report() if status == "succeeded" else None)
+    return Fake(
+        {
+            JOBS: job(status="queued"),
+            "GET /v1/jobs/job_1/events/stream": problem(501, "none"),
+            "GET /v1/jobs/job_1/events": page([event(1, "queued"), event(2, status)]),
+            "GET /v1/jobs/job_1": {**ended, "error": error if status == "failed" else None},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [("succeeded", 0, "+5.0 points"), ("failed", 1, "loss_diverged: nan"), ("cancelled", 1, "job job_1 cancelled")],
+)
+def test_watching_ends_as_the_job_does(status: str, code: int, says: str):
+    for arguments in (["watch", "job_1"], ["submit", "--dataset", "digits", "--watch"]):
+        done = run(ending(status), *arguments)
+        assert done.exit_code == code, done.output
+        assert says in done.stdout
+
+
+def test_watching_as_json_is_one_event_a_line():
+    done = run(ending("failed"), "watch", "job_1", "--json")
+    assert done.exit_code == 1
+    assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["queued", "failed"]
+
+
+def test_ctrl_c_detaches_and_cancels_nothing(monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "follow", interrupted)
+    fake = Fake({"GET /v1/jobs/job_1": job(status="running")})
+    done = run(fake, "watch", "job_1")
+    assert done.exit_code == 130
+    assert "the job goes on" in done.stderr
+    assert fake.asked("POST /v1/jobs/job_1/cancel") == []
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
+def test_moves(verb: str):
+    done = run(Fake({f"POST /v1/jobs/job_1/{verb}": job(status="running", wish=verb)}), verb, "job_1")
+    assert (done.exit_code, done.stdout) == (0, f"job_1 is running, {verb} asked\n")
+
+
+def test_a_move_that_is_not_lawful_names_those_that_are():
+    refusal = problem(409, "not_lawful", "job_1 is succeeded", lawful=["delete"])
+    done = run(Fake({"POST /v1/jobs/job_1/cancel": refusal}), "cancel", "job_1")
+    assert done.exit_code == 2
+    assert "possible now: delete" in done.stderr
+
+
+def test_the_list_is_bounded_and_filtered():
+    fake = Fake({"GET /v1/jobs": page([job(id=f"job_{n}") for n in range(3)], "more")})
+    done = run(fake, "list", "--limit", "2", "--status", "running", "--json")
+    assert [one["id"] for one in json.loads(done.stdout)] == ["job_0", "job_1"]
+    assert dict(fake.requests[0].url.params) == {"status": "running", "limit": "2"}
+    assert "job_2" in run(fake, "list", "--limit", "3").stdout
+
+
+def test_an_empty_list_says_what_to_do():
+    assert "distillery submit" in run(Fake({"GET /v1/jobs": page([])}), "list").stderr
+
+
+def test_a_job_in_full():
+    fake = Fake(
+        {
+            "GET /v1/jobs/job_1": job(result=report()),
+            "GET /v1/jobs/job_1/logs": httpx.Response(200, text="what it printed\n"),
+            "GET /v1/jobs/job_1/events": page([event(1, "queued")]),
+        }
+    )
+    shown = run(fake, "show", "job_1").stdout
+    assert "student alone" in shown
+    assert "possible now" in shown
+    assert json.loads(run(fake, "show", "job_1", "--json").stdout)["id"] == "job_1"
+    assert run(fake, "show", "job_1", "--logs").stdout == "what it printed\n"
+    assert run(fake, "show", "job_1", "--events").stdout == "03:04:01  queued\n"
+    assert json.loads(run(fake, "show", "job_1", "--events", "--json").stdout)["seq"] == 1
+
+
+def test_a_download_names_what_it_wrote(tmp_path: Path):
+    done = run(Files(b"weights").fake(), "download", "job_1", "--to", str(tmp_path / "s.st"))
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{tmp_path / 's.st'}  7 bytes  sha256:{hashlib.sha256(b'weights').hexdigest()}\n"
+
+
+def test_deleting():
+    fake = Fake({"DELETE /v1/jobs/job_1": httpx.Response(204), "DELETE /v1/models/m": httpx.Response(204)})
+    fake.routes["DELETE /v1/datasets/d"] = httpx.Response(204)
+    assert run(fake, "delete", "job_1").stdout == "job_1 deleted\n"
+    assert run(fake, "models", "remove", "m").stdout == "m removed\n"
+    assert run(fake, "datasets", "remove", "d").stdout == "d removed\n"
+
+
+def test_models_and_data_sets(tmp_path: Path):
+    facts = {"architecture": "resnet56", "num_classes": 100, "parameters": 861_620}
+    model = {"name": "t", "facts": facts, "id": "mdl_1"}
+    facts = {"num_classes": 10, "channels": 1, "image_size": [8, 8], "train": 1437, "test": 360}
+    dataset = {"name": "digits", "facts": facts, "id": None}
+    file = tmp_path / "t.pth"
+    file.write_bytes(b"bytes")
+    for kind, one, extra in (("models", model, ["--architecture", "resnet56"]), ("datasets", dataset, [])):
+        fake = Files().fake()
+        fake.routes.update({f"GET /v1/{kind}": page([one]), f"POST /v1/{kind}": one})
+        assert one["name"] in run(fake, kind).stdout
+        assert json.loads(run(fake, kind, "--json").stdout) == [one]
+        done = run(fake, kind, "add", str(file), *extra)
+        assert done.exit_code == 0, done.output
+        assert f"{one['name']}\n" in done.stderr
+        assert fake.bodies(f"POST /v1/{kind}")[0]["name"] == "t"
+
+
+def test_an_inspection_that_refuses_a_file_says_why(tmp_path: Path):
+    (tmp_path / "t.pth").write_bytes(b"bytes")
+    fake = Files().fake()
+    faults = [{"pointer": "/blob", "message": "fc.weight is missing"}]
+    fake.routes["POST /v1/models"] = problem(422, "unusable", errors=faults, hint="is it a resnet20?")
+    done = run(fake, "models", "add", str(tmp_path / "t.pth"))
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[1:] == ["  /blob: fc.weight is missing", "  hint: is it a resnet20?"]
+
+
+def test_the_catalogue():
+    kd = {"name": "kd", "matches": "logits", "paper": "Hinton"}
+    net = {"name": "resnet20", "source": "kdcore", "family": "resnet", "parameters_counted": 272_474}
+    fake = Fake({"GET /v1/methods": page([kd]), "GET /v1/methods/kd": kd, "GET /v1/architectures": page([net])})
+    assert "Hinton" in run(fake, "methods").stdout
+    assert json.loads(run(fake, "methods", "kd").stdout) == kd
+    assert "272,474" in run(fake, "architectures", "--classes", "100").stdout
+    assert dict(fake.requests[-1].url.params) == {"source": "kdcore", "classes": "100", "channels": "3"}
+
+
+def test_a_key_is_shown_once_with_its_digest():
+    first, second = (CliRunner().invoke(app, ["keys", "new"]).stdout for _ in range(2))
+    key = re.search(r"distillery_[\w-]{43}", first)
+    assert key is not None
+    assert f"DISTILLERY_ADMIN_KEY_HASH={hashlib.sha256(key[0].encode()).hexdigest()}\n" in first
+    assert first != second
+
+
+def test_up_hands_over_to_the_server(monkeypatch: pytest.MonkeyPatch):
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda program, command: started.append(command))
+    CliRunner().invoke(app, ["up", "--port", "9000", "--home", "here"])
+    assert started[0][1:] == ["-m", "serve", "--port", "9000", "--home", "here"]

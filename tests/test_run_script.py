@@ -1,0 +1,140 @@
+"""`./run`, as far as it goes without a network: what it offers, what it refuses, and that one sets up at a time."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("demo", "test", "up", "cluster", "check", "distillery", "setup", "help")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A fresh checkout with the script and what it reads."""
+    for name in ("run", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def run(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {"PATH": os.environ["PATH"], "HOME": str(checkout)}
+    return subprocess.run(
+        [checkout / "run", *arguments],
+        env={**kept, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def ready(checkout: Path) -> Path:
+    """A checkout whose environment is ready, with programs in it that only say what they were asked."""
+    for name in ("python", "distillery"):
+        program(checkout / ".venv/bin" / name, f'echo "{name} $*"; echo "bytecode ${{PYTHONDONTWRITEBYTECODE-on}}"')
+    sums = subprocess.run(
+        ["cksum", "pyproject.toml", "constraints.txt"], cwd=checkout, capture_output=True, text=True, check=True
+    )
+    (checkout / ".venv/.ready").write_text(sums.stdout)
+    return checkout
+
+
+def test_help_names_every_command(checkout: Path):
+    for arguments in ([], ["help"], ["--help"]):
+        shown = run(checkout, *arguments)
+        assert shown.returncode == 0
+        for command in COMMANDS:
+            assert f"./run {command} " in shown.stdout
+
+
+def test_an_unknown_command_is_refused_and_installs_nothing(checkout: Path):
+    shown = run(checkout, "dmeo")
+    assert shown.returncode == 1
+    assert "there is no command 'dmeo'" in shown.stderr
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["demo", "--seeds", "1"], "distillery demo --seeds 1"),
+        (["up", "--port", "9"], "distillery up --port 9"),
+        (["distillery", "list", "--status", "a b"], "distillery list --status a b"),
+        (["cluster"], "python -m local.cluster"),
+        (["test", "tests/client", "-x"], "python -m pytest tests/client -x"),
+    ],
+)
+def test_a_ready_environment_is_used_at_once(ready: Path, arguments: list[str], asked: str):
+    done = run(ready, *arguments, PYTHONDONTWRITEBYTECODE="1")
+    assert (done.returncode, done.stdout) == (0, f"{asked}\nbytecode on\n"), done.stderr
+
+
+def test_all_tests_run_in_several_processes(ready: Path):
+    assert run(ready, "test").stdout.startswith("python -m pytest -n ")
+
+
+def test_a_changed_pyproject_installs_again(ready: Path):
+    with (ready / "pyproject.toml").open("a") as pyproject:
+        pyproject.write("# changed\n")
+    done = run(ready, "setup")
+    assert done.returncode == 0, done.stderr
+    assert "installing dependencies" in done.stderr
+    assert "python -m pip install" in done.stdout
+    assert run(ready, "setup").stderr == ""
+
+
+def test_a_failed_installation_is_not_taken_for_a_good_one(ready: Path):
+    (ready / ".venv/.ready").unlink()
+    program(ready / ".venv/bin/python", '[ "$3" = --version ]')
+    done = run(ready, "setup")
+    assert done.returncode == 1
+    assert "pip could not install" in done.stderr
+    assert not (ready / ".venv/.ready").exists()
+    assert not (ready / ".venv/.lock").exists()
+
+
+def test_half_an_environment_is_removed_and_the_cure_named(checkout: Path, tmp_path: Path):
+    """As Debian's python3 without python3-venv: good enough a version, but its venv module fails half-way."""
+    half = 'case "$1 $2" in "-m venv") mkdir -p "$3/bin"; exit 1;; esac'
+    python = program(tmp_path / "old" / "python3", half)
+    done = run(checkout, "setup", PYTHON=str(python))
+    assert done.returncode == 1
+    assert "apt install python3-venv" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_old_python_is_named(checkout: Path, tmp_path: Path):
+    names = ("python3", "python3.11", "python3.12", "python3.13", "python3.14", "python")
+    for name in names:
+        program(tmp_path / "old" / name, "exit 1")
+    done = run(checkout, "setup", PATH=f"{tmp_path / 'old'}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert "Python 3.11 or newer is needed" in done.stderr
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(ready: Path):
+    (ready / ".venv/.ready").unlink()
+    gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout
+    (ready / ".venv/.lock").write_text(gone)
+    assert run(ready, "setup").returncode == 0
+    assert not (ready / ".venv/.lock").exists()
+
+
+def test_two_first_uses_install_once(ready: Path):
+    (ready / ".venv/.ready").unlink()
+    program(ready / ".venv/bin/python", f'[ "$3" = --version ] || {{ echo x >>"{ready}/installs"; sleep 1; }}')
+    both = [subprocess.Popen([ready / "run", "setup"], stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [one.wait(30) for one in both] == [0, 0]
+    assert (ready / "installs").read_text() == "x\n"
