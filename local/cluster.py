@@ -28,7 +28,8 @@ REPOSITORY = Path(__file__).parents[1]
 START_S = 60
 STOP_S = 60
 SOON_S = 5
-"""One that dies so soon after its start would do so again: it is not started again."""
+ENOUGH = 3
+"""One that has died so often, each time soon after its start, would do so for ever."""
 LAST_LINES = 15
 
 
@@ -47,6 +48,7 @@ class Member:
         self.name, self._module = name, module
         self._log = home / "logs" / f"{name}.log"
         self._environment = {**os.environ, **settings}
+        self._died_soon = 0
         self.start()
 
     def start(self) -> None:
@@ -70,8 +72,9 @@ class Member:
         if code is None:
             return
         tail = "\n".join(f"    {line}" for line in self._log.read_text(errors="replace").splitlines()[-LAST_LINES:])
-        if time.monotonic() - self._started_at < SOON_S:
-            raise Died(f"{self.name} ended with {_how(code)} soon after its start; the end of {self._log}:\n{tail}")
+        self._died_soon = self._died_soon + 1 if time.monotonic() - self._started_at < SOON_S else 0
+        if self._died_soon == ENOUGH:
+            raise Died(f"{self.name} ended with {_how(code)} again and again; the end of {self._log}:\n{tail}")
         _say(f"{self.name} ended with {_how(code)} and is started again; the end of {self._log}:\n{tail}")
         self.start()
 
