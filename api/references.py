@@ -59,14 +59,15 @@ class Shelves:
             raise Faulty(
                 "the service opens no files by path; upload the data and register it", "not_allowed", got=source
             )
-        if source in DATASETS:
-            return Found(_named(source, asked.image_size), source)
         if source.startswith("blob:"):
             digest = await self._digest(source)
             return Found(await self._inspected_dataset(digest, asked.image_size), source)
         try:
             registered = await self.db.read(datasets.get, self.who.project, source)
         except NotFound:
+            # A registered name stands before a built-in one: without internet, your own cifar100 is the one you mean.
+            if source in DATASETS:
+                return Found(_named(source, asked.image_size), source)
             registered_names = [
                 row.name for row in (await self.db.read(datasets.list_page, self.who.project, limit=100))[0]
             ]

@@ -14,7 +14,7 @@ from api.problems import NameTaken, NotFound, Unusable, responses
 from api.routes.models import refused
 from api.schemas import DatasetView, NewDataset, Page, dataset_view
 from kdcore.catalog import DATASETS, named_facts
-from store import datasets
+from store import datasets, errors
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -25,8 +25,6 @@ async def register(asked: NewDataset, who: Who, db: Db, seen: Seen) -> Response:
 
     Every row is read first, in a process of its own; what is wrong is named by file or row.
     """
-    if asked.name in DATASETS:
-        raise NameTaken(f"{asked.name!r} is a built-in data set")
     digest = asked.blob.removeprefix("sha256:")
     if not await seen.has(digest):
         raise NotFound("these bytes have not been uploaded; POST them to /v1/uploads first", blob=asked.blob)
@@ -52,10 +50,13 @@ async def listing(
 
 @router.get("/{name_or_id}", response_model=DatasetView, responses=responses(NotFound))
 async def one(name_or_id: str, who: Who, db: Db) -> Response:
-    """A data set, by name or id."""
-    if name_or_id in DATASETS:
-        return Json(_built_in(name_or_id))
-    return Json(dataset_view(await db.read(datasets.get, who.project, name_or_id)))
+    """A data set, by name or id. A registered name stands before a built-in one."""
+    try:
+        return Json(dataset_view(await db.read(datasets.get, who.project, name_or_id)))
+    except errors.NotFound:
+        if name_or_id in DATASETS:
+            return Json(_built_in(name_or_id))
+        raise
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))

@@ -40,11 +40,22 @@ async def test_a_file_that_fails_its_inspection_is_not_registered(service: Servi
     problem(await service.http.get("/v1/datasets/junk"), 404, "not_found")
 
 
-async def test_names_are_given_once_and_not_those_of_built_in_sets(service: Service) -> None:
+async def test_names_are_given_once(service: Service) -> None:
     blob = await service.upload(b"pictures")
     assert (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).status_code == 201
-    for name in ("mine", "digits"):
-        problem(await service.http.post("/v1/datasets", json={"name": name, "blob": blob}), 409, "name_taken")
+    problem(await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob}), 409, "name_taken")
+
+
+async def test_a_registered_set_stands_before_the_built_in_one_of_its_name(service: Service) -> None:
+    """Without internet, your own cifar100 is the one you mean; once it is forgotten, the built-in one is back."""
+    blob = await service.upload(b"pictures")
+    await service.http.post("/v1/datasets", json={"name": "cifar100", "blob": blob})
+    assert (await service.http.get("/v1/datasets/cifar100")).json()["blob"] == blob
+    body = {"dataset": "cifar100", "student": "convnet4", "method": "supervised"}
+    told = (await service.http.post("/v1/jobs/validate", json=body)).json()
+    assert told["resolved_spec"]["dataset"]["source"] == f"blob:{blob}"
+    await service.http.delete("/v1/datasets/cifar100")
+    assert (await service.http.get("/v1/datasets/cifar100")).json()["blob"] is None
 
 
 async def test_a_forgotten_data_set_is_gone(service: Service) -> None:
