@@ -67,9 +67,8 @@ class Attempt:
     ledger: Ledger
 
     def run(self) -> None:
-        name = f"{self.claim.job.id}-{self.claim.fence}"
         try:
-            with scratch_folder(self.desk.scratch, name) as scratch:
+            with scratch_folder(self.desk.scratch, self.claim.job.id, self.claim.fence) as scratch:
                 command = self._prepare(scratch)
                 supervision = Supervision(self.claim, self.desk, self.heart, self.ledger, scratch)
                 ending = supervision.run(command, self.device)

@@ -8,7 +8,6 @@ from sqlalchemy.exc import DBAPIError
 
 from store import lifecycle
 from store.settings import Settings
-from worker import scratch
 from worker.app import Listener, make_app, ring_others
 from worker.desk import AWAY, Desk, Options
 from worker.devices import Device, discover
@@ -81,8 +80,6 @@ class Worker:
         return not late
 
     def _start(self) -> None:
-        for folder in scratch.sweep(self.desk.scratch):
-            log.info("removed %s, left behind by a worker that was killed", folder.name)
         if not self._database_answers():
             return
         self._began = True

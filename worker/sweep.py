@@ -1,4 +1,4 @@
-"""What any worker does for all: end what silent owners left, ring again for what waits too long, say who is here."""
+"""What any worker does for all: end what dead owners left, ring again for what waits too long, say who is here."""
 
 import logging
 import random
@@ -6,8 +6,11 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
+from kdcore.errors import WorkerLost
 from store import lifecycle, workers
+from worker import scratch
 from worker.desk import AWAY, Desk
+from worker.scratch import Dead
 from worker.slot import JITTER, Slot
 
 log = logging.getLogger("distillery.sweep")
@@ -33,10 +36,20 @@ class Sweep:
         """One round; returns the jobs that wait although they are due for long."""
         desk, jobs = self._desk, [slot.job for slot in self._slots]
         devices = [{"name": slot.device.name, "job": job} for slot, job in zip(self._slots, jobs, strict=True)]
+        for dead in scratch.sweep(desk.scratch):
+            self._hand_on(dead)
         with desk.begin() as (connection, rescue):
             workers.beat(connection, desk.owner, socket.gethostname(), devices, next(filter(None, jobs), None))
             waiting = lifecycle.sweep(connection, rescue=rescue, rering_s=desk.settings.rering_s)
         return waiting
+
+    def _hand_on(self, dead: Dead) -> None:
+        """Its worker was killed on this host. That costs an attempt: the job may be what killed it."""
+        error = WorkerLost("the worker's process was killed", "the job goes on from its last checkpoint").as_dict()
+        with self._desk.database.begin() as connection:
+            lifecycle.finish_failed(connection, dead.job_id, dead.fence, error, retry_in_s=0)
+        self._ring()
+        log.warning("job %s: its worker on this host is dead (fence %d), handed on", dead.job_id, dead.fence)
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -10,12 +10,18 @@ from worker.devices import Device
 from worker.service import Worker
 
 CPU = Device("cpu", "", 1)
-QUICK = {"lease_s": 2, "heartbeat_s": 0.2, "look_s": 0.1, "rering_s": 0.5, "stop_grace_s": 2, "min_free_bytes": 0}
+QUICK = {"lease_s": 8, "heartbeat_s": 0.2, "look_s": 0.1, "rering_s": 0.5, "stop_grace_s": 2, "min_free_bytes": 0}
 
 
 @pytest.fixture
 def settings(sqlite_database_url: str, tmp_path: Path) -> Settings:
     return Settings(home=tmp_path / "home", database_url=sqlite_database_url, slots=1, **QUICK)
+
+
+@pytest.fixture
+def short_lease(settings: Settings) -> Settings:
+    """For tests that let it lapse; the others have one that a busy machine does not cost them."""
+    return settings.model_copy(update={"lease_s": 2.0})
 
 
 @pytest.fixture

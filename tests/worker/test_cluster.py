@@ -56,7 +56,7 @@ def test_a_killed_worker_is_started_again_and_its_job_goes_on():
             owner = int((table.job(job_id).owner or "").split("-")[-2])
             os.kill(owner, signal.SIGKILL)
             table.assert_trained(job_id, 120)
-            assert [attempt.how for attempt in table.attempts(job_id)] == ["lost", "succeeded"]
+            assert [attempt.how for attempt in table.attempts(job_id)] == ["failed", "succeeded"]
             until(lambda: "SIGKILL and is started again" in log.read_text(), "the cluster to say so")
             table.database.dispose()
             process.send_signal(signal.SIGINT)

@@ -14,6 +14,7 @@ LONG = {"steps": 120, "step_s": 0.025, "checkpoint_every": 10}
 
 
 def test_a_killed_worker_leaves_no_process_and_another_goes_on(settings: Settings, table: Table, tmp_path: Path):
+    """Its lock is free: so it is dead, and nobody has to wait for the lease to lapse."""
     job_id = table.submit(**LONG)
     with worker_process(settings, tmp_path / "first.log") as first:
         step = table.until_checkpoint(job_id)
@@ -24,30 +25,32 @@ def test_a_killed_worker_leaves_no_process_and_another_goes_on(settings: Setting
     assert table.job(job_id).status == "running"
     with worker_process(settings, tmp_path / "second.log"):
         table.assert_trained(job_id, LONG["steps"])
-        lost, last = table.attempts(job_id)
-        assert (lost.how, last.how) == ("lost", "succeeded")
+        killed, last = table.attempts(job_id)
+        assert (killed.how, last.how) == ("failed", "succeeded")
         assert last.first_step >= step
+        errors = [event.data["error"] for event in table.events(job_id) if "error" in event.data]
+        assert [error["code"] for error in errors] == ["worker_lost"]
         table.assert_nothing_left()
 
 
-def test_a_frozen_worker_is_fenced_off(settings: Settings, table: Table, tmp_path: Path):
+def test_a_frozen_worker_is_fenced_off(short_lease: Settings, table: Table, tmp_path: Path):
     """Its guard ends the training before the lease ends; when it wakes, nothing that it still says is taken."""
     job_id = table.submit(**LONG)
     with (
-        worker_process(settings, tmp_path / "first.log") as first,
-        worker_process(settings, tmp_path / "second.log") as second,
+        worker_process(short_lease, tmp_path / "first.log") as first,
+        worker_process(short_lease, tmp_path / "second.log") as second,
     ):
         table.until_checkpoint(job_id)
         owner, other = (first, second) if _is_owner(first, table.job(job_id).owner) else (second, first)
         os.kill(owner.pid, signal.SIGSTOP)
-        until(lambda: not engines(settings.home), "the guard to end the training")
+        until(lambda: not engines(short_lease.home), "the guard to end the training")
         assert table.job(job_id).fence == 1, "the training was dead before anybody else could claim"
         until(lambda: table.job(job_id).fence == 2, "the other worker to take over")
         os.kill(owner.pid, signal.SIGCONT)
         table.assert_trained(job_id, LONG["steps"])
-        lost, last = table.attempts(job_id)
-        assert (lost.how, last.how) == ("lost", "succeeded")
-        assert _is_owner(other, last.owner)
+        lost, next_one, *_ = table.attempts(job_id)
+        assert lost.how == "lost"
+        assert _is_owner(other, next_one.owner)
         table.assert_nothing_left()
 
 
@@ -65,7 +68,7 @@ def test_a_terminated_worker_leaves_with_its_job_handed_back(settings: Settings,
 
 
 def test_a_job_that_kills_its_workers_is_given_up(settings: Settings, table: Table, tmp_path: Path):
-    """Nobody of the killed could say so: the sweep of one who lives does."""
+    """The killed cannot say so: one who lives does."""
     job_id = table.submit(max_attempts=1, steps=100_000, checkpoint_every=100_000)
     with worker_process(settings, tmp_path / "first.log") as first:
         until(lambda: table.job(job_id).progress, "the first step")

@@ -17,33 +17,33 @@ def locked_for(table: Table, duration_s: float) -> None:
         time.sleep(duration_s)
 
 
-def test_a_training_outlives_an_outage_and_keeps_its_attempt(settings: Settings, table: Table, start_worker: Start):
+def test_a_training_outlives_an_outage_and_keeps_its_attempt(short_lease: Settings, table: Table, start_worker: Start):
     job_id = table.submit(steps=200, step_s=0.02, checkpoint_every=10)
-    start_worker()
+    start_worker(short_lease)
     until(lambda: table.job(job_id).progress, "the first step")
-    start_worker()
-    time.sleep(settings.lease_s)  # so that the other worker has been in contact for long enough to rescue
-    locked_for(table, 1.5 * settings.lease_s)
+    start_worker(short_lease)
+    time.sleep(short_lease.lease_s)  # so that the other worker has been in contact for long enough to rescue
+    locked_for(table, 1.5 * short_lease.lease_s)
     table.assert_trained(job_id, 200)
     assert [attempt.how for attempt in table.attempts(job_id)] == ["succeeded"]
 
 
-def test_a_finish_is_written_when_the_table_is_back(settings: Settings, table: Table, start_worker: Start):
+def test_a_finish_is_written_when_the_table_is_back(short_lease: Settings, table: Table, start_worker: Start):
     """The engine ends while nothing can be written."""
     job_id = table.submit(steps=30, step_s=0.02)
-    start_worker()
+    start_worker(short_lease)
     until(lambda: table.job(job_id).progress, "the first step")
-    locked_for(table, 1.5 * settings.lease_s)
+    locked_for(table, 1.5 * short_lease.lease_s)
     table.assert_trained(job_id, 30)
     assert len(table.attempts(job_id)) == 1
 
 
-def test_too_long_without_proof_a_training_is_given_up(settings: Settings, table: Table, start_worker: Start):
-    impatient = settings.model_copy(update={"max_unproven_s": 0.5})
+def test_too_long_without_proof_a_training_is_given_up(short_lease: Settings, table: Table, start_worker: Start):
+    impatient = short_lease.model_copy(update={"max_unproven_s": 0.5})
     job_id = table.submit(steps=100, step_s=0.02, checkpoint_every=10)
     start_worker(impatient)
     table.until_checkpoint(job_id)
-    locked_for(table, 1.5 * settings.lease_s)
+    locked_for(table, 1.5 * short_lease.lease_s)
     until(lambda: "released" in table.types(job_id), "the job to be handed back")
     table.assert_trained(job_id, 100)
     assert [attempt.how for attempt in table.attempts(job_id)] == ["released", "succeeded"]

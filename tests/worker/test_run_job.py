@@ -172,10 +172,11 @@ def test_a_damaged_checkpoint_is_skipped_by_name(table: Table, start_worker: Sta
     (table.files.folder / newest.path).write_bytes(b"half a")
     start_worker()
     until(lambda: len(table.attempts(job_id)) == 2 and "warning" in table.types(job_id), "the warning")
-    until(lambda: "goes on" in table.files.log_path(job_id, 2).read_text(), "the second attempt")
+    log = table.files.log_path(job_id, 2)
+    until(lambda: log.exists() and "goes on" in log.read_text(), "the second attempt to go on")
     warning = next(event.data for event in table.events(job_id) if event.type == "warning")
     assert (warning["code"], warning["step"]) == ("checkpoint_skipped", newest.step)
-    assert f"goes on after step {before.step}\n" in table.files.log_path(job_id, 2).read_text()
+    assert f"goes on after step {before.step}\n" in log.read_text()
 
 
 def test_inputs_are_given_by_digest(table: Table, start_worker: Start):

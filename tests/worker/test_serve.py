@@ -76,6 +76,20 @@ def test_asked_to_stop_it_hands_its_job_back(tmp_path: Path, number: signal.Sign
         table.database.dispose()
 
 
+def test_killed_and_started_again_it_goes_on_at_once(tmp_path: Path):
+    """The lease would last for forty minutes: that the old worker is dead is known from its lock."""
+    with serving(tmp_path) as (_, url):
+        table = Table(Settings(home=tmp_path / "home"))
+        job_id = table.submit(steps=120, step_s=0.02, checkpoint_every=10)
+        asked(f"{url}/v1/jobs", SPEC)
+        table.until_checkpoint(job_id)
+    with serving(tmp_path):
+        table.assert_trained(job_id, 120)
+        assert len(table.attempts(job_id)) == 2
+        table.assert_nothing_left()
+        table.database.dispose()
+
+
 def test_a_home_has_one_server(tmp_path: Path):
     with serving(tmp_path) as (server, _):
         second = subprocess.run(
