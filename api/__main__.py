@@ -15,14 +15,14 @@ from api.main import create_app
 from store.database import Database
 from store.errors import DatabaseUnavailable
 from store.migrate import SCRIPTS
-from store.settings import Settings
+from store.settings import settings_or_exit
 
 STREAMS_END_S = 3
 """Event streams stay open for as long as a job: at shutdown they are cut, and browsers come back by themselves."""
 
 
 def main() -> None:
-    settings = Settings()
+    (settings,) = settings_or_exit("api")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _refuse_an_old_schema(settings.database_url)
     # A bell in memory is heard in this process only, where no worker is: workers find jobs by looking.

@@ -2,10 +2,12 @@
 
 import ipaddress
 import re
+import sys
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -102,3 +104,17 @@ def _loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def settings_or_exit(program: str, *further: type[BaseSettings]) -> tuple[Any, ...]:
+    """Settings, and what else a program reads from the environment; or one line for each that cannot work, and exit."""
+    kinds: tuple[type[BaseSettings], ...] = (Settings, *further)
+    try:
+        return tuple(kind() for kind in kinds)
+    except ValidationError as error:
+        sys.exit("\n".join(f"{program}: {_told(fault)}" for fault in error.errors()))
+
+
+def _told(fault: ErrorDetails) -> str:
+    field = ".".join(map(str, fault["loc"]))
+    return f"{field}: {fault['msg']}" if field else fault["msg"].removeprefix("Value error, ")

@@ -9,9 +9,7 @@ import os
 import signal
 import sys
 
-from pydantic import ValidationError
-
-from store.settings import Settings
+from store.settings import settings_or_exit
 from worker.app import MEMORY
 from worker.desk import Options
 from worker.service import Worker
@@ -23,10 +21,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # It tells of every ring; what goes wrong is louder than that.
     logging.getLogger("celery").setLevel(logging.WARNING)
-    try:
-        settings, options = Settings(), Options()
-    except ValidationError as error:
-        sys.exit("\n".join(f"worker: {'.'.join(map(str, fault['loc']))} {fault['msg']}" for fault in error.errors()))
+    settings, options = settings_or_exit("worker", Options)
     # A bell in memory is heard only where it is rung, which is another process.
     listens = not settings.broker_url.startswith(MEMORY)
     if not listens:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from store.settings import Settings
+from store.settings import Settings, settings_or_exit
 
 KEY_HASH = "a" * 64
 ANYWHERE = ".".join("0000")
@@ -68,3 +68,9 @@ def test_this_machine_needs_no_key(host: str):
 def test_any_address_will_do_with_a_key():
     assert Settings(host=ANYWHERE, admin_key_hash=KEY_HASH).host == ANYWHERE
     assert Settings(lease_s=20).lease_s == 20
+
+
+def test_a_program_that_cannot_start_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DISTILLERY_LEASE_S", "19")
+    with pytest.raises(SystemExit, match=r"^api: lease_s 19 is shorter than four heartbeats"):
+        settings_or_exit("api")
