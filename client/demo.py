@@ -78,7 +78,7 @@ def demo(console: Console, *, seeds: int, to: Path, keep: bool) -> int:
         "",
     )
     try:
-        with _terminates_in_order(), _home(to, keep) as home, local_server(home) as server:
+        with _terminates_in_order(), _home(to, keep) as home, local_server(home, slots=seeds) as server:
             say(console, f"The server is at {server.url} for as long as this runs.")
             try:
                 _distil(console, server, home, seeds, to)

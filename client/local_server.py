@@ -31,8 +31,11 @@ class LocalServer:
 
 
 @contextmanager
-def local_server(home: Path) -> Iterator[LocalServer]:
-    """A server on a free port with all that it keeps in `home`; gone when the block ends, however it ends."""
+def local_server(home: Path, slots: int = 1) -> Iterator[LocalServer]:
+    """A server on a free port with all that it keeps in `home`; gone when the block ends, however it ends.
+
+    `slots` jobs run at a time, on no more slots than there are cores.
+    """
     home.mkdir(parents=True, exist_ok=True)
     ready, log = home / "ready.json", home / "server.log"
     ready.unlink(missing_ok=True)
@@ -44,7 +47,7 @@ def local_server(home: Path) -> Iterator[LocalServer]:
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(),
+            env=_environment(min(slots, os.cpu_count() or 1)),
         )
     try:
         yield LocalServer(_url(process, ready, log), log)
@@ -82,6 +85,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _environment() -> dict[str, str]:
+def _environment(slots: int) -> dict[str, str]:
     """Ours, without settings that were meant for another server."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("DISTILLERY_")}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("DISTILLERY_")}
+    return {**ours, "DISTILLERY_SLOTS": str(slots)}

@@ -75,8 +75,8 @@ def test_what_fails_is_told_with_the_servers_log(
 class FakeServer:
     url = "http://127.0.0.1:1"
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, slots: int) -> None:
+        self.home, self.slots = home, slots
 
     def __enter__(self) -> "FakeServer":
         return self

@@ -1,0 +1,123 @@
+"""The command line and the SDK against the real embedded server: what the miniature can only pretend."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.errors import ApiError
+from client.local_server import local_server
+from client.sdk import Distillery
+
+SHORT = "submit --dataset digits --student convnet4 --method supervised --epochs 1 --seed 7"
+
+
+@pytest.fixture(scope="module")
+def distillery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distillery]:
+    with local_server(tmp_path_factory.mktemp("home")) as server, Distillery(server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def job_id(distillery: Distillery) -> str:
+    """A job that has succeeded, watched to its end."""
+    done = run(distillery, *SHORT.split(), "--name", "first light", "--watch")
+    assert done.exit_code == 0, done.output
+    assert "succeeded" in done.stdout
+    return str(done.stdout.splitlines()[0])
+
+
+@pytest.fixture(scope="module")
+def student(distillery: Distillery, job_id: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distillery.download(job_id, to=tmp_path_factory.mktemp("student"))
+
+
+def run(distillery: Distillery, *arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, obj=distillery)
+
+
+def test_the_student_comes_whole(distillery: Distillery, job_id: str, student: Path):
+    with safe_open(student, "pt") as file:
+        assert "fc.weight" in file.keys()  # noqa: SIM118 - the reader is no dictionary
+    (artifact,) = (one for one in distillery.artifacts(job_id) if one["name"] == student.name)
+    assert student.stat().st_size == artifact["bytes"]
+
+
+def test_a_broken_download_goes_on_by_range(distillery: Distillery, job_id: str, student: Path, tmp_path: Path):
+    (artifact,) = (one for one in distillery.artifacts(job_id) if one["name"] == student.name)
+    part = tmp_path / f".again.{artifact['sha256'][:16]}.part"
+    part.write_bytes(student.read_bytes()[:1000])
+    told: list[int] = []
+    again = distillery.download(job_id, to=tmp_path / "again", tell=lambda done, total: told.append(done))
+    assert again.read_bytes() == student.read_bytes()
+    assert told[0] > 1000
+
+
+def test_what_happened_is_told_in_order(distillery: Distillery, job_id: str):
+    events = list(distillery.watch(job_id))
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert (events[0]["type"], events[-1]["type"]) == ("queued", "succeeded")
+    assert events == distillery.events(job_id)
+
+
+def test_curves_and_logs(distillery: Distillery, job_id: str):
+    ((_, accuracy),) = distillery.metrics(job_id, ["validation/accuracy"])["student"]["validation/accuracy"]
+    assert accuracy is not None
+    assert 0 <= accuracy <= 1
+    assert isinstance(distillery.logs(job_id), str)
+
+
+def test_it_is_in_the_list(distillery: Distillery, job_id: str):
+    found = json.loads(run(distillery, "list", "--status", "succeeded", "--json").stdout)
+    assert job_id in [job["id"] for job in found]
+    assert "first light" in run(distillery, "show", job_id).stdout
+
+
+def test_a_file_of_ones_own_becomes_a_teacher(distillery: Distillery, student: Path):
+    flags = ["--dataset", "digits", "--teacher", str(student), "--student", "convnet4", "--method", "kd", "--dry-run"]
+    done = run(distillery, "submit", *flags)
+    assert done.exit_code == 0, done.output
+    resolved = json.loads(done.stdout)["resolved_spec"]
+    assert resolved["teacher"]["architecture"] == "convnet4"
+    assert student.stem in run(distillery, "models").stdout
+
+
+def test_an_upload_in_parts_is_one_blob(distillery: Distillery, student: Path):
+    blob = distillery.upload(student, chunk_bytes=1000)
+    assert blob == distillery.upload(student)
+
+
+def test_every_fault_at_once(distillery: Distillery):
+    done = run(distillery, "submit", "--dataset", "nowhere", "--student", "resnet21", "--set", "training.epochs=0")
+    assert done.exit_code == 2
+    lines = done.stderr.splitlines()
+    for pointer in ("/dataset", "/student", "/method", "/training/epochs"):
+        assert any(line.strip().startswith(pointer) for line in lines), (pointer, lines)
+
+
+def test_a_job_is_cancelled_and_retried_by_its_moves(distillery: Distillery):
+    long = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": {"epochs": 5_000}}
+    job = distillery.submit(long)
+    distillery.cancel(job["id"])
+    assert distillery.wait(job["id"], timeout_s=60)["status"] == "cancelled"
+    with pytest.raises(ApiError) as refused:
+        distillery.pause(job["id"])
+    assert refused.value.extra["lawful"] == ["retry", "delete"]
+    distillery.delete(job["id"])
+    with pytest.raises(ApiError, match=job["id"]):
+        distillery.job(job["id"])
+
+
+def test_the_catalogue(distillery: Distillery):
+    assert "kd" in [method["name"] for method in distillery.methods()]
+    assert "convnet4" in [one["name"] for one in distillery.architectures(family="convnet")]
+    assert "digits" in [one["name"] for one in distillery.datasets()]
+    assert distillery.ready()
+    assert len(distillery.workers()) == 1
+    for command in ("methods", "architectures", "datasets"):
+        assert run(distillery, command).exit_code == 0
