@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ def cluster(folder: Path, workers: int = 1) -> Iterator[str]:
     try:
         yield _address(ready, process, log)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(START_S)
 
 
