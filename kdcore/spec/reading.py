@@ -16,10 +16,10 @@ Partial = Mapping[str, Any]
 """The top-level fields that could be read, so that further checks can add to the same list of faults."""
 
 _BOUNDS = {
-    "gt": "> {}",
-    "ge": "≥ {}",
-    "lt": "< {}",
-    "le": "≤ {}",
+    "gt": "> {:g}",
+    "ge": "≥ {:g}",
+    "lt": "< {:g}",
+    "le": "≤ {:g}",
     "min_length": "at least {} long",
     "max_length": "at most {} long",
 }
