@@ -204,7 +204,7 @@ def show(
     if as_json:
         _print_json(job)
         return
-    console = Console()
+    console = _console()
     console.print(tables.job_facts(job))
     if job["result"]:
         console.print(tables.proof([job["result"]]))
@@ -284,7 +284,7 @@ def add_model(
     """Upload a checkpoint, have it inspected, and register it as a teacher."""
     with Transfers() as transfers:
         model = context.obj.register_model(name or _name_of(file), file, architecture, tell=transfers.file(file.name))
-    Console().print(tables.model_list([model]))
+    _console().print(tables.model_list([model]))
     typer.echo(f"use it: --teacher model:{model['name']}", err=True)
 
 
@@ -314,7 +314,7 @@ def add_dataset(
         dataset = context.obj.register_dataset(
             name or _name_of(file), file, image_size=image_size, tell=transfers.file(file.name)
         )
-    Console().print(tables.dataset_list([dataset]))
+    _console().print(tables.dataset_list([dataset]))
     typer.echo(f"use it: --dataset {dataset['name']}", err=True)
 
 
@@ -404,9 +404,15 @@ def _show(found: list[Any], as_json: bool, as_table: Callable[[Iterable[Any]], A
     if as_json:
         _print_json(found)
     elif found:
-        Console().print(as_table(found))
+        _console().print(as_table(found))
     else:
         typer.echo(none_yet, err=True)
+
+
+def _console() -> Console:
+    """Standard output; where that is no terminal, with room for a row on one line."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=200)
 
 
 def _print_json(answer: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
 from rich.table import Table
 from rich.text import Text
 
@@ -13,10 +14,13 @@ from client.answers import Dataset, Job, Measured, Model, Report
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    made = Table(header_style="bold")
+def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ("id",), box: Box = SIMPLE_HEAD) -> Table:
+    """A table. Columns named in `whole` are never broken: ids are there to be copied."""
+    made = Table(header_style="bold", box=box, pad_edge=box is not SIMPLE_HEAD)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        made.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in whole
+        )
     return made
 
 
@@ -31,7 +35,7 @@ def proof(reports: Sequence[Report]) -> Table:
     Agreement: the share of test images on which a student says what the teacher says.
     """
     figures = ("parameters", "bytes", "accuracy", "agreement")
-    made = table("", "network", *figures, right=figures)
+    made = table("", "network", *figures, right=figures, box=HEAVY_HEAD)
     trials: tuple[tuple[str, Literal["teacher", "student", "alone"]], ...] = (
         ("teacher", "teacher"),
         ("student", "student"),
@@ -73,6 +77,8 @@ def percent(fractions: Sequence[float]) -> str:
 def gain_sentence(reports: Sequence[Report]) -> str:
     """What the teacher was worth: the mean, and how far single runs lie apart."""
     gains = [100 * gain for report in reports if (gain := report["gain"]) is not None]
+    if not gains and all(report["teacher"] is None for report in reports):
+        return "Trained on labels alone: there was no teacher."
     if not gains:
         return "No baseline was trained, so what the teacher was worth is not known (baseline: train)."
     one_image = 100 / reports[0]["test_samples"]
@@ -89,29 +95,35 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def job_list(jobs: Iterable[Job]) -> Table:
-    made = table("id", "name", "method", "status", "at", "accuracy", "created", right=("accuracy",))
+    made = table(
+        "id",
+        "status",
+        "accuracy",
+        "age",
+        "method",
+        "name",
+        right=("accuracy",),
+        whole=("id", "status", "accuracy", "age", "method"),
+    )
     for job in jobs:
         result = job["result"]
         accuracy = percent([result["student"]["accuracy"]]) if result else ""
-        row(made, job["id"], job["name"], job["method"], status(job), standing(job), accuracy, age(job["created_at"]))
+        row(made, job["id"], status(job), accuracy, age(job["created_at"]), job["method"], job["name"])
     return made
 
 
 def status(job: Job) -> Text:
-    asked = f" ({job['wish']} asked)" if job["wish"] else ""
-    return Text(job["status"] + asked, style=COLOURS.get(job["status"], ""))
-
-
-def standing(job: Job) -> str:
-    """Where the job stands: its place in the queue, its phase and percent, or why it failed."""
+    """In one phrase: the status, and what it leaves open: the place in the queue, the percent, the error."""
+    told: str = job["status"]
     if job["queue_position"] is not None:
-        return f"number {job['queue_position']} in the queue"
+        told += f", number {job['queue_position']}"
     if job["error"] is not None:
-        return job["error"]["code"]
-    if job["status"] != "running":
-        return ""
-    progress = job["progress"] or {}
-    return f"{doing(job)} {progress['percent']:.0f} %" if "percent" in progress else doing(job)
+        told += f": {job['error']['code']}"
+    if job["status"] == "running" and "percent" in (progress := job["progress"] or {}):
+        told += f" {progress['percent']:.0f} %"
+    if job["wish"] is not None:
+        told += f" ({job['wish']} asked)"
+    return Text(told, style=COLOURS.get(job["status"], ""))
 
 
 def doing(job: Job) -> str:
@@ -127,7 +139,7 @@ def job_facts(job: Job) -> Table:
         ("id", job["id"]),
         ("name", job["name"]),
         ("status", status(job)),
-        ("at", standing(job)),
+        ("phase", job["phase"]),
         ("method", job["method"]),
         ("attempts", f"{job['attempts']} of {job['max_attempts']}"),
         ("created", job["created_at"]),
@@ -196,9 +208,9 @@ def architecture_list(architectures: Iterable[dict[str, Any]]) -> Table:
 
 
 def age(at: str, now: datetime | None = None) -> str:
-    """`3 min ago`, as exactly as one wants to know it."""
+    """`3 min`, as exactly as one wants to know it."""
     past_s = ((now or datetime.now(UTC)) - datetime.fromisoformat(at)).total_seconds()
     for unit, seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if past_s >= seconds:
-            return f"{past_s // seconds:.0f} {unit} ago"
+            return f"{past_s // seconds:.0f} {unit}"
     return "now"

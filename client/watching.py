@@ -127,8 +127,12 @@ def duration(seconds: float) -> str:
 
 
 def event_line(event: Event) -> str:
-    """`13:05:07  phase  phase=training`."""
-    told = [f"{name}={_told(value)}" for name, value in event["data"].items() if value is not None]
+    """`13:05:07  claimed  attempt=1  device=cpu`; of what has the event's own name, the value alone."""
+    told = [
+        _told(value) if name == event["type"] else f"{name}={_told(value)}"
+        for name, value in event["data"].items()
+        if value is not None
+    ]
     return "  ".join([event["at"][11:19], event["type"], *told])
 
 

@@ -47,6 +47,7 @@ def test_durations(seconds: float, says: str):
 def test_an_event_is_a_line():
     line = event_line(event(7, "released", reason="drain", none=None, artifacts=[{"name": "a"}, {"name": "b"}]))
     assert line == "03:04:07  released  reason=drain  artifacts=a,b"
+    assert event_line(event(8, "phase", phase="training")) == "03:04:08  phase  training"
 
 
 def test_on_a_terminal_the_job_is_one_line_and_the_unusual_stands_above():
