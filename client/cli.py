@@ -93,7 +93,7 @@ def demo(
     to: Annotated[Path, typer.Option(help="Where the student is put.")] = Path("distillery-demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Keep the server's data there too.")] = False,
 ) -> None:
-    """From nothing to a proven student in a minute or two: a server, a teacher, distillations, the proof."""
+    """From nothing to a proven student in half a minute: a server, a teacher, distillations, the proof."""
     from client.demo import demo as run_demo
 
     raise typer.Exit(run_demo(Console(), seeds=seeds, to=to, keep=keep))

@@ -74,7 +74,7 @@ def demo(console: Console, *, seeds: int, to: Path, keep: bool) -> int:
     say(
         console,
         "A real distillation over REST: a server of its own, a teacher trained from nothing, students 50 times",
-        "smaller, and the same students without the teacher. It takes a minute or two.",
+        "smaller, and the same students without the teacher. It takes half a minute, more on a busy machine.",
         "",
     )
     try:

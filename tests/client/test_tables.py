@@ -23,7 +23,7 @@ def cells(shown: Table) -> list[list[str]]:
 
 def test_an_id_is_never_broken():
     name = "job_" + "0" * 26
-    assert name in text(tables.job_list([job(id=name, name="a very long name " * 5)]), width=60)
+    assert name in text(tables.job_list([job(id=name, name="a very long name " * 5)]), width=80)
 
 
 def test_one_run_is_shown_as_it_is():
