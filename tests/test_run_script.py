@@ -61,7 +61,7 @@ def test_help_names_every_command(checkout: Path):
 
 def test_an_unknown_command_is_refused_and_installs_nothing(checkout: Path):
     shown = run(checkout, "dmeo")
-    assert shown.returncode == 1
+    assert shown.returncode == 2
     assert "there is no command 'dmeo'" in shown.stderr
     assert not (checkout / ".venv").exists()
 
@@ -83,6 +83,7 @@ def test_a_ready_environment_is_used_at_once(ready: Path, arguments: list[str], 
 
 def test_all_tests_run_in_several_processes(ready: Path):
     assert run(ready, "test").stdout.startswith("python -m pytest -n ")
+    assert run(ready, "test", DISTILLERY_TEST_PROCESSES="7").stdout.startswith("python -m pytest -n 7\n")
 
 
 def test_a_changed_pyproject_installs_again(ready: Path):
