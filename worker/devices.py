@@ -26,10 +26,14 @@ class Device:
 def discover(
     slots: int | None = None, threads: int | None = None, environment: Mapping[str, str] = os.environ
 ) -> list[Device]:
-    """One a GPU, or a single CPU; `slots` asks for another number, shared out among what is there."""
+    """One a GPU, or a single CPU; `slots` asks for another number, shared out among what is there.
+
+    Threads of one engine: as asked, or as OMP_NUM_THREADS has it for every program, or the cores shared by the slots.
+    """
     gpus = _gpus(environment)
     number = slots or len(gpus) or 1
-    threads = threads or max(1, cores() // number)
+    asked = environment.get(THREADS[0], "")
+    threads = threads or (int(asked) if asked.isdecimal() else 0) or max(1, cores() // number)
     if not gpus:
         return [Device("cpu" if number == 1 else f"cpu:{slot}", "", threads) for slot in range(number)]
     return [Device(f"cuda:{slot % len(gpus)}", gpus[slot % len(gpus)], threads) for slot in range(number)]

@@ -37,6 +37,14 @@ def test_slots_share_the_cores():
     assert discover(1, threads=5, environment={"CUDA_VISIBLE_DEVICES": ""})[0].threads == 5
 
 
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("0", 8), ("4,2", 8), ("", 8)])
+def test_threads_are_as_the_operator_has_them_for_every_program(asked: str, threads: int):
+    here = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": asked}
+    assert discover(environment=here)[0].threads == threads
+    assert discover(threads=2, environment=here)[0].threads == 2
+
+
 @pytest.mark.usefixtures("eight_cores", "two_gpus")
 def test_one_slot_a_gpu():
     assert discover(environment={}) == [Device("cuda:0", "GPU-aaaa", 4), Device("cuda:1", "GPU-bbbb", 4)]
