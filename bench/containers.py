@@ -30,7 +30,7 @@ from client.sdk import Distillery
 
 IMAGE = "localhost/bench/distillery:built"
 TEACHER = {"name": "teacher", "dataset": "digits", "student": "convnet16", "method": "supervised"}
-LONG_EPOCHS = 100
+LONG_EPOCHS = 60
 JOB_S = 600
 
 

@@ -146,7 +146,8 @@ class Podman:
         address = f"unix://{self.socket}"
         with (self.home / "service.log").open("wb") as log:
             command = ["podman", "system", "service", "--time", "0", address]
-            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+            # In a session of its own: Ctrl-C must not take away what taking the stack down needs.
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         stop = threading.Event()
         asker = threading.Thread(target=self._ask_for_health, args=(stop,), daemon=True)
         try:
