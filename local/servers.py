@@ -78,10 +78,13 @@ def _within_reach(program: Path) -> Iterator[Path]:
     if _open_to_all(program.parent):
         yield program
         return
-    installation = program.parents[1] if program.parent.name == "bin" else program.parent
+    package = program.relative_to(SITE).parts[0]
     with _folder(None) as elsewhere:
-        copy = shutil.copytree(installation, elsewhere / installation.name, symlinks=True)
-        yield copy / program.relative_to(installation)
+        # Beside a wheel's package lie the shared libraries that its programs look for, at a place relative to theirs.
+        for part in (package, f"{package}.libs"):
+            if (SITE / part).is_dir():
+                shutil.copytree(SITE / part, elsewhere / part, symlinks=True)
+        yield elsewhere / program.relative_to(SITE)
 
 
 def _open_to_all(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 import socket
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import psycopg
@@ -54,21 +55,21 @@ def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def open_folder(tmp_path: Path) -> Path:
-    """A folder that `nobody`, whom servers run as where tests run as root, can reach."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    return tmp_path / "server"
+def open_folder() -> Iterator[Path]:
+    """A folder that `nobody`, whom servers run as where tests run as root, can reach; pytest's own are closed."""
+    with TemporaryDirectory(prefix="distillery-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder) / "server"
 
 
-def test_programs_below_a_closed_folder_are_copied_to_where_they_can_run(tmp_path: Path, monkeypatch):
-    closed = tmp_path / "closed" / "bin"
-    closed.mkdir(parents=True)
-    (closed / "server").write_text("#!/bin/sh")
-    monkeypatch.setattr(servers, "_open_to_all", lambda folder: False)
-    monkeypatch.setattr(servers, "_folder", _folder_at(tmp_path / "open"))
-    with servers._within_reach(closed / "server") as program:
-        assert program == tmp_path / "open" / "closed" / "bin" / "server" and program.read_text() == "#!/bin/sh"
+def test_programs_below_a_closed_folder_are_copied_to_where_they_can_run(monkeypatch):
+    """As in a checkout below root's home: the programs come along with the libraries that they need."""
+    is_open = servers._open_to_all
+    monkeypatch.setattr(servers, "_open_to_all", lambda folder: is_open(folder) and servers.SITE not in folder.parents)
+    with servers.postgres() as url, psycopg.connect(url) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    with servers.valkey() as url, redis.Redis.from_url(url) as client:
+        assert client.ping()
 
 
 def test_a_home_that_the_servers_user_cannot_reach_is_refused_by_name(tmp_path: Path, monkeypatch):
@@ -76,12 +77,3 @@ def test_a_home_that_the_servers_user_cannot_reach_is_refused_by_name(tmp_path: 
     monkeypatch.setattr(servers, "AS_NOBODY", {"user": "nobody"})
     with pytest.raises(PermissionError, match=f"may not enter {tmp_path}.*such as"), servers.valkey(tmp_path / "home"):
         pass
-
-
-def _folder_at(place: Path):
-    @contextmanager
-    def folder(kept: Path | None):
-        place.mkdir()
-        yield place
-
-    return folder
