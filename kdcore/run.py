@@ -114,7 +114,9 @@ class _Watch:
         self.place.lines.metric(self.trial, step, epoch, values)
 
     def after_step(self, training: Training) -> None:
-        if self.place.stop_asked or time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s:
+        due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
+        # The end of a trial is saved by whoever ran it, as a result.
+        if self.place.stop_asked or (due and not training.ended):
             self.save(training, training.state())
         if self.place.stop_asked:
             raise Stopped
