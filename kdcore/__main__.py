@@ -13,6 +13,7 @@ is safe. `evaluate` and `inspect` print one JSON object.
 import argparse
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     lines = Lines(_events(arguments.events_fd))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
         lines.phase("validating")
         spec = parse(_spec_body(arguments.spec))

@@ -3,6 +3,7 @@ nothing left to guess."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.teacher import FrozenTeacher
 from kdcore.weights import TeacherFile
+
+log = logging.getLogger("kdcore")
 
 
 @dataclass
@@ -75,6 +78,11 @@ def build(spec: JobSpec, place: Place) -> Parts:
     bf16 = devices.bf16(spec.training, device)
     teacher = _frozen(spec.teacher, loaded, file, bf16).to(device) if spec.teacher and file else None
     alone = _baseline(spec, loaded, place, bf16)
+    facts = loaded.facts
+    log.info(
+        "torch %s on %s, %d threads, %s", torch.__version__, device, torch.get_num_threads(), "bf16" if bf16 else "fp32"
+    )
+    log.info("%d training and %d test images of %d classes", facts.train, facts.test, facts.num_classes)
     return Parts(spec, loaded.to(device), device, bf16, teacher, alone.to(device) if alone else None)
 
 

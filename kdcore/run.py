@@ -6,6 +6,7 @@ Read from `run` downwards; one step of training is `Training._step` in training.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from kdcore.schemes.offline import Offline
 from kdcore.spec import JobSpec
 from kdcore.teacher import FrozenTeacher
 from kdcore.training import Loss, Observer, Scheme, Trained, Training
+
+log = logging.getLogger("kdcore")
 
 
 class Stopped(Exception):
@@ -112,6 +115,8 @@ class _Watch:
 
     def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         self.place.lines.metric(self.trial, step, epoch, values)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.info("%s, epoch %d, step %d: %s", self.trial, epoch, step, told)
 
     def after_step(self, training: Training) -> None:
         due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
@@ -154,6 +159,7 @@ class _Watch:
 def _resumed(resume: Path | None, parts: Parts) -> Progress:
     if resume is None:
         return Progress()
+    log.info("going on from %s", resume.name)
     state = checkpoint.load(resume, parts.device)
     return Progress({name: Trained(**saved) for name, saved in state["finished"].items()}, state["training"])
 
