@@ -1,5 +1,6 @@
 """What inspections found, kept by digest: the same bytes are opened once."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -7,7 +8,7 @@ from anyio import to_thread
 from fastapi import Depends, Request
 
 from api.inspector import Inspector, Refused
-from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
 from store import inspections
 from store.blobs import BlobStore
 from store.database import Database
@@ -40,7 +41,19 @@ class Inspections:
         await self._keep(digest, "dataset", key, seen)
         return seen
 
-    async def _keep(self, digest: str, kind: str, key: str, seen: ModelFacts | DatasetFacts | Refused) -> None:
+    async def architecture(self, name: str, data: DatasetFacts) -> ArchitectureFacts | Refused:
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        key = f"{data.num_classes} classes, {data.channels} x {data.image_size[0]} x {data.image_size[1]}"
+        kept = await self.db.read(inspections.get, digest, "architecture", key)
+        if kept is not None:
+            return Refused(**kept["refused"]) if "refused" in kept else ArchitectureFacts.model_validate(kept)
+        seen = await self.inspector.architecture(name, data.num_classes, data.channels, data.image_size)
+        await self._keep(digest, "architecture", key, seen)
+        return seen
+
+    async def _keep(
+        self, digest: str, kind: str, key: str, seen: ModelFacts | DatasetFacts | ArchitectureFacts | Refused
+    ) -> None:
         """Verdicts about the bytes are kept; one about us (a crash, a timeout) is asked again next time."""
         if isinstance(seen, Refused):
             if seen.final:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -26,7 +26,8 @@ log = logging.getLogger("distillery.inspector")
 
 ENGINE = (sys.executable, "-m", "kdcore")
 PLACES = 2
-TIMEOUT_S = 120.0
+TIMEOUT_S = 1800.0
+"""Every image of a large archive is decoded once; clients wait as long."""
 MEMORY_BYTES = 8 << 30
 FILE_BYTES = 8 << 30
 ANSWER_BYTES = 4 << 20
@@ -66,6 +67,14 @@ class Inspector:
         options = ["--image-size", str(image_size)] if image_size else []
         answer = await self._ask("dataset", str(path), *options)
         return answer if isinstance(answer, Refused) else _facts(DatasetFacts, answer)
+
+    async def architecture(
+        self, name: str, num_classes: int, channels: int, image_size: tuple[int, int]
+    ) -> ArchitectureFacts | Refused:
+        """Of a network that only its library knows: it is built, and shown two images."""
+        shape = ["--classes", str(num_classes), "--channels", str(channels), "--image-size", *map(str, image_size)]
+        answer = await self._ask("architecture", name, *shape)
+        return answer if isinstance(answer, Refused) else _facts(ArchitectureFacts, answer)
 
     async def _ask(self, *arguments: str) -> dict[str, Any] | Refused:
         async with self._places:

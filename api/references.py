@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from api.auth import Member
 from api.inspections import Inspections
 from api.inspector import Refused
-from kdcore.catalog import DATASETS, DatasetFacts, ModelFacts, named_facts
+from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, architecture, named_facts
 from kdcore.errors import Fault
 from kdcore.spec import Dataset, Student, Teacher
 from store import artifacts, datasets, jobs, models
@@ -108,6 +108,16 @@ class Shelves:
             raise Faulty(f"job {job.id} learned from other data", "not_allowed", data.reference, source)
         file = await self.db.read(artifacts.get, job.id, STUDENT_FILE)
         return Found(job, f"blob:sha256:{file.sha256}")
+
+    async def student(self, asked: Student, data: DatasetFacts) -> Found[ArchitectureFacts]:
+        """A network of timm's is known only by building it."""
+        facts = architecture(asked.architecture)
+        if facts.source == "timm":
+            seen = await self.inspections.architecture(facts.name, data)
+            if isinstance(seen, Refused):
+                raise Faulty(_told(seen), "not_allowed", got=facts.name)
+            facts = seen
+        return Found(facts, facts.name)
 
     async def _registered_model(self, name: str) -> Found[ModelFacts]:
         try:

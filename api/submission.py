@@ -44,7 +44,10 @@ async def examine(body: Any, shelves: Shelves) -> Examined:
     alone: Found[Job] | None = None
     if baseline not in ("none", "train"):
         alone = await _look_up(shelves.baseline(baseline, data, student), "/baseline", faults)
-    faults += fit(fields, dataset, _comparable(teacher, data), _architecture(student))
+    learner: Found[ArchitectureFacts] | None = None
+    if isinstance(student, Student) and dataset is not None:
+        learner = await _look_up(shelves.student(student, dataset), _place(body, "student", "architecture"), faults)
+    faults += fit(fields, dataset, _comparable(teacher, data), learner.facts if learner else None)
     if faults or spec is None or data is None or dataset is None:
         return Examined(faults, dataset=dataset, teacher=teacher)
     return Examined([], _by_digest(resolve(spec, dataset, teacher), data, taught, alone), dataset, teacher)

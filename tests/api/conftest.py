@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from api.inspector import Inspector, Refused
 from api.main import create_app
-from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, architecture
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
 from store.blobs import BlobStore
@@ -55,6 +55,13 @@ class ToldInspector(Inspector):
         answer = self.answers.get(path.name, DATASET)
         assert not isinstance(answer, ModelFacts)
         return answer
+
+    async def architecture(
+        self, name: str, num_classes: int, channels: int, image_size: tuple[int, int]
+    ) -> ArchitectureFacts | Refused:
+        self.asked.append(("architecture", name, (num_classes, channels, image_size)))
+        refused = Refused("spec_invalid", f"timm has no {name}")
+        return architecture(name) if name == "timm/resnet18" else refused
 
 
 @dataclass

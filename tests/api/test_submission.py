@@ -197,3 +197,12 @@ async def test_what_is_no_spec_at_all(service: Service, path: str, body: bytes, 
         assert answer.json()["errors"][0]["pointer"] == ""
     else:
         problem(answer, status, code)
+
+
+async def test_a_network_of_timms_is_built_before_a_job_is_accepted(service: Service) -> None:
+    body = {"dataset": "digits", "student": "timm/resnet18", "method": "supervised"}
+    for _ in range(2):
+        assert (await service.http.post("/v1/jobs", json=body)).status_code == 201
+    assert service.inspector.asked == [("architecture", "timm/resnet18", (10, 1, (8, 8)))]
+    found = await faults(service, {**body, "student": "timm/resnet_18000"})
+    assert "timm has no" in found["/student"]["message"]
