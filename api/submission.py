@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from api.references import Faulty, Found, Shelves
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, UnknownName, architecture
 from kdcore.errors import Fault
-from kdcore.spec import Dataset, JobSpec, Student, Teacher, fit, read, resolve
+from kdcore.spec import Dataset, JobSpec, Student, Teacher, as_typed, fit, read, resolve
 from store.jobs import Job
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ async def examine(body: Any, shelves: Shelves) -> Examined:
     data: Found[DatasetFacts] | None = None
     taught: Found[ModelFacts] | None = None
     if isinstance(named_dataset, Dataset):
-        data = await _look_up(shelves.dataset(named_dataset), _place(body, "dataset", "source"), faults)
+        data = await _look_up(shelves.dataset(named_dataset), "/dataset/source", faults)
     if isinstance(named_teacher, Teacher):
         taught = await _look_up(shelves.teacher(named_teacher), "/teacher/checkpoint", faults)
     dataset = data.facts if data else None
@@ -46,10 +46,10 @@ async def examine(body: Any, shelves: Shelves) -> Examined:
         alone = await _look_up(shelves.baseline(baseline, data, student), "/baseline", faults)
     learner: Found[ArchitectureFacts] | None = None
     if isinstance(student, Student) and dataset is not None:
-        learner = await _look_up(shelves.student(student, dataset), _place(body, "student", "architecture"), faults)
+        learner = await _look_up(shelves.student(student, dataset), "/student/architecture", faults)
     faults += fit(fields, dataset, _comparable(teacher, data), learner.facts if learner else None)
     if faults or spec is None or data is None or dataset is None:
-        return Examined(faults, dataset=dataset, teacher=teacher)
+        return Examined(as_typed(faults, body), dataset=dataset, teacher=teacher)
     return Examined([], _by_digest(resolve(spec, dataset, teacher), data, taught, alone), dataset, teacher)
 
 
@@ -67,11 +67,6 @@ async def _look_up(search: Awaitable[Found[T]], pointer: str, faults: list[Fault
     except Faulty as faulty:
         faults.append(faulty.at(pointer))
         return None
-
-
-def _place(body: Any, field: str, inner: str) -> str:
-    """A plain name stands for an object that holds only that name: point at what the client really typed."""
-    return f"/{field}/{inner}" if isinstance(body[field], dict) else f"/{field}"
 
 
 def _architecture(student: Student | Teacher | None) -> ArchitectureFacts | None:

@@ -1,6 +1,6 @@
 """The job spec: its vocabulary, how a body is read, the rules between its fields, and its defaults spelled out."""
 
-from kdcore.spec.reading import Partial, parse, read
+from kdcore.spec.reading import Partial, as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import Named, fit, references
 from kdcore.spec.vocabulary import (
@@ -53,6 +53,7 @@ __all__ = [
     "Supervised",
     "Teacher",
     "Training",
+    "as_typed",
     "fit",
     "parse",
     "preprocessing",

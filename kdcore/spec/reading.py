@@ -2,7 +2,8 @@
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -44,8 +45,25 @@ def read(body: Any) -> tuple[JobSpec | None, Partial, list[Fault]]:
         spec = None
         faults = [_fault(detail, body) for detail in error.errors(include_url=False)]
     partial = _readable(body)
-    faults += rules(partial)
+    faults += as_typed(rules(partial), body)
     return (None if faults else spec), partial, faults
+
+
+def as_typed(faults: Iterable[Fault], body: Any) -> list[Fault]:
+    """Faults at what the client typed: where a plain name stands for an object, there is only the name to point at."""
+    return [replace(fault, pointer=_typed(fault.pointer, body)) for fault in faults]
+
+
+def _typed(pointer: str, body: Any) -> str:
+    path = ""
+    for step in pointer.split("/")[1:]:
+        if not isinstance(body, dict | list):
+            break
+        path += f"/{step}"
+        body = body.get(step) if isinstance(body, dict) else None
+        if body is None:
+            return pointer
+    return path
 
 
 def _readable(body: dict[str, Any]) -> Partial:

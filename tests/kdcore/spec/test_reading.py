@@ -1,7 +1,7 @@
 import pytest
 
-from kdcore.errors import SpecFaults
-from kdcore.spec import JobSpec, Kd, Supervised, parse, read
+from kdcore.errors import Fault, SpecFaults
+from kdcore.spec import JobSpec, Kd, Supervised, as_typed, parse, read
 
 SOUND = {
     "dataset": "cifar100",
@@ -98,3 +98,18 @@ def test_every_field_but_the_obvious_says_what_it_means():
     described = JobSpec.model_json_schema()
     assert "T²" in described["description"]
     assert all("description" in described["properties"][name] for name in ("temperature", "alpha", "beta", "baseline"))
+
+
+def test_faults_point_at_what_was_typed():
+    """A plain name is one value; inside a real object, or at a field that is missing, the pointer stays."""
+    body = {"student": "resnet8", "teacher": {"checkpoint": "x"}, "training": {"schedule": "cosine"}}
+    asked = [
+        "/student/architecture",
+        "/teacher/architecture",
+        "/teacher/checkpoint",
+        "/training/schedule/warmup_epochs",
+    ]
+    pointed = as_typed([Fault(pointer, "", "") for pointer in [*asked, "/method/name", ""]], body)
+    assert [fault.pointer for fault in pointed] == [
+        "/student", "/teacher/architecture", "/teacher/checkpoint", "/training/schedule", "/method/name", "",
+    ]  # fmt: skip
