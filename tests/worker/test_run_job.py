@@ -13,6 +13,10 @@ from worker.service import Worker
 Start = Callable[..., Worker]
 
 
+LONG = 200
+"""Steps of 0.02 s: seconds in which a wish can be heard, on a busy machine too."""
+
+
 def test_a_job_from_claim_to_artifacts(table: Table, start_worker: Start):
     job_id = table.submit(steps=10, checkpoint_every=2)
     start_worker()
@@ -131,20 +135,20 @@ def test_a_deaf_engine_is_killed_after_the_grace(table: Table, start_worker: Sta
 
 
 def test_pause_and_resume_cost_no_attempt_and_no_bit(table: Table, start_worker: Start):
-    job_id = table.submit(steps=60, checkpoint_every=1000)
+    job_id = table.submit(steps=LONG, step_s=0.02, checkpoint_every=1000)
     start_worker()
     until(lambda: table.job(job_id).progress, "the first step")
     table.ask(jobs.pause, job_id)
     paused = table.until(job_id, "paused")
     assert paused.attempts == 0
-    assert 0 < paused.checkpoint_step < 60
+    assert 0 < paused.checkpoint_step < LONG
     assert table.ask(jobs.resume, job_id).status == "queued"
-    table.assert_trained(job_id, 60)
+    table.assert_trained(job_id, LONG)
     assert [attempt.how for attempt in table.attempts(job_id)] == ["paused", "succeeded"]
 
 
 def test_a_drained_worker_hands_its_job_back(table: Table, start_worker: Start):
-    job_id = table.submit(steps=60, checkpoint_every=1000)
+    job_id = table.submit(steps=LONG, step_s=0.02, checkpoint_every=1000)
     first = start_worker()
     until(lambda: table.job(job_id).progress, "the first step")
     assert first.stop()
@@ -152,7 +156,7 @@ def test_a_drained_worker_hands_its_job_back(table: Table, start_worker: Start):
     assert (handed_back.status, handed_back.attempts) == ("queued", 0)
     assert handed_back.checkpoint_step
     start_worker()
-    table.assert_trained(job_id, 60)
+    table.assert_trained(job_id, LONG)
 
 
 def test_past_its_deadline_a_job_fails(table: Table, start_worker: Start):
