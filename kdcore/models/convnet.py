@@ -6,10 +6,10 @@ Small enough that a distilled one is worth having on 8×8 digits, and that it tr
 
 from torch import Tensor, nn
 
-from kdcore.models.parts import average, conv, he_init
+from kdcore.models.parts import Network, average, conv, he_init
 
 
-class ConvNet(nn.Module):
+class ConvNet(Network):
     def __init__(self, width: int, num_classes: int, channels: int) -> None:
         super().__init__()
         self.layer1 = layer(channels, width, 1)
@@ -26,12 +26,6 @@ class ConvNet(nn.Module):
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
         return self.fc(average(maps_NCHW))
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        maps = self.stem(images_NCHW)
-        for part in self.trunk():
-            maps = part(maps)
-        return self.head(maps)
 
 
 def layer(width_in: int, width_out: int, stride: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ even where the factor is 1. Parameters with 100 classes: 812,836.
 
 from torch import Tensor, nn
 
-from kdcore.models.parts import average, conv, he_init
+from kdcore.models.parts import Network, average, conv, he_init
 
 STAGES = (
     # expansion, width before halving, blocks, stride
@@ -23,7 +23,7 @@ STAGES = (
 EMBEDDING = 1280
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Network):
     """`blocks.1`, `.2`, `.4` and `.6` end a resolution or the trunk; their maps are linear, before any activation."""
 
     def __init__(self, num_classes: int, channels: int, width: float = 0.5) -> None:
@@ -48,12 +48,6 @@ class MobileNetV2(nn.Module):
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
         return self.classifier(average(self.conv2(maps_NCHW)))
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        maps = self.stem(images_NCHW)
-        for part in self.trunk():
-            maps = part(maps)
-        return self.head(maps)
 
 
 class InvertedResidual(nn.Module):

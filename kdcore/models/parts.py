@@ -8,8 +8,29 @@ Every network has the same three parts, so that a scheme can cut it anywhere:
 activation that somebody taps stays what it was. Module names are those of the field's published checkpoints.
 """
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Network(nn.Module, ABC):
+    """The three parts, run in order."""
+
+    @abstractmethod
+    def stem(self, images_NCHW: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def trunk(self) -> list[nn.Module]: ...
+
+    @abstractmethod
+    def head(self, maps_NCHW: Tensor) -> Tensor: ...
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        maps = self.stem(images_NCHW)
+        for part in self.trunk():
+            maps = part(maps)
+        return self.head(maps)
 
 
 def conv(width_in: int, width_out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

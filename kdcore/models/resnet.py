@@ -14,10 +14,10 @@ resnet32x4 7,433,860. With 10 classes and option A resnet20 has the paper's 0.27
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import average, conv, he_init
+from kdcore.models.parts import Network, average, conv, he_init
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """`depth` counts the layers with weights on the longest path; `widths` are those of the stem and the stages."""
 
     def __init__(
@@ -47,12 +47,6 @@ class ResNet(nn.Module):
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
         return self.fc(average(maps_NCHW))
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        maps = self.stem(images_NCHW)
-        for part in self.trunk():
-            maps = part(maps)
-        return self.head(maps)
 
 
 def stage(width_in: int, width_out: int, blocks: int, stride: int, option_a: bool) -> nn.Sequential:

@@ -7,12 +7,12 @@ the 3×3 convolution. Parameters with 100 classes: 23,705,252.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import average, conv, he_init
+from kdcore.models.parts import Network, average, conv, he_init
 
 EXPANSION = 4
 
 
-class ResNet50(nn.Module):
+class ResNet50(Network):
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = conv(channels, 64, 3)
@@ -32,12 +32,6 @@ class ResNet50(nn.Module):
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
         return self.linear(average(maps_NCHW))
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        maps = self.stem(images_NCHW)
-        for part in self.trunk():
-            maps = part(maps)
-        return self.head(maps)
 
 
 def stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:

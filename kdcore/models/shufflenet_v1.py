@@ -7,13 +7,13 @@ arXiv:1707.01083, figure 2. The stem is a 1×1 convolution with no pooling. Para
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import average, conv, he_init
+from kdcore.models.parts import Network, average, conv, he_init
 
 GROUPS = 3
 STEM = 24
 
 
-class ShuffleNetV1(nn.Module):
+class ShuffleNetV1(Network):
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = conv(channels, STEM, 1)
@@ -32,12 +32,6 @@ class ShuffleNetV1(nn.Module):
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
         return self.linear(average(maps_NCHW))
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        maps = self.stem(images_NCHW)
-        for part in self.trunk():
-            maps = part(maps)
-        return self.head(maps)
 
 
 def stage(width_in: int, width_out: int, blocks: int) -> nn.Sequential:

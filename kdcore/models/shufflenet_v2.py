@@ -7,13 +7,13 @@ figure 3. The stem is a 1×1 convolution with no pooling. Parameters with 100 cl
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import average, conv, he_init
+from kdcore.models.parts import Network, average, conv, he_init
 
 STEM = 24
 EMBEDDING = 1024
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Network):
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = conv(channels, STEM, 1)
@@ -34,12 +34,6 @@ class ShuffleNetV2(nn.Module):
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
         return self.linear(average(F.relu(self.bn2(self.conv2(maps_NCHW)))))
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        maps = self.stem(images_NCHW)
-        for part in self.trunk():
-            maps = part(maps)
-        return self.head(maps)
 
 
 def stage(width_in: int, width_out: int, units: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ The fourth pooling acts only on images of 64 pixels and more: those of 32 keep 4
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import average, he_init
+from kdcore.models.parts import Network, average, he_init
 
 STAGES: dict[int, tuple[tuple[int, ...], ...]] = {
     8: ((64,), (128,), (256,), (512,), (512,)),
@@ -21,7 +21,7 @@ STAGES: dict[int, tuple[tuple[int, ...], ...]] = {
 }
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """Each `block` ends in its last ReLU; the pooling stands between blocks."""
 
     def __init__(self, depth: int, num_classes: int, channels: int) -> None:
@@ -51,12 +51,6 @@ class VGG(nn.Module):
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
         return self.classifier(average(maps_NCHW))
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        maps = self.stem(images_NCHW)
-        for part in self.trunk():
-            maps = part(maps)
-        return self.head(maps)
 
 
 def stage(width_in: int, widths: tuple[int, ...]) -> nn.Sequential:

@@ -9,10 +9,10 @@ A stage ends in a sum with no activation; the next stage's first batch norm is w
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import average, conv, he_init
+from kdcore.models.parts import Network, average, conv, he_init
 
 
-class WideResNet(nn.Module):
+class WideResNet(Network):
     def __init__(self, depth: int, widen: int, num_classes: int, channels: int) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
@@ -33,12 +33,6 @@ class WideResNet(nn.Module):
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
         return self.fc(average(F.relu(self.bn1(maps_NCHW))))
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        maps = self.stem(images_NCHW)
-        for part in self.trunk():
-            maps = part(maps)
-        return self.head(maps)
 
 
 class Stage(nn.Module):
