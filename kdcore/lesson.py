@@ -9,7 +9,7 @@ Shapes: N batch, C channels, H × W places, K classes.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,11 @@ class Batch:
     inputs: Tensor
     """Pixels in 0..255, N × C × H × W; uint8, or float32 where images were mixed. Each model normalises for itself."""
     labels: Tensor
-    """int64 N, or float32 N × K where labels were mixed."""
+    """int64 N, or float32 N × K where labels were mixed; -1 where nobody knows the label."""
     index: Tensor
     """int64 N: the samples' rows in the training set."""
+    epoch: int = 1
+    """The epoch that this step belongs to, from 1: warm-ups and ramps go by it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class View:
     """N × K, at least float32."""
     taps: Mapping[str, Tensor] = field(default_factory=dict)
     """Activations by tap, at least float32."""
+    input_gradient: Tensor | None = None
+    """N × C × H × W: gradient of the batch's summed cross-entropy at the normalised images; only where it was asked
+    for. A student's can be differentiated once more."""
+    layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    """The model's own modules by path, those that were asked for: margins are read from a teacher's batch norms."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from kdcore.catalog import METHODS
-from kdcore.spec.vocabulary import Kd, Supervised
+from kdcore.spec.methods import Kd, Supervised
 
 ROOT = Path(__file__).parents[1]
 

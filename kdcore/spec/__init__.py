@@ -1,5 +1,6 @@
 """The job spec: its vocabulary, how a body is read, the rules between its fields, and its defaults spelled out."""
 
+from kdcore.spec.methods import Kd, Method, Pair, Supervised
 from kdcore.spec.reading import Partial, as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import Named, fit, references
@@ -11,8 +12,6 @@ from kdcore.spec.vocabulary import (
     Cutmix,
     Dataset,
     JobSpec,
-    Kd,
-    Method,
     Mix,
     Mixup,
     Multistep,
@@ -23,7 +22,6 @@ from kdcore.spec.vocabulary import (
     Schedule,
     Sgd,
     Student,
-    Supervised,
     Teacher,
     Training,
 )
@@ -44,6 +42,7 @@ __all__ = [
     "Named",
     "NoAugmentation",
     "Optimizer",
+    "Pair",
     "Partial",
     "Preprocessing",
     "RandomResizedCrop",

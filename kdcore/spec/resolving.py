@@ -1,11 +1,11 @@
 """Spell out every default, once the data and the teacher are known. Resolving twice changes nothing."""
 
 from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.spec.methods import Kd
 from kdcore.spec.vocabulary import (
     Augmentation,
     CropFlip,
     JobSpec,
-    Kd,
     Multistep,
     NoAugmentation,
     Preprocessing,

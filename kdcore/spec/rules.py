@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from kdcore.catalog import METHODS, ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.errors import Fault
-from kdcore.spec.vocabulary import Dataset, Kd, Method, Multistep, Preprocessing, Student, Teacher, Training
+from kdcore.spec.methods import Kd, Method
+from kdcore.spec.vocabulary import Dataset, Multistep, Preprocessing, Student, Teacher, Training
 
 Fields = Mapping[str, Any]
 

@@ -7,19 +7,13 @@ A plain name stands for an object that holds only that name: `"method": "kd"` is
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from kdcore.catalog import architecture
+from kdcore.spec.base import Vocabulary, named
+from kdcore.spec.methods import Method
 
 TEACHER_REFERENCES = ("model:", "job:", "blob:sha256:", "weights:", "file:")
-
-
-class Vocabulary(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _named(field: str) -> BeforeValidator:
-    return BeforeValidator(lambda given: {field: given} if isinstance(given, str) else given)
 
 
 def _known_architecture(name: str) -> str:
@@ -74,31 +68,6 @@ class Teacher(Vocabulary):
 class Student(Vocabulary):
     architecture: Architecture
     preprocessing: Preprocessing | None = Field(default=None, description="Default: the data's mean and std.")
-
-
-class Supervised(Vocabulary):
-    """Cross-entropy with the labels alone: trains teachers, baselines and references."""
-
-    name: Literal["supervised"] = "supervised"
-
-
-class Kd(Vocabulary):
-    """Hinton, Vinyals & Dean 2015 (arXiv:1503.02531): match the teacher's softened probabilities."""
-
-    name: Literal["kd"] = "kd"
-    form: Literal["kl", "cross_entropy", "logits_l2", "probabilities_l2"] = Field(
-        default="kl",
-        description="kl: T²·KL(teacher‖student). cross_entropy: the same gradient, another value. logits_l2: mean "
-        "squared difference of logits (Ba & Caruana 2014), no temperature. probabilities_l2: T²·‖p_t - p_s‖².",
-    )
-    standardize: bool = Field(
-        default=False,
-        description="Bring each sample's logits to mean 0 and standard deviation 1 first (Sun et al., CVPR 2024, "
-        "arXiv:2403.01427); the defaults become temperature 2 and beta 9, as theirs.",
-    )
-
-
-Method = Annotated[Supervised | Kd, Field(discriminator="name"), _named("name")]
 
 
 class Sgd(Vocabulary):
@@ -191,14 +160,14 @@ class Training(Vocabulary):
         default=64, ge=2, le=65_536, description="Every batch is whole: an epoch's remainder is left out."
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
-    optimizer: Annotated[Optimizer, Field(discriminator="name"), _named("name")] = Sgd()
-    schedule: Annotated[Schedule, Field(discriminator="name"), _named("name")] = Multistep()
-    augmentation: Annotated[Augmentation, Field(discriminator="name"), _named("name")] | None = Field(
+    optimizer: Annotated[Optimizer, Field(discriminator="name"), named("name")] = Sgd()
+    schedule: Annotated[Schedule, Field(discriminator="name"), named("name")] = Multistep()
+    augmentation: Annotated[Augmentation, Field(discriminator="name"), named("name")] | None = Field(
         default=None,
         description="Default: none for named grey sets such as digits, crop_flip up to 64 pixels, else "
         "random_resized_crop.",
     )
-    mix: Annotated[Mix, Field(discriminator="name"), _named("name")] | None = None
+    mix: Annotated[Mix, Field(discriminator="name"), named("name")] | None = None
     label_smoothing: Fraction = 0.0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="Decay per step of an exponential moving average of the weights, which is exported."
@@ -221,9 +190,9 @@ class JobSpec(Vocabulary):
     """
 
     name: str | None = Field(default=None, min_length=1, max_length=200)
-    dataset: Annotated[Dataset, _named("source")]
+    dataset: Annotated[Dataset, named("source")]
     teacher: Teacher | None = None
-    student: Annotated[Student, _named("architecture")]
+    student: Annotated[Student, named("architecture")]
     method: Method
     temperature: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         default=None, description="Divides both logits before the softmax. Default: 4 (CRD); 2 when standardized."

@@ -1,0 +1,58 @@
+"""The methods that a spec may name, and their options: one class each, its bounds and defaults from its paper."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdcore.spec.base import named
+from kdcore.spec.methods.base import OnLogits, Options, Pair, Taps
+from kdcore.spec.methods.features import (
+    ActivationBoundary,
+    Attention,
+    FactorTransfer,
+    Feature,
+    Features,
+    FitNet,
+    Fsp,
+    Nst,
+    Ofd,
+    ReviewKd,
+    Vid,
+)
+from kdcore.spec.methods.relations import Cc, Crd, Pkt, Relations, Rkd, Sp
+from kdcore.spec.methods.response import Dist, Dkd, Kd, Nkd, Response
+from kdcore.spec.methods.schemes import BornAgain, Byot, Dml, One, Schemes, Supervised
+
+__all__ = [
+    "ActivationBoundary",
+    "Attention",
+    "BornAgain",
+    "Byot",
+    "Cc",
+    "Crd",
+    "Dist",
+    "Dkd",
+    "Dml",
+    "FactorTransfer",
+    "Feature",
+    "FitNet",
+    "Fsp",
+    "Kd",
+    "Method",
+    "Nkd",
+    "Nst",
+    "Ofd",
+    "OnLogits",
+    "One",
+    "Options",
+    "Pair",
+    "Pkt",
+    "ReviewKd",
+    "Rkd",
+    "Sp",
+    "Supervised",
+    "Taps",
+    "Vid",
+]
+
+Method = Annotated[Response | Features | Relations | Schemes, Field(discriminator="name"), named("name")]

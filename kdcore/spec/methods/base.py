@@ -1,0 +1,61 @@
+"""What the options of every method share: a name, a weight among others, and taps."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from kdcore.spec.base import Vocabulary
+
+TapPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.]+(@(in|nhwc|tokens))?$")]
+
+
+class Pair(Vocabulary):
+    """Where student and teacher are compared: module paths, `layer3` for an output, `fc@in` for an input."""
+
+    student: TapPath
+    teacher: TapPath
+
+
+def _both(given: Any) -> Any:
+    return {"student": given, "teacher": given} if isinstance(given, str) else given
+
+
+Tap = Annotated[Pair, BeforeValidator(_both)]
+"""A plain path stands for the same path on both sides."""
+
+Taps = Annotated[tuple[Tap, ...], Field(min_length=1, max_length=16)]
+
+
+class Options(Vocabulary):
+    """The options of a method."""
+
+    name: str
+    weight: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        default=None,
+        description="Its share in a list of methods; each method's own beta where nothing is said. A method that "
+        "stands alone is weighed by the job's beta.",
+    )
+
+
+class OnLogits(Options):
+    """The options of a method that compares logits."""
+
+    standardize: bool = Field(
+        default=False,
+        description="Bring each sample's logits to mean 0 and standard deviation 1 first (Sun et al., CVPR 2024, "
+        "arXiv:2403.01427).",
+    )
+
+
+class OnEmbeddings(Options):
+    """The options of a method that compares one vector for each image."""
+
+    tap: Tap | None = Field(default=None, description="Default: the classifiers' inputs.")
+
+
+class OnStages(Options):
+    """The options of a method that compares maps at several depths."""
+
+    taps: Taps | None = Field(
+        default=None, description="Shallow to deep. Default: the ends of the stages, matched from the deepest back."
+    )
