@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.kd import KnowledgeDistillation
+from kdcore.objectives.objective import Setting
+from kdcore.objectives.standardized import Standardized
 from kdcore.spec import JobSpec, Kd
 
 Objective = Callable[[Lesson], Tensor]
@@ -13,6 +16,9 @@ Objective = Callable[[Lesson], Tensor]
 
 def build(spec: JobSpec) -> Objective | None:
     """The objective that a resolved spec asks for; None where labels are all there is."""
-    if isinstance(spec.method, Kd):
-        return KnowledgeDistillation(spec.method.form, spec.temperature, spec.method.standardize)
-    return None
+    if not isinstance(spec.method, Kd):
+        return None
+    nobody = torch.empty(0, dtype=torch.int64)
+    setting = Setting(spec.temperature, num_classes=0, epochs=spec.training.epochs, labels=nobody, rows=nobody)
+    objective = KnowledgeDistillation(spec.method, setting)
+    return Standardized(objective) if spec.method.standardize else objective

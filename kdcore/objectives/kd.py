@@ -12,64 +12,52 @@ T² undoes the 1/T² that the temperature puts on the gradient (section 2, last 
 labels need not change with T. Sums run over classes, means over the batch: PyTorch's 'batchmean', never its 'mean'.
 At high T the kl of centred logits tends to half of logits_l2 (section 2.1).
 
-Logit standardisation: Sun et al., CVPR 2024, arXiv:2403.01427, algorithm 1: z ← (z - mean(z)) / (std(z) + 1e-7) per
-sample, unbiased std, both sides, in front of any of the forms. Their code and equation agree.
 Shapes: N batch, K classes.
 """
-
-from typing import Literal
 
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, softmax
 
 from kdcore.lesson import Lesson
-
-Form = Literal["kl", "cross_entropy", "logits_l2", "probabilities_l2"]
+from kdcore.objectives.objective import Objective, Setting
+from kdcore.spec import Kd
 
 
 def kd_kl_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
     """T² · KL(teacher ‖ student), a scalar ≥ 0."""
     log_student_NK = log_softmax(student_NK / temperature, dim=1)
-    log_teacher_NK = log_softmax(teacher_NK / temperature, dim=1)
+    log_teacher_NK = log_softmax(teacher_NK.detach() / temperature, dim=1)
     return temperature**2 * kl_div(log_student_NK, log_teacher_NK, reduction="batchmean", log_target=True)
 
 
 def kd_cross_entropy_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
     """T² · H(teacher, student), a scalar ≥ T² · H(teacher)."""
     log_student_NK = log_softmax(student_NK / temperature, dim=1)
-    teacher_p_NK = softmax(teacher_NK / temperature, dim=1)
+    teacher_p_NK = softmax(teacher_NK.detach() / temperature, dim=1)
     return -(temperature**2) * (teacher_p_NK * log_student_NK).sum(1).mean()
 
 
 def kd_probabilities_l2_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
     """T² · squared distance of the probabilities, a scalar in [0, 2T²]. Weak where the student is surely wrong."""
-    difference_NK = softmax(student_NK / temperature, dim=1) - softmax(teacher_NK / temperature, dim=1)
+    difference_NK = softmax(student_NK / temperature, dim=1) - softmax(teacher_NK.detach() / temperature, dim=1)
     return temperature**2 * difference_NK.square().sum(1).mean()
 
 
 def kd_logits_l2_loss(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
     """Mean squared difference of the logits over batch and classes, a scalar ≥ 0."""
-    return (student_NK - teacher_NK).square().mean()
+    return (student_NK - teacher_NK.detach()).square().mean()
 
 
-def standardize(logits_NK: Tensor) -> Tensor:
-    """Each sample's logits at mean 0 and standard deviation 1: only their order and relative gaps are left."""
-    centred_NK = logits_NK - logits_NK.mean(1, keepdim=True)
-    return centred_NK / (logits_NK.std(1, keepdim=True) + 1e-7)
-
-
-class KnowledgeDistillation:
+class KnowledgeDistillation(Objective):
     """The objective: compares the logits of student and teacher in one of the four forms."""
 
-    def __init__(self, form: Form, temperature: float | None, standardized: bool) -> None:
-        self.form = form
-        self.temperature = temperature
-        self.standardized = standardized
+    def __init__(self, options: Kd, setting: Setting) -> None:
+        super().__init__()
+        self.form = options.form
+        self.temperature = setting.temperature
 
-    def __call__(self, lesson: Lesson) -> Tensor:
+    def forward(self, lesson: Lesson) -> Tensor:
         student_NK, teacher_NK = lesson.student.logits, lesson.teacher.logits
-        if self.standardized:
-            student_NK, teacher_NK = standardize(student_NK), standardize(teacher_NK)
         if self.form == "logits_l2":
             return kd_logits_l2_loss(student_NK, teacher_NK)
         assert self.temperature is not None, "resolve() gives every softened form its temperature"

@@ -10,14 +10,25 @@ from kdcore.objectives.kd import (
     kd_kl_loss,
     kd_logits_l2_loss,
     kd_probabilities_l2_loss,
-    standardize,
 )
+from kdcore.objectives.objective import Setting
+from kdcore.objectives.standardized import Standardized
+from kdcore.spec import Kd
 
 SOFTENED = [kd_kl_loss, kd_cross_entropy_loss, kd_probabilities_l2_loss]
 
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def objective(form: str, temperature: float | None) -> KnowledgeDistillation:
+    nobody = torch.empty(0, dtype=torch.int64)
+    return KnowledgeDistillation(Kd(form=form), Setting(temperature, 3, 240, nobody, nobody))
+
+
+def lesson(student: torch.Tensor, teacher: torch.Tensor) -> Lesson:
+    return Lesson(View(student), View(teacher), Batch(torch.empty(0), torch.empty(0), torch.empty(0)))
 
 
 # Two classes at T = 2: the teacher's logits 2·ln 3 apart give p = (3/4, 1/4), the student's equal ones (1/2, 1/2).
@@ -39,11 +50,6 @@ def test_probabilities_l2_worked_out_by_hand():
 
 def test_logits_l2_worked_out_by_hand():
     assert kd_logits_l2_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, -2.0]])).item() == (9 + 16) / 2
-
-
-def test_standardize_worked_out_by_hand():
-    """(1, 2, 3) has mean 2 and unbiased standard deviation 1."""
-    assert standardize(torch.tensor([[1.0, 2.0, 3.0]])).tolist()[0] == pytest.approx([-1, 0, 1], abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", SOFTENED)
@@ -86,7 +92,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(loss):
 
 
 @pytest.mark.parametrize("form", ["kl", "cross_entropy", "logits_l2", "probabilities_l2"])
-@pytest.mark.parametrize("standardized", [False, True])
+@pytest.mark.parametrize("standardized", [False, True], ids=["plain", "standardized"])
 @pytest.mark.parametrize(
     ("student", "teacher"),
     [
@@ -97,18 +103,31 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(loss):
     ids=["batch of one", "huge logits", "all zero"],
 )
 def test_value_and_gradient_are_finite_and_reach_the_student_alone(form, standardized, student, teacher):
-    student = student.clone().requires_grad_()
-    lesson = Lesson(View(student), View(teacher), Batch(torch.empty(0), torch.empty(0), torch.empty(0)))
-    value = KnowledgeDistillation(form, 4.0, standardized)(lesson)
+    student, teacher = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+    compare = objective(form, 4.0)
+    value = (Standardized(compare) if standardized else compare)(lesson(student, teacher))
     value.backward()
     assert value.shape == () and value.isfinite()
     assert student.grad.isfinite().all() and teacher.grad is None
 
 
-def test_standardized_logits_hide_scale_and_shift():
-    student, teacher = logits(6, 9), logits(6, 9, seed=1)
-    objective = KnowledgeDistillation("kl", 2.0, True)
-    batch = Batch(torch.empty(0), torch.empty(0), torch.empty(0))
-    plain = objective(Lesson(View(student), View(teacher), batch))
-    moved = objective(Lesson(View(3 * student + 5), View(0.5 * teacher - 1), batch))
-    assert moved.item() == pytest.approx(plain.item(), rel=1e-5)
+@pytest.mark.parametrize("loss", [*SOFTENED, lambda s, t, temperature: kd_logits_l2_loss(s, t)])
+def test_the_gradient_is_that_of_the_value(loss):
+    student = logits(3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss(s, logits(3, 4, seed=1), temperature=4), student)
+
+
+def test_the_form_is_the_one_asked_for():
+    student, teacher = logits(4, 6), logits(4, 6, seed=1)
+    by_form = {
+        "kl": kd_kl_loss(student, teacher, temperature=4),
+        "cross_entropy": kd_cross_entropy_loss(student, teacher, temperature=4),
+        "probabilities_l2": kd_probabilities_l2_loss(student, teacher, temperature=4),
+        "logits_l2": kd_logits_l2_loss(student, teacher),
+    }
+    for form, value in by_form.items():
+        assert objective(form, 4.0)(lesson(student, teacher)).item() == value.item()
+
+
+def test_logits_l2_needs_no_temperature():
+    assert objective("logits_l2", None)(lesson(STUDENT, TEACHER)).isfinite()
