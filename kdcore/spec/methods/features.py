@@ -1,8 +1,8 @@
 """Options of the methods that teach by what the teacher sees on the way: its activations."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdcore.spec.methods.base import OnStages, Options, Tap, Taps
 
@@ -129,6 +129,12 @@ class Ofd(Options):
         description="The teacher's batch norms, one for each tap. Default: those that feed the default taps.",
     )
 
+    @model_validator(mode="after")
+    def _a_margin_for_each_tap(self) -> Self:
+        if self.taps and self.margins and len(self.taps) != len(self.margins):
+            raise ValueError(f"{len(self.margins)} margins for {len(self.taps)} taps: each tap needs one")
+        return self
+
 
 class ReviewKd(Options):
     """Chen et al., CVPR 2021 (arXiv:2104.09044): the student's deep stages review the teacher's shallow ones."""
@@ -139,7 +145,13 @@ class ReviewKd(Options):
         description="Shallow to deep, the classifier's input last. Default: the ends of the stages (of the teacher "
         "before their ReLU), then the classifiers' inputs.",
     )
-    mid_channels: int = Field(default=512, ge=1, le=4096, description="Width of the fusion blocks (the authors' code).")
+    mid_channels: int = Field(
+        default=512,
+        ge=1,
+        le=4096,
+        description="The fusion blocks are at most so wide, and never wider than the student's embedding (the authors' "
+        "code).",
+    )
     warmup_epochs: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
         description="The loss grows linearly over so many epochs. Default: 20 of 240, as the authors' code.",
