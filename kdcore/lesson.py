@@ -27,6 +27,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What an objective has to see beyond logits: a scheme asks its models for it."""
+
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    teacher_layers: tuple[str, ...] = ()
+    """Modules of the teacher that are read before the first step."""
+    input_gradient: bool = False
+
+
+@dataclass(frozen=True)
 class View:
     """What one model makes of a batch."""
 
@@ -56,4 +67,7 @@ class Round:
     """All that one step learns from."""
 
     views: tuple[View, ...]
+    """Graded on the labels; the student's comes first."""
+    labels: Tensor
+    """What the views are graded on: the batch's labels, or what a teacher says where those are unknown."""
     lessons: tuple[Lesson, ...] = ()

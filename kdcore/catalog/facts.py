@@ -15,6 +15,8 @@ class DatasetFacts(Facts):
     """What an inspection saw in a data set, or what is published about a named one."""
 
     kind: Literal["arrays", "folders", "named"]
+    labelled: bool = True
+    """False for images alone, which can be distilled onto but not measured on: no classes, no test split."""
     num_classes: int
     class_names: list[str]
     channels: int
@@ -98,15 +100,35 @@ class NamedDataset(Facts):
     licence: str
 
 
+Need = Literal[
+    "logits", "labels", "maps", "embedding", "preactivations", "batch_norm", "input_gradient", "sample_index"
+]
+TapKind = Literal["none", "embedding", "last_stage", "middle_stage", "stages", "preactivations", "margins", "review"]
+
+
 class MethodFacts(Facts):
-    """What a method is, and what it needs of a job."""
+    """What a method is, what it needs of a job, and the weights that it has where a job names none."""
 
     name: str
     title: str
     paper: str
+    family: Literal["reference", "response", "features", "relations", "schemes"]
     matches: str
     """What of the teacher the student is asked to match."""
-    needs_teacher: bool
-    uses_temperature: bool
-    scheme: str
+    scheme: Literal["alone", "offline", "mutual", "ensemble", "exits", "generations"]
+    """Who teaches whom."""
+    teacher: Literal["required", "optional", "none"]
+    needs: list[Need]
+    """What it looks at."""
+    taps: TapKind = "none"
+    """Which activations it takes where a job names none."""
+    alpha: float
+    beta: float | None
+    """None where there is no distillation loss."""
+    temperature: float | None
+    """None where there is none to choose."""
+    defaults_from: str
+    """Whose weights, temperature and options the defaults are."""
+    owns: str = "nothing"
+    """What is trained beside the student and never exported."""
     cost: str

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Objective(nn.Module, ABC):
 
     def build(self, lesson: Lesson) -> None:  # Most objectives own nothing.
         """Make what the objective owns to the measure of a first lesson, seen in eval mode and without gradients."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self.student_taps, self.teacher_taps, self.teacher_layers, self.needs_input_gradient)
 
     @abstractmethod
     def forward(self, lesson: Lesson) -> Tensor: ...

@@ -1,9 +1,11 @@
 """The job spec: its vocabulary, how a body is read, the rules between its fields, and its defaults spelled out."""
 
+from kdcore.spec.fitting import fit, images_to_train_on
+from kdcore.spec.known import Known
 from kdcore.spec.methods import Kd, Method, Pair, Supervised
 from kdcore.spec.reading import Partial, as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
-from kdcore.spec.rules import Named, fit, references
+from kdcore.spec.rules import Named, references
 from kdcore.spec.vocabulary import (
     AdamW,
     Augmentation,
@@ -24,6 +26,7 @@ from kdcore.spec.vocabulary import (
     Student,
     Teacher,
     Training,
+    Unlabelled,
 )
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Dataset",
     "JobSpec",
     "Kd",
+    "Known",
     "Method",
     "Mix",
     "Mixup",
@@ -52,8 +56,10 @@ __all__ = [
     "Supervised",
     "Teacher",
     "Training",
+    "Unlabelled",
     "as_typed",
     "fit",
+    "images_to_train_on",
     "parse",
     "preprocessing",
     "read",

@@ -43,7 +43,8 @@ def read(body: Any) -> tuple[JobSpec | None, Partial, list[Fault]]:
         faults: list[Fault] = []
     except ValidationError as error:
         spec = None
-        faults = [_fault(detail, body) for detail in error.errors(include_url=False)]
+        details = [detail for detail in error.errors(include_url=False) if not _follows(detail)]
+        faults = _once(_fault(detail, body) for detail in details)
     partial = _readable(body)
     faults += as_typed(rules(partial), body)
     return (None if faults else spec), partial, faults
@@ -60,10 +61,28 @@ def _typed(pointer: str, body: Any) -> str:
         if not isinstance(body, dict | list):
             break
         path += f"/{step}"
-        body = body.get(step) if isinstance(body, dict) else None
+        body = body.get(step) if isinstance(body, dict) else _item(body, step)
         if body is None:
             return pointer
     return path
+
+
+def _item(body: list[Any], step: str) -> Any:
+    return body[int(step)] if step.isdigit() and int(step) < len(body) else None
+
+
+def _follows(detail: ErrorDetails) -> bool:
+    """A list with a bad item is called too short as well, by as many items as are bad."""
+    return detail["type"] == "too_short" and len(detail["input"]) > detail["ctx"]["actual_length"]
+
+
+def _once(faults: Iterable[Fault]) -> list[Fault]:
+    """One plain value may stand for two fields: a fault of both is told once."""
+    seen: list[Fault] = []
+    for fault in faults:
+        if fault not in seen:
+            seen.append(fault)
+    return seen
 
 
 def _readable(body: dict[str, Any]) -> Partial:
@@ -125,16 +144,23 @@ def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[Base
             path.append(step)
             here = here[step] if is_field else None
             if position < last:
-                annotation = _annotation(model, step)
+                annotation = _annotation(annotation, model, step)
         else:
             annotation = next((m for m in _models(annotation) if _tag(m) == step), annotation)
     return path, _model(annotation), here
 
 
-def _annotation(model: type[BaseModel] | None, step: str | int) -> Any:
-    if model is None or not isinstance(step, str) or step not in model.model_fields:
-        return None
-    return model.model_fields[step].annotation
+def _annotation(annotation: Any, model: type[BaseModel] | None, step: str | int) -> Any:
+    """What stands at a step: a field of the model, or an item of the list."""
+    if isinstance(step, int):
+        return _item_type(annotation)
+    return model.model_fields[step].annotation if model is not None and step in model.model_fields else None
+
+
+def _item_type(annotation: Any) -> Any:
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
+    return next(filter(None, map(_item_type, get_args(annotation))), None)
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:

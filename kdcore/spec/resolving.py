@@ -1,7 +1,11 @@
-"""Spell out every default, once the data and the teacher are known. Resolving twice changes nothing."""
+"""Spell out every default, once all that a spec names is known. Resolving twice changes nothing."""
 
-from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec.methods import Kd
+from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
+from kdcore.spec import weights
+from kdcore.spec.fitting import teacher_network
+from kdcore.spec.known import Known
+from kdcore.spec.methods import Byot, Method, Ofd
+from kdcore.spec.tapping import choose, margins, takes_taps
 from kdcore.spec.vocabulary import (
     Augmentation,
     CropFlip,
@@ -11,22 +15,30 @@ from kdcore.spec.vocabulary import (
     Preprocessing,
     RandomResizedCrop,
     Schedule,
+    Student,
     Teacher,
     Training,
 )
 
+EPOCHS_AS_PUBLISHED = {"warmup_epochs": (20, 240), "pretraining_epochs": (30, 240), "rampup_epochs": (80, 300)}
+"""So many epochs, of so many: scaled to the epochs that a job asks for."""
 
-def resolve(spec: JobSpec, dataset: DatasetFacts, teacher: ModelFacts | None) -> JobSpec:
-    """The spec with nothing left to guess; `teacher` is None without one, or where only a download will tell."""
-    temperature, alpha, beta = _weights(spec)
-    of_student = spec.student.preprocessing or preprocessing(None, dataset)
+
+def resolve(spec: JobSpec, known: Known) -> JobSpec:
+    """The spec with nothing left to guess, but for what only a download will tell."""
+    dataset = known.dataset
+    assert dataset is not None, "a spec is resolved against data"
+    methods = _methods(spec, known)
+    temperature = spec.temperature if spec.temperature is not None else weights.temperature(spec.methods)
     return spec.model_copy(
         update={
+            "method": methods if isinstance(spec.method, tuple) else methods[0],
             "temperature": temperature,
-            "alpha": alpha,
-            "beta": beta,
-            "teacher": spec.teacher and _teacher(spec.teacher, teacher, dataset),
-            "student": spec.student.model_copy(update={"preprocessing": of_student}),
+            "alpha": _given(spec.alpha, weights.alpha(spec.methods)),
+            "beta": spec.beta if spec.beta is not None else weights.beta(spec.methods),
+            "teacher": _teachers(spec, known),
+            "assistants": tuple(_student(assistant, dataset) for assistant in spec.assistants),
+            "student": _students(spec, dataset),
             "training": _training(spec.training, dataset),
         }
     )
@@ -39,20 +51,57 @@ def preprocessing(model: ModelFacts | None, dataset: DatasetFacts) -> Preprocess
     return Preprocessing(mean=tuple(dataset.mean), std=tuple(dataset.std))
 
 
-def _weights(spec: JobSpec) -> tuple[float | None, float | None, float | None]:
-    """Temperature, alpha and beta; None where the method has no use for them."""
-    if not isinstance(spec.method, Kd):
-        return None, _given(spec.alpha, 1.0), None
-    standardized = spec.method.standardize
-    temperature = None if spec.method.form == "logits_l2" else _given(spec.temperature, 2.0 if standardized else 4.0)
-    return temperature, _given(spec.alpha, 0.1), _given(spec.beta, 9.0 if standardized else 0.9)
+def _methods(spec: JobSpec, known: Known) -> tuple[Method, ...]:
+    fields = {name: getattr(spec, name) for name in ("teacher", "student")}
+    student, teacher = known.network(spec.students[0].architecture), teacher_network(fields, known)
+    methods = weights.weigh(spec.methods) if isinstance(spec.method, tuple) and len(spec.methods) > 1 else spec.methods
+    return tuple(_at_taps(_in_epochs(method, spec.training.epochs), student, teacher) for method in methods)
 
 
-def _teacher(asked: Teacher, facts: ModelFacts | None, dataset: DatasetFacts) -> Teacher:
-    if facts is None:
-        return asked
-    own = asked.preprocessing or preprocessing(facts, dataset)
-    return asked.model_copy(update={"architecture": facts.architecture, "preprocessing": own})
+def _in_epochs(method: Method, epochs: int) -> Method:
+    """Stages and warm-ups in epochs of this job; a stage has one at least."""
+    update = {}
+    for name, (published, of) in EPOCHS_AS_PUBLISHED.items():
+        if getattr(method, name, 0) is None and (name != "pretraining_epochs" or weights.is_staged(method)):
+            update[name] = max(round(epochs * published / of), int(name == "pretraining_epochs"))
+    return method.model_copy(update=update)
+
+
+def _at_taps(method: Method, student: ArchitectureFacts | None, teacher: ArchitectureFacts | None) -> Method:
+    if isinstance(method, Byot) and method.exits is None and student is not None:
+        return method.model_copy(update={"exits": tuple(student.taps[:-1])})
+    if not takes_taps(method) or method.pairs or student is None or teacher is None:
+        return method
+    pairs = choose(method, student, teacher)
+    if not pairs:
+        return method
+    tapped = method.at(pairs)
+    return tapped.model_copy(update={"margins": margins(pairs, teacher)}) if isinstance(method, Ofd) else tapped
+
+
+def _teachers(spec: JobSpec, known: Known) -> Teacher | tuple[Teacher, ...] | None:
+    if isinstance(spec.teacher, tuple):
+        return tuple(_teacher(one, f"/teacher/{at}", known, len(spec.teacher)) for at, one in enumerate(spec.teacher))
+    return spec.teacher and _teacher(spec.teacher, "/teacher", known, 1)
+
+
+def _teacher(asked: Teacher, pointer: str, known: Known, of: int) -> Teacher:
+    update: dict[str, object] = {"weight": _given(asked.weight, 1.0)} if of > 1 else {}
+    facts = known.teachers.get(pointer)
+    if facts is not None and known.dataset is not None:
+        update["preprocessing"] = asked.preprocessing or preprocessing(facts, known.dataset)
+        update["architecture"] = None if asked.program is not None else facts.architecture
+    return asked.model_copy(update=update)
+
+
+def _students(spec: JobSpec, dataset: DatasetFacts) -> Student | tuple[Student, ...]:
+    if isinstance(spec.student, tuple):
+        return tuple(_student(one, dataset) for one in spec.student)
+    return _student(spec.student, dataset)
+
+
+def _student(asked: Student, dataset: DatasetFacts) -> Student:
+    return asked.model_copy(update={"preprocessing": asked.preprocessing or preprocessing(None, dataset)})
 
 
 def _training(training: Training, dataset: DatasetFacts) -> Training:

@@ -1,18 +1,22 @@
-"""What the fields of a spec say about each other, about the data and about the teacher.
+"""What the fields of a spec say about each other.
 
 Each rule looks only at fields that could be read, so that one bad field hides no other fault.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from kdcore.catalog import METHODS, ArchitectureFacts, DatasetFacts, ModelFacts
+from kdcore.catalog import METHODS, UnknownName, architecture
 from kdcore.errors import Fault
-from kdcore.spec.methods import Kd, Method
-from kdcore.spec.vocabulary import Dataset, Multistep, Preprocessing, Student, Teacher, Training
+from kdcore.spec.methods import Attention, BornAgain, FitNet, Kd, Method, Ofd, OnLogits
+from kdcore.spec.tapping import takes_taps
+from kdcore.spec.vocabulary import Dataset, Multistep, Student, Teacher, Training, Unlabelled
+from kdcore.spec.weights import is_staged, uses_temperature
 
 Fields = Mapping[str, Any]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,44 @@ class Named:
 def references(fields: Fields) -> list[Named]:
     """What must be looked up before the spec can be accepted."""
     found = []
-    dataset, teacher, baseline = fields.get("dataset"), fields.get("teacher"), fields.get("baseline")
+    dataset, unlabelled, baseline = fields.get("dataset"), fields.get("unlabelled"), fields.get("baseline")
     if isinstance(dataset, Dataset):
         found.append(Named("/dataset", "dataset", dataset.source))
-    if isinstance(teacher, Teacher):
-        found.append(Named("/teacher/checkpoint", "teacher", teacher.checkpoint))
+    if isinstance(unlabelled, Unlabelled):
+        found.append(Named("/unlabelled", "dataset", unlabelled.source))
+    for pointer, teacher in teachers(fields):
+        for name in ("checkpoint", "program"):
+            if getattr(teacher, name) is not None:
+                found.append(Named(f"{pointer}/{name}", "teacher", getattr(teacher, name)))
     if isinstance(baseline, str) and baseline.startswith("job:"):
         found.append(Named("/baseline", "baseline", baseline))
     return found
+
+
+def methods(fields: Fields) -> list[tuple[str, Method]]:
+    """Each method with its pointer."""
+    return _each("/method", fields.get("method"))
+
+
+def teachers(fields: Fields) -> list[tuple[str, Teacher]]:
+    """Each teacher with its pointer."""
+    return _each("/teacher", fields.get("teacher"))
+
+
+def students(fields: Fields) -> list[tuple[str, Student]]:
+    """Each student with its pointer; the first is the one that the job is about."""
+    return _each("/student", fields.get("student"))
+
+
+def assistants(fields: Fields) -> list[tuple[str, Student]]:
+    """Each assistant with its pointer."""
+    return _each("/assistants", fields.get("assistants"))
+
+
+def _each(pointer: str, given: T | tuple[T, ...] | None) -> list[tuple[str, T]]:
+    if isinstance(given, tuple):
+        return [(f"{pointer}/{position}", one) for position, one in enumerate(given)]
+    return [] if given is None else [(pointer, given)]
 
 
 def rules(fields: Fields) -> list[Fault]:
@@ -42,59 +76,214 @@ def rules(fields: Fields) -> list[Fault]:
     return [fault for rule in _RULES for fault in rule(fields)]
 
 
-def fit(
-    fields: Fields,
-    dataset: DatasetFacts | None,
-    teacher: ModelFacts | None,
-    student: ArchitectureFacts | None,
-) -> list[Fault]:
-    """What of teacher and student does not fit the data; None stands for what could not be looked up."""
-    if dataset is None:
-        return []
-    faults = [
-        *_channels(dataset, fields.get("teacher"), "/teacher"),
-        *_channels(dataset, fields.get("student"), "/student"),
-    ]
-    if teacher is not None:
-        faults += _teacher_fit(dataset, teacher, fields)
-    if student is not None:
-        faults += _architecture_fit(dataset, student, "/student/architecture")
-    training = fields.get("training")
-    if isinstance(training, Training):
-        faults += _enough_images(dataset, training)
-    return faults
+def _lists_are_not_empty(fields: Fields) -> Iterator[Fault]:
+    for name in ("method", "teacher", "student"):
+        if fields.get(name) == ():
+            yield Fault(f"/{name}", "a list names one or more", "too_short", "at least 1 long", 0)
+
+
+def _methods_go_together(fields: Fields) -> Iterator[Fault]:
+    named = methods(fields)
+    if len(named) == 1 and named[0][1].weight is not None:
+        pointer, method = named[0]
+        yield Fault(
+            f"{pointer}/weight",
+            "a method that stands alone is weighed by beta",
+            "unused",
+            "leave it out",
+            method.weight,
+        )
+    if len(named) < 2:
+        return
+    schemes = [method for _, method in named if METHODS[method.name].scheme != "offline"]
+    for pointer, method in named:
+        facts = METHODS[method.name]
+        if facts.scheme == "alone":
+            yield Fault(pointer, f"{method.name!r} teaches nothing that could be added", "not_allowed", got=method.name)
+        elif method in schemes[1:]:
+            text = f"a job has one scheme, and {schemes[0].name!r} is one already"
+            yield Fault(pointer, text, "not_allowed", got=method.name)
+        elif schemes and method is not schemes[0]:
+            yield from _added_to(schemes[0], method, pointer, fields)
+
+
+def _added_to(scheme: Method, method: Method, pointer: str, fields: Fields) -> Iterator[Fault]:
+    """Peers, branches and exits teach each other by one loss, which can own no parameters for each pair of them."""
+    if isinstance(method, OnLogits) or isinstance(scheme, BornAgain):
+        return
+    if scheme.name != "dml":
+        text = f"{scheme.name!r} compares parts of one network by their logits; {method.name!r} looks at activations"
+        yield Fault(pointer, text, "not_allowed", "a method on logits", method.name)
+    elif METHODS[method.name].owns != "nothing" or is_staged(method) or not takes_taps(method):
+        text = f"{method.name!r} would need parts or stages of its own for each pair of students"
+        yield Fault(pointer, text, "not_allowed", "a method that owns nothing", method.name)
+    elif len({student.architecture for _, student in students(fields)}) > 1:
+        text = f"{method.name!r} compares activations: among students of different architectures it has no common taps"
+        yield Fault(pointer, text, "not_allowed", "students of one architecture", method.name)
 
 
 def _teacher_is_needed(fields: Fields) -> Iterator[Fault]:
-    method = _method(fields)
-    if method is None or "teacher" not in fields:
+    named = methods(fields)
+    if not named or "teacher" not in fields or fields["teacher"] == ():
         return
-    needed = METHODS[method.name].needs_teacher
-    if needed and fields["teacher"] is None:
-        yield Fault("/teacher", f"the method {method.name!r} needs a teacher", "missing", "an object with a checkpoint")
-    if not needed and fields["teacher"] is not None:
-        yield Fault("/teacher", f"the method {method.name!r} has no use for a teacher", "unused", "leave it out")
+    scheme = scheme_of(fields)
+    names = " + ".join(repr(method.name) for _, method in named)
+    if scheme in ("offline", "generations"):
+        required = [method.name for _, method in named if METHODS[method.name].teacher == "required"]
+        if fields["teacher"] is None and required:
+            text = f"the method {required[0]!r} needs a teacher"
+            yield Fault("/teacher", text, "missing", "an object with a checkpoint")
+    elif fields["teacher"] is not None:
+        yield Fault("/teacher", f"the method {names} has no use for a teacher", "unused", "leave it out")
+
+
+def _each_teacher_is_one_file(fields: Fields) -> Iterator[Fault]:
+    for pointer, teacher in teachers(fields):
+        if teacher.checkpoint is None and teacher.program is None:
+            yield Fault(f"{pointer}/checkpoint", "a teacher is a checkpoint or a program", "missing")
+        if teacher.checkpoint is not None and teacher.program is not None:
+            yield Fault(f"{pointer}/program", "a teacher is a checkpoint or a program, not both", "unused")
+        if teacher.program is not None and teacher.architecture is not None:
+            text = "a program holds its own network"
+            yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
+        bare = teacher.checkpoint is not None and teacher.checkpoint.startswith("blob:")
+        if bare and teacher.architecture is None:
+            yield Fault(f"{pointer}/architecture", "a bare file does not say which network it belongs to", "missing")
+
+
+def _several_teachers_teach_by_probabilities(fields: Fields) -> Iterator[Fault]:
+    given = teachers(fields)
+    if len(given) == 1 and given[0][1].weight is not None:
+        pointer, teacher = given[0]
+        yield Fault(f"{pointer}/weight", "there is only one teacher", "unused", "leave it out", teacher.weight)
+    if len(given) < 2:
+        return
+    for pointer, method in methods(fields):
+        if not isinstance(method, OnLogits):
+            text = f"several teachers have no common activations; {method.name!r} needs one teacher"
+            yield Fault("/teacher", text, "not_allowed", "one teacher", len(given))
+        elif isinstance(method, Kd) and method.form == "logits_l2":
+            text = "of several teachers the probabilities are averaged, which leaves no logits to match"
+            yield Fault(
+                f"{pointer}/form", text, "not_allowed", ["kl", "cross_entropy", "probabilities_l2"], method.form
+            )
+
+
+def _programs_have_no_taps(fields: Fields) -> Iterator[Fault]:
+    for pointer, teacher in teachers(fields):
+        for _, method in methods(fields):
+            if teacher.program is not None and takes_taps(method):
+                text = f"a program teaches by its logits alone; {method.name!r} needs its activations"
+                yield Fault(f"{pointer}/program", text, "not_allowed", "a checkpoint")
+
+
+def _students_fit_the_scheme(fields: Fields) -> Iterator[Fault]:
+    named, scheme = students(fields), scheme_of(fields)
+    if not named or scheme is None:
+        return
+    if scheme == "mutual" and len(named) < 2:
+        yield Fault("/student", "'dml' trains several students", "too_short", "a list of two or more", len(named))
+    if scheme != "mutual" and len(named) > 1:
+        yield Fault("/student", "only 'dml' trains several students", "not_allowed", "one student", len(named))
+    pointer, first = named[0]
+    try:
+        facts = architecture(first.architecture)
+    except UnknownName:
+        return
+    if scheme == "ensemble" and facts.source != "kdcore":
+        text = f"'one' cuts the student before its last stage; {facts.name} has no known cut"
+        yield Fault(f"{pointer}/architecture", text, "not_allowed", "one of the field's networks", facts.name)
+
+
+def _assistants_stand_between(fields: Fields) -> Iterator[Fault]:
+    if not fields.get("assistants"):
+        return
+    scheme = scheme_of(fields)
+    if scheme is not None and scheme != "offline":
+        text = "assistants stand between a trained teacher and one student"
+        yield Fault("/assistants", text, "unused", "leave it out")
+    for pointer, method in methods(fields):
+        if takes_taps(method):
+            text = f"a chain teaches by logits: the taps of {method.name!r} would differ from link to link"
+            yield Fault(pointer, text, "not_allowed", "a method on logits", method.name)
+
+
+def _unlabelled_images_are_taught(fields: Fields) -> Iterator[Fault]:
+    unlabelled, training = fields.get("unlabelled"), fields.get("training")
+    scheme, named = scheme_of(fields), methods(fields)
+    if not isinstance(unlabelled, Unlabelled) or scheme is None:
+        return
+    if scheme != "offline":
+        yield Fault("/unlabelled", "only a trained teacher can say what is in unlabelled images", "unused")
+    if isinstance(training, Training) and training.mix is not None:
+        text = "images of unknown labels cannot be mixed with others"
+        yield Fault("/training/mix", text, "not_allowed", "null", training.mix.name)
+    if unlabelled.labels == "teacher":
+        return
+    for _, method in named:
+        if _needs_labels(method):
+            text = f"{method.name!r} compares at a label; let the teacher's answers stand in"
+            yield Fault("/unlabelled/labels", text, "not_allowed", ["teacher"], unlabelled.labels)
+    if not unlabelled.labelled_too and (fields.get("beta") == 0 or all(is_staged(method) for _, method in named)):
+        yield Fault(
+            "/unlabelled/labels", "without labels and distillation nothing is learned", "not_allowed", ["teacher"]
+        )
+
+
+def _mixed_images_have_no_one_label(fields: Fields) -> Iterator[Fault]:
+    training = fields.get("training")
+    if not isinstance(training, Training) or training.mix is None:
+        return
+    for _, method in methods(fields):
+        if _needs_labels(method) and METHODS[method.name].scheme != "alone":
+            text = f"{method.name!r} looks at one label (or one row) for each image; mixed images have two"
+            yield Fault("/training/mix", text, "not_allowed", "null", training.mix.name)
+
+
+def _needs_labels(method: Method) -> bool:
+    by_gradient = isinstance(method, Attention) and method.mapping == "gradient"
+    return by_gradient or "labels" in METHODS[method.name].needs
 
 
 def _temperature_is_used(fields: Fields) -> Iterator[Fault]:
-    method, temperature = _method(fields), fields.get("temperature")
-    if method is None or temperature is None:
+    named, temperature = methods(fields), fields.get("temperature")
+    if not named or temperature is None or any(uses_temperature(method) for _, method in named):
         return
-    if not METHODS[method.name].uses_temperature:
-        yield Fault(
-            "/temperature", f"the method {method.name!r} has no temperature", "unused", "leave it out", temperature
-        )
-    elif isinstance(method, Kd) and method.form == "logits_l2":
-        yield Fault("/temperature", "the form 'logits_l2' has no temperature", "unused", "leave it out", temperature)
+    method = named[0][1]
+    text = f"the method {method.name!r} has no temperature"
+    if isinstance(method, Kd):
+        text = f"the form {method.form!r} has no temperature"
+    yield Fault("/temperature", text, "unused", "leave it out", temperature)
+
+
+def _stages_are_used(fields: Fields) -> Iterator[Fault]:
+    for pointer, method in methods(fields):
+        epochs = getattr(method, "pretraining_epochs", None)
+        if isinstance(method, FitNet) and method.stages == "joint" and epochs is not None:
+            text = "a joint training has no stage of its own"
+            yield Fault(f"{pointer}/pretraining_epochs", text, "unused", "leave it out", epochs)
+
+
+def _taps_are_used(fields: Fields) -> Iterator[Fault]:
+    for pointer, method in methods(fields):
+        if isinstance(method, Attention) and method.mapping == "gradient" and method.taps is not None:
+            yield Fault(f"{pointer}/taps", "the gradient is taken at the image", "unused", "leave it out")
+        if isinstance(method, Ofd) and method.taps is not None and method.margins is None:
+            text = "taps that are named need the teacher's batch norms, one each"
+            yield Fault(f"{pointer}/margins", text, "missing", f"{len(method.taps)} paths")
+        if isinstance(method, Ofd) and method.margins is not None and len(method.margins) != len(method.taps or ()):
+            text = "one batch norm for each tap"
+            yield Fault(f"{pointer}/margins", text, "not_allowed", len(method.taps or ()), len(method.margins))
 
 
 def _weights_mean_something(fields: Fields) -> Iterator[Fault]:
-    method, alpha, beta = _method(fields), fields.get("alpha"), fields.get("beta")
-    if method is None:
+    named, alpha, beta = methods(fields), fields.get("alpha"), fields.get("beta")
+    if not named:
         return
-    if not METHODS[method.name].needs_teacher:
+    name = named[0][1].name
+    if scheme_of(fields) == "alone":
         if beta is not None:
-            yield Fault("/beta", f"the method {method.name!r} has no distillation loss", "unused", "leave it out", beta)
+            yield Fault("/beta", f"the method {name!r} has no distillation loss", "unused", "leave it out", beta)
         if alpha == 0:
             yield Fault("/alpha", "with alpha 0 there is nothing to learn from", "not_allowed", "> 0", alpha)
     elif alpha == 0 and beta == 0:
@@ -102,15 +291,9 @@ def _weights_mean_something(fields: Fields) -> Iterator[Fault]:
 
 
 def _baseline_means_something(fields: Fields) -> Iterator[Fault]:
-    method, baseline = _method(fields), fields.get("baseline")
-    if method is not None and baseline not in (None, "none") and not METHODS[method.name].needs_teacher:
+    baseline = fields.get("baseline")
+    if baseline not in (None, "none") and scheme_of(fields) == "alone":
         yield Fault("/baseline", "without a teacher the student is its own baseline", "unused", ["none"], baseline)
-
-
-def _teacher_says_its_architecture(fields: Fields) -> Iterator[Fault]:
-    teacher = fields.get("teacher")
-    if isinstance(teacher, Teacher) and teacher.architecture is None and teacher.checkpoint.startswith("blob:"):
-        yield Fault("/teacher/architecture", "a bare file does not say which network it belongs to", "missing")
 
 
 def _schedule_fits_epochs(fields: Fields) -> Iterator[Fault]:
@@ -143,68 +326,27 @@ def _crop_ranges_rise(fields: Fields) -> Iterator[Fault]:
 
 
 _RULES: tuple[Callable[[Fields], Iterator[Fault]], ...] = (
+    _lists_are_not_empty,
+    _methods_go_together,
     _teacher_is_needed,
+    _each_teacher_is_one_file,
+    _several_teachers_teach_by_probabilities,
+    _programs_have_no_taps,
+    _students_fit_the_scheme,
+    _assistants_stand_between,
+    _unlabelled_images_are_taught,
+    _mixed_images_have_no_one_label,
     _temperature_is_used,
+    _stages_are_used,
+    _taps_are_used,
     _weights_mean_something,
     _baseline_means_something,
-    _teacher_says_its_architecture,
     _schedule_fits_epochs,
     _crop_ranges_rise,
 )
 
 
-def _teacher_fit(dataset: DatasetFacts, teacher: ModelFacts, fields: Fields) -> Iterator[Fault]:
-    asked = fields.get("teacher")
-    named = asked.architecture if isinstance(asked, Teacher) else None
-    if named is not None and named != teacher.architecture:
-        yield _mismatch(
-            "/teacher/architecture", f"the checkpoint is a {teacher.architecture}", teacher.architecture, named
-        )
-    if teacher.num_classes != dataset.num_classes:
-        text = f"the teacher tells {teacher.num_classes} classes apart, the data set has {dataset.num_classes}"
-        yield _mismatch("/teacher/checkpoint", text, dataset.num_classes, teacher.num_classes)
-    elif teacher.class_names and teacher.class_names != dataset.class_names:
-        text = "the teacher's classes are named or ordered otherwise than the data set's"
-        yield _mismatch("/teacher/checkpoint", text, dataset.class_names[:10], teacher.class_names[:10])
-    if teacher.channels != dataset.channels:
-        text = f"the teacher takes images of {teacher.channels} channels, the data set has {dataset.channels}"
-        yield _mismatch("/teacher/checkpoint", text, dataset.channels, teacher.channels)
-
-
-def _architecture_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
-    if facts.channels not in ("any", dataset.channels):
-        text = f"{facts.name} takes images of {facts.channels} channels, the data set has {dataset.channels}"
-        yield Fault(pointer, text, "not_allowed", None, facts.name)
-    if min(dataset.image_size) < facts.min_image:
-        height, width = dataset.image_size
-        text = f"{facts.name} needs images of at least {facts.min_image} pixels, the data set has {height} x {width}"
-        yield Fault(pointer, text, "not_allowed", None, facts.name)
-    if facts.max_image is not None and max(dataset.image_size) > facts.max_image:
-        height, width = dataset.image_size
-        text = f"{facts.name} takes images of {facts.max_image} pixels at most, the data set has {height} x {width}"
-        yield Fault(pointer, text, "not_allowed", None, facts.name)
-
-
-def _channels(dataset: DatasetFacts, model: Teacher | Student | None, pointer: str) -> Iterator[Fault]:
-    preprocessing: Preprocessing | None = model.preprocessing if model is not None else None
-    if preprocessing is None:
-        return
-    for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
-        if len(values) != dataset.channels:
-            text = f"one number for each of the data set's {dataset.channels} channels"
-            yield Fault(f"{pointer}/preprocessing/{name}", text, "not_allowed", dataset.channels, len(values))
-
-
-def _enough_images(dataset: DatasetFacts, training: Training) -> Iterator[Fault]:
-    left = dataset.train - round(dataset.train * training.validation_fraction)
-    if training.batch_size > left:
-        text = f"{left} training images are left after validation, fewer than one batch"
-        yield Fault("/training/batch_size", text, "not_allowed", f"≤ {left}", training.batch_size)
-
-
-def _mismatch(pointer: str, message: str, allowed: Any, got: Any) -> Fault:
-    return Fault(pointer, message, "teacher_mismatch", allowed, got)
-
-
-def _method(fields: Fields) -> Method | None:
-    return fields.get("method")
+def scheme_of(fields: Fields) -> str | None:
+    """Who teaches whom: what the one method that is more than an objective says."""
+    schemes = [METHODS[method.name].scheme for _, method in methods(fields)]
+    return next((scheme for scheme in schemes if scheme != "offline"), schemes[0] if schemes else None)

@@ -7,13 +7,17 @@ A plain name stands for an object that holds only that name: `"method": "kd"` is
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from kdcore.catalog import architecture
 from kdcore.spec.base import Vocabulary, named
 from kdcore.spec.methods import Method
 
 TEACHER_REFERENCES = ("model:", "job:", "blob:sha256:", "weights:", "file:")
+
+
+def _single_or_several(given: Any) -> str:
+    return "several" if isinstance(given, list | tuple) else "single"
 
 
 def _known_architecture(name: str) -> str:
@@ -53,9 +57,17 @@ class Dataset(Vocabulary):
 
 
 class Teacher(Vocabulary):
-    checkpoint: Reference = Field(
+    """A trained network that teaches: a checkpoint of a known architecture, or a program of any."""
+
+    checkpoint: Reference | None = Field(
+        default=None,
         description="model:<name or id>, job:<id> (its student), blob:sha256:<hex>, weights:<torchvision weights>, "
-        "or, for the engine by hand, file:<path>."
+        "or, for the engine by hand, file:<path>.",
+    )
+    program: Annotated[str, Field(pattern=r"^(blob:sha256:|file:).+$")] | None = Field(
+        default=None,
+        description="In the place of a checkpoint: blob:sha256:<hex> (or file:<path>) of a torch.export program (.pt2) "
+        "that answers normalised images with logits. It teaches by them alone: it has no taps.",
     )
     architecture: Architecture | None = Field(
         default=None, description="May be left out where the checkpoint says it: model:, job: and weights:."
@@ -63,11 +75,31 @@ class Teacher(Vocabulary):
     preprocessing: Preprocessing | None = Field(
         default=None, description="Default: the checkpoint's own where it says one, else the data's mean and std."
     )
+    weight: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None, description="Among several teachers: its share in the averaged probabilities. Default: equal."
+    )
 
 
 class Student(Vocabulary):
     architecture: Architecture
     preprocessing: Preprocessing | None = Field(default=None, description="Default: the data's mean and std.")
+
+
+class Unlabelled(Vocabulary):
+    """Images whose labels nobody knows, or looks at: the teacher's answers are what is learned from them."""
+
+    source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
+        description="As a data set's source: the training images of a registered or built-in set, blob:sha256:<hex>, "
+        "or file:<path>; it need hold no labels."
+    )
+    labels: Literal["teacher", "none"] = Field(
+        default="teacher",
+        description="What stands in for their labels. teacher: the class that it finds most likely (Kim & Rush 2016, "
+        "arXiv:1606.07947). none: nothing; only the distillation loss sees them.",
+    )
+    labelled_too: bool = Field(
+        default=True, description="Whether the data set's own labelled images are trained on too."
+    )
 
 
 class Sgd(Vocabulary):
@@ -183,6 +215,25 @@ class Training(Vocabulary):
     checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between resumable states.")
 
 
+OneStudent = Annotated[Student, named("architecture")]
+
+# Told apart by their JSON type, so that a fault names fields of what was meant and of nothing else.
+OneOrSeveralTeachers = Annotated[
+    Annotated[Teacher, Tag("single")]
+    | Annotated[tuple[Teacher, ...], Field(min_length=1, max_length=16), Tag("several")],
+    Discriminator(_single_or_several),
+]
+OneOrSeveralStudents = Annotated[
+    Annotated[OneStudent, Tag("single")]
+    | Annotated[tuple[OneStudent, ...], Field(min_length=1, max_length=8), Tag("several")],
+    Discriminator(_single_or_several),
+]
+OneOrSeveralMethods = Annotated[
+    Annotated[Method, Tag("single")] | Annotated[tuple[Method, ...], Field(min_length=1, max_length=8), Tag("several")],
+    Discriminator(_single_or_several),
+]
+
+
 class JobSpec(Vocabulary):
     """One distillation: loss = alpha · cross_entropy(student, labels) + beta · distillation(student, teacher).
 
@@ -191,17 +242,32 @@ class JobSpec(Vocabulary):
 
     name: str | None = Field(default=None, min_length=1, max_length=200)
     dataset: Annotated[Dataset, named("source")]
-    teacher: Teacher | None = None
-    student: Annotated[Student, named("architecture")]
-    method: Method
+    unlabelled: Annotated[Unlabelled, named("source")] | None = None
+    teacher: OneOrSeveralTeachers | None = Field(
+        default=None, description="A list's probabilities are averaged, by their weights."
+    )
+    assistants: Annotated[tuple[OneStudent, ...], Field(max_length=8)] = Field(
+        default=(),
+        description="Networks between teacher and student, largest first: each is distilled from the one before "
+        "(Mirzadeh et al., AAAI 2020, arXiv:1902.03393).",
+    )
+    student: OneOrSeveralStudents = Field(description="A list where several learn from each other (dml).")
+    method: OneOrSeveralMethods = Field(
+        description="A list is a sum: each method's loss times its weight, and beta times the sum."
+    )
     temperature: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        default=None, description="Divides both logits before the softmax. Default: 4 (CRD); 2 when standardized."
+        default=None,
+        description="Divides both logits before the softmax. Default: the method's own (GET /v1/methods), in a list that "
+        "of the first that has one.",
     )
     alpha: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
-        default=None, description="Weight of the labels' loss. Default: 0.1 for kd (CRD), 1 for supervised."
+        default=None,
+        description="Weight of the labels' loss. Default: the method's own (GET /v1/methods), in a list the first's.",
     )
     beta: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
-        default=None, description="Weight of the distillation loss. Default: 0.9 for kd (CRD); 9 when standardized."
+        default=None,
+        description="Weight of the distillation loss. Default: the method's own (GET /v1/methods); 1 for a list, whose "
+        "members have weights.",
     )
     training: Training = Training()
     baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
@@ -209,6 +275,26 @@ class JobSpec(Vocabulary):
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
         "an earlier job; by hand file:<path> of its student.safetensors.",
     )
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        return self.method if isinstance(self.method, tuple) else (self.method,)
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        if self.teacher is None:
+            return ()
+        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+    @property
+    def students(self) -> tuple[Student, ...]:
+        """The first is the one that the job is about."""
+        return self.student if isinstance(self.student, tuple) else (self.student,)
+
+    @property
+    def method_name(self) -> str:
+        """Names of all methods, as in `kd+attention`."""
+        return "+".join(method.name for method in self.methods)
 
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

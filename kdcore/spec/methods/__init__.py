@@ -55,4 +55,4 @@ __all__ = [
     "Vid",
 ]
 
-Method = Annotated[Response | Features | Relations | Schemes, Field(discriminator="name"), named("name")]
+Method = Annotated[Schemes | Response | Features | Relations, Field(discriminator="name"), named("name")]

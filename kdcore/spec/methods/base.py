@@ -1,6 +1,6 @@
 """What the options of every method share: a name, a weight among others, and taps."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -35,6 +35,17 @@ class Options(Vocabulary):
         description="Its share in a list of methods; each method's own beta where nothing is said. A method that "
         "stands alone is weighed by the job's beta.",
     )
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Its taps, shallow to deep; none where it has none, or where they are still to be chosen."""
+        tap, taps = getattr(self, "tap", None), getattr(self, "taps", None)
+        return taps or ((tap,) if tap else ())
+
+    def at(self, pairs: tuple[Pair, ...]) -> Self:
+        """The same method with these taps."""
+        update = {"taps": pairs} if "taps" in type(self).model_fields else {"tap": pairs[0]}
+        return self.model_copy(update=update)
 
 
 class OnLogits(Options):

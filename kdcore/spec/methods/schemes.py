@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdcore.spec.methods.base import OnLogits, Options
+from kdcore.spec.methods.base import OnLogits, Options, TapPath
 
 
 class Supervised(Options):
@@ -34,6 +34,9 @@ class Byot(Options):
     """Zhang et al., ICCV 2019 (arXiv:1905.08094): be your own teacher; the deepest classifier teaches earlier exits."""
 
     name: Literal["byot"] = "byot"
+    exits: Annotated[tuple[TapPath, ...], Field(max_length=16)] | None = Field(
+        default=None, description="Where the student is left early. Default: the ends of all stages but the last."
+    )
     hint_weight: float = Field(
         default=1e-5, ge=0, le=1000,
         description="Of the squared distance (a sum) to the deepest features, beside beta: beta 0.1 times 1e-5 is the paper's lambda 1e-6.",

@@ -1,0 +1,68 @@
+"""Methods that teach by the teacher's answers."""
+
+from kdcore.catalog.facts import MethodFacts
+
+_COST = "supervised plus one forward pass of the teacher a step"
+
+RESPONSE = (
+    MethodFacts(
+        name="kd",
+        title="Knowledge distillation of logits",
+        paper="Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531",
+        family="response",
+        matches="the teacher's class probabilities, softened by a temperature",
+        scheme="offline",
+        teacher="required",
+        needs=["logits"],
+        alpha=0.1,
+        beta=0.9,
+        temperature=4,
+        defaults_from="CRD's code (RepDistiller): -r 0.1 -a 0.9, T 4; standardized: the authors' beta 9, T 2",
+        cost=_COST,
+    ),
+    MethodFacts(
+        name="dkd",
+        title="Decoupled knowledge distillation",
+        paper="Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, arXiv:2203.08679",
+        family="response",
+        matches="the target class's probability, and how the rest is shared among the other classes",
+        scheme="offline",
+        teacher="required",
+        needs=["logits", "labels"],
+        alpha=1,
+        beta=1,
+        temperature=4,
+        defaults_from="the authors' code (mdistiller): CE 1, T 4, warm-up 20 of 240 epochs, beta 2 for ResNet-56 to 20",
+        cost=_COST,
+    ),
+    MethodFacts(
+        name="nkd",
+        title="Normalized knowledge distillation",
+        paper="Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, ICCV 2023, arXiv:2303.13005",
+        family="response",
+        matches="the target class's probability, and the other classes' normalised to one",
+        scheme="offline",
+        teacher="required",
+        needs=["logits", "labels"],
+        alpha=1,
+        beta=1,
+        temperature=1,
+        defaults_from="the authors' code (cls_KD): gamma 1.5, temperature 1, for ImageNet",
+        cost=_COST,
+    ),
+    MethodFacts(
+        name="dist",
+        title="Distillation from a stronger teacher",
+        paper="Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, arXiv:2205.10536",
+        family="response",
+        matches="how probabilities correlate, between the classes of a sample and within a class over the batch",
+        scheme="offline",
+        teacher="required",
+        needs=["logits"],
+        alpha=1,
+        beta=2,
+        temperature=4,
+        defaults_from="the paper's CIFAR-100 setting: both relations weighed 2, T 4",
+        cost=_COST,
+    ),
+)
