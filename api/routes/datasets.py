@@ -23,6 +23,9 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 async def register(asked: NewDataset, who: Who, db: Db, seen: Seen) -> Response:
     """Register an uploaded data set: `.npz` arrays, or an archive with one folder of pictures a class.
 
+    Arrays of `x` alone, or pictures in no class folder, are images without labels (`labelled: false`): a student can be
+    distilled onto them, but not measured on them.
+
     Every row is read first, in a process of its own; what is wrong is named by file or row.
     """
     digest = asked.blob.removeprefix("sha256:")

@@ -4,6 +4,8 @@ import hashlib
 import zipfile
 from pathlib import Path
 
+import torch
+
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.data.arrays import open_arrays
@@ -11,14 +13,14 @@ from kdcore.data.cache import cached, decoded
 from kdcore.data.digits import open_digits
 from kdcore.data.folders import open_folders
 from kdcore.data.named import open_named
-from kdcore.data.resident import Data, Images
+from kdcore.data.resident import Data, Images, joined
 from kdcore.data.source import Source, Sums
 from kdcore.data.stratified import split
 from kdcore.data.views import Views, order
 from kdcore.errors import DatasetUnreadable
 from kdcore.spec import Dataset
 
-__all__ = ["Data", "Images", "Views", "inspect", "load", "order", "split"]
+__all__ = ["Data", "Images", "Views", "inspect", "joined", "load", "load_unlabelled", "order", "split"]
 
 _FORMAT = 1
 """Part of every cache key: raise it when the same file would be decoded to other bytes."""
@@ -26,7 +28,45 @@ _BLOB = "blob:"
 
 
 def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
-    """The data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`."""
+    """The data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`.
+
+    Raises DatasetUnreadable where it has no labels: there would be nothing to measure a student on.
+    """
+    loaded = _load(dataset, path, cache)
+    if not loaded.facts.labelled:
+        raise DatasetUnreadable(
+            f"{dataset.source} holds images without labels; a student is measured on labelled ones.",
+            "Add y_train to the arrays, or put each picture in the folder of its class. Images without labels can only "
+            "be distilled onto, beside a labelled data set.",
+        )
+    return loaded
+
+
+def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: DatasetFacts) -> Images:
+    """Images to distil onto, each labelled -1: those of a file without labels, or any data set's training split with
+    its labels dropped. Raises DatasetUnreadable where they differ from `like` in channels or size."""
+    loaded = _load(dataset, path, cache)
+    _refuse_other_images(dataset.source, loaded.facts, like)
+    return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
+
+
+def _refuse_other_images(source: str, facts: DatasetFacts, like: DatasetFacts) -> None:
+    if facts.channels != like.channels:
+        raise DatasetUnreadable(
+            f"The images of {source} have {facts.channels} channels, those of the data set {like.channels}.",
+            f"Convert them to {'grey' if like.channels == 1 else 'RGB'} first.",
+        )
+    if facts.image_size != like.image_size:
+        (height, width), (wanted_height, wanted_width) = facts.image_size, like.image_size
+        square = f"Say image_size: {wanted_width} beside it." if wanted_height == wanted_width else "Resize them first."
+        raise DatasetUnreadable(
+            f"The images of {source} are {width} x {height} pixels, those of the data set "
+            f"{wanted_width} x {wanted_height}.",
+            square,
+        )
+
+
+def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
     size = dataset.image_size
     if path is None:
         return _named(dataset.source, size, cache)

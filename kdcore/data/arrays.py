@@ -1,4 +1,5 @@
-"""Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any.
+"""Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. A file of x alone (or
+of x_train) holds images without labels.
 
 Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or N × H × W; labels are integers from 0. Without
 x_test and y_test a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are
@@ -20,7 +21,7 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from kdcore.data import pictures
-from kdcore.data.source import Piece, Pixels, Source, Split, carve, require_all_classes
+from kdcore.data.source import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.stratified import Labels
 from kdcore.errors import DatasetUnreadable
 
@@ -68,6 +69,8 @@ def open_arrays(path: Path, image_size: int | None) -> Source:
 
 def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Source:
     names = {name.removesuffix(".npy") for name in archive.namelist()}
+    if names in ({"x"}, {"x_train"}):
+        return _unlabelled(path, _image_header(archive, names.pop()), image_size)
     splits = _splits(names)
     images = {split: _image_header(archive, f"x_{split}") for split in splits}
     labels = {split: _labels(archive, f"y_{split}", images[split].shape[0]) for split in splits}
@@ -96,6 +99,21 @@ def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Sourc
     )
 
 
+def _unlabelled(path: Path, images: _Images, image_size: int | None) -> Source:
+    channels, height, width = images.chw
+    none_aside = np.zeros(images.shape[0], dtype=np.bool_)
+    return Source(
+        kind="arrays",
+        class_names=(),
+        channels=channels,
+        height=image_size or height,
+        width=image_size or width,
+        labels=no_labels(images.shape[0]),
+        test_carved=False,
+        pieces=lambda: _pieces(path, {"train": images}, {"train": none_aside}, image_size),
+    )
+
+
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
     """Say what cannot be read, whatever way zip, deflate or numpy put it."""
@@ -113,7 +131,7 @@ def _splits(names: set[str]) -> tuple[Split, ...]:
         present = ", ".join(sorted(names)) or "nothing"
         raise DatasetUnreadable(
             f"The file lacks {', '.join(missing)}; it holds {present}.",
-            "Name the arrays x_train, y_train, x_test, y_test and, if you like, class_names.",
+            "Name the arrays x_train, y_train, x_test, y_test and, if you like, class_names; x alone has no labels.",
         )
     return ("train", "test") if "x_test" in wanted else ("train",)
 

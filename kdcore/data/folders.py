@@ -1,4 +1,5 @@
-"""Class folders in an archive: `train/<class>/…` with `test|val/<class>/…`, or `<class>/…` alone.
+"""Class folders in an archive: `train/<class>/…` with `test|val/<class>/…`, or `<class>/…` alone. Pictures that lie in
+no class folder at all are images without labels.
 
 One wrapping folder around it all is looked through. Images may lie deeper inside their class folder. Class numbers
 follow the sorted folder names, as torchvision's ImageFolder does, so teachers trained on the same folders fit.
@@ -17,7 +18,7 @@ import torch
 from kdcore.data import pictures
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
 from kdcore.data.pictures import Header
-from kdcore.data.source import Piece, Source, Split, carve, require_all_classes
+from kdcore.data.source import Piece, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.stratified import Labels
 from kdcore.errors import DatasetUnreadable
 
@@ -56,18 +57,16 @@ _Classes = dict[str, list[_Found]]
 
 def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
     """Look through the archive: layout, classes, sizes and colours; the header of every image is read."""
-    layout = _layout(_survey(path, limits))
+    found = _survey(path, limits)
+    flat = _flat(found)
+    layout: dict[Split, _Classes] = {"train": {"": flat}} if flat else _layout(found)
     for split, classes in layout.items():
         _check(split, classes, layout["train"])
-    class_names = tuple(layout["train"])
     height, width, channels = _shape(layout, image_size)
     files: dict[Split, list[_Found]] = {s: [f for of in classes.values() for f in of] for s, classes in layout.items()}
-    labels: dict[Split, Labels] = {
-        split: np.repeat(np.arange(len(class_names)), [len(classes[name]) for name in class_names])
-        for split, classes in layout.items()
-    }
-    require_all_classes(labels["train"], class_names)
-    test_carved = "test" not in layout
+    class_names = () if flat else tuple(layout["train"])
+    labels = no_labels(len(flat)) if flat else _labels(layout, class_names)
+    test_carved = "test" not in labels
     if test_carved:
         aside = carve(labels["train"])
         files = {
@@ -86,6 +85,15 @@ def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) ->
         test_carved=test_carved,
         pieces=lambda: _pieces(path, limits, places, channels, image_size),
     )
+
+
+def _labels(layout: Mapping[Split, _Classes], class_names: tuple[str, ...]) -> dict[Split, Labels]:
+    labels: dict[Split, Labels] = {
+        split: np.repeat(np.arange(len(class_names)), [len(classes[name]) for name in class_names])
+        for split, classes in layout.items()
+    }
+    require_all_classes(labels["train"], class_names)
+    return labels
 
 
 def _survey(path: Path, limits: Limits) -> list[_Found]:
@@ -131,12 +139,23 @@ def _layout(found: list[_Found]) -> dict[Split, _Classes]:
     return {"train": _classes(found)}
 
 
+def _flat(found: list[_Found]) -> list[_Found]:
+    """Pictures that lie side by side, in the order of their names: right here or in one folder around them all. Nothing
+    where there are class folders."""
+    tops = _folders(found)
+    if len(tops) == 1 and all(len(item.below) == 2 for item in found if item.is_image):
+        found = next(iter(tops.values()))
+    if not _is_flat(found):
+        return []
+    return sorted((item for item in found if item.is_stray), key=lambda item: item.name)
+
+
 def _split_names(folders: Iterable[str]) -> set[str]:
     return {name for name in folders if name.lower() in ("train", *TEST_FOLDERS)}
 
 
 def _is_flat(inside: list[_Found]) -> bool:
-    """Holds images, but none in a folder: a class that happens to be called `train`, or test images without labels."""
+    """Holds images, but none in a folder: images without labels, or a class that happens to be called `train`."""
     depths = [len(item.below) for item in inside if item.is_image]
     return bool(depths) and max(depths) == 1
 

@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that was looked through but not decoded yet."""
+    """A data set that was looked through but not decoded yet. Without labels it has no class names and no test rows."""
 
     kind: Literal["arrays", "folders", "named"]
     class_names: tuple[str, ...]
@@ -45,6 +45,7 @@ class Source:
     def facts(self, mean: list[float], std: list[float], digest: str | None) -> DatasetFacts:
         return DatasetFacts(
             kind=self.kind,
+            labelled=bool(self.class_names),
             num_classes=len(self.class_names),
             class_names=list(self.class_names),
             channels=self.channels,
@@ -77,6 +78,11 @@ class Sums:
         # A channel that never varies would make normalisation divide by zero: one grey level is the least we say.
         std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1.0)
         return [round(float(m) / 255, 6) for m in mean], [round(float(s) / 255, 6) for s in std]
+
+
+def no_labels(images: int) -> dict[Split, Labels]:
+    """What stands for the labels of images that have none: -1 for each, and a test split of nothing."""
+    return {"train": np.full(images, -1, dtype=np.int64), "test": np.empty(0, dtype=np.int64)}
 
 
 def carve(labels: Labels) -> npt.NDArray[np.bool_]:

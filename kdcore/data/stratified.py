@@ -12,8 +12,14 @@ Labels = npt.NDArray[np.int64]
 
 
 def split(images: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows to validate on, both rising; see `set_aside`."""
-    aside = set_aside(images.labels.cpu().numpy(), fraction, seed)
+    """Rows to train on and rows to validate on, both rising; see `set_aside`.
+
+    Rows without a label (-1) stay in training: nothing can be measured on them.
+    """
+    labels = images.labels.cpu().numpy()
+    labelled = np.flatnonzero(labels >= 0)
+    aside = np.zeros(len(labels), dtype=np.bool_)
+    aside[labelled] = set_aside(labels[labelled], fraction, seed)
     return torch.from_numpy(np.flatnonzero(~aside)), torch.from_numpy(np.flatnonzero(aside))
 
 

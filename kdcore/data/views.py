@@ -42,6 +42,7 @@ class Views:
         """Views of the rows `index`: pixels uint8 N × C × H × W and labels int64 N.
 
         Mixed: pixels float32 in 0..255 and labels float32 N × K; who is mixed with whom depends on the batch's rows.
+        An image without a label (-1) then weighs nothing in any class.
         """
         index = index.to(images.pixels.device)
         states = self._states(index, seed, epoch)
@@ -52,7 +53,7 @@ class Views:
         mix = mixing.mixup if self.mix.name == "mixup" else mixing.cutmix
         self._quantiles = self._quantiles.to(index.device)
         states = counters.streams(counters.key(_MIX, seed, epoch), index)
-        return mix(pixels, one_hot(labels, self.num_classes).float(), states, self._quantiles)
+        return mix(pixels, self._targets(labels), states, self._quantiles)
 
     def distinct(self) -> int | None:
         """How many views one sample has: 162 for a crop of 32 from 40 with flips. None: too many to count or keep."""
@@ -69,6 +70,9 @@ class Views:
             return torch.zeros_like(index)
         top, left, flipped = _offsets(self.augmentation, self._states(index, seed, epoch))
         return (top * (2 * self.augmentation.padding + 1) + left) * (2 if self.augmentation.flip else 1) + flipped
+
+    def _targets(self, labels_N: Tensor) -> Tensor:
+        return one_hot(labels_N + 1, self.num_classes + 1)[:, 1:].float()
 
     def _states(self, index: Tensor, seed: int, epoch: int) -> Tensor:
         return counters.streams(counters.key(_VIEW, seed, epoch), index)

@@ -68,3 +68,15 @@ async def test_a_forgotten_data_set_is_gone(service: Service) -> None:
 async def test_bytes_that_are_not_here(service: Service) -> None:
     answer = await service.http.post("/v1/datasets", json={"name": "x", "blob": "sha256:" + "0" * 64})
     problem(answer, 404, "not_found")
+
+
+async def test_images_without_labels_are_registered_as_such(service: Service) -> None:
+    blob = await service.upload(b"pool")
+    pool = DATASET.model_copy(update={"labelled": False, "num_classes": 0, "class_names": [], "test": 0})
+    service.inspector.answers[blob.removeprefix("sha256:")] = pool
+    answer = await service.http.post("/v1/datasets", json={"name": "pool", "blob": blob})
+    assert answer.status_code == 201
+    assert answer.json()["facts"]["labelled"] is False and answer.json()["facts"]["num_classes"] == 0
+    listed = (await service.http.get("/v1/datasets")).json()
+    assert Page[DatasetView].model_validate(listed)
+    assert {dataset["name"]: dataset["facts"]["labelled"] for dataset in listed["data"]}["digits"] is True

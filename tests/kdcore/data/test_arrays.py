@@ -74,6 +74,17 @@ def test_numbers_stand_in_for_missing_names_and_columns_of_labels_are_read(npz):
     assert source.labels["train"].dtype == np.int64
 
 
+@pytest.mark.parametrize("name", ["x", "x_train"])
+def test_images_alone_have_no_labels(tmp_path, name):
+    x = images(5, 4, 6, 3)
+    np.savez(tmp_path / "pool.npz", **{name: x})
+    source = open_arrays(tmp_path / "pool.npz", None)
+    assert source.class_names == () and source.labels["train"].tolist() == [-1] * 5
+    assert len(source.labels["test"]) == 0 and not source.test_carved
+    assert (pixels(source) == x.transpose(0, 3, 1, 2)).all()
+    assert pixels(open_arrays(tmp_path / "pool.npz", 8)).shape == (5, 3, 8, 8)
+
+
 def with_member(good: Path, folder: Path, name: str, blob: bytes) -> Path:
     """The same .npz, but for one member."""
     path = folder / "changed.npz"
@@ -89,6 +100,7 @@ OBJECTS = np.array([{}, [], "x"], dtype=object)
 @pytest.mark.parametrize(
     ("change", "said", "hint"),
     [
+        ({"y_train": None, "x_test": None, "y_test": None, "class_names": np.array(["a"])}, "lacks y_train", "x alone"),
         ({"x_train": None}, "lacks x_train; it holds x_test, y_test, y_train", "x_train, y_train, x_test"),
         ({"y_test": None}, "lacks y_test", ""),
         ({"x_train": np.zeros((6, 4, 4, 3), np.float32)}, "x_train is float32; images are uint8", "astype"),
@@ -149,3 +161,19 @@ def test_labels_of_absurd_length_are_not_read(npz, monkeypatch):
     monkeypatch.setattr(arrays, "_SMALL_BYTES", 100)
     with pytest.raises(DatasetUnreadable, match="y_train has 176 bytes; the most is 100"):
         open_arrays(npz(), None)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.zeros((6, 4, 4, 3), np.float32), "x is float32; images are uint8"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "x is empty"),
+        (np.zeros((6, 48), np.uint8), r"x has shape \(6, 48\)"),
+        (np.array([None] * 6), "x holds Python objects"),
+    ],
+    ids=["floats", "no rows", "flat rows", "objects"],
+)
+def test_images_alone_are_held_to_the_same_rules(tmp_path, x, said):
+    np.savez(tmp_path / "pool.npz", x=x)
+    with pytest.raises(DatasetUnreadable, match=said):
+        open_arrays(tmp_path / "pool.npz", None)

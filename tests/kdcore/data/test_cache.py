@@ -7,7 +7,7 @@ import pytest
 
 from kdcore.data import cache as cache_module
 from kdcore.data.cache import alone, cached, decoded
-from kdcore.data.source import Piece, Source
+from kdcore.data.source import Piece, Source, no_labels
 from kdcore.errors import DatasetUnreadable, StorageFull
 
 TRAIN = np.arange(4 * 3 * 2 * 2, dtype=np.uint8).reshape(4, 3, 2, 2)
@@ -51,6 +51,17 @@ def test_large_splits_are_mapped_and_writing_to_them_spoils_nothing(tmp_path):
     assert (mapped.train.pixels.numpy() == TRAIN).all()
     mapped.train.pixels.zero_()
     assert (cached("k", None, tmp_path, never, resident_bytes=0).train.pixels.numpy() == TRAIN).all()
+
+
+def test_images_without_labels_are_kept_and_mapped_too(tmp_path):
+    pool = Source(
+        kind="arrays", class_names=(), channels=3, height=2, width=2, labels=no_labels(4), test_carved=False,
+        pieces=lambda: iter([Piece("train", np.arange(4), TRAIN)]),
+    )  # fmt: skip
+    for resident_bytes in (0, 1 << 30):
+        kept = cached("k", None, tmp_path, lambda: pool, resident_bytes=resident_bytes)
+        assert (kept.train.pixels.numpy() == TRAIN).all() and kept.train.labels.tolist() == [-1] * 4
+        assert len(kept.test) == 0 and not kept.facts.labelled and kept.facts.num_classes == 0
 
 
 def test_a_data_set_that_fails_half_way_leaves_no_entry(tmp_path):

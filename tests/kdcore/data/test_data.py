@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kdcore import data
-from kdcore.data import Views, inspect, load, order, split
+from kdcore.data import Views, inspect, joined, load, load_unlabelled, order, split
 from kdcore.errors import DatasetUnreadable
 from kdcore.spec import CropFlip, Dataset
 from tests.kdcore.data.making import class_folders, png
@@ -72,6 +73,76 @@ def test_an_unknown_name_says_which_there_are(tmp_path):
     with pytest.raises(DatasetUnreadable, match="no built-in data set 'digit'") as caught:
         load(Dataset(source="digit"), None, tmp_path)
     assert "cifar100" in str(caught.value.hint)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    path = tmp_path / "pool.npz"
+    np.savez(path, x=np.arange(5 * 48, dtype=np.uint8).reshape(5, 4, 4, 3))
+    return path
+
+
+def test_an_inspection_says_that_there_are_no_labels(pool, npz):
+    facts = inspect(pool, None)
+    assert not facts.labelled and inspect(npz(), None).labelled
+    assert (facts.num_classes, facts.class_names, facts.train, facts.test) == (0, [], 5, 0)
+    assert len(facts.mean) == 3 and facts.digest == sha256(pool)
+
+
+def test_images_without_labels_are_no_data_set_to_measure_on(pool, tmp_path):
+    with pytest.raises(DatasetUnreadable, match=r"pool\.npz holds images without labels") as caught:
+        load(Dataset(source=f"file:{pool}"), pool, tmp_path / "cache")
+    assert "y_train" in str(caught.value.hint) and "class" in str(caught.value.hint)
+
+
+def test_any_data_set_serves_without_its_labels(pool, npz, pack_zip, tmp_path):
+    cache = tmp_path / "cache"
+    like = load(Dataset(source="file:x"), npz(), cache).facts
+    files = [
+        (lambda: pool, 5),
+        (npz, 6),
+        (lambda: pack_zip(class_folders()), 6),
+        (lambda: pack_zip({"1.png": png()}), 1),
+    ]
+    for write, count in files:
+        images = load_unlabelled(Dataset(source="file:pool"), write(), cache, like)
+        assert images.labels.tolist() == [-1] * count and images.pixels.shape == (count, 3, 4, 4)
+    digits = load(Dataset(source="digits"), None, cache)
+    named = load_unlabelled(Dataset(source="digits"), None, cache, digits.facts)
+    assert torch.equal(named.pixels, digits.train.pixels) and digits.train.labels.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "said", "hint"),
+    [
+        (np.zeros((5, 4, 4), np.uint8), "have 1 channels, those of the data set 3", "RGB"),
+        (np.zeros((5, 8, 6, 3), np.uint8), "are 6 x 8 pixels, those of the data set 4 x 4", "image_size: 4"),
+    ],
+    ids=["grey", "large"],
+)
+def test_images_that_do_not_fit_the_data_set_are_refused(npz, tmp_path, x, said, hint):
+    path = tmp_path / "pool.npz"
+    np.savez(path, x=x)
+    with pytest.raises(DatasetUnreadable, match=said) as caught:
+        load_unlabelled(Dataset(source="file:pool"), path, tmp_path / "cache", inspect(npz(), None))
+    assert hint in str(caught.value.hint)
+
+
+def test_a_size_asked_for_makes_them_fit(npz, tmp_path):
+    path = tmp_path / "pool.npz"
+    np.savez(path, x=np.zeros((5, 8, 6, 3), np.uint8))
+    asked = Dataset(source="file:pool", image_size=4)
+    assert load_unlabelled(asked, path, tmp_path / "cache", inspect(npz(), None)).pixels.shape == (5, 3, 4, 4)
+
+
+def test_views_of_joined_images_are_those_of_each(pool, npz, tmp_path):
+    train = load(Dataset(source="file:x"), npz(), tmp_path / "cache").train
+    both = joined(train, load_unlabelled(Dataset(source="file:pool"), pool, tmp_path / "cache", inspect(pool, None)))
+    index = torch.tensor([10, 2, 0, 7, 5])
+    pixels, labels = Views(CropFlip(padding=1), None, 3).batch(both, index, seed=0, epoch=0)
+    known, _ = Views(CropFlip(padding=1), None, 3).batch(train, index[[1, 2, 4]], seed=0, epoch=0)
+    assert labels.tolist() == [-1, 2, 0, -1, 2]
+    assert torch.equal(pixels[[1, 2, 4]], known)
 
 
 def test_a_broken_image_fails_the_inspection(pack):

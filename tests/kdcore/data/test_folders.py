@@ -93,6 +93,27 @@ def test_all_grey_is_one_channel_and_one_colour_image_makes_three(pack_zip):
     assert open_folders(pack_zip(grey | {"test/cat/0.png": png()}), None).channels == 3
 
 
+@pytest.mark.parametrize("folder", ["", "pictures/", "train/"])
+def test_pictures_side_by_side_have_no_labels(pack, folder):
+    members = {f"{folder}{name}.png": png(value=value) for name, value in (("b", 2), ("c", 3), ("a", 1))}
+    source = open_folders(pack(members | {f"{folder}notes.txt": b"?", "README.md": b"?"}), None)
+    assert source.class_names == () and source.labels["train"].tolist() == [-1] * 3
+    assert len(source.labels["test"]) == 0 and not source.test_carved
+    assert values(source, "train") == [1, 2, 3]
+
+
+def test_a_broken_picture_without_a_label_is_named(pack):
+    with pytest.raises(DatasetUnreadable, match=r"pictures/2\.png"):
+        open_folders(pack({"pictures/1.png": png(), "pictures/2.png": b"not a picture"}), None)
+
+
+def test_pictures_without_labels_may_differ_in_size_where_one_is_asked_for(pack_zip):
+    path = pack_zip({"1.png": png(), "2.png": png(width=6)})
+    with pytest.raises(DatasetUnreadable, match="differ in size"):
+        open_folders(path, None)
+    assert open_folders(path, 4).width == 4
+
+
 def test_differing_sizes_need_an_image_size(pack):
     path = pack(class_folders() | {"test/dog/9.png": png(width=6)})
     with pytest.raises(DatasetUnreadable, match=r"differ in size: 4x4 \(12 images\), 6x4 \(1 images\)") as caught:
@@ -163,12 +184,12 @@ def test_an_empty_class_folder_in_a_tar(tmp_path):
     [
         ({}, "holds no images"),
         ({"readme.txt": b"?"}, "holds no images"),
-        ({"1.png": png(), "2.png": png()}, "1.png lies in no class folder"),
-        ({"only/1.png": png(), "only/2.png": png()}, "only one class, 'only'"),
+        ({"1.png": png(), "cat/2.png": png()}, "1.png lies in no class folder"),
+        ({"x/only/1.png": png(), "x/only/2.png": png()}, "only one class, 'only'"),
         (class_folders(("test/",)), "a folder 'test' but none named 'train'"),
         (class_folders(("",), each=1), "too few to set some aside"),
     ],
-    ids=["nothing", "notes", "flat", "one class", "no train", "too few"],
+    ids=["nothing", "notes", "stray", "one class", "no train", "too few"],
 )
 def test_archives_without_a_data_set(pack_zip, members, said):
     with pytest.raises(DatasetUnreadable, match=said):

@@ -33,6 +33,14 @@ def test_a_small_fraction_of_few_samples_is_still_one():
     assert set_aside(np.zeros(4, dtype=np.int64), 0.05, seed=0).sum() == 1
 
 
+def test_rows_without_a_label_stay_in_training_and_change_nothing_for_the_others():
+    labels = torch.arange(90) % 3
+    pixels = torch.zeros(120, 1, 2, 2, dtype=torch.uint8)
+    train, validation = split(Images(pixels, torch.cat([labels, torch.full((30,), -1)])), 0.1, seed=1)
+    assert torch.equal(validation, split(Images(pixels[:90], labels), 0.1, seed=1)[1])
+    assert len(train) == 111 and set(range(90, 120)) <= set(train.tolist())
+
+
 def test_nothing_is_set_aside_where_nothing_is_asked():
     assert not set_aside(np.zeros(100, dtype=np.int64), 0, seed=0).any()
 

@@ -161,6 +161,15 @@ def test_a_batch_of_one_is_mixed_with_itself():
     assert labels.tolist() == [[0, 0, 0, 1, 0]]
 
 
+@pytest.mark.parametrize("mix", [Mixup(), Cutmix()], ids=lambda m: m.name)
+def test_an_image_without_a_label_weighs_nothing_in_a_mixed_batch(mix):
+    images = noise()
+    half = Images(images.pixels, torch.where(torch.arange(len(images)) % 2 == 0, images.labels, -1))
+    _, labels = Views(CropFlip(), mix, 5).batch(half, torch.arange(8), seed=0, epoch=0)
+    _, known = Views(CropFlip(), mix, 5).batch(images, torch.arange(8), seed=0, epoch=0)
+    assert labels.sum().item() == pytest.approx(4) and (labels <= known).all()
+
+
 def test_draws_for_views_order_and_mixing_are_unrelated():
     ids = Views(CropFlip(padding=0), None, 5).view_id(torch.arange(4000), 0, 0).double()
     places = order(4000, 0, 0).argsort().double()
