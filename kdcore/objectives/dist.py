@@ -10,8 +10,9 @@ section 3.
     L = T² · (β between + γ within)
 
 The authors' code follows this; T² and the 1e-8 are the code's. The 1e-8 counts where probabilities are tiny: a class
-that nobody believes in correlates with nothing. Paper: β = γ = 2 beside labels at 1; code: β = γ = 1 and 2 times the
-whole. Here the job's beta is that 2. T = 4 for CIFAR-100, 1 for ImageNet.
+that nobody believes in correlates with nothing. The paper has β = γ = 2 beside labels at 1, the code β = γ = 1 and a
+weight before the whole: here that 2 is the job's beta. T = 1 is theirs for ImageNet. Their switch for another T is for
+CIFAR-100; that it stood at 4 there is what others report.
 
 `within` is a statistic over the batch: the batch size changes the loss. Two numbers always correlate by 1 or -1: with
 two classes `between` only counts the samples that are ranked the other way round, with next to no gradient, and with

@@ -11,7 +11,6 @@ Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, ar
 T² undoes the 1/T² that the temperature puts on the gradient (section 2, last paragraph), so that the weight of the
 labels need not change with T. Sums run over classes, means over the batch: PyTorch's 'batchmean', never its 'mean'.
 At high T the kl of centred logits tends to half of logits_l2 (section 2.1).
-
 Shapes: N batch, K classes.
 """
 
