@@ -12,9 +12,9 @@ The weights are the authors' code; so is m_c = -3|γ_c| where P(x < 0) ≤ 0.001
 code multiplies L by 1e-3 for CIFAR, 1e-4 for ImageNet, 1e-5 for segmentation: beta, and so it is not in here.
 
 The margin is exact where the batch norm feeds the ReLU. After a residual sum it is that of the last batch norm in the
-sum, as in the authors' code. They run the teacher's batch norms in train mode during distillation on purpose
-(clovaai/overhaul-distillation#37); here a teacher stays in eval mode, as for every other method: what it teaches does
-not depend on who else is in the batch, and a job leaves its teacher as it was.
+sum, as in the authors' code. They run the teacher's batch norms in train mode during distillation on purpose, and found
+it better (table 8; clovaai/overhaul-distillation#37). Here a teacher stays in eval mode, as for every other method:
+what it teaches does not depend on who else is in the batch, and a job leaves its teacher as it was.
 Maps of two sizes are averaged down to the smaller first.
 Shapes: N batch, C channels of the teacher, H×W places.
 """
@@ -67,7 +67,7 @@ class Layer(nn.Module):
         return partial_l2_loss(self.connect(student_NCHW), teacher_NCHW, self.margin_C)
 
 
-class Overhaul(Objective):
+class FeatureOverhaul(Objective):
     """The objective: pre-ReLU maps at each pair of taps, with a margin from one of the teacher's batch norms each."""
 
     def __init__(self, options: methods.Ofd, setting: Setting) -> None:
