@@ -1,10 +1,12 @@
 """A network with the normalisation that belongs to it: pixels in, a View out."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from kdcore.lesson import View
 from kdcore.taps import Taps
@@ -36,14 +38,37 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, pixels: Tensor) -> View:
-        normalised = (pixels.float() / 255 - self.mean) / self.std
-        with self._autocast(pixels.device.type):
-            logits = self.network(normalised.contiguous(memory_format=torch.channels_last))
+    def like(self, network: nn.Module) -> Classifier:
+        """Another network on the same device, with this one's normalisation and precision."""
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return Classifier(network, mean, std, bf16=self.bf16).to(self.mean.device)
+
+    def watch(self, paths: Sequence[str]) -> None:
+        """Tap these places, and no others, from now on."""
+        self._taps.close()
+        self._taps = Taps(self.network, dict.fromkeys(paths))
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> View:
+        """A view; with `labels` it holds the input gradient, which can be differentiated where gradients are on."""
+        images = ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        if labels is None:
+            return self._precisely(images)
+        learning = torch.is_grad_enabled()
+        with torch.enable_grad():
+            view = self._precisely(images.requires_grad_())
+            # The sum: a mean would scale each image's gradient by the size of its batch.
+            loss = cross_entropy(view.logits, labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, images, create_graph=learning)
+        return View(view.logits, view.taps, gradient if learning else gradient.detach())
+
+    def look(self, images: Tensor) -> View:
+        """A view of images that are normalised already, in whatever precision stands around the call."""
+        logits = self.network(images)
         return View(_lifted(logits), {path: _lifted(tap) for path, tap in self._taps.read().items()})
 
-    def _autocast(self, device_type: str) -> AbstractContextManager[object]:
-        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.bf16)
+    def _precisely(self, images: Tensor) -> View:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return self.look(images)
 
 
 def _lifted(tensor: Tensor) -> Tensor:

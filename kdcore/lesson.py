@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+EMBEDDING = "embedding"
+"""The tap under which a scheme that makes embeddings of its own hands them over."""
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from kdcore import checkpoint, evaluate
 from kdcore.average import Average
 from kdcore.classifier import Classifier
-from kdcore.data import Images, Views, order, split
+from kdcore.data import Material, Views, order
 from kdcore.errors import LossDiverged
 from kdcore.lesson import Batch, Round
 from kdcore.objectives import Objective
-from kdcore.objectives.labels import hits, label_loss
+from kdcore.objectives.labels import hits, known, label_loss
 from kdcore.optim import learning_rate, optimizer_for, set_learning_rate
 from kdcore.spec import Training as Recipe
 
@@ -29,36 +29,47 @@ Weights = Mapping[str, Tensor]
 class Scheme(Protocol):
     """Who teaches whom."""
 
-    student: Classifier
+    models: Mapping[str, Classifier]
+    """What comes out of it, the student first: each is graded, averaged and kept at its best."""
 
-    def trained(self) -> nn.Module: ...
+    def learners(self) -> Sequence[nn.Module]:
+        """What is trained, each by an optimizer of its own."""
 
     def round(self, batch: Batch) -> Round: ...
 
 
 @dataclass(frozen=True)
-class Loss:
-    """alpha · labels + beta · distillation, as the spec weighs them."""
+class Stage:
+    """What is minimised, and for how long: alpha · labels + beta · distillation."""
 
+    epochs: int
     alpha: float
     beta: float
-    smoothing: float
     objective: Objective | None
+    smoothing: float = 0.0
 
 
 @dataclass
 class Position:
-    """Where a training is. `step` counts within the epoch, `best_accuracy` is on the held-out part."""
+    """Where a training is. `step` counts within the epoch, `summed` the steps since the last point."""
 
     epoch: int = 0
     step: int = 0
-    best_epoch: int = -1
-    best_accuracy: float = -1.0
+    summed: int = 0
 
 
 @dataclass
-class Trained:
-    """What a finished training leaves: the weights of its best and of its last epoch."""
+class Best:
+    """A model at its best on the held-out part; epochs count from 1."""
+
+    weights: Weights
+    epoch: int = 0
+    accuracy: float = -1.0
+
+
+@dataclass
+class Outcome:
+    """What a finished training leaves of a model: its weights at its best and at its last epoch."""
 
     best: Weights
     last: Weights
@@ -80,61 +91,71 @@ class Training:
     """A scheme under a recipe. `run` goes on from `position`, which is the start or what `restore` put there."""
 
     scheme: Scheme
-    loss: Loss
+    stage: Stage
     recipe: Recipe
-    images: Images
+    material: Material
     num_classes: int
     observer: Observer
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        recipe, images = self.recipe, self.images
-        index, held_out = split(images, recipe.validation_fraction, recipe.seed)
-        self.index = index.to(images.pixels.device)
-        self.held_out = images.take(held_out)
-        self.steps_per_epoch = len(self.index) // recipe.batch_size
+        recipe = self.recipe
+        self.steps_per_epoch = len(self.material.rows) // recipe.batch_size
         assert recipe.augmentation is not None, "resolve() names the augmentation"
         self.views = Views(recipe.augmentation, recipe.mix, self.num_classes)
-        self.parameters = [p for p in self.scheme.trained().parameters() if p.requires_grad]
-        self.optimizer = optimizer_for(recipe.optimizer, self.parameters)
-        self.average = Average(self.network, recipe.ema) if recipe.ema is not None else None
-        self.best = self._weights()
-        self.sums = self._no_sums()
-
-    @property
-    def network(self) -> nn.Module:
-        """The student's own network: what is averaged, checkpointed and exported."""
-        return self.scheme.student.network
+        self.learners = nn.ModuleList(self.scheme.learners())
+        self._rehearse()
+        self.trained = self._trained()
+        self.optimizers = [optimizer_for(recipe.optimizer, parameters) for parameters in self.trained]
+        networks = {name: model.network for name, model in self.scheme.models.items()}
+        self.averages = {name: Average(network, recipe.ema) for name, network in networks.items() if recipe.ema}
+        self.best = {name: Best(self._weights(name)) for name in networks}
+        self.sums: dict[str, Tensor] = {}
 
     @property
     def global_step(self) -> int:
         return self.position.epoch * self.steps_per_epoch + self.position.step
 
     @property
-    def total_steps(self) -> int:
-        return self.recipe.epochs * self.steps_per_epoch
-
-    @property
     def ended(self) -> bool:
-        return self.position.epoch >= self.recipe.epochs
+        return self.position.epoch >= self.stage.epochs
 
-    def run(self) -> Trained:
-        """Train to the end and hand over the weights."""
+    def run(self) -> dict[str, Outcome]:
+        """Train to the end and hand over each model's weights."""
         while not self.ended:
             self._epoch()
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
             self.observer.after_step(self)
-        position = self.position
-        last = self._weights()
-        return Trained(self.best, last, position.best_epoch, position.best_accuracy, self.recipe.epochs)
+        return {
+            name: Outcome(best.weights, self._weights(name), best.epoch, best.accuracy, self.stage.epochs)
+            for name, best in self.best.items()
+        }
+
+    def _rehearse(self) -> None:
+        """Show the objective a first lesson, so that it can make what it owns. Nothing is learned from it."""
+        if self.stage.objective is None:
+            return
+        self.learners.eval()
+        with torch.no_grad():
+            done = self.scheme.round(self._batch(self.material.rows[:2]))
+        self.stage.objective.build(done.lessons[0])
+        self.stage.objective.to(self.material.rows.device)
+
+    def _trained(self) -> list[list[nn.Parameter]]:
+        """Each learner's parameters; the objective's own join the first, as in the recipes of the field."""
+        groups = [[p for p in learner.parameters() if p.requires_grad] for learner in self.learners] or [[]]
+        if self.stage.objective is not None:
+            groups[0] += [p for p in self.stage.objective.parameters() if p.requires_grad]
+        return groups
 
     def _epoch(self) -> None:
-        position, size = self.position, self.recipe.batch_size
-        self.scheme.trained().train()
-        shuffled = self.index[order(len(self.index), self.recipe.seed, position.epoch).to(self.index.device)]
+        position, size, rows = self.position, self.recipe.batch_size, self.material.rows
+        self.learners.train()
+        if self.stage.objective is not None:
+            self.stage.objective.train()
+        shuffled = rows[order(len(rows), self.recipe.seed, position.epoch).to(rows.device)]
         while position.step < self.steps_per_epoch:
-            batch = self._batch(shuffled[position.step * size :][:size])
-            self._step(batch)
+            self._step(self._batch(shuffled[position.step * size :][:size]))
             position.step += 1
             if position.step == self.steps_per_epoch:
                 self._end_epoch()
@@ -144,90 +165,111 @@ class Training:
                 self.observer.after_step(self)
 
     def _batch(self, index: Tensor) -> Batch:
-        inputs, labels = self.views.batch(self.images, index, self.recipe.seed, self.position.epoch)
-        return Batch(inputs, labels, index)
+        epoch = self.position.epoch
+        inputs, labels = self.views.batch(self.material.images, index, self.recipe.seed, epoch)
+        return Batch(inputs, labels, index, epoch + 1)
 
     def _step(self, batch: Batch) -> None:
         recipe = self.recipe
         rate = learning_rate(
-            recipe.optimizer.lr, recipe.schedule, self.global_step, self.steps_per_epoch, recipe.epochs
+            recipe.optimizer.lr, recipe.schedule, self.global_step, self.steps_per_epoch, self.stage.epochs
         )
-        set_learning_rate(self.optimizer, rate)
         done = self.scheme.round(batch)
-        label, distillation = self._losses(done, batch)
-        loss = self.loss.alpha * label + self.loss.beta * distillation
-        self.optimizer.zero_grad(set_to_none=True)
+        label, distillation = self._losses(done)
+        loss = self.stage.alpha * label + self.stage.beta * distillation
+        for optimizer in self.optimizers:
+            set_learning_rate(optimizer, rate)
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.network)
-        right = hits(done.views[0].logits, batch.labels) / len(batch.index)
-        self.sums += torch.stack([loss.detach(), label.detach(), distillation.detach(), right, right.new_ones(())])
+        for optimizer, parameters in zip(self.optimizers, self.trained, strict=True):
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+            optimizer.step()
+        for name, average in self.averages.items():
+            average.update(self.scheme.models[name].network)
+        self._sum(done, {"loss": loss, "label_loss": label, "distillation_loss": distillation})
 
-    def _losses(self, done: Round, batch: Batch) -> tuple[Tensor, Tensor]:
-        smoothing, objective = self.loss.smoothing, self.loss.objective
-        label = sum(
-            (label_loss(view.logits, batch.labels, smoothing=smoothing) for view in done.views), torch.zeros(())
-        )
-        distillation = label.new_zeros(())
-        if objective is not None:
-            distillation = sum((lesson.share * objective(lesson) for lesson in done.lessons), distillation)
-        return label, distillation
+    def _losses(self, done: Round) -> tuple[Tensor, Tensor]:
+        smoothing, objective = self.stage.smoothing, self.stage.objective
+        zero = torch.zeros((), device=done.labels.device)
+        label = sum((label_loss(view.logits, done.labels, smoothing=smoothing) for view in done.views), zero)
+        if objective is None:
+            return label, zero
+        return label, sum((lesson.share * objective(lesson) for lesson in done.lessons), zero)
+
+    def _sum(self, done: Round, losses: Mapping[str, Tensor]) -> None:
+        """Add up what the next point tells. Tensors stay tensors: no host waits for the device."""
+        figures = {name: value.detach() for name, value in losses.items()}
+        if done.views:
+            figures["accuracy"] = hits(done.views[0].logits, done.labels) / known(done.labels)
+        if self.stage.objective is not None:
+            figures |= self.stage.objective.observed
+        for name, value in figures.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.position.summed += 1
 
     def _end_epoch(self) -> None:
-        """Measure on the held-out part, remember the best weights, and report the epoch."""
-        weights = self._weights()
-        with _borrowed(self.network, weights if self.average is not None else None):
-            held_out = evaluate.score(evaluate.logits_on(self.scheme.student, self.held_out), self.held_out.labels)
-        if held_out.accuracy > self.position.best_accuracy:
-            self.best = weights
-            self.position.best_epoch, self.position.best_accuracy = self.position.epoch + 1, held_out.accuracy
-        self._point({"validation/accuracy": held_out.accuracy, "validation/loss": held_out.loss})
+        """Grade each model on the held-out part, remember its best weights, and report the epoch."""
+        graded: dict[str, float] = {}
+        for name, model in self.scheme.models.items():
+            weights = self._weights(name)
+            with _borrowed(model.network, weights if self.averages else None):
+                score = evaluate.score(
+                    evaluate.logits_on(model, self.material.held_out), self.material.held_out.labels
+                )
+            if score.accuracy > self.best[name].accuracy:
+                self.best[name] = Best(weights, self.position.epoch + 1, score.accuracy)
+            prefix = "validation" if name == "student" else f"validation/{name}"
+            graded |= {f"{prefix}/accuracy": score.accuracy, f"{prefix}/loss": score.loss}
+        self._point(graded)
 
-    def _point(self, extra: Mapping[str, float]) -> None:
+    def _point(self, graded: Mapping[str, float]) -> None:
         """Read the sums, the only place where the host waits for the device, and report their means."""
-        loss, label, distillation, right, steps = self.sums.tolist()
-        self.sums = self._no_sums()
-        if not -float("inf") < loss < float("inf"):
+        values = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
+        steps = self.position.summed
+        self.sums, self.position.summed = {}, 0
+        if not -float("inf") < values["loss"] < float("inf"):
             raise LossDiverged(
                 f"the loss left the real numbers in epoch {self.position.epoch + 1}",
                 hint="lower training.optimizer.lr, or set training.clip_norm",
             )
-        values = {"train/loss": loss / steps, "train/label_loss": label / steps, "train/accuracy": right / steps}
-        if self.loss.objective is not None:
-            values["train/distillation_loss"] = distillation / steps
-        values["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
-        self.observer.metric(self.global_step, self.position.epoch + 1, {**values, **extra})
+        if self.stage.objective is None:
+            del values["distillation_loss"]
+        means = {f"train/{name}": value / steps for name, value in values.items()}
+        means["train/lr"] = float(self.optimizers[0].param_groups[0]["lr"])
+        self.observer.metric(self.global_step, self.position.epoch + 1, {**means, **graded})
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on bit for bit."""
+        objective = self.stage.objective
         return {
             "position": vars(self.position).copy(),
-            "network": dict(self.network.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state if self.average is not None else None,
-            "best": dict(self.best),
-            "sums": self.sums,
+            "learners": dict(self.learners.state_dict()),
+            "objective": dict(objective.state_dict()) if objective is not None else {},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "averages": {name: average.state for name, average in self.averages.items()},
+            "best": {name: vars(best).copy() for name, best in self.best.items()},
+            "sums": dict(self.sums),
             "random": checkpoint.random_state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.position = Position(**state["position"])
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.state = dict(state["average"])
-        self.best, self.sums = dict(state["best"]), state["sums"]
+        self.learners.load_state_dict(state["learners"])
+        if self.stage.objective is not None:
+            self.stage.objective.load_state_dict(state["objective"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for name, average in self.averages.items():
+            average.state = dict(state["averages"][name])
+        self.best = {name: Best(**saved) for name, saved in state["best"].items()}
+        self.sums = dict(state["sums"])
         checkpoint.restore_random_state(state["random"])
 
-    def _weights(self) -> Weights:
-        source = self.average.state if self.average is not None else self.network.state_dict()
+    def _weights(self, name: str) -> Weights:
+        average = self.averages.get(name)
+        source = average.state if average is not None else self.scheme.models[name].network.state_dict()
         return {name: value.detach().clone() for name, value in source.items()}
-
-    def _no_sums(self) -> Tensor:
-        return torch.zeros(5, device=self.scheme.student.mean.device)
 
 
 class _borrowed:

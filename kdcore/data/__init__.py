@@ -12,6 +12,7 @@ from kdcore.data.arrays import open_arrays
 from kdcore.data.cache import cached, decoded
 from kdcore.data.digits import open_digits
 from kdcore.data.folders import open_folders
+from kdcore.data.material import Material, material, with_unlabelled
 from kdcore.data.named import open_named
 from kdcore.data.resident import Data, Images, joined
 from kdcore.data.source import Source, Sums
@@ -20,7 +21,20 @@ from kdcore.data.views import Views, order
 from kdcore.errors import DatasetUnreadable
 from kdcore.spec import Dataset
 
-__all__ = ["Data", "Images", "Views", "inspect", "joined", "load", "load_unlabelled", "order", "split"]
+__all__ = [
+    "Data",
+    "Images",
+    "Material",
+    "Views",
+    "inspect",
+    "joined",
+    "load",
+    "load_unlabelled",
+    "material",
+    "order",
+    "split",
+    "with_unlabelled",
+]
 
 _FORMAT = 1
 """Part of every cache key: raise it when the same file would be decoded to other bytes."""

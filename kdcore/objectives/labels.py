@@ -10,10 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+UNKNOWN = -1
+"""The label of an image whose class nobody knows."""
+
 
 def label_loss(logits_NK: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Mean over the batch; `labels` are int64 N, or float N × K where images were mixed."""
-    return cross_entropy(logits_NK, labels, label_smoothing=smoothing)
+    """Mean over the batch; `labels` are int64 N, or float N × K where images were mixed.
+
+    Rows of label -1 are left out of sum and count; a batch of nothing else costs 0.
+    """
+    if labels.is_floating_point():
+        return cross_entropy(logits_NK, labels, label_smoothing=smoothing)
+    total = cross_entropy(logits_NK, labels, label_smoothing=smoothing, ignore_index=UNKNOWN, reduction="sum")
+    return total / known(labels)
+
+
+def known(labels: Tensor) -> Tensor:
+    """How many labels of a batch are known, and 1 where none is: a tensor, so that no host waits."""
+    if labels.is_floating_point():
+        return labels.new_tensor(len(labels))
+    return (labels != UNKNOWN).sum().clamp(min=1)
 
 
 def hits(logits_NK: Tensor, labels: Tensor) -> Tensor:

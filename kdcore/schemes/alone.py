@@ -9,10 +9,10 @@ from kdcore.lesson import Batch, Round
 class Alone:
     def __init__(self, student: Classifier) -> None:
         self.student = student
+        self.models = {"student": student}
 
-    def trained(self) -> nn.Module:
-        """What the optimizer trains."""
-        return self.student
+    def learners(self) -> list[nn.Module]:
+        return [self.student]
 
     def round(self, batch: Batch) -> Round:
-        return Round(views=(self.student(batch.inputs),))
+        return Round((self.student(batch.inputs),), batch.labels)

@@ -1,21 +1,38 @@
 """A trained teacher, frozen, and one student: both look at the same view of each image."""
 
+from dataclasses import replace
+
+import torch
 from torch import nn
 
 from kdcore.classifier import Classifier
-from kdcore.lesson import Batch, Lesson, Round
-from kdcore.teacher import FrozenTeacher
+from kdcore.lesson import Batch, Lesson, Needs, Round
+from kdcore.teacher import Teacher
 
 
 class Offline:
-    def __init__(self, student: Classifier, teacher: FrozenTeacher) -> None:
-        self.student = student
-        self.teacher = teacher
+    """`answers`: where a label is unknown, the class that the teacher finds most likely stands in for it: training on
+    what the teacher says (Kim & Rush, EMNLP 2016, arXiv:1606.07947, sequence-level distillation)."""
 
-    def trained(self) -> nn.Module:
-        """What the optimizer trains: the student, never the teacher."""
-        return self.student
+    def __init__(
+        self, student: Classifier, teacher: Teacher, needs: Needs = Needs(), answers: bool = False  # noqa: B008
+    ) -> None:  # fmt: skip
+        self.student, self.teacher, self.needs, self.answers = student, teacher, needs, answers
+        self.models = {"student": student}
+        student.watch(needs.student_taps)
+        teacher.show(needs)
+
+    def learners(self) -> list[nn.Module]:
+        """The student, never the teacher."""
+        return [self.student]
 
     def round(self, batch: Batch) -> Round:
-        student = self.student(batch.inputs)
-        return Round(views=(student,), lessons=(Lesson(student, self.teacher(batch), batch),))
+        if self.answers:
+            batch = self._answered(batch)
+        teacher = self.teacher(batch)
+        student = self.student(batch.inputs, batch.labels if self.needs.input_gradient else None)
+        return Round((student,), batch.labels, (Lesson(student, teacher, batch),))
+
+    def _answered(self, batch: Batch) -> Batch:
+        answers = self.teacher(batch).logits.argmax(1)
+        return replace(batch, labels=torch.where(batch.labels < 0, answers, batch.labels))

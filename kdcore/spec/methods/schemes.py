@@ -38,9 +38,12 @@ class Byot(Options):
         default=None, description="Where the student is left early. Default: the ends of all stages but the last."
     )
     hint_weight: float = Field(
-        default=1e-5, ge=0, le=1000,
-        description="Of the squared distance (a sum) to the deepest features, beside beta: beta 0.1 times 1e-5 is the paper's lambda 1e-6.",
-    )  # fmt: skip
+        default=1.28e-3,
+        ge=0,
+        le=1000,
+        description="Of the squared distance to the deepest features, beside beta. Beta 0.1 times 1.28e-3 is the "
+        "lambda 1e-6 of the authors' sum over batches of 128; ours is a mean over the batch.",
+    )
 
 
 class BornAgain(OnLogits):
@@ -48,7 +51,7 @@ class BornAgain(OnLogits):
 
     name: Literal["born_again"] = "born_again"
     generations: int = Field(
-        default=3, ge=1, le=20,
+        default=3, ge=1, le=9,
         description="The first learns from the teacher, or from the labels alone where there is none.",
     )  # fmt: skip
     answer: Literal["last", "ensemble"] = Field(

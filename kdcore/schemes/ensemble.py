@@ -1,0 +1,126 @@
+"""Branches on a shared trunk, and a gate that weighs them: their ensemble teaches every branch.
+
+Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, arXiv:1806.04606, section 3.
+
+    g   = softmax(ReLU(BN(W · average(shared maps))))       the gate, one weight a branch: N × M
+    z_e = Σ_i g_i z_i                                       eq. 5
+    loss = Σ_i CE_i + CE_e + w(epoch) · T² Σ_i KL(p_e ‖ p_i)   eqs. 6 to 8; p_e is held fixed in the divergence
+    w(epoch) = exp(-5 (1 - epoch / ramp)²), 1 from `ramp` on   the authors' code
+
+A branch is the student's last stage with its classifier; stem and earlier stages are shared. The first branch on the
+trunk is exactly the student, and it is what is deployed; the whole ensemble is measured beside it.
+Shapes: N batch, M branches, K classes.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from kdcore.classifier import Classifier
+from kdcore.lesson import Batch, Lesson, Round, View
+from kdcore.models.parts import Network
+
+
+class NativeEnsemble:
+    """`students` are as many fresh students as there are branches; the trunk is the first one's."""
+
+    def __init__(self, students: list[Classifier], image_size: tuple[int, int], rampup_epochs: int) -> None:
+        first = students[0]
+        networks = [student.network for student in students]
+        branched = Branched(networks, (first.mean.numel(), *image_size))
+        self.branches = [f"branches.{number}" for number in range(len(networks))]
+        self.ensemble = first.like(branched)
+        self.ensemble.watch(self.branches)
+        self.rampup_epochs = rampup_epochs
+        self.models = {"student": first, "ensemble": self.ensemble}
+
+    def learners(self) -> list[nn.Module]:
+        return [self.ensemble]
+
+    def round(self, batch: Batch) -> Round:
+        seen = self.ensemble(batch.inputs)
+        branches = [View(seen.taps[path]) for path in self.branches]
+        teacher = View(seen.logits.detach())
+        share = rampup(batch.epoch, self.rampup_epochs)
+        lessons = tuple(Lesson(branch, teacher, batch, share) for branch in branches)
+        return Round((*branches, View(seen.logits)), batch.labels, lessons)
+
+
+def rampup(epoch: int, epochs: int) -> float:
+    """exp(-5 (1 - epoch / epochs)²) up to `epochs`, 1 after it."""
+    return 1.0 if epoch >= epochs else math.exp(-5 * (1 - epoch / epochs) ** 2)
+
+
+class Branched(nn.Module):
+    """The networks' common trunk, their last stages and heads as branches, and the gate: images in, z_e out."""
+
+    def __init__(self, networks: list[nn.Module], image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.trunk = Trunk(networks[0])
+        self.branches = nn.ModuleList(Branch(network, self.trunk) for network in networks)
+        width = _width(self.trunk, image_shape)
+        self.gate = nn.Sequential(nn.Linear(width, len(networks)), nn.BatchNorm1d(len(networks)), nn.ReLU())
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        maps_NCHW = self.trunk(images_NCHW)
+        logits_NMK = torch.stack([branch(maps_NCHW) for branch in self.branches], dim=1)
+        gate_NM = self.gate(adaptive_avg_pool2d(maps_NCHW, 1).flatten(1)).softmax(1)
+        return (gate_NM.unsqueeze(2) * logits_NMK).sum(1)
+
+
+class Trunk(nn.Module):
+    """A network up to its last stage."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(network, Network), "rules let only the field's networks be cut"
+        self.network = network
+        self.parts = _last_stage(network)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        maps_NCHW = self.network.stem(images_NCHW)
+        for part in self.network.trunk()[: self.parts]:
+            maps_NCHW = part(maps_NCHW)
+        return maps_NCHW
+
+
+class Branch(nn.Module):
+    """A network from its last stage on. What comes before is the trunk's, so that nothing is held or trained twice."""
+
+    def __init__(self, network: nn.Module, trunk: Trunk) -> None:
+        super().__init__()
+        assert isinstance(network, Network), "rules let only the field's networks be cut"
+        _share(network, trunk.network, before=network.trunk()[trunk.parts])
+        self.network, self.parts = network, trunk.parts
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        for part in self.network.trunk()[self.parts :]:
+            maps_NCHW = part(maps_NCHW)
+        return self.network.head(maps_NCHW)
+
+
+def _share(network: nn.Module, trunk: nn.Module, before: nn.Module) -> None:
+    """Put the trunk's modules into the network, up to one of its own. Modules are registered in the order they run in."""
+    for name, child in network.named_children():
+        if any(module is before for module in child.modules()):
+            if child is not before:
+                _share(child, getattr(trunk, name), before)
+            return
+        setattr(network, name, getattr(trunk, name))
+
+
+def _last_stage(network: Network) -> int:
+    """Where in the trunk the last part with parameters stands."""
+    owning = [at for at, part in enumerate(network.trunk()) if any(True for _ in part.parameters())]
+    return owning[-1]
+
+
+@torch.no_grad()
+def _width(trunk: Trunk, image_shape: tuple[int, int, int]) -> int:
+    """Channels of the trunk's maps: asked in eval mode, so that no statistic moves."""
+    device = next(trunk.parameters()).device
+    width: int = trunk.eval()(torch.zeros(1, *image_shape, device=device)).shape[1]
+    trunk.train()
+    return width
