@@ -1,0 +1,79 @@
+"""FitNets: a thin student is shown what the middle of the teacher looks like (a hint), not only its end.
+
+Romero, Ballas, Kahou, Chassang, Gatta & Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv:1412.6550,
+section 2.2, eq. 3.
+
+    r(F_s)      the student's guided layer, led through a regressor to the teacher's width
+    L = mean over N, C, H, W of (r(F_s) - F_t)²
+
+Eq. 3 has ½ ‖·‖², a sum; the mean is RepDistiller's, and its beta of 100 belongs to it. Regressors:
+    conv      1 × 1 convolution with bias. The larger map is averaged down to the smaller; that commutes with the
+              convolution, so it comes first. (The paper's kernel eats the surplus places instead; RepDistiller's is
+              strided or transposed, followed by batch norm and ReLU.)
+    linear    fully connected from all of the student's map to all of the teacher's (section 2.2's dearer choice).
+Both are linear, where the paper gives the regressor the hint's own non-linearity: a hint is met on either side of it.
+The student's layer is projected even where the widths agree: its channels need not come in the teacher's order.
+
+In two stages (section 2.3) the hint comes alone, then knowledge distillation. Layers above the guided one get no
+gradient from a hint, so an optimizer that skips missing gradients leaves them as they are.
+Shapes: N batch, C channels, H × W places. An embedding, N × D, is a map of one place.
+"""
+
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from kdcore.errors import SpecInvalid
+from kdcore.lesson import Lesson
+from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.objectives.tapped import embeddings, map_or_embedding, same_size
+from kdcore.spec.methods import FitNet
+
+LARGEST_LINEAR = 2**28
+"""Weights of a fully connected regressor: a gigabyte in float32, and as much again for each state of the optimizer."""
+
+
+def hint_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
+    """Mean squared difference of two maps of one shape, a scalar ≥ 0."""
+    return mse_loss(student_NCHW, teacher_NCHW.detach())
+
+
+class Hints(Objective):
+    """The objective: the regressed guided layer is the teacher's hint layer."""
+
+    def __init__(self, options: FitNet, setting: Setting) -> None:
+        super().__init__()
+        assert options.tap is not None, "resolve() names the guided layer and the hint"
+        self.tap = options.tap
+        self.kind = options.regressor
+        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.regressor: nn.Module = nn.Identity()  # Until build() has seen the widths.
+
+    def build(self, lesson: Lesson) -> None:
+        student, teacher = self._sides(lesson)
+        width_in, width_out = student.shape[1], teacher.shape[1]
+        if self.kind == "conv":
+            self.regressor = nn.Conv2d(width_in, width_out, 1, device=student.device, dtype=student.dtype)
+            return
+        if width_in * width_out > LARGEST_LINEAR:
+            raise SpecInvalid(
+                f"a linear regressor from tap {self.tap.student!r} ({width_in} numbers for each image) to "
+                f"{self.tap.teacher!r} ({width_out}) would have {width_in * width_out} weights, over {LARGEST_LINEAR}",
+                hint="take regressor 'conv', or deeper taps",
+            )
+        self.regressor = nn.Linear(width_in, width_out, device=student.device, dtype=student.dtype)
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        student, teacher = self._sides(lesson)
+        return hint_loss(self.regressor(student), teacher)
+
+    def _sides(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """What the regressor reads, and what it is to say."""
+        if self.kind == "linear":
+            return embeddings(lesson, self.tap)
+        return same_size(*map_or_embedding(lesson, self.tap))
+
+
+def staged(options: FitNet, setting: Setting, then: Objective) -> Staged:
+    """The paper's two stages: the hint alone, `then` what the caller distils with, knowledge distillation."""
+    assert options.pretraining_epochs is not None, "resolve() gives every staged method its epochs"
+    return Staged(first=Hints(options, setting), epochs=options.pretraining_epochs, trains_student=True, then=then)
