@@ -43,13 +43,13 @@ class Cc(OnEmbeddings):
 
 
 class Crd(OnEmbeddings):
-    """Tian, Krishnan & Isola, ICLR 2020 (arXiv:1910.10699): tell the teacher's view of this image from other images'."""
+    """Tian, Krishnan & Isola, ICLR 2020 (arXiv:1910.10699): tell the teacher's view of this image from others'."""
 
     name: Literal["crd"] = "crd"
     width: int = Field(default=128, ge=1, le=4096, description="Of both embeddings.")
     negatives: int = Field(default=16384, ge=1, le=1_000_000, description="Drawn for each sample, from other classes.")
     temperature: float = Field(
-        default=0.07, gt=0, le=10, description="The paper's tau; the job's temperature is another."
+        default=0.07, ge=0.02, le=10, description="The paper's tau; the job's temperature is another."
     )
     momentum: float = Field(
         default=0.5, ge=0, lt=1, description="Of the memory: what stays when a sample is seen again."

@@ -1,0 +1,86 @@
+"""Relational knowledge distillation: images lie to one another as they do for the teacher, near or far, and at what
+angles.
+
+Park, Kim, Lu & Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068, section 3.2.
+
+    d_ij   = ‖x_i - x_j‖₂ / mean of all distances > 0               the student's by its mean, the teacher's by its own
+    c_ijk  = cos of the angle at x_j = ⟨(x_i - x_j) / ‖x_i - x_j‖, (x_k - x_j) / ‖x_k - x_j‖⟩
+    distance   1/N² Σ_ij  h(d_ij of the student - d_ij of the teacher)
+    angle      1/N³ Σ_ijk h(c_ijk of the student - c_ijk of the teacher)
+    h(e)   = e²/2 where |e| < 1, |e| - 1/2 beyond: Huber's, which torch calls smooth L1
+    objective = 25 · distance + 50 · angle
+
+The paper sums over pairs and triplets; the authors' code and CRD's take the mean over all, i = j and i = k among them,
+and the weights 25 and 50 belong to that. So do we. Distances are not squared.
+
+Angles come from the N × N inner products G, never from N × N × D differences:
+⟨x_i - x_j, x_k - x_j⟩ = G_ik - G_ij - G_jk + G_jj. Where images lie close together such differences cancel almost all
+digits, so G is in float64: in float32 clusters a hundredth as wide as they lie apart cost the gradient a thousandth.
+Samples that float32 can hardly tell apart count as one: distance and cosine 0, no gradient. A batch of one, and one of
+equal samples, gives 0; two samples have distances but no angles.
+Shapes: N batch, D width of an embedding, which may differ.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+
+from kdcore.lesson import Lesson
+from kdcore.objectives.objective import Objective, Setting
+from kdcore.objectives.tapped import embeddings
+from kdcore.spec.methods import Rkd
+
+
+def rkd_distance_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+    """Huber distance of the relative distances, a scalar ≥ 0."""
+    return smooth_l1_loss(_relative_distances(student_ND), _relative_distances(teacher_ND.detach()))
+
+
+def rkd_angle_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+    """Huber distance of the cosines of all angles, a scalar in [0, 3/2]. Costs N³ memory."""
+    return smooth_l1_loss(_cosines(student_ND), _cosines(teacher_ND.detach()))
+
+
+def _relative_distances(x_ND: Tensor) -> Tensor:
+    """Distances as multiples of their mean, N × N."""
+    _, distance_NN, apart_NN = _geometry(x_ND)
+    mean = distance_NN.sum() / apart_NN.sum().clamp(min=1)
+    return (distance_NN / torch.where(mean > 0, mean, 1)).to(x_ND.dtype)
+
+
+def _cosines(x_ND: Tensor) -> Tensor:
+    """N × N × N: entry (j, i, k) is the cosine of the angle at x_j between x_i and x_k."""
+    products_NN, distance_NN, apart_NN = _geometry(x_ND)
+    nearness_NN = torch.where(apart_NN, 1 / torch.where(apart_NN, distance_NN, 1), 0).to(x_ND.dtype)
+    seen_NN = products_NN - products_NN.diagonal()[:, None] / 2
+    inner_NNN = (products_NN - seen_NN[:, :, None] - seen_NN[:, None, :]).to(x_ND.dtype)
+    return inner_NNN * nearness_NN[:, :, None] * nearness_NN[:, None, :]
+
+
+def _geometry(x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inner products and distances, float64 N × N, and which samples are apart. A root has no gradient at 0."""
+    x_ND = x_ND.double()
+    products_NN = x_ND @ x_ND.T
+    square_N = products_NN.diagonal()
+    sum_NN = square_N[:, None] + square_N
+    distance_NN = sum_NN - 2 * products_NN
+    apart_NN = distance_NN > 1e-14 * sum_NN
+    return products_NN, torch.where(apart_NN, torch.where(apart_NN, distance_NN, 1).sqrt(), 0), apart_NN
+
+
+class RelationalKd(Objective):
+    """The objective: weighs distances and angles between the embeddings of a batch."""
+
+    def __init__(self, options: Rkd, setting: Setting) -> None:
+        super().__init__()
+        assert options.tap is not None, "resolve() names the layers"
+        self.tap = options.tap
+        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.distance_weight, self.angle_weight = options.distance_weight, options.angle_weight
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        student_ND, teacher_ND = embeddings(lesson, self.tap)
+        distance = rkd_distance_loss(student_ND, teacher_ND)
+        angle = rkd_angle_loss(student_ND, teacher_ND)
+        self.observed = {"distance": distance.detach(), "angle": angle.detach()}
+        return self.distance_weight * distance + self.angle_weight * angle
