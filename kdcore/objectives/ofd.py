@@ -67,7 +67,7 @@ class Layer(nn.Module):
         return partial_l2_loss(self.connect(student_NCHW), teacher_NCHW, self.margin_C)
 
 
-class FeatureOverhaul(Objective):
+class Overhaul(Objective):
     """The objective: pre-ReLU maps at each pair of taps, with a margin from one of the teacher's batch norms each."""
 
     def __init__(self, options: methods.Ofd, setting: Setting) -> None:

@@ -7,13 +7,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from kdcore.errors import SpecInvalid
-from kdcore.objectives.ofd import FeatureOverhaul, margin, partial_l2_loss
+from kdcore.objectives.ofd import Overhaul, margin, partial_l2_loss
 from kdcore.spec import methods
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 
-def objective(*taps: str, margins: tuple[str, ...] = ("norm",)) -> FeatureOverhaul:
-    return FeatureOverhaul(methods.Ofd(taps=taps or ("late",), margins=margins), SETTING)
+def objective(*taps: str, margins: tuple[str, ...] = ("norm",)) -> Overhaul:
+    return Overhaul(methods.Ofd(taps=taps or ("late",), margins=margins), SETTING)
 
 
 def naive(student, teacher, margins) -> float:
@@ -171,4 +171,4 @@ def test_each_tap_needs_a_margin():
     with pytest.raises(ValidationError, match="1 margins for 2 taps: each tap needs one"):
         methods.Ofd(taps=("early", "late"), margins=("norm",))
     with pytest.raises(SpecInvalid, match="1 margins for 2 taps: each tap needs one"):
-        FeatureOverhaul(methods.Ofd(margins=("norm",)).model_copy(update={"taps": objective().pairs * 2}), SETTING)
+        Overhaul(methods.Ofd(margins=("norm",)).model_copy(update={"taps": objective().pairs * 2}), SETTING)
