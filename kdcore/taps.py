@@ -1,63 +1,178 @@
 """Read named activations of any network, without changing the network.
 
-A tap is a module's path as `named_modules` spells it: `layer3` is that module's output, `fc@in` its input.
+A tap is a module's path as `named_modules` spells it, and what to take there:
+
+    layer3            its output
+    fc@in             its input
+    features.1@nhwc   its output, laid out N x H x W x C, as maps N x C x H x W
+    blocks.3@tokens   its output, N x L x D of a transformer, as maps N x D x s x s: the largest square of tokens from
+                      the end; the class token and registers, which stand before them, are left out
+
+Paths are those of the network itself, also where torch.compile or data parallelism has put something around it.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
+from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from kdcore.errors import SpecInvalid
+
+PLACES = ("in", "nhwc", "tokens")
 
 
 class Taps:
     """Hooks on one network; `read` hands over what the last forward pass left in them.
 
-    Raises SpecInvalid for a path that is not there, a module that fired twice or not at all in one forward pass, an
-    activation that is not a tensor, and one that an in-place operation has overwritten since.
+    Raises SpecInvalid for a path that is not there, a module that fired twice or not at all in one forward pass, one
+    that ran without gradients inside a pass that has them, an activation that is not a tensor or not of the shape that
+    the path says, and one that an in-place operation has overwritten since.
     """
 
     def __init__(self, network: nn.Module, paths: Iterable[str]) -> None:
-        self._seen: dict[str, tuple[Tensor, int]] = {}
-        self._paths = tuple(paths)
-        self._handles = [self._attach(network, path) for path in self._paths]
+        self._kept: dict[str, tuple[Tensor, int]] = {}
+        self._paths = tuple(dict.fromkeys(paths))
+        self._with_gradients = False
+        self._handles: list[RemovableHandle] = []
+        if isinstance(network, DataParallel) and len(network.device_ids) > 1:
+            raise SpecInvalid(
+                "a network that is split over several devices has no one activation",
+                hint="DistributedDataParallel runs one process a device",
+            )
+        plain = unwrapped(network)
+        self._prefix: int | None = getattr(plain, "num_prefix_tokens", None)  # timm's transformers say it.
+        if self._paths:
+            self._handles.append(plain.register_forward_pre_hook(self._begin, prepend=True))
+        self._handles += [self._attach(plain, path) for path in self._paths]
 
     def read(self) -> dict[str, Tensor]:
         """Activations by path, and forget them: they would keep the whole graph alive."""
-        seen, self._seen = self._seen, {}
+        kept, self._kept = self._kept, {}
         for path in self._paths:
-            if path not in seen:
-                raise SpecInvalid(f"tap {path!r}: the module did not run in this forward pass")
-            tensor, version = seen[path]
+            if path not in kept:
+                raise SpecInvalid(
+                    f"tap {path!r}: the module did not run in this forward pass",
+                    hint="it may be of no use in this mode; or torch.compile had run the network before it was tapped",
+                )
+            tensor, version = kept[path]
             if not tensor.is_inference() and tensor._version != version:
                 raise SpecInvalid(
                     f"tap {path!r}: a later in-place operation overwrote the activation",
                     hint="tap the module that overwrites it, or build the network with inplace=False",
                 )
-        return {path: tensor for path, (tensor, _) in seen.items()}
+        return {path: _laid_out(path, kept[path][0], self._prefix) for path in self._paths}
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _attach(self, network: nn.Module, path: str) -> Any:
-        name, at, where = path.partition("@")
-        modules = dict(network.named_modules())
-        if not name or name not in modules or (at and where != "in"):
-            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-            raise SpecInvalid(f"tap {path!r}: the network has no such module", hint="near it: " + ", ".join(near))
-        if where == "in":
-            return modules[name].register_forward_pre_hook(lambda _, args: self._keep(path, args[0]))
-        return modules[name].register_forward_hook(self._after(path))
+    def _attach(self, network: nn.Module, path: str) -> RemovableHandle:
+        name, at, place = path.partition("@")
+        if at and place not in PLACES:
+            raise SpecInvalid(f"tap {path!r}: nothing is called @{place}", hint="@" + ", @".join(PLACES))
+        module = _find(network, name)
+        if place == "in":
+            return module.register_forward_pre_hook(partial(self._keep_input, path), with_kwargs=True)
+        return module.register_forward_hook(partial(self._keep_output, path))
 
-    def _after(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _module, _args, output: self._keep(path, output)
+    def _begin(self, _network: nn.Module, _args: Any) -> None:
+        """What an earlier pass left unread, because it failed perhaps, is no part of this one."""
+        self._kept.clear()
+        self._with_gradients = torch.is_grad_enabled()
+
+    def _keep_input(self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._keep(path, next(iter((*args, *kwargs.values())), None))
+
+    def _keep_output(self, path: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._keep(path, output)
 
     def _keep(self, path: str, activation: Any) -> None:
+        if torch.compiler.is_compiling():
+            # What follows must run, not be traced: the compiler knows no versions of tensors.
+            torch._dynamo.graph_break()
+        if torch._C._current_graph_task_id() != -1:
+            return  # Activation checkpointing runs modules again in the backward pass.
         if not isinstance(activation, Tensor):
             raise SpecInvalid(f"tap {path!r}: gives a {type(activation).__name__}, not a tensor")
-        if path in self._seen:
+        if path in self._kept:
             raise SpecInvalid(f"tap {path!r}: the module runs twice in one forward pass; tap one of its callers")
-        self._seen[path] = (activation, 0 if activation.is_inference() else activation._version)
+        if self._with_gradients and not torch.is_grad_enabled():
+            raise SpecInvalid(
+                f"tap {path!r}: the module runs without gradients, so nothing could be learned from it",
+                hint="activation checkpointing keeps them with use_reentrant=False",
+            )
+        self._kept[path] = (activation, 0 if activation.is_inference() else activation._version)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside what torch.compile and data parallelism put around it."""
+    while True:
+        if isinstance(network, (DataParallel, DistributedDataParallel)):
+            network = network.module
+        elif "_orig_mod" in network._modules:  # To name the class would import the compiler, which takes seconds.
+            network = network.get_submodule("_orig_mod")
+        else:
+            return network
+
+
+def _find(network: nn.Module, path: str) -> nn.Module:
+    module, walked = network, ""
+    for name in path.split("."):
+        children = [child for child, there in module._modules.items() if there is not None]
+        if name not in children:
+            raise SpecInvalid(
+                f"tap {path!r}: the network has no such module", hint=_near(path, walked, children, network)
+            )
+        module = unwrapped(module.get_submodule(name))
+        walked = f"{walked}.{name}".lstrip(".")
+    return module
+
+
+def _near(path: str, walked: str, children: list[str], network: nn.Module) -> str:
+    """Its would-be siblings where the first part of the path is right, else whatever is spelled like it."""
+    if walked and not children:
+        return f"{walked} holds no modules"
+    if walked:
+        siblings = [f"{walked}.{child}" for child in children]
+        return "near it: " + ", ".join(difflib.get_close_matches(path, siblings, n=8, cutoff=0))
+    everywhere = [name for name, _ in network.named_modules() if name]
+    return "near it: " + ", ".join(difflib.get_close_matches(path, everywhere, n=3, cutoff=0.3) or children)
+
+
+def _laid_out(path: str, activation: Tensor, prefix: int | None) -> Tensor:
+    """As the path's ending says: N x C x H x W of N x H x W x C or of N x L x D."""
+    place = path.partition("@")[2]
+    if place == "nhwc":
+        if activation.dim() != 4:
+            raise SpecInvalid(f"tap {path!r}: gives {_shape(activation)}, not N x H x W x C")
+        return activation.permute(0, 3, 1, 2)
+    if place == "tokens":
+        if activation.dim() != 3:
+            raise SpecInvalid(f"tap {path!r}: gives {_shape(activation)}, not N x L x D")
+        side = _side(path, activation.shape[1], prefix)
+        return activation[:, -side * side :].transpose(1, 2).reshape(len(activation), -1, side, side)
+    return activation
+
+
+def _side(path: str, tokens: int, prefix: int | None) -> int:
+    """Of the square that the tokens of patches make.
+
+    Where the network says how many stand before them it is believed: nine tokens may be a class token, four registers
+    and four patches. A layer before the one that adds them has patches only.
+    """
+    if prefix is None:
+        return isqrt(tokens)
+    for patches in (tokens - prefix, tokens):
+        if patches > 0 and isqrt(patches) ** 2 == patches:
+            return isqrt(patches)
+    raise SpecInvalid(f"tap {path!r}: gives {tokens} tokens, {prefix} of them before the patches, which make no square")
+
+
+def _shape(activation: Tensor) -> str:
+    return " x ".join(map(str, activation.shape))

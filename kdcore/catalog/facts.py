@@ -63,7 +63,14 @@ class ArchitectureFacts(Facts):
     """The largest, for networks that take one image size only."""
     channels: Literal["any", 3]
     taps: list[str] = []
-    """Module paths of the stage ends, shallow to deep."""
+    """Taps of the stage ends, shallow to deep; each gives maps N x C x H x W."""
+    tap_widths: list[int] = []
+    """Channels at each of `taps`."""
+    preactivations: list[str] = []
+    """Taps of the stage ends before their ReLU, one for each of `taps`, as wide; of a stage that ends without a ReLU,
+    the end itself. Empty where the network has no such places, or they cannot be tapped."""
+    margins: list[str] = []
+    """Module paths of the batch norms that feed `preactivations`, alone or as one summand. Empty where none do."""
     embedding: str | None = None
     """Tap of the penultimate activation: the classifier's input, such as `fc@in`."""
     embedding_width: int | None = None

@@ -2,8 +2,11 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import TypeAdapter
 
 from kdcore.catalog.architectures import ARCHITECTURES, TORCHVISION, UnknownName, architecture
+from kdcore.catalog.facts import ArchitectureFacts
+from kdcore.spec.methods.base import TapPath
 
 
 def test_every_row_knows_its_own_name():
@@ -65,6 +68,45 @@ def test_unknown_names_are_value_errors():
 def test_attention_takes_one_image_size():
     facts = architecture("torchvision/vit_b_16")
     assert facts.min_image == facts.max_image == 224
+
+
+@pytest.mark.parametrize("facts", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_what_belongs_to_each_tap_is_there_for_each(facts: ArchitectureFacts):
+    assert facts.taps and len(facts.tap_widths) == len(facts.taps)
+    assert len(facts.preactivations) in (0, len(facts.taps)) and len(facts.margins) in (0, len(facts.preactivations))
+
+
+@pytest.mark.parametrize("facts", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_every_tap_may_stand_in_a_spec(facts: ArchitectureFacts):
+    for path in (*facts.taps, *facts.preactivations, *([facts.embedding] if facts.embedding else [])):
+        TypeAdapter(TapPath).validate_python(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "preactivation", "margin"),
+    [
+        ("resnet56", "layer1.8.relu@in", "layer1.8.bn2"),
+        ("resnet8x4", "layer1.0.relu@in", "layer1.0.bn2"),
+        ("resnet20_option_a", "layer1.2.relu@in", "layer1.2.bn2"),
+        ("resnet50_cifar", "layer1.2.relu@in", "layer1.2.bn3"),
+        ("wrn_40_2", "block2.layer.0.bn1", "block2.layer.0.bn1"),
+        ("vgg13", "block0.4", "block0.4"),
+        ("mobilenetv2_x0_5", "blocks.1", "blocks.1.1.conv.7"),
+        ("torchvision/resnet34", "layer1.2.last_relu@in", "layer1.2.bn2"),
+        ("torchvision/vgg11_bn", "features.1", "features.1"),
+    ],
+)
+def test_what_stands_before_the_first_stages_relu(name: str, preactivation: str, margin: str):
+    assert (architecture(name).preactivations[0], architecture(name).margins[0]) == (preactivation, margin)
+
+
+def test_a_transformer_is_tapped_at_each_quarter_of_its_depth():
+    assert [tap.removeprefix("encoder.layers.") for tap in architecture("torchvision/vit_l_32").taps] == [
+        "encoder_layer_5@tokens",
+        "encoder_layer_11@tokens",
+        "encoder_layer_17@tokens",
+        "encoder_layer_23@tokens",
+    ]
 
 
 def test_the_catalogue_needs_no_torch():

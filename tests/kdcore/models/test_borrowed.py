@@ -30,6 +30,23 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     assert caught.value.hint == "pip install 'distillery[timm]'"
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_named_last_relu_changes_neither_weights_nor_answers(name: str):
+    theirs = vision.torchvision().models.get_model(name, num_classes=4)
+    ours = models.build(f"torchvision/{name}", 4)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    for train in (True, False):
+        assert torch.equal(ours.train(train)(images), theirs.train(train)(images))
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["torchvision/vgg11", "timm/resnet10t"])
+def test_no_relu_works_in_place(name: str):
+    relus = [module for module in models.build(name, 4).modules() if isinstance(module, torch.nn.ReLU)]
+    assert relus and not any(relu.inplace for relu in relus)
+
+
 def test_auxiliary_heads_are_left_out():
     """In training too, a classifier answers with one tensor."""
     with torch.no_grad():
