@@ -108,7 +108,7 @@ class ContrastiveRepresentation(Objective):
         if self.training:
             self._remember(self.student_memory, place_N, student_ND)
             self._remember(self.teacher_memory, place_N, teacher_ND)
-        self.observed = {"student": of_student.detach(), "teacher": of_teacher.detach()}
+        self.observed["crd/student"], self.observed["crd/teacher"] = of_student.detach(), of_teacher.detach()
         return of_student + of_teacher
 
     def _negatives(self, place_N: Tensor) -> Tensor:
@@ -141,6 +141,7 @@ def _random(memory_MD: Tensor) -> Tensor:
 
 def _blocks(labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Places by row, and by place the start and size of the block that holds no negatives."""
+    rows = rows.to(labels.device)
     sorted_M, order_M = labels[rows].sort(stable=True)
     here_M = torch.arange(len(rows), device=labels.device)
     place = torch.full_like(labels, len(rows)).index_copy(0, rows[order_M], here_M)

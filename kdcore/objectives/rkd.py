@@ -82,5 +82,5 @@ class RelationalKd(Objective):
         student_ND, teacher_ND = embeddings(lesson, self.tap)
         distance = rkd_distance_loss(student_ND, teacher_ND)
         angle = rkd_angle_loss(student_ND, teacher_ND)
-        self.observed = {"distance": distance.detach(), "angle": angle.detach()}
+        self.observed["rkd/distance"], self.observed["rkd/angle"] = distance.detach(), angle.detach()
         return self.distance_weight * distance + self.angle_weight * angle

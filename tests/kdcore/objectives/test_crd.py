@@ -164,6 +164,13 @@ def test_a_first_step_agrees_with_plain_loops(monkeypatch):
     assert built.objective(built.lesson([1, 4, 7])).item() == pytest.approx(by_loops, rel=1e-5)
 
 
+def test_both_directions_are_observed():
+    built = trial()
+    value = built.objective(built.lesson([1, 4, 7]))
+    assert set(built.objective.observed) == {"crd/student", "crd/teacher"}
+    assert sum(built.objective.observed.values()).item() == pytest.approx(value.item())
+
+
 def embedded(built: Trial, rows: list[int]) -> dict[str, torch.Tensor]:
     lesson = built.lesson(rows)
     student = built.objective.student_embedding(lesson.student.taps["fc@in"])

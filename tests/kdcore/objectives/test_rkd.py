@@ -175,7 +175,7 @@ def test_the_objective_weighs_both_losses():
     views = lesson.student.taps["fc@in"], lesson.teacher.taps["head@in"]
     by_hand = 3 * rkd_distance_loss(*views) + 7 * rkd_angle_loss(*views)
     assert trial.objective(lesson).item() == pytest.approx(by_hand.item())
-    assert set(trial.objective.observed) == {"distance", "angle"}
+    assert set(trial.objective.observed) == {"rkd/distance", "rkd/angle"}
 
 
 def test_the_objective_asks_for_embeddings_and_owns_nothing():
