@@ -12,8 +12,8 @@ teacher's side of the boundary has one. s and t are taken before their ReLU:
 
 Where the student's map is not as wide as the teacher's, s is connector(student's map), a 1x1 convolution and a batch
 norm; where it is, the neurons meet as they are. The weights, the connector, its absence and 3/1000 are the authors'
-code for CIFAR, and CRD's (RepDistiller) has the same; the paper prints no constants. 3/1000 is part of the loss, as in
-CRD's code, so that beta is 1: it sets the pace of a stage in which nothing else is minimised.
+code for CIFAR, and CRD's (RepDistiller) has the same. 3/1000 is part of the loss, as there, so that beta is 1: it sets
+the pace of a stage in which nothing else is minimised.
 CRD's code connects maps of two sizes by a strided convolution; here both are averaged down to the smaller one first.
 A loss of 0 means that every neuron is beyond the margin on the teacher's side, not that the maps agree.
 
