@@ -8,23 +8,24 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdcore.catalog import DatasetFacts
 from kdcore.files import Written, write_whole
-from kdcore.spec import JobSpec
+from kdcore.parts import Parts
+from kdcore.spec import Student
 
 
 def student(
-    path: Path,
-    weights: Mapping[str, Tensor],
-    spec: JobSpec,
-    dataset: DatasetFacts,
-    metrics: Mapping[str, Any],
+    path: Path, weights: Mapping[str, Tensor], of: Student, parts: Parts, metrics: Mapping[str, Any], members: int = 1
 ) -> Written:
-    """Write weights under the network's own names; the metadata's `distillery` is JSON that says how to use them."""
-    preprocessing = spec.student.preprocessing
+    """Write weights under the network's own names; the metadata's `distillery` is JSON that says how to use them.
+
+    Several members are an ensemble: each one's names stand behind its number, `0.conv1.weight`, and the answer is the
+    mean of their probabilities.
+    """
+    preprocessing, dataset = of.preprocessing, parts.data.facts
     assert preprocessing is not None, "resolve() gives every student its normalisation"
     metadata = {
-        "architecture": spec.student.architecture,
+        "architecture": of.architecture,
+        "members": members,
         "num_classes": dataset.num_classes,
         "channels": dataset.channels,
         "image_size": dataset.image_size,
@@ -32,7 +33,7 @@ def student(
         "mean": preprocessing.mean,
         "std": preprocessing.std,
         "metrics": dict(metrics),
-        "spec": spec.as_json(),
+        "spec": parts.spec.as_json(),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     return write_whole(path, lambda to: save_file(tensors, to, {"distillery": json.dumps(metadata), "format": "pt"}))

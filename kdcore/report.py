@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcore.evaluate import agreement, score
-from kdcore.training import Trained
+from kdcore.training import Outcome
 
 
 def parameters(network: nn.Module) -> int:
@@ -13,19 +13,27 @@ def parameters(network: nn.Module) -> int:
 
 
 def size_bytes(network: nn.Module) -> int:
-    """Bytes of all that a checkpoint of the network holds, buffers included."""
-    return sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    """Bytes of all that a checkpoint of the network holds, buffers included; what two parts share counts once."""
+    held = {(value.data_ptr(), value.shape): value for value in network.state_dict().values()}
+    return sum(value.numel() * value.element_size() for value in held.values())
 
 
 def of_model(
     architecture: str, network: nn.Module, logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = None
 ) -> dict[str, Any]:
     """One row: the teacher's, or (held against the teacher) that of a student trained elsewhere."""
-    measured = score(logits_nK, labels_n)
     return {
         "architecture": architecture,
         "parameters": parameters(network),
         "bytes": size_bytes(network),
+        **of_logits(logits_nK, labels_n, teacher_nK),
+    }
+
+
+def of_logits(logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = None) -> dict[str, Any]:
+    """What of a row the answers tell."""
+    measured = score(logits_nK, labels_n)
+    return {
         "accuracy": measured.accuracy,
         "accuracy_top5": measured.accuracy_top5,
         "loss": measured.loss,
@@ -33,10 +41,10 @@ def of_model(
     }
 
 
-def of_training(trained: Trained, last_nK: Tensor, labels_n: Tensor) -> dict[str, Any]:
-    """What a row adds for a student that this job trained: its figures are those of the epoch that the held-out part
+def of_training(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[str, Any]:
+    """What a row adds for a model that this job trained: its figures are those of the epoch that the held-out part
     chose, and the last epoch stands beside it."""
     return {
-        "best": {"epoch": trained.best_epoch, "validation_accuracy": trained.best_accuracy},
-        "last": {"epoch": trained.epochs, "accuracy": score(last_nK, labels_n).accuracy},
+        "best": {"epoch": outcome.best_epoch, "validation_accuracy": outcome.best_accuracy},
+        "last": {"epoch": outcome.epochs, "accuracy": score(last_nK, labels_n).accuracy},
     }

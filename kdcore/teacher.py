@@ -48,6 +48,7 @@ class TeacherEnsemble(nn.Module):
 
     def __init__(self, teachers: Sequence[FrozenTeacher], weights: Sequence[float], temperature: float) -> None:
         super().__init__()
+        self.members = list(teachers)
         self.teachers = nn.ModuleList(teachers)
         self.log_weights = [float(torch.tensor(weight / sum(weights), dtype=torch.float64).log()) for weight in weights]
         self.temperature = temperature
@@ -58,7 +59,7 @@ class TeacherEnsemble(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> View:
-        return View(self.combined([teacher(batch).logits for teacher in self.teachers]))
+        return View(self.combined([member(batch).logits for member in self.members]))
 
     def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
         """T · log of the averaged probabilities: N × K."""

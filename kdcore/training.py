@@ -29,8 +29,9 @@ Weights = Mapping[str, Tensor]
 class Scheme(Protocol):
     """Who teaches whom."""
 
-    models: Mapping[str, Classifier]
-    """What comes out of it, the student first: each is graded, averaged and kept at its best."""
+    @property
+    def models(self) -> Mapping[str, Classifier]:
+        """What comes out of it, the student first: each is graded, averaged and kept at its best."""
 
     def learners(self) -> Sequence[nn.Module]:
         """What is trained, each by an optimizer of its own."""
@@ -214,9 +215,7 @@ class Training:
         for name, model in self.scheme.models.items():
             weights = self._weights(name)
             with _borrowed(model.network, weights if self.averages else None):
-                score = evaluate.score(
-                    evaluate.logits_on(model, self.material.held_out), self.material.held_out.labels
-                )
+                score = evaluate.score(evaluate.logits_on(model, self.material.held_out), self.material.held_out.labels)
             if score.accuracy > self.best[name].accuracy:
                 self.best[name] = Best(weights, self.position.epoch + 1, score.accuracy)
             prefix = "validation" if name == "student" else f"validation/{name}"
@@ -239,13 +238,21 @@ class Training:
         means["train/lr"] = float(self.optimizers[0].param_groups[0]["lr"])
         self.observer.metric(self.global_step, self.position.epoch + 1, {**means, **graded})
 
+    def learned(self) -> dict[str, Any]:
+        """What a stage leaves for the next one of its trial."""
+        return {"learners": dict(self.learners.state_dict()), "objective": self._objective_state()}
+
+    def adopt(self, learned: Mapping[str, Any]) -> None:
+        """Be as this stage left it."""
+        self.learners.load_state_dict(learned["learners"])
+        if self.stage.objective is not None:
+            self.stage.objective.load_state_dict(learned["objective"])
+
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on bit for bit."""
-        objective = self.stage.objective
         return {
+            **self.learned(),
             "position": vars(self.position).copy(),
-            "learners": dict(self.learners.state_dict()),
-            "objective": dict(objective.state_dict()) if objective is not None else {},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "averages": {name: average.state for name, average in self.averages.items()},
             "best": {name: vars(best).copy() for name, best in self.best.items()},
@@ -254,10 +261,8 @@ class Training:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        self.adopt(state)
         self.position = Position(**state["position"])
-        self.learners.load_state_dict(state["learners"])
-        if self.stage.objective is not None:
-            self.stage.objective.load_state_dict(state["objective"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for name, average in self.averages.items():
@@ -265,6 +270,9 @@ class Training:
         self.best = {name: Best(**saved) for name, saved in state["best"].items()}
         self.sums = dict(state["sums"])
         checkpoint.restore_random_state(state["random"])
+
+    def _objective_state(self) -> dict[str, Any]:
+        return dict(self.stage.objective.state_dict()) if self.stage.objective is not None else {}
 
     def _weights(self, name: str) -> Weights:
         average = self.averages.get(name)

@@ -110,7 +110,9 @@ class NamedDataset(Facts):
 Need = Literal[
     "logits", "labels", "maps", "embedding", "preactivations", "batch_norm", "input_gradient", "sample_index"
 ]
-TapKind = Literal["none", "embedding", "last_stage", "middle_stage", "stages", "preactivations", "margins", "review"]
+TapKind = Literal[
+    "none", "embedding", "last_stage", "middle_stage", "stages", "flows", "preactivations", "margins", "review"
+]
 
 
 class MethodFacts(Facts):

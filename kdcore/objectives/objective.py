@@ -55,7 +55,7 @@ class Objective(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Staged:
-    """A method in two stages: `first` is minimised alone, without labels; `then` beside the labels (None: labels alone)."""
+    """A method in two stages: `first` is minimised alone, without labels; `then` beside them (None: labels alone)."""
 
     first: Objective
     epochs: int

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from kdcore.lesson import Lesson
@@ -16,24 +17,24 @@ class WeightedSum(Objective):
         super().__init__()
         self.names = [name for name, _, _ in terms]
         self.weights = [weight for _, weight, _ in terms]
-        self.parts = nn.ModuleList(objective for _, _, objective in terms)
-        objectives = [objective for _, _, objective in terms]
+        self.objectives = objectives = [objective for _, _, objective in terms]
+        self.parts = nn.ModuleList(objectives)
         self.student_taps = _every(objective.student_taps for objective in objectives)
         self.teacher_taps = _every(objective.teacher_taps for objective in objectives)
         self.teacher_layers = _every(objective.teacher_layers for objective in objectives)
         self.needs_input_gradient = any(objective.needs_input_gradient for objective in objectives)
 
     def build(self, lesson: Lesson) -> None:
-        for part in self.parts:
-            part.build(lesson)  # type: ignore[operator]  # A ModuleList forgets that it holds objectives.
+        for objective in self.objectives:
+            objective.build(lesson)
 
     def forward(self, lesson: Lesson) -> Tensor:
-        values = [part(lesson) for part in self.parts]
+        values = [objective(lesson) for objective in self.objectives]
         self.observed = {name: value.detach() for name, value in zip(self.names, values, strict=True)}
-        for part in self.parts:
-            self.observed |= part.observed  # type: ignore[operator]
-        total: Tensor = sum(weight * value for weight, value in zip(self.weights, values, strict=True))  # type: ignore[assignment]
-        return total
+        for objective in self.objectives:
+            self.observed |= objective.observed
+        weighted = [weight * value for weight, value in zip(self.weights, values, strict=True)]
+        return torch.stack(weighted).sum()
 
 
 def _every(paths: Iterable[Sequence[str]]) -> tuple[str, ...]:

@@ -67,7 +67,8 @@ class Branched(nn.Module):
         maps_NCHW = self.trunk(images_NCHW)
         logits_NMK = torch.stack([branch(maps_NCHW) for branch in self.branches], dim=1)
         gate_NM = self.gate(adaptive_avg_pool2d(maps_NCHW, 1).flatten(1)).softmax(1)
-        return (gate_NM.unsqueeze(2) * logits_NMK).sum(1)
+        ensemble_NK: Tensor = (gate_NM.unsqueeze(2) * logits_NMK).sum(1)
+        return ensemble_NK
 
 
 class Trunk(nn.Module):

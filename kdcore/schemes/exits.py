@@ -96,5 +96,7 @@ def _shapes(student: Classifier, image_size: tuple[int, int]) -> dict[str, torch
 def _channels(path: str, shape: torch.Size) -> int:
     if len(shape) != 3:
         given = " x ".join(map(str, shape))
-        raise SpecInvalid(f"exit {path!r} gives {given} for each image, where a map of channels x height x width is needed")
+        raise SpecInvalid(
+            f"exit {path!r} gives {given} for each image, where a map of channels x height x width is needed"
+        )
     return shape[0]

@@ -3,9 +3,11 @@
 from kdcore.spec.fitting import fit, images_to_train_on
 from kdcore.spec.known import Known
 from kdcore.spec.methods import Kd, Method, Pair, Supervised
+from kdcore.spec.plan import GIVEN, Leg, Trial, legs, stages, trials
 from kdcore.spec.reading import Partial, as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
-from kdcore.spec.rules import Named, references
+from kdcore.spec.rules import Named, each_assistant, each_method, each_student, each_teacher, references
+from kdcore.spec.tapping import takes_taps
 from kdcore.spec.vocabulary import (
     AdamW,
     Augmentation,
@@ -30,6 +32,7 @@ from kdcore.spec.vocabulary import (
 )
 
 __all__ = [
+    "GIVEN",
     "AdamW",
     "Augmentation",
     "Cosine",
@@ -39,6 +42,7 @@ __all__ = [
     "JobSpec",
     "Kd",
     "Known",
+    "Leg",
     "Method",
     "Mix",
     "Mixup",
@@ -56,13 +60,22 @@ __all__ = [
     "Supervised",
     "Teacher",
     "Training",
+    "Trial",
     "Unlabelled",
     "as_typed",
+    "each_assistant",
+    "each_method",
+    "each_student",
+    "each_teacher",
     "fit",
     "images_to_train_on",
+    "legs",
     "parse",
     "preprocessing",
     "read",
     "references",
     "resolve",
+    "stages",
+    "takes_taps",
+    "trials",
 ]

@@ -6,8 +6,8 @@ from typing import Any
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.errors import Fault
 from kdcore.spec.known import Known
-from kdcore.spec.methods import Fsp, Method, Pair
-from kdcore.spec.rules import Fields, assistants, methods, scheme_of, students, teachers
+from kdcore.spec.methods import Byot, Fsp, Method, Pair
+from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher
 from kdcore.spec.tapping import choose, takes_taps
 from kdcore.spec.vocabulary import Preprocessing, Student, Teacher, Training, Unlabelled
 
@@ -18,11 +18,11 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
     if dataset is None:
         return []
     faults: list[Fault] = []
-    for pointer, teacher in teachers(fields):
+    for pointer, teacher in each_teacher(fields):
         faults += _channels(dataset, teacher, pointer)
         if pointer in known.teachers:
             faults += _teacher_fit(dataset, known.teachers[pointer], teacher, pointer)
-    for pointer, student in (*assistants(fields), *students(fields)):
+    for pointer, student in (*each_assistant(fields), *each_student(fields)):
         faults += _channels(dataset, student, pointer)
         network = known.network(student.architecture)
         if network is not None:
@@ -34,21 +34,21 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
 
 def teacher_network(fields: Fields, known: Known) -> ArchitectureFacts | None:
     """The network whose activations teach: the one teacher's, or among peers and exits a student's."""
-    given = teachers(fields)
+    given = each_teacher(fields)
     if not given:
-        return next((known.network(student.architecture) for _, student in students(fields)), None)
+        return next((known.network(student.architecture) for _, student in each_student(fields)), None)
     pointer, teacher = given[0]
     facts = known.teachers.get(pointer)
     return known.network(facts.architecture if facts else teacher.architecture)
 
 
 def _taps_are_known(fields: Fields, known: Known) -> Iterator[Fault]:
-    named = students(fields)
+    named = each_student(fields)
     student = known.network(named[0][1].architecture) if named else None
     teacher = teacher_network(fields, known)
     if student is None or teacher is None:
         return
-    for pointer, method in methods(fields):
+    for pointer, method in each_method(fields):
         if not takes_taps(method):
             continue
         pairs = method.pairs or choose(method, student, teacher)
@@ -56,9 +56,13 @@ def _taps_are_known(fields: Fields, known: Known) -> Iterator[Fault]:
             yield _no_taps(method, pointer, student, teacher)
         elif isinstance(method, Fsp):
             yield from _widths_agree(pairs, pointer, student, teacher, known)
-    if scheme_of(fields) == "exits" and len(student.taps) < 2:
-        text = f"{student.name} has no known stages to leave it at; name them"
-        yield Fault("/method/exits", text, "missing", "module paths")
+    for pointer, method in each_method(fields):
+        if isinstance(method, Byot) and method.exits is None and len(student.taps) < 2:
+            text = f"{student.name} has no known stages to leave it at; name them"
+            yield Fault(f"{pointer}/exits", text, "missing", "module paths")
+        if isinstance(method, Byot) and student.embedding is None:
+            text = f"the classifier of {student.name} has no known input to learn from"
+            yield Fault(f"{pointer}/name", text, "not_allowed", got=method.name)
 
 
 def _no_taps(method: Method, pointer: str, student: ArchitectureFacts, teacher: ArchitectureFacts) -> Fault:

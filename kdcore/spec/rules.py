@@ -36,31 +36,30 @@ def references(fields: Fields) -> list[Named]:
         found.append(Named("/dataset", "dataset", dataset.source))
     if isinstance(unlabelled, Unlabelled):
         found.append(Named("/unlabelled", "dataset", unlabelled.source))
-    for pointer, teacher in teachers(fields):
-        for name in ("checkpoint", "program"):
-            if getattr(teacher, name) is not None:
-                found.append(Named(f"{pointer}/{name}", "teacher", getattr(teacher, name)))
+    for pointer, teacher in each_teacher(fields):
+        files = {"checkpoint": teacher.checkpoint, "program": teacher.program}
+        found += [Named(f"{pointer}/{name}", "teacher", text) for name, text in files.items() if text is not None]
     if isinstance(baseline, str) and baseline.startswith("job:"):
         found.append(Named("/baseline", "baseline", baseline))
     return found
 
 
-def methods(fields: Fields) -> list[tuple[str, Method]]:
+def each_method(fields: Fields) -> list[tuple[str, Method]]:
     """Each method with its pointer."""
     return _each("/method", fields.get("method"))
 
 
-def teachers(fields: Fields) -> list[tuple[str, Teacher]]:
+def each_teacher(fields: Fields) -> list[tuple[str, Teacher]]:
     """Each teacher with its pointer."""
     return _each("/teacher", fields.get("teacher"))
 
 
-def students(fields: Fields) -> list[tuple[str, Student]]:
+def each_student(fields: Fields) -> list[tuple[str, Student]]:
     """Each student with its pointer; the first is the one that the job is about."""
     return _each("/student", fields.get("student"))
 
 
-def assistants(fields: Fields) -> list[tuple[str, Student]]:
+def each_assistant(fields: Fields) -> list[tuple[str, Student]]:
     """Each assistant with its pointer."""
     return _each("/assistants", fields.get("assistants"))
 
@@ -83,7 +82,7 @@ def _lists_are_not_empty(fields: Fields) -> Iterator[Fault]:
 
 
 def _methods_go_together(fields: Fields) -> Iterator[Fault]:
-    named = methods(fields)
+    named = each_method(fields)
     if len(named) == 1 and named[0][1].weight is not None:
         pointer, method = named[0]
         yield Fault(
@@ -109,6 +108,9 @@ def _methods_go_together(fields: Fields) -> Iterator[Fault]:
 
 def _added_to(scheme: Method, method: Method, pointer: str, fields: Fields) -> Iterator[Fault]:
     """Peers, branches and exits teach each other by one loss, which can own no parameters for each pair of them."""
+    if isinstance(scheme, BornAgain) and isinstance(method, Ofd):
+        text = "'ofd' reads the margins of one teacher, and each generation has another"
+        yield Fault(pointer, text, "not_allowed", "another method", method.name)
     if isinstance(method, OnLogits) or isinstance(scheme, BornAgain):
         return
     if scheme.name != "dml":
@@ -117,13 +119,13 @@ def _added_to(scheme: Method, method: Method, pointer: str, fields: Fields) -> I
     elif METHODS[method.name].owns != "nothing" or is_staged(method) or not takes_taps(method):
         text = f"{method.name!r} would need parts or stages of its own for each pair of students"
         yield Fault(pointer, text, "not_allowed", "a method that owns nothing", method.name)
-    elif len({student.architecture for _, student in students(fields)}) > 1:
+    elif len({student.architecture for _, student in each_student(fields)}) > 1:
         text = f"{method.name!r} compares activations: among students of different architectures it has no common taps"
         yield Fault(pointer, text, "not_allowed", "students of one architecture", method.name)
 
 
 def _teacher_is_needed(fields: Fields) -> Iterator[Fault]:
-    named = methods(fields)
+    named = each_method(fields)
     if not named or "teacher" not in fields or fields["teacher"] == ():
         return
     scheme = scheme_of(fields)
@@ -138,7 +140,7 @@ def _teacher_is_needed(fields: Fields) -> Iterator[Fault]:
 
 
 def _each_teacher_is_one_file(fields: Fields) -> Iterator[Fault]:
-    for pointer, teacher in teachers(fields):
+    for pointer, teacher in each_teacher(fields):
         if teacher.checkpoint is None and teacher.program is None:
             yield Fault(f"{pointer}/checkpoint", "a teacher is a checkpoint or a program", "missing")
         if teacher.checkpoint is not None and teacher.program is not None:
@@ -152,13 +154,13 @@ def _each_teacher_is_one_file(fields: Fields) -> Iterator[Fault]:
 
 
 def _several_teachers_teach_by_probabilities(fields: Fields) -> Iterator[Fault]:
-    given = teachers(fields)
+    given = each_teacher(fields)
     if len(given) == 1 and given[0][1].weight is not None:
         pointer, teacher = given[0]
         yield Fault(f"{pointer}/weight", "there is only one teacher", "unused", "leave it out", teacher.weight)
     if len(given) < 2:
         return
-    for pointer, method in methods(fields):
+    for pointer, method in each_method(fields):
         if not isinstance(method, OnLogits):
             text = f"several teachers have no common activations; {method.name!r} needs one teacher"
             yield Fault("/teacher", text, "not_allowed", "one teacher", len(given))
@@ -170,15 +172,15 @@ def _several_teachers_teach_by_probabilities(fields: Fields) -> Iterator[Fault]:
 
 
 def _programs_have_no_taps(fields: Fields) -> Iterator[Fault]:
-    for pointer, teacher in teachers(fields):
-        for _, method in methods(fields):
+    for pointer, teacher in each_teacher(fields):
+        for _, method in each_method(fields):
             if teacher.program is not None and takes_taps(method):
                 text = f"a program teaches by its logits alone; {method.name!r} needs its activations"
                 yield Fault(f"{pointer}/program", text, "not_allowed", "a checkpoint")
 
 
 def _students_fit_the_scheme(fields: Fields) -> Iterator[Fault]:
-    named, scheme = students(fields), scheme_of(fields)
+    named, scheme = each_student(fields), scheme_of(fields)
     if not named or scheme is None:
         return
     if scheme == "mutual" and len(named) < 2:
@@ -202,7 +204,7 @@ def _assistants_stand_between(fields: Fields) -> Iterator[Fault]:
     if scheme is not None and scheme != "offline":
         text = "assistants stand between a trained teacher and one student"
         yield Fault("/assistants", text, "unused", "leave it out")
-    for pointer, method in methods(fields):
+    for pointer, method in each_method(fields):
         if takes_taps(method):
             text = f"a chain teaches by logits: the taps of {method.name!r} would differ from link to link"
             yield Fault(pointer, text, "not_allowed", "a method on logits", method.name)
@@ -210,7 +212,7 @@ def _assistants_stand_between(fields: Fields) -> Iterator[Fault]:
 
 def _unlabelled_images_are_taught(fields: Fields) -> Iterator[Fault]:
     unlabelled, training = fields.get("unlabelled"), fields.get("training")
-    scheme, named = scheme_of(fields), methods(fields)
+    scheme, named = scheme_of(fields), each_method(fields)
     if not isinstance(unlabelled, Unlabelled) or scheme is None:
         return
     if scheme != "offline":
@@ -234,7 +236,7 @@ def _mixed_images_have_no_one_label(fields: Fields) -> Iterator[Fault]:
     training = fields.get("training")
     if not isinstance(training, Training) or training.mix is None:
         return
-    for _, method in methods(fields):
+    for _, method in each_method(fields):
         if _needs_labels(method) and METHODS[method.name].scheme != "alone":
             text = f"{method.name!r} looks at one label (or one row) for each image; mixed images have two"
             yield Fault("/training/mix", text, "not_allowed", "null", training.mix.name)
@@ -246,7 +248,7 @@ def _needs_labels(method: Method) -> bool:
 
 
 def _temperature_is_used(fields: Fields) -> Iterator[Fault]:
-    named, temperature = methods(fields), fields.get("temperature")
+    named, temperature = each_method(fields), fields.get("temperature")
     if not named or temperature is None or any(uses_temperature(method) for _, method in named):
         return
     method = named[0][1]
@@ -257,7 +259,7 @@ def _temperature_is_used(fields: Fields) -> Iterator[Fault]:
 
 
 def _stages_are_used(fields: Fields) -> Iterator[Fault]:
-    for pointer, method in methods(fields):
+    for pointer, method in each_method(fields):
         epochs = getattr(method, "pretraining_epochs", None)
         if isinstance(method, FitNet) and method.stages == "joint" and epochs is not None:
             text = "a joint training has no stage of its own"
@@ -265,7 +267,7 @@ def _stages_are_used(fields: Fields) -> Iterator[Fault]:
 
 
 def _taps_are_used(fields: Fields) -> Iterator[Fault]:
-    for pointer, method in methods(fields):
+    for pointer, method in each_method(fields):
         if isinstance(method, Attention) and method.mapping == "gradient" and method.taps is not None:
             yield Fault(f"{pointer}/taps", "the gradient is taken at the image", "unused", "leave it out")
         if isinstance(method, Ofd) and method.taps is not None and method.margins is None:
@@ -277,7 +279,7 @@ def _taps_are_used(fields: Fields) -> Iterator[Fault]:
 
 
 def _weights_mean_something(fields: Fields) -> Iterator[Fault]:
-    named, alpha, beta = methods(fields), fields.get("alpha"), fields.get("beta")
+    named, alpha, beta = each_method(fields), fields.get("alpha"), fields.get("beta")
     if not named:
         return
     name = named[0][1].name
@@ -348,5 +350,5 @@ _RULES: tuple[Callable[[Fields], Iterator[Fault]], ...] = (
 
 def scheme_of(fields: Fields) -> str | None:
     """Who teaches whom: what the one method that is more than an objective says."""
-    schemes = [METHODS[method.name].scheme for _, method in methods(fields)]
+    schemes = [METHODS[method.name].scheme for _, method in each_method(fields)]
     return next((scheme for scheme in schemes if scheme != "offline"), schemes[0] if schemes else None)

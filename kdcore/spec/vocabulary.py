@@ -257,8 +257,8 @@ class JobSpec(Vocabulary):
     )
     temperature: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         default=None,
-        description="Divides both logits before the softmax. Default: the method's own (GET /v1/methods), in a list that "
-        "of the first that has one.",
+        description="Divides both logits before the softmax. Default: the method's own (GET /v1/methods), in a list "
+        "that of the first that has one.",
     )
     alpha: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
         default=None,

@@ -1,7 +1,7 @@
 """What every loss weighs, where a spec does not say: each method's own weights, as its catalogue page gives them."""
 
 from kdcore.catalog import METHODS, MethodFacts
-from kdcore.spec.methods import FitNet, Kd, Method
+from kdcore.spec.methods import Attention, FitNet, Kd, Method
 
 
 def uses_temperature(method: Method) -> bool:
@@ -32,6 +32,8 @@ def own_weight(method: Method) -> float | None:
     """What a method weighs beside labels of weight alpha; None where there is no distillation loss."""
     if isinstance(method, Kd) and method.standardize:
         return 9.0  # Theirs: standardised logits carry less gradient.
+    if isinstance(method, Attention) and (method.mapping == "gradient" or method.reduction == "norms"):
+        return 1.0 if method.mapping == "gradient" else 10.0  # The catalogue's 1000 belongs to the mean of squares.
     return _as_taught(method).beta
 
 

@@ -36,7 +36,8 @@ FEATURES = (
         alpha=1,
         beta=1000,
         temperature=None,
-        defaults_from=f"{_CRD} and the authors' code: 1000 with the mean of squares, p 2",
+        defaults_from=f"{_CRD} and the authors' code: 1000 with the mean of squares, p 2; "
+        "10 with norms and 1 with gradients are ours",
         cost=f"{_COST}; the gradient form about doubles the step",
     ),
     MethodFacts(
@@ -100,11 +101,12 @@ FEATURES = (
         scheme="offline",
         teacher="required",
         needs=["maps"],
-        taps="stages",
+        taps="flows",
         alpha=1,
-        beta=50,
+        beta=1,
         temperature=None,
-        defaults_from=f"{_CRD}: -b 50, 30 of 240 epochs; beta weighs the first stage, labels alone follow",
+        defaults_from=f"{_CRD}: its first stage minimises the bare sum of flows (-b 50 is never used), 30 of 240 "
+        "epochs; beta weighs the first stage, labels alone follow",
         cost=f"{_COST} in the first stage, supervised after it",
     ),
     MethodFacts(
@@ -171,7 +173,8 @@ FEATURES = (
         alpha=1,
         beta=0.6,
         temperature=None,
-        defaults_from="the authors' code: 0.6 for ResNet-20 (1 for ResNet-32, 5 for most pairs), warm-up 20 of 240 epochs",
+        defaults_from="the authors' code: 0.6 for ResNet-20 (1 for ResNet-32, 5 for most pairs), warm-up 20 of 240 "
+        "epochs",
         owns="a fusion block at each tap",
         cost=f"{_COST}, and the fusion blocks, which can outweigh a small student",
     ),
