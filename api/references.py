@@ -78,17 +78,20 @@ class Shelves:
         return Found(facts, f"blob:sha256:{registered.sha256}")
 
     async def teacher(self, asked: Teacher) -> Found[ModelFacts]:
-        kind, _, name = asked.checkpoint.partition(":")
+        if asked.program is not None:
+            return await self._uploaded_program(asked.program)
+        reference = asked.checkpoint or ""
+        kind, _, name = reference.partition(":")
         match kind:
             case "model":
                 return await self._registered_model(name)
             case "job":
                 return await self._student_of(name)
             case "blob":
-                return await self._uploaded_model(asked)
+                return await self._uploaded_model(reference, asked.architecture)
             case "weights":
-                return Found(None, asked.checkpoint)
-        raise Faulty("the service opens no files by path; upload the weights", "not_allowed", got=asked.checkpoint)
+                return Found(None, reference)
+        raise Faulty("the service opens no files by path; upload the weights", "not_allowed", got=reference)
 
     async def baseline(self, reference: str, data: Found[DatasetFacts] | None, student: Student | None) -> Found[Job]:
         """A job that measured the same student on the same data."""
@@ -98,7 +101,7 @@ class Shelves:
         job = await self._job(name)
         if job.status != "succeeded":
             raise Faulty(f"job {job.id} is {job.status}: it has no measured student", "not_ready", got=job.status)
-        theirs = job.resolved_spec["student"]["architecture"]
+        theirs = _student(job)["architecture"]
         if student is not None and theirs != student.architecture:
             raise Faulty(
                 f"job {job.id} trained a {theirs}, not the same student", "not_allowed", student.architecture, theirs
@@ -109,15 +112,22 @@ class Shelves:
         file = await self.db.read(artifacts.get, job.id, STUDENT_FILE)
         return Found(job, f"blob:sha256:{file.sha256}")
 
-    async def student(self, asked: Student, data: DatasetFacts) -> Found[ArchitectureFacts]:
+    async def network(self, name: str, data: DatasetFacts) -> Found[ArchitectureFacts]:
         """A network of timm's is known only by building it."""
-        facts = architecture(asked.architecture)
+        facts = architecture(name)
         if facts.source == "timm":
-            seen = await self.inspections.architecture(facts.name, data)
+            seen = await self.inspections.architecture(name, data)
             if isinstance(seen, Refused):
-                raise Faulty(_told(seen), "not_allowed", got=facts.name)
+                raise Faulty(_told(seen), "not_allowed", got=name)
             facts = seen
-        return Found(facts, facts.name)
+        return Found(facts, name)
+
+    async def taps(self, name: str, paths: tuple[str, ...], data: DatasetFacts) -> Found[dict[str, list[int]]]:
+        """The shape of each tap of a network, without the batch."""
+        seen = await self.inspections.taps(name, paths, data)
+        if isinstance(seen, Refused):
+            raise Faulty(_told(seen), "not_allowed", got=", ".join(paths))
+        return Found(seen, name)
 
     async def _registered_model(self, name: str) -> Found[ModelFacts]:
         try:
@@ -133,17 +143,28 @@ class Shelves:
             raise Faulty(
                 f"job {job_id} is {job.status}: only a succeeded job's student can teach", "not_ready", got=job.status
             )
+        if _members(job) > 1:
+            text = f"job {job_id} delivered an ensemble of {_members(job)} networks; one of them can teach, not all"
+            raise Faulty(text, "not_allowed", got=f"job:{job_id}")
         file = await self.db.read(artifacts.get, job_id, STUDENT_FILE)
         return Found(student_facts(job, file.sha256, file.bytes), f"blob:sha256:{file.sha256}")
 
-    async def _uploaded_model(self, asked: Teacher) -> Found[ModelFacts]:
-        digest = await self._digest(asked.checkpoint)
-        if asked.architecture is None:
-            return Found(None, asked.checkpoint)
-        seen = await self.inspections.model(digest, asked.architecture)
+    async def _uploaded_model(self, reference: str, named: str | None) -> Found[ModelFacts]:
+        digest = await self._digest(reference)
+        if named is None:
+            return Found(None, reference)
+        seen = await self.inspections.model(digest, named)
         if isinstance(seen, Refused):
             raise Faulty(_told(seen), seen.code)
-        return Found(seen, asked.checkpoint)
+        return Found(seen, reference)
+
+    async def _uploaded_program(self, reference: str) -> Found[ModelFacts]:
+        if not reference.startswith("blob:"):
+            raise Faulty("the service opens no files by path; upload the program", "not_allowed", got=reference)
+        seen = await self.inspections.program(await self._digest(reference))
+        if isinstance(seen, Refused):
+            raise Faulty(_told(seen), seen.code)
+        return Found(seen, reference)
 
     async def _inspected_dataset(self, digest: str, image_size: int | None) -> DatasetFacts:
         seen = await self.inspections.dataset(digest, image_size)
@@ -168,10 +189,26 @@ class Shelves:
             raise Faulty(f"there is no job {job_id!r}", got=f"job:{job_id}") from None
 
 
+def _student(job: Job) -> dict[str, Any]:
+    """The student that a job is about: the first, where several taught each other."""
+    student = job.resolved_spec["student"]
+    first: dict[str, Any] = student[0] if isinstance(student, list) else student
+    return first
+
+
+def _members(job: Job) -> int:
+    """How many networks a job's file holds: all generations, where their ensemble was asked for."""
+    methods = job.resolved_spec["method"]
+    for method in methods if isinstance(methods, list) else [methods]:
+        if method.get("answer") == "ensemble":
+            return int(method["generations"])
+    return 1
+
+
 def student_facts(job: Job, digest: str, size: int) -> ModelFacts:
     """What a succeeded job's report says of its own student: nothing need be opened again."""
     report = job.result or {}
-    student, dataset = job.resolved_spec["student"], report["dataset"]
+    student, dataset = _student(job), report["dataset"]
     preprocessing = student.get("preprocessing") or {}
     return ModelFacts(
         architecture=student["architecture"],

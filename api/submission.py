@@ -6,14 +6,31 @@ fit         classes, channels, image size
 resolve     every default spelled out, every name replaced by the bytes that it means now
 """
 
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from api.references import Faulty, Found, Shelves
-from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, UnknownName, architecture
+from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.errors import Fault
-from kdcore.spec import Dataset, JobSpec, Student, Teacher, as_typed, fit, read, resolve
+from kdcore.spec import (
+    Dataset,
+    JobSpec,
+    Known,
+    Teacher,
+    Unlabelled,
+    as_typed,
+    each_assistant,
+    each_method,
+    each_student,
+    each_teacher,
+    fit,
+    legs,
+    read,
+    resolve,
+    takes_taps,
+)
+from kdcore.spec.methods import Byot, Method
 from store.jobs import Job
 
 T = TypeVar("T")
@@ -25,96 +42,175 @@ class Examined:
 
     faults: list[Fault]
     resolved: JobSpec | None = None
-    dataset: DatasetFacts | None = None
-    teacher: ModelFacts | None = None
+    known: Known = field(default_factory=Known)
+
+
+@dataclass
+class Lookup:
+    """What was found of all that a spec names, and what was not."""
+
+    shelves: Shelves
+    fields: Mapping[str, Any]
+    faults: list[Fault]
+    data: Found[DatasetFacts] | None = None
+    pool: Found[DatasetFacts] | None = None
+    taught: dict[str, Found[ModelFacts]] = field(default_factory=dict)
+    """By pointer."""
+    alone: Found[Job] | None = None
+    networks: dict[str, ArchitectureFacts] = field(default_factory=dict)
+    shapes: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+    @property
+    def known(self) -> Known:
+        return Known(
+            dataset=self.data.facts if self.data else None,
+            unlabelled=self.pool.facts if self.pool else None,
+            teachers={at: _comparable(found.facts, self.data) for at, found in self.taught.items() if found.facts},
+            inspected=self.networks,
+            shapes=self.shapes,
+        )
+
+    async def run(self) -> None:
+        await self._data()
+        for pointer, teacher in each_teacher(self.fields):
+            at = f"{pointer}/program" if teacher.program is not None else f"{pointer}/checkpoint"
+            if teacher.program is None and teacher.checkpoint is None:
+                continue
+            if found := await self._find(self.shelves.teacher(teacher), at):
+                self.taught[pointer] = found
+        students = each_student(self.fields)
+        baseline = self.fields.get("baseline", "none")
+        if baseline not in ("none", "train"):
+            first = students[0][1] if students else None
+            self.alone = await self._find(self.shelves.baseline(baseline, self.data, first), "/baseline")
+        if self.data is not None and self.data.facts is not None:
+            for pointer, student in (*each_assistant(self.fields), *students):
+                await self._network(student.architecture, self.data.facts, f"{pointer}/architecture")
+            await self._taps(self.data.facts)
+
+    async def _data(self) -> None:
+        dataset, unlabelled = self.fields.get("dataset"), self.fields.get("unlabelled")
+        if isinstance(dataset, Dataset):
+            self.data = await self._find(self.shelves.dataset(dataset), "/dataset/source")
+        if isinstance(unlabelled, Unlabelled):
+            size = dataset.image_size if isinstance(dataset, Dataset) else None
+            pool = Dataset(source=unlabelled.source, image_size=size)
+            self.pool = await self._find(self.shelves.dataset(pool), "/unlabelled/source")
+
+    async def _network(self, name: str, data: DatasetFacts, pointer: str) -> None:
+        found = await self._find(self.shelves.network(name, data), pointer)
+        if found is not None and found.facts is not None:
+            self.networks[name] = found.facts
+
+    async def _taps(self, data: DatasetFacts) -> None:
+        """Look at what methods tap: only building a network tells whether a path that was named is there."""
+        students, teachers = each_student(self.fields), each_teacher(self.fields)
+        if not students:
+            return
+        student = students[0][1].architecture
+        teacher = self._taught_by(*teachers[0]) if teachers else student
+        if teacher is not None and any(takes_taps(method) for _, method in each_method(self.fields)):
+            await self._network(teacher, data, f"{teachers[0][0]}/architecture" if teachers else "/student")
+        for pointer, method in each_method(self.fields):
+            for field_name, named in _named_taps(method).items():
+                network = teacher if field_name == "teacher" else student
+                if network is not None and named:
+                    await self._shapes(network, named, data, f"{pointer}/{_tap_field(method)}")
+
+    def _taught_by(self, pointer: str, teacher: Teacher) -> str | None:
+        found = self.taught.get(pointer)
+        return found.facts.architecture if found and found.facts else teacher.architecture
+
+    async def _shapes(self, network: str, paths: tuple[str, ...], data: DatasetFacts, pointer: str) -> None:
+        found = await self._find(self.shelves.taps(network, paths, data), pointer)
+        if found is not None and found.facts is not None:
+            self.shapes |= {(network, path): shape for path, shape in found.facts.items()}
+
+    async def _find(self, search: Awaitable[Found[T]], pointer: str) -> Found[T] | None:
+        try:
+            return await search
+        except Faulty as faulty:
+            self.faults.append(faulty.at(pointer))
+            return None
 
 
 async def examine(body: Any, shelves: Shelves) -> Examined:
     spec, fields, faults = read(body)
-    named_dataset, named_teacher, student = fields.get("dataset"), fields.get("teacher"), fields.get("student")
-    data: Found[DatasetFacts] | None = None
-    taught: Found[ModelFacts] | None = None
-    if isinstance(named_dataset, Dataset):
-        data = await _look_up(shelves.dataset(named_dataset), "/dataset/source", faults)
-    if isinstance(named_teacher, Teacher):
-        taught = await _look_up(shelves.teacher(named_teacher), "/teacher/checkpoint", faults)
-    dataset = data.facts if data else None
-    teacher = taught.facts if taught else None
-    baseline = fields.get("baseline", "none")
-    alone: Found[Job] | None = None
-    if baseline not in ("none", "train"):
-        alone = await _look_up(shelves.baseline(baseline, data, student), "/baseline", faults)
-    learner: Found[ArchitectureFacts] | None = None
-    if isinstance(student, Student) and dataset is not None:
-        learner = await _look_up(shelves.student(student, dataset), "/student/architecture", faults)
-    faults += fit(fields, dataset, _comparable(teacher, data), learner.facts if learner else None)
-    if faults or spec is None or data is None or dataset is None:
-        return Examined(as_typed(faults, body), dataset=dataset, teacher=teacher)
-    return Examined([], _by_digest(resolve(spec, dataset, teacher), data, taught, alone), dataset, teacher)
+    lookup = Lookup(shelves, fields, faults)
+    await lookup.run()
+    known = lookup.known
+    faults += fit(fields, known)
+    if faults or spec is None or lookup.data is None or known.dataset is None:
+        return Examined(as_typed(faults, body), known=known)
+    return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known)
 
 
-def _comparable(teacher: ModelFacts | None, data: Found[DatasetFacts] | None) -> ModelFacts | None:
+def _named_taps(method: Method) -> dict[str, tuple[str, ...]]:
+    """The paths that a spec names, by whose network they are in."""
+    if isinstance(method, Byot):
+        return {"student": method.exits or ()}
+    return {
+        "student": tuple(pair.student for pair in method.pairs),
+        "teacher": tuple(pair.teacher for pair in method.pairs),
+    }
+
+
+def _tap_field(method: Method) -> str:
+    return next(name for name in ("exits", "taps", "tap") if name in type(method).model_fields)
+
+
+def _comparable(teacher: ModelFacts, data: Found[DatasetFacts] | None) -> ModelFacts:
     """A named set's class names may be known only once it is fetched: the teacher's are not held against it here."""
     named = DATASETS.get(data.reference) if data else None
-    if teacher is None or named is None or named.class_names:
-        return teacher
-    return teacher.model_copy(update={"class_names": None})
+    return teacher if named is None or named.class_names else teacher.model_copy(update={"class_names": None})
 
 
-async def _look_up(search: Awaitable[Found[T]], pointer: str, faults: list[Fault]) -> Found[T] | None:
-    try:
-        return await search
-    except Faulty as faulty:
-        faults.append(faulty.at(pointer))
-        return None
-
-
-def _architecture(student: Student | Teacher | None) -> ArchitectureFacts | None:
-    if student is None or student.architecture is None:
-        return None
-    try:
-        return architecture(student.architecture)
-    except UnknownName:
-        return None
-
-
-def _by_digest(
-    spec: JobSpec, data: Found[DatasetFacts], taught: Found[ModelFacts] | None, alone: Found[Job] | None
-) -> JobSpec:
+def _by_digest(spec: JobSpec, lookup: Lookup, data: Found[DatasetFacts], facts: DatasetFacts) -> JobSpec:
     """Names may come to mean other bytes; what an accepted job means must not."""
     image_size = spec.dataset.image_size
-    if image_size is None and data.facts is not None and data.facts.kind == "folders":
-        image_size = data.facts.image_size[0]
+    if image_size is None and facts.kind == "folders":
+        image_size = facts.image_size[0]
     update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=image_size)}
-    if spec.teacher is not None and taught is not None:
-        update["teacher"] = spec.teacher.model_copy(update={"checkpoint": taught.reference})
-    if alone is not None:
-        update["baseline"] = alone.reference
+    if spec.unlabelled is not None and lookup.pool is not None:
+        update["unlabelled"] = spec.unlabelled.model_copy(update={"source": lookup.pool.reference})
+    teachers = tuple(_teacher_by_digest(teacher, lookup.taught[at]) for at, teacher in each_teacher(vars(spec)))
+    if teachers:
+        update["teacher"] = teachers if isinstance(spec.teacher, tuple) else teachers[0]
+    if lookup.alone is not None:
+        update["baseline"] = lookup.alone.reference
     return spec.model_copy(update=update)
+
+
+def _teacher_by_digest(teacher: Teacher, found: Found[ModelFacts]) -> Teacher:
+    name = "program" if teacher.program is not None else "checkpoint"
+    return teacher.model_copy(update={name: found.reference})
 
 
 def estimate(examined: Examined) -> dict[str, Any] | None:
     """What can be counted before anything has run. Seconds and accuracy cannot, so they are not given."""
-    spec, dataset = examined.resolved, examined.dataset
-    if spec is None or dataset is None:
+    spec, known = examined.resolved, examined.known
+    if spec is None or known.dataset is None:
         return None
-    teacher = examined.teacher.parameters if examined.teacher else _parameters(spec.teacher, dataset)
-    student = _parameters(spec.student, dataset)
+    teacher = _taught(spec, known)
+    student = _parameters(spec.students[0].architecture, known)
     return {
-        "steps": _steps(spec, dataset),
+        "steps": sum(leg.steps for leg in legs(spec, known.dataset, known.unlabelled)),
         "parameters": {"teacher": teacher, "student": student},
         "compression": round(teacher / student, 2) if teacher and student else None,
     }
 
 
-def _steps(spec: JobSpec, dataset: DatasetFacts) -> int:
-    """Every batch is whole, and what is held out is not trained on."""
-    held_out = round(dataset.train * spec.training.validation_fraction)
-    an_epoch = (dataset.train - held_out) // spec.training.batch_size
-    trials = 2 if spec.baseline == "train" else 1
-    return trials * spec.training.epochs * an_epoch
+def _taught(spec: JobSpec, known: Known) -> int | None:
+    """Parameters of all teachers together; None without one, or where only a download will tell."""
+    counts = [
+        known.teachers[at].parameters if at in known.teachers else _parameters(teacher.architecture, known)
+        for at, teacher in each_teacher(vars(spec))
+    ]
+    return None if not counts or None in counts else sum(filter(None, counts))
 
 
-def _parameters(model: Student | Teacher | None, dataset: DatasetFacts) -> int | None:
-    facts = _architecture(model)
-    return facts.parameters(dataset.num_classes, dataset.channels) if facts else None
+def _parameters(name: str | None, known: Known) -> int | None:
+    network = known.network(name)
+    if network is None or known.dataset is None:
+        return None
+    return network.parameters(known.dataset.num_classes, known.dataset.channels)

@@ -94,7 +94,7 @@ async def submit(
         spec=sent,
         resolved=examined.resolved.as_json(),
         name=examined.resolved.name,
-        method=examined.resolved.method.name,
+        method=examined.resolved.method_name,
         idempotency_key=idempotency_key,
         spec_sha256=digest,
         max_attempts=setup.max_attempts,

@@ -17,7 +17,7 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
     dataset = known.dataset
     if dataset is None:
         return []
-    faults: list[Fault] = []
+    faults = [*_labelled(dataset), *_pool_fit(dataset, known.unlabelled)]
     for pointer, teacher in each_teacher(fields):
         faults += _channels(dataset, teacher, pointer)
         if pointer in known.teachers:
@@ -118,6 +118,24 @@ def _architecture_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: 
         height, width = dataset.image_size
         text = f"{facts.name} takes images of {facts.max_image} pixels at most, the data set has {height} x {width}"
         yield Fault(pointer, text, "not_allowed", None, facts.name)
+
+
+def _labelled(dataset: DatasetFacts) -> Iterator[Fault]:
+    if not dataset.labelled:
+        text = "the data set holds no labels: a student is measured on labelled images"
+        yield Fault("/dataset/source", text, "not_allowed", "a labelled set; this one beside it, as unlabelled")
+
+
+def _pool_fit(dataset: DatasetFacts, pool: DatasetFacts | None) -> Iterator[Fault]:
+    if pool is None:
+        return
+    for what, ours, theirs in (
+        ("channels", dataset.channels, pool.channels),
+        ("height and width", list(dataset.image_size), list(pool.image_size)),
+    ):
+        if ours != theirs:
+            text = f"the data set's images have {what} {ours}, these {theirs}"
+            yield Fault("/unlabelled/source", text, "not_allowed", ours, theirs)
 
 
 def _channels(dataset: DatasetFacts, model: Teacher | Student, pointer: str) -> Iterator[Fault]:

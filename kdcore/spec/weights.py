@@ -1,7 +1,7 @@
 """What every loss weighs, where a spec does not say: each method's own weights, as its catalogue page gives them."""
 
 from kdcore.catalog import METHODS, MethodFacts
-from kdcore.spec.methods import Attention, FitNet, Kd, Method
+from kdcore.spec.methods import Attention, Cc, FitNet, Kd, Method
 
 
 def uses_temperature(method: Method) -> bool:
@@ -34,6 +34,8 @@ def own_weight(method: Method) -> float | None:
         return 9.0  # Theirs: standardised logits carry less gradient.
     if isinstance(method, Attention) and (method.mapping == "gradient" or method.reduction == "norms"):
         return 1.0 if method.mapping == "gradient" else 10.0  # The catalogue's 1000 belongs to the mean of squares.
+    if isinstance(method, Cc) and method.form == "gaussian":
+        return 1.0  # No weight of it is published; 0.02 belongs to pairs.
     return _as_taught(method).beta
 
 

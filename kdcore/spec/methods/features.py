@@ -53,7 +53,8 @@ class Nst(OnStages):
     name: Literal["nst"] = "nst"
     kernel: Literal["linear", "polynomial", "gaussian"] = Field(
         default="polynomial",
-        description="polynomial: (x·y + c)^d with d = 2, c = 0, the paper's best. gaussian: the mean squared distance is its variance.",
+        description="polynomial: (x·y + c)^d with d = 2, c = 0, the paper's best. gaussian: the mean squared distance "
+        "is its variance.",
     )
 
 
@@ -103,7 +104,8 @@ class Feature(Options):
     tap: Tap | None = Field(default=None, description="Default: the classifiers' inputs.")
     form: Literal["l2", "cosine", "kl"] = Field(
         default="l2",
-        description="l2: mean squared difference. cosine: 1 - cos over channels. kl: of the features' softmax over channels.",
+        description="l2: mean squared difference. cosine: 1 - cos over channels. kl: of the features' softmax over "
+        "channels.",
     )
     projector: Literal["auto", "always"] = Field(
         default="auto", description="auto: only where the widths differ. always: also where they agree."

@@ -20,7 +20,7 @@ class Dml(OnLogits):
 
 
 class One(OnLogits):
-    """Lan, Zhu & Gong, NeurIPS 2018 (arXiv:1806.04606): branches on a shared trunk; their gated ensemble teaches all."""
+    """Lan, Zhu & Gong, NeurIPS 2018 (arXiv:1806.04606): branches on one trunk; their gated ensemble teaches all."""
 
     name: Literal["one"] = "one"
     branches: int = Field(default=3, ge=2, le=16, description="The deployed one is counted.")
