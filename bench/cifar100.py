@@ -35,13 +35,13 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="distillery-cifar100-") as name, cluster(Path(name)) as url:
         folder, service = Path(name), Distillery(url)
-        _register(service, _subset(folder, arguments.train))
+        register(service, subset(folder, arguments.train))
         reports = [_distil(service, arguments, seed, folder) for seed in range(arguments.seeds)]
     _print(reports, arguments)
     return 0
 
 
-def _subset(folder: Path, count: int) -> Path:
+def subset(folder: Path, count: int) -> Path:
     """The real data as people have it, an .npz; `count` training images, evenly over the classes."""
     subprocess.run([sys.executable, DATA / "unpack.py", folder], check=True, stdout=subprocess.DEVNULL)
     whole = np.load(folder / "cifar100.npz")
@@ -54,7 +54,7 @@ def _subset(folder: Path, count: int) -> Path:
     return path
 
 
-def _register(service: Distillery, data: Path) -> None:
+def register(service: Distillery, data: Path) -> None:
     checkpoint = DATA / "teachers" / "cifar100_resnet56.pth"
     service.register_model("cifar100-resnet56", checkpoint, architecture="resnet56", preprocessing=TEACHER)
     service.register_dataset("cifar100-subset", data)
