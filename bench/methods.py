@@ -77,13 +77,18 @@ def main() -> int:
         if (row in arguments.only or not arguments.only) and _key(row, seed) not in done
     ]
     if wanted:
-        with tempfile.TemporaryDirectory(prefix="distillery-methods-") as name, cluster(Path(name), arguments.workers) as url:
+        with (
+            tempfile.TemporaryDirectory(prefix="distillery-methods-") as name,
+            cluster(Path(name), arguments.workers) as url,
+        ):
             _run(wanted, done, Path(name), url, arguments)
     print(table(done, arguments))
     return 0
 
 
-def _run(wanted: list[tuple[str, int]], done: dict[str, Row], folder: Path, url: str, arguments: argparse.Namespace) -> None:
+def _run(
+    wanted: list[tuple[str, int]], done: dict[str, Row], folder: Path, url: str, arguments: argparse.Namespace
+) -> None:
     service = Distillery(url)
     register(service, subset(folder, arguments.train))
     jobs = {_key(row, seed): service.submit(_spec(row, seed, arguments))["id"] for row, seed in wanted}
