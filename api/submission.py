@@ -6,7 +6,7 @@ fit         classes, channels, image size
 resolve     every default spelled out, every name replaced by the bytes that it means now
 """
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,11 +26,12 @@ from kdcore.spec import (
     each_teacher,
     fit,
     legs,
+    not_the_own_images,
     read,
     resolve,
     takes_taps,
 )
-from kdcore.spec.methods import Byot, Method
+from kdcore.spec.methods import Byot, Method, Ofd
 from store.jobs import Job
 
 T = TypeVar("T")
@@ -96,6 +97,9 @@ class Lookup:
             size = dataset.image_size if isinstance(dataset, Dataset) else None
             pool = Dataset(source=unlabelled.source, image_size=size)
             self.pool = await self._find(self.shelves.dataset(pool), "/unlabelled/source")
+            named_so = isinstance(dataset, Dataset) and dataset.source == unlabelled.source
+            if self.data and self.pool and self.data.reference == self.pool.reference and not named_so:
+                self.faults.append(not_the_own_images(unlabelled))
 
     async def _network(self, name: str, data: DatasetFacts, pointer: str) -> None:
         found = await self._find(self.shelves.network(name, data), pointer)
@@ -112,12 +116,15 @@ class Lookup:
         if teacher is not None and any(takes_taps(method) for _, method in each_method(self.fields)):
             await self._network(teacher, data, f"{teachers[0][0]}/architecture" if teachers else "/student")
         for pointer, method in each_method(self.fields):
-            for field_name, named in _named_taps(method).items():
-                network = teacher if field_name == "teacher" else student
-                if network is not None and named:
-                    await self._shapes(network, named, data, f"{pointer}/{_tap_field(method)}")
+            for field_name, side, paths in _named_places(method):
+                network = teacher if side == "teacher" else student
+                if network is not None and paths:
+                    await self._shapes(network, paths, data, f"{pointer}/{field_name}")
 
     def _taught_by(self, pointer: str, teacher: Teacher) -> str | None:
+        """The network whose insides a teacher shows. A program shows none."""
+        if teacher.program is not None:
+            return None
         found = self.taught.get(pointer)
         return found.facts.architecture if found and found.facts else teacher.architecture
 
@@ -145,18 +152,15 @@ async def examine(body: Any, shelves: Shelves) -> Examined:
     return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known)
 
 
-def _named_taps(method: Method) -> dict[str, tuple[str, ...]]:
-    """The paths that a spec names, by whose network they are in."""
+def _named_places(method: Method) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """The paths that a spec names, by field and by whose network they are in."""
     if isinstance(method, Byot):
-        return {"student": method.exits or ()}
-    return {
-        "student": tuple(pair.student for pair in method.pairs),
-        "teacher": tuple(pair.teacher for pair in method.pairs),
-    }
-
-
-def _tap_field(method: Method) -> str:
-    return next(name for name in ("exits", "taps", "tap") if name in type(method).model_fields)
+        yield "exits", "student", method.exits or ()
+    if isinstance(method, Ofd):
+        yield "margins", "teacher", method.margins or ()
+    taps = "taps" if "taps" in type(method).model_fields else "tap"
+    yield taps, "student", tuple(pair.student for pair in method.pairs)
+    yield taps, "teacher", tuple(pair.teacher for pair in method.pairs)
 
 
 def _comparable(teacher: ModelFacts, data: Found[DatasetFacts] | None) -> ModelFacts:

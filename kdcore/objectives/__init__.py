@@ -24,7 +24,7 @@ from kdcore.objectives.sp import SimilarityPreserving
 from kdcore.objectives.standardized import Standardized
 from kdcore.objectives.vid import VariationalInformation
 from kdcore.objectives.weighted import WeightedSum
-from kdcore.spec import Kd, Method
+from kdcore.spec import Kd, Method, numbered
 from kdcore.spec.methods import Attention, FitNet
 
 __all__ = ["TAUGHT", "Curriculum", "Objective", "Setting", "Staged", "build"]
@@ -96,7 +96,8 @@ def build(methods: Sequence[Method], setting: Setting) -> Curriculum:
         objective = taught.then if isinstance(taught, Staged) else taught
         if objective is not None:
             terms.append((method.name, weight(method), _standardized(method, objective)))
-    return Curriculum(tuple(first), _sum(terms))
+    names = numbered([name for name, _, _ in terms])
+    return Curriculum(tuple(first), _sum([(name, *term[1:]) for name, term in zip(names, terms, strict=True)]))
 
 
 def weight(method: Method) -> float:

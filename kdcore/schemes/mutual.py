@@ -22,7 +22,8 @@ class Mutual:
         self.students = list(students)
         self.models = {name(number): student for number, student in enumerate(self.students, 1)}
         for student in self.students:
-            student.watch(needs.student_taps)
+            # Each is both: it learns at the one side of a pair of taps, and teaches at the other.
+            student.watch([*needs.student_taps, *needs.teacher_taps])
 
     def learners(self) -> list[nn.Module]:
         """Each student: each is trained by an optimizer of its own."""

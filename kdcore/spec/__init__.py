@@ -3,10 +3,18 @@
 from kdcore.spec.fitting import fit, images_to_train_on
 from kdcore.spec.known import Known
 from kdcore.spec.methods import Kd, Method, Pair, Supervised
-from kdcore.spec.plan import GIVEN, Leg, Trial, legs, stages, trials
+from kdcore.spec.plan import GIVEN, Leg, Trial, legs, numbered, stages, trials
 from kdcore.spec.reading import Partial, as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
-from kdcore.spec.rules import Named, each_assistant, each_method, each_student, each_teacher, references
+from kdcore.spec.rules import (
+    Named,
+    each_assistant,
+    each_method,
+    each_student,
+    each_teacher,
+    not_the_own_images,
+    references,
+)
 from kdcore.spec.tapping import takes_taps
 from kdcore.spec.vocabulary import (
     AdamW,
@@ -70,6 +78,8 @@ __all__ = [
     "fit",
     "images_to_train_on",
     "legs",
+    "not_the_own_images",
+    "numbered",
     "parse",
     "preprocessing",
     "read",

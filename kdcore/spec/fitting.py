@@ -3,13 +3,33 @@
 from collections.abc import Iterator
 from typing import Any
 
-from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
+from kdcore.catalog import ArchitectureFacts, DatasetFacts
+from kdcore.catalog.programs import ProgramFacts
 from kdcore.errors import Fault
 from kdcore.spec.known import Known
-from kdcore.spec.methods import Byot, Fsp, Method, Pair
+from kdcore.spec.methods import (
+    ActivationBoundary,
+    Attention,
+    Byot,
+    FactorTransfer,
+    Feature,
+    FitNet,
+    Fsp,
+    Method,
+    Nst,
+    Ofd,
+    Pair,
+    ReviewKd,
+    Vid,
+)
 from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher
 from kdcore.spec.tapping import choose, takes_taps
 from kdcore.spec.vocabulary import Preprocessing, Student, Teacher, Training, Unlabelled
+
+ON_MAPS = ActivationBoundary | Attention | FactorTransfer | Fsp | Nst | Ofd | Vid
+"""Methods that need channels x height x width at every tap."""
+ON_MAPS_OR_VECTORS = Feature | FitNet | ReviewKd
+"""Methods to which a vector is a map of one place."""
 
 
 def fit(fields: Fields, known: Known) -> list[Fault]:
@@ -17,17 +37,20 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
     dataset = known.dataset
     if dataset is None:
         return []
-    faults = [*_labelled(dataset), *_pool_fit(dataset, known.unlabelled)]
+    if not dataset.labelled:
+        text = "the data set holds no labels: a student is measured on labelled images"
+        return [Fault("/dataset/source", text, "not_allowed", "a labelled set; this one beside it, as unlabelled")]
+    faults = [*_pool_fit(dataset, known.unlabelled)]
     for pointer, teacher in each_teacher(fields):
-        faults += _channels(dataset, teacher, pointer)
-        if pointer in known.teachers:
-            faults += _teacher_fit(dataset, known.teachers[pointer], teacher, pointer)
+        faults += _preprocessing_fit(dataset, teacher, pointer)
+        faults += _teacher_fit(dataset, teacher, pointer, known)
     for pointer, student in (*each_assistant(fields), *each_student(fields)):
-        faults += _channels(dataset, student, pointer)
+        faults += _preprocessing_fit(dataset, student, pointer)
         network = known.network(student.architecture)
         if network is not None:
-            faults += _architecture_fit(dataset, network, f"{pointer}/architecture")
-    faults += _taps_are_known(fields, known)
+            faults += _channels_fit(dataset, network, f"{pointer}/architecture")
+            faults += _size_fit(dataset, network, f"{pointer}/architecture")
+    faults += _places_fit(fields, known)
     faults += _enough_images(dataset, known.unlabelled, fields)
     return faults
 
@@ -42,34 +65,69 @@ def teacher_network(fields: Fields, known: Known) -> ArchitectureFacts | None:
     return known.network(facts.architecture if facts else teacher.architecture)
 
 
-def _taps_are_known(fields: Fields, known: Known) -> Iterator[Fault]:
+def _places_fit(fields: Fields, known: Known) -> Iterator[Fault]:
+    """The places that methods look at: those that a spec names, and those that it leaves to be found."""
     named = each_student(fields)
     student = known.network(named[0][1].architecture) if named else None
     teacher = teacher_network(fields, known)
-    if student is None or teacher is None:
+    if student is None or teacher is None or known.is_mystery(student) or known.is_mystery(teacher):
         return
     for pointer, method in each_method(fields):
+        if isinstance(method, Byot):
+            yield from _exits_fit(method, pointer, student, known)
         if not takes_taps(method):
             continue
+        yield from _shapes_fit(method, pointer, student, teacher, known)
         pairs = method.pairs or choose(method, student, teacher)
         if not pairs:
             yield _no_taps(method, pointer, student, teacher)
         elif isinstance(method, Fsp):
             yield from _widths_agree(pairs, pointer, student, teacher, known)
-    for pointer, method in each_method(fields):
-        if isinstance(method, Byot) and method.exits is None and len(student.taps) < 2:
-            text = f"{student.name} has no known stages to leave it at; name them"
-            yield Fault(f"{pointer}/exits", text, "missing", "module paths")
-        if isinstance(method, Byot) and student.embedding is None:
-            text = f"the classifier of {student.name} has no known input to learn from"
-            yield Fault(f"{pointer}/name", text, "not_allowed", got=method.name)
+
+
+def _exits_fit(method: Byot, pointer: str, student: ArchitectureFacts, known: Known) -> Iterator[Fault]:
+    if method.exits is None and len(student.taps) < 2:
+        text = f"{student.name} has no known stages to leave it at: name the exits"
+        yield Fault(f"{pointer}/exits", text, "missing", "module paths")
+    if student.embedding is None:
+        text = f"'byot' teaches the features that {student.name} classifies by, and where they are is not known"
+        yield Fault(f"{pointer}/name", text, "not_allowed", "a network whose classifier has one known input", "byot")
+    for position, path in enumerate(method.exits or ()):
+        shape = known.shapes.get((student.name, path), [0, 0, 0])
+        if len(shape) != 3:
+            yield _other_shape(f"{pointer}/exits/{position}", path, student, shape, "'byot' leaves at a map")
+
+
+def _shapes_fit(
+    method: Method, pointer: str, student: ArchitectureFacts, teacher: ArchitectureFacts, known: Known
+) -> Iterator[Fault]:
+    """Only taps that a spec names have been looked at."""
+    if isinstance(method, ON_MAPS):
+        ranks, needed = {3}, f"{method.name!r} needs a map"
+    elif isinstance(method, ON_MAPS_OR_VECTORS) and getattr(method, "regressor", "conv") == "conv":
+        ranks, needed = {1, 3}, f"{method.name!r} needs a map or a vector"
+    else:
+        return
+    several = "taps" in type(method).model_fields
+    for position, pair in enumerate(method.pairs):
+        place = f"{pointer}/taps/{position}" if several else f"{pointer}/tap"
+        for side, network, path in (("student", student, pair.student), ("teacher", teacher, pair.teacher)):
+            shape = known.shapes.get((network.name, path))
+            if shape is not None and len(shape) not in ranks:
+                yield _other_shape(f"{place}/{side}", path, network, shape, needed)
+
+
+def _other_shape(pointer: str, path: str, network: ArchitectureFacts, shape: list[int], needed: str) -> Fault:
+    given = " x ".join(map(str, shape))
+    text = f"{path} of {network.name} gives {given} for each image; {needed}"
+    return Fault(pointer, text, "not_allowed", "channels x height x width", given)
 
 
 def _no_taps(method: Method, pointer: str, student: ArchitectureFacts, teacher: ArchitectureFacts) -> Fault:
     field = "taps" if "taps" in type(method).model_fields else "tap"
-    text = f"{method.name!r} finds no place to compare {student.name} with {teacher.name} by itself; name it"
+    text = f"{method.name!r} finds no place to compare {student.name} with {teacher.name} by itself: name its {field}"
     if method.name == "ofd":
-        text += " (the teacher's needs a batch norm right before its ReLU)"
+        text += " (the teacher's need a batch norm right before their ReLU)"
     return Fault(f"{pointer}/{field}", text, "missing", '{"student": "<module path>", "teacher": "<module path>"}')
 
 
@@ -79,8 +137,9 @@ def _widths_agree(
     for pair in pairs:
         ours, theirs = _width(student, pair.student, known), _width(teacher, pair.teacher, known)
         if ours is not None and theirs is not None and ours != theirs:
-            text = f"{student.name} has {ours} channels at {pair.student}, {teacher.name} {theirs} at {pair.teacher}"
-            yield Fault(pointer, f"'fsp' compares channel with channel: {text}", "not_allowed", "taps of equal width")
+            text = f"{student.name} has {ours} at {pair.student}, {teacher.name} {theirs} at {pair.teacher}"
+            text = f"'fsp' compares channel with channel: {text}"
+            yield Fault(f"{pointer}/taps", text, "not_allowed", "taps of equal width, or a student as wide")
             return
 
 
@@ -90,9 +149,17 @@ def _width(network: ArchitectureFacts, path: str, known: Known) -> int | None:
     return dict(zip(network.taps, network.tap_widths, strict=False)).get(path)
 
 
-def _teacher_fit(dataset: DatasetFacts, facts: ModelFacts, asked: Teacher, pointer: str) -> Iterator[Fault]:
+def _teacher_fit(dataset: DatasetFacts, asked: Teacher, pointer: str, known: Known) -> Iterator[Fault]:
+    facts = known.teachers.get(pointer)
     file = f"{pointer}/program" if asked.program is not None else f"{pointer}/checkpoint"
-    if asked.architecture not in (None, facts.architecture):
+    network = known.network(facts.architecture if facts else asked.architecture)
+    if network is not None:
+        yield from _size_fit(dataset, network, file if asked.architecture is None else f"{pointer}/architecture")
+    if facts is None:
+        return
+    if isinstance(facts, ProgramFacts):
+        yield from _program_fit(dataset, facts, file)
+    elif asked.architecture not in (None, facts.architecture):
         text = f"the checkpoint is a {facts.architecture}"
         yield _mismatch(f"{pointer}/architecture", text, facts.architecture, asked.architecture)
     if facts.num_classes != dataset.num_classes:
@@ -106,24 +173,28 @@ def _teacher_fit(dataset: DatasetFacts, facts: ModelFacts, asked: Teacher, point
         yield _mismatch(file, text, dataset.channels, facts.channels)
 
 
-def _architecture_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
+def _program_fit(dataset: DatasetFacts, facts: ProgramFacts, pointer: str) -> Iterator[Fault]:
+    if not facts.takes(dataset.image_size):
+        own = " x ".join("any" if side is None else str(side) for side in facts.image_size)
+        height, width = dataset.image_size
+        text = f"the program takes images of {own} pixels, the data set has {height} x {width}"
+        yield _mismatch(pointer, text, list(dataset.image_size), list(facts.image_size))
+
+
+def _channels_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
     if facts.channels not in ("any", dataset.channels):
         text = f"{facts.name} takes images of {facts.channels} channels, the data set has {dataset.channels}"
         yield Fault(pointer, text, "not_allowed", None, facts.name)
+
+
+def _size_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
+    height, width = dataset.image_size
     if min(dataset.image_size) < facts.min_image:
-        height, width = dataset.image_size
         text = f"{facts.name} needs images of at least {facts.min_image} pixels, the data set has {height} x {width}"
         yield Fault(pointer, text, "not_allowed", None, facts.name)
     if facts.max_image is not None and max(dataset.image_size) > facts.max_image:
-        height, width = dataset.image_size
         text = f"{facts.name} takes images of {facts.max_image} pixels at most, the data set has {height} x {width}"
         yield Fault(pointer, text, "not_allowed", None, facts.name)
-
-
-def _labelled(dataset: DatasetFacts) -> Iterator[Fault]:
-    if not dataset.labelled:
-        text = "the data set holds no labels: a student is measured on labelled images"
-        yield Fault("/dataset/source", text, "not_allowed", "a labelled set; this one beside it, as unlabelled")
 
 
 def _pool_fit(dataset: DatasetFacts, pool: DatasetFacts | None) -> Iterator[Fault]:
@@ -138,7 +209,7 @@ def _pool_fit(dataset: DatasetFacts, pool: DatasetFacts | None) -> Iterator[Faul
             yield Fault("/unlabelled/source", text, "not_allowed", ours, theirs)
 
 
-def _channels(dataset: DatasetFacts, model: Teacher | Student, pointer: str) -> Iterator[Fault]:
+def _preprocessing_fit(dataset: DatasetFacts, model: Teacher | Student, pointer: str) -> Iterator[Fault]:
     preprocessing: Preprocessing | None = model.preprocessing
     if preprocessing is None:
         return
@@ -165,8 +236,8 @@ def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fie
 def images_to_train_on(
     dataset: DatasetFacts, pool: DatasetFacts | None, unlabelled: Unlabelled | None, training: Training
 ) -> int:
-    """How many images an epoch sees: what is held out is not trained on."""
-    labelled = dataset.train - round(dataset.train * training.validation_fraction)
+    """How many images an epoch sees: what is held out, one image at least, is not trained on."""
+    labelled = dataset.train - max(1, round(dataset.train * training.validation_fraction))
     if pool is None or unlabelled is None:
         return labelled
     return pool.train + (labelled if unlabelled.labelled_too else 0)

@@ -27,3 +27,7 @@ class Known:
             return architecture(name)
         except UnknownName:
             return None
+
+    def is_mystery(self, network: ArchitectureFacts) -> bool:
+        """Whether only building the network would tell its insides, and nobody has."""
+        return network.source == "timm" and network.name not in self.inspected

@@ -1,6 +1,6 @@
 """What a job trains, in order: trials, each a network from a fresh start, and the stages of each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kdcore.catalog import DatasetFacts
@@ -61,8 +61,15 @@ def legs(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) 
 
 def stages(spec: JobSpec, trial: Trial) -> list[tuple[str, int]]:
     """Name and epochs of each stage of a trial."""
-    first = [(f"{trial.name}/{method.name}", _pretraining(method)) for method in trial.first_stages]
+    names = numbered([f"{trial.name}/{method.name}" for method in trial.first_stages])
+    first = zip(names, map(_pretraining, trial.first_stages), strict=True)
     return [*first, (trial.name, spec.training.epochs)]
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names that tell apart what is called the same: a, b, a-2, a-3."""
+    times = [names[:position].count(name) for position, name in enumerate(names, 1)]
+    return [name if time == 1 else f"{name}-{time}" for name, time in zip(names, times, strict=True)]
 
 
 def _pretraining(method: Method) -> int:

@@ -16,6 +16,12 @@ from kdcore.spec.vocabulary import JobSpec
 Partial = Mapping[str, Any]
 """The top-level fields that could be read, so that further checks can add to the same list of faults."""
 
+_KINDS = {
+    "model_type": "an object",
+    "model_attributes_type": "an object with a 'name', or a plain name,",
+    "tuple_type": "a list",
+    "string_type": "a string",
+}
 _BOUNDS = {
     "gt": "> {:g}",
     "ge": "≥ {:g}",
@@ -116,8 +122,22 @@ def _fault(detail: ErrorDetails, body: dict[str, Any]) -> Fault:
     if kind == "value_error":
         error = context["error"]
         return Fault(_pointer(path), str(error), "not_allowed", getattr(error, "nearest", None) or None, given)
+    return _out_of_bounds(_pointer(path), detail, given)
+
+
+def _out_of_bounds(pointer: str, detail: ErrorDetails, given: Any) -> Fault:
+    """A value that is no number, object or list where one is needed, or too small, too large, too short or too long."""
+    kind, context = detail["type"], detail.get("ctx", {})
     bound = next((text.format(context[key]) for key, text in _BOUNDS.items() if key in context), None)
-    return Fault(_pointer(path), f"{detail['msg']}, got {given!r}", kind, bound, given)
+    message, code = f"{detail['msg']}, got {given!r}", kind
+    if kind in ("too_short", "too_long"):
+        given = len(detail["input"])
+        message = f"the list holds {given}, which is {kind.replace('_', ' ')}"
+    elif kind.endswith(("_type", "_parsing")):
+        code = "type"
+        if kind in _KINDS:
+            message = f"{_KINDS[kind]} belongs here, got {given!r}"
+    return Fault(pointer, message, code, bound, given)
 
 
 def _unknown_variant(path: list[str | int], context: Mapping[str, Any], given: Any) -> Fault:

@@ -54,8 +54,8 @@ def preprocessing(model: ModelFacts | None, dataset: DatasetFacts) -> Preprocess
 def _methods(spec: JobSpec, known: Known) -> tuple[Method, ...]:
     fields = {name: getattr(spec, name) for name in ("teacher", "student")}
     student, teacher = known.network(spec.students[0].architecture), teacher_network(fields, known)
-    methods = weights.weigh(spec.methods) if isinstance(spec.method, tuple) and len(spec.methods) > 1 else spec.methods
-    return tuple(_at_taps(_in_epochs(method, spec.training.epochs), student, teacher) for method in methods)
+    in_epochs = (_in_epochs(method, spec.training.epochs) for method in weights.weigh(spec.methods))
+    return tuple(_at_taps(method, student, teacher) for method in in_epochs)
 
 
 def _in_epochs(method: Method, epochs: int) -> Method:

@@ -8,8 +8,17 @@ from kdcore.spec.methods import Attention, Method, Pair
 
 def takes_taps(method: Method) -> bool:
     """Whether a method looks at activations of a teacher."""
-    by_gradient = isinstance(method, Attention) and method.mapping == "gradient"
-    return METHODS[method.name].taps != "none" and not by_gradient
+    return METHODS[method.name].taps != "none" and not by_gradient(method)
+
+
+def by_gradient(method: Method) -> bool:
+    """Whether a method looks at a teacher's gradient at the image."""
+    return isinstance(method, Attention) and method.mapping == "gradient"
+
+
+def looks_inside(method: Method) -> bool:
+    """Whether a method looks at more of a teacher than its logits."""
+    return takes_taps(method) or by_gradient(method)
 
 
 def choose(method: Method, student: ArchitectureFacts, teacher: ArchitectureFacts) -> tuple[Pair, ...]:

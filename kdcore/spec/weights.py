@@ -1,7 +1,7 @@
 """What every loss weighs, where a spec does not say: each method's own weights, as its catalogue page gives them."""
 
 from kdcore.catalog import METHODS, MethodFacts
-from kdcore.spec.methods import Attention, Cc, FitNet, Kd, Method
+from kdcore.spec.methods import ActivationBoundary, Attention, Cc, FitNet, Fsp, Kd, Method
 
 
 def uses_temperature(method: Method) -> bool:
@@ -24,8 +24,9 @@ def alpha(methods: tuple[Method, ...]) -> float:
 
 
 def beta(methods: tuple[Method, ...]) -> float | None:
-    """Of the distillation loss; a list's members have weights of their own."""
-    return own_weight(methods[0]) if len(methods) == 1 else 1.0
+    """Of the distillation loss: 1 where methods have weights of their own, as in a list of several they always do."""
+    weighed = len(methods) > 1 or methods[0].weight is not None
+    return 1.0 if weighed else own_weight(methods[0])
 
 
 def own_weight(method: Method) -> float | None:
@@ -40,7 +41,9 @@ def own_weight(method: Method) -> float | None:
 
 
 def weigh(methods: tuple[Method, ...]) -> tuple[Method, ...]:
-    """The members of a list, each with its weight spelled out."""
+    """The members of a list, each with its weight spelled out. One alone is weighed by beta."""
+    if len(methods) == 1:
+        return methods
     return tuple(
         method if method.weight is not None else method.model_copy(update={"weight": own_weight(method)})
         for method in methods
@@ -50,6 +53,11 @@ def weigh(methods: tuple[Method, ...]) -> tuple[Method, ...]:
 def is_staged(method: Method) -> bool:
     """Whether something is learned before the labels are seen."""
     return "pretraining_epochs" in type(method).model_fields and not _is_joint(method)
+
+
+def leaves_labels_alone(method: Method) -> bool:
+    """Whether all that a method teaches comes before the labels are seen."""
+    return isinstance(method, ActivationBoundary | Fsp)
 
 
 def _is_joint(method: Method) -> bool:

@@ -1,8 +1,8 @@
 """Options of the methods that teach by what the teacher sees on the way: its activations."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kdcore.spec.methods.base import OnStages, Options, Tap, Taps
 
@@ -130,12 +130,6 @@ class Ofd(Options):
         default=None,
         description="The teacher's batch norms, one for each tap. Default: those that feed the default taps.",
     )
-
-    @model_validator(mode="after")
-    def _a_margin_for_each_tap(self) -> Self:
-        if self.taps and self.margins and len(self.taps) != len(self.margins):
-            raise ValueError(f"{len(self.margins)} margins for {len(self.taps)} taps: each tap needs one")
-        return self
 
 
 class ReviewKd(Options):

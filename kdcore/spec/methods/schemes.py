@@ -34,7 +34,7 @@ class Byot(Options):
     """Zhang et al., ICCV 2019 (arXiv:1905.08094): be your own teacher; the deepest classifier teaches earlier exits."""
 
     name: Literal["byot"] = "byot"
-    exits: Annotated[tuple[TapPath, ...], Field(max_length=16)] | None = Field(
+    exits: Annotated[tuple[TapPath, ...], Field(min_length=1, max_length=16)] | None = Field(
         default=None, description="Where the student is left early. Default: the ends of all stages but the last."
     )
     hint_weight: float = Field(
