@@ -3,7 +3,7 @@
 Accuracies are fractions of 1, times ISO-8601 in UTC, sizes bytes.
 """
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
@@ -30,9 +30,12 @@ class Report(TypedDict):
     """The proof: the teacher, its student, and the same student trained alone."""
 
     teacher: Measured | None
+    """Several teachers are one here: their probabilities averaged."""
     student: Measured
     alone: Measured | None
     gain: float | None
+    models: NotRequired[dict[str, Measured]]
+    """All others: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
     test_samples: int
     seconds: float
 
@@ -50,6 +53,8 @@ class Progress(TypedDict, total=False):
     """How far a running job is; counted over the whole job, a trained baseline included."""
 
     trial: str
+    """`student`, `alone`, `assistant-1`, `generation-1`; of a stage before the labels, `student/fsp`."""
+    """`student`, `alone`, `assistant-1`, `generation-1`; of a stage before the labels, `student/fsp`."""
     epoch: int
     epochs: int
     step: int

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from typer.core import TyperGroup
 
-from client import tables
+from client import manual, tables
 from client.answers import STUDENT_FILE, Job
 from client.errors import DistilleryError, Unusable, fault_line
 from client.local_server import serve_command
 from client.sdk import DEFAULT_URL, Distillery
-from client.spec import Spec, assign, bring_files, feed, read_spec, teach
+from client.spec import Spec, assign, bring_files, feed, read_spec, teach, weighed
 from client.transfer import Tell, digest_of
 from client.watching import follow, say, verdict
 
@@ -107,12 +107,32 @@ def submit(
     context: typer.Context,
     spec: Annotated[str | None, typer.Argument(metavar="[SPEC]", help="JSON or YAML file; - reads it.")] = None,
     dataset: Annotated[str | None, typer.Option(help="A name (digits, ...), a registered set, or a file here.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="model:<name>, job:<id>, weights:<name>, or a checkpoint here.")
+    unlabelled: Annotated[
+        str | None, typer.Option(help="Images to distil onto, without labels: named as --dataset is.")
     ] = None,
-    teacher_architecture: Annotated[str | None, typer.Option(help="Where the checkpoint does not say it.")] = None,
-    student: Annotated[str | None, typer.Option(help="The student's architecture.")] = None,
-    method: Annotated[str | None, typer.Option(help="kd, supervised, ...: see `distillery methods`.")] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="model:<name>, job:<id>, weights:<name>, or a file here: a checkpoint, or a .pt2 program of "
+            "torch.export. Several times: their probabilities are averaged."
+        ),
+    ] = None,
+    teacher_architecture: Annotated[
+        list[str] | None, typer.Option(help="Where the checkpoint does not say it; one for each --teacher.")
+    ] = None,
+    assistant: Annotated[
+        list[str] | None, typer.Option(help="An architecture between teacher and student. Several: largest first.")
+    ] = None,
+    student: Annotated[
+        list[str] | None, typer.Option(help="The student's architecture. Several times: peers, for dml.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WEIGHT]",
+            help="kd, attention, ...: see `distillery methods`. Several times: their sum, such as kd=0.9.",
+        ),
+    ] = None,
     temperature: Annotated[float | None, typer.Option()] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the labels' loss.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the distillation loss.")] = None,
@@ -121,7 +141,12 @@ def submit(
     baseline: Annotated[str | None, typer.Option(help="none, train or job:<id>.")] = None,
     name: Annotated[str | None, typer.Option(help="What you call the job.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Any field: training.batch_size=64")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Any field: training.batch_size=64. A method's option: method.p=1; in a sum: method.attention.p=1.",
+        ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job to its end.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec, and show it resolved.")] = False,
@@ -132,8 +157,9 @@ def submit(
     distillery: Distillery = context.obj
     asked = read_spec(spec) if spec else {}
     plain = {
-        "student": student,
-        "method": method,
+        "student": _one_or_several(student),
+        "assistants": assistant or None,
+        "method": weighed(method) if method else None,
         "temperature": temperature,
         "alpha": alpha,
         "beta": beta,
@@ -143,8 +169,10 @@ def submit(
     asked.update({field: value for field, value in plain.items() if value is not None})
     if dataset is not None:
         feed(asked, dataset)
-    if teacher is not None or teacher_architecture is not None:
-        teach(asked, teacher, teacher_architecture)
+    if unlabelled is not None:
+        feed(asked, unlabelled, "unlabelled")
+    if teacher or teacher_architecture:
+        teach(asked, teacher or [], teacher_architecture or [])
     trained = {"training.epochs": epochs, "training.seed": seed}
     for setting in [f"{path}={value}" for path, value in trained.items() if value is not None] + (settings or []):
         assign(asked, setting)
@@ -331,11 +359,15 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Show one, with its options.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What can be taught, each method with its paper."""
-    if name is not None:
-        _print_json(context.obj.method(name))
+    """What can be taught, each method with its paper; or one of them in full."""
+    if name is None:
+        _show(context.obj.methods(), as_json, tables.method_list, "no methods")
         return
-    _show(context.obj.methods(), as_json, tables.method_list, "no methods")
+    method = context.obj.method(name)
+    if as_json:
+        _print_json(method)
+    else:
+        _console().print(*manual.page(method), sep="\n")
 
 
 @app.command()
@@ -378,6 +410,10 @@ def _follow(distillery: Distillery, job_id: str, as_json: bool) -> None:
         raise typer.Exit(DETACHED) from None
     good = job["status"] == "succeeded" if as_json else verdict(job, console, _fetch_hint)
     raise typer.Exit(0 if good else 1)
+
+
+def _one_or_several(named: list[str] | None) -> str | list[str] | None:
+    return named[0] if named and len(named) == 1 else named or None
 
 
 def _fetch_hint(job: Job) -> str:

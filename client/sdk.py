@@ -145,7 +145,8 @@ class Distillery:
     def metrics(
         self, job_id: str, keys: list[str] | None = None, *, after_step: int | None = None, max_points: int = 500
     ) -> dict[str, dict[str, list[tuple[int, float | None]]]]:
-        """Curves by trial (`student`, `alone`) and key, such as `validation/accuracy`, as (step, value) points."""
+        """Curves by trial (`student`, `alone`, `assistant-1`, ...) and key, such as `validation/accuracy`, as
+        (step, value) points."""
         wanted = {"keys": ",".join(keys) if keys else None, "after_step": after_step, "max_points": max_points}
         answer = self.connection.json("GET", f"/v1/jobs/{job_id}/metrics", params=_given(wanted))
         return {

@@ -1,13 +1,14 @@
 """A job spec from a file and flags; and the local files that it names, brought to the service.
 
 A file on this machine is written as the engine by hand writes it: `file:<path>`. Before a spec is sent, each such file
-is uploaded and registered, and its name stands in the spec instead.
+is uploaded, and registered if it is data or a checkpoint; the name that it then has stands in the spec instead.
 """
 
 import json
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,22 @@ Spec = dict[str, Any]
 
 SHORT_FOR = {
     "dataset": "source",
+    "unlabelled": "source",
     "student": "architecture",
+    "assistants": "architecture",
     "method": "name",
     "optimizer": "name",
     "schedule": "name",
     "augmentation": "name",
     "mix": "name",
 }
-"""`"method": "kd"` is short for `{"name": "kd"}`: the field that a plain name stands for."""
+"""`"method": "kd"` is short for `{"name": "kd"}`: the field that a plain name stands for, also inside a list."""
 
 REFERENCES = ("model:", "job:", "blob:sha256:", "weights:", "file:")
 DATA_FILES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
+PROGRAM_FILE = ".pt2"
+"""What torch.export writes: a teacher that is a program, not a checkpoint."""
+
 LOCAL = "file:"
 
 
@@ -52,25 +58,33 @@ def read_spec(path: str) -> Spec:
 
 
 def assign(spec: Spec, setting: str) -> None:
-    """`training.batch_size=64`: set one field by its path. The value is JSON where it is any, else text."""
+    """`training.batch_size=64`: set one field by its path. The value is JSON where it is any, else text.
+
+    In a list, a step is a place or a name: `teacher.0.weight=2`, `method.attention.p=1`.
+    """
     path, found, text = setting.partition("=")
     steps = path.split(".")
     if not found or not all(steps):
         raise Unusable(f"--set {setting!r}: write it as path.to.field=value, such as training.batch_size=64")
     place: Any = spec
+    above = ""
     for step in steps[:-1]:
-        place = _opened(place, step, setting)
-    if not isinstance(place, dict):
-        raise Unusable(f"--set {setting!r}: {steps[-2]} holds no fields")
-    place[steps[-1]] = _value(text)
-
-
-def _opened(place: Any, step: str, setting: str) -> Any:
-    """The object behind a step; a plain name becomes the object that it is short for."""
+        above, place = (above if isinstance(place, list) else step), _opened(place, step, above, setting)
     if isinstance(place, list):
-        if not step.isdigit() or int(step) >= len(place):
-            raise Unusable(f"--set {setting!r}: {step!r} is no place in a list of {len(place)}")
-        return place[int(step)]
+        place[_position(place, steps[-1], above, setting)] = _value(text)
+    elif isinstance(place, dict):
+        place[steps[-1]] = _value(text)
+    else:
+        raise Unusable(f"--set {setting!r}: {steps[-2]} holds no fields")
+
+
+def _opened(place: Any, step: str, above: str, setting: str) -> Any:
+    """The object behind a step; a plain name becomes the object that it is short for. `above` is the list's field."""
+    if isinstance(place, list):
+        at = _position(place, step, above, setting)
+        if isinstance(place[at], str) and above in SHORT_FOR:
+            place[at] = {SHORT_FOR[above]: place[at]}
+        return place[at]
     if not isinstance(place, dict):
         raise Unusable(f"--set {setting!r}: there are no fields above {step!r}")
     inner = place.get(step)
@@ -83,6 +97,17 @@ def _opened(place: Any, step: str, setting: str) -> Any:
     return place[step]
 
 
+def _position(several: list[Any], step: str, above: str, setting: str) -> int:
+    """Where in a list, by place or by a name that only one in it has."""
+    names = [one.get(SHORT_FOR.get(above, "")) if isinstance(one, dict) else one for one in several]
+    if step.isdigit() and int(step) < len(several):
+        return int(step)
+    if names.count(step) == 1:
+        return names.index(step)
+    told = ", ".join(f"{place} ({name})" if isinstance(name, str) else str(place) for place, name in enumerate(names))
+    raise Unusable(f"--set {setting!r}: {above} is a list, {told or 'empty'}; {step!r} is none of it")
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -90,47 +115,96 @@ def _value(text: str) -> Any:
         return text
 
 
-def teach(spec: Spec, checkpoint: str | None, architecture: str | None) -> None:
-    """Name the teacher: a reference such as `model:<name>`, or the path of a checkpoint here."""
-    told = spec.get("teacher")
-    if isinstance(told, list):
-        raise Unusable("--teacher and --teacher-architecture name one teacher; this spec has several")
-    teacher = dict(told or {})
-    if checkpoint is not None:
-        if not checkpoint.startswith(REFERENCES):
-            if not Path(checkpoint).is_file():
-                raise Unusable(f"--teacher {checkpoint!r} is no file here, and no reference ({', '.join(REFERENCES)})")
-            checkpoint = LOCAL + checkpoint
-        teacher["checkpoint"] = checkpoint
-    if architecture is not None:
+def weighed(methods: Sequence[str]) -> Any:
+    """`kd`; or, where several are named, their sum: `kd=0.9` and `attention=1000`."""
+    each = [_weighed(text) for text in methods]
+    return each[0] if len(each) == 1 else each
+
+
+def _weighed(text: str) -> Any:
+    name, found, number = text.partition("=")
+    if not found:
+        return name
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not name or not math.isfinite(weight):
+        raise Unusable(f"--method {text!r}: write it as NAME, or as NAME=WEIGHT in a sum, such as kd=0.9")
+    return {"name": name, "weight": weight}
+
+
+def teach(spec: Spec, teachers: Sequence[str], architectures: Sequence[str]) -> None:
+    """Name the teachers: each a reference such as `model:<name>`, or the path of a file here. Architectures belong to
+    them in their order. Several are named anew; one keeps what the spec says of its own."""
+    told = spec.get("teacher") or {}
+    each = [_object(one) for one in told] if isinstance(told, list) else [_object(told)]
+    if len(teachers) > 1:
+        each = [{} for _ in teachers]
+    elif teachers and len(each) > 1:
+        raise Unusable(f"--teacher names one teacher, and this spec has several: name all {len(each)}")
+    if architectures and len(architectures) != len(each):
+        raise Unusable(
+            f"--teacher-architecture is given {len(architectures)} times, --teacher {len(each)}: they belong together, "
+            "in their order"
+        )
+    for teacher, text in zip(each, teachers, strict=False):
+        _name_teacher(teacher, text)
+    for teacher, architecture in zip(each, architectures, strict=False):
         teacher["architecture"] = architecture
-    spec["teacher"] = teacher
+    spec["teacher"] = each if isinstance(told, list) or len(each) > 1 else each[0]
 
 
-def feed(spec: Spec, source: str) -> None:
-    """Name the data: a set that the service knows, or the path of a file here."""
+def _object(teacher: Any) -> Spec:
+    if not isinstance(teacher, dict):
+        raise Unusable(f"--teacher cannot change {teacher!r}: in a spec a teacher is an object with a checkpoint")
+    return dict(teacher)
+
+
+def _name_teacher(teacher: Spec, text: str) -> None:
+    """A teacher is a checkpoint or a program: one takes the other's place."""
+    if not text.startswith(REFERENCES):
+        if not Path(text).is_file():
+            raise Unusable(f"--teacher {text!r} is no file here, and no reference ({', '.join(REFERENCES)})")
+        text = LOCAL + text
+    for kind in ("checkpoint", "program"):
+        teacher.pop(kind, None)
+    teacher["program" if _is_local(text) and text.endswith(PROGRAM_FILE) else "checkpoint"] = text
+
+
+def feed(spec: Spec, source: str, field: str = "dataset") -> None:
+    """Name the data, or `unlabelled` images: a set that the service knows, or the path of a file here."""
     if not source.startswith((LOCAL, "blob:")) and (source.endswith(DATA_FILES) or "/" in source):
         source = LOCAL + source
-    told = spec.get("dataset")
-    spec["dataset"] = {**told, "source": source} if isinstance(told, dict) else source
+    told = spec.get(field)
+    spec[field] = {**told, "source": source} if isinstance(told, dict) else source
 
 
 def bring_files(distillery: Distillery, spec: Spec, tell: Callable[[str], Tell | None] = lambda _: None) -> Spec:
     """The same spec with every local file uploaded and registered. `tell` makes a progress callback for a file."""
     brought = deepcopy(spec)
     dataset = brought.get("dataset")
-    if isinstance(dataset, str) and dataset.startswith(LOCAL):
-        brought["dataset"] = _dataset(distillery, _path(dataset), None, tell)
-    elif isinstance(dataset, dict) and _is_local(dataset.get("source")):
-        dataset["source"] = _dataset(distillery, _path(dataset["source"]), dataset.get("image_size"), tell)
+    # Unlabelled images are brought to the size of the labelled ones.
+    image_size = dataset.get("image_size") if isinstance(dataset, dict) else None
+    for field in ("dataset", "unlabelled"):
+        given = brought.get(field)
+        if isinstance(given, str) and _is_local(given):
+            brought[field] = _dataset(distillery, _path(given, field), image_size, tell)
+        elif isinstance(given, dict) and _is_local(given.get("source")):
+            given["source"] = _dataset(distillery, _path(given["source"], field), image_size, tell)
     teachers = brought.get("teacher")
     for teacher in teachers if isinstance(teachers, list) else [teachers]:
         if isinstance(teacher, dict) and _is_local(teacher.get("checkpoint")):
-            teacher["checkpoint"] = _model(distillery, _path(teacher["checkpoint"]), teacher, tell)
+            teacher["checkpoint"] = _model(distillery, _path(teacher["checkpoint"], "teacher"), teacher, tell)
+        if isinstance(teacher, dict) and _is_local(teacher.get("program")):
+            teacher["program"] = _blob(distillery, _path(teacher["program"], "teacher"), tell)
     if _is_local(brought.get("baseline")):
-        path = _path(brought["baseline"])
-        brought["baseline"] = f"blob:{distillery.upload(path, tell=tell(path.name))}"
+        brought["baseline"] = _blob(distillery, _path(brought["baseline"], "baseline"), tell)
     return brought
+
+
+def _blob(distillery: Distillery, path: Path, tell: Callable[[str], Tell | None]) -> str:
+    return f"blob:{distillery.upload(path, tell=tell(path.name))}"
 
 
 def _model(distillery: Distillery, path: Path, teacher: Spec, tell: Callable[[str], Tell | None]) -> str:
@@ -169,8 +243,10 @@ def _is_local(reference: Any) -> bool:
     return isinstance(reference, str) and reference.startswith(LOCAL)
 
 
-def _path(reference: str) -> Path:
+def _path(reference: str, field: str) -> Path:
     path = Path(reference.removeprefix(LOCAL)).expanduser()
+    if path.is_dir():
+        raise Unusable(f"{field}: {path} is a folder; pack it as .zip or .tar")
     if not path.is_file():
-        raise Unusable(f"{path} is {'a folder' if path.is_dir() else 'no file here'}; pack folders as .zip or .tar")
+        raise Unusable(f"{field}: {path} is no file here")
     return path

@@ -1,7 +1,7 @@
 """What the command line shows: answers as tables and sentences."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ from rich.text import Text
 
 from client.answers import Dataset, Job, Measured, Model, Report
 
+TITLES = {"alone": "student alone", "last": "last generation"}
+TITLES = {"alone": "student alone", "last": "last generation"}
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
 
 
@@ -30,32 +32,42 @@ def row(to: Table, *cells: object) -> None:
 
 
 def proof(reports: Sequence[Report]) -> Table:
-    """Teacher, student and the same student alone. Of several runs, means with the standard deviation.
+    """Teacher, student and the same student alone, then all others. Of several runs, means with the standard deviation.
 
     Agreement: the share of test images on which a student says what the teacher says.
     """
     figures = ("parameters", "bytes", "accuracy", "agreement")
     made = table("", "network", *figures, right=figures, box=HEAVY_HEAD)
-    trials: tuple[tuple[str, Literal["teacher", "student", "alone"]], ...] = (
-        ("teacher", "teacher"),
-        ("student", "student"),
-        ("student alone", "alone"),
-    )
-    for title, trial in trials:
-        models = [model for report in reports if (model := report[trial]) is not None]
-        if models:
-            one = models[0]
-            accuracies = [model["accuracy"] for model in models]
-            row(
-                made,
-                Text(title, style="bold" if trial == "student" else ""),
-                one["architecture"],
-                f"{one['parameters']:,}",
-                f"{one['bytes']:,}",
-                percent(accuracies),
-                percent(_mean(_agreements(models))),
-            )
+    for name, models in _all_models(reports):
+        one = models[0]
+        row(
+            made,
+            Text(title(name), style="bold" if name == "student" else ""),
+            one["architecture"],
+            f"{one['parameters']:,}",
+            f"{one['bytes']:,}",
+            percent([model["accuracy"] for model in models]),
+            percent(_mean(_agreements(models))),
+        )
     return made
+
+
+def _all_models(reports: Sequence[Report]) -> Iterator[tuple[str, list[Measured]]]:
+    """Each model by its name, once for each report that has it: the three that matter first, then all others."""
+    first: tuple[Literal["teacher", "student", "alone"], ...] = ("teacher", "student", "alone")
+    for name in first:
+        if models := [model for report in reports if (model := report[name]) is not None]:
+            yield name, models
+    others = [report.get("models", {}) for report in reports]
+    for other in dict.fromkeys(name for models in others for name in models):
+        yield other, [models[other] for models in others if other in models]
+
+
+def title(name: str) -> str:
+    """A model or trial in words: `student alone`, `assistant 1`; of the stage `student/fsp`: `student, fsp stage`."""
+    trial, _, stage = name.partition("/")
+    told = TITLES.get(trial, trial.replace("-", " "))
+    return f"{told}, {stage.replace('_', ' ')} stage" if stage else told
 
 
 def _agreements(models: Iterable[Measured]) -> list[float]:
@@ -75,12 +87,12 @@ def percent(fractions: Sequence[float]) -> str:
 
 
 def gain_sentence(reports: Sequence[Report]) -> str:
-    """What the teacher was worth: the mean, and how far single runs lie apart."""
+    """What distilling was worth: the mean, and how far single runs lie apart."""
     gains = [100 * gain for report in reports if (gain := report["gain"]) is not None]
-    if not gains and all(report["teacher"] is None for report in reports):
+    if not gains and all(report["teacher"] is None and not report.get("models") for report in reports):
         return "Trained on labels alone: there was no teacher."
     if not gains:
-        return "No baseline was trained, so what the teacher was worth is not known (baseline: train)."
+        return "No baseline was trained, so what distilling was worth is not known (baseline: train)."
     one_image = 100 / reports[0]["test_samples"]
     scale = f"{reports[0]['test_samples']} test images; one image is {one_image:.2f} points"
     if len(gains) == 1:
@@ -179,11 +191,13 @@ def dataset_list(datasets: Iterable[Dataset]) -> Table:
     for dataset in datasets:
         facts = dataset["facts"]
         height, width = facts["image_size"]
+        labelled = facts.get("labelled", True)
+        labelled = facts.get("labelled", True)
         images = f"{facts['channels']} x {height} x {width}"
         row(
             made,
             dataset["name"],
-            facts["num_classes"],
+            facts["num_classes"] if labelled else "no labels",
             images,
             f"{facts['train']:,}",
             f"{facts['test']:,}",

@@ -56,6 +56,64 @@ def test_flags_make_a_spec():
     ]
 
 
+def test_several_methods_are_a_sum():
+    fake = Fake({JOBS: job(status="queued")})
+    flags = "--method kd=0.9 --method attention --set method.attention.p=1 --set method.kd.standardize=true"
+    assert run(fake, "submit", *flags.split()).exit_code == 0
+    kd = {"name": "kd", "weight": 0.9, "standardize": True}
+    assert fake.bodies(JOBS) == [{"method": [kd, {"name": "attention", "p": 1}]}]
+
+
+@pytest.mark.parametrize("given", ["kd=lots", "kd=", "=1", "kd=nan", "kd=inf"])
+def test_a_weight_that_is_no_number_names_the_flag(given: str):
+    done = run(Fake(), "submit", "--method", given)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: --method {given!r}: write it as NAME, or as NAME=WEIGHT")
+
+
+def test_peers_assistants_and_teachers_are_named_by_one_flag_each():
+    fake = Fake({JOBS: job(status="queued")})
+    teachers = "--teacher model:a --teacher-architecture resnet56 --teacher job:b --teacher-architecture resnet110"
+    others = "--assistant resnet32 --assistant resnet20 --student convnet4 --student convnet8"
+    assert run(fake, "submit", *teachers.split(), *others.split()).exit_code == 0
+    assert fake.bodies(JOBS) == [
+        {
+            "teacher": [
+                {"checkpoint": "model:a", "architecture": "resnet56"},
+                {"checkpoint": "job:b", "architecture": "resnet110"},
+            ],
+            "assistants": ["resnet32", "resnet20"],
+            "student": ["convnet4", "convnet8"],
+        }
+    ]
+    assert run(fake, "submit", "--assistant", "resnet20").exit_code == 0
+    assert fake.bodies(JOBS)[1] == {"assistants": ["resnet20"]}
+
+
+def test_a_torch_export_program_is_uploaded_and_named(tmp_path: Path):
+    program = tmp_path / "teacher.pt2"
+    program.write_bytes(b"program")
+    fake = Files().fake()
+    fake.routes[JOBS] = job(status="queued")
+    done = run(fake, "submit", "--teacher", str(program))
+    assert done.exit_code == 0, done.output
+    digest = hashlib.sha256(b"program").hexdigest()
+    assert fake.bodies(JOBS) == [{"teacher": {"program": f"blob:sha256:{digest}"}}]
+
+
+def test_unlabelled_images_are_uploaded_and_registered(tmp_path: Path):
+    images = tmp_path / "images.npz"
+    images.write_bytes(b"images")
+    fake = Files().fake()
+    fake.routes.update({JOBS: job(status="queued"), "POST /v1/datasets": {}})
+    done = run(fake, "submit", "--dataset", "digits", "--unlabelled", str(images), "--set", "unlabelled.labels=none")
+    assert done.exit_code == 0, done.output
+    (registered,) = fake.bodies("POST /v1/datasets")
+    assert fake.bodies(JOBS) == [
+        {"dataset": "digits", "unlabelled": {"source": registered["name"], "labels": "none"}},
+    ]
+
+
 def test_flags_win_over_the_file(tmp_path: Path):
     fake = Fake({JOBS: job(status="queued")})
     spec = tmp_path / "spec.yaml"
@@ -251,7 +309,8 @@ def test_the_catalogue():
     net = {"name": "resnet20", "source": "kdcore", "family": "resnet", "parameters_counted": 272_474}
     fake = Fake({"GET /v1/methods": page([kd]), "GET /v1/methods/kd": kd, "GET /v1/architectures": page([net])})
     assert "Hinton" in run(fake, "methods").stdout
-    assert json.loads(run(fake, "methods", "kd").stdout) == kd
+    assert json.loads(run(fake, "methods", "kd", "--json").stdout) == kd
+    assert "matches  logits" in run(fake, "methods", "kd").stdout
     assert "272,474" in run(fake, "architectures", "--classes", "100").stdout
     assert dict(fake.requests[-1].url.params) == {"source": "kdcore", "classes": "100", "channels": "3"}
 

@@ -7,7 +7,7 @@ from httpx import MockTransport
 
 from client.errors import ApiError, Unusable
 from client.sdk import Distillery
-from client.spec import assign, bring_files, feed, read_spec, teach
+from client.spec import assign, bring_files, feed, read_spec, teach, weighed
 from tests.client.fake import Files, problem
 
 
@@ -51,6 +51,20 @@ def test_no_such_file(tmp_path: Path):
             {"training": {"optimizer": {"name": "sgd", "lr": 0.1}}},
         ),
         ({"teacher": [{"weight": 1}]}, "teacher.0.weight=2", {"teacher": [{"weight": 2}]}),
+        (
+            {"method": ["kd", {"name": "attention"}]},
+            "method.attention.p=1",
+            {"method": ["kd", {"name": "attention", "p": 1}]},
+        ),
+        ({"method": ["kd", "dkd"]}, "method.kd.weight=2", {"method": [{"name": "kd", "weight": 2}, "dkd"]}),
+        ({"method": ["kd", "dkd"]}, "method.1=dist", {"method": ["kd", "dist"]}),
+        ({"assistants": ["a", "b"]}, "assistants.b=c", {"assistants": ["a", "c"]}),
+        (
+            {"student": ["a", "a"]},
+            "student.1.preprocessing.mean=[0.5]",
+            {"student": ["a", {"architecture": "a", "preprocessing": {"mean": [0.5]}}]},
+        ),
+        ({"unlabelled": "pool"}, "unlabelled.labels=none", {"unlabelled": {"source": "pool", "labels": "none"}}),
     ],
 )
 def test_one_field_by_its_path(before: dict[str, Any], setting: str, after: dict[str, Any]):
@@ -67,24 +81,56 @@ def test_settings_that_lead_nowhere(setting: str):
         assign({"name": "a", "teacher": [{}], "alpha": 1}, setting)
 
 
+def test_of_several_one_is_named_by_place_or_by_a_name_that_no_other_has():
+    for spec, setting in (
+        ({"method": ["kd", "attention"]}, "method.p=1"),
+        ({"method": ["kd", "attention"]}, "method.2.p=1"),
+        ({"method": ["kd", "kd", "attention"]}, "method.kd.weight=1"),
+    ):
+        with pytest.raises(Unusable, match=r"--set .*method is a list, 0 \(kd\), .*attention\)"):
+            assign(spec, setting)
+
+
+def test_methods_stand_alone_or_in_a_sum():
+    assert weighed(["kd"]) == "kd"
+    assert weighed(["kd=0.5"]) == {"name": "kd", "weight": 0.5}
+    assert weighed(["kd", "attention=1e3"]) == ["kd", {"name": "attention", "weight": 1000}]
+
+
 def test_a_teacher_by_reference_or_by_file(tmp_path: Path):
-    checkpoint = tmp_path / "t.pth"
+    checkpoint, program = tmp_path / "t.pth", tmp_path / "t.pt2"
     checkpoint.touch()
+    program.touch()
     spec: dict[str, Any] = {}
-    teach(spec, "model:big", "resnet56")
+    teach(spec, ["model:big"], ["resnet56"])
     assert spec == {"teacher": {"checkpoint": "model:big", "architecture": "resnet56"}}
-    teach(spec, str(checkpoint), None)
+    teach(spec, [str(checkpoint)], [])
     assert spec == {"teacher": {"checkpoint": f"file:{checkpoint}", "architecture": "resnet56"}}
+    spec = {"teacher": {"checkpoint": "model:big", "weight": 2}}
+    teach(spec, [str(program)], [])
+    assert spec == {"teacher": {"program": f"file:{program}", "weight": 2}}
+
+
+def test_several_teachers_are_named_anew():
+    spec: dict[str, Any] = {"teacher": {"checkpoint": "model:old", "weight": 2}}
+    teach(spec, ["model:a", "model:b"], [])
+    assert spec == {"teacher": [{"checkpoint": "model:a"}, {"checkpoint": "model:b"}]}
+    teach(spec, [], ["resnet56", "resnet110"])
+    assert [teacher["architecture"] for teacher in spec["teacher"]] == ["resnet56", "resnet110"]
 
 
 def test_a_teacher_that_is_neither():
-    with pytest.raises(Unusable, match="no file here, and no reference"):
-        teach({}, "big", None)
+    with pytest.raises(Unusable, match="--teacher 'big' is no file here, and no reference"):
+        teach({}, ["big"], [])
+    with pytest.raises(Unusable, match="--teacher cannot change 'model:big'"):
+        teach({"teacher": "model:big"}, [], ["resnet56"])
 
 
 def test_flags_do_not_guess_which_of_several_teachers_is_meant():
     with pytest.raises(Unusable, match="several"):
-        teach({"teacher": [{}, {}]}, "model:big", None)
+        teach({"teacher": [{}, {}]}, ["model:big"], [])
+    with pytest.raises(Unusable, match="--teacher-architecture is given 1 times, --teacher 2"):
+        teach({}, ["model:a", "model:b"], ["resnet56"])
 
 
 @pytest.mark.parametrize(
@@ -143,6 +189,25 @@ def test_local_files_are_uploaded_registered_and_named(local: dict[str, Any]):
     assert local["baseline"].startswith("file:")
 
 
+def test_each_file_of_several_teachers_is_brought(tmp_path: Path):
+    program, images = tmp_path / "t.pt2", tmp_path / "pool.npz"
+    program.write_bytes(b"program")
+    images.write_bytes(b"images")
+    fake = Registry().fake()
+    fake.routes["POST /v1/datasets"] = {}
+    spec = {
+        "dataset": {"source": "birds", "image_size": 32},
+        "unlabelled": {"source": f"file:{images}"},
+        "teacher": [{"checkpoint": "model:a"}, {"program": f"file:{program}"}],
+    }
+    brought = bring_files(fake.client(), spec)
+    assert brought["teacher"][0] == {"checkpoint": "model:a"}
+    assert brought["teacher"][1]["program"].startswith("blob:sha256:")
+    (pool,) = fake.bodies("POST /v1/datasets")
+    assert brought["unlabelled"] == {"source": pool["name"]}
+    assert pool["image_size"] == 32, "they are read at the size of the labelled images"
+
+
 def test_the_same_file_is_sent_once(local: dict[str, Any]):
     fake = Registry().fake()
     fake.routes.update({"POST /v1/models": {}, "POST /v1/datasets": {}})
@@ -164,10 +229,14 @@ def test_a_spec_without_local_files_asks_nothing():
     assert fake.requests == []
 
 
-def test_a_file_that_is_not_there(tmp_path: Path):
-    for path in (tmp_path / "none.npz", tmp_path):
-        with pytest.raises(Unusable, match=r"no file here|a folder"):
-            bring_files(Files().fake().client(), {"dataset": f"file:{path}"})
+def test_a_file_that_is_not_there_is_named_with_its_field(tmp_path: Path):
+    for field in ("dataset", "unlabelled", "baseline"):
+        with pytest.raises(Unusable, match=f"^{field}: .* is no file here"):
+            bring_files(Files().fake().client(), {field: f"file:{tmp_path / 'none.npz'}"})
+    with pytest.raises(Unusable, match=r"^dataset: .* is a folder; pack it"):
+        bring_files(Files().fake().client(), {"dataset": f"file:{tmp_path}"})
+    with pytest.raises(Unusable, match=r"^teacher: .* is no file here"):
+        bring_files(Files().fake().client(), {"teacher": {"program": f"file:{tmp_path / 'none.pt2'}"}})
 
 
 def test_a_server_that_refuses_to_say_is_heard(local: dict[str, Any]):

@@ -46,6 +46,32 @@ def test_without_teacher_and_baseline_there_is_one_row():
     assert cells(tables.proof([alone])) == [["student", "convnet4", "1,030", "4,304", "95.0 %", "–"]]
 
 
+def test_other_models_stand_below_the_three_that_matter():
+    first, second = report(0.92, 0.9), report(0.96, 0.9)
+    first["models"] = {"assistant-1": measured(0.97, architecture="convnet16"), "teacher-2": measured(0.5)}
+    second["models"] = {"assistant-1": measured(0.97, architecture="convnet16")}
+    rows = cells(tables.proof([first, second]))
+    assert [row[0] for row in rows] == ["teacher", "student", "student alone", "assistant 1", "teacher 2"]
+    assert rows[3] == ["assistant 1", "convnet16", "1,030", "4,304", "97.0 %", "97.0 %"]
+    assert rows[4][4] == "50.0 %"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("student", "student"),
+        ("alone", "student alone"),
+        ("student-2", "student 2"),
+        ("generation-10", "generation 10"),
+        ("last", "last generation"),
+        ("ensemble", "ensemble"),
+        ("assistant-1/activation_boundary", "assistant 1, activation boundary stage"),
+    ],
+)
+def test_models_and_trials_in_words(name: str, says: str):
+    assert tables.title(name) == says
+
+
 def test_the_gain_of_one_run():
     sentence = tables.gain_sentence([report(0.95, 0.9)])
     assert "+5.0 points of accuracy, one run (400 test images; one image is 0.25 points)." in sentence
@@ -59,7 +85,9 @@ def test_the_gain_of_several_runs_with_every_one_of_them():
 
 def test_without_a_baseline_the_gain_is_not_known():
     assert "not known" in tables.gain_sentence([report(0.95, None)])
-    assert "no teacher" in tables.gain_sentence([{**report(0.95, None), "teacher": None}])
+    untaught = {**report(0.95, None), "teacher": None}
+    assert "no teacher" in tables.gain_sentence([untaught])
+    assert "not known" in tables.gain_sentence([{**untaught, "models": {"student-2": measured(0.9)}}])
 
 
 def test_jobs_in_any_state():
@@ -113,6 +141,11 @@ def test_the_catalogue():
     assert cells(
         tables.dataset_list([{"id": None, "name": "digits", "blob": None, "facts": facts, "created_at": None}])
     ) == [["digits", "10", "1 x 8 x 9", "1,437", "360", "built in"]]
+    facts = {**facts, "num_classes": 0, "test": 0, "labelled": False}
+    ((_, classes, *_),) = cells(
+        tables.dataset_list([{"id": "ds_1", "name": "pool", "blob": None, "facts": facts, "created_at": None}])
+    )
+    assert classes == "no labels"
     assert cells(tables.method_list([{"name": "kd", "matches": "logits", "paper": "2015"}])) == [
         ["kd", "logits", "2015"]
     ]

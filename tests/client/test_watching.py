@@ -32,6 +32,8 @@ def test_progress_in_words():
     assert progress_words(running, 0.912) == "epoch 7/15, validation accuracy 91.2 %, 8 s left"
     alone = job(status="running", phase="training", progress={**PROGRESS, "trial": "alone", "seconds_remaining": None})
     assert progress_words(alone, None) == "student alone, epoch 7/15"
+    first_stage = job(status="running", progress={"trial": "student/fsp", "epoch": 1, "epochs": 30})
+    assert progress_words(first_stage, None) == "student, fsp stage, epoch 1/30"
     assert progress_words(job(status="queued", queue_position=3), None) == "number 3 in the queue"
     assert progress_words(job(result=report(0.95), progress=PROGRESS), 0.5) == "test accuracy 95.0 %"
     assert progress_words(job(status="running"), None) == ""
