@@ -3,6 +3,7 @@
     python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--events-fd N]
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
     python -m kdcore inspect model PATH --architecture NAME
+    python -m kdcore inspect program PATH
     python -m kdcore inspect dataset PATH [--image-size N]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
 
@@ -73,6 +74,12 @@ def _inspect_model(arguments: argparse.Namespace) -> int:
     from kdcore import weights
 
     return _print_facts(lambda: weights.inspect(arguments.path, arguments.architecture, arguments.channels))
+
+
+def _inspect_program(arguments: argparse.Namespace) -> int:
+    from kdcore import programs
+
+    return _print_facts(lambda: programs.inspect(arguments.path))
 
 
 def _inspect_dataset(arguments: argparse.Namespace) -> int:
@@ -163,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("path", type=Path)
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
+    program = inspect.add_parser("program")
+    program.set_defaults(verb=_inspect_program)
+    program.add_argument("path", type=Path)
     dataset = inspect.add_parser("dataset")
     dataset.set_defaults(verb=_inspect_dataset)
     dataset.add_argument("path", type=Path)

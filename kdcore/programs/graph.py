@@ -1,0 +1,169 @@
+"""A program's graph: operator calls on named values, run as they stand, one after the other.
+
+Nothing is compiled or evaluated, and every operator is on a list (`operators`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from kdcore.errors import TeacherMismatch
+from kdcore.programs import operators
+from kdcore.programs.archive import DTYPES, KEYWORD, MEMORY_FORMATS, STRIDED
+
+NO_GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
+"""What `with torch.no_grad():` inside a network becomes. Nothing has gradients here."""
+EVAL_FIRST = "call model.eval() before torch.export.export"
+
+
+@dataclass(frozen=True)
+class Named:
+    """Stands in a call for a value that was computed before."""
+
+    name: str
+
+
+DEVICE = Named("the device")
+"""A graph names the device that it was traced on; here it is the one that the images are on."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """`results = operator(*arguments, **options)`; `spent` are the values that nothing needs after it."""
+
+    operator: Callable[..., Any]
+    arguments: list[Any]
+    options: dict[str, Any]
+    results: Any
+    spent: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Graph:
+    inputs: list[Any]
+    calls: list[Call]
+    outputs: list[Any]
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Graph":
+        """From the JSON. Raises TeacherMismatch for an operator that may not be called."""
+        outputs = [_value(argument) for argument in told["outputs"]]
+        calls: list[Call] = []
+        needed = set(_names(outputs))
+        for node in reversed(told["nodes"]):
+            if not operators.is_assertion(node["target"]):
+                calls.append(_call(node, needed))
+                needed.update(_names([calls[-1].arguments, *calls[-1].options.values()]))
+        return cls([_value(argument) for argument in told["inputs"]], calls[::-1], outputs)
+
+    def run(self, values: dict[str, Any], device: torch.device) -> list[Any]:
+        """The outputs. `values` holds the inputs by name, and loses what is spent, so that its memory is free again."""
+        values[DEVICE.name] = device
+        for call in self.calls:
+            arguments = [_filled(argument, values) for argument in call.arguments]
+            options = {name: _filled(option, values) for name, option in call.options.items()}
+            _bind(call.results, call.operator(*arguments, **options), values)
+            for name in call.spent:
+                values.pop(name, None)
+        return [_filled(output, values) for output in self.outputs]
+
+    def run_inside(self, device: torch.device, *given: Any) -> list[Any]:
+        """The outputs of a graph within a graph, which is given its inputs in order."""
+        values: dict[str, Any] = {}
+        _bind(self.inputs, given, values)
+        return self.run(values, device)
+
+
+def _call(node: Mapping[str, Any], needed: set[str]) -> Call:
+    target = node["target"]
+    given = [(argument["name"], argument["kind"], _value(argument["arg"])) for argument in node["inputs"]]
+    arguments = [value for _, kind, value in given if kind != KEYWORD]
+    options = {name: value for name, kind, value in given if kind == KEYWORD}
+    outputs = [_value(output) for output in node["outputs"]]
+    # One result stands alone; but a graph within a graph returns a list, even of one.
+    results = outputs[0] if len(outputs) == 1 and (target != NO_GRAD or isinstance(outputs[0], list)) else outputs
+    touched = {*_names([arguments, *options.values(), results])}
+    return Call(_operator(target, given), arguments, options, results, frozenset(touched - needed - {DEVICE.name}))
+
+
+def _operator(target: str, given: list[tuple[str, int, Any]]) -> Callable[..., Any]:
+    if target == NO_GRAD:
+        return lambda _, inside, *operands: inside(*operands)
+    if target.startswith("torch.ops.higher_order."):
+        raise TeacherMismatch(
+            f"the program calls {target}: a part of its network runs otherwise than the rest",
+            hint="export without autocast, checkpointing, conditions or loops inside forward",
+        )
+    found = operators.find(target)
+    _refuse_training(target, operators.is_random(found), {name: value for name, _, value in given})
+    return found
+
+
+def _refuse_training(target: str, is_random: bool, given: Mapping[str, Any]) -> None:
+    """Dropout and batch norm as they are in train mode. Decomposed, instance norm is batch norm without memory."""
+    training = given.get("train", given.get("training", None if "dropout" in target else False))
+    draws = is_random and (training is not False or given.get("dropout_p", 0) != 0)
+    if draws or (training and not target.endswith(".no_stats")):
+        raise TeacherMismatch(f"the program was exported in train mode: {target} is switched on", hint=EVAL_FIRST)
+
+
+def _value(argument: Mapping[str, Any]) -> Any:
+    """What an argument in the JSON stands for: a number, a named value, or a list of them."""
+    [(kind, says)] = argument.items()
+    if kind not in _VALUES:
+        raise TeacherMismatch(
+            f"the program hands an operator something that is not known here ({kind})", hint=operators.ADVICE
+        )
+    return _VALUES[kind](says)
+
+
+_VALUES: dict[str, Callable[[Any], Any]] = {
+    "as_none": lambda _: None,
+    "as_tensor": lambda one: Named(one["name"]),
+    "as_tensors": lambda several: [Named(one["name"]) for one in several],
+    "as_name": Named,
+    # JSON has no infinity: it is text.
+    "as_float": float,
+    "as_floats": lambda several: [float(one) for one in several],
+    "as_scalar_type": DTYPES.__getitem__,
+    "as_memory_format": MEMORY_FORMATS.__getitem__,
+    "as_layout": {STRIDED: torch.strided}.__getitem__,
+    "as_device": lambda _: DEVICE,
+    "as_graph": lambda one: Graph.of(one["graph"]),
+    **dict.fromkeys(("as_int", "as_ints", "as_bool", "as_bools", "as_string"), lambda says: says),
+    **dict.fromkeys(("as_sym_int", "as_sym_float", "as_sym_bool", "as_optional_tensor"), _value),
+    **dict.fromkeys(
+        ("as_sym_ints", "as_sym_floats", "as_sym_bools", "as_optional_tensors"),
+        lambda several: [_value(one) for one in several],
+    ),
+}
+
+
+def _names(value: Any) -> Iterator[str]:
+    if isinstance(value, Named):
+        yield value.name
+    elif isinstance(value, list):
+        for one in value:
+            yield from _names(one)
+
+
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    """The value itself, where a named one stood."""
+    if isinstance(value, Named):
+        return values[value.name]
+    if isinstance(value, list):
+        return [_filled(one, values) for one in value]
+    if isinstance(value, Graph):
+        return partial(value.run_inside, values[DEVICE.name])
+    return value
+
+
+def _bind(names: Any, results: Any, values: dict[str, Any]) -> None:
+    if isinstance(names, Named):
+        values[names.name] = results
+    elif isinstance(names, list):
+        for name, result in zip(names, results, strict=True):
+            _bind(name, result, values)
