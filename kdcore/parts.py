@@ -148,7 +148,7 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, place: Place) -> TeacherFile 
     path = place.source(reference)
     assert path is not None, "every reference but a built-in name has a file"
     if spec.program is not None:
-        return open_program(path)
+        return open_program(path, loaded.facts)
     return weights.open_teacher(path, spec.architecture, loaded.facts.channels)
 
 
@@ -196,7 +196,7 @@ def _frozen(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile | P
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
     if isinstance(file, Program):
         # A program's graph names its precision itself.
-        return FrozenTeacher(Classifier(file.module, mean, std))
+        return FrozenTeacher(Classifier(file, mean, std))
     assert spec.architecture is not None, "resolve() names every teacher's architecture"
     network = models.build(spec.architecture, loaded.facts.num_classes, loaded.facts.channels)
     weights.load_into(network, file.state, f"the file of {spec.architecture}")
