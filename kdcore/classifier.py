@@ -49,7 +49,8 @@ class Classifier(nn.Module):
         self._taps = Taps(self.network, dict.fromkeys(paths))
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> View:
-        """A view; with `labels` it holds the input gradient, which can be differentiated where gradients are on."""
+        """A view; with `labels` it holds the input gradient, which can be differentiated where gradients are on. Where
+        a label is unknown, the gradient is that of the view's own answer."""
         images = ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         if labels is None:
             return self._precisely(images)
@@ -57,7 +58,7 @@ class Classifier(nn.Module):
         with torch.enable_grad():
             view = self._precisely(images.requires_grad_())
             # The sum: a mean would scale each image's gradient by the size of its batch.
-            loss = cross_entropy(view.logits, labels, reduction="sum")
+            loss = cross_entropy(view.logits, answered(labels, view.logits), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, images, create_graph=learning)
         return View(view.logits, view.taps, gradient if learning else gradient.detach())
 
@@ -69,6 +70,11 @@ class Classifier(nn.Module):
     def _precisely(self, images: Tensor) -> View:
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             return self.look(images)
+
+
+def answered(labels: Tensor, logits: Tensor) -> Tensor:
+    """The labels; where one is unknown (-1), the class that these logits find most likely. Mixed labels are known."""
+    return labels if labels.is_floating_point() else torch.where(labels < 0, logits.argmax(1), labels)
 
 
 def _lifted(tensor: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class Branch(nn.Module):
 
 
 def _share(network: nn.Module, trunk: nn.Module, before: nn.Module) -> None:
-    """Put the trunk's modules into the network, up to one of its own. Modules are registered in the order they run in."""
+    """Put the trunk's modules into the network, up to one of its own. Modules are registered in the order they run."""
     for name, child in network.named_children():
         if any(module is before for module in child.modules()):
             if child is not before:

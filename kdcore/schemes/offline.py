@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
-from kdcore.classifier import Classifier
+from kdcore.classifier import Classifier, answered
 from kdcore.lesson import Batch, Lesson, Needs, Round
 from kdcore.teacher import Teacher
 
@@ -27,12 +26,8 @@ class Offline:
         return [self.student]
 
     def round(self, batch: Batch) -> Round:
-        if self.answers:
-            batch = self._answered(batch)
         teacher = self.teacher(batch)
+        if self.answers:
+            batch = replace(batch, labels=answered(batch.labels, teacher.logits))
         student = self.student(batch.inputs, batch.labels if self.needs.input_gradient else None)
         return Round((student,), batch.labels, (Lesson(student, teacher, batch),))
-
-    def _answered(self, batch: Batch) -> Batch:
-        answers = self.teacher(batch).logits.argmax(1)
-        return replace(batch, labels=torch.where(batch.labels < 0, answers, batch.labels))

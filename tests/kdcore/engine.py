@@ -2,10 +2,17 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
+from kdcore import models
+from kdcore.catalog import METHODS
 from kdcore.lines import Lines
 from kdcore.parts import Place
 from kdcore.spec import JobSpec, parse
@@ -29,35 +36,71 @@ def write_arrays(path: Path, train: int = 120, test: int = 30, classes: int = 3,
     return path
 
 
-def place(folder: Path) -> tuple[Place, io.StringIO]:
+def write_pool(path: Path, count: int = 60, side: int = 8) -> Path:
+    """Images that nobody has labelled."""
+    pixels = np.random.default_rng(1).integers(0, 220, (count, side, side, 1))
+    np.savez(path, x_train=pixels.astype(np.uint8))
+    return path
+
+
+def write_teacher(path: Path, architecture: str = "convnet8", seed: int = 1, classes: int = 3) -> Path:
+    """A network that says what it is. Nobody trained it, but its answers differ from image to image."""
+    torch.manual_seed(seed)
+    network = models.build(architecture, classes, 1)
+    save_file(network.state_dict(), path, {"distillery": json.dumps({"architecture": architecture})})
+    return path
+
+
+def place(folder: Path, cache: Path | None = None) -> tuple[Place, io.StringIO]:
     """A place in `folder`, and the stream that its lines go to."""
     stream = io.StringIO()
     folder.mkdir(parents=True, exist_ok=True)
-    return Place(folder, {}, folder / "cache", Lines(stream)), stream
+    return Place(folder, {}, cache or folder / "cache", Lines(stream)), stream
 
 
 def lines(stream: io.StringIO, event: str) -> list[dict]:
     return [line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == event]
 
 
-def supervised(data: Path, **training) -> JobSpec:
-    return parse(
-        {
-            "dataset": f"file:{data}",
-            "student": "convnet4",
-            "method": "supervised",
-            "training": {
-                "epochs": 2,
-                "batch_size": 16,
-                "augmentation": {"name": "crop_flip", "padding": 1},
-                **training,
-            },
-        }
-    )
+def job(data: Path, teacher: Path | None = None, **fields: Any) -> JobSpec:
+    """Two epochs of three steps each, but for what `fields` say."""
+    recipe = {"epochs": 2, "batch_size": 36, "augmentation": {"name": "crop_flip", "padding": 1}}
+    body = {"dataset": f"file:{data}", "student": "convnet4", "method": "supervised", **fields}
+    if teacher is not None:
+        body["teacher"] = {"checkpoint": f"file:{teacher}"}
+    return parse({**body, "training": {**recipe, **fields.get("training", {})}})
 
 
-def distilled(data: Path, teacher: Path, baseline: str = "train", method: object = "kd", **training) -> JobSpec:
-    body = supervised(data, **training).as_json()
-    for name in ("alpha", "beta", "temperature"):
-        del body[name]
-    return parse({**body, "method": method, "teacher": {"checkpoint": f"file:{teacher}"}, "baseline": baseline})
+def supervised(data: Path, **training: Any) -> JobSpec:
+    """Two epochs of six steps each."""
+    return job(data, training={"batch_size": 16, **training})
+
+
+def distilled(data: Path, teacher: Path, baseline: str = "train", method: object = "kd", **training: Any) -> JobSpec:
+    return job(data, teacher, method=method, baseline=baseline, training={"batch_size": 16, **training})
+
+
+# What a job of each method needs beyond its name: small options, and a teacher or peers.
+SMALL = {"crd": {"negatives": 8}, "reviewkd": {"mid_channels": 8}, "born_again": {"generations": 2}}
+
+
+def method_job(name: str, data: Path, teacher: Path, **fields: Any) -> JobSpec:
+    """A job of a method of the catalogue, as small as can be."""
+    fields = {"method": {"name": name, **SMALL.get(name, {})}, **fields}
+    if name == "dml":
+        fields = {"student": ["convnet4", "convnet4"], **fields}
+    return job(data, teacher if METHODS[name].teacher == "required" else None, **fields)
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states hold the same bits."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def copied(state: Any) -> Any:
+    """A state as it is now, whatever becomes of its tensors."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, Mapping):
+        return {name: copied(value) for name, value in state.items()}
+    return [copied(value) for value in state] if isinstance(state, list) else state

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kdcore.objectives.labels import hits, label_loss
+from kdcore.objectives.labels import hits, known, label_loss
 
 LOGITS = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
 
@@ -25,6 +25,34 @@ def test_mixed_labels_weigh_both_classes():
     assert label_loss(LOGITS[:1], torch.tensor([[0.3, 0.7]])).item() == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_an_unknown_label_is_left_out_of_sum_and_count(smoothing):
+    """The mean is over the known ones: as if the others were not in the batch, and with no gradient for them."""
+    logits = torch.cat([LOGITS, torch.tensor([[5.0, -5.0]])]).requires_grad_()
+    loss = label_loss(logits, torch.tensor([0, 1, -1]), smoothing=smoothing)
+    assert loss.item() == pytest.approx(label_loss(LOGITS, torch.tensor([0, 1]), smoothing=smoothing).item())
+    loss.backward()
+    assert logits.grad[2].abs().sum() == 0 and (logits.grad[:2].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_batch_of_unknown_labels_costs_nothing_and_teaches_nothing(smoothing):
+    logits = LOGITS.clone().requires_grad_()
+    loss = label_loss(logits, torch.tensor([-1, -1]), smoothing=smoothing)
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().sum() == 0
+
+
+def test_known_counts_what_hits_are_a_share_of():
+    assert known(torch.tensor([0, -1, 1])).item() == 2
+    assert known(torch.tensor([-1, -1])).item() == 1
+    assert known(torch.tensor([[0.3, 0.7], [0.5, 0.5]])).item() == 2
+
+
 def test_hits_count_the_heavier_of_two_mixed_labels():
     assert hits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0])).item() == 1
     assert hits(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.6, 0.4]])).item() == 1
+
+
+def test_an_answer_to_an_unknown_label_is_no_hit():
+    assert hits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([-1, 1])).item() == 1
