@@ -177,11 +177,14 @@ class Training:
         )
         done = self.scheme.round(batch)
         label, distillation = self._losses(done)
-        loss = self.stage.alpha * label + self.stage.beta * distillation
+        # What weighs nothing sends no gradient, not even zeros: they would let weight decay at what is not trained.
+        weighed = ((self.stage.alpha, label), (self.stage.beta, distillation))
+        loss = sum((weight * value for weight, value in weighed if weight > 0), torch.zeros_like(label))
         for optimizer in self.optimizers:
             set_learning_rate(optimizer, rate)
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # In a first stage that weighs nothing, nothing is learned.
+            loss.backward()  # type: ignore[no-untyped-call]
         for optimizer, parameters in zip(self.optimizers, self.trained, strict=True):
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
