@@ -56,6 +56,7 @@ class Notes(BaseModel):
     """The part of an export's notes that a teacher needs; the rest is for people."""
 
     architecture: str | None = None
+    members: int = 1
     mean: list[float] | None = None
     std: list[float] | None = None
     class_names: list[str] | None = None
@@ -82,6 +83,11 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
     weights = read(path)
     notes = weights.notes()
     name = architecture or notes.architecture
+    if notes.members > 1:
+        raise TeacherMismatch(
+            f"the file holds an ensemble of {notes.members} networks, not one",
+            hint="a job of born_again whose answer is 'last' exports one; several teachers are named one by one",
+        )
     if name is None:
         raise TeacherMismatch("the checkpoint does not say its architecture", hint="name the teacher's architecture")
     facts = ModelFacts(
