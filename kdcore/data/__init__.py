@@ -72,11 +72,10 @@ def _refuse_other_images(source: str, facts: DatasetFacts, like: DatasetFacts) -
         )
     if facts.image_size != like.image_size:
         (height, width), (wanted_height, wanted_width) = facts.image_size, like.image_size
-        square = f"Say image_size: {wanted_width} beside it." if wanted_height == wanted_width else "Resize them first."
         raise DatasetUnreadable(
             f"The images of {source} are {width} x {height} pixels, those of the data set "
             f"{wanted_width} x {wanted_height}.",
-            square,
+            "Bring both to one size with image_size, or resize the files.",
         )
 
 

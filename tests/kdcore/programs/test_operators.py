@@ -9,6 +9,8 @@ from kdcore.programs import operators
 TEXT = {
     "approximate", "equation", "indexing", "mode", "norm", "ord", "padding", "padding_side", "reduce", "rounding_mode",
     "side",
+    # Names of dimensions, which PyTorch has given up.
+    "dim", "dim0", "dim1", "dim2", "dims", "end_dim", "names", "out_dim", "outdim", "start_dim",
 }  # fmt: skip
 """What text means in the operators that are allowed: never a file."""
 
