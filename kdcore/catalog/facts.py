@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 class Facts(BaseModel):
     """Facts are looked up or measured, never edited."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class DatasetFacts(Facts):
@@ -86,6 +86,13 @@ class ArchitectureFacts(Facts):
         return self.body_parameters + channels * self.stem_parameters_per_channel + classifier
 
 
+class TapFacts(Facts):
+    """What the taps of a network give."""
+
+    shapes: dict[str, list[int]]
+    """For one image, by path."""
+
+
 class NamedDataset(Facts):
     """A data set that the engine fetches by name."""
 
@@ -119,23 +126,28 @@ class MethodFacts(Facts):
     """What a method is, what it needs of a job, and the weights that it has where a job names none."""
 
     name: str
+    """What a job calls it."""
     title: str
     paper: str
+    """Citation."""
     family: Literal["reference", "response", "features", "relations", "schemes"]
     matches: str
     """What of the teacher the student is asked to match."""
     scheme: Literal["alone", "offline", "mutual", "ensemble", "exits", "generations"]
-    """Who teaches whom."""
+    """Who teaches whom. alone: nobody. offline: a trained teacher. mutual: students each other. ensemble: branches of
+    one student, all together. exits: a student's deepest part its shallower ones. generations: each the next."""
     teacher: Literal["required", "optional", "none"]
+    """Whether a job names a teacher."""
     needs: list[Need]
-    """What it looks at."""
+    """What it looks at, with its options as they are by default."""
     taps: TapKind = "none"
-    """Which activations it takes where a job names none."""
+    """Which activations of student and teacher it compares where a job names none."""
     alpha: float
+    """Weight of the labels' loss where a job says none."""
     beta: float | None
-    """None where there is no distillation loss."""
+    """Weight of its own loss where a job says none; null where there is no distillation loss."""
     temperature: float | None
-    """None where there is none to choose."""
+    """Where a job says none; null where there is none to choose."""
     defaults_from: str
     """Whose weights, temperature and options the defaults are."""
     owns: str = "nothing"

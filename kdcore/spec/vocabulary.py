@@ -37,13 +37,20 @@ Architecture = Annotated[str, AfterValidator(_known_architecture)]
 Reference = Annotated[str, AfterValidator(_known_reference)]
 Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of the rate from zero, in epochs.")]
+MixAlpha = Annotated[
+    float, Field(gt=0, le=100, description="The shares of two images are drawn from Beta(alpha, alpha).")
+]
+Flip = Annotated[bool, Field(description="Mirror every other time.")]
 
 
 class Preprocessing(Vocabulary):
     """Normalisation belongs to a model: pixels in 0..1 become (pixel - mean) / std, channel by channel."""
 
-    mean: Channelwise
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=4)]
+    mean: Channelwise = Field(description="One number for each channel, of pixels in 0..1.")
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=4)] = Field(
+        description="One number for each channel, of pixels in 0..1."
+    )
 
 
 class Dataset(Vocabulary):
@@ -81,7 +88,11 @@ class Teacher(Vocabulary):
 
 
 class Student(Vocabulary):
-    architecture: Architecture
+    """A network that is trained from a fresh start."""
+
+    architecture: Architecture = Field(
+        description="A name of GET /v1/architectures, or timm/<name>: any model of that library."
+    )
     preprocessing: Preprocessing | None = Field(default=None, description="Default: the data's mean and std.")
 
 
@@ -106,19 +117,23 @@ class Sgd(Vocabulary):
     """Defaults: the CIFAR recipe of CRD (Tian et al., ICLR 2020): lr 0.05, momentum 0.9, no Nesterov."""
 
     name: Literal["sgd"] = "sgd"
-    lr: float = Field(default=0.05, gt=0, le=100)
-    momentum: Fraction = 0.9
-    weight_decay: float = Field(default=5e-4, ge=0, le=10)
-    nesterov: bool = False
+    lr: float = Field(
+        default=0.05, gt=0, le=100, description="Learning rate. CRD's code has 0.01 for MobileNets and ShuffleNets."
+    )
+    momentum: Fraction = Field(default=0.9, description="Of the running mean of gradients.")
+    weight_decay: float = Field(default=5e-4, ge=0, le=10, description="Reaches every parameter, batch norm's too.")
+    nesterov: bool = Field(default=False, description="Look ahead by the momentum before each step.")
 
 
 class AdamW(Vocabulary):
     """Loshchilov & Hutter, ICLR 2019 (arXiv:1711.05101); defaults are PyTorch's."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0, le=100)
-    weight_decay: float = Field(default=1e-2, ge=0, le=10)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    lr: float = Field(default=1e-3, gt=0, le=100, description="Learning rate.")
+    weight_decay: float = Field(default=1e-2, ge=0, le=10, description="Reaches every parameter, batch norm's too.")
+    betas: tuple[Fraction, Fraction] = Field(
+        default=(0.9, 0.999), description="Of the running means of gradients and of their squares."
+    )
 
 
 class Multistep(Vocabulary):
@@ -127,16 +142,16 @@ class Multistep(Vocabulary):
 
     name: Literal["multistep"] = "multistep"
     milestones: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="In epochs, rising.")
-    gamma: float = Field(default=0.1, gt=0, le=1)
-    warmup_epochs: float = Field(default=0, ge=0, description="Linear rise from zero, in epochs.")
+    gamma: float = Field(default=0.1, gt=0, le=1, description="What the rate is multiplied by at each milestone.")
+    warmup_epochs: WarmUp = 0
 
 
 class Cosine(Vocabulary):
     """Half a cosine from the learning rate down to `final_fraction` of it (Loshchilov & Hutter, ICLR 2017)."""
 
     name: Literal["cosine"] = "cosine"
-    final_fraction: float = Field(default=0, ge=0, le=1)
-    warmup_epochs: float = Field(default=0, ge=0, description="Linear rise from zero, in epochs.")
+    final_fraction: float = Field(default=0, ge=0, le=1, description="Of the learning rate, at the end.")
+    warmup_epochs: WarmUp = 0
 
 
 Optimizer = Sgd | AdamW
@@ -144,6 +159,8 @@ Schedule = Multistep | Cosine
 
 
 class NoAugmentation(Vocabulary):
+    """Images as they are."""
+
     name: Literal["none"] = "none"
 
 
@@ -152,16 +169,20 @@ class CropFlip(Vocabulary):
 
     name: Literal["crop_flip"] = "crop_flip"
     padding: int = Field(default=4, ge=0, le=64, description="Pixels on each side.")
-    flip: bool = True
+    flip: Flip = True
 
 
 class RandomResizedCrop(Vocabulary):
     """A crop of random area and aspect ratio, brought back to full size (Szegedy et al., CVPR 2015)."""
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
-    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.35, 1.0)
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
-    flip: bool = True
+    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=(0.35, 1.0), description="Smallest and largest part of the image's area."
+    )
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        default=(3 / 4, 4 / 3), description="Smallest and largest width over height."
+    )
+    flip: Flip = True
 
 
 Augmentation = NoAugmentation | CropFlip | RandomResizedCrop
@@ -171,14 +192,14 @@ class Mixup(Vocabulary):
     """Zhang et al., ICLR 2018 (arXiv:1710.09412): blend two images and their labels."""
 
     name: Literal["mixup"] = "mixup"
-    alpha: float = Field(default=0.2, gt=0, le=100)
+    alpha: MixAlpha = 0.2
 
 
 class Cutmix(Vocabulary):
     """Yun et al., ICCV 2019 (arXiv:1905.04899): paste a box of one image into another, labels by area."""
 
     name: Literal["cutmix"] = "cutmix"
-    alpha: float = Field(default=1.0, gt=0, le=100)
+    alpha: MixAlpha = 1.0
 
 
 Mix = Mixup | Cutmix
@@ -187,35 +208,50 @@ Mix = Mixup | Cutmix
 class Training(Vocabulary):
     """How the student learns. Defaults: the CIFAR-100 recipe of CRD, on which the field's tables stand."""
 
-    epochs: int = Field(default=240, ge=1, le=100_000)
+    epochs: int = Field(
+        default=240, ge=1, le=100_000, description="Of the training proper; stages before it have epochs of their own."
+    )
     batch_size: int = Field(
         default=64, ge=2, le=65_536, description="Every batch is whole: an epoch's remainder is left out."
     )
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    optimizer: Annotated[Optimizer, Field(discriminator="name"), named("name")] = Sgd()
-    schedule: Annotated[Schedule, Field(discriminator="name"), named("name")] = Multistep()
-    augmentation: Annotated[Augmentation, Field(discriminator="name"), named("name")] | None = Field(
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="Of first weights, the held-out part, the order of images and their views.",
+    )
+    optimizer: Annotated[Optimizer, Field(discriminator="name"), named("name", Optimizer)] = Field(
+        default=Sgd(), description="Default: SGD as CRD's code."
+    )
+    schedule: Annotated[Schedule, Field(discriminator="name"), named("name", Schedule)] = Field(
+        default=Multistep(), description="Of the learning rate. Default: CRD's three drops."
+    )
+    augmentation: Annotated[Augmentation, Field(discriminator="name"), named("name", Augmentation)] | None = Field(
         default=None,
         description="Default: none for named grey sets such as digits, crop_flip up to 64 pixels, else "
         "random_resized_crop.",
     )
-    mix: Annotated[Mix, Field(discriminator="name"), named("name")] | None = None
-    label_smoothing: Fraction = 0.0
+    mix: Annotated[Mix, Field(discriminator="name"), named("name", Mix)] | None = Field(
+        default=None, description="Mix images and their labels. Default: not, as in the recipes of the field's tables."
+    )
+    label_smoothing: Fraction = Field(
+        default=0.0, description="Part of each label that is spread over all classes, in the labels' loss."
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="Decay per step of an exponential moving average of the weights, which is exported."
     )
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Largest gradient norm.")
+    clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(default=None, description="Largest gradient norm.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast on a GPU that has it, else fp32."
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one.")
     validation_fraction: float = Field(
         default=0.1, gt=0, le=0.5, description="Part of the training images held out to choose the best epoch."
     )
     checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between resumable states.")
 
 
-OneStudent = Annotated[Student, named("architecture")]
+OneStudent = Annotated[Student, named("architecture", Student)]
 
 # Told apart by their JSON type, so that a fault names fields of what was meant and of nothing else.
 OneOrSeveralTeachers = Annotated[
@@ -240,20 +276,29 @@ class JobSpec(Vocabulary):
     The distillation term of a logit method carries T², so that alpha and beta keep their meaning when T changes.
     """
 
-    name: str | None = Field(default=None, min_length=1, max_length=200)
-    dataset: Annotated[Dataset, named("source")]
-    unlabelled: Annotated[Unlabelled, named("source")] | None = None
+    name: str | None = Field(default=None, min_length=1, max_length=200, description="For people.")
+    dataset: Annotated[Dataset, named("source", Dataset)] = Field(
+        description="What is trained on, and what every model is measured on. A plain string is its source."
+    )
+    unlabelled: Annotated[Unlabelled, named("source", Unlabelled)] | None = Field(
+        default=None, description="More images to distil onto, which need no labels. A plain string is their source."
+    )
     teacher: OneOrSeveralTeachers | None = Field(
-        default=None, description="A list's probabilities are averaged, by their weights."
+        default=None,
+        description="Who teaches; some methods need nobody (GET /v1/methods). A list's probabilities are averaged, by "
+        "their weights: then only methods on logits can be taught.",
     )
     assistants: Annotated[tuple[OneStudent, ...], Field(max_length=8)] = Field(
         default=(),
         description="Networks between teacher and student, largest first: each is distilled from the one before "
         "(Mirzadeh et al., AAAI 2020, arXiv:1902.03393).",
     )
-    student: OneOrSeveralStudents = Field(description="A list where several learn from each other (dml).")
+    student: OneOrSeveralStudents = Field(
+        description="Who learns. A list where several learn from each other (dml); the job is about the first."
+    )
     method: OneOrSeveralMethods = Field(
-        description="A list is a sum: each method's loss times its weight, and beta times the sum."
+        description="A name, or an object with a name and the method's options. A list is a sum: each method's loss "
+        "times its weight, and beta times the sum."
     )
     temperature: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         default=None,
@@ -266,10 +311,10 @@ class JobSpec(Vocabulary):
     )
     beta: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
         default=None,
-        description="Weight of the distillation loss. Default: the method's own (GET /v1/methods); 1 for a list, whose "
-        "members have weights.",
+        description="Weight of the distillation loss. Default: the method's own (GET /v1/methods); 1 where methods "
+        "have weights of their own, as in a list of several.",
     )
-    training: Training = Training()
+    training: Training = Field(default=Training(), description="How the student learns.")
     baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
         default="none",
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "

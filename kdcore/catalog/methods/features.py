@@ -114,7 +114,7 @@ FEATURES = (
         title="Feature matching",
         paper="the plainest form, as in FitNets (arXiv:1412.6550) and timm's feature distillation",
         family="features",
-        matches="one activation itself, or its direction",
+        matches="one activation: its values, its direction, or its shares over channels",
         scheme="offline",
         teacher="required",
         needs=["embedding"],
@@ -122,7 +122,8 @@ FEATURES = (
         alpha=1,
         beta=1,
         temperature=None,
-        defaults_from="timm's feature distillation: penultimate activation, linear projector, weight 1",
+        defaults_from="timm's feature distillation: penultimate activation, linear projector, weight 1; 1 for cosine "
+        "and kl is ours",
         owns="a projector where the widths differ",
         cost=_COST,
     ),

@@ -1,6 +1,6 @@
 """The methods that a spec may name, and their options: one class each, its bounds and defaults from its paper."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ from kdcore.spec.methods.response import Dist, Dkd, Kd, Nkd, Response
 from kdcore.spec.methods.schemes import BornAgain, Byot, Dml, One, Schemes, Supervised
 
 __all__ = [
+    "NAMES",
     "ActivationBoundary",
     "Attention",
     "BornAgain",
@@ -55,4 +56,8 @@ __all__ = [
     "Vid",
 ]
 
-Method = Annotated[Schemes | Response | Features | Relations, Field(discriminator="name"), named("name")]
+Anything = Schemes | Response | Features | Relations
+
+NAMES: tuple[str, ...] = tuple(options.model_fields["name"].default for options in get_args(Anything))
+
+Method = Annotated[Anything, Field(discriminator="name"), named("name", Anything, NAMES)]

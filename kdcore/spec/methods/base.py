@@ -20,10 +20,13 @@ def _both(given: Any) -> Any:
     return {"student": given, "teacher": given} if isinstance(given, str) else given
 
 
-Tap = Annotated[Pair, BeforeValidator(_both)]
+Tap = Annotated[Pair, BeforeValidator(_both, json_schema_input_type=TapPath | Pair)]
 """A plain path stands for the same path on both sides."""
 
 Taps = Annotated[tuple[Tap, ...], Field(min_length=1, max_length=16)]
+
+
+Epochs = Annotated[int, Field(le=100_000)]
 
 
 class Options(Vocabulary):
@@ -32,8 +35,8 @@ class Options(Vocabulary):
     name: str
     weight: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         default=None,
-        description="Its share in a list of methods; each method's own beta where nothing is said. A method that "
-        "stands alone is weighed by the job's beta.",
+        description="Its share in a list of methods; beta, which multiplies the sum, is then 1 unless given. Default: "
+        "the method's own beta (GET /v1/methods). A method that stands alone is weighed by the job's beta instead.",
     )
 
     @property
@@ -53,20 +56,24 @@ class OnLogits(Options):
 
     standardize: bool = Field(
         default=False,
-        description="Bring each sample's logits to mean 0 and standard deviation 1 first (Sun et al., CVPR 2024, "
-        "arXiv:2403.01427).",
+        description="Bring each sample's logits, the student's and the teacher's, to mean 0 and standard deviation 1 "
+        "first (Sun et al., CVPR 2024, arXiv:2403.01427). Default: off, as in the method's own paper.",
     )
 
 
 class OnEmbeddings(Options):
     """The options of a method that compares one vector for each image."""
 
-    tap: Tap | None = Field(default=None, description="Default: the classifiers' inputs.")
+    tap: Tap | None = Field(
+        default=None, description="Where the vectors are read. Default: the classifiers' inputs, as the paper."
+    )
 
 
 class OnStages(Options):
     """The options of a method that compares maps at several depths."""
 
     taps: Taps | None = Field(
-        default=None, description="Shallow to deep. Default: the ends of the stages, matched from the deepest back."
+        default=None,
+        description="Shallow to deep. Default: the ends of the stages, as CRD's code; where one network has fewer, "
+        "they are matched from the deepest back.",
     )

@@ -4,27 +4,34 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdcore.spec.methods.base import OnStages, Options, Tap, Taps
+from kdcore.spec.methods.base import Epochs, OnStages, Options, Tap, Taps
 
-PretrainingEpochs = Annotated[int, Field(ge=1)]
+PretrainingEpochs = Annotated[Epochs, Field(ge=1)]
 
 
 class FitNet(Options):
     """Romero et al., ICLR 2015 (arXiv:1412.6550): a regressor on the student's hint layer predicts the teacher's."""
 
     name: Literal["fitnet"] = "fitnet"
-    tap: Tap | None = Field(default=None, description="The guided layer and the hint. Default: the middle stage's end.")
+    tap: Tap | None = Field(
+        default=None,
+        description="The student's guided layer and the teacher's hint. Default: the middle stages' ends, as the paper "
+        "takes middle layers.",
+    )
     regressor: Literal["conv", "linear"] = Field(
-        default="conv", description="conv: 1x1 convolution. linear: fully connected over the whole map."
+        default="conv",
+        description="conv (default, as the paper prefers): 1x1 convolution. linear: fully connected over the whole "
+        "map.",
     )
     stages: Literal["joint", "two"] = Field(
         default="joint",
-        description="joint: hint loss beside the labels. two: the paper's; first the hint alone up to the guided "
-        "layer, then kd with temperature, alpha and beta.",
+        description="joint (default, as CRD's code): hint loss beside the labels. two: the paper's; first the hint "
+        "alone up to the guided layer, then kd with the job's temperature, alpha and beta.",
     )
     pretraining_epochs: PretrainingEpochs | None = Field(
         default=None,
-        description="Epochs of the hint stage, of two. Default: 30 of 240, as CRD's code for staged methods.",
+        description="Epochs of the hint stage, of two. Default: 30 of 240, as CRD's code for staged methods, scaled to "
+        "the job's epochs.",
     )
 
 
@@ -34,16 +41,20 @@ class Attention(Options):
     name: Literal["attention"] = "attention"
     mapping: Literal["sum", "sum_p", "max_p", "gradient"] = Field(
         default="sum_p",
-        description="What is made of the channels: sum of |A|, sum of |A|^p, max of |A|^p; gradient: the loss's "
-        "gradient at the image instead of activations (section 3.2), which has no taps.",
+        description="What is made of the channels. sum: of |A|. sum_p (default, as the authors' code): of |A|^p. "
+        "max_p: largest |A|^p. gradient: the loss's gradient at the image instead of activations (section 3.2), which "
+        "has no taps; beta is then 1 by default.",
     )
-    p: float = Field(default=2.0, ge=1, le=8, description="The power of sum_p and max_p.")
+    p: float = Field(default=2.0, ge=1, le=8, description="The power of sum_p and max_p. Default: the authors' code's.")
     reduction: Literal["mean_squares", "norms"] = Field(
         default="mean_squares",
-        description="mean_squares: the authors' code, which beta 1000 belongs to. norms: the paper's equation 2.",
+        description="mean_squares (default): the authors' code, which beta 1000 belongs to. norms: the paper's "
+        "equation 2; beta is then 10 by default.",
     )
     taps: Taps | None = Field(
-        default=None, description="Default: the ends of the stages, matched from the deepest back."
+        default=None,
+        description="Shallow to deep. Default: the ends of the stages, as the authors' code; where one network has "
+        "fewer, they are matched from the deepest back.",
     )
 
 
@@ -53,8 +64,8 @@ class Nst(OnStages):
     name: Literal["nst"] = "nst"
     kernel: Literal["linear", "polynomial", "gaussian"] = Field(
         default="polynomial",
-        description="polynomial: (x·y + c)^d with d = 2, c = 0, the paper's best. gaussian: the mean squared distance "
-        "is its variance.",
+        description="Of two channels, each a vector of length 1. linear: x·y. polynomial (default; the paper's best, "
+        "and CRD's code): (x·y)². gaussian: exp(-‖x - y‖² / 2σ²), σ² the mean squared distance.",
     )
 
 
@@ -62,11 +73,24 @@ class FactorTransfer(Options):
     """Kim et al., NeurIPS 2018 (arXiv:1802.04977): a paraphraser of the teacher, a translator of the student."""
 
     name: Literal["factor_transfer"] = "factor_transfer"
-    tap: Tap | None = Field(default=None, description="Default: the last stage's end.")
-    rate: float = Field(default=0.5, gt=0, le=4, description="The paper's k: the factor's channels over the teacher's.")
-    p: Literal[1, 2] = Field(default=1, description="Norm of the difference between the normalised factors.")
+    tap: Tap | None = Field(
+        default=None, description="The maps that are paraphrased. Default: the last stages' ends, as the paper."
+    )
+    rate: float = Field(
+        default=0.5,
+        gt=0,
+        le=4,
+        description="The paper's k: the factor's channels over the teacher's. Default: the authors' code's.",
+    )
+    p: Literal[1, 2] = Field(
+        default=1,
+        description="Norm of the difference between the normalised factors. Default: the authors' code, whose beta 500 "
+        "belongs to 1.",
+    )
     pretraining_epochs: PretrainingEpochs | None = Field(
-        default=None, description="Epochs of the paraphraser, which sees no student. Default: 30 of 240, as CRD's code."
+        default=None,
+        description="Epochs of the paraphraser, which sees no student. Default: 30 of 240, as CRD's code (the authors: "
+        "5), scaled to the job's epochs.",
     )
 
 
@@ -75,11 +99,21 @@ class ActivationBoundary(Options):
 
     name: Literal["activation_boundary"] = "activation_boundary"
     taps: Taps | None = Field(
-        default=None, description="Before their ReLU. Default: the stages' last sums, matched from the deepest back."
+        default=None,
+        description="Shallow to deep, before their ReLU. Default: what stands before the last ReLU of each stage, as "
+        "the authors' code; where one network has fewer stages, they are matched from the deepest back.",
     )
-    margin: float = Field(default=1.0, gt=0, le=100)
+    margin: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="How far beyond the boundary a neuron has to be, on the teacher's side. Default: the authors' "
+        "code's, and CRD's.",
+    )
     pretraining_epochs: PretrainingEpochs | None = Field(
-        default=None, description="Epochs of the boundary stage. Default: 30 of 240, as CRD's code."
+        default=None,
+        description="Epochs of the boundary stage, before any label. Default: 30 of 240, as CRD's code, scaled to the "
+        "job's epochs.",
     )
 
 
@@ -89,11 +123,13 @@ class Fsp(Options):
     name: Literal["fsp"] = "fsp"
     taps: Annotated[tuple[Tap, ...], Field(min_length=2, max_length=16)] | None = Field(
         default=None,
-        description="Shallow to deep; each and the next make a flow. Default: the ends of the stages. Student and "
-        "teacher need the same number of channels.",
+        description="Shallow to deep; each and the next make a flow. Student and teacher need the same number of "
+        "channels. Default: what enters the first stage, and the end of each, as the paper.",
     )
     pretraining_epochs: PretrainingEpochs | None = Field(
-        default=None, description="Epochs of the flow stage. Default: 30 of 240, as CRD's code."
+        default=None,
+        description="Epochs of the flow stage, before any label. Default: 30 of 240, as CRD's code, scaled to the "
+        "job's epochs.",
     )
 
 
@@ -101,14 +137,20 @@ class Feature(Options):
     """The plainest feature distillation: match one activation, through a projector where widths differ."""
 
     name: Literal["feature"] = "feature"
-    tap: Tap | None = Field(default=None, description="Default: the classifiers' inputs.")
+    tap: Tap | None = Field(
+        default=None,
+        description="What is matched, a vector or a map. Default: the classifiers' inputs, as timm's feature "
+        "distillation.",
+    )
     form: Literal["l2", "cosine", "kl"] = Field(
         default="l2",
-        description="l2: mean squared difference. cosine: 1 - cos over channels. kl: of the features' softmax over "
-        "channels.",
+        description="l2 (default, as timm's): mean squared difference. cosine: 1 - cos, the angle over channels. kl: "
+        "KL(teacher‖student) of the softmax over channels, at temperature 1.",
     )
     projector: Literal["auto", "always"] = Field(
-        default="auto", description="auto: only where the widths differ. always: also where they agree."
+        default="auto",
+        description="A learned linear map from the student's channels to the teacher's. auto (default): only where the "
+        "widths differ. always: also where they agree.",
     )
 
 
@@ -124,11 +166,13 @@ class Ofd(Options):
     name: Literal["ofd"] = "ofd"
     taps: Taps | None = Field(
         default=None,
-        description="Before their ReLU, the teacher's fed by a batch norm. Default: the stages' last sums.",
+        description="Shallow to deep, before their ReLU, the teacher's fed by a batch norm. Default: what stands "
+        "before the last ReLU of each stage, as the authors' code.",
     )
     margins: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] | None = Field(
         default=None,
-        description="The teacher's batch norms, one for each tap. Default: those that feed the default taps.",
+        description="Module paths of the teacher's batch norms, one for each tap; named together with taps. Default: "
+        "those that feed the default taps.",
     )
 
 
@@ -138,19 +182,20 @@ class ReviewKd(Options):
     name: Literal["reviewkd"] = "reviewkd"
     taps: Taps | None = Field(
         default=None,
-        description="Shallow to deep, the classifier's input last. Default: the ends of the stages (of the teacher "
-        "before their ReLU), then the classifiers' inputs.",
+        description="Shallow to deep, the classifier's input last. Default: as the authors' code, the ends of the "
+        "stages (of the teacher before their ReLU), then the classifiers' inputs.",
     )
     mid_channels: int = Field(
         default=512,
         ge=1,
         le=4096,
-        description="The fusion blocks are at most so wide, and never wider than the student's embedding (the authors' "
-        "code).",
+        description="The fusion blocks are at most so wide, and never wider than the student's embedding: both as the "
+        "authors' code.",
     )
-    warmup_epochs: Annotated[int, Field(ge=0)] | None = Field(
+    warmup_epochs: Annotated[Epochs, Field(ge=0)] | None = Field(
         default=None,
-        description="The loss grows linearly over so many epochs. Default: 20 of 240, as the authors' code.",
+        description="The loss grows linearly over so many epochs. Default: 20 of 240, as the authors' code, scaled to "
+        "the job's epochs.",
     )
 
 

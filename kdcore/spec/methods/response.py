@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdcore.spec.methods.base import OnLogits
+from kdcore.spec.methods.base import Epochs, OnLogits
 
 
 class Kd(OnLogits):
@@ -13,13 +13,15 @@ class Kd(OnLogits):
     name: Literal["kd"] = "kd"
     form: Literal["kl", "cross_entropy", "logits_l2", "probabilities_l2"] = Field(
         default="kl",
-        description="kl: T²·KL(teacher‖student). cross_entropy: the same gradient, another value. logits_l2: mean "
-        "squared difference of logits (Ba & Caruana 2014), no temperature. probabilities_l2: T²·‖p_t - p_s‖².",
+        description="kl (default; the paper's, as CRD's code): T²·KL(teacher‖student). cross_entropy: the same "
+        "gradient, another value. logits_l2: mean squared difference of logits (Ba & Caruana 2014), no temperature. "
+        "probabilities_l2: T²·‖p_t - p_s‖².",
     )
     standardize: bool = Field(
         default=False,
-        description="Bring each sample's logits to mean 0 and standard deviation 1 first (Sun et al., CVPR 2024, "
-        "arXiv:2403.01427); the defaults become temperature 2 and beta 9, as theirs.",
+        description="Bring each sample's logits, the student's and the teacher's, to mean 0 and standard deviation 1 "
+        "first (Sun et al., CVPR 2024, arXiv:2403.01427). Switched on, the defaults become temperature 2 and beta 9, "
+        "as theirs.",
     )
 
 
@@ -27,16 +29,20 @@ class Dkd(OnLogits):
     """Zhao et al., CVPR 2022 (arXiv:2203.08679): the target class and the other classes apart."""
 
     name: Literal["dkd"] = "dkd"
-    target_weight: float = Field(default=1.0, ge=0, le=1000, description="The paper's alpha, of the target class.")
+    target_weight: float = Field(
+        default=1.0, ge=0, le=1000, description="The paper's alpha, and its 1: of the target class."
+    )
     non_target_weight: float = Field(
         default=2.0,
         ge=0,
         le=1000,
-        description="The paper's beta, of the others: 2 for ResNet-56 to ResNet-20, 8 for most pairs.",
+        description="The paper's beta, of the other classes. The authors' code has 2 for ResNet-56 to ResNet-20 "
+        "(default) and 8 for most pairs; of two classes there is one other, and this part is 0.",
     )
-    warmup_epochs: Annotated[int, Field(ge=0)] | None = Field(
+    warmup_epochs: Annotated[Epochs, Field(ge=0)] | None = Field(
         default=None,
-        description="The loss grows linearly over so many epochs. Default: 20 of 240, as the authors' code.",
+        description="The loss grows linearly over so many epochs. Default: 20 of 240, as the authors' code, scaled to "
+        "the job's epochs.",
     )
 
 
@@ -45,7 +51,11 @@ class Nkd(OnLogits):
 
     name: Literal["nkd"] = "nkd"
     gamma: float = Field(
-        default=1.5, ge=0, le=1000, description="Weight of the non-target classes (the authors' code)."
+        default=1.5,
+        ge=0,
+        le=1000,
+        description="Weight of the classes but the label. Default: the authors' for ImageNet; their CIFAR-100 recipe "
+        "for ResNet-34 to ResNet-18 has 3.5, with temperature 3.",
     )
 
 
@@ -54,10 +64,18 @@ class Dist(OnLogits):
 
     name: Literal["dist"] = "dist"
     between_weight: float = Field(
-        default=1.0, ge=0, le=1000, description="The paper's beta: relations between classes, row by row."
+        default=1.0,
+        ge=0,
+        le=1000,
+        description="The paper's beta: relations between the classes of a sample, row by row. Default: the authors' "
+        "code, which has both at 1.",
     )
     within_weight: float = Field(
-        default=1.0, ge=0, le=1000, description="The paper's gamma: relations within a class, column by column."
+        default=1.0,
+        ge=0,
+        le=1000,
+        description="The paper's gamma: relations within a class over the batch, column by column. Default: the "
+        "authors' code. The batch size changes this part.",
     )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdcore.spec.methods.base import OnLogits, Options, TapPath
+from kdcore.spec.methods.base import Epochs, OnLogits, Options, TapPath
 
 
 class Supervised(Options):
@@ -23,10 +23,16 @@ class One(OnLogits):
     """Lan, Zhu & Gong, NeurIPS 2018 (arXiv:1806.04606): branches on one trunk; their gated ensemble teaches all."""
 
     name: Literal["one"] = "one"
-    branches: int = Field(default=3, ge=2, le=16, description="The deployed one is counted.")
-    rampup_epochs: Annotated[int, Field(ge=0)] | None = Field(
+    branches: int = Field(
+        default=3,
+        ge=2,
+        le=16,
+        description="Copies of the student's last stage; the deployed one is counted. Default: the authors' code's.",
+    )
+    rampup_epochs: Annotated[Epochs, Field(ge=0)] | None = Field(
         default=None,
-        description="The ensemble's weight rises over so many epochs. Default: 80 of 300, as the authors' code.",
+        description="The ensemble's weight rises over so many epochs. Default: 80 of 300, as the authors' code, scaled "
+        "to the job's epochs.",
     )
 
 
@@ -35,7 +41,9 @@ class Byot(Options):
 
     name: Literal["byot"] = "byot"
     exits: Annotated[tuple[TapPath, ...], Field(min_length=1, max_length=16)] | None = Field(
-        default=None, description="Where the student is left early. Default: the ends of all stages but the last."
+        default=None,
+        description="Module paths where the student is left early, shallow to deep. Default: the ends of all stages "
+        "but the last, as the paper.",
     )
     hint_weight: float = Field(
         default=1.28e-3,
@@ -52,11 +60,13 @@ class BornAgain(OnLogits):
     name: Literal["born_again"] = "born_again"
     generations: int = Field(
         default=3, ge=1, le=9,
-        description="The first learns from the teacher, or from the labels alone where there is none.",
+        description="The first learns from the teacher, or from the labels alone where there is none. Default: the "
+        "paper's three.",
     )  # fmt: skip
     answer: Literal["last", "ensemble"] = Field(
         default="last",
-        description="What is exported: the last generation, or all of them, their probabilities averaged.",
+        description="What is exported. last (default): the last generation. ensemble: all of them, their probabilities "
+        "averaged. The report measures both.",
     )
 
 
