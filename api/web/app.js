@@ -1,6 +1,6 @@
 // The page: which view the address names, the list of jobs, and the form for a key.
 
-import { age, ask, bar, h, json, key, models, percent, pill, points, Problem, repeatedly, short, show } from "./common.js";
+import { age, ask, bar, h, json, key, method, models, percent, pill, points, Problem, repeatedly, short, show } from "./common.js";
 import { jobPage } from "./job.js";
 
 const main = document.getElementById("main");
@@ -86,7 +86,7 @@ function cells(job) {
     h("td", null,
       h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
       h("div", { class: "models" }, models(job))),
-    h("td", { class: "wide" }, job.method),
+    h("td", { class: "wide" }, method(job)),
     h("td", { class: "number" }, percent(student?.accuracy)),
     h("td", { class: `number ${gain > 0 ? "up" : gain < 0 ? "down" : ""}` }, points(gain)),
     h("td", { class: "number wide" }, short(student?.parameters)),

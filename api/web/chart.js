@@ -1,4 +1,4 @@
-// Two lines and a legend: uPlot, in the page's colours, redrawn at most once a frame.
+// A few lines and a legend: uPlot, in the page's colours.
 
 import { h } from "./common.js";
 
@@ -6,34 +6,39 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /**
- * lines: [{label, css, colour, dash?}]; `update` takes one [[x, y], …] per line.
- * A line of a single point is drawn as a level across the whole chart.
+ * `update` takes lines, each {label, colour, points: [[x, y], …], dash?}, and how many more there would be.
+ * A line of a single point with no x is drawn as a level across the whole chart.
  */
-export function chart(place, title, lines, format, signal) {
+export function chart(place, title, format, signal) {
   const legend = h("div", { class: "legend" });
   const canvas = h("div", { role: "img", "aria-label": title });
   const none = h("div", { class: "none" }, "No measurement yet");
   place.append(h("h2", null, title), legend, canvas, none);
   let plot = null;
-  let shown = [];
-  let series = [];
-  let asked = 0;
+  let shown = "";
+  let lines = [];
+  let more = 0;
 
   function draw() {
-    asked = 0;
-    const drawn = lines.map((line, index) => ({ line, points: series[index] || [] })).filter(({ points }) => points.length);
+    const drawn = lines.filter(({ points }) => points.length);
     none.hidden = drawn.length > 0;
     canvas.hidden = !drawn.length;
-    legend.replaceChildren(...drawn.map(({ line, points }) =>
-      h("span", null, h("i", { class: line.css }), line.label, " ", h("b", null, format(points.at(-1)[1])))));
+    legend.replaceChildren(...drawn.map(named), ...(more ? [h("span", null, `and ${more} more`)] : []));
     if (!drawn.length) return;
     const data = join(drawn.map(({ points }) => points));
-    const names = drawn.map(({ line }) => line.label).join();
+    const names = drawn.map(({ label }) => label).join("\n");
     if (!plot || shown !== names) {
       plot?.destroy();
-      plot = new uPlot(options(drawn.map(({ line }) => line)), data, canvas);
+      plot = new uPlot(options(drawn), data, canvas);
       shown = names;
     } else plot.setData(data);
+  }
+
+  function named(line) {
+    const mark = h("i");
+    mark.style.borderColor = `var(${line.colour})`;
+    if (line.dash) mark.style.borderTopStyle = "dashed";
+    return h("span", null, mark, line.label, " ", h("b", null, format(line.points.at(-1)[1])));
   }
 
   const options = (wanted) => ({
@@ -54,13 +59,12 @@ export function chart(place, title, lines, format, signal) {
     }))],
   });
 
-  const later = () => { asked ||= requestAnimationFrame(draw); };
-  const rebuild = () => { plot?.destroy(); plot = null; later(); };
+  const rebuild = () => { plot?.destroy(); plot = null; draw(); };
   dark.addEventListener("change", rebuild, { signal });
   const resized = new ResizeObserver(() => plot?.setSize({ width: place.clientWidth - 46, height: 215 }));
   resized.observe(place);
   signal.addEventListener("abort", () => { resized.disconnect(); plot?.destroy(); }, { once: true });
-  return { update(next) { series = next; later(); } };
+  return { update(next, left = 0) { lines = next; more = left; draw(); } };
 }
 
 /** All lines on the same x, nulls where a line has no point; a level becomes two points. */

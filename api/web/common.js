@@ -96,11 +96,28 @@ export function bar(job) {
   }, fill);
 }
 
-/** "resnet56 → resnet20", from the most resolved spec that there is. */
+/** "resnet56 → resnet20": who teaches, by way of whom, who learns; from the most resolved spec that there is. */
 export function models(job) {
   const spec = job.resolved_spec || job.spec;
-  const name = (model) => (typeof model === "string" ? model : model?.architecture || model?.checkpoint);
-  return [name(spec.teacher), name(spec.student)].filter(Boolean).join(" → ");
+  return [spec.teacher, ...(spec.assistants || []), spec.student].map(together).filter(Boolean).join(" → ");
+}
+
+/** One network or several: "resnet56 + wrn_40_2", "2 × convnet4". */
+function together(given) {
+  const name = (model) => (typeof model === "string" ? model : model?.architecture || model?.checkpoint || (model?.program && "program"));
+  const names = [given].flat().map(name).filter(Boolean);
+  const times = (one) => names.filter((other) => other === one).length;
+  return [...new Set(names)].map((one) => (times(one) > 1 ? `${times(one)} × ${one}` : one)).join(" + ");
+}
+
+/** "kd + attention" */
+export const method = (job) => job.method.replaceAll("+", " + ");
+
+/** A model or trial in words: "student alone", "assistant 1"; of the stage "student/fsp": "student, fsp stage". */
+export function title(name) {
+  const [trial, stage] = name.split("/");
+  const told = { alone: "student alone", last: "last generation" }[trial] || trial.replaceAll("-", " ");
+  return stage ? `${told}, ${stage.replaceAll("_", " ")} stage` : told;
 }
 
 /** Call `work` now and then every `pause()` ms until the signal aborts; a hidden page rests. */

@@ -1,11 +1,20 @@
 // One job: where it stands, whether distilling helped, how it went, and what it left behind.
 
 import {
-  age, ask, bar, bytes, clock, count, duration, h, json, key, models, percent, pill, points, repeatedly, short, show, TERMINAL,
+  age, ask, bar, bytes, clock, count, duration, h, json, key, method, models, percent, pill, points, repeatedly, show, TERMINAL, title,
 } from "./common.js";
 import { chart } from "./chart.js";
 
-const CURVES = "validation/accuracy,train/loss,train/label_loss,train/distillation_loss";
+const numbered = (name, first, last) => Array.from({ length: last - first + 1 }, (_, at) => `${name}-${first + at}`);
+/** Who else may be graded in a trial: branches together, peers, exits. */
+const GRADED = ["ensemble", ...numbered("student", 2, 8), ...numbered("exit", 1, 16)];
+const CURVES = [
+  "validation/accuracy", ...GRADED.map((name) => `validation/${name}/accuracy`),
+  "train/loss", "train/label_loss", "train/distillation_loss",
+];
+/** Colours of all curves but the student's, its teacher's and its own alone: more of them nobody can tell apart. */
+const OTHERS = ["--other-1", "--other-2", "--other-3", "--other-4", "--other-5"];
+const byNumber = new Intl.Collator("en", { numeric: true }).compare;
 const UNSAID = ["fence", "code", "retryable", "sha256", "path"];
 const VERBS = { pause: "Pause", resume: "Resume", retry: "Retry", cancel: "Cancel" };
 
@@ -32,17 +41,8 @@ export function jobPage(main, id, signal, trouble) {
       h("section", { class: "card" }, h("div", { class: "row" }, h("h2", null, "Log"), h("label", null, follow, " follow")), log)),
     spec));
 
-  const accuracyChart = chart(accuracyPlace, "Accuracy on held-out images, by step", [
-    { label: "student", css: "student", colour: "--accent" },
-    { label: "student alone", css: "alone", colour: "--alone" },
-    { label: "teacher, on test", css: "teacher", colour: "--teacher", dash: [6, 5] },
-  ], (value) => percent(value), signal);
-  const lossChart = chart(lossPlace, "Training loss, by step", [
-    { label: "student", css: "student", colour: "--accent" },
-    { label: "its labels", css: "label", colour: "--good", dash: [2, 3] },
-    { label: "its teacher", css: "distillation", colour: "--bad", dash: [2, 3] },
-    { label: "alone", css: "alone", colour: "--alone" },
-  ], (value) => (value == null ? "" : value.toPrecision(3)), signal);
+  const accuracyChart = chart(accuracyPlace, "Accuracy on held-out images, by step", (value) => percent(value), signal);
+  const lossChart = chart(lossPlace, "Training loss, by step", (value) => (value == null ? "" : value.toPrecision(3)), signal);
 
   let job = null;
   let measured = null;
@@ -79,7 +79,7 @@ export function jobPage(main, id, signal, trouble) {
     const facts = [
       job.status === "queued" && (job.queue_position == null ? "waiting" : `number ${job.queue_position} in the queue`),
       job.status === "running" && (job.phase || "starting").replaceAll("_", " "),
-      !TERMINAL.includes(job.status) && p.epochs && `epoch ${p.epoch} of ${p.epochs}${p.trial === "alone" ? ", student alone" : ""}`,
+      !TERMINAL.includes(job.status) && p.epochs && `epoch ${p.epoch} of ${p.epochs}${p.trial && p.trial !== "student" ? `, ${title(p.trial)}` : ""}`,
       p.percent != null && !["succeeded", "cancelled"].includes(job.status) && `${Math.round(p.percent)} %`,
       job.status === "running" && p.seconds_remaining != null && `about ${duration(p.seconds_remaining)} left`,
       job.started_at && job.finished_at && `took ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`,
@@ -90,7 +90,7 @@ export function jobPage(main, id, signal, trouble) {
       h("div", { class: "line" }, h("h1", null, job.name || job.id), pill(job),
         h("div", { class: "verbs" }, Object.keys(VERBS).filter((verb) => job.lawful.includes(verb)).map(button))),
       h("div", { class: "facts" },
-        h("span", null, models(job)), h("span", null, job.method),
+        h("span", null, models(job)), h("span", null, method(job)),
         h("span", { class: "mono" }, job.id, " ", h("button", { class: "plain", type: "button", onclick: copy }, "copy")),
         facts.filter(Boolean).map((fact) => h("span", null, fact))),
       bar(job),
@@ -128,14 +128,8 @@ export function jobPage(main, id, signal, trouble) {
     if (now === measured) return;
     const { series } = await json(`${at}/metrics?max_points=300&keys=${CURVES}`, { signal });
     measured = now;
-    const of = (trial, name) => series[trial]?.[name] || [];
-    const teacher = job.result?.teacher?.accuracy;
-    accuracyChart.update([
-      of("student", "validation/accuracy"), of("alone", "validation/accuracy"), teacher == null ? [] : [[null, teacher]],
-    ]);
-    const distilled = of("student", "train/distillation_loss");
-    const parts = distilled.length ? [of("student", "train/label_loss"), distilled] : [[], []];
-    lossChart.update([of("student", "train/loss"), ...parts, of("alone", "train/loss")]);
+    accuracyChart.update(...accuracies(series, job.result?.teacher?.accuracy));
+    lossChart.update(...losses(series));
   }
 
   async function logs() {
@@ -204,6 +198,45 @@ export function jobPage(main, id, signal, trouble) {
   repeatedly(signal, () => (done() ? 10_000 : job?.status === "running" ? 1200 : 2500), refresh);
 }
 
+/** Curves by trial. A stage before the labels measures something of its own: it is drawn until its trial begins. */
+const current = (series) => Object.entries(series)
+  .filter(([trial]) => !trial.includes("/") || !(trial.split("/")[0] in series));
+
+/** The accuracy of each model that was graded, and how many there would be besides. */
+function accuracies(series, teacher) {
+  const others = [];
+  for (const [trial, curves] of current(series))
+    for (const [key, measured] of Object.entries(curves)) {
+      const graded = key.match(/^validation\/(?:(.+)\/)?accuracy$/);
+      const name = graded && (graded[1] || trial);
+      if (name && name !== "student" && name !== "alone") others.push({ name, points: measured });
+    }
+  return [[
+    { label: "student", colour: "--accent", points: series.student?.["validation/accuracy"] || [] },
+    { label: title("alone"), colour: "--alone", points: series.alone?.["validation/accuracy"] || [] },
+    { label: "teacher, on test", colour: "--teacher", dash: [6, 5], points: teacher == null ? [] : [[null, teacher]] },
+    ...coloured(others),
+  ], Math.max(0, others.length - OTHERS.length)];
+}
+
+/** The loss of each trial, the student's in its parts, and how many there would be besides. */
+function losses(series) {
+  const of = (trial, name) => series[trial]?.[`train/${name}`] || [];
+  const others = current(series).filter(([trial]) => trial !== "student" && trial !== "alone")
+    .map(([trial]) => ({ name: trial, points: of(trial, "loss") }));
+  const distilled = of("student", "distillation_loss");
+  return [[
+    { label: "student", colour: "--accent", points: of("student", "loss") },
+    { label: "labels' part", colour: "--good", dash: [2, 3], points: distilled.length ? of("student", "label_loss") : [] },
+    { label: "distillation's part", colour: "--bad", dash: [2, 3], points: distilled },
+    { label: title("alone"), colour: "--alone", points: of("alone", "loss") },
+    ...coloured(others),
+  ], Math.max(0, others.length - OTHERS.length)];
+}
+
+const coloured = (others) => others.sort((one, other) => byNumber(one.name, other.name)).slice(0, OTHERS.length)
+  .map(({ name, points: measured }, place) => ({ label: title(name), colour: OTHERS[place], points: measured }));
+
 async function read(stream, each) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -237,7 +270,7 @@ function failed(error) {
 
 /** The reason to exist: is the student nearly as good, much smaller, and better than it would be alone? */
 function proof(job) {
-  const { teacher, student, alone, gain } = job.result || {};
+  const { teacher, student, alone, gain, models: others } = job.result || {};
   const baseline = job.resolved_spec?.baseline;
   const columns = [
     job.resolved_spec.teacher && ["Teacher", teacher, ""],
@@ -256,25 +289,40 @@ function proof(job) {
         row("Parameters", (model) => count(model.parameters)),
         row("Size", (model) => bytes(model.bytes)),
         job.resolved_spec.teacher && row("Agrees with teacher", (model) => percent(model.agreement)))),
-    h("p", { class: "sentence" }, student ? sentence(teacher, student, alone, gain, baseline) : waiting(job)),
+    h("p", { class: "sentence" }, student ? sentence(job, teacher, student, alone, gain) : waiting(job)),
+    Object.keys(others || {}).length > 0 && further(others),
   ];
+}
+
+/** Whatever else was measured: several teachers one by one, assistants, generations, peers, exits, ensembles. */
+function further(others) {
+  const figures = ["Accuracy", "Parameters", "Size", "Agrees with teacher"];
+  return h("table", { class: "further" },
+    h("thead", null, h("tr", null, h("th", { scope: "col" }, "Other models"), h("th", { scope: "col" }, "Network"),
+      figures.map((name, place) => h("th", { scope: "col", class: place ? "number wide" : "number" }, name)))),
+    h("tbody", null, Object.entries(others).map(([name, model]) => h("tr", null,
+      h("th", { scope: "row" }, title(name)), h("td", null, model.architecture),
+      h("td", { class: "number" }, percent(model.accuracy)), h("td", { class: "number wide" }, count(model.parameters)),
+      h("td", { class: "number wide" }, bytes(model.bytes)), h("td", { class: "number wide" }, percent(model.agreement))))));
 }
 
 const waiting = (job) => h("span", { class: "quiet" }, TERMINAL.includes(job.status)
   ? "This job ended before it could be measured."
   : "The verdict stands here once teacher and student are measured on the same test images.");
 
-function sentence(teacher, student, alone, gain, baseline) {
+function sentence(job, teacher, student, alone, gain) {
   const parts = [];
+  const supervised = job.method === "supervised";
+  const baseline = job.resolved_spec?.baseline;
   if (teacher) {
     const times = teacher.parameters / student.parameters;
     parts.push(`The student keeps ${percent(student.accuracy / teacher.accuracy)} of the teacher's accuracy`
-      + (times >= 1 ? ` with ${times >= 10 ? Math.round(times) : times.toFixed(1)} times fewer parameters.` : "."));
-  } else parts.push(`Trained on labels alone: ${percent(student.accuracy)} of the test images right.`);
+      + (times >= 1.05 ? ` with ${times >= 10 ? Math.round(times) : times.toFixed(1)} times fewer parameters.` : "."));
+  } else parts.push(`${supervised ? "Trained on labels alone" : "Distilled without a teacher"}: ${percent(student.accuracy)} of the test images right.`);
   if (gain != null && alone) {
     if (gain > 0) parts.push(` Distilling gave ${(100 * gain).toFixed(1)} points over the same student alone.`);
     else parts.push(` Distilling did not help: ${points(gain)} points against the same student alone.`);
-  } else if (teacher && (!baseline || baseline === "none"))
+  } else if (!supervised && (!baseline || baseline === "none"))
     parts.push(" No baseline was asked for, so whether distilling helped is not known.");
   return parts.join("");
 }

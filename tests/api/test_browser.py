@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 
 from api.main import create_app
+from store import lifecycle, metrics
+from store.database import Database
 from store.settings import Settings
 from tests.api.conftest import SUPERVISED, ToldInspector
 
@@ -71,6 +74,114 @@ def test_the_list_and_a_job(address: str, tmp_path: Path) -> None:
     assert "cancelled" in shown
     assert "Retry" in shown
     assert "No measurement yet" in shown
+
+
+def teacher(address: str, weights: bytes = b"weights") -> dict[str, str]:
+    """A network that the service takes for a convnet32."""
+    blob = httpx.post(f"{address}/v1/uploads", content=weights).json()["blob"]
+    return {"checkpoint": f"blob:{blob}", "architecture": "convnet32"}
+
+
+def submitted(address: str, spec: dict[str, Any]) -> dict[str, Any]:
+    answer = httpx.post(f"{address}/v1/jobs", json=spec)
+    assert answer.status_code == 201, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def claimed(
+    settings: Settings, job: dict[str, Any], curves: dict[str, dict[str, float]], progress: dict[str, Any]
+) -> tuple[Database, int]:
+    """A worker has the job, and has measured each trial at steps 10 and 20."""
+    database = Database(settings.database_url)
+    with database.begin() as connection:
+        claim = lifecycle.claim(connection, "worker-1", 60, rescue=False)
+        assert claim is not None
+        assert claim.job.id == job["id"]
+        for trial, values in curves.items():
+            for step in (10, 20):
+                metrics.record(
+                    connection, job["id"], claim.fence, trial, step=step, epoch=step / 10, values=dict(values)
+                )
+        lifecycle.phase(connection, job["id"], claim.fence, "training")
+        lifecycle.progress(connection, job["id"], claim.fence, progress)
+    return database, claim.fence
+
+
+def row(accuracy: float, architecture: str) -> dict[str, Any]:
+    return {"architecture": architecture, "parameters": 3_000, "bytes": 12_000, "accuracy": accuracy, "agreement": 0.5}
+
+
+def test_a_job_of_many_models_shows_them_all(settings: Settings, address: str, tmp_path: Path) -> None:
+    spec = {
+        **SUPERVISED,
+        "method": ["kd", "dkd"],
+        "teacher": [teacher(address), teacher(address, b"other weights")],
+        "assistants": ["convnet16"],
+        "baseline": "train",
+    }
+    job = submitted(address, spec)
+    graded = {
+        "assistant-1": {"validation/accuracy": 0.611, "train/loss": 0.622},
+        "student": {"validation/accuracy": 0.633, "validation/exit-1/accuracy": 0.644, "train/loss": 0.655},
+        "student/fsp": {"validation/accuracy": 0.111, "train/loss": 12.3},
+        **{f"generation-{number}": {"validation/accuracy": 0.7} for number in range(1, 6)},
+    }
+    database, fence = claimed(settings, job, graded, {})
+    models = {"teacher-1": row(0.91, "convnet32"), "assistant-1": row(0.812, "convnet16")}
+    report = {
+        "teacher": row(0.95, "convnet32 + convnet32"),
+        "student": row(0.9, "convnet8"),
+        "alone": row(0.85, "convnet8"),
+        "gain": 0.05,
+        "models": models,
+    }
+    with database.begin() as connection:
+        assert lifecycle.finish_succeeded(connection, job["id"], fence, report, [])
+    database.dispose()
+    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    assert "2 × convnet32 → convnet16 → convnet8" in shown
+    assert "kd + dkd" in shown
+    assert "assistant 1 convnet16 81.2 % 3,000 12.0 kB 50.0 %" in shown
+    assert "Distilling gave 5.0 points over the same student alone." in shown
+    assert "student 63.3 %" in shown
+    for curve in ("assistant 1 61.1 %", "exit 1 64.4 %", "generation 3 70.0 %", "and 2 more", "assistant 1 0.622"):
+        assert curve in shown, curve
+    assert "fsp stage" not in shown, "it was over when the student's own curve began"
+
+
+def test_a_running_job_names_its_trial_and_stage(settings: Settings, address: str, tmp_path: Path) -> None:
+    spec = {**SUPERVISED, "method": "fsp", "teacher": teacher(address), "student": "convnet32"}
+    job = submitted(address, spec)
+    progress = {"trial": "student/fsp", "epoch": 2, "epochs": 30, "percent": 10.0, "seconds_remaining": None}
+    database, _ = claimed(settings, job, {"student/fsp": {"train/loss": 12.3}}, progress)
+    database.dispose()
+    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    assert "epoch 2 of 30, student, fsp stage" in shown
+    assert "student, fsp stage 12.3" in shown
+
+
+def test_peers_have_no_teacher_to_be_held_against(settings: Settings, address: str, tmp_path: Path) -> None:
+    peers = {**SUPERVISED, "student": ["convnet8", "convnet4"], "method": "dml"}
+    job = submitted(address, peers)
+    measured = {"student": {"validation/accuracy": 0.633, "validation/student-2/accuracy": 0.611}}
+    database, fence = claimed(settings, job, measured, {})
+    report = {
+        "teacher": None,
+        "student": row(0.9, "convnet8"),
+        "alone": None,
+        "gain": None,
+        "models": {"student-2": row(0.712, "convnet4")},
+    }
+    with database.begin() as connection:
+        assert lifecycle.finish_succeeded(connection, job["id"], fence, report, [])
+    database.dispose()
+    listed = drawn(tmp_path, address)
+    assert "convnet8 + convnet4" in listed
+    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    assert "student 2 convnet4 71.2 %" in shown
+    assert "student 2 61.1 %" in shown
+    assert "Distilled without a teacher: 90.0 %" in shown
 
 
 def test_the_reference_tells_every_route(address: str, tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """The page: small, from here alone, and nothing in it that a strict policy would have to allow."""
 
 import hashlib
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +15,7 @@ from tests.api.conftest import Service
 
 pytestmark = pytest.mark.anyio
 
+NODE = shutil.which("node")
 OURS = [path for path in sorted(WEB.glob("*")) if path.is_file()]
 
 
@@ -51,6 +56,49 @@ def test_nothing_inline_and_nothing_from_elsewhere(path: Path) -> None:
     if path.suffix == ".html":
         assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", text)
     assert "innerHTML" not in text
+
+
+def printed(script: str) -> str:
+    """What a module of ours prints, run outside of a browser."""
+    if NODE is None:
+        pytest.skip("no Node.js on this machine")
+    return subprocess.run(
+        [NODE, "--input-type=module"], input=script, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+async def test_all_curves_of_a_job_are_asked_for_at_once(service: Service) -> None:
+    """The names of all that may be graded fit into one query of the length that the route takes."""
+    named = re.search(r"const numbered = .*?\nconst CURVES = \[.*?\];", (WEB / "job.js").read_text(), re.DOTALL)
+    assert named is not None
+    curves = printed(f"{named[0]}\nconsole.log(CURVES.join())")
+    assert {"validation/accuracy", "validation/student-8/accuracy", "validation/exit-16/accuracy"} <= {
+        *curves.split(",")
+    }
+    job_id = await service.submit()
+    assert (await service.http.get(f"/v1/jobs/{job_id}/metrics?max_points=300&keys={curves}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"student": "convnet4"}, "convnet4"),
+        ({"teacher": {"checkpoint": "job:job_1"}, "student": {"architecture": "a"}}, "job:job_1 → a"),
+        ({"teacher": {"program": "blob:sha256:00"}, "student": "a"}, "program → a"),
+        ({"teacher": None, "assistants": [], "student": ["a", "a", "b"]}, "2 × a + b"),
+        (
+            {
+                "teacher": [{"architecture": "x"}, {"architecture": "y"}],
+                "assistants": ["m", {"architecture": "n"}],
+                "student": "a",
+            },
+            "x + y → m → n → a",
+        ),
+    ],
+)
+def test_a_job_names_who_teaches_whom(spec: dict[str, Any], says: str) -> None:
+    common = (WEB / "common.js").read_text()
+    assert printed(f"{common}\nconsole.log(models({{spec: {json.dumps(spec)}}}));") == says
 
 
 def test_the_page_is_small() -> None:
