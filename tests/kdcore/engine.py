@@ -62,12 +62,12 @@ def lines(stream: io.StringIO, event: str) -> list[dict]:
     return [line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == event]
 
 
-def job(data: Path, teacher: Path | None = None, **fields: Any) -> JobSpec:
+def job(data: Path, teacher: Path | list[dict] | None = None, **fields: Any) -> JobSpec:
     """Two epochs of three steps each, but for what `fields` say."""
     recipe = {"epochs": 2, "batch_size": 36, "augmentation": {"name": "crop_flip", "padding": 1}}
     body = {"dataset": f"file:{data}", "student": "convnet4", "method": "supervised", **fields}
     if teacher is not None:
-        body["teacher"] = {"checkpoint": f"file:{teacher}"}
+        body["teacher"] = {"checkpoint": f"file:{teacher}"} if isinstance(teacher, Path) else teacher
     return parse({**body, "training": {**recipe, **fields.get("training", {})}})
 
 

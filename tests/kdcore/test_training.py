@@ -1,21 +1,30 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdcore.classifier import Classifier
 from kdcore.data import Images
-from kdcore.objectives import build
+from kdcore.data.material import Material, material
+from kdcore.errors import LossDiverged
+from kdcore.lesson import Lesson
+from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.alone import Alone
+from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Offline
-from kdcore.spec import JobSpec
+from kdcore.schemes.preparation import Preparation
 from kdcore.spec import Training as Recipe
+from kdcore.spec.methods import Crd, Kd, Pair
 from kdcore.teacher import FrozenTeacher
-from kdcore.training import Loss, Observer, Training
+from kdcore.training import Observer, Scheme, Stage, Training
+from tests.kdcore.engine import copied, same
+
+RECIPE = {"epochs": 1, "batch_size": 18, "augmentation": "none"}
 
 
-def classifier(seed: int) -> Classifier:
+def classifier(seed: int, dropout: float = 0.0) -> Classifier:
     torch.manual_seed(seed)
-    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2)), [0.5], [0.5])
+    layers = [nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4, 2)]
+    return Classifier(nn.Sequential(*layers), [0.5], [0.5])
 
 
 def images(count: int = 40) -> Images:
@@ -24,24 +33,49 @@ def images(count: int = 40) -> Images:
     return Images(pixels, torch.arange(count) % 2)
 
 
-def training(scheme, recipe: dict, alpha: float = 1.0, beta: float = 0.0, objective=None, **observe) -> Training:
+def whole_material(recipe: Recipe) -> Material:
+    return material(images(), recipe)
+
+
+def training(
+    scheme: Scheme,
+    recipe: dict | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    objective: Objective | None = None,
+    material: Material | None = None,
+    **observe,
+) -> Training:
     observer = Observer(**{"metric": lambda *_: None, "after_step": lambda _: None, **observe})
-    spec = Recipe(**{"epochs": 1, "batch_size": 18, "augmentation": "none", **recipe})
-    return Training(scheme, Loss(alpha, beta, 0.0, objective), spec, images(), 2, observer)
+    spec = Recipe(**{**RECIPE, **(recipe or {})})
+    stage = Stage(spec.epochs, alpha, beta, objective)
+    return Training(scheme, stage, spec, material or whole_material(spec), 2, observer)
 
 
-def kd_objective():
-    body = {"dataset": "x", "teacher": {"checkpoint": "file:t"}, "student": "resnet8", "method": "kd"}
-    return build(JobSpec.model_validate({**body, "temperature": 4.0, "alpha": 0.1, "beta": 0.9}))
+def setting(temperature: float | None = 4.0) -> Setting:
+    return Setting(temperature, num_classes=2, epochs=1, labels=images().labels, rows=torch.arange(40))
+
+
+def kd_objective() -> Objective:
+    return build((Kd(),), setting()).mainly
+
+
+class Regressor(Objective):
+    """Owns a layer between the logits of both."""
+
+    def build(self, lesson: Lesson) -> None:
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        return (self.layer(lesson.student.logits) - lesson.teacher.logits).square().mean()
 
 
 def test_two_steps_change_every_weight_of_the_student_and_none_of_the_teacher():
     student, teacher = classifier(0), FrozenTeacher(classifier(1))
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    frozen = {name: value.clone() for name, value in teacher.state_dict().items()}
+    before, frozen = copied(student.state_dict()), copied(teacher.state_dict())
     training(Offline(student, teacher), {}, 0.1, 0.9, kd_objective()).run()
     assert all(not torch.equal(value, before[name]) for name, value in student.state_dict().items())
-    assert all(torch.equal(value, frozen[name]) for name, value in teacher.state_dict().items())
+    assert same(teacher.state_dict(), frozen)
 
 
 def test_the_loss_is_alpha_labels_plus_beta_distillation():
@@ -58,7 +92,7 @@ def test_one_sgd_step_as_worked_out_with_autograd():
     """One batch of all 36 training rows: w - lr · (gradient + decay · w)."""
     student = classifier(0)
     one = training(Alone(student), {"batch_size": 36, "optimizer": {"name": "sgd", "lr": 0.5, "weight_decay": 0.1}})
-    rows = one.images.take(one.index)
+    rows = one.material.images.take(one.material.rows)
     loss = nn.functional.cross_entropy(student(rows.pixels).logits, rows.labels)
     weight = student.network[1].weight
     (gradient,) = torch.autograd.grad(loss, weight)
@@ -67,31 +101,121 @@ def test_one_sgd_step_as_worked_out_with_autograd():
     assert torch.allclose(weight, expected, atol=1e-6)
 
 
-def test_clipping_bounds_the_step():
-    student = classifier(0)
-    start = [p.detach().clone() for p in student.parameters()]
+def moved(model: nn.Module, start: list[Tensor]) -> float:
+    return torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), start, strict=True)]).norm().item()
+
+
+def test_clipping_bounds_the_step_of_each_student_by_itself():
+    """Were the gradients of both clipped as one, the two ways would only together be as long as that."""
     recipe = {"batch_size": 36, "clip_norm": 1e-3, "optimizer": {"name": "sgd", "lr": 1.0, "weight_decay": 0}}
-    training(Alone(student), recipe).run()
-    moved = torch.cat([(p - q).flatten() for p, q in zip(student.parameters(), start, strict=True)])
-    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+    for students in ([classifier(0)], [classifier(0), classifier(1)]):
+        starts = [[p.detach().clone() for p in student.parameters()] for student in students]
+        scheme = Alone(students[0]) if len(students) == 1 else Mutual(students)
+        training(scheme, recipe).run()
+        ways = [moved(student, start) for student, start in zip(students, starts, strict=True)]
+        assert ways == pytest.approx([1e-3] * len(students), rel=1e-3)
+
+
+def test_every_student_has_an_optimizer_of_its_own_and_what_an_objective_owns_joins_the_first():
+    students = [classifier(0), classifier(1)]
+    one = training(Mutual(students), {}, 1.0, 1.0, Regressor())
+    held = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in one.optimizers]
+    assert [len(parameters) for parameters in held] == [4 + 2, 4]
+    assert {id(p) for p in students[1].parameters()} == {id(p) for p in held[1]}
+    assert {id(p) for p in one.stage.objective.parameters()} <= {id(p) for p in held[0]}
+
+
+def test_peers_that_ignore_each_other_learn_as_if_alone():
+    """With beta 0 nothing of one student reaches the other."""
+    together, alone = [classifier(0), classifier(1)], classifier(1)
+    training(Mutual(together), {}, 1.0, 0.0).run()
+    training(Alone(alone)).run()
+    assert same(together[1].state_dict(), alone.state_dict())
+
+
+def test_what_weighs_nothing_is_not_even_decayed():
+    """A stage that only compares hidden features leaves the classifier above them as it found it."""
+
+    class Hidden(Objective):
+        student_taps = teacher_taps = ("2",)
+
+        def forward(self, lesson: Lesson) -> Tensor:
+            return (lesson.student.taps["2"] - lesson.teacher.taps["2"]).square().mean()
+
+    student, objective = classifier(0), Hidden()
+    before = copied(student.state_dict())
+    scheme = Offline(student, FrozenTeacher(classifier(1)), objective.needs)
+    training(scheme, {"optimizer": {"name": "sgd", "weight_decay": 0.1}}, 0.0, 1.0, objective).run()
+    same_names = {name for name, value in student.state_dict().items() if torch.equal(value, before[name])}
+    assert same_names == {"network.4.weight", "network.4.bias"}
+
+
+def test_a_stage_that_weighs_nothing_at_all_changes_nothing():
+    student = classifier(0)
+    before = copied(student.state_dict())
+    training(Offline(student, FrozenTeacher(classifier(1))), {}, 0.0, 0.0, kd_objective()).run()
+    assert same(student.state_dict(), before)
+
+
+def test_without_a_student_only_the_objective_learns_and_nothing_comes_out():
+    teacher, objective, points = FrozenTeacher(classifier(1)), Regressor(), []
+    frozen = copied(teacher.state_dict())
+    one = training(
+        Preparation(teacher, objective.needs), {}, 0.0, 1.0, objective, metric=lambda *point: points.append(point[2])
+    )
+    before = copied(objective.state_dict())
+    assert one.run() == {}
+    assert all(not torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+    assert same(teacher.state_dict(), frozen)
+    assert set(points[0]) == {"train/loss", "train/label_loss", "train/distillation_loss", "train/lr"}
+
+
+def test_unknown_labels_are_counted_neither_in_the_loss_nor_in_the_accuracy():
+    """Images of row 20 and later have lost their labels."""
+    labelled = whole_material(Recipe(**RECIPE))
+    rows = labelled.rows
+    unknown = Images(labelled.images.pixels, torch.where(torch.arange(40) < 20, labelled.images.labels, -1))
+    student, points = classifier(0), []
+    known = unknown.take(rows[rows < 20])
+    expected = nn.functional.cross_entropy(student(known.pixels).logits, known.labels).item()
+    right = (student(known.pixels).logits.argmax(1) == known.labels).float().mean().item()
+    training(
+        Alone(student), {"batch_size": 36}, material=Material(unknown, rows, labelled.held_out),
+        metric=lambda *point: points.append(point[2]),
+    ).run()  # fmt: skip
+    assert points[0]["train/label_loss"] == pytest.approx(expected, rel=1e-5)
+    assert points[0]["train/accuracy"] == pytest.approx(right)
 
 
 def test_the_average_is_exported_and_the_network_trains_on_undisturbed():
     plain, averaged = classifier(0), classifier(0)
-    one = training(Alone(plain), {"epochs": 3}).run()
-    other = training(Alone(averaged), {"epochs": 3, "ema": 0.5}).run()
+    one = training(Alone(plain), {"epochs": 3}).run()["student"]
+    other = training(Alone(averaged), {"epochs": 3, "ema": 0.5}).run()["student"]
     name = "1.weight"
     assert torch.equal(plain.network[1].weight, averaged.network[1].weight)
-    assert not torch.equal(one.last[name], other.last[name])
+    assert torch.equal(one.last[name], plain.network[1].weight) and not torch.equal(one.last[name], other.last[name])
 
 
 def test_the_best_epoch_on_the_held_out_part_is_kept():
     accuracies = []
     done = training(
         Alone(classifier(0)), {"epochs": 5}, metric=lambda *point: accuracies.append(point[2]["validation/accuracy"])
-    ).run()
+    ).run()["student"]
     assert done.best_accuracy == max(accuracies) and accuracies[done.best_epoch - 1] == max(accuracies)
     assert done.best_epoch == accuracies.index(max(accuracies)) + 1
+
+
+def test_each_model_that_comes_out_is_graded_and_kept_at_its_own_best():
+    points = []
+    done = training(
+        Mutual([classifier(0), classifier(1)]), {"epochs": 4}, metric=lambda *point: points.append(point[2])
+    ).run()
+    assert list(done) == ["student", "student-2"]
+    for name, key in (("student", "validation/accuracy"), ("student-2", "validation/student-2/accuracy")):
+        accuracies = [values[key] for values in points]
+        assert done[name].best_accuracy == max(accuracies)
+        assert done[name].best_epoch == accuracies.index(max(accuracies)) + 1
+    assert not same(done["student"].last, done["student-2"].last)
 
 
 def test_no_held_out_image_is_trained_on():
@@ -100,25 +224,110 @@ def test_no_held_out_image_is_trained_on():
     batch = one._batch
     one._batch = lambda index: (seen.update(index.tolist()), batch(index))[1]
     one.run()
-    assert len(seen) == 30 and len(one.held_out) == 10
+    assert len(seen) == 30 and len(one.material.held_out) == 10
 
 
-def test_a_state_restored_anywhere_goes_on_to_the_same_weights():
-    states = []
+def test_a_batch_knows_its_epoch_from_one_on():
+    epochs = []
+    one = training(Alone(classifier(0)), {"epochs": 3})
+    batch = one._batch
+    one._batch = lambda index: (epochs.append(batch(index).epoch), batch(index))[1]
+    one.run()
+    assert epochs == [1, 1, 2, 2, 3, 3]
+
+
+def test_an_objective_is_built_from_a_lesson_that_moves_nothing():
+    student = Classifier(nn.Sequential(nn.Conv2d(1, 2, 4), nn.BatchNorm2d(2), nn.Flatten()), [0.5], [0.5])
+    before, modes = copied(student.state_dict()), []
+
+    class Watching(Regressor):
+        def build(self, lesson: Lesson) -> None:
+            super().build(lesson)
+            modes.append((student.training, lesson.student.logits.requires_grad))
+
+    training(Offline(student, FrozenTeacher(classifier(1))), {}, 1.0, 1.0, Watching())
+    assert modes == [(False, False)] and same(student.state_dict(), before)
+
+
+def test_figures_that_an_objective_observes_are_averaged_over_the_steps_of_a_point():
+    class Counting(Regressor):
+        steps = 0
+
+        def forward(self, lesson: Lesson) -> Tensor:
+            self.steps += self.training
+            self.observed["steps"] = torch.tensor(float(self.steps))
+            return super().forward(lesson)
+
+    points = []
+    scheme = Offline(classifier(0), FrozenTeacher(classifier(1)))
+    training(scheme, {"epochs": 2}, 1.0, 1.0, Counting(), metric=lambda *point: points.append(point[2])).run()
+    assert [values["train/steps"] for values in points] == [1.5, 3.5]
+
+
+def test_a_loss_that_is_no_number_ends_the_training():
+    class Broken(Regressor):
+        def forward(self, lesson: Lesson) -> Tensor:
+            return super().forward(lesson) * float("nan")
+
+    with pytest.raises(LossDiverged, match="epoch 1"):
+        training(Offline(classifier(0), FrozenTeacher(classifier(1))), {}, 1.0, 1.0, Broken()).run()
+
+
+def alone(seed: int) -> dict:
+    return {"scheme": Alone(classifier(seed))}
+
+
+def with_dropout(seed: int) -> dict:
+    """Dropout draws from torch's generator at every step."""
+    return {"scheme": Alone(classifier(seed, dropout=0.5))}
+
+
+def peers(seed: int) -> dict:
+    return {"scheme": Mutual([classifier(seed, 0.2), classifier(seed + 1)]), "beta": 1.0, "objective": kd_objective()}
+
+
+def contrastive(seed: int) -> dict:
+    """Negatives are drawn at every step; memories and normalisers are remembered."""
+    tap = Pair(student="4@in", teacher="4@in")
+    objective = build((Crd(tap=tap, negatives=4, width=8),), setting(None)).mainly
+    scheme = Offline(classifier(seed), FrozenTeacher(classifier(9)), objective.needs)
+    return {"scheme": scheme, "beta": 1.0, "objective": objective}
+
+
+def prepared(seed: int) -> dict:
+    torch.manual_seed(seed)
+    return {"scheme": Preparation(FrozenTeacher(classifier(9)), Regressor().needs), "alpha": 0.0, "beta": 1.0,
+            "objective": Regressor()}  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("made", [alone, with_dropout, peers, contrastive, prepared])
+def test_a_state_restored_anywhere_goes_on_to_the_same_bits(made, optimizer):
+    """Restored into a training that began otherwise, after every step of three epochs."""
+    recipe, states, points = {"epochs": 3, "ema": 0.9, "optimizer": optimizer}, [], []
     whole = training(
-        Alone(classifier(0)), {"epochs": 3, "ema": 0.9}, after_step=lambda t: states.append(_copied(t.state()))
-    ).run()
-    for state in states:
-        again = training(Alone(classifier(5)), {"epochs": 3, "ema": 0.9})
+        **made(0), recipe=recipe, metric=lambda *point: points.append(point),
+        after_step=lambda t: states.append((copied(t.state()), len(points))),
+    ).run()  # fmt: skip
+    assert len(states) == 6
+    for state, told in states:
+        later = []
+        again = training(**made(5), recipe=recipe, metric=lambda *point: later.append(point))  # noqa: B023
         again.restore(state)
         done = again.run()
-        assert all(torch.equal(done.last[name], whole.last[name]) for name in whole.last)
-        assert all(torch.equal(done.best[name], whole.best[name]) for name in whole.best)
+        assert points[:told] + later == points
+        assert done.keys() == whole.keys()
+        for name, outcome in whole.items():
+            assert same(done[name].last, outcome.last) and same(done[name].best, outcome.best)
+            assert (done[name].best_epoch, done[name].best_accuracy) == (outcome.best_epoch, outcome.best_accuracy)
+        assert same(again.state()["objective"], states[-1][0]["objective"])
 
 
-def _copied(state):
-    if isinstance(state, torch.Tensor):
-        return state.clone()
-    if isinstance(state, dict):
-        return {name: _copied(value) for name, value in state.items()}
-    return [_copied(value) for value in state] if isinstance(state, list) else state
+def test_what_a_stage_learned_is_adopted_without_its_optimizer():
+    one = training(**contrastive(0))
+    one.run()
+    other = training(**contrastive(5))
+    other.adopt(one.learned())
+    assert same(other.learners.state_dict(), one.learners.state_dict())
+    assert same(other.stage.objective.state_dict(), one.stage.objective.state_dict())
+    assert other.position.epoch == 0 and not other.optimizers[0].state

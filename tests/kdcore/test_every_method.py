@@ -1,0 +1,177 @@
+"""Every method of the catalogue, and what can be made of them, as whole jobs: run, exported, and resumed."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from kdcore import checkpoint, files, models
+from kdcore.catalog import METHODS, architecture
+from kdcore.run import run
+from kdcore.spec import JobSpec
+from tests.kdcore.engine import job, method_job, place, same, write_arrays, write_pool, write_teacher
+
+
+@dataclass(frozen=True)
+class World:
+    """Files that all jobs of this page share."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data.npz"
+
+    @property
+    def teacher(self) -> Path:
+        """As wide as the students, which FSP asks for."""
+        return self.folder / "teacher.safetensors"
+
+    @property
+    def teachers(self) -> list[dict]:
+        files = [self.teacher, self.folder / "other.safetensors"]
+        return [{"checkpoint": f"file:{path}", "weight": weight} for weight, path in enumerate(files, 1)]
+
+    def job(self, **fields: Any) -> JobSpec:
+        return job(self.data, self.teacher, **fields)
+
+    def without_teacher(self, **fields: Any) -> JobSpec:
+        return job(self.data, **fields)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_arrays(folder / "data.npz")
+    write_pool(folder / "pool.npz")
+    write_teacher(folder / "teacher.safetensors", "convnet4")
+    write_teacher(folder / "other.safetensors", "convnet8", seed=2)
+    return World(folder)
+
+
+def pool(world: World, **fields: Any) -> dict:
+    return {"unlabelled": {"source": f"file:{world.folder / 'pool.npz'}", **fields}}
+
+
+def named(name: str) -> Callable[[World], JobSpec]:
+    baseline = "none" if name == "supervised" else "train"
+    return lambda world: method_job(name, world.data, world.teacher, baseline=baseline)
+
+
+NAMED = {name: named(name) for name in METHODS}
+TWO_HINTS = {"name": "fitnet", "stages": "two"}
+BOUNDARY, FACTORS, FLOWS = {"name": "activation_boundary"}, {"name": "factor_transfer"}, {"name": "fsp"}
+CRD = {"name": "crd", "negatives": 8}
+AVERAGED = {"ema": 0.8, "clip_norm": 1.0, "label_smoothing": 0.1}
+BORN_AGAIN = {"name": "born_again", "generations": 2}
+MADE = {
+    "kd of every switch": lambda w: w.job(
+        method={"name": "kd", "standardize": True}, baseline="train", training={**AVERAGED, "mix": "mixup"}
+    ),
+    "attention by gradient": lambda w: w.job(method={"name": "attention", "mapping": "gradient"}),
+    "fitnet in two stages": lambda w: w.job(method=TWO_HINTS, training=AVERAGED),
+    "factor_transfer averaged": lambda w: w.job(method=FACTORS, training=AVERAGED),
+    "crd averaged, by AdamW": lambda w: w.job(method=CRD, training={"ema": 0.8, "optimizer": "adamw"}),
+    "sum of kd and crd": lambda w: w.job(method=[{"name": "kd"}, CRD]),
+    "sum of three stages": lambda w: w.job(method=[{"name": "kd"}, FACTORS, BOUNDARY]),
+    "sum of two hints and attention": lambda w: w.job(method=[TWO_HINTS, {"name": "attention"}]),
+    "three peers averaged": lambda w: w.without_teacher(method="dml", student=["convnet4"] * 3, training=AVERAGED),
+    "branches averaged": lambda w: w.without_teacher(method="one", training=AVERAGED),
+    "exits averaged": lambda w: w.without_teacher(method="byot", training=AVERAGED),
+    "generations as an ensemble": lambda w: w.job(method={**BORN_AGAIN, "answer": "ensemble"}),
+    "generations with attention": lambda w: w.job(method=[BORN_AGAIN, {"name": "attention"}]),
+    "assistants": lambda w: w.job(method="kd", assistants=["convnet8", "convnet4"], baseline="train"),
+    "several teachers": lambda w: w.without_teacher(method="kd", teacher=w.teachers),
+    "crd on unlabelled images": lambda w: w.job(method=CRD, **pool(w), baseline="train"),
+    "kd on unlabelled images alone": lambda w: w.job(method="kd", **pool(w, labels="none", labelled_too=False)),
+}
+JOBS = {**NAMED, **MADE}
+
+
+@dataclass(frozen=True)
+class Done:
+    report: dict
+    out: Path
+    events: list[dict]
+
+    @property
+    def weights(self) -> dict[str, dict]:
+        return {path.name: load_file(path) for path in sorted(self.out.glob("*.safetensors"))}
+
+    @property
+    def metrics(self) -> list[dict]:
+        return [event for event in self.events if event["event"] == "metric"]
+
+
+def finish(spec: JobSpec, folder: Path, world: World, resume: Path | None = None) -> Done:
+    where, stream = place(folder, world.folder / "cache")
+    report = run(spec, where, resume)
+    return Done({**report, "seconds": 0}, where.out, list(map(json.loads, stream.getvalue().splitlines())))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Keep every checkpoint of these tiny jobs, and leave it to the system when they reach the disk."""
+    monkeypatch.setattr(checkpoint, "KEPT", 1000)
+    monkeypatch.setattr(files, "_sync", lambda _: None)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_ends_with_the_plain_network_and_resumes_to_the_same_bits(name, world, tmp_path):
+    spec = JOBS[name](world)
+    # Few steps an epoch, a checkpoint after each.
+    spec = with_training(spec, batch_size=50, checkpoint_every_s=0)
+    whole = finish(spec, tmp_path / "whole", world)
+    if name in NAMED:
+        delivers_the_plain_network(name, whole)
+    for state, before in states(whole):
+        again = finish(spec, tmp_path / state.stem, world, state)
+        assert again.report == whole.report
+        assert before + again.metrics == whole.metrics
+        assert again.weights.keys() == whole.weights.keys()
+        assert all(same(again.weights[file], weights) for file, weights in whole.weights.items())
+
+
+def with_training(spec: JobSpec, **fields: Any) -> JobSpec:
+    return spec.model_copy(update={"training": spec.training.model_copy(update=fields)})
+
+
+def delivers_the_plain_network(name: str, done: Done) -> None:
+    """Exactly the parameters of the catalogue, under their own names: nothing that a method owns is in the file."""
+    exported = done.weights["student.safetensors"]
+    plain = models.build("convnet4", 3, 1)
+    plain.load_state_dict(exported, strict=True)
+    promised = architecture("convnet4").parameters(3, 1)
+    assert sum(value.numel() for value in plain.parameters()) == promised == done.report["student"]["parameters"]
+    with safe_open(done.out / "student.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["distillery"])["members"] == 1
+    assert (done.report["teacher"] is not None) == (METHODS[name].teacher == "required")
+    if name == "supervised":
+        assert done.report["alone"] is None and done.report["gain"] is None
+    else:
+        assert done.report["alone"]["parameters"] == promised
+        assert done.report["gain"] == done.report["student"]["accuracy"] - done.report["alone"]["accuracy"]
+
+
+def states(done: Done) -> list[tuple[Path, list[dict]]]:
+    """Checkpoints in the middle of the student's last stage and, where others come before that, in the middle of the
+    first and at its end; each with the metrics that were told before it."""
+    found, told = {}, []
+    for event in done.events:
+        if event["event"] == "metric":
+            told.append(event)
+        if event["event"] == "checkpoint":
+            found[done.out / event["path"]] = list(told)
+    paths = list(found)
+    assert paths == sorted(paths), "each is further than the one before"
+    saved = {path: checkpoint.load(path, torch.device("cpu")) for path in paths}
+    ahead = [path for path in paths if "student" not in saved[path]["finished"]]
+    ends = [path for path in ahead if saved[path]["training"] is None]
+    inside = [path for path in ahead if path not in ends]
+    return [(path, found[path]) for path in (*inside[: len(ends[:1])], *ends[:1], inside[-1])]
