@@ -102,7 +102,8 @@ def values(field: Schema, known: dict[str, Schema]) -> str:
         return " | ".join(str(one) for one in field.get("enum", [field.get("const")]))
     kind = str(field.get("type", "any"))
     if kind == "array":
-        return f"list of {values(field.get('items', {}), known)}{_length(field)}"
+        inner = values(field.get("items", {}), known)
+        return f"list of {f'({inner})' if ' | ' in inner else inner}{_length(field)}"
     if kind == "object":
         return f"{{{', '.join(field.get('properties', {}))}}}"
     bounds = [f"{sign} {_number(field[name])}" for name, sign in BOUNDS.items() if name in field]

@@ -1,9 +1,11 @@
 """The command line and the SDK against the real embedded server: what the miniature can only pretend."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from safetensors import safe_open
@@ -85,6 +87,38 @@ def test_a_file_of_ones_own_becomes_a_teacher(distillery: Distillery, student: P
     resolved = json.loads(done.stdout)["resolved_spec"]
     assert resolved["teacher"]["architecture"] == "convnet4"
     assert student.stem in run(distillery, "models").stdout
+
+
+def test_peers_are_named_by_flags_and_shown_beside_the_student(distillery: Distillery):
+    flags = "--dataset digits --student convnet4 --student convnet8 --method dml --epochs 1 --watch"
+    done = run(distillery, "submit", *flags.split())
+    assert done.exit_code == 0, done.output
+    assert re.search(r"student 2 +│ convnet8 ", done.stdout), done.stdout
+
+
+def test_a_sum_of_methods_onto_unlabelled_images_by_way_of_an_assistant(
+    distillery: Distillery, student: Path, tmp_path: Path
+):
+    images = tmp_path / "pool.npz"
+    np.savez(images, x=np.zeros((100, 8, 8), dtype=np.uint8))
+    names = ["--dataset", "digits", "--teacher", str(student), "--assistant", "convnet8", "--student", "convnet4"]
+    methods = ["--method", "kd=0.5", "--method", "dkd", "--set", "method.dkd.non_target_weight=8"]
+    done = run(distillery, "submit", *names, *methods, "--unlabelled", str(images), "--dry-run")
+    assert done.exit_code == 0, done.output
+    resolved = json.loads(done.stdout)["resolved_spec"]
+    assert [(method["name"], method["weight"]) for method in resolved["method"]] == [("kd", 0.5), ("dkd", 1.0)]
+    assert resolved["method"][1]["non_target_weight"] == 8
+    assert [assistant["architecture"] for assistant in resolved["assistants"]] == ["convnet8"]
+    assert resolved["unlabelled"]["source"].startswith("blob:sha256:")
+    assert "no labels" in run(distillery, "datasets").stdout
+
+
+def test_each_method_has_a_page(distillery: Distillery):
+    for method in distillery.methods():
+        page = run(distillery, "methods", method["name"])
+        assert page.exit_code == 0, page.output
+        for told in (method["paper"], method["cost"]):
+            assert " ".join(told.split()) in " ".join(page.stdout.split()), method["name"]
 
 
 def test_an_upload_in_parts_is_one_blob(distillery: Distillery, student: Path):

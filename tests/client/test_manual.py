@@ -74,6 +74,10 @@ def test_a_method_without_options_or_with_unknown_ones_ends_with_its_facts(optio
         ({"type": "integer", "exclusiveMinimum": 0, "maximum": 1e6}, "whole number, > 0, ≤ 1000000"),
         ({"type": "number", "minimum": 0.02, "exclusiveMaximum": 1}, "number, ≥ 0.02, < 1"),
         ({"type": "array", "items": {"type": "string"}, "maxItems": 16}, "list of text, 0 to 16 long"),
+        (
+            {"type": "array", "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/unknown"}]}},
+            "list of (text | any)",
+        ),
         ({"anyOf": [{"type": "integer"}, {"const": "all"}, {"type": "null"}]}, "whole number | all"),
         ({"$ref": "#/$defs/unknown"}, "any"),
     ],
