@@ -6,7 +6,7 @@ reads, and the guards. It calls any operator, those that open files among them, 
 of it is used here: a program is JSON and raw bytes, and only those are read. What is pickled is never opened, and a
 program that needs it is refused.
 
-The layout is that of PyTorch 2.9 and later:
+The layout is that of PyTorch 2.11 to 2.13:
 
     models/model.json                             the graph
     data/weights/model_weights_config.json        which bytes are which parameter or buffer; weight_0, weight_1, …
@@ -32,6 +32,7 @@ MODEL = "models/model.json"
 JSON_BYTES = 256 << 20
 SCHEMA = 8
 """The major version of the graph's JSON, in PyTorch 2.11 as in 2.13."""
+EXPORT_AGAIN = "export it again with PyTorch 2.11 or newer"
 SAVE_PROGRAM = "save it with torch.export.save(torch.export.export(model.eval(), ...), 'teacher.pt2')"
 
 DTYPES = {
@@ -117,9 +118,7 @@ def _members(archive: zipfile.ZipFile, path: Path) -> Mapping[str, zipfile.ZipIn
 
 def _another_archive(names: set[str]) -> TeacherMismatch:
     if "serialized_exported_program.json" in names:
-        return TeacherMismatch(
-            "the program was saved by PyTorch 2.7 or older", hint="export it again with PyTorch 2.9 or newer"
-        )
+        return TeacherMismatch("the program was saved by PyTorch 2.7 or older", hint=EXPORT_AGAIN)
     if "constants.pkl" in names:
         return TeacherMismatch("the file is a TorchScript program", hint=SAVE_PROGRAM)
     if "data.pkl" in names:
@@ -140,9 +139,7 @@ def _tensors(
 ) -> dict[str, Tensor]:
     """Tensors by name. Two that share bytes in the file, as tied weights do, share them here."""
     if folder + config not in members:
-        raise TeacherMismatch(
-            "the program keeps its weights as PyTorch 2.8 did", hint="export it again with PyTorch 2.9 or newer"
-        )
+        raise TeacherMismatch("the program keeps its weights as older versions of PyTorch did", hint=EXPORT_AGAIN)
     stores: dict[str, Tensor] = {}
     views: dict[str, Tensor] = {}
     found = {}

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from kdcore.errors import TeacherMismatch
 
@@ -46,8 +48,7 @@ _ATEN = """
     max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_unpool2d _adaptive_avg_pool2d _adaptive_avg_pool3d
 
     gru lstm rnn_relu rnn_tanh scaled_dot_product_attention _native_multi_head_attention
-    _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
-    _scaled_dot_product_flash_attention_for_cpu _transformer_encoder_layer_fwd
+    _transformer_encoder_layer_fwd
 
     alias as_strided atleast_1d atleast_2d atleast_3d broadcast_tensors broadcast_to cat channel_shuffle chunk clone
     column_stack concat concatenate constant_pad_nd contiguous copy detach diag_embed diagonal dsplit expand expand_as
@@ -92,6 +93,35 @@ NUMBERS: dict[str, Callable[..., Any]] = {
 }
 """What is done with sizes. No powers: a few of them make a number that fills the memory."""
 
+
+def _attention_for_cpu(
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
+    *, attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale), None
+
+
+def _flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False, _mask: bool = False,
+    *, scale: float | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    return scaled_dot_product_attention(query, key, value, None, dropout_p, is_causal, scale=scale), *[None] * 8
+
+
+def _efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None, _sums: bool, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    return scaled_dot_product_attention(query, key, value, attn_bias, dropout_p, is_causal, scale=scale), *[None] * 3
+
+
+ANYWHERE: dict[str, Callable[..., Any]] = {
+    "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default": _attention_for_cpu,
+    "torch.ops.aten._scaled_dot_product_flash_attention.default": _flash_attention,
+    "torch.ops.aten._scaled_dot_product_efficient_attention.default": _efficient_attention,
+}
+"""Decompositions name attention as one kind of device computes it. What they return beside it, only gradients need."""
+
 ADVICE = (
     "export a network of PyTorch's own layers; ExportedProgram.run_decompositions() may spell it in plainer operators"
 )
@@ -103,8 +133,8 @@ def is_assertion(target: str) -> bool:
 
 def find(target: str) -> Callable[..., Any]:
     """The operator that a graph names. Raises TeacherMismatch for one that is not allowed, or not there."""
-    if target in NUMBERS:
-        return NUMBERS[target]
+    if target in (ours := NUMBERS | ANYWHERE):
+        return ours[target]
     name, _, overload = target.removeprefix("torch.ops.aten.").partition(".")
     if not target.startswith("torch.ops.aten.") or _in_place_or_not(name) not in ATEN:
         raise TeacherMismatch(f"the program calls {target}, which is not among what a program may call", hint=ADVICE)

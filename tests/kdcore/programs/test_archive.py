@@ -69,7 +69,7 @@ def weights_trap(sprung: Path) -> dict[str, Any]:
 
 
 def old_weights_trap(sprung: Path) -> dict[str, Any]:
-    """PyTorch 2.8 kept a whole state dict in one pickle; it is still read, with the careless reader at second try."""
+    """PyTorch once kept a whole state dict in one pickle; it is still read, with the careless reader at second try."""
     return {"data/weights/model.pt": saved({"fc.bias": Trap(sprung)})}
 
 
@@ -202,7 +202,7 @@ def test_other_files_are_named(tmp_path: Path, content: bytes, words: str):
     ("changes", "words"),
     [
         ({MODEL: None}, "no program named 'model'"),
-        ({WEIGHTS: None}, "as PyTorch 2.8 did"),
+        ({WEIGHTS: None}, "as older versions of PyTorch did"),
         ({"archive_format": b"pt3"}, "a zip archive, but no"),
         ({"byteorder": b"big"}, "big-endian"),
         ({MODEL: lambda model: model["schema_version"].update(major=9)}, "of schema 9, not 8"),

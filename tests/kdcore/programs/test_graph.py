@@ -168,12 +168,13 @@ def test_instance_norm_is_no_train_mode(tmp_path: Path):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])
-def test_attention_draws_only_with_dropout(p: float):
-    target = "torch.ops.aten.scaled_dot_product_attention.default"
-    call = node(target, [tensor("y")], tensor("x"), tensor("x"), tensor("x"))
+@pytest.mark.parametrize("name", ["scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"])
+def test_attention_draws_only_with_dropout(name: str, p: float):
+    outputs = [tensor("y"), tensor("sums")] if name.startswith("_") else [tensor("y")]
+    call = node(f"torch.ops.aten.{name}.default", outputs, tensor("x"), tensor("x"), tensor("x"))
     call["inputs"].append({"name": "dropout_p", "arg": {"as_float": p}, "kind": 2})
     if p:
         with pytest.raises(TeacherMismatch, match="exported in train mode"):
             graph(call)
     else:
-        assert run(graph(call), X[None]).shape == (1, 2, 3)
+        assert run(graph(call), X[None, None]).shape == (1, 1, 2, 3)

@@ -76,6 +76,20 @@ def test_every_name_on_the_list_is_an_operator_and_none_takes_a_files_name():
             assert text <= TEXT, f"{found} takes {text}"
 
 
+@pytest.mark.parametrize("target", operators.ANYWHERE)
+def test_attention_is_computed_wherever_the_tensors_are(target: str):
+    """However the device spells it that the program was decomposed on."""
+    name = target.split(".")[3]
+    schema = getattr(torch.ops.aten, name).default._schema
+    query, key, value = (torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(at)) for at in range(3))
+    required = {"attn_bias": None, "compute_log_sumexp": False}
+    more = [required[one.name] for one in schema.arguments[3:] if not one.has_default_value()]
+    found, *beside = operators.find(target)(query, key, value, *more, is_causal=True, scale=0.5)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.5)
+    assert torch.equal(found, expected) and len(beside) == len(schema.returns) - 1
+    assert "dropout_p" in {one.name for one in schema.arguments}
+
+
 def test_dropout_draws_and_relu_does_not():
     assert operators.is_random(torch.ops.aten.dropout.default)
     assert operators.is_random(torch.ops.aten.scaled_dot_product_attention.default)
