@@ -198,7 +198,7 @@ def submit(
 def list_jobs(
     context: typer.Context,
     status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
-    method: Annotated[str | None, typer.Option()] = None,
+    method: Annotated[str | None, typer.Option(help="Of this one; a sum is named as it is listed: kd+dkd.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
     as_json: AsJson = False,
 ) -> None:

@@ -64,6 +64,8 @@ class ApiError(DistilleryError):
             hints.append(f"  hint: {self.extra['hint']}")
         if self.code == "not_lawful" and "lawful" in self.extra:
             hints.append(f"  possible now: {', '.join(self.extra['lawful']) or 'nothing'}")
+        if self.extra.get("allowed") and _short(self.extra["allowed"]) not in str(self):
+            hints.append(f"  there are: {_short(self.extra['allowed'])}")
         if self.code == "unauthorized":
             hints.append("  give the key as DISTILLERY_API_KEY or --key")
         return hints

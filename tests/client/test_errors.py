@@ -40,11 +40,17 @@ def test_a_long_list_of_what_is_allowed_is_cut():
         ({"code": "not_lawful", "lawful": ["retry", "delete"]}, "  possible now: retry, delete"),
         ({"code": "not_lawful", "lawful": []}, "  possible now: nothing"),
         ({"code": "unusable", "hint": "name the architecture"}, "  hint: name the architecture"),
+        ({"code": "not_found", "allowed": ["dkd", "kd"]}, "  there are: dkd, kd"),
         ({"code": "unauthorized"}, "  give the key as DISTILLERY_API_KEY or --key"),
     ],
 )
 def test_a_refusal_says_what_would_work(extra: dict[str, object], line: str):
     assert line in ApiError({"title": "No", "detail": "so it is", **extra}, 409).lines()
+
+
+def test_what_there_is_is_told_once():
+    told = ApiError({"title": "No", "detail": "it made a, b", "code": "not_found", "allowed": ["a", "b"]}, 404)
+    assert told.lines() == ["No: it made a, b"]
 
 
 def test_our_own_faults_carry_the_request_id_for_the_log():
