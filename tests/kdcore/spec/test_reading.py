@@ -2,6 +2,7 @@ import pytest
 
 from kdcore.errors import Fault, SpecFaults
 from kdcore.spec import JobSpec, Kd, Supervised, as_typed, parse, read
+from kdcore.spec.methods import NAMES
 
 SOUND = {
     "dataset": "cifar100",
@@ -69,14 +70,141 @@ def test_unknown_names_offer_the_nearest():
     _, _, (fault,) = read({**SOUND, "student": "resnet21"})
     assert fault.got == "resnet21" and "resnet20" in fault.allowed
     _, _, (fault,) = read({**SOUND, "method": {"name": "kdd"}})
-    assert fault.pointer == "/method/name" and fault.allowed == ["supervised", "kd"]
-    assert "did you mean 'kd'" in fault.message
+    assert fault.pointer == "/method/name" and fault.allowed == list(NAMES)
+    assert fault.message == "no such name: 'kdd'; did you mean 'kd'?"
 
 
 @pytest.mark.parametrize("body", [None, [], "kd", 3], ids=str)
 def test_a_body_that_is_no_object(body):
     spec, partial, (fault,) = read(body)
     assert spec is None and partial == {} and fault.pointer == ""
+
+
+MISTAKES = {
+    "an option out of bounds, in a list": (
+        {"method": ["kd", {"name": "attention", "p": 99}]},
+        ("/method/1/p", "less_than_equal", "Input should be less than or equal to 8, got 99"),
+    ),
+    "another method's option": (
+        {"method": ["kd", {"name": "attention", "tap": "layer1"}]},
+        ("/method/1/tap", "unknown_field", "there is no field 'tap' here; did you mean 'taps'?"),
+    ),
+    "an unknown name in a list": (
+        {"method": ["kd", "atention"]},
+        ("/method/1", "not_allowed", "no such name: 'atention'; did you mean 'attention'?"),
+    ),
+    "an object with an unknown name in a list": (
+        {"method": ["kd", {"name": "atention"}]},
+        ("/method/1/name", "not_allowed", "no such name: 'atention'; did you mean 'attention'?"),
+    ),
+    "options without a name": (
+        {"method": {"weight": 1}},
+        ("/method", "not_allowed", "an object with a 'name', or a plain name"),
+    ),
+    "a number for a method": (
+        {"method": 3},
+        ("/method", "type", "an object with a 'name', or a plain name, belongs here, got 3"),
+    ),
+    "nothing for a method": (
+        {"method": [None]},
+        ("/method/0", "type", "an object with a 'name', or a plain name, belongs here, got None"),
+    ),
+    "no methods": (
+        {"method": []},
+        ("/method", "too_short", "the list holds 0, which is too short"),
+    ),
+    "too many methods": (
+        {"method": ["kd"] * 9},
+        ("/method", "too_long", "the list holds 9, which is too long"),
+    ),
+    "a weight of nothing": (
+        {"method": ["kd", {"name": "sp", "weight": 0}]},
+        ("/method/1/weight", "greater_than", "Input should be greater than 0, got 0"),
+    ),
+    "a module path that is none": (
+        {"method": {"name": "attention", "taps": ["layer1", "layer 2"]}},
+        (
+            "/method/taps/1",
+            "string_pattern_mismatch",
+            "String should match pattern '^[A-Za-z0-9_.]+(@(in|nhwc|tokens))?$', got 'layer 2'",
+        ),
+    ),
+    "one side of a tap": (
+        {"method": {"name": "attention", "taps": ["layer1", {"student": "layer2"}]}},
+        ("/method/taps/1/teacher", "missing", "this field is required"),
+    ),
+    "one layer of a flow": (
+        {"method": {"name": "fsp", "taps": ["layer1"]}},
+        ("/method/taps", "too_short", "the list holds 1, which is too short"),
+    ),
+    "no exits": (
+        {"method": {"name": "byot", "exits": []}, "teacher": None},
+        ("/method/exits", "too_short", "the list holds 0, which is too short"),
+    ),
+    "a temperature that ends float32": (
+        {"method": {"name": "crd", "temperature": 0.01}},
+        ("/method/temperature", "greater_than_equal", "Input should be greater than or equal to 0.02, got 0.01"),
+    ),
+    "a teacher by its name alone": (
+        {"teacher": "model:big"},
+        ("/teacher", "type", "an object belongs here, got 'model:big'"),
+    ),
+    "a teacher of no kind, in a list": (
+        {"teacher": [{"checkpoint": "model:a"}, {"checkpoint": "b"}]},
+        (
+            "/teacher/1/checkpoint",
+            "not_allowed",
+            "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<torchvision weights> or file:<path>",
+        ),
+    ),
+    "no teachers": (
+        {"teacher": []},
+        ("/teacher", "too_short", "the list holds 0, which is too short"),
+    ),
+    "a student of a list, by name": (
+        {"teacher": None, "method": "dml", "student": ["resnet20", "q9"]},
+        ("/student/1", "not_allowed", "there is no architecture 'q9'"),
+    ),
+    "a student of a list, as an object": (
+        {"teacher": None, "method": "dml", "student": ["resnet20", {"architecture": "q9"}]},
+        ("/student/1/architecture", "not_allowed", "there is no architecture 'q9'"),
+    ),
+    "one assistant without a list": (
+        {"assistants": "resnet32"},
+        ("/assistants", "type", "a list belongs here, got 'resnet32'"),
+    ),
+    "an unknown assistant": (
+        {"assistants": ["resnet32", "q9"]},
+        ("/assistants/1", "not_allowed", "there is no architecture 'q9'"),
+    ),
+    "unlabelled images with labels": (
+        {"unlabelled": {"source": "theirs", "labels": "all"}},
+        ("/unlabelled/labels", "not_allowed", "must be one of teacher, none"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "fault"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_where_it_was_typed(changes, fault):
+    _, _, found = read({**SOUND, **changes})
+    assert [(one.pointer, one.code, one.message) for one in found] == [fault]
+
+
+def test_mistakes_in_several_lists_come_back_together():
+    found = faults(
+        teacher=[{"checkpoint": "model:a"}, {"checkpoint": "b"}],
+        student=["resnet20", {"architecture": "q9"}, "q10"],
+        method=["kd", {"name": "attention", "p": 99}, "atention"],
+        assistants=["q9"],
+    )
+    assert set(found) == {
+        "/teacher/1/checkpoint",
+        "/student/1/architecture",
+        "/student/2",
+        "/method/1/p",
+        "/method/2",
+        "/assistants/0",
+    }
 
 
 def test_numbers_that_are_none_are_refused():
@@ -94,10 +222,41 @@ def test_a_spec_is_frozen_and_parse_raises_with_all_faults():
     assert [fault.pointer for fault in caught.value.faults] == ["/alpha", "/beta"]
 
 
-def test_every_field_but_the_obvious_says_what_it_means():
-    described = JobSpec.model_json_schema()
-    assert "T²" in described["description"]
-    assert all("description" in described["properties"][name] for name in ("temperature", "alpha", "beta", "baseline"))
+def test_every_field_says_what_it_means_and_every_number_has_bounds():
+    schema = JobSpec.model_json_schema()
+    assert "T²" in schema["description"]
+    words = [*schema["$defs"].items(), ("JobSpec", schema)]
+    fields = [(word, name, field) for word, of in words for name, field in of["properties"].items()]
+    assert [(word, name) for word, name, field in fields if "description" not in field and not said(field)] == []
+    assert [(word, name) for word, name, field in fields if not bounded(field)] == []
+
+
+def said(field: dict) -> bool:
+    """What has one value only, or stands for a side of a pair, needs no words."""
+    return "const" in field or field.get("title") in ("Student", "Teacher")
+
+
+def bounded(field: dict) -> bool:
+    numbers = [part for part in (field, *field.get("anyOf", [])) if part.get("type") in ("number", "integer")]
+    low, high, known = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}, {"enum"}
+    return all((low & set(part) and high & set(part)) or known & set(part) for part in numbers)
+
+
+def test_the_schema_shows_plain_names_and_lists():
+    """What a client's own validator refuses because of our schema, it can never send."""
+    schema = JobSpec.model_json_schema()
+    one, several = schema["properties"]["method"]["oneOf"]
+    assert several["type"] == "array" and several["items"] == one
+    plain, objects = one["anyOf"]
+    assert plain["enum"] == list(NAMES)
+    assert set(objects["discriminator"]["mapping"]) == set(NAMES)
+    assert all(schema["$defs"][ref.rpartition("/")[2]]["required"] == ["name"] for ref in refs(objects["oneOf"]))
+    assert schema["properties"]["dataset"]["anyOf"][0] == {"type": "string"}
+    assert schema["$defs"]["Crd"]["properties"]["tap"]["anyOf"][0]["type"] == "string"
+
+
+def refs(parts: list[dict]) -> list[str]:
+    return [part["$ref"] for part in parts]
 
 
 def test_faults_point_at_what_was_typed():

@@ -1,51 +1,159 @@
+"""Nothing is left to guess: weights, stages and taps of every method, and what each model is normalised by."""
+
+from typing import Any
+
 import pytest
 
-from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec import CropFlip, NoAugmentation, RandomResizedCrop, parse, resolve
+from kdcore.catalog import METHODS, architecture
+from kdcore.spec import CropFlip, JobSpec, Known, NoAugmentation, RandomResizedCrop, parse, read, resolve, takes_taps
+from kdcore.spec.methods import NAMES, Ofd
+from kdcore.spec.weights import is_staged
+from tests.kdcore.spec.specs import DATA, ONE, OTHER, PROGRAM, TEACHER, body, known, of_fit, resolved
 
-DATA = DatasetFacts(
-    kind="arrays", num_classes=10, class_names=[str(k) for k in range(10)], channels=3, image_size=(32, 32),
-    train=1000, test=100, mean=[0.4, 0.5, 0.6], std=[0.1, 0.2, 0.3],
-)  # fmt: skip
-TEACHER = ModelFacts(architecture="resnet56", num_classes=10, channels=3, parameters=1, bytes=4, format="pytorch")
-
-
-def resolved(data: DatasetFacts = DATA, teacher: ModelFacts | None = TEACHER, **changes):
-    body = {"dataset": "x", "teacher": {"checkpoint": "model:t"}, "student": "resnet20", "method": "kd", **changes}
-    return resolve(parse(body), data, teacher)
-
-
-def test_kd_gets_crds_weights():
-    spec = resolved()
-    assert (spec.temperature, spec.alpha, spec.beta) == (4.0, 0.1, 0.9)
+PAIRS = [
+    ("resnet56", "resnet20"),
+    ("resnet56", "vgg8"),
+    ("vgg13", "mobilenetv2_x0_5"),
+    ("wrn_40_2", "shufflenetv1"),
+    ("torchvision/resnet50", "torchvision/mobilenet_v2"),
+]
 
 
-def test_standardized_kd_gets_the_weights_of_its_paper():
-    spec = resolved(method={"name": "kd", "standardize": True})
-    assert (spec.temperature, spec.alpha, spec.beta) == (2.0, 0.1, 9.0)
+def alone(name: str, student: str) -> dict[str, Any]:
+    """A job of one method with whatever it needs, and nothing else."""
+    teacher = None if METHODS[name].teacher == "none" else {"checkpoint": "model:big"}
+    return {"method": name, "teacher": teacher, "student": [student, student] if name == "dml" else student}
+
+
+@pytest.mark.parametrize(("teacher", "student"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_alone_is_spelled_out(name: str, teacher: str, student: str):
+    if name == "one" and architecture(student).source != "kdcore":
+        return
+    changes = alone(name, student)
+    widths_differ = name == "fsp" and student != "resnet20"
+    assert [pointer for pointer, _, _ in of_fit(network=teacher, **changes)] == ["/method"] * widths_differ
+    spec = resolved(network=teacher, **changes)
+    facts, (method,) = METHODS[name], spec.methods
+    assert (spec.alpha, spec.beta, spec.temperature) == (facts.alpha, facts.beta, facts.temperature)
+    assert bool(method.pairs) == takes_taps(method)
+    left = {option for option, value in method.model_dump().items() if value is None}
+    assert left <= {"weight"} | ({"pretraining_epochs"} if name == "fitnet" else set())
+    again = parse(spec.as_json())
+    assert again == spec, "the engine reads what was accepted"
+    assert resolve(again, known(body(**changes), teacher)) == spec
+    if isinstance(method, Ofd):
+        assert len(method.margins or ()) == len(method.pairs)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "rampup", "pretraining"), [(240, 20, 64, 30), (60, 5, 16, 8), (8, 1, 2, 1), (2, 0, 1, 1)]
+)
+def test_stages_and_warm_ups_scale_with_the_epochs(epochs, warmup, rampup, pretraining):
+    """20 and 30 of 240 epochs, 80 of 300; a stage has one epoch at least, a warm-up may be none."""
+    training = {"training": {"epochs": epochs}}
+    for name in ("dkd", "reviewkd"):
+        assert resolved(method=name, **training).methods[0].warmup_epochs == warmup
+    assert resolved(**alone("one", "resnet20"), **training).methods[0].rampup_epochs == rampup
+    two_stages = {"name": "fitnet", "stages": "two"}
+    for method in (two_stages, "factor_transfer", "activation_boundary", "fsp"):
+        staged = resolved(method=method, **training).methods[0]
+        assert is_staged(staged) and staged.pretraining_epochs == pretraining
+    assert resolved(method="fitnet", **training).methods[0].pretraining_epochs is None
 
 
 def test_what_was_given_stays():
     spec = resolved(temperature=1.5, alpha=0.0, beta=2.0)
     assert (spec.temperature, spec.alpha, spec.beta) == (1.5, 0.0, 2.0)
+    method = {"name": "dkd", "warmup_epochs": 0}
+    assert resolved(method=method).methods[0].warmup_epochs == 0
+    named = {"name": "attention", "taps": [{"student": "layer1.0", "teacher": "layer1"}]}
+    assert [pair.student for pair in resolved(method=named).methods[0].pairs] == ["layer1.0"]
 
 
-def test_a_form_without_temperature_gets_none():
-    assert resolved(method={"name": "kd", "form": "logits_l2"}).temperature is None
+def test_kd_has_the_weights_of_crds_code_and_standardized_those_of_its_paper():
+    spec = resolved()
+    assert (spec.temperature, spec.alpha, spec.beta) == (4.0, 0.1, 0.9)
+    spec = resolved(method={"name": "kd", "standardize": True})
+    assert (spec.temperature, spec.alpha, spec.beta) == (2.0, 0.1, 9.0)
+
+
+def test_a_sum_has_weights_of_its_own_and_beta_1():
+    spec = resolved(method=["kd", "attention", {"name": "crd", "weight": 0.5}])
+    assert [method.weight for method in spec.methods] == [0.9, 1000.0, 0.5]
+    assert (spec.temperature, spec.alpha, spec.beta) == (4.0, 0.1, 1.0)
+    assert [bool(method.pairs) for method in spec.methods] == [False, True, True]
+    spec = resolved(method=["attention", "kd"], beta=0.5)
+    assert (spec.alpha, spec.beta) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "beta", "resolved_beta"),
+    [(["kd"], None, 0.9), (["kd"], 2.0, 2.0), ([{"name": "kd", "weight": 0.5}], None, 1.0)],
+    ids=str,
+)
+def test_a_list_of_one_means_what_that_one_means(method, beta, resolved_beta):
+    spec = resolved(method=method, beta=beta)
+    assert isinstance(spec.method, tuple) and spec.beta == resolved_beta
+    assert spec.methods[0].weight == (None if method == ["kd"] else 0.5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": ["kd", "attention"], "assistants": []},
+        {"method": ["kd"]},
+        {"teacher": [ONE, {**OTHER, "weight": 3}]},
+        {"teacher": [ONE, PROGRAM]},
+        {"teacher": PROGRAM},
+        {"method": ["dml", "sp"], "teacher": None, "student": ["resnet20", "resnet20"]},
+        {"method": ["born_again", "crd"]},
+        {"method": ["born_again", "attention"], "teacher": None},
+        {"assistants": ["resnet32", "resnet32"]},
+        {"unlabelled": "theirs"},
+        {"training": {"mix": "cutmix", "schedule": "cosine", "optimizer": "adamw"}},
+    ],
+    ids=str,
+)
+def test_resolving_twice_changes_nothing(changes):
+    spec = resolved(**changes)
+    found = known(body(**changes))
+    assert resolve(spec, found) == spec == resolve(parse(spec.as_json()), found)
+    assert read(spec.as_json())[2] == []
+
+
+def test_nothing_is_left_to_guess():
+    left = [name for name, value in resolved().as_json().items() if value is None]
+    assert left == ["name", "unlabelled"]
+
+
+def test_a_method_on_a_network_that_only_a_download_tells_of_waits_for_its_taps():
+    changes = {"method": ["kd", "attention"], "teacher": {"checkpoint": "weights:resnet50"}}
+    spec = resolve(parse(body(**changes)), Known(dataset=DATA))
+    assert spec.methods[1].pairs == () and spec.methods[1].weight == 1000
+    found = Known(dataset=DATA, teachers={"/teacher": TEACHER})
+    assert len(resolve(spec, found).methods[1].pairs) == 3
 
 
 def test_supervised_has_one_weight():
-    spec = resolve(parse({"dataset": "x", "student": "resnet20", "method": "supervised"}), DATA, None)
+    spec = resolved(method="supervised", teacher=None)
     assert (spec.temperature, spec.alpha, spec.beta, spec.teacher) == (None, 1.0, None, None)
 
 
 def test_each_model_is_normalised_its_own_way():
     own = TEACHER.model_copy(update={"mean": [0.1] * 3, "std": [0.9] * 3})
-    spec = resolved(teacher=own)
-    assert spec.teacher.preprocessing.mean == (0.1, 0.1, 0.1)
-    assert spec.student.preprocessing.std == (0.1, 0.2, 0.3)
-    assert resolved().teacher.preprocessing.mean == (0.4, 0.5, 0.6)
-    assert spec.teacher.architecture == "resnet56"
+    spec = resolved(network=own, assistants=["resnet32"])
+    assert spec.teachers[0].preprocessing.mean == (0.1, 0.1, 0.1)
+    assert spec.students[0].preprocessing.std == spec.assistants[0].preprocessing.std == (0.1, 0.2, 0.3)
+    assert resolved().teachers[0].preprocessing.mean == (0.4, 0.5, 0.6)
+    assert spec.teachers[0].architecture == "resnet56"
+
+
+def test_several_teachers_weigh_alike_and_a_program_has_no_architecture():
+    teachers = resolved(teacher=[ONE, {**PROGRAM, "weight": 3}]).teachers
+    assert [(one.weight, one.architecture) for one in teachers] == [(1.0, "resnet56"), (3.0, None)]
+    assert all(one.preprocessing is not None for one in teachers)
+    assert resolved(teacher=[ONE]).teachers[0].weight is None
 
 
 @pytest.mark.parametrize(("epochs", "milestones"), [(240, (150, 180, 210)), (60, (38, 45, 52)), (2, (1,)), (1, ())])
@@ -54,15 +162,10 @@ def test_milestones_scale_with_the_epochs(epochs, milestones):
 
 
 def test_augmentation_follows_the_images():
+    def of(**update: Any) -> JobSpec:
+        return resolved(more={"dataset": DATA.model_copy(update=update)})
+
     assert resolved().training.augmentation == CropFlip(padding=4)
-    large = DATA.model_copy(update={"image_size": (128, 128)})
-    assert isinstance(resolved(large).training.augmentation, RandomResizedCrop)
-    digits = DATA.model_copy(update={"kind": "named", "channels": 1, "image_size": (8, 8)})
-    assert isinstance(resolved(digits).training.augmentation, NoAugmentation)
-
-
-def test_resolving_twice_changes_nothing_and_nothing_is_left_to_guess():
-    spec = resolved()
-    assert resolve(spec, DATA, TEACHER) == spec
-    left = [name for name, value in spec.as_json().items() if value is None and name != "name"]
-    assert left == []
+    assert isinstance(of(image_size=(128, 128)).training.augmentation, RandomResizedCrop)
+    grey = of(kind="named", channels=1, image_size=(8, 8), mean=[0.5], std=[0.2])
+    assert isinstance(grey.training.augmentation, NoAugmentation)

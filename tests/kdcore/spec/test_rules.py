@@ -1,96 +1,530 @@
+"""Each contradiction between fields: what it is told, word by word, and a near miss that is sound."""
+
+from typing import Any
+
 import pytest
 
-from kdcore.catalog import DatasetFacts, ModelFacts, architecture
-from kdcore.spec import fit, read, references
+from kdcore.objectives import TAUGHT
+from kdcore.objectives.objective import Setting, Staged
+from kdcore.spec import read, references
+from kdcore.spec.rules import _RULES, scheme_of
+from kdcore.spec.weights import leaves_labels_alone
+from tests.kdcore.spec.specs import ONE, OTHER, PEERS, PROGRAM, SOUND, body, of_rules, resolved
 
-SOUND = {"dataset": "cifar100", "teacher": {"checkpoint": "model:big"}, "student": "resnet20", "method": "kd"}
-CIFAR = DatasetFacts(
-    kind="arrays", num_classes=3, class_names=["a", "b", "c"], channels=3, image_size=(32, 32), train=1000, test=100,
-    mean=[0.5] * 3, std=[0.2] * 3,
-)  # fmt: skip
-TEACHER = ModelFacts(architecture="resnet56", num_classes=3, channels=3, parameters=1, bytes=4, format="pytorch")
+ALONE: dict[str, Any] = {"teacher": None, "method": "supervised"}
+BY_GRADIENT = {"name": "attention", "mapping": "gradient"}
+POOLED = {"source": "theirs"}
+UNSEEN = {"source": "theirs", "labels": "none"}
 
 
-def schedule(**options) -> dict:
+def mixed(name: str = "mixup") -> dict[str, Any]:
+    return {"training": {"mix": name}}
+
+
+def schedule(**options: Any) -> dict[str, Any]:
     return {"training": {"epochs": 9, "schedule": options}}
 
 
-def pointers(**changes) -> set[str]:
-    return {fault.pointer for fault in read({**SOUND, **changes})[2]}
+def cropped(**options: Any) -> dict[str, Any]:
+    return {"training": {"augmentation": {"name": "random_resized_crop", **options}}}
 
 
-@pytest.mark.parametrize(
-    ("changes", "pointer"),
-    [
-        ({"teacher": None}, "/teacher"),
-        ({"method": "supervised"}, "/teacher"),
-        ({"method": "supervised", "teacher": None, "beta": 1}, "/beta"),
-        ({"method": "supervised", "teacher": None, "alpha": 0}, "/alpha"),
-        ({"method": "supervised", "teacher": None, "baseline": "train"}, "/baseline"),
-        ({"method": {"name": "kd", "form": "logits_l2"}, "temperature": 4}, "/temperature"),
-        ({"alpha": 0, "beta": 0}, "/beta"),
-        ({"teacher": {"checkpoint": "blob:sha256:00"}}, "/teacher/architecture"),
-        (schedule(name="cosine", warmup_epochs=9), "/training/schedule/warmup_epochs"),
-        (schedule(name="multistep", milestones=[5, 4]), "/training/schedule/milestones"),
-        (schedule(name="multistep", milestones=[9]), "/training/schedule/milestones"),
+CASES = {
+    # Sums.
+    "labels in a sum": (
+        {"method": ["kd", "supervised"]},
+        ("/method/1", "not_allowed", "'supervised' teaches nothing that could be added"),
+        {"method": ["kd", "dkd"]},
+    ),
+    "two schemes": (
+        {**PEERS, "method": ["dml", "one"]},
+        ("/method/1", "not_allowed", "a job has one scheme, and 'dml' is one already"),
+        {**PEERS, "method": ["dml", "kd"]},
+    ),
+    "parts for each pair of peers": (
+        {**PEERS, "method": ["dml", "crd"]},
+        ("/method/1", "not_allowed", "'crd' would need parts of its own for each pair of students"),
+        {**PEERS, "method": ["dml", "rkd"]},
+    ),
+    "a stage among peers": (
+        {**PEERS, "method": ["dml", "fsp"]},
         (
-            {"training": {"augmentation": {"name": "random_resized_crop", "scale": [0.9, 0.1]}}},
-            "/training/augmentation/scale",
+            "/method/1",
+            "not_allowed",
+            "'fsp' begins with a stage of its own, in which students have no teacher yet",
         ),
-    ],
-)
-def test_a_contradiction_is_named(changes, pointer):
-    assert pointers(**changes) == {pointer}
+        {**PEERS, "method": ["dml", "nst"]},
+    ),
+    "gradients among peers": (
+        {**PEERS, "method": ["dml", BY_GRADIENT]},
+        ("/method/1/mapping", "not_allowed", "students show each other logits and activations, not gradients"),
+        {**PEERS, "method": ["dml", {"name": "attention", "mapping": "max_p"}]},
+    ),
+    "activations of different peers": (
+        {**PEERS, "student": ["resnet20", "vgg8"], "method": ["attention", "dml"]},
+        (
+            "/method/0",
+            "not_allowed",
+            "'attention' compares activations: among students of different architectures it has no common taps",
+        ),
+        {**PEERS, "student": ["resnet20", "vgg8"], "method": ["dist", "dml"]},
+    ),
+    "activations of branches": (
+        {"teacher": None, "method": ["one", "attention"]},
+        (
+            "/method/1",
+            "not_allowed",
+            "'one' compares parts of one network by their logits; 'attention' looks at more of them",
+        ),
+        {"teacher": None, "method": ["one", "dkd"]},
+    ),
+    "activations at exits": (
+        {"teacher": None, "method": ["sp", "byot"]},
+        (
+            "/method/0",
+            "not_allowed",
+            "'byot' compares parts of one network by their logits; 'sp' looks at more of them",
+        ),
+        {"teacher": None, "method": ["kd", "byot"]},
+    ),
+    "margins of generations": (
+        {"method": ["born_again", "ofd"]},
+        ("/method/1", "not_allowed", "'ofd' reads the margins of one teacher, and each generation has another"),
+        {"method": ["born_again", "vid"]},
+    ),
+    "the same method twice": (
+        {"method": ["kd", "attention", "kd"]},
+        ("/method/2", "not_allowed", "this method stands in the list already"),
+        {"method": ["attention", BY_GRADIENT]},
+    ),
+    "the same method twice, both weighed": (
+        {"method": ["kd", {"name": "kd", "weight": 0}]},
+        ("/method/1/weight", "greater_than", "Input should be greater than 0, got 0"),
+        {"method": [{"name": "kd", "weight": 1}, {"name": "kd", "weight": 1}]},
+    ),
+    "the weight of a method that stands alone": (
+        {"method": {"name": "kd", "weight": 0.5}},
+        ("/method/weight", "unused", "a method that stands alone is weighed by beta"),
+        {"method": [{"name": "kd", "weight": 0.5}]},
+    ),
+    "a weight where nothing is distilled": (
+        {"teacher": None, "method": [{"name": "supervised", "weight": 2}]},
+        ("/method/0/weight", "unused", "the method 'supervised' has no distillation loss"),
+        {"teacher": None, "method": ["supervised"]},
+    ),
+    # Teachers.
+    "no teacher": (
+        {"teacher": None, "method": ["kd", "attention"]},
+        ("/teacher", "missing", "the method 'kd' + 'attention' needs a teacher"),
+        {"teacher": None, "method": ["born_again", "attention"]},
+    ),
+    "a teacher of labels": (
+        {"method": "supervised"},
+        ("/teacher", "unused", "the method 'supervised' has no use for a teacher"),
+        {**ALONE},
+    ),
+    "a teacher of peers": (
+        {**PEERS, "teacher": ONE, "method": ["dml", "kd"]},
+        ("/teacher", "unused", "the method 'dml' + 'kd' has no use for a teacher"),
+        {**PEERS, "method": ["dml", "kd"]},
+    ),
+    "a teacher without a file": (
+        {"teacher": {"architecture": "resnet56"}},
+        ("/teacher/checkpoint", "missing", "a teacher is a checkpoint or a program"),
+        {"teacher": ONE},
+    ),
+    "a teacher of two files": (
+        {"teacher": {**ONE, **PROGRAM}},
+        ("/teacher/program", "not_allowed", "a teacher is a checkpoint or a program, not both"),
+        {"teacher": [ONE, PROGRAM]},
+    ),
+    "a program's architecture": (
+        {"teacher": {**PROGRAM, "architecture": "resnet56"}},
+        ("/teacher/architecture", "unused", "a program holds its own network"),
+        {"teacher": PROGRAM},
+    ),
+    "a bare file": (
+        {"teacher": [ONE, {"checkpoint": "blob:sha256:00"}]},
+        ("/teacher/1/architecture", "missing", "a bare file does not say which network it belongs to"),
+        {"teacher": [ONE, {"checkpoint": "blob:sha256:00", "architecture": "resnet56"}]},
+    ),
+    "the same teacher twice": (
+        {"teacher": [ONE, ONE]},
+        ("/teacher/1", "not_allowed", "this teacher stands in the list already"),
+        {"teacher": [ONE, OTHER]},
+    ),
+    "the weight of one teacher": (
+        {"teacher": {**ONE, "weight": 2}},
+        ("/teacher/weight", "unused", "there is only one teacher"),
+        {"teacher": [{**ONE, "weight": 2}, OTHER]},
+    ),
+    "the weight of one teacher in a list": (
+        {"teacher": [{**ONE, "weight": 2}]},
+        ("/teacher/0/weight", "unused", "there is only one teacher"),
+        {"teacher": [ONE]},
+    ),
+    "activations of several teachers": (
+        {"teacher": [ONE, OTHER], "method": ["kd", "sp"]},
+        (
+            "/teacher",
+            "not_allowed",
+            "several teachers are one in their probabilities alone; 'sp' looks inside of one teacher",
+        ),
+        {"teacher": [ONE, OTHER], "method": ["kd", "dist"]},
+    ),
+    "gradients of several teachers": (
+        {"teacher": [ONE, OTHER], "method": BY_GRADIENT},
+        (
+            "/teacher",
+            "not_allowed",
+            "several teachers are one in their probabilities alone; 'attention' looks inside of one teacher",
+        ),
+        {"teacher": [ONE], "method": BY_GRADIENT},
+    ),
+    "logits of several teachers": (
+        {"teacher": [ONE, OTHER], "method": {"name": "kd", "form": "logits_l2"}},
+        (
+            "/method/form",
+            "not_allowed",
+            "of several teachers the probabilities are averaged, which leaves no logits to match",
+        ),
+        {"teacher": [ONE, OTHER], "method": {"name": "kd", "form": "probabilities_l2"}},
+    ),
+    "activations of a program": (
+        {"teacher": PROGRAM, "method": ["kd", "crd"]},
+        ("/teacher/program", "not_allowed", "a program teaches by its logits alone; 'crd' needs its activations"),
+        {"teacher": PROGRAM, "method": ["kd", "dkd"]},
+    ),
+    "gradients of a program": (
+        {"teacher": PROGRAM, "method": BY_GRADIENT},
+        (
+            "/teacher/program",
+            "not_allowed",
+            "a program teaches by its logits alone; 'attention' needs its gradient at the image",
+        ),
+        {"teacher": PROGRAM, "method": "nkd"},
+    ),
+    # Students.
+    "mutual learning of one": (
+        {"teacher": None, "method": "dml", "student": ["resnet20"]},
+        ("/student", "too_short", "'dml' trains several students"),
+        {"teacher": None, "method": "dml", "student": ["resnet20", "vgg8", "resnet20"]},
+    ),
+    "several students of a teacher": (
+        {"student": ["resnet20", "vgg8"]},
+        ("/student", "not_allowed", "only 'dml' trains several students"),
+        {"student": ["resnet20"]},
+    ),
+    "branches of torchvision's": (
+        {"teacher": None, "method": "one", "student": {"architecture": "torchvision/resnet18"}},
+        (
+            "/student/architecture",
+            "not_allowed",
+            "'one' cuts the student before its last stage; torchvision/resnet18 has no known cut",
+        ),
+        {"teacher": None, "method": "one", "student": {"architecture": "vgg8"}},
+    ),
+    "one generation of nobody": (
+        {"teacher": None, "method": {"name": "born_again", "generations": 1}},
+        (
+            "/method/generations",
+            "not_allowed",
+            "one generation without a teacher is a student alone: that is the method 'supervised'",
+        ),
+        {"teacher": None, "method": {"name": "born_again", "generations": 2}},
+    ),
+    "an ensemble of one": (
+        {"method": {"name": "born_again", "generations": 1, "answer": "ensemble"}},
+        ("/method/answer", "unused", "one generation makes no ensemble"),
+        {"method": {"name": "born_again", "generations": 1}},
+    ),
+    # Assistants.
+    "assistants of generations": (
+        {"method": "born_again", "assistants": ["resnet32"]},
+        ("/assistants", "unused", "assistants stand between a trained teacher and one student"),
+        {"method": "born_again", "assistants": []},
+    ),
+    "taps along a chain": (
+        {"method": ["kd", "attention"], "assistants": ["resnet32"]},
+        (
+            "/method/1",
+            "not_allowed",
+            "a chain teaches by logits: the taps of 'attention' would differ from link to link",
+        ),
+        {"method": ["kd", BY_GRADIENT], "assistants": ["resnet32"]},
+    ),
+    # Images without labels.
+    "a pool that nobody answers for": (
+        {"method": "born_again", "unlabelled": POOLED},
+        (
+            "/unlabelled",
+            "unused",
+            "'born_again' has no trained teacher throughout, who alone can say what is in unlabelled images",
+        ),
+        {"method": "kd", "unlabelled": POOLED},
+    ),
+    "a pool that is the data set": (
+        {"unlabelled": {"source": "mine", "labelled_too": False}},
+        (
+            "/unlabelled/source",
+            "not_allowed",
+            "these are the data set's own training images, those that are held out to choose the best epoch among them",
+        ),
+        {"unlabelled": {"source": "theirs", "labelled_too": False}},
+    ),
+    "a pool that is mixed": (
+        {"unlabelled": POOLED, **mixed("cutmix")},
+        ("/training/mix", "not_allowed", "images of unknown labels cannot be mixed with others"),
+        {**mixed("cutmix")},
+    ),
+    "no label to compare at": (
+        {"method": ["kd", "dkd"], "unlabelled": UNSEEN},
+        ("/unlabelled/labels", "not_allowed", "'dkd' compares at a label; let the teacher's answers stand in"),
+        {"method": ["kd", "dkd"], "unlabelled": POOLED},
+    ),
+    "no label to take the gradient at": (
+        {"method": BY_GRADIENT, "unlabelled": UNSEEN},
+        ("/unlabelled/labels", "not_allowed", "'attention' compares at a label; let the teacher's answers stand in"),
+        {"method": "attention", "unlabelled": UNSEEN},
+    ),
+    "no labels after the first stage": (
+        {"method": "fsp", "unlabelled": {**UNSEEN, "labelled_too": False}},
+        ("/unlabelled/labels", "not_allowed", "without labels and without distillation beside them nothing is learned"),
+        {"method": ["fsp", "kd"], "unlabelled": {**UNSEEN, "labelled_too": False}},
+    ),
+    "no labels and no distillation": (
+        {"beta": 0, "unlabelled": {**UNSEEN, "labelled_too": False}},
+        ("/unlabelled/labels", "not_allowed", "without labels and without distillation beside them nothing is learned"),
+        {"beta": 0, "unlabelled": UNSEEN},
+    ),
+    # Mixed images.
+    "one label of mixed images": (
+        {"method": "nkd", **mixed()},
+        ("/training/mix", "not_allowed", "'nkd' compares at the one label of an image; mixed images have two"),
+        {"method": "dist", **mixed()},
+    ),
+    "a gradient at the label of mixed images": (
+        {"method": BY_GRADIENT, **mixed()},
+        ("/training/mix", "not_allowed", "'attention' compares at the one label of an image; mixed images have two"),
+        {**ALONE, **mixed()},
+    ),
+    "a memory of mixed images": (
+        {"method": "crd", **mixed()},
+        ("/training/mix", "not_allowed", "'crd' remembers each training image; mixed images are none of them"),
+        {"method": "cc", **mixed()},
+    ),
+    # Numbers that nothing uses.
+    "a temperature of labels": (
+        {**ALONE, "temperature": 4},
+        ("/temperature", "unused", "the method 'supervised' has no temperature"),
+        {"temperature": 4},
+    ),
+    "a temperature of activations": (
+        {"method": ["sp", "crd"], "temperature": 4},
+        ("/temperature", "unused", "the method 'sp' + 'crd' has no temperature"),
+        {"method": ["sp", "dkd"], "temperature": 4},
+    ),
+    "a temperature of bare logits": (
+        {"method": {"name": "kd", "form": "logits_l2"}, "temperature": 4},
+        ("/temperature", "unused", "the form 'logits_l2' has no temperature"),
+        {"method": {"name": "kd", "form": "cross_entropy"}, "temperature": 4},
+    ),
+    "a temperature of hints": (
+        {"method": "fitnet", "temperature": 4},
+        ("/temperature", "unused", "'fitnet' has a temperature only in two stages, the second of which is kd"),
+        {"method": {"name": "fitnet", "stages": "two"}, "temperature": 4},
+    ),
+    "a stage of a joint training": (
+        {"method": {"name": "fitnet", "pretraining_epochs": 3}},
+        ("/method/pretraining_epochs", "unused", "a joint training has no stage of its own"),
+        {"method": {"name": "fitnet", "stages": "two", "pretraining_epochs": 3}},
+    ),
+    "taps of a gradient": (
+        {"method": {**BY_GRADIENT, "taps": ["layer1"]}},
+        ("/method/taps", "unused", "the gradient is taken at the image"),
+        {"method": {"name": "attention", "taps": ["layer1"]}},
+    ),
+    "taps without margins": (
+        {"method": ["kd", {"name": "ofd", "taps": ["layer1", "layer2"]}]},
+        ("/method/1/margins", "missing", "taps that are named need the teacher's batch norms, one each"),
+        {"method": ["kd", "ofd"]},
+    ),
+    "margins without taps": (
+        {"method": {"name": "ofd", "margins": ["bn1"]}},
+        ("/method/taps", "missing", "margins belong to taps: name both, or neither"),
+        {"method": {"name": "ofd", "margins": ["bn1"], "taps": ["layer1"]}},
+    ),
+    "more taps than margins": (
+        {"method": {"name": "ofd", "margins": ["bn1"], "taps": ["layer1", "layer2"]}},
+        ("/method/margins", "not_allowed", "one batch norm for each tap"),
+        {"method": {"name": "ofd", "margins": ["bn1", "bn2"], "taps": ["layer1", "layer2"]}},
+    ),
+    "a distillation of labels": (
+        {**ALONE, "beta": 1},
+        ("/beta", "unused", "the method 'supervised' has no distillation loss"),
+        {**ALONE, "alpha": 1},
+    ),
+    "labels alone, and none of them": (
+        {**ALONE, "alpha": 0},
+        ("/alpha", "not_allowed", "with alpha 0 there is nothing to learn from"),
+        {"alpha": 0},
+    ),
+    "peers that nobody tells what is right": (
+        {**PEERS, "method": "dml", "alpha": 0},
+        ("/alpha", "not_allowed", "'dml' has no trained teacher: with alpha 0 nobody knows what is right"),
+        {"teacher": None, "method": "born_again", "alpha": 0},
+    ),
+    "a second stage of nothing": (
+        {"method": "activation_boundary", "alpha": 0},
+        (
+            "/alpha",
+            "not_allowed",
+            "after the first stage of 'activation_boundary' there are labels alone: with alpha 0 nothing is learned "
+            "from them",
+        ),
+        {"method": ["activation_boundary", "kd"], "alpha": 0},
+    ),
+    "a first stage of nothing": (
+        {"method": ["kd", "fsp"], "beta": 0},
+        (
+            "/beta",
+            "not_allowed",
+            "the first stage of 'fsp' minimises beta times its loss: with beta 0 it learns nothing",
+        ),
+        {"method": {"name": "fitnet", "stages": "two"}, "beta": 0},
+    ),
+    "no loss at all": (
+        {"alpha": 0, "beta": 0},
+        ("/beta", "not_allowed", "with alpha and beta both 0 there is nothing to learn from"),
+        {"alpha": 0.1, "beta": 0},
+    ),
+    "no part of a loss": (
+        {"method": {"name": "rkd", "distance_weight": 0, "angle_weight": 0}},
+        ("/method/angle_weight", "not_allowed", "with distance_weight and angle_weight both 0 'rkd' teaches nothing"),
+        {"method": {"name": "rkd", "distance_weight": 0}},
+    ),
+    "no part of a decoupled loss": (
+        {"method": ["kd", {"name": "dkd", "target_weight": 0, "non_target_weight": 0}]},
+        (
+            "/method/1/non_target_weight",
+            "not_allowed",
+            "with target_weight and non_target_weight both 0 'dkd' teaches nothing",
+        ),
+        {"method": ["kd", {"name": "dkd", "target_weight": 0}]},
+    ),
+    "no part of a correlation": (
+        {"method": {"name": "dist", "between_weight": 0, "within_weight": 0}},
+        ("/method/within_weight", "not_allowed", "with between_weight and within_weight both 0 'dist' teaches nothing"),
+        {"method": {"name": "dist", "between_weight": 0}},
+    ),
+    "a baseline of labels": (
+        {**ALONE, "baseline": "train"},
+        ("/baseline", "unused", "without a teacher the student is its own baseline"),
+        {**PEERS, "method": "dml", "baseline": "train"},
+    ),
+    # The recipe.
+    "a warm-up to the end": (
+        schedule(name="cosine", warmup_epochs=9),
+        ("/training/schedule/warmup_epochs", "not_allowed", "the warm-up must end before the training"),
+        schedule(name="cosine", warmup_epochs=8),
+    ),
+    "falling milestones": (
+        schedule(name="multistep", milestones=[5, 4]),
+        ("/training/schedule/milestones", "not_allowed", "milestones must rise and lie before the last epoch"),
+        schedule(name="multistep", milestones=[4, 5]),
+    ),
+    "a milestone after the end": (
+        schedule(name="multistep", milestones=[9]),
+        ("/training/schedule/milestones", "not_allowed", "milestones must rise and lie before the last epoch"),
+        schedule(name="multistep", milestones=[8]),
+    ),
+    "a range from large to small": (
+        cropped(scale=[0.9, 0.1]),
+        ("/training/augmentation/scale", "not_allowed", "the smaller number comes first"),
+        cropped(scale=[0.9, 0.9]),
+    ),
+}
 
 
-def test_a_sound_spec_has_no_faults_and_says_what_to_look_up():
-    spec, partial, faults = read({**SOUND, "baseline": "job:job_1"})
+@pytest.mark.parametrize(("wrong", "fault", "near_miss"), CASES.values(), ids=CASES)
+def test_a_contradiction_is_told_alone_and_a_near_miss_is_sound(wrong, fault, near_miss):
+    assert of_rules(**wrong) == [fault]
+    assert of_rules(**near_miss) == []
+
+
+def test_no_rule_is_without_a_case():
+    fired = {rule for wrong, _, _ in CASES.values() for rule in _RULES if list(rule(read(body(**wrong))[1]))}
+    assert fired == set(_RULES)
+
+
+def test_many_contradictions_come_back_together():
+    found = of_rules(
+        method=["crd", "crd", {"name": "fsp", "taps": ["layer1", "layer2"]}, "one"],
+        teacher=[{**ONE, "weight": 2}, PROGRAM],
+        student=["resnet20", "torchvision/resnet18"],
+        assistants=["resnet32"],
+        unlabelled={"source": "mine", "labels": "none"},
+        temperature=2,
+        beta=0,
+        **mixed(),
+    )
+    assert {pointer for pointer, _, _ in found} == {
+        "/method/0",
+        "/method/1",
+        "/method/2",
+        "/teacher",
+        "/teacher/1/program",
+        "/student",
+        "/assistants",
+        "/unlabelled",
+        "/unlabelled/source",
+        "/training/mix",
+        "/beta",
+    }
+
+
+def test_a_sound_spec_says_what_to_look_up():
+    spec, fields, faults = read({**SOUND, "baseline": "job:job_1", "unlabelled": "theirs"})
     assert not faults and spec is not None
-    assert [(one.pointer, one.text) for one in references(partial)] == [
-        ("/dataset", "cifar100"),
-        ("/teacher/checkpoint", "model:big"),
-        ("/baseline", "job:job_1"),
+    assert [(one.pointer, one.kind, one.text) for one in references(fields)] == [
+        ("/dataset", "dataset", "mine"),
+        ("/unlabelled", "dataset", "theirs"),
+        ("/teacher/checkpoint", "teacher", "model:big"),
+        ("/baseline", "baseline", "job:job_1"),
+    ]
+    _, fields, _ = read(body(teacher=[ONE, PROGRAM]))
+    assert [(one.pointer, one.text) for one in references(fields)][1:] == [
+        ("/teacher/0/checkpoint", "model:one"),
+        ("/teacher/1/program", PROGRAM["program"]),
     ]
 
 
-def misfits(teacher: ModelFacts | None = TEACHER, data: DatasetFacts | None = CIFAR, **changes) -> dict[str, str]:
-    _, partial, _ = read({**SOUND, **changes})
-    student = architecture(partial["student"].architecture)
-    return {fault.pointer: fault.code for fault in fit(partial, data, teacher, student)}
-
-
-def test_what_fits_is_not_complained_about():
-    assert misfits() == {}
-    assert misfits(data=None) == {}
-
-
 @pytest.mark.parametrize(
-    "other",
-    [{"num_classes": 10}, {"channels": 1}, {"class_names": ["c", "b", "a"]}],
-    ids=["classes", "channels", "class order"],
+    ("method", "scheme"),
+    [
+        ("kd", "offline"),
+        (["attention", "dml"], "mutual"),
+        (["supervised", "kd"], "offline"),
+        ("supervised", "alone"),
+        (3, None),
+    ],
+    ids=str,
 )
-def test_a_teacher_that_does_not_fit_the_data(other):
-    assert misfits(TEACHER.model_copy(update=other)) == {"/teacher/checkpoint": "teacher_mismatch"}
+def test_who_teaches_whom_is_what_the_one_scheme_says(method, scheme):
+    assert scheme_of(read(body(method=method))[1]) == scheme
 
 
-def test_a_teacher_that_is_another_network_than_said():
-    _, partial, _ = read({**SOUND, "teacher": {"checkpoint": "model:big", "architecture": "resnet110"}})
-    (fault,) = fit(partial, CIFAR, TEACHER, None)
-    assert (fault.pointer, fault.allowed, fault.got) == ("/teacher/architecture", "resnet56", "resnet110")
+def test_methods_after_which_labels_are_alone_are_those_whose_objective_says_so():
+    import torch
 
-
-def test_a_student_that_does_not_fit_the_data():
-    grey = CIFAR.model_copy(update={"channels": 1})
-    assert misfits(None, grey, student="torchvision/resnet18") == {"/student/architecture": "not_allowed"}
-    tiny = CIFAR.model_copy(update={"image_size": (8, 8)})
-    assert misfits(None, tiny, student="mobilenetv2_x0_5") == {"/student/architecture": "not_allowed"}
-
-
-def test_preprocessing_has_one_number_a_channel():
-    student = {"architecture": "resnet20", "preprocessing": {"mean": [0.5], "std": [0.5]}}
-    assert set(misfits(student=student)) == {"/student/preprocessing/mean", "/student/preprocessing/std"}
-
-
-def test_a_batch_must_not_be_larger_than_what_is_left_to_train_on():
-    assert misfits(training={"batch_size": 900}) == {}
-    assert set(misfits(training={"batch_size": 901})) == {"/training/batch_size"}
+    none = torch.zeros(4, dtype=torch.int64)
+    setting = Setting(temperature=4.0, num_classes=3, epochs=8, labels=none, rows=none)
+    staged = {}
+    for name in ("fitnet", "factor_transfer", "activation_boundary", "fsp"):
+        options = {"name": name, "stages": "two"} if name == "fitnet" else name
+        method = resolved(method=options).methods[0]
+        taught = TAUGHT[name](method, setting)
+        assert isinstance(taught, Staged)
+        staged[name] = (taught.then is None, leaves_labels_alone(method))
+    assert all(engine == ours for engine, ours in staged.values())
+    assert [name for name, (alone, _) in staged.items() if alone] == ["activation_boundary", "fsp"]

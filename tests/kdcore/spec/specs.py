@@ -1,0 +1,67 @@
+"""A sound spec, what is known of all that it names, and what is told about changes to it."""
+
+from typing import Any
+
+from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.catalog.programs import ProgramFacts
+from kdcore.errors import Fault
+from kdcore.spec import JobSpec, Known, as_typed, each_teacher, fit, parse, read, resolve
+
+SOUND = {
+    "dataset": "mine",
+    "teacher": {"checkpoint": "model:big"},
+    "student": "resnet20",
+    "method": "kd",
+}
+PROGRAM = {"program": "blob:sha256:" + "0" * 64}
+ONE, OTHER = {"checkpoint": "model:one"}, {"checkpoint": "model:other"}
+PEERS: dict[str, Any] = {"teacher": None, "student": ["resnet20", "resnet20"]}
+
+DATA = DatasetFacts(
+    kind="arrays", num_classes=3, class_names=["a", "b", "c"], channels=3, image_size=(32, 32), train=1000, test=100,
+    mean=[0.4, 0.5, 0.6], std=[0.1, 0.2, 0.3],
+)  # fmt: skip
+POOL = DATA.model_copy(update={"labelled": False, "num_classes": 0, "class_names": [], "train": 500, "test": 0})
+TEACHER = ModelFacts(architecture="resnet56", num_classes=3, channels=3, parameters=1, bytes=4, format="pytorch")
+TRACED = ProgramFacts(num_classes=3, channels=3, parameters=1, bytes=4, image_size=(32, 32))
+
+Told = list[tuple[str, str, str]]
+"""Pointer, code and message of each fault."""
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {**SOUND, **changes}
+
+
+def of_rules(**changes: Any) -> Told:
+    """What a changed spec is told before anything is looked up."""
+    return told(read(body(**changes))[2])
+
+
+def known(spec: dict[str, Any], network: ModelFacts | str = TEACHER, **more: Any) -> Known:
+    """All that a spec names, found: each checkpoint holds the same network."""
+    _, fields, _ = read(spec)
+    facts = network if isinstance(network, ModelFacts) else TEACHER.model_copy(update={"architecture": network})
+    teachers = {at: TRACED if asked.program is not None else facts for at, asked in each_teacher(fields)}
+    found: dict[str, Any] = {
+        "dataset": DATA,
+        "teachers": teachers,
+        "unlabelled": POOL if "unlabelled" in spec else None,
+    }
+    return Known(**{**found, **more})
+
+
+def of_fit(*, network: ModelFacts | str = TEACHER, more: dict[str, Any] | None = None, **changes: Any) -> Told:
+    """What a changed spec is told once all that it names has been found."""
+    spec = body(**changes)
+    assert of_rules(**changes) == []
+    return told(as_typed(fit(read(spec)[1], known(spec, network, **(more or {}))), spec))
+
+
+def resolved(*, network: ModelFacts | str = TEACHER, more: dict[str, Any] | None = None, **changes: Any) -> JobSpec:
+    spec = body(**changes)
+    return resolve(parse(spec), known(spec, network, **(more or {})))
+
+
+def told(faults: list[Fault]) -> Told:
+    return [(fault.pointer, fault.code, fault.message) for fault in faults]
