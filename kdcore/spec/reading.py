@@ -58,7 +58,7 @@ def read(body: Any) -> tuple[JobSpec | None, Partial, list[Fault]]:
 
 def as_typed(faults: Iterable[Fault], body: Any) -> list[Fault]:
     """Faults at what the client typed: where a plain name stands for an object, there is only the name to point at."""
-    return [replace(fault, pointer=_typed(fault.pointer, body)) for fault in faults]
+    return _once(replace(fault, pointer=_typed(fault.pointer, body)) for fault in faults)
 
 
 def _typed(pointer: str, body: Any) -> str:

@@ -1,0 +1,362 @@
+"""What looked-up facts say: each misfit as it is told, and a near miss that fits."""
+
+from typing import Any
+
+import pytest
+
+from kdcore.catalog import ArchitectureFacts, DatasetFacts
+from kdcore.spec import Known, Training, Unlabelled, fit, images_to_train_on, read
+from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, body, of_fit, told
+
+GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
+
+
+def data(**update: Any) -> dict[str, DatasetFacts]:
+    return {"dataset": DATA.model_copy(update=update)}
+
+
+def other(**update: Any) -> dict[str, Any]:
+    return {"network": TEACHER.model_copy(update=update)}
+
+
+def shapes(**of: list[int]) -> dict[str, Any]:
+    """Of places in resnet20, as an inspection found them."""
+    return {"more": {"shapes": {("resnet20", path): shape for path, shape in of.items()}}}
+
+
+def tapped(name: str, *paths: str, **options: Any) -> dict[str, Any]:
+    """A method that looks at named places of two resnet20."""
+    taps = {"taps": list(paths)} if len(paths) > 1 or name in ("attention", "reviewkd", "ofd") else {"tap": paths[0]}
+    return {"method": {"name": name, **taps, **options}, "network": "resnet20"}
+
+
+CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = {
+    # The data.
+    "data without labels": (
+        {"more": data(labelled=False, num_classes=0, class_names=[])},
+        ("/dataset", "not_allowed", "the data set holds no labels: a student is measured on labelled images"),
+        {"more": data(class_names=["a", "b", "c"])},
+    ),
+    "a pool of other channels": (
+        {"unlabelled": "theirs", "more": {"unlabelled": POOL.model_copy(update=GREY)}},
+        ("/unlabelled", "not_allowed", "the data set's images have channels 3, these 1"),
+        {"unlabelled": "theirs"},
+    ),
+    "a pool of another size": (
+        {"unlabelled": {"source": "theirs"}, "more": {"unlabelled": POOL.model_copy(update={"image_size": (64, 32)})}},
+        ("/unlabelled/source", "not_allowed", "the data set's images have height and width [32, 32], these [64, 32]"),
+        {"unlabelled": {"source": "theirs"}, "more": {"unlabelled": POOL.model_copy(update={"train": 5})}},
+    ),
+    "less than a batch": (
+        {"training": {"batch_size": 901}},
+        ("/training/batch_size", "not_allowed", "900 training images are left after validation, fewer than one batch"),
+        {"training": {"batch_size": 900}},
+    ),
+    "less than a batch for the baseline": (
+        {"training": {"batch_size": 901}, "unlabelled": "theirs", "baseline": "train"},
+        (
+            "/training/batch_size",
+            "not_allowed",
+            "900 labelled training images are left after validation, fewer than one batch",
+        ),
+        {"training": {"batch_size": 901}, "unlabelled": "theirs"},
+    ),
+    # The teacher.
+    "a teacher of other classes": (
+        other(num_classes=10),
+        ("/teacher/checkpoint", "teacher_mismatch", "the teacher tells 10 classes apart, the data set has 3"),
+        other(class_names=["a", "b", "c"]),
+    ),
+    "a teacher of classes in another order": (
+        other(class_names=["c", "b", "a"]),
+        (
+            "/teacher/checkpoint",
+            "teacher_mismatch",
+            "the teacher's classes are named or ordered otherwise than the data set's",
+        ),
+        other(class_names=None),
+    ),
+    "a teacher of grey images": (
+        other(channels=1),
+        (
+            "/teacher/checkpoint",
+            "teacher_mismatch",
+            "the teacher takes images of 1 channels, the data set has 3",
+        ),
+        other(channels=3),
+    ),
+    "a teacher that is another network than said": (
+        {"teacher": {**ONE, "architecture": "resnet110"}},
+        ("/teacher/architecture", "teacher_mismatch", "the checkpoint is a resnet56"),
+        {"teacher": {**ONE, "architecture": "resnet56"}},
+    ),
+    "a teacher of large images": (
+        {"network": "torchvision/vit_b_16"},
+        (
+            "/teacher/checkpoint",
+            "not_allowed",
+            "torchvision/vit_b_16 needs images of at least 224 pixels, the data set has 32 x 32",
+        ),
+        {"network": "torchvision/vit_b_16", "more": data(image_size=(224, 224))},
+    ),
+    "a teacher of small images, known by its name alone": (
+        {
+            "teacher": {"checkpoint": "weights:it", "architecture": "torchvision/vit_b_16"},
+            "more": {**data(image_size=(256, 224)), "teachers": {}},
+        },
+        (
+            "/teacher/architecture",
+            "not_allowed",
+            "torchvision/vit_b_16 takes images of 224 pixels at most, the data set has 256 x 224",
+        ),
+        {
+            "teacher": {"checkpoint": "weights:it", "architecture": "torchvision/vit_b_16"},
+            "more": {**data(image_size=(224, 224)), "teachers": {}},
+        },
+    ),
+    "a program of other images": (
+        {"teacher": PROGRAM, "more": data(image_size=(48, 32))},
+        (
+            "/teacher/program",
+            "teacher_mismatch",
+            "the program takes images of 32 x 32 pixels, the data set has 48 x 32",
+        ),
+        {
+            "teacher": PROGRAM,
+            "more": {
+                **data(image_size=(48, 32)),
+                "teachers": {"/teacher": TRACED.model_copy(update={"image_size": (None, 32)})},
+            },
+        },
+    ),
+    "one teacher of several": (
+        {
+            "teacher": [ONE, OTHER],
+            "more": {"teachers": {"/teacher/0": TEACHER, "/teacher/1": TEACHER.model_copy(update={"num_classes": 9})}},
+        },
+        ("/teacher/1/checkpoint", "teacher_mismatch", "the teacher tells 9 classes apart, the data set has 3"),
+        {"teacher": [ONE, OTHER]},
+    ),
+    "a teacher's normalisation": (
+        {"teacher": {**ONE, "preprocessing": {"mean": [0.5], "std": [0.5, 0.5, 0.5]}}},
+        ("/teacher/preprocessing/mean", "not_allowed", "one number for each of the data set's 3 channels"),
+        {"teacher": {**ONE, "preprocessing": {"mean": [0.5] * 3, "std": [0.5, 0.5, 0.5]}}},
+    ),
+    # Students.
+    "a student of colour images": (
+        {"student": {"architecture": "torchvision/resnet18"}, **other(channels=1), "more": data(**GREY)},
+        (
+            "/student/architecture",
+            "not_allowed",
+            "torchvision/resnet18 takes images of 3 channels, the data set has 1",
+        ),
+        {"student": {"architecture": "torchvision/resnet18"}},
+    ),
+    "a student of larger images": (
+        {"student": "mobilenetv2_x0_5", "more": data(image_size=(8, 32))},
+        (
+            "/student",
+            "not_allowed",
+            "mobilenetv2_x0_5 needs images of at least 16 pixels, the data set has 8 x 32",
+        ),
+        {"student": "mobilenetv2_x0_5", "more": data(image_size=(16, 32))},
+    ),
+    "the second of several students": (
+        {"teacher": None, "method": "dml", "student": ["resnet20", "vgg8"], "more": data(image_size=(4, 4))},
+        ("/student/1", "not_allowed", "vgg8 needs images of at least 8 pixels, the data set has 4 x 4"),
+        {"teacher": None, "method": "dml", "student": ["resnet20", "vgg8"]},
+    ),
+    "an assistant": (
+        {"assistants": ["resnet32", "torchvision/alexnet"]},
+        (
+            "/assistants/1",
+            "not_allowed",
+            "torchvision/alexnet needs images of at least 63 pixels, the data set has 32 x 32",
+        ),
+        {"assistants": ["resnet32", "torchvision/alexnet"], "more": data(image_size=(64, 64))},
+    ),
+    "a student's normalisation": (
+        {"student": {"architecture": "resnet20", "preprocessing": {"mean": [0.5] * 3, "std": [0.5]}}},
+        ("/student/preprocessing/std", "not_allowed", "one number for each of the data set's 3 channels"),
+        {"student": {"architecture": "resnet20", "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}}},
+    ),
+    # Where methods look.
+    "no embedding": (
+        {"method": ["kd", "crd"], "network": "torchvision/squeezenet1_0"},
+        (
+            "/method/1",
+            "missing",
+            "'crd' finds no place to compare resnet20 with torchvision/squeezenet1_0 by itself: name its tap",
+        ),
+        {
+            "method": ["kd", {"name": "crd", "tap": {"student": "fc@in", "teacher": "features.12"}}],
+            "network": "torchvision/squeezenet1_0",
+        },
+    ),
+    "nothing before a ReLU": (
+        {"method": {"name": "activation_boundary"}, "network": "shufflenetv2"},
+        (
+            "/method/taps",
+            "missing",
+            "'activation_boundary' finds no place to compare resnet20 with shufflenetv2 by itself: name its taps",
+        ),
+        {"method": {"name": "activation_boundary"}, "network": "shufflenetv1"},
+    ),
+    "no batch norm before a ReLU": (
+        {"method": "ofd", "network": "torchvision/vgg11", "more": data(image_size=(64, 64))},
+        (
+            "/method",
+            "missing",
+            "'ofd' finds no place to compare resnet20 with torchvision/vgg11 by itself: name its taps (the teacher's "
+            "need a batch norm right before their ReLU)",
+        ),
+        {"method": "ofd", "network": "torchvision/vgg11_bn", "more": data(image_size=(64, 64))},
+    ),
+    "flows of unequal width": (
+        {"method": "fsp", "network": "resnet8x4"},
+        (
+            "/method",
+            "not_allowed",
+            "'fsp' compares channel with channel: resnet20 has 16 at layer1, resnet8x4 64 at layer1",
+        ),
+        {"method": "fsp", "network": "resnet8"},
+    ),
+    "named flows of unequal width": (
+        {
+            "method": {"name": "fsp", "taps": ["conv1", {"student": "layer2", "teacher": "layer1"}]},
+            "more": {"shapes": {("resnet20", "conv1"): [16, 32, 32], ("resnet56", "conv1"): [16, 32, 32]}},
+        },
+        (
+            "/method/taps",
+            "not_allowed",
+            "'fsp' compares channel with channel: resnet20 has 32 at layer2, resnet56 16 at layer1",
+        ),
+        {"method": {"name": "fsp", "taps": ["conv1", "layer2"]}},
+    ),
+    "a map that is a vector": (
+        {**tapped("attention", "layer1", "fc@in"), **shapes(**{"layer1": [16, 32, 32], "fc@in": [64]})},
+        ("/method/taps/1", "not_allowed", "fc@in of resnet20 gives 64 for each image; 'attention' needs a map"),
+        {**tapped("attention", "layer1", "layer2"), **shapes(layer1=[16, 32, 32], layer2=[32, 16, 16])},
+    ),
+    "a map or a vector that is neither": (
+        {
+            "method": {"name": "feature", "tap": {"student": "layer1", "teacher": "layer2"}},
+            "more": {"shapes": {("resnet56", "layer2"): [16, 64]}},
+        },
+        (
+            "/method/tap/teacher",
+            "not_allowed",
+            "layer2 of resnet56 gives 16 x 64 for each image; 'feature' needs a map or a vector",
+        ),
+        {**tapped("feature", "fc@in"), **shapes(**{"fc@in": [64]})},
+    ),
+    "a convolution of tokens": (
+        {**tapped("fitnet", "layer1"), **shapes(layer1=[16, 64])},
+        (
+            "/method/tap",
+            "not_allowed",
+            "layer1 of resnet20 gives 16 x 64 for each image; 'fitnet' needs a map or a vector",
+        ),
+        {**tapped("fitnet", "layer1", regressor="linear"), **shapes(layer1=[16, 64])},
+    ),
+    "an exit at a vector": (
+        {"teacher": None, "method": {"name": "byot", "exits": ["layer1", "fc@in"]}, **shapes(**{"fc@in": [64]})},
+        ("/method/exits/1", "not_allowed", "fc@in of resnet20 gives 64 for each image; 'byot' leaves at a map"),
+        {"teacher": None, "method": {"name": "byot", "exits": ["layer1"]}, **shapes(layer1=[16, 32, 32])},
+    ),
+    "features that nobody knows": (
+        {"teacher": None, "method": "byot", "student": "torchvision/squeezenet1_0"},
+        (
+            "/method",
+            "not_allowed",
+            "'byot' teaches the features that torchvision/squeezenet1_0 classifies by, and where they are is not known",
+        ),
+        {"teacher": None, "method": "byot", "student": "torchvision/resnet18"},
+    ),
+    "stages that nobody knows": (
+        {
+            "teacher": None,
+            "method": {"name": "byot"},
+            "student": "timm/plain",
+            "more": {
+                "inspected": {
+                    "timm/plain": ArchitectureFacts(
+                        name="timm/plain",
+                        source="timm",
+                        family="timm",
+                        min_image=1,
+                        channels="any",
+                        embedding="head@in",
+                    )
+                }
+            },
+        },
+        ("/method/exits", "missing", "timm/plain has no known stages to leave it at: name the exits"),
+        {"teacher": None, "method": {"name": "byot"}, "student": "timm/plain"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "fault", "near_miss"), CASES.values(), ids=CASES)
+def test_a_misfit_is_told_alone_and_a_near_miss_fits(wrong, fault, near_miss):
+    """The last near miss is a network of timm's that nobody has built: what cannot be known is no fault."""
+    assert of_fit(**wrong) == [fault]
+    assert of_fit(**near_miss) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"more": {"dataset": None}},
+        {"more": {"teachers": {}}},
+        {"method": ["kd", "crd"], "student": "timm/any"},
+        {"method": "attention", "network": "timm/any"},
+        {"method": ["born_again", "attention"], "teacher": None},
+        {"method": ["dml", "nst"], "teacher": None, "student": ["vgg8", "vgg8"]},
+        {"method": ["attention", "fsp", "ofd", "reviewkd", "vid"]},
+        {"method": "sp", "network": "torchvision/resnet50", "student": "torchvision/mobilenet_v2"},
+    ],
+    ids=str,
+)
+def test_what_fits_or_cannot_be_known_is_not_complained_about(changes):
+    assert of_fit(**changes) == []
+
+
+def test_misfits_of_all_kinds_come_back_together():
+    spec = body(teacher=[ONE, PROGRAM], student={"architecture": "torchvision/resnet18"}, assistants=["vgg8"])
+    tiny = DATA.model_copy(update={"image_size": (4, 4), **GREY})
+    found = Known(
+        dataset=tiny,
+        unlabelled=POOL,
+        teachers={"/teacher/0": TEACHER.model_copy(update={"num_classes": 9}), "/teacher/1": TRACED},
+    )
+    assert [(pointer, code) for pointer, code, _ in told(fit(read(spec)[1], found))] == [
+        ("/unlabelled/source", "not_allowed"),
+        ("/unlabelled/source", "not_allowed"),
+        ("/teacher/0/checkpoint", "teacher_mismatch"),
+        ("/teacher/0/checkpoint", "teacher_mismatch"),
+        ("/teacher/1/program", "teacher_mismatch"),
+        ("/teacher/1/program", "teacher_mismatch"),
+        ("/assistants/0/architecture", "not_allowed"),
+        ("/student/architecture", "not_allowed"),
+        ("/student/architecture", "not_allowed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("train", "fraction", "pool", "labelled_too", "left"),
+    [
+        (1000, 0.1, None, True, 900),
+        (1000, 0.1, 500, True, 1400),
+        (1000, 0.1, 500, False, 500),
+        (45, 0.1, None, True, 41),
+        (4, 0.1, None, True, 3),
+    ],
+)
+def test_an_epoch_sees_what_is_not_held_out(train, fraction, pool, labelled_too, left):
+    """Of 45 a tenth is 4.5, rounded to the even 4; of 4 one is held out, though a tenth would be none."""
+    dataset = DATA.model_copy(update={"train": train})
+    images = None if pool is None else POOL.model_copy(update={"train": pool})
+    asked = Unlabelled(source="theirs", labelled_too=labelled_too)
+    assert images_to_train_on(dataset, images, asked, Training(validation_fraction=fraction)) == left
