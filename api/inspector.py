@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
+from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
+from kdcore.catalog.programs import ProgramFacts
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -63,6 +64,10 @@ class Inspector:
         answer = await self._ask("model", str(path), *options)
         return answer if isinstance(answer, Refused) else _facts(ModelFacts, answer)
 
+    async def program(self, path: Path) -> ProgramFacts | Refused:
+        answer = await self._ask("program", str(path))
+        return answer if isinstance(answer, Refused) else _facts(ProgramFacts, answer)
+
     async def dataset(self, path: Path, image_size: int | None) -> DatasetFacts | Refused:
         options = ["--image-size", str(image_size)] if image_size else []
         answer = await self._ask("dataset", str(path), *options)
@@ -72,9 +77,15 @@ class Inspector:
         self, name: str, num_classes: int, channels: int, image_size: tuple[int, int]
     ) -> ArchitectureFacts | Refused:
         """Of a network that only its library knows: it is built, and shown two images."""
-        shape = ["--classes", str(num_classes), "--channels", str(channels), "--image-size", *map(str, image_size)]
-        answer = await self._ask("architecture", name, *shape)
+        answer = await self._ask("architecture", name, *_shape(num_classes, channels, image_size))
         return answer if isinstance(answer, Refused) else _facts(ArchitectureFacts, answer)
+
+    async def taps(
+        self, name: str, num_classes: int, channels: int, image_size: tuple[int, int], paths: Sequence[str]
+    ) -> TapFacts | Refused:
+        """What a network gives at these paths, once it is built and has been shown two images."""
+        answer = await self._ask("taps", name, *paths, *_shape(num_classes, channels, image_size))
+        return answer if isinstance(answer, Refused) else _facts(TapFacts, answer)
 
     async def _ask(self, *arguments: str) -> dict[str, Any] | Refused:
         async with self._places:
@@ -135,6 +146,10 @@ def _read(told: bytes, complaints: bytes, exit_code: int | None) -> dict[str, An
         error.get("hint"),
         final=not error.get("retryable", False),
     )
+
+
+def _shape(num_classes: int, channels: int, image_size: tuple[int, int]) -> list[str]:
+    return ["--classes", str(num_classes), "--channels", str(channels), "--image-size", *map(str, image_size)]
 
 
 def _facts(kind: type[F], answer: dict[str, Any]) -> F | Refused:

@@ -6,6 +6,7 @@
     python -m kdcore inspect program PATH
     python -m kdcore inspect dataset PATH [--image-size N]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
+    python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
 
 `run` writes one JSON object a line: exit 0 after `done`, 1 after `error`, 75 when SIGTERM stopped it and a checkpoint
 is safe. `evaluate` and `inspect` print one JSON object.
@@ -91,8 +92,20 @@ def _inspect_dataset(arguments: argparse.Namespace) -> int:
 def _inspect_architecture(arguments: argparse.Namespace) -> int:
     from kdcore import models
 
-    size = (arguments.image_size[0], arguments.image_size[-1])
-    return _print_facts(lambda: models.inspect(arguments.name, arguments.classes, arguments.channels, size))
+    images = arguments.channels, _height_width(arguments)
+    return _print_facts(lambda: models.inspect(arguments.name, arguments.classes, *images))
+
+
+def _inspect_taps(arguments: argparse.Namespace) -> int:
+    from kdcore import models
+
+    images = arguments.channels, _height_width(arguments)
+    return _print_facts(lambda: models.inspect_taps(arguments.name, arguments.classes, *images, arguments.paths))
+
+
+def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
+    """One number is a square's."""
+    return arguments.image_size[0], arguments.image_size[-1]
 
 
 def _print_facts(look: Callable[[], Any]) -> int:
@@ -179,10 +192,14 @@ def _parser() -> argparse.ArgumentParser:
     dataset.add_argument("--image-size", type=int)
     architecture = inspect.add_parser("architecture")
     architecture.set_defaults(verb=_inspect_architecture)
-    architecture.add_argument("name")
-    architecture.add_argument("--classes", type=int, required=True)
-    architecture.add_argument("--channels", type=int, required=True)
-    architecture.add_argument("--image-size", type=int, nargs="+", required=True)
+    taps = inspect.add_parser("taps")
+    taps.set_defaults(verb=_inspect_taps)
+    for verb in (architecture, taps):
+        verb.add_argument("name")
+        verb.add_argument("--classes", type=int, required=True)
+        verb.add_argument("--channels", type=int, required=True)
+        verb.add_argument("--image-size", type=int, nargs="+", required=True)
+    taps.add_argument("paths", nargs="+", metavar="PATH")
     return parser
 
 

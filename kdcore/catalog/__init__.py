@@ -2,7 +2,7 @@
 
 from kdcore.catalog.architectures import ARCHITECTURES, UnknownName, architecture
 from kdcore.catalog.datasets import DATASETS, named_facts
-from kdcore.catalog.facts import ArchitectureFacts, DatasetFacts, MethodFacts, ModelFacts, NamedDataset
+from kdcore.catalog.facts import ArchitectureFacts, DatasetFacts, MethodFacts, ModelFacts, NamedDataset, TapFacts
 from kdcore.catalog.methods import METHODS
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "MethodFacts",
     "ModelFacts",
     "NamedDataset",
+    "TapFacts",
     "UnknownName",
     "architecture",
     "named_facts",

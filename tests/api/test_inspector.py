@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from api.inspector import Inspector, Refused
-from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.catalog import DatasetFacts, ModelFacts, TapFacts
 
 pytestmark = pytest.mark.anyio
 
@@ -127,6 +127,25 @@ async def test_the_real_engine_reads_a_real_data_set(tmp_path: Path) -> None:
     seen = await Inspector().dataset(path, None)
     assert isinstance(seen, DatasetFacts), seen
     assert (seen.num_classes, seen.channels, seen.train, seen.test) == (2, 1, 20, 6)
+
+
+async def test_taps_are_asked_for_with_the_images_that_they_are_of(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    answer = json.dumps({"ok": True, "facts": {"shapes": {"layer3": [64, 8, 8]}}})
+    inspector = child(tmp_path, f"open({str(told)!r}, 'w').write(' '.join(sys.argv[1:]))", f"print({answer!r})")
+    assert await inspector.taps("resnet20", 10, 3, (32, 32), ["layer3"]) == TapFacts(shapes={"layer3": [64, 8, 8]})
+    assert told.read_text() == "inspect taps resnet20 layer3 --classes 10 --channels 3 --image-size 32 32"
+
+
+async def test_a_program_is_asked_for_by_its_path(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    await child(tmp_path, f"open({str(told)!r}, 'w').write(' '.join(sys.argv[1:]))").program(tmp_path / "x.pt2")
+    assert told.read_text() == f"inspect program {tmp_path / 'x.pt2'}"
+
+
+async def test_the_real_engine_reads_taps() -> None:
+    seen = await Inspector().taps("convnet4", 10, 1, (8, 8), ["layer2", "fc@in"])
+    assert seen == TapFacts(shapes={"layer2": [8, 4, 4], "fc@in": [8]})
 
 
 async def test_the_real_engine_refuses_a_file_that_is_no_data_set(tmp_path: Path) -> None:
