@@ -64,8 +64,8 @@ RESPONSE = (
         alpha=1,
         beta=2,
         temperature=4,
-        defaults_from="as others report them for CIFAR-100, not read in the authors' code: 2 over all, T 4; the code has "
-        "both relations at 1, and T 1 for ImageNet",
+        defaults_from="as others report them for CIFAR-100, not read in the authors' code: 2 over all, T 4; that code "
+        "has both relations at 1, and T 1 for ImageNet",
         cost=_COST,
     ),
 )
