@@ -123,11 +123,8 @@ def _generations(
 
 
 def _is_ensemble(parts: Parts) -> bool:
-    """Whether all generations are the answer; a single one is itself."""
-    return any(
-        isinstance(method, BornAgain) and method.answer == "ensemble" and method.generations > 1
-        for method in parts.spec.methods
-    )
+    """Whether all generations are the answer; rules ask for more than one."""
+    return any(isinstance(method, BornAgain) and method.answer == "ensemble" for method in parts.spec.methods)
 
 
 def _measured(architecture: str, classifier: Classifier, parts: Parts) -> tuple[str, nn.Module, Tensor]:

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -10,7 +9,7 @@ from kdcore.errors import LossDiverged, SpecInvalid, TeacherMismatch
 from kdcore.run import Stopped, run
 from kdcore.spec import parse
 from kdcore.training import Training
-from tests.kdcore.engine import distilled, lines, place, supervised, write_arrays
+from tests.kdcore.engine import distilled, lines, place, same, supervised, write_arrays
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +28,6 @@ def finish(spec, folder):
     where, stream = place(folder)
     report = run(spec, where)
     return report, load_file(where.out / "student.safetensors"), stream
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from kdcore import export, models, parts, weights
+from tests.kdcore.engine import job, place, same, write_arrays
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    write_arrays(folder / "data.npz")
+    where, _ = place(folder / "run")
+    return parts.build(job(folder / "data.npz"), where)
+
+
+def state(seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return models.build("convnet4", 3, 1).state_dict()
+
+
+def notes(path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["distillery"])
+
+
+def test_weights_stand_under_the_networks_own_names(built, tmp_path):
+    written = export.student(tmp_path / "one.safetensors", state(), built.spec.students[0], built, {"accuracy": 0.5})
+    assert same(load_file(written.path), state())
+    assert written.bytes == written.path.stat().st_size
+
+
+def test_the_file_says_all_that_its_use_needs(built, tmp_path):
+    path = tmp_path / "one.safetensors"
+    export.student(path, state(), built.spec.students[0], built, {"accuracy": 0.5})
+    said, dataset = notes(path), built.data.facts
+    assert said["architecture"] == "convnet4" and said["members"] == 1
+    assert (said["num_classes"], said["channels"], said["image_size"]) == (3, 1, [8, 8])
+    assert said["class_names"] == ["0", "1", "2"]
+    assert said["mean"] == pytest.approx(dataset.mean) and said["std"] == pytest.approx(dataset.std)
+    assert said["metrics"] == {"accuracy": 0.5} and said["spec"] == built.spec.as_json()
+
+
+def test_the_file_is_a_teacher_for_others_as_it_stands(built, tmp_path):
+    path = tmp_path / "one.safetensors"
+    export.student(path, state(), built.spec.students[0], built, {})
+    found = weights.open_teacher(path, None)
+    assert found.facts.architecture == "convnet4" and found.facts.class_names == ["0", "1", "2"]
+    assert found.facts.mean == pytest.approx(built.data.facts.mean) and same(found.state, state())
+
+
+def test_what_is_laid_out_for_speed_or_still_learns_is_written_plainly(built, tmp_path):
+    laid_out = {
+        name: value.to(memory_format=torch.channels_last).requires_grad_() if value.ndim == 4 else value
+        for name, value in state().items()
+    }
+    path = tmp_path / "one.safetensors"
+    export.student(path, laid_out, built.spec.students[0], built, {})
+    assert same(load_file(path), state())
+
+
+def test_several_members_say_how_many_they_are(built, tmp_path):
+    path = tmp_path / "two.safetensors"
+    both = {f"{number}.{name}": value for number in range(2) for name, value in state(number).items()}
+    export.student(path, both, built.spec.students[0], built, {}, members=2)
+    assert notes(path)["members"] == 2 and same(load_file(path), both)
+
+
+def test_a_failed_write_leaves_nothing_behind(built, tmp_path):
+    with pytest.raises(AttributeError):
+        export.student(tmp_path / "one.safetensors", {"weight": None}, built.spec.students[0], built, {})
+    assert not list(tmp_path.iterdir())
