@@ -118,7 +118,7 @@ class Shelves:
         if facts.source == "timm":
             seen = await self.inspections.architecture(name, data)
             if isinstance(seen, Refused):
-                raise Faulty(_told(seen), "not_allowed", got=name)
+                raise Faulty(_told(seen), _code(seen), got=name)
             facts = seen
         return Found(facts, name)
 
@@ -126,7 +126,7 @@ class Shelves:
         """The shape of each tap of a network, without the batch."""
         seen = await self.inspections.taps(name, paths, data)
         if isinstance(seen, Refused):
-            raise Faulty(_told(seen), "not_allowed", got=", ".join(paths))
+            raise Faulty(_told(seen), _code(seen), got=", ".join(paths))
         return Found(seen, name)
 
     async def _registered_model(self, name: str) -> Found[ModelFacts]:
@@ -237,6 +237,11 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> Faulty:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return Faulty(f"there is no {kind} {name!r}{hint}", allowed=near or names[:20] or None, got=name)
+
+
+def _code(refused: Refused) -> str:
+    """A verdict about a network is the spec's fault; one about us (a timeout) says so."""
+    return "not_allowed" if refused.final else refused.code
 
 
 def _told(refused: Refused) -> str:

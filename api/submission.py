@@ -29,7 +29,6 @@ from kdcore.spec import (
     not_the_own_images,
     read,
     resolve,
-    takes_taps,
 )
 from kdcore.spec.methods import Byot, Method, Ofd
 from store.jobs import Job
@@ -85,8 +84,7 @@ class Lookup:
             first = students[0][1] if students else None
             self.alone = await self._find(self.shelves.baseline(baseline, self.data, first), "/baseline")
         if self.data is not None and self.data.facts is not None:
-            for pointer, student in (*each_assistant(self.fields), *students):
-                await self._network(student.architecture, self.data.facts, f"{pointer}/architecture")
+            await self._networks(self.data.facts)
             await self._taps(self.data.facts)
 
     async def _data(self) -> None:
@@ -101,10 +99,18 @@ class Lookup:
             if self.data and self.pool and self.data.reference == self.pool.reference and not named_so:
                 self.faults.append(not_the_own_images(unlabelled))
 
-    async def _network(self, name: str, data: DatasetFacts, pointer: str) -> None:
-        found = await self._find(self.shelves.network(name, data), pointer)
-        if found is not None and found.facts is not None:
-            self.networks[name] = found.facts
+    async def _networks(self, data: DatasetFacts) -> None:
+        """Each network that a job builds, once: some are known only by building them."""
+        named = [(f"{at}/architecture", student.architecture) for at, student in each_student(self.fields)]
+        named += [(f"{at}/architecture", assistant.architecture) for at, assistant in each_assistant(self.fields)]
+        for at, teacher in each_teacher(self.fields):
+            if network := self._taught_by(at, teacher):
+                named.append((f"{at}/architecture" if teacher.architecture else f"{at}/checkpoint", network))
+        for pointer, name in named:
+            if name not in self.networks:
+                found = await self._find(self.shelves.network(name, data), pointer)
+                if found is not None and found.facts is not None:
+                    self.networks[name] = found.facts
 
     async def _taps(self, data: DatasetFacts) -> None:
         """Look at what methods tap: only building a network tells whether a path that was named is there."""
@@ -113,8 +119,6 @@ class Lookup:
             return
         student = students[0][1].architecture
         teacher = self._taught_by(*teachers[0]) if teachers else student
-        if teacher is not None and any(takes_taps(method) for _, method in each_method(self.fields)):
-            await self._network(teacher, data, f"{teachers[0][0]}/architecture" if teachers else "/student")
         for pointer, method in each_method(self.fields):
             for field_name, side, paths in _named_places(method):
                 network = teacher if side == "teacher" else student

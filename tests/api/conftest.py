@@ -1,7 +1,7 @@
 """A server in this process around a real SQLite file, and jobs brought to any point of their lives."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from fastapi import FastAPI
 
 from api.inspector import Inspector, Refused
 from api.main import create_app
-from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, architecture
+from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture
+from kdcore.catalog.programs import ProgramFacts
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
 from store.blobs import BlobStore
@@ -34,6 +35,7 @@ DATASET = DatasetFacts(
 MODEL = ModelFacts(
     architecture="convnet32", num_classes=10, channels=1, parameters=46_410, bytes=190_000, format="safetensors"
 )
+PROGRAM = ProgramFacts(num_classes=10, channels=1, parameters=20_000, bytes=80_000, image_size=(8, 8))
 
 
 class ToldInspector(Inspector):
@@ -42,6 +44,8 @@ class ToldInspector(Inspector):
     def __init__(self) -> None:
         super().__init__()
         self.answers: dict[str, ModelFacts | DatasetFacts | Refused] = {}
+        self.shapes: dict[str, list[int]] = {}
+        """Of what taps give, by path; maps of four channels are what is not told."""
         self.asked: list[tuple[str, str, Any]] = []
 
     async def model(self, path: Path, architecture: str | None) -> ModelFacts | Refused:
@@ -49,6 +53,20 @@ class ToldInspector(Inspector):
         answer = self.answers.get(path.name, MODEL)
         assert not isinstance(answer, DatasetFacts)
         return answer
+
+    async def program(self, path: Path) -> ProgramFacts | Refused:
+        self.asked.append(("program", path.name, None))
+        answer = self.answers.get(path.name, PROGRAM)
+        assert isinstance(answer, ProgramFacts | Refused)
+        return answer
+
+    async def taps(
+        self, name: str, num_classes: int, channels: int, image_size: tuple[int, int], paths: Sequence[str]
+    ) -> TapFacts | Refused:
+        self.asked.append(("taps", name, tuple(paths)))
+        if missing := [path for path in paths if path.startswith("layer9")]:
+            return Refused("spec_invalid", f"there is no {missing[0]!r} in {name}", "near it: layer1, layer2, layer3")
+        return TapFacts(shapes={path: self.shapes.get(path, [4, 4, 4]) for path in paths})
 
     async def dataset(self, path: Path, image_size: int | None) -> DatasetFacts | Refused:
         self.asked.append(("dataset", path.name, image_size))
@@ -98,7 +116,8 @@ class Service:
             digests[name] = blob.sha256
             made.append(NewArtifact(name, blob.sha256, blob.bytes, "application/octet-stream"))
         job = await self.db.read(jobs.get, job_id)
-        architecture = job.resolved_spec["student"]["architecture"]
+        students = job.resolved_spec["student"]
+        architecture = (students[0] if isinstance(students, list) else students)["architecture"]
         student = {
             "architecture": architecture,
             "parameters": 3_000,

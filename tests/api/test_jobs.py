@@ -96,6 +96,17 @@ async def test_a_list_can_be_narrowed_by_status_and_method(service: Service) -> 
     assert (await service.http.get("/v1/jobs", params={"method": "kd"})).json()["data"] == []
 
 
+async def test_a_sum_is_called_by_all_its_methods_and_found_so(service: Service) -> None:
+    job_id = await service.submit(student=["convnet8", "convnet8"], method=["dml", "sp"])
+    job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
+    assert job["method"] == "dml+sp"
+    assert [method["name"] for method in job["resolved_spec"]["method"]] == ["dml", "sp"]
+    assert JobView.model_validate(job, strict=True)
+    for method, found in (("dml+sp", [job_id]), ("dml", [])):
+        listed = (await service.http.get("/v1/jobs", params={"method": method})).json()["data"]
+        assert [job["id"] for job in listed] == found
+
+
 async def test_a_job_stands_in_the_queue_behind_those_before_it(service: Service) -> None:
     await service.submit()
     second = await service.submit()

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from api.inspector import Refused
-from tests.api.conftest import DATASET, MODEL, SUPERVISED, Service, problem
+from kdcore.spec import parse
+from tests.api.conftest import DATASET, MODEL, PROGRAM, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -19,6 +20,23 @@ async def teacher(service: Service, name: str = "big", **facts: Any) -> str:
     blob = await service.upload(b"weights of " + name.encode())
     service.inspector.answers[blob.removeprefix("sha256:")] = MODEL.model_copy(update=facts)
     answer = await service.http.post("/v1/models", json={"name": name, "architecture": "convnet32", "blob": blob})
+    assert answer.status_code == 201, answer.text
+    return blob
+
+
+async def accepted(service: Service, spec: Any) -> dict[str, Any]:
+    """The resolved spec."""
+    answer = await service.http.post("/v1/jobs", json=spec)
+    assert answer.status_code == 201, answer.text
+    resolved: dict[str, Any] = answer.json()["resolved_spec"]
+    return resolved
+
+
+async def unlabelled(service: Service, name: str = "more", **facts: Any) -> str:
+    blob = await service.upload(b"pictures of " + name.encode())
+    bare = {"labelled": False, "num_classes": 0, "class_names": [], "train": 640, "test": 0, **facts}
+    service.inspector.answers[blob.removeprefix("sha256:")] = DATASET.model_copy(update=bare)
+    answer = await service.http.post("/v1/datasets", json={"name": name, "blob": blob})
     assert answer.status_code == 201, answer.text
     return blob
 
@@ -206,3 +224,221 @@ async def test_a_network_of_timms_is_built_before_a_job_is_accepted(service: Ser
     assert service.inspector.asked == [("architecture", "timm/resnet18", (10, 1, (8, 8)))]
     found = await faults(service, {**body, "student": "timm/resnet_18000"})
     assert "timm has no" in found["/student"]["message"]
+
+
+async def test_mistakes_inside_of_lists_are_told_where_they_stand(service: Service) -> None:
+    await teacher(service)
+    found = await faults(
+        service,
+        kd(
+            teacher=[{"checkpoint": "model:big"}, {"checkpoint": "model:bug"}],
+            student=["convnet8", {"architecture": "convnet9"}],
+            method=["kd", {"name": "attention", "p": 99}, "attentive"],
+            assistants=["convnet17"],
+            unlabelled="nowhere",
+        ),
+    )
+    assert {pointer: fault["code"] for pointer, fault in found.items()} == {
+        "/teacher/1/checkpoint": "not_found",
+        "/student/1/architecture": "not_allowed",
+        "/method/1/p": "less_than_equal",
+        "/method/2": "not_allowed",
+        "/assistants/0": "not_allowed",
+        "/unlabelled": "not_found",
+    }
+
+
+async def test_several_teachers_become_their_bytes_and_count_together(service: Service) -> None:
+    one, other = await teacher(service, "one", parameters=1000), await teacher(service, "other", parameters=2000)
+    spec = kd(teacher=[{"checkpoint": "model:one"}, {"checkpoint": "model:other", "weight": 2}])
+    resolved = await accepted(service, spec)
+    assert [(teacher["checkpoint"], teacher["weight"]) for teacher in resolved["teacher"]] == [
+        (f"blob:{one}", 1),
+        (f"blob:{other}", 2),
+    ]
+    told = (await service.http.post("/v1/jobs/validate", json=spec)).json()
+    assert told["estimate"]["parameters"]["teacher"] == 3000
+
+
+async def test_a_program_teaches_by_its_logits(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    resolved = await accepted(service, kd(teacher={"program": f"blob:{blob}"}))
+    assert resolved["teacher"]["program"] == f"blob:{blob}"
+    assert (resolved["teacher"]["architecture"], resolved["teacher"]["checkpoint"]) == (None, None)
+    assert resolved["teacher"]["preprocessing"] is not None
+    told = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"program": f"blob:{blob}"}))).json()
+    assert told["estimate"]["parameters"]["teacher"] == PROGRAM.parameters
+    assert service.inspector.asked == [("program", blob.removeprefix("sha256:"), None)]
+
+
+async def test_a_program_has_no_activations_and_no_gradient(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    methods = ["attention", {"name": "fitnet", "tap": "layer2"}, {"name": "attention", "mapping": "gradient"}]
+    for method in methods:
+        found = await faults(service, kd(teacher={"program": f"blob:{blob}"}, method=["kd", method]))
+        assert list(found) == ["/teacher/program"]
+        assert "a program teaches by its logits alone" in found["/teacher/program"]["message"]
+
+
+async def test_a_program_of_other_images_or_of_none_is_refused(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    digest = blob.removeprefix("sha256:")
+    service.inspector.answers[digest] = PROGRAM.model_copy(update={"image_size": (32, 32), "num_classes": 5})
+    answer = await service.http.post("/v1/jobs", json=kd(teacher={"program": f"blob:{blob}"}))
+    told = problem(answer, 422, "spec_invalid")["errors"]
+    assert [(fault["pointer"], fault["code"]) for fault in told] == [("/teacher/program", "teacher_mismatch")] * 2
+    broken = await service.upload(b"no graph")
+    refused = Refused("teacher_mismatch", "this is no torch.export program", "save it with torch.export.save")
+    service.inspector.answers[broken.removeprefix("sha256:")] = refused
+    found = await faults(service, kd(teacher={"program": f"blob:{broken}"}))
+    assert "no torch.export program" in found["/teacher/program"]["message"]
+    found = await faults(service, kd(teacher={"program": "file:/etc/passwd"}))
+    assert found["/teacher/program"]["code"] == "not_allowed"
+
+
+async def test_a_pool_becomes_its_bytes_and_lengthens_the_epochs(service: Service) -> None:
+    """1,293 labelled images and 640 others are 1,933: 30 batches of 64; the baseline has its 20."""
+    await teacher(service)
+    blob = await unlabelled(service)
+    spec = kd(unlabelled="more", baseline="train", training={"epochs": 2})
+    assert (await accepted(service, spec))["unlabelled"] == {
+        "source": f"blob:{blob}",
+        "labels": "teacher",
+        "labelled_too": True,
+    }
+    told = (await service.http.post("/v1/jobs/validate", json=spec)).json()
+    assert told["estimate"]["steps"] == 2 * (30 + 20)
+
+
+async def test_a_pool_that_is_the_data_set_by_another_name_is_refused(service: Service) -> None:
+    await teacher(service, "ours", num_classes=4)
+    blob = await service.upload(b"pictures")
+    await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
+    spec = kd(dataset="mine", teacher={"checkpoint": "model:ours"})
+    for source in ("mine", f"blob:{blob}"):
+        found = await faults(service, {**spec, "unlabelled": source})
+        assert list(found) == ["/unlabelled"] and "own training images" in found["/unlabelled"]["message"]
+        assert found["/unlabelled"]["got"] == source
+
+
+async def test_images_without_labels_are_no_data_set(service: Service) -> None:
+    await teacher(service)
+    await unlabelled(service)
+    found = await faults(service, kd(dataset="more", unlabelled="digits"))
+    assert list(found) == ["/dataset"] and "no labels" in found["/dataset"]["message"]
+
+
+async def test_a_pool_has_the_images_of_the_data_set(service: Service) -> None:
+    await teacher(service)
+    await unlabelled(service, image_size=(16, 16))
+    found = await faults(service, kd(unlabelled={"source": "more"}))
+    assert (
+        found["/unlabelled/source"]["message"] == "the data set's images have height and width [8, 8], these [16, 16]"
+    )
+
+
+async def test_taps_are_chosen_and_shown(service: Service) -> None:
+    await teacher(service)
+    (method,) = (await accepted(service, kd(method=["attention"])))["method"]
+    assert method["taps"] == [{"student": layer, "teacher": layer} for layer in ("layer1", "layer2", "layer3")]
+    assert [asked for asked in service.inspector.asked if asked[0] == "taps"] == [], "the catalogue knows them"
+
+
+async def test_taps_that_are_named_are_looked_at(service: Service) -> None:
+    await teacher(service)
+    taps = {"name": "attention", "taps": ["layer1", {"student": "layer2.0", "teacher": "layer3"}]}
+    (_, method) = (await accepted(service, kd(method=["kd", taps])))["method"]
+    assert method["taps"][1] == {"student": "layer2.0", "teacher": "layer3"}
+    assert [asked[1:] for asked in service.inspector.asked if asked[0] == "taps"] == [
+        ("convnet8", ("layer1", "layer2.0")),
+        ("convnet32", ("layer1", "layer3")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "pointer"),
+    [
+        ({"name": "attention", "taps": ["layer9"]}, "/method/taps"),
+        ({"name": "crd", "tap": {"student": "layer9", "teacher": "fc@in"}}, "/method/tap"),
+        ({"name": "ofd", "taps": ["layer1"], "margins": ["layer9.bn"]}, "/method/margins"),
+    ],
+    ids=["taps", "tap", "margins"],
+)
+async def test_a_path_that_leads_nowhere_is_told_with_its_siblings(service: Service, method: Any, pointer: str) -> None:
+    await teacher(service)
+    found = await faults(service, kd(method=method))
+    assert list(found) == [pointer]
+    assert found[pointer]["message"].endswith("(near it: layer1, layer2, layer3)")
+    assert "layer9" in found[pointer]["got"]
+
+
+async def test_an_exit_that_leads_nowhere_is_told_too(service: Service) -> None:
+    spec = {"dataset": "digits", "student": "convnet8", "method": {"name": "byot", "exits": ["layer1", "layer9"]}}
+    assert list(await faults(service, spec)) == ["/method/exits"]
+    spec = {"dataset": "digits", "student": "convnet8", "method": {"name": "byot", "exits": ["layer1"]}}
+    assert (await accepted(service, spec))["method"]["exits"] == ["layer1"]
+
+
+async def test_a_tap_of_another_shape_than_a_method_needs_is_refused(service: Service) -> None:
+    await teacher(service)
+    service.inspector.shapes = {"fc@in": [16]}
+    found = await faults(service, kd(method={"name": "nst", "taps": ["layer1", "fc@in"]}))
+    assert list(found) == ["/method/taps/1"]
+    assert "'nst' needs a map" in found["/method/taps/1"]["message"]
+    resolved = await accepted(service, kd(method={"name": "feature", "tap": "fc@in"}))
+    assert resolved["method"]["tap"] == {"student": "fc@in", "teacher": "fc@in"}
+
+
+async def test_every_network_of_timms_is_built_once(service: Service) -> None:
+    await teacher(service, architecture="timm/resnet18")
+    assert (await service.http.post("/v1/jobs", json=kd(assistants=["timm/resnet18"]))).status_code == 201
+    assert [asked[1] for asked in service.inspector.asked if asked[0] == "architecture"] == ["timm/resnet18"]
+    await teacher(service, "lost", architecture="timm/gone")
+    found = await faults(service, kd(teacher={"checkpoint": "model:lost"}))
+    assert "timm has no timm/gone" in found["/teacher/checkpoint"]["message"]
+
+
+async def test_students_that_teach_each_other_have_no_teacher(service: Service) -> None:
+    resolved = await accepted(
+        service, {"dataset": "digits", "student": ["convnet8", "convnet16"], "method": "dml", "baseline": "train"}
+    )
+    assert [student["architecture"] for student in resolved["student"]] == ["convnet8", "convnet16"]
+    assert all(student["preprocessing"] for student in resolved["student"])
+    assert (resolved["alpha"], resolved["beta"], resolved["temperature"]) == (1, 1, 1)
+
+
+async def test_a_chain_and_generations_are_counted_to_their_end(service: Service) -> None:
+    """20 batches of 64 an epoch."""
+    await teacher(service)
+    for changes, trials in (
+        ({"assistants": ["convnet16", "convnet16"], "baseline": "train"}, 4),
+        ({"method": "born_again"}, 3),
+        ({"method": {"name": "born_again", "generations": 2}, "teacher": None, "baseline": "train"}, 3),
+    ):
+        told = (await service.http.post("/v1/jobs/validate", json=kd(**changes, training={"epochs": 2}))).json()
+        assert told["errors"] == [] and told["estimate"]["steps"] == trials * 2 * 20
+
+
+async def test_the_first_of_several_students_can_teach_but_an_ensemble_cannot(service: Service) -> None:
+    peers = await service.submit(student=["convnet32", "convnet16"], method="dml")
+    await service.succeed(peers)
+    told = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"checkpoint": f"job:{peers}"}))).json()
+    assert told["resolved_spec"]["teacher"]["architecture"] == "convnet32"
+    together = await service.submit(method={"name": "born_again", "answer": "ensemble"})
+    await service.succeed(together)
+    found = await faults(service, kd(teacher={"checkpoint": f"job:{together}"}))
+    assert "delivered an ensemble of 3 networks" in found["/teacher/checkpoint"]["message"]
+
+
+async def test_what_is_resolved_is_what_the_engine_can_read(service: Service) -> None:
+    await teacher(service)
+    await unlabelled(service)
+    for changes in (
+        {"method": ["kd", "attention", "crd"]},
+        {"method": "ofd", "unlabelled": "more"},
+        {"method": [{"name": "kd", "weight": 0.5}]},
+        {"method": ["born_again", "fsp"], "teacher": None},
+        {"teacher": [{"checkpoint": "model:big"}], "assistants": ["convnet16"]},
+    ):
+        resolved = await accepted(service, kd(**changes))
+        assert parse(resolved).as_json() == resolved
