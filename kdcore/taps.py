@@ -47,9 +47,10 @@ class Taps:
             )
         plain = unwrapped(network)
         self._prefix: int | None = getattr(plain, "num_prefix_tokens", None)  # timm's transformers say it.
+        modules = [_find(plain, path) for path in self._paths]  # A wrong path leaves no hooks behind.
         if self._paths:
             self._handles.append(plain.register_forward_pre_hook(self._begin, prepend=True))
-        self._handles += [self._attach(plain, path) for path in self._paths]
+        self._handles += [self._attach(module, path) for module, path in zip(modules, self._paths, strict=True)]
 
     def read(self) -> dict[str, Tensor]:
         """Activations by path, and forget them: they would keep the whole graph alive."""
@@ -58,7 +59,7 @@ class Taps:
             if path not in kept:
                 raise SpecInvalid(
                     f"tap {path!r}: the module did not run in this forward pass",
-                    hint="it may be of no use in this mode; or torch.compile had run the network before it was tapped",
+                    hint="perhaps no pass uses it, or torch.compile had run the network before it was tapped",
                 )
             tensor, version = kept[path]
             if not tensor.is_inference() and tensor._version != version:
@@ -72,12 +73,8 @@ class Taps:
         for handle in self._handles:
             handle.remove()
 
-    def _attach(self, network: nn.Module, path: str) -> RemovableHandle:
-        name, at, place = path.partition("@")
-        if at and place not in PLACES:
-            raise SpecInvalid(f"tap {path!r}: nothing is called @{place}", hint="@" + ", @".join(PLACES))
-        module = _find(network, name)
-        if place == "in":
+    def _attach(self, module: nn.Module, path: str) -> RemovableHandle:
+        if path.endswith("@in"):
             return module.register_forward_pre_hook(partial(self._keep_input, path), with_kwargs=True)
         return module.register_forward_hook(partial(self._keep_output, path))
 
@@ -122,12 +119,15 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def _find(network: nn.Module, path: str) -> nn.Module:
+    names, at, place = path.partition("@")
+    if at and place not in PLACES:
+        raise SpecInvalid(f"tap {path!r}: nothing is called @{place}", hint="@" + ", @".join(PLACES))
     module, walked = network, ""
-    for name in path.split("."):
+    for name in names.split("."):
         children = [child for child, there in module._modules.items() if there is not None]
         if name not in children:
             raise SpecInvalid(
-                f"tap {path!r}: the network has no such module", hint=_near(path, walked, children, network)
+                f"tap {path!r}: the network has no such module", hint=_near(names, walked, children, network)
             )
         module = unwrapped(module.get_submodule(name))
         walked = f"{walked}.{name}".lstrip(".")
@@ -136,8 +136,8 @@ def _find(network: nn.Module, path: str) -> nn.Module:
 
 def _near(path: str, walked: str, children: list[str], network: nn.Module) -> str:
     """Its would-be siblings where the first part of the path is right, else whatever is spelled like it."""
-    if walked and not children:
-        return f"{walked} holds no modules"
+    if not children:
+        return f"{walked or 'the network'} holds no modules"
     if walked:
         siblings = [f"{walked}.{child}" for child in children]
         return "near it: " + ", ".join(difflib.get_close_matches(path, siblings, n=8, cutoff=0))

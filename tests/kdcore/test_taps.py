@@ -133,6 +133,12 @@ def test_a_wrong_path_names_the_children_of_what_exists(path: str, near: str):
     assert near in caught.value.hint
 
 
+def test_a_network_without_parts_says_so():
+    with pytest.raises(SpecInvalid) as caught:
+        Taps(nn.Linear(2, 2), ["fc"])
+    assert caught.value.hint == "the network holds no modules"
+
+
 def test_a_wrong_ending_names_the_right_ones():
     with pytest.raises(SpecInvalid, match="nothing is called @out") as caught:
         Taps(network(), ["1@out"])
@@ -191,6 +197,13 @@ def test_reading_forgets_and_closing_leaves_no_hook():
 def test_no_taps_are_no_hooks():
     Taps(net := network(), [])
     assert not net._forward_pre_hooks
+
+
+def test_a_wrong_path_leaves_no_hooks():
+    net = network()
+    with pytest.raises(SpecInvalid):
+        Taps(net, ["1", "9"])
+    assert not net._forward_pre_hooks and not net[1]._forward_hooks
 
 
 class Checkpointed(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from kdcore import models
 from kdcore.catalog.architectures import architecture
 from kdcore.errors import SpecInvalid
+from kdcore.taps import Taps
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="the extra distillery[timm] is absent")
 
@@ -83,7 +84,7 @@ FAMILIES = {
 @needs_timm
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_of_timm_has_taps_that_work(name: str):
+def test_every_family_of_timm_has_taps_that_work_in_training_too(name: str):
     size, least = FAMILIES[name]
     facts = models.inspect(f"timm/{name}", 10, 3, (size, size))
     assert len(facts.taps) >= least
@@ -93,6 +94,10 @@ def test_every_family_of_timm_has_taps_that_work(name: str):
     assert [shape[0] for shape in maps] == facts.tap_widths and {len(shape) for shape in maps} == {3}
     assert [shape[1:] for shape in maps] == sorted((shape[1:] for shape in maps), reverse=True)
     assert facts.embedding is None or shapes[facts.embedding][0] == facts.embedding_width
+    network = models.build(f"timm/{name}", 10).train()
+    taps = Taps(network, paths)
+    network(torch.randn(2, 3, size, size))
+    sum(tap.square().sum() for tap in taps.read().values()).backward()
 
 
 @needs_timm
