@@ -80,8 +80,9 @@ class Taps:
 
     def _begin(self, _network: nn.Module, _args: Any) -> None:
         """What an earlier pass left unread, because it failed perhaps, is no part of this one."""
-        self._kept.clear()
-        self._with_gradients = torch.is_grad_enabled()
+        if not _in_backward():
+            self._kept.clear()
+            self._with_gradients = torch.is_grad_enabled()
 
     def _keep_input(self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._keep(path, next(iter((*args, *kwargs.values())), None))
@@ -93,8 +94,8 @@ class Taps:
         if torch.compiler.is_compiling():
             # What follows must run, not be traced: the compiler knows no versions of tensors.
             torch._dynamo.graph_break()
-        if torch._C._current_graph_task_id() != -1:
-            return  # Activation checkpointing runs modules again in the backward pass.
+        if _in_backward():
+            return
         if not isinstance(activation, Tensor):
             raise SpecInvalid(f"tap {path!r}: gives a {type(activation).__name__}, not a tensor")
         if path in self._kept:
@@ -105,6 +106,11 @@ class Taps:
                 hint="activation checkpointing keeps them with use_reentrant=False",
             )
         self._kept[path] = (activation, 0 if activation.is_inference() else activation._version)
+
+
+def _in_backward() -> bool:
+    """There, activation checkpointing runs modules again. torch.utils.checkpoint asks in the same way."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

@@ -236,6 +236,13 @@ def test_a_module_that_runs_again_in_the_backward_pass_is_tapped_once(reads: boo
         assert not taps._kept
 
 
+def test_a_whole_network_that_runs_again_keeps_what_its_first_run_gave():
+    net = network()
+    taps = Taps(net, ["1"])
+    checkpoint(net, inputs := images(), use_reentrant=False).sum().backward()
+    assert torch.equal(taps.read()["1"], net[1](net[0](inputs)))
+
+
 def test_the_gradient_through_a_checkpointed_tap_is_the_plain_one():
     net = Checkpointed(reentrant=False)
     inputs = torch.randn(4, 3)
