@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from kdcore.spec.base import Vocabulary
 
-TapPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.]+(@(in|nhwc|tokens))?$")]
+TapPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+(@(in|nhwc|tokens))?$")]
 
 
 class Pair(Vocabulary):
