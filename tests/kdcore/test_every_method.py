@@ -128,6 +128,8 @@ def test_a_job_ends_with_the_plain_network_and_resumes_to_the_same_bits(name, wo
     # Few steps an epoch, a checkpoint after each.
     spec = with_training(spec, batch_size=50, checkpoint_every_s=0)
     whole = finish(spec, tmp_path / "whole", world)
+    progress = [event for event in whole.events if event["event"] == "progress"][-1]
+    assert progress["step"] == progress["total_steps"] and progress["percent"] == 100
     if name in NAMED:
         delivers_the_plain_network(name, whole)
     for state, before in states(whole):

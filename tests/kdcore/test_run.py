@@ -76,10 +76,15 @@ def stop_after(steps, monkeypatch, where):
     monkeypatch.setattr(Training, "_step", counted)
 
 
-@pytest.mark.parametrize("steps", [1, 6, 9, 13, 20])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(steps, data, teacher, tmp_path, monkeypatch):
-    """Six steps an epoch, twelve a trial: stopped in the middle, at an epoch's end, and in the baseline."""
-    spec = distilled(data, teacher, ema=0.8, clip_norm=1.0)
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [("kd", 1), ("kd", 6), ("kd", 9), ("kd", 12), ("kd", 13), ("kd", 20), ("factor_transfer", 3),
+     ("factor_transfer", 6), ("factor_transfer", 7), ("factor_transfer", 17), ("factor_transfer", 18)],
+)  # fmt: skip
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, teacher, tmp_path, monkeypatch):
+    """Six steps an epoch, twelve a trial: stopped in the middle, at an epoch's end, at a trial's, and in the baseline.
+    With a first stage of six: in it, at its end, and after it."""
+    spec = distilled(data, teacher, method=method, ema=0.8, clip_norm=1.0)
     report, whole, undisturbed = finish(spec, tmp_path / "whole")
     where, stream = place(tmp_path / "stopped")
     with monkeypatch.context() as patch:
