@@ -114,9 +114,7 @@ class NamedDataset(Facts):
     licence: str
 
 
-Need = Literal[
-    "logits", "labels", "maps", "embedding", "preactivations", "batch_norm", "input_gradient", "sample_index"
-]
+Need = Literal["logits", "labels", "maps", "embedding", "preactivations", "batch_norm", "sample_index"]
 TapKind = Literal[
     "none", "embedding", "last_stage", "middle_stage", "stages", "flows", "preactivations", "margins", "review"
 ]

@@ -1,23 +1,94 @@
 """What the engine can do, as the API tells it: methods and architectures."""
 
+from typing import Any
+
 import pytest
 
 from api.routes.architectures import ArchitectureView
 from api.routes.methods import MethodView
 from api.schemas import Page
 from kdcore.catalog import ARCHITECTURES, METHODS
+from kdcore.spec import read
 from tests.api.conftest import Service, problem
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_every_method_tells_its_options_as_a_schema(service: Service) -> None:
-    told = (await service.http.get("/v1/methods")).json()
-    assert [method["name"] for method in told["data"]] == sorted(METHODS)
-    assert Page[MethodView].model_validate(told, strict=True)
-    kd = (await service.http.get("/v1/methods/kd")).json()
-    assert kd["options"]["properties"]["form"]["default"] == "kl"
-    assert kd["needs_teacher"] is True
+async def told(service: Service) -> dict[str, dict[str, Any]]:
+    return {method["name"]: method for method in (await service.http.get("/v1/methods")).json()["data"]}
+
+
+async def test_every_method_is_told_whole(service: Service) -> None:
+    listed = (await service.http.get("/v1/methods")).json()
+    assert [method["name"] for method in listed["data"]] == sorted(METHODS)
+    assert Page[MethodView].model_validate(listed, strict=True)
+    crd = (await service.http.get("/v1/methods/crd")).json()
+    assert crd == (await told(service))["crd"]
+    assert (crd["teacher"], crd["scheme"], crd["taps"]) == ("required", "offline", "embedding")
+    assert (crd["alpha"], crd["beta"], crd["temperature"]) == (1, 0.8, None)
+    assert "CRD's code" in crd["defaults_from"] and "ICLR 2020" in crd["paper"]
+
+
+async def test_every_option_of_every_method_says_what_it_is_and_its_bounds(service: Service) -> None:
+    for name, method in (await told(service)).items():
+        schema = method["options"]
+        assert schema["required"] == ["name"] and schema["properties"]["name"]["const"] == name
+        assert schema["description"]
+        for option, field in schema["properties"].items():
+            if option == "name":
+                continue
+            assert field["description"] and "default" in field, (name, option)
+            for part in (field, *field.get("anyOf", ())):
+                if part.get("type") in ("number", "integer") and "enum" not in part:
+                    assert {"minimum", "exclusiveMinimum"} & set(part), (name, option)
+                    assert {"maximum", "exclusiveMaximum"} & set(part), (name, option)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+async def test_an_example_is_a_job_and_shows_what_becomes_of_it(service: Service, name: str) -> None:
+    method = (await service.http.get(f"/v1/methods/{name}")).json()
+    spec, resolved = method["example"]["spec"], method["example"]["resolved"]
+    assert spec["method"] == name
+    again, _, faults = read({**spec, **resolved})
+    assert again is not None and faults == []
+    assert (resolved["alpha"], resolved["beta"], resolved["temperature"]) == (
+        method["alpha"], method["beta"], method["temperature"],
+    )  # fmt: skip
+    assert set(resolved["method"]) == set(method["options"]["properties"])
+
+
+async def test_what_a_method_goes_with_is_what_the_rules_let_through(service: Service) -> None:
+    methods = await told(service)
+    assert methods["kd"]["works_with"] == ["several_teachers", "program", "assistants", "unlabelled", "mix"]
+    assert methods["dkd"]["works_with"] == ["several_teachers", "program", "assistants", "unlabelled"]
+    assert methods["attention"]["works_with"] == ["unlabelled", "mix"]
+    assert methods["crd"]["works_with"] == ["unlabelled"]
+    assert methods["born_again"]["works_with"] == ["several_teachers", "program", "mix"]
+    assert methods["dml"]["works_with"] == ["mix"]
+
+
+async def test_a_sum_goes_both_ways(service: Service) -> None:
+    methods = await told(service)
+    assert methods["supervised"]["sums_with"] == []
+    assert methods["one"]["sums_with"] == ["dist", "dkd", "kd", "nkd"]
+    assert methods["dml"]["sums_with"] == ["attention", "dist", "dkd", "kd", "nkd", "nst", "pkt", "rkd", "sp"]
+    assert "attention" in methods["kd"]["sums_with"] and "ofd" not in methods["born_again"]["sums_with"]
+    assert all(name in methods[other]["sums_with"] for name in methods for other in methods[name]["sums_with"])
+
+
+async def test_the_openapi_page_shows_a_method_as_a_name_an_object_or_a_list(service: Service) -> None:
+    document = (await service.http.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    one, several = schemas["JobSpec"]["properties"]["method"]["oneOf"]
+    plain, objects = one["anyOf"]
+    assert several["items"] == one and (several["minItems"], several["maxItems"]) == (1, 8)
+    assert set(plain["enum"]) == set(METHODS)
+    assert objects["discriminator"]["mapping"]["crd"] == "#/components/schemas/Crd"
+    assert {part["$ref"] for part in objects["oneOf"]} <= {f"#/components/schemas/{name}" for name in schemas}
+    teacher = schemas["JobSpec"]["properties"]["teacher"]["anyOf"][0]["oneOf"]
+    assert [part.get("$ref", part.get("type")) for part in teacher] == ["#/components/schemas/Teacher", "array"]
+    told = schemas["MethodView"]["properties"]
+    assert all("description" in told[name] for name in ("matches", "needs", "defaults_from", "works_with", "options"))
 
 
 async def test_an_unknown_method_is_told_beside_the_known_ones(service: Service) -> None:
