@@ -103,10 +103,13 @@ def _operator(target: str, given: list[tuple[str, int, Any]]) -> Callable[..., A
 
 
 def _refuse_training(target: str, is_random: bool, given: Mapping[str, Any]) -> None:
-    """Dropout and batch norm as they are in train mode. Decomposed, instance norm is batch norm without memory."""
+    """Dropout and batch norm as they are in train mode.
+
+    A batch norm without memory may be standardised weights or a decomposed instance norm: it is left to the trial.
+    """
     training = given.get("train", given.get("training", None if "dropout" in target else False))
     draws = given.get("dropout_p", 0) != 0 or (is_random and training is not False)
-    if draws or (training and not target.endswith(".no_stats")):
+    if draws or (training and given.get("running_mean") is not None):
         raise TeacherMismatch(f"the program was exported in train mode: {target} is switched on", hint=EVAL_FIRST)
 
 

@@ -167,6 +167,31 @@ def test_instance_norm_is_no_train_mode(tmp_path: Path):
     assert torch.allclose(program(images), network(images), atol=1e-6)
 
 
+class Standardized(nn.Conv2d):
+    """Weight standardisation as normaliser-free networks write it: batch norm of the weights."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return nn.functional.conv2d(images, weight)
+
+
+@pytest.mark.parametrize("plainer", [False, True], ids=["", "plainer"])
+def test_weight_standardisation_is_no_train_mode(tmp_path: Path, plainer: bool):
+    torch.manual_seed(0)
+    network, images = Block(Standardized(3, 3, 2)).eval(), torch.randn(3, 3, 6, 6)
+    program = programs.open_program(exported(network, tmp_path / "t.pt2", images, plainer=plainer))
+    assert torch.allclose(program(images), network(images), atol=1e-6)
+
+
+def test_batch_norm_without_memory_is_found_out_by_trial(tmp_path: Path):
+    network = Block(nn.BatchNorm2d(3, track_running_stats=False)).eval()
+    network.layer.weight.data = torch.tensor([1.0, 2.0, 3.0])
+    path = exported(network, tmp_path / "t.pt2", torch.zeros(2, 3, 4, 4))
+    with pytest.raises(TeacherMismatch, match="depend on the batch around it"):
+        programs.open_program(path)
+
+
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"])
 def test_attention_draws_only_with_dropout(name: str, p: float):
