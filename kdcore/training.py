@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -230,7 +231,7 @@ class Training:
         values = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
         steps = self.position.summed
         self.sums, self.position.summed = {}, 0
-        if not -float("inf") < values["loss"] < float("inf"):
+        if not all(map(math.isfinite, (values["loss"], *graded.values()))):
             raise LossDiverged(
                 f"the loss left the real numbers in epoch {self.position.epoch + 1}",
                 hint="lower training.optimizer.lr, or set training.clip_norm",

@@ -273,6 +273,16 @@ def test_a_loss_that_is_no_number_ends_the_training():
         training(Offline(classifier(0), FrozenTeacher(classifier(1))), {}, 1.0, 1.0, Broken()).run()
 
 
+def test_a_student_that_a_last_step_broke_ends_the_training_too():
+    """The step itself sees a loss that is a number; weight decay of 10 at a rate of 100 makes weights of 1e39."""
+    student = classifier(0)
+    with torch.no_grad():
+        student.network[4].weight.fill_(1e36)
+    recipe = {"batch_size": 36, "optimizer": {"name": "sgd", "lr": 100, "weight_decay": 10}}
+    with pytest.raises(LossDiverged, match="epoch 1"):
+        training(Alone(student), recipe).run()
+
+
 def alone(seed: int) -> dict:
     return {"scheme": Alone(classifier(seed))}
 
