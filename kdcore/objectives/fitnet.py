@@ -7,11 +7,12 @@ section 2.2, eq. 3.
     L = mean over N, C, H, W of (r(F_s) - F_t)²
 
 Eq. 3 has ½ ‖·‖², a sum; the mean is RepDistiller's, and its beta of 100 belongs to it. Regressors:
-    conv      1 × 1 convolution with bias. The larger map is averaged down to the smaller; that commutes with the
-              convolution, so it comes first. (The paper's kernel eats the surplus places instead; RepDistiller's is
-              strided or transposed, followed by batch norm and ReLU.)
-    linear    fully connected from all of the student's map to all of the teacher's (section 2.2's dearer choice).
-Both are linear, where the paper gives the regressor the hint's own non-linearity: a hint is met on either side of it.
+    conv      1 × 1 convolution, batch norm. The larger map is averaged down to the smaller first. (The paper's kernel
+              eats the surplus places instead; RepDistiller's is strided or transposed.)
+    linear    fully connected from all of the student's map to all of the teacher's (section 2.2's dearer choice), batch
+              norm.
+The batch norm is RepDistiller's: without it beta 100 and a learning rate of 0.05 leave the real numbers within an
+epoch. Its ReLU after that is left out (the paper has the hint's own non-linearity): a hint is met on either side of 0.
 The student's layer is projected even where the widths agree: its channels need not come in the teacher's order.
 
 In two stages (section 2.3) the hint comes alone, then knowledge distillation. Layers above the guided one get no
@@ -25,7 +26,7 @@ from torch.nn.functional import mse_loss
 from kdcore.errors import SpecInvalid
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting, Staged
-from kdcore.objectives.tapped import embeddings, map_or_embedding, same_size
+from kdcore.objectives.tapped import connector, embeddings, map_or_embedding, same_size
 from kdcore.spec.methods import FitNet
 
 LARGEST_LINEAR = 2**28
@@ -52,7 +53,7 @@ class Hints(Objective):
         student, teacher = self._sides(lesson)
         width_in, width_out = student.shape[1], teacher.shape[1]
         if self.kind == "conv":
-            self.regressor = nn.Conv2d(width_in, width_out, 1, device=student.device, dtype=student.dtype)
+            self.regressor = connector(width_in, width_out).to(student)
             return
         if width_in * width_out > LARGEST_LINEAR:
             raise SpecInvalid(
@@ -60,7 +61,8 @@ class Hints(Objective):
                 f"{self.tap.teacher!r} ({width_out}) would have {width_in * width_out} weights, over {LARGEST_LINEAR}",
                 hint="take regressor 'conv', or deeper taps",
             )
-        self.regressor = nn.Linear(width_in, width_out, device=student.device, dtype=student.dtype)
+        projection = nn.Linear(width_in, width_out, bias=False)
+        self.regressor = nn.Sequential(projection, nn.BatchNorm1d(width_out)).to(student)
 
     def forward(self, lesson: Lesson) -> Tensor:
         student, teacher = self._sides(lesson)

@@ -20,7 +20,7 @@ FEATURES = (
         beta=100,
         temperature=None,
         defaults_from=f"{_CRD}: -b 100, joint; in two stages kd's alpha, beta and temperature",
-        owns="a regressor: 1x1 convolution or fully connected",
+        owns="a regressor: 1x1 convolution or fully connected, with batch norm",
         cost=_COST,
     ),
     MethodFacts(
