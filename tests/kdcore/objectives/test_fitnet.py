@@ -19,7 +19,6 @@ from tests.kdcore.objectives.feature_pairs import (
     under,
 )
 
-
 REGRESSOR = ["regressor.0.weight"] + [
     f"regressor.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 ]
