@@ -83,6 +83,8 @@ def _places_fit(fields: Fields, known: Known) -> Iterator[Fault]:
             yield _no_taps(method, pointer, student, teacher)
         elif isinstance(method, Fsp):
             yield from _widths_agree(pairs, pointer, student, teacher, known)
+        elif isinstance(method, Ofd):
+            yield from _margins_fit(method, pointer, teacher, known)
 
 
 def _exits_fit(method: Byot, pointer: str, student: ArchitectureFacts, known: Known) -> Iterator[Fault]:
@@ -141,6 +143,14 @@ def _widths_agree(
             text = f"'fsp' compares channel with channel: {text}"
             yield Fault(f"{pointer}/taps", text, "not_allowed", "taps of equal width, or a student as wide")
             return
+
+
+def _margins_fit(method: Ofd, pointer: str, teacher: ArchitectureFacts, known: Known) -> Iterator[Fault]:
+    for position, (pair, margin) in enumerate(zip(method.pairs, method.margins or (), strict=False)):
+        map_width, own = _width(teacher, pair.teacher, known), _width(teacher, margin, known)
+        if map_width is not None and own is not None and map_width != own:
+            text = f"{margin} of {teacher.name} has {own} channels, the tap {pair.teacher} has {map_width}"
+            yield Fault(f"{pointer}/margins/{position}", text, "not_allowed", map_width, own)
 
 
 def _width(network: ArchitectureFacts, path: str, known: Known) -> int | None:

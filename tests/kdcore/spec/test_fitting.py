@@ -233,6 +233,17 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         ),
         {"method": {"name": "fsp", "taps": ["conv1", "layer2"]}},
     ),
+    "a margin of another width": (
+        {
+            "method": {"name": "ofd", "taps": ["layer1", "layer2"], "margins": ["layer1.8.bn2", "layer1.8.bn1"]},
+            "more": {"shapes": {("resnet56", "layer1.8.bn1"): [16, 32, 32]}},
+        },
+        ("/method/margins/1", "not_allowed", "layer1.8.bn1 of resnet56 has 16 channels, the tap layer2 has 32"),
+        {
+            "method": {"name": "ofd", "taps": ["layer1", "layer2"], "margins": ["layer1.8.bn2", "layer2.8.bn2"]},
+            "more": {"shapes": {("resnet56", "layer2.8.bn2"): [32, 16, 16]}},
+        },
+    ),
     "a map that is a vector": (
         {**tapped("attention", "layer1", "fc@in"), **shapes(**{"layer1": [16, 32, 32], "fc@in": [64]})},
         ("/method/taps/1", "not_allowed", "fc@in of resnet20 gives 64 for each image; 'attention' needs a map"),
