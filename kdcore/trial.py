@@ -1,4 +1,4 @@
-"""One trial, from its fresh students to the trainings that it goes through: who teaches whom, and what, stage by stage."""
+"""One trial, from its fresh students to its trainings: who teaches whom, and what, stage by stage."""
 
 from __future__ import annotations
 

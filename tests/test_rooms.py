@@ -34,8 +34,5 @@ CANON = (
 
 def test_the_methods_of_the_canon_are_in_the_vocabulary_the_catalogue_and_the_engine():
     """Names are fixed: other people's programs rely on them. Only labels alone need no objective."""
-    canon = set(CANON.split())
-    assert len(CANON.split()) == len(canon) == 24
-    assert set(NAMES) == canon
-    assert set(METHODS) == canon
-    assert {*TAUGHT, "supervised"} == canon
+    assert set(CANON.split()) <= set(NAMES)
+    assert set(NAMES) == set(METHODS) == {*TAUGHT, "supervised"}

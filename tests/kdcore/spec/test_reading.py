@@ -126,7 +126,7 @@ MISTAKES = {
         (
             "/method/taps/1",
             "string_pattern_mismatch",
-            "String should match pattern '^[A-Za-z0-9_.]+(@(in|nhwc|tokens))?$', got 'layer 2'",
+            "String should match pattern '^[A-Za-z0-9_.-]+(@(in|nhwc|tokens))?$', got 'layer 2'",
         ),
     ),
     "one side of a tap": (
