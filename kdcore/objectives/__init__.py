@@ -22,6 +22,7 @@ from kdcore.objectives.reviewkd import KnowledgeReview
 from kdcore.objectives.rkd import RelationalKd
 from kdcore.objectives.sp import SimilarityPreserving
 from kdcore.objectives.standardized import Standardized
+from kdcore.objectives.ttm import TransformedTeacher
 from kdcore.objectives.vid import VariationalInformation
 from kdcore.objectives.weighted import WeightedSum
 from kdcore.spec import Kd, Method, numbered
@@ -54,6 +55,7 @@ TAUGHT: dict[str, Callable[[Any, Setting], Objective | Staged]] = {
     "dkd": DecoupledKd,
     "nkd": NormalizedKd,
     "dist": CorrelationKd,
+    "ttm": TransformedTeacher,
     "fitnet": _fitnet,
     "attention": _attention,
     "nst": NeuronSelectivityTransfer,

@@ -68,4 +68,20 @@ RESPONSE = (
         "has both relations at 1, and T 1 for ImageNet",
         cost=_COST,
     ),
+    MethodFacts(
+        name="ttm",
+        title="Transformed teacher matching",
+        paper="Zheng & Yang, Knowledge Distillation Based on Transformed Teacher Matching, ICLR 2024, arXiv:2402.11148",
+        family="response",
+        matches="the teacher's probabilities raised to a power, by the student's plain ones",
+        scheme="offline",
+        teacher="required",
+        needs=["logits"],
+        alpha=1,
+        beta=4,
+        temperature=5,
+        defaults_from="the authors' code, its example of WTTM (vgg13 to vgg8, beside CRD): CE 1, beta 4, "
+        "gamma 0.2, which is T 5; they choose both by the pair",
+        cost=_COST,
+    ),
 )

@@ -20,7 +20,7 @@ from kdcore.spec.methods.features import (
     Vid,
 )
 from kdcore.spec.methods.relations import Cc, Crd, Pkt, Relations, Rkd, Sp
-from kdcore.spec.methods.response import Dist, Dkd, Kd, Nkd, Response
+from kdcore.spec.methods.response import Dist, Dkd, Kd, Nkd, Response, Ttm
 from kdcore.spec.methods.schemes import BornAgain, Byot, Dml, One, Schemes, Supervised
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "Sp",
     "Supervised",
     "Taps",
+    "Ttm",
     "Vid",
 ]
 

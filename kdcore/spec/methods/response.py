@@ -79,4 +79,15 @@ class Dist(OnLogits):
     )
 
 
-Response = Kd | Dkd | Nkd | Dist
+class Ttm(OnLogits):
+    """Zheng & Yang, ICLR 2024 (arXiv:2402.11148): the temperature on the teacher alone, unsure answers weighed up."""
+
+    name: Literal["ttm"] = "ttm"
+    weighted: bool = Field(
+        default=True,
+        description="Weigh each sample by its power sum: WTTM, the paper's stronger form. Default: WTTM's beta 4 and "
+        "temperature 5 are the authors' example; without weights theirs has beta 45 and temperature 10.",
+    )
+
+
+Response = Kd | Dkd | Nkd | Dist | Ttm
