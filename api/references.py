@@ -53,7 +53,8 @@ class Shelves:
     inspections: Inspections
     who: Member
 
-    async def dataset(self, asked: Dataset) -> Found[DatasetFacts]:
+    async def dataset(self, asked: Dataset, size_at: str = "/dataset/image_size") -> Found[DatasetFacts]:
+        """`size_at` points to what is to blame where the images cannot have the size that is asked for."""
         source = asked.source
         if source.startswith("file:"):
             raise Faulty(
@@ -67,7 +68,7 @@ class Shelves:
         except NotFound:
             # A registered name stands before a built-in one: without internet, your own cifar100 is the one you mean.
             if source in DATASETS:
-                return Found(_named(source, asked.image_size), source)
+                return Found(_named(source, asked.image_size, size_at), source)
             registered_names = [
                 row.name for row in (await self.db.read(datasets.list_page, self.who.project, limit=100))[0]
             ]
@@ -224,11 +225,11 @@ def student_facts(job: Job, digest: str, size: int) -> ModelFacts:
     )
 
 
-def _named(name: str, image_size: int | None) -> DatasetFacts:
+def _named(name: str, image_size: int | None, size_at: str) -> DatasetFacts:
     native = DATASETS[name].image_size
     if image_size is not None and not DATASETS[name].resizable and native != (image_size, image_size):
         text = f"the images of {name} have one size, {native[0]} x {native[1]}"
-        raise Faulty(text, "not_allowed", native[0], image_size, pointer="/dataset/image_size")
+        raise Faulty(text, "not_allowed", native[0], image_size, pointer=size_at)
     return named_facts(name, image_size)
 
 

@@ -61,7 +61,7 @@ class JobView(View):
     phase: str | None = Field(description="What a running job is at.")
     wish: Literal["cancel", "pause"] | None = Field(description="Asked of a running job, and not yet done.")
     lawful: list[str] = Field(description="The moves that the status allows now: cancel, pause, resume, retry, delete.")
-    method: str
+    method: str = Field(description="Names of all its methods, as in kd+attention.")
     progress: dict[str, Any] | None
     queue_position: int | None = Field(description="1 is next; only while queued.")
     attempts: int
@@ -121,7 +121,8 @@ def event_view(event: Event) -> dict[str, Any]:
 
 
 class MetricsView(View):
-    """Series by trial (`student`, `alone`) and key; each point is [step, value]."""
+    """Series by trial and key; each point is [step, value]. Trials are `student` and `alone`, networks on the way to the
+    student (`assistant-1`, `generation-2`), and stages before the labels (`student/fsp`)."""
 
     series: dict[str, dict[str, list[tuple[int, float | None]]]]
 
@@ -189,7 +190,8 @@ def model_view(model: Model) -> dict[str, Any]:
 
 
 class NewDataset(View):
-    """A data set that was uploaded before: `.npz` arrays, or an archive of one folder a class."""
+    """A data set that was uploaded before: `.npz` arrays, or an archive of one folder a class. One without labels can
+    only be distilled onto, beside a labelled one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     blob: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
@@ -217,14 +219,16 @@ def dataset_view(dataset: Dataset) -> dict[str, Any]:
 
 
 class Parameters(View):
-    teacher: int | None
-    student: int | None
+    teacher: int | None = Field(description="Of all teachers together.")
+    student: int | None = Field(description="Of the first, where several learn from each other.")
 
 
 class Estimate(View):
     """Only what is known before anything has run; null is unknown, not zero."""
 
-    steps: int | None = Field(description="Optimizer steps of the whole job, a trained baseline included.")
+    steps: int | None = Field(
+        description="Optimizer steps of the whole job: of every stage, assistant, generation and trained baseline."
+    )
     parameters: Parameters
     compression: float | None = Field(description="Teacher's parameters over the student's.")
 

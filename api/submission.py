@@ -94,7 +94,8 @@ class Lookup:
         if isinstance(unlabelled, Unlabelled):
             size = dataset.image_size if isinstance(dataset, Dataset) else None
             pool = Dataset(source=unlabelled.source, image_size=size)
-            self.pool = await self._find(self.shelves.dataset(pool), "/unlabelled/source")
+            search = self.shelves.dataset(pool, size_at="/unlabelled/source")
+            self.pool = await self._find(search, "/unlabelled/source")
             named_so = isinstance(dataset, Dataset) and dataset.source == unlabelled.source
             if self.data and self.pool and self.data.reference == self.pool.reference and not named_so:
                 self.faults.append(not_the_own_images(unlabelled))
@@ -175,10 +176,7 @@ def _comparable(teacher: ModelFacts, data: Found[DatasetFacts] | None) -> ModelF
 
 def _by_digest(spec: JobSpec, lookup: Lookup, data: Found[DatasetFacts], facts: DatasetFacts) -> JobSpec:
     """Names may come to mean other bytes; what an accepted job means must not."""
-    image_size = spec.dataset.image_size
-    if image_size is None and facts.kind == "folders":
-        image_size = facts.image_size[0]
-    update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=image_size)}
+    update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))}
     if spec.unlabelled is not None and lookup.pool is not None:
         update["unlabelled"] = spec.unlabelled.model_copy(update={"source": lookup.pool.reference})
     teachers = tuple(_teacher_by_digest(teacher, lookup.taught[at]) for at, teacher in each_teacher(vars(spec)))
@@ -187,6 +185,14 @@ def _by_digest(spec: JobSpec, lookup: Lookup, data: Found[DatasetFacts], facts: 
     if lookup.alone is not None:
         update["baseline"] = lookup.alone.reference
     return spec.model_copy(update=update)
+
+
+def _size(spec: JobSpec, lookup: Lookup, facts: DatasetFacts) -> int | None:
+    """Pictures in folders were inspected at a size that their bytes need not say; one that is not square they do."""
+    height, width = facts.image_size
+    pool = lookup.pool.facts if lookup.pool else None
+    in_folders = facts.kind == "folders" or (pool is not None and pool.kind == "folders")
+    return height if spec.dataset.image_size is None and in_folders and height == width else spec.dataset.image_size
 
 
 def _teacher_by_digest(teacher: Teacher, found: Found[ModelFacts]) -> Teacher:

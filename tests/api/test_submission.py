@@ -337,6 +337,31 @@ async def test_a_pool_has_the_images_of_the_data_set(service: Service) -> None:
     )
 
 
+async def test_a_pool_of_folders_gives_the_size_that_its_pictures_were_inspected_at(service: Service) -> None:
+    await teacher(service)
+    await unlabelled(service, kind="folders")
+    resolved = await accepted(service, kd(unlabelled="more"))
+    assert resolved["dataset"] == {"source": "digits", "image_size": 8}
+
+
+async def test_pictures_that_are_not_square_keep_their_own_size(service: Service) -> None:
+    blob = await service.upload(b"folders")
+    facts = DATASET.model_copy(update={"kind": "folders", "image_size": (16, 24)})
+    service.inspector.answers[blob.removeprefix("sha256:")] = facts
+    await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
+    resolved = await accepted(service, {**SUPERVISED, "dataset": "mine"})
+    assert resolved["dataset"] == {"source": f"blob:{blob}", "image_size": None}
+
+
+async def test_a_pool_of_one_size_cannot_be_asked_for_in_another(service: Service) -> None:
+    blob = await service.upload(b"arrays")
+    digest = blob.removeprefix("sha256:")
+    service.inspector.answers[digest] = DATASET.model_copy(update={"image_size": (16, 16), "num_classes": 10})
+    await teacher(service)
+    found = await faults(service, kd(dataset={"source": f"blob:{blob}", "image_size": 16}, unlabelled="digits"))
+    assert found["/unlabelled"]["message"] == "the images of digits have one size, 8 x 8"
+
+
 async def test_taps_are_chosen_and_shown(service: Service) -> None:
     await teacher(service)
     (method,) = (await accepted(service, kd(method=["attention"])))["method"]
