@@ -121,8 +121,8 @@ def event_view(event: Event) -> dict[str, Any]:
 
 
 class MetricsView(View):
-    """Series by trial and key; each point is [step, value]. Trials are `student` and `alone`, networks on the way to the
-    student (`assistant-1`, `generation-2`), and stages before the labels (`student/fsp`)."""
+    """Series by trial and key; each point is [step, value]. Trials are `student` and `alone`, networks on the way to
+    the student (`assistant-1`, `generation-2`), and stages before the labels (`student/fsp`)."""
 
     series: dict[str, dict[str, list[tuple[int, float | None]]]]
 

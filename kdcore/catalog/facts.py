@@ -140,6 +140,9 @@ class MethodFacts(Facts):
     """What it looks at, with its options as they are by default."""
     taps: TapKind = "none"
     """Which activations of student and teacher it compares where a job names none."""
+    takes: Literal["anything", "maps", "maps_or_vectors"] = "anything"
+    """What a tap that a job names has to give for each image: maps are channels x height x width, and a vector may
+    count as a map of one place."""
     alpha: float
     """Weight of the labels' loss where a job says none."""
     beta: float | None

@@ -3,33 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from kdcore.catalog import ArchitectureFacts, DatasetFacts
+from kdcore.catalog import METHODS, ArchitectureFacts, DatasetFacts
 from kdcore.catalog.programs import ProgramFacts
 from kdcore.errors import Fault
 from kdcore.spec.known import Known
-from kdcore.spec.methods import (
-    ActivationBoundary,
-    Attention,
-    Byot,
-    FactorTransfer,
-    Feature,
-    FitNet,
-    Fsp,
-    Method,
-    Nst,
-    Ofd,
-    Pair,
-    ReviewKd,
-    Vid,
-)
+from kdcore.spec.methods import Byot, FitNet, Fsp, Method, Ofd, Pair
 from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher
 from kdcore.spec.tapping import choose, takes_taps
 from kdcore.spec.vocabulary import Preprocessing, Student, Teacher, Training, Unlabelled
-
-ON_MAPS = ActivationBoundary | Attention | FactorTransfer | Fsp | Nst | Ofd | Vid
-"""Methods that need channels x height x width at every tap."""
-ON_MAPS_OR_VECTORS = Feature | FitNet | ReviewKd
-"""Methods to which a vector is a map of one place."""
 
 
 def fit(fields: Fields, known: Known) -> list[Fault]:
@@ -104,19 +85,17 @@ def _shapes_fit(
     method: Method, pointer: str, student: ArchitectureFacts, teacher: ArchitectureFacts, known: Known
 ) -> Iterator[Fault]:
     """Only taps that a spec names have been looked at."""
-    if isinstance(method, ON_MAPS):
-        ranks, needed = {3}, f"{method.name!r} needs a map"
-    elif isinstance(method, ON_MAPS_OR_VECTORS) and getattr(method, "regressor", "conv") == "conv":
-        ranks, needed = {1, 3}, f"{method.name!r} needs a map or a vector"
-    else:
+    takes = METHODS[method.name].takes
+    if takes == "anything" or (isinstance(method, FitNet) and method.regressor == "linear"):
         return
+    ranks, needed = {"maps": ({3}, "a map"), "maps_or_vectors": ({1, 3}, "a map or a vector")}[takes]
     several = "taps" in type(method).model_fields
     for position, pair in enumerate(method.pairs):
         place = f"{pointer}/taps/{position}" if several else f"{pointer}/tap"
         for side, network, path in (("student", student, pair.student), ("teacher", teacher, pair.teacher)):
             shape = known.shapes.get((network.name, path))
             if shape is not None and len(shape) not in ranks:
-                yield _other_shape(f"{place}/{side}", path, network, shape, needed)
+                yield _other_shape(f"{place}/{side}", path, network, shape, f"{method.name!r} needs {needed}")
 
 
 def _other_shape(pointer: str, path: str, network: ArchitectureFacts, shape: list[int], needed: str) -> Fault:

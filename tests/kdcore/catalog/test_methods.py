@@ -80,9 +80,16 @@ def test_what_was_not_read_in_the_authors_code_is_called_hearsay():
     assert "are ours" in METHODS["attention"].defaults_from
 
 
-def test_who_owns_nothing_can_teach_among_peers():
-    owners = {name for name, facts in METHODS.items() if facts.owns != "nothing"}
-    assert owners == {
-        "fitnet", "factor_transfer", "activation_boundary", "feature", "vid", "ofd", "reviewkd", "cc", "crd",
-        "dml", "one", "byot", "born_again",
-    }  # fmt: skip
+def test_who_trains_parts_of_its_own_says_so():
+    owners = "fitnet factor_transfer activation_boundary feature vid ofd reviewkd cc crd dml one byot born_again"
+    bare = "supervised kd dkd nkd dist attention nst fsp rkd sp pkt"
+    assert all(METHODS[name].owns != "nothing" for name in owners.split())
+    assert all(METHODS[name].owns == "nothing" for name in bare.split())
+
+
+def test_who_needs_maps_says_so():
+    takes = {name: facts.takes for name, facts in METHODS.items()}
+    on_maps = "attention nst factor_transfer activation_boundary fsp vid ofd"
+    assert all(takes[name] == "maps" for name in on_maps.split())
+    assert all(takes[name] == "maps_or_vectors" for name in ("fitnet", "feature", "reviewkd"))
+    assert all(takes[name] == "anything" for name in ("kd", "sp", "rkd", "pkt", "cc", "crd"))
