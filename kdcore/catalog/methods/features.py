@@ -94,7 +94,7 @@ FEATURES = (
         beta=1,
         temperature=None,
         defaults_from=f"{_CRD}: margin 1, 30 of 240 epochs; beta weighs the first stage, labels alone follow",
-        owns="a 1x1 convolution with batch norm at each tap",
+        owns="a 1x1 convolution with batch norm at each tap where the widths differ",
         cost=f"{_COST} in the first stage, supervised after it",
     ),
     MethodFacts(
