@@ -143,17 +143,17 @@ def table(done: dict[str, Row], arguments: argparse.Namespace) -> str:
             continue
         accuracies = [run["accuracy"] for run in runs]
         gains = [run["accuracy"] - one["accuracy"] for run, one in zip(runs, alone, strict=True)]
-        told = f"{100 * mean(gains):+.2f} ± {_spread(gains):.2f}" if row != ALONE else "–"
+        told = f"{100 * mean(gains):+.2f}{_spread(gains)}" if row != ALONE else "–"
         name = f"**{row}: the student alone**" if row == ALONE else row
         seconds = mean(run["seconds"] for run in runs)
-        cells = f"| {name} | {100 * mean(accuracies):.2f} ± {_spread(accuracies):.2f} | {told} | {seconds:.1f} |"
+        cells = f"| {name} | {100 * mean(accuracies):.2f}{_spread(accuracies)} | {told} | {seconds:.1f} |"
         lines.append((mean(accuracies), cells))
     head = "| method | top-1, % | gain, points | s/epoch |\n|---|---|---|---|\n"
     return f"{_told(arguments)}\n\n{head}" + "\n".join(cells for _, cells in sorted(lines, reverse=True))
 
 
-def _spread(values: list[float]) -> float:
-    return 100 * stdev(values) if len(values) > 1 else 0.0
+def _spread(values: list[float]) -> str:
+    return f" ± {100 * stdev(values):.2f}" if len(values) > 1 else " (one seed)"
 
 
 def _told(arguments: argparse.Namespace) -> str:
