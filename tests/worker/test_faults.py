@@ -42,7 +42,10 @@ def test_a_frozen_worker_is_fenced_off(short_lease: Settings, table: Table, tmp_
     ):
         table.until_checkpoint(job_id)
         owner, other = (first, second) if _is_owner(first, table.job(job_id).owner) else (second, first)
-        os.kill(owner.pid, signal.SIGSTOP)
+        # While the test holds the table, the owner does not: frozen in the middle of a write to SQLite it would keep
+        # everybody out until it wakes.
+        with table.database.begin():
+            os.kill(owner.pid, signal.SIGSTOP)
         until(lambda: not engines(short_lease.home), "the guard to end the training")
         assert table.job(job_id).fence == 1, "the training was dead before anybody else could claim"
         until(lambda: table.job(job_id).fence == 2, "the other worker to take over")
