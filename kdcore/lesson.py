@@ -40,6 +40,10 @@ class Needs:
     input_gradient: bool = False
 
 
+NOTHING = Needs()
+"""Of an objective on logits alone."""
+
+
 @dataclass(frozen=True)
 class View:
     """What one model makes of a batch."""

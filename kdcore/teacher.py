@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from kdcore.classifier import Classifier
-from kdcore.lesson import Batch, Needs, View
+from kdcore.lesson import NOTHING, Batch, Needs, View
 
 
 class FrozenTeacher(nn.Module):
@@ -18,7 +18,7 @@ class FrozenTeacher(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier.requires_grad_(False)
-        self.needs = Needs()
+        self.needs = NOTHING
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenTeacher:

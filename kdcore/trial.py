@@ -9,7 +9,7 @@ import torch
 from kdcore import device as devices
 from kdcore import objectives
 from kdcore.classifier import Classifier
-from kdcore.lesson import Needs
+from kdcore.lesson import NOTHING, Needs
 from kdcore.objectives import Setting
 from kdcore.parts import Parts
 from kdcore.schemes.alone import Alone
@@ -22,8 +22,6 @@ from kdcore.spec import Trial, stages
 from kdcore.spec.methods import Byot, Dml, Method, One
 from kdcore.teacher import Teacher
 from kdcore.training import Observer, Scheme, Stage, Training
-
-NOTHING = Needs()
 
 
 class Course:

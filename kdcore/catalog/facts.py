@@ -131,10 +131,10 @@ class MethodFacts(Facts):
     family: Literal["reference", "response", "features", "relations", "schemes"]
     matches: str
     """What of the teacher the student is asked to match."""
-    scheme: Literal["alone", "offline", "mutual", "ensemble", "exits", "generations"]
+    scheme: Literal["alone", "offline", "mutual", "ensemble", "exits", "generations"] = "offline"
     """Who teaches whom. alone: nobody. offline: a trained teacher. mutual: students each other. ensemble: branches of
     one student, all together. exits: a student's deepest part its shallower ones. generations: each the next."""
-    teacher: Literal["required", "optional", "none"]
+    teacher: Literal["required", "optional", "none"] = "required"
     """Whether a job names a teacher."""
     needs: list[Need]
     """What it looks at, with its options as they are by default."""
@@ -147,7 +147,7 @@ class MethodFacts(Facts):
     """Weight of the labels' loss where a job says none."""
     beta: float | None
     """Weight of its own loss where a job says none; null where there is no distillation loss."""
-    temperature: float | None
+    temperature: float | None = None
     """Where a job says none; null where there is none to choose."""
     defaults_from: str
     """Whose weights, temperature and options the defaults are."""

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from kdcore.classifier import Classifier
-from kdcore.lesson import Batch, Lesson, Needs, Round, View
+from kdcore.lesson import NOTHING, Batch, Lesson, Needs, Round, View
 
 
 class Mutual:
-    def __init__(self, students: Sequence[Classifier], needs: Needs = Needs()) -> None:  # noqa: B008
+    def __init__(self, students: Sequence[Classifier], needs: Needs = NOTHING) -> None:
         self.students = list(students)
         self.models = {name(number): student for number, student in enumerate(self.students, 1)}
         for student in self.students:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from kdcore.classifier import Classifier, answered
-from kdcore.lesson import Batch, Lesson, Needs, Round
+from kdcore.lesson import NOTHING, Batch, Lesson, Needs, Round
 from kdcore.teacher import Teacher
 
 
@@ -13,9 +13,7 @@ class Offline:
     """`answers`: where a label is unknown, the class that the teacher finds most likely stands in for it: training on
     what the teacher says (Kim & Rush, EMNLP 2016, arXiv:1606.07947, sequence-level distillation)."""
 
-    def __init__(
-        self, student: Classifier, teacher: Teacher, needs: Needs = Needs(), answers: bool = False  # noqa: B008
-    ) -> None:  # fmt: skip
+    def __init__(self, student: Classifier, teacher: Teacher, needs: Needs = NOTHING, answers: bool = False) -> None:
         self.student, self.teacher, self.needs, self.answers = student, teacher, needs, answers
         self.models = {"student": student}
         student.watch(needs.student_taps)

@@ -14,7 +14,6 @@ SCHEMES = (
         needs=["labels"],
         alpha=1,
         beta=None,
-        temperature=None,
         defaults_from="CRD's code (RepDistiller): the recipe of its plain networks",
         cost="one forward and one backward pass of the student a step",
     ),

@@ -1,4 +1,4 @@
-"""What the tests of objectives on activations share: random maps, and a small student and teacher to look at."""
+"""What the tests of objectives on activations share: a small student and teacher, and what training them changes."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,10 @@ from torch import Tensor, nn
 
 from kdcore.lesson import Batch, Lesson, View
 from kdcore.objectives.objective import Objective, Setting
+from tests.kdcore.objectives.lessons import maps
 
 LABELS = torch.tensor([0, 1, 2, 0])
 SETTING = Setting(temperature=None, num_classes=3, epochs=10, labels=LABELS, rows=torch.arange(4))
-
-
-def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def lesson(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Lesson:
-    """Activations side by side; nothing else is looked at."""
-    nothing = torch.empty(0)
-    return Lesson(View(nothing, student), View(nothing, teacher), Batch(nothing, nothing, nothing))
 
 
 class Looker(nn.Module):
@@ -92,10 +83,6 @@ def loss_survives_a_round_trip(objective: Objective, again: Objective, student: 
     again.build(first)
     again.load_state_dict(objective.state_dict())
     return torch.equal(objective(first), again(first))
-
-
-def trainable(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def under(prefix: str, names: Sequence[str]) -> set[str]:

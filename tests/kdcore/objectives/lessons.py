@@ -82,4 +82,5 @@ class Classroom:
 
 
 def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    """How many numbers of it are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

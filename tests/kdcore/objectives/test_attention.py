@@ -13,17 +13,8 @@ from kdcore.objectives.attention import (
     gradient_attention_loss,
 )
 from kdcore.spec.methods import Attention
-from tests.kdcore.objectives.feature_pairs import (
-    SETTING,
-    UP_TO_DEEP,
-    Looker,
-    changed_by_training,
-    lesson,
-    maps,
-    seen,
-    trainable,
-    under,
-)
+from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training, seen, under
+from tests.kdcore.objectives.lessons import lesson, maps, parameters
 
 MAPPINGS = ["sum", "sum_p", "max_p"]
 REDUCTIONS = ["mean_squares", "norms"]
@@ -174,7 +165,7 @@ def test_the_objective_sums_over_its_layers_and_asks_for_them():
 def test_training_changes_the_student_alone():
     transfer = objective()
     assert changed_by_training(transfer, Looker(3, 4, seed=0), Looker(5, 6, seed=1)) == UP_TO_DEEP
-    assert trainable(transfer) == 0 and not transfer.state_dict()
+    assert parameters(transfer) == 0 and not transfer.state_dict()
 
 
 def test_what_is_no_map_is_refused():

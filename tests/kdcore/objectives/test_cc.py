@@ -6,7 +6,8 @@ import torch
 
 from kdcore.objectives.cc import CorrelationCongruence, cc_gaussian_loss, cc_pairs_loss
 from kdcore.spec.methods import Cc
-from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial, randn
+from tests.kdcore.objectives.lessons import maps
+from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial
 
 LOSSES = [cc_pairs_loss, cc_gaussian_loss]
 
@@ -54,7 +55,7 @@ NAIVE = {cc_pairs_loss: naive_pairs, cc_gaussian_loss: naive_gaussian}
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("n", "width"), [(2, 1), (5, 4), (8, 3)])
 def test_losses_agree_with_plain_loops(loss, n, width):
-    student, teacher = randn(n, width), randn(n, width, seed=1)
+    student, teacher = maps(n, width), maps(n, width, seed=1)
     by_loops = NAIVE[loss](student, teacher)
     assert loss(student, teacher).item() == pytest.approx(by_loops, rel=1e-9)
     assert loss(student.float(), teacher.float()).item() == pytest.approx(by_loops, rel=1e-5)
@@ -62,13 +63,13 @@ def test_losses_agree_with_plain_loops(loss, n, width):
 
 @pytest.mark.parametrize("order", [1, 3, 5])
 def test_gaussian_takes_any_order_and_gamma(order):
-    student, teacher = randn(4, 3), randn(4, 3, seed=1)
+    student, teacher = maps(4, 3), maps(4, 3, seed=1)
     by_loops = naive_gaussian(student, teacher, gamma=1.3, order=order)
     assert cc_gaussian_loss(student, teacher, gamma=1.3, order=order).item() == pytest.approx(by_loops, rel=1e-9)
 
 
 def test_a_long_series_is_the_rbf_kernel():
-    student, teacher = randn(4, 3), randn(4, 3, seed=1)
+    student, teacher = maps(4, 3), maps(4, 3, seed=1)
 
     def kernel(x: torch.Tensor) -> torch.Tensor:
         unit = x / x.norm(dim=1, keepdim=True)
@@ -80,13 +81,13 @@ def test_a_long_series_is_the_rbf_kernel():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_are_right_on_both_sides(loss):
-    assert torch.autograd.gradcheck(loss, (randn(4, 3).requires_grad_(), randn(4, 3, seed=1).requires_grad_()))
+    assert torch.autograd.gradcheck(loss, (maps(4, 3).requires_grad_(), maps(4, 3, seed=1).requires_grad_()))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
     ("student", "teacher"),
-    [(randn(1, 4), randn(1, 4, seed=1)), (randn(5, 4), randn(5, 4)), (torch.zeros(3, 2), torch.zeros(3, 2))],
+    [(maps(1, 4), maps(1, 4, seed=1)), (maps(5, 4), maps(5, 4)), (torch.zeros(3, 2), torch.zeros(3, 2))],
     ids=["batch of one", "equal sides", "zeros"],
 )
 def test_nothing_to_compare_is_zero_with_a_zero_gradient(loss, student, teacher):
@@ -98,7 +99,7 @@ def test_nothing_to_compare_is_zero_with_a_zero_gradient(loss, student, teacher)
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_embedding_of_zeros_keeps_value_and_gradient_finite(loss):
-    student, teacher = randn(3, 2), randn(3, 2, seed=1)
+    student, teacher = maps(3, 2), maps(3, 2, seed=1)
     student[1] = 0
     student.requires_grad_()
     value = loss(student, teacher)

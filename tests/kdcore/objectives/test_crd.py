@@ -7,7 +7,8 @@ from kdcore.objectives import crd
 from kdcore.objectives.crd import ContrastiveRepresentation, crd_nce_loss, crd_scores
 from kdcore.objectives.objective import Setting
 from kdcore.spec.methods import Crd
-from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, LABELS, SETTING, NoHostReads, Trial, randn
+from tests.kdcore.objectives.lessons import maps
+from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, LABELS, SETTING, NoHostReads, Trial
 
 
 def test_the_loss_worked_out_by_hand():
@@ -34,13 +35,13 @@ def naive_loss(scores: torch.Tensor, size: int) -> float:
 
 @pytest.mark.parametrize(("batch", "negatives", "size"), [(1, 1, 2), (4, 7, 100), (3, 50, 20)])
 def test_the_loss_agrees_with_plain_loops(batch, negatives, size):
-    scores = randn(batch, 1 + negatives).exp() / size
+    scores = maps(batch, 1 + negatives).exp() / size
     assert crd_nce_loss(scores, data_size=size).item() == pytest.approx(naive_loss(scores, size), rel=1e-9)
     assert crd_nce_loss(scores.float(), data_size=size).item() == pytest.approx(naive_loss(scores, size), rel=1e-5)
 
 
 def test_the_gradient_of_the_loss_is_right():
-    scores = (randn(3, 6).exp() / 10).requires_grad_()
+    scores = (maps(3, 6).exp() / 10).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: crd_nce_loss(x, data_size=10), scores)
 
 
@@ -54,7 +55,7 @@ def test_a_true_score_that_rounds_to_zero_costs_much_and_not_infinitely():
 @pytest.mark.parametrize("whole", [True, False], ids=["matrix product", "fetched rows"])
 def test_both_ways_of_scoring_agree_with_plain_loops(whole, monkeypatch):
     monkeypatch.setattr(crd, "_PRODUCT_PAYS", 1000 if whole else 0)
-    embedding, memory = randn(3, 4).requires_grad_(), randn(9, 4, seed=1)
+    embedding, memory = maps(3, 4).requires_grad_(), maps(9, 4, seed=1)
     rows = torch.tensor([[0, 5, 5, 8], [1, 2, 3, 4], [8, 0, 0, 0]])
     scores = crd_scores(embedding, memory, rows, temperature=0.7)
     by_loops = [
@@ -68,8 +69,8 @@ def test_both_ways_of_scoring_agree_with_plain_loops(whole, monkeypatch):
 @pytest.mark.parametrize("whole", [True, False], ids=["matrix product", "fetched rows"])
 def test_the_gradient_is_that_of_the_memory_as_it_was(whole, monkeypatch):
     monkeypatch.setattr(crd, "_PRODUCT_PAYS", 1000 if whole else 0)
-    memory, rows = randn(9, 4, seed=1), torch.tensor([[0, 5], [1, 2]])
-    kept, moved = randn(2, 4).requires_grad_(), randn(2, 4).requires_grad_()
+    memory, rows = maps(9, 4, seed=1), torch.tensor([[0, 5], [1, 2]])
+    kept, moved = maps(2, 4).requires_grad_(), maps(2, 4).requires_grad_()
     crd_scores(kept, memory, rows, temperature=1).sum().backward()
     scores = crd_scores(moved, memory, rows, temperature=1)
     memory.zero_()

@@ -12,12 +12,10 @@ from tests.kdcore.objectives.feature_pairs import (
     UP_TO_DEEP,
     Looker,
     changed_by_training,
-    lesson,
     loss_survives_a_round_trip,
-    maps,
-    trainable,
     under,
 )
+from tests.kdcore.objectives.lessons import lesson, maps, parameters
 
 LOSSES = {"l2": feature_l2_loss, "cosine": feature_cosine_loss, "kl": feature_kl_loss}
 each_form = pytest.mark.parametrize("form", LOSSES)
@@ -171,7 +169,7 @@ def test_a_projector_comes_where_it_is_needed_and_learns(student, teacher, proje
     student, teacher = maps(*student).requires_grad_(), maps(*teacher, seed=1)
     seen = lesson({"deep": student}, {"deep": teacher})
     matching.build(seen)
-    assert trainable(matching) == weights
+    assert parameters(matching) == weights
     value = matching(seen)
     value.backward()
     assert value.shape == () and value.isfinite()

@@ -12,12 +12,10 @@ from tests.kdcore.objectives.feature_pairs import (
     UP_TO_DEEP,
     Looker,
     changed_by_training,
-    lesson,
     loss_survives_a_round_trip,
-    maps,
-    trainable,
     under,
 )
+from tests.kdcore.objectives.lessons import lesson, maps, parameters
 
 REGRESSOR = ["regressor.0.weight"] + [
     f"regressor.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -81,7 +79,7 @@ def test_the_regressor_has_the_papers_parameters_and_fits(student, teacher, regr
     objective = hints(regressor=regressor)
     student, teacher = maps(*student).requires_grad_(), maps(*teacher, seed=1)
     objective.build(looks(student, teacher))
-    assert trainable(objective) == weights
+    assert parameters(objective) == weights
     assert {p.dtype for p in objective.parameters()} == {torch.float64}
     value = objective(looks(student, teacher))
     value.backward()

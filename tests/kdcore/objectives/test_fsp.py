@@ -6,15 +6,8 @@ import torch
 from kdcore.errors import SpecInvalid
 from kdcore.objectives.fsp import SolutionFlow, fsp_loss, fsp_matrix, staged
 from kdcore.spec.methods import Fsp
-from tests.kdcore.objectives.feature_pairs import (
-    SETTING,
-    UP_TO_DEEP,
-    Looker,
-    changed_by_training,
-    lesson,
-    maps,
-    trainable,
-)
+from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training
+from tests.kdcore.objectives.lessons import lesson, maps, parameters
 
 
 def matrix_by_loops(shallow: torch.Tensor, deep: torch.Tensor) -> list:
@@ -127,7 +120,7 @@ def test_the_objective_sums_over_each_layer_and_the_next():
 def test_training_changes_the_student_alone():
     flow = SolutionFlow(options("shallow", "deep"), SETTING)
     assert changed_by_training(flow, Looker(3, 4, seed=0), Looker(3, 4, seed=1)) == UP_TO_DEEP
-    assert trainable(flow) == 0 and not flow.state_dict()
+    assert parameters(flow) == 0 and not flow.state_dict()
 
 
 def test_layers_of_other_widths_are_refused():

@@ -6,15 +6,8 @@ import torch
 from kdcore.errors import SpecInvalid
 from kdcore.objectives.nst import NeuronSelectivityTransfer, nst_loss
 from kdcore.spec.methods import Nst
-from tests.kdcore.objectives.feature_pairs import (
-    SETTING,
-    UP_TO_DEEP,
-    Looker,
-    changed_by_training,
-    lesson,
-    maps,
-    trainable,
-)
+from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training
+from tests.kdcore.objectives.lessons import lesson, maps, parameters
 
 KERNELS = ["linear", "polynomial", "gaussian"]
 
@@ -191,7 +184,7 @@ def test_the_objective_sums_over_its_layers_and_asks_for_them(kernel):
 def test_training_changes_the_student_alone(kernel):
     transfer = objective(kernel=kernel)
     assert changed_by_training(transfer, Looker(3, 4, seed=0), Looker(5, 6, seed=1)) == UP_TO_DEEP
-    assert trainable(transfer) == 0 and not transfer.state_dict()
+    assert parameters(transfer) == 0 and not transfer.state_dict()
 
 
 def test_what_is_no_map_is_refused():

@@ -5,7 +5,8 @@ import torch
 
 from kdcore.objectives.pkt import ProbabilisticTransfer, pkt_loss
 from kdcore.spec.methods import Pkt
-from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial, randn
+from tests.kdcore.objectives.lessons import maps
+from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial
 
 
 def test_value_worked_out_by_hand():
@@ -28,7 +29,7 @@ def naive(student: torch.Tensor, teacher: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("n", "width", "other"), [(2, 2, 3), (5, 4, 4), (9, 3, 7)])
 def test_the_loss_agrees_with_plain_loops(n, width, other):
-    student, teacher = randn(n, width), randn(n, other, seed=1)
+    student, teacher = maps(n, width), maps(n, other, seed=1)
     by_loops = naive(student, teacher)
     assert pkt_loss(student, teacher).item() == pytest.approx(by_loops, rel=1e-9)
     assert pkt_loss(student.float(), teacher.float()).item() == pytest.approx(by_loops, rel=1e-5)
@@ -36,20 +37,20 @@ def test_the_loss_agrees_with_plain_loops(n, width, other):
 
 def test_a_student_that_scales_its_teacher_loses_nothing():
     """But for ε: lengths do not quite cancel."""
-    teacher = randn(6, 4)
+    teacher = maps(6, 4)
     assert pkt_loss(7 * teacher, teacher).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_gradients_are_right_and_spare_the_teacher():
-    student, teacher = randn(5, 3).requires_grad_(), randn(5, 4, seed=1).requires_grad_()
+    student, teacher = maps(5, 3).requires_grad_(), maps(5, 4, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: pkt_loss(x, teacher.detach()), student)
     pkt_loss(student, teacher).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
 
 
 def test_a_batch_of_one_compares_nothing():
-    student = randn(1, 4).requires_grad_()
-    value = pkt_loss(student, randn(1, 6, seed=1))
+    student = maps(1, 4).requires_grad_()
+    value = pkt_loss(student, maps(1, 6, seed=1))
     value.backward()
     assert value.item() == 0 and student.grad.abs().max() < 1e-12
 
@@ -58,11 +59,11 @@ def test_a_batch_of_one_compares_nothing():
 @pytest.mark.parametrize(
     ("student", "teacher"),
     [
-        (torch.zeros(4, 3), randn(4, 3)),
-        (randn(4, 3), torch.zeros(4, 3)),
+        (torch.zeros(4, 3), maps(4, 3)),
+        (maps(4, 3), torch.zeros(4, 3)),
         (torch.zeros(4, 3), torch.zeros(4, 3)),
-        (torch.cat([randn(3, 300), -randn(3, 300)]), randn(6, 5)),
-        (randn(6, 5), torch.cat([randn(3, 300), -randn(3, 300)])),
+        (torch.cat([maps(3, 300), -maps(3, 300)]), maps(6, 5)),
+        (maps(6, 5), torch.cat([maps(3, 300), -maps(3, 300)])),
     ],
     ids=["dead student", "dead teacher", "both dead", "student's opposites", "teacher's opposites"],
 )

@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.objectives.rkd import RelationalKd, rkd_angle_loss, rkd_distance_loss
 from kdcore.spec.methods import Rkd
-from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial, randn
+from tests.kdcore.objectives.lessons import maps
+from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial
 
 LOSSES = [rkd_distance_loss, rkd_angle_loss]
 
@@ -62,7 +63,7 @@ NAIVE = {rkd_distance_loss: naive_distance_loss, rkd_angle_loss: naive_angle_los
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("n", "width", "other"), [(2, 1, 1), (3, 5, 2), (7, 4, 9)])
 def test_losses_agree_with_plain_loops(loss, n, width, other):
-    student, teacher = randn(n, width), randn(n, other, seed=1)
+    student, teacher = maps(n, width), maps(n, other, seed=1)
     assert loss(student, teacher).item() == pytest.approx(NAIVE[loss](student, teacher), abs=1e-12, rel=1e-9)
 
 
@@ -71,13 +72,13 @@ def far_from_the_origin(student: torch.Tensor) -> torch.Tensor:
 
 
 def in_tight_clusters(student: torch.Tensor) -> torch.Tensor:
-    return student / 1000 + randn(3, student.shape[1], seed=2)[torch.arange(len(student)) % 3]
+    return student / 1000 + maps(3, student.shape[1], seed=2)[torch.arange(len(student)) % 3]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("placed", [torch.relu, far_from_the_origin, in_tight_clusters])
 def test_float32_keeps_five_digits_of_value_and_gradient(loss, placed):
-    student, teacher = placed(randn(12, 8)).float(), randn(12, 8, seed=1).float()
+    student, teacher = placed(maps(12, 8)).float(), maps(12, 8, seed=1).float()
     student.requires_grad_()
     exact = student.detach().double().requires_grad_()
     loss(student, teacher).backward()
@@ -88,7 +89,7 @@ def test_float32_keeps_five_digits_of_value_and_gradient(loss, placed):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_are_right_and_spare_the_teacher(loss):
-    student, teacher = randn(5, 3).requires_grad_(), randn(5, 4, seed=1).requires_grad_()
+    student, teacher = maps(5, 3).requires_grad_(), maps(5, 4, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, teacher.detach()), student)
     loss(student, teacher).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
@@ -96,8 +97,8 @@ def test_gradients_are_right_and_spare_the_teacher(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_turning_moving_and_scaling_the_embeddings_changes_nothing(loss):
-    teacher = randn(6, 4)
-    turn, _ = torch.linalg.qr(randn(4, 4, seed=1))
+    teacher = maps(6, 4)
+    turn, _ = torch.linalg.qr(maps(4, 4, seed=1))
     assert loss(3 * teacher @ turn + 5, teacher).item() == pytest.approx(0, abs=1e-12)
 
 
@@ -106,8 +107,8 @@ def test_turning_moving_and_scaling_the_embeddings_changes_nothing(loss):
 @pytest.mark.parametrize(
     ("student", "teacher"),
     [
-        (randn(1, 4), randn(1, 6, seed=1)),
-        (randn(1, 4).repeat(6, 1), randn(1, 3, seed=1).repeat(6, 1)),
+        (maps(1, 4), maps(1, 6, seed=1)),
+        (maps(1, 4).repeat(6, 1), maps(1, 3, seed=1).repeat(6, 1)),
         (torch.zeros(5, 4), torch.zeros(5, 4)),
     ],
     ids=["batch of one", "equal samples", "zeros"],
@@ -120,8 +121,8 @@ def test_nothing_to_compare_is_zero_with_a_zero_gradient(loss, student, teacher,
 
 
 def test_two_samples_have_no_angle():
-    student = randn(2, 4).requires_grad_()
-    value = rkd_angle_loss(student, randn(2, 4, seed=1))
+    student = maps(2, 4).requires_grad_()
+    value = rkd_angle_loss(student, maps(2, 4, seed=1))
     value.backward()
     assert value.item() == pytest.approx(0, abs=1e-12) and student.grad.abs().max() < 1e-12
 
@@ -129,7 +130,7 @@ def test_two_samples_have_no_angle():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_samples_that_coincide_are_left_out_of_the_mean_and_get_finite_gradients(loss, dtype):
-    student, teacher = randn(5, 3).to(dtype), randn(5, 3, seed=1).to(dtype)
+    student, teacher = maps(5, 3).to(dtype), maps(5, 3, seed=1).to(dtype)
     student[3], teacher[1] = student[0], teacher[2]
     student.requires_grad_()
     value = loss(student, teacher)
@@ -141,7 +142,7 @@ def test_samples_that_coincide_are_left_out_of_the_mean_and_get_finite_gradients
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_collapsed_student_gets_no_gradient_rather_than_nan(loss):
     student = torch.ones(4, 3, requires_grad=True)
-    loss(student, randn(4, 3, dtype=torch.float32)).backward()
+    loss(student, maps(4, 3, dtype=torch.float32)).backward()
     assert student.grad.count_nonzero() == 0
 
 
@@ -159,7 +160,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_tensor_holds_the_difference_of_every_pair(loss):
-    student, teacher = randn(4, 1000).requires_grad_(), randn(4, 1000, seed=1)
+    student, teacher = maps(4, 1000).requires_grad_(), maps(4, 1000, seed=1)
     with Largest() as largest:
         loss(student, teacher).backward()
     assert largest.size == student.numel()

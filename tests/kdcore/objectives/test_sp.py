@@ -5,7 +5,8 @@ import torch
 
 from kdcore.objectives.sp import SimilarityPreserving, sp_loss
 from kdcore.spec.methods import Sp
-from tests.kdcore.objectives.two_networks import BODY, MAP, SETTING, NoHostReads, Trial, randn
+from tests.kdcore.objectives.lessons import maps
+from tests.kdcore.objectives.two_networks import BODY, MAP, SETTING, NoHostReads, Trial
 
 
 def test_value_worked_out_by_hand():
@@ -31,27 +32,27 @@ def naive(student: torch.Tensor, teacher: torch.Tensor) -> float:
     ids=["widths differ", "odd and one channel", "embeddings", "tokens"],
 )
 def test_the_loss_agrees_with_plain_loops(student, teacher):
-    student, teacher = randn(*student), randn(*teacher, seed=1)
+    student, teacher = maps(*student), maps(*teacher, seed=1)
     by_loops = naive(student, teacher)
     assert sp_loss(student, teacher).item() == pytest.approx(by_loops, rel=1e-9)
     assert sp_loss(student.float(), teacher.float()).item() == pytest.approx(by_loops, rel=1e-5)
 
 
 def test_a_student_that_scales_its_teacher_loses_nothing():
-    teacher = randn(8, 4, 3, 3)
+    teacher = maps(8, 4, 3, 3)
     assert sp_loss(7 * teacher, teacher).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_gradients_are_right_and_spare_the_teacher():
-    student, teacher = randn(4, 2, 3, 3).requires_grad_(), randn(4, 3, 2, 2, seed=1).requires_grad_()
+    student, teacher = maps(4, 2, 3, 3).requires_grad_(), maps(4, 3, 2, 2, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: sp_loss(x, teacher.detach()), student)
     sp_loss(student, teacher).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
 
 
 def test_a_batch_of_one_compares_nothing():
-    student = randn(1, 4, 3, 3).requires_grad_()
-    value = sp_loss(student, randn(1, 2, 5, 5, seed=1))
+    student = maps(1, 4, 3, 3).requires_grad_()
+    value = sp_loss(student, maps(1, 2, 5, 5, seed=1))
     value.backward()
     assert value.item() == pytest.approx(0, abs=1e-12) and student.grad.abs().max() < 1e-12
 
@@ -59,7 +60,7 @@ def test_a_batch_of_one_compares_nothing():
 @pytest.mark.parametrize("side", ["student", "teacher", "both"])
 def test_maps_of_zeros_keep_value_and_gradient_finite(side):
     """A dead image's row of G is 0, the teacher's of length 1."""
-    student, teacher = randn(3, 2, 2, 2), randn(3, 2, 2, 2, seed=1)
+    student, teacher = maps(3, 2, 2, 2), maps(3, 2, 2, 2, seed=1)
     if side != "teacher":
         student[1] = 0
     if side != "student":

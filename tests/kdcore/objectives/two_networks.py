@@ -9,16 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdcore.lesson import Batch, Lesson, View
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.spec.methods import Pair
+from tests.kdcore.objectives.lessons import maps
 
 EMBEDDING = Pair(student="fc@in", teacher="head@in")
 MAP = Pair(student="body", teacher="trunk")
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 1])
 """Ten training images of three classes; row 9 is held out."""
 SETTING = Setting(temperature=None, num_classes=3, epochs=10, labels=LABELS, rows=torch.arange(9))
-
-
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 class Network(nn.Module):
@@ -32,9 +29,9 @@ class Network(nn.Module):
         self.fc = nn.Linear(width, 3)
 
     def forward(self, images: Tensor) -> View:
-        maps = self.body(images).relu()
-        embedding = maps.mean((2, 3))
-        taps = {getattr(MAP, self.side): maps, getattr(EMBEDDING, self.side): embedding}
+        body = self.body(images).relu()
+        embedding = body.mean((2, 3))
+        taps = {getattr(MAP, self.side): body, getattr(EMBEDDING, self.side): embedding}
         return View(self.fc(embedding), taps)
 
 
@@ -44,7 +41,7 @@ class Trial:
     def __init__(self, objective: Objective) -> None:
         self.student = Network(4, "student", seed=1)
         self.teacher = Network(7, "teacher", seed=2).requires_grad_(False)
-        self.images = randn(10, 2, 5, 3, dtype=torch.float32)
+        self.images = maps(10, 2, 5, 3, dtype=torch.float32)
         self.objective = objective
         torch.manual_seed(3)
         with torch.no_grad():
