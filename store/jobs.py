@@ -13,7 +13,7 @@ from store.fence import change
 from store.ids import new_id
 from store.lifecycle import LET_GO, TERMINAL, lawful
 from store.rows import JOB, Job, as_record
-from store.tables import jobs
+from store.tables import checkpoints, jobs, metrics
 
 __all__ = [
     "Job",
@@ -66,6 +66,7 @@ def submit(
         max_attempts=max_attempts,
         event_seq=1,
         created_at=database_now(),
+        deadline_s=deadline_s,
         deadline_at=None if deadline_s is None else database_now() + deadline_s,
     )
     once = new.on_conflict_do_nothing(index_elements=[jobs.c.project, jobs.c.idempotency_key]).returning(*JOB)
@@ -181,14 +182,24 @@ def resume(connection: Connection, job_id: str, project: str | None = None) -> J
     return job
 
 
-def retry(connection: Connection, job_id: str, project: str | None = None) -> Job:
-    """Queue a failed or cancelled job again with all its attempts; it goes on from its last checkpoint."""
+def retry(connection: Connection, job_id: str, project: str | None = None, *, from_scratch: bool = False) -> Job:
+    """Queue a failed or cancelled job again, with all its attempts and as long a deadline.
+
+    It goes on from its last checkpoint; or from scratch, and then its checkpoints and curves are forgotten. Their files
+    are the collector's to remove.
+    """
     ended_badly = jobs.c.status.in_(("failed", "cancelled"))
-    afresh: dict[str, Any] = {"attempts": 0, "error": None, "not_before": None, "finished_at": None, **LET_GO}
-    job = change(connection, and_(_is(job_id, project), ended_badly), status="queued", **afresh)
+    again: dict[str, Any] = {"attempts": 0, "error": None, "not_before": None, "finished_at": None, **LET_GO}
+    again["deadline_at"] = database_now() + jobs.c.deadline_s
+    if from_scratch:
+        again |= {"checkpoint_step": None, "claimed_step": None, "progress": None}
+    job = change(connection, and_(_is(job_id, project), ended_badly), status="queued", **again)
     if job is None:
         raise _not_lawful(connection, job_id, project, "retry")
-    tell(connection, job, "retried")
+    if from_scratch:
+        for rows in (checkpoints, metrics):
+            connection.execute(delete_from(rows).where(rows.c.job_id == job_id))
+    tell(connection, job, "retried", **{"from": "scratch" if from_scratch else "checkpoint"})
     return job
 
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, false, func, or_, select, update
 
-from kdcore.errors import WorkerLost
+from kdcore.errors import DeadlineExceeded, WorkerLost
 from store import attempts
 from store.artifacts import NewArtifact, publish
 from store.checkpoints import Checkpoint, newest
@@ -37,6 +37,10 @@ LEGAL: dict[str, tuple[str, ...]] = {
 """What a client may ask of a job in each status."""
 
 TERMINAL = ("succeeded", "failed", "cancelled")
+
+_TOO_LATE = DeadlineExceeded(
+    "the job had not ended by its deadline", "retry it: it goes on from its last checkpoint and has as long again"
+).as_dict()
 
 LET_GO: dict[str, Any] = {"owner": None, "lease_until": None, "wish": None, "phase": None}
 
@@ -127,11 +131,27 @@ def release(
 
     The process has ended, so a wish that came meanwhile is granted here: a cancelled job is not queued again.
     """
-    job = change(connection, mine(job_id, fence), attempts=jobs.c.attempts - 1, **_granted(to), **LET_GO)
+    return _hand_back(connection, job_id, fence, to, {}, {"reason": reason})
+
+
+def postpone(connection: Connection, job_id: str, fence: int, error: dict[str, Any], wait_s: float) -> bool:
+    """Hand a running job back for `wait_s`, its attempt unspent: what it met passes, and is no fault of it (a full disk).
+
+    False when it is no longer ours.
+    """
+    later = {"error": error, "not_before": database_now() + wait_s}
+    return _hand_back(connection, job_id, fence, "queued", later, {"reason": error["code"], "error": error})
+
+
+def _hand_back(
+    connection: Connection, job_id: str, fence: int, to: str, values: dict[str, Any], told: dict[str, Any]
+) -> bool:
+    unspent = {"attempts": jobs.c.attempts - 1, **_granted(to), **LET_GO, **values}
+    job = change(connection, mine(job_id, fence), **unspent)
     if job is None:
         return _stands(connection, job_id, fence, ("queued", "paused", "cancelled"))
     attempts.close(connection, job, job.status if job.status != "queued" else "released")
-    tell(connection, job, "released" if job.status == "queued" else job.status, reason=reason)
+    tell(connection, job, "released" if job.status == "queued" else job.status, **told)
     return True
 
 
@@ -192,9 +212,12 @@ def finish_cancelled(connection: Connection, job_id: str, fence: int) -> bool:
 def sweep(connection: Connection, *, rescue: bool, rering_s: float = 15) -> list[str]:
     """Tidy after owners that are gone, and return the jobs that have waited so long that the bell must have been lost.
 
-    Nobody else may end what a silent owner left: the cancelled, the paused, and those out of attempts. It needs the
-    same patience as a claim's `rescue`. Any number of sweeps may run at once.
+    Nobody else may end what a silent owner left: the cancelled, the paused, those past their deadline, and those out of
+    attempts. It needs the same patience as a claim's `rescue`. Who waits past the deadline fails without it. Any number
+    of sweeps may run at once.
     """
+    for job_id in connection.scalars(select(jobs.c.id).where(_waits_in_vain(jobs)).order_by(jobs.c.id)).all():
+        _end_in_vain(connection, job_id)
     if rescue:
         for job_id in _abandoned(connection):
             _end_abandoned(connection, job_id)
@@ -203,7 +226,8 @@ def sweep(connection: Connection, *, rescue: bool, rering_s: float = 15) -> list
 
 
 def _abandoned(connection: Connection) -> list[str]:
-    left = select(jobs.c.id).where(_lapsed(jobs), or_(jobs.c.wish.is_not(None), ~_has_attempts(jobs)))
+    ended = or_(jobs.c.wish.is_not(None), _overdue(jobs), ~_has_attempts(jobs))
+    left = select(jobs.c.id).where(_lapsed(jobs), ended)
     return list(connection.scalars(left.order_by(jobs.c.id)))
 
 
@@ -215,6 +239,8 @@ def _end_abandoned(connection: Connection, job_id: str) -> None:
         tell(connection, job, "cancelled", reason="its worker is gone")
     elif job := change(connection, and_(lapsed, jobs.c.wish == "pause"), status="paused", **LET_GO, **fenced_off):
         tell(connection, job, "paused", reason="its worker is gone")
+    elif job := change(connection, and_(lapsed, _overdue(jobs)), **_ended("failed"), **fenced_off, error=_TOO_LATE):
+        tell(connection, job, "failed", error=_TOO_LATE)
     else:
         lost = WorkerLost(
             "the worker vanished, and no attempt is left",
@@ -227,12 +253,18 @@ def _end_abandoned(connection: Connection, job_id: str) -> None:
     attempts.close(connection, job, "lost")
 
 
+def _end_in_vain(connection: Connection, job_id: str) -> None:
+    job = change(connection, and_(jobs.c.id == job_id, _waits_in_vain(jobs)), **_ended("failed"), error=_TOO_LATE)
+    if job is not None:
+        tell(connection, job, "failed", error=_TOO_LATE)
+
+
 def _claimable_first(rescue: bool) -> Any:
     waiting = jobs.alias("waiting")
     ripe = or_(_due(waiting), and_(_lapsed(waiting), waiting.c.wish.is_(None))) if rescue else _due(waiting)
     return (
         select(waiting.c.id)
-        .where(waiting.c.status.in_(("queued", "running")), ripe, _has_attempts(waiting))
+        .where(waiting.c.status.in_(("queued", "running")), ripe, _has_attempts(waiting), ~_overdue(waiting))
         .order_by(waiting.c.priority.desc(), waiting.c.created_at, waiting.c.id)
         .limit(1)
     )
@@ -248,6 +280,15 @@ def _due_since(job: FromClause) -> ColumnElement[float]:
 
 def _lapsed(job: FromClause) -> ColumnElement[bool]:
     return and_(job.c.status == "running", job.c.lease_until < database_now())
+
+
+def _overdue(job: FromClause) -> ColumnElement[bool]:
+    """Past the deadline that its sender set; a job without one never is."""
+    return func.coalesce(job.c.deadline_at < database_now(), false())
+
+
+def _waits_in_vain(job: FromClause) -> ColumnElement[bool]:
+    return and_(job.c.status.in_(("queued", "paused")), _overdue(job))
 
 
 def _has_attempts(job: FromClause) -> ColumnElement[bool]:

@@ -41,6 +41,7 @@ class Job:
     finished_at: float | None
     lease_until: float | None
     not_before: float | None
+    deadline_s: float | None
     deadline_at: float | None
 
 

@@ -61,6 +61,8 @@ jobs = Table(
     # The newest checkpoint when it was last claimed: a later one shows that the attempt got somewhere.
     Column("claimed_step", BigInteger),
     Column("not_before", Double),
+    # So long after it was accepted, or last retried, the job must have ended; and when that is.
+    Column("deadline_s", Double),
     Column("deadline_at", Double),
     Column("event_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("progress", DOCUMENT),
@@ -194,4 +196,15 @@ workers = Table(
     Column("current_job", ID),
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
+)
+
+collections = Table(
+    "collections",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("began_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("removed", DOCUMENT),
+    Column("error", Text),
 )

@@ -88,6 +88,7 @@ async def submit(
     examined = await examine(sent, search)
     if examined.resolved is None:
         raise refusal(examined)
+    scheduling = examined.resolved.scheduling
     job, created = await db.write(
         jobs.submit,
         project=who.project,
@@ -97,7 +98,9 @@ async def submit(
         method=examined.resolved.method_name,
         idempotency_key=idempotency_key,
         spec_sha256=digest,
-        max_attempts=setup.max_attempts,
+        max_attempts=scheduling.max_attempts or setup.max_attempts,
+        priority=scheduling.priority,
+        deadline_s=scheduling.deadline_s,
     )
     ring()
     if not created:

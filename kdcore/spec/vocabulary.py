@@ -270,6 +270,24 @@ OneOrSeveralMethods = Annotated[
 ]
 
 
+class Scheduling(Vocabulary):
+    """How a service is to treat the job. It changes nothing of what is trained, and means nothing by hand."""
+
+    priority: int = Field(
+        default=0, ge=-100, le=100, description="The higher goes first; among equals the older. Running jobs stay."
+    )
+    deadline_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = Field(
+        default=None,
+        description="Seconds after being accepted, or last retried, by which the job must have ended, its waiting and "
+        "pauses included; then it fails with deadline_exceeded. Default: none.",
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        description="Attempts in a row that may end without a new checkpoint before the job fails. Default: the "
+        "server's.",
+    )
+
+
 class JobSpec(Vocabulary):
     """One distillation: loss = alpha · cross_entropy(student, labels) + beta · distillation(student, teacher).
 
@@ -320,6 +338,7 @@ class JobSpec(Vocabulary):
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
         "an earlier job; by hand file:<path> of its student.safetensors.",
     )
+    scheduling: Scheduling = Field(default=Scheduling(), description="How the service is to treat the job.")
 
     @property
     def methods(self) -> tuple[Method, ...]:

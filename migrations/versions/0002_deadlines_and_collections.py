@@ -1,0 +1,28 @@
+"""How long a job may take, so that a retry can be given as long again; and what each collection removed."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("deadline_s", sa.Double()))
+    op.create_table(
+        "collections",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("began_at", sa.Double(), nullable=False),
+        sa.Column("ended_at", sa.Double()),
+        sa.Column("removed", sa.JSON(none_as_null=True)),
+        sa.Column("error", sa.Text()),
+        sa.PrimaryKeyConstraint("id", name="pk_collections"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("collections")
+    op.drop_column("jobs", "deadline_s")
