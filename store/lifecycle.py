@@ -135,7 +135,7 @@ def release(
 
 
 def postpone(connection: Connection, job_id: str, fence: int, error: dict[str, Any], wait_s: float) -> bool:
-    """Hand a running job back for `wait_s`, its attempt unspent: what it met passes, and is no fault of it (a full disk).
+    """Hand a running job back for `wait_s`, its attempt unspent: what it met is not its fault (a full disk).
 
     False when it is no longer ours.
     """

@@ -5,6 +5,7 @@ from sqlalchemy import func, select, update
 
 from store import artifacts, checkpoints, jobs, lifecycle, metrics
 from store.artifacts import NewArtifact
+from store.clock import database_now
 from store.database import Database
 from store.errors import IdempotencyConflict, NotFound, NotLawful
 from store.jobs import Job
@@ -167,6 +168,31 @@ def test_a_retry_has_all_attempts_again_and_keeps_its_checkpoints(database: Data
     again = claimed(database)
     assert (again.fence, again.attempt, again.checkpoints[0].step) == (2, 1, 7)
     assert feed(database, job.id) == ["queued", "claimed", "checkpoint", "failed", "retried", "claimed"]
+
+
+def test_a_retry_from_scratch_forgets_checkpoints_and_curves_and_keeps_the_feed(database: Database):
+    claim = running(database)
+    job_id, fence = claim.job.id, claim.fence
+    with database.begin() as connection:
+        checkpoints.record(connection, job_id, fence, step=7, sha256=SHA256, bytes=1, path="x")
+        metrics.record(connection, job_id, fence, "student", step=7, epoch=1, values={"loss": 1})
+        lifecycle.progress(connection, job_id, fence, {"percent": 40})
+        lifecycle.finish_failed(connection, job_id, fence, {"code": "loss_diverged"}, None)
+        job = jobs.retry(connection, job_id, from_scratch=True)
+        assert metrics.series(connection, job_id) == {}
+    assert (job.checkpoint_step, job.progress) == (None, None)
+    assert claimed(database).checkpoints == []
+    assert feed(database, job_id) == ["queued", "claimed", "checkpoint", "failed", "retried", "claimed"]
+
+
+def test_a_retry_has_as_long_a_deadline_again(database: Database):
+    job = submitted(database, deadline_s=-1)
+    with database.begin() as connection:
+        lifecycle.sweep(connection, rescue=False)
+        connection.execute(update(job_rows).values(deadline_s=60))
+        again = jobs.retry(connection, job.id)
+        now_s = connection.scalar(select(database_now()))
+    assert again.deadline_at - now_s == pytest.approx(60, abs=1)
 
 
 def test_a_deleted_job_leaves_no_row_behind(database: Database):

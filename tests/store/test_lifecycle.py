@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, update
 
+from kdcore.errors import StorageFull
 from store import artifacts, attempts, checkpoints, events, jobs, lifecycle, metrics
 from store.artifacts import NewArtifact
 from store.database import Database
@@ -13,6 +14,8 @@ from store.tables import jobs as job_rows
 from tests.store.scene import ERROR, SHA256, at_once, claimed, feed, lapse, now, running, submitted
 
 STUDENT = NewArtifact("student.safetensors", SHA256, 12, "application/octet-stream")
+
+NO_ROOM = StorageFull("no room to write").as_dict()
 
 FENCED: dict[str, Callable[[Connection, str, int], Any]] = {
     "heartbeat": lambda c, job, fence: lifecycle.heartbeat(c, job, fence, 30),
@@ -26,6 +29,7 @@ FENCED: dict[str, Callable[[Connection, str, int], Any]] = {
 }
 ENDS: dict[str, Callable[[Connection, str, int], bool]] = {
     "released": lambda c, job, fence: lifecycle.release(c, job, fence, "drain"),
+    "postponed": lambda c, job, fence: lifecycle.postpone(c, job, fence, NO_ROOM, 0),
     "succeeded": lambda c, job, fence: lifecycle.finish_succeeded(c, job, fence, {}, [STUDENT]),
     "failed": lambda c, job, fence: lifecycle.finish_failed(c, job, fence, ERROR, None),
     "retried later": lambda c, job, fence: lifecycle.finish_failed(c, job, fence, ERROR, 0),
@@ -167,6 +171,18 @@ def test_a_drained_job_waits_again_with_its_attempt_unspent(database: Database):
     assert (claimed(database).fence, claimed_attempts(database, job.id)) == (2, ["released", None])
 
 
+def test_a_postponed_job_says_why_it_waits_and_its_attempt_is_unspent(database: Database):
+    claim = running(database, max_attempts=1)
+    with database.begin() as connection:
+        assert lifecycle.postpone(connection, claim.job.id, claim.fence, NO_ROOM, 60)
+    job = now(database, claim.job.id)
+    assert (job.status, job.attempts, job.error) == ("queued", 0, NO_ROOM)
+    with database.connect() as connection:
+        assert not lifecycle.peek(connection, rescue=True), "not before its time"
+        told = events.after(connection, job.id, 2, 1)[0]
+    assert (told.type, told.data) == ("released", {"reason": "storage_full", "error": NO_ROOM})
+
+
 @pytest.mark.parametrize(("ask", "status"), [(jobs.cancel, "cancelled"), (jobs.pause, "paused")])
 def test_a_wish_that_came_while_draining_is_granted(database: Database, ask: Callable[..., Any], status: str):
     claim = running(database)
@@ -242,6 +258,35 @@ def test_the_sweep_grants_the_wish_of_a_job_whose_worker_is_gone(
         lifecycle.sweep(connection, rescue=True)
     job = now(database, claim.job.id)
     assert (job.status, job.fence, job.wish) == (status, claim.fence + 1, None)
+
+
+@pytest.mark.parametrize("status", ["queued", "paused"])
+def test_who_waits_past_the_deadline_fails_and_is_never_claimed(database: Database, status: str):
+    job = submitted(database, deadline_s=-1)
+    with database.begin() as connection:
+        if status == "paused":
+            jobs.pause(connection, job.id)
+        assert lifecycle.claim(connection, "worker", 30, rescue=True) is None
+        lifecycle.sweep(connection, rescue=False)
+    late = now(database, job.id)
+    assert (late.status, late.error["code"], late.finished_at is None) == ("failed", "deadline_exceeded", False)
+    assert feed(database, job.id)[-1] == "failed"
+
+
+def test_past_its_deadline_a_job_of_a_living_owner_is_left_to_it(database: Database):
+    """It may be about to finish. Once the owner is gone, the sweep says it."""
+    claim = running(database, deadline_s=60)
+    with database.begin() as connection:
+        connection.execute(update(job_rows).values(deadline_at=0))
+        lifecycle.sweep(connection, rescue=True)
+    assert now(database, claim.job.id).status == "running"
+    lapse(database, claim.job.id)
+    with database.begin() as connection:
+        assert lifecycle.claim(connection, "another", 30, rescue=True) is None
+        lifecycle.sweep(connection, rescue=True)
+    job = now(database, claim.job.id)
+    assert (job.status, job.error["code"], job.fence) == ("failed", "deadline_exceeded", claim.fence + 1)
+    assert claimed_attempts(database, job.id) == ["lost"]
 
 
 def test_sweeps_side_by_side_end_a_job_once(database: Database):
