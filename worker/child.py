@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,6 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 
 Line = dict[str, Any]
 How = Literal["done", "error", "stopped", "out_of_memory", "killed", "crashed", "vanished"]
-
-
-def boottime() -> float:
-    """Seconds on the guard's clock, which counts sleep as well."""
-    return time.clock_gettime(guard.CLOCK)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from sqlalchemy import Connection
 
 from kdcore.errors import StorageFull
 from store.blobs import BlobStore
+from store.contact import Contact, boottime
 from store.database import Database
 from store.errors import DatabaseUnavailable
 from store.settings import Settings
-from worker.child import boottime
 
 AWAY = (DatabaseUnavailable, StorageFull)
 """What the table says when it cannot be reached or written: to wait for, and no reason to stop a training."""
@@ -65,37 +65,6 @@ class Drain:
 
     def wait(self, timeout_s: float) -> bool:
         return self._asked.wait(timeout_s)
-
-
-class Contact:
-    """For how long the database has been within reach without a break.
-
-    An owner that fell silent may only have been unable to speak. So its job is taken over only by somebody who could
-    hear the table for a whole lease, and heard nothing.
-    """
-
-    def __init__(self, longest_gap_s: float) -> None:
-        self._longest_gap_s = longest_gap_s
-        self._since: float | None = None
-        self._last = float("-inf")
-        self._lock = threading.Lock()
-
-    def made(self) -> None:
-        with self._lock:
-            now = boottime()
-            if self._since is None or now - self._last > self._longest_gap_s:
-                self._since = now
-            self._last = now
-
-    def lost(self) -> None:
-        with self._lock:
-            self._since = None
-
-    def unbroken_for(self, duration_s: float) -> bool:
-        with self._lock:
-            now = boottime()
-            fresh = now - self._last <= self._longest_gap_s
-            return fresh and self._since is not None and now - self._since >= duration_s
 
 
 class Desk:

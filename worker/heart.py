@@ -4,9 +4,10 @@ import threading
 from typing import Self
 
 from store import lifecycle
+from store.contact import boottime
 from store.errors import LeaseLost
 from store.lifecycle import Claim
-from worker.child import Child, boottime
+from worker.child import Child
 from worker.desk import AWAY, Desk
 
 SAFE_PART = 0.8

@@ -5,8 +5,8 @@ import random
 import threading
 
 from store import lifecycle
+from store.contact import boottime
 from store.lifecycle import Claim
-from worker.child import boottime
 from worker.desk import AWAY, Desk
 from worker.devices import Device
 from worker.run_job import run_job

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from store.contact import boottime
 from tests.worker.processes import FAKE_ENGINE, in_session, none_left, until
-from worker.child import Child, Line, boottime
+from worker.child import Child, Line
 
 
 def started(tmp_path: Path, left_s: float = 600, **fake: Any) -> Child:

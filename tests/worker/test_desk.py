@@ -1,4 +1,4 @@
-"""When a worker may take over what a silent owner left, and when it has to leave."""
+"""When a worker has to leave, and what it calls itself."""
 
 import time
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.worker.processes import until
 from worker import desk as desks
-from worker.desk import Contact, Drain, new_owner
+from worker.desk import Drain, new_owner
 
 
 class Clock:
@@ -22,39 +22,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(desks, "boottime", clock)
     return clock
-
-
-def heard(contact: Contact, clock: Clock, every_s: float, times: int) -> None:
-    for _ in range(times):
-        clock.now += every_s
-        contact.made()
-
-
-def test_contact_counts_from_the_first_answer(clock: Clock):
-    contact = Contact(longest_gap_s=15)
-    assert not contact.unbroken_for(0)
-    heard(contact, clock, every_s=5, times=7)
-    assert contact.unbroken_for(30)
-    assert not contact.unbroken_for(31)
-
-
-def test_an_outage_starts_the_count_again(clock: Clock):
-    contact = Contact(longest_gap_s=15)
-    heard(contact, clock, every_s=5, times=10)
-    contact.lost()
-    contact.made()
-    assert not contact.unbroken_for(1)
-    heard(contact, clock, every_s=5, times=6)
-    assert contact.unbroken_for(30)
-
-
-def test_a_worker_that_slept_does_not_know_what_happened_meanwhile(clock: Clock):
-    contact = Contact(longest_gap_s=15)
-    heard(contact, clock, every_s=5, times=10)
-    clock.now += 16
-    assert not contact.unbroken_for(30), "before it has asked again"
-    contact.made()
-    assert not contact.unbroken_for(1), "and after"
 
 
 def test_draining_has_one_end_however_often_it_is_asked_for(clock: Clock):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from store import contact
 from tests.worker.processes import in_session, none_left, until
 from worker import guard
 
@@ -98,3 +99,7 @@ def test_sigterm_reaches_the_engine_alone():
         assert process.stderr.readline() == b"ready\n"
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(20) == 75
+
+
+def test_it_reads_the_clock_that_deadlines_are_told_on():
+    assert contact.CLOCK == guard.CLOCK
