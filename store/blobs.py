@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from kdcore.errors import StorageFull
 from store.errors import BlobMismatch, NotFound
+from store.failpoints import failpoint
 
 CHUNK = 1 << 20
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -128,6 +129,7 @@ class BlobStore:
             temporary = folder / f".{secrets.token_hex(8)}{TEMPORARY}"
             try:
                 blob = _fill(temporary, chunks)
+                failpoint("blob.written")
                 target = place(blob)
                 make_folder(target.parent)
                 temporary.replace(target)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from store import lifecycle
 from store.errors import LeaseLost
+from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.desk import AWAY, Desk
 
@@ -66,13 +67,18 @@ class Ledger:
         self._more.set()
         self._thread.join()
 
-    def insist(self, write: Callable[[Connection], T]) -> T:
-        """One transaction, tried until it is in. Raises LeaseLost, or GivenUp when the worker has to leave."""
+    def insist(self, write: Callable[[Connection], T], committed: str = "lines.committed") -> T:
+        """One transaction, tried until it is in. Raises LeaseLost, or GivenUp when the worker has to leave.
+
+        `committed`: the failpoint behind its commit.
+        """
         wait_s = FIRST_WAIT_S
         while True:
             try:
                 with self._desk.database.begin() as connection:
-                    return write(connection)
+                    written = write(connection)
+                failpoint(committed)
+                return written
             except AWAY as error:
                 log.warning("job %s: the table cannot be written, trying again: %s", self._claim.job.id, error)
             if self._lost.is_set():
@@ -113,4 +119,5 @@ class Ledger:
             return spared
 
         for path in self.insist(write_all):
+            failpoint("checkpoint.superseded")
             path.unlink(missing_ok=True)

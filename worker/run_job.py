@@ -21,6 +21,7 @@ from store.artifacts import NewArtifact
 from store.blobs import NO_ROOM
 from store.checkpoints import Checkpoint
 from store.errors import LeaseLost
+from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.child import Ending
 from worker.desk import Desk
@@ -155,6 +156,7 @@ class Attempt:
             if blob.sha256 != artifact.sha256:
                 raise Internal(f"the artifact {artifact.name} is not what the engine announced")
             stored.append(NewArtifact(artifact.name, blob.sha256, blob.bytes, artifact.media_type))
+        failpoint("publish.stored")
         report = (ending.last_line or {}).get("report") or {}
         self._finish(lifecycle.finish_succeeded, result=report, artifacts=stored)
 
@@ -181,7 +183,7 @@ class Attempt:
             return move(connection, self.claim.job.id, self.claim.fence, **details)
 
         # A move that is no longer ours to make says False; `phase` says nothing, and raises instead.
-        if self.ledger.insist(write) is False:
+        if self.ledger.insist(write, f"{move.__name__}.committed") is False:
             raise LeaseLost(self.claim.job.id, self.claim.fence)
 
 

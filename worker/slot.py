@@ -6,6 +6,7 @@ import threading
 
 from store import lifecycle
 from store.contact import boottime
+from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.desk import AWAY, Desk
 from worker.devices import Device
@@ -73,9 +74,11 @@ class Slot:
             if not found:
                 return None
             with desk.begin() as (connection, rescue):
-                return lifecycle.claim(
+                claim = lifecycle.claim(
                     connection, desk.owner, desk.settings.lease_s, rescue=rescue, device=self.device.name
                 )
+            failpoint("claim.committed")
+            return claim
         except AWAY as error:
             desk.contact.lost()
             log.warning("the table is out of reach, looking again in %g s: %s", desk.settings.look_s, error)

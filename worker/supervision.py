@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from kdcore.errors import StorageFull
 from store import checkpoints, events, lifecycle, metrics
 from store.errors import BlobMismatch
+from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.child import Child, Ending, Line
 from worker.desk import Desk
@@ -62,6 +63,7 @@ class Supervision:
             folder=self._scratch,
         )
         with child:
+            failpoint("engine.started")
             self._heart.keep(child)
             try:
                 return self._listen(child)
@@ -149,6 +151,7 @@ class Supervision:
         except (BlobMismatch, StorageFull) as error:
             self._warn("checkpoint_not_kept", f"the checkpoint of step {step} was not kept: {error}")
             return
+        failpoint("checkpoint.stored")
         stored = files.relative(files.checkpoint_path(job.id, fence, step))
 
         def write(connection: Connection) -> list[Path]:
