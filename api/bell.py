@@ -9,6 +9,8 @@ import threading
 
 from celery import Celery
 
+from store.failpoints import failpoint
+
 log = logging.getLogger("distillery.bell")
 
 TASK = "distillery.look"
@@ -49,6 +51,7 @@ class Bell:
         self._celery.close()
 
     def _send(self) -> None:
+        failpoint("ring.unsent")
         try:
             self._celery.send_task(TASK, queue=QUEUE, expires=EXPIRES_S, ignore_result=True, retry=False)
         except Exception as error:

@@ -9,6 +9,7 @@ from store.clock import database_now
 from store.conflict import insert
 from store.errors import IdempotencyConflict, NotFound, NotLawful
 from store.events import tell
+from store.failpoints import failpoint
 from store.fence import change
 from store.ids import new_id
 from store.lifecycle import LET_GO, TERMINAL, lawful
@@ -77,6 +78,7 @@ def submit(
         return job, False
     job = as_record(Job, row)
     tell(connection, job, "queued")
+    failpoint("submit.before_commit")
     return job, True
 
 

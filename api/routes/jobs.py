@@ -31,6 +31,7 @@ from api.schemas import JobView, Page, Status, ValidationView, job_view
 from api.submission import Examined, estimate, examine
 from store import jobs
 from store.database import Database
+from store.failpoints import failpoint
 from store.jobs import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -102,6 +103,7 @@ async def submit(
         priority=scheduling.priority,
         deadline_s=scheduling.deadline_s,
     )
+    failpoint("submit.committed")
     ring()
     if not created:
         return await _replayed(db, job)
