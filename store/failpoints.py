@@ -9,6 +9,7 @@ in an empty dictionary. Names are written where they stand: `git grep 'failpoint
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 from store.errors import DatabaseUnavailable
@@ -18,6 +19,11 @@ VARIABLE = "DISTILLERY_FAILPOINTS"
 
 def _send(number: signal.Signals) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
+
+
+def _hang() -> None:
+    """This thread alone, and for ever."""
+    threading.Event().wait()
 
 
 def _away() -> None:
@@ -31,6 +37,7 @@ def _full() -> None:
 ACTIONS: dict[str, Callable[[], None]] = {
     "kill": _send(signal.SIGKILL),
     "freeze": _send(signal.SIGSTOP),
+    "hang": _hang,
     "away": _away,
     "full": _full,
 }

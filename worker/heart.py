@@ -6,6 +6,7 @@ from typing import Self
 from store import lifecycle
 from store.contact import boottime
 from store.errors import LeaseLost
+from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.child import Child
 from worker.desk import AWAY, Desk
@@ -115,6 +116,7 @@ class _Beat(threading.Thread):
         try:
             with self._desk.heart_database.begin() as connection:
                 self.wish = lifecycle.heartbeat(connection, job.id, fence, lease_s)
+                failpoint("heartbeat.before_commit")
         except LeaseLost:
             self.refused = True
         except AWAY:

@@ -77,6 +77,7 @@ class Slot:
                 claim = lifecycle.claim(
                     connection, desk.owner, desk.settings.lease_s, rescue=rescue, device=self.device.name
                 )
+                failpoint("claim.before_commit")
             failpoint("claim.committed")
             return claim
         except AWAY as error:
