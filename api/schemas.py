@@ -240,9 +240,22 @@ class ValidationView(View):
     estimate: Estimate | None
 
 
+class DeviceView(View):
+    """One slot of a worker: a device that runs one job at a time."""
+
+    name: str
+    job: str | None
+    state: Literal["idle", "busy", "no_room", "stuck"] = Field(
+        description="`no_room`: too little disk space to start a job. `stuck`: it neither looks for jobs nor runs one."
+    )
+    seen_s: float = Field(description="Seconds from its last proof that it consumes to the worker's `seen_at`.")
+
+
 class WorkerView(View):
     id: str
     host: str
-    devices: list[Any]
+    alive: bool = Field(description="Heard within a lease, with a slot that proves that it takes jobs.")
+    devices: list[DeviceView]
     current_job: str | None
-    seen_at: str
+    started_at: str
+    seen_at: str = Field(description="Its last sign of life.")

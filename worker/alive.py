@@ -1,4 +1,4 @@
-"""`python -m worker.alive`: exit status 0 if a worker of this host was seen within a lease; for health checks.
+"""`python -m worker.alive`: exit status 0 if a worker of this host proves that it consumes; for health checks.
 
 The table is asked, not the process: a worker that hangs, or has lost the database, is there and does not work.
 """
@@ -15,7 +15,7 @@ from store.settings import Settings
 
 
 def alive(connection: Connection, host: str, within_s: float) -> bool:
-    return any(worker.host == host for worker in workers.list(connection, seen_within_s=within_s))
+    return any(worker.host == host for worker in workers.consuming(connection, within_s))
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     finally:
         database.dispose()
     if not seen:
-        sys.stderr.write(f"no worker of this host was seen for {settings.lease_s:g} s\n")
+        sys.stderr.write(f"no worker of this host has proved for {settings.lease_s:g} s that it consumes\n")
     return 0 if seen else 1
 
 

@@ -8,29 +8,30 @@ from sqlalchemy import Connection
 from starlette.responses import PlainTextResponse
 
 from api.auth import Who
-from api.database import Db
+from api.database import Db, Setup
 from api.problems import Unauthorized, Unavailable, responses
-from api.routes.workers import ALIVE_S
 from store import jobs, workers
 
 router = APIRouter(tags=["service"])
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=responses(Unauthorized, Unavailable))
-async def prometheus(who: Who, db: Db) -> PlainTextResponse:
-    """Jobs by status and workers alive, in Prometheus' text form."""
-    lines = await db.read(_count)
+async def prometheus(who: Who, db: Db, setup: Setup) -> PlainTextResponse:
+    """Jobs by status and workers that take them, in Prometheus' text form."""
+    lines = await db.read(_count, setup.lease_s)
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _count(connection: Connection) -> list[str]:
+def _count(connection: Connection, lease_s: float) -> list[str]:
     by_status = jobs.by_status(connection)
     return [
         *_gauge(
             "distillery_jobs", "Jobs by status.", {f'{{status="{name}"}}': n for name, n in sorted(by_status.items())}
         ),
         *_gauge(
-            "distillery_workers", "Workers heard of lately.", {"": len(workers.list(connection, seen_within_s=ALIVE_S))}
+            "distillery_workers",
+            "Workers that prove that they take jobs.",
+            {"": len(workers.consuming(connection, lease_s))},
         ),
     ]
 

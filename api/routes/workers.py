@@ -1,4 +1,4 @@
-"""Who works: each worker that was heard of lately, its devices and its job."""
+"""Who works: each worker that was heard of within a day, its slots, and whether it proves that it takes jobs."""
 
 from typing import Any
 
@@ -7,28 +7,27 @@ from starlette.responses import Response
 
 from api.answers import iso, page
 from api.auth import Who
-from api.database import Db
+from api.database import Db, Setup
 from api.schemas import Page, WorkerView
 from store import workers
 from store.workers import Worker
 
 router = APIRouter(prefix="/v1/workers", tags=["service"])
 
-ALIVE_S = 60.0
-"""A worker says that it lives every few seconds; one that has not for so long is gone."""
-
 
 @router.get("", response_model=Page[WorkerView])
-async def listing(who: Who, db: Db) -> Response:
-    """Workers and what they are at. `seen_at` is their last sign of life."""
-    return page([_view(worker) for worker in await db.read(workers.list, seen_within_s=ALIVE_S)])
+async def listing(who: Who, db: Db, setup: Setup) -> Response:
+    """Workers and what their slots are at. One that was killed stays here for a day, not `alive`."""
+    return page([_view(worker, setup.lease_s) for worker in await db.read(workers.list)])
 
 
-def _view(worker: Worker) -> dict[str, Any]:
+def _view(worker: Worker, lease_s: float) -> dict[str, Any]:
     return {
         "id": worker.id,
         "host": worker.host,
-        "devices": worker.devices,
+        "alive": worker.consumes(lease_s),
+        "devices": [vars(device) for device in worker.devices],
         "current_job": worker.current_job,
+        "started_at": iso(worker.started_at),
         "seen_at": iso(worker.seen_at),
     }

@@ -12,12 +12,22 @@ from tests.api.conftest import Service, problem, serving
 pytestmark = pytest.mark.anyio
 
 
-async def test_workers_are_listed_while_they_are_heard(service: Service) -> None:
+BUSY = {"name": "cuda:0", "job": "job_1", "state": "busy", "seen_s": 2.5}
+STUCK = {"name": "cuda:1", "job": None, "state": "stuck", "seen_s": 40.0}
+
+
+async def test_workers_are_alive_while_a_slot_of_theirs_consumes(service: Service) -> None:
     assert (await service.http.get("/v1/workers")).json()["data"] == []
-    await service.db.write(workers.beat, "gpu-0:1", "gpu-0", [{"name": "cuda:0"}], None)
+    await service.db.write(workers.beat, "well", "gpu-0", [BUSY, STUCK], "job_1")
+    await service.db.write(workers.beat, "unwell", "gpu-1", [STUCK], None)
     told = (await service.http.get("/v1/workers")).json()
-    assert [(worker["id"], worker["current_job"]) for worker in told["data"]] == [("gpu-0:1", None)]
+    assert [(worker["id"], worker["current_job"], worker["alive"]) for worker in told["data"]] == [
+        ("well", "job_1", True),
+        ("unwell", None, False),
+    ]
+    assert told["data"][0]["devices"] == [BUSY, STUCK]
     assert Page[WorkerView].model_validate(told, strict=True)
+    assert "distillery_workers 1" in (await service.http.get("/metrics")).text.splitlines()
 
 
 async def test_alive_and_ready(service: Service) -> None:
