@@ -9,7 +9,6 @@ in an empty dictionary. Names are written where they stand: `git grep 'failpoint
 import errno
 import os
 import signal
-import threading
 from collections.abc import Callable
 
 from store.errors import DatabaseUnavailable
@@ -22,8 +21,8 @@ def _send(number: signal.Signals) -> Callable[[], None]:
 
 
 def _hang() -> None:
-    """This thread alone, and for ever."""
-    threading.Event().wait()
+    """This thread alone, until somebody sends SIGCONT, as one does to a frozen process."""
+    signal.sigwait({signal.SIGCONT})
 
 
 def _away() -> None:
@@ -59,6 +58,9 @@ def arm(text: str) -> None:
         if action not in ACTIONS or not (passing or "1").isdecimal():
             raise ValueError(f"{VARIABLE}: {part!r} is not NAME=ACTION[:PASSING]; actions: {', '.join(ACTIONS)}")
         _armed[name] = _at(int(passing or "1"), ACTIONS[action])
+        if action == "hang":
+            # Threads inherit it: unblocked in any, the signal would be gone before it is waited for.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})
 
 
 def _at(passing: int, act: Callable[[], None]) -> Callable[[], None]:

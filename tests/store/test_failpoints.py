@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from textwrap import dedent
 
 import pytest
 
@@ -44,6 +45,33 @@ def test_the_environment_arms_a_process():
         check=False,
     )
     assert (ended.stdout, ended.returncode) == (b"alive\n", -signal.SIGKILL)
+
+
+def test_a_hung_thread_leaves_the_others_alone_and_goes_on_when_the_process_is_woken():
+    program = """
+        import threading
+        from store.failpoints import failpoint
+
+        def hang():
+            print("before", flush=True)
+            failpoint("here")
+            print("after", flush=True)
+
+        threading.Thread(target=hang).start()
+        input()
+        print("the others live", flush=True)
+    """
+    environment = {"DISTILLERY_FAILPOINTS": "here=hang", "PYTHONPATH": "."}
+    command = [sys.executable, "-c", dedent(program)]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdout.readline() == b"before\n"
+        process.stdin.write(b"\n")
+        assert process.stdout.readline() == b"the others live\n"
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == b"after\n"
+        assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("text", ["here", "here=explode", "here=kill:soon"])
