@@ -34,6 +34,11 @@ def trained(weights: str, step: int) -> str:
     return hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
 
 
+def parent(process: int) -> int:
+    _, _, rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")
+    return int(rest.split()[1])
+
+
 class Engine:
     def __init__(self, arguments: argparse.Namespace) -> None:
         spec = json.loads(arguments.spec.read_text())
@@ -114,6 +119,18 @@ class Engine:
 
     def deaf(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+
+    def hold_the_interpreter(self) -> None:
+        """A C call that never gives the interpreter lock back: no handler of a signal runs any more."""
+        ctypes.PyDLL(None).sleep(600)
+
+    def kill_guard(self) -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+
+    def kill_worker(self) -> None:
+        os.kill(parent(os.getppid()), signal.SIGKILL)
         time.sleep(600)
 
     def out_of_memory(self) -> None:
