@@ -26,5 +26,6 @@ def bf16(training: Training, device: torch.device) -> bool:
 def make_exact(seed: int) -> None:
     """Same spec, same device kind, same number of threads: same bits. What cannot promise that warns in the log."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Deterministic algorithms, warning only; the function of that name imports the compiler to tell it too.
+    torch.set_deterministic_debug_mode("warn")
     torch.manual_seed(seed)
