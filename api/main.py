@@ -14,6 +14,7 @@ from api.openapi import describe
 from api.routes import (
     architectures,
     artifacts,
+    attempts,
     datasets,
     events,
     health,
@@ -31,7 +32,7 @@ from store.blobs import BlobStore
 from store.database import Database
 from store.settings import Settings
 
-ROUTERS = (jobs, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, workers)
+ROUTERS = (jobs, attempts, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, workers)
 
 
 def create_app(settings: Settings, ring: Callable[[], None], inspector: Inspector | None = None) -> FastAPI:

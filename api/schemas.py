@@ -6,12 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.answers import iso
 from kdcore.catalog import DatasetFacts, ModelFacts
+from store.attempts import Attempt
 from store.datasets import Dataset
 from store.events import Event
 from store.jobs import Job
 from store.lifecycle import lawful
 from store.models import Model
 from store.uploads import Upload
+from store.waiting import Waiting
 
 T = TypeVar("T")
 
@@ -42,8 +44,19 @@ class ErrorView(View):
     hint: str | None = None
 
 
+class WaitingView(View):
+    """Why a queued job has not started."""
+
+    reason: Literal["backing_off", "no_worker", "no_room", "behind_others", "starting"] = Field(
+        description="`backing_off`: an attempt failed, another follows. `no_room`: workers are short of disk space."
+    )
+    message: str
+    until: str | None = Field(description="When it is due again; null where nobody can know.")
+
+
 class Links(View):
     self: str
+    attempts: str
     events: str
     stream: str
     metrics: str
@@ -63,9 +76,14 @@ class JobView(View):
     lawful: list[str] = Field(description="The moves that the status allows now: cancel, pause, resume, retry, delete.")
     method: str = Field(description="Names of all its methods, as in kd+attention.")
     progress: dict[str, Any] | None
-    queue_position: int | None = Field(description="1 is next; only while queued.")
-    attempts: int
+    queue_position: int | None = Field(description="1 is next; only while queued and due: who backs off has no place.")
+    waiting: WaitingView | None = Field(description="Why it has not started; only while queued.")
+    priority: int = Field(description="The higher goes first.")
+    not_before: str | None = Field(description="A job that backs off is due again then.")
+    deadline_at: str | None = Field(description="It fails with deadline_exceeded if it has not ended by then.")
+    attempts: int = Field(description="Since it last got somewhere; `/attempts` lists all.")
     max_attempts: int
+    checkpoint_step: int | None = Field(description="The furthest step that it can go on from.")
     spec: dict[str, Any]
     resolved_spec: dict[str, Any]
     result: dict[str, Any] | None = Field(description="The report: teacher, student, the student alone, and the gain.")
@@ -76,7 +94,8 @@ class JobView(View):
     links: Links
 
 
-def job_view(job: Job, position: int | None = None) -> dict[str, Any]:
+def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
+    """`waiting`: of a queued job."""
     here = f"/v1/jobs/{job.id}"
     return {
         "id": job.id,
@@ -87,9 +106,14 @@ def job_view(job: Job, position: int | None = None) -> dict[str, Any]:
         "lawful": lawful(job.status),
         "method": job.method,
         "progress": job.progress,
-        "queue_position": position,
+        "queue_position": waiting.position if waiting else None,
+        "waiting": _waiting_view(waiting) if waiting else None,
+        "priority": job.priority,
+        "not_before": iso(job.not_before),
+        "deadline_at": iso(job.deadline_at),
         "attempts": job.attempts,
         "max_attempts": job.max_attempts,
+        "checkpoint_step": job.checkpoint_step,
         "spec": job.spec,
         "resolved_spec": job.resolved_spec,
         "result": job.result,
@@ -99,6 +123,7 @@ def job_view(job: Job, position: int | None = None) -> dict[str, Any]:
         "finished_at": iso(job.finished_at),
         "links": {
             "self": here,
+            "attempts": f"{here}/attempts",
             "events": f"{here}/events",
             "stream": f"{here}/events/stream",
             "metrics": f"{here}/metrics",
@@ -106,6 +131,40 @@ def job_view(job: Job, position: int | None = None) -> dict[str, Any]:
             "artifacts": f"{here}/artifacts",
             "checkpoint": f"{here}/checkpoint",
         },
+    }
+
+
+def _waiting_view(waiting: Waiting) -> dict[str, Any]:
+    return {"reason": waiting.reason, "message": waiting.message, "until": iso(waiting.until)}
+
+
+class AttemptView(View):
+    """One claim of a job: who tried, from where to where, and how it ended."""
+
+    fence: int = Field(description="Counts claims, and is the number of its log: `/logs?attempt=`.")
+    attempt: int = Field(description="Counts from 1 again whenever the job has got somewhere.")
+    worker: str
+    device: str | None
+    started_at: str
+    ended_at: str | None
+    how: Literal["succeeded", "failed", "cancelled", "paused", "released", "lost"] | None = Field(
+        description="`released`: handed back, nothing spent. `lost`: its worker fell silent. Null while it runs."
+    )
+    first_step: int | None = Field(description="The checkpoint that it went on from; null from scratch.")
+    last_step: int | None = Field(description="The furthest checkpoint at its end.")
+
+
+def attempt_view(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "fence": attempt.fence,
+        "attempt": attempt.attempt,
+        "worker": attempt.owner,
+        "device": attempt.device,
+        "started_at": iso(attempt.started_at),
+        "ended_at": iso(attempt.ended_at),
+        "how": attempt.how,
+        "first_step": attempt.first_step,
+        "last_step": attempt.last_step,
     }
 
 
@@ -133,6 +192,16 @@ class ArtifactView(View):
     sha256: str
     media_type: str
     href: str
+
+
+class Retry(View):
+    """Where a retried job goes on."""
+
+    start: Literal["checkpoint", "scratch"] = Field(
+        default="checkpoint",
+        alias="from",
+        description="`checkpoint`: where it got to. `scratch`: its checkpoints and curves are forgotten.",
+    )
 
 
 class UploadView(View):

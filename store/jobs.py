@@ -1,4 +1,4 @@
-"""Jobs as a client sees them: send one, find it, steer it. What workers do to a job is in `lifecycle`."""
+"""Jobs as a client sees them: send, find, steer. What workers do is in `lifecycle`, why one waits in `waiting`."""
 
 from typing import Any
 
@@ -24,7 +24,6 @@ __all__ = [
     "get",
     "list_page",
     "pause",
-    "queue_position",
     "resume",
     "retry",
     "sent_before",
@@ -121,16 +120,6 @@ def list_page(
     rows = connection.execute(wanted.order_by(jobs.c.id.desc()).limit(limit + 1)).all()
     found = [as_record(Job, row) for row in rows[:limit]]
     return found, found[-1].id if len(rows) > limit else None
-
-
-def queue_position(connection: Connection, job: Job) -> int | None:
-    """1 is next; None for a job that does not wait."""
-    if job.status != "queued":
-        return None
-    earlier = or_(jobs.c.created_at < job.created_at, and_(jobs.c.created_at == job.created_at, jobs.c.id < job.id))
-    before = or_(jobs.c.priority > job.priority, and_(jobs.c.priority == job.priority, earlier))
-    ahead = select(func.count()).select_from(jobs).where(jobs.c.status == "queued", before)
-    return connection.execute(ahead).scalar_one() + 1
 
 
 def by_status(connection: Connection, project: str | None = None) -> dict[str, int]:

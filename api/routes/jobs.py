@@ -27,9 +27,9 @@ from api.problems import (
     responses,
 )
 from api.references import Shelves
-from api.schemas import JobView, Page, Status, ValidationView, job_view
+from api.schemas import JobView, Page, Retry, Status, ValidationView, job_view
 from api.submission import Examined, estimate, examine
-from store import jobs
+from store import jobs, waiting
 from store.database import Database
 from store.failpoints import failpoint
 from store.jobs import Job
@@ -85,7 +85,7 @@ async def submit(
     digest = hashlib.sha256(to_json(sent)).hexdigest()
     # A replay is answered before it is examined: what the spec names may be gone by now, the job is not.
     if idempotency_key and (known := await db.read(jobs.sent_before, who.project, idempotency_key, digest)):
-        return await _replayed(db, known)
+        return await _replayed(db, known, setup.lease_s)
     examined = await examine(sent, search)
     if examined.resolved is None:
         raise refusal(examined)
@@ -106,8 +106,8 @@ async def submit(
     failpoint("submit.committed")
     ring()
     if not created:
-        return await _replayed(db, job)
-    return Json(await db.read(_view, job), 201, {"Location": f"/v1/jobs/{job.id}"})
+        return await _replayed(db, job, setup.lease_s)
+    return Json(await db.read(_view, job, setup.lease_s), 201, {"Location": f"/v1/jobs/{job.id}"})
 
 
 @router.post(
@@ -134,19 +134,22 @@ async def listing(
     *,
     who: Who,
     db: Db,
+    setup: Setup,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
     status: Status | None = None,
     method: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
     """Jobs, newest first."""
-    return await db.read(_listing, project=who.project, limit=limit, after=after, status=status, method=method)
+    return await db.read(
+        _listing, setup.lease_s, project=who.project, limit=limit, after=after, status=status, method=method
+    )
 
 
 @router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
-async def one(job_id: str, who: Who, db: Db) -> Response:
+async def one(job_id: str, who: Who, db: Db, setup: Setup) -> Response:
     """A job as it stands. Cheap to ask again and again; `/events/stream` says when to."""
-    return Json(await db.read(_found, job_id, who.project))
+    return Json(await db.read(_found, job_id, who.project, setup.lease_s))
 
 
 @router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, NotLawful))
@@ -168,19 +171,23 @@ async def pause(job_id: str, who: Who, db: Db) -> Response:
 
 
 @router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, NotLawful))
-async def resume(job_id: str, who: Who, db: Db, ring: Ring) -> Response:
+async def resume(job_id: str, who: Who, db: Db, ring: Ring, setup: Setup) -> Response:
     """Put a paused job back into the queue."""
     job = await db.write(jobs.resume, job_id, project=who.project)
     ring()
-    return Json(await db.read(_view, job))
+    return Json(await db.read(_view, job, setup.lease_s))
 
 
 @router.post("/{job_id}/retry", response_model=JobView, responses=responses(NotFound, NotLawful))
-async def retry(job_id: str, who: Who, db: Db, ring: Ring) -> Response:
-    """Queue a failed or cancelled job again, with its attempts given back; it goes on from its last checkpoint."""
-    job = await db.write(jobs.retry, job_id, project=who.project)
+async def retry(*, job_id: str, who: Who, db: Db, ring: Ring, setup: Setup, sent: Retry | None = None) -> Response:
+    """Queue a failed or cancelled job again, with its attempts and its deadline given back.
+
+    It goes on from its last checkpoint; with `{"from": "scratch"}` it begins anew.
+    """
+    from_scratch = sent is not None and sent.start == "scratch"
+    job = await db.write(jobs.retry, job_id, project=who.project, from_scratch=from_scratch)
     ring()
-    return Json(await db.read(_view, job))
+    return Json(await db.read(_view, job, setup.lease_s))
 
 
 @router.delete("/{job_id}", status_code=204, responses=responses(NotFound, NotLawful))
@@ -191,28 +198,39 @@ async def delete(job_id: str, who: Who, db: Db, files: Files) -> Response:
     return Response(status_code=204)
 
 
-async def _replayed(db: Database, job: Job) -> Response:
+async def _replayed(db: Database, job: Job, lease_s: float) -> Response:
     headers = {"Location": f"/v1/jobs/{job.id}", "Idempotent-Replayed": "true"}
-    return Json(await db.read(_view, job), 200, headers)
+    return Json(await db.read(_view, job, lease_s), 200, headers)
 
 
 def refusal(examined: Examined) -> Problem:
     return SpecInvalid(count(examined.faults), examined.faults)
 
 
-def _view(connection: Connection, job: Job) -> dict[str, Any]:
-    position = jobs.queue_position(connection, job) if job.status == "queued" else None
-    return job_view(job, position)
+def _view(connection: Connection, job: Job, lease_s: float) -> dict[str, Any]:
+    return _views(connection, [job], lease_s)[0]
 
 
-def _found(connection: Connection, job_id: str, project: str) -> dict[str, Any]:
-    return _view(connection, jobs.get(connection, job_id, project=project))
+def _views(connection: Connection, found: list[Job], lease_s: float) -> list[dict[str, Any]]:
+    waits = waiting.reasons(connection, found, lease_s)
+    return [job_view(job, waits.get(job.id)) for job in found]
+
+
+def _found(connection: Connection, job_id: str, project: str, lease_s: float) -> dict[str, Any]:
+    return _view(connection, jobs.get(connection, job_id, project=project), lease_s)
 
 
 def _listing(
-    connection: Connection, *, project: str, limit: int, after: str | None, status: str | None, method: str | None
+    connection: Connection,
+    lease_s: float,
+    *,
+    project: str,
+    limit: int,
+    after: str | None,
+    status: str | None,
+    method: str | None,
 ) -> Json:
     found, following = jobs.list_page(
         connection, project=project, limit=limit, after=after, status=status, method=method
     )
-    return page([_view(connection, job) for job in found], following)
+    return page(_views(connection, found, lease_s), following)

@@ -1,9 +1,12 @@
 """Sending, reading and steering jobs."""
 
+from datetime import datetime
+from typing import Any
+
 import pytest
 
 from api.schemas import JobView, Page
-from store import lifecycle
+from store import checkpoints, lifecycle, workers
 from tests.api.conftest import SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -166,6 +169,50 @@ async def test_retry_is_for_what_ended_badly(service: Service) -> None:
     job = (await service.http.post(f"/v1/jobs/{job_id}/retry")).json()
     assert (job["status"], job["error"], job["attempts"]) == ("queued", None, 0)
     assert len(service.rings) == 1
+
+
+async def test_a_job_waits_for_a_reason_until_it_runs(service: Service) -> None:
+    job_id = await service.submit(scheduling={"priority": 7, "deadline_s": 3600})
+    job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
+    assert (job["waiting"]["reason"], job["waiting"]["until"]) == ("no_worker", None)
+    assert (job["priority"], job["not_before"], job["checkpoint_step"]) == (7, None, None)
+    lasts = datetime.fromisoformat(job["deadline_at"]) - datetime.fromisoformat(job["created_at"])
+    assert abs(lasts.total_seconds() - 3600) < 0.01
+    await service.db.write(
+        workers.beat, "w", "host", [{"name": "cpu", "job": None, "state": "idle", "seen_s": 0}], None
+    )
+    listed = (await service.http.get("/v1/jobs")).json()
+    assert [one["waiting"]["reason"] for one in listed["data"]] == ["starting"]
+    assert Page[JobView].model_validate(listed, strict=True)
+    fence = await service.claim(job_id)
+    assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["waiting"] is None
+    full = {"code": "storage_full", "message": "no room", "retryable": True, "hint": None}
+    await service.db.write(lifecycle.postpone, job_id, fence, full, 60)
+    job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
+    assert (job["waiting"]["reason"], job["queue_position"]) == ("backing_off", None)
+    assert job["waiting"]["until"] == job["not_before"] > job["created_at"]
+
+
+async def test_a_retry_goes_on_or_begins_anew_as_asked(service: Service) -> None:
+    job_id = await service.submit()
+    for asked, told in (({}, "checkpoint"), ({"from": "checkpoint"}, "checkpoint"), ({"from": "scratch"}, "scratch")):
+        fence = await service.claim(job_id)
+        step = {"step": 5 * fence, "sha256": "5" * 64, "bytes": 1, "path": "x"}
+        await service.db.write(checkpoints.record, job_id, fence, **step)
+        await service.db.write(lifecycle.finish_cancelled, job_id, fence)
+        job = (await service.http.post(f"/v1/jobs/{job_id}/retry", json=asked)).json()
+        assert job["checkpoint_step"] == (None if told == "scratch" else step["step"])
+        events = (await service.http.get(f"/v1/jobs/{job_id}/events")).json()["data"]
+        assert (events[-1]["type"], events[-1]["data"]) == ("retried", {"from": told})
+
+
+@pytest.mark.parametrize(("body", "pointer"), [({"from": "start"}, "/from"), ({"form": "scratch"}, "/form"), ([], "")])
+async def test_a_retry_that_cannot_be_meant_is_refused(service: Service, body: Any, pointer: str) -> None:
+    job_id = await service.submit()
+    await service.fail(job_id)
+    told = problem(await service.http.post(f"/v1/jobs/{job_id}/retry", json=body), 422, "invalid_request")
+    assert [fault["pointer"] for fault in told["errors"]] == [pointer]
+    assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["status"] == "failed"
 
 
 async def test_only_what_has_ended_can_be_deleted(service: Service) -> None:

@@ -108,15 +108,6 @@ def test_pages_by_status_and_method(database: Database):
         assert ids(status="running", method="kd") == []
 
 
-def test_place_in_line_counts_the_urgent_and_the_older(database: Database):
-    old, young, urgent = submitted(database), submitted(database), submitted(database, priority=5)
-    with database.connect() as connection:
-        assert [jobs.queue_position(connection, job) for job in (urgent, old, young)] == [1, 2, 3]
-    ran = claimed(database).job
-    with database.connect() as connection:
-        assert (jobs.queue_position(connection, ran), jobs.queue_position(connection, old)) == (None, 1)
-
-
 @pytest.mark.parametrize("waiting", ["queued", "paused"])
 def test_what_waits_is_cancelled_at_once(database: Database, waiting: str):
     job = submitted(database)
