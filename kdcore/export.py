@@ -36,4 +36,17 @@ def student(
         "spec": parts.spec.as_json(),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    return write_whole(path, lambda to: save_file(tensors, to, {"distillery": json.dumps(metadata), "format": "pt"}))
+    notes = {"distillery": json.dumps(metadata), "format": "pt"}
+    return write_whole(path, lambda to: _save(tensors, notes, to))
+
+
+def _save(tensors: dict[str, Tensor], notes: dict[str, str], path: Path) -> None:
+    """As safetensors writes it, but for the order of the notes, which it shuffles: the same student, the same bytes."""
+    save_file(tensors, path, notes)
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size)) | {"__metadata__": notes}
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(ordered) == size, "the same header in another order is as long"
+        file.seek(8)
+        file.write(ordered)
