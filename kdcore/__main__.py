@@ -29,6 +29,8 @@ from kdcore.spec import parse
 
 EXIT_STOPPED = os.EX_TEMPFAIL
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_MEMORY = "can't allocate memory"
+"""A GPU's allocator raises an error of its own kind, the CPU's only says so."""
 
 
 def main() -> int:
@@ -126,7 +128,7 @@ def _named(error: Exception) -> EngineError:
     """The engine's name for what went wrong."""
     if isinstance(error, EngineError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
         return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size needs less")
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return StorageFull(f"no room to write: {error}")
