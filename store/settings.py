@@ -40,6 +40,22 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, description="Attempts in a row that may end without a new checkpoint.")
 
     min_free_bytes: int = Field(default=200_000_000, ge=0, description="With less room on the disk no job is started.")
+    cache_max_bytes: int = Field(
+        default=20_000_000_000, ge=0, description="Each host's decoded and downloaded data sets are trimmed to that."
+    )
+    collect_every_s: float = Field(default=3600, gt=0, description="How often what nobody needs any more is removed.")
+    collect_after_s: float = Field(
+        # Longer than any request: looking at a large upload takes half an hour, and may have to wait for its turn.
+        default=86_400,
+        ge=3600,
+        description="Bytes that no row names lie untouched for so long, and as long again in the trash.",
+    )
+    retain_checkpoints_s: float = Field(
+        default=7 * 86_400, ge=0, description="So long after its end a failed or cancelled job can go on where it was."
+    )
+    retain_uploads_s: float = Field(
+        default=7 * 86_400, ge=3600, description="So long an upload that nobody touches is kept, whole or not."
+    )
     upload_max_bytes: int = Field(default=10_000_000_000, gt=0)
     slots: int | None = Field(default=None, ge=1, description="Jobs at a time on this host; default: one a device.")
 
