@@ -1,6 +1,7 @@
-"""Every method of the catalogue, and what can be made of them, as whole jobs: run, exported, and resumed."""
+"""Every method of the catalogue, and what can be made of them, as whole jobs: run, exported, killed and resumed."""
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kdcore import checkpoint, files, models
+from kdcore import files, lines, models
 from kdcore.catalog import METHODS, architecture
 from kdcore.run import run
 from kdcore.spec import JobSpec
 from tests.kdcore.engine import job, method_job, place, same, write_arrays, write_pool, write_teacher
+from tests.kdcore.killing import killed
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class World:
     @property
     def data(self) -> Path:
         return self.folder / "data.npz"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
 
     @property
     def teacher(self) -> Path:
@@ -96,9 +102,14 @@ JOBS = {**NAMED, **MADE}
 
 @dataclass(frozen=True)
 class Done:
-    report: dict
+    """A job from its start to its end; `told` are the lines of all its processes, one after the other."""
+
     out: Path
-    events: list[dict]
+    told: list[dict]
+
+    @property
+    def report(self) -> dict:
+        return {**json.loads((self.out / "report.json").read_text()), "seconds": 0}
 
     @property
     def weights(self) -> dict[str, dict]:
@@ -106,38 +117,72 @@ class Done:
 
     @property
     def metrics(self) -> list[dict]:
-        return [event for event in self.events if event["event"] == "metric"]
+        """Each once; one that was told again, by a process that went on from before it, has to say the same."""
+        series: dict[tuple, dict] = {}
+        for line in self.told:
+            if line["event"] == "metric":
+                assert series.setdefault((line["trial"], line["step"]), line) == line
+        return list(series.values())
 
-
-def finish(spec: JobSpec, folder: Path, world: World, resume: Path | None = None) -> Done:
-    where, stream = place(folder, world.folder / "cache")
-    report = run(spec, where, resume)
-    return Done({**report, "seconds": 0}, where.out, list(map(json.loads, stream.getvalue().splitlines())))
+    @property
+    def steps(self) -> list[tuple[int, str]]:
+        """Every step that was told, and what it trained."""
+        return sorted({(line["step"], line["trial"]) for line in self.told if line["event"] == "progress"})
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Keep every checkpoint of these tiny jobs, and leave it to the system when they reach the disk."""
-    monkeypatch.setattr(checkpoint, "KEPT", 1000)
+    """Tell every step of these tiny jobs, on one thread, and leave it to the system when their files reach the disk."""
+    monkeypatch.setattr(lines, "PROGRESS_EVERY_S", 0)
     monkeypatch.setattr(files, "_sync", lambda _: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_ends_with_the_plain_network_and_resumes_to_the_same_bits(name, world, tmp_path):
+def test_a_job_that_is_killed_again_and_again_ends_with_the_same_bits(name, world, tmp_path):
+    """The folder of every process is its own, and it goes on from the newest checkpoint of the one before."""
     spec = JOBS[name](world)
     # Few steps an epoch, a checkpoint after each.
     spec = with_training(spec, batch_size=50, checkpoint_every_s=0)
     whole = finish(spec, tmp_path / "whole", world)
-    progress = [event for event in whole.events if event["event"] == "progress"][-1]
-    assert progress["step"] == progress["total_steps"] and progress["percent"] == 100
     if name in NAMED:
         delivers_the_plain_network(name, whole)
-    for state, before in states(whole):
-        again = finish(spec, tmp_path / state.stem, world, state)
-        assert again.report == whole.report
-        assert before + again.metrics == whole.metrics
-        assert again.weights.keys() == whole.weights.keys()
-        assert all(same(again.weights[file], weights) for file, weights in whole.weights.items())
+    again = finish_after_kills(spec, tmp_path, world, kills(name, whole))
+    assert again.report == whole.report
+    assert again.metrics == whole.metrics
+    assert again.steps == whole.steps == [(number, trial) for number, (_, trial) in enumerate(whole.steps, 1)]
+    assert again.weights.keys() == whole.weights.keys()
+    assert all(same(again.weights[file], weights) for file, weights in whole.weights.items())
+
+
+def finish(spec: JobSpec, folder: Path, world: World, resume: Path | None = None) -> Done:
+    where, stream = place(folder, world.cache)
+    run(spec, where, resume)
+    return Done(where.out, list(map(json.loads, stream.getvalue().splitlines())))
+
+
+def finish_after_kills(spec: JobSpec, folder: Path, world: World, files: list[str]) -> Done:
+    """Each process dies writing the next of `files`; the last one lives."""
+    told, resume = [], None
+    for file in files:
+        attempt = killed(spec, folder / f"until {file}", world.cache, resume, file)
+        told += attempt.told
+        resume = attempt.checkpoints[-1] if attempt.checkpoints else resume
+    last = finish(spec, folder / "last", world, resume)
+    return Done(last.out, told + last.told)
+
+
+def kills(name: str, whole: Done) -> list[str]:
+    """Files that a process shall die writing: the checkpoint at the end of each stage and the one after it, so that
+    the next goes on from within the stage and from its end; one drawn by lot; and the report."""
+    ends = {trial: step for step, trial in whole.steps}.values()
+    last = max(ends)
+    drawn = random.Random(name).randint(1, last)
+    steps = {drawn, *ends, *(end + 1 for end in ends if end < last)}
+    return [*(f"{step:09d}.pt" for step in sorted(steps)), "report.json"]
 
 
 def with_training(spec: JobSpec, **fields: Any) -> JobSpec:
@@ -159,21 +204,3 @@ def delivers_the_plain_network(name: str, done: Done) -> None:
     else:
         assert done.report["alone"]["parameters"] == promised
         assert done.report["gain"] == done.report["student"]["accuracy"] - done.report["alone"]["accuracy"]
-
-
-def states(done: Done) -> list[tuple[Path, list[dict]]]:
-    """Checkpoints in the middle of the student's last stage and, where others come before that, in the middle of the
-    first and at its end; each with the metrics that were told before it."""
-    found, told = {}, []
-    for event in done.events:
-        if event["event"] == "metric":
-            told.append(event)
-        if event["event"] == "checkpoint":
-            found[done.out / event["path"]] = list(told)
-    paths = list(found)
-    assert paths == sorted(paths), "each is further than the one before"
-    saved = {path: checkpoint.load(path, torch.device("cpu")) for path in paths}
-    ahead = [path for path in paths if "student" not in saved[path]["finished"]]
-    ends = [path for path in ahead if saved[path]["training"] is None]
-    inside = [path for path in ahead if path not in ends]
-    return [(path, found[path]) for path in (*inside[: len(ends[:1])], *ends[:1], inside[-1])]
