@@ -1,6 +1,7 @@
 """The engine by hand, and as a worker's child.
 
     python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--events-fd N]
+    python -m kdcore run --wait N           the same, told over the socket N once all is imported (`order.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
     python -m kdcore inspect model PATH --architecture NAME
     python -m kdcore inspect program PATH
@@ -19,10 +20,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcore import order
 from kdcore.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from kdcore.lines import Lines
 from kdcore.spec import parse
@@ -33,13 +35,17 @@ NO_MEMORY = "can't allocate memory"
 """A GPU's allocator raises an error of its own kind, the CPU's only says so."""
 
 
-def main() -> int:
-    arguments = _parser().parse_args()
+def main(given: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(given)
     verb: Callable[[argparse.Namespace], int] = arguments.verb
     return verb(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.wait is not None:
+        return main(["run", *order.wait(arguments.wait, _import_all)])
+    if arguments.spec is None or arguments.out is None:
+        arguments.refuse("give SPEC.json and --out DIR, or --wait N")
     lines = Lines(_events(arguments.events_fd))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
@@ -63,6 +69,11 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
     lines.emit("done", report=report)
     return 0
+
+
+def _import_all() -> None:
+    """What any job needs. It touches no device and starts no thread: the process is as good as new."""
+    from kdcore import run  # noqa: F401
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -163,10 +174,11 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True)
 
     run = verbs.add_parser("run", help="run one job")
-    run.set_defaults(verb=_run)
-    run.add_argument("spec", type=Path)
-    run.add_argument("--out", type=Path, required=True)
+    run.set_defaults(verb=_run, refuse=run.error)
+    run.add_argument("spec", type=Path, nargs="?")
+    run.add_argument("--out", type=Path)
     run.add_argument("--resume", type=Path)
+    run.add_argument("--wait", type=int, metavar="N", help="be told the rest over this socket (a worker does so)")
     run.add_argument("--events-fd", type=int)
 
     evaluate = verbs.add_parser("evaluate", help="measure a checkpoint on a data set's test images")

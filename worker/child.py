@@ -1,28 +1,35 @@
-"""One engine process: started through the guard, heard line by line, stopped, and always reaped.
+"""One engine at work: given its order, heard line by line, and judged by how it ended.
 
 The engine's JSON lines come on a descriptor of their own; whatever it prints goes to the attempt's log file, which
-outlives both. A child is used as a context manager: leaving the block leaves no process of its session behind.
+outlives both.
 """
 
 import json
+import logging
 import os
 import select
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from worker import guard
+from kdcore.order import Order, give
+from store.contact import boottime
+from worker.session import ANSWERS_IN_S, Session
 
+log = logging.getLogger("distillery.child")
+
+STARTS_IN_S = 120.0
+"""How long an engine may take for its imports, on a disk that has never seen them."""
 EXIT_STOPPED = os.EX_TEMPFAIL
 LONGEST_LINE_BYTES = 16 * 1024 * 1024
 LAST_BYTES = 64 * 1024
 LAST_LINES = 20
 ENDING_S = 10
 """How long what is left of a killed session may keep the pipe open before it is let go of."""
+ENDS_SOON_S = 0.02
+"""Between looks at an engine that has closed its lines."""
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 """Signals that a program brings upon itself."""
@@ -43,107 +50,81 @@ class Ending:
 
 
 class Child:
-    """A running engine. `deadline` and every `tick` are times of `boottime()` past which the guard kills it."""
+    """The engine of `session`, at work on `order`. What it prints goes to `log_path`; it holds `lock` until it ends.
 
-    def __init__(
-        self, command: Sequence[str], *, log_path: Path, deadline: float, environment: Mapping[str, str], folder: Path
-    ) -> None:
+    A context manager, within its session's.
+    """
+
+    def __init__(self, session: Session, order: Order, *, log_path: Path, lock: int) -> None:
+        self.session = session
+        self.began = False
+        """Whether it has said anything: until then nothing is lost with it."""
         self._log_path = log_path
         self._unfinished = bytearray()
         self._last_line: Line | None = None
         self._oom_kills = _oom_kills()
         self._ending: Ending | None = None
-        self._killed = False
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        self._printed = 0
         self._events, events = os.pipe()
-        ticks, self._ticks = os.pipe()
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", guard.__file__, repr(deadline), "--", *command, "--events-fd", str(events)],
-                stdin=ticks,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=(events,),
-                env=dict(environment),
-                cwd=folder,
-                start_new_session=True,
-            )
+            self._log_what_was_printed()
+            is_ready = bool(select.select([session.channel], [], [], 0)[0])
+            self._begins_by = boottime() + (ANSWERS_IN_S if is_ready else STARTS_IN_S)
+            give(session.channel, order, events=events, log=self._log, lock=lock)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
+            # It shows: the engine does not begin.
+            log.warning("an engine does not take its order: %s", error)
         except BaseException:
             self._close()
             raise
         finally:
             os.close(events)
-            os.close(ticks)
-        # A frozen guard must not freeze the heartbeat with it.
-        os.set_blocking(self._ticks, False)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
-        self._reap()
         self._close()
 
     @property
-    def pid(self) -> int:
-        """The guard's process id, which is also its session and its process group."""
-        return self._process.pid
-
-    def tick(self, deadline: float) -> None:
-        """Let the training go on until `deadline`. A full pipe means that the guard has plenty to read already."""
-        try:
-            os.write(self._ticks, f"{deadline!r}\n".encode())
-        except (BlockingIOError, BrokenPipeError):
-            return
-
-    def ask_to_stop(self) -> None:
-        """SIGTERM to the engine, by way of the guard: it writes a checkpoint and leaves."""
-        if self._process.returncode is None:
-            os.kill(self.pid, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL to the whole session."""
-        self._killed = True
-        if self._process.returncode is None:
-            _kill_group(self.pid)
+    def is_overdue(self) -> bool:
+        """Whether it has had its order for so long without a word that it must be frozen."""
+        return not self.began and boottime() > self._begins_by
 
     def lines(self, timeout_s: float) -> tuple[list[Line], bool]:
         """The lines that came within `timeout_s`, at once when there are any; and whether more may come."""
-        ended = self._has_ended()
+        ended = self.session.has_ended()
         if ended:
             # What the engine left behind could keep the pipe open for ever.
-            _kill_group(self.pid)
+            self.session.kill_rest()
             timeout_s = ENDING_S
         readable, _, _ = select.select([self._events], [], [], timeout_s)
         chunk = os.read(self._events, 1 << 20) if readable else b""
-        lines = self._split(chunk)
-        return lines, bool(chunk) or not ended
+        self.began = self.began or bool(chunk)
+        if readable and not chunk and not ended:
+            time.sleep(ENDS_SOON_S)
+        return self._split(chunk), bool(chunk) or not ended
 
     def ending(self) -> Ending:
         """How it ended. To be asked when `lines` has said that no more may come."""
         if self._ending is None:
-            code = self._reap()
+            code = self.session.reap()
+            self._log_what_was_printed()
             how, message = self._judge(code)
             self._ending = Ending(how, message, code, self._last_line, _last_lines(self._log_path))
         return self._ending
 
-    def _has_ended(self) -> bool:
-        """Without reaping: until then the process group's number cannot go to anybody else."""
-        if self._process.returncode is not None:
-            return True
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def _reap(self) -> int:
-        if self._process.returncode is None:
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            _kill_group(self.pid)
-        return self._process.wait()
-
     def _close(self) -> None:
-        for descriptor in (self._ticks, self._events, self._log):
+        for descriptor in (self._events, self._log):
             os.close(descriptor)
+
+    def _log_what_was_printed(self) -> None:
+        """Where a log was not there yet: before the order, and by the guard."""
+        printed = self.session.printed(self._printed)
+        self._printed += len(printed)
+        os.write(self._log, printed)
 
     def _split(self, chunk: bytes) -> list[Line]:
         self._unfinished += chunk
@@ -179,29 +160,26 @@ class Child:
         elif code == EXIT_STOPPED:
             judged = "stopped", "the engine stopped because it was asked to"
         elif number > 0:
-            judged = self._judge_signal(number)
+            judged = self._judge_signal(number, by_guard=code > 0)
         elif any("MemoryError" in line or "OutOfMemoryError" in line for line in _last_lines(self._log_path)):
             judged = "out_of_memory", f"the engine ran out of memory (exit code {code})"
         else:
             judged = "crashed", f"the engine left with exit code {code} and named no reason"
         return judged
 
-    def _judge_signal(self, number: int) -> tuple[How, str]:
-        if self._killed:
+    def _judge_signal(self, number: int, by_guard: bool) -> tuple[How, str]:
+        """`by_guard`: it is the engine that the signal ended, as its guard tells; else it is the guard."""
+        if self.session.killed:
             return "killed", "the worker ended the engine"
+        if not by_guard and boottime() >= self.session.deadline:
+            return "killed", "the engine was frozen, or cut off past its lease, and its guard ended it"
         if number == signal.SIGKILL and _oom_kills() > self._oom_kills:
             return "out_of_memory", "the host ran out of memory and the kernel ended the engine"
+        who = "the engine" if by_guard else "the engine's guard"
         if number in CRASHES:
-            return "crashed", f"the engine crashed: {signal.Signals(number).name}"
+            return "crashed", f"{who} crashed: {signal.Signals(number).name}"
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        return "killed", f"the engine was ended by {name}"
-
-
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        return "killed", f"{who} was ended by {name}"
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -35,6 +35,10 @@ class Options(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of one engine; default: this host's cores, shared by its slots."
     )
+    warm: bool = Field(
+        default=True,
+        description="Keep an engine ready in each idle slot: jobs start at once, for some 300 MB of memory.",
+    )
     back_off_s: float = Field(
         default=5, gt=0, description="Wait before the second attempt; each further one waits thrice that."
     )

@@ -39,7 +39,7 @@ def discover(
     return [Device(f"cuda:{slot % len(gpus)}", gpus[slot % len(gpus)], threads) for slot in range(number)]
 
 
-def engine_environment(device: Device, scratch: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def engine_environment(device: Device, temporary: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What the engine may know: nothing of our database, broker or keys, since it reads files from outside."""
     kept = {
         name: value
@@ -56,7 +56,7 @@ def engine_environment(device: Device, scratch: Path, environment: Mapping[str, 
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
-        "TMPDIR": str(scratch),
+        "TMPDIR": str(temporary),
     }
 
 

@@ -8,8 +8,8 @@ from store.contact import boottime
 from store.errors import LeaseLost
 from store.failpoints import failpoint
 from store.lifecycle import Claim
-from worker.child import Child
 from worker.desk import AWAY, Desk
+from worker.session import Session
 
 SAFE_PART = 0.8
 """The guard's deadline as part of a lease: the old training is dead before anybody else may claim."""
@@ -28,7 +28,7 @@ class Heart:
         self._lease_s = desk.settings.lease_s
         self._deadline = claimed_at + SAFE_PART * self._lease_s
         self._proven_at = claimed_at
-        self._child: Child | None = None
+        self._session: Session | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"heart-{claim.job.id}", daemon=True)
@@ -49,12 +49,11 @@ class Heart:
     def deadline(self) -> float:
         return self._deadline
 
-    def keep(self, child: Child | None) -> None:
-        """Tick for this child from now on; None before it is left behind."""
+    def keep(self, session: Session | None) -> None:
+        """Tick for its guard from now on; None before it is left behind."""
         with self._lock:
-            self._child = child
-        if child is not None:
-            self._tell_child()
+            self._session = session
+        self._tell_guard()
 
     def _run(self) -> None:
         beat: _Beat | None = None
@@ -78,7 +77,7 @@ class Heart:
             self._desk.contact.made()
         else:
             self._go_on_unproven()
-        self._tell_child()
+        self._tell_guard()
 
     def _go_on_unproven(self) -> None:
         now = boottime()
@@ -87,16 +86,16 @@ class Heart:
             self.unproven = True
         else:
             self._deadline = now + SAFE_PART * self._lease_s
-        self._tell_child()
+        self._tell_guard()
 
-    def _tell_child(self) -> None:
+    def _tell_guard(self) -> None:
         with self._lock:
-            if self._child is None:
+            if self._session is None:
                 return
             if self.lost.is_set() or self.unproven:
-                self._child.kill()
+                self._session.kill()
             else:
-                self._child.tick(self._deadline)
+                self._session.tick(self._deadline)
 
 
 class _Beat(threading.Thread):

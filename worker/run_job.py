@@ -25,7 +25,7 @@ from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.child import Ending
 from worker.desk import Desk
-from worker.devices import Device
+from worker.engines import Engines
 from worker.heart import Heart
 from worker.ledger import GivenUp, Ledger
 from worker.scratch import scratch_folder
@@ -39,15 +39,15 @@ BLOB = "blob:sha256:"
 CODES = {error.code for error in EngineError.__subclasses__()}
 
 
-def run_job(claim: Claim, desk: Desk, device: Device, claimed_at: float) -> None:
+def run_job(claim: Claim, desk: Desk, engines: Engines, claimed_at: float) -> None:
     """Bring a claimed job to an end, or back to the queue. Raises nothing: what goes wrong is the job's own story.
 
     `claimed_at`: the time (`boottime`) just before the claim.
     """
     job = claim.job
-    log.info("job %s: attempt %d begins (fence %d, %s)", job.id, claim.attempt, claim.fence, device.name)
+    log.info("job %s: attempt %d begins (fence %d, %s)", job.id, claim.attempt, claim.fence, engines.device.name)
     with Heart(claim, desk, claimed_at) as heart, Ledger(claim, desk, heart.lost) as ledger:
-        attempt = Attempt(claim, desk, device, heart, ledger)
+        attempt = Attempt(claim, desk, engines, heart, ledger)
         try:
             attempt.run()
         except LeaseLost:
@@ -63,16 +63,18 @@ def run_job(claim: Claim, desk: Desk, device: Device, claimed_at: float) -> None
 class Attempt:
     claim: Claim
     desk: Desk
-    device: Device
+    engines: Engines
     heart: Heart
     ledger: Ledger
 
     def run(self) -> None:
         try:
             with scratch_folder(self.desk.scratch, self.claim.job.id, self.claim.fence) as scratch:
-                command = self._prepare(scratch)
-                supervision = Supervision(self.claim, self.desk, self.heart, self.ledger, scratch)
-                ending = supervision.run(command, self.device)
+                arguments = self._prepare(scratch.folder)
+                supervision = Supervision(self.claim, self.desk, self.engines, self.heart, self.ledger, scratch)
+                ending = supervision.run(arguments)
+                # The next one imports while this one's results are published.
+                self.engines.keep_one()
                 self.ledger.close()
                 self._settle(ending, supervision)
         except (LeaseLost, GivenUp):
@@ -87,19 +89,19 @@ class Attempt:
 
     # ── prepare ──
 
-    def _prepare(self, scratch: Path) -> list[str]:
-        """The engine's command, with its inputs by digest and the newest checkpoint whose bytes are what they were."""
-        spec = scratch / "spec.json"
+    def _prepare(self, folder: Path) -> list[str]:
+        """The engine's arguments, with inputs by digest and the newest checkpoint whose bytes are what they were."""
+        spec = folder / "spec.json"
         spec.write_text(json.dumps(self.claim.job.resolved_spec))
-        out = scratch / "out"
+        out = folder / "out"
         out.mkdir()
         self.desk.cache.mkdir(parents=True, exist_ok=True)
-        command = [*self.desk.options.engine, str(spec), "--out", str(out), "--cache", str(self.desk.cache)]
+        arguments = [str(spec), "--out", str(out), "--cache", str(self.desk.cache)]
         for digest in sorted(set(_digests(self.claim.job.resolved_spec))):
-            command += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
+            arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
         if resume := self._newest_whole():
-            command += ["--resume", str(resume)]
-        return command
+            arguments += ["--resume", str(resume)]
+        return arguments
 
     def _input(self, digest: str) -> Path:
         path = self.desk.files.path(digest)

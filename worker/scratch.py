@@ -27,8 +27,16 @@ class Dead:
     fence: int
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """One attempt's folder, and the descriptor that holds its lock."""
+
+    folder: Path
+    lock: int
+
+
 @contextmanager
-def scratch_folder(parent: Path, job_id: str, fence: int) -> Iterator[Path]:
+def scratch_folder(parent: Path, job_id: str, fence: int) -> Iterator[Scratch]:
     """A new, empty folder for this attempt."""
     parent.mkdir(parents=True, exist_ok=True)
     name = f"{job_id}.{fence}.{HOST}"
@@ -37,7 +45,7 @@ def scratch_folder(parent: Path, job_id: str, fence: int) -> Iterator[Path]:
     folder = parent / name
     try:
         folder.mkdir()
-        yield folder
+        yield Scratch(folder, descriptor)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.unlink(missing_ok=True)

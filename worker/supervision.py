@@ -9,15 +9,18 @@ from typing import Literal
 from sqlalchemy import Connection
 
 from kdcore.errors import StorageFull
+from kdcore.order import Order
 from store import checkpoints, events, lifecycle, metrics
 from store.errors import BlobMismatch
 from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.child import Child, Ending, Line
 from worker.desk import Desk
-from worker.devices import Device, engine_environment
+from worker.engines import Engines
 from worker.heart import Heart
 from worker.ledger import Ledger
+from worker.scratch import Scratch
+from worker.session import Session
 
 log = logging.getLogger("distillery.supervision")
 
@@ -41,32 +44,45 @@ class Announced:
 class Supervision:
     """Of one engine, in one scratch folder. `why` and `artifacts` tell afterwards what came of it."""
 
-    def __init__(self, claim: Claim, desk: Desk, heart: Heart, ledger: Ledger, scratch: Path) -> None:
-        self._claim, self._desk, self._heart, self._ledger = claim, desk, heart, ledger
+    def __init__(
+        self, claim: Claim, desk: Desk, engines: Engines, heart: Heart, ledger: Ledger, scratch: Scratch
+    ) -> None:
+        self._claim, self._desk, self._engines, self._heart, self._ledger = claim, desk, engines, heart, ledger
         self._scratch = scratch
-        self._out = (scratch / "out").resolve()
+        self._out = (scratch.folder / "out").resolve()
         self._ends_at = _ends_at(claim, desk)
         self._kill_at: float | None = None
         self.why: Why | None = None
         self.artifacts: list[Announced] = []
 
-    def run(self, command: list[str], device: Device) -> Ending | None:
-        """Until the engine has ended. None: it was not started, because it was to be stopped already."""
+    def run(self, arguments: list[str]) -> Ending | None:
+        """Until the engine has ended. None: it was given no order, because the job was to be stopped already."""
         self.why = self._reason_to_stop()
-        if self.why is not None or self._heart.lost.is_set():
+        if self._must_stop:
             return None
-        child = Child(
-            command,
-            log_path=self._desk.files.log_path(self._claim.job.id, self._claim.fence),
-            deadline=self._heart.deadline,
-            environment=engine_environment(device, self._scratch),
-            folder=self._scratch,
-        )
-        with child:
+        folder = str(self._scratch.folder)
+        order = Order(arguments, folder, {"TMPDIR": folder})
+        waiting = self._engines.take()
+        if waiting is not None:
+            ending, began = self._hear(waiting, order)
+            if began or self._must_stop:
+                return ending
+            log.warning("job %s: the engine that waited did not begin, another one is started", self._claim.job.id)
+        ending, _ = self._hear(self._engines.start(self._heart.deadline), order)
+        return ending
+
+    @property
+    def _must_stop(self) -> bool:
+        return self.why is not None or self._heart.lost.is_set()
+
+    def _hear(self, session: Session, order: Order) -> tuple[Ending, bool]:
+        """How the engine of this session ended, and whether it had begun."""
+        log_path = self._desk.files.log_path(self._claim.job.id, self._claim.fence)
+        with session, Child(session, order, log_path=log_path, lock=self._scratch.lock) as child:
             failpoint("engine.started")
-            self._heart.keep(child)
+            self._heart.keep(session)
             try:
-                return self._listen(child)
+                return self._listen(child), child.began
             finally:
                 self._heart.keep(None)
 
@@ -83,16 +99,16 @@ class Supervision:
         """Ask it to stop when there is a reason to; kill it when it does not hear, or must not run any more."""
         if self._heart.lost.is_set() or self._heart.unproven:
             self.why = self.why or "unproven"
-            child.kill()
+            child.session.kill()
         if self.why is None and (why := self._reason_to_stop()):
             self.why = why
             self._kill_at = time.monotonic() + self._desk.settings.stop_grace_s
             log.info("job %s: stopping the engine (%s)", self._claim.job.id, why)
-            child.ask_to_stop()
+            child.session.ask_to_stop()
         elif self.why == "pause" and self._heart.wish == "cancel":
             self.why = "cancel"
-        if self._kill_at is not None and time.monotonic() > self._kill_at:
-            child.kill()
+        if child.is_overdue or (self._kill_at is not None and time.monotonic() > self._kill_at):
+            child.session.kill()
 
     def _reason_to_stop(self) -> Why | None:
         if self._ledger.error is not None:

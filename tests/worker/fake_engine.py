@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kdcore import order
+
 STOPPED = 75
 
 
@@ -162,13 +164,17 @@ class Engine:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("verb", choices=["run"])
-    parser.add_argument("spec", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("spec", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--wait", type=int)
     parser.add_argument("--input", action="append", default=[])
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--events-fd", type=int)
-    return Engine(parser.parse_args()).run()
+    arguments = parser.parse_args()
+    if arguments.wait is not None:
+        arguments = parser.parse_args(["run", *order.wait(arguments.wait, lambda: None)])
+    return Engine(arguments).run()
 
 
 if __name__ == "__main__":

@@ -97,15 +97,25 @@ class Table:
 
 
 def engines(home: Path) -> list[int]:
-    """Living processes that were told to work in this home."""
+    """Living processes at work on a job of this home: its engines, what they started, and their guards."""
+    at_work = {session for _, session, folder in _of_home(home) if folder.startswith(f"{home}/scratch/")}
+    return [process for process, session, _ in _of_home(home) if session in at_work]
+
+
+def waiting_engines(home: Path) -> list[int]:
+    """Living processes that wait for a job of this home: engines without an order, and their guards."""
+    return sorted({process for process, _, _ in _of_home(home)} - set(engines(home)))
+
+
+def _of_home(home: Path) -> list[tuple[int, int, str]]:
+    """Process, session and working folder of all that an engine's environment was given to."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().decode(errors="replace")
+            if f"\0TMPDIR={home}/scratch\0".encode() in b"\0" + (path / "environ").read_bytes():
+                found.append((int(path.name), os.getsid(int(path.name)), os.readlink(path / "cwd")))
         except OSError:
             continue
-        if f"{home}/scratch/" in words:
-            found.append(int(path.parent.name))
     return found
 
 

@@ -3,25 +3,36 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdcore.order import Order
 from store.contact import boottime
 from tests.worker.processes import FAKE_ENGINE, in_session, none_left, until
 from worker.child import Child, Line
+from worker.session import Session
 
 
-def started(tmp_path: Path, left_s: float = 600, **fake: Any) -> Child:
-    spec = tmp_path / "spec.json"
+@contextmanager
+def started(tmp_path: Path, left_s: float = 600, **fake: Any) -> Iterator[Child]:
+    order = ordered(tmp_path, **fake)
+    with (
+        Session(FAKE_ENGINE, deadline=boottime() + left_s, environment=os.environ) as session,
+        (tmp_path / "lock").open("w") as lock,
+        Child(session, order, log_path=tmp_path / "log", lock=lock.fileno()) as child,
+    ):
+        yield child
+
+
+def ordered(folder: Path, **fake: Any) -> Order:
+    spec, out = folder / "spec.json", folder / "out"
     spec.write_text(json.dumps({"fake": fake}))
-    out = tmp_path / "out"
     out.mkdir()
-    command = [*FAKE_ENGINE, str(spec), "--out", str(out)]
-    return Child(
-        command, log_path=tmp_path / "log", deadline=boottime() + left_s, environment=os.environ, folder=tmp_path
-    )
+    return Order([str(spec), "--out", str(out)], str(folder), {"TMPDIR": str(folder)})
 
 
 def heard(child: Child) -> list[Line]:
@@ -40,7 +51,7 @@ def test_a_good_run(tmp_path: Path):
     assert (ending.how, ending.exit_code) == ("done", 0)
     assert ending.last_line["report"]["student"] == {"accuracy": 0.5}
     assert ending.log_tail == ["the fake engine starts"]
-    none_left(child.pid)
+    none_left(child.session.pid)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +71,7 @@ def test_each_bad_end_has_its_name(tmp_path: Path, misbehaviour: str, how: str, 
         ending = child.ending()
     assert ending.how == how
     assert words in ending.message
-    none_left(child.pid)
+    none_left(child.session.pid)
 
 
 def test_what_is_no_line_is_log(tmp_path: Path):
@@ -74,14 +85,14 @@ def test_a_grandchild_does_not_outlive_the_engine(tmp_path: Path):
     with started(tmp_path, steps=3, at={"2": "grandchild"}) as child:
         heard(child)
         assert child.ending().how == "done"
-        none_left(child.pid)
+        none_left(child.session.pid)
     assert (tmp_path / "out" / "grandchild").exists()
 
 
 def test_asked_to_stop_it_leaves_a_checkpoint(tmp_path: Path):
     with started(tmp_path, steps=100_000, checkpoint_every=100_000) as child:
         until(lambda: any(line["event"] == "metric" for line in child.lines(0.1)[0]), "the first step")
-        child.ask_to_stop()
+        child.session.ask_to_stop()
         lines = heard(child)
         assert lines[-1]["event"] == "checkpoint"
         assert child.ending().how == "stopped"
@@ -89,29 +100,33 @@ def test_asked_to_stop_it_leaves_a_checkpoint(tmp_path: Path):
 
 def test_leaving_the_block_kills_a_deaf_child(tmp_path: Path):
     with started(tmp_path, at={"2": "deaf"}) as child:
-        until(lambda: len(in_session(child.pid)) == 2, "guard and engine")
-        child.ask_to_stop()
-    none_left(child.pid)
+        until(lambda: len(in_session(child.session.pid)) == 2, "guard and engine")
+        child.session.ask_to_stop()
+    none_left(child.session.pid)
 
 
 def test_past_its_deadline_it_is_killed(tmp_path: Path):
     with started(tmp_path, left_s=1, steps=100_000) as child:
         heard(child)
-        assert child.ending().exit_code == -signal.SIGKILL
-        none_left(child.pid)
+        ending = child.ending()
+        assert (ending.how, ending.exit_code) == ("killed", -signal.SIGKILL)
+        assert "cut off past its lease" in ending.message
+        none_left(child.session.pid)
 
 
 def test_ticks_keep_it_alive(tmp_path: Path):
     with started(tmp_path, left_s=1, steps=30, step_s=0.05) as child:
-        child.tick(boottime() + 600)
+        child.session.tick(boottime() + 600)
         heard(child)
         assert child.ending().how == "done"
 
 
 def test_a_dead_guard_does_not_leave_the_engine_behind(tmp_path: Path):
     with started(tmp_path, steps=100_000) as child:
-        until(lambda: len(in_session(child.pid)) == 2, "guard and engine")
-        os.kill(child.pid, signal.SIGKILL)
+        until(lambda: len(in_session(child.session.pid)) == 2, "guard and engine")
+        os.kill(child.session.pid, signal.SIGKILL)
         heard(child)
-        assert child.ending().how == "killed"
-        none_left(child.pid)
+        ending = child.ending()
+        assert ending.how == "killed"
+        assert ending.message == "the engine's guard was ended by SIGKILL"
+        none_left(child.session.pid)
