@@ -38,11 +38,12 @@ def cached(
         with alone(cache / f"{key}.lock"):
             if not folder.exists():
                 _fill(folder, digest, source())
+            # While nobody else may enter: whoever trims the cache looks at when an entry was last used.
+            os.utime(folder)
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise StorageFull(f"No room to decode the data set: {error.strerror}.", "Free some disk space.") from error
         raise
-    os.utime(folder)
     return _read(folder, resident_bytes)
 
 
