@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, or_, select
 
 from store import tables
 from store.clock import database_now
@@ -58,6 +58,20 @@ def superseded(connection: Connection, job_id: str, keep: int = 2) -> list[Check
     return forgotten
 
 
+def expired(connection: Connection, retain_s: float) -> list[str]:
+    """Jobs that have checkpoints and will not go on from them: succeeded, or ended badly `retain_s` ago."""
+    kept = select(tables.checkpoints.c.job_id)
+    return list(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(kept), _done_with(retain_s))))
+
+
+def expire(connection: Connection, job_id: str, retain_s: float) -> None:
+    """Forget an ended job's checkpoints, unless it was queued again meanwhile: a retry then begins from scratch."""
+    succeeded = jobs.c.status == "succeeded"
+    steps = {name: case((succeeded, jobs.c[name])) for name in ("checkpoint_step", "claimed_step")}
+    if change(connection, and_(jobs.c.id == job_id, _done_with(retain_s)), **steps) is not None:
+        connection.execute(delete(tables.checkpoints).where(tables.checkpoints.c.job_id == job_id))
+
+
 def discard(connection: Connection, job_id: str, fence: int, broken: Checkpoint, reason: str) -> None:
     """Forget one whose bytes are not what its row says, and tell the client that an earlier one is used."""
     job = change(connection, mine(job_id, fence))
@@ -71,6 +85,11 @@ def _forget(connection: Connection, checkpoint: Checkpoint) -> None:
     rows = tables.checkpoints
     same = (rows.c.job_id == checkpoint.job_id, rows.c.fence == checkpoint.fence, rows.c.step == checkpoint.step)
     connection.execute(delete(rows).where(*same))
+
+
+def _done_with(retain_s: float) -> ColumnElement[bool]:
+    ended_badly = and_(jobs.c.status.in_(("failed", "cancelled")), jobs.c.finished_at <= database_now() - retain_s)
+    return or_(jobs.c.status == "succeeded", ended_badly)
 
 
 def _larger(connection: Connection, one: Any, other: int) -> Any:
