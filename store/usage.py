@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +29,8 @@ def measured(path: Path) -> Usage:
 
 
 def _sizes(path: Path) -> Iterator[int]:
-    """What vanishes while we look has no size."""
-    if path.is_file():
-        yield path.stat().st_size
-    for folder, _, names in os.walk(path):
-        for name in names:
-            try:
-                yield os.lstat(f"{folder}/{name}").st_size
-            except FileNotFoundError:
-                continue
+    inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    for file in [path] if path.is_file() else inside:
+        # What vanishes while we look has no size.
+        with suppress(FileNotFoundError):
+            yield file.lstat().st_size
