@@ -6,15 +6,15 @@ create ──▶ append … append ──▶ complete
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
 
 from store import tables
-from store.blobs import Blob, BlobStore, make_folder, room
+from store.blobs import Blob, BlobStore, make_folder, room, sync_folder
 from store.clock import database_now
 from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
 from store.ids import new_id
@@ -93,11 +93,15 @@ def part(files: BlobStore, upload: Upload) -> Iterator[BinaryIO]:
     with room(path.parent):
         make_folder(path.parent)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
-            _take(file, upload)
+            _take(file, upload.id)
+            _require_acknowledged(file, upload)
             file.seek(upload.offset)
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if upload.offset == 0:
+                # Its name must be as durable as its bytes.
+                sync_folder(path.parent)
 
 
 def adopt(files: BlobStore, upload: Upload) -> Blob:
@@ -110,9 +114,11 @@ def adopt(files: BlobStore, upload: Upload) -> Blob:
     path = files.upload_path(upload.id)
     try:
         with path.open("r+b") as file:
-            _take(file, upload)
+            _take(file, upload.id)
+            _require_acknowledged(file, upload)
             # Behind the row's offset lies only what was never acknowledged.
             file.truncate(upload.offset)
+            os.fsync(file.fileno())
             return files.adopt(path, upload.sha256)
     except FileNotFoundError:
         if upload.sha256 is not None and files.exists(upload.sha256):
@@ -120,15 +126,47 @@ def adopt(files: BlobStore, upload: Upload) -> Blob:
         raise NotFound("file of upload", upload.id) from None
 
 
-def _take(file: BinaryIO, upload: Upload) -> None:
+def discard(files: BlobStore, upload_id: str) -> None:
+    files.upload_path(upload_id).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(files: BlobStore, upload_id: str) -> Iterator[None]:
+    """With nobody else at the file, if there is one; UploadBusy where somebody is."""
+    try:
+        file = files.upload_path(upload_id).open("rb")
+    except FileNotFoundError:
+        yield
+        return
+    with file:
+        _take(file, upload_id)
+        yield
+
+
+def older_than(connection: Connection, age_s: float) -> Sequence[Upload]:
+    """Uploads of all projects that were begun so long ago, whatever came of them."""
+    begun = select(*UPLOAD).where(tables.uploads.c.created_at <= database_now() - age_s)
+    return [as_record(Upload, row) for row in connection.execute(begun.order_by(tables.uploads.c.id))]
+
+
+def forget(connection: Connection, upload: Upload) -> bool:
+    """Remove the row; False where the upload has gone on since it was read. What it became stays a blob."""
+    same = (_is(upload.project, upload.id), tables.uploads.c.status == upload.status)
+    gone = delete(tables.uploads).where(*same, tables.uploads.c.offset == upload.offset).returning(tables.uploads.c.id)
+    return connection.execute(gone).one_or_none() is not None
+
+
+def _require_acknowledged(file: BinaryIO, upload: Upload) -> None:
+    """What is missing of the acknowledged bytes would be made up of zeros."""
+    if os.fstat(file.fileno()).st_size < upload.offset:
+        raise NotFound("file of upload", upload.id)
+
+
+def _take(file: BinaryIO, upload_id: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UploadBusy(upload.id) from None
-
-
-def discard(files: BlobStore, upload_id: str) -> None:
-    files.upload_path(upload_id).unlink(missing_ok=True)
+        raise UploadBusy(upload_id) from None
 
 
 def _is(project: str, upload_id: str) -> ColumnElement[bool]:
