@@ -4,9 +4,12 @@
     checkpoints/<job>/<fence>/<step>.pt   under the fence, so that a stale attempt spoils only its own
     logs/<job>/<fence>.log            what an attempt printed
     uploads/<id>                      bytes that are still coming in
+    trash/abcdef…                     blobs that no row named when the collector looked; to ask for one brings it back
 
 A file is written to a temporary name in its own folder while it is hashed; then fsync, rename, fsync of the folder.
 Without the first fsync a power cut leaves an empty file under the final name; without the second, none.
+
+A blob's mtime says when it was last put or asked for: who has asked for one can count on it for a while.
 """
 
 import errno
@@ -14,7 +17,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -48,7 +50,7 @@ class BlobStore:
             return self.put_stream(_chunks(file))
 
     def put_stream(self, chunks: Iterable[bytes]) -> Blob:
-        return self._write(chunks, self.folder / "blobs", lambda blob: self.path(blob.sha256))
+        return self._write(chunks, self.folder / "blobs", lambda blob: self._place(blob.sha256))
 
     def put_checkpoint(self, job_id: str, fence: int, step: int, source: Path, sha256: str | None = None) -> Blob:
         """Copy a checkpoint to its place; BlobMismatch, and nothing there, where it is not what was announced."""
@@ -68,24 +70,69 @@ class BlobStore:
             blob = Blob(hashlib.file_digest(file, "sha256").hexdigest(), source.stat().st_size)
         if sha256 is not None and blob.sha256 != sha256:
             raise BlobMismatch(source.name, sha256, blob.sha256)
-        target = self.path(blob.sha256)
+        target = self._place(blob.sha256)
         with room(target.parent):
             make_folder(target.parent)
+            os.utime(source)
             source.replace(target)
             sync_folder(target.parent)
         return blob
 
     def path(self, sha256: str) -> Path:
-        return self.folder / "blobs" / sha256[:2] / sha256
+        """Where a blob lies, or would. To ask is to need it: it comes back from the trash, and stays for a while."""
+        place = self._place(sha256)
+        if not _touch(place):
+            self.bring_back(sha256)
+        return place
 
     def exists(self, sha256: str) -> bool:
         return self.path(sha256).is_file()
+
+    def throw_away(self, sha256: str, untouched_since: float) -> bool:
+        """Move a blob to the trash; False where it is gone, or somebody has put it or asked for it since then."""
+        place, trash = self._place(sha256), self.trash_path(sha256)
+        make_folder(trash.parent)
+        try:
+            if place.stat().st_mtime > untouched_since:
+                return False
+            place.replace(trash)
+            if trash.stat().st_mtime <= untouched_since:
+                return True
+        except FileNotFoundError:
+            return False
+        # Somebody asked between our look and our move, and was told that it is there.
+        self.bring_back(sha256)
+        return False
+
+    def bring_back(self, sha256: str) -> bool:
+        """Move a blob out of the trash; False where there is none, or its place has been filled again."""
+        place, trash = self._place(sha256), self.trash_path(sha256)
+        if place.exists():
+            return False
+        try:
+            with room(place.parent):
+                # First, or a collector would see it old in its place.
+                os.utime(trash)
+                trash.replace(place)
+        except FileNotFoundError:
+            return False
+        return True
 
     def open(self, sha256: str) -> BinaryIO:
         try:
             return self.path(sha256).open("rb")
         except FileNotFoundError:
             raise NotFound("blob", f"sha256:{sha256}") from None
+
+    def touched_at(self, sha256: str) -> float:
+        """When a blob was last put or asked for, which this is not; minus infinity where it is not in its place."""
+        try:
+            return self._place(sha256).stat().st_mtime
+        except FileNotFoundError:
+            return float("-inf")
+
+    def trash_path(self, sha256: str) -> Path:
+        return self.folder / "trash" / sha256
 
     def checkpoint_path(self, job_id: str, fence: int, step: int) -> Path:
         return self.folder / "checkpoints" / job_id / str(fence) / f"{step:09d}.pt"
@@ -114,13 +161,26 @@ class BlobStore:
         make_folder(self.folder)
         return shutil.disk_usage(self.folder).free
 
+    def now(self) -> float:
+        """The time by the clock that stamps these files, which need not be this host's."""
+        make_folder(self.folder)
+        os.utime(self.folder)
+        return self.folder.stat().st_mtime
+
+    def temporaries(self, older_than_s: float = 86_400) -> list[Path]:
+        """What killed processes left half written."""
+        before = self.now() - older_than_s
+        return [path for path in self.folder.rglob(f".*{TEMPORARY}") if last_touched(path) <= before]
+
     def sweep_temporaries(self, older_than_s: float = 86_400) -> list[Path]:
-        """Remove what a killed process left half written."""
-        before = time.time() - older_than_s
-        left = [path for path in self.folder.rglob(f".*{TEMPORARY}") if path.stat().st_mtime < before]
+        """Remove them."""
+        left = self.temporaries(older_than_s)
         for path in left:
             path.unlink(missing_ok=True)
         return left
+
+    def _place(self, sha256: str) -> Path:
+        return self.folder / "blobs" / sha256[:2] / sha256
 
     def _write(self, chunks: Iterable[bytes], folder: Path, place: Callable[[Blob], Path]) -> Blob:
         """Write beside the place, hashing; where the place is comes last, since it may be named by the hash."""
@@ -157,7 +217,33 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     with suppress(FileExistsError):
         folder.mkdir()
-    sync_folder(folder.parent)
+    try:
+        sync_folder(folder.parent)
+    except OSError:
+        # Who comes next would find it there and take it for durable.
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def last_touched(path: Path) -> float:
+    """A file's mtime; one that has vanished is as young as can be, so that nobody troubles about it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _touch(path: Path) -> bool:
+    """Whether it is there; if so it is young again, where we may say so."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in (*NO_ROOM, errno.EPERM, errno.EACCES):
+            raise
+    return True
 
 
 def sync_folder(folder: Path) -> None:
