@@ -70,8 +70,8 @@ class Child:
         self._events, events = os.pipe()
         try:
             self._log_what_was_printed()
-            is_ready = bool(select.select([session.channel], [], [], 0)[0])
-            self._begins_by = boottime() + (ANSWERS_IN_S if is_ready else STARTS_IN_S)
+            answers_by = boottime() + ANSWERS_IN_S
+            self._begins_by = answers_by if session.is_ready else max(answers_by, session.started_at + STARTS_IN_S)
             give(session.channel, order, events=events, log=self._log, lock=lock)
         except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
             # It shows: the engine does not begin.

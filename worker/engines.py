@@ -23,6 +23,11 @@ class Engines:
         self._desk, self.device = desk, device
         self._waiting: Session | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a job would be begun at once."""
+        return self._waiting is not None and self._waiting.is_ready
+
     def keep_one(self) -> None:
         """See to it that an engine waits, and goes on waiting for most of a lease: call this in good time again."""
         if self._waiting is not None and self._waiting.has_ended():

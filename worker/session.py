@@ -5,6 +5,7 @@ no process of it behind.
 """
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from tempfile import TemporaryFile
 from typing import Self
 
+from store.contact import boottime
 from worker import guard
 
 ANSWERS_IN_S = 5.0
@@ -23,6 +25,7 @@ class Session:
     """`deadline` and every `tick` are times of `boottime()` past which the guard kills all of it."""
 
     def __init__(self, command: Sequence[str], *, deadline: float, environment: Mapping[str, str]) -> None:
+        self.started_at = boottime()
         self.deadline = deadline
         self.killed = False
         self.channel, theirs = socket.socketpair()
@@ -65,6 +68,11 @@ class Session:
     def pid(self) -> int:
         """The guard's process id, which is also its session and its process group."""
         return self._process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine has imported all, and waits for its order."""
+        return bool(select.select([self.channel], [], [], 0)[0]) and not self.has_ended()
 
     def tick(self, deadline: float) -> None:
         """Let it go on until `deadline`. A full pipe means that the guard has plenty to read already."""

@@ -22,7 +22,7 @@ JITTER = 0.4
 class Slot:
     def __init__(self, desk: Desk, device: Device) -> None:
         self._desk, self.device = desk, device
-        self._engines = Engines(desk, device)
+        self.engines = Engines(desk, device)
         self._rung = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"slot-{device.name}", daemon=True)
         self._short_of_room = False
@@ -46,13 +46,13 @@ class Slot:
         while not self._desk.drain.asked:
             # Before the look: a ring that comes during it says that there may be more than was seen.
             self._rung.clear()
-            self._engines.keep_one()
+            self.engines.keep_one()
             worked = self._work()
             self.looked = True
             if not worked:
                 self._rung.wait(self._desk.settings.look_s * random.uniform(1 - JITTER, 1))  # noqa: S311
 
-        self._engines.let_go()
+        self.engines.let_go()
 
     def _work(self) -> bool:
         """Do one job, if there is one."""
@@ -62,7 +62,7 @@ class Slot:
             return False
         self.job = claim.job.id
         try:
-            run_job(claim, self._desk, self._engines, claimed_at)
+            run_job(claim, self._desk, self.engines, claimed_at)
         finally:
             self.job = None
         return True

@@ -113,7 +113,7 @@ def _of_home(home: Path) -> list[tuple[int, int, str]]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if f"\0TMPDIR={home}/scratch\0".encode() in b"\0" + (path / "environ").read_bytes():
-                found.append((int(path.name), os.getsid(int(path.name)), os.readlink(path / "cwd")))
+                found.append((int(path.name), os.getsid(int(path.name)), str((path / "cwd").readlink())))
         except OSError:
             continue
     return found
