@@ -170,7 +170,8 @@ class BlobStore:
     def temporaries(self, older_than_s: float = 86_400) -> list[Path]:
         """What killed processes left half written."""
         before = self.now() - older_than_s
-        return [path for path in self.folder.rglob(f".*{TEMPORARY}") if last_touched(path) <= before]
+        names = (path for path in files_in(self.folder) if path.name.startswith(".") and path.suffix == TEMPORARY)
+        return [path for path in names if last_touched(path) <= before]
 
     def sweep_temporaries(self, older_than_s: float = 86_400) -> list[Path]:
         """Remove them."""
@@ -224,6 +225,11 @@ def make_folder(folder: Path) -> None:
         with suppress(OSError):
             folder.rmdir()
         raise
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files, however deep; folders that vanish while we look hold none."""
+    return (Path(inside, name) for inside, _, names in os.walk(folder) for name in names)
 
 
 def last_touched(path: Path) -> float:

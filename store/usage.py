@@ -1,12 +1,11 @@
 """How much lies in the file store, and in this host's cache, counted on the disk."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.blobs import BlobStore
+from store.blobs import BlobStore, files_in
 
 KINDS = ("blobs", "checkpoints", "logs", "uploads", "trash")
 
@@ -29,8 +28,7 @@ def measured(path: Path) -> Usage:
 
 
 def _sizes(path: Path) -> Iterator[int]:
-    inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    for file in [path] if path.is_file() else inside:
+    for file in [path] if path.is_file() else files_in(path):
         # What vanishes while we look has no size.
         with suppress(FileNotFoundError):
             yield file.lstat().st_size
