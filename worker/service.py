@@ -1,4 +1,4 @@
-"""A whole worker: its slots, the sweep, and somebody who listens to the bell."""
+"""A whole worker: its slots, the sweep, the collection, and somebody who listens to the bell."""
 
 import logging
 import threading
@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from store import lifecycle
 from store.settings import Settings
 from worker.app import Listener, make_app, ring_others
+from worker.collection import Collection
 from worker.desk import AWAY, Desk, Options
 from worker.devices import Device, discover
 from worker.slot import Slot
@@ -38,6 +39,7 @@ class Worker:
             Slot(self.desk, device) for device in devices or discover(settings.slots, self.desk.options.threads)
         ]
         self._sweep = Sweep(self.desk, self.slots, self.desk.ring)
+        self._collection = Collection(self.desk)
         self._listener = Listener(self._app, self.is_idle) if listens else None
         self._began = False
         self._starter = threading.Thread(target=self._start, name="start", daemon=True)
@@ -74,6 +76,7 @@ class Worker:
         if self._listener:
             self._listener.stop()
         self._sweep.stop()
+        self._collection.stop()
         if self._began:
             leave(self.desk)
         self.desk.close()
@@ -86,6 +89,7 @@ class Worker:
         for slot in self.slots:
             slot.start()
         self._sweep.start()
+        self._collection.start()
         if self._listener:
             self._listener.start()
         log.info("worker %s is at work on %s", self.desk.owner, ", ".join(slot.device.name for slot in self.slots))
