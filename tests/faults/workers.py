@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from store import artifacts, checkpoints, metrics
+from store import artifacts, checkpoints, jobs, metrics
 from store.checkpoints import Checkpoint
 from store.settings import Settings
 from tests.worker.processes import until
@@ -29,7 +29,7 @@ class Night:
     def __init__(self, folder: Path, database_url: str, **settings: Any) -> None:
         self.settings = Settings(home=folder / "home", database_url=database_url, slots=1, **settings)
         self.table = Table(self.settings)
-        self._log = folder / "worker.log"
+        self._folder, self._log = folder, folder / "worker.log"
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -43,6 +43,13 @@ class Night:
     def log(self) -> str:
         """What all worker processes said."""
         return self._log.read_text()
+
+    def submit(self, spec: dict[str, Any], max_attempts: int = 3) -> str:
+        """A job for the real engine."""
+        told = {"project": "p", "name": None, "method": spec["method"], "spec_sha256": "0" * 64}
+        with self.table.database.begin() as connection:
+            job, _ = jobs.submit(connection, spec=spec, resolved=spec, max_attempts=max_attempts, **told)
+        return job.id
 
     def process(self, failpoints: str = "", **more: str) -> subprocess.Popen[bytes]:
         """`python -m worker`, with moments at which something happens to it."""
@@ -92,6 +99,7 @@ class Night:
         """Neither process, nor folder, nor lock, nor half a file, once the sweep of files has come by."""
         self.table.files.sweep_temporaries(older_than_s=0)
         self.table.assert_nothing_left()
+        until(lambda: not list(self._folder.glob("*/scratch/*")), "the scratch folders of all hosts to go")
 
 
 def family(process: int) -> list[int]:
