@@ -11,6 +11,7 @@ write; and one writer thread answers sooner than many that contend for one lock.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store.engines import postgres_async_engine, postgres_engine, sqlite_engine, told_plainly
+from store.engines import ANSWER_S, BUSY_S, postgres_async_engine, postgres_engine, sqlite_engine, told_plainly
+from store.errors import DatabaseUnavailable
 from store.migrate import migrate
 
 __all__ = ["Database", "migrate"]
@@ -44,16 +46,17 @@ class Database:
             with self.connect() as connection:
                 return function(connection, *args, **kwargs)
         with told_plainly(OSError):
-            async with self._asynchronous.connect() as connection:
+            async with asyncio.timeout(ANSWER_S), self._asynchronous.connect() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a store function in a transaction of its own; it is committed when this returns."""
         if self.is_sqlite:
             here = asyncio.get_running_loop()
-            return await here.run_in_executor(self._writer_thread, partial(self._write, function, *args, **kwargs))
+            write = partial(self._write, time.monotonic(), function, *args, **kwargs)
+            return await here.run_in_executor(self._writer_thread, write)
         with told_plainly(OSError):
-            async with self._asynchronous.begin() as connection:
+            async with asyncio.timeout(ANSWER_S), self._asynchronous.begin() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
 
     @contextmanager
@@ -81,7 +84,12 @@ class Database:
             await self.__dict__.pop("_asynchronous").dispose()
         self.dispose()
 
-    def _write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _write(
+        self, asked_at: float, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        # Each before it may have waited for the lock as long as one may: the last of many would never be answered.
+        if time.monotonic() - asked_at > BUSY_S:
+            raise DatabaseUnavailable("other writes waited for the database, and this one behind them")
         with self.begin() as connection:
             return function(connection, *args, **kwargs)
 

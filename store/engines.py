@@ -16,6 +16,8 @@ from store.errors import DatabaseUnavailable
 BUSY_S = 10
 """So long a SQLite writer waits for its turn."""
 CONNECT_S = 5
+ANSWER_S = 12
+"""So long a coroutine waits for Postgres in all, whatever it waits for: longer than a statement may take there."""
 POSTGRES_LIMITS = {
     # A vanished client must not keep a row lock that SKIP LOCKED then skips for ever.
     "statement_timeout": "10s",
@@ -30,8 +32,9 @@ CLIENT_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interva
 SQLITE_FULL, POSTGRES_FULL = 13, "53100"
 SQLITE_AWAY = {5, 6, 8, 10, 14}
 """Busy, locked, read-only, input/output error, cannot open."""
-POSTGRES_AWAY = ("08", "40", "53", "55", "57")
-"""Classes: connection, serialization and deadlock, resources, not in the needed state (lock timeout), intervention."""
+POSTGRES_AWAY = ("08", "25006", "40", "53", "55", "57")
+"""Classes: connection, serialization and deadlock, resources, not in the needed state (lock timeout), intervention; and
+of one class a single state: the server takes no writes, as one that stands by."""
 
 
 def _as_json(value: Any) -> str:
@@ -108,7 +111,7 @@ def told_plainly(*unwrapped: type[Exception]) -> Iterator[None]:
     except PoolExhausted as error:
         raise DatabaseUnavailable("every connection to the database is in use") from error
     except unwrapped as error:
-        raise DatabaseUnavailable(f"the database cannot be reached: {error}") from error
+        raise DatabaseUnavailable(f"the database cannot be reached: {str(error) or 'no answer in time'}") from error
 
 
 def _code(error: DBAPIError) -> int | str | None:
@@ -122,4 +125,4 @@ def _code(error: DBAPIError) -> int | str | None:
 def _away(error: DBAPIError, code: int | str | None) -> bool:
     if code is None:
         return isinstance(error, OperationalError | InterfaceError)
-    return code in SQLITE_AWAY if isinstance(code, int) else code[:2] in POSTGRES_AWAY
+    return code in SQLITE_AWAY if isinstance(code, int) else code.startswith(POSTGRES_AWAY)

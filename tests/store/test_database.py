@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
 
+from store import database as databases
 from store import jobs
 from store.database import Database
 from store.errors import DatabaseUnavailable, NotFound
@@ -164,3 +166,38 @@ def test_disposing_twice_is_disposing_once(database: Database):
     database.dispose()
     database.dispose()
     assert partial(submitted, database)().status == "queued"
+
+
+def test_a_write_behind_others_that_wait_is_told_so_in_time(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes at once, the first of which takes longer than one may wait for a turn."""
+    monkeypatch.setattr(databases, "BUSY_S", 0.1)
+    database = Database(sqlite_database_url)
+
+    async def ask() -> list[object]:
+        slow = database.write(lambda connection: time.sleep(0.2))
+        return await asyncio.gather(slow, database.write(jobs.by_status), return_exceptions=True)
+
+    first, second = asyncio.run(ask())
+    assert first is None
+    assert isinstance(second, DatabaseUnavailable) and "behind them" in str(second)
+    assert asyncio.run(database.write(jobs.by_status)) == {}
+    database.dispose()
+
+
+def test_a_coroutine_waits_for_postgres_no_longer_than_agreed(
+    postgres_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(postgres_database_url)
+
+    async def ask() -> None:
+        monkeypatch.setattr(databases, "ANSWER_S", 0.3)
+        for way in (database.read, database.write):
+            with pytest.raises(DatabaseUnavailable, match="no answer in time"):
+                await way(lambda connection: connection.execute(text("SELECT pg_sleep(30)")))
+        monkeypatch.setattr(databases, "ANSWER_S", 30)
+        assert await database.read(jobs.by_status) == {}
+        await database.close()
+
+    asyncio.run(ask())

@@ -73,6 +73,14 @@ def test_a_statement_that_takes_too_long_is_ended(postgres_database_url: str, mo
     database.dispose()
 
 
+def test_a_server_that_only_reads_is_a_database_that_is_away(postgres_database_url: str):
+    database = Database(postgres_database_url)
+    with pytest.raises(DatabaseUnavailable, match="read-only"), database.begin() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        connection.execute(text("DELETE FROM jobs"))
+    database.dispose()
+
+
 def sqlite_says(code: int, message: str) -> OperationalError:
     error = sqlite3.OperationalError(message)
     error.sqlite_errorcode = code
