@@ -1,5 +1,6 @@
-"""The server: routes around a database, a folder of files, an inspector and a bell."""
+"""The server: routes around a database, a folder of files, an inspector and a bell; and a sweep now and then."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from api.routes import (
     uploads,
     workers,
 )
+from api.sweep import Sweep
 from store.blobs import BlobStore
 from store.database import Database
 from store.settings import Settings
@@ -47,9 +49,12 @@ def create_app(settings: Settings, ring: Callable[[], None], inspector: Inspecto
         app.state.database = database
         app.state.files = files
         app.state.inspections = Inspections(database, files, inspector or Inspector())
+        sweeping = asyncio.create_task(Sweep(database, settings, ring).run())
         try:
             yield
         finally:
+            sweeping.cancel()
+            await asyncio.wait([sweeping])
             await database.close()
 
     app = FastAPI(

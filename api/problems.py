@@ -19,7 +19,7 @@ Problem
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
  ├─ ServerError         500
- ├─ Unavailable         503  the database is away; `Retry-After` says when to come back
+ ├─ Unavailable         503  the database is away, or takes no writes; `Retry-After` says when to come back
  └─ StorageFull         507
 """
 
@@ -175,7 +175,7 @@ class ServerError(Problem):
 
 
 class Unavailable(Problem):
-    status, code, title = 503, "unavailable", "The database is away"
+    status, code, title = 503, "unavailable", "Not now"
 
 
 class StorageFull(Problem):
@@ -295,7 +295,11 @@ def _refusal(error: Exception) -> Problem:
     return ServerError("the store refused for a reason that the service does not know")
 
 
+def not_now(detail: str) -> Unavailable:
+    return Unavailable(detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
 async def _database_away(request: Request, error: Exception) -> Response:
     log.warning("database away: %s", error)
-    retry = {"Retry-After": str(RETRY_AFTER_S)}
-    return Unavailable("nothing was changed; try again", headers=retry).response(request_id(request))
+    told = not_now("the database is away, or takes no writes; try again")
+    return told.response(request_id(request))

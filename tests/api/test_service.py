@@ -1,13 +1,10 @@
-"""Workers, health and numbers: what an operator looks at."""
-
-from pathlib import Path
+"""Workers and numbers: what an operator looks at."""
 
 import pytest
 
 from api.schemas import Page, WorkerView
 from store import workers
-from store.settings import Settings
-from tests.api.conftest import Service, problem, serving
+from tests.api.conftest import Service
 
 pytestmark = pytest.mark.anyio
 
@@ -28,27 +25,6 @@ async def test_workers_are_alive_while_a_slot_of_theirs_consumes(service: Servic
     assert told["data"][0]["devices"] == [BUSY, STUCK]
     assert Page[WorkerView].model_validate(told, strict=True)
     assert "distillery_workers 1" in (await service.http.get("/metrics")).text.splitlines()
-
-
-async def test_alive_and_ready(service: Service) -> None:
-    assert (await service.http.get("/healthz")).json() == {"status": "ok"}
-    assert (await service.http.get("/readyz")).json() == {"status": "ready"}
-
-
-async def test_not_ready_without_room(settings: Settings) -> None:
-    async with serving(settings.model_copy(update={"min_free_bytes": 10**18})) as service:
-        problem(await service.http.get("/readyz"), 507, "storage_full")
-        assert (await service.http.get("/healthz")).status_code == 200
-
-
-async def test_without_a_database_the_process_lives_and_says_when_to_come_back(tmp_path: Path) -> None:
-    missing = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path}/nowhere/distillery.db")
-    async with serving(missing) as service:
-        assert (await service.http.get("/healthz")).status_code == 200
-        for path in ("/readyz", "/v1/jobs", "/metrics"):
-            answer = await service.http.get(path)
-            problem(answer, 503, "unavailable")
-            assert int(answer.headers["retry-after"]) > 0
 
 
 async def test_numbers_for_prometheus(service: Service) -> None:

@@ -1,0 +1,62 @@
+"""What workers do for all, done by the server too: deadlines and wishes hold, and rings are repeated, without a worker.
+
+Any number may sweep at once. What a silent owner left is ended only after one lease of unbroken contact with the
+database: until then it may be we who heard nothing.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from kdcore.errors import StorageFull
+from store import lifecycle
+from store.contact import Contact, boottime
+from store.database import Database
+from store.errors import DatabaseUnavailable
+from store.settings import Settings
+
+log = logging.getLogger("distillery.sweep")
+
+JITTER = 0.4
+"""Part of the time between rounds: several servers are not to sweep at once."""
+
+
+class Sweep:
+    """`run` goes on until it is cancelled, whatever a round meets."""
+
+    def __init__(self, database: Database, settings: Settings, ring: Callable[[], None]) -> None:
+        self._database, self._settings, self._ring = database, settings, ring
+        self._every_s = max(settings.look_s, settings.heartbeat_s)
+        self._contact = Contact(longest_gap_s=settings.lease_s / 2)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s * random.uniform(1 - JITTER, 1))  # noqa: S311
+            await self.once()
+
+    async def once(self) -> None:
+        """One round."""
+        try:
+            waiting = await self._database.write(self._sweep, boottime())
+        except (DatabaseUnavailable, StorageFull):
+            # Every request says so already; one voice is enough.
+            self._contact.lost()
+        except Exception:
+            # The next round may go better; without any, and without a worker, nothing would end what is over.
+            log.exception("a sweep failed")
+        else:
+            if waiting:
+                log.info("%d jobs wait although they are due for long: ringing again", len(waiting))
+                self._ring()
+
+    def _sweep(self, connection: Connection, asked_at: float) -> list[str]:
+        """Returns the jobs that wait although they are due for long."""
+        # Where we had to wait for our turn to write, owners may be waiting for theirs.
+        if boottime() - asked_at > self._settings.heartbeat_s:
+            self._contact.lost()
+        self._contact.made()
+        rescue = self._contact.unbroken_for(self._settings.lease_s)
+        return lifecycle.sweep(connection, rescue=rescue, rering_s=self._settings.rering_s)
