@@ -127,6 +127,11 @@ class Engine:
         """A C call that never gives the interpreter lock back: no handler of a signal runs any more."""
         ctypes.PyDLL(None).sleep(600)
 
+    def loiter(self) -> None:
+        """Until it is asked to stop."""
+        while not self.stop_asked:
+            time.sleep(0.01)
+
     def kill_guard(self) -> None:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(600)
