@@ -1,0 +1,46 @@
+"""The engine as it is, with a record of every step it begins: when, for which attempt, in which process.
+
+    python -m bench.chaos.engine RECORDS run ...
+
+RECORDS gets a line a step, appended whole: boottime, job, fence, process, step. The engine itself is untouched:
+two of its functions are wrapped, and what it computes is what it would have computed.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kdcore import __main__ as engine
+from kdcore import run, training
+
+
+def record_to(path: Path) -> None:
+    """From now on each step of this process is written to `path` before it is taken."""
+    records = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    train, step = run.run, training.Training._step
+    attempt = ""
+
+    def named(spec: Any, place: Any, *rest: Any) -> Any:
+        nonlocal attempt
+        # An attempt's own folder is called JOB.FENCE.HOST.
+        job, fence, _ = place.out.resolve().parent.name.split(".", 2)
+        attempt = f"{job} {fence} {os.getpid()}"
+        return train(spec, place, *rest)
+
+    def recorded(self: training.Training, batch: Any) -> None:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        os.write(records, f"{now:.6f} {attempt} {self.global_step}\n".encode())
+        step(self, batch)
+
+    run.run, training.Training._step = named, recorded  # type: ignore[assignment, method-assign]
+
+
+def main() -> int:
+    record_to(Path(sys.argv.pop(1)))
+    return engine.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

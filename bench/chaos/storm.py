@@ -1,0 +1,215 @@
+"""The faults themselves, one after the other, and the hand that starts again what died."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from celery import Celery
+
+from bench.chaos.plan import Fault
+from bench.chaos.processes import Exit, Program, below, boottime, command_line, send
+from bench.chaos.service import FLOOR_BYTES, MODULE, Service, stop_all
+
+T = TypeVar("T")
+
+TICK_S = 0.05
+VICTIM_S = 20.0
+"""So long a fault waits for somebody to meet it; then it meets nobody, and is counted as such."""
+GUARD = "guard.py"
+QUEUE, TASK = "look", "distillery.look"
+RINGS = 300
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A fault that met somebody. `engines`: the engines that a kill ended, or left without a master."""
+
+    kind: str
+    victim: str
+    at: float
+    """Seconds of `boottime()`."""
+    kills: bool
+    engines: tuple[int, ...] = ()
+
+
+@dataclass
+class Storm:
+    service: Service
+    watch: Callable[[], object] = lambda: None
+    """Asked again and again; may raise where waiting has no end."""
+    strikes: list[Strike] = field(default_factory=list)
+    missed: list[Fault] = field(default_factory=list)
+    exits: list[Exit] = field(default_factory=list)
+    _lasting: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+    _at_work: set[int] = field(default_factory=set)
+    _read: int = 0
+
+    def rage(self, faults: Iterable[Fault], in_time: Callable[[int], bool]) -> None:
+        """All of them, in order. `in_time` is told how many kills there were, and may ask for patience."""
+        for fault in faults:
+            self.wait(_passed(fault.after_s))
+            self.wait(lambda: in_time(self.kills))
+            strike = self._met(fault)
+            if strike is None:
+                self.missed.append(fault)
+            else:
+                self.strikes.append(strike)
+
+    @property
+    def kills(self) -> int:
+        return sum(strike.kills for strike in self.strikes)
+
+    def wait(self, until: Callable[[], object]) -> None:
+        """Meanwhile what died comes back, and what was to last so long ends."""
+        while not until():
+            self._tick()
+            time.sleep(TICK_S)
+
+    def calm(self) -> None:
+        """End all that lasts, now."""
+        for _, end in self._lasting:
+            end()
+        self._lasting = []
+
+    def stop(self) -> None:
+        """The end of all programs; the servers stay for whoever wants to look."""
+        stop_all(member for member in self.service.members.values() if isinstance(member, Program))
+
+    def _tick(self) -> None:
+        self.watch()
+        for member in self.service.members.values():
+            if ended := member.look_after():
+                self.exits.append(ended)
+        over = [one for one in self._lasting if one[0] <= time.monotonic()]
+        self._lasting = [one for one in self._lasting if one not in over]
+        for _, end in over:
+            end()
+
+    def _met(self, fault: Fault) -> Strike | None:
+        """The fault, as soon as somebody is there to meet it. A kill waits for that as long as it takes."""
+        met: list[Strike] = []
+        given_up = _passed(VICTIM_S)
+
+        def try_it() -> bool:
+            strike = self._strike(fault)
+            met.extend([strike] if strike else [])
+            return bool(met) or (given_up() and not fault.kills)
+
+        self.wait(try_it)
+        return met[0] if met else None
+
+    def _strike(self, fault: Fault) -> Strike | None:
+        at = boottime()
+        match fault.kind:
+            case "worker" | "server" | "api" | "valkey" | "postgres":
+                return self._kill_member(fault, at)
+            case "engine" | "guard":
+                return self._kill_child(fault, at)
+            case "freeze a worker" | "freeze the server" | "freeze valkey":
+                return self._freeze(fault, at)
+            case "drop all rings":
+                self._broker(lambda celery: celery.control.purge())
+            case "ring 300 times":
+                self._broker(_ring)
+            case "fill the disk" | "leave no room to start":
+                if not self.service.disk.mounted:
+                    return None
+                self.service.disk.leave(0 if fault.kind == "fill the disk" else FLOOR_BYTES // 2)
+                self._later(fault, self.service.disk.free)
+        return Strike(fault.kind, "", at, kills=False)
+
+    def _kill_member(self, fault: Fault, at: float) -> Strike | None:
+        alive = self.service.named(fault.kind)
+        if not alive:
+            return None
+        victim = _chosen(alive, fault)
+        engines = _engines(victim.pid) if isinstance(victim, Program) else []
+        if not victim.kill(fault.for_s):
+            return None
+        return Strike(fault.kind, victim.name, at, True, tuple(engines))
+
+    def _kill_child(self, fault: Fault, at: float) -> Strike | None:
+        """An engine at work, or the guard above one."""
+        masters = [member for member in self.service.members.values() if isinstance(member, Program)]
+        engines = [pid for master in masters for pid in _engines(master.pid)]
+        recorded = self._recorded()
+        at_work = [pid for pid in engines if pid in recorded]
+        if not at_work:
+            return None
+        engine = _chosen(at_work, fault)
+        victim = engine if fault.kind == "engine" else _guard_of(engine, masters)
+        if victim is None or not send(victim, signal.SIGKILL):
+            return None
+        return Strike(fault.kind, str(victim), at, True, (engine,))
+
+    def _freeze(self, fault: Fault, at: float) -> Strike | None:
+        member = _chosen(self.service.named(fault.kind.rsplit(" ", 1)[1]), fault)
+        engines = _engines(member.pid) if isinstance(member, Program) else []
+        if not member.freeze():
+            return None
+        self._later(fault, member.wake)
+        return Strike(fault.kind, member.name, at, False, tuple(engines))
+
+    def _later(self, fault: Fault, end: Callable[[], object]) -> None:
+        self._lasting.append((time.monotonic() + fault.for_s, end))
+
+    def _broker(self, act: Callable[[Celery], object]) -> None:
+        """On a thread of its own: a broker that is frozen or away must not hold up the storm."""
+        threading.Thread(target=_with_broker, args=(self.service.broker, act), daemon=True).start()
+
+    def _recorded(self) -> set[int]:
+        """Processes that have begun a step."""
+        if self.service.records.exists():
+            with self.service.records.open("rb") as file:
+                file.seek(self._read)
+                lines = file.read().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")]
+            self._read += sum(map(len, whole))
+            self._at_work |= {int(line.split()[3]) for line in whole}
+        return self._at_work
+
+
+def _passed(seconds: float) -> Callable[[], bool]:
+    """Whether so long has passed since this was called."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+def _ring(celery: Celery) -> None:
+    """Stale and doubled rings, for nothing."""
+    for _ in range(RINGS):
+        celery.send_task(TASK, queue=QUEUE, expires=60, ignore_result=True, retry=False)
+
+
+def _with_broker(url: str, act: Callable[[Celery], object]) -> None:
+    celery = Celery("chaos", broker=url, set_as_current=False)
+    celery.conf.update(
+        task_default_queue=QUEUE, broker_transport_options={"socket_timeout": 2, "socket_connect_timeout": 2}
+    )
+    try:
+        act(celery)
+    except Exception:  # noqa: S110 - whatever a broker that was just killed makes its library throw
+        pass
+    finally:
+        celery.close()
+
+
+def _engines(master: int) -> list[int]:
+    """Engines below a worker, at work or waiting; a guard's command line ends with its engine's."""
+    lines = {pid: command_line(pid) for pid in below(master)}
+    return sorted(pid for pid, words in lines.items() if MODULE in words and GUARD not in words)
+
+
+def _guard_of(engine: int, masters: list[Program]) -> int | None:
+    for master in masters:
+        for pid in below(master.pid):
+            if GUARD in command_line(pid) and engine in below(pid):
+                return pid
+    return None
+
+
+def _chosen(among: list[T], fault: Fault) -> T:
+    return among[int(fault.which * len(among))]
