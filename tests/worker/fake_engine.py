@@ -151,6 +151,12 @@ class Engine:
         self.tell("error", code="storage_full", message="no room", retryable=True, hint=None)
         sys.exit(1)
 
+    def wait(self) -> None:
+        """Until the file `gate` is there, or until it is asked to stop."""
+        gate = Path(self.options["gate"])
+        while not (self.stop_asked or gate.exists()):
+            time.sleep(0.01)
+
     def garbage(self) -> None:
         self.lines.write('not json\n[1, 2]\n{"no": "event"}\n')
         self.lines.flush()
