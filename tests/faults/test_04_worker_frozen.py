@@ -16,7 +16,7 @@ STALE = "is stale, another attempt owns the job"
 def test_in_training(tmp_path: Path, database_url: str):
     with Night(tmp_path, database_url, **QUICK) as night:
         owner = night.process()
-        job_id = night.table.submit(steps=20, at={"15": "deaf"}, once=str(tmp_path / "once"))
+        job_id = night.table.submit(steps=20, at={"15": "loiter"}, once=str(tmp_path / "once"))
         night.table.until_checkpoint(job_id)
         successor = night.worker(home=tmp_path / "elsewhere")
         training = family(owner.pid)[1:]
