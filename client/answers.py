@@ -54,13 +54,20 @@ class Progress(TypedDict, total=False):
 
     trial: str
     """`student`, `alone`, `assistant-1`, `generation-1`; of a stage before the labels, `student/fsp`."""
-    """`student`, `alone`, `assistant-1`, `generation-1`; of a stage before the labels, `student/fsp`."""
     epoch: int
     epochs: int
     step: int
     total_steps: int
     percent: float
     seconds_remaining: float | None
+
+
+class Waiting(TypedDict):
+    """Why a queued job has not started; `until` where that has a time."""
+
+    reason: Literal["backing_off", "no_worker", "no_room", "behind_others", "starting"]
+    message: str
+    until: str | None
 
 
 class Job(TypedDict):
@@ -73,8 +80,13 @@ class Job(TypedDict):
     method: str
     progress: Progress | None
     queue_position: int | None
+    waiting: Waiting | None
+    priority: int
+    not_before: str | None
+    deadline_at: str | None
     attempts: int
     max_attempts: int
+    checkpoint_step: int | None
     spec: dict[str, Any]
     resolved_spec: dict[str, Any]
     result: Report | None
@@ -82,6 +94,20 @@ class Job(TypedDict):
     created_at: str
     started_at: str | None
     finished_at: str | None
+
+
+class Attempt(TypedDict):
+    """One claim of a job, with the checkpoints that it went on from and left; `how` it ended is None while it runs."""
+
+    fence: int
+    attempt: int
+    worker: str
+    device: str | None
+    started_at: str
+    ended_at: str | None
+    how: str | None
+    first_step: int | None
+    last_step: int | None
 
 
 class Event(TypedDict):

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import typer
 from rich.console import Console
@@ -22,7 +22,7 @@ from client.answers import STUDENT_FILE, Job
 from client.errors import DistilleryError, Unusable, fault_line
 from client.local_server import serve_command
 from client.sdk import DEFAULT_URL, Distillery
-from client.spec import Spec, assign, bring_files, feed, read_spec, teach, weighed
+from client.spec import Spec, assign, bring_files, feed, read_spec, seconds, teach, weighed
 from client.transfer import Tell, digest_of
 from client.watching import follow, say, verdict
 
@@ -140,6 +140,13 @@ def submit(
     seed: Annotated[int | None, typer.Option()] = None,
     baseline: Annotated[str | None, typer.Option(help="none, train or job:<id>.")] = None,
     name: Annotated[str | None, typer.Option(help="What you call the job.")] = None,
+    priority: Annotated[int | None, typer.Option(help="-100 to 100: the higher goes first. Default: 0.")] = None,
+    deadline: Annotated[
+        str | None, typer.Option(metavar="TIME", help="It must have ended so long from now: seconds, 30m, 8h, 2d.")
+    ] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(help="Attempts in a row that may end without a new checkpoint.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -173,8 +180,14 @@ def submit(
         feed(asked, unlabelled, "unlabelled")
     if teacher or teacher_architecture:
         teach(asked, teacher or [], teacher_architecture or [])
-    trained = {"training.epochs": epochs, "training.seed": seed}
-    for setting in [f"{path}={value}" for path, value in trained.items() if value is not None] + (settings or []):
+    inner = {
+        "training.epochs": epochs,
+        "training.seed": seed,
+        "scheduling.priority": priority,
+        "scheduling.deadline_s": None if deadline is None else seconds(deadline),
+        "scheduling.max_attempts": max_attempts,
+    }
+    for setting in [f"{path}={value}" for path, value in inner.items() if value is not None] + (settings or []):
         assign(asked, setting)
     if not asked:
         raise Unusable("nothing to submit: give a spec file, or flags such as --dataset, --student and --method")
@@ -216,7 +229,7 @@ def show(
     events: Annotated[bool, typer.Option("--events", help="What happened to the job.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A job: where it stands, what it proved, or why it failed."""
+    """A job: where it stands, what it proved, or why it failed; and its attempts."""
     distillery: Distillery = context.obj
     if logs:
         typer.echo(distillery.logs(job_id), nl=False)
@@ -234,6 +247,8 @@ def show(
         return
     console = _console()
     console.print(tables.job_facts(job))
+    if attempts := distillery.attempts(job_id):
+        console.print(tables.attempt_list(attempts))
     if job["result"]:
         console.print(tables.proof([job["result"]]))
         say(console, tables.gain_sentence([job["result"]]))
@@ -265,9 +280,15 @@ def resume(context: typer.Context, job_id: JobId) -> None:
 
 
 @app.command()
-def retry(context: typer.Context, job_id: JobId) -> None:
-    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
-    _say_moved(context.obj.retry(job_id))
+def retry(
+    context: typer.Context,
+    job_id: JobId,
+    start: Annotated[
+        Literal["checkpoint", "scratch"], typer.Option("--from", help="scratch: as if it had never run.")
+    ] = "checkpoint",
+) -> None:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint, or begins anew."""
+    _say_moved(context.obj.retry(job_id, from_scratch=start == "scratch"))
 
 
 @app.command()
@@ -291,7 +312,7 @@ def download(
     typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
 
 
-# Teachers, data, catalogue, keys
+# Teachers, data, catalogue, workers, keys
 
 
 @models_app.callback()
@@ -382,6 +403,12 @@ def architectures(
     """The networks that may teach or learn."""
     found = context.obj.architectures(family=family, source=source or None, classes=classes, channels=channels)
     _show(found, as_json, tables.architecture_list, "no such architectures")
+
+
+@app.command()
+def workers(context: typer.Context, as_json: AsJson = False) -> None:
+    """Who works, on what devices, and whether each takes jobs."""
+    _show(context.obj.workers(), as_json, tables.worker_list, "no workers: distillery up starts one with the server")
 
 
 @keys_app.command("new")

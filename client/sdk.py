@@ -23,6 +23,7 @@ from client.answers import (
     ENDED,
     STUDENT_FILE,
     Artifact,
+    Attempt,
     Dataset,
     Event,
     Job,
@@ -111,12 +112,17 @@ class Distillery:
     def resume(self, job_id: str) -> Job:
         return self._move(job_id, "resume")
 
-    def retry(self, job_id: str) -> Job:
-        return self._move(job_id, "retry")
+    def retry(self, job_id: str, *, from_scratch: bool = False) -> Job:
+        """Queue a failed or cancelled job again: from its last checkpoint, or as if it had never run."""
+        return self._move(job_id, "retry", body={"from": "scratch" if from_scratch else "checkpoint"})
 
     def delete(self, job_id: str) -> None:
         """Forget a job that has ended, and all that it left behind."""
         self.connection.ask("DELETE", f"/v1/jobs/{job_id}")
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """Every claim of the job, oldest first: who tried, from which step to which, and how it ended."""
+        return list(self._pages(f"/v1/jobs/{job_id}/attempts"))
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """The events so far, behind number `after`."""
@@ -253,7 +259,7 @@ class Distillery:
         return list(self._pages("/v1/architectures", family=family, source=source, classes=classes, channels=channels))
 
     def workers(self) -> list[dict[str, Any]]:
-        """Who works, and on what."""
+        """Who works, on what, and whether it proves that it does: `alive`."""
         return list(self._pages("/v1/workers"))
 
     def ready(self) -> bool:
@@ -261,8 +267,8 @@ class Distillery:
         answer: dict[str, str] = self.connection.json("GET", "/readyz")
         return answer.get("status") == "ready"
 
-    def _move(self, job_id: str, verb: str, repeatable: bool = False) -> Job:
-        job: Job = self.connection.json("POST", f"/v1/jobs/{job_id}/{verb}", repeatable=repeatable)
+    def _move(self, job_id: str, verb: str, repeatable: bool = False, body: Mapping[str, str] | None = None) -> Job:
+        job: Job = self.connection.json("POST", f"/v1/jobs/{job_id}/{verb}", repeatable=repeatable, json=body)
         return job
 
     def _pages(self, path: str, **wanted: Any) -> Iterator[Any]:

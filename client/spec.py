@@ -41,6 +41,8 @@ PROGRAM_FILE = ".pt2"
 
 LOCAL = "file:"
 
+SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
 
 def read_spec(path: str) -> Spec:
     """A spec from a JSON or YAML file; `-` is standard input."""
@@ -113,6 +115,15 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def seconds(text: str) -> float:
+    """`90`, `30m`, `8h`, `1h30m`, `2d` in seconds."""
+    whole = f"{text}s" if text.replace(".", "", 1).isdecimal() else text
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", whole)
+    if not parts or "".join(number + unit for number, unit in parts) != whole:
+        raise Unusable(f"--deadline {text!r}: write it in seconds, or as 30m, 8h, 1h30m or 2d")
+    return sum(float(number) * SECONDS[unit] for number, unit in parts)
 
 
 def weighed(methods: Sequence[str]) -> Any:

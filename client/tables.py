@@ -9,9 +9,8 @@ from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
 from rich.table import Table
 from rich.text import Text
 
-from client.answers import Dataset, Job, Measured, Model, Report
+from client.answers import Attempt, Dataset, Job, Measured, Model, Report
 
-TITLES = {"alone": "student alone", "last": "last generation"}
 TITLES = {"alone": "student alone", "last": "last generation"}
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
 
@@ -125,10 +124,11 @@ def job_list(jobs: Iterable[Job]) -> Table:
 
 
 def status(job: Job) -> Text:
-    """In one phrase: the status, and what it leaves open: the place in the queue, the percent, the error."""
+    """In one phrase: the status, and what it leaves open: why it waits, the percent, the error."""
     told: str = job["status"]
-    if job["queue_position"] is not None:
-        told += f", number {job['queue_position']}"
+    if job["waiting"] is not None:
+        reason = job["waiting"]["reason"]
+        told += f", number {job['queue_position']}" if reason == "behind_others" else f", {reason.replace('_', ' ')}"
     if job["error"] is not None:
         told += f": {job['error']['code']}"
     if job["status"] == "running" and "percent" in (progress := job["progress"] or {}):
@@ -145,15 +145,27 @@ def doing(job: Job) -> str:
     return (job["phase"] or "starting").replace("_", " ")
 
 
+def waits(job: Job) -> str:
+    """Why a queued job has not started, and until when, where that is known; else nothing."""
+    waiting = job["waiting"]
+    if waiting is None:
+        return ""
+    return waiting["message"] + (f", until {waiting['until']}" if waiting["until"] else "")
+
+
 def job_facts(job: Job) -> Table:
     made = Table.grid(padding=(0, 2))
     facts: list[tuple[str, object]] = [
         ("id", job["id"]),
         ("name", job["name"]),
         ("status", status(job)),
+        ("waits", waits(job)),
         ("phase", job["phase"]),
         ("method", job["method"]),
+        ("priority", job["priority"]),
         ("attempts", f"{job['attempts']} of {job['max_attempts']}"),
+        ("checkpoint", f"step {job['checkpoint_step']}" if job["checkpoint_step"] is not None else None),
+        ("deadline", job["deadline_at"]),
         ("created", job["created_at"]),
         ("started", job["started_at"]),
         ("finished", job["finished_at"]),
@@ -162,6 +174,26 @@ def job_facts(job: Job) -> Table:
     for name, fact in facts:
         if fact:
             row(made, Text(name, style="dim"), fact)
+    return made
+
+
+def attempt_list(attempts: Iterable[Attempt]) -> Table:
+    """Numbered as their logs are."""
+    figures = ("attempt", "from step", "saved step")
+    made = table(*figures, "ended", "began at", "ended at", "device", "worker", right=figures, whole=())
+    for one in attempts:
+        steps = (one["first_step"] or 0, one["last_step"])
+        times = (one["started_at"], one["ended_at"])
+        row(made, one["fence"], *steps, one["how"] or "runs", *times, one["device"], one["worker"])
+    return made
+
+
+def worker_list(workers: Iterable[dict[str, Any]]) -> Table:
+    made = table("worker", "takes jobs", "slots", "last heard", whole=("worker",))
+    for one in workers:
+        slots = [f"{slot['name']} {slot['job'] or slot['state'].replace('_', ' ')}" for slot in one["devices"]]
+        takes = Text("yes", style="green") if one["alive"] else Text("no", style="red")
+        row(made, one["id"], takes, ", ".join(slots), one["seen_at"])
     return made
 
 
@@ -191,7 +223,6 @@ def dataset_list(datasets: Iterable[Dataset]) -> Table:
     for dataset in datasets:
         facts = dataset["facts"]
         height, width = facts["image_size"]
-        labelled = facts.get("labelled", True)
         labelled = facts.get("labelled", True)
         images = f"{facts['channels']} x {height} x {width}"
         row(

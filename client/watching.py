@@ -99,11 +99,11 @@ class _Bar:
 
 def progress_words(job: Job, accuracy: float | None) -> str:
     """`epoch 7/15, validation accuracy 91.2 %, 8 s left`, behind the name of a trial that is not the student's own; of
-    a waiting job its place in the queue, of a done one what its student reaches on the test images."""
+    a waiting job why it waits, of a done one what its student reaches on the test images."""
     if job["result"] is not None:
         return f"test accuracy {tables.percent([job['result']['student']['accuracy']])}"
-    if job["queue_position"] is not None:
-        return f"number {job['queue_position']} in the queue"
+    if job["waiting"] is not None:
+        return tables.waits(job)
     progress = job["progress"] or {}
     words = []
     if (trial := progress.get("trial", "student")) != "student":

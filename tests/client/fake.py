@@ -24,8 +24,13 @@ def job(**changes: Any) -> dict[str, Any]:
         "method": "kd",
         "progress": None,
         "queue_position": None,
+        "waiting": None,
+        "priority": 0,
+        "not_before": None,
+        "deadline_at": None,
         "attempts": 1,
         "max_attempts": 3,
+        "checkpoint_step": None,
         "spec": {},
         "resolved_spec": {},
         "result": None,
@@ -33,6 +38,27 @@ def job(**changes: Any) -> dict[str, Any]:
         "created_at": "2026-01-02T03:04:05.678Z",
         "started_at": None,
         "finished_at": None,
+        **changes,
+    }
+
+
+def waiting(position: int | None, reason: str, message: str = "", until: str | None = None) -> dict[str, Any]:
+    """Fields of a queued job."""
+    told = {"reason": reason, "message": message, "until": until}
+    return {"status": "queued", "queue_position": position, "waiting": told}
+
+
+def attempt(fence: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "fence": fence,
+        "attempt": fence,
+        "worker": "host-7-abc",
+        "device": "cuda:0",
+        "started_at": f"2026-01-02T03:04:{fence:02d}.000Z",
+        "ended_at": None,
+        "how": None,
+        "first_step": None,
+        "last_step": None,
         **changes,
     }
 

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from client import cli
 from client.cli import app
-from tests.client.fake import Fake, Files, event, job, page, problem, report
+from tests.client.fake import Fake, Files, attempt, event, job, page, problem, report
 
 JOBS = "POST /v1/jobs"
-PROMISED = "up demo submit list show watch cancel pause resume retry download models datasets methods keys"
+PROMISED = "up demo submit list show watch cancel pause resume retry download models datasets methods workers keys"
 
 
 def run(fake: Fake, *arguments: str, stdin: str | None = None) -> Result:
@@ -226,6 +226,33 @@ def test_moves(verb: str):
     assert (done.exit_code, done.stdout) == (0, f"job_1 is running, {verb} asked\n")
 
 
+def test_a_retry_goes_on_unless_it_is_to_begin_anew():
+    fake = Fake({"POST /v1/jobs/job_1/retry": job(status="queued")})
+    assert run(fake, "retry", "job_1").exit_code == 0
+    assert run(fake, "retry", "job_1", "--from", "scratch").exit_code == 0
+    assert fake.bodies("POST /v1/jobs/job_1/retry") == [{"from": "checkpoint"}, {"from": "scratch"}]
+    assert run(fake, "retry", "job_1", "--from", "start").exit_code == 2
+    assert len(fake.requests) == 2
+
+
+def test_when_and_how_often_a_job_is_tried_is_said_by_flags():
+    fake = Fake({JOBS: job(status="queued")})
+    flags = "--student convnet4 --priority -5 --deadline 1h30m --max-attempts 7"
+    assert run(fake, "submit", *flags.split()).exit_code == 0
+    scheduling = {"priority": -5, "deadline_s": 5400, "max_attempts": 7}
+    assert fake.bodies(JOBS) == [{"student": "convnet4", "scheduling": scheduling}]
+    done = run(fake, "submit", "--deadline", "tomorrow")
+    assert done.exit_code == 2
+    assert done.stderr == "error: --deadline 'tomorrow': write it in seconds, or as 30m, 8h, 1h30m or 2d\n"
+
+
+def test_workers():
+    fake = Fake({"GET /v1/workers": page([{"id": "w1", "alive": True, "devices": [], "seen_at": "now"}])})
+    assert "w1" in run(fake, "workers").stdout
+    assert json.loads(run(fake, "workers", "--json").stdout)[0]["alive"] is True
+    assert "distillery up" in run(Fake({"GET /v1/workers": page([])}), "workers").stderr
+
+
 def test_a_move_that_is_not_lawful_names_those_that_are():
     refusal = problem(409, "not_lawful", "job_1 is succeeded", lawful=["delete"])
     done = run(Fake({"POST /v1/jobs/job_1/cancel": refusal}), "cancel", "job_1")
@@ -249,6 +276,7 @@ def test_a_job_in_full():
     fake = Fake(
         {
             "GET /v1/jobs/job_1": job(result=report()),
+            "GET /v1/jobs/job_1/attempts": page([attempt(1, how="lost"), attempt(2, how="succeeded", first_step=40)]),
             "GET /v1/jobs/job_1/logs": httpx.Response(200, text="what it printed\n"),
             "GET /v1/jobs/job_1/events": page([event(1, "queued")]),
         }
@@ -256,6 +284,8 @@ def test_a_job_in_full():
     shown = run(fake, "show", "job_1").stdout
     assert "student alone" in shown
     assert "possible now" in shown
+    assert re.search(r"^ *1 +0 +lost .*host-7-abc", shown, re.MULTILINE)
+    assert re.search(r"^ *2 +40 +succeeded ", shown, re.MULTILINE)
     assert json.loads(run(fake, "show", "job_1", "--json").stdout)["id"] == "job_1"
     assert run(fake, "show", "job_1", "--logs").stdout == "what it printed\n"
     assert run(fake, "show", "job_1", "--events").stdout == "03:04:01  queued\n"

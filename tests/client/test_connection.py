@@ -35,6 +35,18 @@ def test_a_move_that_was_surely_not_made_is_tried_again(never_made: object):
     assert connect(fake).json("POST", "/x") == {"good": True}
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_one_that_is_busy_is_given_the_time_that_it_asks_for(status: int, monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    monkeypatch.setattr("client.connection.time.sleep", slept.append)
+    busy = problem(status, "busy")
+    busy.headers["retry-after"] = "2"
+    fake = Fake({"POST /x": [busy, problem(status, "busy"), {"good": True}]})
+    patient = Connection("http://fake", transport=httpx.MockTransport(fake), pause_s=0.25)
+    assert patient.json("POST", "/x") == {"good": True}
+    assert slept == [2.0, 0.5], "as asked, then by its own measure"
+
+
 def test_a_refusal_is_final():
     fake = Fake({"GET /x": problem(409, "not_lawful")})
     with pytest.raises(ApiError, match="not lawful"):

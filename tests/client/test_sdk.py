@@ -5,7 +5,7 @@ import pytest
 
 from client.errors import NotEnded, Unusable
 from client.sdk import DEFAULT_URL, Distillery
-from tests.client.fake import Fake, Files, job, page, problem
+from tests.client.fake import Fake, Files, attempt, job, page, problem
 
 SPEC = {"dataset": "digits", "student": "convnet4", "method": "supervised"}
 
@@ -26,6 +26,14 @@ def test_a_submission_that_broke_on_the_way_makes_one_job():
     first, second = fake.requests
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"] != ""
     assert fake.bodies("POST /v1/jobs") == [SPEC, SPEC]
+
+
+@pytest.mark.parametrize("broken", [httpx.ConnectError("refused"), problem(503, "away"), problem(429, "busy")])
+def test_a_submission_to_a_server_that_is_away_or_busy_is_sent_again_under_its_key(broken: object):
+    fake = Fake({"POST /v1/jobs": [broken, broken, job(status="queued")]})
+    assert fake.client().submit(SPEC)["status"] == "queued"
+    assert len(fake.requests) == 3
+    assert len({one.headers["idempotency-key"] for one in fake.requests}) == 1
 
 
 def test_two_submissions_are_two_jobs_unless_they_share_a_key():
@@ -58,6 +66,18 @@ def test_a_page_that_nobody_asks_for_is_not_fetched():
 def test_moves(verb: str):
     fake = Fake({f"POST /v1/jobs/job_1/{verb}": job(status="queued")})
     assert getattr(fake.client(), verb)("job_1")["status"] == "queued"
+
+
+def test_a_retry_says_where_it_begins():
+    fake = Fake({"POST /v1/jobs/job_1/retry": job(status="queued")})
+    fake.client().retry("job_1")
+    fake.client().retry("job_1", from_scratch=True)
+    assert fake.bodies("POST /v1/jobs/job_1/retry") == [{"from": "checkpoint"}, {"from": "scratch"}]
+
+
+def test_attempts_are_listed():
+    fake = Fake({"GET /v1/jobs/job_1/attempts": page([attempt(1, how="lost"), attempt(2)])})
+    assert [one["how"] for one in fake.client().attempts("job_1")] == ["lost", None]
 
 
 def test_waiting_ends_with_the_job_however_it_ended():

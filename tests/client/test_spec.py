@@ -7,7 +7,7 @@ from httpx import MockTransport
 
 from client.errors import ApiError, Unusable
 from client.sdk import Distillery
-from client.spec import assign, bring_files, feed, read_spec, teach, weighed
+from client.spec import assign, bring_files, feed, read_spec, seconds, teach, weighed
 from tests.client.fake import Files, problem
 
 
@@ -89,6 +89,19 @@ def test_of_several_one_is_named_by_place_or_by_a_name_that_no_other_has():
     ):
         with pytest.raises(Unusable, match=r"--set .*method is a list, 0 \(kd\), .*attention\)"):
             assign(spec, setting)
+
+
+@pytest.mark.parametrize(
+    ("text", "means"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("1h30m", 5400), ("2d", 172_800), ("30m", 1800)]
+)
+def test_durations(text: str, means: float):
+    assert seconds(text) == means
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "1e3", "8 h", "h", "h8", "1h30"])
+def test_a_duration_that_is_none_names_what_is(text: str):
+    with pytest.raises(Unusable, match="write it in seconds, or as 30m"):
+        seconds(text)
 
 
 def test_methods_stand_alone_or_in_a_sum():

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client import tables
-from tests.client.fake import job, measured, report
+from tests.client.fake import attempt, job, measured, report, waiting
 
 
 def text(shown: Any, width: int = 140) -> str:
@@ -96,7 +96,9 @@ def test_jobs_in_any_state():
     rows = cells(
         tables.job_list(
             [
-                job(id="job_4", status="queued", queue_position=2),
+                job(id="job_6", **waiting(2, "behind_others")),
+                job(id="job_5", **waiting(1, "no_worker")),
+                job(id="job_4", **waiting(None, "backing_off"), error=error),
                 job(id="job_3", status="failed", error=error),
                 running,
                 job(result=report()),
@@ -105,6 +107,8 @@ def test_jobs_in_any_state():
     )
     assert [row[1:3] for row in rows] == [
         ["queued, number 2", ""],
+        ["queued, no worker", ""],
+        ["queued, backing off: loss_diverged", ""],
         ["failed: loss_diverged", ""],
         ["running 42 % (cancel asked)", ""],
         ["succeeded", "95.0 %"],
@@ -115,6 +119,25 @@ def test_what_a_job_is_at():
     assert tables.doing(job(status="running", phase="caching_teacher")) == "caching teacher"
     assert tables.doing(job(status="running")) == "starting"
     assert tables.doing(job(status="paused")) == "paused"
+
+
+def test_attempts_are_numbered_as_their_logs_are():
+    first = attempt(1, how="lost", ended_at="2026-01-02T03:05:00.000Z", last_step=40)
+    rows = cells(tables.attempt_list([first, attempt(2, first_step=40)]))
+    assert [row[:4] for row in rows] == [["1", "0", "40", "lost"], ["2", "40", "", "runs"]]
+    assert rows[0][4:] == ["2026-01-02T03:04:01.000Z", "2026-01-02T03:05:00.000Z", "cuda:0", "host-7-abc"]
+
+
+def test_workers_by_what_their_slots_are_at():
+    slots = [{"name": "cuda:0", "job": "job_1", "state": "busy"}, {"name": "cuda:1", "job": None, "state": "no_room"}]
+    workers = [
+        {"id": "w1", "alive": True, "devices": slots, "seen_at": "now"},
+        {"id": "w2", "alive": False, "devices": [], "seen_at": "then"},
+    ]
+    assert cells(tables.worker_list(workers)) == [
+        ["w1", "yes", "cuda:0 job_1, cuda:1 no room", "now"],
+        ["w2", "no", "", "then"],
+    ]
 
 
 def test_names_are_text_and_never_markup():

@@ -8,7 +8,7 @@ from rich.console import Console
 from client import watching
 from client.errors import Unreachable
 from client.watching import duration, event_line, follow, progress_words, verdict
-from tests.client.fake import Fake, event, job, page, report
+from tests.client.fake import Fake, event, job, page, report, waiting
 
 PROGRESS = {"trial": "student", "epoch": 7, "epochs": 15, "percent": 40.0, "seconds_remaining": 8.4}
 
@@ -34,7 +34,9 @@ def test_progress_in_words():
     assert progress_words(alone, None) == "student alone, epoch 7/15"
     first_stage = job(status="running", progress={"trial": "student/fsp", "epoch": 1, "epochs": 30})
     assert progress_words(first_stage, None) == "student, fsp stage, epoch 1/30"
-    assert progress_words(job(status="queued", queue_position=3), None) == "number 3 in the queue"
+    assert progress_words(job(**waiting(3, "behind_others", "2 jobs are before it")), None) == "2 jobs are before it"
+    backs_off = job(**waiting(None, "backing_off", "the device was full", "2026-01-02T03:04:05.000Z"))
+    assert progress_words(backs_off, None) == "the device was full, until 2026-01-02T03:04:05.000Z"
     assert progress_words(job(result=report(0.95), progress=PROGRESS), 0.5) == "test accuracy 95.0 %"
     assert progress_words(job(status="running"), None) == ""
 
@@ -56,7 +58,7 @@ def test_on_a_terminal_the_job_is_one_line_and_the_unusual_stands_above():
     fake = Fake(
         {
             "GET /v1/jobs/job_1": [
-                job(status="queued", queue_position=1),
+                job(**waiting(1, "starting", "in seconds")),
                 job(status="running", phase="training", progress=PROGRESS),
                 job(result=report(0.95)),
             ],
