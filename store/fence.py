@@ -24,6 +24,11 @@ def change(connection: Connection, where: ColumnElement[bool], **values: Any) ->
     return None if row is None else as_record(Job, row)
 
 
+def stands(connection: Connection, job_id: str, fence: int) -> bool:
+    """Whether this attempt may write at this moment. Once it may not, it never may again."""
+    return connection.execute(select(jobs.c.id).where(mine(job_id, fence))).one_or_none() is not None
+
+
 def require(connection: Connection, job_id: str, fence: int) -> None:
     """Hold the row until commit, so that nobody can claim it between this look and the write that follows."""
     held = select(jobs.c.id).where(mine(job_id, fence)).with_for_update(key_share=True)
