@@ -23,12 +23,12 @@ from store.checkpoints import Checkpoint
 from store.errors import LeaseLost
 from store.failpoints import failpoint
 from store.lifecycle import Claim
+from worker import scratch
 from worker.child import Ending
 from worker.desk import Desk
 from worker.engines import Engines
 from worker.heart import Heart
 from worker.ledger import GivenUp, Ledger
-from worker.scratch import scratch_folder
 from worker.supervision import Announced, Supervision, Why
 
 log = logging.getLogger("distillery.run_job")
@@ -69,9 +69,10 @@ class Attempt:
 
     def run(self) -> None:
         try:
-            with scratch_folder(self.desk.scratch, self.claim.job.id, self.claim.fence) as scratch:
-                arguments = self._prepare(scratch.folder)
-                supervision = Supervision(self.claim, self.desk, self.engines, self.heart, self.ledger, scratch)
+            with scratch.scratch_folder(self.desk.scratch, self.claim.job.id, self.claim.fence) as own:
+                self._end_older()
+                arguments = self._prepare(own.folder)
+                supervision = Supervision(self.claim, self.desk, self.engines, self.heart, self.ledger, own)
                 ending = supervision.run(arguments)
                 # The next one imports while this one's results are published.
                 self.engines.keep_one()
@@ -88,6 +89,13 @@ class Attempt:
             self._fail(Internal(f"the worker failed: {type(error).__name__}: {error}").as_dict())
 
     # ── prepare ──
+
+    def _end_older(self) -> None:
+        """An earlier engine of this job that lives on, on this host: its guard froze and its worker died."""
+        for lock in scratch.held(self.desk.scratch):
+            is_older = lock.job_id == self.claim.job.id and lock.fence < self.claim.fence
+            if is_older and scratch.end(lock):
+                log.warning("job %s: the engine of fence %d had outlived its lease, ended", lock.job_id, lock.fence)
 
     def _prepare(self, folder: Path) -> list[str]:
         """The engine's arguments, with inputs by digest and the newest checkpoint whose bytes are what they were."""

@@ -79,6 +79,7 @@ class Supervision:
         """How the engine of this session ended, and whether it had begun."""
         log_path = self._desk.files.log_path(self._claim.job.id, self._claim.fence)
         with session, Child(session, order, log_path=log_path, lock=self._scratch.lock) as child:
+            self._scratch.note(session.pid)
             failpoint("engine.started")
             self._heart.keep(session)
             try:

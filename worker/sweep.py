@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 from kdcore.errors import WorkerLost
 from store import lifecycle, workers
+from store.fence import stands
 from worker import scratch
 from worker.desk import AWAY, Desk
-from worker.scratch import Dead
+from worker.scratch import Lock
 from worker.slot import JITTER, Slot
 
 log = logging.getLogger("distillery.sweep")
@@ -38,18 +39,29 @@ class Sweep:
         devices = [{"name": slot.device.name, "job": job} for slot, job in zip(self._slots, jobs, strict=True)]
         for dead in scratch.sweep(desk.scratch):
             self._hand_on(dead)
+        self._end_outlived()
         with desk.begin() as (connection, rescue):
             workers.beat(connection, desk.owner, socket.gethostname(), devices, next(filter(None, jobs), None))
             waiting = lifecycle.sweep(connection, rescue=rescue, rering_s=desk.settings.rering_s)
         return waiting
 
-    def _hand_on(self, dead: Dead) -> None:
+    def _end_outlived(self) -> None:
+        """End engines that have lost their job, and that nobody else ends: their guard froze and their worker died."""
+        locks = scratch.held(self._desk.scratch)
+        with self._desk.database.connect() as connection:
+            outlived = [lock for lock in locks if not stands(connection, lock.job_id, lock.fence)]
+        for lock in outlived:
+            if scratch.end(lock):
+                log.warning("job %s: an engine outlived its right to run (fence %d), ended", lock.job_id, lock.fence)
+
+    def _hand_on(self, dead: Lock) -> None:
         """Its worker was killed on this host. That costs an attempt: the job may be what killed it."""
         error = WorkerLost("the worker's process was killed", "the job goes on from its last checkpoint").as_dict()
         with self._desk.database.begin() as connection:
-            lifecycle.finish_failed(connection, dead.job_id, dead.fence, error, retry_in_s=0)
-        self._ring()
-        log.warning("job %s: its worker on this host is dead (fence %d), handed on", dead.job_id, dead.fence)
+            was_current = lifecycle.finish_failed(connection, dead.job_id, dead.fence, error, retry_in_s=0)
+        if was_current:
+            self._ring()
+            log.warning("job %s: its worker on this host is dead (fence %d), handed on", dead.job_id, dead.fence)
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from store import jobs
@@ -55,6 +57,43 @@ def test_a_frozen_worker_is_fenced_off(short_lease: Settings, table: Table, tmp_
         assert lost.how == "lost"
         assert _is_owner(other, next_one.owner)
         table.assert_nothing_left()
+
+
+@contextmanager
+def nobody_guards(settings: Settings, table: Table, folder: Path) -> Iterator[str]:
+    """The double fault: the guard freezes, the worker is killed. The job, whose engine says no word and lives on."""
+    job_id = table.submit(steps=10, checkpoint_every=2, at={"3": "deaf"}, once=str(folder / "once"))
+    with worker_process(settings, folder / "first.log") as worker:
+        table.until_checkpoint(job_id)
+        until((folder / "once").exists, "the engine to fall silent")
+        guard, engine = sorted(engines(settings.home))
+        os.kill(guard, signal.SIGSTOP)
+        worker.kill()
+        worker.wait()
+        assert engines(settings.home) == [guard, engine]
+        yield job_id
+
+
+def test_an_engine_that_nobody_guards_is_ended_before_its_successor_begins(
+    short_lease: Settings, table: Table, tmp_path: Path
+):
+    """Its lock is held, so that its worker's death proves nothing: the lease decides."""
+    log = tmp_path / "second.log"
+    with nobody_guards(short_lease, table, tmp_path) as job_id, worker_process(short_lease, log):
+        table.assert_trained(job_id, 10)
+        assert [attempt.how for attempt in table.attempts(job_id)] == ["lost", "succeeded"]
+        assert "outlived" in log.read_text()
+        table.assert_nothing_left()
+
+
+def test_an_engine_that_nobody_guards_and_nobody_succeeds_is_ended_too(
+    short_lease: Settings, table: Table, tmp_path: Path
+):
+    with nobody_guards(short_lease, table, tmp_path) as job_id:
+        table.ask(jobs.cancel, job_id)
+        with worker_process(short_lease, tmp_path / "second.log"):
+            table.until(job_id, "cancelled")
+            table.assert_nothing_left()
 
 
 def test_a_terminated_worker_leaves_with_its_job_handed_back(settings: Settings, table: Table, tmp_path: Path):

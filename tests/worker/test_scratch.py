@@ -1,22 +1,29 @@
 """Scratch folders: gone after use, after an exception, and after a kill, which is then known."""
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.worker.processes import in_session, none_left, until
 from tests.worker.table import REPOSITORY
-from worker.scratch import FOREIGN_AFTER_S, Dead, scratch_folder, sweep
+from worker import scratch
+from worker.scratch import FOREIGN_AFTER_S, Lock, end, held, scratch_folder, sweep
 
 
 def test_a_folder_is_there_for_as_long_as_it_is_used(tmp_path: Path):
-    with scratch_folder(tmp_path / "scratch", "job_1", 1) as folder:
-        (folder / "file").write_text("x")
+    with scratch_folder(tmp_path / "scratch", "job_1", 1) as own:
+        (own.folder / "file").write_text("x")
         assert sweep(tmp_path / "scratch") == []
-        assert (folder / "file").exists()
+        assert (own.folder / "file").exists()
     assert not list((tmp_path / "scratch").iterdir())
 
 
@@ -30,14 +37,14 @@ def test_what_a_killed_process_left_is_swept_and_told(tmp_path: Path):
     program = (
         "import os, pathlib, sys\n"
         "from worker.scratch import scratch_folder\n"
-        "with scratch_folder(pathlib.Path(sys.argv[1]), 'job_dead', 7) as folder:\n"
-        "    (folder / 'file').write_text('x')\n"
+        "with scratch_folder(pathlib.Path(sys.argv[1]), 'job_dead', 7) as own:\n"
+        "    (own.folder / 'file').write_text('x')\n"
         "    os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, check=False)
     with scratch_folder(tmp_path, "job_alive", 1) as alive:
-        assert sweep(tmp_path) == [Dead("job_dead", 7)]
-        assert sorted(tmp_path.iterdir()) == [alive, tmp_path / f"{alive.name}.lock"]
+        assert [(lock.job_id, lock.fence) for lock in sweep(tmp_path)] == [("job_dead", 7)]
+        assert sorted(tmp_path.iterdir()) == [alive.folder, tmp_path / f"{alive.folder.name}.lock"]
 
 
 def test_another_hosts_lock_proves_nothing(tmp_path: Path):
@@ -54,5 +61,76 @@ def test_another_hosts_lock_proves_nothing(tmp_path: Path):
 
 def test_the_same_name_can_be_used_again(tmp_path: Path):
     for _ in range(2):
-        with scratch_folder(tmp_path, "job_1", 1) as folder:
-            assert not list(folder.iterdir())
+        with scratch_folder(tmp_path, "job_1", 1) as own:
+            assert not list(own.folder.iterdir())
+
+
+def test_no_sweep_finds_a_lock_free_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It comes just before the new file is locked, takes it for a leftover, and declares nobody dead."""
+    swept: list[list[Lock]] = []
+
+    def sweep_first(descriptor: int, operation: int) -> None:
+        if not swept:
+            swept.append([])
+            swept[0] = sweep(tmp_path)
+        fcntl.flock(descriptor, operation)
+
+    monkeypatch.setattr(scratch, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": sweep_first}))
+    with scratch_folder(tmp_path, "job_1", 1):
+        assert swept == [[]]
+        assert [lock.job_id for lock in held(tmp_path)] == ["job_1"]
+
+
+@contextmanager
+def in_a_session(program: str, *holding: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that leads a session, and says a word once it runs."""
+    words = [sys.executable, "-c", f"print('here', flush=True)\n{program}"]
+    with subprocess.Popen(
+        words, start_new_session=True, pass_fds=holding, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "here\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+SLEEP = "import time; time.sleep(600)"
+FORK = f"import os; os.fork(); {SLEEP}"
+
+
+def test_whoever_holds_the_lock_is_ended_with_all_that_it_forked(tmp_path: Path):
+    with scratch_folder(tmp_path, "job_1", 1) as own, in_a_session(FORK, own.lock) as engine:
+        until(lambda: len(in_session(engine.pid)) == 2, "the engine and its fork")
+        own.note(engine.pid)
+        (lock,) = held(tmp_path)
+        assert end(lock)
+        none_left(engine.pid)
+        assert not end(lock), "this process holds it still, and is no engine"
+
+
+def test_a_lock_is_held_until_the_last_fork_has_ended(tmp_path: Path):
+    """The worker is gone, its engine too, and a loader lives: nobody may take the job for abandoned yet."""
+    with in_a_session(
+        "import os, sys; sys.path.insert(0, os.getcwd()); from pathlib import Path\n"
+        "from worker.scratch import scratch_folder\n"
+        f"with scratch_folder(Path({str(tmp_path)!r}), 'job_1', 1):\n"
+        "    if os.fork():\n"
+        "        os._exit(9)\n"
+        f"    {SLEEP}"
+    ) as worker:
+        worker.wait(60)
+        assert len(in_session(worker.pid)) == 1
+        assert sweep(tmp_path) == []
+        assert len(held(tmp_path)) == 1
+        os.killpg(worker.pid, signal.SIGKILL)
+        until(lambda: [lock.fence for lock in sweep(tmp_path)] == [1], "the lock to be free")
+
+
+@pytest.mark.parametrize("noted", ["", "  \n", "not a number", "1", "999999999"])
+def test_nobody_is_ended_who_does_not_hold_the_lock(tmp_path: Path, noted: str):
+    with scratch_folder(tmp_path, "job_1", 1), in_a_session(SLEEP) as innocent:
+        (lock,) = held(tmp_path)
+        lock.path.write_text(noted or str(innocent.pid))
+        assert not end(lock)
+        assert innocent.poll() is None
