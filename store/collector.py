@@ -142,6 +142,7 @@ class Collector:
         for job_id in self._each([] if self.dry_run else ended):
             with self.database.begin() as connection:
                 checkpoints.expire(connection, job_id, self.retention.checkpoints_s)
+            failpoint("collector.expired")
 
     def tidy_checkpoints(self) -> None:
         for folders in _batches(_known(self.files.folder / "checkpoints", _JOB)):
