@@ -1,6 +1,6 @@
 // The page: which view the address names, the list of jobs, and the form for a key.
 
-import { age, ask, bar, h, json, key, method, models, percent, pill, points, Problem, repeatedly, short, show } from "./common.js";
+import { age, ask, bar, h, json, key, method, models, percent, pill, points, Problem, repeatedly, short, show, waits } from "./common.js";
 import { jobPage } from "./job.js";
 
 const main = document.getElementById("main");
@@ -82,7 +82,7 @@ function cells(job) {
   const student = job.result?.student;
   const gain = job.result?.gain;
   return [
-    h("td", null, pill(job), bar(job)),
+    h("td", null, pill(job), h("span", { class: "waits", title: job.waiting?.message }, waits(job)), bar(job)),
     h("td", null,
       h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
       h("div", { class: "models" }, models(job))),

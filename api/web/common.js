@@ -86,6 +86,12 @@ export function pill(job) {
   return h("span", { class: `pill ${job.status}` }, wish || job.status);
 }
 
+/** Why a queued job has not started: "no worker", "number 3"; nothing for one that starts within seconds. */
+export function waits({ waiting, queue_position: position }) {
+  if (!waiting || waiting.reason === "starting") return "";
+  return waiting.reason === "behind_others" ? `number ${position}` : waiting.reason.replaceAll("_", " ");
+}
+
 export function bar(job) {
   const done = job.status === "succeeded" ? 100 : (job.progress?.percent ?? 0);
   const fill = h("i");

@@ -16,7 +16,25 @@ const CURVES = [
 const OTHERS = ["--other-1", "--other-2", "--other-3", "--other-4", "--other-5"];
 const byNumber = new Intl.Collator("en", { numeric: true }).compare;
 const UNSAID = ["fence", "code", "retryable", "sha256", "path"];
-const VERBS = { pause: "Pause", resume: "Resume", retry: "Retry", cancel: "Cancel" };
+/** Each button: the move, its body, and when it makes sense. */
+const VERBS = [
+  { verb: "pause", name: "Pause" },
+  { verb: "resume", name: "Resume" },
+  { verb: "retry", name: "Retry" },
+  { verb: "retry", name: "Retry from scratch", sent: { from: "scratch" }, when: (job) => job.checkpoint_step != null },
+  { verb: "cancel", name: "Cancel" },
+];
+
+/** Columns of the table of attempts. */
+const TRIED = [
+  ["Attempt", "", (one) => String(one.fence)],
+  ["Ended", "", (one) => one.how || "runs"],
+  ["From step", "number", (one) => count(one.first_step ?? 0)],
+  ["Saved step", "number", (one) => count(one.last_step)],
+  ["Took", "number", (one) => duration(one.ended_at && (Date.parse(one.ended_at) - Date.parse(one.started_at)) / 1000)],
+  ["Device", "wide", (one) => one.device || ""],
+  ["Worker", "wide mono", (one) => one.worker],
+];
 
 export function jobPage(main, id, signal, trouble) {
   const at = `/v1/jobs/${encodeURIComponent(id)}`;
@@ -27,15 +45,17 @@ export function jobPage(main, id, signal, trouble) {
   const accuracyPlace = part("section", "card chart");
   const lossPlace = part("section", "card chart");
   const files = part("section", "card files");
+  const tries = part("section", "card tries");
   const spec = part("section", "card spec");
   const feed = h("ol", { class: "feed", role: "log", "aria-label": "Events", tabindex: 0 });
   const log = h("pre", { class: "log", tabindex: 0, "aria-label": "Log" });
   const follow = h("input", { type: "checkbox", checked: true });
   const notice = h("p", { class: "notice", role: "alert" });
-  failure.hidden = files.hidden = true;
+  failure.hidden = files.hidden = tries.hidden = true;
   main.append(h("div", { class: "job" }, head, failure, verdict,
     h("div", { class: "two" }, accuracyPlace, lossPlace),
     files,
+    tries,
     h("div", { class: "two" },
       h("section", { class: "card" }, h("h2", null, "Events"), feed),
       h("section", { class: "card" }, h("div", { class: "row" }, h("h2", null, "Log"), h("label", null, follow, " follow")), log)),
@@ -46,6 +66,7 @@ export function jobPage(main, id, signal, trouble) {
 
   let job = null;
   let measured = null;
+  let tried = null;
   let logOffset = null;
   let logAttempt = null;
 
@@ -56,7 +77,7 @@ export function jobPage(main, id, signal, trouble) {
       const ended = done();
       job = await json(at, { signal });
       draw();
-      await Promise.all([metrics(), logs(), done() && !ended ? artifacts() : null]);
+      await Promise.all([metrics(), logs(), attempts(), done() && !ended ? artifacts() : null]);
       trouble(null);
     } catch (error) {
       if (signal.aborted) return;
@@ -67,7 +88,7 @@ export function jobPage(main, id, signal, trouble) {
 
   function draw() {
     document.title = `${job.name || job.id} · ${job.status} · Distillery`;
-    show(head, [job.status, job.phase, job.wish, job.progress, job.queue_position, job.name, age(job.created_at)], header);
+    show(head, [job.status, job.phase, job.wish, job.progress, job.waiting, job.name, age(job.created_at)], header);
     failure.hidden = !job.error;
     if (job.error) show(failure, job.error, failed);
     show(verdict, [job.result, job.resolved_spec?.baseline, job.status], () => proof(job));
@@ -77,18 +98,20 @@ export function jobPage(main, id, signal, trouble) {
   function header() {
     const p = job.progress || {};
     const facts = [
-      job.status === "queued" && (job.queue_position == null ? "waiting" : `number ${job.queue_position} in the queue`),
+      job.waiting && job.waiting.message + (job.waiting.until ? `, until ${clock(job.waiting.until)}` : ""),
       job.status === "running" && (job.phase || "starting").replaceAll("_", " "),
       !TERMINAL.includes(job.status) && p.epochs && `epoch ${p.epoch} of ${p.epochs}${p.trial && p.trial !== "student" ? `, ${title(p.trial)}` : ""}`,
       p.percent != null && !["succeeded", "cancelled"].includes(job.status) && `${Math.round(p.percent)} %`,
       job.status === "running" && p.seconds_remaining != null && `about ${duration(p.seconds_remaining)} left`,
       job.started_at && job.finished_at && `took ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`,
       job.attempts > 1 && `attempt ${job.attempts}`,
+      job.priority !== 0 && `priority ${job.priority}`,
+      job.deadline_at && !TERMINAL.includes(job.status) && `to end by ${new Date(job.deadline_at).toLocaleString("en-GB")}`,
       `sent ${age(job.created_at)}`,
     ];
     return [
       h("div", { class: "line" }, h("h1", null, job.name || job.id), pill(job),
-        h("div", { class: "verbs" }, Object.keys(VERBS).filter((verb) => job.lawful.includes(verb)).map(button))),
+        h("div", { class: "verbs" }, VERBS.filter(({ verb, when }) => job.lawful.includes(verb) && (!when || when(job))).map(button))),
       h("div", { class: "facts" },
         h("span", null, models(job)), h("span", null, method(job)),
         h("span", { class: "mono" }, job.id, " ", h("button", { class: "plain", type: "button", onclick: copy }, "copy")),
@@ -100,8 +123,9 @@ export function jobPage(main, id, signal, trouble) {
 
   const copy = (event) => navigator.clipboard?.writeText(job.id).then(() => { event.target.textContent = "copied"; });
 
-  function button(verb) {
+  function button({ verb, name, sent }) {
     let sure = verb !== "cancel";
+    const move = { method: "POST", signal, ...(sent && { body: JSON.stringify(sent), headers: { "Content-Type": "application/json" } }) };
     return h("button", { type: "button", onclick: async (event) => {
       if (!sure) {
         sure = true;
@@ -112,7 +136,7 @@ export function jobPage(main, id, signal, trouble) {
       event.target.disabled = true;
       notice.textContent = "";
       try {
-        await ask(`${at}/${verb}`, { method: "POST", signal });
+        await ask(`${at}/${verb}`, move);
         delete head.dataset.seen;
         await refresh();
         listen();
@@ -120,7 +144,7 @@ export function jobPage(main, id, signal, trouble) {
         notice.textContent = error.message;
         event.target.disabled = false;
       }
-    } }, VERBS[verb]);
+    } }, name);
   }
 
   async function metrics() {
@@ -130,6 +154,18 @@ export function jobPage(main, id, signal, trouble) {
     measured = now;
     accuracyChart.update(...accuracies(series, job.result?.teacher?.accuracy));
     lossChart.update(...losses(series));
+  }
+
+  /** Asked for when the job has changed hands; of interest once something went otherwise than straight through. */
+  async function attempts() {
+    const now = JSON.stringify([job.status, job.started_at, job.attempts, job.checkpoint_step]);
+    if (now === tried) return;
+    const { data } = await json(`${at}/attempts`, { signal });
+    tried = now;
+    tries.hidden = !data.length;
+    show(tries, data, () => [h("h2", null, "Attempts"), h("table", null,
+      h("thead", null, h("tr", null, TRIED.map(([name, css]) => h("th", { scope: "col", class: css }, name)))),
+      h("tbody", null, data.map((one) => h("tr", null, TRIED.map(([, css, told]) => h("td", { class: css }, told(one)))))))]);
   }
 
   async function logs() {

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from api.main import create_app
-from store import lifecycle, metrics
+from store import checkpoints, lifecycle, metrics
 from store.database import Database
 from store.settings import Settings
 from tests.api.conftest import SUPERVISED, ToldInspector
@@ -69,6 +69,7 @@ def test_the_list_and_a_job(address: str, tmp_path: Path) -> None:
     listed = drawn(tmp_path, address)
     assert "&lt;b&gt;bold&lt;/b&gt; name" in listed
     assert "1 waiting" in listed
+    assert "no worker" in listed
     httpx.post(f"{address}{job['links']['self']}/cancel")
     shown = drawn(tmp_path, f"{address}/#/jobs/{job['id']}")
     assert "cancelled" in shown
@@ -159,6 +160,26 @@ def test_a_running_job_names_its_trial_and_stage(settings: Settings, address: st
     shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
     assert "epoch 2 of 30, student, fsp stage" in shown
     assert "student, fsp stage 12.3" in shown
+
+
+def test_a_bad_night_shows_its_attempts_and_two_ways_to_go_on(settings: Settings, address: str, tmp_path: Path) -> None:
+    """Saved at step 40, out of memory, backing off: the page says after what. Cancelled, it may go on or begin anew."""
+    job = submitted(address, {**SUPERVISED, "scheduling": {"priority": 3}})
+    database, fence = claimed(settings, job, {}, {})
+    error = {"code": "out_of_memory", "message": "the device is full", "retryable": True, "hint": None}
+    with database.begin() as connection:
+        checkpoints.record(connection, job["id"], fence, step=40, sha256="5" * 64, bytes=1, path="x")
+        assert lifecycle.finish_failed(connection, job["id"], fence, error, retry_in_s=3600)
+    database.dispose()
+    assert "backing off" in drawn(tmp_path, address)
+    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    assert "the last attempt ended with out_of_memory: the device is full; the next one follows after a pause" in shown
+    assert "priority 3" in shown
+    assert re.search(r"1 failed 0 40 \d+ s worker-1", shown), shown
+    assert "Retry" not in shown
+    httpx.post(f"{address}{job['links']['self']}/cancel")
+    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    assert "Retry Retry from scratch" in shown
 
 
 def test_peers_have_no_teacher_to_be_held_against(settings: Settings, address: str, tmp_path: Path) -> None:
