@@ -39,6 +39,7 @@ class Options(BaseSettings):
         default=True,
         description="Keep an engine ready in each idle slot: jobs start at once, for some 300 MB of memory.",
     )
+    room_wait_s: float = Field(default=30, gt=0, description="Wait of a job that met a full disk; it costs no attempt.")
     back_off_s: float = Field(
         default=5, gt=0, description="Wait before the second attempt; each further one waits thrice that."
     )

@@ -171,13 +171,21 @@ class Attempt:
         self._finish(lifecycle.finish_succeeded, result=report, artifacts=stored)
 
     def _fail(self, error: dict[str, Any], ending: Ending | None = None) -> None:
-        """A final error ends the job; another is tried again while attempts last."""
+        """A final error ends the job; another is tried again while attempts last; a full disk is waited out."""
+        if error["code"] == StorageFull.code:
+            self._postpone(error)
+            return
         retry_in_s = self._back_off_s() if error["retryable"] else None
         log.warning("job %s: %s: %s", self.claim.job.id, error["code"], error["message"])
         self.ledger.close()
         if ending is not None:
             self._finish(events.append, type="warning", data=_evidence(ending))
         self._finish(lifecycle.finish_failed, error=error, retry_in_s=retry_in_s)
+
+    def _postpone(self, error: dict[str, Any]) -> None:
+        log.warning("job %s: waits for room: %s", self.claim.job.id, error["message"])
+        self.ledger.close()
+        self._finish(lifecycle.postpone, error=error, wait_s=self.desk.options.room_wait_s)
 
     def _back_off_s(self) -> float:
         growth = BACK_OFF_GROWTH ** (self.claim.attempt - 1)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from store import failpoints
 from store.settings import Settings
 from tests.worker.table import OPTIONS, Table
 from worker.devices import Device
@@ -43,3 +44,10 @@ def start_worker(settings: Settings) -> Iterator[Callable[..., Worker]]:
             return worker
 
         yield start
+
+
+@pytest.fixture
+def arm() -> Iterator[Callable[[str], None]]:
+    """Force moments of this process, as `DISTILLERY_FAILPOINTS` would; none is left armed."""
+    yield failpoints.arm
+    failpoints.arm("")

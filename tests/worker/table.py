@@ -22,7 +22,7 @@ from tests.worker.processes import FAKE_ENGINE, until
 from worker.desk import Options
 
 REPOSITORY = Path(__file__).parents[2]
-OPTIONS = Options(engine=FAKE_ENGINE, back_off_s=0.05)
+OPTIONS = Options(engine=FAKE_ENGINE, back_off_s=0.05, room_wait_s=0.3)
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -128,6 +128,7 @@ def worker_process(settings: Settings, log: Path, **more: str) -> Iterator[subpr
         **given,
         "DISTILLERY_ENGINE": _json(FAKE_ENGINE),
         "DISTILLERY_BACK_OFF_S": "0.05",
+        "DISTILLERY_ROOM_WAIT_S": "0.3",
         **more,
     }
     with log.open("ab") as output:

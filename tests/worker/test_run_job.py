@@ -4,13 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, update
 
-from store import checkpoints, jobs, metrics
+from store import checkpoints, jobs, lifecycle, metrics, tables
+from store.contact import boottime
+from store.errors import NotFound
+from store.settings import Settings
+from tests.worker.conftest import CPU
 from tests.worker.processes import until
-from tests.worker.table import ENDED, Table
+from tests.worker.table import ENDED, OPTIONS, Table
+from worker.desk import Desk
+from worker.engines import Engines
+from worker.run_job import run_job
 from worker.service import Worker
 
 Start = Callable[..., Worker]
+Arm = Callable[[str], None]
 
 
 LONG = 200
@@ -56,7 +65,6 @@ def test_jobs_run_one_after_the_other_by_age(table: Table, start_worker: Start):
         ("vanish", "worker_lost", "exit code 0"),
         ("exit_three", "internal", "exit code 3"),
         ("out_of_memory", "out_of_memory", "memory"),
-        ("storage_full", "storage_full", "no room"),
     ],
 )
 def test_what_may_be_chance_is_tried_again(
@@ -70,6 +78,74 @@ def test_what_may_be_chance_is_tried_again(
     assert words in error["message"]
     assert [attempt.how for attempt in table.attempts(job_id)] == ["failed", "succeeded"]
     table.assert_nothing_left()
+
+
+def waited_for_room(table: Table, job_id: str) -> None:
+    """Postponed once, for a while, and no attempt spent."""
+    (told,) = [event for event in table.events(job_id) if event.type == "released"]
+    assert (told.data["reason"], told.data["error"]["code"]) == ("storage_full", "storage_full")
+    assert [attempt.how for attempt in table.attempts(job_id)] == ["released", "succeeded"]
+    assert table.job(job_id).attempts == 1
+    claimed = [event.at for event in table.events(job_id) if event.type == "claimed"]
+    assert claimed[1] - told.at >= 0.9 * OPTIONS.room_wait_s, "the two are told a moment apart"
+    table.assert_nothing_left()
+
+
+def test_an_engine_without_room_waits_for_it(table: Table, start_worker: Start, tmp_path: Any):
+    """With the one attempt that it has."""
+    job_id = table.submit(max_attempts=1, steps=4, at={"2": "storage_full"}, once=str(tmp_path / "once"))
+    start_worker()
+    table.assert_trained(job_id, 4)
+    waited_for_room(table, job_id)
+
+
+@pytest.mark.parametrize("moment", ["engine.started", "publish.stored"])
+def test_a_worker_without_room_waits_for_it(table: Table, start_worker: Start, moment: str, arm: Arm):
+    arm(f"{moment}=full")
+    job_id = table.submit(max_attempts=1, steps=4)
+    start_worker()
+    table.assert_trained(job_id, 4)
+    waited_for_room(table, job_id)
+
+
+def test_a_job_that_waits_for_room_can_be_cancelled(table: Table, start_worker: Start, arm: Arm):
+    arm("publish.stored=full")
+    job_id = table.submit(steps=1)
+    worker = start_worker()
+    worker.desk.options = OPTIONS.model_copy(update={"room_wait_s": 600})
+    until(lambda: "released" in table.types(job_id), "the job to wait for room")
+    assert table.ask(jobs.cancel, job_id).status == "cancelled"
+
+
+@pytest.mark.parametrize("move", ["cancel", "delete", "lose"])
+def test_a_claim_that_is_overtaken_is_harmless(table: Table, settings: Settings, move: str):
+    """Between the claim and the first look at it the job is cancelled, is gone, or belongs to another attempt."""
+    job_id = table.submit(steps=100_000)
+    desk = Desk(settings, OPTIONS, ring=lambda: None)
+    engines = Engines(desk, CPU)
+    claimed_at = boottime()
+    with desk.database.begin() as connection:
+        claim = lifecycle.claim(connection, desk.owner, settings.lease_s, rescue=False)
+    if move == "cancel":
+        table.ask(jobs.cancel, job_id)
+    else:
+        overtaken = tables.jobs.c.id == job_id
+        with table.database.begin() as connection:
+            connection.execute(
+                delete(tables.jobs).where(overtaken)
+                if move == "delete"
+                else update(tables.jobs).where(overtaken).values(fence=tables.jobs.c.fence + 1)
+            )
+    run_job(claim, desk, engines, claimed_at)
+    engines.let_go()
+    desk.close()
+    table.assert_nothing_left()
+    if move == "delete":
+        with pytest.raises(NotFound):
+            table.job(job_id)
+    else:
+        job = table.job(job_id)
+        assert (job.status, job.fence) == (("cancelled", 1) if move == "cancel" else ("running", 2))
 
 
 def test_the_last_words_are_in_the_feed(table: Table, start_worker: Start):
@@ -125,8 +201,9 @@ def test_cancel_stops_the_engine_first(table: Table, start_worker: Start):
     assert types.index("cancel_requested") < types.index("cancelled") == len(types) - 1
 
 
-def test_a_deaf_engine_is_killed_after_the_grace(table: Table, start_worker: Start):
-    job_id = table.submit(steps=10, at={"2": "deaf"})
+@pytest.mark.parametrize("how", ["deaf", "hold_the_interpreter"])
+def test_an_engine_that_hears_nothing_is_killed_after_the_grace(table: Table, start_worker: Start, how: str):
+    job_id = table.submit(steps=10, at={"2": how})
     start_worker()
     until(lambda: table.job(job_id).progress, "the second step")
     table.ask(jobs.cancel, job_id)
