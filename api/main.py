@@ -26,6 +26,7 @@ from api.routes import (
     models,
     page,
     prometheus,
+    storage,
     uploads,
     workers,
 )
@@ -34,7 +35,21 @@ from store.blobs import BlobStore
 from store.database import Database
 from store.settings import Settings
 
-ROUTERS = (jobs, attempts, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, workers)
+ROUTERS = (
+    jobs,
+    attempts,
+    events,
+    metrics,
+    logs,
+    artifacts,
+    uploads,
+    models,
+    datasets,
+    methods,
+    architectures,
+    workers,
+    storage,
+)
 
 
 def create_app(settings: Settings, ring: Callable[[], None], inspector: Inspector | None = None) -> FastAPI:

@@ -328,3 +328,33 @@ class WorkerView(View):
     current_job: str | None
     started_at: str
     seen_at: str = Field(description="Its last sign of life.")
+
+
+class UsageView(View):
+    files: int
+    bytes: int
+
+
+class RemovedView(View):
+    count: int
+    bytes: int
+
+
+class CollectionView(View):
+    """One run of the collector, which removes what no row needs any more."""
+
+    id: str
+    host: str
+    began_at: str
+    ended_at: str | None = Field(description="Null while it runs, and where it was killed.")
+    removed: dict[str, RemovedView] | None = Field(
+        description="By kind. What goes to the trash (`to_trash`) is removed for good by a later run."
+    )
+    error: str | None = Field(description="What it could not do; it did the rest.")
+
+
+class StorageView(View):
+    usage: dict[str, UsageView] = Field(description="By kind: blobs, checkpoints, logs, uploads, trash, cache.")
+    free_bytes: int = Field(description="Room for files.")
+    min_free_bytes: int = Field(description="With less, no job is started.")
+    collections: list[CollectionView] = Field(description="The newest first.")

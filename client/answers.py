@@ -173,3 +173,23 @@ class Dataset(TypedDict):
     blob: str | None
     facts: dict[str, Any]
     created_at: str | None
+
+
+class Collection(TypedDict):
+    """One run of the collector; `removed` by kind, `count` and `bytes`."""
+
+    id: str
+    host: str
+    began_at: str
+    ended_at: str | None
+    removed: dict[str, dict[str, int]] | None
+    error: str | None
+
+
+class Storage(TypedDict):
+    """What is kept, by kind `files` and `bytes`; the newest collection first."""
+
+    usage: dict[str, dict[str, int]]
+    free_bytes: int
+    min_free_bytes: int
+    collections: list[Collection]

@@ -312,7 +312,7 @@ def download(
     typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
 
 
-# Teachers, data, catalogue, workers, keys
+# Teachers, data, catalogue, what an operator looks at, keys
 
 
 @models_app.callback()
@@ -409,6 +409,20 @@ def architectures(
 def workers(context: typer.Context, as_json: AsJson = False) -> None:
     """Who works, on what devices, and whether each takes jobs."""
     _show(context.obj.workers(), as_json, tables.worker_list, "no workers: distillery up starts one with the server")
+
+
+@app.command()
+def storage(context: typer.Context, as_json: AsJson = False) -> None:
+    """How much is kept, how much room is left, and what the collector removed lately."""
+    kept = context.obj.storage()
+    if as_json:
+        _print_json(kept)
+        return
+    console = _console()
+    console.print(tables.usage(kept))
+    say(console, tables.room(kept))
+    if kept["collections"]:
+        console.print(tables.collection_list(kept["collections"]))
 
 
 @keys_app.command("new")

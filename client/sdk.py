@@ -28,6 +28,7 @@ from client.answers import (
     Event,
     Job,
     Model,
+    Storage,
     Validation,
 )
 from client.connection import Connection
@@ -261,6 +262,11 @@ class Distillery:
     def workers(self) -> list[dict[str, Any]]:
         """Who works, on what, and whether it proves that it does: `alive`."""
         return list(self._pages("/v1/workers"))
+
+    def storage(self) -> Storage:
+        """How much is kept, how much room there is, and what the collector removed lately."""
+        found: Storage = self.connection.json("GET", "/v1/storage")
+        return found
 
     def ready(self) -> bool:
         """Whether the server can take jobs now."""

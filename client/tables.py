@@ -9,7 +9,7 @@ from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
 from rich.table import Table
 from rich.text import Text
 
-from client.answers import Attempt, Dataset, Job, Measured, Model, Report
+from client.answers import Attempt, Collection, Dataset, Job, Measured, Model, Report, Storage
 
 TITLES = {"alone": "student alone", "last": "last generation"}
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
@@ -194,6 +194,31 @@ def worker_list(workers: Iterable[dict[str, Any]]) -> Table:
         slots = [f"{slot['name']} {slot['job'] or slot['state'].replace('_', ' ')}" for slot in one["devices"]]
         takes = Text("yes", style="green") if one["alive"] else Text("no", style="red")
         row(made, one["id"], takes, ", ".join(slots), one["seen_at"])
+    return made
+
+
+def usage(storage: Storage) -> Table:
+    made = table("kept", "files", "bytes", right=("files", "bytes"))
+    for kind, used in storage["usage"].items():
+        row(made, kind, f"{used['files']:,}", f"{used['bytes']:,}")
+    return made
+
+
+def room(storage: Storage) -> str:
+    free, floor = storage["free_bytes"], storage["min_free_bytes"]
+    short = "" if free >= floor else ": no job is started"
+    return f"{free:,} bytes are free, {floor:,} are needed to start a job{short}"
+
+
+def collection_list(collections: Iterable[Collection]) -> Table:
+    made = table("collected at", "removed", "fault")
+    for one in collections:
+        removed = [
+            f"{tally['count']} {kind.replace('_', ' ')} ({tally['bytes']:,} bytes)"
+            for kind, tally in (one["removed"] or {}).items()
+        ]
+        told = ", ".join(removed) or "nothing"
+        row(made, one["began_at"], told if one["ended_at"] else "has not ended", one["error"])
     return made
 
 

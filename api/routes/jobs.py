@@ -21,6 +21,7 @@ from api.problems import (
     NotLawful,
     Problem,
     SpecInvalid,
+    StorageFull,
     TooLarge,
     count,
     not_json,
@@ -71,7 +72,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     "",
     status_code=201,
     response_model=JobView,
-    responses=responses(MalformedBody, TooLarge, SpecInvalid, IdempotencyConflict),
+    responses=responses(MalformedBody, TooLarge, SpecInvalid, IdempotencyConflict, StorageFull),
     openapi_extra=SPEC_BODY,
 )
 async def submit(

@@ -14,7 +14,9 @@ from client.cli import app
 from tests.client.fake import Fake, Files, attempt, event, job, page, problem, report
 
 JOBS = "POST /v1/jobs"
-PROMISED = "up demo submit list show watch cancel pause resume retry download models datasets methods workers keys"
+PROMISED = (
+    "up demo submit list show watch cancel pause resume retry download models datasets methods workers storage keys"
+)
 
 
 def run(fake: Fake, *arguments: str, stdin: str | None = None) -> Result:
@@ -251,6 +253,28 @@ def test_workers():
     assert "w1" in run(fake, "workers").stdout
     assert json.loads(run(fake, "workers", "--json").stdout)[0]["alive"] is True
     assert "distillery up" in run(Fake({"GET /v1/workers": page([])}), "workers").stderr
+
+
+def test_storage():
+    removed = {"to_trash": {"count": 2, "bytes": 4096}, "logs": {"count": 1, "bytes": 10}}
+    ran = {"id": "col_1", "host": "h", "began_at": "then", "ended_at": "now", "removed": removed, "error": "logs: busy"}
+    killed = {**ran, "ended_at": None, "removed": None, "error": None}
+    kept = {
+        "usage": {"blobs": {"files": 1234, "bytes": 5_678_901}},
+        "free_bytes": 100,
+        "min_free_bytes": 200,
+        "collections": [killed, ran],
+    }
+    shown = run(Fake({"GET /v1/storage": kept}), "storage").stdout
+    assert re.search(r"blobs +1,234 +5,678,901", shown)
+    assert "100 bytes are free, 200 are needed to start a job: no job is started\n" in shown
+    assert re.search(r"then +has not ended", shown)
+    assert re.search(r"then +2 to trash \(4,096 bytes\), 1 logs \(10 bytes\) +logs: busy", shown)
+    assert json.loads(run(Fake({"GET /v1/storage": kept}), "storage", "--json").stdout) == kept
+    roomy = {**kept, "free_bytes": 200, "collections": []}
+    shown = run(Fake({"GET /v1/storage": roomy}), "storage").stdout
+    assert "no job is started" not in shown
+    assert "collected at" not in shown
 
 
 def test_a_move_that_is_not_lawful_names_those_that_are():
