@@ -1,0 +1,58 @@
+"""Row 20: the embedded server is killed with -9 while the real engine trains, and started again.
+
+It goes on with its own job at once, as `tests/worker/test_serve.py` shows with a lease of forty minutes. Here the job
+was paused and resumed before (row 16), and is compared with one that nobody disturbed.
+"""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from store.settings import Settings
+from tests.end_to_end.service import Service, service
+from tests.worker.processes import until
+from tests.worker.table import Table, engines
+
+SPEC = {
+    "dataset": "digits",
+    "student": "convnet4",
+    "method": "supervised",
+    "training": {"epochs": 12, "batch_size": 32, "seed": 1, "checkpoint_every_s": 0.1},
+}
+
+
+def test_the_disturbed_student_equals_the_undisturbed_bit_for_bit(tmp_path: Path):
+    # A pause makes the first checkpoint; the server dies with the third, which is on the disk and in no row.
+    killed = {"DISTILLERY_FAILPOINTS": "checkpoint.stored=kill:3", "DISTILLERY_HEARTBEAT_S": "0.2"}
+    with service(tmp_path / "home", **killed) as server:
+        table = Table(Settings(home=tmp_path / "home"))
+        job_id = server.submit(SPEC)
+        table.until(job_id, "running")
+        assert server.post(f"/v1/jobs/{job_id}/pause").status_code == 200
+        table.until(job_id, "paused")
+        server.post(f"/v1/jobs/{job_id}/resume")
+        assert server.process.wait(60) == -signal.SIGKILL
+        until(lambda: not engines(tmp_path / "home"), "the guard to end the training")
+        left = table.job(job_id)
+        assert left.status == "running"
+
+        del server.environment["DISTILLERY_FAILPOINTS"]
+        server.start()
+        disturbed = _told(server, job_id)
+        assert [attempt.how for attempt in table.attempts(job_id)] == ["paused", "failed", "succeeded"]
+        assert table.attempts(job_id)[-1].first_step == left.checkpoint_step
+        assert disturbed == _told(server, server.submit(SPEC))
+        table.assert_nothing_left()
+        table.database.dispose()
+
+
+def _told(server: Service, job_id: str) -> dict[str, Any]:
+    """All that may not depend on what happened on the way: the bytes, the proof, the curves."""
+    report = server.ended(job_id)["result"]
+    report.pop("seconds")
+    files = {one["name"]: one["sha256"] for one in server.get(f"/v1/jobs/{job_id}/artifacts")["data"]}
+    return {
+        "report": report,
+        "student": files["student.safetensors"],
+        "curves": server.get(f"/v1/jobs/{job_id}/metrics"),
+    }
