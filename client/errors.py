@@ -19,9 +19,14 @@ import httpx
 
 from client.answers import Fault
 
+PASSING = (429, 502, 503, 504)
+"""The server, or a proxy before it, says that it is busy or away for a while."""
+
 
 class DistilleryError(Exception):
-    """Base of all."""
+    """Base of all. `passes`: asking again later may be answered, and nothing is wrong with what was asked."""
+
+    passes = False
 
     def lines(self) -> list[str]:
         return [str(self)]
@@ -32,7 +37,7 @@ class ApiError(DistilleryError):
 
     def __init__(self, problem: Mapping[str, Any], status: int) -> None:
         body = dict(problem)
-        self.status = status
+        self.status, self.passes = status, status in PASSING
         self.code = str(body.pop("code", "unknown"))
         self.title = str(body.pop("title", f"HTTP {status}"))
         self.detail = str(body.pop("detail", ""))
@@ -74,6 +79,8 @@ class ApiError(DistilleryError):
 class Unreachable(DistilleryError):
     """Nothing answers. Whatever was asked may be asked again."""
 
+    passes = True
+
     def __init__(self, base_url: str, why: object) -> None:
         self.base_url = base_url
         super().__init__(f"no answer from {base_url}: {why or 'the connection broke'}")
@@ -87,6 +94,7 @@ class Unreachable(DistilleryError):
 
 class UnexpectedAnswer(DistilleryError):
     def __init__(self, answer: httpx.Response) -> None:
+        self.passes = answer.status_code in PASSING
         kind = answer.headers.get("content-type", "no content type")
         super().__init__(
             f"{answer.request.url} answered {answer.status_code} ({kind}) and not as Distillery does; is the URL right?"

@@ -9,7 +9,7 @@ import httpx
 
 from client.answers import ENDED, Event
 from client.connection import Connection
-from client.errors import ApiError, Unreachable
+from client.errors import ApiError, DistilleryError, Unreachable
 
 SILENCE_S = 45.0
 """The server speaks every 15 seconds at least; after three times that, the line is dead."""
@@ -65,7 +65,9 @@ class Feed:
             try:
                 ended = yield from self._stream() if self.streaming else self._poll()
                 heard = time.monotonic()
-            except (httpx.TransportError, Unreachable) as error:
+            except (httpx.TransportError, DistilleryError) as error:
+                if isinstance(error, DistilleryError) and not error.passes:
+                    raise
                 if time.monotonic() - heard > self.patience_s:
                     raise Unreachable(self.connection.base_url, error) from error
             idle = 0 if self.seen > before else idle + 1

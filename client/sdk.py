@@ -32,7 +32,7 @@ from client.answers import (
     Validation,
 )
 from client.connection import Connection
-from client.errors import NotEnded, Unusable
+from client.errors import DistilleryError, NotEnded, Unusable
 from client.feed import Feed
 from client.transfer import CHUNK_BYTES, Tell
 
@@ -140,14 +140,26 @@ class Distillery:
         """Events as they happen, until the job has ended: each once, in order, over breaks and restarts."""
         return iter(Feed(self.connection, job_id, after, patience_s))
 
-    def wait(self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 0.5) -> Job:
-        """The job once it has ended, however it ended. NotEnded after `timeout_s`: the job goes on."""
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        while (job := self.job(job_id))["status"] not in ENDED:
-            if until is not None and timeout_s is not None and time.monotonic() >= until:
-                raise NotEnded(job_id, job["status"], timeout_s)
+    def wait(self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 0.5, patience_s: float = 120) -> Job:
+        """The job once it has ended, however it ended. NotEnded after `timeout_s`: the job goes on.
+
+        A server that is away is waited for, no longer than `patience_s` at a time.
+        """
+        began = heard = time.monotonic()
+        status = "out of reach"
+        while True:
+            try:
+                job = self.job(job_id)
+            except DistilleryError as error:
+                if not error.passes or time.monotonic() - heard > patience_s:
+                    raise
+            else:
+                heard, status = time.monotonic(), job["status"]
+                if status in ENDED:
+                    return job
+            if timeout_s is not None and time.monotonic() - began >= timeout_s:
+                raise NotEnded(job_id, status, timeout_s)
             time.sleep(poll_s)
-        return job
 
     def metrics(
         self, job_id: str, keys: list[str] | None = None, *, after_step: int | None = None, max_points: int = 500

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from client import tables
 from client.answers import ENDED, Event, Job
-from client.errors import Unreachable
+from client.errors import DistilleryError
 from client.sdk import Distillery
 
 POLL_S = 0.4
@@ -62,8 +62,8 @@ class _Bar:
             self._tell_events()
             self._measure()
             self.heard = time.monotonic()
-        except Unreachable:
-            if time.monotonic() - self.heard > PATIENCE_S:
+        except DistilleryError as error:
+            if not error.passes or time.monotonic() - self.heard > PATIENCE_S:
                 raise
             self._draw("server away")
             return False

@@ -17,6 +17,7 @@ from api.problems import NotFound, responses
 from api.schemas import TERMINAL, EventView, Page, event_view
 from store import events, jobs
 from store.database import Database
+from store.errors import DatabaseUnavailable
 from store.errors import NotFound as Gone
 from store.events import Event
 
@@ -74,7 +75,8 @@ async def _feed(db: Database, job_id: str, project: str, seen: int) -> AsyncIter
     while True:
         try:
             found, ended = await db.read(_look, job_id, project, seen, BATCH)
-        except Gone:
+        except (Gone, DatabaseUnavailable):
+            # Whoever listens comes back, and is told then what became of the job or of the database.
             return
         for event in found:
             yield _message(event_view(event))

@@ -93,6 +93,23 @@ async def test_a_stream_ends_when_its_job_is_deleted(service: Service) -> None:
     assert [message async for message in stream] == []
 
 
+async def test_a_stream_ends_when_the_database_is_away_and_is_taken_up_again(service: Service) -> None:
+    """In the file's place stands what cannot be opened; connections are made anew."""
+    job_id = await service.submit()
+    stream = events._feed(service.db, job_id, "default", 0)
+    assert [await anext(stream) for _ in range(2)][1].startswith(b"id: 1")
+    path = service.settings.home / "distillery.db"
+    service.db.dispose()
+    path.rename(path.with_name("away"))
+    path.mkdir()
+    assert [message async for message in stream] == []
+    problem(await service.http.get(f"/v1/jobs/{job_id}/events/stream"), 503, "unavailable")
+    path.rmdir()
+    path.with_name("away").rename(path)
+    stream = events._feed(service.db, job_id, "default", 0)
+    assert [await anext(stream) for _ in range(2)][1].startswith(b"id: 1")
+
+
 @pytest.mark.parametrize("path", ["events", "events/stream"])
 async def test_an_unknown_job_has_no_feed(service: Service, path: str) -> None:
     problem(await service.http.get(f"/v1/jobs/job_0/{path}"), 404, "not_found")

@@ -3,7 +3,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client.errors import NotEnded, Unusable
+from client.errors import ApiError, NotEnded, Unreachable, Unusable
 from client.sdk import DEFAULT_URL, Distillery
 from tests.client.fake import Fake, Files, attempt, job, page, problem
 
@@ -83,6 +83,19 @@ def test_attempts_are_listed():
 def test_waiting_ends_with_the_job_however_it_ended():
     fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), job(status="failed")]})
     assert fake.client().wait("job_1", poll_s=0)["status"] == "failed"
+
+
+def test_waiting_outlasts_a_server_that_is_away_for_a_while():
+    away = [httpx.ConnectError("refused")] * 3 + [problem(503, "unavailable")] * 3 + [httpx.Response(502)] * 3
+    fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), *away, job(status="succeeded")]})
+    assert fake.client().wait("job_1", poll_s=0)["status"] == "succeeded"
+
+
+def test_waiting_ends_with_patience_and_with_a_job_that_is_gone():
+    with pytest.raises(Unreachable):
+        Fake({"GET /v1/jobs/job_1": httpx.ConnectError("refused")}).client().wait("job_1", patience_s=0, poll_s=0)
+    with pytest.raises(ApiError, match="not found"):
+        Fake().client().wait("job_1", poll_s=0)
 
 
 def test_waiting_no_longer_than_asked():

@@ -8,7 +8,7 @@ from rich.console import Console
 from client import watching
 from client.errors import Unreachable
 from client.watching import duration, event_line, follow, progress_words, verdict
-from tests.client.fake import Fake, event, job, page, report, waiting
+from tests.client.fake import Fake, event, job, page, problem, report, waiting
 
 PROGRESS = {"trial": "student", "epoch": 7, "epochs": 15, "percent": 40.0, "seconds_remaining": 8.4}
 
@@ -77,7 +77,7 @@ def test_on_a_terminal_the_job_is_one_line_and_the_unusual_stands_above():
 
 
 def test_a_restarting_server_is_waited_for():
-    back = [httpx.ConnectError("refused")] * 3 + [job(status="cancelled")]
+    back = [httpx.ConnectError("refused")] * 3 + [problem(503, "unavailable")] * 3 + [job(status="cancelled")]
     fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), *back], "GET /v1/jobs/job_1/events": page([])})
     fake.routes["GET /v1/jobs/job_1/metrics"] = {"series": {}}
     screen = console(terminal=True)
