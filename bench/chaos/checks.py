@@ -184,7 +184,7 @@ def wasted_beside(steps: Sequence[Step]) -> tuple[int, float]:
 
 
 def left_over(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """No process, lock, scratch folder or half-written file; no checkpoint that no row names."""
+    """No process, lock, scratch folder or half-written file; no checkpoint or blob that no row names."""
     left = evidence.leftovers
     for kind, names in (("process", left.processes), ("held lock", left.locks), ("file", left.files)):
         for name in names:
@@ -193,6 +193,12 @@ def left_over(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for path in evidence.files:
         if path.startswith("checkpoints/") and path not in named:
             yield path.split("/")[1], f"file: {path} is named by no row"
+    wanted = {artifact["sha256"] for artifact in evidence.rows.artifacts}
+    specs = " ".join(str(job["resolved_spec"]) for job in evidence.rows.jobs)
+    for path in evidence.files:
+        digest = path.rpartition("/")[2]
+        if path.startswith(("blobs/", "trash/")) and digest not in wanted and digest not in specs:
+            yield "", f"file: {path} is named by no row"
 
 
 CHECKS: dict[str, Check] = {

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ SETTLED_S = 30.0
 AT_ONCE = 3
 """Errands under way at any time, a worker: some jobs always wait."""
 BLOB = "blob:sha256:"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""The same bits need as many threads as the engines had."""
 
 
 class Stalled(Exception):
@@ -52,7 +55,7 @@ def run(terms: Terms, root: Path, say: Callable[[str], None]) -> Evidence:
         say("all jobs have ended; looking")
         storm.wait(_settled(service))
         storm.stop()
-        _collect(service)
+        service.run("bench.chaos.later")
         rows = evidence.rows(service.database)
         references = _references(clients, rows, service)
         return Evidence(
@@ -130,10 +133,6 @@ def _settled(service: Service) -> Callable[[], bool]:
     return lambda: not any(scratch.glob("*")) or time.monotonic() > until
 
 
-def _collect(service: Service) -> None:
-    """What an operator runs, or the service by itself now and then."""
-
-
 def _references(clients: Clients, rows: Rows, service: Service) -> dict[str, Reference]:
     """Each distinct job once more, by hand: nobody disturbs it."""
     recipes = {errand.key: errand.recipe for errand in clients.errands}
@@ -154,7 +153,8 @@ def _by_hand(spec: dict[str, Any], service: Service) -> Reference:
         for digest in _digests(spec):
             path = service.home / "files" / "blobs" / digest[:2] / digest
             command += ["--input", f"{BLOB}{digest}={path}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         if done.returncode:
             raise RuntimeError(f"by hand it ends with {done.returncode}: {lines[-1:]}\n{done.stderr[-2000:]}")

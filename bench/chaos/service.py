@@ -137,10 +137,10 @@ def _settings(root: Path, further: Mapping[str, str]) -> dict[str, str]:
         "DISTILLERY_BACK_OFF_S": "0.5",
         # So many attempts in a row may meet a fault before their first checkpoint: the storm is what kills them.
         "DISTILLERY_MAX_ATTEMPTS": "10",
+        "DISTILLERY_COLLECT_EVERY_S": "10",
         "DISTILLERY_MIN_FREE_BYTES": str(FLOOR_BYTES),
         "DISTILLERY_SLOTS": "1",
         "DISTILLERY_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
         **further,
     }
 
