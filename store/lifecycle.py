@@ -235,9 +235,11 @@ def _end_abandoned(connection: Connection, job_id: str) -> None:
     """The condition is asked again in each UPDATE: the owner may have come back since it was looked for."""
     lapsed = and_(jobs.c.id == job_id, _lapsed(jobs))
     fenced_off = {"fence": jobs.c.fence + 1}
+    # Once resumed, one without an attempt left would wait for ever.
+    pausable = and_(jobs.c.wish == "pause", _has_attempts(jobs))
     if job := change(connection, and_(lapsed, jobs.c.wish == "cancel"), **_ended("cancelled"), **fenced_off):
         tell(connection, job, "cancelled", reason="its worker is gone")
-    elif job := change(connection, and_(lapsed, jobs.c.wish == "pause"), status="paused", **LET_GO, **fenced_off):
+    elif job := change(connection, and_(lapsed, pausable), status="paused", **LET_GO, **fenced_off):
         tell(connection, job, "paused", reason="its worker is gone")
     elif job := change(connection, and_(lapsed, _overdue(jobs)), **_ended("failed"), **fenced_off, error=_TOO_LATE):
         tell(connection, job, "failed", error=_TOO_LATE)

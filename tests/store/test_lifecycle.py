@@ -289,6 +289,18 @@ def test_past_its_deadline_a_job_of_a_living_owner_is_left_to_it(database: Datab
     assert claimed_attempts(database, job.id) == ["lost"]
 
 
+def test_a_job_that_was_to_be_paused_is_given_up_where_no_attempt_is_left(database: Database):
+    """Paused, and resumed one day, it would wait for ever."""
+    claim = running(database, max_attempts=1)
+    with database.begin() as connection:
+        jobs.pause(connection, claim.job.id)
+    lapse(database, claim.job.id)
+    with database.begin() as connection:
+        lifecycle.sweep(connection, rescue=True)
+    job = now(database, claim.job.id)
+    assert (job.status, job.wish, job.error["code"]) == ("failed", None, "worker_lost")
+
+
 def test_sweeps_side_by_side_end_a_job_once(database: Database):
     claim = running(database, max_attempts=1)
     lapse(database, claim.job.id)
