@@ -153,6 +153,100 @@ def test_a_checkpoint_that_is_not_what_was_announced_gets_no_name(files: BlobSto
     assert everything(files) == []
 
 
+def thrown_away(files: BlobStore) -> Path:
+    path = files.path(files.put_stream([CONTENT]).sha256)
+    assert files.throw_away(DIGEST, untouched_since=files.now())
+    assert not path.exists()
+    return path
+
+
+@pytest.mark.parametrize("ask", [BlobStore.path, BlobStore.exists, BlobStore.open])
+def test_whoever_asks_for_what_is_in_the_trash_gets_it_back(files: BlobStore, ask: Any):
+    path = thrown_away(files)
+    os.utime(files.trash_path(DIGEST), (0, 0))
+    asked_at = files.now()
+    answer = ask(files, DIGEST)
+    if ask is BlobStore.open:
+        answer.close()
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_mtime >= asked_at
+    assert everything(files) == [path]
+
+
+def test_whoever_asks_keeps_it_out_of_the_trash(files: BlobStore):
+    path = files.path(files.put_stream([CONTENT]).sha256)
+    os.utime(path, (0, 0))
+    long_ago = files.now() - 60
+    assert files.exists(DIGEST)
+    assert not files.throw_away(DIGEST, untouched_since=long_ago)
+    assert path.exists()
+
+
+def test_who_asks_in_the_middle_of_the_move_gets_it_back(files: BlobStore, monkeypatch: Any):
+    path = files.path(files.put_stream([CONTENT]).sha256)
+    os.utime(path, (0, 0))
+    long_ago, replace = files.now() - 60, Path.replace
+
+    def asked_first(source: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        assert files.exists(DIGEST)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", asked_first)
+    assert not files.throw_away(DIGEST, untouched_since=long_ago)
+    assert path.read_bytes() == CONTENT
+
+
+def test_what_was_put_again_is_not_replaced_by_the_copy_in_the_trash(files: BlobStore):
+    path = thrown_away(files)
+    files.trash_path(DIGEST).write_bytes(b"rot")
+    files.put_stream([CONTENT])
+    assert not files.bring_back(DIGEST)
+    assert path.read_bytes() == CONTENT
+
+
+def test_nothing_is_thrown_away_or_brought_back_twice(files: BlobStore):
+    thrown_away(files)
+    assert not files.throw_away(DIGEST, untouched_since=files.now())
+    assert files.bring_back(DIGEST)
+    assert not files.bring_back(DIGEST)
+
+
+def test_an_adopted_file_is_as_young_as_one_that_was_put(files: BlobStore, source: Path):
+    os.utime(source, (0, 0))
+    before = files.now()
+    files.adopt(source)
+    assert files.touched_at(DIGEST) >= before
+    assert files.touched_at("0" * 64) == float("-inf")
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EPERM, errno.EACCES])
+def test_what_may_not_be_touched_can_be_read_all_the_same(files: BlobStore, monkeypatch: Any, code: int):
+    files.put_stream([CONTENT])
+
+    def refused(path: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert files.exists(DIGEST)
+
+
+def test_a_folder_that_could_not_be_made_durable_is_not_there(files: BlobStore, tmp_path: Path, monkeypatch: Any):
+    """Else who comes next would take it for durable, and lose what is put into it in a power cut."""
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull, match="No space left"):
+        files.put_stream([CONTENT])
+    assert not files.folder.exists()
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.put_stream([CONTENT])
+    assert files.exists(DIGEST)
+
+
 def test_logs_are_found_by_attempt_oldest_first(files: BlobStore):
     for fence in (10, 9):
         path = files.log_path("job_1", fence)

@@ -117,6 +117,15 @@ def test_a_blob_that_nobody_names_lies_a_day_in_its_place_and_a_day_in_the_trash
     assert lies(files, sha256) == "gone"
 
 
+def test_the_time_in_the_trash_counts_from_the_move(files: BlobStore, in_days: Any):
+    """However old its bytes are: somebody may have been told a moment ago that they are there."""
+    sha256 = put(files, "years old")
+    os.utime(files.folder / "blobs" / sha256[:2] / sha256, (0, 0))
+    assert list(in_days(0).removed) == ["to_trash"]
+    assert in_days(0.9).removed == {}
+    assert list(in_days(1.1).removed) == ["blobs"]
+
+
 def by_an_artifact(database: Database, sha256: str) -> None:
     succeeded(database, sha256)
 
@@ -502,12 +511,11 @@ def test_a_step_that_fails_is_told_and_holds_up_no_other(
 ):
     sha256 = put(files, "of nobody")
 
-    def refused(older_than_s: float = 0) -> list[Path]:
+    def refused(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "temporaries", refused)
-    monkeypatch.setattr(files, "bring_back", refused)
-    assert in_days(2).faults == ["sweep_temporaries: [Errno 13] Permission denied"]
+    monkeypatch.setattr(uploads, "older_than", refused)
+    assert in_days(2).faults == ["expire_uploads: [Errno 13] Permission denied"]
     assert lies(files, sha256) == "trash"
 
 

@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from store.blobs import BlobStore
+
 
 def test_the_command_makes_the_tables_and_says_where(tmp_path: Path):
     environment = {**os.environ, "DISTILLERY_HOME": str(tmp_path)}
@@ -17,3 +19,31 @@ def test_without_a_command_it_says_which_there_are():
     done = subprocess.run([sys.executable, "-m", "store"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "COMMAND" in done.stderr
+
+
+def test_collect_tells_what_went_and_rehearses_where_asked(sqlite_database_url: str, tmp_path: Path):
+    files = BlobStore(tmp_path / "home" / "files")
+    sha256 = files.put_stream([b"of nobody"]).sha256
+    os.utime(files.path(sha256), (0, 0))
+    half_decoded = tmp_path / "home" / "cache" / "cifar10-native-v1.partial"
+    half_decoded.mkdir(parents=True)
+    line = f"to_trash\t9\t{files.path(sha256)}\n"
+    os.utime(files.path(sha256), (0, 0))
+    assert collect(sqlite_database_url, tmp_path / "home", "--dry-run").stdout == line + f"cache\t0\t{half_decoded}\n"
+    assert files.exists(sha256) and half_decoded.exists()
+    os.utime(files.path(sha256), (0, 0))
+    assert collect(sqlite_database_url, tmp_path / "home").stdout == line + f"cache\t0\t{half_decoded}\n"
+    assert files.trash_path(sha256).exists() and not half_decoded.exists()
+
+
+def test_collect_without_tables_says_how_to_make_them(tmp_path: Path):
+    tmp_path.joinpath("home").mkdir()
+    refused = collect(f"sqlite:///{tmp_path}/home/new.db", tmp_path / "home")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("store: the database is not as it should be, `python -m store migrate`")
+
+
+def collect(url: str, home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DISTILLERY_HOME": str(home), "DISTILLERY_DATABASE_URL": url}
+    command = [sys.executable, "-m", "store", "collect", *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -47,6 +47,11 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ({"database_url": "distillery.db"}, "is not a URL; use sqlite:///path"),
         ({"max_attempts": 0}, "max_attempts"),
         ({"lease": 30}, "lease"),
+        ({"collect_every_s": 0}, "collect_every_s"),
+        ({"collect_after_s": 3599}, "collect_after_s\n.*greater than or equal to 3600"),
+        ({"retain_checkpoints_s": -1}, "retain_checkpoints_s"),
+        ({"retain_uploads_s": 60}, "retain_uploads_s\n.*greater than or equal to 3600"),
+        ({"cache_max_bytes": -1}, "cache_max_bytes"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words_that_say_what_would(given: dict[str, Any], told: str):

@@ -1,10 +1,11 @@
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from store import uploads
-from store.blobs import Blob, BlobStore
+from store.blobs import Blob, BlobStore, make_folder
 from store.database import Database
 from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
 from store.uploads import Upload
@@ -108,6 +109,32 @@ def test_bytes_that_are_gone_are_not_made_up(database: Database, files: BlobStor
     uploads.discard(files, upload.id)
     with pytest.raises(NotFound, match=upload.id):
         uploads.adopt(files, upload)
+
+
+def test_acknowledged_bytes_that_are_gone_are_not_made_up_of_zeros(database: Database, files: BlobStore):
+    upload = sent(database, files, created(database), CONTENT[:400])
+    files.upload_path(upload.id).write_bytes(CONTENT[:399])
+    with pytest.raises(NotFound, match=upload.id):
+        uploads.adopt(files, upload)
+    with pytest.raises(NotFound, match=upload.id), uploads.part(files, upload):
+        pass
+
+
+def test_the_first_part_is_durable_under_its_name(
+    database: Database, files: BlobStore, monkeypatch: pytest.MonkeyPatch
+):
+    """Its bytes first, then the folder that names it."""
+    upload, done, fsync = created(database), [], os.fsync
+    make_folder(files.upload_path(upload.id).parent)
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    upload = sent(database, files, upload, CONTENT[:400])
+    mine = [name for name in done if name in (upload.id, "uploads")]
+    assert mine == [upload.id, "uploads"]
 
 
 def test_nothing_is_added_to_what_is_complete(database: Database, files: BlobStore):
