@@ -14,7 +14,6 @@ is safe. `evaluate` and `inspect` print one JSON object.
 """
 
 import argparse
-import errno
 import json
 import logging
 import os
@@ -26,11 +25,11 @@ from typing import Any
 
 from kdcore import order
 from kdcore.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
+from kdcore.files import NO_ROOM
 from kdcore.lines import Lines
 from kdcore.spec import parse
 
 EXIT_STOPPED = os.EX_TEMPFAIL
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 NO_MEMORY = "can't allocate memory"
 """A GPU's allocator raises an error of its own kind, the CPU's only says so."""
 

@@ -13,10 +13,16 @@ KEPT = 2
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Written:
     """Write `<folder>/<step>.pt` whole and durable, and let go of all but the last two."""
-    written = write_whole(folder / f"{step:09d}.pt", lambda path: torch.save(state, path))
+    written = write_whole(folder / f"{step:09d}.pt", lambda path: _write(path, state))
     for old in sorted(folder.glob("*.pt"))[:-KEPT]:
         old.unlink()
     return written
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    # Given a path, torch writes by itself, and does not tell a full disk from any other trouble.
+    with path.open("wb") as file:
+        torch.save(state, file)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from kdcore.files import Written, write_whole
@@ -42,11 +42,11 @@ def student(
 
 def _save(tensors: dict[str, Tensor], notes: dict[str, str], path: Path) -> None:
     """As safetensors writes it, but for the order of the notes, which it shuffles: the same student, the same bytes."""
-    save_file(tensors, path, notes)
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size)) | {"__metadata__": notes}
-        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
-        assert len(ordered) == size, "the same header in another order is as long"
-        file.seek(8)
-        file.write(ordered)
+    content = bytearray(save(tensors, notes))
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size]) | {"__metadata__": notes}
+    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    assert len(ordered) == size, "the same header in another order is as long"
+    content[8 : 8 + size] = ordered
+    # Not by safetensors itself, whose error does not tell a full disk from any other trouble.
+    path.write_bytes(content)

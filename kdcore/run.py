@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcore import checkpoint, export, proof
+from kdcore.errors import StorageFull
 from kdcore.files import Written, write_text
 from kdcore.parts import Parts, Place, build
 from kdcore.proof import Finished
@@ -95,7 +96,7 @@ def _train(trial: Trial, parts: Parts, place: Place, progress: Progress) -> None
             progress.finished[name], progress.prepared = outcomes, {}
         else:
             progress.prepared[name] = training.learned()
-        watch.save(training, None)
+        watch.save_if_there_is_room(training, None)
 
 
 def _teacher(trial: Trial, parts: Parts, progress: Progress) -> Teacher | None:
@@ -118,6 +119,7 @@ class _Watch:
         self.steps_before = sum(leg.steps for leg in plan[:before])
         self.steps_in_all = sum(leg.steps for leg in plan)
         self.saved_at = time.monotonic()
+        self.short_of_room = False
         self.began: tuple[float, int] | None = None
 
     def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -128,14 +130,26 @@ class _Watch:
     def after_step(self, training: Training) -> None:
         due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
         # The end of a trial is saved by whoever ran it, as a result.
-        if self.place.stop_asked or (due and not training.ended):
-            self.save(training, training.state())
         if self.place.stop_asked:
+            self._save(training, training.state())
             raise Stopped
+        if due and not training.ended:
+            self.save_if_there_is_room(training, training.state())
         if training.ended or self.place.lines.progress_is_due():
             self._report(training)
 
-    def save(self, training: Training, state: Mapping[str, Any] | None) -> None:
+    def save_if_there_is_room(self, training: Training, state: Mapping[str, Any] | None) -> None:
+        """On a full disk the training goes on, from the last good checkpoint if need be; told once a shortage."""
+        try:
+            self._save(training, state)
+            self.short_of_room = False
+        except StorageFull as error:
+            self.saved_at = time.monotonic()
+            if not self.short_of_room:
+                self.place.lines.warning(error.code, f"{error.message}; the training goes on without this checkpoint")
+            self.short_of_room = True
+
+    def _save(self, training: Training, state: Mapping[str, Any] | None) -> None:
         """Write a checkpoint under the job's own count of steps: the highest number is always the furthest."""
         self.progress.training = state
         step = self.steps_before + training.global_step

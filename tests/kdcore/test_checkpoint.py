@@ -1,8 +1,12 @@
+import subprocess
+
 import pytest
 import torch
 
-from kdcore import checkpoint
-from kdcore.errors import Internal
+from kdcore import checkpoint, export
+from kdcore.errors import Internal, StorageFull
+from kdcore.files import write_whole
+from tests.store.disks import with_disks
 
 CPU = torch.device("cpu")
 
@@ -26,6 +30,24 @@ def test_a_torn_checkpoint_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(Internal, match=r"000000001\.pt"):
         checkpoint.load(path, CPU)
+
+
+@with_disks
+def test_a_full_disk_is_named_and_keeps_the_last_good_one(tmp_path):
+    """A real one, of one megabyte, for a state of two; and a student, which is written another way."""
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "distillery", str(small)], check=True)
+    try:
+        checkpoint.save(small, 1, {"w": torch.zeros(1000)})
+        with pytest.raises(StorageFull, match=r"no room to write 000000002\.pt: No space left on device"):
+            checkpoint.save(small, 2, {"w": torch.zeros(500_000)})
+        with pytest.raises(StorageFull, match=r"no room to write student: No space left on device"):
+            write_whole(small / "student", lambda path: export._save({"w": torch.zeros(500_000)}, {}, path))
+        assert [path.name for path in small.iterdir()] == ["000000001.pt"]
+        assert torch.equal(checkpoint.load(small / "000000001.pt", CPU)["w"], torch.zeros(1000))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_random_numbers_go_on_where_they_stopped():

@@ -2,6 +2,7 @@ import hashlib
 
 import pytest
 
+from kdcore.errors import StorageFull
 from kdcore.files import write_text, write_whole
 
 
@@ -19,6 +20,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageFull, match="no room to write file: No space left on device"):
         write_whole(path, fail)
     assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_text() == "old"

@@ -1,11 +1,13 @@
+import errno
 import json
+import os
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kdcore import models
-from kdcore.errors import LossDiverged, SpecInvalid, TeacherMismatch
+from kdcore import files, models
+from kdcore.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
 from kdcore.run import Stopped, run
 from kdcore.spec import parse
 from kdcore.training import Training
@@ -104,6 +106,50 @@ def test_checkpoints_are_numbered_by_the_jobs_steps_and_two_are_kept(data, teach
     steps = [line["step"] for line in lines(stream, "checkpoint")]
     assert steps == list(range(1, 25))
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Names of files that find no room when they are to reach the disk."""
+    names = set()
+
+    def sync(path):
+        if any(name in path.name for name in names):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "_sync", sync)
+    return names
+
+
+def test_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(data, tmp_path, full):
+    spec = supervised(data, checkpoint_every_s=0)
+    _, undisturbed, _ = finish(spec, tmp_path / "roomy")
+    full |= {f"{step:09d}.pt" for step in (3, 4, 5, 9)}
+    _, weights, stream = finish(spec, tmp_path / "full")
+    assert [line["step"] for line in lines(stream, "checkpoint")] == [1, 2, 6, 7, 8, 10, 11, 12]
+    warnings = lines(stream, "warning")
+    assert [warning["code"] for warning in warnings] == ["storage_full"] * 2
+    assert "no room to write 000000003.pt" in warnings[0]["message"] and "000000009.pt" in warnings[1]["message"]
+    assert same(weights, undisturbed)
+    assert not list((tmp_path / "full").rglob("*.tmp"))
+
+
+def test_asked_to_stop_over_a_full_disk_it_says_so_and_the_last_good_state_stays(data, tmp_path, full, monkeypatch):
+    full |= {f"{step:09d}.pt" for step in range(3, 13)}
+    where, stream = place(tmp_path)
+    stop_after(5, monkeypatch, where)
+    with pytest.raises(StorageFull, match=r"000000005\.pt"):
+        run(supervised(data, checkpoint_every_s=0), where)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["000000001.pt", "000000002.pt"]
+    assert len(lines(stream, "warning")) == 1
+
+
+def test_results_that_find_no_room_are_an_error(data, tmp_path, full):
+    full.add("student.safetensors")
+    where, stream = place(tmp_path)
+    with pytest.raises(StorageFull, match="student"):
+        run(supervised(data), where)
+    assert not lines(stream, "artifact")
 
 
 def test_progress_covers_the_baseline_too(data, teacher, tmp_path):
