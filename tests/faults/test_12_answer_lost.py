@@ -1,0 +1,78 @@
+"""Row 12: the connection is cut right after COMMIT, so that whoever wrote does not know that it is written.
+
+A finish is sent again, is refused, and finds that the row says so already: done. A submit is sent again with its key
+and gets the same job. Who claimed does not know of it: the lease lapses, and the job is claimed again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store import jobs
+from tests.faults.servers import STEPS, api_process
+from tests.faults.workers import PATIENT, QUICK, Night
+from tests.worker.processes import until
+
+Arm = Callable[[str], None]
+
+
+@pytest.mark.parametrize(
+    ("move", "fake", "hows"),
+    [
+        ("phase", {}, ["succeeded"]),
+        ("finish_succeeded", {}, ["succeeded"]),
+        ("finish_failed", {"at": {"7": "vanish"}}, ["failed", "succeeded"]),
+    ],
+)
+def test_a_finish_that_is_written_twice_is_one(
+    tmp_path: Path, database_url: str, arm: Arm, move: str, fake: dict[str, Any], hows: list[str]
+):
+    with Night(tmp_path, database_url, **PATIENT) as night:
+        arm(f"{move}.committed=away")
+        job_id = night.table.submit(steps=10, **fake, once=str(tmp_path / "once"))
+        night.worker()
+        night.assert_ended_well(job_id, 10, hows)
+        night.assert_nothing_left()
+
+
+def test_a_pause_that_is_written_twice_is_one(tmp_path: Path, database_url: str, arm: Arm):
+    with Night(tmp_path, database_url, **PATIENT) as night:
+        arm("release.committed=away")
+        job_id = night.table.submit(steps=20, at={"6": "wait"}, gate=str(tmp_path / "gate"))
+        night.worker()
+        night.table.until_checkpoint(job_id)
+        night.table.ask(jobs.pause, job_id)
+        assert night.table.until(job_id, "paused").attempts == 0
+        until(lambda: not list(night.settings.home.glob("scratch/*.lock")), "the attempt to end")
+        assert night.table.types(job_id).count("paused") == 1
+        (tmp_path / "gate").touch()
+        night.table.ask(jobs.resume, job_id)
+        night.assert_ended_well(job_id, 20, ["paused", "succeeded"])
+
+
+def test_a_submit_without_an_answer_is_the_same_job_when_it_is_sent_again(tmp_path: Path, database_url: str):
+    with (
+        Night(tmp_path, database_url, **PATIENT) as night,
+        api_process(night.settings, tmp_path / "log", "submit.committed=away") as api,
+    ):
+        cut = api.post("key")
+        assert (cut.status_code, cut.json()["code"]) == (503, "unavailable")
+        assert int(cut.headers["Retry-After"]) > 0
+        again = api.post("key")
+        assert again.status_code == 200
+        assert again.headers["Idempotent-Replayed"] == "true"
+        night.worker()
+        night.assert_ended_well(again.json()["id"], STEPS, ["succeeded"])
+        with night.table.database.connect() as connection:
+            assert jobs.by_status(connection) == {"succeeded": 1}
+
+
+def test_a_claim_without_an_answer_lapses_and_the_job_is_claimed_again(tmp_path: Path, database_url: str, arm: Arm):
+    with Night(tmp_path, database_url, **QUICK) as night:
+        arm("claim.committed=away")
+        job_id = night.table.submit(steps=5)
+        night.worker()
+        night.assert_ended_well(job_id, 5, ["lost", "succeeded"])
+        night.assert_nothing_left()

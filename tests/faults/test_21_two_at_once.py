@@ -1,0 +1,96 @@
+"""Row 21: two workers claim together, two sweeps run together. Each job has one owner, and one end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+
+import pytest
+from sqlalchemy import Connection, insert, select
+
+from store import attempts, jobs, lifecycle
+from store.clock import database_now
+from store.database import Database
+from store.errors import DatabaseUnavailable
+from store.tables import job_attempts
+from store.tables import jobs as rows
+from tests.store.scene import SHA256, at_once, feed, lapse, now, running, submitted
+
+T = TypeVar("T")
+
+MANY = 500
+"""On each of two databases."""
+
+
+@pytest.fixture
+def postgres(postgres_database_url: str) -> Iterator[Database]:
+    database = Database(postgres_database_url)
+    yield database
+    database.dispose()
+
+
+def insist(database: Database, move: Callable[[Connection], T]) -> T:
+    """As a worker does: SQLite's lock is not fair, and who waits for it too long asks again."""
+    while True:
+        with suppress(DatabaseUnavailable), database.begin() as connection:
+            return move(connection)
+
+
+def claim_all(database: Database, owner: str) -> list[str]:
+    mine = []
+    while claim := insist(database, lambda connection: lifecycle.claim(connection, owner, 600, rescue=True)):
+        mine.append(claim.job.id)
+    return mine
+
+
+def queue_many(database: Database) -> set[str]:
+    """Written as one, since they are not what is tested."""
+    like = {"project": "ours", "method": "kd", "spec": {}, "resolved_spec": {}, "spec_sha256": SHA256}
+    new = [
+        {"id": f"job_{number:04}", "status": "queued", "max_attempts": 3, "event_seq": 0, **like}
+        for number in range(MANY)
+    ]
+    with database.begin() as connection:
+        connection.execute(insert(rows).values(created_at=database_now()), new)
+    return {row["id"] for row in new}
+
+
+def test_two_workers_share_hundreds_of_jobs(database: Database):
+    expected = queue_many(database)
+    one, two = at_once([lambda: claim_all(database, "one"), lambda: claim_all(database, "two")])
+    assert isinstance(one, list)
+    assert isinstance(two, list)
+    assert (len(one) + len(two), {*one, *two}) == (MANY, expected)
+    with database.connect() as connection:
+        owners = dict(connection.execute(select(rows.c.id, rows.c.owner)).all())
+        claims = connection.execute(select(job_attempts.c.job_id, job_attempts.c.fence)).all()
+    assert owners == dict.fromkeys(one, "one") | dict.fromkeys(two, "two")
+    assert sorted(claims) == [(job_id, 1) for job_id in sorted(expected)]
+
+
+def test_a_claim_that_is_not_committed_yet_is_passed_over(postgres: Database):
+    """On SQLite the second could not begin."""
+    first, second = submitted(postgres), submitted(postgres)
+    with postgres.begin() as one, postgres.begin() as two:
+        claims = [lifecycle.claim(connection, "worker", 60, rescue=True) for connection in (one, two, two)]
+    assert [claim and claim.job.id for claim in claims] == [first.id, second.id, None]
+
+
+@pytest.mark.parametrize("wish", ["cancel", "none"])
+def test_two_sweeps_end_an_abandoned_job_once(database: Database, wish: str):
+    job_ids = [running(database, max_attempts=1).job.id for _ in range(20)]
+    for job_id in job_ids:
+        lapse(database, job_id)
+        if wish == "cancel":
+            with database.begin() as connection:
+                jobs.cancel(connection, job_id)
+
+    def sweep() -> list[str]:
+        return insist(database, lambda connection: lifecycle.sweep(connection, rescue=True))
+
+    assert at_once([sweep] * 4) == [[]] * 4
+    end = "cancelled" if wish == "cancel" else "failed"
+    for job_id in job_ids:
+        assert now(database, job_id).status == end
+        assert feed(database, job_id).count(end) == 1
+        with database.connect() as connection:
+            assert [attempt.how for attempt in attempts.list(connection, job_id)] == ["lost"]
