@@ -1,6 +1,5 @@
 import fcntl
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,38 +107,35 @@ def test_a_cache_that_is_not_there_holds_nothing(tmp_path: Path):
     assert trim(tmp_path / "cache", 0) == []
 
 
-def test_engines_read_whole_data_sets_while_somebody_trims(folder: Path):
-    """The engine's own cache, where every entry is old until it is found, beside a trimmer that is never content."""
-    from kdcore.data.cache import cached
+def test_an_engine_reads_what_it_has_found_and_goes_on_with_what_it_has_mapped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Trimmed at the worst moments: when the engine has let go of the lock, and when it has opened its files."""
+    from kdcore.data import cache as of_the_engine
     from kdcore.data.source import Piece, Source
 
-    pixels = np.arange(6 * 3 * 4 * 4, dtype=np.uint8).reshape(6, 3, 4, 4)
-    labels = np.array([0, 1, 0, 1, 0, 1])
-    decoded = 0
+    pixels, labels = np.arange(288, dtype=np.uint8).reshape(6, 3, 4, 4), np.array([0, 1, 0, 1, 0, 1])
+    decoded, alone, trimmed = [], of_the_engine.alone, []
 
     def pieces() -> Iterator[Piece]:
-        nonlocal decoded
-        decoded += 1
+        decoded.append("set-v1")
         yield Piece("train", np.arange(6), pixels)
         yield Piece("test", np.arange(6), pixels)
 
     def source() -> Source:
         return Source("arrays", ("a", "b"), 3, 4, 4, {"train": labels, "test": labels}, False, pieces)
 
-    over = threading.Event()
+    @contextmanager
+    def then_trimmed(lock: Path) -> Iterator[None]:
+        with alone(lock):
+            yield
+        trimmed.append(gone(folder, 0))
 
-    def keep_trimming() -> None:
-        while not over.is_set():
-            trim(folder, 0)
-            over.wait(0.001)
-
-    trimmer = threading.Thread(target=keep_trimming)
-    trimmer.start()
-    try:
-        while decoded < 5:
-            data = cached("set-v1", None, folder, source, resident_bytes=0)
-            assert np.array_equal(data.train.pixels.numpy(), pixels)
-            os.utime(folder / "set-v1", (0, 0))
-    finally:
-        over.set()
-        trimmer.join()
+    of_the_engine.cached("set-v1", None, folder, source)
+    os.utime(folder / "set-v1", (0, 0))
+    monkeypatch.setattr(of_the_engine, "alone", then_trimmed)
+    data = of_the_engine.cached("set-v1", None, folder, source, resident_bytes=0)
+    assert (trimmed, decoded) == ([[]], ["set-v1"])
+    os.utime(folder / "set-v1", (0, 0))
+    assert gone(folder, 0) == ["set-v1"]
+    assert np.array_equal(data.train.pixels.numpy(), pixels)
