@@ -1,8 +1,10 @@
 """One device slot: look, claim, run, look again. The bell wakes it; without a bell it looks by itself now and then."""
 
 import logging
+import os
 import random
 import threading
+from typing import Any
 
 from store import lifecycle
 from store.contact import boottime
@@ -26,6 +28,7 @@ class Slot:
         self._rung = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"slot-{device.name}", daemon=True)
         self._short_of_room = False
+        self._proven_at = boottime()
         self.job: str | None = None
         self.looked = False
 
@@ -42,6 +45,24 @@ class Slot:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def told(self) -> dict[str, Any]:
+        """What the table is told of this slot: fields of `store.workers.Device`.
+
+        It proves that it consumes by a look, or while it has a job by a heartbeat; without either for a lease it is
+        stuck.
+        """
+        job, seen_s = self.job, boottime() - self._proven_at
+        if seen_s > self._desk.settings.lease_s:
+            state = "stuck"
+        elif job is not None:
+            state = "busy"
+        else:
+            state = "no_room" if self._short_of_room else "idle"
+        return {"name": self.device.name, "job": job, "state": state, "seen_s": round(seen_s, 3)}
+
+    def _prove(self) -> None:
+        self._proven_at = boottime()
+
     def _run(self) -> None:
         while not self._desk.drain.asked:
             # Before the look: a ring that comes during it says that there may be more than was seen.
@@ -51,7 +72,6 @@ class Slot:
             self.looked = True
             if not worked:
                 self._rung.wait(self._desk.settings.look_s * random.uniform(1 - JITTER, 1))  # noqa: S311
-
         self.engines.let_go()
 
     def _work(self) -> bool:
@@ -62,13 +82,14 @@ class Slot:
             return False
         self.job = claim.job.id
         try:
-            run_job(claim, self._desk, self.engines, claimed_at)
+            run_job(claim, self._desk, self.engines, claimed_at, self._prove)
         finally:
             self.job = None
         return True
 
     def _look(self) -> Claim | None:
         if not self._has_room():
+            self._prove()
             return None
         desk = self._desk
         try:
@@ -76,9 +97,11 @@ class Slot:
             with desk.database.connect() as connection:
                 found = lifecycle.peek(connection, desk.may_rescue())
             desk.contact.made()
+            self._prove()
             if not found:
                 return None
             with desk.begin() as (connection, rescue):
+                failpoint("claim.begun")
                 claim = lifecycle.claim(
                     connection, desk.owner, desk.settings.lease_s, rescue=rescue, device=self.device.name
                 )
@@ -95,8 +118,25 @@ class Slot:
 
     def _has_room(self) -> bool:
         """Below the floor no job is started: it would only fail, and take the database's last room."""
-        free, floor = self._desk.files.free_bytes(), self._desk.settings.min_free_bytes
-        if (free < floor) != self._short_of_room:
-            self._short_of_room = free < floor
-            log.warning("%d MB are free, %d MB are needed to start a job", free // 10**6, floor // 10**6)
-        return free >= floor
+        fault = self._want_of_room()
+        if fault is not None and not self._short_of_room:
+            log.error("%s: no job is started: %s", self.device.name, fault)
+        elif fault is None and self._short_of_room:
+            log.warning("%s: there is room again", self.device.name)
+        self._short_of_room = fault is not None
+        return fault is None
+
+    def _want_of_room(self) -> str | None:
+        """Why nothing can be written here, in words for the operator."""
+        desk, floor = self._desk, self._desk.settings.min_free_bytes
+        try:
+            desk.scratch.mkdir(parents=True, exist_ok=True)
+            free = desk.files.free_bytes()
+        except OSError as error:
+            return f"{error.filename} cannot be used: {error.strerror}"
+        for folder in (desk.scratch, desk.files.folder):
+            if not os.access(folder, os.W_OK):
+                return f"{folder} cannot be written: it is read-only, or another user's"
+        if free < floor:
+            return f"{free // 10**6} MB are free, {floor // 10**6} MB are needed (DISTILLERY_MIN_FREE_BYTES)"
+        return None
