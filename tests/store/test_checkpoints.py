@@ -1,6 +1,6 @@
 from typing import Any
 
-from store import checkpoints, events
+from store import checkpoints, events, jobs, lifecycle
 from store.database import Database
 from tests.store.scene import SHA256, claimed, feed, lapse, now, running
 
@@ -51,6 +51,19 @@ def test_a_broken_one_is_discarded_and_the_feed_says_so(database: Database):
         assert checkpoints.newest(connection, job_id) == [whole]
         told = events.after(connection, job_id, 4, 10)[0]
     assert (told.type, told.data["code"], told.data["step"]) == ("warning", "checkpoint_skipped", 20)
+
+
+def test_a_collection_that_forgets_them_leaves_no_gap_in_the_feed(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 10)
+        lifecycle.finish_cancelled(connection, job_id, 1)
+        checkpoints.expire(connection, job_id, retain_s=0)
+        assert checkpoints.newest(connection, job_id) == []
+        jobs.retry(connection, job_id)
+        numbers = [event.seq for event in events.after(connection, job_id, 0, 10)]
+    assert numbers == [1, 2, 3, 4, 5]
+    assert now(database, job_id).checkpoint_step is None
 
 
 def recorded(connection: Any, job_id: str, fence: int, *steps: int) -> None:
