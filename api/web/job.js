@@ -33,7 +33,7 @@ const TRIED = [
   ["Saved step", "number", (one) => count(one.last_step)],
   ["Took", "number", (one) => duration(one.ended_at && (Date.parse(one.ended_at) - Date.parse(one.started_at)) / 1000)],
   ["Device", "wide", (one) => one.device || ""],
-  ["Worker", "wide mono", (one) => one.worker],
+  ["Worker", "wide", (one) => one.worker],
 ];
 
 export function jobPage(main, id, signal, trouble) {
