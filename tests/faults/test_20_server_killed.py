@@ -23,7 +23,11 @@ SPEC = {
 
 def test_the_disturbed_student_equals_the_undisturbed_bit_for_bit(tmp_path: Path):
     # A pause makes the first checkpoint; the server dies with the third, which is on the disk and in no row.
-    killed = {"DISTILLERY_FAILPOINTS": "checkpoint.stored=kill:3", "DISTILLERY_HEARTBEAT_S": "0.2"}
+    killed = {
+        "DISTILLERY_FAILPOINTS": "checkpoint.stored=kill:3",
+        "DISTILLERY_HEARTBEAT_S": "0.2",
+        "DISTILLERY_LOOK_S": "0.5",
+    }
     with service(tmp_path / "home", **killed) as server:
         table = Table(Settings(home=tmp_path / "home"))
         job_id = server.submit(SPEC)
