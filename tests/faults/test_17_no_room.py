@@ -77,7 +77,7 @@ def test_files(tmp_path: Path, sqlite_template: Path, without_room: Callable[[Pa
     ],
 )
 def test_no_room_for_one_write(tmp_path: Path, sqlite_database_url: str, moment: str, code: str, hows: list[str]):
-    """The second checkpoint's; the first result's, which comes after four of them. Where no disk may be mounted, too."""
+    """The second checkpoint's, and the first result's after four of them. Also where no disk may be mounted."""
     with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
         night.process(moment, DISTILLERY_ROOM_WAIT_S="0.3")
         job_id = night.table.submit(steps=20, checkpoint_every=5, max_attempts=1)
