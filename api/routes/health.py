@@ -16,7 +16,7 @@ from store.blobs import BlobStore
 
 router = APIRouter(tags=["service"])
 
-READY_S = 4.0
+READY_S = 3.0
 """Whoever asks whether we are ready will not wait as long as a request does."""
 
 

@@ -179,7 +179,7 @@ async def resume(job_id: str, who: Who, db: Db, ring: Ring, setup: Setup) -> Res
     return Json(await db.read(_view, job, setup.lease_s))
 
 
-@router.post("/{job_id}/retry", response_model=JobView, responses=responses(NotFound, NotLawful))
+@router.post("/{job_id}/retry", response_model=JobView, responses=responses(MalformedBody, NotFound, NotLawful))
 async def retry(*, job_id: str, who: Who, db: Db, ring: Ring, setup: Setup, sent: Retry | None = None) -> Response:
     """Queue a failed or cancelled job again, with its attempts and its deadline given back.
 

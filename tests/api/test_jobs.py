@@ -212,6 +212,10 @@ async def test_a_retry_that_cannot_be_meant_is_refused(service: Service, body: A
     await service.fail(job_id)
     told = problem(await service.http.post(f"/v1/jobs/{job_id}/retry", json=body), 422, "invalid_request")
     assert [fault["pointer"] for fault in told["errors"]] == [pointer]
+    typo = await service.http.post(
+        f"/v1/jobs/{job_id}/retry", content=b"{", headers={"Content-Type": "application/json"}
+    )
+    problem(typo, 400, "malformed_body")
     assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["status"] == "failed"
 
 
