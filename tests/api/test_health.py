@@ -19,6 +19,7 @@ from store import database as databases
 from store.database import migrate
 from store.settings import Settings
 from tests.api.conftest import SUPERVISED, Service, problem, serving
+from tests.worker.processes import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -115,7 +116,7 @@ async def test_a_frozen_writer_of_sqlite_is_not_ready_within_seconds_and_stops_n
     assert (await service.http.get("/v1/jobs")).status_code == 200
     holder.execute("ROLLBACK")
     holder.close()
-    monkeypatch.setattr(health, "READY_S", 30.0)
+    monkeypatch.setattr(health, "READY_S", PATIENCE_S)
     assert (await service.http.get("/readyz")).status_code == 200
 
 
@@ -140,6 +141,7 @@ async def test_a_frozen_postgres_is_told_in_bounded_time_and_forgiven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = {"Idempotency-Key": "k1"}
+    monkeypatch.setattr(health, "READY_S", PATIENCE_S)
     with servers.postgres() as url:
         migrate(url)
         async with serving(Settings(home=tmp_path, database_url=url, min_free_bytes=0)) as service:
