@@ -1,6 +1,7 @@
 """The heartbeat of one attempt: proof to the table that its worker lives, and to the guard that it may go on."""
 
 import threading
+from collections.abc import Callable
 from typing import Self
 
 from store import lifecycle
@@ -22,9 +23,12 @@ class Heart:
     is written later is fenced. `max_unproven_s` bounds how long that is believed.
     """
 
-    def __init__(self, claim: Claim, desk: Desk, claimed_at: float) -> None:
-        """`claimed_at`: the time (`boottime`) just before the claim, when the lease cannot have begun yet."""
-        self._claim, self._desk = claim, desk
+    def __init__(self, claim: Claim, desk: Desk, claimed_at: float, proven: Callable[[], None]) -> None:
+        """`claimed_at`: the time (`boottime`) just before the claim, when the lease cannot have begun yet.
+
+        `proven` is called for each beat that the table has taken.
+        """
+        self._claim, self._desk, self._proven = claim, desk, proven
         self._lease_s = desk.settings.lease_s
         self._deadline = claimed_at + SAFE_PART * self._lease_s
         self._proven_at = claimed_at
@@ -75,6 +79,7 @@ class Heart:
         elif beat.reached:
             self._proven_at, self._deadline, self.wish = beat.began_at, beat.deadline, beat.wish
             self._desk.contact.made()
+            self._proven()
         else:
             self._go_on_unproven()
         self._tell_guard()

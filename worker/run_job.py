@@ -7,7 +7,7 @@ reach is done again by whoever takes the job next, from the last checkpoint.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,14 @@ BLOB = "blob:sha256:"
 CODES = {error.code for error in EngineError.__subclasses__()}
 
 
-def run_job(claim: Claim, desk: Desk, engines: Engines, claimed_at: float) -> None:
+def run_job(claim: Claim, desk: Desk, engines: Engines, claimed_at: float, proven: Callable[[], None]) -> None:
     """Bring a claimed job to an end, or back to the queue. Raises nothing: what goes wrong is the job's own story.
 
-    `claimed_at`: the time (`boottime`) just before the claim.
+    `claimed_at`: the time (`boottime`) just before the claim. `proven`: told of every heartbeat that got through.
     """
     job = claim.job
     log.info("job %s: attempt %d begins (fence %d, %s)", job.id, claim.attempt, claim.fence, engines.device.name)
-    with Heart(claim, desk, claimed_at) as heart, Ledger(claim, desk, heart.lost) as ledger:
+    with Heart(claim, desk, claimed_at, proven) as heart, Ledger(claim, desk, heart.lost) as ledger:
         attempt = Attempt(claim, desk, engines, heart, ledger)
         try:
             attempt.run()

@@ -35,13 +35,13 @@ class Sweep:
 
     def once(self) -> list[str]:
         """One round; returns the jobs that wait although they are due for long."""
-        desk, jobs = self._desk, [slot.job for slot in self._slots]
-        devices = [{"name": slot.device.name, "job": job} for slot, job in zip(self._slots, jobs, strict=True)]
+        desk, devices = self._desk, [slot.told() for slot in self._slots]
+        current_job = next((device["job"] for device in devices if device["job"]), None)
         for dead in scratch.sweep(desk.scratch):
             self._hand_on(dead)
         self._end_outlived()
         with desk.begin() as (connection, rescue):
-            workers.beat(connection, desk.owner, socket.gethostname(), devices, next(filter(None, jobs), None))
+            workers.beat(connection, desk.owner, socket.gethostname(), devices, current_job)
             waiting = lifecycle.sweep(connection, rescue=rescue, rering_s=desk.settings.rering_s)
         return waiting
 

@@ -136,7 +136,7 @@ def test_a_claim_that_is_overtaken_is_harmless(table: Table, settings: Settings,
                 if move == "delete"
                 else update(tables.jobs).where(overtaken).values(fence=tables.jobs.c.fence + 1)
             )
-    run_job(claim, desk, engines, claimed_at)
+    run_job(claim, desk, engines, claimed_at, lambda: None)
     engines.let_go()
     desk.close()
     table.assert_nothing_left()
