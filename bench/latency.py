@@ -37,6 +37,7 @@ LONG = {
     "training": {"epochs": 100_000, "seed": 0, "checkpoint_every_s": 1},
 }
 SETTINGS: dict[str, Callable[..., AbstractContextManager[str]]] = {"embedded": embedded, "cluster": cluster}
+LEASE_S = 30
 LOOK_S = 0.01
 STILL_S = 0.5
 PATIENCE_S = 300
@@ -64,7 +65,7 @@ def main() -> int:
         if "posts" in arguments.only:
             _print_posts(_posts(folder, arguments.posts))
         if "kills" in arguments.only:
-            _print_kills(_kills(folder / "kills", arguments.kills))
+            _print_kills(_kills(folder, arguments.kills))
     print("\naims:", "; ".join(f"{what} {_told(aim)}" for what, aim in AIMS.items()))
     return 0
 
@@ -154,14 +155,13 @@ def _print_posts(found: dict[tuple[str, str], list[Waits]]) -> None:
 
 def _kills(folder: Path, kills: int) -> dict[str, list[float]]:
     """Seconds from SIGKILL to the next step that is told, by what became of the worker."""
-    folder.mkdir()
     found: dict[str, list[float]] = {"stays away, by lease": [], "starts again, by lock": []}
-    with parts(folder, 2) as service, Distillery(service.url) as client:
-        time.sleep(30)  # A lease of contact, without which nobody takes over anything.
+    with parts(folder / "two-workers", 2) as service, Distillery(service.url) as client:
+        time.sleep(LEASE_S)  # Nobody takes over anything before a lease of unbroken contact.
         for number in range(1, kills + 1):
             found["stays away, by lease"].append(_work_goes_on(client, service, again=False))
             _say(f"kill {number} of {kills}, by lease: {_told(found['stays away, by lease'][-1])}")
-    with parts(folder / "alone", 1) as service, Distillery(service.url) as client:
+    with parts(folder / "one-worker", 1) as service, Distillery(service.url) as client:
         for number in range(1, kills + 1):
             found["starts again, by lock"].append(_work_goes_on(client, service, again=True))
             _say(f"kill {number} of {kills}, by lock: {_told(found['starts again, by lock'][-1])}")

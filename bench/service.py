@@ -73,6 +73,7 @@ class Parts:
 @contextlib.contextmanager
 def parts(folder: Path, workers: int, **settings: str) -> Iterator[Parts]:
     """All at the default timings, each worker with one slot and one thread; ready when yielded."""
+    folder.mkdir()
     folder.chmod(0o711)
     port = servers.free_port()
     serve = partial(servers.postgres, folder / "postgres", durable=True, port=servers.free_port())
@@ -89,7 +90,8 @@ def parts(folder: Path, workers: int, **settings: str) -> Iterator[Parts]:
             "DISTILLERY_THREADS": "1",
             **settings,
         }
-        subprocess.run([sys.executable, "-m", "store", "migrate"], env={**os.environ, **shared}, check=True)
+        migrate = [sys.executable, "-m", "store", "migrate"]
+        subprocess.run(migrate, env={**os.environ, **shared}, check=True, stdout=subprocess.DEVNULL)
         programs: list[Program] = []
         running.callback(stop_all, programs)
         for name in ("api", *(f"worker-{number}" for number in range(1, workers + 1))):
