@@ -74,6 +74,17 @@ def test_curves_and_logs(distillery: Distillery, job_id: str):
     assert isinstance(distillery.logs(job_id), str)
 
 
+def test_who_made_it_and_where_it_is_kept(distillery: Distillery, job_id: str):
+    (tried,) = distillery.attempts(job_id)
+    assert tried["how"] == "succeeded"
+    assert [(worker["id"], worker["alive"]) for worker in distillery.workers()] == [(tried["worker"], True)]
+    artifacts = distillery.artifacts(job_id)
+    kept = distillery.storage()["usage"]["blobs"]
+    assert kept["files"] >= len({artifact["sha256"] for artifact in artifacts}) > 0
+    shown = run(distillery, "show", job_id).stdout
+    assert re.search(rf"^ *1 +0 .* succeeded .* {tried['worker']}", shown, re.MULTILINE), shown
+
+
 def test_it_is_in_the_list(distillery: Distillery, job_id: str):
     found = json.loads(run(distillery, "list", "--status", "succeeded", "--json").stdout)
     assert job_id in [job["id"] for job in found]
