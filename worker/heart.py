@@ -77,7 +77,9 @@ class Heart:
         if beat.refused:
             self.lost.set()
         elif beat.reached:
-            self._proven_at, self._deadline, self.wish = beat.began_at, beat.deadline, beat.wish
+            self._proven_at, self.wish = beat.began_at, beat.wish
+            # One that hung until the table came back is older than what was granted without it.
+            self._deadline = max(self._deadline, beat.deadline)
             self._desk.contact.made()
             self._proven()
         else:
