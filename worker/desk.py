@@ -94,7 +94,8 @@ class Desk:
     def begin(self) -> Iterator[tuple[Connection, bool]]:
         """A write transaction, and whether jobs of silent owners may be taken over in it.
 
-        Not where we had to wait for our turn to write: then their owners may be waiting for theirs.
+        Not where we had to wait for our turn to write: then their owners may be waiting for theirs. And what was taken
+        over is not written where we were frozen in our own turn: then they had to wait for us.
         """
         rescue, asked_at = self.may_rescue(), boottime()
         with self.database.begin() as connection:
@@ -102,6 +103,8 @@ class Desk:
                 self.contact.lost()
                 rescue = False
             yield connection, rescue
+            if rescue and boottime() - asked_at > self.settings.heartbeat_s:
+                raise DatabaseUnavailable("the table did not answer within a heartbeat; those it kept out may be alive")
 
     def close(self) -> None:
         self.database.dispose()
