@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 
 from bench.chaos.clients import Answer
 from bench.chaos.plan import Errand
-from bench.chaos.processes import Exit, mentioning
+from bench.chaos.processes import Exit, at_home_in, mentioning
 from bench.chaos.storm import Strike
 
 TEMPORARY = ".tmp"
@@ -135,14 +135,15 @@ def steps(records: Path) -> list[Step]:
     return sorted(read, key=lambda step: step.at)
 
 
-def leftovers(root: Path, home: Path) -> Leftovers:
-    """To be asked when all members have been stopped."""
+def leftovers(root: Path, home: Path, servers: Sequence[Path]) -> Leftovers:
+    """To be asked when all programs have been stopped; servers that work in these folders may run on."""
+    theirs = {pid for folder in servers for pid in at_home_in(folder)}
     inodes = {path.stat().st_ino: str(path) for path in home.rglob("*") if path.is_file()}
     scratch = home / "scratch"
     lying = [str(path.relative_to(home)) for path in scratch.rglob("*")] if scratch.exists() else []
     lying += [str(path.relative_to(home)) for path in home.rglob(f"*{TEMPORARY}") if not path.is_relative_to(scratch)]
     return Leftovers(
-        processes=[f"{pid}: {words}" for pid, words in mentioning(root).items()],
+        processes=[f"{pid}: {words}" for pid, words in mentioning(root).items() if pid not in theirs],
         locks=[inodes[inode] for inode in _locked() if inode in inodes],
         files=lying,
     )

@@ -38,6 +38,7 @@ OTHERS: Mapping[Setting, Mapping[str, int]] = {
 OTHERS_PER_KILL = 0.2
 GAP_S = 1.0, 5.0
 RESTART_S = 0.1, 1.5
+AT_WORK = 0.7
 LASTING_S = 1.2 * LEASE_S, 2.0 * LEASE_S
 
 WISHES: Mapping[Wish, int] = {"none": 14, "cancel": 2, "pause": 3, "retry": 1}
@@ -53,6 +54,8 @@ class Fault:
     """Which of the possible victims, as a part of their number."""
     for_s: float
     """How long it lasts; what was killed is started again after so long."""
+    at_work: bool
+    """Who trains is to meet it, rather than anybody at any moment."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def errands(seed: int, recipes: list[str]) -> Iterator[Errand]:
         yield Errand(f"chaos-{seed}-{number}", next(dealt), senders, wish, patience_s)
 
 
-def bodies(teacher: str, lengths: float = 1) -> dict[str, dict[str, Any]]:
-    """The jobs by name: small, of every kind of state, and each longer than a lease at `lengths` 1."""
+def bodies(teacher: str) -> dict[str, dict[str, Any]]:
+    """The jobs by name: small, of every kind of state, and each longer than a lease."""
     taught = {"teacher": {"checkpoint": teacher}, "student": "convnet4"}
     alone = {"student": "convnet4", "method": "supervised"}
     peers = {"student": ["convnet4", "convnet4"], "method": "dml"}
@@ -109,7 +112,7 @@ def bodies(teacher: str, lengths: float = 1) -> dict[str, dict[str, Any]]:
             "dataset": "digits",
             **body,
             "training": {
-                "epochs": max(1, round(lengths * epochs)),
+                "epochs": epochs,
                 "batch_size": 64,
                 "seed": seed,
                 "checkpoint_every_s": 0.3,
@@ -130,7 +133,9 @@ TEACHER: dict[str, Any] = {
 
 
 def _fault(chance: random.Random, kind: str, kills: bool, lasting_s: tuple[float, float]) -> Fault:
-    return Fault(kind, kills, chance.uniform(*GAP_S), chance.random(), chance.uniform(*lasting_s))
+    return Fault(
+        kind, kills, chance.uniform(*GAP_S), chance.random(), chance.uniform(*lasting_s), chance.random() < AT_WORK
+    )
 
 
 def _dealt(chance: random.Random, deck: Mapping[Any, int]) -> Iterator[Any]:

@@ -186,6 +186,14 @@ def below(pid: int) -> list[int]:
     return found[1:]
 
 
+def above(pid: int) -> list[int]:
+    """Everything that a process descends from, its parent first."""
+    parents, found = dict(_parents()), [pid]
+    while (parent := parents.get(found[-1], 0)) > 1:
+        found.append(parent)
+    return found[1:]
+
+
 def at_home_in(folder: Path) -> list[int]:
     """Living processes whose working folder is this or below it."""
     return [pid for pid, _ in _parents() if _works_in(pid, folder)]

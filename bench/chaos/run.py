@@ -18,7 +18,7 @@ from bench.chaos.clients import Clients
 from bench.chaos.evidence import Evidence, Reference, Rows
 from bench.chaos.plan import Errand, Setting
 from bench.chaos.processes import ROOT
-from bench.chaos.service import Service, started
+from bench.chaos.service import SERVERS, Service, started
 from bench.chaos.storm import Storm
 
 STALLED_S = 240.0
@@ -41,8 +41,6 @@ class Terms:
     kills: int
     seed: int
     workers: int = 3
-    lengths: float = 1.0
-    """Jobs are so many times as long."""
     recipes: tuple[str, ...] = ()
     """Only these; all, where none is named."""
 
@@ -67,22 +65,22 @@ def run(terms: Terms, root: Path, say: Callable[[str], None]) -> Evidence:
             references=references,
             strikes=storm.strikes,
             exits=storm.exits,
-            leftovers=evidence.leftovers(root, service.home),
+            leftovers=evidence.leftovers(root, service.home, [root / name for name in SERVERS]),
         )
 
 
 def _weathered(terms: Terms, service: Service, storm: Storm, say: Callable[[str], None]) -> Clients:
     """The clients after the storm, each job ended."""
-    teacher = Errand("teacher", "teacher", senders=2, wish="none", patience_s=0)
     at_once = min(AT_ONCE * terms.workers, max(terms.workers, terms.jobs // 2))
     clients = Clients(service.urls, {"teacher": plan.TEACHER}, at_once)
+    teacher = Errand("teacher", "teacher", senders=2, wish="none", patience_s=0)
     taught = _meanwhile(storm, lambda: clients.see_to_the_end(teacher))
-    bodies = plan.bodies(f"job:{taught}", terms.lengths)
+    bodies = plan.bodies(f"job:{taught}")
     recipes = [name for name in bodies if name in (terms.recipes or bodies)]
     clients.bodies = {**clients.bodies, **bodies}
     say(f"a teacher is there; {terms.jobs} jobs and {terms.kills} kills follow")
 
-    clients.begin(plan.errands(terms.seed, recipes), lambda begun: begun >= terms.jobs and storm.kills >= terms.kills)
+    clients.begin(plan.errands(terms.seed, recipes), lambda begun: begun > terms.jobs and storm.kills >= terms.kills)
     storm.watch = _Progress(clients, storm, say).look
     try:
         storm.rage(

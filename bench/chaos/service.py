@@ -23,6 +23,11 @@ from local import servers
 DISK_BYTES = 600_000_000
 FLOOR_BYTES = 40_000_000
 MODULE = "bench.chaos.engine"
+SERVERS: Mapping[str, Callable[..., contextlib.AbstractContextManager[str]]] = {
+    "postgres": partial(servers.postgres, durable=True),
+    "valkey": servers.valkey,
+}
+"""Each works in a folder of its name."""
 
 
 @dataclass
@@ -91,13 +96,9 @@ def started(setting: Setting, root: Path, workers: int) -> Iterator[Service]:
 
 def _cluster(root: Path, disk: Disk, workers: int, running: contextlib.ExitStack) -> Service:
     # Their ports must outlast them: everything else knows them by URL.
-    serve: dict[str, Callable[[], contextlib.AbstractContextManager[str]]] = {
-        "postgres": partial(servers.postgres, root / "postgres", durable=True, port=servers.free_port()),
-        "valkey": partial(servers.valkey, root / "valkey", port=servers.free_port()),
-    }
     shared: dict[str, Server] = {}
-    for name, start in serve.items():
-        shared[name] = Server(name, root / name, start)
+    for name, serve in SERVERS.items():
+        shared[name] = Server(name, root / name, partial(serve, root / name, port=servers.free_port()))
         running.callback(shared[name].stop)
     database, broker = shared["postgres"].url, shared["valkey"].url
     ports = [servers.free_port() for _ in range(2)]

@@ -10,7 +10,7 @@ from typing import TypeVar
 from celery import Celery
 
 from bench.chaos.plan import Fault
-from bench.chaos.processes import Exit, Program, below, boottime, command_line, send
+from bench.chaos.processes import Exit, Member, Program, above, below, boottime, command_line, send
 from bench.chaos.service import FLOOR_BYTES, MODULE, Service, stop_all
 
 T = TypeVar("T")
@@ -18,6 +18,7 @@ T = TypeVar("T")
 TICK_S = 0.05
 VICTIM_S = 20.0
 """So long a fault waits for somebody to meet it; then it meets nobody, and is counted as such."""
+TRAINS = ("worker", "server")
 GUARD = "guard.py"
 QUEUE, TASK = "look", "distillery.look"
 RINGS = 300
@@ -44,7 +45,7 @@ class Storm:
     missed: list[Fault] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
     _lasting: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
-    _at_work: set[int] = field(default_factory=set)
+    _processes: set[int] = field(default_factory=set)
     _read: int = 0
 
     def rage(self, faults: Iterable[Fault], in_time: Callable[[int], bool]) -> None:
@@ -89,27 +90,27 @@ class Storm:
             end()
 
     def _met(self, fault: Fault) -> Strike | None:
-        """The fault, as soon as somebody is there to meet it. A kill waits for that as long as it takes."""
+        """The fault, as soon as its victim is there. A kill takes whom it gets in the end, however long that takes."""
         met: list[Strike] = []
         given_up = _passed(VICTIM_S)
 
         def try_it() -> bool:
-            strike = self._strike(fault)
+            strike = self._strike(fault, choosy=fault.at_work and not given_up())
             met.extend([strike] if strike else [])
             return bool(met) or (given_up() and not fault.kills)
 
         self.wait(try_it)
         return met[0] if met else None
 
-    def _strike(self, fault: Fault) -> Strike | None:
+    def _strike(self, fault: Fault, choosy: bool) -> Strike | None:
         at = boottime()
         match fault.kind:
             case "worker" | "server" | "api" | "valkey" | "postgres":
-                return self._kill_member(fault, at)
+                return self._kill_member(self._chosen_member(fault, choosy), fault, at)
             case "engine" | "guard":
                 return self._kill_child(fault, at)
             case "freeze a worker" | "freeze the server" | "freeze valkey":
-                return self._freeze(fault, at)
+                return self._freeze(self._chosen_member(fault, choosy), fault, at)
             case "drop all rings":
                 self._broker(lambda celery: celery.control.purge())
             case "ring 300 times":
@@ -121,37 +122,44 @@ class Storm:
                 self._later(fault, self.service.disk.free)
         return Strike(fault.kind, "", at, kills=False)
 
-    def _kill_member(self, fault: Fault, at: float) -> Strike | None:
-        alive = self.service.named(fault.kind)
-        if not alive:
-            return None
-        victim = _chosen(alive, fault)
-        engines = _engines(victim.pid) if isinstance(victim, Program) else []
-        if not victim.kill(fault.for_s):
+    def _chosen_member(self, fault: Fault, choosy: bool) -> Member | None:
+        """Anybody of the kind; or, if we are choosy, of those who train, where the kind does."""
+        members = self.service.named(fault.kind.rsplit(" ", 1)[-1])
+        if choosy and members[0].name.startswith(TRAINS):
+            members = [member for member in members if self._at_work(member)]
+        return _chosen(members, fault) if members else None
+
+    def _kill_member(self, victim: Member | None, fault: Fault, at: float) -> Strike | None:
+        engines = _engines(victim)
+        if victim is None or not victim.kill(fault.for_s):
             return None
         return Strike(fault.kind, victim.name, at, True, tuple(engines))
 
     def _kill_child(self, fault: Fault, at: float) -> Strike | None:
         """An engine at work, or the guard above one."""
-        masters = [member for member in self.service.members.values() if isinstance(member, Program)]
-        engines = [pid for master in masters for pid in _engines(master.pid)]
-        recorded = self._recorded()
-        at_work = [pid for pid in engines if pid in recorded]
-        if not at_work:
+        engines = [pid for member in self.service.members.values() for pid in self._at_work(member)]
+        if not engines:
             return None
-        engine = _chosen(at_work, fault)
-        victim = engine if fault.kind == "engine" else _guard_of(engine, masters)
+        engine = _chosen(engines, fault)
+        victim = engine if fault.kind == "engine" else self._guard_of(engine)
         if victim is None or not send(victim, signal.SIGKILL):
             return None
         return Strike(fault.kind, str(victim), at, True, (engine,))
 
-    def _freeze(self, fault: Fault, at: float) -> Strike | None:
-        member = _chosen(self.service.named(fault.kind.rsplit(" ", 1)[1]), fault)
-        engines = _engines(member.pid) if isinstance(member, Program) else []
-        if not member.freeze():
+    def _freeze(self, victim: Member | None, fault: Fault, at: float) -> Strike | None:
+        engines = _engines(victim)
+        if victim is None or not victim.freeze():
             return None
-        self._later(fault, member.wake)
-        return Strike(fault.kind, member.name, at, False, tuple(engines))
+        self._later(fault, victim.wake)
+        return Strike(fault.kind, victim.name, at, False, tuple(engines))
+
+    def _at_work(self, member: Member) -> list[int]:
+        """Its engines that have begun a step."""
+        recorded = self._recorded()
+        return [pid for pid in _engines(member) if pid in recorded]
+
+    def _guard_of(self, engine: int) -> int | None:
+        return next((pid for pid in above(engine) if GUARD in command_line(pid)), None)
 
     def _later(self, fault: Fault, end: Callable[[], object]) -> None:
         self._lasting.append((time.monotonic() + fault.for_s, end))
@@ -168,8 +176,8 @@ class Storm:
                 lines = file.read().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith(b"\n")]
             self._read += sum(map(len, whole))
-            self._at_work |= {int(line.split()[3]) for line in whole}
-        return self._at_work
+            self._processes |= {int(line.split()[3]) for line in whole}
+        return self._processes
 
 
 def _passed(seconds: float) -> Callable[[], bool]:
@@ -197,18 +205,12 @@ def _with_broker(url: str, act: Callable[[Celery], object]) -> None:
         celery.close()
 
 
-def _engines(master: int) -> list[int]:
-    """Engines below a worker, at work or waiting; a guard's command line ends with its engine's."""
-    lines = {pid: command_line(pid) for pid in below(master)}
+def _engines(member: Member | None) -> list[int]:
+    """Engines below a program of ours, at work or waiting. A guard's command line ends with its engine's."""
+    if not isinstance(member, Program):
+        return []
+    lines = {pid: command_line(pid) for pid in below(member.pid)}
     return sorted(pid for pid, words in lines.items() if MODULE in words and GUARD not in words)
-
-
-def _guard_of(engine: int, masters: list[Program]) -> int | None:
-    for master in masters:
-        for pid in below(master.pid):
-            if GUARD in command_line(pid) and engine in below(pid):
-                return pid
-    return None
 
 
 def _chosen(among: list[T], fault: Fault) -> T:
