@@ -97,10 +97,10 @@ def ended_twice(evidence: Evidence) -> Iterator[tuple[str, str]]:
             lives[-1].append(event["type"])
         for number, types in enumerate(lives, 1):
             terminal = [kind for kind in types if kind in TERMINAL]
-            if len(terminal) != 1 or types[-1] not in TERMINAL:
-                yield job["id"], f"life {number} ended as {terminal}; its last event is {types[-1]}"
-        if events[-1]["type"] != job["status"]:
-            yield job["id"], f"the last event says {events[-1]['type']}, the row {job['status']}"
+            if len(terminal) != 1 or types[-1:] != terminal:
+                yield job["id"], f"life {number} ended as {terminal}; its last event is {types[-1:]}"
+        if lives[-1][-1:] != [job["status"]]:
+            yield job["id"], f"the last event says {lives[-1][-1:]}, the row {job['status']}"
 
 
 def stale(evidence: Evidence) -> Iterator[tuple[str, str]]:
