@@ -9,7 +9,6 @@ import pytest
 
 from store import jobs
 from tests.faults.workers import PATIENT, Night
-from tests.worker.processes import until
 
 
 def test_a_worker_told_to_leave_hands_its_job_over_and_twice_is_once(tmp_path: Path, database_url: str):
@@ -17,7 +16,7 @@ def test_a_worker_told_to_leave_hands_its_job_over_and_twice_is_once(tmp_path: P
         job_id = night.table.submit(steps=20, checkpoint_every=1000, at={"7": "loiter", "13": "loiter"})
         for step, times in ((7, 1), (13, 2)):
             leaving = night.process()
-            until(lambda step=step: _step(night, job_id) == step, f"step {step}")
+            night.until_step(job_id, step)
             for _ in range(times):
                 leaving.terminate()
             assert leaving.wait(60) == 0
@@ -33,7 +32,7 @@ def test_paused_it_waits_and_resumed_it_goes_on(tmp_path: Path, database_url: st
     with Night(tmp_path, database_url, **PATIENT) as night:
         job_id = night.table.submit(steps=20, checkpoint_every=1000, at={"7": "loiter"})
         night.worker()
-        until(lambda: _step(night, job_id) == 7, "step 7")
+        night.until_step(job_id, 7)
         night.table.ask(jobs.pause, job_id)
         paused = night.table.until(job_id, "paused")
         assert (paused.attempts, paused.checkpoint_step) == (0, 8)
@@ -55,8 +54,3 @@ def test_a_retry_goes_on_or_begins_anew_as_asked(tmp_path: Path, database_url: s
         failed, again = night.table.attempts(job_id)
         assert again.first_step == (None if from_scratch else failed.last_step)
         night.assert_nothing_left()
-
-
-def _step(night: Night, job_id: str) -> int | None:
-    progress = night.table.job(job_id).progress
-    return progress and progress["step"]

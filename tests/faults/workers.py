@@ -74,6 +74,19 @@ class Night:
         with self.table.database.connect() as connection:
             return checkpoints.newest(connection, job_id)
 
+    def until_step(self, job_id: str, step: int) -> None:
+        until(lambda: (self.table.job(job_id).progress or {}).get("step") == step, f"step {step} of {job_id}")
+
+    def until_taken_over(self, job_id: str) -> None:
+        """The second attempt trains."""
+        until(lambda: (job := self.table.job(job_id)).fence == 2 and job.phase == "training", "another to take over")
+
+    def until_turned_away(self, job_id: str) -> None:
+        """The first attempt has woken, and sees that the second, which runs, has the job."""
+        until(lambda: "fence 1 is stale, another attempt owns the job" in self.log, "the frozen one to see it is late")
+        job = self.table.job(job_id)
+        assert (job.status, job.fence) == ("running", 2)
+
     def all_about(self, job_id: str) -> dict[str, Any]:
         """All that the table says of a job that has ended."""
         with self.table.database.connect() as connection:
