@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import FrameType
 
 from bench.chaos import report
 from bench.chaos.checks import violations
@@ -23,8 +24,8 @@ from bench.chaos.run import Stalled, Terms, run
 
 def main() -> int:
     given = _parser().parse_args()
-    # Asked to end, we leave nothing behind: what runs in `with` blocks is stopped by them.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, _stop)
     terms = Terms(given.setting, given.jobs, given.kills, given.seed, given.workers)
     root = Path(tempfile.mkdtemp(prefix="distillery-chaos-"))
     began = time.monotonic()
@@ -50,6 +51,13 @@ def main() -> int:
         else:
             shutil.rmtree(root, ignore_errors=True)
     return 1 if kept else 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Only the first time: what follows stops servers and programs, and is not to be interrupted."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

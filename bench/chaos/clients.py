@@ -34,6 +34,10 @@ class Closed(Exception):
     """The storm is over before this errand was."""
 
 
+class Refused(Exception):
+    """A job of ours is not accepted: the storm itself is wrong."""
+
+
 @dataclass
 class Clients:
     """`at_once` errands are under way at any time, until there were enough; the last of them are seen to the end."""
@@ -85,19 +89,12 @@ class Clients:
         for thread in self._threads:
             thread.join()
 
-    def see_to_the_end(self, errand: Errand) -> str:
-        """One errand, here and now; the id of its job."""
-        with httpx.Client(timeout=20) as http:
-            self.errands.append(errand)
-            return self._do(errand, http)
-
-    def _do(self, errand: Errand, http: httpx.Client) -> str:
+    def _do(self, errand: Errand, http: httpx.Client) -> None:
         job = self._send(errand)
         if errand.wish != "none":
             time.sleep(errand.patience_s)
             self._steer(errand, job, http)
         self.ended[errand.key] = self._until(errand, job, ENDS, http)
-        return job
 
     def _send(self, errand: Errand) -> str:
         """The same job from several senders at once, each again and again until it is told that the job is there."""
@@ -108,6 +105,8 @@ class Clients:
                     answer = self._ask(errand, http, "POST", "/v1/jobs", "submit", self.bodies[errand.recipe])
                     if answer.status_code in (200, 201):
                         return str(answer.json()["id"])
+                    if answer.is_client_error:
+                        raise Refused(f"{errand.recipe}: {answer.text}")
                     time.sleep(AGAIN_S)
 
         with ThreadPoolExecutor(errand.senders) as senders:

@@ -25,6 +25,7 @@ STALLED_S = 240.0
 SETTLED_S = 30.0
 AT_ONCE = 3
 """Errands under way at any time, a worker: some jobs always wait."""
+TEACHER = Errand("teacher", "teacher", senders=2, wish="none", patience_s=0)
 BLOB = "blob:sha256:"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """The same bits need as many threads as the engines had."""
@@ -73,16 +74,17 @@ def _weathered(terms: Terms, service: Service, storm: Storm, say: Callable[[str]
     """The clients after the storm, each job ended."""
     at_once = min(AT_ONCE * terms.workers, max(terms.workers, terms.jobs // 2))
     clients = Clients(service.urls, {"teacher": plan.TEACHER}, at_once)
-    teacher = Errand("teacher", "teacher", senders=2, wish="none", patience_s=0)
-    taught = _meanwhile(storm, lambda: clients.see_to_the_end(teacher))
-    bodies = plan.bodies(f"job:{taught}")
-    recipes = [name for name in bodies if name in (terms.recipes or bodies)]
-    clients.bodies = {**clients.bodies, **bodies}
-    say(f"a teacher is there; {terms.jobs} jobs and {terms.kills} kills follow")
-
-    clients.begin(plan.errands(terms.seed, recipes), lambda begun: begun > terms.jobs and storm.kills >= terms.kills)
     storm.watch = _Progress(clients, storm, say).look
     try:
+        clients.begin(iter([TEACHER]), lambda begun: begun == 1)
+        storm.wait(lambda: not clients.busy)
+        bodies = plan.bodies(f"job:{next(answer.job for answer in clients.answers if answer.job)}")
+        clients.bodies = {**clients.bodies, **bodies}
+        say(f"a teacher is there; {terms.jobs} jobs and {terms.kills} kills follow")
+
+        recipes = [name for name in bodies if name in (terms.recipes or bodies)]
+        errands = plan.errands(terms.seed, recipes)
+        clients.begin(errands, lambda begun: begun > terms.jobs and storm.kills >= terms.kills)
         storm.rage(
             plan.faults(terms.seed, terms.setting, terms.kills),
             # A kill for a job on average: no more of either are left for the end.
@@ -92,8 +94,6 @@ def _weathered(terms: Terms, service: Service, storm: Storm, say: Callable[[str]
         storm.wait(lambda: not clients.busy)
     finally:
         clients.close()
-    if clients.failures:
-        raise clients.failures[0]
     return clients
 
 
@@ -105,6 +105,8 @@ class _Progress:
 
     def look(self) -> None:
         """Say how far it is, every now and then; Stalled where nothing moves."""
+        if self._clients.failures:
+            raise self._clients.failures[0]
         now, ended = time.monotonic(), len(self._clients.ended)
         if ended != self._ended:
             self._ended, self._moved = ended, now
@@ -114,14 +116,6 @@ class _Progress:
         if now - self._told > 15:
             self._told = now
             self._say(f"{now - self._began:.0f} s: {ended} jobs ended, {self._storm.kills} kills")
-
-
-def _meanwhile(storm: Storm, work: Callable[[], Any]) -> Any:
-    """Do it while the storm's hand starts again what dies."""
-    with ThreadPoolExecutor(1) as beside:
-        doing = beside.submit(work)
-        storm.wait(doing.done)
-        return doing.result()
 
 
 def _settled(service: Service) -> Callable[[], bool]:
