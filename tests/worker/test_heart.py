@@ -8,7 +8,7 @@ from store.settings import Settings
 from tests.worker.processes import until
 from tests.worker.table import OPTIONS, Table
 from worker.desk import Desk
-from worker.heart import SAFE_PART, Heart
+from worker.heart import SAFE_PART, Heart, _Beat
 
 
 class Guard:
@@ -41,4 +41,20 @@ def test_a_beat_that_hung_takes_back_nothing_that_was_granted_meanwhile(short_le
     assert guard.deadlines == sorted(guard.deadlines)
     assert guard.deadlines[-1] > locked_until > hung_from + SAFE_PART * short_lease.lease_s
     assert table.job(claim.job.id).fence == 1
+    desk.close()
+
+
+def test_a_late_answer_stretches_no_deadline(short_lease: Settings, table: Table):
+    """The lease may have begun when the beat was sent, and not when the table at last let it through."""
+    table.submit()
+    desk = Desk(short_lease, OPTIONS, ring=lambda: None)
+    with desk.begin() as (connection, _):
+        claim = lifecycle.claim(connection, desk.owner, short_lease.lease_s, rescue=False)
+    assert claim is not None
+    with table.database.begin():
+        beat = _Beat(claim, desk)
+        let_go = boottime()
+    beat.join()
+    assert beat.reached
+    assert beat.deadline < let_go + SAFE_PART * short_lease.lease_s
     desk.close()
