@@ -170,7 +170,8 @@ class Child:
     def _judge_signal(self, number: int, by_guard: bool) -> tuple[How, str]:
         """`by_guard`: it is the engine that the signal ended, as its guard tells; else it is the guard."""
         if self.session.killed:
-            return "killed", "the worker ended the engine"
+            begun = "" if self.began else ", which had not begun"
+            return "killed", f"the worker ended the engine{begun}"
         if not by_guard and boottime() >= self.session.deadline:
             return "killed", "the engine was frozen, or cut off past its lease, and its guard ended it"
         if number == signal.SIGKILL and _oom_kills() > self._oom_kills:

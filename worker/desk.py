@@ -30,7 +30,7 @@ class Options(BaseSettings):
 
     engine: tuple[str, ...] = Field(
         default=(sys.executable, "-m", "kdcore", "run"),
-        description="The engine's command, as JSON list; flags are added.",
+        description="The engine's command, as JSON list; `--wait N` is added.",
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of one engine; default: this host's cores, shared by its slots."

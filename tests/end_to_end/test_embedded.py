@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 import zipfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from kdcore import models
 from tests.end_to_end.service import service, wait_until
 from tests.kdcore.engine import write_arrays
+from tests.worker.table import engines
 
 TRAINING = {"epochs": 2, "batch_size": 32, "seed": 1}
 TEACHER = {"name": "teacher", "dataset": "digits", "student": "convnet8", "method": "supervised", "training": TRAINING}
@@ -172,9 +172,10 @@ def test_a_teacher_as_people_have_them_is_registered_and_teaches(running, tmp_pa
 def test_a_running_job_is_cancelled_once_its_process_has_ended(running):
     job_id = running.submit({**TEACHER, "training": {**TRAINING, "epochs": 5000}})
     wait_until(lambda: running.get(f"/v1/jobs/{job_id}")["progress"] is not None, 60, running.log)
+    assert len(engines(running.home)) == 2, "guard and engine"
     assert running.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
     running.ended(job_id, "cancelled")
-    assert "5000" not in engines()
+    assert not engines(running.home)
 
 
 def test_the_server_is_killed_and_started_again_and_its_job_goes_on(tmp_path):
@@ -184,8 +185,9 @@ def test_the_server_is_killed_and_started_again_and_its_job_goes_on(tmp_path):
         training = {**TRAINING, "epochs": 150, "checkpoint_every_s": 0.2}
         job_id = one.submit({**TEACHER, "training": training})
         wait_until(lambda: "checkpoint" in types(one, job_id), 60, one.log)
+        assert engines(one.home)
         one.kill()
-        wait_until(lambda: str(tmp_path) not in engines(), 10)
+        wait_until(lambda: not engines(one.home), 10)
         one.start()
         job = one.ended(job_id)
         assert "claimed" in types(one, job_id)[2:], "a second attempt took it over"
@@ -198,12 +200,6 @@ def test_the_server_is_killed_and_started_again_and_its_job_goes_on(tmp_path):
 
 def types(one, job_id: str) -> list[str]:
     return [event["type"] for event in one.get(f"/v1/jobs/{job_id}/events", limit=1000)["data"]]
-
-
-def engines() -> str:
-    """The command lines of every engine that runs on this machine."""
-    every = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return "\n".join(line for line in every.splitlines() if "-m kdcore run" in line)
 
 
 def test_a_hidden_copy_of_the_spec_is_in_the_student(running, taught, tmp_path):

@@ -12,7 +12,7 @@ from store.contact import boottime
 from store.settings import Settings
 from tests.worker.conftest import CPU
 from tests.worker.processes import in_session, none_left, until
-from tests.worker.table import OPTIONS, Table, waiting_engines
+from tests.worker.table import OPTIONS, Table, waiting_engines, worker_process
 from worker import child
 from worker.desk import Desk
 from worker.engines import Engines
@@ -78,6 +78,13 @@ def test_without_ticks_its_guard_ends_it(engines: Engines, desk: Desk, settings:
     engines.keep_one()
     guard, _ = one_waits(settings.home)
     assert len(in_session(guard)) == 2
+
+
+def test_a_killed_worker_leaves_none_that_waits(settings: Settings, tmp_path: Path):
+    with worker_process(settings, tmp_path / "log") as worker:
+        one_waits(settings.home)
+        worker.kill()
+        until(lambda: not waiting_engines(settings.home), "guard and engine to end")
 
 
 def test_none_is_kept_where_none_is_wanted(desk: Desk, settings: Settings):
