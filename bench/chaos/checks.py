@@ -7,9 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 from bench.chaos.evidence import Evidence, File, Row, Step
+from bench.chaos.processes import Exit
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 AWAY = 503
+REFUSAL = "the database cannot be opened"
+"""What a server says that leaves because it is started while the database is away: whoever started it does so again."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def ends(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if answer.code >= 500 and answer.code != AWAY:
             yield answer.job, f"{answer.verb} of {answer.key} was answered {answer.code}"
     for ended in evidence.exits:
-        yield "", f"{ended.name} ended by itself with {ended.code}:\n{ended.last_words}"
+        if not refused(ended):
+            yield "", f"{ended.name} ended by itself with {ended.code}:\n{ended.last_words}"
 
 
 # ── the feed, and who wrote it ──
@@ -175,6 +179,10 @@ def side_by_side(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for job, late in _late_steps(evidence.steps).items():
         before = [step for step in evidence.steps if step.job == job and step.fence > late[0].fence]
         yield job, f"{len(late)} steps of fence {late[0].fence} after fence {before[0].fence} had begun"
+
+
+def refused(ended: Exit) -> bool:
+    return REFUSAL in ended.last_words.rpartition("\n")[2]
 
 
 def wasted_beside(steps: Sequence[Step]) -> tuple[int, float]:

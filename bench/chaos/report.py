@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bench.chaos.checks import CHECKS, Violation, wasted_beside
+from bench.chaos.checks import CHECKS, Violation, refused, wasted_beside
 from bench.chaos.evidence import Evidence, Step
 from bench.chaos.storm import Strike
 
@@ -21,6 +21,7 @@ def figures(evidence: Evidence, found: Sequence[Violation]) -> Figures:
     return {
         "kills": _counted(strike.kind for strike in evidence.strikes if strike.kills),
         "other_faults": _counted(strike.kind for strike in evidence.strikes if not strike.kills),
+        "refused_to_start": sum(map(refused, evidence.exits)),
         "jobs": len(evidence.rows.jobs),
         "ends": _counted(job["status"] for job in evidence.rows.jobs),
         "sent": _counted(answer.code for answer in evidence.answers if answer.verb == "submit"),
@@ -65,6 +66,7 @@ def printed(figures: Figures, found: Sequence[Violation], setting: str, seed: in
         f"bench.chaos, {setting}, seed {seed}: {wall_s:.0f} s",
         f"  kills                 {sum(figures['kills'].values())}: {_told(figures['kills'])}",
         f"  other faults          {sum(figures['other_faults'].values())}: {_told(figures['other_faults'])}",
+        f"  refused to start      {figures['refused_to_start']} times, the database being away",
         f"  jobs                  {figures['jobs']}: {_told(figures['ends'])}",
         f"  submits answered      {_told(figures['sent'])}",
         f"  attempts              {_told(figures['attempts'])}",

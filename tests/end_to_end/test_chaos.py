@@ -140,6 +140,12 @@ def test_what_is_wrong_is_told_by_its_kind(kind: str, evidence: Callable[[], Evi
     assert kind in {one.kind for one in violations(evidence())}
 
 
+def test_a_server_may_refuse_to_start_while_the_database_is_away():
+    refusal = "Traceback of something older\nthe database cannot be opened: connection refused"
+    evidence = sound(exits=[Exit("api-1", 1, 0, refusal)])
+    assert violations(evidence) == [] and report.figures(evidence, [])["refused_to_start"] == 1
+
+
 def test_a_cancelled_job_is_as_its_client_wished():
     wished = [Errand("k", "kd", 2, "cancel", 0)]
     cancelled = {"jobs": [job(status="cancelled", result=None)], "attempts": [attempt(1, "cancelled", 10, 20)]}
