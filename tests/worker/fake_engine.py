@@ -149,6 +149,12 @@ class Engine:
     def out_of_memory(self) -> None:
         raise MemoryError
 
+    def hoard(self) -> None:
+        """Take memory, and write to it, until somebody objects."""
+        taken = []
+        while True:
+            taken.append(b"x" * (16 << 20))
+
     def diverge(self) -> None:
         self.tell("error", code="loss_diverged", message="the loss is not a number", retryable=False, hint="lower lr")
         sys.exit(1)
