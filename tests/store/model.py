@@ -5,7 +5,7 @@ Its clock only moves when it is told to. It counts in units so long that what a 
 
 from dataclasses import dataclass, field, replace
 
-LEASE, WAIT, DEADLINE, RERING = 1.5, 1.5, 2.5, 1.25
+LEASE, WAIT, DEADLINE, RERING = 1.5, 1.5, 1.5, 1.25
 """In units of time. Time passes by whole ones, so that nothing ever falls due at the very moment it is looked at."""
 
 REFUSED, NOT_LAWFUL, NOT_FOUND, CONFLICT = "LeaseLost", "NotLawful", "NotFound", "IdempotencyConflict"
