@@ -23,8 +23,9 @@ until then, apart from moves to the trash.
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,9 @@ Removed = dict[str, dict[str, int]]
 """By kind, `count` and `bytes`."""
 
 BATCH = 200
+FEW = 25
+"""Jobs that are written in one transaction."""
+PAUSE_S = 0.12
 ENDED = ("succeeded", "failed", "cancelled")
 _BLOB = "blob:sha256:"
 _NAMED = re.compile(_BLOB + "([0-9a-f]{64})")
@@ -139,9 +143,10 @@ class Collector:
         """Rows only: their files are then nobody's, and go with `tidy_checkpoints`."""
         with self.database.connect() as connection:
             ended = checkpoints.expired(connection, self.retention.checkpoints_s)
-        for job_id in self._each([] if self.dry_run else ended):
-            with self.database.begin() as connection:
-                checkpoints.expire(connection, job_id, self.retention.checkpoints_s)
+        for job_ids in self._each(_batches(iter([] if self.dry_run else ended), FEW)):
+            with self._begin() as connection:
+                for job_id in job_ids:
+                    checkpoints.expire(connection, job_id, self.retention.checkpoints_s)
             failpoint("collector.expired")
 
     def tidy_checkpoints(self) -> None:
@@ -228,7 +233,7 @@ class Collector:
 
     def _forget_upload(self, upload: uploads.Upload) -> bool:
         with uploads.alone(self.files, upload.id):
-            with self.database.begin() as connection:
+            with self._begin() as connection:
                 forgotten = uploads.forget(connection, upload)
             if forgotten:
                 uploads.discard(self.files, upload.id)
@@ -252,6 +257,13 @@ class Collector:
             if self.stopped():
                 raise Stopped
             yield item
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        with self.database.begin() as connection:
+            yield connection
+        # SQLite's lock is not fair: who waits looks every tenth of a second, and heartbeats must have their turn.
+        time.sleep(PAUSE_S)
 
     def _before(self, age_s: float) -> float:
         return self.files.now() - age_s
@@ -362,6 +374,6 @@ def _remove_tree(folder: Path) -> bool:
     return True
 
 
-def _batches(items: Iterator[T]) -> Iterator[list[T]]:
-    while batch := list(islice(items, BATCH)):
+def _batches(items: Iterator[T], size: int = BATCH) -> Iterator[list[T]]:
+    while batch := list(islice(items, size)):
         yield batch

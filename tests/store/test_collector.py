@@ -34,6 +34,7 @@ def files(tmp_path: Path) -> BlobStore:
 @pytest.fixture
 def in_days(files: BlobStore, database: Database, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Collector]:
     """A collection, so many days from now by the clock of the files."""
+    monkeypatch.setattr(collector, "PAUSE_S", 0)
 
     def run(days: float, **options: Any) -> Collector:
         monkeypatch.setattr(files, "now", lambda: time.time() + days * DAY)
@@ -489,8 +490,17 @@ def test_a_rehearsal_tells_what_the_performance_does_and_touches_nothing(
 @pytest.mark.parametrize("point", ["collector.moved", "collector.removing", "collector.expired"])
 @pytest.mark.parametrize("passing", [1, 2])
 def test_a_collector_that_dies_anywhere_leaves_what_the_next_can_finish(
-    database: Database, files: BlobStore, in_days: Any, settled: None, tmp_path: Path, point: str, passing: int
+    *,
+    database: Database,
+    files: BlobStore,
+    in_days: Any,
+    settled: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+    passing: int,
 ):
+    monkeypatch.setattr(collector, "FEW", 1)
     everything_that_can_go(database, files, tmp_path)
     failed(database, days_ago=8)
     failpoints.arm(f"{point}=away:{passing}")
