@@ -15,6 +15,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 COPIED = ("kdcore", "local", "migrations", "store", "tests/store", "tests/worker", "worker")
+FLAGS = ("-p", "no:xdist", "-p", "no:cacheprovider", "--color=no", "-rpf", "-k", "not postgres")
 TOLD = re.compile(r"^(PASSED|FAILED) ([^\s\[]+)", re.MULTILINE)
 
 
@@ -127,7 +128,8 @@ HURRY = Edit(
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     for name in COPIED:
-        shutil.copytree(REPOSITORY / name, tmp_path / name)
+        # Bytecode comes along, apart from what another test process is just writing.
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pyc.*"))
     for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     HURRY.apply(tmp_path)
@@ -137,8 +139,8 @@ def copy(tmp_path: Path) -> Path:
 def outcomes(copy: Path, tests: list[str]) -> dict[str, set[str]]:
     """By test, what became of its cases; nothing for one that was skipped."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-rpf", "-k", "not postgres"]
-    run = subprocess.run([*command, *tests], cwd=copy, env=ours, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", *FLAGS, *tests]
+    run = subprocess.run(command, cwd=copy, env=ours, capture_output=True, text=True, check=False)
     assert run.returncode in (0, 1), run.stdout + run.stderr
     told: dict[str, set[str]] = {test: set() for test in tests}
     for outcome, test in TOLD.findall(run.stdout):
