@@ -19,14 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bench.chaos.processes import Program, below, command_line
-from bench.service import Parts, await_workers, cluster, embedded, parts
+from bench.service import SETTINGS, Parts, await_workers, parts
 from client.sdk import Distillery
 
 TINY = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": {"epochs": 1, "seed": 0}}
@@ -36,7 +36,6 @@ LONG = {
     "method": "supervised",
     "training": {"epochs": 100_000, "seed": 0, "checkpoint_every_s": 1},
 }
-SETTINGS: dict[str, Callable[..., AbstractContextManager[str]]] = {"embedded": embedded, "cluster": cluster}
 LEASE_S = 30
 LOOK_S = 0.01
 STILL_S = 0.5

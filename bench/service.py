@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,9 @@ def embedded(folder: Path, **settings: str) -> Iterator[str]:
     """`python -m serve`, one process on SQLite; yields its address."""
     with _program(folder, "serve", "--port", "0", **settings) as address:
         yield address
+
+
+SETTINGS: dict[str, Callable[..., AbstractContextManager[str]]] = {"embedded": embedded, "cluster": cluster}
 
 
 @contextlib.contextmanager
