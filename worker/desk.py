@@ -37,7 +37,7 @@ class Options(BaseSettings):
     )
     warm: bool = Field(
         default=True,
-        description="Keep an engine ready in each idle slot: jobs start at once, for some 300 MB of memory.",
+        description="Keep an engine ready in each idle slot: jobs start at once, for some 250 MB of memory.",
     )
     room_wait_s: float = Field(default=30, gt=0, description="Wait of a job that met a full disk; it costs no attempt.")
     back_off_s: float = Field(

@@ -38,7 +38,7 @@ class Ledger:
         self._progress: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._more = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"ledger-{claim.job.id}", daemon=True)
         self.error: BaseException | None = None
         """What made further writing senseless, apart from a lost lease."""
@@ -63,7 +63,7 @@ class Ledger:
 
     def close(self) -> None:
         """Wait until all is written, or cannot be any more."""
-        self._closing = True
+        self._closing.set()
         self._more.set()
         self._thread.join()
 
@@ -91,12 +91,12 @@ class Ledger:
     def _run(self) -> None:
         try:
             while self._more.wait():
-                if not self._closing:
-                    time.sleep(BATCH_S)
                 self._more.clear()
                 self._write_batch()
-                if self._closing and not self._waiting:
+                if self._closing.is_set() and not self._waiting:
                     return
+                # After a write and not before: the first line of all is not to wait for others.
+                self._closing.wait(BATCH_S)
         except (LeaseLost, GivenUp):
             self._lost.set()
         except Exception as error:
