@@ -76,6 +76,8 @@ def test_the_job_goes_on_from_what_the_table_has(
         safe = max((checkpoint.step for checkpoint in night.checkpoints(job_id)), default=None)
         night.worker()
         night.assert_ended_well(job_id, JOB["steps"], ["failed", "succeeded"])
+        told = [event.data["error"]["code"] for event in night.table.events(job_id) if "error" in event.data]
+        assert told == ["worker_lost"]
         last = night.table.attempts(job_id)[-1]
         assert last.first_step == safe
         said = night.table.files.log_path(job_id, last.fence).read_text()
