@@ -1,4 +1,7 @@
-"""The table out of reach for longer than a lease: trainings go on, nobody takes them over, and nothing is lost."""
+"""The table out of reach for longer than a lease, at the end of a training and for longer than is believed.
+
+That trainings go on and nobody takes them over, `tests/faults` proves: rows 11 and 13.
+"""
 
 import time
 from collections.abc import Callable
@@ -15,17 +18,6 @@ def locked_for(table: Table, duration_s: float) -> None:
     """Hold SQLite's one write lock, as a writer does that froze in its transaction."""
     with table.database.begin():
         time.sleep(duration_s)
-
-
-def test_a_training_outlives_an_outage_and_keeps_its_attempt(short_lease: Settings, table: Table, start_worker: Start):
-    job_id = table.submit(steps=200, step_s=0.02, checkpoint_every=10)
-    start_worker(short_lease)
-    until(lambda: table.job(job_id).progress, "the first step")
-    start_worker(short_lease)
-    time.sleep(short_lease.lease_s)  # so that the other worker has been in contact for long enough to rescue
-    locked_for(table, 1.5 * short_lease.lease_s)
-    table.assert_trained(job_id, 200)
-    assert [attempt.how for attempt in table.attempts(job_id)] == ["succeeded"]
 
 
 def test_a_finish_is_written_when_the_table_is_back(short_lease: Settings, table: Table, start_worker: Start):
