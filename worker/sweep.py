@@ -48,6 +48,8 @@ class Sweep:
     def _end_outlived(self) -> None:
         """End engines that have lost their job, and that nobody else ends: their guard froze and their worker died."""
         locks = scratch.held(self._desk.scratch)
+        if not locks:
+            return
         with self._desk.database.connect() as connection:
             outlived = [lock for lock in locks if not stands(connection, lock.job_id, lock.fence)]
         for lock in outlived:
