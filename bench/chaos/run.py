@@ -73,28 +73,38 @@ def run(terms: Terms, root: Path, say: Callable[[str], None]) -> Evidence:
 def _weathered(terms: Terms, service: Service, storm: Storm, say: Callable[[str], None]) -> Clients:
     """The clients after the storm, each job ended."""
     at_once = min(AT_ONCE * terms.workers, max(terms.workers, terms.jobs // 2))
-    clients = Clients(service.urls, {"teacher": plan.TEACHER}, at_once)
+    clients = Clients(service.urls, _bodies(terms, "job:nobody"), at_once)
     storm.watch = _Progress(clients, storm, say).look
     try:
-        clients.begin(iter([TEACHER]), lambda begun: begun == 1)
-        storm.wait(lambda: not clients.busy)
-        bodies = plan.bodies(f"job:{next(answer.job for answer in clients.answers if answer.job)}")
-        clients.bodies = {**clients.bodies, **bodies}
-        say(f"a teacher is there; {terms.jobs} jobs and {terms.kills} kills follow")
-
-        recipes = [name for name in bodies if name in (terms.recipes or bodies)]
-        errands = plan.errands(terms.seed, recipes)
-        clients.begin(errands, lambda begun: begun > terms.jobs and storm.kills >= terms.kills)
+        if any("teacher" in body for body in clients.bodies.values()):
+            clients.bodies = _bodies(terms, f"job:{_teacher(clients, storm)}")
+            say("a teacher is there")
+        errands, jobs = plan.errands(terms.seed, list(clients.bodies)), terms.jobs + len(clients.errands)
+        clients.begin(errands, lambda begun: begun >= jobs and storm.kills >= terms.kills)
         storm.rage(
             plan.faults(terms.seed, terms.setting, terms.kills),
             # A kill for a job on average: no more of either are left for the end.
-            lambda kills: kills / terms.kills <= len(clients.errands) / terms.jobs,
+            lambda kills: kills / terms.kills <= len(clients.errands) / jobs,
         )
         storm.calm()
         storm.wait(lambda: not clients.busy)
     finally:
         clients.close()
     return clients
+
+
+def _bodies(terms: Terms, teacher: str) -> dict[str, dict[str, Any]]:
+    bodies = plan.bodies(teacher)
+    return {name: bodies[name] for name in terms.recipes or bodies}
+
+
+def _teacher(clients: Clients, storm: Storm) -> str:
+    """The job that trains what the others learn from, in the calm before the storm."""
+    bodies, clients.bodies = clients.bodies, {"teacher": plan.TEACHER}
+    clients.begin(iter([TEACHER]), lambda begun: begun == 1)
+    storm.wait(lambda: not clients.busy)
+    clients.bodies = bodies
+    return next(answer.job for answer in clients.answers if answer.job)
 
 
 class _Progress:

@@ -1,6 +1,7 @@
 """`bench/chaos` in short, in both settings; and its checks, each shown what it must not let pass."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,28 @@ from bench.chaos.run import Terms, run
 from bench.chaos.storm import Strike
 
 # A seed whose first faults are of many kinds: an engine, a server and whoever is frozen; a guard and the database.
-STORMS = [Terms("embedded", jobs=3, kills=3, seed=2, workers=2), Terms("cluster", jobs=3, kills=3, seed=7, workers=2)]
+STORMS = [
+    Terms("embedded", jobs=2, kills=3, seed=2, workers=2, recipes=("supervised-1",)),
+    Terms("cluster", jobs=2, kills=3, seed=7, workers=2, recipes=("supervised-1",)),
+]
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """As root, PostgreSQL runs as somebody else, who may not enter pytest's own folders."""
+    with tempfile.TemporaryDirectory(prefix="distillery-chaos-") as folder:
+        yield Path(folder)
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("terms", STORMS, ids=lambda terms: terms.setting)
-def test_no_job_is_lost_doubled_or_half_done_whatever_is_killed(terms: Terms, tmp_path: Path):
-    everybody_may_enter(tmp_path)
-    seen = run(replace(terms, recipes=("supervised-1",)), tmp_path, say=print)
+def test_no_job_is_lost_doubled_or_half_done_whatever_is_killed(terms: Terms, root: Path):
+    seen = run(terms, root, say=print)
     assert violations(seen) == []
     figures = report.figures(seen, [])
     assert sum(figures["kills"].values()) == terms.kills
     assert figures["students_equal"] == figures["ends"]["succeeded"] >= 1
-    assert {step.fence for step in seen.steps} > {1}, "no job had to be taken up again"
-
-
-def everybody_may_enter(folder: Path) -> None:
-    """As root, PostgreSQL runs as somebody else, and pytest closes its folders."""
-    for one in (folder, *folder.parents[:2]):
-        one.chmod(one.stat().st_mode | 0o011)
+    assert max(step.fence for step in seen.steps) > 1, "no job had to be taken up again"
 
 
 # ── the plan ──
