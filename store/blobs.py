@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kdcore.errors import StorageFull
+from kdcore.files import NO_ROOM
 from store.errors import BlobMismatch, NotFound
 from store.failpoints import failpoint
 
 CHUNK = 1 << 20
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 TEMPORARY = ".tmp"
 
 

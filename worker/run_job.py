@@ -15,10 +15,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from kdcore.errors import DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
-from kdcore.files import sha256
+from kdcore.files import NO_ROOM, sha256
 from store import checkpoints, events, lifecycle
 from store.artifacts import NewArtifact
-from store.blobs import NO_ROOM
 from store.checkpoints import Checkpoint
 from store.errors import LeaseLost
 from store.failpoints import failpoint

@@ -5,7 +5,6 @@ fills it holds a lock, so two jobs never decode the same archive side by side, a
 belongs to nobody and is removed.
 """
 
-import errno
 import fcntl
 import os
 import shutil
@@ -20,12 +19,12 @@ from kdcore.catalog.facts import DatasetFacts
 from kdcore.data.resident import Data, Images
 from kdcore.data.source import Pixels, Source, Split, Sums
 from kdcore.errors import StorageFull
+from kdcore.files import NO_ROOM
 
 RESIDENT_BYTES = 2 << 30
 """Splits larger than this stay in their file and are mapped: the kernel keeps what there is room for."""
 _SPLITS: tuple[Split, Split] = ("train", "test")
 _FACTS = "facts.json"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def cached(
@@ -41,7 +40,7 @@ def cached(
             # While nobody else may enter: whoever trims the cache looks at when an entry was last used.
             os.utime(folder)
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise StorageFull(f"No room to decode the data set: {error.strerror}.", "Free some disk space.") from error
         raise
     return _read(folder, resident_bytes)
