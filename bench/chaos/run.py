@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,12 @@ def run(terms: Terms, root: Path, say: Callable[[str], None]) -> Evidence:
     """At least so many jobs under so many kills, in an empty folder; raises Stalled where they do not end."""
     with started(terms.setting, root, terms.workers) as service:
         storm = Storm(service)
-        clients = _weathered(terms, service, storm, say)
+        try:
+            clients = _weathered(terms, service, storm, say)
+        except Stalled:
+            # The database ends with the service; what stands in it says why.
+            (root / "rows.json").write_text(json.dumps(asdict(evidence.rows(service.database)), indent=1))
+            raise
         say("all jobs have ended; looking")
         storm.wait(_settled(service))
         storm.stop()
