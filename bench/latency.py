@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.chaos.processes import Program, below, command_line
-from bench.service import SETTINGS, Parts, await_workers, parts
+from bench.service import SETTINGS, Parts, await_workers, leave_in_order, parts
 from client.sdk import Distillery
 
 TINY = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": {"epochs": 1, "seed": 0}}
@@ -56,6 +56,7 @@ class Waits:
 
 def main() -> int:
     arguments = _arguments()
+    leave_in_order()
     # One thread for every engine: on few cores more would measure each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="distillery-latency-") as name:

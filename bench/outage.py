@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 
 from bench import by_hand
-from bench.service import Parts, parts
+from bench.service import Parts, leave_in_order, parts
 from client.sdk import Distillery
 
 TINY = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": {"epochs": 2, "seed": 1}}
@@ -91,6 +91,7 @@ class Outcome:
 
 def main() -> int:
     arguments = _arguments()
+    leave_in_order()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     seconds = 60 * arguments.minutes
     with tempfile.TemporaryDirectory(prefix="distillery-outage-") as name:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import by_hand
-from bench.service import SETTINGS, await_workers
+from bench.service import SETTINGS, await_workers, leave_in_order
 from client.sdk import Distillery
 from kdcore.files import sha256
 
@@ -29,6 +29,7 @@ REST_S = 5
 
 def main() -> int:
     arguments = _arguments()
+    leave_in_order()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="distillery-overhead-") as name:
         folder = Path(name)
