@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -131,7 +131,8 @@ class Server:
         reached: set[int] = set()
         while new := set(self.processes()) - reached:
             for process in new:
-                os.kill(process, number)
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
             reached |= new
 
 
