@@ -5,6 +5,7 @@ It does not migrate: `python -m store migrate` does, once, before any number of 
 
 import logging
 import sys
+import time
 
 import uvicorn
 from alembic.runtime.migration import MigrationContext
@@ -19,6 +20,10 @@ from store.settings import settings_or_exit
 
 STREAMS_END_S = 3
 """Event streams stay open for as long as a job: at shutdown they are cut, and browsers come back by themselves."""
+WAIT_S = 1.0
+"""Between looks whether the database is there."""
+
+log = logging.getLogger("distillery.api")
 
 
 def main() -> None:
@@ -46,14 +51,29 @@ def _refuse_an_old_schema(url: str) -> None:
     newest = ScriptDirectory(str(SCRIPTS)).get_current_head()
     database = Database(url)
     try:
-        with database.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
+        found = _revision(database)
     except DatabaseUnavailable as error:
         sys.exit(f"the database cannot be opened: {error}; `python -m store migrate` makes one")
     finally:
         database.dispose()
     if found != newest:
         sys.exit(f"the database is at revision {found}, not {newest}: run `python -m store migrate` first")
+
+
+def _revision(database: Database) -> str | None:
+    """A server that is away is waited for, as by the workers; a file that is not there will not come by itself."""
+    told = False
+    while True:
+        try:
+            with database.connect() as connection:
+                return MigrationContext.configure(connection).get_current_revision()
+        except DatabaseUnavailable as error:
+            if database.is_sqlite:
+                raise
+            if not told:
+                log.warning("waiting for the database: %s", error)
+            told = True
+            time.sleep(WAIT_S)
 
 
 def _silence() -> None:

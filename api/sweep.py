@@ -49,7 +49,7 @@ class Sweep:
             log.exception("a sweep failed")
         else:
             if waiting:
-                log.info("%d jobs wait although they are due for long: ringing again", len(waiting))
+                log.debug("%d jobs wait although they are due for long: ringing again", len(waiting))
                 self._ring()
 
     def _sweep(self, connection: Connection, asked_at: float) -> list[str]:

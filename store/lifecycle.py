@@ -81,6 +81,8 @@ def claim(
         started_at=func.coalesce(jobs.c.started_at, database_now()),
         not_before=None,
         phase=None,
+        # The attempt before told of it in the feed; this one has not failed.
+        error=None,
     )
     if job is None:
         return None

@@ -69,7 +69,7 @@ class Sweep:
         while not self._stop.is_set():
             try:
                 if waiting := self.once():
-                    log.info("%d jobs wait although they are due for long: ringing again", len(waiting))
+                    log.debug("%d jobs wait although they are due for long: ringing again", len(waiting))
                     self._ring()
             except AWAY:
                 # The slots say so already; one voice is enough.

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from api.__main__ import _refuse_an_old_schema
+from store.database import Database
+from store.errors import DatabaseUnavailable
 from store.settings import Settings
 from tests.api.conftest import SUPERVISED, Service, problem
 
@@ -79,3 +82,24 @@ async def test_a_job_of_another_project_is_not_there(service: Service) -> None:
     for path in ("", "/events", "/metrics", "/logs", "/artifacts", "/checkpoint", "/events/stream"):
         problem(await service.http.get(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
     problem(await service.http.post(f"/v1/jobs/{job_id}/cancel"), 404, "not_found")
+
+
+def test_a_database_server_that_is_away_is_waited_for(
+    postgres_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, waited = Database.connect, []
+
+    def come_back_late(self: Database) -> object:
+        if len(waited) < 2:
+            raise DatabaseUnavailable("connection refused")
+        return connect(self)
+
+    monkeypatch.setattr(Database, "connect", come_back_late)
+    monkeypatch.setattr("api.__main__.time.sleep", waited.append)
+    _refuse_an_old_schema(postgres_database_url)
+    assert len(waited) == 2
+
+
+def test_a_database_file_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="store migrate"):
+        _refuse_an_old_schema(f"sqlite:///{tmp_path}/no/such.db")

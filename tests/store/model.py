@@ -164,7 +164,7 @@ class Model:
         life.attempts = 1 if life.got_somewhere else life.attempts + 1
         life.fence += 1
         life.status, life.claimed_at_step, life.not_before = "running", life.reached, None
-        life.lease_until = self.now + LEASE
+        life.lease_until, life.error = self.now + LEASE, None
         life.tried.append((life.fence, None))
         life.feed.append("claimed")
         return replace(life), rescued

@@ -205,6 +205,14 @@ def test_a_failure_worth_a_retry_waits_before_it_is_tried_again(database: Databa
     assert claimed(database).attempt == 2
 
 
+def test_the_error_of_the_attempt_before_is_not_that_of_the_one_at_work(database: Database):
+    claim = running(database)
+    with database.begin() as connection:
+        lifecycle.finish_failed(connection, claim.job.id, claim.fence, ERROR, 0)
+    assert now(database, claim.job.id).error == ERROR
+    assert claimed(database).job.error is None
+
+
 def test_the_last_attempt_fails_for_good_even_if_a_retry_was_meant(database: Database):
     claim = running(database, max_attempts=1)
     with database.begin() as connection:
