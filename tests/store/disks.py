@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 CLONE_NEWNS = 0x20000
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+"""Tools that make disks are often on root's path only."""
 SIZE_BYTES = 24 << 20
 NEVER_BY_ITSELF = "loop,commit=3600"
 """The journal is written when somebody asks for it, and not because a busy machine let five seconds pass."""
@@ -37,7 +39,7 @@ def with_disks(test: Callable[..., None]) -> Callable[..., None]:
 
 def _leave_the_mounts_of_others(place: Path) -> None:
     """Of this thread alone. What is mounted in `place` is in memory: a disk's own slowness has no part in this."""
-    missing = [tool for tool in ("mount", "umount", "mkfs.ext4") if shutil.which(tool) is None]
+    missing = [tool for tool in ("mount", "umount", "mkfs.ext4") if shutil.which(tool, path=PATH) is None]
     if missing:
         pytest.skip(f"this machine has no {missing[0]}")
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
@@ -87,4 +89,4 @@ def _mounted(image: Path, folder: Path) -> Iterator[None]:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PATH": PATH})
