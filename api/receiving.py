@@ -1,5 +1,6 @@
 """Bytes from a client to a file: in bounded memory, never more than agreed, and what has arrived can be kept."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -10,13 +11,15 @@ from starlette.requests import ClientDisconnect, Request
 from api.problems import TooLarge
 
 BUFFER_BYTES = 1 << 20
+SILENCE_S = 60.0
+"""So long a body may stand still: who vanished without a word would hold the upload's file for ever."""
 
 
 @dataclass(frozen=True)
 class Received:
     length: int
     whole: bool
-    """False where the client went away in the middle."""
+    """False where the client went away in the middle, or fell silent."""
 
 
 async def receive(request: Request, file: BinaryIO, at_most: int) -> Received:
@@ -39,8 +42,9 @@ async def receive(request: Request, file: BinaryIO, at_most: int) -> Received:
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
     """The body in pieces of about a mebibyte; what came before a disconnect is handed on first."""
     waiting = bytearray()
+    chunks = request.stream()
     try:
-        async for chunk in request.stream():
+        while (chunk := await _next(chunks)) is not None:
             waiting += chunk
             if len(waiting) >= BUFFER_BYTES:
                 yield bytes(waiting)
@@ -49,6 +53,15 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
         yield bytes(waiting)
         raise
     yield bytes(waiting)
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    """The next chunk, or None at the end; silence is a disconnect."""
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            return await anext(chunks, None)
+    except TimeoutError:
+        raise ClientDisconnect from None
 
 
 def too_large(at_most: int) -> TooLarge:

@@ -1,11 +1,16 @@
 """Bytes in: at once, in parts, too many, not the ones announced."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
+import uvicorn
 
+from api import receiving
 from api.schemas import UploadView
+from store import uploads
 from store.settings import Settings
 from tests.api.conftest import Service, problem, serving
 
@@ -144,6 +149,54 @@ async def test_what_came_before_a_break_counts(service: Service) -> None:
     assert (await service.http.get(upload)).json()["offset"] == 1000
     rest = await service.http.patch(upload, content=CONTENT[1000:], headers={"Upload-Offset": "1000"})
     assert rest.json()["blob"] == f"sha256:{DIGEST}"
+
+
+@asynccontextmanager
+async def listening(service: Service) -> AsyncIterator[int]:
+    """The same server behind a socket; yields its port."""
+    config = uvicorn.Config(service.app, port=0, lifespan="off", log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not serving.done()
+        await asyncio.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def test_who_falls_silent_without_a_word_does_not_hold_the_upload(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket stays open, as that of a machine that lost its network: 1,000 of 2,560 bytes, and then nothing."""
+    monkeypatch.setattr(receiving, "SILENCE_S", 0.2)
+    upload = await begin(service)
+    async with listening(service) as port:
+        answered, silent = await asyncio.open_connection("127.0.0.1", port)
+        head = f"PATCH {upload} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpload-Offset: 0\r\nContent-Length: 2560\r\n\r\n"
+        silent.write(head.encode() + CONTENT[:1000])
+        async with asyncio.timeout(60):
+            assert await answered.readline() == b"HTTP/1.1 200 OK\r\n"
+        rest = await service.http.patch(upload, content=CONTENT[1000:], headers={"Upload-Offset": "1000"})
+        silent.close()
+    assert rest.json()["blob"] == f"sha256:{DIGEST}"
+
+
+async def test_who_ended_between_the_blob_and_its_row_completes_it_by_asking_again(service: Service) -> None:
+    """All bytes are acknowledged and moved among the blobs; the process was killed before the row said so."""
+    upload = await begin(service, sha256=DIGEST)
+    project, upload_id = "default", upload.rpartition("/")[2]
+    row = await service.db.read(uploads.get, project, upload_id)
+    with uploads.part(service.files, row) as file:
+        file.write(CONTENT)
+    row = await service.db.write(uploads.append, project, upload_id, offset=0, length=len(CONTENT))
+    uploads.adopt(service.files, row)
+    answer = await service.http.patch(upload, content=b"", headers={"Upload-Offset": str(len(CONTENT))})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["status"], answer.json()["blob"]) == ("complete", f"sha256:{DIGEST}")
+    assert left_over(service) == []
 
 
 async def test_an_unknown_upload(service: Service) -> None:
