@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, and_, insert, select, update
 
 from store.clock import database_now
+from store.errors import LeaseLost
 from store.rows import Job, as_record, columns
-from store.tables import job_attempts
+from store.tables import job_attempts, jobs
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,22 @@ def open(connection: Connection, job: Job, owner: str, device: str | None) -> No
     row = {"job_id": job.id, "fence": job.fence, "attempt": job.attempts, "owner": owner, "device": device}
     starting = insert(job_attempts).values(**row, started_at=database_now(), first_step=job.checkpoint_step)
     connection.execute(starting)
+
+
+def begin_batch(connection: Connection, job_id: str, fence: int, batch: int) -> bool:
+    """Begin an attempt's next transaction of writes; they are numbered from 1, upwards.
+
+    False where this one is in already: the answer to its commit was lost, and not the commit.
+    """
+    # The job's row first, as a claim does it, or the two could wait for each other.
+    connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update(key_share=True))
+    own = and_(job_attempts.c.job_id == job_id, job_attempts.c.fence == fence)
+    numbering = update(job_attempts).where(own, job_attempts.c.batch < batch).values(batch=batch)
+    if connection.execute(numbering.returning(job_attempts.c.batch)).first() is not None:
+        return True
+    if connection.execute(select(job_attempts.c.batch).where(own)).first() is None:
+        raise LeaseLost(job_id, fence)
+    return False
 
 
 def close(connection: Connection, job: Job, how: str) -> bool:

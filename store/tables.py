@@ -99,6 +99,8 @@ job_attempts = Table(
     Column("how", String(16)),
     Column("first_step", BigInteger),
     Column("last_step", BigInteger),
+    # The number of its last batch of writes that is in.
+    Column("batch", BigInteger, nullable=False, server_default=text("0")),
 )
 
 job_events = Table(

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
 
-from store import lifecycle
+from store import attempts, lifecycle
 from store.errors import LeaseLost
 from store.failpoints import failpoint
 from store.lifecycle import Claim
@@ -36,6 +36,7 @@ class Ledger:
         self._claim, self._desk, self._lost = claim, desk, lost
         self._waiting: list[Write] = []
         self._progress: dict[str, Any] | None = None
+        self._batches = 0
         self._lock = threading.Lock()
         self._more = threading.Event()
         self._closing = threading.Event()
@@ -68,21 +69,25 @@ class Ledger:
         self._thread.join()
 
     def insist(self, write: Callable[[Connection], T], committed: str = "lines.committed") -> T:
-        """One transaction, tried until it is in. Raises LeaseLost, or GivenUp when the worker has to leave.
+        """One transaction, tried until it is in, once. Raises LeaseLost, or GivenUp when the worker has to leave.
 
+        One thread at a time: the ledger's own until it is closed, or nothing has been given to it yet.
         `committed`: the failpoint behind its commit.
         """
-        wait_s = FIRST_WAIT_S
+        job_id, fence, wait_s = self._claim.job.id, self._claim.fence, FIRST_WAIT_S
+        self._batches += 1
         while True:
             try:
                 with self._desk.database.begin() as connection:
-                    written = write(connection)
+                    # Where it is not begun it is in, and `written` is from the time before.
+                    if attempts.begin_batch(connection, job_id, fence, self._batches):
+                        written = write(connection)
                 failpoint(committed)
                 return written
             except AWAY as error:
-                log.warning("job %s: the table cannot be written, trying again: %s", self._claim.job.id, error)
+                log.warning("job %s: the table cannot be written, trying again: %s", job_id, error)
             if self._lost.is_set():
-                raise LeaseLost(self._claim.job.id, self._claim.fence)
+                raise LeaseLost(job_id, fence)
             if self._desk.drain.over:
                 raise GivenUp
             time.sleep(wait_s)
@@ -120,4 +125,8 @@ class Ledger:
 
         for path in self.insist(write_all):
             failpoint("checkpoint.superseded")
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                # No reason to stop a training: no row names it any more, and the collector comes by.
+                log.warning("job %s: a checkpoint that nobody needs stays: %s", job.id, error)

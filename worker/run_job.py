@@ -196,12 +196,12 @@ class Attempt:
         self.desk.ring()
 
     def _finish(self, move: Any, **details: Any) -> None:
-        def write(connection: Connection) -> Any:
-            return move(connection, self.claim.job.id, self.claim.fence, **details)
+        def write(connection: Connection) -> None:
+            # A move that is no longer ours to make says False; `phase` says nothing, and raises instead.
+            if move(connection, self.claim.job.id, self.claim.fence, **details) is False:
+                raise LeaseLost(self.claim.job.id, self.claim.fence)
 
-        # A move that is no longer ours to make says False; `phase` says nothing, and raises instead.
-        if self.ledger.insist(write, f"{move.__name__}.committed") is False:
-            raise LeaseLost(self.claim.job.id, self.claim.fence)
+        self.ledger.insist(write, f"{move.__name__}.committed")
 
 
 def _digests(value: Any) -> Iterator[str]:

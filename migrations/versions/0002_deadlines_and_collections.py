@@ -1,4 +1,6 @@
-"""How long a job may take, so that a retry can be given as long again; and what each collection removed."""
+"""How long a job may take, so that a retry can be given as long again; the last batch of writes of an attempt; and what
+each collection removed.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +13,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("deadline_s", sa.Double()))
+    op.add_column("job_attempts", sa.Column("batch", sa.BigInteger(), nullable=False, server_default=sa.text("0")))
     op.create_table(
         "collections",
         sa.Column("id", sa.String(length=40), nullable=False),
@@ -25,4 +28,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("collections")
+    op.drop_column("job_attempts", "batch")
     op.drop_column("jobs", "deadline_s")

@@ -1,7 +1,7 @@
 """Row 12: the connection is cut right after COMMIT, so that whoever wrote does not know that it is written.
 
-A finish is sent again, is refused, and finds that the row says so already: done. A submit is sent again with its key
-and gets the same job. Who claimed does not know of it: the lease lapses, and the job is claimed again.
+What an attempt writes is sent again, and finds that its number is in: done. A submit is sent again with its key and
+gets the same job. Who claimed does not know of it: the lease lapses, and the job is claimed again.
 """
 
 from collections.abc import Callable
@@ -35,6 +35,46 @@ def test_a_finish_that_is_written_twice_is_one(
         night.worker()
         night.assert_ended_well(job_id, 10, hows)
         night.assert_nothing_left()
+
+
+@pytest.mark.parametrize("passing", [1, 2, 3])
+def test_lines_that_are_written_twice_are_told_once(tmp_path: Path, database_url: str, arm: Arm, passing: int):
+    """Whatever is in that batch: the engine says it slowly enough for several."""
+    with Night(tmp_path, database_url, **PATIENT) as night:
+        arm(f"lines.committed=away:{passing}")
+        job_id = night.table.submit(steps=10, step_s=0.1, checkpoint_every=1)
+        night.worker()
+        night.assert_ended_well(job_id, 10, ["succeeded"])
+        told = [event.data for event in night.table.events(job_id) if event.type in ("phase", "checkpoint")]
+        assert [event.get("phase") or event["step"] for event in told] == [
+            "validating",
+            "training",
+            *range(1, 11),
+            "exporting",
+            "publishing",
+        ]
+
+
+def test_evidence_that_is_written_twice_is_told_once(tmp_path: Path, database_url: str, arm: Arm):
+    with Night(tmp_path, database_url, **PATIENT) as night:
+        arm("append.committed=away")
+        job_id = night.table.submit(steps=10, at={"7": "vanish"}, once=str(tmp_path / "once"))
+        night.worker()
+        night.assert_ended_well(job_id, 10, ["failed", "succeeded"])
+        assert night.table.types(job_id).count("warning") == 1
+
+
+def test_a_checkpoint_that_is_discarded_twice_is_told_of_once(tmp_path: Path, database_url: str, arm: Arm):
+    with Night(tmp_path, database_url, **PATIENT) as night:
+        job_id = night.table.submit(steps=10, at={"7": "diverge"}, once=str(tmp_path / "once"))
+        night.worker()
+        night.table.until(job_id, "failed")
+        for checkpoint in night.checkpoints(job_id):
+            (night.table.files.folder / checkpoint.path).write_bytes(b"")
+        arm("lines.committed=away")
+        night.table.ask(jobs.retry, job_id)
+        night.assert_ended_well(job_id, 10, ["failed", "succeeded"])
+        assert night.table.types(job_id).count("warning") == 1
 
 
 def test_a_pause_that_is_written_twice_is_one(tmp_path: Path, database_url: str, arm: Arm):

@@ -1,5 +1,8 @@
+import pytest
+
 from store import attempts, checkpoints, lifecycle
 from store.database import Database
+from store.errors import LeaseLost
 from tests.store.scene import ERROR, SHA256, claimed, lapse, running
 
 
@@ -21,3 +24,36 @@ def test_the_history_of_a_bad_night(database: Database):
     ]
     assert [(attempt.first_step, attempt.last_step) for attempt in history] == [(None, None), (None, 10), (10, None)]
     assert all((attempt.ended_at is None) == (attempt.how is None) for attempt in history)
+
+
+def test_a_batch_is_begun_until_it_is_in(database: Database):
+    claim = running(database)
+
+    def begin(batch: int) -> bool:
+        with database.begin() as connection:
+            return attempts.begin_batch(connection, claim.job.id, claim.fence, batch)
+
+    assert [begin(1), begin(1), begin(2), begin(1), begin(4)] == [True, False, True, False, True]
+
+
+def test_a_batch_that_is_rolled_back_is_not_in(database: Database):
+    claim = running(database)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), database.begin() as connection:
+            assert attempts.begin_batch(connection, claim.job.id, claim.fence, 1)
+            _ = 1 / 0
+
+
+def test_batches_are_counted_for_each_attempt(database: Database):
+    first = running(database)
+    lapse(database, first.job.id)
+    second = claimed(database, owner="another", rescue=True)
+    with database.begin() as connection:
+        assert attempts.begin_batch(connection, first.job.id, second.fence, 1)
+        assert attempts.begin_batch(connection, first.job.id, first.fence, 1)
+
+
+def test_no_batch_is_begun_where_there_is_no_attempt(database: Database):
+    claim = running(database)
+    with pytest.raises(LeaseLost), database.begin() as connection:
+        attempts.begin_batch(connection, claim.job.id, claim.fence + 1, 1)
