@@ -31,7 +31,6 @@ from api.references import Shelves
 from api.schemas import JobView, Page, Retry, Status, ValidationView, job_view
 from api.submission import Examined, estimate, examine
 from store import jobs, waiting
-from store.database import Database
 from store.failpoints import failpoint
 from store.jobs import Job
 
@@ -85,14 +84,15 @@ async def submit(
     """
     digest = hashlib.sha256(to_json(sent)).hexdigest()
     # A replay is answered before it is examined: what the spec names may be gone by now, the job is not.
-    if idempotency_key and (known := await db.read(jobs.sent_before, who.project, idempotency_key, digest)):
-        return await _replayed(db, known, setup.lease_s)
+    if idempotency_key and (known := await db.read(_known, who.project, idempotency_key, digest, setup.lease_s)):
+        return _replayed(known)
     examined = await examine(sent, search)
     if examined.resolved is None:
         raise refusal(examined)
     scheduling = examined.resolved.scheduling
-    job, created = await db.write(
-        jobs.submit,
+    told, created = await db.write(
+        _submit,
+        setup.lease_s,
         project=who.project,
         spec=sent,
         resolved=examined.resolved.as_json(),
@@ -106,9 +106,7 @@ async def submit(
     )
     failpoint("submit.committed")
     ring()
-    if not created:
-        return await _replayed(db, job, setup.lease_s)
-    return Json(await db.read(_view, job, setup.lease_s), 201, {"Location": f"/v1/jobs/{job.id}"})
+    return _sent(told) if created else _replayed(told)
 
 
 @router.post(
@@ -174,9 +172,9 @@ async def pause(job_id: str, who: Who, db: Db) -> Response:
 @router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, NotLawful))
 async def resume(job_id: str, who: Who, db: Db, ring: Ring, setup: Setup) -> Response:
     """Put a paused job back into the queue."""
-    job = await db.write(jobs.resume, job_id, project=who.project)
+    told = await db.write(_move, jobs.resume, setup.lease_s, job_id, project=who.project)
     ring()
-    return Json(await db.read(_view, job, setup.lease_s))
+    return Json(told)
 
 
 @router.post("/{job_id}/retry", response_model=JobView, responses=responses(MalformedBody, NotFound, NotLawful))
@@ -186,9 +184,9 @@ async def retry(*, job_id: str, who: Who, db: Db, ring: Ring, setup: Setup, sent
     It goes on from its last checkpoint; with `{"from": "scratch"}` it begins anew.
     """
     from_scratch = sent is not None and sent.start == "scratch"
-    job = await db.write(jobs.retry, job_id, project=who.project, from_scratch=from_scratch)
+    told = await db.write(_move, jobs.retry, setup.lease_s, job_id, project=who.project, from_scratch=from_scratch)
     ring()
-    return Json(await db.read(_view, job, setup.lease_s))
+    return Json(told)
 
 
 @router.delete("/{job_id}", status_code=204, responses=responses(NotFound, NotLawful))
@@ -199,13 +197,37 @@ async def delete(job_id: str, who: Who, db: Db, files: Files) -> Response:
     return Response(status_code=204)
 
 
-async def _replayed(db: Database, job: Job, lease_s: float) -> Response:
-    headers = {"Location": f"/v1/jobs/{job.id}", "Idempotent-Replayed": "true"}
-    return Json(await db.read(_view, job, lease_s), 200, headers)
+def _sent(told: dict[str, Any]) -> Response:
+    return Json(told, 201, {"Location": f"/v1/jobs/{told['id']}"})
+
+
+def _replayed(told: dict[str, Any]) -> Response:
+    return Json(told, 200, {"Location": f"/v1/jobs/{told['id']}", "Idempotent-Replayed": "true"})
 
 
 def refusal(examined: Examined) -> Problem:
     return SpecInvalid(count(examined.faults), examined.faults)
+
+
+# Each is one transaction: an outage between the move and the look at it would answer 503 to a move that was made.
+
+
+def _submit(connection: Connection, /, lease_s: float, **new: Any) -> tuple[dict[str, Any], bool]:
+    job, created = jobs.submit(connection, **new)
+    return _view(connection, job, lease_s), created
+
+
+def _move(
+    connection: Connection, /, move: Callable[..., Job], lease_s: float, job_id: str, **how: Any
+) -> dict[str, Any]:
+    return _view(connection, move(connection, job_id, **how), lease_s)
+
+
+def _known(
+    connection: Connection, project: str, idempotency_key: str, digest: str, lease_s: float
+) -> dict[str, Any] | None:
+    job = jobs.sent_before(connection, project, idempotency_key, digest)
+    return None if job is None else _view(connection, job, lease_s)
 
 
 def _view(connection: Connection, job: Job, lease_s: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from api.schemas import JobView, Page
 from store import checkpoints, lifecycle, workers
+from store.errors import DatabaseUnavailable
 from tests.api.conftest import SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +53,30 @@ async def test_a_replay_is_answered_though_what_the_spec_names_is_gone(service: 
     assert (await service.http.delete("/v1/datasets/passing")).status_code == 204
     again = await service.http.post("/v1/jobs", json=body, headers=headers)
     assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+
+
+async def test_a_move_that_was_made_is_told_though_the_database_goes_away_right_after(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes away for who only looks, so that nothing but the move's own transaction can tell of it."""
+
+    async def away(*asked: object, **how: object) -> None:
+        raise DatabaseUnavailable("the server went away")
+
+    async def once(*asked: Any, **how: Any) -> Any:
+        told = await write(*asked, **how)
+        monkeypatch.setattr(service.db, "read", away)
+        return told
+
+    write = service.db.write
+    monkeypatch.setattr(service.db, "write", once)
+    sent = await service.http.post("/v1/jobs", json=SUPERVISED)
+    assert (sent.status_code, sent.json()["queue_position"]) == (201, 1)
+    job = f"/v1/jobs/{sent.json()['id']}"
+    told = [await service.http.post(f"{job}/{verb}") for verb in ("pause", "resume", "cancel", "retry")]
+    assert [answer.status_code for answer in told] == [200, 200, 200, 200]
+    assert [answer.json()["status"] for answer in told] == ["paused", "queued", "cancelled", "queued"]
+    assert [answer.json()["queue_position"] for answer in told] == [None, 1, None, 1]
 
 
 async def test_the_same_key_with_another_body_is_refused(service: Service) -> None:
