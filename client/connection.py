@@ -10,10 +10,10 @@ import httpx
 
 from client.errors import ApiError, UnexpectedAnswer, Unreachable
 
-BUSY = (429, 503)
-"""Answers that promise that nothing was changed."""
-GATEWAY = (502, 504)
-"""Answers of a proxy that leave open what was done behind it."""
+BUSY = 429
+"""The answer that promises that nothing was changed."""
+LEFT_OPEN = (502, 503, 504)
+"""Answers that leave open what was done: behind a proxy, or by a commit whose own answer was lost."""
 SAFE_VERBS = ("GET", "HEAD", "DELETE")
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 LONGEST_PAUSE_S = 10.0
@@ -63,7 +63,7 @@ class Connection:
                 continue
             if answer.is_success:
                 return answer
-            if last or not (answer.status_code in BUSY or (again and answer.status_code in GATEWAY)):
+            if last or not (answer.status_code == BUSY or (again and answer.status_code in LEFT_OPEN)):
                 raise ApiError.of(answer)
             self.pause(tried, answer.headers.get("retry-after", ""))
         raise AssertionError("the last try either returns or raises")

@@ -80,7 +80,7 @@ def _send(connection: Connection, state: Upload, chunk: bytes, idle: int) -> Upl
         )
         return sent
     except ApiError as refused:
-        if refused.code not in ("offset_conflict", "upload_busy") or idle >= BREAKS:
+        if not (refused.passes or refused.code in ("offset_conflict", "upload_busy")) or idle >= BREAKS:
             raise
     except Unreachable:
         if idle >= BREAKS:

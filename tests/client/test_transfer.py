@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from client.errors import Damaged, Unreachable, Unusable
-from tests.client.fake import Files
+from tests.client.fake import Files, problem
 
 CONTENT = bytes(range(256)) * 40
 
@@ -109,6 +109,14 @@ def test_an_upload_goes_in_parts_and_comes_back_as_a_blob(tmp_path: Path):
 def test_a_broken_part_goes_on_where_the_server_stands(tmp_path: Path):
     files = Files(breaks=[10, 0, 300])
     files.fake().client().upload(sample(tmp_path), chunk_bytes=4096)
+    assert files.taken == CONTENT
+
+
+def test_a_part_that_meets_an_outage_goes_on_where_the_server_stands(tmp_path: Path):
+    files = Files()
+    fake = files.fake()
+    fake.routes["PATCH /v1/uploads/up_1"] = [problem(503, "unavailable"), files.append]
+    fake.client().upload(sample(tmp_path), chunk_bytes=4096)
     assert files.taken == CONTENT
 
 
