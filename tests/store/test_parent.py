@@ -1,0 +1,39 @@
+"""What must end with its parent does, also where the parent had no time to end it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.worker.processes import until
+
+CHILD = "import os, sys, time; from store.parent import end_with_parent; end_with_parent(int(sys.argv[1])); "
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_a_child_ends_with_its_killed_parent():
+    waits = f"{CHILD}print(os.getpid(), flush=True); time.sleep(60)"
+    parent = (
+        "import os, subprocess, sys; "
+        f"subprocess.run([sys.executable, '-c', {waits!r}, str(os.getpid())], start_new_session=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+    until(lambda: not is_there(child), "the child to end")
+
+
+def test_a_child_whose_parent_ended_before_it_asked_is_killed_too():
+    nobody = "1" if os.getpid() != 1 else "2"
+    child = [sys.executable, "-c", f"{CHILD}print('goes on')", nobody]
+    ended = subprocess.run(child, cwd=REPOSITORY, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"")
+
+
+def is_there(pid: int) -> bool:
+    """A zombie has ended: it only waits to be counted."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
