@@ -71,7 +71,7 @@ def _quota(path: Path) -> int | None:
         quota, period = path.read_text().split()
     except (OSError, ValueError):
         return None
-    return None if quota == "max" else round(int(quota) / int(period))
+    return None if quota == "max" else max(1, round(int(quota) / int(period)))
 
 
 def _gpus(environment: Mapping[str, str]) -> list[str]:

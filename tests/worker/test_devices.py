@@ -83,7 +83,10 @@ def test_the_engine_is_told_no_secrets(tmp_path: Path):
     assert (Path(told["PYTHONPATH"].split(os.pathsep)[0]) / "kdcore").is_dir()
 
 
-@pytest.mark.parametrize(("content", "quota"), [("max 100000", None), ("150000 100000", 2), ("garbage", None)])
+@pytest.mark.parametrize(
+    ("content", "quota"),
+    [("max 100000", None), ("150000 100000", 2), ("40000 100000", 1), ("garbage", None)],
+)
 def test_a_containers_quota_counts(tmp_path: Path, content: str, quota: int | None):
     (tmp_path / "cpu.max").write_text(content)
     assert devices._quota(tmp_path / "cpu.max") == quota
