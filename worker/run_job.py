@@ -136,14 +136,14 @@ class Attempt:
     # ── publish and finish ──
 
     def _settle(self, ending: Ending | None, supervision: Supervision) -> None:
-        """Say how it ended. A wish is granted whatever the end; but who was done already is done."""
+        """Say how it ended. A wish is granted whatever the end; but who was done, and has told all, is done."""
         why = supervision.why
         if self.heart.lost.is_set():
             raise LeaseLost(self.claim.job.id, self.claim.fence)
-        if ending is not None and ending.how == "done":
-            self._publish(ending, supervision.artifacts)
-        elif why == "broken":
+        if self.ledger.error is not None:
             self._fail(Internal(f"what the engine said could not be written: {self.ledger.error}").as_dict())
+        elif ending is not None and ending.how == "done":
+            self._publish(ending, supervision.artifacts)
         elif why == "deadline":
             self._fail(DeadlineExceeded("the job took longer than it was allowed to").as_dict())
         elif why == "cancel":

@@ -1,7 +1,6 @@
 """The engine while it runs: its lines go to the table, wishes go to it, and a deaf one is killed."""
 
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from sqlalchemy import Connection
 from kdcore.errors import StorageFull
 from kdcore.order import Order
 from store import checkpoints, events, lifecycle, metrics
+from store.contact import boottime
 from store.errors import BlobMismatch
 from store.failpoints import failpoint
 from store.lifecycle import Claim
@@ -103,12 +103,12 @@ class Supervision:
             child.session.kill()
         if self.why is None and (why := self._reason_to_stop()):
             self.why = why
-            self._kill_at = time.monotonic() + self._desk.settings.stop_grace_s
+            self._kill_at = boottime() + self._desk.settings.stop_grace_s
             log.info("job %s: stopping the engine (%s)", self._claim.job.id, why)
             child.session.ask_to_stop()
         elif self.why == "pause" and self._heart.wish == "cancel":
             self.why = "cancel"
-        if child.is_overdue or (self._kill_at is not None and time.monotonic() > self._kill_at):
+        if child.is_overdue or (self._kill_at is not None and boottime() > self._kill_at):
             child.session.kill()
 
     def _reason_to_stop(self) -> Why | None:
@@ -120,7 +120,7 @@ class Supervision:
             return "pause"
         if self._desk.drain.asked:
             return "drain"
-        return "deadline" if time.monotonic() > self._ends_at else None
+        return "deadline" if boottime() > self._ends_at else None
 
     def _take(self, line: Line) -> None:
         """One line of the engine. A line that lacks what its event promises is no reason to stop a training."""
@@ -165,7 +165,7 @@ class Supervision:
         except FileNotFoundError:
             # The engine keeps the last two; it was faster than we were, and newer ones follow.
             return
-        except (BlobMismatch, StorageFull) as error:
+        except (BlobMismatch, StorageFull, OSError) as error:
             self._warn("checkpoint_not_kept", f"the checkpoint of step {step} was not kept: {error}")
             return
         failpoint("checkpoint.stored")
@@ -203,4 +203,4 @@ def _ends_at(claim: Claim, desk: Desk) -> float:
     job = claim.job
     if job.deadline_at is None or job.lease_until is None:
         return float("inf")
-    return time.monotonic() + job.deadline_at - (job.lease_until - desk.settings.lease_s)
+    return boottime() + job.deadline_at - (job.lease_until - desk.settings.lease_s)

@@ -1,5 +1,7 @@
 """One attempt, in this process, with a real store and a real child: what becomes of the job in each case."""
 
+import errno
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +157,46 @@ def test_the_last_words_are_in_the_feed(table: Table, start_worker: Start):
     seen = next(event.data for event in table.events(job_id) if event.type == "warning")
     assert (seen["code"], seen["how"], seen["exit_code"]) == ("engine_ended", "crashed", 3)
     assert seen["log"] == ["the fake engine starts"]
+
+
+def test_a_job_whose_last_lines_cannot_be_written_is_not_done(
+    table: Table, start_worker: Start, monkeypatch: pytest.MonkeyPatch
+):
+    """The engine is done; the curve's last point is not in."""
+    record, refused = metrics.record, []
+
+    def refuse_once(*place: Any, step: int, **more: Any) -> None:
+        if step == 4 and not refused:
+            refused.append(step)
+            raise ValueError("a driver's own opinion")
+        record(*place, step=step, **more)
+
+    monkeypatch.setattr(metrics, "record", refuse_once)
+    job_id = table.submit(steps=4, step_s=0)
+    start_worker()
+    table.assert_trained(job_id, 4)
+    assert [attempt.how for attempt in table.attempts(job_id)] == ["failed", "succeeded"]
+    error = next(event.data["error"] for event in table.events(job_id) if "error" in event.data)
+    assert error["message"] == "what the engine said could not be written: a driver's own opinion"
+    with table.database.connect() as connection:
+        curve = metrics.series(connection, job_id)["student"]["train/loss"]
+    assert [step for step, _ in curve] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_the_disk_refuses_costs_a_warning(
+    table: Table, start_worker: Start, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    worker = start_worker()
+    monkeypatch.setattr(worker.desk.files, "put_checkpoint", refuse)
+    job_id = table.submit(max_attempts=1, steps=4, checkpoint_every=2)
+    table.assert_trained(job_id, 4)
+    warnings = [event.data for event in table.events(job_id) if event.type == "warning"]
+    assert [(told["code"], "Input/output error" in told["message"]) for told in warnings] == [
+        ("checkpoint_not_kept", True)
+    ] * 2
 
 
 def test_a_final_error_is_not_tried_again(table: Table, start_worker: Start):
