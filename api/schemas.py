@@ -103,7 +103,7 @@ def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
         "status": job.status,
         "phase": job.phase,
         "wish": job.wish,
-        "lawful": lawful(job.status),
+        "lawful": lawful(job.status, job.wish),
         "method": job.method,
         "progress": job.progress,
         "queue_position": waiting.position if waiting else None,

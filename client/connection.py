@@ -61,7 +61,7 @@ class Connection:
                     raise Unreachable(self.base_url, error) from error
                 self.pause(tried)
                 continue
-            if answer.is_success:
+            if answer.is_success or (tried and _gone(answer)):
                 return answer
             if last or not (answer.status_code == BUSY or (again and answer.status_code in LEFT_OPEN)):
                 raise ApiError.of(answer)
@@ -89,6 +89,11 @@ class Connection:
         """Longer each time, or as long as the server asks for."""
         asked = float(retry_after) if retry_after.isdigit() and self.pause_s else 0.0
         time.sleep(min(max(asked, self.pause_s * 2**tried), LONGEST_PAUSE_S))
+
+
+def _gone(answer: httpx.Response) -> bool:
+    """What a repeated DELETE finds where the answer to the first was lost."""
+    return answer.request.method == "DELETE" and answer.status_code == httpx.codes.NOT_FOUND
 
 
 def _version() -> str:

@@ -26,9 +26,10 @@ class NotFound(StoreError):
 
 
 class NotLawful(StoreError):
-    def __init__(self, status: str, verb: str, lawful: list[str]) -> None:
+    def __init__(self, status: str, wish: str | None, verb: str, lawful: list[str]) -> None:
+        stands = status if wish is None else f"{status}, and was asked to {wish},"
         super().__init__(
-            f"a job that is {status} cannot be asked to {verb}; lawful now: {', '.join(lawful) or 'nothing'}"
+            f"a job that is {stands} cannot be asked to {verb}; lawful now: {', '.join(lawful) or 'nothing'}"
         )
         self.status, self.verb, self.lawful = status, verb, lawful
 

@@ -30,6 +30,9 @@ __all__ = [
     "submit",
 ]
 
+_LED_BY = {"cancelled": "cancel", "paused": "pause"}
+"""What a client asked for, by the status that it ends in."""
+
 # Built once: to build it costs more than to run it, and nothing is asked for as often.
 _BY_ID = select(*JOB).where(jobs.c.id == bindparam("job_id"))
 
@@ -131,7 +134,7 @@ def by_status(connection: Connection, project: str | None = None) -> dict[str, i
 
 
 def cancel(connection: Connection, job_id: str, project: str | None = None) -> Job:
-    """A waiting job is cancelled at once; a running one is asked, and asking twice is asking once."""
+    """A waiting job is cancelled at once; a running one is asked. Asking twice is asking once, and answers the job."""
     waits = jobs.c.status.in_(("queued", "paused"))
     unasked = and_(jobs.c.status == "running", func.coalesce(jobs.c.wish, "") != "cancel")
     job = change(
@@ -149,7 +152,10 @@ def cancel(connection: Connection, job_id: str, project: str | None = None) -> J
 
 
 def pause(connection: Connection, job_id: str, project: str | None = None) -> Job:
-    """A queued job is paused at once; a running one is asked to save its state first. A wish to cancel outweighs it."""
+    """A queued job is paused at once; a running one is asked to save its state first. A wish to cancel outweighs it.
+
+    Asking twice is asking once, and answers the job.
+    """
     waits = jobs.c.status == "queued"
     unasked = and_(jobs.c.status == "running", jobs.c.wish.is_(None))
     job = change(
@@ -206,12 +212,16 @@ def _is(job_id: str, project: str | None) -> ColumnElement[bool]:
 
 
 def _asked_already(connection: Connection, job_id: str, project: str | None, verb: str) -> Job:
+    """The job, where it has been asked so or has done so: the first answer may have been lost."""
     job = get(connection, job_id, project)
-    if job.wish == verb:
+    if verb in (job.wish, _LED_BY.get(job.status)):
         return job
-    raise NotLawful(job.status, verb, lawful(job.status))
+    raise _refusal(job, verb)
 
 
 def _not_lawful(connection: Connection, job_id: str, project: str | None, verb: str) -> NotLawful:
-    status = get(connection, job_id, project).status
-    return NotLawful(status, verb, lawful(status))
+    return _refusal(get(connection, job_id, project), verb)
+
+
+def _refusal(job: Job, verb: str) -> NotLawful:
+    return NotLawful(job.status, job.wish, verb, lawful(job.status, job.wish))

@@ -45,8 +45,9 @@ _TOO_LATE = DeadlineExceeded(
 LET_GO: dict[str, Any] = {"owner": None, "lease_until": None, "wish": None, "phase": None}
 
 
-def lawful(status: str) -> list[str]:
-    return list(LEGAL[status])
+def lawful(status: str, wish: str | None) -> list[str]:
+    """A wish to cancel outweighs one to pause."""
+    return [verb for verb in LEGAL[status] if not (wish == "cancel" and verb == "pause")]
 
 
 @dataclass(frozen=True)

@@ -161,11 +161,20 @@ async def test_a_failed_job_says_why(service: Service) -> None:
     assert JobView.model_validate(job, strict=True)
 
 
-async def test_cancelling_a_queued_job_is_done_at_once_and_twice_is_told(service: Service) -> None:
+async def test_cancelling_a_queued_job_is_done_at_once_and_twice_is_once(service: Service) -> None:
     job_id = await service.submit()
-    assert (await service.http.post(f"/v1/jobs/{job_id}/cancel")).json()["status"] == "cancelled"
-    told = problem(await service.http.post(f"/v1/jobs/{job_id}/cancel"), 409, "not_lawful")
-    assert told["lawful"] == ["retry", "delete"]
+    first, again = [await service.http.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
+    assert (first.json()["status"], first.json()["lawful"]) == ("cancelled", ["retry", "delete"])
+    assert (again.status_code, again.json()) == (200, first.json())
+
+
+async def test_what_is_to_be_cancelled_cannot_be_paused(service: Service) -> None:
+    job_id = await service.submit()
+    await service.claim(job_id)
+    job = (await service.http.post(f"/v1/jobs/{job_id}/cancel")).json()
+    assert job["lawful"] == ["cancel"]
+    told = problem(await service.http.post(f"/v1/jobs/{job_id}/pause"), 409, "not_lawful")
+    assert told["lawful"] == ["cancel"]
 
 
 async def test_cancelling_a_running_job_is_a_wish_and_twice_is_once(service: Service) -> None:

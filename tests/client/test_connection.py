@@ -47,6 +47,17 @@ def test_a_move_that_was_surely_not_made_is_tried_again(never_made: object):
     assert connect(fake).json("POST", "/x") == {"good": True}
 
 
+def test_what_is_gone_when_it_is_deleted_again_was_deleted_by_the_request_whose_answer_was_lost():
+    fake = Fake({"DELETE /x": [httpx.ReadError("cut"), problem(404, "not_found")]})
+    connect(fake).ask("DELETE", "/x")
+    assert len(fake.requests) == 2
+
+
+def test_what_never_was_cannot_be_deleted():
+    with pytest.raises(ApiError, match="not found"):
+        connect(Fake({"DELETE /x": problem(404, "not_found")})).ask("DELETE", "/x")
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_one_that_is_busy_is_given_the_time_that_it_asks_for(status: int, monkeypatch: pytest.MonkeyPatch):
     slept: list[float] = []

@@ -87,12 +87,12 @@ class Model:
         life = self.lives.get(job_id)
         if life is None:
             return NOT_FOUND
-        if life.status in ENDED:
+        if life.status in ("succeeded", "failed"):
             return NOT_LAWFUL
-        if life.status != "running":
+        if life.status in ("queued", "paused"):
             life.fence += 1
             life.leave("cancelled", "cancelled")
-        elif life.wish != "cancel":
+        elif life.status == "running" and life.wish != "cancel":
             life.wish = "cancel"
             life.feed.append("cancel_requested")
         return life.status
@@ -101,11 +101,11 @@ class Model:
         life = self.lives.get(job_id)
         if life is None:
             return NOT_FOUND
-        if life.status not in ("queued", "running") or life.wish == "cancel":
+        if life.status in ENDED or life.wish == "cancel":
             return NOT_LAWFUL
         if life.status == "queued":
             life.leave("paused", "paused")
-        elif life.wish is None:
+        elif life.status == "running" and life.wish is None:
             life.wish = "pause"
             life.feed.append("pause_requested")
         return life.status

@@ -4,8 +4,11 @@ from store import errors
 
 SAID = {
     errors.NotFound("job", "job_1"): "there is no job 'job_1'",
-    errors.NotLawful("failed", "pause", ["retry", "delete"]): (
+    errors.NotLawful("failed", None, "pause", ["retry", "delete"]): (
         "a job that is failed cannot be asked to pause; lawful now: retry, delete"
+    ),
+    errors.NotLawful("running", "cancel", "pause", ["cancel"]): (
+        "a job that is running, and was asked to cancel, cannot be asked to pause; lawful now: cancel"
     ),
     errors.NameTaken("model", "resnet56"): "there is a model named 'resnet56' already",
     errors.OffsetConflict("up_1", 0, 5): "upload up_1 goes on at byte 5, not at 0",
