@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -23,6 +22,8 @@ from pydantic import ValidationError
 
 from api.bell import Bell
 from api.main import create_app
+from kdcore.errors import StorageFull
+from kdcore.files import write_text
 from store.database import migrate
 from store.settings import Settings
 from worker.service import Worker
@@ -59,14 +60,14 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
         )
         url = _url(listener)
         server = _Server(config, ready=lambda: (ready or _say)(url), leaving=worker.drain)
-        worker.start()
-        try:
-            with _signals_only_end_serving():
+        with _signals_only_end_serving(server):
+            worker.start()
+            try:
                 server.run(sockets=[listener])
-            log.info("stopping: trainings save their state")
-        finally:
-            bell.close()
-            worker.stop()
+                log.info("stopping: trainings save their state")
+            finally:
+                bell.close()
+                worker.stop()
 
 
 class _Server(uvicorn.Server):
@@ -81,9 +82,10 @@ class _Server(uvicorn.Server):
         if self.started:
             self._ready()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Not where the signal is handled: to ask takes locks, which the interrupted code may hold.
         self._leaving()
-        super().handle_exit(sig, frame)
+        await super().shutdown(sockets)
 
 
 @contextmanager
@@ -116,10 +118,14 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _signals_only_end_serving() -> Iterator[None]:
-    """uvicorn sends itself the signal again when it has stopped; the default would end us before the drain."""
+def _signals_only_end_serving(server: uvicorn.Server) -> Iterator[None]:
+    """Until the drain is over: a second signal does not hurry it, nor the first, which uvicorn sends itself again."""
+
+    def leave(*_: object) -> None:
+        server.should_exit = True
+
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda *_: None) for kind in kinds]
+    before = [signal.signal(kind, leave) for kind in kinds]
     try:
         yield
     finally:
@@ -134,13 +140,6 @@ def _url(listener: socket.socket) -> str:
 
 def _say(url: str) -> None:
     print(f"Distillery is at {url}  (Ctrl-C stops it; jobs go on when it is started again)", flush=True)
-
-
-def _write_whole(path: Path, url: str) -> None:
-    """For whoever waits for the file: it is there with all it says, or not there."""
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    half.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-    half.replace(path)
 
 
 def main() -> int:
@@ -158,11 +157,11 @@ def main() -> int:
     def ready(url: str) -> None:
         _say(url)
         if ready_file:
-            _write_whole(ready_file, url)
+            write_text(ready_file, json.dumps({"url": url, "pid": os.getpid()}))
 
     try:
         run(_settings(given), ready)
-    except (HomeTaken, OSError) as error:
+    except (HomeTaken, StorageFull, OSError) as error:
         return _refuse(str(error))
     except ValidationError as error:
         return _refuse("\n".join(str(fault["msg"]) for fault in error.errors()))

@@ -76,6 +76,24 @@ def test_asked_to_stop_it_hands_its_job_back(tmp_path: Path, number: signal.Sign
         table.database.dispose()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_again_while_a_training_saves_its_state_it_still_hands_it_back(tmp_path: Path, number: signal.Signals):
+    with serving(tmp_path) as (server, url):
+        table = Table(Settings(home=tmp_path / "home"))
+        job_id = table.submit(steps=100, step_s=2, checkpoint_every=1)
+        asked(f"{url}/v1/jobs", SPEC)
+        table.until_checkpoint(job_id)
+        server.send_signal(number)
+        # It stops after its step, which lasts: the second signal comes in between.
+        until(lambda: "trainings save their state" in (tmp_path / "log").read_text(), "the answers to be over")
+        server.send_signal(number)
+        assert server.wait(30) == 0
+        job = table.job(job_id)
+        assert (job.status, job.attempts) == ("queued", 0)
+        table.assert_nothing_left()
+        table.database.dispose()
+
+
 def test_killed_and_started_again_it_goes_on_at_once(tmp_path: Path):
     """The lease would last for forty minutes: that the old worker is dead is known from its lock."""
     with serving(tmp_path) as (_, url):
