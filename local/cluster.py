@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdcore.errors import StorageFull
 from kdcore.files import write_text
 from local.servers import (
     AS_NOBODY,
@@ -250,7 +251,7 @@ def main() -> int:
         run(given.workers, given.home, given.port, given.ready_file)
     except Stop:
         _say("stopped")
-    except (Died, ServerFailed, OSError) as error:
+    except (Died, ServerFailed, StorageFull, OSError) as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
     return 0
