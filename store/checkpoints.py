@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, not_, or_, select, update
 
 from store import tables
 from store.clock import database_now
@@ -75,8 +75,13 @@ def expire(connection: Connection, job_id: str, retain_s: float) -> None:
 
 
 def discard(connection: Connection, job_id: str, fence: int, broken: Checkpoint, reason: str) -> None:
-    """Forget one whose bytes are not what its row says, and tell the client that an earlier one is used."""
-    job = change(connection, mine(job_id, fence))
+    """Forget one whose bytes are not what its row says, and tell the client that an earlier one is used.
+
+    The job goes on from what is left, and what gets further than that is progress.
+    """
+    others = and_(tables.checkpoints.c.job_id == job_id, not_(_is(broken)))
+    furthest = select(func.max(tables.checkpoints.c.step)).where(others).scalar_subquery()
+    job = change(connection, mine(job_id, fence), checkpoint_step=furthest, claimed_step=furthest)
     if job is None:
         raise LeaseLost(job_id, fence)
     _forget(connection, broken)
@@ -84,9 +89,12 @@ def discard(connection: Connection, job_id: str, fence: int, broken: Checkpoint,
 
 
 def _forget(connection: Connection, checkpoint: Checkpoint) -> None:
-    rows = tables.checkpoints
-    same = (rows.c.job_id == checkpoint.job_id, rows.c.fence == checkpoint.fence, rows.c.step == checkpoint.step)
-    connection.execute(delete(rows).where(*same))
+    connection.execute(delete(tables.checkpoints).where(_is(checkpoint)))
+
+
+def _is(checkpoint: Checkpoint) -> ColumnElement[bool]:
+    rows = tables.checkpoints.c
+    return and_(rows.job_id == checkpoint.job_id, rows.fence == checkpoint.fence, rows.step == checkpoint.step)
 
 
 def _done_with(retain_s: float) -> ColumnElement[bool]:

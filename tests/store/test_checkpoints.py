@@ -1,7 +1,10 @@
 from typing import Any
 
+import pytest
+
 from store import checkpoints, events, jobs, lifecycle
 from store.database import Database
+from store.errors import LeaseLost
 from tests.store.scene import SHA256, claimed, feed, lapse, now, running
 
 
@@ -51,6 +54,46 @@ def test_a_broken_one_is_discarded_and_the_feed_says_so(database: Database):
         assert checkpoints.newest(connection, job_id) == [whole]
         told = events.after(connection, job_id, 4, 10)[0]
     assert (told.type, told.data["code"], told.data["step"]) == ("warning", "checkpoint_skipped", 20)
+
+
+def test_what_gets_further_than_what_a_broken_one_left_is_progress(database: Database):
+    """Checkpoints of steps 20 and 100, the far one broken. Killed at 40, 60 and 80, a job of one attempt goes on."""
+    job_id = running(database, max_attempts=1).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 20, 100)
+    for fence, discarded, reached in ((2, 100, 40), (3, None, 60), (4, None, 80)):
+        lapse(database, job_id)
+        claim = claimed(database, rescue=True)
+        if discarded is not None:
+            with database.begin() as connection:
+                checkpoints.discard(connection, job_id, fence, claim.checkpoints[0], "it is cut short")
+            assert now(database, job_id).checkpoint_step == 20
+        with database.begin() as connection:
+            recorded(connection, job_id, fence, reached)
+        assert now(database, job_id).checkpoint_step == reached
+    lapse(database, job_id)
+    assert claimed(database, rescue=True).attempt == 1
+
+
+def test_without_any_left_a_job_stands_at_its_beginning(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 10)
+        checkpoints.discard(connection, job_id, 1, checkpoints.newest(connection, job_id)[0], "it is cut short")
+    assert now(database, job_id).checkpoint_step is None
+
+
+def test_who_has_lost_the_job_discards_nothing(database: Database):
+    job_id = running(database).job.id
+    with database.begin() as connection:
+        recorded(connection, job_id, 1, 10)
+    lapse(database, job_id)
+    broken = claimed(database, rescue=True).checkpoints[0]
+    with pytest.raises(LeaseLost), database.begin() as connection:
+        checkpoints.discard(connection, job_id, 1, broken, "it is cut short")
+    with database.connect() as connection:
+        assert checkpoints.newest(connection, job_id) == [broken]
+    assert now(database, job_id).checkpoint_step == 10
 
 
 def test_a_collection_that_forgets_them_leaves_no_gap_in_the_feed(database: Database):
