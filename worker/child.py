@@ -7,7 +7,6 @@ outlives both.
 import json
 import logging
 import os
-import select
 import signal
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Literal, Self
 
 from kdcore.order import Order, give
 from store.contact import boottime
-from worker.session import ANSWERS_IN_S, Session
+from worker.session import ANSWERS_IN_S, Session, readable
 
 log = logging.getLogger("distillery.child")
 
@@ -100,10 +99,10 @@ class Child:
             # What the engine left behind could keep the pipe open for ever.
             self.session.kill_rest()
             timeout_s = ENDING_S
-        readable, _, _ = select.select([self._events], [], [], timeout_s)
-        chunk = os.read(self._events, 1 << 20) if readable else b""
+        heard = readable(self._events, timeout_s)
+        chunk = os.read(self._events, 1 << 20) if heard else b""
         self.began = self.began or bool(chunk)
-        if readable and not chunk and not ended:
+        if heard and not chunk and not ended:
             time.sleep(ENDS_SOON_S)
         return self._split(chunk), bool(chunk) or not ended
 

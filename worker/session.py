@@ -72,7 +72,7 @@ class Session:
     @property
     def is_ready(self) -> bool:
         """Whether the engine has imported all, and waits for its order."""
-        return bool(select.select([self.channel], [], [], 0)[0]) and not self.has_ended()
+        return readable(self.channel.fileno(), timeout_s=0) and not self.has_ended()
 
     def tick(self, deadline: float) -> None:
         """Let it go on until `deadline`. A full pipe means that the guard has plenty to read already."""
@@ -119,6 +119,13 @@ class Session:
         self._early.close()
         self.channel.close()
         os.close(self._ticks)
+
+
+def readable(descriptor: int, timeout_s: float) -> bool:
+    """Whether there is something to read, or an end to be seen. `select` knows no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def _kill_group(pid: int) -> None:

@@ -2,9 +2,10 @@
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,25 @@ def test_a_good_run(tmp_path: Path):
     assert ending.last_line["report"]["student"] == {"accuracy": 0.5}
     assert ending.log_tail == ["the fake engine starts"]
     none_left(child.session.pid)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Open already, so that every further descriptor has a number above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    with ExitStack() as stack:
+        for _ in range(1024):
+            stack.enter_context(Path(os.devnull).open())
+        yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_good_run_of_a_worker_with_many_open_files(tmp_path: Path):
+    with started(tmp_path, steps=3) as child:
+        assert heard(child)[-1]["event"] == "done"
+        assert child.ending().how == "done"
 
 
 @pytest.mark.parametrize(
