@@ -1,5 +1,6 @@
 """The heartbeat of one attempt: proof to the table that its worker lives, and to the guard that it may go on."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -11,6 +12,8 @@ from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.desk import AWAY, Desk
 from worker.session import Session
+
+log = logging.getLogger("distillery.heart")
 
 SAFE_PART = 0.8
 """The guard's deadline as part of a lease: the old training is dead before anybody else may claim."""
@@ -62,7 +65,10 @@ class Heart:
     def _run(self) -> None:
         beat: _Beat | None = None
         while not self._stop.wait(self._desk.settings.heartbeat_s) and not self.lost.is_set():
-            beat = beat or _Beat(self._claim, self._desk)
+            beat = beat or self._begin_beat()
+            if beat is None:
+                self._go_on_unproven()
+                continue
             # One that hangs counts as a table out of reach, and is waited for again next time.
             beat.join(self._lease_s / 4)
             if not beat.is_alive():
@@ -72,6 +78,14 @@ class Heart:
                 return
             else:
                 self._go_on_unproven()
+
+    def _begin_beat(self) -> "_Beat | None":
+        """None: this process may have no further thread for the moment, which is no proof of life."""
+        try:
+            return _Beat(self._claim, self._desk)
+        except RuntimeError as error:
+            log.warning("job %s: no heartbeat can be sent: %s", self._claim.job.id, error)
+            return None
 
     def _take(self, beat: "_Beat") -> None:
         if beat.refused:

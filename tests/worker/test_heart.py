@@ -1,12 +1,16 @@
 """What a heart tells the guard while the table hangs, and when it is back."""
 
 import time
+from typing import Any
+
+import pytest
 
 from store import lifecycle
 from store.contact import boottime
 from store.settings import Settings
 from tests.worker.processes import until
 from tests.worker.table import OPTIONS, Table
+from worker import heart as hearts
 from worker.desk import Desk
 from worker.heart import SAFE_PART, Heart, _Beat
 
@@ -57,4 +61,30 @@ def test_a_late_answer_stretches_no_deadline(short_lease: Settings, table: Table
     beat.join()
     assert beat.reached
     assert beat.deadline < let_go + SAFE_PART * short_lease.lease_s
+    desk.close()
+
+
+def test_a_beat_that_cannot_be_started_proves_nothing_and_the_next_one_does(
+    short_lease: Settings, table: Table, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """No room for another thread, twice."""
+    table.submit()
+    desk = Desk(short_lease, OPTIONS, ring=lambda: None)
+    with desk.begin() as (connection, _):
+        claim = lifecycle.claim(connection, desk.owner, short_lease.lease_s, rescue=False)
+    assert claim is not None
+    begun: list[None] = []
+
+    def begin(*arguments: Any) -> _Beat:
+        begun.append(None)
+        if len(begun) < 3:
+            raise RuntimeError("can't start new thread")
+        return _Beat(*arguments)
+
+    monkeypatch.setattr(hearts, "_Beat", begin)
+    proofs: list[int] = []
+    with Heart(claim, desk, boottime(), lambda: proofs.append(len(begun))):
+        until(lambda: proofs, "a beat to come through")
+    assert proofs[0] == 3
+    assert caplog.text.count("no heartbeat can be sent: can't start new thread") == 2
     desk.close()
