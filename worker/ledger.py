@@ -41,6 +41,7 @@ class Ledger:
         self._more = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"ledger-{claim.job.id}", daemon=True)
+        self.told_progress = False
         self.error: BaseException | None = None
         """What made further writing senseless, apart from a lost lease."""
 
@@ -60,6 +61,7 @@ class Ledger:
         """Only the latest is of interest."""
         with self._lock:
             self._progress = progress
+        self.told_progress = True
         self._more.set()
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from worker import scratch
 from worker.child import Ending
 from worker.desk import Desk
 from worker.engines import Engines
+from worker.health import Sign
 from worker.heart import Heart
 from worker.ledger import GivenUp, Ledger
 from worker.supervision import Announced, Supervision, Why
@@ -38,24 +39,28 @@ BLOB = "blob:sha256:"
 CODES = {error.code for error in EngineError.__subclasses__()}
 
 
-def run_job(claim: Claim, desk: Desk, engines: Engines, claimed_at: float, proven: Callable[[], None]) -> None:
+def run_job(claim: Claim, desk: Desk, engines: Engines, claimed_at: float, proven: Callable[[], None]) -> Sign:
     """Bring a claimed job to an end, or back to the queue. Raises nothing: what goes wrong is the job's own story.
 
+    Returns what it shows of the slot.
     `claimed_at`: the time (`boottime`) just before the claim. `proven`: told of every heartbeat that got through.
     """
     job = claim.job
     log.info("job %s: attempt %d begins (fence %d, %s)", job.id, claim.attempt, claim.fence, engines.device.name)
-    with Heart(claim, desk, claimed_at, proven) as heart, Ledger(claim, desk, heart.lost) as ledger:
-        attempt = Attempt(claim, desk, engines, heart, ledger)
-        try:
+    try:
+        with Heart(claim, desk, claimed_at, proven) as heart, Ledger(claim, desk, heart.lost) as ledger:
+            attempt = Attempt(claim, desk, engines, heart, ledger)
             attempt.run()
-        except LeaseLost:
-            log.warning("job %s: fence %d is stale, another attempt owns the job", job.id, claim.fence)
-        except GivenUp:
-            log.warning("job %s: left unfinished, the table was out of reach until the end", job.id)
-        except Exception as error:
-            # Last resort, so that a slot outlives any job: the lease lapses, and the attempt counts.
-            log.exception("job %s: the attempt could not be brought to an end: %s", job.id, error)
+            return attempt.sign
+    except LeaseLost:
+        log.warning("job %s: fence %d is stale, another attempt owns the job", job.id, claim.fence)
+    except GivenUp:
+        log.warning("job %s: left unfinished, the table was out of reach until the end", job.id)
+    except Exception as error:
+        # Last resort, so that a slot outlives any job: the lease lapses, and the attempt counts.
+        log.exception("job %s: the attempt could not be brought to an end: %s", job.id, error)
+        return "sick"
+    return "none"
 
 
 @dataclass
@@ -65,6 +70,14 @@ class Attempt:
     engines: Engines
     heart: Heart
     ledger: Ledger
+    failed: bool = False
+    """In a way that another attempt may not."""
+
+    @property
+    def sign(self) -> Sign:
+        if self.ledger.told_progress:
+            return "sound"
+        return "sick" if self.failed else "none"
 
     def run(self) -> None:
         try:
@@ -174,7 +187,8 @@ class Attempt:
         if error["code"] == StorageFull.code:
             self._postpone(error)
             return
-        retry_in_s = self._back_off_s() if error["retryable"] else None
+        self.failed = bool(error["retryable"])
+        retry_in_s = self._back_off_s() if self.failed else None
         log.warning("job %s: %s: %s", self.claim.job.id, error["code"], error["message"])
         self.ledger.close()
         if ending is not None:

@@ -50,7 +50,7 @@ class Worker:
 
     def is_idle(self) -> bool:
         """Whether a ring would find somebody here with nothing to do."""
-        return any(slot.job is None for slot in self.slots)
+        return any(slot.is_free for slot in self.slots)
 
     def start(self) -> None:
         """Begin to work as soon as the database is there. Returns at once."""

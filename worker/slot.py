@@ -13,6 +13,7 @@ from store.lifecycle import Claim
 from worker.desk import AWAY, Desk
 from worker.devices import Device
 from worker.engines import Engines
+from worker.health import Health
 from worker.run_job import run_job
 
 log = logging.getLogger("distillery.slot")
@@ -29,6 +30,8 @@ class Slot:
         self._thread = threading.Thread(target=self._run, name=f"slot-{device.name}", daemon=True)
         self._short_of_room = False
         self._proven_at = boottime()
+        self._health = Health(device.name, desk.settings.look_s)
+        self._resting = False
         self.job: str | None = None
         self.looked = False
 
@@ -45,17 +48,24 @@ class Slot:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a ring would find it with nothing to do."""
+        return self.job is None and not self._resting
+
     def told(self) -> dict[str, Any]:
         """What the table is told of this slot: fields of `store.workers.Device`.
 
         It proves that it consumes by a look, or while it has a job by a heartbeat; without either for a lease it is
-        stuck.
+        stuck. So it is while it rests, because jobs fail here before they begin.
         """
         job, seen_s = self.job, boottime() - self._proven_at
         if seen_s > self._desk.settings.lease_s:
             state = "stuck"
         elif job is not None:
             state = "busy"
+        elif self._resting:
+            state = "stuck"
         else:
             state = "no_room" if self._short_of_room else "idle"
         return {"name": self.device.name, "job": job, "state": state, "seen_s": round(seen_s, 3)}
@@ -67,12 +77,30 @@ class Slot:
         while not self._desk.drain.asked:
             # Before the look: a ring that comes during it says that there may be more than was seen.
             self._rung.clear()
-            self.engines.keep_one()
-            worked = self._work()
+            worked = self._try_to_work()
             self.looked = True
-            if not worked:
+            if worked:
+                self._rest(self._health.pause_s)
+            else:
                 self._rung.wait(self._desk.settings.look_s * random.uniform(1 - JITTER, 1))  # noqa: S311
         self.engines.let_go()
+
+    def _try_to_work(self) -> bool:
+        try:
+            self.engines.keep_one()
+            return self._work()
+        except Exception:
+            # A slot must outlive whatever its host lacks (threads, descriptors, an engine): it may have it again later.
+            log.exception("%s: no job can be done", self.device.name)
+            return False
+
+    def _rest(self, pause_s: float) -> None:
+        """No bell ends it: others are to come first."""
+        if pause_s:
+            self.engines.let_go()
+            self._resting = True
+            self._desk.drain.wait(pause_s)
+            self._resting = False
 
     def _work(self) -> bool:
         """Do one job, if there is one."""
@@ -82,7 +110,8 @@ class Slot:
             return False
         self.job = claim.job.id
         try:
-            run_job(claim, self._desk, self.engines, claimed_at, self._prove)
+            sign = run_job(claim, self._desk, self.engines, claimed_at, self._prove)
+            self._health.note(claim.job.id, sign)
         finally:
             self.job = None
         return True

@@ -1,8 +1,10 @@
 """A slot proves that it consumes, says why it does not, and outlives whatever its disk does to it."""
 
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -12,9 +14,11 @@ from store.settings import Settings
 from tests.store.disks import with_disks
 from tests.worker.conftest import CPU
 from tests.worker.processes import until
-from tests.worker.table import OPTIONS, Table
+from tests.worker.table import ENDED, OPTIONS, Table
 from worker import slot as slots
 from worker.desk import Desk
+from worker.engines import Engines
+from worker.ledger import Ledger
 from worker.service import Worker
 from worker.slot import Slot
 
@@ -119,3 +123,48 @@ def test_a_read_only_home_is_named_and_survived(tmp_path: Path):
     finally:
         desk.close()
         subprocess.run(["umount", str(home)], check=True)
+
+
+def test_a_slot_on_which_all_jobs_fail_rests_and_leaves_them_to_others(
+    settings: Settings, table: Table, start_worker: Start
+):
+    """Its engine ends at once, whatever the job."""
+    ids = [table.submit(max_attempts=1, steps=2) for _ in range(3)]
+    broken = OPTIONS.model_copy(update={"engine": ("false",)})
+    sick = Worker(settings.model_copy(update={"look_s": 60}), broken, listens=False, devices=[CPU])
+    sick.start()
+    assert [table.until(job_id, *ENDED).status for job_id in ids[:2]] == ["failed"] * 2
+    until(lambda: sick.slots[0].told()["state"] == "stuck", "the slot to rest")
+    assert not sick.is_idle()
+    sick.ring()
+    start_worker()
+    table.assert_trained(ids[2], 2)
+    assert sick.stop()
+
+
+def test_jobs_that_fail_once_they_have_begun_show_a_sound_slot(table: Table, start_worker: Start):
+    ids = [table.submit(max_attempts=1, at={"1": "exit_three"}) for _ in range(3)]
+    worker = start_worker()
+    assert [table.until(job_id, *ENDED).status for job_id in ids] == ["failed"] * 3
+    assert worker.slots[0]._health.pause_s == 0
+
+
+@pytest.mark.parametrize("place", [Engines, Ledger], ids=["before the claim", "after it"])
+def test_a_slot_outlives_a_host_that_has_no_thread_left(
+    short_lease: Settings, table: Table, start_worker: Start, monkeypatch: pytest.MonkeyPatch, place: type
+):
+    """Once. The lease of an attempt whose lines nobody could write lapses."""
+    name = "keep_one" if place is Engines else "__enter__"
+    before, refused = getattr(place, name), threading.Event()
+
+    def refuse_once(self: Any) -> Any:
+        if not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        return before(self)
+
+    monkeypatch.setattr(place, name, refuse_once)
+    job_id = table.submit(steps=2)
+    start_worker(short_lease)
+    table.assert_trained(job_id, 2)
+    assert refused.is_set()
