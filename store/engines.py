@@ -18,16 +18,27 @@ BUSY_S = 10
 CONNECT_S = 5
 ANSWER_S = 12
 """So long a coroutine waits for Postgres in all, whatever it waits for: longer than a statement may take there."""
-POSTGRES_LIMITS = {
-    # A vanished client must not keep a row lock that SKIP LOCKED then skips for ever.
-    "statement_timeout": "10s",
-    "lock_timeout": "5s",
-    "idle_in_transaction_session_timeout": "10s",
+# A vanished client must not keep a row lock that SKIP LOCKED then skips for ever, nor a vanished server its client.
+SERVER_KEEPALIVES = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
+    # Milliseconds. None of the above is sent while what was said before is not acknowledged.
+    "tcp_user_timeout": "10000",
 }
-CLIENT_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+CLIENT_KEEPALIVES = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+POSTGRES_LIMITS = {
+    "statement_timeout": "10s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "10s",
+    **SERVER_KEEPALIVES,
+}
 
 SQLITE_FULL, POSTGRES_FULL = 13, "53100"
 SQLITE_AWAY = {5, 6, 8, 10, 14}
@@ -70,15 +81,20 @@ def sqlite_engine(url: URL, begin: str, *pragmas: str) -> Engine:
 
 def postgres_engine(url: URL) -> Engine:
     """For threads."""
-    options = " ".join(f"-c {name}={value}" for name, value in POSTGRES_LIMITS.items())
     return create_engine(
         url.set(drivername="postgresql+psycopg"),
-        connect_args={"connect_timeout": CONNECT_S, "options": options, **CLIENT_KEEPALIVES},
+        connect_args=psycopg_arguments(POSTGRES_LIMITS),
         pool_size=10,
         pool_timeout=CONNECT_S,
         pool_pre_ping=True,
         **JSON_CODEC,
     )
+
+
+def psycopg_arguments(settings: dict[str, str]) -> dict[str, Any]:
+    """For a connection that both ends give up when the other vanishes; `settings` are the server's."""
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    return {"connect_timeout": CONNECT_S, "options": options, **CLIENT_KEEPALIVES}
 
 
 def postgres_async_engine(url: URL) -> AsyncEngine:

@@ -11,7 +11,7 @@ from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from store.blobs import make_folder
-from store.engines import CONNECT_S, sqlite_engine, told_plainly
+from store.engines import SERVER_KEEPALIVES, psycopg_arguments, sqlite_engine, told_plainly
 
 SCRIPTS = Path(__file__).parents[1] / "migrations"
 ADVISORY_LOCK = 7_310_577
@@ -52,7 +52,8 @@ def _alone_on_sqlite(url: URL) -> Iterator[Connection]:
 @contextmanager
 def _alone_on_postgres(url: URL) -> Iterator[Connection]:
     driver = url.set(drivername="postgresql+psycopg")
-    engine = create_engine(driver, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_S})
+    # No limit of time: a revision takes as long as it takes, and who waits for its turn waits for that.
+    engine = create_engine(driver, poolclass=NullPool, connect_args=psycopg_arguments(SERVER_KEEPALIVES))
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         yield connection

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 
@@ -14,6 +14,7 @@ from store import engines, jobs
 from store.database import Database
 from store.engines import told_plainly
 from store.errors import DatabaseUnavailable
+from store.migrate import _alone_on_postgres
 from tests.store.scene import submitted
 
 
@@ -71,6 +72,42 @@ def test_a_statement_that_takes_too_long_is_ended(postgres_database_url: str, mo
     with pytest.raises(DatabaseUnavailable, match="statement timeout"), database.connect() as connection:
         connection.execute(text("SELECT pg_sleep(5)"))
     database.dispose()
+
+
+KEPT_ALIVE = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+
+
+def served(connection: Connection) -> dict[str, str]:
+    """What the server keeps to on its side of this connection."""
+    return {name: str(connection.scalar(text(f"SHOW {name}"))) for name in KEPT_ALIVE}
+
+
+async def last_read(database: Database, look: Callable[[Connection], dict[str, str]]) -> dict[str, str]:
+    try:
+        return await database.read(look)
+    finally:
+        await database.close()
+
+
+def test_both_ends_give_up_when_the_other_vanishes(postgres_database_url: str):
+    """Keepalives are not sent while data is unacknowledged: then it is the user timeout that ends the wait."""
+    database = Database(postgres_database_url)
+    with database.connect() as connection:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        with socket.fromfd(raw.fileno(), socket.AF_INET, socket.SOCK_STREAM) as ours:
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+        assert served(connection) == KEPT_ALIVE
+    assert asyncio.run(last_read(database, served)) == KEPT_ALIVE
+    with _alone_on_postgres(make_url(postgres_database_url)) as connection:
+        assert served(connection) == KEPT_ALIVE
+        assert connection.scalar(text("SHOW statement_timeout")) == "0", "a revision takes as long as it takes"
 
 
 def test_a_server_that_only_reads_is_a_database_that_is_away(postgres_database_url: str):
