@@ -7,6 +7,7 @@ hosts' locks prove nothing (not every shared file system passes them on), and ar
 """
 
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import holders
+
+log = logging.getLogger("distillery.scratch")
 
 FOREIGN_AFTER_S = 30 * 86_400
 HOST = socket.gethostname()
@@ -59,8 +62,7 @@ def scratch_folder(parent: Path, job_id: str, fence: int) -> Iterator[Scratch]:
         folder.mkdir()
         yield Scratch(folder, descriptor)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.unlink(missing_ok=True)
+        _remove_with(lock, folder)
         os.close(descriptor)
 
 
@@ -109,17 +111,26 @@ def _remove_foreign(parent: Path) -> None:
 
 
 def _remove(lock: Path) -> bool:
-    """Remove a lock that is free, and its folder; whether it was there and free."""
-    with suppress(FileNotFoundError, BlockingIOError), lock.open("rb") as file:
+    """Remove a lock that is free, and its folder; whether both are gone."""
+    # For writing, although nothing is written: NFS locks nothing that is open for reading only.
+    with suppress(FileNotFoundError, BlockingIOError), lock.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-        lock.unlink()
-        return True
+        return _remove_with(lock, lock.with_suffix(""))
     return False
 
 
+def _remove_with(lock: Path, folder: Path) -> bool:
+    """The folder, and then its lock; that stays beside a folder that stays, for a later sweep to find both."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        log.warning("%s cannot be removed as yet", folder)
+        return False
+    lock.unlink(missing_ok=True)
+    return True
+
+
 def _is_held(lock: Path) -> bool:
-    with suppress(FileNotFoundError), lock.open("rb") as file:
+    with suppress(FileNotFoundError), lock.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -132,9 +143,13 @@ def _hold(lock: Path) -> int:
     unnamed = lock.with_suffix(UNNAMED)
     while True:
         descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Gone, where a sweep was in between: then once more.
-        with suppress(FileNotFoundError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             unnamed.rename(lock)
+        except BaseException as error:
+            os.close(descriptor)
+            # Gone, where a sweep was in between: then once more.
+            if not isinstance(error, FileNotFoundError):
+                raise
+        else:
             return descriptor
-        os.close(descriptor)

@@ -1,15 +1,18 @@
 """Scratch folders: gone after use, after an exception, and after a kill, which is then known."""
 
+import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -75,10 +78,54 @@ def test_no_sweep_finds_a_lock_free_while_it_is_made(tmp_path: Path, monkeypatch
             swept[0] = sweep(tmp_path)
         fcntl.flock(descriptor, operation)
 
-    monkeypatch.setattr(scratch, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": sweep_first}))
+    with_flock(monkeypatch, sweep_first)
     with scratch_folder(tmp_path, "job_1", 1):
         assert swept == [[]]
         assert [lock.job_id for lock in held(tmp_path)] == ["job_1"]
+
+
+def with_flock(monkeypatch: pytest.MonkeyPatch, flock: Callable[[Any, int], None]) -> None:
+    monkeypatch.setattr(scratch, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": flock}))
+
+
+def test_no_file_is_locked_that_is_open_for_reading_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """NFS turns that away."""
+
+    def as_on_nfs(file: Any, operation: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fcntl.flock(file, operation)
+
+    with_flock(monkeypatch, as_on_nfs)
+    (tmp_path / f"job_dead.7.{scratch.HOST}.lock").touch()
+    with scratch_folder(tmp_path, "job_1", 1):
+        assert [lock.job_id for lock in held(tmp_path)] == ["job_1"]
+        assert [lock.job_id for lock in sweep(tmp_path)] == ["job_dead"]
+
+
+def test_a_folder_that_cannot_be_removed_keeps_its_lock_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as refused:
+        refused.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with scratch_folder(tmp_path, "job_1", 1) as own:
+            pass
+        assert sweep(tmp_path) == []
+        assert own.folder.exists()
+    assert [lock.job_id for lock in sweep(tmp_path)] == ["job_1"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_cannot_be_had_is_told_and_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patched:
+        with_flock(patched, refuse)
+        with pytest.raises(OSError, match="No locks available"), scratch_folder(tmp_path, "job_1", 1):
+            pass
+    open_here = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [path for path in open_here if path.startswith(str(tmp_path))]
+    assert sweep(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 @contextmanager
