@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import shutil
 import threading
 from typing import Any
 
@@ -160,12 +161,14 @@ class Slot:
         desk, floor = self._desk, self._desk.settings.min_free_bytes
         try:
             desk.scratch.mkdir(parents=True, exist_ok=True)
-            free = desk.files.free_bytes()
+            # They may lie on two disks: one for the files, and one where a job works and SQLite may be.
+            free = {desk.files.folder: desk.files.free_bytes(), desk.scratch: shutil.disk_usage(desk.scratch).free}
         except OSError as error:
             return f"{error.filename} cannot be used: {error.strerror}"
         for folder in (desk.scratch, desk.files.folder):
             if not os.access(folder, os.W_OK):
                 return f"{folder} cannot be written: it is read-only, or another user's"
-        if free < floor:
-            return f"{free // 10**6} MB are free, {floor // 10**6} MB are needed (DISTILLERY_MIN_FREE_BYTES)"
+            if free[folder] < floor:
+                there, needed = f"{free[folder] // 10**6} MB are free for {folder}", f"{floor // 10**6} MB are needed"
+                return f"{there}, {needed} (DISTILLERY_MIN_FREE_BYTES)"
         return None

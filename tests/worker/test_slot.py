@@ -108,6 +108,22 @@ def test_a_home_that_is_a_file_is_named_and_survived(
 
 
 @with_disks
+@pytest.mark.parametrize("small", ["home", "files"])
+def test_of_two_disks_each_must_have_room(tmp_path: Path, small: str):
+    """One of 64 MB, for a floor of 100 MB."""
+    (tmp_path / small).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "distillery", str(tmp_path / small)], check=True)
+    settings = Settings(home=tmp_path / "home", files=tmp_path / "files", min_free_bytes=100 * 10**6)
+    desk = Desk(settings, OPTIONS, ring=lambda: None)
+    try:
+        fault = Slot(desk, CPU)._want_of_room() or ""
+        assert fault.startswith("67 MB are free for ") and f" {tmp_path / small}" in fault
+    finally:
+        desk.close()
+        subprocess.run(["umount", str(tmp_path / small)], check=True)
+
+
+@with_disks
 def test_a_read_only_home_is_named_and_survived(tmp_path: Path):
     home = tmp_path / "home"
     home.mkdir()
