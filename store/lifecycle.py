@@ -196,7 +196,8 @@ def finish_failed(
             return True
     job = change(connection, mine(job_id, fence), **_ended("failed"), error=error)
     if job is None:
-        return _stands(connection, job_id, fence, ("failed",) if retry_in_s is None else ("failed", "queued", "paused"))
+        tried_again = () if retry_in_s is None else ("queued", "paused", "cancelled")
+        return _stands(connection, job_id, fence, ("failed", *tried_again))
     attempts.close(connection, job, "failed")
     tell(connection, job, "failed", error=error)
     return True

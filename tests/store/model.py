@@ -229,7 +229,7 @@ class Model:
     def fail(self, job_id: str, fence: int, wait: float | None) -> bool:
         life = self.mine(job_id, fence)
         if life is None:
-            return self.stands(job_id, fence, "failed", *(() if wait is None else ("queued", "paused")))
+            return self.stands(job_id, fence, "failed", *(() if wait is None else ("queued", "paused", "cancelled")))
         life.error = FAILED
         status = "failed"
         if wait is not None and life.has_attempts:

@@ -125,6 +125,18 @@ def test_an_end_whose_answer_was_lost_may_be_told_again(database: Database, end:
     assert feed(database, claim.job.id) == told
 
 
+@pytest.mark.parametrize(("wish", "granted"), [(jobs.cancel, "cancelled"), (jobs.pause, "paused")])
+def test_a_wish_that_an_attempts_failure_granted_is_told_again(
+    database: Database, wish: Callable[..., Any], granted: str
+):
+    claim = running(database)
+    with database.begin() as connection:
+        wish(connection, claim.job.id)
+        assert lifecycle.finish_failed(connection, claim.job.id, claim.fence, ERROR, 0)
+        assert lifecycle.finish_failed(connection, claim.job.id, claim.fence, ERROR, 0)
+    assert feed(database, claim.job.id)[-2:] == [f"{wish.__name__}_requested", granted]
+
+
 def test_another_end_than_the_one_that_stands_is_refused(database: Database):
     claim = running(database)
     with database.begin() as connection:
