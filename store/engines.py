@@ -41,11 +41,11 @@ POSTGRES_LIMITS = {
 }
 
 SQLITE_FULL, POSTGRES_FULL = 13, "53100"
-SQLITE_AWAY = {5, 6, 8, 10, 14}
-"""Busy, locked, read-only, input/output error, cannot open."""
-POSTGRES_AWAY = ("08", "25006", "40", "53", "55", "57")
-"""Classes: connection, serialization and deadlock, resources, not in the needed state (lock timeout), intervention; and
-of one class a single state: the server takes no writes, as one that stands by."""
+SQLITE_AWAY = {5, 6, 8, 10, 14, 15}
+"""Busy, locked, read-only, input/output error, cannot open, lost a race for the locks of the log."""
+POSTGRES_AWAY = ("08", "25006", "40", "53", "55", "57", "58")
+"""Classes: connection, serialization and deadlock, resources, not in the needed state (lock timeout), intervention,
+input/output error; and of one class a single state: the server takes no writes, as one that stands by."""
 
 
 def _as_json(value: Any) -> str:

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -118,6 +119,12 @@ def test_a_server_that_only_reads_is_a_database_that_is_away(postgres_database_u
     database.dispose()
 
 
+def postgres_says(state: str, message: str) -> OperationalError:
+    error = psycopg.OperationalError(message)
+    error.sqlstate = state
+    return OperationalError("INSERT", {}, error)
+
+
 def sqlite_says(code: int, message: str) -> OperationalError:
     error = sqlite3.OperationalError(message)
     error.sqlite_errorcode = code
@@ -131,7 +138,10 @@ def sqlite_says(code: int, message: str) -> OperationalError:
         (sqlite_says(5, "database is locked"), DatabaseUnavailable),
         (sqlite_says(8, "attempt to write a readonly database"), DatabaseUnavailable),
         (sqlite_says(0x10A, "disk I/O error"), DatabaseUnavailable),
+        (sqlite_says(15, "locking protocol"), DatabaseUnavailable),
         (sqlite_says(1, "no such table: jobs"), OperationalError),
+        (postgres_says("58030", "could not read block 3"), DatabaseUnavailable),
+        (postgres_says("42P01", "relation jobs does not exist"), OperationalError),
         (PoolExhausted(), DatabaseUnavailable),
         (KeyError("ours"), KeyError),
         (FileNotFoundError("a file of the caller"), FileNotFoundError),
