@@ -73,11 +73,12 @@ class Database:
 
     def dispose(self) -> None:
         """Close what threads used. After `read` or `write` on Postgres, `await close()` instead."""
+        # First: the writes that it has yet to do would open again what is closed here.
+        if "_writer_thread" in self.__dict__:
+            self.__dict__.pop("_writer_thread").shutdown()
         for name in ("_readers", "_writers"):
             if name in self.__dict__:
                 self.__dict__.pop(name).dispose()
-        if "_writer_thread" in self.__dict__:
-            self.__dict__.pop("_writer_thread").shutdown()
 
     async def close(self) -> None:
         if "_asynchronous" in self.__dict__:

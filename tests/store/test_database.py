@@ -14,6 +14,7 @@ from store import jobs
 from store.database import Database
 from store.errors import DatabaseUnavailable, NotFound
 from tests.store.scene import SHA256, submitted
+from tests.worker.processes import until
 
 T = TypeVar("T")
 
@@ -166,6 +167,29 @@ def test_disposing_twice_is_disposing_once(database: Database):
     database.dispose()
     database.dispose()
     assert partial(submitted, database)().status == "queued"
+
+
+def test_what_still_waits_to_be_written_is_written_before_the_connections_go(sqlite_database_url: str):
+    """A write that holds the writer, one behind it, and then the end: nothing is opened again behind its back."""
+    database = Database(sqlite_database_url)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        begun.set()
+        go_on.wait()
+
+    async def story() -> dict[str, int]:
+        held = asyncio.ensure_future(database.write(hold))
+        behind = asyncio.ensure_future(database.write(jobs.by_status))
+        await asyncio.to_thread(begun.wait)
+        closing = asyncio.ensure_future(asyncio.to_thread(database.dispose))
+        await asyncio.to_thread(until, lambda: "_writer_thread" not in database.__dict__, "the end to begin")
+        go_on.set()
+        await asyncio.gather(held, closing)
+        return await behind
+
+    assert asyncio.run(story()) == {}
+    assert "_writers" not in database.__dict__
 
 
 def test_a_write_behind_others_that_wait_is_told_so_in_time(
