@@ -58,6 +58,16 @@ def old_entry(desk: Desk, name: str) -> Path:
     return folder
 
 
+def test_a_cache_that_cannot_be_trimmed_stops_no_collection(desk: Desk, table: Table, caplog: pytest.LogCaptureFixture):
+    old_entry(desk, "half.partial")
+    desk.cache.joinpath("half.lock").mkdir()
+    collected_before(table)
+    blob = old_blob(table)
+    assert Collection(desk).once()["to_trash"]["count"] == 1
+    assert not blob.exists()
+    assert "the cache could not be trimmed" in caplog.text
+
+
 def test_a_worker_collects_by_itself_after_its_jobs(table: Table, often: Settings, start_worker: Callable[..., Worker]):
     collected_before(table)
     start_worker(often)
