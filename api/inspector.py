@@ -1,7 +1,8 @@
 """A file from outside is opened by a child process, never by the server: what it may hold is the child's problem.
 
 The child is `python -m kdcore inspect …`: in a session of its own, with few environment variables, a scratch folder,
-bounds on time, memory and disk, and two of them at a time. It answers one JSON object: the facts, or what is wrong.
+bounds on time, memory and disk, and two of them at a time. It ends with the server, however that ends. It answers one
+JSON object: the facts, or what is wrong.
 """
 
 import asyncio
@@ -9,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from api.scratch import scratch_folder
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.programs import ProgramFacts
 
@@ -54,7 +55,11 @@ class _Verdict(BaseModel):
 class Inspector:
     """Asks the engine what a file is."""
 
-    def __init__(self, command: Sequence[str] = ENGINE, timeout_s: float = TIMEOUT_S, places: int = PLACES) -> None:
+    def __init__(
+        self, scratch: Path, command: Sequence[str] = ENGINE, timeout_s: float = TIMEOUT_S, places: int = PLACES
+    ) -> None:
+        """`scratch` is where each child gets a folder of its own."""
+        self._scratch = scratch
         self._command = tuple(command)
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(places)
@@ -89,13 +94,13 @@ class Inspector:
 
     async def _ask(self, *arguments: str) -> dict[str, Any] | Refused:
         async with self._places:
-            with tempfile.TemporaryDirectory(prefix="inspect-") as scratch:
+            with scratch_folder(self._scratch) as scratch:
                 return await self._run(arguments, scratch)
 
-    async def _run(self, arguments: Sequence[str], scratch: str) -> dict[str, Any] | Refused:
+    async def _run(self, arguments: Sequence[str], scratch: Path) -> dict[str, Any] | Refused:
         bounds = (str(round(self._timeout_s * 2)), str(MEMORY_BYTES), str(FILE_BYTES))
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "api.limits", *bounds, *self._command, "inspect", *arguments,
+            sys.executable, "-m", "api.limits", str(os.getpid()), *bounds, *self._command, "inspect", *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -160,6 +165,6 @@ def _facts(kind: type[F], answer: dict[str, Any]) -> F | Refused:
         return Refused("internal", "looking at the file gave an answer that the service cannot read", final=False)
 
 
-def _environment(scratch: str) -> dict[str, str]:
+def _environment(scratch: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return {**kept, "HOME": scratch, "TMPDIR": scratch, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return {**kept, "HOME": str(scratch), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

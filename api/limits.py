@@ -1,14 +1,19 @@
-"""Run a command within bounds: `python -m api.limits CPU_S MEMORY_BYTES FILE_BYTES COMMAND...`. Standard library only.
+"""Run a command within bounds: `python -m api.limits PARENT CPU_S MEMORY_BYTES FILE_BYTES COMMAND...`.
 
-A process of its own between us and the command, because setting limits after fork in a threaded server is not safe.
+PARENT is the server's process id: the command ends with it. A process of its own between us and the command, because
+setting limits after fork in a threaded server is not safe; it needs the standard library only, and starts quickly.
 """
 
 import os
 import resource
 import sys
 
+from store.parent import end_with_parent
 
-def main(cpu_s: str, memory_bytes: str, file_bytes: str, *command: str) -> None:
+
+def main(parent: str, cpu_s: str, memory_bytes: str, file_bytes: str, *command: str) -> None:
+    # Inspections are started by the event loop, whose thread is the server's first.
+    end_with_parent(int(parent))
     for limit, value in (
         (resource.RLIMIT_CPU, int(cpu_s)),
         (resource.RLIMIT_DATA, int(memory_bytes)),

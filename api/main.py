@@ -30,6 +30,7 @@ from api.routes import (
     uploads,
     workers,
 )
+from api.scratch import sweep
 from api.sweep import Sweep
 from store.blobs import BlobStore
 from store.database import Database
@@ -59,11 +60,13 @@ def create_app(settings: Settings, ring: Callable[[], None], inspector: Inspecto
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.database_url)
         files = BlobStore(settings.files)
+        inspecting = settings.home / "inspect"
+        sweep(inspecting)
         app.state.settings = settings
         app.state.ring = ring
         app.state.database = database
         app.state.files = files
-        app.state.inspections = Inspections(database, files, inspector or Inspector())
+        app.state.inspections = Inspections(database, files, inspector or Inspector(inspecting))
         sweeping = asyncio.create_task(Sweep(database, settings, ring).run())
         try:
             yield

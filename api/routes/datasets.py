@@ -10,7 +10,7 @@ from api.auth import Who
 from api.database import Db
 from api.inspections import Seen
 from api.inspector import Refused
-from api.problems import NameTaken, NotFound, Unusable, responses
+from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.routes.models import refused
 from api.schemas import DatasetView, NewDataset, Page, dataset_view
 from kdcore.catalog import DATASETS, named_facts
@@ -19,7 +19,9 @@ from store import datasets, errors
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
-@router.post("", status_code=201, response_model=DatasetView, responses=responses(NotFound, NameTaken, Unusable))
+@router.post(
+    "", status_code=201, response_model=DatasetView, responses=responses(NotFound, NameTaken, Unusable, StorageFull)
+)
 async def register(asked: NewDataset, who: Who, db: Db, seen: Seen) -> Response:
     """Register an uploaded data set: `.npz` arrays, or an archive with one folder of pictures a class.
 

@@ -10,7 +10,7 @@ from api.auth import Who
 from api.database import Db
 from api.inspections import Seen
 from api.inspector import Refused
-from api.problems import NameTaken, NotFound, Unusable, responses
+from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.schemas import ModelView, NewModel, Page, PreprocessingView, model_view
 from kdcore.catalog import ModelFacts, UnknownName, architecture
 from kdcore.errors import Fault
@@ -19,7 +19,9 @@ from store import models
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.post("", status_code=201, response_model=ModelView, responses=responses(NotFound, NameTaken, Unusable))
+@router.post(
+    "", status_code=201, response_model=ModelView, responses=responses(NotFound, NameTaken, Unusable, StorageFull)
+)
 async def register(asked: NewModel, who: Who, db: Db, seen: Seen) -> Response:
     """Register an uploaded checkpoint as a teacher.
 

@@ -42,7 +42,7 @@ class ToldInspector(Inspector):
     """Answers what it was told, by the digest that a blob's file is named after, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Path("never used"))
         self.answers: dict[str, ModelFacts | DatasetFacts | Refused] = {}
         self.shapes: dict[str, list[int]] = {}
         """Of what taps give, by path; maps of four channels are what is not told."""

@@ -1,6 +1,7 @@
 """What was seen once is not looked at again, but for verdicts about us."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ class TapInspector(Inspector):
     """Gives the same answer to every question, and counts them."""
 
     def __init__(self, answer: TapFacts | Refused) -> None:
-        super().__init__()
+        super().__init__(Path("never used"))
         self.answer = answer
         self.asked: list[tuple[str, Sequence[str], tuple[int, int]]] = []
 

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def child(tmp_path: Path, *lines: str) -> Inspector:
     """An inspector whose engine is a script of these lines."""
     script = tmp_path / "engine.py"
     script.write_text("import json, os, sys, time\n" + "\n".join(lines))
-    return Inspector([sys.executable, str(script)], timeout_s=10)
+    return Inspector(tmp_path / "inspect", [sys.executable, str(script)], timeout_s=10)
 
 
 async def test_facts_of_a_model_are_read_from_the_last_line(tmp_path: Path) -> None:
@@ -103,7 +102,7 @@ async def test_the_child_sees_little_of_our_environment(tmp_path: Path, monkeypa
     environment = json.loads(told.read_text())
     assert "DISTILLERY_ADMIN_KEY_HASH" not in environment
     assert environment["HOME"] != os.environ.get("HOME")
-    assert environment["TMPDIR"].startswith(tempfile.gettempdir())
+    assert Path(environment["TMPDIR"]).parent == tmp_path / "inspect"
 
 
 async def test_the_child_cannot_write_without_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +123,7 @@ async def test_the_real_engine_reads_a_real_data_set(tmp_path: Path) -> None:
     pixels = np.arange(26 * 64, dtype=np.uint8).reshape(26, 8, 8)
     labels = np.arange(26) % 2
     np.savez(path, x_train=pixels[:20], y_train=labels[:20], x_test=pixels[20:], y_test=labels[20:])
-    seen = await Inspector().dataset(path, None)
+    seen = await Inspector(tmp_path / "inspect").dataset(path, None)
     assert isinstance(seen, DatasetFacts), seen
     assert (seen.num_classes, seen.channels, seen.train, seen.test) == (2, 1, 20, 6)
 
@@ -143,14 +142,14 @@ async def test_a_program_is_asked_for_by_its_path(tmp_path: Path) -> None:
     assert told.read_text() == f"inspect program {tmp_path / 'x.pt2'}"
 
 
-async def test_the_real_engine_reads_taps() -> None:
-    seen = await Inspector().taps("convnet4", 10, 1, (8, 8), ["layer2", "fc@in"])
+async def test_the_real_engine_reads_taps(tmp_path: Path) -> None:
+    seen = await Inspector(tmp_path / "inspect").taps("convnet4", 10, 1, (8, 8), ["layer2", "fc@in"])
     assert seen == TapFacts(shapes={"layer2": [8, 4, 4], "fc@in": [8]})
 
 
 async def test_the_real_engine_refuses_a_file_that_is_no_data_set(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     path.write_bytes(b"not a zip")
-    seen = await Inspector().dataset(path, None)
+    seen = await Inspector(tmp_path / "inspect").dataset(path, None)
     assert isinstance(seen, Refused)
     assert seen.code == "dataset_unreadable"
