@@ -7,7 +7,7 @@ reach is done again by whoever takes the job next, from the last checkpoint.
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,17 +111,28 @@ class Attempt:
 
     def _prepare(self, folder: Path) -> list[str]:
         """The engine's arguments, with inputs by digest and the newest checkpoint whose bytes are what they were."""
+        digests = sorted(set(_digests(self.claim.job.resolved_spec)))
+        self._assert_mounted("blobs", digests)
+        self._assert_mounted("checkpoints", self.claim.checkpoints)
         spec = folder / "spec.json"
         spec.write_text(json.dumps(self.claim.job.resolved_spec))
         out = folder / "out"
         out.mkdir()
         self.desk.cache.mkdir(parents=True, exist_ok=True)
         arguments = [str(spec), "--out", str(out), "--cache", str(self.desk.cache)]
-        for digest in sorted(set(_digests(self.claim.job.resolved_spec))):
+        for digest in digests:
             arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
         if resume := self._newest_whole():
             arguments += ["--resume", str(resume)]
         return arguments
+
+    def _assert_mounted(self, kind: str, needed: Sequence[object]) -> None:
+        """Where nothing is of the kind that a job needs, nothing is lost: its disk is away, and will be back."""
+        if needed and not (self.desk.files.folder / kind).is_dir():
+            raise StorageFull(
+                f"the file store at {self.desk.files.folder} has no folder {kind}: is it mounted?",
+                "mount it, then the job goes on",
+            )
 
     def _input(self, digest: str) -> Path:
         path = self.desk.files.path(digest)

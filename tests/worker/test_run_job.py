@@ -302,6 +302,30 @@ def test_a_damaged_checkpoint_is_skipped_by_name(table: Table, start_worker: Sta
     assert f"goes on after step {before.step}\n" in log.read_text()
 
 
+@pytest.mark.parametrize("kind", ["blobs", "checkpoints"])
+def test_a_file_store_that_is_not_mounted_is_waited_for(table: Table, start_worker: Start, kind: str):
+    """Neither an attempt nor a checkpoint is lost with it."""
+    blob = table.files.put_stream([b"a teacher"])
+    fake = {"teacher": f"blob:sha256:{blob.sha256}"} if kind == "blobs" else {}
+    job_id = table.submit(max_attempts=1, steps=LONG, step_s=0.02, checkpoint_every=2, **fake)
+    first = start_worker()
+    table.until_checkpoint(job_id)
+    first.stop()
+    step = table.job(job_id).checkpoint_step
+    mounted, away = table.files.folder / kind, table.files.folder / "away"
+    mounted.rename(away)
+    start_worker()
+    until(lambda: table.types(job_id).count("released") >= 2, "the job to be postponed")
+    (*_, told) = [event.data for event in table.events(job_id) if event.type == "released"]
+    assert told["reason"] == "storage_full"
+    assert told["error"]["message"] == f"the file store at {table.files.folder} has no folder {kind}: is it mounted?"
+    away.rename(mounted)
+    table.assert_trained(job_id, LONG)
+    assert "warning" not in table.types(job_id), "no checkpoint was given up"
+    resumed = table.attempts(job_id)[-1]
+    assert (resumed.attempt, resumed.first_step) == (1, step)
+
+
 def test_inputs_are_given_by_digest(table: Table, start_worker: Start):
     blob = table.files.put_stream([b"a teacher"])
     job_id = table.submit(steps=2, teacher=f"blob:sha256:{blob.sha256}")
@@ -312,6 +336,7 @@ def test_inputs_are_given_by_digest(table: Table, start_worker: Start):
 @pytest.mark.parametrize(("content", "words"), [(None, "not in the file store"), (b"rotten", "damaged")])
 def test_an_input_that_is_not_itself_is_named(table: Table, start_worker: Start, content: bytes | None, words: str):
     digest = "ab" * 32
+    table.files.put_stream([b"another input"])
     if content is not None:
         path = table.files.path(digest)
         path.parent.mkdir(parents=True)
