@@ -27,14 +27,7 @@ from typing import Any
 
 from kdcore.errors import StorageFull
 from kdcore.files import write_text
-from local.servers import (
-    AS_NOBODY,
-    Server,
-    ServerFailed,
-    free_port,
-    prepared_postgres,
-    prepared_valkey,
-)
+from local.servers import AS_NOBODY, Server, ServerFailed, free_port, prepared_postgres, prepared_valkey
 from store.parent import end_with_parent
 
 REPOSITORY = Path(__file__).parents[1]
