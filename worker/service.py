@@ -21,6 +21,9 @@ WAIT_S = 1.0
 MARGIN_S = 5.0
 """After the grace period: to write down that the job was handed back."""
 
+LEAVES_IN_S = 5.0
+"""How long a table that hangs may hold up each of those that have nothing to hand back."""
+
 
 class Worker:
     """`start`, then `drain` and `stop`. With `listens` it hears the bell; without, it looks by itself only."""
@@ -69,16 +72,19 @@ class Worker:
     def stop(self) -> bool:
         """Drain and wait for the end. False when a slot had to be left behind: its guard ends the training."""
         self.drain()
-        self._starter.join()
+        self._starter.join(LEAVES_IN_S)
         late = [slot for slot in self.slots if not slot.join(self.desk.settings.stop_grace_s + MARGIN_S)]
         for slot in late:
             log.error("slot %s did not leave in time with job %s", slot.device.name, slot.job)
         if self._listener:
             self._listener.stop()
-        self._sweep.stop()
-        self._collection.stop()
-        if self._began:
-            leave(self.desk)
+        for name, ended in (
+            ("the sweep", self._sweep.stop(LEAVES_IN_S)),
+            ("the collection", self._collection.stop(LEAVES_IN_S)),
+            ("the goodbye", self._say_goodbye(LEAVES_IN_S)),
+        ):
+            if not ended:
+                log.warning("%s hangs, and is left behind", name)
         self.desk.close()
         return not late
 
@@ -93,6 +99,14 @@ class Worker:
         if self._listener:
             self._listener.start()
         log.info("worker %s is at work on %s", self.desk.owner, ", ".join(slot.device.name for slot in self.slots))
+
+    def _say_goodbye(self, timeout_s: float) -> bool:
+        """False when the table has not heard it in time: it is frozen, and sees soon enough that we are silent."""
+        goodbye = threading.Thread(target=leave, args=(self.desk,), name="goodbye", daemon=True)
+        if self._began:
+            goodbye.start()
+            goodbye.join(timeout_s)
+        return not goodbye.is_alive()
 
     def _ring_others(self) -> None:
         """On a thread of its own: a broker that is away answers only after seconds."""

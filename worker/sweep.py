@@ -28,10 +28,12 @@ class Sweep:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """Ask it to end and wait for that; False when it has not come in time."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def once(self) -> list[str]:
         """One round; returns the jobs that wait although they are due for long."""

@@ -1,5 +1,6 @@
 """Told to leave, a worker does so in time, whatever it is at, and leaves nothing behind."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from store.settings import Settings
 from tests.worker.conftest import CPU
 from tests.worker.processes import until
 from tests.worker.table import OPTIONS, Table, engines, waiting_engines
-from worker import run_job, supervision
+from worker import collection, run_job, service, supervision
+from worker.collection import Collection
 from worker.service import Worker
+from worker.sweep import Sweep
 
 Start = Callable[..., Worker]
 
@@ -96,3 +99,33 @@ def test_a_worker_that_cannot_reach_the_table_leaves_its_job_to_the_lease(
     left(worker, table)
     assert (table.job(job_id).status, table.job(job_id).fence) == ("running", 1)
     assert not engines(table.settings.home)
+
+
+def test_a_worker_leaves_a_table_that_hangs(
+    start_worker: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A frozen server answers neither the sweep, nor the collection, nor a goodbye."""
+    hanging, thawed = [], threading.Event()
+
+    def hang(*_: Any) -> None:
+        hanging.append(None)
+        thawed.wait()
+
+    monkeypatch.setattr(service, "LEAVES_IN_S", 0.1)
+    monkeypatch.setattr(collection, "FIRST_LOOK_S", 0)
+    for place, name in ((Sweep, "once"), (Collection, "once"), (service, "leave")):
+        monkeypatch.setattr(place, name, hang)
+    worker = start_worker()
+    until(lambda: worker.looked and len(hanging) == 2, "the sweep and the collection to hang")
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    try:
+        until(lambda: not stopping.is_alive(), "the worker to leave")
+    finally:
+        thawed.set()
+        stopping.join()
+    assert [name for name in ("sweep", "collection", "goodbye") if f"the {name} hangs" in caplog.text] == [
+        "sweep",
+        "collection",
+        "goodbye",
+    ]
