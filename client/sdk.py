@@ -32,7 +32,7 @@ from client.answers import (
     Validation,
 )
 from client.connection import Connection
-from client.errors import DistilleryError, NotEnded, Unusable
+from client.errors import ApiError, DistilleryError, NotEnded, Unusable
 from client.feed import Feed
 from client.transfer import CHUNK_BYTES, Tell
 
@@ -281,9 +281,14 @@ class Distillery:
         return found
 
     def ready(self) -> bool:
-        """Whether the server can take jobs now."""
-        answer: dict[str, str] = self.connection.json("GET", "/readyz")
-        return answer.get("status") == "ready"
+        """Whether the server can take jobs now. Unreachable where there is none."""
+        try:
+            self.connection.ask("GET", "/readyz")
+        except ApiError as refused:
+            if refused.code != "unavailable":
+                raise
+            return False
+        return True
 
     def _move(self, job_id: str, verb: str, repeatable: bool = False, body: Mapping[str, str] | None = None) -> Job:
         job: Job = self.connection.json("POST", f"/v1/jobs/{job_id}/{verb}", repeatable=repeatable, json=body)

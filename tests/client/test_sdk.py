@@ -188,3 +188,12 @@ def test_what_there_is():
     distillery.delete_model("m")
     with pytest.raises(Exception, match="not found"):
         distillery.delete_dataset("d")
+
+
+def test_a_server_that_can_take_no_jobs_says_so():
+    assert not Fake({"GET /readyz": problem(503, "unavailable")}).client().ready()
+
+
+def test_what_is_no_server_of_ours_is_neither_ready_nor_unready():
+    with pytest.raises(ApiError, match="not found"):
+        Fake({"GET /readyz": problem(404, "not_found")}).client().ready()
