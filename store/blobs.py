@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from kdcore.errors import StorageFull
 from kdcore.files import NO_ROOM
-from store.errors import BlobMismatch, NotFound
+from store.errors import BlobMismatch
 from store.failpoints import failpoint
 
 CHUNK = 1 << 20
@@ -118,12 +118,6 @@ class BlobStore:
             return False
         return True
 
-    def open(self, sha256: str) -> BinaryIO:
-        try:
-            return self.path(sha256).open("rb")
-        except FileNotFoundError:
-            raise NotFound("blob", f"sha256:{sha256}") from None
-
     def touched_at(self, sha256: str) -> float:
         """When a blob was last put or asked for, which this is not; minus infinity where it is not in its place."""
         try:
@@ -139,11 +133,6 @@ class BlobStore:
 
     def log_path(self, job_id: str, fence: int) -> Path:
         return self.folder / "logs" / job_id / f"{fence}.log"
-
-    def logs(self, job_id: str) -> list[tuple[int, Path]]:
-        """Each attempt's fence and log, oldest first."""
-        found = (self.folder / "logs" / job_id).glob("*.log")
-        return sorted((int(path.stem), path) for path in found)
 
     def upload_path(self, upload_id: str) -> Path:
         return self.folder / "uploads" / upload_id
@@ -172,13 +161,6 @@ class BlobStore:
         before = self.now() - older_than_s
         names = (path for path in files_in(self.folder) if path.name.startswith(".") and path.suffix == TEMPORARY)
         return [path for path in names if last_touched(path) <= before]
-
-    def sweep_temporaries(self, older_than_s: float = 86_400) -> list[Path]:
-        """Remove them."""
-        left = self.temporaries(older_than_s)
-        for path in left:
-            path.unlink(missing_ok=True)
-        return left
 
     def _place(self, sha256: str) -> Path:
         return self.folder / "blobs" / sha256[:2] / sha256

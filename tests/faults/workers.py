@@ -110,7 +110,8 @@ class Night:
 
     def assert_nothing_left(self) -> None:
         """Neither process, nor folder, nor lock, nor half a file, once the sweep of files has come by."""
-        self.table.files.sweep_temporaries(older_than_s=0)
+        for path in self.table.files.temporaries(older_than_s=0):
+            path.unlink(missing_ok=True)
         self.table.assert_nothing_left()
         until(lambda: not list(self._folder.glob("*/scratch/*")), "the scratch folders of all hosts to go")
 

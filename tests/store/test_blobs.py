@@ -10,7 +10,7 @@ import pytest
 from kdcore.errors import StorageFull
 from store import blobs
 from store.blobs import Blob, BlobStore
-from store.errors import BlobMismatch, NotFound
+from store.errors import BlobMismatch
 
 CONTENT = b"weights" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -36,8 +36,7 @@ def test_bytes_are_known_by_their_sha256(files: BlobStore, source: Path):
     assert not files.exists(DIGEST)
     assert files.put_file(source) == files.put_stream([CONTENT[:9], CONTENT[9:]]) == Blob(DIGEST, 7000)
     assert files.exists(DIGEST)
-    with files.open(DIGEST) as file:
-        assert file.read() == CONTENT
+    assert files.path(DIGEST).read_bytes() == CONTENT
     assert everything(files) == [files.path(DIGEST)]
 
 
@@ -51,11 +50,6 @@ def test_putting_it_again_heals_what_has_rotted(files: BlobStore):
     files.path(DIGEST).write_bytes(b"rot")
     files.put_stream([CONTENT])
     assert files.path(DIGEST).read_bytes() == CONTENT
-
-
-def test_what_is_not_there_is_named(files: BlobStore):
-    with pytest.raises(NotFound, match=f"there is no blob 'sha256:{DIGEST}'"):
-        files.open(DIGEST)
 
 
 def test_a_stream_that_breaks_leaves_nothing(files: BlobStore):
@@ -160,14 +154,12 @@ def thrown_away(files: BlobStore) -> Path:
     return path
 
 
-@pytest.mark.parametrize("ask", [BlobStore.path, BlobStore.exists, BlobStore.open])
+@pytest.mark.parametrize("ask", [BlobStore.path, BlobStore.exists])
 def test_whoever_asks_for_what_is_in_the_trash_gets_it_back(files: BlobStore, ask: Any):
     path = thrown_away(files)
     os.utime(files.trash_path(DIGEST), (0, 0))
     asked_at = files.now()
-    answer = ask(files, DIGEST)
-    if ask is BlobStore.open:
-        answer.close()
+    assert ask(files, DIGEST)
     assert path.read_bytes() == CONTENT
     assert path.stat().st_mtime >= asked_at
     assert everything(files) == [path]
@@ -247,15 +239,6 @@ def test_a_folder_that_could_not_be_made_durable_is_not_there(files: BlobStore, 
     assert files.exists(DIGEST)
 
 
-def test_logs_are_found_by_attempt_oldest_first(files: BlobStore):
-    for fence in (10, 9):
-        path = files.log_path("job_1", fence)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("hello")
-    assert [fence for fence, _ in files.logs("job_1")] == [9, 10]
-    assert files.logs("job_2") == []
-
-
 def test_a_deleted_job_takes_its_files_along_and_leaves_blobs(files: BlobStore, source: Path):
     files.put_file(source)
     for job_id in ("job_1", "job_2"):
@@ -265,14 +248,13 @@ def test_a_deleted_job_takes_its_files_along_and_leaves_blobs(files: BlobStore, 
     assert set(everything(files)) == {files.path(DIGEST), files.checkpoint_path("job_2", 1, 1)}
 
 
-def test_only_old_temporaries_are_swept(files: BlobStore):
+def test_only_old_temporaries_were_left_behind(files: BlobStore):
     files.put_stream([CONTENT])
     old, young = files.path(DIGEST).with_name(".a.tmp"), files.path(DIGEST).with_name(".b.tmp")
     for path in (old, young):
         path.touch()
     os.utime(old, (0, 0))
-    assert files.sweep_temporaries() == [old]
-    assert (young.exists(), files.exists(DIGEST)) == (True, True)
+    assert files.temporaries() == [old]
 
 
 def test_room_is_known_before_anything_is_written(files: BlobStore):
