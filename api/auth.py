@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import ipaddress
 from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 
 from api.problems import Forbidden, Unauthorized
+from store.settings import is_loopback
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,11 @@ async def member(request: Request) -> Member:
 def _only_from_here(request: Request) -> None:
     """Without a key, a web page on another origin must not drive the service through the browser of its owner."""
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if not is_loopback(host):
+    if not (is_loopback(host) or host.endswith(".localhost")):
         raise Forbidden(f"without a key the service answers to 127.0.0.1 or localhost only, not to {host!r}")
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise Forbidden(f"without a key no page of another origin may call the service; this one is {origin!r}")
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 Who = Annotated[Member, Depends(member)]

@@ -18,7 +18,6 @@ from store.waiting import Waiting
 T = TypeVar("T")
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
-TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 class View(BaseModel):

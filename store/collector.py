@@ -39,6 +39,7 @@ from store.blobs import BlobStore, files_in, last_touched
 from store.database import Database
 from store.errors import DatabaseUnavailable, UploadBusy
 from store.failpoints import failpoint
+from store.lifecycle import TERMINAL
 from store.settings import Settings
 from store.tables import artifacts, datasets, jobs, models
 from store.tables import checkpoints as checkpoint_rows
@@ -54,7 +55,6 @@ BATCH = 200
 FEW = 25
 """Jobs that are written in one transaction."""
 PAUSE_S = 0.12
-ENDED = ("succeeded", "failed", "cancelled")
 _BLOB = "blob:sha256:"
 _NAMED = re.compile(_BLOB + "([0-9a-f]{64})")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -162,7 +162,7 @@ class Collector:
                 for attempt in attempts:
                     if job.is_past(attempt.fence):
                         self._tidy_attempt(attempt, rows.paths)
-                if job.status in ENDED:
+                if job.status in TERMINAL:
                     self._remove_empty(folder)
 
     def tidy_logs(self) -> None:

@@ -107,7 +107,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _open_only_with_a_key(self) -> Self:
-        if self.admin_key_hash is None and not _loopback(self.host):
+        if self.admin_key_hash is None and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached from other machines, and no key is set; set "
                 "DISTILLERY_ADMIN_KEY_HASH to the SHA-256 of a key, or DISTILLERY_HOST to 127.0.0.1"
@@ -115,7 +115,7 @@ class Settings(BaseSettings):
         return self
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from store.settings import Settings, settings_or_exit
+from store.settings import Settings, is_loopback, settings_or_exit
 
 KEY_HASH = "a" * 64
 ANYWHERE = ".".join("0000")
@@ -79,3 +79,11 @@ def test_a_program_that_cannot_start_says_why_in_one_line(monkeypatch: pytest.Mo
     monkeypatch.setenv("DISTILLERY_LEASE_S", "19")
     with pytest.raises(SystemExit, match=r"^api: lease_s 19 is shorter than four heartbeats"):
         settings_or_exit("api")
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("127.0.0.1", True), ("::1", True), ("127.9.9.9", True), ("localhost", True), ("", False), ("10.0.0.1", False)],
+)
+def test_loopback(host: str, here: bool) -> None:
+    assert is_loopback(host) is here
