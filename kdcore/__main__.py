@@ -29,7 +29,6 @@ from kdcore.files import NO_ROOM
 from kdcore.lines import Lines
 from kdcore.spec import parse
 
-EXIT_STOPPED = os.EX_TEMPFAIL
 NO_MEMORY = "can't allocate memory"
 """A GPU's allocator raises an error of its own kind, the CPU's only says so."""
 
@@ -59,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             report = run.run(spec, place, arguments.resume)
         except run.Stopped:
-            return EXIT_STOPPED
+            return order.EXIT_STOPPED
     except Exception as error:
         named = _named(error)
         lines.emit("error", **named.as_dict())

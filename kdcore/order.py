@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 READY = b"\n"
+EXIT_STOPPED = os.EX_TEMPFAIL
+"""What an engine leaves with that stopped because it was asked to."""
 DESCRIPTORS = 3
 CHUNK_BYTES = 65536
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from kdcore.order import Order, give
+from kdcore.order import EXIT_STOPPED, Order, give
 from store.contact import boottime
 from worker.session import ANSWERS_IN_S, Session, readable
 
@@ -21,7 +21,6 @@ log = logging.getLogger("distillery.child")
 
 STARTS_IN_S = 120.0
 """How long an engine may take for its imports, on a disk that has never seen them."""
-EXIT_STOPPED = os.EX_TEMPFAIL
 LONGEST_LINE_BYTES = 16 * 1024 * 1024
 LAST_BYTES = 64 * 1024
 LAST_LINES = 20
