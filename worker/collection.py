@@ -1,13 +1,11 @@
 """The collector's turn: one worker of all collects what nobody needs any more, and each host trims its own cache."""
 
 import logging
-import random
-import threading
 
 from store import cache, collections
 from store.collector import Collector, Removed, Retention, collect
 from worker.desk import AWAY, Desk
-from worker.slot import JITTER
+from worker.rounds import Rounds
 
 log = logging.getLogger("distillery.collection")
 
@@ -17,22 +15,20 @@ LOOKS = 4
 """How often anybody looks whether it is time, in the time between two collections."""
 
 
-class Collection:
+class Collection(Rounds):
     def __init__(self, desk: Desk) -> None:
+        look_s = desk.settings.collect_every_s / LOOKS
+        super().__init__("collection", look_s, min(FIRST_LOOK_S, look_s))
         self._desk = desk
-        self._look_s = desk.settings.collect_every_s / LOOKS
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="collection", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout_s: float | None = None) -> bool:
-        """Ask it to end and wait for that; False when it has not come in time."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+    def round(self) -> None:
+        try:
+            removed = self.once()
+        except AWAY as error:
+            log.warning("nothing was collected, the next worker to look tries again: %s", error)
+            return
+        if removed:
+            log.info("collected %s", told(removed))
 
     def once(self) -> Removed:
         """Trim this host's cache, and collect if it is time. Returns what went."""
@@ -55,19 +51,6 @@ class Collection:
             log.warning("the cache could not be trimmed: %s", error)
             return {}
         return {"cache": {"count": len(gone), "bytes": sum(entry.size.bytes for entry in gone)}} if gone else {}
-
-    def _run(self) -> None:
-        wait_s = min(FIRST_LOOK_S, self._look_s)
-        while not self._stop.wait(wait_s):
-            try:
-                if removed := self.once():
-                    log.info("collected %s", told(removed))
-            except AWAY as error:
-                log.warning("nothing was collected, the next worker to look tries again: %s", error)
-            except Exception:
-                # The next round may go better; without any, the disk would fill up.
-                log.exception("a collection failed")
-            wait_s = self._look_s * random.uniform(1 - JITTER, 1)  # noqa: S311
 
 
 def told(removed: Removed) -> str:

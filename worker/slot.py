@@ -2,7 +2,6 @@
 
 import logging
 import os
-import random
 import shutil
 import threading
 from typing import Any
@@ -15,12 +14,10 @@ from worker.desk import AWAY, Desk
 from worker.devices import Device
 from worker.engines import Engines
 from worker.health import Health
+from worker.rounds import jittered
 from worker.run_job import run_job
 
 log = logging.getLogger("distillery.slot")
-
-JITTER = 0.4
-"""Part of the time between looks: after an outage not all workers are to look at once."""
 
 
 class Slot:
@@ -83,7 +80,7 @@ class Slot:
             if worked:
                 self._rest(self._health.pause_s)
             else:
-                self._rung.wait(self._desk.settings.look_s * random.uniform(1 - JITTER, 1))  # noqa: S311
+                self._rung.wait(jittered(self._desk.settings.look_s))
         self.engines.let_go()
 
     def _try_to_work(self) -> bool:

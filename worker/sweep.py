@@ -1,9 +1,7 @@
 """What any worker does for all: end what dead owners left, ring again for what waits too long, say who is here."""
 
 import logging
-import random
 import socket
-import threading
 from collections.abc import Callable, Sequence
 
 from kdcore.errors import WorkerLost
@@ -11,29 +9,29 @@ from store import lifecycle, workers
 from store.fence import stands
 from worker import scratch
 from worker.desk import AWAY, Desk
+from worker.rounds import Rounds
 from worker.scratch import Lock
-from worker.slot import JITTER, Slot
+from worker.slot import Slot
 
 log = logging.getLogger("distillery.sweep")
 
 
-class Sweep:
+class Sweep(Rounds):
     def __init__(self, desk: Desk, slots: Sequence[Slot], ring: Callable[[], None]) -> None:
-        self._desk, self._slots, self._ring = desk, slots, ring
         # A sweep takes the write lock, where a look takes none: no need to do it more often than a heart beats.
-        self._every_s = max(desk.settings.look_s, desk.settings.heartbeat_s)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+        super().__init__("sweep", max(desk.settings.look_s, desk.settings.heartbeat_s))
+        self._desk, self._slots, self._ring = desk, slots, ring
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout_s: float | None = None) -> bool:
-        """Ask it to end and wait for that; False when it has not come in time."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+    def round(self) -> None:
+        try:
+            waiting = self.once()
+        except AWAY:
+            # The slots say so already; one voice is enough.
+            self._desk.contact.lost()
+            return
+        if waiting:
+            log.debug("%d jobs wait although they are due for long: ringing again", len(waiting))
+            self._ring()
 
     def once(self) -> list[str]:
         """One round; returns the jobs that wait although they are due for long."""
@@ -66,20 +64,6 @@ class Sweep:
         if was_current:
             self._ring()
             log.warning("job %s: its worker on this host is dead (fence %d), handed on", dead.job_id, dead.fence)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                if waiting := self.once():
-                    log.debug("%d jobs wait although they are due for long: ringing again", len(waiting))
-                    self._ring()
-            except AWAY:
-                # The slots say so already; one voice is enough.
-                self._desk.contact.lost()
-            except Exception:
-                # The next round may go better; without any, lost jobs would stay lost.
-                log.exception("a sweep failed")
-            self._stop.wait(self._every_s * random.uniform(1 - JITTER, 1))  # noqa: S311
 
 
 def leave(desk: Desk) -> None:
