@@ -7,38 +7,24 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from typer.core import TyperGroup
 
-from client import manual, tables
+from client import manual, shelves, tables
 from client.answers import STUDENT_FILE, Job
-from client.errors import DistilleryError, Unusable, fault_line
+from client.errors import Unusable, fault_line
 from client.local_server import serve_command
 from client.sdk import DEFAULT_URL, Distillery
 from client.spec import Spec, assign, bring_files, feed, read_spec, seconds, teach, weighed
-from client.transfer import Tell, digest_of
+from client.terminal import AsJson, Commands, Transfers, output, print_json, show_list
+from client.transfer import digest_of
 from client.watching import follow, say, verdict
 
 DETACHED = 130
-
-
-class Commands(TyperGroup):
-    """Commands whose errors are lines on standard error and exit code 2, never a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DistilleryError as error:
-            for number, line in enumerate(error.lines()):
-                typer.echo(line if number else f"error: {line}", err=True)
-            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -47,15 +33,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil a large image classifier into a small one, and see what the teacher was worth.",
 )
-models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, remove.")
-datasets_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Data sets: list, add, remove.")
 keys_app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys.")
-app.add_typer(models_app, name="models")
-app.add_typer(datasets_app, name="datasets")
+app.add_typer(shelves.models, name="models")
+app.add_typer(shelves.datasets, name="datasets")
 app.add_typer(keys_app, name="keys")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
 
 
 @app.callback()
@@ -198,7 +181,7 @@ def submit(
         return
     job = distillery.submit(ready, idempotency_key=idempotency_key)
     if as_json and not watch:
-        _print_json(job)
+        print_json(job)
         return
     typer.echo(job["id"])
     if watch:
@@ -218,7 +201,7 @@ def list_jobs(
     """Jobs, newest first."""
     distillery: Distillery = context.obj
     found = islice(distillery.jobs(status=status, method=method, limit=min(limit, 100)), limit)
-    _show(list(found), as_json, tables.job_list, "no jobs yet: distillery submit --help")
+    show_list(list(found), as_json, tables.job_list, "no jobs yet: distillery submit --help")
 
 
 @app.command()
@@ -243,9 +226,9 @@ def show(
         return
     job = distillery.job(job_id)
     if as_json:
-        _print_json(job)
+        print_json(job)
         return
-    console = _console()
+    console = output()
     console.print(tables.job_facts(job))
     if attempts := distillery.attempts(job_id):
         console.print(tables.attempt_list(attempts))
@@ -312,66 +295,7 @@ def download(
     typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
 
 
-# Teachers, data, catalogue, what an operator looks at, keys
-
-
-@models_app.callback()
-def models(context: typer.Context, as_json: AsJson = False) -> None:
-    """Teachers: without a command, list them."""
-    if context.invoked_subcommand is None:
-        none_yet = "no models yet: distillery models add FILE --architecture resnet56"
-        _show(list(context.obj.models()), as_json, tables.model_list, none_yet)
-
-
-@models_app.command("add")
-def add_model(
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint.")],
-    architecture: Annotated[str | None, typer.Option(help="Where the file does not say it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
-) -> None:
-    """Upload a checkpoint, have it inspected, and register it as a teacher."""
-    with Transfers() as transfers:
-        model = context.obj.register_model(name or _name_of(file), file, architecture, tell=transfers.file(file.name))
-    _console().print(tables.model_list([model]))
-    typer.echo(f"use it: --teacher model:{model['name']}", err=True)
-
-
-@models_app.command("remove")
-def remove_model(context: typer.Context, name: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
-    """Forget a teacher. Jobs that were accepted with it are not disturbed."""
-    context.obj.delete_model(name)
-    typer.echo(f"{name} removed")
-
-
-@datasets_app.callback()
-def datasets(context: typer.Context, as_json: AsJson = False) -> None:
-    """Data sets: without a command, list them."""
-    if context.invoked_subcommand is None:
-        _show(list(context.obj.datasets()), as_json, tables.dataset_list, "no data sets")
-
-
-@datasets_app.command("add")
-def add_dataset(
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(help=".npz arrays, or a .zip or .tar with one folder a class.")],
-    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="For images of differing sizes.")] = None,
-) -> None:
-    """Upload a data set, have every row of it read, and register it."""
-    with Transfers() as transfers:
-        dataset = context.obj.register_dataset(
-            name or _name_of(file), file, image_size=image_size, tell=transfers.file(file.name)
-        )
-    _console().print(tables.dataset_list([dataset]))
-    typer.echo(f"use it: --dataset {dataset['name']}", err=True)
-
-
-@datasets_app.command("remove")
-def remove_dataset(context: typer.Context, name: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
-    """Forget a data set. Jobs that were accepted with it are not disturbed."""
-    context.obj.delete_dataset(name)
-    typer.echo(f"{name} removed")
+# The catalogue, what an operator looks at, keys
 
 
 @app.command()
@@ -382,13 +306,13 @@ def methods(
 ) -> None:
     """What can be taught, each method with its paper; or one of them in full."""
     if name is None:
-        _show(context.obj.methods(), as_json, tables.method_list, "no methods")
+        show_list(context.obj.methods(), as_json, tables.method_list, "no methods")
         return
     method = context.obj.method(name)
     if as_json:
-        _print_json(method)
+        print_json(method)
     else:
-        _console().print(*manual.page(method), sep="\n")
+        output().print(*manual.page(method), sep="\n")
 
 
 @app.command()
@@ -402,13 +326,15 @@ def architectures(
 ) -> None:
     """The networks that may teach or learn."""
     found = context.obj.architectures(family=family, source=source or None, classes=classes, channels=channels)
-    _show(found, as_json, tables.architecture_list, "no such architectures")
+    show_list(found, as_json, tables.architecture_list, "no such architectures")
 
 
 @app.command()
 def workers(context: typer.Context, as_json: AsJson = False) -> None:
     """Who works, on what devices, and whether each takes jobs."""
-    _show(context.obj.workers(), as_json, tables.worker_list, "no workers: distillery up starts one with the server")
+    show_list(
+        context.obj.workers(), as_json, tables.worker_list, "no workers: distillery up starts one with the server"
+    )
 
 
 @app.command()
@@ -416,9 +342,9 @@ def storage(context: typer.Context, as_json: AsJson = False) -> None:
     """How much is kept, how much room is left, and what the collector removed lately."""
     kept = context.obj.storage()
     if as_json:
-        _print_json(kept)
+        print_json(kept)
         return
-    console = _console()
+    console = output()
     console.print(tables.usage(kept))
     say(console, tables.room(kept))
     if kept["collections"]:
@@ -464,7 +390,7 @@ def _fetch_hint(job: Job) -> str:
 def _show_validation(distillery: Distillery, spec: Spec, as_json: bool) -> None:
     told = distillery.validate(spec)
     if as_json or told["valid"]:
-        _print_json(told if as_json else {"resolved_spec": told["resolved_spec"], "estimate": told["estimate"]})
+        print_json(told if as_json else {"resolved_spec": told["resolved_spec"], "estimate": told["estimate"]})
     else:
         for fault in told["errors"]:
             typer.echo(fault_line(fault), err=True)
@@ -475,50 +401,6 @@ def _show_validation(distillery: Distillery, spec: Spec, as_json: bool) -> None:
 def _say_moved(job: Job) -> None:
     asked = f", {job['wish']} asked" if job["wish"] else ""
     typer.echo(f"{job['id']} is {job['status']}{asked}")
-
-
-def _show(found: list[Any], as_json: bool, as_table: Callable[[Iterable[Any]], Any], none_yet: str) -> None:
-    if as_json:
-        _print_json(found)
-    elif found:
-        _console().print(as_table(found))
-    else:
-        typer.echo(none_yet, err=True)
-
-
-def _console() -> Console:
-    """Standard output; where that is no terminal, with room for a row on one line."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=200)
-
-
-def _print_json(answer: Any) -> None:
-    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-
-
-def _name_of(file: Path) -> str:
-    return file.name.partition(".")[0]
-
-
-class Transfers:
-    """Progress bars for files on their way; on standard error, only on a terminal, and gone when they are through."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-        console = Console(stderr=True)
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def file(self, name: str) -> Tell:
-        """A new bar; the display starts with the first."""
-        self.progress.start()
-        bar = self.progress.add_task(name, total=None)
-        return lambda done, total: self.progress.update(bar, completed=done, total=total)
 
 
 main = app

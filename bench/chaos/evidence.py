@@ -84,6 +84,8 @@ class Evidence:
     strikes: Sequence[Strike]
     exits: Sequence[Exit]
     leftovers: Leftovers
+    unheard: int = 0
+    """Strikes at the broker that met none."""
 
 
 def rows(url: str) -> Rows:

@@ -27,6 +27,7 @@ def figures(evidence: Evidence, found: Sequence[Violation]) -> Figures:
         "sent": _counted(answer.code for answer in evidence.answers if answer.verb == "submit"),
         "attempts": _counted(attempt["how"] for attempt in evidence.rows.attempts),
         "events": len(evidence.rows.events),
+        "unheard": evidence.unheard,
         "artifacts_hashed": len(evidence.rows.artifacts),
         "students_equal": sum(job["status"] == "succeeded" for job in evidence.rows.jobs)
         - sum(one.kind == "unlike the undisturbed run" for one in found),
@@ -65,7 +66,8 @@ def printed(figures: Figures, found: Sequence[Violation], setting: str, seed: in
     lines = [
         f"bench.chaos, {setting}, seed {seed}: {wall_s:.0f} s",
         f"  kills                 {sum(figures['kills'].values())}: {_told(figures['kills'])}",
-        f"  other faults          {sum(figures['other_faults'].values())}: {_told(figures['other_faults'])}",
+        f"  other faults          {sum(figures['other_faults'].values())}: {_told(figures['other_faults'])}; "
+        f"{figures['unheard']} met no broker",
         f"  refused to start      {figures['refused_to_start']} times, the database being away",
         f"  jobs                  {figures['jobs']}: {_told(figures['ends'])}",
         f"  submits answered      {_told(figures['sent'])}",

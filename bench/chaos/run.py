@@ -71,6 +71,7 @@ def run(terms: Terms, root: Path, say: Callable[[str], None]) -> Evidence:
             references=references,
             strikes=storm.strikes,
             exits=storm.exits,
+            unheard=storm.unheard,
             leftovers=evidence.leftovers(root, service.home, [root / name for name in SERVERS]),
         )
 

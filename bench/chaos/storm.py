@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from bench.chaos.plan import Fault
 from bench.chaos.processes import Exit, Member, Program, above, below, boottime, command_line, send
@@ -44,6 +46,8 @@ class Storm:
     strikes: list[Strike] = field(default_factory=list)
     missed: list[Fault] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
+    unheard: int = 0
+    """Rings that were to be dropped or doubled, and met no broker."""
     _lasting: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     _processes: set[int] = field(default_factory=set)
     _read: int = 0
@@ -166,7 +170,13 @@ class Storm:
 
     def _broker(self, act: Callable[[Celery], object]) -> None:
         """On a thread of its own: a broker that is frozen or away must not hold up the storm."""
-        threading.Thread(target=_with_broker, args=(self.service.broker, act), daemon=True).start()
+        url = self.service.broker
+        assert url is not None, "only a cluster's storm strikes at the broker"
+
+        def try_it() -> None:
+            self.unheard += not _with_broker(url, act)
+
+        threading.Thread(target=try_it, daemon=True).start()
 
     def _recorded(self) -> set[int]:
         """Processes that have begun a step."""
@@ -192,17 +202,19 @@ def _ring(celery: Celery) -> None:
         celery.send_task(TASK, queue=QUEUE, expires=60, ignore_result=True, retry=False)
 
 
-def _with_broker(url: str, act: Callable[[Celery], object]) -> None:
+def _with_broker(url: str, act: Callable[[Celery], object]) -> bool:
+    """False where the broker was away: it may just have been killed."""
     celery = Celery("chaos", broker=url, set_as_current=False)
     celery.conf.update(
         task_default_queue=QUEUE, broker_transport_options={"socket_timeout": 2, "socket_connect_timeout": 2}
     )
     try:
         act(celery)
-    except Exception:  # noqa: S110 - whatever a broker that was just killed makes its library throw
-        pass
+    except (OperationalError, RedisError, OSError):
+        return False
     finally:
         celery.close()
+    return True
 
 
 def _engines(member: Member | None) -> list[int]:

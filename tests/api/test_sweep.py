@@ -16,6 +16,7 @@ from store.clock import database_now
 from store.errors import DatabaseUnavailable
 from store.settings import Settings
 from tests.api.conftest import Service, serving
+from tests.clock import Clock
 from tests.worker.processes import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
@@ -79,15 +80,6 @@ async def test_a_job_that_waits_for_long_is_rung_for_again(service: Service) -> 
 async def lapse(service: Service) -> None:
     lapsed = update(tables.jobs).values(lease_until=database_now() - 1)
     await service.db.write(lambda connection: connection.execute(lapsed))
-
-
-class Clock:
-    """Tells a time of our own."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def left_behind(service: Service) -> str:

@@ -4,14 +4,7 @@ import pytest
 
 from store import contact as contacts
 from store.contact import Contact
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture

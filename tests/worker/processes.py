@@ -1,5 +1,6 @@
 """Looking at processes from outside, and waiting for what must come true."""
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,20 @@ def until(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
             return answer
         time.sleep(0.01)
     raise AssertionError(f"waited {timeout_s:g} s in vain for {what}")
+
+
+def refused(module: str, *flags: str) -> str:
+    """What a program of ours says that is not to start, on standard error."""
+    started = subprocess.run(
+        [sys.executable, "-m", module, *flags],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert started.returncode == 1, started.stderr
+    return started.stderr
 
 
 def in_session(session: int) -> list[int]:

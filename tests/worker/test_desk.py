@@ -4,17 +4,10 @@ import time
 
 import pytest
 
+from tests.clock import Clock
 from tests.worker.processes import until
 from worker import desk as desks
 from worker.desk import Drain, new_owner
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

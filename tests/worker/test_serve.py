@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from store.settings import Settings
-from tests.worker.processes import FAKE_ENGINE, until
+from tests.worker.processes import FAKE_ENGINE, refused, until
 from tests.worker.table import REPOSITORY, Table
 
 SPEC = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": {"epochs": 1}}
@@ -110,27 +110,11 @@ def test_killed_and_started_again_it_goes_on_at_once(tmp_path: Path):
 
 def test_a_home_has_one_server(tmp_path: Path):
     with serving(tmp_path) as (server, _):
-        second = subprocess.run(
-            [sys.executable, "-m", "serve", "--port", "0", "--home", str(tmp_path / "home")],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-    assert second.returncode == 1
-    assert f"another server (process {server.pid}) uses" in second.stderr
+        said = refused("serve", "--port", "0", "--home", str(tmp_path / "home"))
+    assert f"another server (process {server.pid}) uses" in said
 
 
 def test_open_to_others_it_refuses_to_start_without_a_key(tmp_path: Path):
-    started = subprocess.run(
-        [sys.executable, "-m", "serve", "--host", "0.0.0.0", "--home", str(tmp_path)],  # noqa: S104 - what is refused
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert started.returncode == 1
-    assert "DISTILLERY_ADMIN_KEY_HASH" in started.stderr
+    said = refused("serve", "--host", "0.0.0.0", "--home", str(tmp_path))  # noqa: S104
+    assert "DISTILLERY_ADMIN_KEY_HASH" in said
     assert not list(tmp_path.iterdir())
