@@ -131,7 +131,13 @@ def copy(tmp_path: Path) -> Path:
     for name in COPIED:
         # Bytecode comes along, apart from what another test process is just writing.
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pyc.*"))
-    for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/kdcore/test_files.py"):
+    for name in (
+        "pyproject.toml",
+        "tests/__init__.py",
+        "tests/clock.py",
+        "tests/conftest.py",
+        "tests/kdcore/test_files.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     HURRY.apply(tmp_path)
