@@ -15,6 +15,7 @@ RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb
     && PIP_FIND_LINKS="${PIP_FIND_LINKS}" PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL}" \
     pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt setuptools
 COPY README.md serve.py ./
+COPY base base
 COPY kdcore kdcore
 COPY store store
 COPY api api

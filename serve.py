@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from api.bell import Bell
 from api.main import create_app
-from kdcore.errors import StorageFull
-from kdcore.files import write_text
+from base.errors import StorageFull
+from base.files import write_text
 from store.database import migrate
 from store.settings import Settings
 from worker.service import Worker

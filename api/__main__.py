@@ -13,8 +13,8 @@ from alembic.script import ScriptDirectory
 
 from api.bell import Bell
 from api.main import create_app
+from base.errors import DatabaseUnavailable
 from store.database import Database
-from store.errors import DatabaseUnavailable
 from store.migrate import SCRIPTS
 from store.settings import settings_or_exit
 

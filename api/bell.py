@@ -9,14 +9,11 @@ import threading
 
 from celery import Celery
 
-from store.failpoints import failpoint
+from base.failpoints import failpoint
+from base.wakeup import EXPIRES_S, QUEUE, SOCKET_S, TASK, transport_options
 
 log = logging.getLogger("distillery.bell")
 
-TASK = "distillery.look"
-QUEUE = "look"
-EXPIRES_S = 60
-"""A ring that nobody heard for so long says nothing: the workers have looked by themselves since."""
 WAITING_RINGS = 64
 """A burst of jobs wakes as many slots; beyond that, one more ring would tell nothing new."""
 
@@ -68,11 +65,9 @@ def _producer(broker_url: str) -> Celery:
     celery.conf.update(
         task_ignore_result=True,
         task_publish_retry=False,
-        broker_connection_timeout=2,
-        broker_transport_options={}
-        if broker_url.startswith("memory:")
-        else {"socket_timeout": 2, "socket_connect_timeout": 2},
-        redis_socket_timeout=2.0,
-        redis_socket_connect_timeout=2.0,
+        broker_connection_timeout=SOCKET_S,
+        broker_transport_options=transport_options(broker_url),
+        redis_socket_timeout=float(SOCKET_S),
+        redis_socket_connect_timeout=float(SOCKET_S),
     )
     return celery

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 
-from store.parent import end_with_parent
+from base.processes import end_with_parent
 
 
 def main(parent: str, cpu_s: str, memory_bytes: str, file_bytes: str, *command: str) -> None:

@@ -6,7 +6,7 @@ Problem
  ├─ Forbidden           403  a web page of another origin, or a name that is not this machine's
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, route
  ├─ MethodNotAllowed    405
- ├─ NotLawful           409  the job's status forbids the move; `lawful` names those that it allows
+ ├─ ActionNotAllowed           409  the job's status forbids the move; `allowed_actions` names those that it allows
  ├─ NotReady            409  the job has not made this yet
  ├─ NameTaken           409
  ├─ OffsetConflict      409  the upload goes on elsewhere; `offset` says where
@@ -36,8 +36,9 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from kdcore.errors import Fault
-from kdcore.errors import StorageFull as NoSpaceLeft
+from base import errors
+from base.errors import Fault
+from base.errors import StorageFull as NoSpaceLeft
 from store import errors as store_errors
 
 log = logging.getLogger("distillery.api")
@@ -122,8 +123,8 @@ class MethodNotAllowed(Problem):
     status, code, title = 405, "method_not_allowed", "This address does not answer that verb"
 
 
-class NotLawful(Problem):
-    status, code, title = 409, "not_lawful", "The job's status forbids this"
+class ActionNotAllowed(Problem):
+    status, code, title = 409, "action_not_allowed", "The job's status forbids this"
 
 
 class NotReady(Problem):
@@ -205,7 +206,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _schema_broken)
     for known in (store_errors.StoreError, NoSpaceLeft):
         app.add_exception_handler(known, _known_refusal)
-    app.add_exception_handler(store_errors.DatabaseUnavailable, _database_away)
+    app.add_exception_handler(errors.DatabaseUnavailable, _database_away)
 
 
 def request_id(request: Request) -> str:
@@ -286,8 +287,8 @@ _REFUSALS: dict[type[Exception], type[Problem]] = {
 def _refusal(error: Exception) -> Problem:
     if isinstance(error, store_errors.OffsetConflict):
         return OffsetConflict(str(error), offset=error.offset)
-    if isinstance(error, store_errors.NotLawful):
-        return NotLawful(str(error), job_status=error.status, lawful=error.lawful)
+    if isinstance(error, store_errors.ActionNotAllowed):
+        return ActionNotAllowed(str(error), job_status=error.status, allowed_actions=error.allowed_actions)
     for known, problem in _REFUSALS.items():
         if isinstance(error, known):
             return problem(str(error))

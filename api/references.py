@@ -1,7 +1,6 @@
 """What a spec names, looked up: a data set, a teacher, a baseline. What is not found is a fault of the answer."""
 
 import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -9,8 +8,9 @@ from typing import Any, Generic, TypeVar
 from api.auth import Member
 from api.inspections import Inspections
 from api.inspector import Refused
+from base.errors import Fault
+from base.references import DIGEST
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, architecture, named_facts
-from kdcore.errors import Fault
 from kdcore.spec import Dataset, Student, Teacher
 from store import artifacts, datasets, jobs, models
 from store.database import Database
@@ -18,7 +18,6 @@ from store.errors import NotFound
 from store.jobs import Job
 
 STUDENT_FILE = "student.safetensors"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 T = TypeVar("T")
 
@@ -176,7 +175,7 @@ class Shelves:
     async def _digest(self, reference: str) -> str:
         """The hex digest of `blob:sha256:<hex>`, once it is known that we have those bytes."""
         named = reference.removeprefix("blob:")
-        if not _DIGEST.fullmatch(named):
+        if not DIGEST.fullmatch(named):
             raise Faulty("a blob is named sha256: and 64 hexadecimal digits", "not_allowed", got=reference)
         digest = named.removeprefix("sha256:")
         if not await self.inspections.has(digest):

@@ -5,19 +5,17 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.answers import iso
+from base.jobs import Status, allowed_actions
 from kdcore.catalog import DatasetFacts, ModelFacts
 from store.attempts import Attempt
 from store.datasets import Dataset
 from store.events import Event
 from store.jobs import Job
-from store.lifecycle import lawful
 from store.models import Model
 from store.uploads import Upload
 from store.waiting import Waiting
 
 T = TypeVar("T")
-
-Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 class View(BaseModel):
@@ -46,8 +44,8 @@ class ErrorView(View):
 class WaitingView(View):
     """Why a queued job has not started."""
 
-    reason: Literal["backing_off", "no_worker", "no_room", "behind_others", "starting"] = Field(
-        description="`backing_off`: an attempt failed, another follows. `no_room`: workers are short of disk space."
+    reason: Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"] = Field(
+        description="`backing_off`: an attempt failed, another follows. `out_of_disk_space`: no worker has enough."
     )
     message: str
     until: str | None = Field(description="When it is due again; null where nobody can know.")
@@ -71,8 +69,10 @@ class JobView(View):
     name: str | None
     status: Status
     phase: str | None = Field(description="What a running job is at.")
-    wish: Literal["cancel", "pause"] | None = Field(description="Asked of a running job, and not yet done.")
-    lawful: list[str] = Field(description="The moves that the status allows now: cancel, pause, resume, retry, delete.")
+    requested: Literal["cancel", "pause"] | None = Field(description="Asked of a running job, and not yet done.")
+    allowed_actions: list[str] = Field(
+        description="The moves that the status allows now: cancel, pause, resume, retry, delete."
+    )
     method: str = Field(description="Names of all its methods, as in kd+attention.")
     progress: dict[str, Any] | None
     queue_position: int | None = Field(description="1 is next; only while queued and due: who backs off has no place.")
@@ -80,7 +80,7 @@ class JobView(View):
     priority: int = Field(description="The higher goes first.")
     not_before: str | None = Field(description="A job that backs off is due again then.")
     deadline_at: str | None = Field(description="It fails with deadline_exceeded if it has not ended by then.")
-    attempts: int = Field(description="Since it last got somewhere; `/attempts` lists all.")
+    attempts_without_progress: int = Field(description="Attempts since the last new checkpoint; `/attempts` lists all.")
     max_attempts: int
     checkpoint_step: int | None = Field(description="The furthest step that it can go on from.")
     spec: dict[str, Any]
@@ -101,8 +101,8 @@ def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
         "name": job.name,
         "status": job.status,
         "phase": job.phase,
-        "wish": job.wish,
-        "lawful": lawful(job.status, job.wish),
+        "requested": job.requested,
+        "allowed_actions": allowed_actions(job.status, job.requested),
         "method": job.method,
         "progress": job.progress,
         "queue_position": waiting.position if waiting else None,
@@ -110,7 +110,7 @@ def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
         "priority": job.priority,
         "not_before": iso(job.not_before),
         "deadline_at": iso(job.deadline_at),
-        "attempts": job.attempts,
+        "attempts_without_progress": job.attempts_without_progress,
         "max_attempts": job.max_attempts,
         "checkpoint_step": job.checkpoint_step,
         "spec": job.spec,
@@ -140,8 +140,8 @@ def _waiting_view(waiting: Waiting) -> dict[str, Any]:
 class AttemptView(View):
     """One claim of a job: who tried, from where to where, and how it ended."""
 
-    fence: int = Field(description="Counts claims, and is the number of its log: `/logs?attempt=`.")
-    attempt: int = Field(description="Counts from 1 again whenever the job has got somewhere.")
+    attempt: int = Field(description="Counts from 1; `/logs?attempt=` takes this number.")
+    attempts_without_progress: int = Field(description="Counts from 1 again after each new checkpoint.")
     worker: str
     device: str | None
     started_at: str
@@ -155,8 +155,8 @@ class AttemptView(View):
 
 def attempt_view(attempt: Attempt) -> dict[str, Any]:
     return {
-        "fence": attempt.fence,
-        "attempt": attempt.attempt,
+        "attempt": attempt.fence,
+        "attempts_without_progress": attempt.attempts_without_progress,
         "worker": attempt.owner,
         "device": attempt.device,
         "started_at": iso(attempt.started_at),
@@ -313,8 +313,8 @@ class DeviceView(View):
 
     name: str
     job: str | None
-    state: Literal["idle", "busy", "no_room", "stuck"] = Field(
-        description="`no_room`: too little disk space to start a job. `stuck`: it neither looks for jobs nor runs one."
+    state: Literal["idle", "busy", "out_of_disk_space", "stuck"] = Field(
+        description="`out_of_disk_space`: too little to start a job. `stuck`: it neither polls for jobs nor runs one."
     )
     seen_s: float = Field(description="Seconds from its last proof that it consumes to the worker's `seen_at`.")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from store.blobs import room
+from base.files import disk_full_as_storage_full
 
 HOST = socket.gethostname()
 FOREIGN_AFTER_S = 86_400
@@ -23,7 +23,7 @@ FOREIGN_AFTER_S = 86_400
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new, empty folder below `parent`. Raises StorageFull where there is no room for it."""
-    with room(parent):
+    with disk_full_as_storage_full(parent):
         parent.mkdir(parents=True, exist_ok=True)
         # A sweep must not find it between its making and its lock.
         with _locked(parent):

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from api.references import Faulty, Found, Shelves
+from base.errors import Fault
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts
-from kdcore.errors import Fault
 from kdcore.spec import (
     Dataset,
     JobSpec,

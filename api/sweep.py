@@ -6,22 +6,17 @@ database: until then it may be we who heard nothing.
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from kdcore.errors import StorageFull
+from base.clock import Contact, boottime, jittered
+from base.errors import DatabaseUnavailable, StorageFull
 from store import lifecycle
-from store.contact import Contact, boottime
 from store.database import Database
-from store.errors import DatabaseUnavailable
 from store.settings import Settings
 
 log = logging.getLogger("distillery.sweep")
-
-JITTER = 0.4
-"""Part of the time between rounds: several servers are not to sweep at once."""
 
 
 class Sweep:
@@ -34,7 +29,7 @@ class Sweep:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(self._every_s * random.uniform(1 - JITTER, 1))  # noqa: S311
+            await asyncio.sleep(jittered(self._every_s))
             await self.once()
 
     async def once(self) -> None:

@@ -18,10 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from base.files import sha256
 from bench import by_hand
 from bench.service import SETTINGS, await_workers, leave_in_order
 from client.sdk import Distillery
-from kdcore.files import sha256
 
 REST_S = 5
 """After each run, for its caches and the next waiting engine to settle."""

@@ -5,10 +5,7 @@ Accuracies are fractions of 1, times ISO-8601 in UTC, sizes bytes.
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
-
-ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
-"""A job in one of these changes no more by itself."""
+from base.jobs import Status
 
 STUDENT_FILE = "student.safetensors"
 
@@ -65,7 +62,7 @@ class Progress(TypedDict, total=False):
 class Waiting(TypedDict):
     """Why a queued job has not started; `until` where that has a time."""
 
-    reason: Literal["backing_off", "no_worker", "no_room", "behind_others", "starting"]
+    reason: Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
     message: str
     until: str | None
 
@@ -75,8 +72,8 @@ class Job(TypedDict):
     name: str | None
     status: Status
     phase: str | None
-    wish: str | None
-    lawful: list[str]
+    requested: str | None
+    allowed_actions: list[str]
     method: str
     progress: Progress | None
     queue_position: int | None
@@ -84,7 +81,7 @@ class Job(TypedDict):
     priority: int
     not_before: str | None
     deadline_at: str | None
-    attempts: int
+    attempts_without_progress: int
     max_attempts: int
     checkpoint_step: int | None
     spec: dict[str, Any]
@@ -99,8 +96,8 @@ class Job(TypedDict):
 class Attempt(TypedDict):
     """One claim of a job, with the checkpoints that it went on from and left; `how` it ended is None while it runs."""
 
-    fence: int
     attempt: int
+    attempts_without_progress: int
     worker: str
     device: str | None
     started_at: str

@@ -399,7 +399,7 @@ def _show_validation(distillery: Distillery, spec: Spec, as_json: bool) -> None:
 
 
 def _say_moved(job: Job) -> None:
-    asked = f", {job['wish']} asked" if job["wish"] else ""
+    asked = f", {job['requested']} asked" if job["requested"] else ""
     typer.echo(f"{job['id']} is {job['status']}{asked}")
 
 

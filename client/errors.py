@@ -67,8 +67,8 @@ class ApiError(DistilleryError):
         hints = []
         if self.extra.get("hint"):
             hints.append(f"  hint: {self.extra['hint']}")
-        if self.code == "not_lawful" and "lawful" in self.extra:
-            hints.append(f"  possible now: {', '.join(self.extra['lawful']) or 'nothing'}")
+        if self.code == "action_not_allowed" and "allowed_actions" in self.extra:
+            hints.append(f"  possible now: {', '.join(self.extra['allowed_actions']) or 'nothing'}")
         if self.extra.get("allowed") and _short(self.extra["allowed"]) not in str(self):
             hints.append(f"  there are: {_short(self.extra['allowed'])}")
         if self.code == "unauthorized":

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from client.answers import ENDED, Event
+from base.jobs import TERMINAL
+from client.answers import Event
 from client.connection import Connection
 from client.errors import ApiError, DistilleryError, Unreachable
 
@@ -95,7 +96,7 @@ class Feed:
 
     def _poll(self) -> Generator[Event, None, bool]:
         """The status is read before the events: its end is then among them."""
-        ended = self.connection.json("GET", self.path)["status"] in ENDED
+        ended = self.connection.json("GET", self.path)["status"] in TERMINAL
         more = True
         while more:
             page = self.connection.json("GET", f"{self.path}/events", params={"after": self.seen})

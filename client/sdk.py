@@ -18,19 +18,9 @@ from uuid import uuid4
 
 import httpx
 
+from base.jobs import TERMINAL
 from client import transfer
-from client.answers import (
-    ENDED,
-    STUDENT_FILE,
-    Artifact,
-    Attempt,
-    Dataset,
-    Event,
-    Job,
-    Model,
-    Storage,
-    Validation,
-)
+from client.answers import STUDENT_FILE, Artifact, Attempt, Dataset, Event, Job, Model, Storage, Validation
 from client.connection import Connection
 from client.errors import ApiError, DistilleryError, NotEnded, Unusable
 from client.feed import Feed
@@ -155,7 +145,7 @@ class Distillery:
                     raise
             else:
                 heard, status = time.monotonic(), job["status"]
-                if status in ENDED:
+                if status in TERMINAL:
                     return job
             if timeout_s is not None and time.monotonic() - began >= timeout_s:
                 raise NotEnded(job_id, status, timeout_s)

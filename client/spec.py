@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from base.references import REFERENCE_PREFIXES
 from client.errors import ApiError, Unusable
 from client.sdk import Distillery
 from client.transfer import Tell, digest_of
@@ -34,7 +35,6 @@ SHORT_FOR = {
 }
 """`"method": "kd"` is short for `{"name": "kd"}`: the field that a plain name stands for, also inside a list."""
 
-REFERENCES = ("model:", "job:", "blob:sha256:", "weights:", "file:")
 DATA_FILES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
 PROGRAM_FILE = ".pt2"
 """What torch.export writes: a teacher that is a program, not a checkpoint."""
@@ -174,9 +174,9 @@ def _object(teacher: Any) -> Spec:
 
 def _name_teacher(teacher: Spec, text: str) -> None:
     """A teacher is a checkpoint or a program: one takes the other's place."""
-    if not text.startswith(REFERENCES):
+    if not text.startswith(REFERENCE_PREFIXES):
         if not Path(text).is_file():
-            raise Unusable(f"--teacher {text!r} is no file here, and no reference ({', '.join(REFERENCES)})")
+            raise Unusable(f"--teacher {text!r} is no file here, and no reference ({', '.join(REFERENCE_PREFIXES)})")
         text = LOCAL + text
     for kind in ("checkpoint", "program"):
         teacher.pop(kind, None)

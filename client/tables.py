@@ -133,8 +133,8 @@ def status(job: Job) -> Text:
         told += f": {job['error']['code']}"
     if job["status"] == "running" and "percent" in (progress := job["progress"] or {}):
         told += f" {progress['percent']:.0f} %"
-    if job["wish"] is not None:
-        told += f" ({job['wish']} asked)"
+    if job["requested"] is not None:
+        told += f" ({job['requested']} asked)"
     return Text(told, style=COLOURS.get(job["status"], ""))
 
 
@@ -163,13 +163,13 @@ def job_facts(job: Job) -> Table:
         ("phase", job["phase"]),
         ("method", job["method"]),
         ("priority", job["priority"]),
-        ("attempts", f"{job['attempts']} of {job['max_attempts']}"),
+        ("attempts without progress", f"{job['attempts_without_progress']} of {job['max_attempts']}"),
         ("checkpoint", f"step {job['checkpoint_step']}" if job["checkpoint_step"] is not None else None),
         ("deadline", job["deadline_at"]),
         ("created", job["created_at"]),
         ("started", job["started_at"]),
         ("finished", job["finished_at"]),
-        ("possible now", ", ".join(job["lawful"])),
+        ("possible now", ", ".join(job["allowed_actions"])),
     ]
     for name, fact in facts:
         if fact:
@@ -184,7 +184,7 @@ def attempt_list(attempts: Iterable[Attempt]) -> Table:
     for one in attempts:
         steps = (one["first_step"] or 0, one["last_step"])
         times = (one["started_at"], one["ended_at"])
-        row(made, one["fence"], *steps, one["how"] or "runs", *times, one["device"], one["worker"])
+        row(made, one["attempt"], *steps, one["how"] or "runs", *times, one["device"], one["worker"])
     return made
 
 

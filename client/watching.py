@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from base.jobs import TERMINAL
 from client import tables
-from client.answers import ENDED, Event, Job
+from client.answers import Event, Job
 from client.errors import DistilleryError
 from client.sdk import Distillery
 
@@ -68,7 +69,7 @@ class _Bar:
             self._draw("server away")
             return False
         self._draw(tables.doing(self.job))
-        return self.job["status"] in ENDED
+        return self.job["status"] in TERMINAL
 
     def _tell_events(self) -> None:
         for event in self.distillery.events(self.job["id"], after=self.seen):

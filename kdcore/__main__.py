@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
+from base.files import DISK_FULL
 from kdcore import order
-from kdcore.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
-from kdcore.files import NO_ROOM
 from kdcore.lines import Lines
 from kdcore.spec import parse
 
@@ -139,7 +139,7 @@ def _named(error: Exception) -> EngineError:
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
         return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size needs less")
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return StorageFull(f"no room to write: {error}")
     return Internal(f"{type(error).__name__}: {error}")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from kdcore.errors import Internal
-from kdcore.files import Written, write_whole
+from base.errors import Internal
+from base.files import Written, write_whole
 
 KEPT = 2
 

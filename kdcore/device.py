@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.spec import Training
 
 

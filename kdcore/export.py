@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from kdcore.files import Written, write_whole
+from base.files import Written, write_whole
 from kdcore.parts import Parts
 from kdcore.spec import Student
 

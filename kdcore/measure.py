@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from base.errors import TeacherMismatch
 from kdcore import data, evaluate, models, weights
 from kdcore.classifier import Classifier
-from kdcore.errors import TeacherMismatch
 from kdcore.parts import Place
 from kdcore.report import parameters
 from kdcore.spec import Dataset

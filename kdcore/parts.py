@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from base.errors import SpecFaults, SpecInvalid, TeacherMismatch
 from kdcore import data, models, weights
 from kdcore import device as devices
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
 from kdcore.classifier import Classifier
 from kdcore.data import Data, Images, Material, material, with_unlabelled
-from kdcore.errors import SpecFaults, SpecInvalid, TeacherMismatch
 from kdcore.lines import Lines
 from kdcore.programs import Program, open_program
 from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, takes_taps
@@ -30,7 +30,7 @@ log = logging.getLogger("kdcore")
 @dataclass
 class Place:
     """Where a run reads and writes: its folder, its inputs by reference, the cache of decoded data, its lines, and
-    the wish that it stop."""
+    a request to stop."""
 
     out: Path
     inputs: Mapping[str, Path]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from base.errors import StorageFull
+from base.files import Written, write_text
 from kdcore import checkpoint, export, proof
-from kdcore.errors import StorageFull
-from kdcore.files import Written, write_text
 from kdcore.parts import Parts, Place, build
 from kdcore.proof import Finished
 from kdcore.spec import GIVEN, JobSpec, Trial, legs, trials

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 
 PLACES = ("in", "nhwc", "tokens")
 

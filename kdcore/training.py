@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from base.errors import LossDiverged
 from kdcore import checkpoint, evaluate
 from kdcore.average import Average
 from kdcore.classifier import Classifier
 from kdcore.data import Material, Views, order
-from kdcore.errors import LossDiverged
 from kdcore.lesson import Batch, Round
 from kdcore.objectives import Objective
 from kdcore.objectives.labels import hits, known, label_loss

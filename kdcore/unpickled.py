@@ -15,7 +15,7 @@ from typing import IO, Any, Never
 
 import torch
 
-from kdcore.errors import TeacherMismatch
+from base.errors import TeacherMismatch
 
 
 class Unread:

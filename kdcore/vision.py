@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 
 OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -24,10 +24,10 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from base.errors import Internal, SpecInvalid, TeacherMismatch
 from kdcore import unpickled, vision
 from kdcore.catalog.architectures import ARCHITECTURES
 from kdcore.catalog.facts import ModelFacts
-from kdcore.errors import Internal, SpecInvalid, TeacherMismatch
 from kdcore.models.skeleton import skeleton
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")

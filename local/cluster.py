@@ -25,10 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdcore.errors import StorageFull
-from kdcore.files import write_text
+from base.errors import StorageFull
+from base.files import write_text
+from base.processes import end_with_parent
 from local.servers import AS_NOBODY, Server, ServerFailed, free_port, prepared_postgres, prepared_valkey
-from store.parent import end_with_parent
 
 REPOSITORY = Path(__file__).parents[1]
 START_S = 60

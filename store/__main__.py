@@ -10,12 +10,11 @@ from pathlib import Path
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
-from kdcore.errors import StorageFull
+from base.errors import DatabaseUnavailable, StorageFull
 from store import cache
 from store.blobs import BlobStore
 from store.collector import Collector, Retention, collect
 from store.database import Database, migrate
-from store.errors import DatabaseUnavailable
 from store.settings import Settings, settings_or_exit
 
 

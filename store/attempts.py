@@ -15,7 +15,7 @@ from store.tables import job_attempts, jobs
 class Attempt:
     job_id: str
     fence: int
-    attempt: int
+    attempts_without_progress: int
     owner: str
     device: str | None
     started_at: float
@@ -36,7 +36,13 @@ def list(connection: Connection, job_id: str) -> Sequence[Attempt]:
 
 def open(connection: Connection, job: Job, owner: str, device: str | None) -> None:
     """To be called by a claim, once."""
-    row = {"job_id": job.id, "fence": job.fence, "attempt": job.attempts, "owner": owner, "device": device}
+    row = {
+        "job_id": job.id,
+        "fence": job.fence,
+        "attempts_without_progress": job.attempts_without_progress,
+        "owner": owner,
+        "device": device,
+    }
     starting = insert(job_attempts).values(**row, started_at=database_now(), first_step=job.checkpoint_step)
     connection.execute(starting)
 

@@ -18,15 +18,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kdcore.errors import StorageFull
-from kdcore.files import NO_ROOM
+from base.failpoints import failpoint
+from base.files import DISK_FULL, disk_full_as_storage_full, files_in, make_folder, modified_at, sync
 from store.errors import BlobMismatch
-from store.failpoints import failpoint
 
 CHUNK = 1 << 20
 TEMPORARY = ".tmp"
@@ -71,11 +69,11 @@ class BlobStore:
         if sha256 is not None and blob.sha256 != sha256:
             raise BlobMismatch(source.name, sha256, blob.sha256)
         target = self._place(blob.sha256)
-        with room(target.parent):
+        with disk_full_as_storage_full(target.parent):
             make_folder(target.parent)
             os.utime(source)
             source.replace(target)
-            sync_folder(target.parent)
+            sync(target.parent)
         return blob
 
     def path(self, sha256: str) -> Path:
@@ -110,7 +108,7 @@ class BlobStore:
         if place.exists():
             return False
         try:
-            with room(place.parent):
+            with disk_full_as_storage_full(place.parent):
                 # First, or a collector would see it old in its place.
                 os.utime(trash)
                 trash.replace(place)
@@ -160,14 +158,14 @@ class BlobStore:
         """What killed processes left half written."""
         before = self.now() - older_than_s
         names = (path for path in files_in(self.folder) if path.name.startswith(".") and path.suffix == TEMPORARY)
-        return [path for path in names if last_touched(path) <= before]
+        return [path for path in names if modified_at(path) <= before]
 
     def _place(self, sha256: str) -> Path:
         return self.folder / "blobs" / sha256[:2] / sha256
 
     def _write(self, chunks: Iterable[bytes], folder: Path, place: Callable[[Blob], Path]) -> Blob:
         """Write beside the place, hashing; where the place is comes last, since it may be named by the hash."""
-        with room(folder):
+        with disk_full_as_storage_full(folder):
             make_folder(folder)
             temporary = folder / f".{secrets.token_hex(8)}{TEMPORARY}"
             try:
@@ -178,7 +176,7 @@ class BlobStore:
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
-            sync_folder(target.parent)
+            sync(target.parent)
         return blob
 
 
@@ -193,35 +191,6 @@ def _fill(path: Path, chunks: Iterable[bytes]) -> Blob:
     return Blob(digest.hexdigest(), size)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder, durably: each new one is written into its parent before anything goes in."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    with suppress(FileExistsError):
-        folder.mkdir()
-    try:
-        sync_folder(folder.parent)
-    except OSError:
-        # Who comes next would find it there and take it for durable.
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-
-
-def files_in(folder: Path) -> Iterator[Path]:
-    """All files, however deep; folders that vanish while we look hold none."""
-    return (Path(inside, name) for inside, _, names in os.walk(folder) for name in names)
-
-
-def last_touched(path: Path) -> float:
-    """A file's mtime; one that has vanished is as young as can be, so that nobody troubles about it."""
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return float("inf")
-
-
 def _touch(path: Path) -> bool:
     """Whether it is there; if so it is young again, where we may say so."""
     try:
@@ -229,30 +198,9 @@ def _touch(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        if error.errno not in (*NO_ROOM, errno.EPERM, errno.EACCES):
+        if error.errno not in (*DISK_FULL, errno.EPERM, errno.EACCES):
             raise
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def room(folder: Path) -> Iterator[None]:
-    """Tell a full, over-quota or read-only disk as what it is to the person waiting: no room, and it may come back."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise StorageFull(
-            f"no room to write in {folder.name}: {error.strerror}", "free some space, then try again"
-        ) from error
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.blobs import last_touched
+from base.files import modified_at
 from store.usage import Usage, measured
 
 PARTIAL, LOCK, DOWNLOADS = ".partial", ".lock", "downloads"
@@ -55,7 +55,7 @@ def _entries(cache: Path) -> Iterator[Entry]:
     for parent in (cache, cache / DOWNLOADS):
         for folder in parent.glob("*/"):
             if folder != cache / DOWNLOADS:
-                yield Entry(folder, measured(folder), last_touched(folder))
+                yield Entry(folder, measured(folder), modified_at(folder))
 
 
 def _half_done(entry: Entry) -> bool:
@@ -65,7 +65,7 @@ def _half_done(entry: Entry) -> bool:
 def _remove(entry: Entry, dry_run: bool) -> bool:
     """False where it is in use."""
     with _held(entry.locks()) as ours:
-        if not ours or not (_half_done(entry) or time.time() - last_touched(entry.folder) > IN_USE_S):
+        if not ours or not (_half_done(entry) or time.time() - modified_at(entry.folder) > IN_USE_S):
             return False
         if not dry_run:
             _remove_whole(entry.folder)

@@ -33,13 +33,14 @@ from typing import Self, TypeVar
 
 from sqlalchemy import Connection, Text, cast, select
 
-from kdcore.errors import StorageFull
+from base.errors import DatabaseUnavailable, StorageFull
+from base.failpoints import failpoint
+from base.files import files_in, modified_at
+from base.jobs import TERMINAL
 from store import checkpoints, collections, uploads
-from store.blobs import BlobStore, files_in, last_touched
+from store.blobs import BlobStore
 from store.database import Database
-from store.errors import DatabaseUnavailable, UploadBusy
-from store.failpoints import failpoint
-from store.lifecycle import TERMINAL
+from store.errors import UploadBusy
 from store.settings import Settings
 from store.tables import artifacts, datasets, jobs, models
 from store.tables import checkpoints as checkpoint_rows
@@ -197,7 +198,7 @@ class Collector:
 
     def _remove_unknown(self, kind: str, folder: Path) -> None:
         before = self._before(self.retention.after_s)
-        if all(last_touched(path) <= before for path in [folder, *files_in(folder)]):
+        if all(modified_at(path) <= before for path in [folder, *files_in(folder)]):
             self._do(kind, folder, _remove_tree, folder)
 
     # ── uploads and leftovers ──
@@ -209,7 +210,7 @@ class Collector:
         for upload in self._each(old):
             path = self.files.upload_path(upload.id)
             if upload.status == "open":
-                touched_at = last_touched(path) if path.exists() else float("-inf")
+                touched_at = modified_at(path) if path.exists() else float("-inf")
             else:
                 touched_at = self.files.touched_at(str(upload.sha256))
             if touched_at <= before:
@@ -224,7 +225,7 @@ class Collector:
             with self.database.connect() as connection:
                 known = set(connection.scalars(select(upload_rows.c.id).where(ours, upload_rows.c.status == "open")))
             for path in self._each(paths):
-                if path.name not in known and last_touched(path) <= before:
+                if path.name not in known and modified_at(path) <= before:
                     self._do("uploads", path, _unlink, path)
 
     def sweep_temporaries(self) -> None:

@@ -21,8 +21,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from base.errors import DatabaseUnavailable
 from store.engines import ANSWER_S, BUSY_S, postgres_async_engine, postgres_engine, sqlite_engine, told_plainly
-from store.errors import DatabaseUnavailable
 from store.migrate import migrate
 
 __all__ = ["Database", "migrate"]

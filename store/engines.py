@@ -10,8 +10,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from kdcore.errors import StorageFull
-from store.errors import DatabaseUnavailable
+from base.errors import DatabaseUnavailable, StorageFull
 
 BUSY_S = 10
 """So long a SQLite writer waits for its turn."""

@@ -2,7 +2,7 @@
 
     StoreError
      ├─ NotFound              no such row in this project
-     ├─ NotLawful             the job's status does not allow the move
+     ├─ ActionNotAllowed             the job's status does not allow the move
      ├─ LeaseLost             another attempt owns the job: stop at once
      ├─ IdempotencyConflict   the key came before, with another body
      ├─ NameTaken             names are unique within a project
@@ -25,13 +25,13 @@ class NotFound(StoreError):
         self.kind, self.id = kind, id
 
 
-class NotLawful(StoreError):
-    def __init__(self, status: str, wish: str | None, verb: str, lawful: list[str]) -> None:
-        stands = status if wish is None else f"{status}, and was asked to {wish},"
+class ActionNotAllowed(StoreError):
+    def __init__(self, status: str, requested: str | None, verb: str, allowed_actions: list[str]) -> None:
+        stands = status if requested is None else f"{status}, and was asked to {requested},"
         super().__init__(
-            f"a job that is {stands} cannot be asked to {verb}; lawful now: {', '.join(lawful) or 'nothing'}"
+            f"a job that is {stands} cannot be asked to {verb}; allowed now: {', '.join(allowed_actions) or 'nothing'}"
         )
-        self.status, self.verb, self.lawful = status, verb, lawful
+        self.status, self.verb, self.allowed_actions = status, verb, allowed_actions
 
 
 class LeaseLost(StoreError):
@@ -68,7 +68,3 @@ class UploadBusy(StoreError):
     def __init__(self, id: str) -> None:
         super().__init__(f"another request is writing to upload {id}")
         self.id = id
-
-
-class DatabaseUnavailable(ConnectionError):
-    """The database cannot be reached, or did not answer in time. A commit whose answer was lost may still have held."""

@@ -5,14 +5,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select
 from sqlalchemy import delete as delete_from
 
+from base.failpoints import failpoint
+from base.jobs import TERMINAL, allowed_actions
 from store.clock import database_now
 from store.conflict import insert
-from store.errors import IdempotencyConflict, NotFound, NotLawful
+from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import tell
-from store.failpoints import failpoint
 from store.fence import change
 from store.ids import new_id
-from store.lifecycle import LET_GO, TERMINAL, lawful
+from store.lifecycle import LET_GO
 from store.rows import JOB, Job, as_record
 from store.tables import checkpoints, jobs, metrics
 
@@ -136,12 +137,12 @@ def by_status(connection: Connection, project: str | None = None) -> dict[str, i
 def cancel(connection: Connection, job_id: str, project: str | None = None) -> Job:
     """A waiting job is cancelled at once; a running one is asked. Asking twice is asking once, and answers the job."""
     waits = jobs.c.status.in_(("queued", "paused"))
-    unasked = and_(jobs.c.status == "running", func.coalesce(jobs.c.wish, "") != "cancel")
+    unasked = and_(jobs.c.status == "running", func.coalesce(jobs.c.requested, "") != "cancel")
     job = change(
         connection,
         and_(_is(job_id, project), or_(waits, unasked)),
         status=case((waits, "cancelled"), else_=jobs.c.status),
-        wish=case((unasked, "cancel")),
+        requested=case((unasked, "cancel")),
         fence=jobs.c.fence + case((waits, 1), else_=0),
         finished_at=case((waits, database_now())),
     )
@@ -152,17 +153,17 @@ def cancel(connection: Connection, job_id: str, project: str | None = None) -> J
 
 
 def pause(connection: Connection, job_id: str, project: str | None = None) -> Job:
-    """A queued job is paused at once; a running one is asked to save its state first. A wish to cancel outweighs it.
+    """A queued job is paused at once; a running one is asked to save its state first. A request to cancel outweighs it.
 
     Asking twice is asking once, and answers the job.
     """
     waits = jobs.c.status == "queued"
-    unasked = and_(jobs.c.status == "running", jobs.c.wish.is_(None))
+    unasked = and_(jobs.c.status == "running", jobs.c.requested.is_(None))
     job = change(
         connection,
         and_(_is(job_id, project), or_(waits, unasked)),
         status=case((waits, "paused"), else_=jobs.c.status),
-        wish=case((unasked, "pause")),
+        requested=case((unasked, "pause")),
     )
     if job is None:
         return _asked_already(connection, job_id, project, "pause")
@@ -186,7 +187,13 @@ def retry(connection: Connection, job_id: str, project: str | None = None, *, fr
     are the collector's to remove.
     """
     ended_badly = jobs.c.status.in_(("failed", "cancelled"))
-    again: dict[str, Any] = {"attempts": 0, "error": None, "not_before": None, "finished_at": None, **LET_GO}
+    again: dict[str, Any] = {
+        "attempts_without_progress": 0,
+        "error": None,
+        "not_before": None,
+        "finished_at": None,
+        **LET_GO,
+    }
     again["deadline_at"] = database_now() + jobs.c.deadline_s
     if from_scratch:
         again |= {"checkpoint_step": None, "claimed_step": None, "progress": None}
@@ -214,14 +221,14 @@ def _is(job_id: str, project: str | None) -> ColumnElement[bool]:
 def _asked_already(connection: Connection, job_id: str, project: str | None, verb: str) -> Job:
     """The job, where it has been asked so or has done so: the first answer may have been lost."""
     job = get(connection, job_id, project)
-    if verb in (job.wish, _LED_BY.get(job.status)):
+    if verb in (job.requested, _LED_BY.get(job.status)):
         return job
     raise _refusal(job, verb)
 
 
-def _not_lawful(connection: Connection, job_id: str, project: str | None, verb: str) -> NotLawful:
+def _not_lawful(connection: Connection, job_id: str, project: str | None, verb: str) -> ActionNotAllowed:
     return _refusal(get(connection, job_id, project), verb)
 
 
-def _refusal(job: Job, verb: str) -> NotLawful:
-    return NotLawful(job.status, job.wish, verb, lawful(job.status, job.wish))
+def _refusal(job: Job, verb: str) -> ActionNotAllowed:
+    return ActionNotAllowed(job.status, job.requested, verb, allowed_actions(job.status, job.requested))

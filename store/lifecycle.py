@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, false, func, or_, select, update
 
-from kdcore.errors import DeadlineExceeded, WorkerLost
+from base.errors import DeadlineExceeded, WorkerLost
 from store import attempts
 from store.artifacts import NewArtifact, publish
 from store.checkpoints import Checkpoint, newest
@@ -26,28 +26,11 @@ from store.fence import change, mine
 from store.rows import Job
 from store.tables import jobs
 
-LEGAL: dict[str, tuple[str, ...]] = {
-    "queued": ("cancel", "pause"),
-    "running": ("cancel", "pause"),
-    "paused": ("resume", "cancel"),
-    "succeeded": ("delete",),
-    "failed": ("retry", "delete"),
-    "cancelled": ("retry", "delete"),
-}
-"""What a client may ask of a job in each status."""
-
-TERMINAL = ("succeeded", "failed", "cancelled")
-
 _TOO_LATE = DeadlineExceeded(
     "the job had not ended by its deadline", "retry it: it goes on from its last checkpoint and has as long again"
 ).as_dict()
 
-LET_GO: dict[str, Any] = {"owner": None, "lease_until": None, "wish": None, "phase": None}
-
-
-def lawful(status: str, wish: str | None) -> list[str]:
-    """A wish to cancel outweighs one to pause."""
-    return [verb for verb in LEGAL[status] if not (wish == "cancel" and verb == "pause")]
+LET_GO: dict[str, Any] = {"owner": None, "lease_until": None, "requested": None, "phase": None}
 
 
 @dataclass(frozen=True)
@@ -56,9 +39,9 @@ class Claim:
 
     job: Job
     fence: int
-    attempt: int
+    attempts_without_progress: int
     checkpoints: list[Checkpoint]
-    rescued: bool
+    takeover: bool
     """Its former owner fell silent."""
 
 
@@ -75,7 +58,7 @@ def claim(
         jobs.c.id == first,
         status="running",
         fence=jobs.c.fence + 1,
-        attempts=case((_got_somewhere(jobs), 1), else_=jobs.c.attempts + 1),
+        attempts_without_progress=case((_got_somewhere(jobs), 1), else_=jobs.c.attempts_without_progress + 1),
         claimed_step=jobs.c.checkpoint_step,
         owner=owner,
         lease_until=database_now() + lease_s,
@@ -87,12 +70,10 @@ def claim(
     )
     if job is None:
         return None
-    rescued = attempts.close(connection, job, "lost")
+    takeover = attempts.close(connection, job, "lost")
     attempts.open(connection, job, owner, device)
-    tell(
-        connection, job, "claimed", attempt=job.attempts, fence=job.fence, worker=owner, device=device, rescued=rescued
-    )
-    return Claim(job, job.fence, job.attempts, newest(connection, job.id), rescued)
+    tell(connection, job, "claimed", attempt=job.fence, worker=owner, device=device, takeover=takeover)
+    return Claim(job, job.fence, job.attempts_without_progress, newest(connection, job.id), takeover)
 
 
 def peek(connection: Connection, rescue: bool) -> bool:
@@ -101,16 +82,18 @@ def peek(connection: Connection, rescue: bool) -> bool:
 
 
 def heartbeat(connection: Connection, job_id: str, fence: int, lease_s: float) -> str | None:
-    """Extend the lease; returns the client's wish (`cancel`, `pause`) or None.
+    """Extend the lease; returns the client's request (`cancel`, `pause`) or None.
 
     Raises LeaseLost when another attempt owns the job: the caller must stop its training at once.
     """
-    beat = update(jobs).where(mine(job_id, fence)).values(lease_until=database_now() + lease_s).returning(jobs.c.wish)
+    beat = (
+        update(jobs).where(mine(job_id, fence)).values(lease_until=database_now() + lease_s).returning(jobs.c.requested)
+    )
     row = connection.execute(beat).one_or_none()
     if row is None:
         raise LeaseLost(job_id, fence)
-    wish: str | None = row.wish
-    return wish
+    requested: str | None = row.requested
+    return requested
 
 
 def phase(connection: Connection, job_id: str, fence: int, phase: str) -> None:
@@ -132,7 +115,7 @@ def release(
 ) -> bool:
     """Hand a running job back, its attempt unspent (drain, pause). False when it is no longer ours.
 
-    The process has ended, so a wish that came meanwhile is granted here: a cancelled job is not queued again.
+    The process has ended, so a request that came meanwhile is granted here: a cancelled job is not queued again.
     """
     return _hand_back(connection, job_id, fence, to, {}, {"reason": reason})
 
@@ -149,7 +132,7 @@ def postpone(connection: Connection, job_id: str, fence: int, error: dict[str, A
 def _hand_back(
     connection: Connection, job_id: str, fence: int, to: str, values: dict[str, Any], told: dict[str, Any]
 ) -> bool:
-    unspent = {"attempts": jobs.c.attempts - 1, **_granted(to), **LET_GO, **values}
+    unspent = {"attempts_without_progress": jobs.c.attempts_without_progress - 1, **_granted(to), **LET_GO, **values}
     job = change(connection, mine(job_id, fence), **unspent)
     if job is None:
         return _stands(connection, job_id, fence, ("queued", "paused", "cancelled"))
@@ -230,7 +213,7 @@ def sweep(connection: Connection, *, rescue: bool, rering_s: float = 15) -> list
 
 
 def _abandoned(connection: Connection) -> list[str]:
-    ended = or_(jobs.c.wish.is_not(None), _overdue(jobs), ~_has_attempts(jobs))
+    ended = or_(jobs.c.requested.is_not(None), _overdue(jobs), ~_has_attempts(jobs))
     left = select(jobs.c.id).where(_lapsed(jobs), ended)
     return list(connection.scalars(left.order_by(jobs.c.id)))
 
@@ -240,8 +223,8 @@ def _end_abandoned(connection: Connection, job_id: str) -> None:
     lapsed = and_(jobs.c.id == job_id, _lapsed(jobs))
     fenced_off = {"fence": jobs.c.fence + 1}
     # Once resumed, one without an attempt left would wait for ever.
-    pausable = and_(jobs.c.wish == "pause", _has_attempts(jobs))
-    if job := change(connection, and_(lapsed, jobs.c.wish == "cancel"), **_ended("cancelled"), **fenced_off):
+    pausable = and_(jobs.c.requested == "pause", _has_attempts(jobs))
+    if job := change(connection, and_(lapsed, jobs.c.requested == "cancel"), **_ended("cancelled"), **fenced_off):
         tell(connection, job, "cancelled", reason="its worker is gone")
     elif job := change(connection, and_(lapsed, pausable), status="paused", **LET_GO, **fenced_off):
         tell(connection, job, "paused", reason="its worker is gone")
@@ -267,7 +250,7 @@ def _end_in_vain(connection: Connection, job_id: str) -> None:
 
 def _claimable_first(rescue: bool) -> Any:
     waiting = jobs.alias("waiting")
-    ripe = or_(_due(waiting), and_(_lapsed(waiting), waiting.c.wish.is_(None))) if rescue else _due(waiting)
+    ripe = or_(_due(waiting), and_(_lapsed(waiting), waiting.c.requested.is_(None))) if rescue else _due(waiting)
     return (
         select(waiting.c.id)
         .where(waiting.c.status.in_(("queued", "running")), ripe, _has_attempts(waiting), ~_overdue(waiting))
@@ -299,7 +282,7 @@ def _waits_in_vain(job: FromClause) -> ColumnElement[bool]:
 
 def _has_attempts(job: FromClause) -> ColumnElement[bool]:
     """The budget limits attempts that get nowhere (poison jobs), not bad nights."""
-    return or_(job.c.attempts < job.c.max_attempts, _got_somewhere(job))
+    return or_(job.c.attempts_without_progress < job.c.max_attempts, _got_somewhere(job))
 
 
 def _got_somewhere(job: FromClause) -> ColumnElement[bool]:
@@ -313,8 +296,10 @@ def _ended(status: str) -> dict[str, Any]:
 def _granted(otherwise: str) -> dict[str, Any]:
     """Where a job goes whose process has ended: where the client wished, else back to wait."""
     return {
-        "status": case((jobs.c.wish == "cancel", "cancelled"), (jobs.c.wish == "pause", "paused"), else_=otherwise),
-        "finished_at": case((jobs.c.wish == "cancel", database_now())),
+        "status": case(
+            (jobs.c.requested == "cancel", "cancelled"), (jobs.c.requested == "pause", "paused"), else_=otherwise
+        ),
+        "finished_at": case((jobs.c.requested == "cancel", database_now())),
     }
 
 

@@ -10,7 +10,7 @@ from alembic.config import Config
 from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
-from store.blobs import make_folder
+from base.files import make_folder
 from store.engines import SERVER_KEEPALIVES, psycopg_arguments, sqlite_engine, told_plainly
 
 SCRIPTS = Path(__file__).parents[1] / "migrations"

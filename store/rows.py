@@ -27,10 +27,10 @@ class Job:
     fence: int
     """Counts claims; whoever holds an older number is turned away."""
     owner: str | None
-    attempts: int
+    attempts_without_progress: int
     """Claims since the job last got somewhere."""
     max_attempts: int
-    wish: str | None
+    requested: str | None
     """Asked of a running job: `cancel` or `pause`."""
     priority: int
     event_seq: int

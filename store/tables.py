@@ -49,13 +49,13 @@ jobs = Table(
     Column("idempotency_key", String(200)),
     Column("status", String(16), nullable=False),
     Column("phase", String(32)),
-    Column("wish", String(16)),
+    Column("requested", String(16)),
     Column("priority", Integer, nullable=False, server_default=text("0")),
     # Who may write: the fence counts claims, and only its newest number is let through.
     Column("fence", BigInteger, nullable=False, server_default=text("0")),
     Column("owner", Text),
     Column("lease_until", Double),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("attempts_without_progress", Integer, nullable=False, server_default=text("0")),
     Column("max_attempts", Integer, nullable=False),
     Column("checkpoint_step", BigInteger),
     # The newest checkpoint when it was last claimed: a later one shows that the attempt got somewhere.
@@ -73,9 +73,9 @@ jobs = Table(
     Column("finished_at", Double),
     UniqueConstraint("project", "idempotency_key"),
     CheckConstraint("status IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="status"),
-    CheckConstraint("wish IN ('cancel', 'pause')", name="wish"),
+    CheckConstraint("requested IN ('cancel', 'pause')", name="requested"),
     CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="running_holds_a_lease"),
-    CheckConstraint("wish IS NULL OR status = 'running'", name="only_the_running_are_asked"),
+    CheckConstraint("requested IS NULL OR status = 'running'", name="only_running_jobs_are_requested"),
 )
 Index("ix_jobs_project_id", jobs.c.project, jobs.c.id)
 Index(
@@ -91,7 +91,7 @@ job_attempts = Table(
     metadata,
     _of_a_job(),
     Column("fence", BigInteger, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, nullable=False),
+    Column("attempts_without_progress", Integer, nullable=False),
     Column("owner", Text, nullable=False),
     Column("device", Text),
     Column("started_at", Double, nullable=False),

@@ -13,8 +13,9 @@ from typing import BinaryIO
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
 
+from base.files import disk_full_as_storage_full, make_folder, sync
 from store import tables
-from store.blobs import Blob, BlobStore, make_folder, room, sync_folder
+from store.blobs import Blob, BlobStore
 from store.clock import database_now
 from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
 from store.ids import new_id
@@ -90,7 +91,7 @@ def part(files: BlobStore, upload: Upload) -> Iterator[BinaryIO]:
     One request at a time: a second one gets UploadBusy, and could only have spoilt the first.
     """
     path = files.upload_path(upload.id)
-    with room(path.parent):
+    with disk_full_as_storage_full(path.parent):
         make_folder(path.parent)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
             _take(file, upload.id)
@@ -101,7 +102,7 @@ def part(files: BlobStore, upload: Upload) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
             if upload.offset == 0:
                 # Its name must be as durable as its bytes.
-                sync_folder(path.parent)
+                sync(path.parent)
 
 
 def adopt(files: BlobStore, upload: Upload) -> Blob:

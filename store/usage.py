@@ -5,7 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.blobs import BlobStore, files_in
+from base.files import files_in
+from store.blobs import BlobStore
 
 KINDS = ("blobs", "checkpoints", "logs", "uploads", "trash")
 

@@ -15,7 +15,7 @@ from store.rows import Job
 from store.tables import jobs
 from store.workers import Worker
 
-Reason = Literal["backing_off", "no_worker", "no_room", "behind_others", "starting"]
+Reason = Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def _why(job: Job, position: int | None, here: Sequence[Worker]) -> Waiting | No
     idle, busy = states.count("idle"), states.count("busy")
     if not here:
         told: tuple[Reason, str] = "no_worker", "no worker takes jobs now: start one, or look why those that are do not"
-    elif all(any(device.state == "no_room" for device in worker.devices) for worker in here):
-        told = "no_room", "every worker is short of disk space, and starts nothing before some is free"
+    elif all(any(device.state == "out_of_disk_space" for device in worker.devices) for worker in here):
+        told = "out_of_disk_space", "every worker is short of disk space, and starts nothing before some is free"
     elif position > idle:
         told = "behind_others", f"{_counted(position - 1, 'job')} before it, {_counted(busy, 'slot')} busy"
     else:

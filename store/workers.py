@@ -24,8 +24,8 @@ class Device:
 
     name: str
     job: str | None = None
-    state: Literal["idle", "busy", "no_room", "stuck"] = "idle"
-    """no_room: it looks, and starts nothing, for want of disk space."""
+    state: Literal["idle", "busy", "out_of_disk_space", "stuck"] = "idle"
+    """out_of_disk_space: it looks, and starts nothing, for want of disk space."""
     seen_s: float = 0.0
     """Seconds between the slot's last proof that it consumes and the worker's last word."""
 

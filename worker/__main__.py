@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 
+from base.wakeup import MEMORY
 from store.settings import settings_or_exit
-from worker.app import MEMORY
 from worker.desk import Options
 from worker.service import Worker
 

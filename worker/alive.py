@@ -8,9 +8,9 @@ import sys
 
 from sqlalchemy import Connection
 
+from base.errors import DatabaseUnavailable
 from store import workers
 from store.database import Database
-from store.errors import DatabaseUnavailable
 from store.settings import Settings
 
 

@@ -17,14 +17,11 @@ from celery import Celery, bootsteps
 from celery.worker import WorkController, state
 from celery.worker.consumer.tasks import Tasks
 
+from base.wakeup import EXPIRES_S, MEMORY, QUEUE, SOCKET_S, TASK, transport_options
 from worker import tasks
 
 log = logging.getLogger("distillery.app")
 
-QUEUE = "look"
-EXPIRES_S = 60
-SOCKET_S = 2
-MEMORY = "memory:"
 POLL_S = 0.02
 """In memory a ring is heard by polling; this costs a hundredth of a core."""
 START_AGAIN_S = 5.0
@@ -48,11 +45,7 @@ def make_app(broker_url: str, ring: Callable[[], None]) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=SOCKET_S,
-        broker_transport_options=(
-            {"polling_interval": POLL_S}
-            if in_memory
-            else {"socket_timeout": SOCKET_S, "socket_connect_timeout": SOCKET_S}
-        ),
+        broker_transport_options={"polling_interval": POLL_S} if in_memory else transport_options(broker_url),
     )
     tasks.register(app, ring)
     return app
@@ -61,7 +54,7 @@ def make_app(broker_url: str, ring: Callable[[], None]) -> Celery:
 def ring_others(app: Celery) -> None:
     """Wake some worker that listens. Without a broker nobody hears it, and all look by themselves."""
     try:
-        app.send_task(tasks.LOOK, queue=QUEUE, expires=EXPIRES_S, ignore_result=True, retry=False)
+        app.send_task(TASK, queue=QUEUE, expires=EXPIRES_S, ignore_result=True, retry=False)
     except Exception as error:
         # Whatever a broker library may throw: the bell is a help, and never a reason to stop.
         log.warning("the bell cannot be rung: %s", error)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from base.clock import boottime
 from kdcore.order import EXIT_STOPPED, Order, give
-from store.contact import boottime
 from worker.session import ANSWERS_IN_S, Session, readable
 
 log = logging.getLogger("distillery.child")

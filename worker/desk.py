@@ -12,11 +12,10 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import Connection
 
-from kdcore.errors import StorageFull
+from base.clock import Contact, boottime
+from base.errors import DatabaseUnavailable, StorageFull
 from store.blobs import BlobStore
-from store.contact import Contact, boottime
 from store.database import Database
-from store.errors import DatabaseUnavailable
 from store.settings import Settings
 
 AWAY = (DatabaseUnavailable, StorageFull)
@@ -46,7 +45,7 @@ class Options(BaseSettings):
 
 
 class Drain:
-    """The wish to leave: training is stopped at a checkpoint, and its job goes back to the queue."""
+    """The request to leave: training is stopped at a checkpoint, and its job goes back to the queue."""
 
     def __init__(self, grace_s: float) -> None:
         self._asked = threading.Event()

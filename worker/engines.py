@@ -7,7 +7,7 @@ job anything.
 
 import logging
 
-from store.contact import boottime
+from base.clock import boottime
 from worker.desk import Desk
 from worker.devices import Device, engine_environment
 from worker.heart import SAFE_PART

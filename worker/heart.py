@@ -5,10 +5,10 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
+from base.clock import boottime
+from base.failpoints import failpoint
 from store import lifecycle
-from store.contact import boottime
 from store.errors import LeaseLost
-from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.desk import AWAY, Desk
 from worker.session import Session
@@ -39,7 +39,7 @@ class Heart:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"heart-{claim.job.id}", daemon=True)
-        self.wish = claim.job.wish
+        self.requested = claim.job.requested
         self.lost = threading.Event()
         """Another attempt owns the job, or nobody knows any more whether we do."""
         self.unproven = False
@@ -91,7 +91,7 @@ class Heart:
         if beat.refused:
             self.lost.set()
         elif beat.reached:
-            self._proven_at, self.wish = beat.began_at, beat.wish
+            self._proven_at, self.requested = beat.began_at, beat.requested
             # One that hung until the table came back is older than what was granted without it.
             self._deadline = max(self._deadline, beat.deadline)
             self._desk.contact.made()
@@ -128,14 +128,14 @@ class _Beat(threading.Thread):
         self.began_at = boottime()
         self.deadline = self.began_at + SAFE_PART * desk.settings.lease_s
         self.reached = self.refused = False
-        self.wish: str | None = None
+        self.requested: str | None = None
         self.start()
 
     def run(self) -> None:
         job, fence, lease_s = self._claim.job, self._claim.fence, self._desk.settings.lease_s
         try:
             with self._desk.heart_database.begin() as connection:
-                self.wish = lifecycle.heartbeat(connection, job.id, fence, lease_s)
+                self.requested = lifecycle.heartbeat(connection, job.id, fence, lease_s)
                 failpoint("heartbeat.before_commit")
         except LeaseLost:
             self.refused = True

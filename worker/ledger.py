@@ -9,9 +9,9 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
 
+from base.failpoints import failpoint
 from store import attempts, lifecycle
 from store.errors import LeaseLost
-from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.desk import AWAY, Desk
 

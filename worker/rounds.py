@@ -1,18 +1,12 @@
 """Something that a worker does again and again, on a thread of its own, for as long as it lives."""
 
 import logging
-import random
 import threading
 from abc import ABC, abstractmethod
 
+from base.clock import jittered
+
 log = logging.getLogger("distillery.rounds")
-
-JITTER = 0.4
-"""Part of the time between rounds: after an outage not all workers are to look at once."""
-
-
-def jittered(every_s: float) -> float:
-    return every_s * random.uniform(1 - JITTER, 1)  # noqa: S311
 
 
 class Rounds(ABC):

@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from kdcore.errors import DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
-from kdcore.files import NO_ROOM, sha256
+from base.errors import DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
+from base.failpoints import failpoint
+from base.files import DISK_FULL, sha256
 from store import checkpoints, events, lifecycle
 from store.artifacts import NewArtifact
 from store.checkpoints import Checkpoint
 from store.errors import LeaseLost
-from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker import scratch
 from worker.child import Ending
@@ -46,7 +46,7 @@ def run_job(claim: Claim, desk: Desk, engines: Engines, claimed_at: float, prove
     `claimed_at`: the time (`boottime`) just before the claim. `proven`: told of every heartbeat that got through.
     """
     job = claim.job
-    log.info("job %s: attempt %d begins (fence %d, %s)", job.id, claim.attempt, claim.fence, engines.device.name)
+    log.info("job %s: attempt %d begins on %s", job.id, claim.fence, engines.device.name)
     try:
         with Heart(claim, desk, claimed_at, proven) as heart, Ledger(claim, desk, heart.lost) as ledger:
             attempt = Attempt(claim, desk, engines, heart, ledger)
@@ -160,7 +160,7 @@ class Attempt:
     # ── publish and finish ──
 
     def _settle(self, ending: Ending | None, supervision: Supervision) -> None:
-        """Say how it ended. A wish is granted whatever the end; but who was done, and has told all, is done."""
+        """Say how it ended. A request is granted whatever the end; but who was done, and has told all, is done."""
         why = supervision.why
         if self.heart.lost.is_set():
             raise LeaseLost(self.claim.job.id, self.claim.fence)
@@ -177,7 +177,7 @@ class Attempt:
         elif why is not None:
             self._release(why)
         else:
-            assert ending is not None, "only a wish keeps a training from starting"  # noqa: S101
+            assert ending is not None, "only a request keeps a training from starting"  # noqa: S101
             self._fail(_seen(ending), ending)
 
     def _publish(self, ending: Ending, announced: list[Announced]) -> None:
@@ -212,7 +212,7 @@ class Attempt:
         self._finish(lifecycle.postpone, error=error, wait_s=self.desk.options.room_wait_s)
 
     def _back_off_s(self) -> float:
-        growth = BACK_OFF_GROWTH ** (self.claim.attempt - 1)
+        growth = BACK_OFF_GROWTH ** (self.claim.attempts_without_progress - 1)
         return float(min(self.desk.options.back_off_s * growth, LONGEST_BACK_OFF_S))
 
     def _release(self, why: Why) -> None:
@@ -277,6 +277,6 @@ def _evidence(ending: Ending) -> dict[str, Any]:
 
 
 def _as_engine_error(error: OSError) -> EngineError:
-    if error.errno in NO_ROOM:
+    if error.errno in DISK_FULL:
         return StorageFull(f"no room to write: {error.strerror}", "free some space, then try again")
     return Internal(f"the worker failed: {error}")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from tempfile import TemporaryFile
 from typing import Self
 
-from store.contact import boottime
+from base.clock import boottime
 from worker import guard
 
 ANSWERS_IN_S = 5.0

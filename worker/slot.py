@@ -6,15 +6,14 @@ import shutil
 import threading
 from typing import Any
 
+from base.clock import boottime, jittered
+from base.failpoints import failpoint
 from store import lifecycle
-from store.contact import boottime
-from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.desk import AWAY, Desk
 from worker.devices import Device
 from worker.engines import Engines
 from worker.health import Health
-from worker.rounds import jittered
 from worker.run_job import run_job
 
 log = logging.getLogger("distillery.slot")
@@ -65,7 +64,7 @@ class Slot:
         elif self._resting:
             state = "stuck"
         else:
-            state = "no_room" if self._short_of_room else "idle"
+            state = "out_of_disk_space" if self._short_of_room else "idle"
         return {"name": self.device.name, "job": job, "state": state, "seen_s": round(seen_s, 3)}
 
     def _prove(self) -> None:

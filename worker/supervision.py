@@ -7,12 +7,12 @@ from typing import Literal
 
 from sqlalchemy import Connection
 
-from kdcore.errors import StorageFull
+from base.clock import boottime
+from base.errors import StorageFull
+from base.failpoints import failpoint
 from kdcore.order import Order
 from store import checkpoints, events, lifecycle, metrics
-from store.contact import boottime
 from store.errors import BlobMismatch
-from store.failpoints import failpoint
 from store.lifecycle import Claim
 from worker.child import Child, Ending, Line
 from worker.desk import Desk
@@ -106,7 +106,7 @@ class Supervision:
             self._kill_at = boottime() + self._desk.settings.stop_grace_s
             log.info("job %s: stopping the engine (%s)", self._claim.job.id, why)
             child.session.ask_to_stop()
-        elif self.why == "pause" and self._heart.wish == "cancel":
+        elif self.why == "pause" and self._heart.requested == "cancel":
             self.why = "cancel"
         if child.is_overdue or (self._kill_at is not None and boottime() > self._kill_at):
             child.session.kill()
@@ -114,9 +114,9 @@ class Supervision:
     def _reason_to_stop(self) -> Why | None:
         if self._ledger.error is not None:
             return "broken"
-        if self._heart.wish == "cancel":
+        if self._heart.requested == "cancel":
             return "cancel"
-        if self._heart.wish == "pause":
+        if self._heart.requested == "pause":
             return "pause"
         if self._desk.drain.asked:
             return "drain"

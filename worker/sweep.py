@@ -4,7 +4,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 
-from kdcore.errors import WorkerLost
+from base.errors import WorkerLost
 from store import lifecycle, workers
 from store.fence import stands
 from worker import scratch

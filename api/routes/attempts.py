@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/attempts", tags=["jobs"])
 
 @router.get("", response_model=Page[AttemptView], responses=responses(NotFound))
 async def listing(job_id: str, who: Who, db: Db) -> Response:
-    """Every claim of the job, oldest first. Each has a log of its own: `/logs?attempt=` takes its `fence`."""
+    """Every claim of the job, oldest first. Each has a log of its own: `/logs?attempt=` takes its `attempt`."""
     return page([attempt_view(attempt) for attempt in await db.read(_tried, job_id, who.project)])
 
 

@@ -15,12 +15,12 @@ from api.auth import Who
 from api.database import Db
 from api.problems import NotFound, responses
 from api.schemas import EventView, Page, event_view
+from base.errors import DatabaseUnavailable
+from base.jobs import TERMINAL
 from store import events, jobs
 from store.database import Database
-from store.errors import DatabaseUnavailable
 from store.errors import NotFound as Gone
 from store.events import Event
-from store.lifecycle import TERMINAL
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
 

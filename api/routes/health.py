@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.answers import Json
 from api.database import Db, Files, Setup
 from api.problems import Unavailable, not_now, responses
-from kdcore.errors import StorageFull as NoSpaceLeft
+from base.errors import StorageFull as NoSpaceLeft
 from store.blobs import BlobStore
 
 router = APIRouter(tags=["service"])

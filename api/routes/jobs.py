@@ -1,4 +1,4 @@
-"""Jobs: send one, look at it, steer it. Facts that forbid a request are 409s that name what would be lawful."""
+"""Jobs: send one, look at it, steer it. Facts that forbid a request are 409s that name what are allowed."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from api.auth import Who
 from api.database import Db, Files, Setup
 from api.inspections import Seen
 from api.problems import (
+    ActionNotAllowed,
     IdempotencyConflict,
     MalformedBody,
     NotFound,
-    NotLawful,
     Problem,
     SpecInvalid,
     StorageFull,
@@ -28,10 +28,11 @@ from api.problems import (
     responses,
 )
 from api.references import Shelves
-from api.schemas import JobView, Page, Retry, Status, ValidationView, job_view
+from api.schemas import JobView, Page, Retry, ValidationView, job_view
 from api.submission import Examined, estimate, examine
+from base.failpoints import failpoint
+from base.jobs import Status
 from store import jobs, waiting
-from store.failpoints import failpoint
 from store.jobs import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -151,7 +152,7 @@ async def one(job_id: str, who: Who, db: Db, setup: Setup) -> Response:
     return Json(await db.read(_found, job_id, who.project, setup.lease_s))
 
 
-@router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, NotLawful))
+@router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
 async def cancel(job_id: str, who: Who, db: Db) -> Response:
     """Ask for a job to be stopped. A queued or paused job is cancelled at once.
 
@@ -162,14 +163,14 @@ async def cancel(job_id: str, who: Who, db: Db) -> Response:
     return Json(job_view(job))
 
 
-@router.post("/{job_id}/pause", response_model=JobView, responses=responses(NotFound, NotLawful))
+@router.post("/{job_id}/pause", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
 async def pause(job_id: str, who: Who, db: Db) -> Response:
     """Ask for a job to be set aside. A running one saves its state first, and goes on from there when resumed."""
     job = await db.write(jobs.pause, job_id, project=who.project)
     return Json(job_view(job))
 
 
-@router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, NotLawful))
+@router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
 async def resume(job_id: str, who: Who, db: Db, ring: Ring, setup: Setup) -> Response:
     """Put a paused job back into the queue."""
     told = await db.write(_move, jobs.resume, setup.lease_s, job_id, project=who.project)
@@ -177,7 +178,7 @@ async def resume(job_id: str, who: Who, db: Db, ring: Ring, setup: Setup) -> Res
     return Json(told)
 
 
-@router.post("/{job_id}/retry", response_model=JobView, responses=responses(MalformedBody, NotFound, NotLawful))
+@router.post("/{job_id}/retry", response_model=JobView, responses=responses(MalformedBody, NotFound, ActionNotAllowed))
 async def retry(*, job_id: str, who: Who, db: Db, ring: Ring, setup: Setup, sent: Retry | None = None) -> Response:
     """Queue a failed or cancelled job again, with its attempts and its deadline given back.
 
@@ -189,7 +190,7 @@ async def retry(*, job_id: str, who: Who, db: Db, ring: Ring, setup: Setup, sent
     return Json(told)
 
 
-@router.delete("/{job_id}", status_code=204, responses=responses(NotFound, NotLawful))
+@router.delete("/{job_id}", status_code=204, responses=responses(NotFound, ActionNotAllowed))
 async def delete(job_id: str, who: Who, db: Db, files: Files) -> Response:
     """Forget a job that has ended: its events, metrics, artifacts, checkpoints and logs."""
     await db.write(jobs.delete, job_id, project=who.project)

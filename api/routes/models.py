@@ -12,8 +12,8 @@ from api.inspections import Seen
 from api.inspector import Refused
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.schemas import ModelView, NewModel, Page, PreprocessingView, model_view
+from base.errors import Fault
 from kdcore.catalog import ModelFacts, UnknownName, architecture
-from kdcore.errors import Fault
 from store import models
 
 router = APIRouter(prefix="/v1/models", tags=["models"])

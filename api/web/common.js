@@ -82,8 +82,8 @@ export const clock = (iso) => new Date(iso).toLocaleTimeString("en-GB");
 export const TERMINAL = ["succeeded", "failed", "cancelled"];
 
 export function pill(job) {
-  const wish = job.wish && job.status === "running" ? { cancel: "cancelling", pause: "pausing" }[job.wish] : null;
-  return h("span", { class: `pill ${job.status}` }, wish || job.status);
+  const requested = job.requested && job.status === "running" ? { cancel: "cancelling", pause: "pausing" }[job.requested] : null;
+  return h("span", { class: `pill ${job.status}` }, requested || job.status);
 }
 
 /** Why a queued job has not started: "no worker", "number 3"; nothing for one that starts within seconds. */

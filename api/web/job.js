@@ -27,7 +27,7 @@ const VERBS = [
 
 /** Columns of the table of attempts. */
 const TRIED = [
-  ["Attempt", "", (one) => String(one.fence)],
+  ["Attempt", "", (one) => String(one.attempt)],
   ["Ended", "", (one) => one.how || "runs"],
   ["From step", "number", (one) => count(one.first_step ?? 0)],
   ["Saved step", "number", (one) => count(one.last_step)],
@@ -88,7 +88,7 @@ export function jobPage(main, id, signal, trouble) {
 
   function draw() {
     document.title = `${job.name || job.id} · ${job.status} · Distillery`;
-    show(head, [job.status, job.phase, job.wish, job.progress, job.waiting, job.name, age(job.created_at)], header);
+    show(head, [job.status, job.phase, job.requested, job.progress, job.waiting, job.name, age(job.created_at)], header);
     failure.hidden = !job.error;
     if (job.error) show(failure, job.error, failed);
     show(verdict, [job.result, job.resolved_spec?.baseline, job.status], () => proof(job));
@@ -104,14 +104,14 @@ export function jobPage(main, id, signal, trouble) {
       p.percent != null && !["succeeded", "cancelled"].includes(job.status) && `${Math.round(p.percent)} %`,
       job.status === "running" && p.seconds_remaining != null && `about ${duration(p.seconds_remaining)} left`,
       job.started_at && job.finished_at && `took ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`,
-      job.attempts > 1 && `attempt ${job.attempts}`,
+      job.attempts_without_progress > 1 && `${job.attempts_without_progress} attempts without progress`,
       job.priority !== 0 && `priority ${job.priority}`,
       job.deadline_at && !TERMINAL.includes(job.status) && `to end by ${new Date(job.deadline_at).toLocaleString("en-GB")}`,
       `sent ${age(job.created_at)}`,
     ];
     return [
       h("div", { class: "line" }, h("h1", null, job.name || job.id), pill(job),
-        h("div", { class: "verbs" }, VERBS.filter(({ verb, when }) => job.lawful.includes(verb) && (!when || when(job))).map(button))),
+        h("div", { class: "verbs" }, VERBS.filter(({ verb, when }) => job.allowed_actions.includes(verb) && (!when || when(job))).map(button))),
       h("div", { class: "facts" },
         h("span", null, models(job)), h("span", null, method(job)),
         h("span", { class: "mono" }, job.id, " ", h("button", { class: "plain", type: "button", onclick: copy }, "copy")),
@@ -148,7 +148,7 @@ export function jobPage(main, id, signal, trouble) {
   }
 
   async function metrics() {
-    const now = JSON.stringify([job.status, job.attempts, job.progress?.trial, job.progress?.step]);
+    const now = JSON.stringify([job.status, job.attempts_without_progress, job.progress?.trial, job.progress?.step]);
     if (now === measured) return;
     const { series } = await json(`${at}/metrics?max_points=300&keys=${CURVES}`, { signal });
     measured = now;
@@ -158,7 +158,7 @@ export function jobPage(main, id, signal, trouble) {
 
   /** Asked for when the job has changed hands; of interest once something went otherwise than straight through. */
   async function attempts() {
-    const now = JSON.stringify([job.status, job.started_at, job.attempts, job.checkpoint_step]);
+    const now = JSON.stringify([job.status, job.started_at, job.attempts_without_progress, job.checkpoint_step]);
     if (now === tried) return;
     const { data } = await json(`${at}/attempts`, { signal });
     tried = now;

@@ -115,7 +115,7 @@ def stale(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for job, events in _events(evidence):
         mine = attempts[job["id"]]
         fences = [attempt["fence"] for attempt in mine]
-        claimed = [event["data"]["fence"] for event in events if event["type"] == "claimed"]
+        claimed = [event["data"]["attempt"] for event in events if event["type"] == "claimed"]
         if claimed != fences:
             yield job["id"], f"claims told of were {claimed}, attempts are {fences}"
         if unended := [attempt["fence"] for attempt in mine if attempt["ended_at"] is None]:

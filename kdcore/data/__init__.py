@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from base.errors import DatasetUnreadable
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.data.arrays import open_arrays
@@ -18,7 +19,6 @@ from kdcore.data.resident import Data, Images, joined
 from kdcore.data.source import Source, Sums
 from kdcore.data.stratified import split
 from kdcore.data.views import Views, order
-from kdcore.errors import DatasetUnreadable
 from kdcore.spec import Dataset
 
 __all__ = [

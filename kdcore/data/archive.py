@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from kdcore.errors import DatasetUnreadable
+from base.errors import DatasetUnreadable
 
 _ZIP = b"PK"
 _GZIP = b"\x1f\x8b"

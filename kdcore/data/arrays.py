@@ -20,10 +20,10 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 from PIL import Image
 
+from base.errors import DatasetUnreadable
 from kdcore.data import pictures
 from kdcore.data.source import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.stratified import Labels
-from kdcore.errors import DatasetUnreadable
 
 _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20

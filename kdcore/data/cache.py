@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from base.errors import StorageFull
+from base.files import DISK_FULL, sync
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.data.resident import Data, Images
 from kdcore.data.source import Pixels, Source, Split, Sums
-from kdcore.errors import StorageFull
-from kdcore.files import NO_ROOM
 
 RESIDENT_BYTES = 2 << 30
 """Splits larger than this stay in their file and are mapped: the kernel keeps what there is room for."""
@@ -40,7 +40,7 @@ def cached(
             # While nobody else may enter: whoever trims the cache looks at when an entry was last used.
             os.utime(folder)
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in DISK_FULL:
             raise StorageFull(f"No room to decode the data set: {error.strerror}.", "Free some disk space.") from error
         raise
     return _read(folder, resident_bytes)
@@ -73,9 +73,9 @@ def _fill(folder: Path, digest: str | None, source: Source) -> None:
         np.save(_labels(partial, split), source.labels[split])
     (partial / _FACTS).write_text(source.facts(mean, std, digest).model_dump_json())
     for path in [*partial.iterdir(), partial]:
-        _sync(path)
+        sync(path)
     partial.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
@@ -120,11 +120,3 @@ def _pixels(folder: Path, split: Split) -> Path:
 
 def _labels(folder: Path, split: Split) -> Path:
     return folder / f"{split}_labels.npy"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from base.errors import DatasetUnreadable
 from kdcore.data import pictures
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
 from kdcore.data.pictures import Header
 from kdcore.data.source import Piece, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.stratified import Labels
-from kdcore.errors import DatasetUnreadable
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """In this order: where both `test` and `val` hold class folders, `val` is left alone."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from base.errors import DatasetUnreadable
 from kdcore import vision
 from kdcore.catalog.datasets import DATASETS
 from kdcore.data import pictures
 from kdcore.data.cache import alone
 from kdcore.data.source import Piece, Source, Split
 from kdcore.data.stratified import Labels
-from kdcore.errors import DatasetUnreadable
 
 _CHUNK = 256
 _Opener = Callable[[Any, Path, Split], Any]

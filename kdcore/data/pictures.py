@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from base.errors import DatasetUnreadable
 from kdcore.data.source import Pixels
-from kdcore.errors import DatasetUnreadable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """Decoders that may meet a stranger's file; Pillow has others that start programs."""

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from base.errors import DatasetUnreadable
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.data.stratified import Labels, set_aside
-from kdcore.errors import DatasetUnreadable
 
 Split = Literal["train", "test"]
 Pixels = npt.NDArray[np.uint8]

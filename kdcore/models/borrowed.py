@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from base.errors import SpecInvalid
 from kdcore import vision
-from kdcore.errors import SpecInvalid
 
 WITHOUT_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 

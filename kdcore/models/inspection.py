@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from base.errors import SpecInvalid
 from kdcore.catalog.architectures import architecture
 from kdcore.catalog.facts import ArchitectureFacts, TapFacts
-from kdcore.errors import SpecInvalid
 from kdcore.models.networks import build
 from kdcore.models.skeleton import skeleton
 from kdcore.models.stages import before_relus, readable, stage_ends

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from base.errors import SpecInvalid
 from kdcore.catalog.architectures import UnknownName, architecture
-from kdcore.errors import SpecInvalid
 from kdcore.models.borrowed import from_timm, from_torchvision
 from kdcore.models.convnet import ConvNet
 from kdcore.models.mobilenet_v2 import MobileNetV2

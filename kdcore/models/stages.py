@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.taps import Taps
 
 MOST = 4

@@ -23,7 +23,7 @@ Shapes: N batch, C channels, H × W places. An embedding, N × D, is a map of on
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import connector, embeddings, map_or_embedding, same_size

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import maps, same_size

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.special import ndtr
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import connector, maps, same_size

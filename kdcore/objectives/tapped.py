@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, batch_norm
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.lesson import Lesson
 from kdcore.spec import Pair
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from base.errors import TeacherMismatch
+from base.files import sha256
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.catalog.programs import ProgramFacts
-from kdcore.errors import TeacherMismatch
-from kdcore.files import sha256
 from kdcore.programs import archive, signature
 from kdcore.programs.graph import EVAL_FIRST, Graph
 from kdcore.programs.network import Program

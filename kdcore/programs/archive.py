@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.errors import TeacherMismatch
+from base.errors import TeacherMismatch
 
 MODEL = "models/model.json"
 JSON_BYTES = 256 << 20

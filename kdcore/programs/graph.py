@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdcore.errors import TeacherMismatch
+from base.errors import TeacherMismatch
 from kdcore.programs import operators
 from kdcore.programs.archive import DTYPES, KEYWORD, MEMORY_FORMATS, STRIDED
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from base.errors import TeacherMismatch
 from kdcore.catalog.programs import ProgramFacts
-from kdcore.errors import TeacherMismatch
 from kdcore.programs.graph import Graph
 from kdcore.programs.signature import Own, told
 

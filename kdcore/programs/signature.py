@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdcore.errors import TeacherMismatch
+from base.errors import TeacherMismatch
 from kdcore.programs.archive import DTYPES, Contents
 from kdcore.programs.graph import EVAL_FIRST
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from base.errors import SpecInvalid
 from kdcore.classifier import Classifier
-from kdcore.errors import SpecInvalid
 from kdcore.lesson import EMBEDDING, Batch, Lesson, Round, View
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from base.errors import Fault
 from kdcore.catalog import METHODS, ArchitectureFacts, DatasetFacts
 from kdcore.catalog.programs import ProgramFacts
-from kdcore.errors import Fault
 from kdcore.spec.known import Known
 from kdcore.spec.methods import Byot, FitNet, Fsp, Method, Ofd, Pair
 from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher

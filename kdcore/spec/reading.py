@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from kdcore.errors import Fault, SpecFaults
+from base.errors import Fault, SpecFaults
 from kdcore.spec.rules import rules
 from kdcore.spec.vocabulary import JobSpec
 

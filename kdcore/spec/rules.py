@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from base.errors import Fault
 from kdcore.catalog import METHODS, UnknownName, architecture
-from kdcore.errors import Fault
 from kdcore.spec.methods import BornAgain, Dist, Dkd, FitNet, Kd, Method, Ofd, OnLogits, Options, Rkd
 from kdcore.spec.tapping import by_gradient, looks_inside, takes_taps
 from kdcore.spec.vocabulary import Dataset, Multistep, Student, Teacher, Training, Unlabelled

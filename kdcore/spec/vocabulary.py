@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from base.references import REFERENCE_PREFIXES
 from kdcore.catalog import architecture
 from kdcore.spec.base import Vocabulary, named
 from kdcore.spec.methods import Method
-
-TEACHER_REFERENCES = ("model:", "job:", "blob:sha256:", "weights:", "file:")
 
 
 def _single_or_several(given: Any) -> str:
@@ -26,7 +25,7 @@ def _known_architecture(name: str) -> str:
 
 
 def _known_reference(reference: str) -> str:
-    if any(reference.startswith(prefix) and len(reference) > len(prefix) for prefix in TEACHER_REFERENCES):
+    if any(reference.startswith(prefix) and len(reference) > len(prefix) for prefix in REFERENCE_PREFIXES):
         return reference
     raise ValueError(
         "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<torchvision weights> or file:<path>"

@@ -23,7 +23,7 @@ async def test_a_bad_night_is_told_attempt_by_attempt(service: Service) -> None:
     await service.claim(job_id)
     told = (await service.http.get(path)).json()
     assert Page[AttemptView].model_validate(told, strict=True)
-    assert [(tried["fence"], tried["attempt"], tried["how"]) for tried in told["data"]] == [
+    assert [(tried["attempt"], tried["attempts_without_progress"], tried["how"]) for tried in told["data"]] == [
         (1, 1, "released"),
         (2, 1, "failed"),
         (3, 1, None),

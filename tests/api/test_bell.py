@@ -5,7 +5,8 @@ import time
 import pytest
 from celery import Celery
 
-from api.bell import QUEUE, TASK, WAITING_RINGS, Bell
+from api.bell import WAITING_RINGS, Bell
+from base.wakeup import QUEUE, TASK
 
 
 def drain(broker_url: str, wanted: int) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from api.schemas import JobView, Page
+from base.errors import DatabaseUnavailable
 from store import checkpoints, lifecycle, workers
-from store.errors import DatabaseUnavailable
 from tests.api.conftest import SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -148,7 +148,7 @@ async def test_a_running_job_shows_phase_and_progress(service: Service) -> None:
     await service.db.write(lifecycle.progress, job_id, fence, {"percent": 25.0, "epoch": 1})
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
     assert (job["status"], job["phase"], job["progress"]["percent"]) == ("running", "training", 25.0)
-    assert job["lawful"] == ["cancel", "pause"]
+    assert job["allowed_actions"] == ["cancel", "pause"]
     assert job["queue_position"] is None
     assert JobView.model_validate(job, strict=True)
 
@@ -164,7 +164,7 @@ async def test_a_failed_job_says_why(service: Service) -> None:
 async def test_cancelling_a_queued_job_is_done_at_once_and_twice_is_once(service: Service) -> None:
     job_id = await service.submit()
     first, again = [await service.http.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
-    assert (first.json()["status"], first.json()["lawful"]) == ("cancelled", ["retry", "delete"])
+    assert (first.json()["status"], first.json()["allowed_actions"]) == ("cancelled", ["retry", "delete"])
     assert (again.status_code, again.json()) == (200, first.json())
 
 
@@ -172,9 +172,9 @@ async def test_what_is_to_be_cancelled_cannot_be_paused(service: Service) -> Non
     job_id = await service.submit()
     await service.claim(job_id)
     job = (await service.http.post(f"/v1/jobs/{job_id}/cancel")).json()
-    assert job["lawful"] == ["cancel"]
-    told = problem(await service.http.post(f"/v1/jobs/{job_id}/pause"), 409, "not_lawful")
-    assert told["lawful"] == ["cancel"]
+    assert job["allowed_actions"] == ["cancel"]
+    told = problem(await service.http.post(f"/v1/jobs/{job_id}/pause"), 409, "action_not_allowed")
+    assert told["allowed_actions"] == ["cancel"]
 
 
 async def test_cancelling_a_running_job_is_a_wish_and_twice_is_once(service: Service) -> None:
@@ -182,7 +182,7 @@ async def test_cancelling_a_running_job_is_a_wish_and_twice_is_once(service: Ser
     await service.claim(job_id)
     for _ in range(2):
         job = (await service.http.post(f"/v1/jobs/{job_id}/cancel")).json()
-        assert (job["status"], job["wish"]) == ("running", "cancel")
+        assert (job["status"], job["requested"]) == ("running", "cancel")
 
 
 async def test_pause_and_resume(service: Service) -> None:
@@ -196,12 +196,12 @@ async def test_pause_and_resume(service: Service) -> None:
 
 async def test_retry_is_for_what_ended_badly(service: Service) -> None:
     job_id = await service.submit()
-    told = problem(await service.http.post(f"/v1/jobs/{job_id}/retry"), 409, "not_lawful")
-    assert told["lawful"] == ["cancel", "pause"]
+    told = problem(await service.http.post(f"/v1/jobs/{job_id}/retry"), 409, "action_not_allowed")
+    assert told["allowed_actions"] == ["cancel", "pause"]
     await service.fail(job_id)
     service.rings.clear()
     job = (await service.http.post(f"/v1/jobs/{job_id}/retry")).json()
-    assert (job["status"], job["error"], job["attempts"]) == ("queued", None, 0)
+    assert (job["status"], job["error"], job["attempts_without_progress"]) == ("queued", None, 0)
     assert len(service.rings) == 1
 
 
@@ -255,7 +255,7 @@ async def test_a_retry_that_cannot_be_meant_is_refused(service: Service, body: A
 
 async def test_only_what_has_ended_can_be_deleted(service: Service) -> None:
     job_id = await service.submit()
-    problem(await service.http.delete(f"/v1/jobs/{job_id}"), 409, "not_lawful")
+    problem(await service.http.delete(f"/v1/jobs/{job_id}"), 409, "action_not_allowed")
     fence = await service.claim(job_id)
     log = service.files.log_path(job_id, fence)
     log.parent.mkdir(parents=True)

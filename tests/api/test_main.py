@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from api.__main__ import _refuse_an_old_schema
+from base.errors import DatabaseUnavailable
 from store.database import Database
-from store.errors import DatabaseUnavailable
 from store.settings import Settings
 from tests.api.conftest import SUPERVISED, Service, problem
 

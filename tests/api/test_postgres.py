@@ -23,7 +23,7 @@ async def test_a_jobs_whole_story(service: Service) -> None:
     assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["queue_position"] == 1
     made = await service.succeed(job_id)
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
-    assert (job["status"], job["lawful"]) == ("succeeded", ["delete"])
+    assert (job["status"], job["allowed_actions"]) == ("succeeded", ["delete"])
     assert (await service.http.get(f"/v1/jobs/{job_id}/checkpoint")).headers[
         "etag"
     ] == f'"{made["student.safetensors"]}"'
@@ -43,7 +43,7 @@ async def test_racing_senders_of_one_key_get_one_job(service: Service) -> None:
 
 async def test_refusals_are_the_same(service: Service) -> None:
     job_id = await service.submit()
-    problem(await service.http.post(f"/v1/jobs/{job_id}/resume"), 409, "not_lawful")
+    problem(await service.http.post(f"/v1/jobs/{job_id}/resume"), 409, "action_not_allowed")
     problem(await service.http.get("/v1/jobs/job_0"), 404, "not_found")
     problem(await service.http.post("/v1/jobs", json={"dataset": "x"}), 422, "spec_invalid")
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from api import scratch
-from kdcore.errors import StorageFull
+from base.errors import StorageFull
 from store.database import migrate
 from store.settings import Settings
 from tests.faults.servers import Api

@@ -11,9 +11,10 @@ from sqlalchemy import update
 
 from api import sweep
 from api.sweep import Sweep
-from store import contact, lifecycle, tables
+from base import clock as clock_module
+from base.errors import DatabaseUnavailable
+from store import lifecycle, tables
 from store.clock import database_now
-from store.errors import DatabaseUnavailable
 from store.settings import Settings
 from tests.api.conftest import Service, serving
 from tests.clock import Clock
@@ -98,7 +99,7 @@ async def test_a_silent_owner_is_given_up_only_after_a_lease_of_unbroken_contact
     """A lease of 30 s, a round every 10 s. At 20 s the database is away; or a write has to wait for its turn, and so
     may that of the silent owner: contact then counts from 20 s on."""
     clock = Clock()
-    monkeypatch.setattr(contact, "boottime", clock)
+    monkeypatch.setattr(clock_module, "boottime", clock)
     monkeypatch.setattr(sweep, "boottime", clock)
     async with serving(settings) as service:
         job_id = await left_behind(service)

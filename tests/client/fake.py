@@ -19,8 +19,8 @@ def job(**changes: Any) -> dict[str, Any]:
         "name": "first light",
         "status": "succeeded",
         "phase": None,
-        "wish": None,
-        "lawful": ["delete"],
+        "requested": None,
+        "allowed_actions": ["delete"],
         "method": "kd",
         "progress": None,
         "queue_position": None,
@@ -28,7 +28,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "priority": 0,
         "not_before": None,
         "deadline_at": None,
-        "attempts": 1,
+        "attempts_without_progress": 1,
         "max_attempts": 3,
         "checkpoint_step": None,
         "spec": {},
@@ -48,13 +48,13 @@ def waiting(position: int | None, reason: str, message: str = "", until: str | N
     return {"status": "queued", "queue_position": position, "waiting": told}
 
 
-def attempt(fence: int, **changes: Any) -> dict[str, Any]:
+def attempt(number: int, **changes: Any) -> dict[str, Any]:
     return {
-        "fence": fence,
-        "attempt": fence,
+        "attempt": number,
+        "attempts_without_progress": number,
         "worker": "host-7-abc",
         "device": "cuda:0",
-        "started_at": f"2026-01-02T03:04:{fence:02d}.000Z",
+        "started_at": f"2026-01-02T03:04:{number:02d}.000Z",
         "ended_at": None,
         "how": None,
         "first_step": None,

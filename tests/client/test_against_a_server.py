@@ -152,7 +152,7 @@ def test_a_job_is_cancelled_and_retried_by_its_moves(distillery: Distillery):
     assert distillery.wait(job["id"], timeout_s=60)["status"] == "cancelled"
     with pytest.raises(ApiError) as refused:
         distillery.pause(job["id"])
-    assert refused.value.extra["lawful"] == ["retry", "delete"]
+    assert refused.value.extra["allowed_actions"] == ["retry", "delete"]
     distillery.delete(job["id"])
     with pytest.raises(ApiError, match=job["id"]):
         distillery.job(job["id"])

@@ -224,7 +224,7 @@ def test_ctrl_c_detaches_and_cancels_nothing(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
 def test_moves(verb: str):
-    done = run(Fake({f"POST /v1/jobs/job_1/{verb}": job(status="running", wish=verb)}), verb, "job_1")
+    done = run(Fake({f"POST /v1/jobs/job_1/{verb}": job(status="running", requested=verb)}), verb, "job_1")
     assert (done.exit_code, done.stdout) == (0, f"job_1 is running, {verb} asked\n")
 
 
@@ -278,7 +278,7 @@ def test_storage():
 
 
 def test_a_move_that_is_not_lawful_names_those_that_are():
-    refusal = problem(409, "not_lawful", "job_1 is succeeded", lawful=["delete"])
+    refusal = problem(409, "action_not_allowed", "job_1 is succeeded", allowed_actions=["delete"])
     done = run(Fake({"POST /v1/jobs/job_1/cancel": refusal}), "cancel", "job_1")
     assert done.exit_code == 2
     assert "possible now: delete" in done.stderr

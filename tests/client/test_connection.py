@@ -71,8 +71,8 @@ def test_one_that_is_busy_is_given_the_time_that_it_asks_for(status: int, monkey
 
 
 def test_a_refusal_is_final():
-    fake = Fake({"GET /x": problem(409, "not_lawful")})
-    with pytest.raises(ApiError, match="not lawful"):
+    fake = Fake({"GET /x": problem(409, "action_not_allowed")})
+    with pytest.raises(ApiError, match="not allowed_actions"):
         connect(fake).json("GET", "/x")
     assert len(fake.requests) == 1
 

@@ -37,8 +37,8 @@ def test_a_long_list_of_what_is_allowed_is_cut():
 @pytest.mark.parametrize(
     ("extra", "line"),
     [
-        ({"code": "not_lawful", "lawful": ["retry", "delete"]}, "  possible now: retry, delete"),
-        ({"code": "not_lawful", "lawful": []}, "  possible now: nothing"),
+        ({"code": "action_not_allowed", "allowed_actions": ["retry", "delete"]}, "  possible now: retry, delete"),
+        ({"code": "action_not_allowed", "allowed_actions": []}, "  possible now: nothing"),
         ({"code": "unusable", "hint": "name the architecture"}, "  hint: name the architecture"),
         ({"code": "not_found", "allowed": ["dkd", "kd"]}, "  there are: dkd, kd"),
         ({"code": "unauthorized"}, "  give the key as DISTILLERY_API_KEY or --key"),

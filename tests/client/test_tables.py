@@ -91,7 +91,7 @@ def test_without_a_baseline_the_gain_is_not_known():
 
 
 def test_jobs_in_any_state():
-    running = job(id="job_2", status="running", phase="caching_teacher", progress={"percent": 41.6}, wish="cancel")
+    running = job(id="job_2", status="running", phase="caching_teacher", progress={"percent": 41.6}, requested="cancel")
     error = {"code": "loss_diverged", "message": "nan", "retryable": False, "hint": None}
     rows = cells(
         tables.job_list(
@@ -129,7 +129,10 @@ def test_attempts_are_numbered_as_their_logs_are():
 
 
 def test_workers_by_what_their_slots_are_at():
-    slots = [{"name": "cuda:0", "job": "job_1", "state": "busy"}, {"name": "cuda:1", "job": None, "state": "no_room"}]
+    slots = [
+        {"name": "cuda:0", "job": "job_1", "state": "busy"},
+        {"name": "cuda:1", "job": None, "state": "out_of_disk_space"},
+    ]
     workers = [
         {"id": "w1", "alive": True, "devices": slots, "seen_at": "now"},
         {"id": "w2", "alive": False, "devices": [], "seen_at": "then"},

@@ -76,7 +76,7 @@ CONTROLS = {
         ("tests/worker/test_heart.py::test_a_late_answer_stretches_no_deadline",),
     ),
     "who could not listen may not rescue": Control(
-        Edit("store/contact.py", "now - self._since >= duration_s", "True"),
+        Edit("base/clock.py", "now - self._since >= duration_s", "True"),
         (
             "tests/store/test_contact.py::test_contact_counts_from_the_first_answer",
             "tests/store/test_contact.py::test_an_outage_starts_the_count_again",
@@ -109,7 +109,7 @@ CONTROLS = {
         cut=("test_a_published_result_is_there_and_whole",),
     ),
     "the engine's files keep their names": Control(
-        Edit("kdcore/files.py", "_sync(path.parent)", "pass"),
+        Edit("base/files.py", "sync(path.parent)", "pass"),
         ("tests/kdcore/test_files.py::test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_after",),
         cut=("test_what_the_engine_writes_whole_is_there",),
     ),

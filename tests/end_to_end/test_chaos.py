@@ -83,7 +83,7 @@ def sound(**changes: Any) -> Evidence:
     point = {"job_id": "j", "trial": "student", "key": "loss", "step": 9, "value": 0.25}
     rows = Rows(
         jobs=[job()],
-        events=[event(1, "queued"), event(2, "claimed", fence=1), event(3, "succeeded")],
+        events=[event(1, "queued"), event(2, "claimed", attempt=1), event(3, "succeeded")],
         attempts=[attempt(1, "succeeded", 10, 20)],
         checkpoints=[],
         artifacts=[artifact],
@@ -158,7 +158,7 @@ def test_a_cancelled_job_is_as_its_client_wished():
 
 
 def test_a_retried_job_has_two_lives_and_ends_once_in_each():
-    events = [event(1, "queued"), event(2, "cancelled"), event(3, "retried"), event(4, "claimed", fence=1)]
+    events = [event(1, "queued"), event(2, "cancelled"), event(3, "retried"), event(4, "claimed", attempt=1)]
     assert violations(sound(jobs=[job(event_seq=5)], events=[*events, event(5, "succeeded")])) == []
 
 

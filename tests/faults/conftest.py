@@ -3,7 +3,7 @@ from threading import Event
 
 import pytest
 
-from store import failpoints
+from base import failpoints
 from tests.worker.processes import until
 
 

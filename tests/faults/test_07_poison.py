@@ -18,7 +18,7 @@ def test_it_is_given_up_and_the_job_behind_it_is_trained(tmp_path: Path, sqlite_
             assert night.process().wait(60) == -signal.SIGKILL
         night.worker()
         job = night.table.until(poison, "failed")
-        assert (job.error["code"], job.attempts, job.fence) == ("worker_lost", 2, 2)
+        assert (job.error["code"], job.attempts_without_progress, job.fence) == ("worker_lost", 2, 2)
         assert [attempt.how for attempt in night.table.attempts(poison)] == ["failed", "failed"]
         night.assert_ended_well(behind, 5, ["succeeded"])
         night.assert_nothing_left()

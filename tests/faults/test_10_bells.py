@@ -7,17 +7,18 @@ from pathlib import Path
 
 import redis
 
+from base import wakeup
+from base.wakeup import QUEUE
 from tests.faults.workers import PATIENT, Night
 from tests.worker.processes import until
-from worker import tasks
-from worker.app import QUEUE, make_app
+from worker.app import make_app
 
 
 def ring(broker_url: str, times: int, expires_s: int) -> None:
     app = make_app(broker_url, lambda: None)
     with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
         for _ in range(times):
-            app.send_task(tasks.LOOK, queue=QUEUE, expires=expires_s, ignore_result=True, producer=producer)
+            app.send_task(wakeup.TASK, queue=QUEUE, expires=expires_s, ignore_result=True, producer=producer)
     app.close()
 
 

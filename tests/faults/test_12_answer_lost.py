@@ -84,7 +84,7 @@ def test_a_pause_that_is_written_twice_is_one(tmp_path: Path, database_url: str,
         night.worker()
         night.table.until_checkpoint(job_id)
         night.table.ask(jobs.pause, job_id)
-        assert night.table.until(job_id, "paused").attempts == 0
+        assert night.table.until(job_id, "paused").attempts_without_progress == 0
         until(lambda: not list(night.settings.home.glob("scratch/*.lock")), "the attempt to end")
         assert night.table.types(job_id).count("paused") == 1
         (tmp_path / "gate").touch()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from store import jobs
-from store.errors import NotLawful
+from store.errors import ActionNotAllowed
 from tests.faults.conftest import Gate
 from tests.faults.workers import PATIENT, QUICK, Night
 from tests.worker.processes import until
@@ -58,7 +58,7 @@ def test_in_training_it_stops_after_the_step_and_asking_twice_is_asking_once(tmp
         night.worker()
         until(lambda: night.table.job(job_id).progress, "the first step")
         asked = [night.table.ask(jobs.cancel, job_id) for _ in range(2)]
-        assert [(job.status, job.wish, job.event_seq) for job in asked] == [
+        assert [(job.status, job.requested, job.event_seq) for job in asked] == [
             ("running", "cancel", asked[0].event_seq)
         ] * 2
         job = night.table.until(job_id, "cancelled")
@@ -70,13 +70,13 @@ def test_in_training_it_stops_after_the_step_and_asking_twice_is_asking_once(tmp
 
 
 def test_in_publishing_who_was_done_is_done(tmp_path: Path, database_url: str, arm: Arm, gate: Gate):
-    """The wish is on the row, the files are in the store: the next write is the success, and it is let through."""
+    """The request is on the row, the files are in the store: the next write is the success, and it is let through."""
     with Night(tmp_path, database_url, **PATIENT) as night:
         arm("publish.stored=gate")
         job_id = cancelled_at_the_gate(night, gate, steps=3)
         night.assert_ended_well(job_id, 3, ["succeeded"])
         assert night.table.types(job_id)[-2:] == ["cancel_requested", "succeeded"]
-        with pytest.raises(NotLawful, match="succeeded"):
+        with pytest.raises(ActionNotAllowed, match="succeeded"):
             night.table.ask(jobs.cancel, job_id)
         night.assert_nothing_left()
 

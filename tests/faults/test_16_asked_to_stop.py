@@ -21,7 +21,11 @@ def test_a_worker_told_to_leave_hands_its_job_over_and_twice_is_once(tmp_path: P
                 leaving.terminate()
             assert leaving.wait(60) == 0
             handed_over = night.table.job(job_id)
-            assert (handed_over.status, handed_over.attempts, handed_over.checkpoint_step) == ("queued", 0, step + 1)
+            assert (handed_over.status, handed_over.attempts_without_progress, handed_over.checkpoint_step) == (
+                "queued",
+                0,
+                step + 1,
+            )
         night.worker()
         night.assert_ended_well(job_id, 20, ["released", "released", "succeeded"])
         assert [attempt.first_step for attempt in night.table.attempts(job_id)] == [None, 8, 14]
@@ -35,7 +39,7 @@ def test_paused_it_waits_and_resumed_it_goes_on(tmp_path: Path, database_url: st
         night.until_step(job_id, 7)
         night.table.ask(jobs.pause, job_id)
         paused = night.table.until(job_id, "paused")
-        assert (paused.attempts, paused.checkpoint_step) == (0, 8)
+        assert (paused.attempts_without_progress, paused.checkpoint_step) == (0, 8)
         night.assert_nothing_left()
         night.table.ask(jobs.resume, job_id)
         night.assert_ended_well(job_id, 20, ["paused", "succeeded"])
@@ -49,7 +53,10 @@ def test_a_retry_goes_on_or_begins_anew_as_asked(tmp_path: Path, database_url: s
         job_id = night.table.submit(max_attempts=1, steps=20, at={"7": "diverge"}, once=str(tmp_path / "once"))
         night.table.until(job_id, "failed")
         assert night.table.job(job_id).checkpoint_step == 5
-        assert night.table.ask(lambda *job: jobs.retry(*job, from_scratch=from_scratch), job_id).attempts == 0
+        assert (
+            night.table.ask(lambda *job: jobs.retry(*job, from_scratch=from_scratch), job_id).attempts_without_progress
+            == 0
+        )
         night.assert_ended_well(job_id, 20, ["failed", "succeeded"])
         failed, again = night.table.attempts(job_id)
         assert again.first_step == (None if from_scratch else failed.last_step)

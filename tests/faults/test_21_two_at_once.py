@@ -7,10 +7,10 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import Connection, insert, select
 
+from base.errors import DatabaseUnavailable
 from store import attempts, jobs, lifecycle
 from store.clock import database_now
 from store.database import Database
-from store.errors import DatabaseUnavailable
 from store.tables import job_attempts
 from store.tables import jobs as rows
 from tests.store.scene import SHA256, at_once, feed, lapse, now, running, submitted
@@ -75,12 +75,12 @@ def test_a_claim_that_is_not_committed_yet_is_passed_over(postgres: Database):
     assert [claim and claim.job.id for claim in claims] == [first.id, second.id, None]
 
 
-@pytest.mark.parametrize("wish", ["cancel", "none"])
-def test_two_sweeps_end_an_abandoned_job_once(database: Database, wish: str):
+@pytest.mark.parametrize("requested", ["cancel", "none"])
+def test_two_sweeps_end_an_abandoned_job_once(database: Database, requested: str):
     job_ids = [running(database, max_attempts=1).job.id for _ in range(20)]
     for job_id in job_ids:
         lapse(database, job_id)
-        if wish == "cancel":
+        if requested == "cancel":
             with database.begin() as connection:
                 jobs.cancel(connection, job_id)
 
@@ -88,7 +88,7 @@ def test_two_sweeps_end_an_abandoned_job_once(database: Database, wish: str):
         return insist(database, lambda connection: lifecycle.sweep(connection, rescue=True))
 
     assert at_once([sweep] * 4) == [[]] * 4
-    end = "cancelled" if wish == "cancel" else "failed"
+    end = "cancelled" if requested == "cancel" else "failed"
     for job_id in job_ids:
         assert now(database, job_id).status == end
         assert feed(database, job_id).count(end) == 1

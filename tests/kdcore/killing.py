@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcore import files
+from base import files
 from kdcore.lines import Lines
 from kdcore.parts import Place
 from kdcore.run import run

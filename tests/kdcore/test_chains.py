@@ -8,11 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn.functional import nll_loss
 
+from base.errors import TeacherMismatch
 from kdcore import checkpoint, models, weights
 from kdcore import run as running
 from kdcore.classifier import Classifier
 from kdcore.data import load
-from kdcore.errors import TeacherMismatch
 from kdcore.spec import Dataset, JobSpec
 from kdcore.trial import Course
 from tests.kdcore.engine import copied, job, lines, place, same, write_arrays, write_teacher

@@ -3,9 +3,9 @@ import subprocess
 import pytest
 import torch
 
+from base.errors import Internal, StorageFull
+from base.files import write_whole
 from kdcore import checkpoint, export
-from kdcore.errors import Internal, StorageFull
-from kdcore.files import write_whole
 from tests.store.disks import with_disks
 
 CPU = torch.device("cpu")

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from base.errors import SpecInvalid
 from kdcore import device
-from kdcore.errors import SpecInvalid
 from kdcore.spec import Training
 
 

@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kdcore import files, lines, models
+from base import files
+from kdcore import lines, models
 from kdcore.catalog import METHODS, architecture
 from kdcore.run import run
 from kdcore.spec import JobSpec

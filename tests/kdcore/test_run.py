@@ -6,8 +6,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kdcore import files, models
-from kdcore.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
+from base import files
+from base.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
+from kdcore import models
 from kdcore.run import Stopped, run
 from kdcore.spec import parse
 from kdcore.training import Training

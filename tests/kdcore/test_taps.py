@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.taps import Taps
 
 

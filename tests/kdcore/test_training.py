@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from base.errors import LossDiverged
 from kdcore.classifier import Classifier
 from kdcore.data import Images
 from kdcore.data.material import Material, material
-from kdcore.errors import LossDiverged
 from kdcore.lesson import Lesson
 from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.alone import Alone

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from base.errors import Internal, SpecInvalid, TeacherMismatch
 from kdcore import models, vision, weights
-from kdcore.errors import Internal, SpecInvalid, TeacherMismatch
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "data" / "teachers"
 NAME = "convnet4"

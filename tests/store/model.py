@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 LEASE, WAIT, DEADLINE, RERING = 1.5, 1.5, 1.5, 1.25
 """In units of time. Time passes by whole ones, so that nothing ever falls due at the very moment it is looked at."""
 
-REFUSED, NOT_LAWFUL, NOT_FOUND, CONFLICT = "LeaseLost", "NotLawful", "NotFound", "IdempotencyConflict"
+REFUSED, NOT_LAWFUL, NOT_FOUND, CONFLICT = "LeaseLost", "ActionNotAllowed", "NotFound", "IdempotencyConflict"
 ENDED = ("succeeded", "failed", "cancelled")
 FAILED = "out_of_memory"
 
@@ -28,7 +28,7 @@ class Life:
     """By the database's clock, which alone tells the order of those sent within one unit."""
     deadline_at: float | None
     status: str = "queued"
-    wish: str | None = None
+    requested: str | None = None
     fence: int = 0
     attempts: int = 0
     reached: int | None = None
@@ -57,14 +57,14 @@ class Life:
         return sorted(self.checkpoints, reverse=True)
 
     def leave(self, status: str, told: str, how: str | None = None) -> None:
-        """Stop running, or stop waiting: nobody owns it any more, and no wish is left."""
-        self.status, self.wish, self.lease_until = status, None, None
+        """Stop running, or stop waiting: nobody owns it any more, and no request is left."""
+        self.status, self.requested, self.lease_until = status, None, None
         if how is not None and self.tried and self.tried[-1][1] is None:
             self.tried[-1] = (self.tried[-1][0], how)
         self.feed.append(told)
 
     def granted(self, otherwise: str) -> str:
-        return {"cancel": "cancelled", "pause": "paused", None: otherwise}[self.wish]
+        return {"cancel": "cancelled", "pause": "paused", None: otherwise}[self.requested]
 
 
 class Model:
@@ -92,8 +92,8 @@ class Model:
         if life.status in ("queued", "paused"):
             life.fence += 1
             life.leave("cancelled", "cancelled")
-        elif life.status == "running" and life.wish != "cancel":
-            life.wish = "cancel"
+        elif life.status == "running" and life.requested != "cancel":
+            life.requested = "cancel"
             life.feed.append("cancel_requested")
         return life.status
 
@@ -101,12 +101,12 @@ class Model:
         life = self.lives.get(job_id)
         if life is None:
             return NOT_FOUND
-        if life.status in ENDED or life.wish == "cancel":
+        if life.status in ENDED or life.requested == "cancel":
             return NOT_LAWFUL
         if life.status == "queued":
             life.leave("paused", "paused")
-        elif life.status == "running" and life.wish is None:
-            life.wish = "pause"
+        elif life.status == "running" and life.requested is None:
+            life.requested = "pause"
             life.feed.append("pause_requested")
         return life.status
 
@@ -124,11 +124,11 @@ class Model:
                 life.checkpoints, life.metrics = set(), {}
         return answer
 
-    def _wait_again(self, job_id: str, lawful: tuple[str, ...], told: str) -> str:
+    def _wait_again(self, job_id: str, allowed_actions: tuple[str, ...], told: str) -> str:
         life = self.lives.get(job_id)
         if life is None:
             return NOT_FOUND
-        if life.status not in lawful:
+        if life.status not in allowed_actions:
             return NOT_LAWFUL
         life.not_before = None
         life.leave("queued", told)
@@ -158,8 +158,8 @@ class Model:
         life = self.next(rescue)
         if life is None:
             return None
-        rescued = life.status == "running"
-        if rescued:
+        takeover = life.status == "running"
+        if takeover:
             life.tried[-1] = (life.fence, "lost")
         life.attempts = 1 if life.got_somewhere else life.attempts + 1
         life.fence += 1
@@ -167,7 +167,7 @@ class Model:
         life.lease_until, life.error = self.now + LEASE, None
         life.tried.append((life.fence, None))
         life.feed.append("claimed")
-        return replace(life), rescued
+        return replace(life), takeover
 
     def mine(self, job_id: str, fence: int) -> Life | None:
         life = self.lives.get(job_id)
@@ -182,7 +182,7 @@ class Model:
         if life is None:
             return REFUSED
         life.lease_until = self.now + LEASE
-        return life.wish
+        return life.requested
 
     def tell(self, job_id: str, fence: int, told: str | None) -> str | None:
         """Any fenced write; `told` is what it adds to the feed."""
@@ -257,7 +257,7 @@ class Model:
         return [life.id for life in self._in_order() if self._due(life) and self._due_since(life) < self.now - RERING]
 
     def _end_abandoned(self, life: Life) -> None:
-        if life.wish == "cancel" or (life.wish == "pause" and life.has_attempts):
+        if life.requested == "cancel" or (life.requested == "pause" and life.has_attempts):
             status = life.granted("")
         elif self._overdue(life) or not life.has_attempts:
             status, life.error = "failed", "deadline_exceeded" if self._overdue(life) else "worker_lost"
@@ -270,7 +270,7 @@ class Model:
         return sorted(self.lives.values(), key=lambda life: (-life.priority, life.created_at, life.id))
 
     def _claimable(self, life: Life, rescue: bool) -> bool:
-        ripe = self._due(life) or (rescue and self._lapsed(life) and life.wish is None)
+        ripe = self._due(life) or (rescue and self._lapsed(life) and life.requested is None)
         return ripe and life.has_attempts and not self._overdue(life)
 
     def _due(self, life: Life) -> bool:

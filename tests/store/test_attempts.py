@@ -17,7 +17,7 @@ def test_the_history_of_a_bad_night(database: Database):
     claimed(database)
     with database.connect() as connection:
         history = attempts.list(connection, job_id)
-    assert [(attempt.fence, attempt.attempt, attempt.owner, attempt.how) for attempt in history] == [
+    assert [(attempt.fence, attempt.attempts_without_progress, attempt.owner, attempt.how) for attempt in history] == [
         (1, 1, "worker", "lost"),
         (2, 2, "another", "failed"),
         (3, 1, "worker", None),

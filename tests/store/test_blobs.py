@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kdcore.errors import StorageFull
-from store import blobs
+from base.errors import StorageFull
+from base.files import make_folder
 from store.blobs import Blob, BlobStore
 from store.errors import BlobMismatch
 
@@ -126,7 +126,7 @@ def test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_afte
         return replace(path, target)
 
     files.put_stream([b"makes the folders"])
-    blobs.make_folder(files.path(DIGEST).parent)
+    make_folder(files.path(DIGEST).parent)
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
     files.put_stream([CONTENT])

@@ -72,7 +72,7 @@ def test_what_gets_further_than_what_a_broken_one_left_is_progress(database: Dat
             recorded(connection, job_id, fence, reached)
         assert now(database, job_id).checkpoint_step == reached
     lapse(database, job_id)
-    assert claimed(database, rescue=True).attempt == 1
+    assert claimed(database, rescue=True).attempts_without_progress == 1
 
 
 def test_without_any_left_a_job_stands_at_its_beginning(database: Database):

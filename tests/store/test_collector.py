@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
-from kdcore.errors import StorageFull
-from store import checkpoints, collections, collector, datasets, failpoints, jobs, lifecycle, models, tables, uploads
+from base import failpoints
+from base.errors import DatabaseUnavailable, StorageFull
+from store import checkpoints, collections, collector, datasets, jobs, lifecycle, models, tables, uploads
 from store.artifacts import NewArtifact
 from store.blobs import BlobStore
 from store.clock import database_now
 from store.collector import Collector, Retention, collect, named_digests
 from store.database import Database
-from store.errors import DatabaseUnavailable
 from store.ids import new_id
 from store.rows import Job
 from tests.store.scene import ERROR, claimed, lapse, now, running, submitted

@@ -23,7 +23,7 @@ from store.artifacts import NewArtifact
 from store.blobs import BlobStore
 from store.collector import Collector, Retention
 from store.database import Database
-from store.errors import NotFound, NotLawful
+from store.errors import ActionNotAllowed, NotFound
 from tests.store.scene import at_once, submitted
 
 CONTENTS = [f"weights {number}".encode() for number in range(8)]
@@ -94,7 +94,7 @@ class Hand:
             with self.requests.one():
                 try:
                     self.chance.choice(doings)()
-                except (NotFound, NotLawful):
+                except (NotFound, ActionNotAllowed):
                     continue
 
     def hesitate(self) -> None:

@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
 
+from base.errors import DatabaseUnavailable
 from store import database as databases
 from store import jobs
 from store.database import Database
-from store.errors import DatabaseUnavailable, NotFound
+from store.errors import NotFound
 from tests.store.scene import SHA256, submitted
 from tests.worker.processes import until
 

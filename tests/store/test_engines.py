@@ -10,11 +10,10 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 
-from kdcore.errors import StorageFull
+from base.errors import DatabaseUnavailable, StorageFull
 from store import engines, jobs
 from store.database import Database
 from store.engines import told_plainly
-from store.errors import DatabaseUnavailable
 from store.migrate import _alone_on_postgres
 from tests.store.scene import submitted
 

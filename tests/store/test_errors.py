@@ -1,14 +1,15 @@
 import pytest
 
+from base.errors import DatabaseUnavailable
 from store import errors
 
 SAID = {
     errors.NotFound("job", "job_1"): "there is no job 'job_1'",
-    errors.NotLawful("failed", None, "pause", ["retry", "delete"]): (
-        "a job that is failed cannot be asked to pause; lawful now: retry, delete"
+    errors.ActionNotAllowed("failed", None, "pause", ["retry", "delete"]): (
+        "a job that is failed cannot be asked to pause; allowed now: retry, delete"
     ),
-    errors.NotLawful("running", "cancel", "pause", ["cancel"]): (
-        "a job that is running, and was asked to cancel, cannot be asked to pause; lawful now: cancel"
+    errors.ActionNotAllowed("running", "cancel", "pause", ["cancel"]): (
+        "a job that is running, and was asked to cancel, cannot be asked to pause; allowed now: cancel"
     ),
     errors.NameTaken("model", "resnet56"): "there is a model named 'resnet56' already",
     errors.OffsetConflict("up_1", 0, 5): "upload up_1 goes on at byte 5, not at 0",
@@ -24,4 +25,4 @@ def test_a_refusal_says_what_was_asked_and_what_would_work(error: errors.StoreEr
 
 
 def test_no_database_is_no_refusal():
-    assert not issubclass(errors.DatabaseUnavailable, errors.StoreError)
+    assert not issubclass(DatabaseUnavailable, errors.StoreError)

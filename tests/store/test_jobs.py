@@ -3,13 +3,13 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import func, select, update
 
+from base.jobs import ALLOWED_ACTIONS, allowed_actions
 from store import artifacts, checkpoints, jobs, lifecycle, metrics
 from store.artifacts import NewArtifact
 from store.clock import database_now
 from store.database import Database
-from store.errors import IdempotencyConflict, NotFound, NotLawful
+from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.jobs import Job
-from store.lifecycle import LEGAL, lawful
 from store.tables import jobs as job_rows
 from store.tables import metadata
 from tests.store.scene import SHA256, at_once, claimed, feed, now, running, submitted
@@ -27,7 +27,7 @@ DONE_ALREADY = {("cancelled", "cancel"), ("paused", "pause")}
 
 def test_a_new_job_waits_first_in_line_with_its_spec_as_sent(database: Database):
     job = submitted(database, spec={"method": "kd", "note": "ä ∑"}, deadline_s=60)
-    assert (job.status, job.attempts, job.fence, job.event_seq) == ("queued", 0, 0, 1)
+    assert (job.status, job.attempts_without_progress, job.fence, job.event_seq) == ("queued", 0, 0, 1)
     assert (job.spec, job.deadline_at - job.created_at) == ({"method": "kd", "note": "ä ∑"}, pytest.approx(60, abs=0.1))
     assert now(database, job.id) == job
     assert feed(database, job.id) == ["queued"]
@@ -125,7 +125,7 @@ def test_what_runs_is_asked_and_asking_twice_is_asking_once(database: Database):
     job_id = running(database).job.id
     with database.begin() as connection:
         first = jobs.cancel(connection, job_id)
-        assert (first.status, first.wish, first.finished_at) == ("running", "cancel", None)
+        assert (first.status, first.requested, first.finished_at) == ("running", "cancel", None)
         assert jobs.cancel(connection, job_id) == first
     assert feed(database, job_id) == ["queued", "claimed", "cancel_requested"]
 
@@ -134,8 +134,8 @@ def test_a_pause_is_asked_once_and_gives_way_to_a_cancel(database: Database):
     job_id = running(database).job.id
     with database.begin() as connection:
         assert jobs.pause(connection, job_id) == jobs.pause(connection, job_id)
-        assert jobs.cancel(connection, job_id).wish == "cancel"
-        with pytest.raises(NotLawful, match=r"asked to cancel, cannot be asked to pause; lawful now: cancel$"):
+        assert jobs.cancel(connection, job_id).requested == "cancel"
+        with pytest.raises(ActionNotAllowed, match=r"asked to cancel, cannot be asked to pause; allowed now: cancel$"):
             jobs.pause(connection, job_id)
     assert feed(database, job_id) == ["queued", "claimed", "pause_requested", "cancel_requested"]
 
@@ -168,9 +168,9 @@ def test_a_retry_has_all_attempts_again_and_keeps_its_checkpoints(database: Data
         checkpoints.record(connection, claim.job.id, claim.fence, step=7, sha256=SHA256, bytes=1, path="x")
         lifecycle.finish_failed(connection, claim.job.id, claim.fence, error, None)
         job = jobs.retry(connection, claim.job.id)
-    assert (job.status, job.attempts, job.error, job.finished_at) == ("queued", 0, None, None)
+    assert (job.status, job.attempts_without_progress, job.error, job.finished_at) == ("queued", 0, None, None)
     again = claimed(database)
-    assert (again.fence, again.attempt, again.checkpoints[0].step) == (2, 1, 7)
+    assert (again.fence, again.attempts_without_progress, again.checkpoints[0].step) == (2, 1, 7)
     assert feed(database, job.id) == ["queued", "claimed", "checkpoint", "failed", "retried", "claimed"]
 
 
@@ -214,20 +214,24 @@ def test_a_deleted_job_leaves_no_row_behind(database: Database):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("status", LEGAL)
+@pytest.mark.parametrize("status", ALLOWED_ACTIONS)
 def test_moves_are_lawful_as_the_table_says(database: Database, status: str, verb: str):
     job = submitted(database)
     lease = 1e12 if status == "running" else None
     with database.begin() as connection:
         connection.execute(update(job_rows).where(job_rows.c.id == job.id).values(status=status, lease_until=lease))
     with database.begin() as connection:
-        if verb in LEGAL[status] or (status, verb) in DONE_ALREADY:
+        if verb in ALLOWED_ACTIONS[status] or (status, verb) in DONE_ALREADY:
             VERBS[verb](connection, job.id, project="ours")
             return
-        with pytest.raises(NotLawful) as refused:
+        with pytest.raises(ActionNotAllowed) as refused:
             VERBS[verb](connection, job.id, project="ours")
-    assert (refused.value.status, refused.value.verb, refused.value.lawful) == (status, verb, lawful(status, None))
-    assert str(refused.value).endswith(f"lawful now: {', '.join(LEGAL[status])}")
+    assert (refused.value.status, refused.value.verb, refused.value.allowed_actions) == (
+        status,
+        verb,
+        allowed_actions(status, None),
+    )
+    assert str(refused.value).endswith(f"allowed now: {', '.join(ALLOWED_ACTIONS[status])}")
     assert now(database, job.id).event_seq == 1
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, update
 
-from kdcore.errors import StorageFull
+from base.errors import StorageFull
 from store import artifacts, attempts, checkpoints, events, jobs, lifecycle, metrics
 from store.artifacts import NewArtifact
 from store.database import Database
@@ -40,7 +40,7 @@ ENDS: dict[str, Callable[[Connection, str, int], bool]] = {
 def test_a_job_from_queue_to_proof(database: Database):
     job = submitted(database)
     claim = claimed(database, owner="host-7")
-    assert (claim.job.id, claim.fence, claim.attempt, claim.rescued) == (job.id, 1, 1, False)
+    assert (claim.job.id, claim.fence, claim.attempts_without_progress, claim.takeover) == (job.id, 1, 1, False)
     with database.begin() as connection:
         lifecycle.phase(connection, job.id, 1, "training")
         lifecycle.progress(connection, job.id, 1, {"percent": 40})
@@ -94,7 +94,7 @@ def test_whoever_lost_the_job_is_refused_every_write(database: Database, write: 
     stale = running(database)
     lapse(database, stale.job.id)
     fresh = claimed(database, rescue=True)
-    assert (fresh.fence, fresh.rescued) == (stale.fence + 1, True)
+    assert (fresh.fence, fresh.takeover) == (stale.fence + 1, True)
     told = feed(database, stale.job.id)
     with pytest.raises(LeaseLost, match=f"attempt 1 no longer owns job {stale.job.id}"), database.begin() as connection:
         write(connection, stale.job.id, stale.fence)
@@ -125,16 +125,16 @@ def test_an_end_whose_answer_was_lost_may_be_told_again(database: Database, end:
     assert feed(database, claim.job.id) == told
 
 
-@pytest.mark.parametrize(("wish", "granted"), [(jobs.cancel, "cancelled"), (jobs.pause, "paused")])
+@pytest.mark.parametrize(("requested", "granted"), [(jobs.cancel, "cancelled"), (jobs.pause, "paused")])
 def test_a_wish_that_an_attempts_failure_granted_is_told_again(
-    database: Database, wish: Callable[..., Any], granted: str
+    database: Database, requested: Callable[..., Any], granted: str
 ):
     claim = running(database)
     with database.begin() as connection:
-        wish(connection, claim.job.id)
+        requested(connection, claim.job.id)
         assert lifecycle.finish_failed(connection, claim.job.id, claim.fence, ERROR, 0)
         assert lifecycle.finish_failed(connection, claim.job.id, claim.fence, ERROR, 0)
-    assert feed(database, claim.job.id)[-2:] == [f"{wish.__name__}_requested", granted]
+    assert feed(database, claim.job.id)[-2:] == [f"{requested.__name__}_requested", granted]
 
 
 def test_another_end_than_the_one_that_stands_is_refused(database: Database):
@@ -178,7 +178,7 @@ def test_a_drained_job_waits_again_with_its_attempt_unspent(database: Database):
     with database.begin() as connection:
         assert lifecycle.release(connection, claim.job.id, claim.fence, "the worker stops")
     job = now(database, claim.job.id)
-    assert (job.status, job.attempts, job.owner, job.lease_until) == ("queued", 0, None, None)
+    assert (job.status, job.attempts_without_progress, job.owner, job.lease_until) == ("queued", 0, None, None)
     assert feed(database, job.id)[-1] == "released"
     assert (claimed(database).fence, claimed_attempts(database, job.id)) == (2, ["released", None])
 
@@ -188,7 +188,7 @@ def test_a_postponed_job_says_why_it_waits_and_its_attempt_is_unspent(database: 
     with database.begin() as connection:
         assert lifecycle.postpone(connection, claim.job.id, claim.fence, NO_ROOM, 60)
     job = now(database, claim.job.id)
-    assert (job.status, job.attempts, job.error) == ("queued", 0, NO_ROOM)
+    assert (job.status, job.attempts_without_progress, job.error) == ("queued", 0, NO_ROOM)
     with database.connect() as connection:
         assert not lifecycle.peek(connection, rescue=True), "not before its time"
         told = events.after(connection, job.id, 2, 1)[0]
@@ -202,7 +202,7 @@ def test_a_wish_that_came_while_draining_is_granted(database: Database, ask: Cal
         ask(connection, claim.job.id)
         assert lifecycle.release(connection, claim.job.id, claim.fence, "the worker stops")
     job = now(database, claim.job.id)
-    assert (job.status, job.wish, job.finished_at is not None) == (status, None, status == "cancelled")
+    assert (job.status, job.requested, job.finished_at is not None) == (status, None, status == "cancelled")
     assert feed(database, job.id)[-1] == status
 
 
@@ -212,9 +212,9 @@ def test_a_failure_worth_a_retry_waits_before_it_is_tried_again(database: Databa
         assert lifecycle.finish_failed(connection, claim.job.id, claim.fence, ERROR, 3600)
         assert lifecycle.claim(connection, "eager", 30, rescue=True) is None
     job = now(database, claim.job.id)
-    assert (job.status, job.error, job.attempts) == ("queued", ERROR, 1)
+    assert (job.status, job.error, job.attempts_without_progress) == ("queued", ERROR, 1)
     due(database, job.id)
-    assert claimed(database).attempt == 2
+    assert claimed(database).attempts_without_progress == 2
 
 
 def test_the_error_of_the_attempt_before_is_not_that_of_the_one_at_work(database: Database):
@@ -254,7 +254,7 @@ def test_an_attempt_that_got_somewhere_gives_the_budget_back(database: Database)
             checkpoints.record(connection, claim.job.id, claim.fence, step=step, sha256=SHA256, bytes=1, path="x")
         lapse(database, claim.job.id)
         claim = claimed(database, rescue=True)
-        assert (claim.attempt, claim.checkpoints[0].step) == (1, step)
+        assert (claim.attempts_without_progress, claim.checkpoints[0].step) == (1, step)
     lapse(database, claim.job.id)
     with database.begin() as connection:
         assert not lifecycle.peek(connection, rescue=True)
@@ -277,7 +277,7 @@ def test_the_sweep_grants_the_wish_of_a_job_whose_worker_is_gone(
     with database.begin() as connection:
         lifecycle.sweep(connection, rescue=True)
     job = now(database, claim.job.id)
-    assert (job.status, job.fence, job.wish) == (status, claim.fence + 1, None)
+    assert (job.status, job.fence, job.requested) == (status, claim.fence + 1, None)
 
 
 @pytest.mark.parametrize("status", ["queued", "paused"])
@@ -318,7 +318,7 @@ def test_a_job_that_was_to_be_paused_is_given_up_where_no_attempt_is_left(databa
     with database.begin() as connection:
         lifecycle.sweep(connection, rescue=True)
     job = now(database, claim.job.id)
-    assert (job.status, job.wish, job.error["code"]) == ("failed", None, "worker_lost")
+    assert (job.status, job.requested, job.error["code"]) == ("failed", None, "worker_lost")
 
 
 def test_sweeps_side_by_side_end_a_job_once(database: Database):
@@ -351,7 +351,7 @@ def test_cancel_and_finish_race_and_the_first_writer_wins(database: Database):
 
         def cancel(job_id: str = job_id) -> bool:
             with database.begin() as connection:
-                return jobs.cancel(connection, job_id).wish == "cancel"
+                return jobs.cancel(connection, job_id).requested == "cancel"
 
         finished, _ = at_once([finish, cancel])
         assert finished is True

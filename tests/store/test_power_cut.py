@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kdcore.files import write_text
+from base.files import write_text
 from store import checkpoints, lifecycle, uploads
 from store.artifacts import NewArtifact
 from store.blobs import BlobStore

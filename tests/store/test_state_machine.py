@@ -38,7 +38,7 @@ NEVER = {
     "runs without lease or owner, or has one and does not run": """
         SELECT id FROM jobs WHERE (status = 'running') <> (lease_until IS NOT NULL)
                                OR (status = 'running') <> (owner IS NOT NULL)""",
-    "is asked for something, and does not run": "SELECT id FROM jobs WHERE wish IS NOT NULL AND status <> 'running'",
+    "has a request, and does not run": "SELECT id FROM jobs WHERE requested IS NOT NULL AND status <> 'running'",
     "has ended without an hour, or lives on after one": """
         SELECT id FROM jobs WHERE (status IN ('succeeded', 'failed', 'cancelled')) <> (finished_at IS NOT NULL)""",
     "has spent more attempts than it has": "SELECT id FROM jobs WHERE attempts > max_attempts OR attempts < 0",
@@ -63,7 +63,7 @@ NEVER = {
 """What no job ever is or does. The bytes of what a test publishes are its author's fence."""
 WHO_DOES = " UNION ALL ".join(f"SELECT '{what}', id FROM ({rows}) AS found" for what, rows in NEVER.items())  # noqa: S608
 
-ROWS = "SELECT id, status, wish, fence, attempts, checkpoint_step, claimed_step, error ->> 'code' FROM jobs"
+ROWS = "SELECT id, status, requested, fence, attempts, checkpoint_step, claimed_step, error ->> 'code' FROM jobs"
 FEEDS = """
     SELECT job_id, type, CAST(coalesce(
         data ->> 'author', data -> 'error' ->> 'author', data -> 'artifacts' -> 0 ->> 'bytes', data ->> 'fence',
@@ -230,9 +230,9 @@ class Lives(RuleBasedStateMachine):
         if expected is None:
             assert claim is None
             return
-        life, rescued = expected
-        assert (claim.job.id, claim.fence, claim.attempt) == (life.id, life.fence, life.attempts)
-        assert claim.rescued == rescued
+        life, takeover = expected
+        assert (claim.job.id, claim.fence, claim.attempts_without_progress) == (life.id, life.fence, life.attempts)
+        assert claim.takeover == takeover
         assert [(one.step, one.fence) for one in claim.checkpoints] == life.newest()
         self.claims.append(claim)
 
@@ -316,7 +316,7 @@ class Lives(RuleBasedStateMachine):
 
 
 def _row(life: Life) -> tuple[Any, ...]:
-    row = (life.id, life.status, life.wish, life.fence, life.attempts, life.reached, life.claimed_at_step)
+    row = (life.id, life.status, life.requested, life.fence, life.attempts, life.reached, life.claimed_at_step)
     return (*row, life.error)
 
 

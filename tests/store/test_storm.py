@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import pytest
 from sqlalchemy import and_, select
 
+from base.jobs import TERMINAL
 from store import attempts, checkpoints, events, jobs, lifecycle
 from store.database import Database
-from store.errors import LeaseLost, NotLawful
-from store.lifecycle import TERMINAL, Claim
+from store.errors import ActionNotAllowed, LeaseLost
+from store.lifecycle import Claim
 from store.tables import jobs as rows
 from tests.store.scene import ERROR, SHA256, at_once, lapse, now, submitted
 
@@ -54,7 +55,7 @@ class Hand:
         for _ in range(moves):
             try:
                 self.chance.choice(doings)()
-            except (LeaseLost, NotLawful):
+            except (LeaseLost, ActionNotAllowed):
                 continue
 
     def claim(self) -> None:
@@ -112,7 +113,7 @@ class Hand:
 
 
 def make_sense(database: Database, job_ids: list[str], ended: list[tuple[str, int]]) -> None:
-    """The feed tells a lawful life that ends where the row stands, and nobody ended what was taken from him."""
+    """The feed holds allowed moves only, ends in the row's status, and no stale attempt ended the job."""
     for job_id in job_ids:
         with database.connect() as connection:
             told = events.after(connection, job_id, 0, 100_000)

@@ -15,8 +15,8 @@ from tests.store.scene import submitted
         {"status": "stuck"},
         {"status": "running"},
         {"lease_until": 1.0},
-        {"wish": "cancel"},
-        {"status": "running", "lease_until": 1.0, "wish": "hurry"},
+        {"requested": "cancel"},
+        {"status": "running", "lease_until": 1.0, "requested": "hurry"},
     ],
     ids=" ".join,
 )

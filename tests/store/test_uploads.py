@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from base.files import make_folder
 from store import uploads
-from store.blobs import Blob, BlobStore, make_folder
+from store.blobs import Blob, BlobStore
 from store.database import Database
 from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
 from store.uploads import Upload

@@ -67,9 +67,9 @@ def test_without_a_worker_that_takes_jobs_nothing_starts(database: Database):
 
 def test_room_is_what_it_waits_for_only_where_every_worker_is_short_of_it(database: Database):
     job = submitted(database)
-    here(database, "w1", "no_room", "busy")
-    here(database, "w2", "no_room")
-    assert why(database, job).reason == "no_room"
+    here(database, "w1", "out_of_disk_space", "busy")
+    here(database, "w2", "out_of_disk_space")
+    assert why(database, job).reason == "out_of_disk_space"
     here(database, "w2", "busy")
     assert why(database, job).reason == "behind_others"
     here(database, "w2", "idle")

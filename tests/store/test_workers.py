@@ -51,7 +51,7 @@ def test_one_that_is_heard_consumes_only_with_a_slot_that_is_not_stuck(database:
         "busy": [slot("busy")],
         "half stuck": [slot("stuck"), slot("idle")],
         "of no use": [],
-        "short of room": [slot("no_room")],
+        "short of room": [slot("out_of_disk_space")],
         "stuck": [slot("stuck", seen_s=90.0), slot("stuck", seen_s=31.0)],
     }
     with database.begin() as connection:

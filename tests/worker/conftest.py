@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from store import failpoints
+from base import failpoints
 from store.settings import Settings
 from tests.worker.table import OPTIONS, Table
 from worker.devices import Device

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from store.contact import boottime
+from base.clock import boottime
 from store.settings import Settings
 from tests.worker.conftest import CPU
 from tests.worker.processes import in_session, none_left, until

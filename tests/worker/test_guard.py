@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from store import contact
+from base import clock
 from tests.worker.processes import in_session, none_left, until
 from worker import guard
 
@@ -102,4 +102,4 @@ def test_sigterm_reaches_the_engine_alone():
 
 
 def test_it_reads_the_clock_that_deadlines_are_told_on():
-    assert contact.CLOCK == guard.CLOCK
+    assert clock.CLOCK == guard.CLOCK

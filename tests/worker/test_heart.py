@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from base.clock import boottime
 from store import lifecycle
-from store.contact import boottime
 from store.settings import Settings
 from tests.worker.processes import until
 from tests.worker.table import OPTIONS, Table

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
+from base.errors import DatabaseUnavailable
 from store import lifecycle
-from store.errors import DatabaseUnavailable, LeaseLost
+from store.errors import LeaseLost
 from tests.worker.processes import until
 from tests.worker.table import Table
 from worker import ledger as ledgers

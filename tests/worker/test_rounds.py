@@ -1,7 +1,8 @@
 """What is done again and again goes on after a round that failed, and ends when it is told to."""
 
+from base.clock import JITTER, jittered
 from tests.worker.processes import until
-from worker.rounds import JITTER, Rounds, jittered
+from worker.rounds import Rounds
 
 
 class Counting(Rounds):

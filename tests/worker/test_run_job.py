@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, update
 
+from base.clock import boottime
 from store import checkpoints, jobs, lifecycle, metrics, tables
-from store.contact import boottime
 from store.errors import NotFound
 from store.settings import Settings
 from tests.worker.conftest import CPU
@@ -25,7 +25,7 @@ Arm = Callable[[str], None]
 
 
 LONG = 200
-"""Steps of 0.02 s: seconds in which a wish can be heard, on a busy machine too."""
+"""Steps of 0.02 s: seconds in which a request can be heard, on a busy machine too."""
 
 
 def test_a_job_from_claim_to_artifacts(table: Table, start_worker: Start):
@@ -87,7 +87,7 @@ def waited_for_room(table: Table, job_id: str) -> None:
     (told,) = [event for event in table.events(job_id) if event.type == "released"]
     assert (told.data["reason"], told.data["error"]["code"]) == ("storage_full", "storage_full")
     assert [attempt.how for attempt in table.attempts(job_id)] == ["released", "succeeded"]
-    assert table.job(job_id).attempts == 1
+    assert table.job(job_id).attempts_without_progress == 1
     claimed = [event.at for event in table.events(job_id) if event.type == "claimed"]
     assert claimed[1] - told.at >= 0.9 * OPTIONS.room_wait_s, "the two are told a moment apart"
     table.assert_nothing_left()
@@ -203,7 +203,7 @@ def test_a_final_error_is_not_tried_again(table: Table, start_worker: Start):
     job_id = table.submit(at={"2": "diverge"})
     start_worker()
     job = table.until(job_id, *ENDED)
-    assert (job.status, job.attempts) == ("failed", 1)
+    assert (job.status, job.attempts_without_progress) == ("failed", 1)
     assert job.error == {
         "code": "loss_diverged",
         "message": "the loss is not a number",
@@ -218,7 +218,7 @@ def test_a_poison_job_fails_after_its_attempts_and_the_next_one_runs(table: Tabl
     start_worker()
     table.assert_trained(next_one, 2)
     job = table.until(poison, *ENDED)
-    assert (job.status, job.attempts, job.fence) == ("failed", 2, 2)
+    assert (job.status, job.attempts_without_progress, job.fence) == ("failed", 2, 2)
     assert "SIGSEGV" in job.error["message"]
 
 
@@ -259,7 +259,7 @@ def test_pause_and_resume_cost_no_attempt_and_no_bit(table: Table, start_worker:
     until(lambda: table.job(job_id).progress, "the first step")
     table.ask(jobs.pause, job_id)
     paused = table.until(job_id, "paused")
-    assert paused.attempts == 0
+    assert paused.attempts_without_progress == 0
     assert 0 < paused.checkpoint_step < LONG
     assert table.ask(jobs.resume, job_id).status == "queued"
     table.assert_trained(job_id, LONG)
@@ -323,7 +323,7 @@ def test_a_file_store_that_is_not_mounted_is_waited_for(table: Table, start_work
     table.assert_trained(job_id, LONG)
     assert "warning" not in table.types(job_id), "no checkpoint was given up"
     resumed = table.attempts(job_id)[-1]
-    assert (resumed.attempt, resumed.first_step) == (1, step)
+    assert (resumed.attempts_without_progress, resumed.first_step) == (1, step)
 
 
 def test_inputs_are_given_by_digest(table: Table, start_worker: Start):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from base.errors import DatabaseUnavailable
 from store.blobs import BlobStore
-from store.errors import DatabaseUnavailable
 from store.settings import Settings
 from tests.worker.conftest import CPU
 from tests.worker.processes import until
@@ -76,7 +76,7 @@ def test_a_worker_that_publishes_finishes(table: Table, start_worker: Start, mon
 def test_a_worker_whose_engine_begins_hands_its_job_back(
     table: Table, start_worker: Start, monkeypatch: pytest.MonkeyPatch
 ):
-    """The wish comes between the order and the engine's first word."""
+    """The request comes between the order and the engine's first word."""
     worker = start_worker()
     when(monkeypatch, supervision, "Child", worker.drain)
     job_id = table.submit(steps=100_000)

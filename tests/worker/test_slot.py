@@ -78,7 +78,7 @@ def test_below_the_floor_nothing_is_started_and_that_is_told(
 ):
     job_id = table.submit(steps=2)
     worker = start_worker(settings.model_copy(update={"min_free_bytes": 1000 * TB}))
-    until(lambda: shown(table).state == "no_room", "the slot to say so")
+    until(lambda: shown(table).state == "out_of_disk_space", "the slot to say so")
     assert table.job(job_id).status == "queued"
     assert "1000000000 MB are needed (DISTILLERY_MIN_FREE_BYTES)" in caplog.text
     worker.desk.settings = settings
@@ -101,7 +101,7 @@ def test_a_home_that_is_a_file_is_named_and_survived(
     settings.home.write_text("not a folder")
     job_id = table.submit(steps=2)
     start_worker()
-    until(lambda: shown(table).state == "no_room", "the slot to say so")
+    until(lambda: shown(table).state == "out_of_disk_space", "the slot to say so")
     assert f"{settings.home}" in caplog.text and "cannot be used" in caplog.text
     settings.home.unlink()
     table.assert_trained(job_id, 2)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import DatasetUnreadable
 from kdcore.data.archive import LIMITS, Limits, entries
-from kdcore.errors import DatasetUnreadable
 
 
 def contents(path: Path, limits: Limits = LIMITS) -> dict[str, bytes | None]:

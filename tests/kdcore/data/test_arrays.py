@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
+from base.errors import DatasetUnreadable
 from kdcore.data import arrays
 from kdcore.data.arrays import open_arrays
-from kdcore.errors import DatasetUnreadable
 
 
 def pixels(source, split="train"):

@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 
+from base.errors import DatasetUnreadable, StorageFull
 from kdcore.data import cache as cache_module
 from kdcore.data.cache import alone, cached, decoded
 from kdcore.data.source import Piece, Source, no_labels
-from kdcore.errors import DatasetUnreadable, StorageFull
 
 TRAIN = np.arange(4 * 3 * 2 * 2, dtype=np.uint8).reshape(4, 3, 2, 2)
 TEST = TRAIN[:2] + 100

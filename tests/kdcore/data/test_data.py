@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from base.errors import DatasetUnreadable
 from kdcore import data
 from kdcore.data import Views, inspect, joined, load, load_unlabelled, order, split
-from kdcore.errors import DatasetUnreadable
 from kdcore.spec import CropFlip, Dataset
 from tests.kdcore.data.making import class_folders, png
 

@@ -5,10 +5,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from base.errors import DatasetUnreadable
 from kdcore.data.archive import Limits
 from kdcore.data.folders import open_folders
 from kdcore.data.source import Source
-from kdcore.errors import DatasetUnreadable
 from tests.kdcore.data.making import class_folders, png
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from base.errors import DatasetUnreadable
 from kdcore import vision
 from kdcore.catalog import DATASETS
 from kdcore.data.cache import decoded
 from kdcore.data.named import OPENERS, open_named
-from kdcore.errors import DatasetUnreadable
 
 
 def md5(blob: bytes) -> str:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from base.errors import DatasetUnreadable
 from kdcore.data import pictures
-from kdcore.errors import DatasetUnreadable
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:

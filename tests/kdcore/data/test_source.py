@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from base.errors import DatasetUnreadable
 from kdcore.data.source import Sums, carve, require_all_classes
-from kdcore.errors import DatasetUnreadable
 
 
 def test_mean_and_std_worked_out_by_hand():

@@ -3,8 +3,8 @@ import importlib.util
 import pytest
 import torch
 
+from base.errors import SpecInvalid
 from kdcore import models, vision
-from kdcore.errors import SpecInvalid
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="the extra distillery[timm] is absent")
 

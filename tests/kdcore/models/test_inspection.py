@@ -3,9 +3,9 @@ import importlib.util
 import pytest
 import torch
 
+from base.errors import SpecInvalid
 from kdcore import models
 from kdcore.catalog.architectures import architecture
-from kdcore.errors import SpecInvalid
 from kdcore.taps import Taps
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="the extra distillery[timm] is absent")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from base.errors import SpecInvalid
 from kdcore import models
 from kdcore.catalog.architectures import ARCHITECTURES, FIELD, architecture
-from kdcore.errors import SpecInvalid
 from kdcore.models.skeleton import skeleton
 from kdcore.taps import Taps
 

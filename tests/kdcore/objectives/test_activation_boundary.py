@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives.activation_boundary import (
     ActivationBoundaries,
     boundary_distance,

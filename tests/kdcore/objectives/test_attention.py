@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives.attention import (
     AttentionTransfer,
     GradientAttention,

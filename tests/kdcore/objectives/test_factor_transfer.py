@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives.factor_transfer import FactorTransfer, Paraphraser, Paraphrasing, factor_loss, staged
 from kdcore.objectives.objective import Staged
 from kdcore.spec import methods

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives.feature import FeatureMatching, feature_cosine_loss, feature_kl_loss, feature_l2_loss
 from kdcore.spec.methods import Feature
 from tests.kdcore.objectives.feature_pairs import (

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives import fitnet
 from kdcore.objectives.fitnet import Hints, hint_loss, staged
 from kdcore.spec.methods import FitNet

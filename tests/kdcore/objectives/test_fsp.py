@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives.fsp import SolutionFlow, fsp_loss, fsp_matrix, staged
 from kdcore.spec.methods import Fsp
 from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training

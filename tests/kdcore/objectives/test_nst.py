@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives.nst import NeuronSelectivityTransfer, nst_loss
 from kdcore.spec.methods import Nst
 from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives.ofd import Overhaul, margin, partial_l2_loss
 from kdcore.spec import methods
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.objectives.vid import Guess, VariationalInformation, vid_loss
 from kdcore.spec import methods
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from base.errors import TeacherMismatch
 from kdcore import programs
-from kdcore.errors import TeacherMismatch
 from kdcore.programs import archive
 from tests.kdcore.programs.making import CONSTANTS, MODEL, WEIGHTS, exported, nodes, rewritten
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from base.errors import TeacherMismatch
 from kdcore import programs
-from kdcore.errors import TeacherMismatch
 from kdcore.programs.graph import Graph
 from tests.kdcore.programs.making import exported
 

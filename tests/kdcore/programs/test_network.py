@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from base.errors import TeacherMismatch
 from kdcore import programs
 from kdcore.classifier import Classifier
-from kdcore.errors import TeacherMismatch
 from kdcore.teacher import FrozenTeacher
 from tests.kdcore.programs.making import MODEL, WEIGHTS, exported, rewritten
 

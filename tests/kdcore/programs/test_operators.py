@@ -3,7 +3,7 @@ import operator
 import pytest
 import torch
 
-from kdcore.errors import TeacherMismatch
+from base.errors import TeacherMismatch
 from kdcore.programs import operators
 
 TEXT = {

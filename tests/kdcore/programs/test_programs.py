@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from base.errors import TeacherMismatch
 from kdcore import __main__ as engine
 from kdcore import models, programs
 from kdcore.catalog import DatasetFacts
 from kdcore.catalog.programs import ProgramFacts
-from kdcore.errors import TeacherMismatch
 from tests.kdcore.programs.making import exported
 
 DATA = DatasetFacts(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from base.errors import TeacherMismatch
 from kdcore import programs
-from kdcore.errors import TeacherMismatch
 from kdcore.programs.signature import DYNAMIC_BATCH
 from tests.kdcore.programs.making import MODEL, exported, rewritten
 

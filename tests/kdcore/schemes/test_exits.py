@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from base.errors import SpecInvalid
 from kdcore import models
 from kdcore.catalog import architecture
-from kdcore.errors import SpecInvalid
 from kdcore.lesson import EMBEDDING
 from kdcore.report import parameters
 from kdcore.schemes.exits import Exits

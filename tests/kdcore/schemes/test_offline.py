@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.errors import SpecInvalid
+from base.errors import SpecInvalid
 from kdcore.lesson import Needs
 from kdcore.objectives.labels import label_loss
 from kdcore.schemes.offline import Offline

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from base.errors import Fault
 from kdcore.catalog import DatasetFacts, ModelFacts
 from kdcore.catalog.programs import ProgramFacts
-from kdcore.errors import Fault
 from kdcore.spec import JobSpec, Known, as_typed, each_teacher, fit, parse, read, resolve
 
 SOUND = {

@@ -1,6 +1,6 @@
 import pytest
 
-from kdcore.errors import Fault, SpecFaults
+from base.errors import Fault, SpecFaults
 from kdcore.spec import JobSpec, Kd, Supervised, as_typed, parse, read
 from kdcore.spec.methods import NAMES
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from store import contact as contacts
-from store.contact import Contact
+from base import clock as contacts
+from base.clock import Contact
 from tests.clock import Clock
 
 

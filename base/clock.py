@@ -1,5 +1,6 @@
 """How long the database has been within reach: who could not hear it may not say that another was silent."""
 
+import random
 import threading
 import time
 
@@ -9,6 +10,15 @@ CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def boottime() -> float:
     """Seconds of this host's own clock, which no one sets and which counts sleep as well."""
     return time.clock_gettime(CLOCK)
+
+
+JITTER = 0.4
+"""Part of a period that is drawn by chance: after an outage not all processes look at the database at once."""
+
+
+def jittered(period_s: float) -> float:
+    """A random time between (1 - JITTER) of the period and the period."""
+    return period_s * random.uniform(1 - JITTER, 1)  # noqa: S311
 
 
 class Contact:

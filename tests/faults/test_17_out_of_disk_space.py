@@ -61,7 +61,7 @@ def test_files(tmp_path: Path, sqlite_template: Path, without_room: Callable[[Pa
             assert kept.step == 5
             assert hashlib.sha256((own.folder / kept.path).read_bytes()).hexdigest() == kept.sha256
             assert _told(night, job_id, "checkpoint_not_kept") >= 3
-            assert night.table.job(job_id).attempts <= 1
+            assert night.table.job(job_id).attempts_without_progress <= 1
             assert not list(own.folder.rglob("*.tmp"))
         night.table.assert_trained(job_id, 20)
         *put_off, last = night.table.attempts(job_id)

@@ -9,9 +9,9 @@ from textwrap import dedent
 
 import pytest
 
-from store import failpoints
-from store.errors import DatabaseUnavailable
-from store.failpoints import arm, failpoint
+from base import failpoints
+from base.errors import DatabaseUnavailable
+from base.failpoints import arm, failpoint
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_it_acts_at_the_passing_that_was_asked_for_and_only_then():
 
 
 def test_the_environment_arms_a_process():
-    program = "from store.failpoints import failpoint; failpoint('here'); print('alive', flush=True); failpoint('here')"
+    program = "from base.failpoints import failpoint; failpoint('here'); print('alive', flush=True); failpoint('here')"
     ended = subprocess.run(
         [sys.executable, "-c", program],
         env={"DISTILLERY_FAILPOINTS": "here=kill:2", "PYTHONPATH": "."},
@@ -50,7 +50,7 @@ def test_the_environment_arms_a_process():
 def test_a_hung_thread_leaves_the_others_alone_and_goes_on_when_the_process_is_woken():
     program = """
         import threading
-        from store.failpoints import failpoint
+        from base.failpoints import failpoint
 
         def hang():
             print("before", flush=True)

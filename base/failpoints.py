@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from store.errors import DatabaseUnavailable
+from base.errors import DatabaseUnavailable
 
 VARIABLE = "DISTILLERY_FAILPOINTS"
 

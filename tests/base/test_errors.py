@@ -1,4 +1,4 @@
-from kdcore.errors import EngineError, Fault, OutOfMemory, SpecFaults, TeacherMismatch
+from base.errors import EngineError, Fault, OutOfMemory, SpecFaults, TeacherMismatch
 
 
 def test_the_closed_list_of_codes():

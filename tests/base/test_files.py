@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcore.errors import StorageFull
-from kdcore.files import write_text, write_whole
+from base.errors import StorageFull
+from base.files import write_text, write_whole
 
 
 def test_what_was_written_is_whole_and_known_by_its_digest(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.worker.processes import until
 
-CHILD = "import os, sys, time; from store.parent import end_with_parent; end_with_parent(int(sys.argv[1])); "
+CHILD = "import os, sys, time; from base.processes import end_with_parent; end_with_parent(int(sys.argv[1])); "
 REPOSITORY = Path(__file__).parents[2]
 
 

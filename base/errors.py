@@ -93,3 +93,7 @@ class SpecFaults(SpecInvalid):
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(f"{fault.pointer or '/'}: {fault.message}" for fault in faults))
         self.faults = faults
+
+
+class DatabaseUnavailable(ConnectionError):
+    """The database cannot be reached, or did not answer in time. A commit whose answer was lost may have succeeded."""

@@ -3,14 +3,14 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcore.errors import StorageFull
+from base.errors import StorageFull
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         digest = sha256(temporary)
         temporary.replace(path)
     except Exception as error:
@@ -40,7 +40,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     # Without the folder's own fsync a power cut may forget the rename.
-    _sync(path.parent)
+    sync(path.parent)
     return Written(path, path.stat().st_size, digest)
 
 
@@ -56,15 +56,57 @@ def sha256(path: Path) -> str:
 def _want_of_room(error: BaseException | None) -> OSError | None:
     """The system's word for a full disk; libraries put their own on top of it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             return error
         error = error.__cause__ or error.__context__
     return None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, durably: each new one is written into its parent before anything goes in."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    try:
+        sync(folder.parent)
+    except OSError:
+        # Who comes next would find it there and take it for durable.
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files, however deep; folders that vanish while we look hold none."""
+    return (Path(inside, name) for inside, _, names in os.walk(folder) for name in names)
+
+
+def modified_at(path: Path) -> float:
+    """A file's mtime; one that has vanished is as young as can be, so that nobody troubles about it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+@contextmanager
+def disk_full_as_storage_full(folder: Path) -> Iterator[None]:
+    """Tell a full, over-quota or read-only disk as what it is to the person waiting: no room, and it may come back."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise StorageFull(
+            f"no room to write in {folder.name}: {error.strerror}", "free some space, then try again"
+        ) from error
