@@ -72,7 +72,7 @@ def test_one_that_is_busy_is_given_the_time_that_it_asks_for(status: int, monkey
 
 def test_a_refusal_is_final():
     fake = Fake({"GET /x": problem(409, "action_not_allowed")})
-    with pytest.raises(ApiError, match="not allowed_actions"):
+    with pytest.raises(ApiError, match="action not allowed"):
         connect(fake).json("GET", "/x")
     assert len(fake.requests) == 1
 

@@ -138,7 +138,7 @@ def test_workers_by_what_their_slots_are_at():
         {"id": "w2", "alive": False, "devices": [], "seen_at": "then"},
     ]
     assert cells(tables.worker_list(workers)) == [
-        ["w1", "yes", "cuda:0 job_1, cuda:1 no room", "now"],
+        ["w1", "yes", "cuda:0 job_1, cuda:1 out of disk space", "now"],
         ["w2", "no", "", "then"],
     ]
 

@@ -82,7 +82,7 @@ def test_a_worker_whose_engine_begins_hands_its_job_back(
     job_id = table.submit(steps=100_000)
     until(lambda: table.job(job_id).status == "queued" and table.job(job_id).fence, "the job to be handed back")
     left(worker, table)
-    assert table.job(job_id).attempts == 0
+    assert table.job(job_id).attempts_without_progress == 0
 
 
 def test_a_worker_that_cannot_reach_the_table_leaves_its_job_to_the_lease(
