@@ -4,7 +4,8 @@ import httpx
 import pytest
 
 from client.errors import ApiError, Unreachable
-from client.feed import Message, messages
+from client.event_stream import ServerSentEvent
+from client.event_stream import parse_events
 from tests.client.fake import Broken, Fake, event, job, page, problem
 
 STREAM = "GET /v1/jobs/job_1/events/stream"
@@ -25,11 +26,11 @@ def streamed(*events: dict[str, object], broken: bool = False) -> httpx.Response
 
 def test_the_event_stream_format():
     lines = [": ping", "", "id: 7", "event: phase", "data: one", "data:two", "", "retry: 5", "", "data: last", ""]
-    assert list(messages(lines)) == [Message("7", "phase", "one\ntwo"), Message("7", "message", "last")]
+    assert list(parse_events(lines)) == [ServerSentEvent("7", "phase", "one\ntwo"), ServerSentEvent("7", "message", "last")]
 
 
 def test_a_message_that_was_cut_off_is_not_told():
-    assert list(messages(["id: 1", "data: half"])) == []
+    assert list(parse_events(["id: 1", "data: half"])) == []
 
 
 def test_events_come_once_and_in_order_over_breaks():

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from client import manual
-from client.manual import values
+from client import tables
+from client.tables import allowed_values
 
 METHOD = {
     "name": "attention",
@@ -38,7 +38,7 @@ METHOD = {
 
 def lines(method: dict[str, Any]) -> list[str]:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(*manual.page(method), sep="\n")
+    console.print(*tables.method_page(method), sep="\n")
     return [" ".join(line.split()) for line in console.export_text().splitlines() if line.strip()]
 
 
@@ -83,4 +83,4 @@ def test_a_method_without_options_or_with_unknown_ones_ends_with_its_facts(optio
     ],
 )
 def test_what_an_option_may_be(field: dict[str, Any], says: str):
-    assert values(field, {}) == says
+    assert allowed_values(field, {}) == says

@@ -3,8 +3,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client.errors import ApiError, NotEnded, Unreachable, Unusable
-from client.sdk import DEFAULT_URL, Distillery
+from client.errors import ApiError
+from client.errors import NotEnded
+from client.errors import Unreachable
+from client.errors import InvalidInput
+from base.defaults import DEFAULT_URL
+from client.sdk import Distillery
 from tests.client.fake import Fake, Files, attempt, job, page, problem
 
 SPEC = {"dataset": "digits", "student": "convnet4", "method": "supervised"}
@@ -130,7 +134,7 @@ def test_logs_are_text():
 def test_a_file_that_a_job_does_not_have(made: list[str], status: str, says: str):
     artifacts = [{"name": name} for name in made]
     fake = Fake({"GET /v1/jobs/job_1/artifacts": page(artifacts), "GET /v1/jobs/job_1": job(status=status)})
-    with pytest.raises(Unusable, match=says):
+    with pytest.raises(InvalidInput, match=says):
         fake.client().download("job_1")
 
 

@@ -23,11 +23,11 @@ def cells(shown: Table) -> list[list[str]]:
 
 def test_an_id_is_never_broken():
     name = "job_" + "0" * 26
-    assert name in text(tables.job_list([job(id=name, name="a very long name " * 5)]), width=80)
+    assert name in text(tables.job_table([job(id=name, name="a very long name " * 5)]), width=80)
 
 
 def test_one_run_is_shown_as_it_is():
-    assert cells(tables.proof([report(0.95, 0.9)])) == [
+    assert cells(tables.report_table([report(0.95, 0.9)])) == [
         ["teacher", "convnet32", "56,554", "4,304", "99.0 %", "–"],
         ["student", "convnet4", "1,030", "4,304", "95.0 %", "95.0 %"],
         ["student alone", "convnet4", "1,030", "4,304", "90.0 %", "90.0 %"],
@@ -36,21 +36,21 @@ def test_one_run_is_shown_as_it_is():
 
 def test_several_runs_are_shown_by_mean_and_standard_deviation():
     """Of 92 and 96 the mean is 94, the sample standard deviation √8 = 2.83."""
-    rows = cells(tables.proof([report(0.92, 0.9), report(0.96, 0.9)]))
+    rows = cells(tables.report_table([report(0.92, 0.9), report(0.96, 0.9)]))
     assert rows[1][4:] == ["94.0 ± 2.8 %", "94.0 %"]
     assert rows[2][4:] == ["90.0 %", "90.0 %"]
 
 
 def test_without_teacher_and_baseline_there_is_one_row():
     alone = {**report(0.95, None), "teacher": None, "student": measured(0.95, agreement=None)}
-    assert cells(tables.proof([alone])) == [["student", "convnet4", "1,030", "4,304", "95.0 %", "–"]]
+    assert cells(tables.report_table([alone])) == [["student", "convnet4", "1,030", "4,304", "95.0 %", "–"]]
 
 
 def test_other_models_stand_below_the_three_that_matter():
     first, second = report(0.92, 0.9), report(0.96, 0.9)
     first["models"] = {"assistant-1": measured(0.97, architecture="convnet16"), "teacher-2": measured(0.5)}
     second["models"] = {"assistant-1": measured(0.97, architecture="convnet16")}
-    rows = cells(tables.proof([first, second]))
+    rows = cells(tables.report_table([first, second]))
     assert [row[0] for row in rows] == ["teacher", "student", "student alone", "assistant 1", "teacher 2"]
     assert rows[3] == ["assistant 1", "convnet16", "1,030", "4,304", "97.0 %", "97.0 %"]
     assert rows[4][4] == "50.0 %"
@@ -69,7 +69,7 @@ def test_other_models_stand_below_the_three_that_matter():
     ],
 )
 def test_models_and_trials_in_words(name: str, says: str):
-    assert tables.title(name) == says
+    assert tables.display_name(name) == says
 
 
 def test_the_gain_of_one_run():
@@ -94,7 +94,7 @@ def test_jobs_in_any_state():
     running = job(id="job_2", status="running", phase="caching_teacher", progress={"percent": 41.6}, requested="cancel")
     error = {"code": "loss_diverged", "message": "nan", "retryable": False, "hint": None}
     rows = cells(
-        tables.job_list(
+        tables.job_table(
             [
                 job(id="job_6", **waiting(2, "behind_others")),
                 job(id="job_5", **waiting(1, "no_worker")),
@@ -116,14 +116,14 @@ def test_jobs_in_any_state():
 
 
 def test_what_a_job_is_at():
-    assert tables.doing(job(status="running", phase="caching_teacher")) == "caching teacher"
-    assert tables.doing(job(status="running")) == "starting"
-    assert tables.doing(job(status="paused")) == "paused"
+    assert tables.phase_text(job(status="running", phase="caching_teacher")) == "caching teacher"
+    assert tables.phase_text(job(status="running")) == "starting"
+    assert tables.phase_text(job(status="paused")) == "paused"
 
 
 def test_attempts_are_numbered_as_their_logs_are():
     first = attempt(1, how="lost", ended_at="2026-01-02T03:05:00.000Z", last_step=40)
-    rows = cells(tables.attempt_list([first, attempt(2, first_step=40)]))
+    rows = cells(tables.attempt_table([first, attempt(2, first_step=40)]))
     assert [row[:4] for row in rows] == [["1", "0", "40", "lost"], ["2", "40", "", "runs"]]
     assert rows[0][4:] == ["2026-01-02T03:04:01.000Z", "2026-01-02T03:05:00.000Z", "cuda:0", "host-7-abc"]
 
@@ -137,14 +137,14 @@ def test_workers_by_what_their_slots_are_at():
         {"id": "w1", "alive": True, "devices": slots, "seen_at": "now"},
         {"id": "w2", "alive": False, "devices": [], "seen_at": "then"},
     ]
-    assert cells(tables.worker_list(workers)) == [
+    assert cells(tables.worker_table(workers)) == [
         ["w1", "yes", "cuda:0 job_1, cuda:1 no room", "now"],
         ["w2", "no", "", "then"],
     ]
 
 
 def test_names_are_text_and_never_markup():
-    assert "[bold]x[/bold]" in text(tables.job_list([job(name="[bold]x[/bold]")]))
+    assert "[bold]x[/bold]" in text(tables.job_table([job(name="[bold]x[/bold]")]))
     assert "[/nonsense]" in text(tables.job_facts(job(name="[/nonsense]")))
 
 
@@ -160,23 +160,23 @@ def test_why_a_job_failed():
 
 def test_the_catalogue():
     facts = {"architecture": "resnet56", "num_classes": 100, "parameters": 861_620}
-    assert cells(tables.model_list([{"name": "m", "facts": facts, "id": "mdl_1", "blob": "", "created_at": ""}])) == [
+    assert cells(tables.model_table([{"name": "m", "facts": facts, "id": "mdl_1", "blob": "", "created_at": ""}])) == [
         ["m", "resnet56", "100", "861,620", "mdl_1"]
     ]
     facts = {"num_classes": 10, "channels": 1, "image_size": [8, 9], "train": 1437, "test": 360}
     assert cells(
-        tables.dataset_list([{"id": None, "name": "digits", "blob": None, "facts": facts, "created_at": None}])
+        tables.dataset_table([{"id": None, "name": "digits", "blob": None, "facts": facts, "created_at": None}])
     ) == [["digits", "10", "1 x 8 x 9", "1,437", "360", "built in"]]
     facts = {**facts, "num_classes": 0, "test": 0, "labelled": False}
     ((_, classes, *_),) = cells(
-        tables.dataset_list([{"id": "ds_1", "name": "pool", "blob": None, "facts": facts, "created_at": None}])
+        tables.dataset_table([{"id": "ds_1", "name": "pool", "blob": None, "facts": facts, "created_at": None}])
     )
     assert classes == "no labels"
-    assert cells(tables.method_list([{"name": "kd", "matches": "logits", "paper": "2015"}])) == [
+    assert cells(tables.method_table([{"name": "kd", "matches": "logits", "paper": "2015"}])) == [
         ["kd", "logits", "2015"]
     ]
     rows = cells(
-        tables.architecture_list(
+        tables.architecture_table(
             [
                 {"name": "resnet20", "source": "kdcore", "family": "resnet", "parameters_counted": 272_474},
                 {"name": "timm/x", "source": "timm", "family": "x", "parameters_counted": None},

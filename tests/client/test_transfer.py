@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from client.errors import Damaged, Unreachable, Unusable
+from client.errors import Damaged
+from client.errors import Unreachable
+from client.errors import InvalidInput
 from tests.client.fake import Files, problem
 
 CONTENT = bytes(range(256)) * 40
@@ -84,7 +86,7 @@ def test_an_empty_file(tmp_path: Path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_is_not_ours(tmp_path: Path):
     tmp_path.chmod(0o500)
-    with pytest.raises(Unusable, match="cannot write"):
+    with pytest.raises(InvalidInput, match="cannot write"):
         Files(CONTENT).fake().client().download("job_1", to=tmp_path / "s")
 
 
@@ -129,7 +131,7 @@ def test_an_upload_of_before_goes_on(tmp_path: Path):
 
 
 def test_an_upload_of_another_file_does_not_go_on(tmp_path: Path):
-    with pytest.raises(Unusable, match="is of a file of 7 bytes"):
+    with pytest.raises(InvalidInput, match="is of a file of 7 bytes"):
         Files(size=7).fake().client().upload(sample(tmp_path), resume="up_1")
 
 
@@ -151,5 +153,5 @@ def test_files_that_cannot_be_sent(tmp_path: Path, what: str):
         path.mkdir()
     if what == "empty":
         path.touch()
-    with pytest.raises(Unusable, match=what):
+    with pytest.raises(InvalidInput, match=what):
         Files().fake().client().upload(path)

@@ -5,9 +5,13 @@ import httpx
 import pytest
 from rich.console import Console
 
-from client import watching
+from client import terminal
 from client.errors import Unreachable
-from client.watching import duration, event_line, follow, progress_words, verdict
+from client.terminal import duration
+from client.terminal import event_line
+from client.terminal import follow
+from client.terminal import progress_text
+from client.terminal import print_result
 from tests.client.fake import Fake, event, job, page, problem, report, waiting
 
 PROGRESS = {"trial": "student", "epoch": 7, "epochs": 15, "percent": 40.0, "seconds_remaining": 8.4}
@@ -29,16 +33,16 @@ def shown(on: Console) -> str:
 
 def test_progress_in_words():
     running = job(status="running", phase="training", progress=PROGRESS)
-    assert progress_words(running, 0.912) == "epoch 7/15, validation accuracy 91.2 %, 8 s left"
+    assert progress_text(running, 0.912) == "epoch 7/15, validation accuracy 91.2 %, 8 s left"
     alone = job(status="running", phase="training", progress={**PROGRESS, "trial": "alone", "seconds_remaining": None})
-    assert progress_words(alone, None) == "student alone, epoch 7/15"
+    assert progress_text(alone, None) == "student alone, epoch 7/15"
     first_stage = job(status="running", progress={"trial": "student/fsp", "epoch": 1, "epochs": 30})
-    assert progress_words(first_stage, None) == "student, fsp stage, epoch 1/30"
-    assert progress_words(job(**waiting(3, "behind_others", "2 jobs are before it")), None) == "2 jobs are before it"
+    assert progress_text(first_stage, None) == "student, fsp stage, epoch 1/30"
+    assert progress_text(job(**waiting(3, "behind_others", "2 jobs are before it")), None) == "2 jobs are before it"
     backs_off = job(**waiting(None, "backing_off", "the device was full", "2026-01-02T03:04:05.000Z"))
-    assert progress_words(backs_off, None) == "the device was full, until 2026-01-02T03:04:05.000Z"
-    assert progress_words(job(result=report(0.95), progress=PROGRESS), 0.5) == "test accuracy 95.0 %"
-    assert progress_words(job(status="running"), None) == ""
+    assert progress_text(backs_off, None) == "the device was full, until 2026-01-02T03:04:05.000Z"
+    assert progress_text(job(result=report(0.95), progress=PROGRESS), 0.5) == "test accuracy 95.0 %"
+    assert progress_text(job(status="running"), None) == ""
 
 
 @pytest.mark.parametrize(
@@ -119,6 +123,6 @@ def test_elsewhere_each_event_is_a_line():
 )
 def test_how_it_ended(ended: Any, good: bool, says: str):
     paper = console(terminal=False)
-    assert verdict(ended, paper, lambda job: f"fetch {job['id']}") is good
+    assert print_result(ended, paper, lambda job: f"fetch {job['id']}") is good
     assert says in shown(paper)
     assert ("fetch job_1" in shown(paper)) is good
