@@ -172,10 +172,10 @@ def _evaluate(path: Path, home: Path) -> dict[str, Any]:
 def check_measured(measured: dict[str, Any], accuracy: float, parameters: int) -> None:
     """Raise CheckFailed if the measured student differs from the reported one."""
     if measured["parameters"] != parameters:
-        raise CheckFailed(f"the student has {measured['parameters']} parameters, its report says {parameters}")
+        raise CheckFailed(f"the student has {measured['parameters']} parameters, the report has {parameters}")
     # With another number of threads sums are rounded differently, which can change the class of one image.
     if abs(measured["accuracy"] - accuracy) > 1.5 / measured["test_samples"]:
-        raise CheckFailed(f"the student's accuracy is {measured['accuracy']:.4f}, its report says {accuracy:.4f}")
+        raise CheckFailed(f"the student's accuracy is {measured['accuracy']:.4f}, the report has {accuracy:.4f}")
 
 
 def _check_gain(reports: list[Report]) -> None:

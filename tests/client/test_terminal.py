@@ -1,37 +1,23 @@
-import io
 from typing import Any
 
 import httpx
 import pytest
-from rich.console import Console
 
 from client import terminal
 from client.errors import Unreachable
-from client.terminal import duration
-from client.terminal import event_line
-from client.terminal import follow
-from client.terminal import progress_text
-from client.terminal import print_result
-from tests.client.fake import Fake, event, job, page, problem, report, waiting
+from client.terminal import duration, event_line, follow, print_result, progress_text
+from tests.client.console import console, printed
+from tests.client.fake_service import FakeService, event, job, page, problem, report, waiting
 
 PROGRESS = {"trial": "student", "epoch": 7, "epochs": 15, "percent": 40.0, "seconds_remaining": 8.4}
 
 
 @pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(watching, "POLL_S", 0)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(terminal, "POLL_S", 0)
 
 
-def console(terminal: bool) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=150, color_system=None)
-
-
-def shown(on: Console) -> str:
-    assert isinstance(on.file, io.StringIO)
-    return on.file.getvalue()
-
-
-def test_progress_in_words():
+def test_progress_text():
     running = job(status="running", phase="training", progress=PROGRESS)
     assert progress_text(running, 0.912) == "epoch 7/15, validation accuracy 91.2 %, 8 s left"
     alone = job(status="running", phase="training", progress={**PROGRESS, "trial": "alone", "seconds_remaining": None})
@@ -46,20 +32,20 @@ def test_progress_in_words():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "says"), [(0, "0 s"), (99.4, "99 s"), (100, "2 min"), (3_599, "1 h 00 min"), (7_500, "2 h 05 min")]
+    ("seconds", "expected"), [(0, "0 s"), (99.4, "99 s"), (100, "2 min"), (3_599, "1 h 00 min"), (7_500, "2 h 05 min")]
 )
-def test_durations(seconds: float, says: str):
-    assert duration(seconds) == says
+def test_duration(seconds: float, expected: str):
+    assert duration(seconds) == expected
 
 
-def test_an_event_is_a_line():
+def test_event_line():
     line = event_line(event(7, "released", reason="drain", none=None, artifacts=[{"name": "a"}, {"name": "b"}]))
     assert line == "03:04:07  released  reason=drain  artifacts=a,b"
     assert event_line(event(8, "phase", phase="training")) == "03:04:08  phase  training"
 
 
-def test_on_a_terminal_the_job_is_one_line_and_the_unusual_stands_above():
-    fake = Fake(
+def test_follow_on_a_terminal_shows_a_bar_and_unusual_events():
+    fake = FakeService(
         {
             "GET /v1/jobs/job_1": [
                 job(**waiting(1, "starting", "in seconds")),
@@ -70,9 +56,9 @@ def test_on_a_terminal_the_job_is_one_line_and_the_unusual_stands_above():
             "GET /v1/jobs/job_1/metrics": {"series": {"student": {"validation/accuracy": [[1, 0.8], [2, 0.912]]}}},
         }
     )
-    screen = console(terminal=True)
+    screen = console(is_terminal=True)
     assert follow(fake.client(), "job_1", screen)["status"] == "succeeded"
-    text = shown(screen)
+    text = printed(screen)
     assert "first light: training" in text
     assert "epoch 7/15, validation accuracy 91.2 %, 8 s left" in text
     assert "warning  code=slow" in text
@@ -80,37 +66,37 @@ def test_on_a_terminal_the_job_is_one_line_and_the_unusual_stands_above():
     assert "test accuracy 95.0 %" in text
 
 
-def test_a_restarting_server_is_waited_for():
+def test_follow_tolerates_a_restart_of_the_server():
     back = [httpx.ConnectError("refused")] * 3 + [problem(503, "unavailable")] * 3 + [job(status="cancelled")]
-    fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), *back], "GET /v1/jobs/job_1/events": page([])})
+    fake = FakeService({"GET /v1/jobs/job_1": [job(status="running"), *back], "GET /v1/jobs/job_1/events": page([])})
     fake.routes["GET /v1/jobs/job_1/metrics"] = {"series": {}}
-    screen = console(terminal=True)
+    screen = console(is_terminal=True)
     assert follow(fake.client(), "job_1", screen)["status"] == "cancelled"
-    assert "server away" in shown(screen)
+    assert "server unreachable" in printed(screen)
 
 
-def test_a_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(watching, "PATIENCE_S", 0)
-    fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), httpx.ConnectError("refused")]})
+def test_follow_raises_unreachable_after_a_long_outage(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(terminal, "MAX_OUTAGE_S", 0)
+    fake = FakeService({"GET /v1/jobs/job_1": [job(status="running"), httpx.ConnectError("refused")]})
     with pytest.raises(Unreachable):
-        follow(fake.client(), "job_1", console(terminal=True))
+        follow(fake.client(), "job_1", console(is_terminal=True))
 
 
-def test_elsewhere_each_event_is_a_line():
-    fake = Fake(
+def test_follow_without_a_terminal_prints_a_line_for_each_event():
+    fake = FakeService(
         {
             "GET /v1/jobs/job_1/events/stream": httpx.Response(501, json={"code": "none"}),
             "GET /v1/jobs/job_1/events": page([event(1, "queued"), event(2, "checkpoint"), event(3, "succeeded")]),
             "GET /v1/jobs/job_1": job(),
         }
     )
-    paper = console(terminal=False)
-    follow(fake.client(), "job_1", paper, "teacher")
-    assert shown(paper).splitlines() == ["teacher: job_1", "03:04:01  queued", "03:04:03  succeeded"]
+    screen = console(is_terminal=False)
+    follow(fake.client(), "job_1", screen, "teacher")
+    assert printed(screen).splitlines() == ["teacher: job_1", "03:04:01  queued", "03:04:03  succeeded"]
 
 
 @pytest.mark.parametrize(
-    ("ended", "good", "says"),
+    ("ended", "good", "expected"),
     [
         (job(result=report(0.95, 0.9)), True, "+5.0 points"),
         (job(status="cancelled"), False, "job job_1 cancelled"),
@@ -121,8 +107,8 @@ def test_elsewhere_each_event_is_a_line():
         ),
     ],
 )
-def test_how_it_ended(ended: Any, good: bool, says: str):
-    paper = console(terminal=False)
-    assert print_result(ended, paper, lambda job: f"fetch {job['id']}") is good
-    assert says in shown(paper)
-    assert ("fetch job_1" in shown(paper)) is good
+def test_print_result(ended: Any, good: bool, expected: str):
+    screen = console(is_terminal=False)
+    assert print_result(ended, screen, "fetch job_1") is good
+    assert expected in printed(screen)
+    assert ("fetch job_1" in printed(screen)) is good
