@@ -170,17 +170,17 @@ def test_list_without_a_server_prints_how_to_start_one():
 
 
 def test_submit_dry_run_prints_the_resolved_spec_or_every_fault():
-    validation: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "valid": True,
         "errors": [],
         "resolved_spec": {"alpha": 0.1},
         "estimate": {"steps": 5},
     }
-    fake = FakeService({"POST /v1/jobs/validate": validation})
+    fake = FakeService({"POST /v1/jobs/validate": answer})
     done = run(fake, "submit", "--dataset", "digits", "--dry-run")
     assert json.loads(done.stdout) == {"resolved_spec": {"alpha": 0.1}, "estimate": {"steps": 5}}
     fake.routes["POST /v1/jobs/validate"] = {
-        **validation,
+        **answer,
         "valid": False,
         "errors": [{"pointer": "/a", "message": "no"}],
     }
@@ -213,13 +213,13 @@ def test_watch_exits_with_the_result_of_the_job(status: str, code: int, expected
         assert expected in done.stdout
 
 
-def test_watching_as_json_is_one_event_a_line():
+def test_watch_json_prints_a_line_for_each_event():
     done = run(ending("failed"), "watch", "job_1", "--json")
     assert done.exit_code == 1
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["queued", "failed"]
 
 
-def test_ctrl_c_detaches_and_cancels_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_watch_detaches_on_ctrl_c(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -237,7 +237,7 @@ def test_actions_on_a_job(verb: str):
     assert (done.exit_code, done.stdout) == (0, f"job_1 is running, {verb} requested\n")
 
 
-def test_a_retry_goes_on_unless_it_is_to_begin_anew():
+def test_retry_from_checkpoint_or_from_scratch():
     fake = FakeService({"POST /v1/jobs/job_1/retry": job(status="queued")})
     assert run(fake, "retry", "job_1").exit_code == 0
     assert run(fake, "retry", "job_1", "--from", "scratch").exit_code == 0
@@ -246,7 +246,7 @@ def test_a_retry_goes_on_unless_it_is_to_begin_anew():
     assert len(fake.requests) == 2
 
 
-def test_when_and_how_often_a_job_is_tried_is_said_by_flags():
+def test_submit_makes_scheduling_from_flags():
     fake = FakeService({JOBS: job(status="queued")})
     flags = "--student convnet4 --priority -5 --deadline 1h30m --max-attempts 7"
     assert run(fake, "submit", *flags.split()).exit_code == 0
