@@ -1,4 +1,4 @@
-"""The command line and the SDK against the real embedded server: what the miniature can only pretend."""
+"""The command line and the SDK against the real embedded server."""
 
 import json
 import re
@@ -16,6 +16,7 @@ from client.errors import ApiError
 from client.local_server import local_server
 from client.sdk import Distillery
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 SHORT = "submit --dataset digits --student convnet4 --method supervised --epochs 1 --seed 7"
 
 
@@ -164,3 +165,19 @@ def test_catalogue_commands(distillery: Distillery):
     assert len(distillery.workers()) == 1
     for command in ("methods", "architectures", "datasets"):
         assert run(distillery, command).exit_code == 0
+
+
+def test_submit_prints_the_faults_of_the_readme(
+    distillery: Distillery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    block = re.search(r"```console\n\$ cat five\.json\n(.*?)\n\$ \./run distillery (.*?)\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    spec, command, expected = block.groups()
+    monkeypatch.chdir(tmp_path)
+    Path("five.json").write_text(spec)
+    # A fault lists the registered models; in the example there are none.
+    for model in distillery.models():
+        distillery.delete_model(model["id"])
+    done = run(distillery, *command.split())
+    assert done.stderr == expected
+    assert (done.exit_code, done.stdout) == (2, "")
