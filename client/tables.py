@@ -99,7 +99,7 @@ def job_facts(job: Job) -> Table:
 def attempt_table(attempts: Iterable[Attempt]) -> Table:
     """The attempts of a job. The first column is the number that `/logs?attempt=` takes."""
     numbers = ("attempt", "from step", "saved step")
-    table = _table(*numbers, "ended", "started at", "ended at", "device", "worker", right=numbers, unbroken=())
+    table = _table(*numbers, "outcome", "started at", "ended at", "device", "worker", right=numbers, unbroken=())
     for one in attempts:
         steps = (one["first_step"] or 0, one["last_step"])
         times = (one["started_at"], one["ended_at"])

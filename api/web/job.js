@@ -28,7 +28,7 @@ const ACTIONS = [
 /** Columns of the table of attempts: heading, class, cell. */
 const ATTEMPT_COLUMNS = [
   ["Attempt", "", (one) => String(one.attempt)],
-  ["Ended", "", (one) => one.how || "running"],
+  ["Outcome", "", (one) => one.how || "running"],
   ["From step", "number", (one) => count(one.first_step ?? 0)],
   ["Saved step", "number", (one) => count(one.last_step)],
   ["Duration", "number", (one) => duration(one.ended_at && (Date.parse(one.ended_at) - Date.parse(one.started_at)) / 1000)],
@@ -345,7 +345,7 @@ function otherModels(others) {
 
 const noReport = (job) => h("span", { class: "quiet" }, TERMINAL.includes(job.status)
   ? "This job ended before its models were measured."
-  : "The report appears here when all models are measured on the same test images.");
+  : "The report appears here when the models have been measured on the test images.");
 
 function sentence(job, teacher, student, alone, gain) {
   const parts = [];
