@@ -73,6 +73,10 @@ class Internal(EngineError):
     retryable = True
 
 
+CODES = tuple(kind.code for kind in EngineError.__subclasses__())
+"""The codes above, which are all that a failed job can have."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One thing wrong with a spec: where (RFC 6901 pointer, "" is the whole body), what, and what would work."""
