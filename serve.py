@@ -20,8 +20,8 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 
-from api.bell import Bell
-from api.main import create_app
+from api.app import create_app
+from api.wakeup_sender import WakeUpSender
 from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
@@ -50,8 +50,8 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
         settings = settings.model_copy(update={"broker_url": IN_MEMORY})
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
-        worker, bell = Worker(settings), Bell(settings.broker_url)
-        app = create_app(settings, ring=bell.ring)
+        worker, sender = Worker(settings), WakeUpSender(settings.broker_url)
+        app = create_app(settings, wake_workers=sender.wake_workers)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -67,7 +67,7 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
                 server.run(sockets=[listener])
                 log.info("stopping: trainings save their state")
             finally:
-                bell.close()
+                sender.close()
                 worker.stop()
 
 

@@ -1,4 +1,4 @@
-"""Two ways to end a process with the process that started it, even if that one is killed.
+"""What the processes of the service share: logging, signals, and two ways to end with the process that started them.
 
 `end_with_parent` is called in the child; the kernel then kills it at once. Linux only: on other systems the child of a
 killed process goes on.
@@ -9,6 +9,7 @@ with its whole process group. Works everywhere. Standard library only, so that i
 """
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,26 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else
 
 STOP_GRACE_S = 15
 """Time between SIGTERM and SIGKILL."""
+
+
+def log_to_stderr(*quiet: str) -> None:
+    """Set up logging of a process. `quiet`: loggers that write warnings and errors only."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in quiet:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def stop_signals() -> int:
+    """A pipe that becomes readable when SIGINT or SIGTERM comes; nothing else happens then.
+
+    A handler could not do more: it must not take locks that the interrupted code may hold.
+    """
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    return readable
 
 
 def end_with_parent(parent: int) -> None:

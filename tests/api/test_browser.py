@@ -13,11 +13,11 @@ import httpx
 import pytest
 import uvicorn
 
-from api.main import create_app
+from api.app import create_app
 from store import checkpoints, lifecycle, metrics
 from store.database import Database
 from store.settings import Settings
-from tests.api.conftest import SUPERVISED, ToldInspector
+from tests.api.conftest import SUPERVISED, FakeInspector
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -30,7 +30,7 @@ pytestmark = [
 @pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
     """A server on a free port, in a thread."""
-    app = create_app(settings, ring=lambda: None, inspector=ToldInspector())
+    app = create_app(settings, wake_workers=lambda: None, inspector=FakeInspector())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()

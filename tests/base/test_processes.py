@@ -33,6 +33,17 @@ def test_end_with_parent_after_the_end_of_the_parent():
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"")
 
 
+def test_stop_signals_notes_a_signal_and_nothing_else_happens():
+    program = (
+        "import os, signal, select; from base.processes import stop_signals; pipe = stop_signals()\n"
+        "for number in (signal.SIGTERM, signal.SIGINT):\n"
+        "    assert not select.select([pipe], [], [], 0)[0]\n"
+        "    os.kill(os.getpid(), number)\n"
+        "    assert os.read(pipe, 1) == bytes([number])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False).returncode == 0
+
+
 def is_there(pid: int) -> bool:
     """A zombie has ended: it only waits to be counted."""
     try:

@@ -1,4 +1,4 @@
-"""What every request and answer has: an id, headers that keep a browser from harm, and a bound on the body."""
+"""The middleware of every request: its id, security headers, a limit on JSON bodies, and the answer to a bug."""
 
 import logging
 import re
@@ -12,9 +12,9 @@ from api.problems import ServerError, TooLarge
 log = logging.getLogger("distillery.api")
 
 JSON_BODY_BYTES = 1_000_000
-"""A job spec of a thousand lines is far below; uploads have a limit of their own."""
+"""A job spec of a thousand lines is much smaller. Uploads have a limit of their own."""
 
-_A_SANE_ID = re.compile(r"[\w.:-]{1,80}")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,80}")
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -24,8 +24,8 @@ _HEADERS = {
 }
 
 
-class Envelope:
-    """ASGI middleware, not BaseHTTPMiddleware: streams pass through untouched."""
+class Middleware:
+    """Plain ASGI rather than BaseHTTPMiddleware, so that streams pass through unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -34,13 +34,13 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _A_SANE_ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else f"req_{secrets.token_hex(8)}"
         scope["request_id"] = request_id
 
         started = False
 
-        async def send_in_envelope(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal started
             started = True
             if message["type"] == "http.response.start":
@@ -50,27 +50,27 @@ class Envelope:
                     headers.setdefault(name, value)
             await send(message)
 
-        bounded = receive if scope["path"].startswith("/v1/uploads") else _bounded(receive)
+        limited = receive if scope["path"].startswith("/v1/uploads") else _limited(receive)
         try:
-            await self.app(scope, bounded, send_in_envelope)
+            await self.app(scope, limited, send_with_headers)
         except Exception:
-            # The last place that can still answer in the one form; what happened is for the log alone.
-            log.exception("%s %s %s ended in an unforeseen error", request_id, scope["method"], scope["path"])
+            # Details go to the log only: they could show a caller how the service is built.
+            log.exception("%s %s %s ended in an unexpected error", request_id, scope["method"], scope["path"])
             if started:
                 raise
-            told = ServerError("an unforeseen error; the server's log has it under this request_id")
-            await told.response(request_id)(scope, receive, send_in_envelope)
+            problem = ServerError("an unexpected error; the server's log has it under this request_id")
+            await problem.response(request_id)(scope, receive, send_with_headers)
 
 
-def _bounded(receive: Receive) -> Receive:
-    seen = 0
+def _limited(receive: Receive) -> Receive:
+    received = 0
 
-    async def receive_within_bounds() -> Message:
-        nonlocal seen
+    async def receive_limited() -> Message:
+        nonlocal received
         message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > JSON_BODY_BYTES:
+        received += len(message.get("body", b""))
+        if received > JSON_BODY_BYTES:
             raise TooLarge(f"a body here has at most {JSON_BODY_BYTES} bytes; files go to /v1/uploads")
         return message
 
-    return receive_within_bounds
+    return receive_limited
