@@ -25,10 +25,10 @@ from kdcore.spec import (
     each_student,
     each_teacher,
     fit,
-    legs,
     not_the_own_images,
     read,
     resolve,
+    trials,
 )
 from kdcore.spec.methods import Byot, Method, Ofd
 from store.jobs import Job
@@ -208,7 +208,7 @@ def estimate(examined: Examined) -> dict[str, Any] | None:
     teacher = _taught(spec, known)
     student = _parameters(spec.students[0].architecture, known)
     return {
-        "steps": sum(leg.steps for leg in legs(spec, known.dataset, known.unlabelled)),
+        "steps": sum(stage.steps for trial in trials(spec, known.dataset, known.unlabelled) for stage in trial.stages),
         "parameters": {"teacher": teacher, "student": student},
         "compression": round(teacher / student, 2) if teacher and student else None,
     }

@@ -1,5 +1,9 @@
-"""Resumable states: everything that a training needs to go on as if nothing had happened."""
+"""Checkpoints of a job in training: all that it needs to continue as if it had not been interrupted."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -7,42 +11,48 @@ import torch
 
 from base.errors import Internal
 from base.files import Written, write_whole
+from kdcore.training import Outcome
 
 KEPT = 2
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Written:
-    """Write `<folder>/<step>.pt` whole and durable, and let go of all but the last two."""
-    written = write_whole(folder / f"{step:09d}.pt", lambda path: _write(path, state))
+@dataclass
+class Progress:
+    """The state of a job: outcomes of trials that have ended, by trial and model; what the ended stages of the current
+    trial have learned, by stage; and the state of the stage in training."""
+
+    finished: dict[str, dict[str, Outcome]] = field(default_factory=dict)
+    prepared: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
+
+
+def save(folder: Path, step: int, progress: Progress) -> Written:
+    """Write `<folder>/<step>.pt` whole and durable, and delete all but the last two."""
+    finished = {
+        trial: {model: vars(outcome) for model, outcome in outcomes.items()}
+        for trial, outcomes in progress.finished.items()
+    }
+    state = {"finished": finished, "prepared": progress.prepared, "training": progress.training}
+
+    def write(path: Path) -> None:
+        # Given a path, torch's own writer hides the error of a full disk.
+        with path.open("wb") as file:
+            torch.save(state, file)
+
+    written = write_whole(folder / f"{step:09d}.pt", write)
     for old in sorted(folder.glob("*.pt"))[:-KEPT]:
         old.unlink()
     return written
 
 
-def _write(path: Path, state: dict[str, Any]) -> None:
-    # Given a path, torch writes by itself, and does not tell a full disk from any other trouble.
-    with path.open("wb") as file:
-        torch.save(state, file)
-
-
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state as it was saved; tensors of the model come to `device`, random states stay on the CPU."""
+def load(path: Path, device: torch.device) -> Progress:
+    """Read a checkpoint. Tensors of models come to `device`; random states stay on the CPU."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise Internal(f"the checkpoint {path.name} cannot be read: {error}") from error
-    return state
-
-
-def random_state() -> dict[str, Any]:
-    """Of the generators that dropout and initialisation draw from; views and order need none."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+        state = torch.load(path, map_location=device, weights_only=True)
+        finished = {
+            trial: {model: Outcome(**saved) for model, saved in outcomes.items()}
+            for trial, outcomes in state["finished"].items()
+        }
+        return Progress(finished, dict(state["prepared"]), state["training"])
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error

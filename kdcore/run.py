@@ -1,6 +1,6 @@
-"""One job from spec to proof: build the parts, train what has to be trained, measure, export.
+"""One job from spec to report: prepare it, train each stage of each trial, measure, export.
 
-Read from `run` downwards; what is trained, and in which order, is `spec/plan.py`; one step is `Training._step`.
+Read `run` first. The trials and their stages are planned in `spec/plan.py`; one step is `StageTraining._step`.
 """
 
 from __future__ import annotations
@@ -9,163 +9,241 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from base.errors import StorageFull
 from base.files import Written, write_text
-from kdcore import checkpoint, export, proof
-from kdcore.parts import Parts, Place, build
-from kdcore.proof import Finished
-from kdcore.spec import GIVEN, JobSpec, Trial, legs, trials
-from kdcore.teacher import FrozenTeacher, Teacher
-from kdcore.training import Observer, Outcome, Training
-from kdcore.trial import Course
-
-WEIGHTS = "application/octet-stream"
+from kdcore import checkpoint, device, export, objectives, report
+from kdcore.checkpoint import Progress
+from kdcore.classifier import Classifier, FrozenTeacher
+from kdcore.job import PreparedJob, Workspace, prepare
+from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
+from kdcore.objectives import Objective, Setting
+from kdcore.schemes.ensemble import NativeEnsemble
+from kdcore.schemes.exits import Exits
+from kdcore.schemes.mutual import Mutual
+from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.spec import GIVEN, JobSpec, Stage, Trial
+from kdcore.spec.methods import Byot, Dml, Method, One
+from kdcore.training import Observer, Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
 
 
 class Stopped(Exception):
-    """Somebody asked the engine to stop; the state is safe in a checkpoint."""
+    """The engine was stopped on request; a checkpoint is saved."""
 
 
-@dataclass
-class Progress:
-    """All that a checkpoint holds: trials that have ended, by model; first stages of the trial at hand that have
-    ended; and the state of the training that has not."""
+def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict[str, Any]:
+    """Run the whole job. Returns the report, which is also in `report.json` beside `student.safetensors`.
 
-    finished: dict[str, dict[str, Outcome]] = field(default_factory=dict)
-    prepared: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    training: Mapping[str, Any] | None = None
-
-    def as_state(self) -> dict[str, Any]:
-        finished = {
-            trial: {model: vars(outcome) for model, outcome in outcomes.items()}
-            for trial, outcomes in self.finished.items()
-        }
-        return {"finished": finished, "prepared": self.prepared, "training": self.training}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        finished = {
-            trial: {model: Outcome(**saved) for model, saved in outcomes.items()}
-            for trial, outcomes in state["finished"].items()
-        }
-        return cls(finished, dict(state["prepared"]), state["training"])
-
-
-def run(spec: JobSpec, place: Place, resume: Path | None = None) -> dict[str, Any]:
-    """The whole job; returns the report, which also stands in `report.json` beside `student.safetensors`.
-
-    Raises an EngineError that says what is wrong, or Stopped once a checkpoint is safe.
+    Raises an EngineError for what went wrong, or Stopped once a checkpoint is saved.
     """
     started = time.monotonic()
-    parts = build(spec, place)
-    progress = _resumed(resume, parts)
+    job = prepare(spec, workspace)
+    progress = Progress()
+    if resume is not None:
+        log.info("resuming from %s", resume.name)
+        progress = checkpoint.load(resume, job.device)
 
-    place.lines.phase("training")
-    for trial in trials(parts.spec):
+    workspace.lines.phase("training")
+    for trial in job.trials:
         if trial.name not in progress.finished:
-            _train(trial, parts, place, progress)
+            _train(trial, job, workspace, progress)
 
-    place.lines.phase("evaluating")
-    summary = proof.measure(parts, progress.finished)
+    workspace.lines.phase("evaluating")
+    results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
+    summary = report.build_report(job, results)
     summary["seconds"] = round(time.monotonic() - started, 3)
 
-    place.lines.phase("exporting")
-    _export(parts, place, progress.finished, summary)
+    workspace.lines.phase("exporting")
+    _export(job, workspace, progress.finished, summary)
     return summary
 
 
-def _train(trial: Trial, parts: Parts, place: Place, progress: Progress) -> None:
-    """A trial from its fresh start: what its methods teach first, one after the other, then the training proper."""
-    course = Course(trial, parts, _teacher(trial, parts, progress))
-    for number, (name, _) in enumerate(course.stages):
-        watch = _Watch(name, parts, place, progress)
-        training = course.training(number, Observer(metric=watch.metric, after_step=watch.after_step))
-        if name in progress.prepared:
-            training.adopt(progress.prepared[name])
+def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
+    """Train a trial from its fresh start, stage after stage."""
+    setup = TrialSetup(trial, job, _teacher(trial, job, progress))
+    for number, stage in enumerate(trial.stages):
+        watch = _Watch(stage, job, workspace, progress)
+        training = setup.training(number, Observer(metric=watch.metric, after_step=watch.after_step))
+        if stage.name in progress.prepared:
+            training.adopt(progress.prepared[stage.name])
             continue
         if progress.training is not None:
             training.restore(progress.training)
         outcomes = training.run()
-        if name == trial.name:
-            progress.finished[name], progress.prepared = outcomes, {}
+        if stage is trial.stages[-1]:
+            progress.finished[trial.name], progress.prepared = outcomes, {}
         else:
-            progress.prepared[name] = training.learned()
-        watch.save_if_there_is_room(training, None)
+            progress.prepared[stage.name] = training.learned()
+        watch.save_or_warn(training, None)
 
 
-def _teacher(trial: Trial, parts: Parts, progress: Progress) -> Teacher | None:
-    """The teacher that the spec names, or the best of an earlier trial, frozen."""
+def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:
+    """The teacher that the spec names, or the best student of an earlier trial, frozen."""
     if trial.taught_by is None or trial.taught_by == GIVEN:
-        return parts.teacher if trial.taught_by == GIVEN else None
-    earlier = next(one for one in trials(parts.spec) if one.name == trial.taught_by)
-    student = parts.fresh(earlier.students[0])
+        return job.teacher if trial.taught_by == GIVEN else None
+    earlier = next(one for one in job.trials if one.name == trial.taught_by)
+    student = job.student(earlier.students[0])
     student.network.load_state_dict(progress.finished[earlier.name]["student"].best)
     return FrozenTeacher(student)
 
 
-class _Watch:
-    """Reports a trial's progress, keeps it resumable, and stops it when asked."""
+class TrialSetup:
+    """A trial's students, objectives and images. Creating it draws the students' weights from the trial's seed."""
 
-    def __init__(self, name: str, parts: Parts, place: Place, progress: Progress) -> None:
-        self.name, self.place, self.progress = name, place, progress
-        plan = legs(parts.spec, parts.data.facts, parts.known.unlabelled)
-        before = [leg.name for leg in plan].index(name)
-        self.steps_before = sum(leg.steps for leg in plan[:before])
-        self.steps_in_all = sum(leg.steps for leg in plan)
+    def __init__(self, trial: Trial, job: PreparedJob, teacher: Teacher | None) -> None:
+        device.make_exact(trial.seed)
+        self.trial, self.job, self.teacher = trial, job, teacher
+        self.training_set = job.training_set(trial)
+        self.students = _students(trial, job)
+        setting = Setting(
+            temperature=job.spec.temperature,
+            num_classes=job.data.facts.num_classes,
+            epochs=job.spec.training.epochs,
+            labels=self.training_set.images.labels,
+            rows=self.training_set.rows,
+        )
+        self.objectives = objectives.build(trial.methods, setting)
+
+    def training(self, number: int, observer: Observer) -> StageTraining:
+        """The training of a stage: alpha · label loss + beta · distillation loss.
+
+        Each stage sets torch's generator, so that a trial can be resumed between two stages.
+        """
+        spec, curriculum = self.job.spec, self.objectives
+        objective: Objective | None
+        if number > 0:
+            torch.manual_seed(self.trial.seed + number)
+        if number < len(curriculum.first):
+            method, staged = curriculum.first[number]
+            assert self.teacher is not None, "rules ask for the teacher of every staged method"
+            objective, alpha, smoothing = staged.first, 0.0, 0.0
+            # The method's weight belongs to its loss beside the labels, and to this one where it has no other.
+            beta = (spec.beta or 0.0) * objectives.weight(method) if staged.then is None else 1.0
+            scheme: Scheme = Preparation(self.teacher, objective.needs)
+            if staged.trains_student:
+                scheme = Offline(self.students[0], self.teacher, objective.needs, _answers(self.job))
+        else:
+            objective, beta, smoothing = curriculum.mainly, spec.beta or 0.0, spec.training.label_smoothing
+            alpha = spec.alpha or 0.0
+            if not self.trial.methods and spec.methods[0].name != "supervised":
+                alpha = 1.0  # alpha is the labels' share beside a distillation loss, and this trial has none.
+            needs = objective.needs if objective is not None else NOTHING
+            scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs)
+        return StageTraining(
+            scheme=scheme,
+            objective=objective,
+            alpha=alpha,
+            beta=beta if objective is not None else 0.0,
+            smoothing=smoothing,
+            epochs=self.trial.stages[number].epochs,
+            recipe=spec.training.model_copy(update={"seed": self.trial.seed}),
+            training_set=self.training_set,
+            num_classes=self.job.data.facts.num_classes,
+            observer=observer,
+        )
+
+
+def _students(trial: Trial, job: PreparedJob) -> list[Classifier]:
+    """A trial's students as they begin; one for each branch where a student is branched."""
+    branched = _method(trial, One)
+    specs = trial.students * branched.branches if isinstance(branched, One) else trial.students
+    return [job.student(spec) for spec in specs]
+
+
+def _scheme(
+    trial: Trial, job: PreparedJob, students: list[Classifier], teacher: Teacher | None, needs: Needs = NOTHING
+) -> Scheme:
+    """The scheme of a trial's last stage."""
+    facts = job.data.facts
+    match _method(trial, Dml, One, Byot):
+        case Dml():
+            return Mutual(students, needs)
+        case One(rampup_epochs=rampup):
+            return NativeEnsemble(students, facts.image_size, rampup or 0)
+        case Byot(exits=exits):
+            network = job.known.network(trial.students[0].architecture)
+            assert exits and network and network.embedding, "fit() asks for exits and an embedding"
+            return Exits(students[0], exits, network.embedding, facts.num_classes, facts.image_size)
+    if teacher is None or not trial.methods:
+        return Alone(students[0])
+    return Offline(students[0], teacher, needs, _answers(job))
+
+
+def _answers(job: PreparedJob) -> bool:
+    return job.spec.unlabelled is not None and job.spec.unlabelled.labels == "teacher"
+
+
+def _untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
+    """The models that a trial delivers, with random weights, to be loaded with those of its outcomes."""
+    return _scheme(trial, job, _students(trial, job), None).models
+
+
+def _method(trial: Trial, *kinds: type[Method]) -> Method | None:
+    return next((method for method in trial.methods if isinstance(method, kinds)), None)
+
+
+class _Watch:
+    """Reports a stage's progress, saves checkpoints, and stops the training on request."""
+
+    def __init__(self, stage: Stage, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
+        self.name, self.workspace, self.progress = stage.name, workspace, progress
+        plan = [one for trial in job.trials for one in trial.stages]
+        self.steps_before = sum(one.steps for one in plan[: plan.index(stage)])
+        self.steps_in_all = sum(one.steps for one in plan)
         self.saved_at = time.monotonic()
-        self.short_of_room = False
+        self.disk_full = False
         self.began: tuple[float, int] | None = None
 
     def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        self.place.lines.metric(self.name, step, epoch, values)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.info("%s, epoch %d, step %d: %s", self.name, epoch, step, told)
+        self.workspace.lines.metric(self.name, step, epoch, values)
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.info("%s, epoch %d, step %d: %s", self.name, epoch, step, figures)
 
-    def after_step(self, training: Training) -> None:
+    def after_step(self, training: StageTraining) -> None:
         due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
-        # The end of a trial is saved by whoever ran it, as a result.
-        if self.place.stop_asked:
+        if self.workspace.stop_requested:
             self._save(training, training.state())
             raise Stopped
-        if due and not training.ended:
-            self.save_if_there_is_room(training, training.state())
-        if training.ended or self.place.lines.progress_is_due():
+        if due and not training.ended:  # The end of a stage is saved by `_train`, as its result.
+            self.save_or_warn(training, training.state())
+        if training.ended or self.workspace.lines.progress_is_due():
             self._report(training)
 
-    def save_if_there_is_room(self, training: Training, state: Mapping[str, Any] | None) -> None:
-        """On a full disk the training goes on, from the last good checkpoint if need be; told once a shortage."""
+    def save_or_warn(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
+        """Save a checkpoint. If the disk is full, warn once until a save succeeds again, and let the training go on."""
         try:
             self._save(training, state)
-            self.short_of_room = False
+            self.disk_full = False
         except StorageFull as error:
             self.saved_at = time.monotonic()
-            if not self.short_of_room:
-                self.place.lines.warning(error.code, f"{error.message}; the training goes on without this checkpoint")
-            self.short_of_room = True
+            if not self.disk_full:
+                text = f"{error.message}; the training goes on without this checkpoint"
+                self.workspace.lines.warning(error.code, text)
+            self.disk_full = True
 
-    def _save(self, training: Training, state: Mapping[str, Any] | None) -> None:
+    def _save(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
         """Write a checkpoint under the job's own count of steps: the highest number is always the furthest."""
         self.progress.training = state
         step = self.steps_before + training.global_step
-        written = checkpoint.save(self.place.out / "checkpoints", step, self.progress.as_state())
-        _announce(self.place, "checkpoint", written, step=step)
+        written = checkpoint.save(self.workspace.out / "checkpoints", step, self.progress)
+        _announce(self.workspace, "checkpoint", written, step=step)
         self.saved_at = time.monotonic()
 
-    def _report(self, training: Training) -> None:
-        epochs, now = training.stage.epochs, time.monotonic()
+    def _report(self, training: StageTraining) -> None:
+        now = time.monotonic()
         done, total = self.steps_before + training.global_step, self.steps_in_all
         began_at, began_step = self.began = self.began or (now, done)
         per_step_s = (now - began_at) / (done - began_step) if done > began_step else None
-        self.place.lines.progress(
+        self.workspace.lines.progress(
             trial=self.name,
-            epoch=min(training.position.epoch + 1, epochs),
-            epochs=epochs,
+            epoch=min(training.position.epoch + 1, training.epochs),
+            epochs=training.epochs,
             step=done,
             total_steps=total,
             percent=round(100 * done / total, 2),
@@ -173,29 +251,27 @@ class _Watch:
         )
 
 
-def _resumed(resume: Path | None, parts: Parts) -> Progress:
-    if resume is None:
-        return Progress()
-    log.info("going on from %s", resume.name)
-    return Progress.from_state(checkpoint.load(resume, parts.device))
-
-
-def _export(parts: Parts, place: Place, finished: Finished, summary: Mapping[str, Any]) -> None:
-    """The student; its peers where several learned from each other; the report and the resolved spec."""
-    answer, students = proof.answer(parts, finished), parts.spec.students
-    path = place.out / "student.safetensors"
-    exported = export.student(path, answer.weights, students[0], parts, summary["student"], answer.members)
-    _announce(place, "artifact", exported, name=path.name, media_type=WEIGHTS)
+def _export(
+    job: PreparedJob,
+    workspace: Workspace,
+    finished: Mapping[str, Mapping[str, Outcome]],
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the student, its peers where several learned from each other, the report and the resolved spec."""
+    delivered, students = report.delivered(job, finished), job.spec.students
+    path = workspace.out / "student.safetensors"
+    written = export.student(path, delivered.weights, students[0], job, summary["student"], delivered.members)
+    _announce(workspace, "artifact", written, name=path.name, media_type="application/octet-stream")
     for number, peer in enumerate(students[1:], 2):
-        path = place.out / f"student-{number}.safetensors"
+        path = workspace.out / f"student-{number}.safetensors"
         best = finished["student"][path.stem].best
-        exported = export.student(path, best, peer, parts, summary["models"][path.stem])
-        _announce(place, "artifact", exported, name=path.name, media_type=WEIGHTS)
-    for name, content in (("report.json", summary), ("spec.json", parts.spec.as_json())):
-        written = write_text(place.out / name, json.dumps(content, indent=2) + "\n")
-        _announce(place, "artifact", written, name=name, media_type="application/json")
+        written = export.student(path, best, peer, job, summary["models"][path.stem])
+        _announce(workspace, "artifact", written, name=path.name, media_type="application/octet-stream")
+    for name, content in (("report.json", summary), ("spec.json", job.spec.as_json())):
+        written = write_text(workspace.out / name, json.dumps(content, indent=2) + "\n")
+        _announce(workspace, "artifact", written, name=name, media_type="application/json")
 
 
-def _announce(place: Place, event: str, written: Written, **fields: Any) -> None:
-    relative = str(written.path.relative_to(place.out))
-    place.lines.emit(event, path=relative, bytes=written.bytes, sha256=written.sha256, **fields)
+def _announce(workspace: Workspace, event: str, written: Written, **fields: Any) -> None:
+    relative = str(written.path.relative_to(workspace.out))
+    workspace.lines.emit(event, path=relative, bytes=written.bytes, sha256=written.sha256, **fields)

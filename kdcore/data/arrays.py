@@ -21,9 +21,9 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from base.errors import DatasetUnreadable
-from kdcore.data import pictures
-from kdcore.data.source import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
-from kdcore.data.stratified import Labels
+from kdcore.data import image_files
+from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.images import Labels
 
 _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20
@@ -254,4 +254,4 @@ def resized(pixels: Pixels, size: int | None) -> Pixels:
 
 def _resize(image: Pixels, size: int) -> Pixels:
     channels = len(image)
-    return pictures.planes(Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)), channels, size)
+    return image_files.planes(Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)), channels, size)

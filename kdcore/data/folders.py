@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from base.errors import DatasetUnreadable
-from kdcore.data import pictures
+from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
-from kdcore.data.pictures import Header
-from kdcore.data.source import Piece, Source, Split, carve, no_labels, require_all_classes
-from kdcore.data.stratified import Labels
+from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.image_files import Header
+from kdcore.data.images import Labels
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """In this order: where both `test` and `val` hold class folders, `val` is left alone."""
@@ -114,7 +114,7 @@ def _survey(path: Path, limits: Limits) -> list[_Found]:
 def _header(entry: Entry) -> Header | DatasetUnreadable:
     """A file that is no image is a fault only where it stands for a sample, which is not known yet."""
     try:
-        return pictures.header(entry.read(), str(entry.path))
+        return image_files.header(entry.read(), str(entry.path))
     except DatasetUnreadable as error:
         return error
 
@@ -233,7 +233,7 @@ def _pieces(
     )
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         while chunk := list(islice(wanted, _CHUNK)):
-            pixels = np.stack(list(pool.map(lambda row: pictures.decode(row[3], row[2], channels, size), chunk)))
+            pixels = np.stack(list(pool.map(lambda row: image_files.decode(row[3], row[2], channels, size), chunk)))
             rows = np.array([row for _, row, _, _ in chunk], dtype=np.int64)
             yield from by_split([split for split, *_ in chunk], rows, pixels)
 

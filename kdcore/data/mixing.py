@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.data import counters
+from kdcore.data import counter_rng
 
 QUANTILES = 4096
 
@@ -27,7 +27,7 @@ QUANTILES = 4096
 def mixup(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
     """Blend each image with its partner's; float32 in 0..255, and soft labels."""
     partner_N, common = partners(states_N)
-    share = quantiles[counters.below(counters.draws(common, 1)[0], QUANTILES)]
+    share = quantiles[counter_rng.below(counter_rng.draws(common, 1)[0], QUANTILES)]
     pixels = pixels.float()
     return _blend(pixels, pixels[partner_N], share), _blend(labels_NK, labels_NK[partner_N], share)
 
@@ -36,8 +36,8 @@ def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tenso
     """Cover one box, the same in the whole batch, with the partner's pixels; float32 in 0..255, and soft labels."""
     partner_N, common = partners(states_N)
     height, width = pixels.shape[2:]
-    which, middle_row, middle_column = counters.draws(common, 3)
-    side = (1 - quantiles[counters.below(which, QUANTILES)]).sqrt()
+    which, middle_row, middle_column = counter_rng.draws(common, 3)
+    side = (1 - quantiles[counter_rng.below(which, QUANTILES)]).sqrt()
     rows, columns = _span(middle_row, side, height), _span(middle_column, side, width)
     inside_HW = rows[:, None] & columns
     share = 1 - inside_HW.double().mean()
@@ -47,7 +47,7 @@ def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tenso
 
 def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
     """Each sample's partner in the batch, and one state for the draws that the batch has in common."""
-    hashed = counters.draws(states_N, 1)[0]
+    hashed = counter_rng.draws(states_N, 1)[0]
     circle = torch.argsort(hashed, stable=True)
     partner = torch.empty_like(circle)
     partner[circle] = circle.roll(1)
@@ -72,7 +72,7 @@ def beta_quantiles(alpha: float) -> Tensor:
 def _span(bits: Tensor, side: Tensor, size: int) -> Tensor:
     """True for the places of one dimension that a box of relative length `side` around a random middle covers."""
     length = (size * side).long()
-    first = counters.below(bits, size) - length // 2
+    first = counter_rng.below(bits, size) - length // 2
     place = torch.arange(size, device=bits.device)
     return (place >= first) & (place < first + length)
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import connector, maps, same_size
 from kdcore.spec import methods
@@ -52,8 +52,7 @@ class ActivationBoundaries(Objective):
         super().__init__()
         assert options.taps is not None, "resolve() names the taps"
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
+        self.needs = Needs.at(self.pairs)
         self.margin = options.margin
         self.connectors = nn.ModuleList()
 
@@ -78,6 +77,5 @@ class ActivationBoundaries(Objective):
 
 def staged(options: methods.ActivationBoundary, setting: Setting) -> Staged:
     """The boundaries first, the student trained by them alone; then the labels."""
-    assert options.pretraining_epochs is not None, "resolve() counts the epochs"
     first = ActivationBoundaries(options, setting)
-    return Staged(first=first, epochs=options.pretraining_epochs, trains_student=True, then=None)
+    return Staged(first=first, trains_student=True, then=None)

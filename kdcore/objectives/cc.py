@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import embeddings, unit
 from kdcore.spec.methods import Cc
@@ -57,7 +57,7 @@ class CorrelationCongruence(Objective):
         assert options.tap is not None, "resolve() names the layers"
         self.options = options
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
 
     def build(self, lesson: Lesson) -> None:
         student_ND, teacher_ND = embeddings(lesson, self.tap)

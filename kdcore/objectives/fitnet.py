@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from base.errors import SpecInvalid
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import connector, embeddings, map_or_embedding, same_size
 from kdcore.spec.methods import FitNet
@@ -46,7 +46,7 @@ class Hints(Objective):
         assert options.tap is not None, "resolve() names the guided layer and the hint"
         self.tap = options.tap
         self.kind = options.regressor
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
         self.regressor: nn.Module = nn.Identity()  # Until build() has seen the widths.
 
     def build(self, lesson: Lesson) -> None:
@@ -77,5 +77,4 @@ class Hints(Objective):
 
 def staged(options: FitNet, setting: Setting, then: Objective) -> Staged:
     """The paper's two stages: the hint alone, `then` what the caller distils with, knowledge distillation."""
-    assert options.pretraining_epochs is not None, "resolve() gives every staged method its epochs"
-    return Staged(first=Hints(options, setting), epochs=options.pretraining_epochs, trains_student=True, then=then)
+    return Staged(first=Hints(options, setting), trains_student=True, then=then)

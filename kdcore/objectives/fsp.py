@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from base.errors import SpecInvalid
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import maps, same_size
 from kdcore.spec.methods import Fsp
@@ -50,8 +50,7 @@ class SolutionFlow(Objective):
         super().__init__()
         assert options.taps is not None, "resolve() names the layers"
         self.taps = options.taps
-        self.student_taps = tuple(pair.student for pair in self.taps)
-        self.teacher_taps = tuple(pair.teacher for pair in self.taps)
+        self.needs = Needs.at(self.taps)
 
     def build(self, lesson: Lesson) -> None:
         """Owns nothing, but refuses layers that cannot be compared."""
@@ -76,7 +75,4 @@ class SolutionFlow(Objective):
 
 def staged(options: Fsp, setting: Setting) -> Staged:
     """The flows alone, then the labels alone."""
-    assert options.pretraining_epochs is not None, "resolve() gives every staged method its epochs"
-    return Staged(
-        first=SolutionFlow(options, setting), epochs=options.pretraining_epochs, trains_student=True, then=None
-    )
+    return Staged(first=SolutionFlow(options, setting), trains_student=True, then=None)

@@ -25,7 +25,7 @@ from torch.nn.functional import relu
 from torch.special import ndtr
 
 from base.errors import SpecInvalid
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import connector, maps, same_size
 from kdcore.spec import methods
@@ -76,16 +76,14 @@ class Overhaul(Objective):
         if len(options.margins) != len(options.taps):
             raise SpecInvalid(f"{len(options.margins)} margins for {len(options.taps)} taps: each tap needs one")
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
-        self.teacher_layers = options.margins
+        self.needs = Needs.at(self.pairs, teacher_layers=options.margins)
         self.layers = nn.ModuleList()
 
     def build(self, lesson: Lesson) -> None:
         self.layers = nn.ModuleList(
             Layer(student.shape[1], _margin(lesson.teacher.layers[path], path, teacher, tap)).to(teacher)
             for (student, teacher), path, tap in zip(
-                maps(lesson, self.pairs), self.teacher_layers, self.teacher_taps, strict=True
+                maps(lesson, self.pairs), self.needs.teacher_layers, self.needs.teacher_taps, strict=True
             )
         )
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import BatchNorm, map_or_embedding
 from kdcore.spec import methods
@@ -70,8 +70,7 @@ class KnowledgeReview(Objective):
         super().__init__()
         assert options.taps is not None and options.warmup_epochs is not None, "resolve() names the taps and epochs"
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
+        self.needs = Needs.at(self.pairs)
         self.mid_channels = options.mid_channels
         self.warmup_epochs = options.warmup_epochs
         self.blocks = nn.ModuleList()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import maps, same_size
 from kdcore.spec import methods
@@ -64,8 +64,7 @@ class VariationalInformation(Objective):
         super().__init__()
         assert options.taps is not None, "resolve() names the taps"
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
+        self.needs = Needs.at(self.pairs)
         self.guesses = nn.ModuleList()
 
     def build(self, lesson: Lesson) -> None:

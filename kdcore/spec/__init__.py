@@ -3,7 +3,7 @@
 from kdcore.spec.fitting import fit, images_to_train_on
 from kdcore.spec.known import Known
 from kdcore.spec.methods import Kd, Method, Pair, Supervised
-from kdcore.spec.plan import GIVEN, Leg, Trial, legs, numbered, stages, trials
+from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, trials
 from kdcore.spec.reading import Partial, as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import (
@@ -51,7 +51,6 @@ __all__ = [
     "JobSpec",
     "Kd",
     "Known",
-    "Leg",
     "Method",
     "Mix",
     "Mixup",
@@ -66,6 +65,7 @@ __all__ = [
     "Schedule",
     "Scheduling",
     "Sgd",
+    "Stage",
     "Student",
     "Supervised",
     "Teacher",
@@ -79,7 +79,6 @@ __all__ = [
     "each_teacher",
     "fit",
     "images_to_train_on",
-    "legs",
     "not_the_own_images",
     "numbered",
     "parse",
@@ -87,7 +86,6 @@ __all__ = [
     "read",
     "references",
     "resolve",
-    "stages",
     "takes_taps",
     "trials",
 ]

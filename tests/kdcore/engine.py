@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdcore import models
 from kdcore.catalog import METHODS
-from kdcore.lines import Lines
-from kdcore.parts import Place
+from kdcore.job import Workspace
+from kdcore.protocol import Lines
 from kdcore.spec import JobSpec, parse
 
 
@@ -51,14 +51,14 @@ def write_teacher(path: Path, architecture: str = "convnet8", seed: int = 1, cla
     return path
 
 
-def place(folder: Path, cache: Path | None = None) -> tuple[Place, io.StringIO]:
+def workspace(folder: Path, cache: Path | None = None) -> tuple[Workspace, io.StringIO]:
     """A place in `folder`, and the stream that its lines go to."""
     stream = io.StringIO()
     folder.mkdir(parents=True, exist_ok=True)
-    return Place(folder, {}, cache or folder / "cache", Lines(stream)), stream
+    return Workspace(folder, {}, cache or folder / "cache", Lines(stream)), stream
 
 
-def lines(stream: io.StringIO, event: str) -> list[dict]:
+def events(stream: io.StringIO, event: str) -> list[dict]:
     return [line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == event]
 
 

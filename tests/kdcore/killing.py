@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base import files
-from kdcore.lines import Lines
-from kdcore.parts import Place
+from kdcore.job import Workspace
+from kdcore.protocol import Lines
 from kdcore.run import run
 from kdcore.spec import JobSpec
 
@@ -54,6 +54,6 @@ def _run_until(spec: JobSpec, folder: Path, cache: Path, resume: Path | None, wr
         if path.name.startswith(f".{writing}."):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    files._sync = sync
+    files.sync = sync
     with (folder / "lines").open("w") as stream:
-        run(spec, Place(folder, {}, cache, Lines(stream)), resume)
+        run(spec, Workspace(folder, {}, cache, Lines(stream)), resume)

@@ -13,9 +13,9 @@ from kdcore import checkpoint, models, weights
 from kdcore import run as running
 from kdcore.classifier import Classifier
 from kdcore.data import load
+from kdcore.run import TrialSetup
 from kdcore.spec import Dataset, JobSpec
-from kdcore.trial import Course
-from tests.kdcore.engine import copied, job, lines, place, same, write_arrays, write_teacher
+from tests.kdcore.engine import copied, events, job, same, workspace, write_arrays, write_teacher
 
 TWICE = {"name": "born_again", "generations": 2}
 
@@ -34,20 +34,20 @@ class Chain:
     def __init__(self, spec: JobSpec, folder, out) -> None:
         began, taught_by = {}, {}
 
-        class Watched(Course):
-            def __init__(self, trial, parts, teacher) -> None:
-                super().__init__(trial, parts, teacher)
+        class Watched(TrialSetup):
+            def __init__(self, trial, job, teacher) -> None:
+                super().__init__(trial, job, teacher)
                 began[trial.name] = copied(self.students[0].network.state_dict())
                 taught_by[trial.name] = teacher and copied(teacher.classifier.network.state_dict())
 
-        where, stream = place(out, folder / "cache")
+        where, stream = workspace(out, folder / "cache")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(running, "Course", Watched)
+            patch.setattr(running, "TrialSetup", Watched)
             self.report = running.run(spec, where)
         self.began, self.taught_by, self.out = began, taught_by, out
-        self.metrics = lines(stream, "metric")
+        self.metrics = events(stream, "metric")
         last = checkpoint.load(max((out / "checkpoints").iterdir()), torch.device("cpu"))
-        self.ended = {trial: models["student"]["best"] for trial, models in last["finished"].items()}
+        self.ended = {trial: outcomes["student"].best for trial, outcomes in last.finished.items()}
 
     @property
     def exported(self) -> dict:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdcore.classifier import Classifier
-from kdcore.data import Images
+from kdcore.data.images import Images
 from kdcore.evaluate import agreement, logits_on, score
 
 

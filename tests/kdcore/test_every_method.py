@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from base import files
-from kdcore import lines, models
+from kdcore import models, protocol
 from kdcore.catalog import METHODS, architecture
 from kdcore.run import run
 from kdcore.spec import JobSpec
-from tests.kdcore.engine import job, method_job, place, same, write_arrays, write_pool, write_teacher
+from tests.kdcore.engine import job, method_job, same, workspace, write_arrays, write_pool, write_teacher
 from tests.kdcore.killing import killed
 
 
@@ -134,7 +134,7 @@ class Done:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Tell every step of these tiny jobs, on one thread, and leave it to the system when their files reach the disk."""
-    monkeypatch.setattr(lines, "PROGRESS_EVERY_S", 0)
+    monkeypatch.setattr(protocol, "PROGRESS_EVERY_S", 0)
     monkeypatch.setattr(files, "sync", lambda _: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -160,7 +160,7 @@ def test_a_job_that_is_killed_again_and_again_ends_with_the_same_bits(name, worl
 
 
 def finish(spec: JobSpec, folder: Path, world: World, resume: Path | None = None) -> Done:
-    where, stream = place(folder, world.cache)
+    where, stream = workspace(folder, world.cache)
     run(spec, where, resume)
     return Done(where.out, list(map(json.loads, stream.getvalue().splitlines())))
 

@@ -5,16 +5,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kdcore import export, models, parts, weights
-from tests.kdcore.engine import job, place, same, write_arrays
+from kdcore import export, models, weights
+from kdcore.job import prepare
+from tests.kdcore.engine import job, same, workspace, write_arrays
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     write_arrays(folder / "data.npz")
-    where, _ = place(folder / "run")
-    return parts.build(job(folder / "data.npz"), where)
+    where, _ = workspace(folder / "run")
+    return prepare(job(folder / "data.npz"), where)
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:

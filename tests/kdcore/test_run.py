@@ -11,8 +11,8 @@ from base.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
 from kdcore import models
 from kdcore.run import Stopped, run
 from kdcore.spec import parse
-from kdcore.training import Training
-from tests.kdcore.engine import distilled, lines, place, same, supervised, write_arrays
+from kdcore.training import StageTraining
+from tests.kdcore.engine import distilled, events, same, supervised, workspace, write_arrays
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +22,21 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(data, tmp_path_factory):
-    where, _ = place(tmp_path_factory.mktemp("teacher"))
+    where, _ = workspace(tmp_path_factory.mktemp("teacher"))
     run(supervised(data, epochs=4), where)
     return where.out / "student.safetensors"
 
 
 def finish(spec, folder):
-    where, stream = place(folder)
+    where, stream = workspace(folder)
     report = run(spec, where)
     return report, load_file(where.out / "student.safetensors"), stream
 
 
 def test_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
     report, weights, stream = finish(distilled(data, teacher), tmp_path)
-    assert [line["phase"] for line in lines(stream, "phase")] == ["preparing", "training", "evaluating", "exporting"]
-    assert {line["name"] for line in lines(stream, "artifact")} == {"student.safetensors", "report.json", "spec.json"}
+    assert [line["phase"] for line in events(stream, "phase")] == ["preparing", "training", "evaluating", "exporting"]
+    assert {line["name"] for line in events(stream, "artifact")} == {"student.safetensors", "report.json", "spec.json"}
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]
     assert report["test_samples"] == 30 and 0 <= report["student"]["agreement"] <= 1
@@ -58,7 +58,7 @@ def test_the_same_spec_and_seed_give_the_same_bits(data, teacher, tmp_path):
     _, once, first = finish(spec, tmp_path / "once")
     _, twice, second = finish(spec, tmp_path / "twice")
     assert same(once, twice)
-    assert lines(first, "metric") == lines(second, "metric")
+    assert events(first, "metric") == events(second, "metric")
 
 
 def test_another_seed_gives_other_weights(data, tmp_path):
@@ -69,14 +69,14 @@ def test_another_seed_gives_other_weights(data, tmp_path):
 
 def stop_after(steps, monkeypatch, where):
     """Ask for a stop once `steps` steps are done, as SIGTERM would."""
-    done, step = [0], Training._step
+    done, step = [0], StageTraining._step
 
     def counted(self, batch):
         step(self, batch)
         done[0] += 1
-        where.stop_asked = done[0] == steps
+        where.stop_requested = done[0] == steps
 
-    monkeypatch.setattr(Training, "_step", counted)
+    monkeypatch.setattr(StageTraining, "_step", counted)
 
 
 @pytest.mark.parametrize(
@@ -89,22 +89,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
     With a first stage of six: in it, at its end, and after it."""
     spec = distilled(data, teacher, method=method, ema=0.8, clip_norm=1.0)
     report, whole, undisturbed = finish(spec, tmp_path / "whole")
-    where, stream = place(tmp_path / "stopped")
+    where, stream = workspace(tmp_path / "stopped")
     with monkeypatch.context() as patch:
         stop_after(steps, patch, where)
         with pytest.raises(Stopped):
             run(spec, where)
-    checkpoint = where.out / lines(stream, "checkpoint")[-1]["path"]
-    onward, later = place(tmp_path / "resumed")
+    checkpoint = where.out / events(stream, "checkpoint")[-1]["path"]
+    onward, later = workspace(tmp_path / "resumed")
     resumed = run(spec, onward, checkpoint)
     assert same(whole, load_file(onward.out / "student.safetensors"))
-    assert lines(stream, "metric") + lines(later, "metric") == lines(undisturbed, "metric")
+    assert events(stream, "metric") + events(later, "metric") == events(undisturbed, "metric")
     assert {**resumed, "seconds": 0} == {**report, "seconds": 0}
 
 
 def test_checkpoints_are_numbered_by_the_jobs_steps_and_two_are_kept(data, teacher, tmp_path):
     _, _, stream = finish(distilled(data, teacher, checkpoint_every_s=0), tmp_path)
-    steps = [line["step"] for line in lines(stream, "checkpoint")]
+    steps = [line["step"] for line in events(stream, "checkpoint")]
     assert steps == list(range(1, 25))
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
@@ -127,8 +127,8 @@ def test_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(data, t
     _, undisturbed, _ = finish(spec, tmp_path / "roomy")
     full |= {f"{step:09d}.pt" for step in (3, 4, 5, 9)}
     _, weights, stream = finish(spec, tmp_path / "full")
-    assert [line["step"] for line in lines(stream, "checkpoint")] == [1, 2, 6, 7, 8, 10, 11, 12]
-    warnings = lines(stream, "warning")
+    assert [line["step"] for line in events(stream, "checkpoint")] == [1, 2, 6, 7, 8, 10, 11, 12]
+    warnings = events(stream, "warning")
     assert [warning["code"] for warning in warnings] == ["storage_full"] * 2
     assert "no room to write 000000003.pt" in warnings[0]["message"] and "000000009.pt" in warnings[1]["message"]
     assert same(weights, undisturbed)
@@ -137,25 +137,25 @@ def test_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(data, t
 
 def test_asked_to_stop_over_a_full_disk_it_says_so_and_the_last_good_state_stays(data, tmp_path, full, monkeypatch):
     full |= {f"{step:09d}.pt" for step in range(3, 13)}
-    where, stream = place(tmp_path)
+    where, stream = workspace(tmp_path)
     stop_after(5, monkeypatch, where)
     with pytest.raises(StorageFull, match=r"000000005\.pt"):
         run(supervised(data, checkpoint_every_s=0), where)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["000000001.pt", "000000002.pt"]
-    assert len(lines(stream, "warning")) == 1
+    assert len(events(stream, "warning")) == 1
 
 
 def test_results_that_find_no_room_are_an_error(data, tmp_path, full):
     full.add("student.safetensors")
-    where, stream = place(tmp_path)
+    where, stream = workspace(tmp_path)
     with pytest.raises(StorageFull, match="student"):
         run(supervised(data), where)
-    assert not lines(stream, "artifact")
+    assert not events(stream, "artifact")
 
 
 def test_progress_covers_the_baseline_too(data, teacher, tmp_path):
     _, _, stream = finish(distilled(data, teacher), tmp_path)
-    last = lines(stream, "progress")[-1]
+    last = events(stream, "progress")[-1]
     assert (last["trial"], last["step"], last["total_steps"], last["percent"]) == ("alone", 24, 24, 100)
 
 
@@ -166,7 +166,7 @@ def test_every_form_teaches_the_student_and_never_the_teacher(form, data, teache
         distilled(data, teacher, "none", {"name": "kd", "form": form, "standardize": form == "kl"}), tmp_path
     )
     assert same(before, load_file(teacher)) and not same(before, weights)
-    assert all("train/distillation_loss" in line["values"] for line in lines(stream, "metric"))
+    assert all("train/distillation_loss" in line["values"] for line in events(stream, "metric"))
     assert report["alone"] is None and report["gain"] is None
 
 
@@ -176,7 +176,7 @@ def test_a_baseline_of_an_earlier_job_is_measured_not_trained(data, teacher, tmp
     report, _, stream = finish(distilled(data, teacher, baseline), tmp_path / "later")
     assert report["alone"]["accuracy"] == earlier["student"]["accuracy"]
     assert report["alone"]["agreement"] is not None and report["gain"] is not None
-    assert {line["trial"] for line in lines(stream, "metric")} == {"student"}
+    assert {line["trial"] for line in events(stream, "metric")} == {"student"}
 
 
 def test_a_baseline_of_another_network_is_refused(data, teacher, tmp_path):
@@ -195,10 +195,10 @@ def test_a_loss_that_leaves_the_reals_is_named(data, tmp_path):
 
 def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(data, teacher, tmp_path):
     two = write_arrays(tmp_path / "two.npz", classes=2)
-    where, stream = place(tmp_path / "run")
+    where, stream = workspace(tmp_path / "run")
     with pytest.raises(TeacherMismatch, match="3 classes apart, the data set has 2"):
         run(distilled(two, teacher), where)
-    assert not lines(stream, "metric") and not list(where.out.glob("*.safetensors"))
+    assert not events(stream, "metric") and not list(where.out.glob("*.safetensors"))
 
 
 def test_a_resolved_spec_runs_the_same(data, teacher, tmp_path):

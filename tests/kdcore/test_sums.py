@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kdcore.run import run
-from tests.kdcore.engine import job, lines, place, write_arrays, write_pool, write_teacher
+from tests.kdcore.engine import events, job, workspace, write_arrays, write_pool, write_teacher
 
 KD, ATTENTION = {"name": "kd"}, {"name": "attention"}
 TWO_HINTS = {"name": "fitnet", "stages": "two"}
@@ -22,9 +22,9 @@ def folder(tmp_path_factory):
 
 def points(folder, out, **fields) -> list[dict]:
     """The metric lines of a job; what they tell of the training alone."""
-    where, stream = place(out, folder / "cache")
+    where, stream = workspace(out, folder / "cache")
     run(job(folder / "data.npz", folder / "teacher.safetensors", **fields), where)
-    return lines(stream, "metric")
+    return events(stream, "metric")
 
 
 def told(point: dict) -> dict:

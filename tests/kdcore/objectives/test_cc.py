@@ -117,7 +117,7 @@ def trial(form: str) -> Trial:
 @FORMS
 def test_the_objective_owns_a_linear_embedding_of_each_side(form):
     objective = trial(form).objective
-    assert (objective.student_taps, objective.teacher_taps) == (("fc@in",), ("head@in",))
+    assert (objective.needs.student_taps, objective.needs.teacher_taps) == (("fc@in",), ("head@in",))
     assert sum(p.numel() for p in objective.parameters()) == (4 + 1) * 5 + (7 + 1) * 5
 
 

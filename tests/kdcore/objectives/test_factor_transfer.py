@@ -96,9 +96,9 @@ def test_the_rate_sets_the_factors_channels_of_which_there_is_one_at_least(rate,
 def test_the_first_stage_reads_the_teacher_alone_and_the_second_both():
     stages = plan()
     assert isinstance(stages.first, Paraphrasing) and isinstance(stages.then, FactorTransfer)
-    assert (stages.first.student_taps, stages.first.teacher_taps) == ((), ("late",))
-    assert stages.then.student_taps == stages.then.teacher_taps == ("late",)
-    assert (stages.epochs, stages.trains_student) == (3, False)
+    assert (stages.first.needs.student_taps, stages.first.needs.teacher_taps) == ((), ("late",))
+    assert stages.then.needs.student_taps == stages.then.needs.teacher_taps == ("late",)
+    assert not stages.trains_student
     assert stages.first.paraphraser is stages.then.paraphraser
 
 

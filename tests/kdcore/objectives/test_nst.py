@@ -177,7 +177,7 @@ def test_the_objective_sums_over_its_layers_and_asks_for_them(kernel):
     transfer = objective(kernel=kernel)
     single = [nst_loss(student[tap], teacher[tap], kernel=kernel).item() for tap in student]
     assert transfer(lesson(student, teacher)).item() == pytest.approx(sum(single))
-    assert transfer.student_taps == transfer.teacher_taps == ("shallow", "deep")
+    assert transfer.needs.student_taps == transfer.needs.teacher_taps == ("shallow", "deep")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -129,7 +129,9 @@ def test_the_deepest_tap_weighs_one_and_each_before_it_half_of_the_next():
 
 def test_training_changes_the_student_and_the_connector_and_no_margin():
     room, overhaul = Classroom(), objective()
-    assert overhaul.student_taps == overhaul.teacher_taps == ("late",) and overhaul.teacher_layers == ("norm",)
+    assert overhaul.needs.student_taps == overhaul.needs.teacher_taps == (
+        "late",
+    ) and overhaul.needs.teacher_layers == ("norm",)
     nn.init.uniform_(room.teacher.norm.weight)
     nn.init.uniform_(room.teacher.norm.bias)
     room.build(overhaul)

@@ -181,7 +181,7 @@ def test_the_objective_weighs_both_losses():
 
 def test_the_objective_asks_for_embeddings_and_owns_nothing():
     asked = objective()
-    assert (asked.student_taps, asked.teacher_taps) == (("fc@in",), ("head@in",))
+    assert (asked.needs.student_taps, asked.needs.teacher_taps) == (("fc@in",), ("head@in",))
     assert not list(asked.parameters()) and not asked.state_dict()
 
 

@@ -96,7 +96,7 @@ def test_what_tracing_asserted_is_left_out():
 
 @pytest.mark.parametrize("argument", [{"as_custom_obj": {}}, {"as_operator": "os.system"}, {"as_new_kind": 3}])
 def test_arguments_that_are_no_tensors_or_numbers_are_refused(argument: dict[str, Any]):
-    with pytest.raises(TeacherMismatch, match=f"not known here .{next(iter(argument))}"):
+    with pytest.raises(TeacherMismatch, match=f"of an unknown kind .{next(iter(argument))}"):
         graph(node("torch.ops.aten.relu.default", [tensor("y")], argument))
 
 

@@ -6,8 +6,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore import models
 from kdcore.catalog import architecture
+from kdcore.evaluate import parameters
 from kdcore.objectives import Setting, build
-from kdcore.report import parameters
 from kdcore.schemes.ensemble import NativeEnsemble, rampup
 from kdcore.spec.methods import One
 from tests.kdcore.tiny import batch, named
@@ -62,7 +62,7 @@ def images(name: str) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["convnet4", "mobilenetv2_x0_5"])
 def test_a_step_moves_the_trunk_that_is_exported(name):
     one = scheme(name, branches=2)
-    done = one.round(batch([0, 1, 2, 0], side=SIDES[name]))
+    done = one.run(batch([0, 1, 2, 0], side=SIDES[name]))
     done.views[1].logits.square().sum().backward()
     exported = one.models["student"].network
     moved = {path for path, parameter in exported.named_parameters() if parameter.grad is not None}
@@ -73,7 +73,7 @@ def test_a_step_moves_the_trunk_that_is_exported(name):
 
 
 def test_every_branch_and_the_ensemble_are_graded_and_the_ensemble_teaches_every_branch():
-    done = scheme().round(batch([0, 1, 2, 0], side=8))
+    done = scheme().run(batch([0, 1, 2, 0], side=8))
     *branches, ensemble = done.views
     assert len(branches) == 3 and [lesson.student for lesson in done.lessons] == branches
     for lesson in done.lessons:
@@ -98,7 +98,7 @@ def test_the_ensemble_is_the_branches_weighed_by_a_gate_that_sums_to_one():
 def test_the_divergence_reaches_the_branches_and_never_the_gate():
     one = scheme()
     objective = build((One(),), Setting(3.0, 3, 1, torch.zeros(4).long(), torch.arange(4))).mainly
-    done = one.round(batch([0, 1, 2, 0], side=8))
+    done = one.run(batch([0, 1, 2, 0], side=8))
     sum(lesson.share * objective(lesson) for lesson in done.lessons).backward()
     network = one.ensemble.network
     assert all(parameter.grad is None for parameter in network.gate.parameters())
@@ -107,7 +107,7 @@ def test_the_divergence_reaches_the_branches_and_never_the_gate():
 
 def test_the_labels_reach_the_gate_through_the_ensemble():
     one = scheme()
-    one.round(batch([0, 1, 2, 0], side=8)).views[-1].logits[:, 0].sum().backward()
+    one.run(batch([0, 1, 2, 0], side=8)).views[-1].logits[:, 0].sum().backward()
     assert one.ensemble.network.gate[0].weight.grad.abs().sum() > 0
 
 
@@ -118,7 +118,7 @@ def test_the_labels_reach_the_gate_through_the_ensemble():
 )
 def test_the_weight_rises_as_in_the_authors_code(epoch, weight):
     assert rampup(epoch, 80) == pytest.approx(weight)
-    (lesson, *_) = scheme(rampup_epochs=80).round(batch([0, 1, 2, 0], side=8, epoch=epoch)).lessons
+    (lesson, *_) = scheme(rampup_epochs=80).run(batch([0, 1, 2, 0], side=8, epoch=epoch)).lessons
     assert lesson.share == pytest.approx(weight)
 
 
@@ -136,5 +136,5 @@ def test_making_it_moves_no_running_statistic():
 def test_the_trunk_runs_once_a_step():
     one, runs = scheme(), []
     one.models["student"].network.layer1.register_forward_hook(lambda *_: runs.append(1))
-    one.round(batch([0, 1], side=8))
+    one.run(batch([0, 1], side=8))
     assert len(runs) == 1

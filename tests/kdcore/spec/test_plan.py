@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from kdcore.classifier import Classifier
-from kdcore.data import Images, material, with_unlabelled
+from kdcore.data.images import Images, TrainingSet
 from kdcore.models import build
-from kdcore.schemes.alone import Alone
-from kdcore.spec import GIVEN, Leg, Unlabelled, legs, numbered, trials
-from kdcore.training import Observer, Stage, Training
+from kdcore.schemes.offline import Alone
+from kdcore.spec import GIVEN, Stage, Unlabelled, numbered, trials
+from kdcore.training import Observer, StageTraining
 from tests.kdcore.spec.specs import DATA, POOL, resolved
 
 NINE = {"training": {"epochs": 9, "batch_size": 100, "seed": 5}}
@@ -27,13 +27,14 @@ def planned(**changes: Any) -> list[tuple[str, list[str], str | None, list[str],
             [method.name for method in trial.methods],
             trial.seed,
         )
-        for trial in trials(resolved(**{**NINE, **changes}))
+        for trial in trials(resolved(**{**NINE, **changes}), DATA, POOL if "unlabelled" in changes else None)
     ]
 
 
 def in_steps(**changes: Any) -> list[tuple[str, int, int]]:
     spec = resolved(**{**NINE, **changes})
-    return [(leg.name, leg.epochs, leg.steps) for leg in legs(spec, DATA, POOL if "unlabelled" in changes else None)]
+    planned = trials(spec, DATA, POOL if "unlabelled" in changes else None)
+    return [(stage.name, stage.epochs, stage.steps) for trial in planned for stage in trial.stages]
 
 
 def test_one_student_of_one_teacher():
@@ -105,7 +106,7 @@ def test_generations_of_nobody_begin_with_labels_alone():
 def test_a_generation_is_tapped_alike_on_both_sides():
     """Only the first generation learns from the teacher that was given, and looks at its layers."""
     spec = resolved(method=["born_again", "attention"], network="wrn_40_2")
-    taps = [[(pair.student, pair.teacher) for pair in trial.methods[1].pairs] for trial in trials(spec)]
+    taps = [[(pair.student, pair.teacher) for pair in trial.methods[1].pairs] for trial in trials(spec, DATA, None)]
     assert taps[0][0] == ("layer1", "block1")
     assert taps[1][0] == taps[2][0] == ("layer1", "layer1")
 
@@ -153,19 +154,23 @@ def test_the_engine_takes_as_many_steps_as_the_plan_says(train, pool, fraction, 
     training = {"epochs": 3, "batch_size": batch_size, "validation_fraction": fraction}
     spec = resolved(training=training, **({"unlabelled": asked.model_dump()} if asked else {}))
     data, more = DATA.model_copy(update={"train": train}), POOL.model_copy(update={"train": pool})
-    (leg,) = legs(spec, data, more if asked else None)
-    learned_from = material(_images(train, labels=3), spec.training)
+    ((stage,),) = (trial.stages for trial in trials(spec, data, more if asked else None))
+    training_set = TrainingSet.of(_images(train, labels=3), spec.training)
     if asked is not None:
-        learned_from = with_unlabelled(learned_from, _images(pool, labels=0), asked)
-    engine = Training(
+        training_set = training_set.with_unlabelled(_images(pool, labels=0), asked)
+    engine = StageTraining(
         scheme=Alone(Classifier(build("convnet4", 3, 3), [0.5] * 3, [0.2] * 3)),
-        stage=Stage(leg.epochs, 1.0, 0.0, None),
+        objective=None,
+        alpha=1.0,
+        beta=0.0,
+        smoothing=0.0,
+        epochs=stage.epochs,
         recipe=spec.training,
-        material=learned_from,
+        training_set=training_set,
         num_classes=3,
         observer=Observer(metric=lambda *_: None, after_step=lambda _: None),
     )
-    assert leg == Leg("student", 3, 3 * engine.steps_per_epoch)
+    assert stage == Stage("student", 3, 3 * engine.steps_per_epoch)
 
 
 def _images(count: int, labels: int) -> Images:
