@@ -18,7 +18,7 @@ from kdcore.classifier import Classifier
 from kdcore.data import Data, Images, Material, material, with_unlabelled
 from kdcore.lines import Lines
 from kdcore.programs import Program, open_program
-from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, takes_taps
+from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve
 from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.teacher import FrozenTeacher, Teacher, TeacherEnsemble
@@ -154,7 +154,7 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, place: Place) -> TeacherFile 
 
 def _inspected(spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program]) -> dict[str, ArchitectureFacts]:
     """Networks whose taps only building can tell: those of timm, where a method still looks for its taps."""
-    if not any(method.name == "byot" or (takes_taps(method) and not method.pairs) for method in spec.methods):
+    if not any(method.places_are_open for method in spec.methods):
         return {}
     facts = loaded.facts
     names = {student.architecture for student in spec.students} | {file.facts.architecture for file in files.values()}

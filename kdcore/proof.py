@@ -13,7 +13,6 @@ from kdcore import evaluate, report
 from kdcore.classifier import Classifier
 from kdcore.parts import Parts
 from kdcore.spec import Trial, trials
-from kdcore.spec.methods import BornAgain
 from kdcore.teacher import FrozenTeacher, TeacherEnsemble
 from kdcore.training import Outcome
 from kdcore.trial import models
@@ -64,7 +63,7 @@ def measure(parts: Parts, finished: Finished) -> dict[str, Any]:
 def answer(parts: Parts, finished: Finished) -> Answer:
     """The student at its best epoch; or all generations, where that is what was asked for."""
     generations = [trial for trial in trials(parts.spec) if trial.name != "alone"]
-    if not _is_ensemble(parts):
+    if not parts.spec.scheme.ensemble_is_result:
         return Answer(finished["student"]["student"].best, 1)
     weights = {
         f"{number}.{name}": value
@@ -119,12 +118,11 @@ def _generations(
         "parameters": count * last["parameters"],
         "bytes": count * last["bytes"],
     }
-    return {"student": ensemble, "last": last} if _is_ensemble(parts) else {"student": last, "ensemble": ensemble}
-
-
-def _is_ensemble(parts: Parts) -> bool:
-    """Whether all generations are the answer; rules ask for more than one."""
-    return any(isinstance(method, BornAgain) and method.answer == "ensemble" for method in parts.spec.methods)
+    return (
+        {"student": ensemble, "last": last}
+        if parts.spec.scheme.ensemble_is_result
+        else {"student": last, "ensemble": ensemble}
+    )
 
 
 def _measured(architecture: str, classifier: Classifier, parts: Parts) -> tuple[str, nn.Module, Tensor]:

@@ -19,7 +19,7 @@ from kdcore.lesson import Batch, Round
 from kdcore.objectives import Objective
 from kdcore.objectives.labels import hits, known, label_loss
 from kdcore.optim import learning_rate, optimizer_for, set_learning_rate
-from kdcore.spec import Training as Recipe
+from kdcore.spec import Recipe
 
 POINT_EVERY_STEPS = 200
 """Within an epoch a metric point covers this many steps; another one ends the epoch."""

@@ -19,7 +19,7 @@ from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Offline
 from kdcore.schemes.preparation import Preparation
 from kdcore.spec import Trial, stages
-from kdcore.spec.methods import Byot, Dml, Method, One
+from kdcore.spec.methods import SchemeOptions
 from kdcore.teacher import Teacher
 from kdcore.training import Observer, Scheme, Stage, Training
 
@@ -63,24 +63,26 @@ class Course:
         spec, curriculum = self.parts.spec, self.curriculum
         epochs, smoothing = self.stages[number][1], spec.training.label_smoothing
         if number < len(curriculum.first):
-            method, staged = curriculum.first[number]
-            # What a method teaches before the labels only, its own weight is for; else that is for the last stage.
-            weight = (spec.beta or 0.0) * objectives.weight(method) if staged.then is None else 1.0
-            return Stage(epochs, alpha=0.0, beta=weight, objective=staged.first)
+            method, objective = curriculum.first[number]
+            stage = method.first_stage
+            # The method's weight belongs to its first stage where it has no loss in the last one.
+            alone = stage is not None and stage.then_labels_alone
+            weight = (spec.beta or 0.0) * objectives.weight(method) if alone else 1.0
+            return Stage(epochs, alpha=0.0, beta=weight, objective=objective)
         if not self.trial.methods:
             # Alone, labels weigh 1: alpha is a share between two losses, and here is one.
-            alpha = spec.alpha if spec.methods[0].name == "supervised" else 1.0
+            alpha = spec.alpha if spec.scheme.kind == "alone" else 1.0
             return Stage(epochs, alpha=alpha or 0.0, beta=0.0, objective=None, smoothing=smoothing)
         assert spec.alpha is not None, "resolve() gives every method its alpha"
         return Stage(epochs, spec.alpha, spec.beta or 0.0, curriculum.mainly, smoothing)
 
     def _scheme(self, number: int) -> Scheme:
         if number < len(self.curriculum.first):
-            staged = self.curriculum.first[number][1]
+            method, objective = self.curriculum.first[number]
             assert self.teacher is not None, "rules ask for the teacher of every staged method"
-            if not staged.trains_student:
-                return Preparation(self.teacher, staged.first.needs)
-            return Offline(self.students[0], self.teacher, staged.first.needs, self._answers())
+            if method.first_stage is not None and not method.first_stage.trains_student:
+                return Preparation(self.teacher, objective.needs)
+            return Offline(self.students[0], self.teacher, objective.needs, self._answers())
         mainly = self.curriculum.mainly
         needs = mainly.needs if mainly is not None else NOTHING
         return scheme(self.trial, self.parts, self.students, self.teacher, needs, self._answers())
@@ -92,9 +94,7 @@ class Course:
 
 def fresh(trial: Trial, parts: Parts) -> list[Classifier]:
     """A trial's students as they begin; one for each branch where a student is branched."""
-    branched = _of(trial, One)
-    specs = trial.students * branched.branches if isinstance(branched, One) else trial.students
-    return [parts.fresh(spec) for spec in specs]
+    return [parts.fresh(spec) for spec in trial.students * trial.scheme.branches]
 
 
 def scheme(
@@ -107,12 +107,12 @@ def scheme(
 ) -> Scheme:
     """Who teaches whom in a trial."""
     facts = parts.data.facts
-    match _of(trial, Dml, One, Byot):
-        case Dml():
+    match trial.scheme:
+        case SchemeOptions("mutual"):
             return Mutual(students, needs)
-        case One(rampup_epochs=rampup):
-            return NativeEnsemble(students, facts.image_size, rampup or 0)
-        case Byot(exits=exits):
+        case SchemeOptions("ensemble", rampup_epochs=rampup):
+            return NativeEnsemble(students, facts.image_size, rampup)
+        case SchemeOptions("exits", exits=exits):
             network = parts.known.network(trial.students[0].architecture)
             assert exits and network and network.embedding, "fit() asks for exits and an embedding"
             return Exits(students[0], exits, network.embedding, facts.num_classes, facts.image_size)
@@ -124,7 +124,3 @@ def scheme(
 def models(trial: Trial, parts: Parts) -> Mapping[str, Classifier]:
     """The models that come out of a trial, with no weights worth anything: to be given those of its outcome."""
     return scheme(trial, parts, fresh(trial, parts), None).models
-
-
-def _of(trial: Trial, *kinds: type[Method]) -> Method | None:
-    return next((method for method in trial.methods if isinstance(method, kinds)), None)

@@ -1,4 +1,4 @@
-"""The shape of what is known about a data set, a model file, an architecture or a method. Torch-free."""
+"""The facts about a data set, a model file or an architecture, as they are looked up or inspected."""
 
 from typing import Literal
 
@@ -49,6 +49,20 @@ class ModelFacts(Facts):
     std: list[float] | None = None
     class_names: list[str] | None = None
     digest: str | None = None
+
+
+class ProgramFacts(ModelFacts):
+    """What an inspection saw in a torch.export program: a model that is its own architecture."""
+
+    architecture: str = "program"
+    format: Literal["pt2"] = "pt2"  # type: ignore[assignment]  # neither of the formats that checkpoints have
+    image_size: tuple[int | None, int | None]
+    """Height and width in pixels; None where the program takes any."""
+    batch: int | Literal["any"] = "any"
+    """How many images at once it was exported for, at most."""
+
+    def takes(self, image_size: tuple[int, int]) -> bool:
+        return all(own in (None, asked) for own, asked in zip(self.image_size, image_size, strict=True))
 
 
 class ArchitectureFacts(Facts):
@@ -112,45 +126,3 @@ class NamedDataset(Facts):
     mean: list[float]
     std: list[float]
     licence: str
-
-
-Need = Literal["logits", "labels", "maps", "embedding", "preactivations", "batch_norm", "sample_index"]
-TapKind = Literal[
-    "none", "embedding", "last_stage", "middle_stage", "stages", "flows", "preactivations", "margins", "review"
-]
-
-
-class MethodFacts(Facts):
-    """What a method is, what it needs of a job, and the weights that it has where a job names none."""
-
-    name: str
-    """What a job calls it."""
-    title: str
-    paper: str
-    """Citation."""
-    family: Literal["reference", "response", "features", "relations", "schemes"]
-    matches: str
-    """What of the teacher the student is asked to match."""
-    scheme: Literal["alone", "offline", "mutual", "ensemble", "exits", "generations"] = "offline"
-    """Who teaches whom. alone: nobody. offline: a trained teacher. mutual: students each other. ensemble: branches of
-    one student, all together. exits: a student's deepest part its shallower ones. generations: each the next."""
-    teacher: Literal["required", "optional", "none"] = "required"
-    """Whether a job names a teacher."""
-    needs: list[Need]
-    """What it looks at, with its options as they are by default."""
-    taps: TapKind = "none"
-    """Which activations of student and teacher it compares where a job names none."""
-    takes: Literal["anything", "maps", "maps_or_vectors"] = "anything"
-    """What a tap that a job names has to give for each image: maps are channels x height x width, and a vector may
-    count as a map of one place."""
-    alpha: float
-    """Weight of the labels' loss where a job says none."""
-    beta: float | None
-    """Weight of its own loss where a job says none; null where there is no distillation loss."""
-    temperature: float | None = None
-    """Where a job says none; null where there is none to choose."""
-    defaults_from: str
-    """Whose weights, temperature and options the defaults are."""
-    owns: str = "nothing"
-    """What is trained beside the student and never exported."""
-    cost: str

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcore.data.resident import Images, joined
 from kdcore.data.stratified import split
-from kdcore.spec import Training, Unlabelled
+from kdcore.spec import Recipe, Unlabelled
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Material:
         return Material(self.images.to(device), self.rows.to(device), self.held_out.to(device))
 
 
-def material(train: Images, recipe: Training) -> Material:
+def material(train: Images, recipe: Recipe) -> Material:
     """The labelled training images, but for a stratified part that is held out."""
     rows, held_out = split(train, recipe.validation_fraction, recipe.seed)
     return Material(train, rows.to(train.labels.device), train.take(held_out))

@@ -58,8 +58,4 @@ class Staged:
     """A method in two stages: `first` is minimised alone, without labels; `then` beside them (None: labels alone)."""
 
     first: Objective
-    epochs: int
-    """Of the first stage."""
-    trains_student: bool
-    """False where the first stage prepares something that only the objective owns."""
     then: Objective | None

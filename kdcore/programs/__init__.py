@@ -13,8 +13,7 @@ import torch
 
 from base.errors import TeacherMismatch
 from base.files import sha256
-from kdcore.catalog.facts import DatasetFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import DatasetFacts, ProgramFacts
 from kdcore.programs import archive, signature
 from kdcore.programs.graph import EVAL_FIRST, Graph
 from kdcore.programs.network import Program

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import TeacherMismatch
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from kdcore.programs.graph import Graph
 from kdcore.programs.signature import Own, told
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from kdcore.catalog import DatasetFacts
 from kdcore.spec.fitting import images_to_train_on
-from kdcore.spec.methods import BornAgain, Method, Pair
-from kdcore.spec.vocabulary import JobSpec, Student
-from kdcore.spec.weights import is_staged
+from kdcore.spec.job import JobSpec, Student
+from kdcore.spec.methods import Method, SchemeOptions, scheme_of
+from kdcore.spec.vocabulary import Pair
 
 GIVEN = "teacher"
 """What `taught_by` says of the teacher (or teachers) that the spec names."""
@@ -27,8 +27,13 @@ class Trial:
 
     @property
     def first_stages(self) -> tuple[Method, ...]:
-        """Methods that teach something before the labels are seen."""
-        return tuple(method for method in self.methods if is_staged(method))
+        """The methods that have a stage of their own before the labels are used."""
+        return tuple(method for method in self.methods if method.first_stage is not None)
+
+    @property
+    def scheme(self) -> SchemeOptions:
+        """Who teaches whom."""
+        return scheme_of(self.methods)
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class Leg:
 
 
 def trials(spec: JobSpec) -> list[Trial]:
-    """The student's own last, but for its baseline."""
-    found = list(_generations(spec) if _born_again(spec) else _chain(spec))
+    """Assistants or generations first, then the student, then its baseline."""
+    found = list(_generations(spec) if spec.scheme.generations else _chain(spec))
     if spec.baseline == "train":
         found.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
     return found
@@ -73,15 +78,14 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def _pretraining(method: Method) -> int:
-    epochs: int | None = getattr(method, "pretraining_epochs", None)
-    assert epochs is not None, "resolve() counts every stage"
-    return epochs
+    stage = method.first_stage
+    assert stage is not None and stage.epochs is not None, "resolve() counts the epochs of every stage"
+    return stage.epochs
 
 
 def _chain(spec: JobSpec) -> Iterator[Trial]:
     """The student, by way of its assistants: each learns from the one before it alone."""
-    supervised = spec.methods[0].name == "supervised"
-    methods = () if supervised else spec.methods
+    methods = () if spec.scheme.kind == "alone" else spec.methods
     taught_by = GIVEN if spec.teachers else None
     for number, assistant in enumerate(spec.assistants, 1):
         yield Trial(f"assistant-{number}", (assistant,), taught_by, methods, spec.training.seed)
@@ -91,17 +95,13 @@ def _chain(spec: JobSpec) -> Iterator[Trial]:
 
 def _generations(spec: JobSpec) -> Iterator[Trial]:
     """Each a fresh start, with a seed of its own, that learns from the one before."""
-    count = _born_again(spec)
+    count = spec.scheme.generations
     taught_by = GIVEN if spec.teachers else None
     methods = spec.methods if spec.teachers else ()
     for number in range(1, count + 1):
         name = "student" if number == count else f"generation-{number}"
         yield Trial(name, spec.students, taught_by, methods, spec.training.seed + number - 1)
         taught_by, methods = name, tuple(_among_twins(method) for method in spec.methods)
-
-
-def _born_again(spec: JobSpec) -> int:
-    return next((method.generations for method in spec.methods if isinstance(method, BornAgain)), 0)
 
 
 def _among_twins(method: Method) -> Method:

@@ -11,11 +11,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from base.errors import Fault, SpecFaults
-from kdcore.spec.rules import rules
-from kdcore.spec.vocabulary import JobSpec
-
-Partial = Mapping[str, Any]
-"""The top-level fields that could be read, so that further checks can add to the same list of faults."""
+from kdcore.spec.job import JobSpec
+from kdcore.spec.rules import Fields, rules
 
 _KINDS = {
     "model_type": "an object",
@@ -41,7 +38,7 @@ def parse(body: Any) -> JobSpec:
     return spec
 
 
-def read(body: Any) -> tuple[JobSpec | None, Partial, list[Fault]]:
+def read(body: Any) -> tuple[JobSpec | None, Fields, list[Fault]]:
     """The spec (None if anything is wrong), the fields that could be read, and every fault."""
     if not isinstance(body, dict):
         return None, {}, [Fault("", "a job spec is a JSON object", "type", "object", type(body).__name__)]
@@ -92,7 +89,7 @@ def _once(faults: Iterable[Fault]) -> list[Fault]:
     return seen
 
 
-def _readable(body: dict[str, Any]) -> Partial:
+def _readable(body: dict[str, Any]) -> Fields:
     fields = {}
     for name, field in JobSpec.model_fields.items():
         if name not in body:

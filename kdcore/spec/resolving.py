@@ -1,12 +1,8 @@
 """Spell out every default, once all that a spec names is known. Resolving twice changes nothing."""
 
-from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
-from kdcore.spec import weights
-from kdcore.spec.fitting import teacher_network
-from kdcore.spec.known import Known
-from kdcore.spec.methods import Byot, Method, Ofd
-from kdcore.spec.tapping import choose, margins, takes_taps
-from kdcore.spec.vocabulary import (
+from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.spec.fitting import Known, teacher_network
+from kdcore.spec.job import (
     Augmentation,
     CropFlip,
     JobSpec,
@@ -14,14 +10,12 @@ from kdcore.spec.vocabulary import (
     NoAugmentation,
     Preprocessing,
     RandomResizedCrop,
+    Recipe,
     Schedule,
     Student,
     Teacher,
-    Training,
 )
-
-EPOCHS_AS_PUBLISHED = {"warmup_epochs": (20, 240), "pretraining_epochs": (30, 240), "rampup_epochs": (80, 300)}
-"""So many epochs, of so many: scaled to the epochs that a job asks for."""
+from kdcore.spec.methods import Method
 
 
 def resolve(spec: JobSpec, known: Known) -> JobSpec:
@@ -29,13 +23,12 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
     dataset = known.dataset
     assert dataset is not None, "a spec is resolved against data"
     methods = _methods(spec, known)
-    temperature = spec.temperature if spec.temperature is not None else weights.temperature(spec.methods)
     return spec.model_copy(
         update={
             "method": methods if isinstance(spec.method, tuple) else methods[0],
-            "temperature": temperature,
-            "alpha": _given(spec.alpha, weights.alpha(spec.methods)),
-            "beta": spec.beta if spec.beta is not None else weights.beta(spec.methods),
+            "temperature": spec.temperature if spec.temperature is not None else _temperature(spec.methods),
+            "alpha": _given(spec.alpha, spec.methods[0].defaults.alpha),
+            "beta": spec.beta if spec.beta is not None else _beta(spec.methods),
             "teacher": _teachers(spec, known),
             "assistants": tuple(_student(assistant, dataset) for assistant in spec.assistants),
             "student": _students(spec, dataset),
@@ -51,32 +44,27 @@ def preprocessing(model: ModelFacts | None, dataset: DatasetFacts) -> Preprocess
     return Preprocessing(mean=tuple(dataset.mean), std=tuple(dataset.std))
 
 
+def _temperature(methods: tuple[Method, ...]) -> float | None:
+    """The default of the first method that uses one."""
+    return next((method.own_temperature for method in methods if method.own_temperature is not None), None)
+
+
+def _beta(methods: tuple[Method, ...]) -> float | None:
+    """1 where methods have weights of their own, as in a list of several."""
+    weighed = len(methods) > 1 or methods[0].weight is not None
+    return 1.0 if weighed else methods[0].own_beta
+
+
 def _methods(spec: JobSpec, known: Known) -> tuple[Method, ...]:
     fields = {name: getattr(spec, name) for name in ("teacher", "student")}
     student, teacher = known.network(spec.students[0].architecture), teacher_network(fields, known)
-    in_epochs = (_in_epochs(method, spec.training.epochs) for method in weights.weigh(spec.methods))
-    return tuple(_at_taps(method, student, teacher) for method in in_epochs)
+    methods = (method.resolved(spec.training.epochs, student, teacher) for method in spec.methods)
+    return tuple(method if len(spec.methods) == 1 else _weighed(method) for method in methods)
 
 
-def _in_epochs(method: Method, epochs: int) -> Method:
-    """Stages and warm-ups in epochs of this job; a stage has one at least."""
-    update = {}
-    for name, (published, of) in EPOCHS_AS_PUBLISHED.items():
-        if getattr(method, name, 0) is None and (name != "pretraining_epochs" or weights.is_staged(method)):
-            update[name] = max(round(epochs * published / of), int(name == "pretraining_epochs"))
-    return method.model_copy(update=update)
-
-
-def _at_taps(method: Method, student: ArchitectureFacts | None, teacher: ArchitectureFacts | None) -> Method:
-    if isinstance(method, Byot) and method.exits is None and student is not None:
-        return method.model_copy(update={"exits": tuple(student.taps[:-1])})
-    if not takes_taps(method) or method.pairs or student is None or teacher is None:
-        return method
-    pairs = choose(method, student, teacher)
-    if not pairs:
-        return method
-    tapped = method.at(pairs)
-    return tapped.model_copy(update={"margins": margins(pairs, teacher)}) if isinstance(method, Ofd) else tapped
+def _weighed(method: Method) -> Method:
+    """A member of a list with its weight. A method that stands alone is weighed by beta."""
+    return method if method.weight is not None else method.model_copy(update={"weight": method.own_beta})
 
 
 def _teachers(spec: JobSpec, known: Known) -> Teacher | tuple[Teacher, ...] | None:
@@ -104,7 +92,7 @@ def _student(asked: Student, dataset: DatasetFacts) -> Student:
     return asked.model_copy(update={"preprocessing": asked.preprocessing or preprocessing(None, dataset)})
 
 
-def _training(training: Training, dataset: DatasetFacts) -> Training:
+def _training(training: Recipe, dataset: DatasetFacts) -> Recipe:
     return training.model_copy(
         update={
             "schedule": _schedule(training.schedule, training.epochs),

@@ -12,8 +12,10 @@ from kdcore.schemes.alone import Alone
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Offline
 from kdcore.schemes.preparation import Preparation
-from kdcore.spec import Training as Recipe
-from kdcore.spec.methods import Crd, Kd, Pair
+from kdcore.spec import Recipe
+from kdcore.spec.methods.relations import Crd
+from kdcore.spec.methods.response import Kd
+from kdcore.spec.vocabulary import Pair
 from kdcore.teacher import FrozenTeacher
 from kdcore.training import Observer, Scheme, Stage, Training
 from tests.kdcore.engine import copied, same

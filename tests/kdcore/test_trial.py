@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from kdcore import parts as building
-from kdcore.catalog import METHODS
 from kdcore.parts import Parts
 from kdcore.schemes.alone import Alone
 from kdcore.schemes.ensemble import NativeEnsemble
@@ -15,7 +14,7 @@ from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Offline
 from kdcore.schemes.preparation import Preparation
-from kdcore.spec import GIVEN, JobSpec, Trial, trials
+from kdcore.spec import GIVEN, METHODS, JobSpec, Trial, trials
 from kdcore.teacher import FrozenTeacher, Teacher
 from kdcore.training import Observer
 from kdcore.trial import Course, models

@@ -1,14 +1,32 @@
-"""Options of the methods that teach by relations between samples: who resembles whom."""
+"""The methods that compare relations between the images of a batch."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from kdcore.spec.methods.base import OnEmbeddings, Options, Tap
+from kdcore.spec.methods.options import MethodFacts, OnEmbeddings, Options
+from kdcore.spec.vocabulary import Tap
+
+_COST = "supervised plus one forward pass of the teacher a step, and matrices of batch x batch"
+_CRD_CODE = "CRD's code (RepDistiller, run_cifar_distill.sh)"
 
 
 class Rkd(OnEmbeddings):
     """Park et al., CVPR 2019 (arXiv:1904.05068): distances between two samples, angles between three."""
+
+    facts = MethodFacts(
+        title="Relational knowledge distillation",
+        paper="Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068",
+        family="relations",
+        matches="distances between two samples and angles between three",
+        needs=["embedding"],
+        taps="embedding",
+        alpha=1,
+        beta=1,
+        defaults_from=f"{_CRD_CODE}: 25 for distances, 50 for angles, -b 1",
+        cost=f"{_COST}; angles batch x batch x batch",
+    )
+    loss_parts = ("distance_weight", "angle_weight")
 
     name: Literal["rkd"] = "rkd"
     distance_weight: float = Field(default=25.0, ge=0, le=1e6, description="The paper's lambda_D. Default: CRD's code.")
@@ -17,6 +35,19 @@ class Rkd(OnEmbeddings):
 
 class Sp(Options):
     """Tung & Mori, ICCV 2019 (arXiv:1907.09682): which samples of the batch activate alike."""
+
+    facts = MethodFacts(
+        title="Similarity-preserving distillation",
+        paper="Tung & Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv:1907.09682",
+        family="relations",
+        matches="which samples of the batch activate alike",
+        needs=["maps"],
+        taps="last_stage",
+        alpha=1,
+        beta=3000,
+        defaults_from=f"{_CRD_CODE}: -b 3000",
+        cost=_COST,
+    )
 
     name: Literal["sp"] = "sp"
     tap: Tap | None = Field(
@@ -28,11 +59,38 @@ class Sp(Options):
 class Pkt(OnEmbeddings):
     """Passalis & Tefas, ECCV 2018 (arXiv:1803.10837): each sample's probabilities of being another's neighbour."""
 
+    facts = MethodFacts(
+        title="Probabilistic knowledge transfer",
+        paper="Passalis & Tefas, Learning Deep Representations with PKT, ECCV 2018, arXiv:1803.10837",
+        family="relations",
+        matches="each sample's probabilities of being another's neighbour",
+        needs=["embedding"],
+        taps="embedding",
+        alpha=1,
+        beta=30000,
+        defaults_from=f"{_CRD_CODE}: -b 30000, which belongs to a mean over batch x batch",
+        cost=_COST,
+    )
+
     name: Literal["pkt"] = "pkt"
 
 
 class Cc(OnEmbeddings):
     """Peng et al., ICCV 2019 (arXiv:1904.01802): correlation congruence."""
+
+    facts = MethodFacts(
+        title="Correlation congruence",
+        paper="Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, arXiv:1904.01802",
+        family="relations",
+        matches="how samples of the batch correlate",
+        needs=["embedding"],
+        taps="embedding",
+        alpha=1,
+        beta=0.02,
+        defaults_from=f"{_CRD_CODE}: -b 0.02, which belongs to the form 'pairs'; 1 for 'gaussian' is ours",
+        owns="a linear embedding of each side",
+        cost=_COST,
+    )
 
     name: Literal["cc"] = "cc"
     form: Literal["pairs", "gaussian"] = Field(
@@ -54,9 +112,28 @@ class Cc(OnEmbeddings):
         default=2, ge=1, le=5, description="Of gaussian's Taylor series. Default: as public code has it."
     )
 
+    @property
+    def own_beta(self) -> float | None:
+        """No weight of the gaussian form is published; 0.02 belongs to pairs."""
+        return 1.0 if self.form == "gaussian" else self.facts.beta
+
 
 class Crd(OnEmbeddings):
     """Tian, Krishnan & Isola, ICLR 2020 (arXiv:1910.10699): tell the teacher's view of this image from others'."""
+
+    facts = MethodFacts(
+        title="Contrastive representation distillation",
+        paper="Tian, Krishnan & Isola, Contrastive Representation Distillation, ICLR 2020, arXiv:1910.10699",
+        family="relations",
+        matches="the teacher's embedding of the same image, told from those of thousands of others",
+        needs=["embedding", "sample_index"],
+        taps="embedding",
+        alpha=1,
+        beta=0.8,
+        defaults_from=f"{_CRD_CODE}: -b 0.8, 16384 negatives of other classes, tau 0.07, momentum 0.5",
+        owns="a linear embedding of each side, and two memories of 128 numbers for every training image",
+        cost="supervised plus one forward pass of the teacher, and batch x negatives x 128 products a step",
+    )
 
     name: Literal["crd"] = "crd"
     width: int = Field(default=128, ge=1, le=4096, description="Of both embeddings. Default: the authors' code.")

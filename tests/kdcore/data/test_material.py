@@ -2,9 +2,9 @@ import torch
 
 from kdcore.data import Images, split
 from kdcore.data.material import material, with_unlabelled
-from kdcore.spec import Training, Unlabelled
+from kdcore.spec import Recipe, Unlabelled
 
-RECIPE = Training(validation_fraction=0.2, seed=3)
+RECIPE = Recipe(validation_fraction=0.2, seed=3)
 
 
 def labelled() -> Images:

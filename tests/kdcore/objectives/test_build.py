@@ -2,36 +2,23 @@ import pytest
 import torch
 
 from kdcore import objectives
-from kdcore.catalog import METHODS
-from kdcore.objectives import TAUGHT, Setting, build
+from kdcore.objectives import Setting, build
 from kdcore.objectives.attention import AttentionTransfer, GradientAttention
 from kdcore.objectives.fitnet import Hints
 from kdcore.objectives.kd import KnowledgeDistillation
 from kdcore.objectives.standardized import Standardized
 from kdcore.objectives.weighted import WeightedSum
-from kdcore.spec.methods import (
-    ActivationBoundary,
-    Attention,
-    BornAgain,
-    Dml,
-    FactorTransfer,
-    FitNet,
-    Fsp,
-    Kd,
-    One,
-    Pair,
-    Rkd,
-)
+from kdcore.spec.methods.features import ActivationBoundary, Attention, FactorTransfer, FitNet, Fsp
+from kdcore.spec.methods.relations import Rkd
+from kdcore.spec.methods.response import Kd
+from kdcore.spec.methods.schemes import BornAgain, Dml, One
+from kdcore.spec.vocabulary import Pair
 
 SETTING = Setting(4.0, num_classes=3, epochs=10, labels=torch.zeros(6).long(), rows=torch.arange(6))
 TAP = Pair(student="a", teacher="b")
 HINTS = FitNet(tap=TAP)
 TWO_HINTS = FitNet(tap=TAP, stages="two", pretraining_epochs=3)
 BOUNDARY = ActivationBoundary(taps=(TAP,), pretraining_epochs=2)
-
-
-def test_every_method_but_plain_supervision_is_taught():
-    assert set(TAUGHT) == set(METHODS) - {"supervised"}
 
 
 def test_of_no_methods_nothing_is_taught():
@@ -58,8 +45,8 @@ def test_attention_by_gradient_is_an_objective_of_its_own():
 def test_joint_hints_are_one_stage_and_the_papers_two_end_as_kd():
     joint, two = build((HINTS,), SETTING), build((TWO_HINTS,), SETTING)
     assert joint.first == () and isinstance(joint.mainly, Hints)
-    ((method, staged),) = two.first
-    assert method is TWO_HINTS and staged.epochs == 3 and staged.trains_student and isinstance(staged.first, Hints)
+    ((method, first),) = two.first
+    assert method is TWO_HINTS and isinstance(first, Hints)
     assert isinstance(two.mainly, KnowledgeDistillation)
 
 
@@ -68,9 +55,10 @@ def test_what_only_comes_first_leaves_labels_alone_behind():
     assert len(curriculum.first) == 1 and curriculum.mainly is None
 
 
-def test_what_an_objective_alone_prepares_trains_no_student():
-    ((_, staged),) = build((FactorTransfer(tap=TAP, pretraining_epochs=1),), SETTING).first
-    assert not staged.trains_student and staged.then is not None
+def test_both_stages_of_factor_transfer_hold_one_paraphraser():
+    curriculum = build((FactorTransfer(tap=TAP, pretraining_epochs=1),), SETTING)
+    ((_, first),) = curriculum.first
+    assert first.paraphraser is curriculum.mainly.paraphraser
 
 
 def test_a_method_that_stands_alone_is_weighed_by_beta_alone():

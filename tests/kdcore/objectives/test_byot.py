@@ -6,7 +6,7 @@ import torch
 from kdcore.lesson import EMBEDDING, Batch, Lesson, View
 from kdcore.objectives import Setting, build
 from kdcore.objectives.byot import exit_features_loss, exit_logits_loss
-from kdcore.spec.methods import Byot
+from kdcore.spec.methods.schemes import Byot
 
 
 def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

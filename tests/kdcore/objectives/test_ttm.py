@@ -8,7 +8,7 @@ from kdcore.lesson import Batch, Lesson, View
 from kdcore.objectives import build
 from kdcore.objectives.objective import Setting
 from kdcore.objectives.ttm import ttm_loss
-from kdcore.spec.methods import Ttm
+from kdcore.spec.methods.response import Ttm
 
 NOBODY = torch.empty(0, dtype=torch.int64)
 

@@ -9,7 +9,7 @@ from kdcore.catalog import architecture
 from kdcore.objectives import Setting, build
 from kdcore.report import parameters
 from kdcore.schemes.ensemble import NativeEnsemble, rampup
-from kdcore.spec.methods import One
+from kdcore.spec.methods.schemes import One
 from tests.kdcore.tiny import batch, named
 
 SIDES = {

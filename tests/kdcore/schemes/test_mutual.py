@@ -7,7 +7,7 @@ from kdcore.lesson import Needs
 from kdcore.objectives import Setting, build
 from kdcore.objectives.labels import label_loss
 from kdcore.schemes.mutual import Mutual
-from kdcore.spec.methods import Dml
+from kdcore.spec.methods.schemes import Dml
 from tests.kdcore.tiny import batch, linear, named, says
 
 SETTING = Setting(1.0, num_classes=2, epochs=1, labels=torch.zeros(2).long(), rows=torch.arange(2))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
-from kdcore.spec import Known, Training, Unlabelled, fit, images_to_train_on, read
+from kdcore.spec import Known, Recipe, Unlabelled, fit, images_to_train_on, read
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, body, of_fit, told
 
 GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
@@ -370,4 +370,4 @@ def test_an_epoch_sees_what_is_not_held_out(train, fraction, pool, labelled_too,
     dataset = DATA.model_copy(update={"train": train})
     images = None if pool is None else POOL.model_copy(update={"train": pool})
     asked = Unlabelled(source="theirs", labelled_too=labelled_too)
-    assert images_to_train_on(dataset, images, asked, Training(validation_fraction=fraction)) == left
+    assert images_to_train_on(dataset, images, asked, Recipe(validation_fraction=fraction)) == left
