@@ -39,13 +39,13 @@ class Known:
 
 
 def fit(fields: Fields, known: Known) -> list[Fault]:
-    """Every misfit that can be seen without building anything."""
+    """The faults of a spec beside the facts of what it names. No network is built."""
     dataset = known.dataset
     if dataset is None:
         return []
     if not dataset.labelled:
-        text = "the data set holds no labels: a student is measured on labelled images"
-        return [Fault("/dataset/source", text, "not_allowed", "a labelled set; this one beside it, as unlabelled")]
+        text = "the data set has no labels, and a student is measured on labelled images"
+        return [Fault("/dataset/source", text, "not_allowed", "a labelled set, and this one as unlabelled")]
     faults = [*_pool_fit(dataset, known.unlabelled)]
     for pointer, teacher in each_teacher(fields):
         faults += _preprocessing_fit(dataset, teacher, pointer)
@@ -62,7 +62,7 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
 
 
 def teacher_network(fields: Fields, known: Known) -> ArchitectureFacts | None:
-    """The network whose activations teach: the one teacher's, or among peers and exits a student's."""
+    """The network whose activations teach: the first teacher's, or the student's in a scheme without a teacher."""
     given = each_teacher(fields)
     if not given:
         return next((known.network(student.architecture) for _, student in each_student(fields)), None)
@@ -83,24 +83,24 @@ def _places_fit(fields: Fields, known: Known) -> Iterator[Fault]:
             yield replace(fault, pointer=pointer + fault.pointer)
 
 
-def _teacher_fit(dataset: DatasetFacts, asked: Teacher, pointer: str, known: Known) -> Iterator[Fault]:
+def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: Known) -> Iterator[Fault]:
     facts = known.teachers.get(pointer)
-    file = f"{pointer}/program" if asked.program is not None else f"{pointer}/checkpoint"
-    network = known.network(facts.architecture if facts else asked.architecture)
+    file = f"{pointer}/program" if teacher.program is not None else f"{pointer}/checkpoint"
+    network = known.network(facts.architecture if facts else teacher.architecture)
     if network is not None:
-        yield from _size_fit(dataset, network, file if asked.architecture is None else f"{pointer}/architecture")
+        yield from _size_fit(dataset, network, file if teacher.architecture is None else f"{pointer}/architecture")
     if facts is None:
         return
     if isinstance(facts, ProgramFacts):
         yield from _program_fit(dataset, facts, file)
-    elif asked.architecture not in (None, facts.architecture):
+    elif teacher.architecture not in (None, facts.architecture):
         text = f"the checkpoint is a {facts.architecture}"
-        yield _mismatch(f"{pointer}/architecture", text, facts.architecture, asked.architecture)
+        yield _mismatch(f"{pointer}/architecture", text, facts.architecture, teacher.architecture)
     if facts.num_classes != dataset.num_classes:
-        text = f"the teacher tells {facts.num_classes} classes apart, the data set has {dataset.num_classes}"
+        text = f"the teacher has {facts.num_classes} classes, the data set has {dataset.num_classes}"
         yield _mismatch(file, text, dataset.num_classes, facts.num_classes)
     elif facts.class_names and facts.class_names != dataset.class_names:
-        text = "the teacher's classes are named or ordered otherwise than the data set's"
+        text = "the teacher's class names, or their order, differ from the data set's"
         yield _mismatch(file, text, dataset.class_names[:10], facts.class_names[:10])
     if facts.channels != dataset.channels:
         text = f"the teacher takes images of {facts.channels} channels, the data set has {dataset.channels}"
@@ -139,7 +139,7 @@ def _pool_fit(dataset: DatasetFacts, pool: DatasetFacts | None) -> Iterator[Faul
         ("height and width", list(dataset.image_size), list(pool.image_size)),
     ):
         if ours != theirs:
-            text = f"the data set's images have {what} {ours}, these {theirs}"
+            text = f"the data set's images have {what} {ours}, these have {theirs}"
             yield Fault("/unlabelled/source", text, "not_allowed", ours, theirs)
 
 
@@ -170,7 +170,7 @@ def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fie
 def images_to_train_on(
     dataset: DatasetFacts, pool: DatasetFacts | None, unlabelled: Unlabelled | None, training: Recipe
 ) -> int:
-    """How many images an epoch sees: what is held out, one image at least, is not trained on."""
+    """The number of images in an epoch. At least one image is held out."""
     labelled = dataset.train - max(1, round(dataset.train * training.validation_fraction))
     if pool is None or unlabelled is None:
         return labelled

@@ -1,8 +1,7 @@
-"""What a client may ask for: one frozen, typed vocabulary that is the request body, the stored JSON, the engine's
-input and the checkpoint's metadata. Unknown fields are refused; defaults come from the field's papers and say so.
+"""The job spec: the request body, the stored JSON, the engine's input and the checkpoint's metadata.
 
-A plain name stands for an object that holds only that name: `"method": "kd"` is `{"name": "kd"}`.
-`None` means "not given": `resolve` spells it out once the data and the teacher are known.
+A plain string stands for an object with only that field: `"method": "kd"` is `{"name": "kd"}`.
+`None` means that a field was not given; `resolve` replaces it once the data and the teacher are known.
 """
 
 from typing import Annotated, Any, Literal
@@ -40,11 +39,11 @@ WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of th
 MixAlpha = Annotated[
     float, Field(gt=0, le=100, description="The shares of two images are drawn from Beta(alpha, alpha).")
 ]
-Flip = Annotated[bool, Field(description="Mirror every other time.")]
+Flip = Annotated[bool, Field(description="Mirror each image with probability 1/2.")]
 
 
 class Preprocessing(Vocabulary):
-    """Normalisation belongs to a model: pixels in 0..1 become (pixel - mean) / std, channel by channel."""
+    """The normalisation of a model's input: (pixel - mean) / std for each channel, of pixels in 0..1."""
 
     mean: Channelwise = Field(description="One number for each channel, of pixels in 0..1.")
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=4)] = Field(
@@ -58,12 +57,15 @@ class Dataset(Vocabulary):
         "or, for the engine by hand, file:<path>."
     )
     image_size: int | None = Field(
-        default=None, ge=4, le=1024, description="Height and width in pixels that images of differing sizes get."
+        default=None,
+        ge=4,
+        le=1024,
+        description="Height and width in pixels to which images of different sizes are resized.",
     )
 
 
 class Teacher(Vocabulary):
-    """A trained network that teaches: a checkpoint of a known architecture, or a program of any."""
+    """A trained network: a checkpoint of a known architecture, or a program of any architecture."""
 
     checkpoint: Reference | None = Field(
         default=None,
@@ -72,22 +74,22 @@ class Teacher(Vocabulary):
     )
     program: Annotated[str, Field(pattern=r"^(blob:sha256:|file:).+$")] | None = Field(
         default=None,
-        description="In the place of a checkpoint: blob:sha256:<hex> (or file:<path>) of a torch.export program (.pt2) "
-        "that answers normalised images with logits. It teaches by them alone: it has no taps.",
+        description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a torch.export program (.pt2) "
+        "that maps normalised images to logits. It has no taps: only methods on logits can use it.",
     )
     architecture: Architecture | None = Field(
-        default=None, description="May be left out where the checkpoint says it: model:, job: and weights:."
+        default=None, description="Not needed for a checkpoint that contains it: model:, job: and weights:."
     )
     preprocessing: Preprocessing | None = Field(
-        default=None, description="Default: the checkpoint's own where it says one, else the data's mean and std."
+        default=None, description="Default: the checkpoint's own if it has one, else the data's mean and std."
     )
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
-        default=None, description="Among several teachers: its share in the averaged probabilities. Default: equal."
+        default=None, description="Its share in the averaged probabilities of several teachers. Default: equal."
     )
 
 
 class Student(Vocabulary):
-    """A network that is trained from a fresh start."""
+    """A network that is trained from random weights."""
 
     architecture: Architecture = Field(
         description="A name of GET /v1/architectures, or timm/<name>: any model of that library."
@@ -96,16 +98,16 @@ class Student(Vocabulary):
 
 
 class Unlabelled(Vocabulary):
-    """Images whose labels nobody knows, or looks at: the teacher's answers are what is learned from them."""
+    """Images without labels, or whose labels are not used: the student learns the teacher's outputs for them."""
 
     source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
         description="As a data set's source: the training images of a registered or built-in set, blob:sha256:<hex>, "
-        "or file:<path>; it need hold no labels."
+        "or file:<path>; it needs no labels."
     )
     labels: Literal["teacher", "none"] = Field(
         default="teacher",
-        description="What stands in for their labels. teacher: the class that it finds most likely (Kim & Rush 2016, "
-        "arXiv:1606.07947). none: nothing; only the distillation loss sees them.",
+        description="What is used as their labels. teacher: the class with the teacher's highest probability (Kim & "
+        "Rush 2016, arXiv:1606.07947). none: no label; only the distillation loss uses these images.",
     )
     labelled_too: bool = Field(
         default=True, description="Whether the data set's own labelled images are trained on too."
@@ -119,9 +121,9 @@ class Sgd(Vocabulary):
     lr: float = Field(
         default=0.05, gt=0, le=100, description="Learning rate. CRD's code has 0.01 for MobileNets and ShuffleNets."
     )
-    momentum: Fraction = Field(default=0.9, description="Of the running mean of gradients.")
-    weight_decay: float = Field(default=5e-4, ge=0, le=10, description="Reaches every parameter, batch norm's too.")
-    nesterov: bool = Field(default=False, description="Look ahead by the momentum before each step.")
+    momentum: Fraction = Field(default=0.9, description="Decay of the running mean of gradients.")
+    weight_decay: float = Field(default=5e-4, ge=0, le=10, description="On every parameter, also those of batch norm.")
+    nesterov: bool = Field(default=False, description="Nesterov's form of the momentum.")
 
 
 class AdamW(Vocabulary):
@@ -129,19 +131,21 @@ class AdamW(Vocabulary):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0, le=100, description="Learning rate.")
-    weight_decay: float = Field(default=1e-2, ge=0, le=10, description="Reaches every parameter, batch norm's too.")
+    weight_decay: float = Field(default=1e-2, ge=0, le=10, description="On every parameter, also those of batch norm.")
     betas: tuple[Fraction, Fraction] = Field(
-        default=(0.9, 0.999), description="Of the running means of gradients and of their squares."
+        default=(0.9, 0.999), description="Decay of the running means of gradients and of their squares."
     )
 
 
 class Multistep(Vocabulary):
     """Multiply the learning rate by `gamma` at each milestone. Default milestones: 150, 180 and 210 of 240 epochs
-    (CRD's recipe), scaled to the epochs asked for."""
+    (CRD's recipe), scaled to the job's epochs."""
 
     name: Literal["multistep"] = "multistep"
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="In epochs, rising.")
-    gamma: float = Field(default=0.1, gt=0, le=1, description="What the rate is multiplied by at each milestone.")
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        default=None, description="In epochs, in rising order."
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1, description="Factor of the rate at each milestone.")
     warmup_epochs: WarmUp = 0
 
 
@@ -149,7 +153,9 @@ class Cosine(Vocabulary):
     """Half a cosine from the learning rate down to `final_fraction` of it (Loshchilov & Hutter, ICLR 2017)."""
 
     name: Literal["cosine"] = "cosine"
-    final_fraction: float = Field(default=0, ge=0, le=1, description="Of the learning rate, at the end.")
+    final_fraction: float = Field(
+        default=0, ge=0, le=1, description="Part of the learning rate that is left at the end."
+    )
     warmup_epochs: WarmUp = 0
 
 
@@ -164,7 +170,7 @@ class NoAugmentation(Vocabulary):
 
 
 class CropFlip(Vocabulary):
-    """Pad with black, crop back at random, mirror every other time: the field's CIFAR augmentation."""
+    """Pad with black, crop at random, mirror at random: the usual augmentation of CIFAR."""
 
     name: Literal["crop_flip"] = "crop_flip"
     padding: int = Field(default=4, ge=0, le=64, description="Pixels on each side.")
@@ -172,7 +178,7 @@ class CropFlip(Vocabulary):
 
 
 class RandomResizedCrop(Vocabulary):
-    """A crop of random area and aspect ratio, brought back to full size (Szegedy et al., CVPR 2015)."""
+    """A crop of random area and aspect ratio, resized to full size (Szegedy et al., CVPR 2015)."""
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
     scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
@@ -205,27 +211,33 @@ Mix = Mixup | Cutmix
 
 
 class Recipe(Vocabulary):
-    """How the student learns. Defaults: the CIFAR-100 recipe of CRD, on which the field's tables stand."""
+    """How the student is trained. Defaults: the CIFAR-100 recipe of CRD, which the published tables use."""
 
     model_config = ConfigDict(title="Training")
 
     epochs: int = Field(
-        default=240, ge=1, le=100_000, description="Of the training proper; stages before it have epochs of their own."
+        default=240,
+        ge=1,
+        le=100_000,
+        description="Epochs of the last stage; stages before it have epochs of their own.",
     )
     batch_size: int = Field(
-        default=64, ge=2, le=65_536, description="Every batch is whole: an epoch's remainder is left out."
+        default=64,
+        ge=2,
+        le=65_536,
+        description="Images in a batch. Every batch is whole: the remainder of an epoch is left out.",
     )
     seed: int = Field(
         default=0,
         ge=0,
         lt=2**63,
-        description="Of first weights, the held-out part, the order of images and their views.",
+        description="Seed of the first weights, the held-out images, the order of images and their augmentation.",
     )
     optimizer: Annotated[Optimizer, Field(discriminator="name"), named("name", Optimizer)] = Field(
-        default=Sgd(), description="Default: SGD as CRD's code."
+        default=Sgd(), description="Default: SGD, as CRD's code."
     )
     schedule: Annotated[Schedule, Field(discriminator="name"), named("name", Schedule)] = Field(
-        default=Multistep(), description="Of the learning rate. Default: CRD's three drops."
+        default=Multistep(), description="Schedule of the learning rate. Default: CRD's three drops."
     )
     augmentation: Annotated[Augmentation, Field(discriminator="name"), named("name", Augmentation)] | None = Field(
         default=None,
@@ -233,7 +245,8 @@ class Recipe(Vocabulary):
         "random_resized_crop.",
     )
     mix: Annotated[Mix, Field(discriminator="name"), named("name", Mix)] | None = Field(
-        default=None, description="Mix images and their labels. Default: not, as in the recipes of the field's tables."
+        default=None,
+        description="Mix images and their labels. Default: no mixing, as in the recipes of the published tables.",
     )
     label_smoothing: Fraction = Field(
         default=0.0, description="Part of each label that is spread over all classes, in the labels' loss."
@@ -243,18 +256,18 @@ class Recipe(Vocabulary):
     )
     clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(default=None, description="Largest gradient norm.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto: bf16 autocast on a GPU that has it, else fp32."
+        default="auto", description="auto: bf16 autocast on a GPU that supports it, else fp32."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
     validation_fraction: float = Field(
         default=0.1, gt=0, le=0.5, description="Part of the training images held out to choose the best epoch."
     )
-    checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between resumable states.")
+    checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between checkpoints.")
 
 
 OneStudent = Annotated[Student, named("architecture", Student)]
 
-# Told apart by their JSON type, so that a fault names fields of what was meant and of nothing else.
+# The JSON type decides between one and several, so that a fault names the fields of what the client meant only.
 OneOrSeveralTeachers = Annotated[
     Annotated[Teacher, Tag("single")]
     | Annotated[tuple[Teacher, ...], Field(min_length=1, max_length=16), Tag("several")],
@@ -272,10 +285,13 @@ OneOrSeveralMethods = Annotated[
 
 
 class Scheduling(Vocabulary):
-    """How a service is to treat the job. It changes nothing of what is trained, and means nothing by hand."""
+    """How the service schedules the job. It changes nothing of what is trained; the engine by hand ignores it."""
 
     priority: int = Field(
-        default=0, ge=-100, le=100, description="The higher goes first; among equals the older. Running jobs stay."
+        default=0,
+        ge=-100,
+        le=100,
+        description="A higher priority starts first; among equal ones, the older job. Running jobs are not stopped.",
     )
     deadline_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = Field(
         default=None,
@@ -292,20 +308,23 @@ class Scheduling(Vocabulary):
 class JobSpec(Vocabulary):
     """One distillation: loss = alpha · cross_entropy(student, labels) + beta · distillation(student, teacher).
 
-    The distillation term of a logit method carries T², so that alpha and beta keep their meaning when T changes.
+    A loss on the student's logits divided by T is multiplied by T², so that alpha and beta keep their meaning when T
+    changes. `ttm` divides the teacher's logits only: its loss has no T².
     """
 
-    name: str | None = Field(default=None, min_length=1, max_length=200, description="For people.")
+    name: str | None = Field(
+        default=None, min_length=1, max_length=200, description="A name for readers; it need not be unique."
+    )
     dataset: Annotated[Dataset, named("source", Dataset)] = Field(
-        description="What is trained on, and what every model is measured on. A plain string is its source."
+        description="The images to train on and to measure every model on. A plain string is their source."
     )
     unlabelled: Annotated[Unlabelled, named("source", Unlabelled)] | None = Field(
-        default=None, description="More images to distil onto, which need no labels. A plain string is their source."
+        default=None, description="More images to train on, which need no labels. A plain string is their source."
     )
     teacher: OneOrSeveralTeachers | None = Field(
         default=None,
-        description="Who teaches; some methods need nobody (GET /v1/methods). A list's probabilities are averaged, by "
-        "their weights: then only methods on logits can be taught.",
+        description="The trained network; some methods take none (GET /v1/methods). The probabilities of a list are "
+        "averaged, by weight: only methods on logits can use a list.",
     )
     assistants: Annotated[tuple[OneStudent, ...], Field(max_length=8)] = Field(
         default=(),
@@ -313,7 +332,7 @@ class JobSpec(Vocabulary):
         "(Mirzadeh et al., AAAI 2020, arXiv:1902.03393).",
     )
     student: OneOrSeveralStudents = Field(
-        description="Who learns. A list where several learn from each other (dml); the job is about the first."
+        description="The network to train. A list for networks that teach each other (dml); the first is the result."
     )
     method: OneOrSeveralMethods = Field(
         description="A name, or an object with a name and the method's options. A list is a sum: each method's loss "
@@ -333,13 +352,13 @@ class JobSpec(Vocabulary):
         description="Weight of the distillation loss. Default: the method's own (GET /v1/methods); 1 where methods "
         "have weights of their own, as in a list of several.",
     )
-    training: Recipe = Field(default=Recipe(), description="How the student learns.")
+    training: Recipe = Field(default=Recipe(), description="How the student is trained.")
     baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
         default="none",
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
         "an earlier job; by hand file:<path> of its student.safetensors.",
     )
-    scheduling: Scheduling = Field(default=Scheduling(), description="How the service is to treat the job.")
+    scheduling: Scheduling = Field(default=Scheduling(), description="How the service schedules the job.")
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -353,7 +372,7 @@ class JobSpec(Vocabulary):
 
     @property
     def students(self) -> tuple[Student, ...]:
-        """The first is the one that the job is about."""
+        """The first is the result of the job."""
         return self.student if isinstance(self.student, tuple) else (self.student,)
 
     @property

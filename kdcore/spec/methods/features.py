@@ -17,6 +17,7 @@ from kdcore.spec.methods.options import (
     Options,
     PretrainingEpochs,
     PublishedEpochs,
+    SchemeKind,
 )
 from kdcore.spec.methods.response import Kd
 from kdcore.spec.vocabulary import Pair, Tap, Taps
@@ -48,8 +49,8 @@ class FitNet(Options):
     name: Literal["fitnet"] = "fitnet"
     tap: Tap | None = Field(
         default=None,
-        description="The student's guided layer and the teacher's hint. Default: the middle stages' ends, as the paper "
-        "takes middle layers.",
+        description="The student's guided layer and the teacher's hint layer. Default: the ends of the middle stages, "
+        "as the paper takes middle layers.",
     )
     regressor: Literal["conv", "linear"] = Field(
         default="conv",
@@ -63,8 +64,8 @@ class FitNet(Options):
     )
     pretraining_epochs: PretrainingEpochs | None = Field(
         default=None,
-        description="Epochs of the hint stage, of two. Default: 30 of 240, as CRD's code for staged methods, scaled to "
-        "the job's epochs.",
+        description="Epochs of the hint stage, with two stages. Default: 30 of 240, as CRD's code for staged methods, "
+        "scaled to the job's epochs.",
     )
 
     @property
@@ -84,14 +85,14 @@ class FitNet(Options):
     def takes(self) -> Literal["anything", "maps", "maps_or_vectors"]:
         return "anything" if self.regressor == "linear" else self.facts.takes
 
-    def contradictions(self, teachers: int | None) -> Iterator[Fault]:
+    def contradictions(self, teachers: int | None, scheme: SchemeKind | None) -> Iterator[Fault]:
         if self.stages == "joint" and self.pretraining_epochs is not None:
-            text = "a joint training has no stage of its own"
+            text = "a joint training has no first stage"
             yield Fault("/pretraining_epochs", text, "unused", "leave it out", self.pretraining_epochs)
 
 
 class Attention(Options):
-    """Zagoruyko & Komodakis, ICLR 2017 (arXiv:1612.03928): where the teacher looks."""
+    """Zagoruyko & Komodakis, ICLR 2017 (arXiv:1612.03928): match the teacher's attention maps."""
 
     facts = MethodFacts(
         title="Attention transfer",
@@ -111,9 +112,9 @@ class Attention(Options):
     name: Literal["attention"] = "attention"
     mapping: Literal["sum", "sum_p", "max_p", "gradient"] = Field(
         default="sum_p",
-        description="What is made of the channels. sum: of |A|. sum_p (default, as the authors' code): of |A|^p. "
-        "max_p: largest |A|^p. gradient: the loss's gradient at the image instead of activations (section 3.2), which "
-        "has no taps; beta is then 1 by default.",
+        description="How channels become one map. sum: sum of |A|. sum_p (default, as the authors' code): sum of "
+        "|A|^p. max_p: largest |A|^p. gradient: the loss's gradient at the image instead of activations (section 3.2), "
+        "without taps; beta is then 1 by default.",
     )
     p: float = Field(default=2.0, ge=1, le=8, description="The power of sum_p and max_p. Default: the authors' code's.")
     reduction: Literal["mean_squares", "norms"] = Field(
@@ -138,9 +139,12 @@ class Attention(Options):
     def compares_gradients(self) -> bool:
         return self.mapping == "gradient"
 
-    def contradictions(self, teachers: int | None) -> Iterator[Fault]:
+    def contradictions(self, teachers: int | None, scheme: SchemeKind | None) -> Iterator[Fault]:
+        if self.compares_gradients and scheme == "mutual":
+            text = "students compare logits and activations with each other, not gradients"
+            yield Fault("/mapping", text, "not_allowed", ["sum", "sum_p", "max_p"], self.mapping)
         if self.compares_gradients and self.pairs:
-            yield Fault("/taps", "the gradient is taken at the image", "unused", "leave it out")
+            yield Fault("/taps", "the gradient is taken at the image, not at taps", "unused", "leave it out")
 
 
 class Nst(OnStages):
@@ -201,8 +205,8 @@ class FactorTransfer(Options):
     )
     p: Literal[1, 2] = Field(
         default=1,
-        description="Norm of the difference between the normalised factors. Default: the authors' code, whose beta 500 "
-        "belongs to 1.",
+        description="Difference of the normalised factors. 1 (default, as the authors' code, whose beta 500 belongs to "
+        "it): mean of absolute values. 2: mean of squares.",
     )
     pretraining_epochs: PretrainingEpochs | None = Field(
         default=None,
@@ -216,7 +220,7 @@ class FactorTransfer(Options):
 
 
 class ActivationBoundary(Options):
-    """Heo et al., AAAI 2019 (arXiv:1811.03233): which neurons fire, learned before anything else."""
+    """Heo et al., AAAI 2019 (arXiv:1811.03233): which neurons fire, learned before the labels."""
 
     facts = MethodFacts(
         title="Activation boundaries",
@@ -237,15 +241,15 @@ class ActivationBoundary(Options):
     name: Literal["activation_boundary"] = "activation_boundary"
     taps: Taps | None = Field(
         default=None,
-        description="Shallow to deep, before their ReLU. Default: what stands before the last ReLU of each stage, as "
+        description="Shallow to deep, before their ReLU. Default: the input of the last ReLU of each stage, as "
         "the authors' code; where one network has fewer stages, they are matched from the deepest back.",
     )
     margin: float = Field(
         default=1.0,
         gt=0,
         le=100,
-        description="How far beyond the boundary a neuron has to be, on the teacher's side. Default: the authors' "
-        "code's, and CRD's.",
+        description="Distance beyond the boundary that a neuron must have, on the teacher's side. Default: the "
+        "authors' code, and CRD's.",
     )
     pretraining_epochs: PretrainingEpochs | None = Field(
         default=None,
@@ -280,8 +284,8 @@ class Fsp(Options):
     name: Literal["fsp"] = "fsp"
     taps: Annotated[tuple[Tap, ...], Field(min_length=2, max_length=16)] | None = Field(
         default=None,
-        description="Shallow to deep; each and the next make a flow. Student and teacher need the same number of "
-        "channels. Default: what enters the first stage, and the end of each, as the paper.",
+        description="Shallow to deep; each tap and the next make a flow. Student and teacher need the same number of "
+        "channels. Default: the input of the first stage and the end of each, as the paper.",
     )
     pretraining_epochs: PretrainingEpochs | None = Field(
         default=None,
@@ -326,7 +330,7 @@ class Feature(Options):
     name: Literal["feature"] = "feature"
     tap: Tap | None = Field(
         default=None,
-        description="What is matched, a vector or a map. Default: the classifiers' inputs, as timm's feature "
+        description="The vector or map that is compared. Default: the classifiers' inputs, as timm's feature "
         "distillation.",
     )
     form: Literal["l2", "cosine", "kl"] = Field(
@@ -369,7 +373,7 @@ class Ofd(Options):
         title="A comprehensive overhaul of feature distillation",
         paper="Heo et al., A Comprehensive Overhaul of Feature Distillation, ICCV 2019, arXiv:1904.01866",
         family="features",
-        matches="maps before their ReLU: what will fire exactly, what will not only roughly",
+        matches="maps before their ReLU: positive values exactly, negative ones down to a margin",
         needs=["preactivations", "batch_norm"],
         taps="margins",
         takes="maps",
@@ -383,8 +387,8 @@ class Ofd(Options):
     name: Literal["ofd"] = "ofd"
     taps: Taps | None = Field(
         default=None,
-        description="Shallow to deep, before their ReLU, the teacher's fed by a batch norm. Default: what stands "
-        "before the last ReLU of each stage, as the authors' code.",
+        description="Shallow to deep, before their ReLU, the teacher's fed by a batch norm. Default: the input "
+        "of the last ReLU of each stage, as the authors' code.",
     )
     margins: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] | None = Field(
         default=None,
@@ -402,10 +406,10 @@ class Ofd(Options):
             return self
         return tapped.model_copy(update={"margins": tuple(teacher.margins[-len(tapped.pairs) :])})
 
-    def contradictions(self, teachers: int | None) -> Iterator[Fault]:
+    def contradictions(self, teachers: int | None, scheme: SchemeKind | None) -> Iterator[Fault]:
         taps, margins = len(self.taps or ()), len(self.margins or ())
         if taps and not margins:
-            text = "taps that are named need the teacher's batch norms, one each"
+            text = "named taps need the teacher's batch norms, one for each tap"
             yield Fault("/margins", text, "missing", f"{taps} paths")
         elif margins and not taps:
             text = "margins belong to taps: name both, or neither"
@@ -423,7 +427,7 @@ class Ofd(Options):
 
     def _no_place(self, networks: Networks) -> Fault:
         fault = super()._no_place(networks)
-        text = f"{fault.message} (the teacher's need a batch norm right before their ReLU)"
+        text = f"{fault.message} (the teacher's taps need a batch norm directly before their ReLU)"
         return replace(fault, message=text)
 
 
@@ -457,12 +461,12 @@ class ReviewKd(Options):
         default=512,
         ge=1,
         le=4096,
-        description="The fusion blocks are at most so wide, and never wider than the student's embedding: both as the "
-        "authors' code.",
+        description="Largest width of the fusion blocks, which are never wider than the student's embedding: both as "
+        "the authors' code.",
     )
     warmup_epochs: Annotated[Epochs, Field(ge=0)] | None = Field(
         default=None,
-        description="The loss grows linearly over so many epochs. Default: 20 of 240, as the authors' code, scaled to "
+        description="Epochs over which the loss grows linearly. Default: 20 of 240, as the authors' code, scaled to "
         "the job's epochs.",
     )
 

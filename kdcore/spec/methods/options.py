@@ -30,34 +30,35 @@ class MethodFacts(Facts):
     """Citation."""
     family: Literal["reference", "response", "features", "relations", "schemes"]
     matches: str
-    """What of the teacher the student is asked to match."""
+    """What of the teacher the student has to match."""
     scheme: SchemeKind = "offline"
-    """Who teaches whom. alone: nobody. offline: a trained teacher. mutual: students each other. ensemble: branches of
-    one student, all together. exits: a student's deepest part its shallower ones. generations: each the next."""
+    """Who teaches whom. alone: there is no teacher. offline: a trained teacher. mutual: students teach each other.
+    ensemble: the branches of a student together teach each. exits: a student's deepest part teaches the shallower ones.
+    generations: each network teaches the next."""
     teacher: Literal["required", "optional", "none"] = "required"
     """Whether a job names a teacher."""
     needs: list[Need]
-    """What it looks at, with its options as they are by default."""
+    """What it reads, with its default options."""
     taps: TapKind = "none"
-    """Which activations of student and teacher it compares where a job names none."""
+    """Which activations of student and teacher it compares by default."""
     takes: Literal["anything", "maps", "maps_or_vectors"] = "anything"
-    """What a tap that a job names has to give for each image: maps are channels x height x width, and a vector may
-    count as a map of one place."""
+    """What a tap must give for each image: maps are channels x height x width, and a vector may count as a map of one
+    place."""
     alpha: float
-    """Weight of the labels' loss where a job says none."""
+    """Default weight of the labels' loss."""
     beta: float | None
-    """Weight of its own loss where a job says none; null where there is no distillation loss."""
+    """Default weight of its own loss; null for a method without a distillation loss."""
     temperature: float | None = None
-    """Where a job says none; null where there is none to choose."""
+    """Default temperature; null for a method without one."""
     defaults_from: str
-    """Whose weights, temperature and options the defaults are."""
+    """The source of the default weights, temperature and options."""
     owns: str = "nothing"
-    """What is trained beside the student and never exported."""
+    """What is trained beside the student and not exported."""
     cost: str
 
 
 class PublishedEpochs(NamedTuple):
-    """So many epochs, of so many of the whole published training. They are scaled to the epochs of a job."""
+    """The default of an option that counts epochs: a part of the published training, scaled to the job's epochs."""
 
     option: str
     epochs: int
@@ -117,15 +118,14 @@ class Options(Vocabulary):
 
     facts: ClassVar[MethodFacts]
     published_epochs: ClassVar[PublishedEpochs | None] = None
-    """The default of an option that counts epochs."""
     loss_parts: ClassVar[tuple[str, ...]] = ()
     """Options that weigh the parts of the loss. They cannot all be 0."""
 
     name: str
     weight: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         default=None,
-        description="Its share in a list of methods; beta, which multiplies the sum, is then 1 unless given. Default: "
-        "the method's own beta (GET /v1/methods). A method that stands alone is weighed by the job's beta instead.",
+        description="Its weight in a list of methods; beta, which multiplies the sum, is then 1 by default. Default: "
+        "the method's own beta (GET /v1/methods). A single method is weighed by the job's beta instead.",
     )
 
     # Weights and temperature.
@@ -223,8 +223,8 @@ class Options(Vocabulary):
 
     # Steps from a spec to a job.
 
-    def contradictions(self, teachers: int | None) -> Iterator[Fault]:
-        """Faults of its options among themselves, and beside so many teachers (None: not known)."""
+    def contradictions(self, teachers: int | None, scheme: SchemeKind | None) -> Iterator[Fault]:
+        """The faults of its options, also beside this number of teachers and this scheme; None for an invalid field."""
         yield from ()
 
     def misfits(self, networks: Networks) -> Iterator[Fault]:
@@ -279,7 +279,7 @@ class Options(Vocabulary):
 
     def _no_place(self, networks: Networks) -> Fault:
         student, teacher, field = networks.student.name, networks.teacher.name, self.tap_field
-        text = f"{self.name!r} finds no place to compare {student} with {teacher} by itself: name its {field}"
+        text = f"{self.name!r} has no default places to compare {student} with {teacher}: name its {field}"
         return Fault(f"/{field}", text, "missing", '{"student": "<module path>", "teacher": "<module path>"}')
 
 

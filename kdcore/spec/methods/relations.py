@@ -34,13 +34,13 @@ class Rkd(OnEmbeddings):
 
 
 class Sp(Options):
-    """Tung & Mori, ICCV 2019 (arXiv:1907.09682): which samples of the batch activate alike."""
+    """Tung & Mori, ICCV 2019 (arXiv:1907.09682): which samples of the batch have similar activations."""
 
     facts = MethodFacts(
         title="Similarity-preserving distillation",
         paper="Tung & Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv:1907.09682",
         family="relations",
-        matches="which samples of the batch activate alike",
+        matches="which samples of the batch have similar activations",
         needs=["maps"],
         taps="last_stage",
         alpha=1,
@@ -52,7 +52,7 @@ class Sp(Options):
     name: Literal["sp"] = "sp"
     tap: Tap | None = Field(
         default=None,
-        description="The activations whose likeness is kept. Default: the last stages' ends, as the paper.",
+        description="The activations that are compared. Default: the last stages' ends, as the paper.",
     )
 
 
@@ -106,11 +106,9 @@ class Cc(OnEmbeddings):
         description="Both sides are mapped linearly to this width first. Default: CRD's code.",
     )
     gamma: float = Field(
-        default=0.4, gt=0, le=10, description="Of gaussian's RBF kernel. Default: as public code has it."
+        default=0.4, gt=0, le=10, description="Of gaussian's RBF kernel. Default: that of public code."
     )
-    order: int = Field(
-        default=2, ge=1, le=5, description="Of gaussian's Taylor series. Default: as public code has it."
-    )
+    order: int = Field(default=2, ge=1, le=5, description="Of gaussian's Taylor series. Default: that of public code.")
 
     @property
     def own_beta(self) -> float | None:
@@ -119,13 +117,13 @@ class Cc(OnEmbeddings):
 
 
 class Crd(OnEmbeddings):
-    """Tian, Krishnan & Isola, ICLR 2020 (arXiv:1910.10699): tell the teacher's view of this image from others'."""
+    """Tian, Krishnan & Isola, ICLR 2020 (arXiv:1910.10699): match the teacher's embedding of an image, not others'."""
 
     facts = MethodFacts(
         title="Contrastive representation distillation",
         paper="Tian, Krishnan & Isola, Contrastive Representation Distillation, ICLR 2020, arXiv:1910.10699",
         family="relations",
-        matches="the teacher's embedding of the same image, told from those of thousands of others",
+        matches="the teacher's embedding of the same image, against those of thousands of others",
         needs=["embedding", "sample_index"],
         taps="embedding",
         alpha=1,
@@ -136,25 +134,25 @@ class Crd(OnEmbeddings):
     )
 
     name: Literal["crd"] = "crd"
-    width: int = Field(default=128, ge=1, le=4096, description="Of both embeddings. Default: the authors' code.")
+    width: int = Field(default=128, ge=1, le=4096, description="Width of both embeddings. Default: the authors' code.")
     negatives: int = Field(
         default=16384,
         ge=1,
         le=1_000_000,
-        description="Drawn for each sample, from other classes as far as labels are known. Default: the authors' code.",
+        description="Negatives of each sample, from other classes where labels are known. Default: the authors' code.",
     )
     temperature: float = Field(
         default=0.07,
         ge=0.02,
         le=10,
-        description="The paper's tau, and its default; the job's temperature is another. From 0.02: exp(1/tau) has to "
-        "stay a number of float32.",
+        description="The paper's tau, and its default; it is not the job's temperature. At least 0.02: exp(1/tau) must "
+        "be finite in float32.",
     )
     momentum: float = Field(
         default=0.5,
         ge=0,
         lt=1,
-        description="Of the memory: how much of it stays when a sample is seen again. Default: the authors' code.",
+        description="Part of a memory that is kept when its sample is seen again. Default: the authors' code.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The methods that compare outputs: the logits of student and teacher."""
+"""The methods that compare the logits of student and teacher."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from base.errors import Fault
-from kdcore.spec.methods.options import Epochs, MethodFacts, OnLogits, PublishedEpochs
+from kdcore.spec.methods.options import Epochs, MethodFacts, OnLogits, PublishedEpochs, SchemeKind
 
 _COST = "supervised plus one forward pass of the teacher a step"
 
@@ -57,9 +57,9 @@ class Kd(OnLogits):
     def no_temperature(self) -> str:
         return f"the form {self.form!r} has no temperature"
 
-    def contradictions(self, teachers: int | None) -> Iterator[Fault]:
+    def contradictions(self, teachers: int | None, scheme: SchemeKind | None) -> Iterator[Fault]:
         if self.form == "logits_l2" and teachers is not None and teachers > 1:
-            text = "of several teachers the probabilities are averaged, which leaves no logits to match"
+            text = "of several teachers only the probabilities are averaged, so there are no logits to match"
             yield Fault("/form", text, "not_allowed", ["kl", "cross_entropy", "probabilities_l2"], self.form)
 
 
@@ -83,18 +83,18 @@ class Dkd(OnLogits):
 
     name: Literal["dkd"] = "dkd"
     target_weight: float = Field(
-        default=1.0, ge=0, le=1000, description="The paper's alpha, and its 1: of the target class."
+        default=1.0, ge=0, le=1000, description="Weight of the target class: the paper's alpha. Default: its 1."
     )
     non_target_weight: float = Field(
         default=2.0,
         ge=0,
         le=1000,
-        description="The paper's beta, of the other classes. The authors' code has 2 for ResNet-56 to ResNet-20 "
-        "(default) and 8 for most pairs; of two classes there is one other, and this part is 0.",
+        description="Weight of the other classes: the paper's beta. The authors' code has 2 for ResNet-56 to "
+        "ResNet-20 (default) and 8 for most pairs. With two classes this part is 0.",
     )
     warmup_epochs: Annotated[Epochs, Field(ge=0)] | None = Field(
         default=None,
-        description="The loss grows linearly over so many epochs. Default: 20 of 240, as the authors' code, scaled to "
+        description="Epochs over which the loss grows linearly. Default: 20 of 240, as the authors' code, scaled to "
         "the job's epochs.",
     )
 
@@ -121,8 +121,8 @@ class Nkd(OnLogits):
         default=1.5,
         ge=0,
         le=1000,
-        description="Weight of the classes but the label. Default: the authors' for ImageNet; their CIFAR-100 recipe "
-        "for ResNet-34 to ResNet-18 has 3.5, with temperature 3.",
+        description="Weight of the classes other than the label. Default: the authors' for ImageNet; their CIFAR-100 "
+        "recipe for ResNet-34 to ResNet-18 has 3.5, with temperature 3.",
     )
 
 
@@ -162,7 +162,7 @@ class Dist(OnLogits):
 
 
 class Ttm(OnLogits):
-    """Zheng & Yang, ICLR 2024 (arXiv:2402.11148): the temperature on the teacher alone, unsure answers weighed up."""
+    """Zheng & Yang, ICLR 2024 (arXiv:2402.11148): only the teacher's logits are divided by the temperature."""
 
     facts = MethodFacts(
         title="Transformed teacher matching",

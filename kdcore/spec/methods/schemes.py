@@ -1,4 +1,4 @@
-"""The methods that decide who teaches whom, and training on labels alone, where nobody does."""
+"""The methods that decide who teaches whom, and the training on labels alone."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
@@ -14,6 +14,7 @@ from kdcore.spec.methods.options import (
     OnLogits,
     Options,
     PublishedEpochs,
+    SchemeKind,
     SchemeOptions,
     wrong_shape,
 )
@@ -22,11 +23,11 @@ from kdcore.spec.vocabulary import TapPath
 
 
 class Supervised(Options):
-    """Cross-entropy with the labels alone: trains teachers, baselines and references."""
+    """Cross-entropy with the labels alone, for teachers, baselines and references."""
 
     facts = MethodFacts(
         title="Training on labels alone",
-        paper="none: the reference that every distilled student is held against",
+        paper="none: the reference for every distilled student",
         family="reference",
         matches="nothing; there is no teacher",
         scheme="alone",
@@ -92,11 +93,11 @@ class One(OnLogits):
         default=3,
         ge=2,
         le=16,
-        description="Copies of the student's last stage; the deployed one is counted. Default: the authors' code's.",
+        description="Copies of the student's last stage, including the exported one. Default: the authors' code.",
     )
     rampup_epochs: Annotated[Epochs, Field(ge=0)] | None = Field(
         default=None,
-        description="The ensemble's weight rises over so many epochs. Default: 80 of 300, as the authors' code, scaled "
+        description="Epochs over which the ensemble's weight rises. Default: 80 of 300, as the authors' code, scaled "
         "to the job's epochs.",
     )
 
@@ -116,7 +117,7 @@ class Byot(Options):
         title="Be your own teacher",
         paper="Zhang et al., Be Your Own Teacher, ICCV 2019, arXiv:1905.08094",
         family="schemes",
-        matches="the student's own deepest answers and features, at an exit after every earlier stage",
+        matches="the student's own deepest outputs and features, at an exit after every earlier stage",
         scheme="exits",
         teacher="none",
         needs=["logits", "maps", "embedding"],
@@ -131,15 +132,15 @@ class Byot(Options):
     name: Literal["byot"] = "byot"
     exits: Annotated[tuple[TapPath, ...], Field(min_length=1, max_length=16)] | None = Field(
         default=None,
-        description="Module paths where the student is left early, shallow to deep. Default: the ends of all stages "
+        description="Module paths of the early exits, shallow to deep. Default: the ends of all stages "
         "but the last, as the paper.",
     )
     hint_weight: float = Field(
         default=1.28e-3,
         ge=0,
         le=1000,
-        description="Of the squared distance to the deepest features, beside beta. Beta 0.1 times 1.28e-3 is the "
-        "lambda 1e-6 of the authors' sum over batches of 128; ours is a mean over the batch.",
+        description="Weight of the squared distance to the deepest features, multiplied by beta. Beta 0.1 times "
+        "1.28e-3 is the authors' lambda 1e-6 for a sum over batches of 128; here it is a mean over the batch.",
     )
 
     @property
@@ -148,7 +149,7 @@ class Byot(Options):
 
     @property
     def places_are_open(self) -> bool:
-        """Always true: the embedding is not named in a spec, so the network must be known."""
+        """True: a spec does not name the embedding, so the network must be known."""
         return True
 
     def named_places(self) -> Iterator[tuple[str, Literal["student", "teacher"], tuple[str, ...]]]:
@@ -160,15 +161,15 @@ class Byot(Options):
     def misfits(self, networks: Networks) -> Iterator[Fault]:
         student = networks.student
         if self.exits is None and len(student.taps) < 2:
-            text = f"{student.name} has no known stages to leave it at: name the exits"
+            text = f"{student.name} has no known places for exits: name the exits"
             yield Fault("/exits", text, "missing", "module paths")
         if student.embedding is None:
-            text = f"'byot' teaches the features that {student.name} classifies by, and where they are is not known"
+            text = f"'byot' compares the input of the classifier, and its place in {student.name} is not known"
             yield Fault("/name", text, "not_allowed", "a network whose classifier has one known input", "byot")
         for position, path in enumerate(self.exits or ()):
             shape = networks.shape(student, path)
             if shape is not None and len(shape) != 3:
-                yield wrong_shape(f"/exits/{position}", path, student, shape, "'byot' leaves at a map")
+                yield wrong_shape(f"/exits/{position}", path, student, shape, "an exit of 'byot' needs a map")
 
 
 class BornAgain(OnLogits):
@@ -193,8 +194,8 @@ class BornAgain(OnLogits):
     name: Literal["born_again"] = "born_again"
     generations: int = Field(
         default=3, ge=1, le=9,
-        description="The first learns from the teacher, or from the labels alone where there is none. Default: the "
-        "paper's three.",
+        description="Networks that are trained one after the other. The first learns from the teacher, or from the "
+        "labels alone without one. Default: the paper's three.",
     )  # fmt: skip
     answer: Literal["last", "ensemble"] = Field(
         default="last",
@@ -211,11 +212,11 @@ class BornAgain(OnLogits):
         together = self.answer == "ensemble"
         return SchemeOptions("generations", generations=self.generations, ensemble_is_result=together)
 
-    def contradictions(self, teachers: int | None) -> Iterator[Fault]:
+    def contradictions(self, teachers: int | None, scheme: SchemeKind | None) -> Iterator[Fault]:
         if self.generations > 1:
             return
         if teachers == 0:
-            text = "one generation without a teacher is a student alone: that is the method 'supervised'"
+            text = "one generation without a teacher is the method 'supervised'"
             yield Fault("/generations", text, "not_allowed", "≥ 2, or a teacher", self.generations)
         if self.answer == "ensemble":
             yield Fault("/answer", "one generation makes no ensemble", "unused", ["last"], self.answer)

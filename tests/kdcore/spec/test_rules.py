@@ -30,17 +30,17 @@ CASES = {
     # Sums.
     "labels in a sum": (
         {"method": ["kd", "supervised"]},
-        ("/method/1", "not_allowed", "'supervised' teaches nothing that could be added"),
+        ("/method/1", "not_allowed", "'supervised' has no distillation loss that could be added"),
         {"method": ["kd", "dkd"]},
     ),
     "two schemes": (
         {**PEERS, "method": ["dml", "one"]},
-        ("/method/1", "not_allowed", "a job has one scheme, and 'dml' is one already"),
+        ("/method/1", "not_allowed", "a job has one scheme, and 'dml' is already one"),
         {**PEERS, "method": ["dml", "kd"]},
     ),
     "parts for each pair of peers": (
         {**PEERS, "method": ["dml", "crd"]},
-        ("/method/1", "not_allowed", "'crd' would need parts of its own for each pair of students"),
+        ("/method/1", "not_allowed", "'crd' would need parameters of its own for each pair of students"),
         {**PEERS, "method": ["dml", "rkd"]},
     ),
     "a stage among peers": (
@@ -48,13 +48,13 @@ CASES = {
         (
             "/method/1",
             "not_allowed",
-            "'fsp' begins with a stage of its own, in which students have no teacher yet",
+            "'fsp' has a first stage, in which the students have no teacher yet",
         ),
         {**PEERS, "method": ["dml", "nst"]},
     ),
     "gradients among peers": (
         {**PEERS, "method": ["dml", BY_GRADIENT]},
-        ("/method/1/mapping", "not_allowed", "students show each other logits and activations, not gradients"),
+        ("/method/1/mapping", "not_allowed", "students compare logits and activations with each other, not gradients"),
         {**PEERS, "method": ["dml", {"name": "attention", "mapping": "max_p"}]},
     ),
     "activations of different peers": (
@@ -71,7 +71,7 @@ CASES = {
         (
             "/method/1",
             "not_allowed",
-            "'one' compares parts of one network by their logits; 'attention' looks at more of them",
+            "'one' compares parts of one network by their logits; 'attention' needs more than logits",
         ),
         {"teacher": None, "method": ["one", "dkd"]},
     ),
@@ -80,18 +80,18 @@ CASES = {
         (
             "/method/0",
             "not_allowed",
-            "'byot' compares parts of one network by their logits; 'sp' looks at more of them",
+            "'byot' compares parts of one network by their logits; 'sp' needs more than logits",
         ),
         {"teacher": None, "method": ["kd", "byot"]},
     ),
     "margins of generations": (
         {"method": ["born_again", "ofd"]},
-        ("/method/1", "not_allowed", "'ofd' reads the margins of one teacher, and each generation has another"),
+        ("/method/1", "not_allowed", "'ofd' reads the margins of one teacher, and each generation has another teacher"),
         {"method": ["born_again", "vid"]},
     ),
     "the same method twice": (
         {"method": ["kd", "attention", "kd"]},
-        ("/method/2", "not_allowed", "this method stands in the list already"),
+        ("/method/2", "not_allowed", "this method is already in the list"),
         {"method": ["attention", BY_GRADIENT]},
     ),
     "the same method twice, both weighed": (
@@ -117,12 +117,12 @@ CASES = {
     ),
     "a teacher of labels": (
         {"method": "supervised"},
-        ("/teacher", "unused", "the method 'supervised' has no use for a teacher"),
+        ("/teacher", "unused", "the method 'supervised' takes no teacher"),
         {**ALONE},
     ),
     "a teacher of peers": (
         {**PEERS, "teacher": ONE, "method": ["dml", "kd"]},
-        ("/teacher", "unused", "the method 'dml' + 'kd' has no use for a teacher"),
+        ("/teacher", "unused", "the method 'dml' + 'kd' takes no teacher"),
         {**PEERS, "method": ["dml", "kd"]},
     ),
     "a teacher without a file": (
@@ -142,12 +142,12 @@ CASES = {
     ),
     "a bare file": (
         {"teacher": [ONE, {"checkpoint": "blob:sha256:00"}]},
-        ("/teacher/1/architecture", "missing", "a bare file does not say which network it belongs to"),
+        ("/teacher/1/architecture", "missing", "a bare file does not contain the name of its architecture"),
         {"teacher": [ONE, {"checkpoint": "blob:sha256:00", "architecture": "resnet56"}]},
     ),
     "the same teacher twice": (
         {"teacher": [ONE, ONE]},
-        ("/teacher/1", "not_allowed", "this teacher stands in the list already"),
+        ("/teacher/1", "not_allowed", "this teacher is already in the list"),
         {"teacher": [ONE, OTHER]},
     ),
     "the weight of one teacher": (
@@ -165,7 +165,7 @@ CASES = {
         (
             "/teacher",
             "not_allowed",
-            "several teachers are one in their probabilities alone; 'sp' looks inside of one teacher",
+            "of several teachers only the probabilities are averaged; 'sp' looks inside one teacher",
         ),
         {"teacher": [ONE, OTHER], "method": ["kd", "dist"]},
     ),
@@ -174,7 +174,7 @@ CASES = {
         (
             "/teacher",
             "not_allowed",
-            "several teachers are one in their probabilities alone; 'attention' looks inside of one teacher",
+            "of several teachers only the probabilities are averaged; 'attention' looks inside one teacher",
         ),
         {"teacher": [ONE], "method": BY_GRADIENT},
     ),
@@ -183,13 +183,13 @@ CASES = {
         (
             "/method/form",
             "not_allowed",
-            "of several teachers the probabilities are averaged, which leaves no logits to match",
+            "of several teachers only the probabilities are averaged, so there are no logits to match",
         ),
         {"teacher": [ONE, OTHER], "method": {"name": "kd", "form": "probabilities_l2"}},
     ),
     "activations of a program": (
         {"teacher": PROGRAM, "method": ["kd", "crd"]},
-        ("/teacher/program", "not_allowed", "a program teaches by its logits alone; 'crd' needs its activations"),
+        ("/teacher/program", "not_allowed", "a program gives only logits; 'crd' needs its activations"),
         {"teacher": PROGRAM, "method": ["kd", "dkd"]},
     ),
     "gradients of a program": (
@@ -197,7 +197,7 @@ CASES = {
         (
             "/teacher/program",
             "not_allowed",
-            "a program teaches by its logits alone; 'attention' needs its gradient at the image",
+            "a program gives only logits; 'attention' needs its gradient at the image",
         ),
         {"teacher": PROGRAM, "method": "nkd"},
     ),
@@ -217,7 +217,7 @@ CASES = {
         (
             "/student/architecture",
             "not_allowed",
-            "'one' cuts the student before its last stage; torchvision/resnet18 has no known cut",
+            "'one' branches the student before its last stage, and that place in torchvision/resnet18 is not known",
         ),
         {"teacher": None, "method": "one", "student": {"architecture": "vgg8"}},
     ),
@@ -226,7 +226,7 @@ CASES = {
         (
             "/method/generations",
             "not_allowed",
-            "one generation without a teacher is a student alone: that is the method 'supervised'",
+            "one generation without a teacher is the method 'supervised'",
         ),
         {"teacher": None, "method": {"name": "born_again", "generations": 2}},
     ),
@@ -238,7 +238,7 @@ CASES = {
     # Assistants.
     "assistants of generations": (
         {"method": "born_again", "assistants": ["resnet32"]},
-        ("/assistants", "unused", "assistants stand between a trained teacher and one student"),
+        ("/assistants", "unused", "assistants need a trained teacher and one student"),
         {"method": "born_again", "assistants": []},
     ),
     "taps along a chain": (
@@ -246,7 +246,7 @@ CASES = {
         (
             "/method/1",
             "not_allowed",
-            "a chain teaches by logits: the taps of 'attention' would differ from link to link",
+            "a chain of assistants compares logits: the taps of 'attention' would differ between the networks",
         ),
         {"method": ["kd", BY_GRADIENT], "assistants": ["resnet32"]},
     ),
@@ -256,7 +256,7 @@ CASES = {
         (
             "/unlabelled",
             "unused",
-            "'born_again' has no trained teacher throughout, who alone can say what is in unlabelled images",
+            "unlabelled images need a trained teacher during the whole job; 'born_again' has none",
         ),
         {"method": "kd", "unlabelled": POOLED},
     ),
@@ -265,49 +265,57 @@ CASES = {
         (
             "/unlabelled/source",
             "not_allowed",
-            "these are the data set's own training images, those that are held out to choose the best epoch among them",
+            "these are the data set's own training images, and some of them are held out to choose the best epoch",
         ),
         {"unlabelled": {"source": "theirs", "labelled_too": False}},
     ),
     "a pool that is mixed": (
         {"unlabelled": POOLED, **mixed("cutmix")},
-        ("/training/mix", "not_allowed", "images of unknown labels cannot be mixed with others"),
+        ("/training/mix", "not_allowed", "images without labels cannot be mixed"),
         {**mixed("cutmix")},
     ),
     "no label to compare at": (
         {"method": ["kd", "dkd"], "unlabelled": UNSEEN},
-        ("/unlabelled/labels", "not_allowed", "'dkd' compares at a label; let the teacher's answers stand in"),
+        (
+            "/unlabelled/labels",
+            "not_allowed",
+            "'dkd' needs a label for each image; let the teacher's answers be the labels",
+        ),
         {"method": ["kd", "dkd"], "unlabelled": POOLED},
     ),
     "no label to take the gradient at": (
         {"method": BY_GRADIENT, "unlabelled": UNSEEN},
-        ("/unlabelled/labels", "not_allowed", "'attention' compares at a label; let the teacher's answers stand in"),
+        (
+            "/unlabelled/labels",
+            "not_allowed",
+            "'attention' needs a label for each image; let the teacher's answers be the labels",
+        ),
         {"method": "attention", "unlabelled": UNSEEN},
     ),
     "no labels after the first stage": (
         {"method": "fsp", "unlabelled": {**UNSEEN, "labelled_too": False}},
-        ("/unlabelled/labels", "not_allowed", "without labels and without distillation beside them nothing is learned"),
+        ("/unlabelled/labels", "not_allowed", "without labels and without a distillation loss nothing is learned"),
         {"method": ["fsp", "kd"], "unlabelled": {**UNSEEN, "labelled_too": False}},
     ),
     "no labels and no distillation": (
         {"beta": 0, "unlabelled": {**UNSEEN, "labelled_too": False}},
-        ("/unlabelled/labels", "not_allowed", "without labels and without distillation beside them nothing is learned"),
+        ("/unlabelled/labels", "not_allowed", "without labels and without a distillation loss nothing is learned"),
         {"beta": 0, "unlabelled": UNSEEN},
     ),
     # Mixed images.
     "one label of mixed images": (
         {"method": "nkd", **mixed()},
-        ("/training/mix", "not_allowed", "'nkd' compares at the one label of an image; mixed images have two"),
+        ("/training/mix", "not_allowed", "'nkd' needs one label for each image; mixed images have two"),
         {"method": "dist", **mixed()},
     ),
     "a gradient at the label of mixed images": (
         {"method": BY_GRADIENT, **mixed()},
-        ("/training/mix", "not_allowed", "'attention' compares at the one label of an image; mixed images have two"),
+        ("/training/mix", "not_allowed", "'attention' needs one label for each image; mixed images have two"),
         {**ALONE, **mixed()},
     ),
     "a memory of mixed images": (
         {"method": "crd", **mixed()},
-        ("/training/mix", "not_allowed", "'crd' remembers each training image; mixed images are none of them"),
+        ("/training/mix", "not_allowed", "'crd' keeps a memory of each training image; a mixed image is none of them"),
         {"method": "cc", **mixed()},
     ),
     # Numbers that nothing uses.
@@ -333,17 +341,17 @@ CASES = {
     ),
     "a stage of a joint training": (
         {"method": {"name": "fitnet", "pretraining_epochs": 3}},
-        ("/method/pretraining_epochs", "unused", "a joint training has no stage of its own"),
+        ("/method/pretraining_epochs", "unused", "a joint training has no first stage"),
         {"method": {"name": "fitnet", "stages": "two", "pretraining_epochs": 3}},
     ),
     "taps of a gradient": (
         {"method": {**BY_GRADIENT, "taps": ["layer1"]}},
-        ("/method/taps", "unused", "the gradient is taken at the image"),
+        ("/method/taps", "unused", "the gradient is taken at the image, not at taps"),
         {"method": {"name": "attention", "taps": ["layer1"]}},
     ),
     "taps without margins": (
         {"method": ["kd", {"name": "ofd", "taps": ["layer1", "layer2"]}]},
-        ("/method/1/margins", "missing", "taps that are named need the teacher's batch norms, one each"),
+        ("/method/1/margins", "missing", "named taps need the teacher's batch norms, one for each tap"),
         {"method": ["kd", "ofd"]},
     ),
     "margins without taps": (
@@ -368,7 +376,7 @@ CASES = {
     ),
     "peers that nobody tells what is right": (
         {**PEERS, "method": "dml", "alpha": 0},
-        ("/alpha", "not_allowed", "'dml' has no trained teacher: with alpha 0 nobody knows what is right"),
+        ("/alpha", "not_allowed", "'dml' has no trained teacher: with alpha 0 nothing is learned from the labels"),
         {"teacher": None, "method": "born_again", "alpha": 0},
     ),
     "a second stage of nothing": (
@@ -376,8 +384,7 @@ CASES = {
         (
             "/alpha",
             "not_allowed",
-            "after the first stage of 'activation_boundary' there are labels alone: with alpha 0 nothing is learned "
-            "from them",
+            "after its first stage 'activation_boundary' learns from the labels alone: with alpha 0 it learns nothing",
         ),
         {"method": ["activation_boundary", "kd"], "alpha": 0},
     ),
@@ -416,7 +423,7 @@ CASES = {
     ),
     "a baseline of labels": (
         {**ALONE, "baseline": "train"},
-        ("/baseline", "unused", "without a teacher the student is its own baseline"),
+        ("/baseline", "unused", "a student without a teacher is its own baseline"),
         {**PEERS, "method": "dml", "baseline": "train"},
     ),
     # The recipe.
