@@ -332,9 +332,8 @@ async def test_a_pool_has_the_images_of_the_data_set(service: Service) -> None:
     await teacher(service)
     await unlabelled(service, image_size=(16, 16))
     found = await faults(service, kd(unlabelled={"source": "more"}))
-    assert (
-        found["/unlabelled/source"]["message"] == "the data set's images have height and width [8, 8], these have [16, 16]"
-    )
+    text = "the data set's images have height and width [8, 8], these have [16, 16]"
+    assert found["/unlabelled/source"]["message"] == text
 
 
 async def test_a_pool_of_folders_gives_the_size_that_its_pictures_were_inspected_at(service: Service) -> None:
