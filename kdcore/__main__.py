@@ -50,10 +50,10 @@ def _run(arguments: argparse.Namespace) -> int:
         lines.phase("validating")
         spec = parse(_spec_body(arguments.spec))
         # Torch is imported only for a valid spec, so that a mistyped field fails at once.
-        from kdcore import job, run
+        from kdcore import prepare, run
 
         cache = arguments.cache or arguments.out / "cache"
-        workspace = job.Workspace(arguments.out, dict(arguments.input), cache, lines)
+        workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines)
         signal.signal(signal.SIGTERM, lambda *_: setattr(workspace, "stop_requested", True))
         arguments.out.mkdir(parents=True, exist_ok=True)
         try:
@@ -77,7 +77,7 @@ def _import_all() -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from kdcore.evaluate import evaluate_checkpoint
-    from kdcore.job import Workspace
+    from kdcore.prepare import Workspace
 
     workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
     return _print(lambda: evaluate_checkpoint(arguments.path, arguments.architecture, arguments.dataset, workspace))

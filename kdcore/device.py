@@ -5,10 +5,10 @@ import os
 import torch
 
 from base.errors import SpecInvalid
-from kdcore.spec import Training
+from kdcore.spec import Recipe
 
 
-def choose(training: Training) -> torch.device:
+def choose(training: Recipe) -> torch.device:
     """The device asked for; `auto` takes a GPU where there is one. Raises SpecInvalid for one that is not there."""
     available = torch.cuda.is_available()
     if training.device == "cuda" and not available:
@@ -16,7 +16,7 @@ def choose(training: Training) -> torch.device:
     return torch.device("cuda" if available and training.device != "cpu" else "cpu")
 
 
-def bf16(training: Training, device: torch.device) -> bool:
+def bf16(training: Recipe, device: torch.device) -> bool:
     """Whether the networks compute in bfloat16: as asked, or by itself on a GPU that has it."""
     if training.precision != "auto":
         return training.precision == "bf16"

@@ -17,7 +17,7 @@ from kdcore.data.images import Images
 from kdcore.spec import Dataset
 
 if TYPE_CHECKING:
-    from kdcore.job import Workspace
+    from kdcore.prepare import Workspace
 
 BATCH = 256
 

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from base.files import Written, write_whole
-from kdcore.job import PreparedJob
+from kdcore.prepare import PreparedJob
 from kdcore.spec import Student
 
 

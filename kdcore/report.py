@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from kdcore import evaluate
 from kdcore.classifier import Classifier
-from kdcore.job import PreparedJob
+from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial
-from kdcore.spec.methods import BornAgain
 from kdcore.training import Outcome
 
 Result = tuple[Trial, Mapping[str, Classifier], Mapping[str, Outcome]]
@@ -33,7 +32,7 @@ class Delivered:
 
 def delivered(job: PreparedJob, finished: Mapping[str, Mapping[str, Outcome]]) -> Delivered:
     """The student at its best epoch; all generations at theirs where the method asks for an ensemble."""
-    if not _is_ensemble(job):
+    if not job.spec.scheme.ensemble_is_result:
         return Delivered(finished["student"]["student"].best, 1)
     generations = [trial for trial in job.trials if trial.name != "alone"]
     weights = {
@@ -157,9 +156,8 @@ def _generation_rows(
         "parameters": count * last["parameters"],
         "bytes": count * last["bytes"],
     }
-    return {"student": ensemble, "last": last} if _is_ensemble(job) else {"student": last, "ensemble": ensemble}
-
-
-def _is_ensemble(job: PreparedJob) -> bool:
-    """Whether all generations are delivered; rules ask for more than one."""
-    return any(isinstance(method, BornAgain) and method.answer == "ensemble" for method in job.spec.methods)
+    return (
+        {"student": ensemble, "last": last}
+        if job.spec.scheme.ensemble_is_result
+        else {"student": last, "ensemble": ensemble}
+    )

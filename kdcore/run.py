@@ -19,15 +19,15 @@ from base.files import Written, write_text
 from kdcore import checkpoint, device, export, objectives, report
 from kdcore.checkpoint import Progress
 from kdcore.classifier import Classifier, FrozenTeacher
-from kdcore.job import PreparedJob, Workspace, prepare
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
-from kdcore.objectives import Objective, Setting
+from kdcore.objectives import Setting
+from kdcore.prepare import PreparedJob, Workspace, prepare
 from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
 from kdcore.spec import GIVEN, JobSpec, Stage, Trial
-from kdcore.spec.methods import Byot, Dml, Method, One
+from kdcore.spec.methods import SchemeOptions
 from kdcore.training import Observer, Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
@@ -111,37 +111,35 @@ class TrialSetup:
         self.objectives = objectives.build(trial.methods, setting)
 
     def training(self, number: int, observer: Observer) -> StageTraining:
-        """The training of a stage: alpha · label loss + beta · distillation loss.
-
-        Each stage sets torch's generator, so that a trial can be resumed between two stages.
-        """
-        spec, curriculum = self.job.spec, self.objectives
-        objective: Objective | None
+        """The training of a stage. It sets torch's generator, so that a trial can be resumed between two stages."""
+        spec, stage, objective = self.job.spec, self.trial.stages[number], self.objectives[number]
+        needs = objective.needs if objective is not None else NOTHING
+        answers = spec.unlabelled is not None and spec.unlabelled.labels == "teacher"
         if number > 0:
             torch.manual_seed(self.trial.seed + number)
-        if number < len(curriculum.first):
-            method, staged = curriculum.first[number]
-            assert self.teacher is not None, "rules ask for the teacher of every staged method"
-            objective, alpha, smoothing = staged.first, 0.0, 0.0
-            # The method's weight belongs to its loss beside the labels, and to this one where it has no other.
-            beta = (spec.beta or 0.0) * objectives.weight(method) if staged.then is None else 1.0
-            scheme: Scheme = Preparation(self.teacher, objective.needs)
-            if staged.trains_student:
-                scheme = Offline(self.students[0], self.teacher, objective.needs, _answers(self.job))
+        scheme: Scheme
+        if stage.method is not None and stage.method.first_stage is not None:
+            first = stage.method.first_stage
+            assert self.teacher is not None, "rules ask for a teacher of methods with a first stage"
+            alpha, smoothing = 0.0, 0.0
+            # The method's weight belongs to its first stage where it has no loss in the last one.
+            beta = (spec.beta or 0.0) * objectives.weight(stage.method) if first.then_labels_alone else 1.0
+            if first.trains_student:
+                scheme = Offline(self.students[0], self.teacher, needs, answers)
+            else:
+                scheme = Preparation(self.teacher, needs)
         else:
-            objective, beta, smoothing = curriculum.mainly, spec.beta or 0.0, spec.training.label_smoothing
-            alpha = spec.alpha or 0.0
-            if not self.trial.methods and spec.methods[0].name != "supervised":
+            alpha, beta, smoothing = spec.alpha or 0.0, spec.beta or 0.0, spec.training.label_smoothing
+            if not self.trial.methods and spec.scheme.kind != "alone":
                 alpha = 1.0  # alpha is the labels' share beside a distillation loss, and this trial has none.
-            needs = objective.needs if objective is not None else NOTHING
-            scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs)
+            scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs, answers)
         return StageTraining(
             scheme=scheme,
             objective=objective,
             alpha=alpha,
             beta=beta if objective is not None else 0.0,
             smoothing=smoothing,
-            epochs=self.trial.stages[number].epochs,
+            epochs=stage.epochs,
             recipe=spec.training.model_copy(update={"seed": self.trial.seed}),
             training_set=self.training_set,
             num_classes=self.job.data.facts.num_classes,
@@ -151,41 +149,36 @@ class TrialSetup:
 
 def _students(trial: Trial, job: PreparedJob) -> list[Classifier]:
     """A trial's students as they begin; one for each branch where a student is branched."""
-    branched = _method(trial, One)
-    specs = trial.students * branched.branches if isinstance(branched, One) else trial.students
-    return [job.student(spec) for spec in specs]
+    return [job.student(spec) for spec in trial.students * trial.scheme.branches]
 
 
 def _scheme(
-    trial: Trial, job: PreparedJob, students: list[Classifier], teacher: Teacher | None, needs: Needs = NOTHING
+    trial: Trial,
+    job: PreparedJob,
+    students: list[Classifier],
+    teacher: Teacher | None,
+    needs: Needs = NOTHING,
+    answers: bool = False,
 ) -> Scheme:
     """The scheme of a trial's last stage."""
     facts = job.data.facts
-    match _method(trial, Dml, One, Byot):
-        case Dml():
+    match trial.scheme:
+        case SchemeOptions("mutual"):
             return Mutual(students, needs)
-        case One(rampup_epochs=rampup):
-            return NativeEnsemble(students, facts.image_size, rampup or 0)
-        case Byot(exits=exits):
+        case SchemeOptions("ensemble", rampup_epochs=rampup):
+            return NativeEnsemble(students, facts.image_size, rampup)
+        case SchemeOptions("exits", exits=exits):
             network = job.known.network(trial.students[0].architecture)
             assert exits and network and network.embedding, "fit() asks for exits and an embedding"
             return Exits(students[0], exits, network.embedding, facts.num_classes, facts.image_size)
     if teacher is None or not trial.methods:
         return Alone(students[0])
-    return Offline(students[0], teacher, needs, _answers(job))
-
-
-def _answers(job: PreparedJob) -> bool:
-    return job.spec.unlabelled is not None and job.spec.unlabelled.labels == "teacher"
+    return Offline(students[0], teacher, needs, answers)
 
 
 def _untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
     """The models that a trial delivers, with random weights, to be loaded with those of its outcomes."""
     return _scheme(trial, job, _students(trial, job), None).models
-
-
-def _method(trial: Trial, *kinds: type[Method]) -> Method | None:
-    return next((method for method in trial.methods if isinstance(method, kinds)), None)
 
 
 class _Watch:

@@ -22,8 +22,7 @@ from kdcore.data.views import Views, order
 from kdcore.lesson import Batch, Scheme, StepOutput
 from kdcore.objectives import Objective
 from kdcore.optim import Average, optimizer_for
-from kdcore.spec import Multistep, Schedule
-from kdcore.spec import Training as Recipe
+from kdcore.spec import Multistep, Recipe, Schedule
 
 POINT_EVERY_STEPS = 200
 """Within an epoch a metric point covers this many steps; the epoch's end makes another point."""

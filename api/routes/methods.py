@@ -1,18 +1,19 @@
 """What the engine can do: each method, what it matches, needs and goes with, and its options as a schema."""
 
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from api.answers import Json, page
 from api.auth import Who
 from api.problems import NotFound, responses
 from api.schemas import Page, View
-from kdcore.catalog import METHODS, MethodFacts, ModelFacts, architecture, named_facts
-from kdcore.spec import Known, Method, parse, read, resolve
+from kdcore.catalog import ModelFacts, architecture, named_facts
+from kdcore.catalog.facts import Facts
+from kdcore.spec import METHODS, Known, MethodFacts, parse, read, resolve
 
 router = APIRouter(prefix="/v1/methods", tags=["catalogue"])
 
@@ -34,7 +35,12 @@ class MethodExample(View):
     resolved: dict[str, Any] = Field(description="What becomes of its method, temperature, alpha and beta.")
 
 
-class MethodView(MethodFacts):
+class _Named(Facts):
+    name: str
+    """What a job calls it."""
+
+
+class MethodView(MethodFacts, _Named):
     """What a method is, what it goes with, and how it is called."""
 
     works_with: list[Companion] = Field(
@@ -47,13 +53,6 @@ class MethodView(MethodFacts):
         "default, and whose default it is. The name alone stands for all defaults."
     )
     example: MethodExample
-
-
-def _models() -> dict[str, type[BaseModel]]:
-    return {model.model_fields["name"].default: model for model in get_args(get_args(Method)[0])}
-
-
-OPTIONS = {name: model.model_json_schema() for name, model in _models().items()}
 
 
 @router.get("", response_model=Page[MethodView])
@@ -72,12 +71,13 @@ async def one(name: str, who: Who) -> Response:
 
 @cache
 def _view(name: str) -> dict[str, Any]:
-    spec = _job(name)
+    method, spec = METHODS[name], _job(name)
     return {
-        **METHODS[name].model_dump(mode="json"),
+        "name": name,
+        **method.facts.model_dump(mode="json"),
         "works_with": [companion for companion, more in COMPANIONS.items() if _is_sound({**spec, **more})],
         "sums_with": [other for other in sorted(METHODS) if other != name and _is_sound(_job(name, other))],
-        "options": OPTIONS[name],
+        "options": method.model_json_schema(),
         "example": {"spec": spec, "resolved": _resolved(spec)},
     }
 
@@ -85,7 +85,7 @@ def _view(name: str) -> dict[str, Any]:
 def _job(*names: str) -> dict[str, Any]:
     """A job of these methods with whatever they need, and nothing else."""
     spec: dict[str, Any] = {"dataset": "cifar100", "student": "resnet20"}
-    schemes = {METHODS[name].scheme for name in names}
+    schemes = {METHODS[name].facts.scheme for name in names}
     if schemes == {"offline"}:
         spec["teacher"] = {"checkpoint": "model:cifar100-resnet56"}
     if "mutual" in schemes:

@@ -1,7 +1,7 @@
-"""The data sets that a spec may name without uploading anything.
+"""The data sets that a spec may name without an upload.
 
-Mean and std are over the training split. Where images differ in size they depend on the size asked for: ImageNet's
-customary numbers for photographs stand there. Sets whose labels torchvision reads with scipy are left out.
+Mean and std are over the training split. Where images differ in size they depend on the requested size: for photographs
+they are ImageNet's usual numbers. Data sets whose labels torchvision reads with scipy are left out.
 """
 
 from kdcore.catalog.facts import DatasetFacts, NamedDataset
@@ -193,8 +193,7 @@ DATASETS: dict[str, NamedDataset] = {dataset.name: dataset for dataset in _ALL}
 
 
 def named_facts(name: str, image_size: int | None = None) -> DatasetFacts:
-    """What a job on a named data set may count on before it is fetched; class names that are not known here are
-    numbers until then."""
+    """Return the facts of a named data set before it is fetched. Class names that are not known yet are numbers."""
     dataset = DATASETS[name]
     return DatasetFacts(
         kind="named",

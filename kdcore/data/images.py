@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.data import counter_rng
-from kdcore.spec import Training as Recipe
-from kdcore.spec import Unlabelled
+from kdcore.spec import Recipe, Unlabelled
 
 Labels = npt.NDArray[np.int64]
 

@@ -28,7 +28,7 @@ from torch.nn.functional import relu
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import connector, maps, same_size
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 
 SCALE = 3 / 1000
 
@@ -48,7 +48,7 @@ def boundary_distance(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
 class ActivationBoundaries(Objective):
     """The objective of the first stage: at each pair of taps, the teacher's neurons fire in the student too."""
 
-    def __init__(self, options: methods.ActivationBoundary, setting: Setting) -> None:
+    def __init__(self, options: features.ActivationBoundary, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None, "resolve() names the taps"
         self.pairs = options.taps
@@ -75,7 +75,6 @@ class ActivationBoundaries(Objective):
         return SCALE * torch.stack(weighed).sum()
 
 
-def staged(options: methods.ActivationBoundary, setting: Setting) -> Staged:
+def from_options(options: features.ActivationBoundary, setting: Setting) -> Staged:
     """The boundaries first, the student trained by them alone; then the labels."""
-    first = ActivationBoundaries(options, setting)
-    return Staged(first=first, trains_student=True, then=None)
+    return Staged(first=ActivationBoundaries(options, setting), then=None)

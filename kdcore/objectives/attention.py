@@ -34,7 +34,7 @@ from torch.linalg import vector_norm
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import maps, same_size, unit
-from kdcore.spec.methods import Attention
+from kdcore.spec.methods.features import Attention
 
 Mapping = Literal["sum", "sum_p", "max_p"]
 Reduction = Literal["mean_squares", "norms"]
@@ -116,3 +116,7 @@ class GradientAttention(Objective):
         student, teacher = lesson.student.input_gradient, lesson.teacher.input_gradient
         assert student is not None and teacher is not None, "a scheme takes the gradients that are asked for"
         return gradient_attention_loss(student, teacher)
+
+
+def from_options(options: Attention, setting: Setting) -> Objective:
+    return (GradientAttention if options.compares_gradients else AttentionTransfer)(options, setting)

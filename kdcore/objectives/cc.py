@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import embeddings, unit
-from kdcore.spec.methods import Cc
+from kdcore.spec.methods.relations import Cc
 
 
 def cc_pairs_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -70,3 +70,6 @@ class CorrelationCongruence(Objective):
         if self.options.form == "pairs":
             return cc_pairs_loss(student_ND, teacher_ND)
         return cc_gaussian_loss(student_ND, teacher_ND, gamma=self.options.gamma, order=self.options.order)
+
+
+from_options = CorrelationCongruence

@@ -29,7 +29,8 @@ from torch.nn.functional import adaptive_avg_pool2d, l1_loss, mse_loss
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import maps, unit
-from kdcore.spec import Pair, methods
+from kdcore.spec import Pair
+from kdcore.spec.methods import features
 
 
 def factor_loss(student_factor_NCHW: Tensor, teacher_factor_NCHW: Tensor, *, p: Literal[1, 2] = 1) -> Tensor:
@@ -123,13 +124,12 @@ class FactorTransfer(Objective):
         return factor_NCHW
 
 
-def staged(options: methods.FactorTransfer, setting: Setting) -> Staged:
+def from_options(options: features.FactorTransfer, setting: Setting) -> Staged:
     """The paraphraser first, without the student; then the student beside the labels. Both hold the one paraphraser."""
     assert options.tap is not None, "resolve() names the tap"
     paraphraser = Paraphraser(options.rate)
     return Staged(
         first=Paraphrasing(options.tap, paraphraser),
-        trains_student=False,
         then=FactorTransfer(options.tap, paraphraser, p=options.p),
     )
 

@@ -25,9 +25,11 @@ from torch.nn.functional import mse_loss
 
 from base.errors import SpecInvalid
 from kdcore.lesson import Lesson, Needs
+from kdcore.objectives.kd import KnowledgeDistillation
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import connector, embeddings, map_or_embedding, same_size
-from kdcore.spec.methods import FitNet
+from kdcore.spec.methods.features import FitNet
+from kdcore.spec.methods.response import Kd
 
 LARGEST_LINEAR = 2**28
 """Weights of a fully connected regressor: a gigabyte in float32, and as much again for each state of the optimizer."""
@@ -75,6 +77,7 @@ class Hints(Objective):
         return same_size(*map_or_embedding(lesson, self.tap))
 
 
-def staged(options: FitNet, setting: Setting, then: Objective) -> Staged:
-    """The paper's two stages: the hint alone, `then` what the caller distils with, knowledge distillation."""
-    return Staged(first=Hints(options, setting), trains_student=True, then=then)
+def from_options(options: FitNet, setting: Setting) -> Objective | Staged:
+    """The hint beside the labels; or the paper's two stages, the hint alone and then knowledge distillation."""
+    hints = Hints(options, setting)
+    return hints if options.stages == "joint" else Staged(hints, then=KnowledgeDistillation(Kd(), setting))

@@ -25,7 +25,7 @@ from base.errors import SpecInvalid
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting, Staged
 from kdcore.objectives.tapped import maps, same_size
-from kdcore.spec.methods import Fsp
+from kdcore.spec.methods.features import Fsp
 
 
 def fsp_loss(
@@ -73,6 +73,6 @@ class SolutionFlow(Objective):
         ).sum()
 
 
-def staged(options: Fsp, setting: Setting) -> Staged:
+def from_options(options: Fsp, setting: Setting) -> Staged:
     """The flows alone, then the labels alone."""
-    return Staged(first=SolutionFlow(options, setting), trains_student=True, then=None)
+    return Staged(first=SolutionFlow(options, setting), then=None)

@@ -28,7 +28,7 @@ from torch import Tensor
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import maps, same_size, unit
-from kdcore.spec.methods import Nst
+from kdcore.spec.methods.features import Nst
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
 
@@ -89,3 +89,6 @@ class NeuronSelectivityTransfer(Objective):
     def forward(self, lesson: Lesson) -> Tensor:
         losses = [nst_loss(student, teacher, kernel=self.kernel) for student, teacher in maps(lesson, self.taps)]
         return torch.stack(losses).sum()
+
+
+from_options = NeuronSelectivityTransfer

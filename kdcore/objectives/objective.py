@@ -49,6 +49,4 @@ class Staged:
     """A method of two stages: `first` is minimised alone, without labels; `then` beside them (None: labels alone)."""
 
     first: Objective
-    trains_student: bool
-    """False where the first stage trains only the objective's own modules."""
     then: Objective | None

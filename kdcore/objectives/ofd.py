@@ -28,7 +28,7 @@ from base.errors import SpecInvalid
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import connector, maps, same_size
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 
 
 def margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Layer(nn.Module):
 class Overhaul(Objective):
     """The objective: pre-ReLU maps at each pair of taps, with a margin from one of the teacher's batch norms each."""
 
-    def __init__(self, options: methods.Ofd, setting: Setting) -> None:
+    def __init__(self, options: features.Ofd, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None and options.margins is not None, "resolve() names the taps and the batch norms"
         if len(options.margins) != len(options.taps):
@@ -91,6 +91,9 @@ class Overhaul(Objective):
         losses = [layer(*pair) for layer, pair in zip(self.layers, maps(lesson, self.pairs), strict=True)]
         weighed = [loss / 2 ** (len(losses) - i - 1) for i, loss in enumerate(losses)]
         return torch.stack(weighed).sum()
+
+
+from_options = Overhaul
 
 
 def _margin(norm: nn.Module, path: str, teacher_NCHW: Tensor, tap: str) -> Tensor:

@@ -20,7 +20,7 @@ from torch.linalg import vector_norm
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import embeddings
-from kdcore.spec.methods import Pkt
+from kdcore.spec.methods.relations import Pkt
 
 _EPSILON = 1e-7
 
@@ -49,3 +49,6 @@ class ProbabilisticTransfer(Objective):
 
     def forward(self, lesson: Lesson) -> Tensor:
         return pkt_loss(*embeddings(lesson, self.tap))
+
+
+from_options = ProbabilisticTransfer

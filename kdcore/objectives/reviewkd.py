@@ -29,7 +29,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import BatchNorm, map_or_embedding
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 
 
 def hcl_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Fusion(nn.Module):
 class KnowledgeReview(Objective):
     """The objective: the teacher's maps against the student's fused ones."""
 
-    def __init__(self, options: methods.ReviewKd, setting: Setting) -> None:
+    def __init__(self, options: features.ReviewKd, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None and options.warmup_epochs is not None, "resolve() names the taps and epochs"
         self.pairs = options.taps
@@ -94,6 +94,9 @@ class KnowledgeReview(Objective):
 
     def _deepest_first(self, lesson: Lesson) -> list[tuple[Tensor, Tensor]]:
         return [map_or_embedding(lesson, pair) for pair in reversed(self.pairs)]
+
+
+from_options = KnowledgeReview
 
 
 def _convolution(before: int, after: int, kernel_size: int) -> nn.Sequential:

@@ -28,7 +28,7 @@ from torch.nn.functional import smooth_l1_loss
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import embeddings
-from kdcore.spec.methods import Rkd
+from kdcore.spec.methods.relations import Rkd
 
 
 def rkd_distance_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -84,3 +84,6 @@ class RelationalKd(Objective):
         angle = rkd_angle_loss(student_ND, teacher_ND)
         self.observed["rkd/distance"], self.observed["rkd/angle"] = distance.detach(), angle.detach()
         return self.distance_weight * distance + self.angle_weight * angle
+
+
+from_options = RelationalKd

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import unit
-from kdcore.spec.methods import Sp
+from kdcore.spec.methods.relations import Sp
 
 
 def sp_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
@@ -42,3 +42,6 @@ class SimilarityPreserving(Objective):
 
     def forward(self, lesson: Lesson) -> Tensor:
         return sp_loss(lesson.student.taps[self.tap.student], lesson.teacher.taps[self.tap.teacher])
+
+
+from_options = SimilarityPreserving

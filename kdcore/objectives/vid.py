@@ -24,7 +24,7 @@ from torch.nn.functional import softplus
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import maps, same_size
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 
 FLOOR = 1e-5
 """Of the variance."""
@@ -60,7 +60,7 @@ class Guess(nn.Module):
 class VariationalInformation(Objective):
     """The objective: the teacher's maps, guessed from the student's at each pair of taps."""
 
-    def __init__(self, options: methods.Vid, setting: Setting) -> None:
+    def __init__(self, options: features.Vid, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None, "resolve() names the taps"
         self.pairs = options.taps
@@ -79,3 +79,6 @@ class VariationalInformation(Objective):
             mean_NCHW, variance_C = guess(student_NCHW)
             losses.append(vid_loss(mean_NCHW, variance_C, teacher_NCHW))
         return torch.stack(losses).sum()
+
+
+from_options = VariationalInformation

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from base.errors import TeacherMismatch
 from base.files import sha256
-from kdcore.catalog.facts import DatasetFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import DatasetFacts, ProgramFacts
 from kdcore.programs import pt2, signature
 from kdcore.programs.graph import EVAL_FIRST, Graph
 

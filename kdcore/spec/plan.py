@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from kdcore.catalog import DatasetFacts
 from kdcore.spec.fitting import images_to_train_on
-from kdcore.spec.methods import BornAgain, Method, Pair
-from kdcore.spec.vocabulary import JobSpec, Student
-from kdcore.spec.weights import is_staged
+from kdcore.spec.job import JobSpec, Student
+from kdcore.spec.methods import Method, SchemeOptions, scheme_of
+from kdcore.spec.vocabulary import Pair
 
 GIVEN = "teacher"
 """`taught_by` of a trial whose teacher (or teachers) the spec names."""
@@ -37,10 +37,15 @@ class Trial:
     seed: int
     stages: tuple[Stage, ...] = ()
 
+    @property
+    def scheme(self) -> SchemeOptions:
+        """Who teaches whom."""
+        return scheme_of(self.methods)
+
 
 def trials(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> tuple[Trial, ...]:
     """A job's trials with their stages: the student's comes last, except for its baseline."""
-    found = list(_generations(spec) if _born_again(spec) else _chain(spec))
+    found = list(_generations(spec) if spec.scheme.generations else _chain(spec))
     if spec.baseline == "train":
         found.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
     return tuple(
@@ -59,19 +64,17 @@ def _stages(trial: Trial, spec: JobSpec, dataset: DatasetFacts, unlabelled: Data
     """Every stage with its length in steps; only whole batches count."""
     images = images_to_train_on(dataset, unlabelled, spec.unlabelled, spec.training)
     steps_per_epoch = images // spec.training.batch_size
-    methods = [method for method in trial.methods if is_staged(method)]
-    names = numbered([f"{trial.name}/{method.name}" for method in methods])
-    for name, method in zip(names, methods, strict=True):
-        epochs: int | None = getattr(method, "pretraining_epochs", None)
-        assert epochs is not None, "resolve() counts every stage"
-        yield Stage(name, epochs, epochs * steps_per_epoch, method)
+    first = [(method, method.first_stage) for method in trial.methods if method.first_stage is not None]
+    names = numbered([f"{trial.name}/{method.name}" for method, _ in first])
+    for name, (method, stage) in zip(names, first, strict=True):
+        assert stage.epochs is not None, "resolve() counts the epochs of every stage"
+        yield Stage(name, stage.epochs, stage.epochs * steps_per_epoch, method)
     yield Stage(trial.name, spec.training.epochs, spec.training.epochs * steps_per_epoch)
 
 
 def _chain(spec: JobSpec) -> Iterator[Trial]:
     """The assistants, each taught by the one before it, then the student."""
-    supervised = spec.methods[0].name == "supervised"
-    methods = () if supervised else spec.methods
+    methods = () if spec.scheme.kind == "alone" else spec.methods
     taught_by = GIVEN if spec.teachers else None
     for number, assistant in enumerate(spec.assistants, 1):
         yield Trial(f"assistant-{number}", (assistant,), taught_by, methods, spec.training.seed)
@@ -81,17 +84,13 @@ def _chain(spec: JobSpec) -> Iterator[Trial]:
 
 def _generations(spec: JobSpec) -> Iterator[Trial]:
     """The generations, each with a seed of its own and taught by the one before it."""
-    count = _born_again(spec)
+    count = spec.scheme.generations
     taught_by = GIVEN if spec.teachers else None
     methods = spec.methods if spec.teachers else ()
     for number in range(1, count + 1):
         name = "student" if number == count else f"generation-{number}"
         yield Trial(name, spec.students, taught_by, methods, spec.training.seed + number - 1)
         taught_by, methods = name, tuple(_among_twins(method) for method in spec.methods)
-
-
-def _born_again(spec: JobSpec) -> int:
-    return next((method.generations for method in spec.methods if isinstance(method, BornAgain)), 0)
 
 
 def _among_twins(method: Method) -> Method:

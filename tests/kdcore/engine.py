@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdcore import models
-from kdcore.catalog import METHODS
-from kdcore.job import Workspace
+from kdcore.prepare import Workspace
 from kdcore.protocol import Lines
-from kdcore.spec import JobSpec, parse
+from kdcore.spec import METHODS, JobSpec, parse
 
 
 def write_arrays(path: Path, train: int = 120, test: int = 30, classes: int = 3, side: int = 8) -> Path:
@@ -89,7 +88,7 @@ def method_job(name: str, data: Path, teacher: Path, **fields: Any) -> JobSpec:
     fields = {"method": {"name": name, **SMALL.get(name, {})}, **fields}
     if name == "dml":
         fields = {"student": ["convnet4", "convnet4"], **fields}
-    return job(data, teacher if METHODS[name].teacher == "required" else None, **fields)
+    return job(data, teacher if METHODS[name].facts.teacher == "required" else None, **fields)
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

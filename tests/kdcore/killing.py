@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base import files
-from kdcore.job import Workspace
+from kdcore.prepare import Workspace
 from kdcore.protocol import Lines
 from kdcore.run import run
 from kdcore.spec import JobSpec

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from base import files
 from kdcore import models, protocol
-from kdcore.catalog import METHODS, architecture
+from kdcore.catalog import architecture
 from kdcore.run import run
-from kdcore.spec import JobSpec
+from kdcore.spec import METHODS, JobSpec
 from tests.kdcore.engine import job, method_job, same, workspace, write_arrays, write_pool, write_teacher
 from tests.kdcore.killing import killed
 
@@ -199,7 +199,7 @@ def delivers_the_plain_network(name: str, done: Done) -> None:
     assert sum(value.numel() for value in plain.parameters()) == promised == done.report["student"]["parameters"]
     with safe_open(done.out / "student.safetensors", "pt") as file:
         assert json.loads(file.metadata()["distillery"])["members"] == 1
-    assert (done.report["teacher"] is not None) == (METHODS[name].teacher == "required")
+    assert (done.report["teacher"] is not None) == (METHODS[name].facts.teacher == "required")
     if name == "supervised":
         assert done.report["alone"] is None and done.report["gain"] is None
     else:

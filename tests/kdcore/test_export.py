@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from kdcore import export, models, weights
-from kdcore.job import prepare
+from kdcore.prepare import prepare
 from tests.kdcore.engine import job, same, workspace, write_arrays
 
 

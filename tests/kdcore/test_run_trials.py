@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.catalog import METHODS
 from kdcore.classifier import FrozenTeacher
-from kdcore.job import PreparedJob, prepare
 from kdcore.lesson import Teacher
+from kdcore.prepare import PreparedJob, prepare
 from kdcore.run import TrialSetup, _untrained
 from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import GIVEN, JobSpec, Trial
+from kdcore.spec import GIVEN, METHODS, JobSpec, Trial
 from kdcore.training import Observer
 from tests.kdcore.engine import copied, job, method_job, same, workspace, write_arrays, write_pool, write_teacher
 from tests.kdcore.tiny import changed, values

@@ -11,9 +11,10 @@ from kdcore.lesson import Lesson, Needs, Scheme
 from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import Cosine, Multistep
-from kdcore.spec import Training as Recipe
-from kdcore.spec.methods import Crd, Kd, Pair
+from kdcore.spec import Cosine, Multistep, Recipe
+from kdcore.spec.methods.relations import Crd
+from kdcore.spec.methods.response import Kd
+from kdcore.spec.vocabulary import Pair
 from kdcore.training import Observer, StageTraining, hits, known, label_loss, learning_rate
 from tests.kdcore.engine import copied, same
 
@@ -56,7 +57,7 @@ def setting(temperature: float | None = 4.0) -> Setting:
 
 
 def kd_objective() -> Objective:
-    return build((Kd(),), setting()).mainly
+    return build((Kd(),), setting())[-1]
 
 
 class Regressor(Objective):
@@ -298,7 +299,7 @@ def peers(seed: int) -> dict:
 def contrastive(seed: int) -> dict:
     """Negatives are drawn at every step; memories and normalisers are remembered."""
     tap = Pair(student="4@in", teacher="4@in")
-    objective = build((Crd(tap=tap, negatives=4, width=8),), setting(None)).mainly
+    objective = build((Crd(tap=tap, negatives=4, width=8),), setting(None))[-1]
     scheme = Offline(classifier(seed), FrozenTeacher(classifier(9)), objective.needs)
     return {"scheme": scheme, "beta": 1.0, "objective": objective}
 

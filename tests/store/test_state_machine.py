@@ -41,7 +41,8 @@ NEVER = {
     "has a request, and does not run": "SELECT id FROM jobs WHERE requested IS NOT NULL AND status <> 'running'",
     "has ended without an hour, or lives on after one": """
         SELECT id FROM jobs WHERE (status IN ('succeeded', 'failed', 'cancelled')) <> (finished_at IS NOT NULL)""",
-    "has spent more attempts than it has": "SELECT id FROM jobs WHERE attempts_without_progress NOT BETWEEN 0 AND max_attempts",
+    "has spent more attempts than it has": """
+        SELECT id FROM jobs WHERE attempts_without_progress NOT BETWEEN 0 AND max_attempts""",
     "waits for an attempt that it does not have": """
         SELECT id FROM jobs WHERE status IN ('queued', 'paused') AND attempts_without_progress >= max_attempts
                               AND coalesce(checkpoint_step, -1) <= coalesce(claimed_step, -1)""",

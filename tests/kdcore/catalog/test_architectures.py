@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 
 from kdcore.catalog.architectures import ARCHITECTURES, TORCHVISION, UnknownName, architecture
 from kdcore.catalog.facts import ArchitectureFacts
-from kdcore.spec.methods.base import TapPath
+from kdcore.spec.vocabulary import TapPath
 
 
 def test_every_row_knows_its_own_name():

@@ -12,7 +12,7 @@ from kdcore.objectives.attention import (
     attention_map,
     gradient_attention_loss,
 )
-from kdcore.spec.methods import Attention
+from kdcore.spec.methods.features import Attention
 from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training, seen, under
 from tests.kdcore.objectives.lessons import lesson, maps, parameters
 

@@ -6,7 +6,7 @@ import torch
 from kdcore.objectives import crd
 from kdcore.objectives.crd import ContrastiveRepresentation, crd_nce_loss, crd_scores
 from kdcore.objectives.objective import Setting
-from kdcore.spec.methods import Crd
+from kdcore.spec.methods.relations import Crd
 from tests.kdcore.objectives.lessons import maps
 from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, LABELS, SETTING, NoHostReads, Trial
 

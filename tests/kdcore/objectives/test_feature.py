@@ -6,7 +6,7 @@ import torch
 
 from base.errors import SpecInvalid
 from kdcore.objectives.feature import FeatureMatching, feature_cosine_loss, feature_kl_loss, feature_l2_loss
-from kdcore.spec.methods import Feature
+from kdcore.spec.methods.features import Feature
 from tests.kdcore.objectives.feature_pairs import (
     SETTING,
     UP_TO_DEEP,

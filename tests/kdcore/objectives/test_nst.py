@@ -5,7 +5,7 @@ import torch
 
 from base.errors import SpecInvalid
 from kdcore.objectives.nst import NeuronSelectivityTransfer, nst_loss
-from kdcore.spec.methods import Nst
+from kdcore.spec.methods.features import Nst
 from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training
 from tests.kdcore.objectives.lessons import lesson, maps, parameters
 

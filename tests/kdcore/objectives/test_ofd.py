@@ -7,12 +7,12 @@ from torch import nn
 
 from base.errors import SpecInvalid
 from kdcore.objectives.ofd import Overhaul, margin, partial_l2_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 
 def objective(*taps: str, margins: tuple[str, ...] = ("norm",)) -> Overhaul:
-    return Overhaul(methods.Ofd(taps=taps or ("late",), margins=margins), SETTING)
+    return Overhaul(features.Ofd(taps=taps or ("late",), margins=margins), SETTING)
 
 
 def naive(student, teacher, margins) -> float:
@@ -170,4 +170,4 @@ def test_a_layer_that_gives_no_margin_is_refused_by_name(layer, message):
 
 def test_each_tap_needs_a_margin():
     with pytest.raises(SpecInvalid, match="1 margins for 2 taps: each tap needs one"):
-        Overhaul(methods.Ofd(taps=("early", "late"), margins=("norm",)), SETTING)
+        Overhaul(features.Ofd(taps=("early", "late"), margins=("norm",)), SETTING)

@@ -7,14 +7,14 @@ from torch import nn
 
 from base.errors import SpecInvalid
 from kdcore.objectives.reviewkd import Fusion, KnowledgeReview, hcl_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 TAPS = ("early", "late", "embedding")
 
 
 def objective(*taps: str, mid_channels: int = 512, warmup_epochs: int = 0) -> KnowledgeReview:
-    options = methods.ReviewKd(taps=taps or TAPS, mid_channels=mid_channels, warmup_epochs=warmup_epochs)
+    options = features.ReviewKd(taps=taps or TAPS, mid_channels=mid_channels, warmup_epochs=warmup_epochs)
     return KnowledgeReview(options, SETTING)
 
 

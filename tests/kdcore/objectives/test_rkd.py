@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.objectives.rkd import RelationalKd, rkd_angle_loss, rkd_distance_loss
-from kdcore.spec.methods import Rkd
+from kdcore.spec.methods.relations import Rkd
 from tests.kdcore.objectives.lessons import maps
 from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial
 

@@ -13,7 +13,7 @@ from kdcore.objectives.nkd import NormalizedKd
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.standardized import Standardized, standardize
 from kdcore.objectives.weighted import WeightedSum
-from kdcore.spec.methods import Dist, Dkd, Kd, Nkd
+from kdcore.spec.methods.response import Dist, Dkd, Kd, Nkd
 
 SETTING = Setting(2.0, 7, 240, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
 ON_LOGITS = {

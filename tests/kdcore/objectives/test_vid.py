@@ -6,14 +6,14 @@ import torch
 
 from base.errors import SpecInvalid
 from kdcore.objectives.vid import Guess, VariationalInformation, vid_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 TAPS = ({"student": "early", "teacher": "early"}, {"student": "late", "teacher": "late"})
 
 
 def objective(*taps) -> VariationalInformation:
-    return VariationalInformation(methods.Vid(taps=taps or TAPS), SETTING)
+    return VariationalInformation(features.Vid(taps=taps or TAPS), SETTING)
 
 
 def naive(mean, variance, teacher) -> float:

@@ -14,7 +14,7 @@ from base.errors import TeacherMismatch
 from kdcore import __main__ as engine
 from kdcore import models, programs
 from kdcore.catalog import DatasetFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from kdcore.classifier import Classifier, FrozenTeacher
 from tests.kdcore.programs.making import MODEL, WEIGHTS, exported, rewritten
 

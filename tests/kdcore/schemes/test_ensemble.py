@@ -9,7 +9,7 @@ from kdcore.catalog import architecture
 from kdcore.evaluate import parameters
 from kdcore.objectives import Setting, build
 from kdcore.schemes.ensemble import NativeEnsemble, rampup
-from kdcore.spec.methods import One
+from kdcore.spec.methods.schemes import One
 from tests.kdcore.tiny import batch, named
 
 SIDES = {
@@ -97,7 +97,7 @@ def test_the_ensemble_is_the_branches_weighed_by_a_gate_that_sums_to_one():
 
 def test_the_divergence_reaches_the_branches_and_never_the_gate():
     one = scheme()
-    objective = build((One(),), Setting(3.0, 3, 1, torch.zeros(4).long(), torch.arange(4))).mainly
+    objective = build((One(),), Setting(3.0, 3, 1, torch.zeros(4).long(), torch.arange(4)))[-1]
     done = one.run(batch([0, 1, 2, 0], side=8))
     sum(lesson.share * objective(lesson) for lesson in done.lessons).backward()
     network = one.ensemble.network

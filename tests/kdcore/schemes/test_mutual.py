@@ -6,7 +6,7 @@ import torch
 from kdcore.lesson import Needs
 from kdcore.objectives import Setting, build
 from kdcore.schemes.mutual import Mutual
-from kdcore.spec.methods import Dml
+from kdcore.spec.methods.schemes import Dml
 from kdcore.training import label_loss
 from tests.kdcore.tiny import batch, linear, named, says
 
@@ -18,7 +18,7 @@ def test_the_loss_of_two_students_worked_out_by_hand():
     done = Mutual([says(0.75, 0.25), says(0.5, 0.5)]).run(batch([0, 0]))
     first = -math.log(0.75) + 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     second = -math.log(0.5) + 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    objective = build((Dml(),), SETTING).mainly
+    objective = build((Dml(),), SETTING)[-1]
     labels = sum(label_loss(view.logits, done.labels) for view in done.views)
     mutual = sum(lesson.share * objective(lesson) for lesson in done.lessons)
     assert (labels + mutual).item() == pytest.approx(first + second, rel=1e-6)
@@ -28,7 +28,7 @@ def test_each_students_gradient_is_that_of_its_own_loss():
     """dKL(p2 ‖ p1)/dz1 = p1 - p2: the other's logits are held fixed."""
     students = [says(0.75, 0.25), says(0.5, 0.5)]
     done = Mutual(students).run(batch([0, 0]))
-    objective = build((Dml(),), SETTING).mainly
+    objective = build((Dml(),), SETTING)[-1]
     sum(lesson.share * objective(lesson) for lesson in done.lessons).backward()
     assert students[0].network.logits.grad.tolist() == pytest.approx([0.25, -0.25], abs=1e-6)
     assert students[1].network.logits.grad.tolist() == pytest.approx([-0.25, 0.25], abs=1e-6)

@@ -4,7 +4,7 @@ from typing import Any
 
 from base.errors import Fault
 from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from kdcore.spec import JobSpec, Known, as_typed, each_teacher, fit, parse, read, resolve
 
 SOUND = {

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
-from kdcore.spec import Known, Training, Unlabelled, fit, images_to_train_on, read
+from kdcore.spec import Known, Recipe, Unlabelled, fit, images_to_train_on, read
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, body, of_fit, told
 
 GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
@@ -34,17 +34,21 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
     # The data.
     "data without labels": (
         {"more": data(labelled=False, num_classes=0, class_names=[])},
-        ("/dataset", "not_allowed", "the data set holds no labels: a student is measured on labelled images"),
+        ("/dataset", "not_allowed", "the data set has no labels, and a student is measured on labelled images"),
         {"more": data(class_names=["a", "b", "c"])},
     ),
     "a pool of other channels": (
         {"unlabelled": "theirs", "more": {"unlabelled": POOL.model_copy(update=GREY)}},
-        ("/unlabelled", "not_allowed", "the data set's images have channels 3, these 1"),
+        ("/unlabelled", "not_allowed", "the data set's images have channels 3, these have 1"),
         {"unlabelled": "theirs"},
     ),
     "a pool of another size": (
         {"unlabelled": {"source": "theirs"}, "more": {"unlabelled": POOL.model_copy(update={"image_size": (64, 32)})}},
-        ("/unlabelled/source", "not_allowed", "the data set's images have height and width [32, 32], these [64, 32]"),
+        (
+            "/unlabelled/source",
+            "not_allowed",
+            "the data set's images have height and width [32, 32], these have [64, 32]",
+        ),
         {"unlabelled": {"source": "theirs"}, "more": {"unlabelled": POOL.model_copy(update={"train": 5})}},
     ),
     "less than a batch": (
@@ -64,7 +68,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
     # The teacher.
     "a teacher of other classes": (
         other(num_classes=10),
-        ("/teacher/checkpoint", "teacher_mismatch", "the teacher tells 10 classes apart, the data set has 3"),
+        ("/teacher/checkpoint", "teacher_mismatch", "the teacher has 10 classes, the data set has 3"),
         other(class_names=["a", "b", "c"]),
     ),
     "a teacher of classes in another order": (
@@ -72,7 +76,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/teacher/checkpoint",
             "teacher_mismatch",
-            "the teacher's classes are named or ordered otherwise than the data set's",
+            "the teacher's class names, or their order, differ from the data set's",
         ),
         other(class_names=None),
     ),
@@ -134,7 +138,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
             "teacher": [ONE, OTHER],
             "more": {"teachers": {"/teacher/0": TEACHER, "/teacher/1": TEACHER.model_copy(update={"num_classes": 9})}},
         },
-        ("/teacher/1/checkpoint", "teacher_mismatch", "the teacher tells 9 classes apart, the data set has 3"),
+        ("/teacher/1/checkpoint", "teacher_mismatch", "the teacher has 9 classes, the data set has 3"),
         {"teacher": [ONE, OTHER]},
     ),
     "a teacher's normalisation": (
@@ -186,7 +190,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/method/1",
             "missing",
-            "'crd' finds no place to compare resnet20 with torchvision/squeezenet1_0 by itself: name its tap",
+            "'crd' has no default places to compare resnet20 with torchvision/squeezenet1_0: name its tap",
         ),
         {
             "method": ["kd", {"name": "crd", "tap": {"student": "fc@in", "teacher": "features.12"}}],
@@ -198,7 +202,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/method/taps",
             "missing",
-            "'activation_boundary' finds no place to compare resnet20 with shufflenetv2 by itself: name its taps",
+            "'activation_boundary' has no default places to compare resnet20 with shufflenetv2: name its taps",
         ),
         {"method": {"name": "activation_boundary"}, "network": "shufflenetv1"},
     ),
@@ -207,8 +211,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/method",
             "missing",
-            "'ofd' finds no place to compare resnet20 with torchvision/vgg11 by itself: name its taps (the teacher's "
-            "need a batch norm right before their ReLU)",
+            "'ofd' has no default places to compare resnet20 with torchvision/vgg11: name its taps (the teacher's "
+            "taps need a batch norm directly before their ReLU)",
         ),
         {"method": "ofd", "network": "torchvision/vgg11_bn", "more": data(image_size=(64, 64))},
     ),
@@ -272,7 +276,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
     ),
     "an exit at a vector": (
         {"teacher": None, "method": {"name": "byot", "exits": ["layer1", "fc@in"]}, **shapes(**{"fc@in": [64]})},
-        ("/method/exits/1", "not_allowed", "fc@in of resnet20 gives 64 for each image; 'byot' leaves at a map"),
+        ("/method/exits/1", "not_allowed", "fc@in of resnet20 gives 64 for each image; an exit of 'byot' needs a map"),
         {"teacher": None, "method": {"name": "byot", "exits": ["layer1"]}, **shapes(layer1=[16, 32, 32])},
     ),
     "features that nobody knows": (
@@ -280,7 +284,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/method",
             "not_allowed",
-            "'byot' teaches the features that torchvision/squeezenet1_0 classifies by, and where they are is not known",
+            "'byot' compares the input of the classifier, and its place in torchvision/squeezenet1_0 is not known",
         ),
         {"teacher": None, "method": "byot", "student": "torchvision/resnet18"},
     ),
@@ -302,7 +306,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
                 }
             },
         },
-        ("/method/exits", "missing", "timm/plain has no known stages to leave it at: name the exits"),
+        ("/method/exits", "missing", "timm/plain has no known places for exits: name the exits"),
         {"teacher": None, "method": {"name": "byot"}, "student": "timm/plain"},
     ),
 }
@@ -370,4 +374,4 @@ def test_an_epoch_sees_what_is_not_held_out(train, fraction, pool, labelled_too,
     dataset = DATA.model_copy(update={"train": train})
     images = None if pool is None else POOL.model_copy(update={"train": pool})
     asked = Unlabelled(source="theirs", labelled_too=labelled_too)
-    assert images_to_train_on(dataset, images, asked, Training(validation_fraction=fraction)) == left
+    assert images_to_train_on(dataset, images, asked, Recipe(validation_fraction=fraction)) == left

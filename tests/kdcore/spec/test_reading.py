@@ -1,8 +1,9 @@
 import pytest
 
 from base.errors import Fault, SpecFaults
-from kdcore.spec import JobSpec, Kd, Supervised, as_typed, parse, read
-from kdcore.spec.methods import NAMES
+from kdcore.spec import METHODS, JobSpec, as_typed, parse, read
+from kdcore.spec.methods.response import Kd
+from kdcore.spec.methods.schemes import Supervised
 
 SOUND = {
     "dataset": "cifar100",
@@ -70,7 +71,7 @@ def test_unknown_names_offer_the_nearest():
     _, _, (fault,) = read({**SOUND, "student": "resnet21"})
     assert fault.got == "resnet21" and "resnet20" in fault.allowed
     _, _, (fault,) = read({**SOUND, "method": {"name": "kdd"}})
-    assert fault.pointer == "/method/name" and fault.allowed == list(NAMES)
+    assert fault.pointer == "/method/name" and fault.allowed == list(METHODS)
     assert fault.message == "no such name: 'kdd'; did you mean 'kd'?"
 
 
@@ -248,8 +249,8 @@ def test_the_schema_shows_plain_names_and_lists():
     one, several = schema["properties"]["method"]["oneOf"]
     assert several["type"] == "array" and several["items"] == one
     plain, objects = one["anyOf"]
-    assert plain["enum"] == list(NAMES)
-    assert set(objects["discriminator"]["mapping"]) == set(NAMES)
+    assert plain["enum"] == list(METHODS)
+    assert set(objects["discriminator"]["mapping"]) == set(METHODS)
     assert all(schema["$defs"][ref.rpartition("/")[2]]["required"] == ["name"] for ref in refs(objects["oneOf"]))
     assert schema["properties"]["dataset"]["anyOf"][0] == {"type": "string"}
     assert schema["$defs"]["Crd"]["properties"]["tap"]["anyOf"][0]["type"] == "string"

@@ -4,10 +4,19 @@ from typing import Any
 
 import pytest
 
-from kdcore.catalog import METHODS, architecture
-from kdcore.spec import CropFlip, JobSpec, Known, NoAugmentation, RandomResizedCrop, parse, read, resolve, takes_taps
-from kdcore.spec.methods import NAMES, Ofd
-from kdcore.spec.weights import is_staged
+from kdcore.catalog import architecture
+from kdcore.spec import (
+    METHODS,
+    CropFlip,
+    JobSpec,
+    Known,
+    NoAugmentation,
+    RandomResizedCrop,
+    parse,
+    read,
+    resolve,
+)
+from kdcore.spec.methods.features import Ofd
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, PROGRAM, TEACHER, body, known, of_fit, resolved
 
 PAIRS = [
@@ -21,12 +30,12 @@ PAIRS = [
 
 def alone(name: str, student: str) -> dict[str, Any]:
     """A job of one method with whatever it needs, and nothing else."""
-    teacher = None if METHODS[name].teacher == "none" else {"checkpoint": "model:big"}
+    teacher = None if METHODS[name].facts.teacher == "none" else {"checkpoint": "model:big"}
     return {"method": name, "teacher": teacher, "student": [student, student] if name == "dml" else student}
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_alone_is_spelled_out(name: str, teacher: str, student: str):
     if name == "one" and architecture(student).source != "kdcore":
         return
@@ -34,9 +43,9 @@ def test_every_method_alone_is_spelled_out(name: str, teacher: str, student: str
     widths_differ = name == "fsp" and student != "resnet20"
     assert [pointer for pointer, _, _ in of_fit(network=teacher, **changes)] == ["/method"] * widths_differ
     spec = resolved(network=teacher, **changes)
-    facts, (method,) = METHODS[name], spec.methods
+    facts, (method,) = METHODS[name].facts, spec.methods
     assert (spec.alpha, spec.beta, spec.temperature) == (facts.alpha, facts.beta, facts.temperature)
-    assert bool(method.pairs) == takes_taps(method)
+    assert bool(method.pairs) == method.compares_taps
     left = {option for option, value in method.model_dump().items() if value is None}
     assert left <= {"weight"} | ({"pretraining_epochs"} if name == "fitnet" else set())
     again = parse(spec.as_json())
@@ -58,7 +67,7 @@ def test_stages_and_warm_ups_scale_with_the_epochs(epochs, warmup, rampup, pretr
     two_stages = {"name": "fitnet", "stages": "two"}
     for method in (two_stages, "factor_transfer", "activation_boundary", "fsp"):
         staged = resolved(method=method, **training).methods[0]
-        assert is_staged(staged) and staged.pretraining_epochs == pretraining
+        assert staged.first_stage is not None and staged.pretraining_epochs == pretraining
     assert resolved(method="fitnet", **training).methods[0].pretraining_epochs is None
 
 

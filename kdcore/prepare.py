@@ -18,7 +18,7 @@ from kdcore.data.images import Data, Images, TrainingSet
 from kdcore.lesson import Teacher
 from kdcore.programs import Program, open_program
 from kdcore.protocol import Lines
-from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, takes_taps, trials
+from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, trials
 from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.weights import TeacherFile
@@ -143,7 +143,7 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> Teac
 
 def _inspected(spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program]) -> dict[str, ArchitectureFacts]:
     """Facts of timm's networks, which only building them shows, if a method has no taps yet."""
-    if not any(method.name == "byot" or (takes_taps(method) and not method.pairs) for method in spec.methods):
+    if not any(method.places_are_open for method in spec.methods):
         return {}
     facts = loaded.facts
     names = {student.architecture for student in spec.students} | {file.facts.architecture for file in files.values()}

@@ -1,4 +1,4 @@
-"""The command line and the SDK against the real embedded server: what the miniature can only pretend."""
+"""The command line and the SDK against the real embedded server."""
 
 import json
 import re
@@ -16,6 +16,7 @@ from client.errors import ApiError
 from client.local_server import local_server
 from client.sdk import Distillery
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 SHORT = "submit --dataset digits --student convnet4 --method supervised --epochs 1 --seed 7"
 
 
@@ -43,55 +44,55 @@ def run(distillery: Distillery, *arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, obj=distillery)
 
 
-def test_the_student_comes_whole(distillery: Distillery, job_id: str, student: Path):
+def test_download_of_a_student_is_complete(distillery: Distillery, job_id: str, student: Path):
     with safe_open(student, "pt") as file:
         assert "fc.weight" in file.keys()  # noqa: SIM118 - the reader is no dictionary
     (artifact,) = (one for one in distillery.artifacts(job_id) if one["name"] == student.name)
     assert student.stat().st_size == artifact["bytes"]
 
 
-def test_a_broken_download_goes_on_by_range(distillery: Distillery, job_id: str, student: Path, tmp_path: Path):
+def test_download_continues_a_broken_one_by_range(distillery: Distillery, job_id: str, student: Path, tmp_path: Path):
     (artifact,) = (one for one in distillery.artifacts(job_id) if one["name"] == student.name)
     part = tmp_path / f".again.{artifact['sha256'][:16]}.part"
     part.write_bytes(student.read_bytes()[:1000])
-    told: list[int] = []
-    again = distillery.download(job_id, to=tmp_path / "again", tell=lambda done, total: told.append(done))
+    offsets: list[int] = []
+    again = distillery.download(job_id, to=tmp_path / "again", on_progress=lambda done, total: offsets.append(done))
     assert again.read_bytes() == student.read_bytes()
-    assert told[0] > 1000
+    assert offsets[0] > 1000
 
 
-def test_what_happened_is_told_in_order(distillery: Distillery, job_id: str):
+def test_watch_yields_all_events_in_order(distillery: Distillery, job_id: str):
     events = list(distillery.watch(job_id))
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert (events[0]["type"], events[-1]["type"]) == ("queued", "succeeded")
     assert events == distillery.events(job_id)
 
 
-def test_curves_and_logs(distillery: Distillery, job_id: str):
+def test_metrics_and_logs(distillery: Distillery, job_id: str):
     ((_, accuracy),) = distillery.metrics(job_id, ["validation/accuracy"])["student"]["validation/accuracy"]
     assert accuracy is not None
     assert 0 <= accuracy <= 1
     assert isinstance(distillery.logs(job_id), str)
 
 
-def test_who_made_it_and_where_it_is_kept(distillery: Distillery, job_id: str):
+def test_attempts_workers_and_storage(distillery: Distillery, job_id: str):
     (tried,) = distillery.attempts(job_id)
     assert tried["how"] == "succeeded"
     assert [(worker["id"], worker["alive"]) for worker in distillery.workers()] == [(tried["worker"], True)]
     artifacts = distillery.artifacts(job_id)
-    kept = distillery.storage()["usage"]["blobs"]
-    assert kept["files"] >= len({artifact["sha256"] for artifact in artifacts}) > 0
+    usage = distillery.storage()["usage"]["blobs"]
+    assert usage["files"] >= len({artifact["sha256"] for artifact in artifacts}) > 0
     shown = run(distillery, "show", job_id).stdout
     assert re.search(rf"^ *1 +0 .* succeeded .* {tried['worker']}", shown, re.MULTILINE), shown
 
 
-def test_it_is_in_the_list(distillery: Distillery, job_id: str):
-    found = json.loads(run(distillery, "list", "--status", "succeeded", "--json").stdout)
-    assert job_id in [job["id"] for job in found]
+def test_list_and_show(distillery: Distillery, job_id: str):
+    jobs = json.loads(run(distillery, "list", "--status", "succeeded", "--json").stdout)
+    assert job_id in [job["id"] for job in jobs]
     assert "first light" in run(distillery, "show", job_id).stdout
 
 
-def test_a_file_of_ones_own_becomes_a_teacher(distillery: Distillery, student: Path):
+def test_submit_with_a_local_file_as_teacher(distillery: Distillery, student: Path):
     flags = ["--dataset", "digits", "--teacher", str(student), "--student", "convnet4", "--method", "kd", "--dry-run"]
     done = run(distillery, "submit", *flags)
     assert done.exit_code == 0, done.output
@@ -100,16 +101,14 @@ def test_a_file_of_ones_own_becomes_a_teacher(distillery: Distillery, student: P
     assert student.stem in run(distillery, "models").stdout
 
 
-def test_peers_are_named_by_flags_and_shown_beside_the_student(distillery: Distillery):
+def test_submit_with_peers(distillery: Distillery):
     flags = "--dataset digits --student convnet4 --student convnet8 --method dml --epochs 1 --watch"
     done = run(distillery, "submit", *flags.split())
     assert done.exit_code == 0, done.output
     assert re.search(r"student 2 +│ convnet8 ", done.stdout), done.stdout
 
 
-def test_a_sum_of_methods_onto_unlabelled_images_by_way_of_an_assistant(
-    distillery: Distillery, student: Path, tmp_path: Path
-):
+def test_submit_with_a_sum_unlabelled_images_and_an_assistant(distillery: Distillery, student: Path, tmp_path: Path):
     images = tmp_path / "pool.npz"
     np.savez(images, x=np.zeros((100, 8, 8), dtype=np.uint8))
     names = ["--dataset", "digits", "--teacher", str(student), "--assistant", "convnet8", "--student", "convnet4"]
@@ -124,20 +123,20 @@ def test_a_sum_of_methods_onto_unlabelled_images_by_way_of_an_assistant(
     assert "no labels" in run(distillery, "datasets").stdout
 
 
-def test_each_method_has_a_page(distillery: Distillery):
+def test_methods_shows_a_page_for_each_method(distillery: Distillery):
     for method in distillery.methods():
         page = run(distillery, "methods", method["name"])
         assert page.exit_code == 0, page.output
-        for told in (method["paper"], method["cost"]):
-            assert " ".join(told.split()) in " ".join(page.stdout.split()), method["name"]
+        for fact in (method["paper"], method["cost"]):
+            assert " ".join(fact.split()) in " ".join(page.stdout.split()), method["name"]
 
 
-def test_an_upload_in_parts_is_one_blob(distillery: Distillery, student: Path):
+def test_upload_in_parts_makes_one_blob(distillery: Distillery, student: Path):
     blob = distillery.upload(student, chunk_bytes=1000)
     assert blob == distillery.upload(student)
 
 
-def test_every_fault_at_once(distillery: Distillery):
+def test_submit_prints_every_fault(distillery: Distillery):
     done = run(distillery, "submit", "--dataset", "nowhere", "--student", "resnet21", "--set", "training.epochs=0")
     assert done.exit_code == 2
     lines = done.stderr.splitlines()
@@ -145,7 +144,7 @@ def test_every_fault_at_once(distillery: Distillery):
         assert any(line.strip().startswith(pointer) for line in lines), (pointer, lines)
 
 
-def test_a_job_is_cancelled_and_retried_by_its_moves(distillery: Distillery):
+def test_cancel_then_delete(distillery: Distillery):
     long = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": {"epochs": 5_000}}
     job = distillery.submit(long)
     distillery.cancel(job["id"])
@@ -158,7 +157,7 @@ def test_a_job_is_cancelled_and_retried_by_its_moves(distillery: Distillery):
         distillery.job(job["id"])
 
 
-def test_the_catalogue(distillery: Distillery):
+def test_catalogue_commands(distillery: Distillery):
     assert "kd" in [method["name"] for method in distillery.methods()]
     assert "convnet4" in [one["name"] for one in distillery.architectures(family="convnet")]
     assert "digits" in [one["name"] for one in distillery.datasets()]
@@ -166,3 +165,19 @@ def test_the_catalogue(distillery: Distillery):
     assert len(distillery.workers()) == 1
     for command in ("methods", "architectures", "datasets"):
         assert run(distillery, command).exit_code == 0
+
+
+def test_submit_prints_the_faults_of_the_readme(
+    distillery: Distillery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    block = re.search(r"```console\n\$ cat five\.json\n(.*?)\n\$ \./run distillery (.*?)\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    spec, command, expected = block.groups()
+    monkeypatch.chdir(tmp_path)
+    Path("five.json").write_text(spec)
+    # A fault lists the registered models; in the example there are none.
+    for model in distillery.models():
+        distillery.delete_model(model["id"])
+    done = run(distillery, *command.split())
+    assert done.stderr == expected
+    assert (done.exit_code, done.stdout) == (2, "")

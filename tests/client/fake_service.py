@@ -44,8 +44,8 @@ def job(**changes: Any) -> dict[str, Any]:
 
 def waiting(position: int | None, reason: str, message: str = "", until: str | None = None) -> dict[str, Any]:
     """Fields of a queued job."""
-    told = {"reason": reason, "message": message, "until": until}
-    return {"status": "queued", "queue_position": position, "waiting": told}
+    reasons = {"reason": reason, "message": message, "until": until}
+    return {"status": "queued", "queue_position": position, "waiting": reasons}
 
 
 def attempt(number: int, **changes: Any) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Broken(httpx.SyncByteStream):
 
 
 @dataclass
-class Fake:
+class FakeService:
     """Answers by `VERB /path`; a route is one answer for ever or a list of answers, one a request."""
 
     routes: dict[str, Any] = field(default_factory=dict)
@@ -135,15 +135,15 @@ class Fake:
     def client(self, **settings: Any) -> Distillery:
         return Distillery("http://fake", transport=httpx.MockTransport(self), pause_s=0, **settings)
 
-    def asked(self, verb_and_path: str) -> list[httpx.Request]:
+    def requests_to(self, verb_and_path: str) -> list[httpx.Request]:
         return [one for one in self.requests if f"{one.method} {one.url.path}" == verb_and_path]
 
     def bodies(self, verb_and_path: str) -> list[Any]:
-        return [json.loads(one.content) for one in self.asked(verb_and_path)]
+        return [json.loads(one.content) for one in self.requests_to(verb_and_path)]
 
 
 @dataclass
-class Files:
+class FakeFiles:
     """One artifact, served in ranges, and uploads that take parts; `breaks` cut a transfer after so many bytes."""
 
     content: bytes = b""
@@ -196,8 +196,8 @@ class Files:
             "blob": f"sha256:{hashlib.sha256(self.taken).hexdigest()}" if complete else None,
         }
 
-    def fake(self) -> Fake:
-        return Fake(
+    def service(self) -> FakeService:
+        return FakeService(
             {
                 "GET /v1/jobs/job_1/artifacts": lambda _: page([self.artifact]),
                 "GET /v1/jobs/job_1/artifacts/student.safetensors": self.download,

@@ -4,8 +4,8 @@ import httpx
 import pytest
 
 from client.errors import ApiError, Unreachable
-from client.feed import Message, messages
-from tests.client.fake import Broken, Fake, event, job, page, problem
+from client.event_stream import ServerSentEvent, parse_events
+from tests.client.fake_service import Broken, FakeService, event, job, page, problem
 
 STREAM = "GET /v1/jobs/job_1/events/stream"
 
@@ -23,17 +23,20 @@ def streamed(*events: dict[str, object], broken: bool = False) -> httpx.Response
     return httpx.Response(200, headers=kind, content=sent(*events))
 
 
-def test_the_event_stream_format():
+def test_parse_events():
     lines = [": ping", "", "id: 7", "event: phase", "data: one", "data:two", "", "retry: 5", "", "data: last", ""]
-    assert list(messages(lines)) == [Message("7", "phase", "one\ntwo"), Message("7", "message", "last")]
+    assert list(parse_events(lines)) == [
+        ServerSentEvent("7", "phase", "one\ntwo"),
+        ServerSentEvent("7", "message", "last"),
+    ]
 
 
-def test_a_message_that_was_cut_off_is_not_told():
-    assert list(messages(["id: 1", "data: half"])) == []
+def test_parse_events_drops_an_incomplete_event():
+    assert list(parse_events(["id: 1", "data: half"])) == []
 
 
-def test_events_come_once_and_in_order_over_breaks():
-    fake = Fake(
+def test_watch_yields_events_once_and_in_order_over_breaks():
+    fake = FakeService(
         {
             STREAM: [
                 streamed(event(1), event(2), broken=True),
@@ -46,11 +49,11 @@ def test_events_come_once_and_in_order_over_breaks():
         }
     )
     assert [one["seq"] for one in fake.client().watch("job_1")] == [1, 2, 3, 4]
-    assert [one.headers["last-event-id"] for one in fake.asked(STREAM)] == ["0", "2", "2", "2", "3", "4"]
+    assert [one.headers["last-event-id"] for one in fake.requests_to(STREAM)] == ["0", "2", "2", "2", "3", "4"]
 
 
-def test_it_goes_on_from_where_the_caller_is():
-    fake = Fake({STREAM: [streamed(event(6)), httpx.Response(204)]})
+def test_watch_starts_after_a_number():
+    fake = FakeService({STREAM: [streamed(event(6)), httpx.Response(204)]})
     assert [one["seq"] for one in fake.client().watch("job_1", after=5)] == [6]
     assert fake.requests[0].headers["last-event-id"] == "5"
 
@@ -60,8 +63,8 @@ def test_it_goes_on_from_where_the_caller_is():
     [problem(501, "no_streams"), httpx.Response(200, text="{}"), httpx.ReadTimeout("buffered by a proxy")],
     ids=["refused", "another type", "silent"],
 )
-def test_where_streams_fail_it_polls(stream: object):
-    fake = Fake(
+def test_watch_polls_where_streams_fail(stream: object):
+    fake = FakeService(
         {
             STREAM: stream,
             "GET /v1/jobs/job_1": [job(status="running"), job(status="succeeded")],
@@ -71,12 +74,12 @@ def test_where_streams_fail_it_polls(stream: object):
     assert [one["seq"] for one in fake.client().watch("job_1")] == [1, 2, 3]
 
 
-def test_no_such_job():
+def test_watch_of_an_unknown_job():
     with pytest.raises(ApiError, match="not found"):
-        list(Fake().client().watch("job_1"))
+        list(FakeService().client().watch("job_1"))
 
 
-def test_a_server_that_stays_away_is_given_up():
-    fake = Fake({STREAM: httpx.ConnectError("refused")})
+def test_watch_raises_unreachable_after_a_long_outage():
+    fake = FakeService({STREAM: httpx.ConnectError("refused")})
     with pytest.raises(Unreachable):
-        list(fake.client().watch("job_1", patience_s=0))
+        list(fake.client().watch("job_1", max_outage_s=0))

@@ -1,6 +1,6 @@
-"""What the service answers, as it comes over the wire: typed dictionaries, open to a newer server's fields.
+"""The service's answers as typed dictionaries. A newer server may send more fields than are listed here.
 
-Accuracies are fractions of 1, times ISO-8601 in UTC, sizes bytes.
+Accuracies are fractions of 1, times are ISO 8601 in UTC, sizes are bytes.
 """
 
 from typing import Any, Literal, NotRequired, TypedDict
@@ -11,7 +11,7 @@ STUDENT_FILE = "student.safetensors"
 
 
 class Measured(TypedDict):
-    """One model on the test images."""
+    """The figures of one model on the test images."""
 
     architecture: str
     parameters: int
@@ -20,25 +20,25 @@ class Measured(TypedDict):
     accuracy_top5: float
     loss: float
     agreement: float | None
-    """Share of the test images on which it says what the teacher says."""
+    """Share of the test images on which the model and the teacher predict the same class."""
 
 
 class Report(TypedDict):
-    """The proof: the teacher, its student, and the same student trained alone."""
+    """The result of a job: the teacher, its student, and the same student trained without the teacher."""
 
     teacher: Measured | None
-    """Several teachers are one here: their probabilities averaged."""
+    """Several teachers are measured as one: their probabilities are averaged."""
     student: Measured
     alone: Measured | None
     gain: float | None
     models: NotRequired[dict[str, Measured]]
-    """All others: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
+    """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
     test_samples: int
     seconds: float
 
 
 class Failure(TypedDict):
-    """Why a job failed."""
+    """The error with which a job failed."""
 
     code: str
     message: str
@@ -47,10 +47,10 @@ class Failure(TypedDict):
 
 
 class Progress(TypedDict, total=False):
-    """How far a running job is; counted over the whole job, a trained baseline included."""
+    """The progress of a running job, counted over all of its trials."""
 
     trial: str
-    """`student`, `alone`, `assistant-1`, `generation-1`; of a stage before the labels, `student/fsp`."""
+    """`student`, `alone`, `assistant-1`, `generation-1`; a stage before the labels adds its name: `student/fsp`."""
     epoch: int
     epochs: int
     step: int
@@ -60,7 +60,7 @@ class Progress(TypedDict, total=False):
 
 
 class Waiting(TypedDict):
-    """Why a queued job has not started; `until` where that has a time."""
+    """The reason why a queued job has not started; `until` is None if the end of the wait is not known."""
 
     reason: Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
     message: str
@@ -94,21 +94,23 @@ class Job(TypedDict):
 
 
 class Attempt(TypedDict):
-    """One claim of a job, with the checkpoints that it went on from and left; `how` it ended is None while it runs."""
+    """One run of a job by one worker. `first_step` and `last_step` are those of its first and last checkpoint."""
 
     attempt: int
+    """Counts from 1; `/logs?attempt=` takes this number."""
     attempts_without_progress: int
     worker: str
     device: str | None
     started_at: str
     ended_at: str | None
     how: str | None
+    """How the attempt ended; None while it runs."""
     first_step: int | None
     last_step: int | None
 
 
 class Event(TypedDict):
-    """Something that happened to a job; `seq` counts from 1 without gaps."""
+    """One event of a job; `seq` counts from 1 without gaps."""
 
     seq: int
     at: str
@@ -117,7 +119,7 @@ class Event(TypedDict):
 
 
 class Fault(TypedDict, total=False):
-    """One thing wrong with a request. `pointer` leads into the body; "" is all of it, "?name" a parameter."""
+    """One fault of a request. `pointer` is a JSON pointer into the body, or "?name" for a query parameter."""
 
     pointer: str
     message: str
@@ -127,7 +129,7 @@ class Fault(TypedDict, total=False):
 
 
 class Validation(TypedDict):
-    """What submitting a spec would say."""
+    """The answer to a spec that is only checked, not submitted."""
 
     valid: bool
     errors: list[Fault]
@@ -136,6 +138,8 @@ class Validation(TypedDict):
 
 
 class Artifact(TypedDict):
+    """A file that a job made."""
+
     name: str
     bytes: int
     sha256: str
@@ -153,7 +157,7 @@ class Upload(TypedDict):
 
 
 class Model(TypedDict):
-    """A registered teacher; `facts` is what its inspection saw."""
+    """A registered teacher; `facts` are the results of its inspection."""
 
     id: str
     name: str
@@ -163,7 +167,7 @@ class Model(TypedDict):
 
 
 class Dataset(TypedDict):
-    """A data set; the built-in ones have no id and no blob."""
+    """A data set. A built-in one has neither an id nor a blob."""
 
     id: str | None
     name: str
@@ -173,7 +177,7 @@ class Dataset(TypedDict):
 
 
 class Collection(TypedDict):
-    """One run of the collector; `removed` by kind, `count` and `bytes`."""
+    """One run of the collector; `removed` holds `count` and `bytes` for each kind."""
 
     id: str
     host: str
@@ -184,7 +188,7 @@ class Collection(TypedDict):
 
 
 class Storage(TypedDict):
-    """What is kept, by kind `files` and `bytes`; the newest collection first."""
+    """Disk usage (`files` and `bytes` for each kind) and the runs of the collector, newest first."""
 
     usage: dict[str, dict[str, int]]
     free_bytes: int
