@@ -51,6 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
         spec = parse(_spec_body(arguments.spec))
         # Torch is imported only for a valid spec, so that a mistyped field fails at once.
         from kdcore import prepare, run
+        from kdcore.checkpoint import Stopped
 
         cache = arguments.cache or arguments.out / "cache"
         workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines)
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         try:
             report = run.run(spec, workspace, arguments.resume)
-        except run.Stopped:
+        except Stopped:
             return protocol.EXIT_STOPPED
     except Exception as error:
         engine_error = _engine_error(error)

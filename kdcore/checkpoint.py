@@ -1,7 +1,9 @@
-"""Checkpoints of a job in training: all that it needs to continue as if it had not been interrupted."""
+"""Progress of a job: reported while it trains, and saved in checkpoints, from which it continues bit for bit."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +11,19 @@ from typing import Any
 
 import torch
 
-from base.errors import Internal
+from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
-from kdcore.training import Outcome
+from kdcore.prepare import PreparedJob, Workspace
+from kdcore.spec import Stage
+from kdcore.training import Outcome, StageTraining
 
 KEPT = 2
+
+log = logging.getLogger("kdcore")
+
+
+class Stopped(Exception):
+    """The engine was stopped on request; a checkpoint is saved."""
 
 
 @dataclass
@@ -56,3 +66,66 @@ def load(path: Path, device: torch.device) -> Progress:
         return Progress(finished, dict(state["prepared"]), state["training"])
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+class Watch:
+    """Reports a stage's progress, saves checkpoints, and stops the training on request."""
+
+    def __init__(self, stage: Stage, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
+        self.name, self.workspace, self.progress = stage.name, workspace, progress
+        plan = [one for trial in job.trials for one in trial.stages]
+        self.steps_before = sum(one.steps for one in plan[: plan.index(stage)])
+        self.steps_in_all = sum(one.steps for one in plan)
+        self.saved_at = time.monotonic()
+        self.disk_full = False
+        self.began: tuple[float, int] | None = None
+
+    def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        self.workspace.lines.metric(self.name, step, epoch, values)
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.info("%s, epoch %d, step %d: %s", self.name, epoch, step, figures)
+
+    def after_step(self, training: StageTraining) -> None:
+        due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
+        if self.workspace.stop_requested:
+            self._save(training, training.state())
+            raise Stopped
+        if due and not training.ended:  # The end of a stage is saved by `run`, as its result.
+            self.save_or_warn(training, training.state())
+        if training.ended or self.workspace.lines.progress_is_due():
+            self._report(training)
+
+    def save_or_warn(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
+        """Save a checkpoint. If the disk is full, warn once until a save succeeds again, and let the training go on."""
+        try:
+            self._save(training, state)
+            self.disk_full = False
+        except StorageFull as error:
+            self.saved_at = time.monotonic()
+            if not self.disk_full:
+                text = f"{error.message}; the training goes on without this checkpoint"
+                self.workspace.lines.warning(error.code, text)
+            self.disk_full = True
+
+    def _save(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
+        """Write a checkpoint under the job's own count of steps: the highest number is always the furthest."""
+        self.progress.training = state
+        step = self.steps_before + training.global_step
+        written = save(self.workspace.out / "checkpoints", step, self.progress)
+        self.workspace.announce("checkpoint", written, step=step)
+        self.saved_at = time.monotonic()
+
+    def _report(self, training: StageTraining) -> None:
+        now = time.monotonic()
+        done, total = self.steps_before + training.global_step, self.steps_in_all
+        began_at, began_step = self.began = self.began or (now, done)
+        per_step_s = (now - began_at) / (done - began_step) if done > began_step else None
+        self.workspace.lines.progress(
+            trial=self.name,
+            epoch=min(training.position.epoch + 1, training.epochs),
+            epochs=training.epochs,
+            step=done,
+            total_steps=total,
+            percent=round(100 * done / total, 2),
+            seconds_remaining=None if per_step_s is None else round(per_step_s * (total - done), 1),
+        )

@@ -78,13 +78,13 @@ def size_bytes(network: nn.Module) -> int:
 def evaluate_checkpoint(path: Path, architecture: str | None, dataset: str, workspace: Workspace) -> dict[str, Any]:
     """Accuracy (fractions of 1), loss in nats and parameter count of the checkpoint at `path`, on test images.
 
-    Normalised as the checkpoint says, or else by the data's own mean and std.
+    Normalised by the checkpoint's mean and std, if it has them, or else by the data's own.
     """
     loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
     file = weights.open_teacher(path, architecture, loaded.facts.channels)
     if file.facts.num_classes != loaded.facts.num_classes:
         given, needed = file.facts.num_classes, loaded.facts.num_classes
-        raise TeacherMismatch(f"the checkpoint tells {given} classes apart, the data set has {needed}")
+        raise TeacherMismatch(f"the checkpoint has {given} classes, the data set has {needed}")
     network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
     weights.load_into(network, file.state, str(path))
     mean, std = file.facts.mean or loaded.facts.mean, file.facts.std or loaded.facts.std

@@ -1,4 +1,4 @@
-"""What a job delivers: the student's network alone, as safetensors that plain PyTorch loads, with how to use it."""
+"""The files that a job delivers: the student as safetensors that plain PyTorch loads, the report and the spec."""
 
 import json
 from collections.abc import Mapping
@@ -8,9 +8,34 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from base.files import Written, write_whole
-from kdcore.prepare import PreparedJob
+from base.files import Written, write_text, write_whole
+from kdcore import report
+from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import Student
+from kdcore.training import Outcome
+
+WEIGHTS = "application/octet-stream"
+
+
+def write(
+    job: PreparedJob,
+    workspace: Workspace,
+    finished: Mapping[str, Mapping[str, Outcome]],
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the student, its peers where several learned from each other, the report and the resolved spec."""
+    delivered, students = report.delivered(job, finished), job.spec.students
+    path = workspace.out / "student.safetensors"
+    written = student(path, delivered.weights, students[0], job, summary["student"], delivered.members)
+    workspace.announce("artifact", written, name=path.name, media_type=WEIGHTS)
+    for number, peer in enumerate(students[1:], 2):
+        path = workspace.out / f"student-{number}.safetensors"
+        best = finished["student"][path.stem].best
+        written = student(path, best, peer, job, summary["models"][path.stem])
+        workspace.announce("artifact", written, name=path.name, media_type=WEIGHTS)
+    for name, content in (("report.json", summary), ("spec.json", job.spec.as_json())):
+        written = write_text(workspace.out / name, json.dumps(content, indent=2) + "\n")
+        workspace.announce("artifact", written, name=name, media_type="application/json")
 
 
 def student(
@@ -21,7 +46,7 @@ def student(
     metrics: Mapping[str, Any],
     members: int = 1,
 ) -> Written:
-    """Write weights under the network's own names; the metadata's `distillery` is JSON that says how to use them.
+    """Write weights under the network's own names; the metadata's `distillery` is JSON with all that their use needs.
 
     Several members are an ensemble: each one's names follow its number, `0.conv1.weight`, and the answer is the mean of
     their probabilities.

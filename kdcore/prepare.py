@@ -6,10 +6,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from base.errors import SpecFaults, SpecInvalid, TeacherMismatch
+from base.files import Written
 from kdcore import data, models, weights
 from kdcore import device as devices
 from kdcore.catalog import ArchitectureFacts
@@ -47,6 +49,11 @@ class Workspace:
         if rest:
             raise SpecInvalid(f"{reference} is not among the inputs", hint=f"add --input {reference}=PATH")
         return None
+
+    def announce(self, event: str, written: Written, **fields: Any) -> None:
+        """Emit a line about a file in the folder."""
+        relative = str(written.path.relative_to(self.out))
+        self.lines.emit(event, path=relative, bytes=written.bytes, sha256=written.sha256, **fields)
 
     def file(self, reference: str) -> Path:
         """The file of a reference that is no built-in name."""
@@ -133,7 +140,7 @@ def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | N
 
 def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program:
     reference = spec.program or spec.checkpoint
-    assert reference is not None, "rules ask each teacher for a file"
+    assert reference is not None, "rules refuse a teacher without a file"
     if reference.startswith("weights:"):
         return weights.published(reference.removeprefix("weights:"))
     if spec.program is not None:

@@ -5,7 +5,6 @@ Read `run` first. The trials and their stages are planned in `spec/plan.py`; one
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -14,10 +13,8 @@ from typing import Any
 
 import torch
 
-from base.errors import StorageFull
-from base.files import Written, write_text
 from kdcore import checkpoint, device, export, objectives, report
-from kdcore.checkpoint import Progress
+from kdcore.checkpoint import Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.objectives import Setting
@@ -26,21 +23,17 @@ from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import GIVEN, JobSpec, Stage, Trial
+from kdcore.spec import GIVEN, JobSpec, Trial
 from kdcore.spec.methods import SchemeOptions
-from kdcore.training import Observer, Outcome, StageTraining
+from kdcore.training import Observer, StageTraining
 
 log = logging.getLogger("kdcore")
-
-
-class Stopped(Exception):
-    """The engine was stopped on request; a checkpoint is saved."""
 
 
 def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict[str, Any]:
     """Run the whole job. Returns the report, which is also in `report.json` beside `student.safetensors`.
 
-    Raises an EngineError for what went wrong, or Stopped once a checkpoint is saved.
+    Raises an EngineError for what went wrong, or checkpoint.Stopped once one is saved.
     """
     started = time.monotonic()
     job = prepare(spec, workspace)
@@ -60,7 +53,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     summary["seconds"] = round(time.monotonic() - started, 3)
 
     workspace.lines.phase("exporting")
-    _export(job, workspace, progress.finished, summary)
+    export.write(job, workspace, progress.finished, summary)
     return summary
 
 
@@ -68,7 +61,7 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
     """Train a trial from its fresh start, stage after stage."""
     setup = TrialSetup(trial, job, _teacher(trial, job, progress))
     for number, stage in enumerate(trial.stages):
-        watch = _Watch(stage, job, workspace, progress)
+        watch = Watch(stage, job, workspace, progress)
         training = setup.training(number, Observer(metric=watch.metric, after_step=watch.after_step))
         if stage.name in progress.prepared:
             training.adopt(progress.prepared[stage.name])
@@ -120,7 +113,7 @@ class TrialSetup:
         scheme: Scheme
         if stage.method is not None and stage.method.first_stage is not None:
             first = stage.method.first_stage
-            assert self.teacher is not None, "rules ask for a teacher of methods with a first stage"
+            assert self.teacher is not None, "rules refuse a method with a first stage without a teacher"
             alpha, smoothing = 0.0, 0.0
             # The method's weight belongs to its first stage where it has no loss in the last one.
             beta = (spec.beta or 0.0) * objectives.weight(stage.method) if first.then_labels_alone else 1.0
@@ -169,7 +162,7 @@ def _scheme(
             return NativeEnsemble(students, facts.image_size, rampup)
         case SchemeOptions("exits", exits=exits):
             network = job.known.network(trial.students[0].architecture)
-            assert exits and network and network.embedding, "fit() asks for exits and an embedding"
+            assert exits and network and network.embedding, "fit() refuses a job without exits and an embedding"
             return Exits(students[0], exits, network.embedding, facts.num_classes, facts.image_size)
     if teacher is None or not trial.methods:
         return Alone(students[0])
@@ -179,92 +172,3 @@ def _scheme(
 def _untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
     """The models that a trial delivers, with random weights, to be loaded with those of its outcomes."""
     return _scheme(trial, job, _students(trial, job), None).models
-
-
-class _Watch:
-    """Reports a stage's progress, saves checkpoints, and stops the training on request."""
-
-    def __init__(self, stage: Stage, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
-        self.name, self.workspace, self.progress = stage.name, workspace, progress
-        plan = [one for trial in job.trials for one in trial.stages]
-        self.steps_before = sum(one.steps for one in plan[: plan.index(stage)])
-        self.steps_in_all = sum(one.steps for one in plan)
-        self.saved_at = time.monotonic()
-        self.disk_full = False
-        self.began: tuple[float, int] | None = None
-
-    def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        self.workspace.lines.metric(self.name, step, epoch, values)
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.info("%s, epoch %d, step %d: %s", self.name, epoch, step, figures)
-
-    def after_step(self, training: StageTraining) -> None:
-        due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
-        if self.workspace.stop_requested:
-            self._save(training, training.state())
-            raise Stopped
-        if due and not training.ended:  # The end of a stage is saved by `_train`, as its result.
-            self.save_or_warn(training, training.state())
-        if training.ended or self.workspace.lines.progress_is_due():
-            self._report(training)
-
-    def save_or_warn(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
-        """Save a checkpoint. If the disk is full, warn once until a save succeeds again, and let the training go on."""
-        try:
-            self._save(training, state)
-            self.disk_full = False
-        except StorageFull as error:
-            self.saved_at = time.monotonic()
-            if not self.disk_full:
-                text = f"{error.message}; the training goes on without this checkpoint"
-                self.workspace.lines.warning(error.code, text)
-            self.disk_full = True
-
-    def _save(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
-        """Write a checkpoint under the job's own count of steps: the highest number is always the furthest."""
-        self.progress.training = state
-        step = self.steps_before + training.global_step
-        written = checkpoint.save(self.workspace.out / "checkpoints", step, self.progress)
-        _announce(self.workspace, "checkpoint", written, step=step)
-        self.saved_at = time.monotonic()
-
-    def _report(self, training: StageTraining) -> None:
-        now = time.monotonic()
-        done, total = self.steps_before + training.global_step, self.steps_in_all
-        began_at, began_step = self.began = self.began or (now, done)
-        per_step_s = (now - began_at) / (done - began_step) if done > began_step else None
-        self.workspace.lines.progress(
-            trial=self.name,
-            epoch=min(training.position.epoch + 1, training.epochs),
-            epochs=training.epochs,
-            step=done,
-            total_steps=total,
-            percent=round(100 * done / total, 2),
-            seconds_remaining=None if per_step_s is None else round(per_step_s * (total - done), 1),
-        )
-
-
-def _export(
-    job: PreparedJob,
-    workspace: Workspace,
-    finished: Mapping[str, Mapping[str, Outcome]],
-    summary: Mapping[str, Any],
-) -> None:
-    """Write the student, its peers where several learned from each other, the report and the resolved spec."""
-    delivered, students = report.delivered(job, finished), job.spec.students
-    path = workspace.out / "student.safetensors"
-    written = export.student(path, delivered.weights, students[0], job, summary["student"], delivered.members)
-    _announce(workspace, "artifact", written, name=path.name, media_type="application/octet-stream")
-    for number, peer in enumerate(students[1:], 2):
-        path = workspace.out / f"student-{number}.safetensors"
-        best = finished["student"][path.stem].best
-        written = export.student(path, best, peer, job, summary["models"][path.stem])
-        _announce(workspace, "artifact", written, name=path.name, media_type="application/octet-stream")
-    for name, content in (("report.json", summary), ("spec.json", job.spec.as_json())):
-        written = write_text(workspace.out / name, json.dumps(content, indent=2) + "\n")
-        _announce(workspace, "artifact", written, name=name, media_type="application/json")
-
-
-def _announce(workspace: Workspace, event: str, written: Written, **fields: Any) -> None:
-    relative = str(written.path.relative_to(workspace.out))
-    workspace.lines.emit(event, path=relative, bytes=written.bytes, sha256=written.sha256, **fields)

@@ -1,7 +1,7 @@
-"""Random numbers without a generator: each is a hash of what it is for, so it can be drawn again at any time.
+"""A counter-based random number generator: each number is a hash of its use, and can be drawn again at any time.
 
-A draw is a pure function of (seed, epoch, sample, which draw). So a resumed job sees the views it would have seen, a
-sample's view does not depend on its batch, and CPU and GPU draw the same bits. The hash is SplitMix64 (Steele, Lea &
+A draw is a pure function of (seed, epoch, sample, number of the draw). So a resumed job gets the same views, a sample's
+view does not depend on its batch, and CPU and GPU draw the same bits. The hash is SplitMix64 (Steele, Lea &
 Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) in wrapping int64 arithmetic.
 """
 
@@ -56,7 +56,7 @@ def _mix_int(x: int) -> int:
 
 
 def _shift(x: Tensor, places: int) -> Tensor:
-    """Shift right without dragging the sign along: int64 stands for uint64 here."""
+    """Shift right and fill with zeros: int64 is used as uint64 here."""
     return torch.bitwise_and(x >> places, (1 << (64 - places)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""One picture: from file bytes to pixels of a given size, or to an error that names the file."""
+"""One image file: from bytes to pixels of a given size, or to an error that names the file."""
 
 import io
 import struct
@@ -12,14 +12,14 @@ from base.errors import DatasetUnreadable
 from kdcore.data.decoding import Pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""Decoders that may meet a stranger's file; Pillow has others that start programs."""
+"""The decoders that are safe for untrusted files; Pillow has others that start programs."""
 MAX_PIXELS = 80_000_000
 _GREY = ("1", "L", "LA")
 _DECODING_FAILED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 
 
 class Header(NamedTuple):
-    """What a picture's first bytes say."""
+    """Size and colour of an image, from its first bytes."""
 
     height: int
     width: int
@@ -27,13 +27,13 @@ class Header(NamedTuple):
 
 
 def header(blob: bytes, name: str) -> Header:
-    """Read size and colour without decoding."""
+    """Read size and colour without decoding the pixels."""
     with _open(blob, name) as image:
         return Header(image.height, image.width, image.mode in _GREY)
 
 
 def decode(blob: bytes, name: str, channels: int, size: int | None) -> Pixels:
-    """uint8 C × H × W. With a size: the shorter side brought to it (bilinear, antialiased), then the centre.
+    """uint8 C × H × W. With a size: the shorter side resized to it (bilinear, antialiased), then the centre.
 
     Transparency is dropped and a camera's orientation tag is not applied, as in torchvision's loader.
     """

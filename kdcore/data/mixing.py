@@ -7,8 +7,8 @@ arXiv:1905.04899.
     λ ~ Beta(α, α), one for a batch      x̃ = λ·x + (1 - λ)·x'      ỹ = λ·y + (1 - λ)·y'
 
 In cutmix a box of x', of area 1 - λ before the image's edge clips it, covers x, and λ becomes the uncovered part.
-Partners go round in a circle of hashed order: a permutation in which nobody is their own. The set of rows in a batch
-decides, not their order. Authors' code draws a permutation that may leave some unmixed.
+Each image's partner is the next one in a circle of hashed order, so no image is its own partner; it depends on the rows
+of the batch, not on their order. The authors' code draws a permutation that may leave some images unmixed.
 
 Shapes: N batch, C channels, H × W places, K classes.
 """
@@ -58,7 +58,7 @@ def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
 def beta_quantiles(alpha: float) -> Tensor:
     """λ at `QUANTILES` evenly spread probabilities: drawing one of them at random draws from Beta(α, α).
 
-    The density λ^(α-1)·(1-λ)^(α-1) has a pole at 0 where α < 1, which u = λ^α takes away. The upper half is mirrored.
+    The density λ^(α-1)·(1-λ)^(α-1) has a pole at 0 where α < 1, which u = λ^α removes. The upper half is mirrored.
     """
     power = min(alpha, 1.0)
     u = np.linspace(0, 0.5**power, 20_001)

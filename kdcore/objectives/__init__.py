@@ -7,12 +7,12 @@ objective, or both stages of it.
 from collections.abc import Sequence
 from importlib import import_module
 
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.standardized import Standardized
 from kdcore.objectives.weighted import WeightedSum
 from kdcore.spec import Method, Options, numbered
 
-__all__ = ["Objective", "Setting", "Staged", "build", "of_page"]
+__all__ = ["Objective", "Setting", "TwoStages", "build", "of_page"]
 
 
 def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]:
@@ -22,7 +22,7 @@ def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]
     for method in methods:
         objective: Objective | None
         match of_page(method.loss_options, setting):
-            case Staged(first=early, then=objective):
+            case TwoStages(first=early, then=objective):
                 first.append(early)
             case objective:
                 pass
@@ -32,9 +32,9 @@ def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]
     return [*first, _sum([(name, *term[1:]) for name, term in zip(names, terms, strict=True)])]
 
 
-def of_page(options: Options, setting: Setting) -> Objective | Staged:
+def of_page(options: Options, setting: Setting) -> Objective | TwoStages:
     """The objective, or the two stages, that the page of these options makes."""
-    made: Objective | Staged = import_module(f"kdcore.objectives.{options.name}").from_options(options, setting)
+    made: Objective | TwoStages = import_module(f"kdcore.objectives.{options.name}").from_options(options, setting)
     return made
 
 

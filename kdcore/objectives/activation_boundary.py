@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from kdcore.lesson import Lesson, Needs
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.tapped import connector, maps, same_size
 from kdcore.spec.methods import features
 
@@ -75,6 +75,6 @@ class ActivationBoundaries(Objective):
         return SCALE * torch.stack(weighed).sum()
 
 
-def from_options(options: features.ActivationBoundary, setting: Setting) -> Staged:
+def from_options(options: features.ActivationBoundary, setting: Setting) -> TwoStages:
     """The boundaries first, the student trained by them alone; then the labels."""
-    return Staged(first=ActivationBoundaries(options, setting), then=None)
+    return TwoStages(first=ActivationBoundaries(options, setting), then=None)

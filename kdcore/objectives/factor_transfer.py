@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, l1_loss, mse_loss
 
 from kdcore.lesson import Lesson, Needs
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.tapped import maps, unit
 from kdcore.spec import Pair
 from kdcore.spec.methods import features
@@ -124,11 +124,11 @@ class FactorTransfer(Objective):
         return factor_NCHW
 
 
-def from_options(options: features.FactorTransfer, setting: Setting) -> Staged:
+def from_options(options: features.FactorTransfer, setting: Setting) -> TwoStages:
     """The paraphraser first, without the student; then the student beside the labels. Both hold the one paraphraser."""
     assert options.tap is not None, "resolve() names the tap"
     paraphraser = Paraphraser(options.rate)
-    return Staged(
+    return TwoStages(
         first=Paraphrasing(options.tap, paraphraser),
         then=FactorTransfer(options.tap, paraphraser, p=options.p),
     )

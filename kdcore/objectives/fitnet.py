@@ -26,7 +26,7 @@ from torch.nn.functional import mse_loss
 from base.errors import SpecInvalid
 from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.kd import KnowledgeDistillation
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.tapped import connector, embeddings, map_or_embedding, same_size
 from kdcore.spec.methods.features import FitNet
 from kdcore.spec.methods.response import Kd
@@ -77,7 +77,7 @@ class Hints(Objective):
         return same_size(*map_or_embedding(lesson, self.tap))
 
 
-def from_options(options: FitNet, setting: Setting) -> Objective | Staged:
+def from_options(options: FitNet, setting: Setting) -> Objective | TwoStages:
     """The hint beside the labels; or the paper's two stages, the hint alone and then knowledge distillation."""
     hints = Hints(options, setting)
-    return hints if options.stages == "joint" else Staged(hints, then=KnowledgeDistillation(Kd(), setting))
+    return hints if options.stages == "joint" else TwoStages(hints, then=KnowledgeDistillation(Kd(), setting))

@@ -23,7 +23,7 @@ from torch.nn.functional import mse_loss
 
 from base.errors import SpecInvalid
 from kdcore.lesson import Lesson, Needs
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.tapped import maps, same_size
 from kdcore.spec.methods.features import Fsp
 
@@ -73,6 +73,6 @@ class SolutionFlow(Objective):
         ).sum()
 
 
-def from_options(options: Fsp, setting: Setting) -> Staged:
+def from_options(options: Fsp, setting: Setting) -> TwoStages:
     """The flows alone, then the labels alone."""
-    return Staged(first=SolutionFlow(options, setting), then=None)
+    return TwoStages(first=SolutionFlow(options, setting), then=None)

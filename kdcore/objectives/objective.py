@@ -45,7 +45,7 @@ class Objective(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Staged:
+class TwoStages:
     """A method of two stages: `first` is minimised alone, without labels; `then` beside them (None: labels alone)."""
 
     first: Objective

@@ -140,7 +140,7 @@ def test_a_network_without_parts_says_so():
 
 
 def test_a_wrong_ending_names_the_right_ones():
-    with pytest.raises(SpecInvalid, match="nothing is called @out") as caught:
+    with pytest.raises(SpecInvalid, match="there is no @out") as caught:
         Taps(network(), ["1@out"])
     assert caught.value.hint == "@in, @nhwc, @tokens"
 
@@ -233,7 +233,7 @@ def test_a_module_that_runs_again_in_the_backward_pass_is_tapped_once(reads: boo
             taps.read()
     assert net.passes == 4
     if reads:
-        assert not taps._kept
+        assert not taps._activations
 
 
 def test_a_whole_network_that_runs_again_keeps_what_its_first_run_gave():

@@ -184,7 +184,7 @@ def test_an_empty_class_folder_in_a_tar(tmp_path):
     [
         ({}, "holds no images"),
         ({"readme.txt": b"?"}, "holds no images"),
-        ({"1.png": png(), "cat/2.png": png()}, "1.png lies in no class folder"),
+        ({"1.png": png(), "cat/2.png": png()}, "1.png is in no class folder"),
         ({"x/only/1.png": png(), "x/only/2.png": png()}, "only one class, 'only'"),
         (class_folders(("test/",)), "a folder 'test' but none named 'train'"),
         (class_folders(("",), each=1), "too few to set some aside"),

@@ -7,12 +7,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from base.errors import SpecInvalid
 from kdcore.objectives.factor_transfer import FactorTransfer, Paraphraser, Paraphrasing, factor_loss, from_options
-from kdcore.objectives.objective import Staged
+from kdcore.objectives.objective import TwoStages
 from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 
-def plan(tap: str = "late", p: int = 1, rate: float = 0.5) -> Staged:
+def plan(tap: str = "late", p: int = 1, rate: float = 0.5) -> TwoStages:
     return from_options(features.FactorTransfer(tap=tap, p=p, rate=rate, pretraining_epochs=3), SETTING)
 
 
