@@ -49,8 +49,8 @@ class MethodView(MethodFacts, _Named):
     )
     sums_with: list[str] = Field(description="Other methods that a list may hold beside it.")
     options: dict[str, Any] = Field(
-        description="JSON schema of the method's object in a job: each option with its bounds, its default and the source "
-        "of the default. The name alone means all defaults."
+        description="JSON schema of the method's object in a job: each option with its bounds, its default and the "
+        "source of the default. The name alone means all defaults."
     )
     example: MethodExample
 
