@@ -1,4 +1,4 @@
-"""What the engine can do: each method, what it matches, needs and goes with, and its options as a schema."""
+"""The routes of methods: facts, combinations, options as a schema, and an example of each."""
 
 from functools import cache
 from typing import Any, Literal
@@ -29,28 +29,28 @@ COMPANIONS: dict[Companion, dict[str, Any]] = {
 
 
 class MethodExample(View):
-    """A job of the method alone, as short as it can be."""
+    """The shortest job of the method alone."""
 
-    spec: dict[str, Any] = Field(description="What is sent; the teacher is a ResNet-56.")
-    resolved: dict[str, Any] = Field(description="What becomes of its method, temperature, alpha and beta.")
+    spec: dict[str, Any] = Field(description="The spec that is sent; the teacher is a ResNet-56.")
+    resolved: dict[str, Any] = Field(description="Its method, temperature, alpha and beta after they are resolved.")
 
 
 class _Named(Facts):
     name: str
-    """What a job calls it."""
+    """The name in a job spec."""
 
 
 class MethodView(MethodFacts, _Named):
-    """What a method is, what it goes with, and how it is called."""
+    """A method's facts, what it can be combined with, and its options."""
 
     works_with: list[Companion] = Field(
-        description="What else a job of this method may have, its options as they are by default: several teachers, a "
-        "torch.export program for a teacher, assistants, unlabelled images, mixed images."
+        description="What else a job of this method with default options may have: several teachers, a torch.export "
+        "program as a teacher, assistants, unlabelled images, mixed images."
     )
     sums_with: list[str] = Field(description="Other methods that a list may hold beside it.")
     options: dict[str, Any] = Field(
-        description="JSON schema of the object that stands for the method in a job: each option with its bounds, its "
-        "default, and whose default it is. The name alone stands for all defaults."
+        description="JSON schema of the method's object in a job: each option with its bounds, its default and the "
+        "source of the default. The name alone means all defaults."
     )
     example: MethodExample
 
@@ -83,7 +83,7 @@ def _view(name: str) -> dict[str, Any]:
 
 
 def _job(*names: str) -> dict[str, Any]:
-    """A job of these methods with whatever they need, and nothing else."""
+    """A job of these methods with what they need, and nothing else."""
     spec: dict[str, Any] = {"dataset": "cifar100", "student": "resnet20"}
     schemes = {METHODS[name].facts.scheme for name in names}
     if schemes == {"offline"}:

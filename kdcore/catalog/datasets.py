@@ -195,14 +195,10 @@ DATASETS: dict[str, NamedDataset] = {dataset.name: dataset for dataset in _ALL}
 def named_facts(name: str, image_size: int | None = None) -> DatasetFacts:
     """Return the facts of a named data set before it is fetched. Class names that are not known yet are numbers."""
     dataset = DATASETS[name]
+    shared = dataset.model_dump(include={"num_classes", "channels", "train", "test", "mean", "std"})
     return DatasetFacts(
         kind="named",
-        num_classes=dataset.num_classes,
         class_names=dataset.class_names or [str(label) for label in range(dataset.num_classes)],
-        channels=dataset.channels,
         image_size=(image_size, image_size) if image_size else dataset.image_size,
-        train=dataset.train,
-        test=dataset.test,
-        mean=dataset.mean,
-        std=dataset.std,
+        **shared,
     )

@@ -1,6 +1,6 @@
 """The job spec: its classes, how a body is read, the rules between its fields, and how its defaults are resolved."""
 
-from kdcore.spec.fitting import Known, fit, images_to_train_on
+from kdcore.spec.fitting import Known, fit
 from kdcore.spec.job import (
     AdamW,
     Augmentation,
@@ -14,11 +14,9 @@ from kdcore.spec.job import (
     Multistep,
     NoAugmentation,
     Optimizer,
-    Preprocessing,
     RandomResizedCrop,
     Recipe,
     Schedule,
-    Scheduling,
     Sgd,
     Student,
     Teacher,
@@ -29,7 +27,6 @@ from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, trials
 from kdcore.spec.reading import as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import (
-    Fields,
     each_assistant,
     each_method,
     each_student,
@@ -47,7 +44,6 @@ __all__ = [
     "CropFlip",
     "Cutmix",
     "Dataset",
-    "Fields",
     "JobSpec",
     "Known",
     "Method",
@@ -59,11 +55,9 @@ __all__ = [
     "Optimizer",
     "Options",
     "Pair",
-    "Preprocessing",
     "RandomResizedCrop",
     "Recipe",
     "Schedule",
-    "Scheduling",
     "Sgd",
     "Stage",
     "Student",
@@ -76,7 +70,6 @@ __all__ = [
     "each_student",
     "each_teacher",
     "fit",
-    "images_to_train_on",
     "not_the_own_images",
     "numbered",
     "parse",

@@ -57,10 +57,7 @@ class Dataset(Vocabulary):
         "or, for the engine by hand, file:<path>."
     )
     image_size: int | None = Field(
-        default=None,
-        ge=4,
-        le=1024,
-        description="Height and width in pixels to which images of different sizes are resized.",
+        default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
     )
 
 
@@ -216,22 +213,13 @@ class Recipe(Vocabulary):
     model_config = ConfigDict(title="Training")
 
     epochs: int = Field(
-        default=240,
-        ge=1,
-        le=100_000,
-        description="Epochs of the last stage; stages before it have epochs of their own.",
+        default=240, ge=1, le=100_000, description="Epochs of the last stage. Stages before it have their own."
     )
     batch_size: int = Field(
-        default=64,
-        ge=2,
-        le=65_536,
-        description="Images in a batch. Every batch is whole: the remainder of an epoch is left out.",
+        default=64, ge=2, le=65_536, description="Images in a batch. The remainder of an epoch is left out."
     )
     seed: int = Field(
-        default=0,
-        ge=0,
-        lt=2**63,
-        description="Seed of the first weights, the held-out images, the order of images and their augmentation.",
+        default=0, ge=0, lt=2**63, description="Of first weights, held-out images, order and augmentation."
     )
     optimizer: Annotated[Optimizer, Field(discriminator="name"), named("name", Optimizer)] = Field(
         default=Sgd(), description="Default: SGD, as CRD's code."
@@ -245,8 +233,7 @@ class Recipe(Vocabulary):
         "random_resized_crop.",
     )
     mix: Annotated[Mix, Field(discriminator="name"), named("name", Mix)] | None = Field(
-        default=None,
-        description="Mix images and their labels. Default: no mixing, as in the recipes of the published tables.",
+        default=None, description="Mix images and their labels. Default: none, as in the published recipes."
     )
     label_smoothing: Fraction = Field(
         default=0.0, description="Part of each label that is spread over all classes, in the labels' loss."
@@ -288,10 +275,7 @@ class Scheduling(Vocabulary):
     """How the service schedules the job. It changes nothing of what is trained; the engine by hand ignores it."""
 
     priority: int = Field(
-        default=0,
-        ge=-100,
-        le=100,
-        description="A higher priority starts first; among equal ones, the older job. Running jobs are not stopped.",
+        default=0, ge=-100, le=100, description="The highest first, then the oldest. Running jobs go on."
     )
     deadline_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = Field(
         default=None,

@@ -1,7 +1,6 @@
 """The methods that compare activations inside the networks."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
@@ -384,6 +383,8 @@ class Ofd(Options):
         cost=_COST,
     )
 
+    needs_places = " (the teacher's taps need a batch norm directly before their ReLU)"
+
     name: Literal["ofd"] = "ofd"
     taps: Taps | None = Field(
         default=None,
@@ -424,11 +425,6 @@ class Ofd(Options):
             if width is not None and own is not None and width != own:
                 text = f"{margin} of {teacher.name} has {own} channels, the tap {pair.teacher} has {width}"
                 yield Fault(f"/margins/{position}", text, "not_allowed", width, own)
-
-    def _no_place(self, networks: Networks) -> Fault:
-        fault = super()._no_place(networks)
-        text = f"{fault.message} (the teacher's taps need a batch norm directly before their ReLU)"
-        return replace(fault, message=text)
 
 
 class ReviewKd(Options):

@@ -118,6 +118,8 @@ class Options(Vocabulary):
 
     facts: ClassVar[MethodFacts]
     published_epochs: ClassVar[PublishedEpochs | None] = None
+    needs_places: ClassVar[str] = ""
+    """What the fault adds where no default places are found."""
     loss_parts: ClassVar[tuple[str, ...]] = ()
     """Options that weigh the parts of the loss. They cannot all be 0."""
 
@@ -269,10 +271,8 @@ class Options(Vocabulary):
         ranks, needed = {"maps": ({3}, "a map"), "maps_or_vectors": ({1, 3}, "a map or a vector")}[self.takes]
         for position, pair in enumerate(self.pairs):
             place = f"/taps/{position}" if self.tap_field == "taps" else "/tap"
-            for side, network, path in (
-                ("student", networks.student, pair.student),
-                ("teacher", networks.teacher, pair.teacher),
-            ):
+            for side in ("student", "teacher"):
+                network, path = getattr(networks, side), getattr(pair, side)
                 shape = networks.shape(network, path)
                 if shape is not None and len(shape) not in ranks:
                     yield wrong_shape(f"{place}/{side}", path, network, shape, f"{self.name!r} needs {needed}")
@@ -280,6 +280,7 @@ class Options(Vocabulary):
     def _no_place(self, networks: Networks) -> Fault:
         student, teacher, field = networks.student.name, networks.teacher.name, self.tap_field
         text = f"{self.name!r} has no default places to compare {student} with {teacher}: name its {field}"
+        text += self.needs_places
         return Fault(f"/{field}", text, "missing", '{"student": "<module path>", "teacher": "<module path>"}')
 
 

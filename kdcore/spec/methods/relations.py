@@ -51,8 +51,7 @@ class Sp(Options):
 
     name: Literal["sp"] = "sp"
     tap: Tap | None = Field(
-        default=None,
-        description="The activations that are compared. Default: the last stages' ends, as the paper.",
+        default=None, description="The activations that are compared. Default: the last stages' ends, as the paper."
     )
 
 

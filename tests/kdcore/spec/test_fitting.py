@@ -1,12 +1,13 @@
-"""What looked-up facts say: each misfit as it is told, and a near miss that fits."""
+"""Each fault of a spec beside the facts of what it names, and a near miss that fits."""
 
 from typing import Any
 
 import pytest
 
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
-from kdcore.spec import Known, Recipe, Unlabelled, fit, images_to_train_on, read
-from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, body, of_fit, told
+from kdcore.spec import Known, Recipe, Unlabelled, fit, read
+from kdcore.spec.fitting import images_to_train_on
+from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, as_tuples, body, fit_faults
 
 GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
 
@@ -313,10 +314,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
 
 
 @pytest.mark.parametrize(("wrong", "fault", "near_miss"), CASES.values(), ids=CASES)
-def test_a_misfit_is_told_alone_and_a_near_miss_fits(wrong, fault, near_miss):
+def test_fit_returns_one_fault_and_none_for_a_near_miss(wrong, fault, near_miss):
     """The last near miss is a network of timm's that nobody has built: what cannot be known is no fault."""
-    assert of_fit(**wrong) == [fault]
-    assert of_fit(**near_miss) == []
+    assert fit_faults(**wrong) == [fault]
+    assert fit_faults(**near_miss) == []
 
 
 @pytest.mark.parametrize(
@@ -334,11 +335,11 @@ def test_a_misfit_is_told_alone_and_a_near_miss_fits(wrong, fault, near_miss):
     ],
     ids=str,
 )
-def test_what_fits_or_cannot_be_known_is_not_complained_about(changes):
-    assert of_fit(**changes) == []
+def test_fit_accepts_what_fits_or_is_not_known(changes):
+    assert fit_faults(**changes) == []
 
 
-def test_misfits_of_all_kinds_come_back_together():
+def test_fit_returns_all_faults_together():
     spec = body(teacher=[ONE, PROGRAM], student={"architecture": "torchvision/resnet18"}, assistants=["vgg8"])
     tiny = DATA.model_copy(update={"image_size": (4, 4), **GREY})
     found = Known(
@@ -346,7 +347,7 @@ def test_misfits_of_all_kinds_come_back_together():
         unlabelled=POOL,
         teachers={"/teacher/0": TEACHER.model_copy(update={"num_classes": 9}), "/teacher/1": TRACED},
     )
-    assert [(pointer, code) for pointer, code, _ in told(fit(read(spec)[1], found))] == [
+    assert [(pointer, code) for pointer, code, _ in as_tuples(fit(read(spec)[1], found))] == [
         ("/unlabelled/source", "not_allowed"),
         ("/unlabelled/source", "not_allowed"),
         ("/teacher/0/checkpoint", "teacher_mismatch"),
@@ -369,7 +370,7 @@ def test_misfits_of_all_kinds_come_back_together():
         (4, 0.1, None, True, 3),
     ],
 )
-def test_an_epoch_sees_what_is_not_held_out(train, fraction, pool, labelled_too, left):
+def test_images_to_train_on_excludes_held_out_images(train, fraction, pool, labelled_too, left):
     """Of 45 a tenth is 4.5, rounded to the even 4; of 4 one is held out, though a tenth would be none."""
     dataset = DATA.model_copy(update={"train": train})
     images = None if pool is None else POOL.model_copy(update={"train": pool})

@@ -1,4 +1,4 @@
-"""Each contradiction between fields: what it is told, word by word, and a near miss that is sound."""
+"""Each contradiction between fields, with its text, and a near miss that is valid."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from kdcore.spec import read
 from kdcore.spec.rules import _RULES, scheme_kind
-from tests.kdcore.spec.specs import ONE, OTHER, PEERS, PROGRAM, body, of_rules
+from tests.kdcore.spec.specs import ONE, OTHER, PEERS, PROGRAM, body, rule_faults
 
 ALONE: dict[str, Any] = {"teacher": None, "method": "supervised"}
 BY_GRADIENT = {"name": "attention", "mapping": "gradient"}
@@ -452,8 +452,8 @@ CASES = {
 
 @pytest.mark.parametrize(("wrong", "fault", "near_miss"), CASES.values(), ids=CASES)
 def test_rules_return_one_fault_and_none_for_a_near_miss(wrong, fault, near_miss):
-    assert of_rules(**wrong) == [fault]
-    assert of_rules(**near_miss) == []
+    assert rule_faults(**wrong) == [fault]
+    assert rule_faults(**near_miss) == []
 
 
 def test_rules_have_a_case_each():
@@ -462,7 +462,7 @@ def test_rules_have_a_case_each():
 
 
 def test_rules_return_all_faults_together():
-    found = of_rules(
+    found = rule_faults(
         method=["crd", "crd", {"name": "fsp", "taps": ["layer1", "layer2"]}, "one"],
         teacher=[{**ONE, "weight": 2}, PROGRAM],
         student=["resnet20", "torchvision/resnet18"],
