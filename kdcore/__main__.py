@@ -86,39 +86,29 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     """Print facts, or the error that makes the thing unusable: exit 0 for both."""
-    facts: Callable[[argparse.Namespace], Any] = arguments.facts
-    return _print(lambda: {"ok": True, "facts": facts(arguments).model_dump(mode="json")}, exit_on_error=0)
+    return _print(lambda: {"ok": True, "facts": _facts(arguments).model_dump(mode="json")}, exit_on_error=0)
 
 
-def _model_facts(arguments: argparse.Namespace) -> Any:
-    from kdcore import weights
+def _facts(of: argparse.Namespace) -> Any:
+    """The facts of a file or a network. Each kind imports only what it needs."""
+    match of.kind:
+        case "model":
+            from kdcore import weights
 
-    return weights.inspect(arguments.path, arguments.architecture, arguments.channels)
+            return weights.inspect(of.path, of.architecture, of.channels)
+        case "program":
+            from kdcore import programs
 
+            return programs.inspect(of.path)
+        case "dataset":
+            from kdcore import data
 
-def _program_facts(arguments: argparse.Namespace) -> Any:
-    from kdcore import programs
+            return data.inspect(of.path, of.image_size)
+        case _:
+            from kdcore import models
 
-    return programs.inspect(arguments.path)
-
-
-def _dataset_facts(arguments: argparse.Namespace) -> Any:
-    from kdcore import data
-
-    return data.inspect(arguments.path, arguments.image_size)
-
-
-def _architecture_facts(arguments: argparse.Namespace) -> Any:
-    from kdcore import models
-
-    return models.inspect(arguments.name, arguments.classes, arguments.channels, _height_width(arguments))
-
-
-def _tap_facts(arguments: argparse.Namespace) -> Any:
-    from kdcore import models
-
-    images = arguments.channels, _height_width(arguments)
-    return models.inspect_taps(arguments.name, arguments.classes, *images, arguments.paths)
+            network = of.name, of.classes, of.channels, _height_width(of)
+            return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
@@ -196,23 +186,14 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = verbs.add_parser("inspect", help="print facts of a file or a network")
     inspect.set_defaults(verb=_inspect)
-    kinds = inspect.add_subparsers(required=True)
-    model = kinds.add_parser("model")
-    model.set_defaults(facts=_model_facts)
-    model.add_argument("path", type=Path)
+    kinds = inspect.add_subparsers(required=True, dest="kind")
+    model, program, dataset = (kinds.add_parser(kind) for kind in ("model", "program", "dataset"))
+    for kind in (model, program, dataset):
+        kind.add_argument("path", type=Path)
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
-    program = kinds.add_parser("program")
-    program.set_defaults(facts=_program_facts)
-    program.add_argument("path", type=Path)
-    dataset = kinds.add_parser("dataset")
-    dataset.set_defaults(facts=_dataset_facts)
-    dataset.add_argument("path", type=Path)
     dataset.add_argument("--image-size", type=int)
-    architecture = kinds.add_parser("architecture")
-    architecture.set_defaults(facts=_architecture_facts)
-    taps = kinds.add_parser("taps")
-    taps.set_defaults(facts=_tap_facts)
+    architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
     for kind in (architecture, taps):
         kind.add_argument("name")
         kind.add_argument("--classes", type=int, required=True)
