@@ -36,14 +36,14 @@ def write_arrays(path: Path, train: int = 120, test: int = 30, classes: int = 3,
 
 
 def write_pool(path: Path, count: int = 60, side: int = 8) -> Path:
-    """Images that nobody has labelled."""
+    """Unlabelled images."""
     pixels = np.random.default_rng(1).integers(0, 220, (count, side, side, 1))
     np.savez(path, x_train=pixels.astype(np.uint8))
     return path
 
 
 def write_teacher(path: Path, architecture: str = "convnet8", seed: int = 1, classes: int = 3) -> Path:
-    """A network that says what it is. Nobody trained it, but its answers differ from image to image."""
+    """An untrained network in a file that names its architecture."""
     torch.manual_seed(seed)
     network = models.build(architecture, classes, 1)
     save_file(network.state_dict(), path, {"distillery": json.dumps({"architecture": architecture})})

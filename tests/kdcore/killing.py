@@ -19,12 +19,12 @@ PATIENCE_S = 120
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process of a job: its folder, and the lines that it had told."""
+    """One process of a job: its folder, and the lines that it wrote."""
 
     folder: Path
 
     @property
-    def told(self) -> list[dict]:
+    def lines(self) -> list[dict]:
         return list(map(json.loads, (self.folder / "lines").read_text().splitlines()))
 
     @property

@@ -6,7 +6,7 @@ from kdcore.optim import Average, optimizer_for
 from kdcore.spec import AdamW, Sgd
 
 
-def test_sgd_takes_one_step_as_worked_out_by_hand():
+def test_optimizer_for_sgd_takes_one_step_as_worked_out_by_hand():
     """w = 1, gradient 2, decay 0.5: w - 0.1 · (2 + 0.5 · 1) = 0.75."""
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = optimizer_for(Sgd(lr=0.1, weight_decay=0.5), [weight])
@@ -15,13 +15,13 @@ def test_sgd_takes_one_step_as_worked_out_by_hand():
     assert weight.item() == pytest.approx(0.75)
 
 
-def test_adamw_is_pytorchs():
+def test_optimizer_for_adamw_is_pytorchs():
     optimizer = optimizer_for(AdamW(lr=0.01, betas=(0.8, 0.9)), [nn.Parameter(torch.ones(1))])
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
 
 
-def test_weights_follow_and_counters_are_copied():
+def test_average_weights_follow_and_counters_are_copied():
     """Decay 0.9: 0.9 · 1 + 0.1 · 3 = 1.2."""
     net = nn.BatchNorm1d(1)
     average = Average(net, 0.9)

@@ -15,7 +15,7 @@ from kdcore.protocol import READY, Lines, Order, send_order
 from tests.kdcore.engine import job, write_arrays, write_teacher
 
 
-def test_one_object_a_line():
+def test_lines_one_object_a_line():
     stream = io.StringIO()
     lines = Lines(stream)
     lines.phase("training")
@@ -24,14 +24,14 @@ def test_one_object_a_line():
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["phase", "metric", "warning"]
 
 
-def test_progress_is_due_once_a_second():
+def test_lines_progress_is_due_once_a_second():
     lines = Lines(io.StringIO())
     assert lines.progress_is_due()
     lines.progress(step=1)
     assert not lines.progress_is_due()
 
 
-def test_numbers_that_json_lacks_are_refused_rather_than_written():
+def test_lines_numbers_that_json_lacks_are_refused_rather_than_written():
     with pytest.raises(ValueError, match="JSON"):
         Lines(io.StringIO()).metric("student", 1, 1, {"train/loss": float("nan")})
 
@@ -87,14 +87,14 @@ def test_an_order_is_installed_before_it_is_done(tmp_path: Path):
     assert (tmp_path / "log").read_text() == "printed\n"
 
 
-def test_ready_is_said_once_all_is_imported():
+def test_receive_order_ready_is_said_once_all_is_imported():
     program = SOLE + "order.wait(int(sys.argv[1]), lambda: os.write(2, b'importing'))"
     with waiting("-c", program) as (process, channel):
         assert channel.recv(1) == READY
         assert process.stderr is not None and os.read(process.stderr.fileno(), 100) == b"importing"
 
 
-def test_without_a_worker_it_leaves():
+def test_receive_order_without_a_worker_it_leaves():
     with waiting("-c", SOLE + "order.wait(int(sys.argv[1]), lambda: None); print('not to be reached')") as (
         process,
         channel,
@@ -103,7 +103,7 @@ def test_without_a_worker_it_leaves():
         assert process.wait(60) == 0
 
 
-def test_told_late_or_by_hand_the_bits_are_the_same(tmp_path: Path):
+def test_receive_order_told_late_or_by_hand_the_bits_are_the_same(tmp_path: Path):
     data, teacher = write_arrays(tmp_path / "blobs.npz"), write_teacher(tmp_path / "teacher.safetensors")
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(job(data, teacher, method="kd", student="convnet4").as_json()))
@@ -124,7 +124,7 @@ def test_told_late_or_by_hand_the_bits_are_the_same(tmp_path: Path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["spec.json"], ["--out", "folder"]])
-def test_a_run_without_a_job_says_what_works(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+def test_receive_order_a_run_without_a_job_says_what_works(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         main(["run", *arguments])
     assert left.value.code == 2

@@ -34,7 +34,7 @@ def finish(spec, folder):
     return report, load_file(where.out / "student.safetensors"), stream
 
 
-def test_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
+def test_run_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
     report, weights, stream = finish(distilled(data, teacher), tmp_path)
     assert [line["phase"] for line in events(stream, "phase")] == ["preparing", "training", "evaluating", "exporting"]
     assert {line["name"] for line in events(stream, "artifact")} == {"student.safetensors", "report.json", "spec.json"}
@@ -46,7 +46,7 @@ def test_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
     assert sum(p.numel() for p in plain.parameters()) == report["student"]["parameters"]
 
 
-def test_the_exported_file_says_how_to_use_it(data, teacher, tmp_path):
+def test_run_the_exported_file_says_how_to_use_it(data, teacher, tmp_path):
     finish(distilled(data, teacher, baseline="none"), tmp_path)
     with safe_open(tmp_path / "student.safetensors", "pt") as file:
         said = json.loads(file.metadata()["distillery"])
@@ -54,7 +54,7 @@ def test_the_exported_file_says_how_to_use_it(data, teacher, tmp_path):
     assert said["spec"]["training"]["seed"] == 0 and len(said["mean"]) == 1 and "accuracy" in said["metrics"]
 
 
-def test_the_same_spec_and_seed_give_the_same_bits(data, teacher, tmp_path):
+def test_run_the_same_spec_and_seed_give_the_same_bits(data, teacher, tmp_path):
     spec = distilled(data, teacher, mix="mixup", ema=0.9, label_smoothing=0.1)
     _, once, first = finish(spec, tmp_path / "once")
     _, twice, second = finish(spec, tmp_path / "twice")
@@ -62,7 +62,7 @@ def test_the_same_spec_and_seed_give_the_same_bits(data, teacher, tmp_path):
     assert events(first, "metric") == events(second, "metric")
 
 
-def test_another_seed_gives_other_weights(data, tmp_path):
+def test_run_another_seed_gives_other_weights(data, tmp_path):
     _, one, _ = finish(supervised(data, seed=1), tmp_path / "one")
     _, two, _ = finish(supervised(data, seed=2), tmp_path / "two")
     assert not same(one, two)
@@ -103,7 +103,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
     assert {**resumed, "seconds": 0} == {**report, "seconds": 0}
 
 
-def test_checkpoints_are_numbered_by_the_jobs_steps_and_two_are_kept(data, teacher, tmp_path):
+def test_run_checkpoints_are_numbered_by_the_jobs_steps_and_two_are_kept(data, teacher, tmp_path):
     _, _, stream = finish(distilled(data, teacher, checkpoint_every_s=0), tmp_path)
     steps = [line["step"] for line in events(stream, "checkpoint")]
     assert steps == list(range(1, 25))
@@ -123,7 +123,7 @@ def full(monkeypatch):
     return names
 
 
-def test_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(data, tmp_path, full):
+def test_run_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(data, tmp_path, full):
     spec = supervised(data, checkpoint_every_s=0)
     _, undisturbed, _ = finish(spec, tmp_path / "roomy")
     full |= {f"{step:09d}.pt" for step in (3, 4, 5, 9)}
@@ -136,7 +136,7 @@ def test_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(data, t
     assert not list((tmp_path / "full").rglob("*.tmp"))
 
 
-def test_asked_to_stop_over_a_full_disk_it_says_so_and_the_last_good_state_stays(data, tmp_path, full, monkeypatch):
+def test_run_asked_to_stop_over_a_full_disk_it_says_so_and_the_last_good_state_stays(data, tmp_path, full, monkeypatch):
     full |= {f"{step:09d}.pt" for step in range(3, 13)}
     where, stream = workspace(tmp_path)
     stop_after(5, monkeypatch, where)
@@ -146,7 +146,7 @@ def test_asked_to_stop_over_a_full_disk_it_says_so_and_the_last_good_state_stays
     assert len(events(stream, "warning")) == 1
 
 
-def test_results_that_find_no_room_are_an_error(data, tmp_path, full):
+def test_run_results_that_find_no_room_are_an_error(data, tmp_path, full):
     full.add("student.safetensors")
     where, stream = workspace(tmp_path)
     with pytest.raises(StorageFull, match="student"):
@@ -154,14 +154,14 @@ def test_results_that_find_no_room_are_an_error(data, tmp_path, full):
     assert not events(stream, "artifact")
 
 
-def test_progress_covers_the_baseline_too(data, teacher, tmp_path):
+def test_run_progress_covers_the_baseline_too(data, teacher, tmp_path):
     _, _, stream = finish(distilled(data, teacher), tmp_path)
     last = events(stream, "progress")[-1]
     assert (last["trial"], last["step"], last["total_steps"], last["percent"]) == ("alone", 24, 24, 100)
 
 
 @pytest.mark.parametrize("form", ["kl", "cross_entropy", "logits_l2", "probabilities_l2"])
-def test_every_form_teaches_the_student_and_never_the_teacher(form, data, teacher, tmp_path):
+def test_run_every_form_teaches_the_student_and_never_the_teacher(form, data, teacher, tmp_path):
     before = load_file(teacher)
     report, weights, stream = finish(
         distilled(data, teacher, "none", {"name": "kd", "form": form, "standardize": form == "kl"}), tmp_path
@@ -171,7 +171,7 @@ def test_every_form_teaches_the_student_and_never_the_teacher(form, data, teache
     assert report["alone"] is None and report["gain"] is None
 
 
-def test_a_baseline_of_an_earlier_job_is_measured_not_trained(data, teacher, tmp_path):
+def test_run_a_baseline_of_an_earlier_job_is_measured_not_trained(data, teacher, tmp_path):
     earlier, _, _ = finish(supervised(data), tmp_path / "earlier")
     baseline = f"file:{tmp_path / 'earlier' / 'student.safetensors'}"
     report, _, stream = finish(distilled(data, teacher, baseline), tmp_path / "later")
@@ -180,7 +180,7 @@ def test_a_baseline_of_an_earlier_job_is_measured_not_trained(data, teacher, tmp
     assert {line["trial"] for line in events(stream, "metric")} == {"student"}
 
 
-def test_a_baseline_of_another_network_is_refused(data, teacher, tmp_path):
+def test_run_a_baseline_of_another_network_is_refused(data, teacher, tmp_path):
     with pytest.raises(SpecInvalid, match="the baseline is a convnet8"):
         other = {**supervised(data).as_json(), "student": "convnet8", "training": {"epochs": 1, "batch_size": 16}}
         finish(parse(other), tmp_path / "other")
@@ -188,13 +188,13 @@ def test_a_baseline_of_another_network_is_refused(data, teacher, tmp_path):
         finish(distilled(data, teacher, baseline), tmp_path / "later")
 
 
-def test_a_loss_that_leaves_the_reals_is_named(data, tmp_path):
+def test_run_a_loss_that_leaves_the_reals_is_named(data, tmp_path):
     with pytest.raises(LossDiverged, match="epoch 1") as caught:
         finish(supervised(data, optimizer={"name": "sgd", "lr": 99, "momentum": 0.999}, epochs=40), tmp_path)
     assert "lr" in caught.value.hint
 
 
-def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(data, teacher, tmp_path):
+def test_run_a_teacher_of_other_classes_is_refused_before_anything_is_trained(data, teacher, tmp_path):
     two = write_arrays(tmp_path / "two.npz", classes=2)
     where, stream = workspace(tmp_path / "run")
     with pytest.raises(TeacherMismatch, match="3 classes"):
@@ -202,7 +202,7 @@ def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(data, 
     assert not events(stream, "metric") and not list(where.out.glob("*.safetensors"))
 
 
-def test_a_resolved_spec_runs_the_same(data, teacher, tmp_path):
+def test_run_a_resolved_spec_runs_the_same(data, teacher, tmp_path):
     _, once, _ = finish(distilled(data, teacher, "none"), tmp_path / "once")
     resolved = parse(json.loads((tmp_path / "once" / "spec.json").read_text()))
     _, twice, _ = finish(resolved, tmp_path / "twice")

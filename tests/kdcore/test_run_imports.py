@@ -22,7 +22,7 @@ print(*sys.modules)
 """
 
 
-def test_runs_and_resumes_import_neither_pytorchs_compiler_nor_torchvision(tmp_path):
+def test_run_runs_and_resumes_import_neither_pytorchs_compiler_nor_torchvision(tmp_path):
     """The compiler alone (with sympy) takes longer to import than torch, and is asked for in odd places."""
     write_arrays(tmp_path / "data.npz")
     done = subprocess.run([sys.executable, "-c", RUNS, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)

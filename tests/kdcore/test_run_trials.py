@@ -72,7 +72,7 @@ def setups(prepared: PreparedJob) -> Iterator[TrialSetup]:
 
 
 @pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
-def test_two_steps_of_each_stage_change_what_it_trains_and_nothing_else(name, folder):
+def test_trial_setup_two_steps_of_each_stage_change_what_it_trains_and_nothing_else(name, folder):
     method = {"method": VARIANTS[name]} if name in VARIANTS else {}
     # FSP compares channel with channel.
     teacher = folder / ("convnet4.safetensors" if name == "fsp" else "convnet8.safetensors")
@@ -115,7 +115,7 @@ def two_steps(setup: TrialSetup, number: int, stage: str) -> None:
         ("byot", [Exits]),
     ],
 )
-def test_each_stage_has_the_scheme_of_its_method(name, kinds, folder):
+def test_trial_setup_each_stage_has_the_scheme_of_its_method(name, kinds, folder):
     prepared = built(method_job(name, folder / "data.npz", folder / "convnet8.safetensors"), folder)
     (setup,) = setups(prepared)
     assert [type(setup.training(number, SILENT).scheme) for number in range(len(kinds))] == kinds
@@ -135,13 +135,13 @@ def weights(prepared: PreparedJob) -> list[tuple[str, int, float, float, float]]
 SMOOTH = {"epochs": 4, "label_smoothing": 0.1}
 
 
-def test_one_stage_weighs_labels_by_alpha_and_its_objective_by_beta(folder):
+def test_trial_setup_one_stage_weighs_labels_by_alpha_and_its_objective_by_beta(folder):
     assert weights(distilling(folder, method="kd", alpha=0.3, beta=0.7, training=SMOOTH)) == [
         ("student", 4, 0.3, 0.7, 0.1)
     ]
 
 
-def test_what_is_learned_before_the_labels_only_is_weighed_by_beta(folder):
+def test_trial_setup_what_is_learned_before_the_labels_only_is_weighed_by_beta(folder):
     method = {"name": "activation_boundary", "pretraining_epochs": 2}
     first, last = weights(distilling(folder, method=method, alpha=0.5, beta=3, training=SMOOTH))
     assert first == ("student/activation_boundary", 2, 0.0, 3.0, 0.0)
@@ -149,20 +149,20 @@ def test_what_is_learned_before_the_labels_only_is_weighed_by_beta(folder):
 
 
 @pytest.mark.parametrize("method", [TWO_HINTS, {"name": "factor_transfer"}], ids=["fitnet", "factor_transfer"])
-def test_where_beta_belongs_to_the_last_stage_the_first_has_weight_one(method, folder):
+def test_trial_setup_where_beta_belongs_to_the_last_stage_the_first_has_weight_one(method, folder):
     first, last = weights(distilling(folder, method={**method, "pretraining_epochs": 1}, alpha=0.5, beta=3))
     assert first == (f"student/{method['name']}", 1, 0.0, 1.0, 0.0)
     assert last == ("student", 2, 0.5, 3.0, 0.0)
 
 
-def test_in_a_sum_the_first_stage_has_beta_times_its_own_weight(folder):
+def test_trial_setup_in_a_sum_the_first_stage_has_beta_times_its_own_weight(folder):
     method = [{"name": "kd", "weight": 0.9}, {"name": "activation_boundary", "weight": 5}]
     first, last = weights(distilling(folder, method=method, alpha=0.1, beta=2))
     assert first[:4] == ("student/activation_boundary", 1, 0.0, 10.0)
     assert last == ("student", 2, 0.1, 2.0, 0.0)
 
 
-def test_labels_alone_weigh_alpha_where_they_are_all_and_one_in_a_baseline(folder):
+def test_trial_setup_labels_alone_weigh_alpha_where_they_are_all_and_one_in_a_baseline(folder):
     assert weights(without_teacher(folder, alpha=0.5)) == [("student", 2, 0.5, 0.0, 0.0)]
     distilled = distilling(folder, method="kd", alpha=0.1, baseline="train", training=SMOOTH)
     alone = next(setup for setup in setups(distilled) if setup.trial.name == "alone")
@@ -170,14 +170,14 @@ def test_labels_alone_weigh_alpha_where_they_are_all_and_one_in_a_baseline(folde
     assert (training.alpha, training.beta, training.objective, training.smoothing) == (1.0, 0.0, None, 0.1)
 
 
-def test_student_and_baseline_begin_as_the_same_network_and_see_the_same_images(folder):
+def test_trial_setup_student_and_baseline_begin_as_the_same_network_and_see_the_same_images(folder):
     student, alone = setups(distilling(folder, method="crd", baseline="train"))
     assert same(student.students[0].state_dict(), alone.students[0].state_dict())
     assert student.training(0, SILENT).recipe == alone.training(0, SILENT).recipe
     assert torch.equal(student.training_set.rows, alone.training_set.rows)
 
 
-def test_every_generation_is_a_fresh_start_with_a_seed_of_its_own_and_one_held_out_part(folder):
+def test_trial_setup_every_generation_is_a_fresh_start_with_a_seed_of_its_own_and_one_held_out_part(folder):
     first, second = setups(without_teacher(folder, method={"name": "born_again", "generations": 2}))
     assert not same(first.students[0].state_dict(), second.students[0].state_dict())
     assert [setup.training(0, SILENT).recipe.seed for setup in (first, second)] == [0, 1]
@@ -188,7 +188,7 @@ def test_every_generation_is_a_fresh_start_with_a_seed_of_its_own_and_one_held_o
     assert same(plain.students[0].state_dict(), second.students[0].state_dict())
 
 
-def test_peers_and_branches_begin_differently(folder):
+def test_trial_setup_peers_and_branches_begin_differently(folder):
     (dml,) = setups(without_teacher(folder, method="dml", student=["convnet4"] * 2))
     assert not same(dml.students[0].state_dict(), dml.students[1].state_dict())
     (one,) = setups(without_teacher(folder, method={"name": "one", "branches": 4}))
@@ -197,7 +197,7 @@ def test_peers_and_branches_begin_differently(folder):
     assert not torch.equal(heads[0], heads[1])
 
 
-def test_a_later_stage_begins_the_same_whatever_ran_before_it_in_the_process(folder):
+def test_trial_setup_a_later_stage_begins_the_same_whatever_ran_before_it_in_the_process(folder):
     """As it does when a job is taken up between its stages."""
     built = distilling(folder, method="factor_transfer")
     translators = []
@@ -209,7 +209,7 @@ def test_a_later_stage_begins_the_same_whatever_ran_before_it_in_the_process(fol
     assert same(*translators)
 
 
-def test_the_second_stage_holds_the_paraphraser_of_the_first_and_leaves_it_alone(folder):
+def test_run_the_second_stage_holds_the_paraphraser_of_the_first_and_leaves_it_alone(folder):
     (setup,) = setups(distilling(folder, method="factor_transfer"))
     first = setup.training(0, SILENT)
     first.run()
@@ -221,7 +221,7 @@ def test_the_second_stage_holds_the_paraphraser_of_the_first_and_leaves_it_alone
 
 
 @pytest.mark.parametrize(("labels", "answers"), [("teacher", True), ("none", False)])
-def test_the_teacher_answers_for_unlabelled_images_where_it_is_asked_to(labels, answers, folder):
+def test_trial_setup_the_teacher_answers_for_unlabelled_images_where_it_is_asked_to(labels, answers, folder):
     pool = {"source": f"file:{folder / 'pool.npz'}", "labels": labels}
     student, alone = setups(distilling(folder, method="kd", unlabelled=pool, baseline="train"))
     assert student.training(0, SILENT).scheme.answers is answers
@@ -230,7 +230,7 @@ def test_the_teacher_answers_for_unlabelled_images_where_it_is_asked_to(labels, 
     assert (student.training_set.held_out.labels >= 0).all() and len(student.training_set.held_out) == 12
 
 
-def test_the_first_stage_too_is_answered_by_the_teacher(folder):
+def test_trial_setup_the_first_stage_too_is_answered_by_the_teacher(folder):
     pool = {"source": f"file:{folder / 'pool.npz'}", "labelled_too": False}
     (setup,) = setups(distilling(folder, method=TWO_HINTS, unlabelled=pool))
     schemes = [setup.training(number, SILENT).scheme for number in range(2)]
@@ -246,7 +246,7 @@ def test_the_first_stage_too_is_answered_by_the_teacher(folder):
         ("byot", ["student", "exit-1", "exit-2"]),
     ],
 )
-def test_the_models_of_a_trial_take_the_weights_that_its_training_leaves(name, expected, folder):
+def test_run_the_models_of_a_trial_take_the_weights_that_its_training_leaves(name, expected, folder):
     spec = method_job(name, folder / "data.npz", folder / "convnet8.safetensors", training={"epochs": 1})
     prepared = built(spec, folder)
     (setup,) = setups(prepared)

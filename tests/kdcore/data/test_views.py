@@ -32,7 +32,7 @@ def test_order_never_changes():
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda a: a.name)
-def test_a_view_does_not_depend_on_the_batch_around_it(augmentation):
+def test_views_a_view_does_not_depend_on_the_batch_around_it(augmentation):
     images, seen = noise(), Views(augmentation, None, 5)
     whole = seen.batch(images, torch.arange(300), seed=3, epoch=2)
     for index in (torch.tensor([17]), torch.tensor([250, 17, 17, 3]), torch.arange(299, -1, -1)):
@@ -50,20 +50,20 @@ def test_views_differ_by_epoch_and_by_seed(augmentation):
     assert not torch.equal(first, seen.batch(images, index, seed=1, epoch=0).inputs)
 
 
-def test_no_augmentation_is_the_images_themselves():
+def test_views_no_augmentation_is_the_images_themselves():
     images = noise()
     batch = Views(NoAugmentation(), None, 5).batch(images, torch.tensor([5, 0]), seed=0, epoch=0)
     assert torch.equal(batch.inputs, images.pixels[[5, 0]])
 
 
-def test_crop_worked_out_by_hand():
+def test_crop_flip_crop_worked_out_by_hand():
     """2 × 2 image, padding 1: cut at (0, 0), at (2, 1), and at (1, 0) mirrored."""
     image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).expand(3, 1, 2, 2)
     cut = views.crop_flip(image, torch.tensor([0, 2, 1]), torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1]), padding=1)
     assert cut[:, 0].tolist() == [[[0, 0], [0, 1]], [[3, 4], [0, 0]], [[1, 0], [3, 0]]]
 
 
-def test_crops_are_what_padding_cutting_and_mirroring_one_by_one_gives():
+def test_crop_flip_crops_are_what_padding_cutting_and_mirroring_one_by_one_gives():
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (50, 3, 7, 9), generator=generator, dtype=torch.uint8)
     top, left = torch.randint(0, 9, (2, 50), generator=generator)
@@ -92,7 +92,7 @@ def test_view_ids_count_162_views_all_of_them_evenly():
     assert (ids % 2).double().mean().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_equal_view_ids_are_equal_bytes_and_different_ones_differ():
+def test_views_equal_view_ids_are_equal_bytes_and_different_ones_differ():
     images, seen = noise(2), Views(CropFlip(padding=1), None, 5)
     by_id: dict[int, torch.Tensor] = {}
     for epoch in range(200):
@@ -114,12 +114,12 @@ def test_view_ids_are_absent_where_views_are_not_numbered(views):
     assert views.batch(noise(), torch.arange(8), seed=0, epoch=0).view_ids is None
 
 
-def test_a_batch_has_the_rows_and_the_epoch_from_one_on():
+def test_views_a_batch_has_the_rows_and_the_epoch_from_one_on():
     batch = Views(CropFlip(), None, 5).batch(noise(), torch.tensor([7, 2]), seed=0, epoch=3)
     assert batch.index.tolist() == [7, 2] and batch.epoch == 4
 
 
-def test_a_box_of_the_whole_image_changes_nothing():
+def test_boxes_a_box_of_the_whole_image_changes_nothing():
     images = noise(6, side=9)
     zero, nine = torch.zeros(6, dtype=torch.long), torch.full((6,), 9)
     whole = views.Boxes(zero, zero, nine, nine)
@@ -150,7 +150,7 @@ def test_boxes_have_the_areas_and_ratios_that_were_asked_for():
     assert ratio.min() > 0.49 and ratio.max() < 2.05 and ratio.log().mean().item() == pytest.approx(0, abs=0.02)
 
 
-def test_a_box_never_leaves_a_narrow_image():
+def test_resized_crop_a_box_never_leaves_a_narrow_image():
     how = RandomResizedCrop(scale=(1.0, 1.0), ratio=(3.0, 4.0))
     draws = list(views.counter_rng.draws(views.counter_rng.streams(9, torch.arange(100)), 4))
     top, left, tall, wide = views._boxes(how, draws, 50, 10)
@@ -171,14 +171,14 @@ def test_mixed_batches_depend_on_seed_epoch_and_rows_but_not_on_their_order(mix)
     assert not any(torch.equal(other.inputs, inputs) for other in others)
 
 
-def test_a_batch_of_one_is_mixed_with_itself():
+def test_views_a_batch_of_one_is_mixed_with_itself():
     batch = Views(NoAugmentation(), Mixup(), 5).batch(noise(), torch.tensor([3]), 0, 0)
     assert torch.equal(batch.inputs[0], noise().pixels[3].float())
     assert batch.labels.tolist() == [[0, 0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("mix", [Mixup(), Cutmix()], ids=lambda m: m.name)
-def test_an_image_without_a_label_weighs_nothing_in_a_mixed_batch(mix):
+def test_views_an_image_without_a_label_weighs_nothing_in_a_mixed_batch(mix):
     images = noise()
     half = Images(images.pixels, torch.where(torch.arange(len(images)) % 2 == 0, images.labels, -1))
     labels = Views(CropFlip(), mix, 5).batch(half, torch.arange(8), seed=0, epoch=0).labels
@@ -195,7 +195,7 @@ def test_draws_for_views_order_and_mixing_are_unrelated():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda a: a.name)
-def test_a_gpu_sees_the_same_bytes(augmentation):
+def test_views_a_gpu_sees_the_same_bytes(augmentation):
     images, seen, index = noise(), Views(augmentation, None, 5), torch.arange(300)
     here = seen.batch(images, index, seed=3, epoch=2)
     there = seen.batch(images.to("cuda"), index, seed=3, epoch=2)

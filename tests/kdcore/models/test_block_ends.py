@@ -25,7 +25,7 @@ def images(name: str, device: str = "cpu") -> Tensor:
 
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
-def test_every_tap_works_in_training_and_is_as_wide_as_the_catalogue_says(name: str):
+def test_taps_every_tap_works_in_training_and_is_as_wide_as_the_catalogue_says(name: str):
     """Read in training, so that an in-place operation behind a tap would be seen."""
     facts = architecture(name)
     network = skeleton(name, 5).to("meta").train()
@@ -43,7 +43,7 @@ def test_every_tap_works_in_training_and_is_as_wide_as_the_catalogue_says(name: 
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "efficientnet_b0", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_1"])
-def test_gradients_flow_through_the_taps_of_torchvision(kind: str):
+def test_taps_gradients_flow_through_the_taps_of_torchvision(kind: str):
     facts = architecture(f"torchvision/{kind}")
     network = models.build(facts.name, 5).train()
     taps = Taps(network, [*facts.taps, *facts.preactivations])
@@ -58,7 +58,7 @@ REAL += ["torchvision/alexnet", "torchvision/mobilenet_v2", "torchvision/mnasnet
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_preactivations_are_what_stands_before_the_relu(name: str):
+def test_taps_the_preactivations_are_what_stands_before_the_relu(name: str):
     facts = architecture(name)
     network = models.build(name, 5).eval()
     taps = Taps(network, [*facts.taps, *facts.preactivations])
@@ -83,7 +83,7 @@ def test_the_preactivations_are_what_stands_before_the_relu(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in REAL if architecture(name).margins])
-def test_the_margins_batch_norms_feed_the_preactivations(name: str):
+def test_taps_the_margins_batch_norms_feed_the_preactivations(name: str):
     """One more in a batch norm's shift is one more in what it feeds, and in nothing before it."""
     facts = architecture(name)
     network = models.build(name, 5).eval()

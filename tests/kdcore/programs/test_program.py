@@ -27,7 +27,7 @@ DATA = DatasetFacts(
 @pytest.mark.parametrize(
     ("name", "plainer"), [("resnet8", False), ("resnet8", True), ("torchvision/squeezenet1_1", False)]
 )
-def test_logits_are_those_of_the_network(tmp_path: Path, name: str, plainer: bool):
+def test_open_program_logits_are_those_of_the_network(tmp_path: Path, name: str, plainer: bool):
     torch.manual_seed(0)
     network, images = models.build(name, 7).eval(), torch.randn(5, 3, 32, 32)
     program = programs.open_program(exported(network, tmp_path / "t.pt2", images[:2], plainer=plainer))
@@ -37,7 +37,7 @@ def test_logits_are_those_of_the_network(tmp_path: Path, name: str, plainer: boo
             assert torch.allclose(program(images[:count]), network(images[:count]), rtol=0, atol=1e-6)
 
 
-def test_what_an_inspection_sees(program: Path, network: nn.Module):
+def test_inspect_what_an_inspection_sees(program: Path, network: nn.Module):
     assert programs.inspect(program) == ProgramFacts(
         num_classes=10,
         channels=1,
@@ -48,12 +48,12 @@ def test_what_an_inspection_sees(program: Path, network: nn.Module):
     )
 
 
-def test_facts_come_back_from_json(program: Path):
+def test_inspect_facts_come_back_from_json(program: Path):
     facts = programs.inspect(program)
     assert ProgramFacts.model_validate_json(facts.model_dump_json()) == facts
 
 
-def test_the_command_answers_with_facts_or_with_the_reason(
+def test_inspect_the_command_answers_with_facts_or_with_the_reason(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "no.pt2").write_bytes(b"PK nothing")
@@ -66,7 +66,7 @@ def test_the_command_answers_with_facts_or_with_the_reason(
     assert answers[1]["ok"] is False and answers[1]["error"]["code"] == "teacher_mismatch"
 
 
-def test_images_that_fit(program: Path):
+def test_open_program_images_that_fit(program: Path):
     assert programs.open_program(program, DATA).facts.num_classes == 10
 
 
@@ -77,7 +77,7 @@ def test_images_that_fit(program: Path):
         ({"image_size": (8, 16)}, "images of 8 x 8 pixels, the data has 8 x 16"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(program: Path, data: dict[str, object], words: str):
+def test_open_program_images_that_do_not_fit_are_refused(program: Path, data: dict[str, object], words: str):
     with pytest.raises(TeacherMismatch, match=words):
         programs.open_program(program, DATA.model_copy(update=data))
 
@@ -111,7 +111,7 @@ class Infinite(Head):
     [(Standardized(), "depend on the batch around it"), (Infinite(), "no numbers")],
     ids=["batch", "infinite"],
 )
-def test_logits_that_teach_nothing_are_refused(tmp_path: Path, network: nn.Module, words: str):
+def test_open_program_logits_that_teach_nothing_are_refused(tmp_path: Path, network: nn.Module, words: str):
     with pytest.raises(TeacherMismatch, match=words):
         programs.open_program(exported(network, tmp_path / "t.pt2", torch.randn(2, 3, 8, 8)))
 
@@ -124,7 +124,7 @@ def test_a_program_for_any_size_is_tried_on_the_datas(tmp_path: Path):
         programs.open_program(path, DATA.model_copy(update={"channels": 3}))
 
 
-def test_images_that_are_too_small_for_it(tmp_path: Path):
+def test_open_program_images_that_are_too_small_for_it(tmp_path: Path):
     network = nn.Sequential(nn.Conv2d(1, 10, 7), nn.AdaptiveMaxPool2d(1), nn.Flatten())
     shapes = ({0: Dim("batch"), 2: Dim.AUTO, 3: Dim.AUTO},)
     path = exported(network, tmp_path / "t.pt2", torch.randn(2, 1, 16, 16), shapes=shapes)
@@ -148,7 +148,7 @@ class Own(Head):
         return twice(logits)
 
 
-def test_an_operator_of_ones_own_is_refused_by_name(tmp_path: Path):
+def test_inspect_an_operator_of_ones_own_is_refused_by_name(tmp_path: Path):
     with pytest.raises(TeacherMismatch, match=r"calls torch\.ops\.distillery_test\.twice\.default") as caught:
         programs.inspect(exported(Own(), tmp_path / "t.pt2", torch.zeros(2, 3, 8, 8)))
     assert "PyTorch's own layers" in str(caught.value.hint)
@@ -159,7 +159,7 @@ def images() -> torch.Tensor:
     return torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_it_stays_in_eval_mode_and_has_no_gradients(program: Path, network: nn.Module, images: torch.Tensor):
+def test_open_program_stays_in_eval_mode_and_has_no_gradients(program: Path, network: nn.Module, images: torch.Tensor):
     teacher = programs.open_program(program).train()
     images.requires_grad_()
     logits = teacher(images)
@@ -168,7 +168,7 @@ def test_it_stays_in_eval_mode_and_has_no_gradients(program: Path, network: nn.M
         assert torch.equal(logits, network(images)) and torch.equal(teacher(images), logits)
 
 
-def test_it_computes_in_full_precision_inside_autocast(program: Path, images: torch.Tensor):
+def test_open_program_computes_in_full_precision_inside_autocast(program: Path, images: torch.Tensor):
     teacher = programs.open_program(program)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(teacher(images), teacher(images.bfloat16().float().lerp(images, 1)))
@@ -192,7 +192,9 @@ class Viewed(nn.Module):
 
 @pytest.mark.parametrize("traced", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("asked", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
-def test_its_own_memory_format_is_kept(tmp_path: Path, traced: torch.memory_format, asked: torch.memory_format):
+def test_open_program_its_own_memory_format_is_kept(
+    tmp_path: Path, traced: torch.memory_format, asked: torch.memory_format
+):
     torch.manual_seed(0)
     images = torch.randn(3, 3, 6, 6)
     network = Viewed(traced).eval()
@@ -202,7 +204,7 @@ def test_its_own_memory_format_is_kept(tmp_path: Path, traced: torch.memory_form
     assert torch.allclose(teacher(images.to(memory_format=asked)), network(of_its_format), atol=1e-6)
 
 
-def test_a_classifier_teaches_with_it(program: Path, network: nn.Module):
+def test_open_program_a_classifier_teaches_with_it(program: Path, network: nn.Module):
     pixels = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = Classifier(network, [0.3], [0.4])(pixels).logits
@@ -210,12 +212,12 @@ def test_a_classifier_teaches_with_it(program: Path, network: nn.Module):
         assert torch.allclose(teacher.classifier(pixels).logits, expected, atol=1e-6)
 
 
-def test_all_of_it_moves(program: Path):
+def test_open_program_all_of_it_moves(program: Path):
     moved = programs.open_program(program).to("meta")
     assert {tensor.device.type for tensor in (*moved.parameters(), *moved.buffers())} == {"meta"}
 
 
-def test_names_that_a_module_would_not_allow(program: Path, tmp_path: Path, images: torch.Tensor):
+def test_open_program_names_that_a_module_would_not_allow(program: Path, tmp_path: Path, images: torch.Tensor):
     """Graph names are the file's own."""
 
     def change(model: dict) -> None:
@@ -228,7 +230,7 @@ def test_names_that_a_module_would_not_allow(program: Path, tmp_path: Path, imag
     assert torch.equal(programs.open_program(path)(images), programs.open_program(program)(images))
 
 
-def test_an_answer_of_another_shape_than_promised_is_refused(program: Path, tmp_path: Path):
+def test_open_program_an_answer_of_another_shape_than_promised_is_refused(program: Path, tmp_path: Path):
     def change(config: dict) -> None:
         for name, size in (("fc.weight", [5, 16]), ("fc.bias", [5])):
             meta = config["config"][name]["tensor_meta"]

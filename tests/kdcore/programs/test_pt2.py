@@ -29,7 +29,7 @@ def refusal(path: Path) -> TeacherMismatch:
     return caught.value
 
 
-def test_what_is_in_a_program(program: Path, network: nn.Module):
+def test_read_what_is_in_a_program(program: Path, network: nn.Module):
     contents = pt2.read(program)
     assert contents.weights.keys() == network.state_dict().keys() and not contents.constants
     assert all(torch.equal(contents.weights[name], value) for name, value in network.state_dict().items())
@@ -129,7 +129,7 @@ TRAPS = [
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-def test_no_trap_springs(program: Path, tmp_path: Path, trap: Callable[[Path], dict[str, Any]]):
+def test_read_no_trap_springs(program: Path, tmp_path: Path, trap: Callable[[Path], dict[str, Any]]):
     path = rewritten(program, tmp_path / "t.pt2", trap(tmp_path / "sprung"))
     with suppress(TeacherMismatch):
         programs.open_program(path)(torch.zeros(2, 1, 8, 8))
@@ -138,7 +138,7 @@ def test_no_trap_springs(program: Path, tmp_path: Path, trap: Callable[[Path], d
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("trap", TRAPS)
-def test_the_traps_would_spring(program: Path, tmp_path: Path, trap: Callable[[Path], dict[str, Any]]):
+def test_read_the_traps_would_spring(program: Path, tmp_path: Path, trap: Callable[[Path], dict[str, Any]]):
     """Else the test above proves nothing."""
     if trap is opaque_object_trap and not hasattr(torch._C._export.pt2_archive_constants, "OPAQUE_OBJ_FILENAME_PREFIX"):
         pytest.skip("this PyTorch knows no such objects yet")
@@ -159,12 +159,12 @@ def test_the_traps_would_spring(program: Path, tmp_path: Path, trap: Callable[[P
     ],
     ids=["weights", "script object", "opaque object"],
 )
-def test_what_is_pickled_is_refused_by_name(program: Path, tmp_path: Path, change: dict[str, Any]):
+def test_read_what_is_pickled_is_refused_by_name(program: Path, tmp_path: Path, change: dict[str, Any]):
     error = refusal(rewritten(program, tmp_path / "t.pt2", change))
     assert "as a pickle, which is never opened" in error.message and "plain tensors" in str(error.hint)
 
 
-def test_what_is_beside_the_program_is_left_alone(program: Path, tmp_path: Path):
+def test_read_what_is_beside_the_program_is_left_alone(program: Path, tmp_path: Path):
     more = {"data/aotinductor/model/code.so": b"\x7fELF", "data/sample_inputs/model.pt": None, "extra/notes.txt": b"?"}
     assert programs.inspect(rewritten(program, tmp_path / "t.pt2", more)).num_classes == 10
 
@@ -193,7 +193,7 @@ def archive_of(*names: str) -> bytes:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_files_are_named(tmp_path: Path, content: bytes, words: str):
+def test_read_other_files_are_named(tmp_path: Path, content: bytes, words: str):
     (tmp_path / "t.pt2").write_bytes(content)
     assert words in refusal(tmp_path / "t.pt2").message
 
@@ -215,25 +215,25 @@ def test_other_files_are_named(tmp_path: Path, content: bytes, words: str):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_inside_is_named(program: Path, tmp_path: Path, changes: dict[str, Any], words: str):
+def test_read_what_is_wrong_inside_is_named(program: Path, tmp_path: Path, changes: dict[str, Any], words: str):
     assert words in refusal(rewritten(program, tmp_path / "t.pt2", changes)).message
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_file_cut_short_is_refused(program: Path, tmp_path: Path, share: float):
+def test_read_a_file_cut_short_is_refused(program: Path, tmp_path: Path, share: float):
     whole = program.read_bytes()
     (tmp_path / "t.pt2").write_bytes(whole[: int(len(whole) * share)])
     assert "cut short" in refusal(tmp_path / "t.pt2").message
 
 
-def test_a_flipped_bit_is_found(program: Path, tmp_path: Path):
+def test_read_a_flipped_bit_is_found(program: Path, tmp_path: Path):
     blob = bytearray(program.read_bytes())
     blob[blob.index(b'"schema_version"') + 3] ^= 1
     (tmp_path / "t.pt2").write_bytes(blob)
     assert "damaged: BadZipFile" in refusal(tmp_path / "t.pt2").message
 
 
-def test_every_part_of_the_graph_may_be_missing(program: Path, tmp_path: Path):
+def test_read_every_part_of_the_graph_may_be_missing(program: Path, tmp_path: Path):
     """One after the other: a refusal each time, or the part was not needed, but nothing else."""
     with zipfile.ZipFile(program) as file:
         model = json.loads(file.read(next(name for name in file.namelist() if name.endswith(MODEL))))
@@ -263,7 +263,7 @@ def test_every_part_of_the_graph_may_be_missing(program: Path, tmp_path: Path):
 # Bombs
 
 
-def test_a_packed_archive_is_refused(program: Path, tmp_path: Path):
+def test_read_a_packed_archive_is_refused(program: Path, tmp_path: Path):
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(tmp_path / "t.pt2", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
@@ -271,7 +271,7 @@ def test_a_packed_archive_is_refused(program: Path, tmp_path: Path):
     assert "packed again" in refusal(tmp_path / "t.pt2").message
 
 
-def test_members_that_share_bytes_are_refused(program: Path, tmp_path: Path):
+def test_read_members_that_share_bytes_are_refused(program: Path, tmp_path: Path):
     path = Path(shutil.copy(program, tmp_path / "t.pt2"))
     with zipfile.ZipFile(path, "a") as file:
         largest = max(file.infolist(), key=lambda info: info.file_size)
@@ -285,7 +285,7 @@ def test_a_graph_of_absurd_length_is_not_read(program: Path, monkeypatch: pytest
     assert "the most is 100" in refusal(program).message
 
 
-def test_a_shape_is_not_believed(program: Path, tmp_path: Path):
+def test_read_a_shape_is_not_believed(program: Path, tmp_path: Path):
     """A terabyte made of one stored number, by strides of 0."""
 
     def change(config: Any) -> None:
@@ -315,7 +315,7 @@ class Odd(nn.Module):
         return self.other(self.one(rows)) + self.gaps + self.unsaved + self.constant
 
 
-def test_tensors_of_every_kind(tmp_path: Path):
+def test_read_tensors_of_every_kind(tmp_path: Path):
     torch.manual_seed(0)
     network, images = Odd().eval(), torch.randn(5, 6, 4, 4)
     program = programs.open_program(exported(network, tmp_path / "odd.pt2", images))

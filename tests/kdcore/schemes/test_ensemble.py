@@ -81,7 +81,7 @@ def test_every_branch_and_the_ensemble_are_graded_and_the_ensemble_teaches_every
     assert ensemble.logits.requires_grad
 
 
-def test_the_ensemble_is_the_branches_weighed_by_a_gate_that_sums_to_one():
+def test_native_ensemble_the_ensemble_is_the_branches_weighed_by_a_gate_that_sums_to_one():
     one = scheme()
     one.ensemble.eval()
     network = one.ensemble.network
@@ -95,7 +95,7 @@ def test_the_ensemble_is_the_branches_weighed_by_a_gate_that_sums_to_one():
     assert torch.allclose(seen.logits, by_hand, atol=1e-6)
 
 
-def test_the_divergence_reaches_the_branches_and_never_the_gate():
+def test_native_ensemble_the_divergence_reaches_the_branches_and_never_the_gate():
     one = scheme()
     objective = build((One(),), Setting(3.0, 3, 1, torch.zeros(4).long(), torch.arange(4)))[-1]
     done = one.run(batch([0, 1, 2, 0], side=8))
@@ -105,7 +105,7 @@ def test_the_divergence_reaches_the_branches_and_never_the_gate():
     assert all(branch.network.fc.weight.grad.abs().sum() > 0 for branch in network.branches)
 
 
-def test_the_labels_reach_the_gate_through_the_ensemble():
+def test_native_ensemble_the_labels_reach_the_gate_through_the_ensemble():
     one = scheme()
     one.run(batch([0, 1, 2, 0], side=8)).views[-1].logits[:, 0].sum().backward()
     assert one.ensemble.network.gate[0].weight.grad.abs().sum() > 0
@@ -116,17 +116,17 @@ def test_the_labels_reach_the_gate_through_the_ensemble():
     [(1, math.exp(-5 * (1 - 1 / 80) ** 2)), (40, math.exp(-1.25)), (80, 1), (81, 1), (300, 1)],
     ids=str,
 )
-def test_the_weight_rises_as_in_the_authors_code(epoch, weight):
+def test_rampup_the_weight_rises_as_in_the_authors_code(epoch, weight):
     assert rampup(epoch, 80) == pytest.approx(weight)
     (lesson, *_) = scheme(rampup_epochs=80).run(batch([0, 1, 2, 0], side=8, epoch=epoch)).lessons
     assert lesson.share == pytest.approx(weight)
 
 
-def test_without_a_ramp_the_weight_is_one_from_the_start():
+def test_rampup_without_a_ramp_the_weight_is_one_from_the_start():
     assert rampup(1, 0) == 1
 
 
-def test_making_it_moves_no_running_statistic():
+def test_native_ensemble_making_it_moves_no_running_statistic():
     first = named("convnet4")
     before = first.network.layer1[1].running_mean.clone()
     NativeEnsemble([first, named("convnet4", 1)], (8, 8), 0)

@@ -30,7 +30,7 @@ def test_an_exit_halves_the_map_once_for_each_stage_that_it_leaves_out():
     assert strides == [[layer.kernel_size[0] for layer in three] for three in layers]
 
 
-def test_a_map_too_small_to_be_halved_so_often_becomes_one_place():
+def test_exits_a_map_too_small_to_be_halved_so_often_becomes_one_place():
     """A VGG's maps on 8 pixels are 8, 4, 2 and 1 wide at its exits, which leave out 4, 3, 2 and 1 stages."""
     assert [three[1].stride[0] for three in convolutions(scheme("vgg8"))] == [8, 4, 2, 1]
 
@@ -87,7 +87,7 @@ def test_a_model_that_is_left_early_answers_as_its_exit_does():
         assert torch.equal(one.models[f"exit-{number}"](BATCH.inputs).logits, view.logits)
 
 
-def test_making_it_moves_no_running_statistic():
+def test_exits_making_it_moves_no_running_statistic():
     student = named("convnet4")
     Exits(student, ["layer1"], "fc@in", 3, (8, 8))
     assert student.network.layer1[1].running_mean.abs().sum() == 0

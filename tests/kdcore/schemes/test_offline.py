@@ -7,7 +7,7 @@ from kdcore.classifier import FrozenTeacher, TeacherEnsemble
 from kdcore.lesson import Needs
 from kdcore.schemes.offline import Alone, Offline, Preparation
 from kdcore.training import label_loss
-from tests.kdcore.tiny import batch, linear, named, says
+from tests.kdcore.tiny import batch, constant, linear, named
 
 KNOWN = batch([0, 1, 2, 0])
 PARTLY = batch([0, -1, 2, -1])
@@ -20,7 +20,7 @@ def count(teacher: FrozenTeacher) -> list[int]:
     return runs
 
 
-def test_student_and_teacher_see_the_same_batch_and_only_the_student_learns():
+def test_offline_student_and_teacher_see_the_same_batch_and_only_the_student_learns():
     student, teacher = linear(0), FrozenTeacher(linear(1))
     done = Offline(student, teacher).run(KNOWN)
     (lesson,) = done.lessons
@@ -31,28 +31,28 @@ def test_student_and_teacher_see_the_same_batch_and_only_the_student_learns():
     assert not lesson.teacher.logits.requires_grad and teacher.classifier.network[1].weight.grad is None
 
 
-def test_only_the_student_is_trained_and_comes_out():
+def test_offline_only_the_student_is_trained_and_comes_out():
     scheme = Offline(linear(0), FrozenTeacher(linear(1)))
     assert scheme.learners() == [scheme.student] and scheme.models == {"student": scheme.student}
 
 
-def test_the_teachers_answers_stand_in_for_labels_that_nobody_knows():
+def test_offline_the_teachers_answers_stand_in_for_labels_that_nobody_knows():
     """The teacher finds class 1 most likely, whatever it sees."""
-    scheme = Offline(linear(0), FrozenTeacher(says(0.2, 0.5, 0.3)), answers=True)
+    scheme = Offline(linear(0), FrozenTeacher(constant(0.2, 0.5, 0.3)), answers=True)
     done = scheme.run(PARTLY)
     (lesson,) = done.lessons
     assert done.labels.tolist() == lesson.batch.labels.tolist() == [0, 1, 2, 1]
     assert PARTLY.labels.tolist() == [0, -1, 2, -1]
 
 
-def test_several_teachers_answer_as_one():
+def test_offline_several_teachers_answer_as_one():
     """0.9 and 0.1 on one side, 0.3 and 0.7 on the other: 0.6 for the first class, though both do not agree."""
-    teacher = TeacherEnsemble([FrozenTeacher(says(0.9, 0.1)), FrozenTeacher(says(0.3, 0.7))], [1, 1], 4.0)
-    done = Offline(says(0.5, 0.5), teacher, answers=True).run(batch([-1, 1]))
+    teacher = TeacherEnsemble([FrozenTeacher(constant(0.9, 0.1)), FrozenTeacher(constant(0.3, 0.7))], [1, 1], 4.0)
+    done = Offline(constant(0.5, 0.5), teacher, answers=True).run(batch([-1, 1]))
     assert done.labels.tolist() == [0, 1]
 
 
-def test_without_answers_an_unknown_label_stays_unknown_and_is_not_graded():
+def test_offline_without_answers_an_unknown_label_stays_unknown_and_is_not_graded():
     done = Offline(linear(0), FrozenTeacher(linear(1))).run(PARTLY)
     assert done.labels.tolist() == done.lessons[0].batch.labels.tolist() == [0, -1, 2, -1]
     known = done.views[0].logits[[0, 2]]
@@ -61,7 +61,7 @@ def test_without_answers_an_unknown_label_stays_unknown_and_is_not_graded():
 
 @pytest.mark.parametrize("needs", [Needs(), Needs(input_gradient=True)], ids=["logits", "input gradient"])
 @pytest.mark.parametrize("answers", [False, True], ids=["labels known", "teacher answers"])
-def test_student_and_teacher_run_once_a_step(needs, answers):
+def test_offline_student_and_teacher_run_once_a_step(needs, answers):
     student, teacher = linear(0), FrozenTeacher(linear(1))
     runs, learned = count(teacher), []
     student.network.register_forward_hook(lambda *_: learned.append(1))
@@ -69,7 +69,7 @@ def test_student_and_teacher_run_once_a_step(needs, answers):
     assert len(runs) == len(learned) == 1
 
 
-def test_both_views_hold_the_input_gradient_and_only_the_students_can_be_learned_from():
+def test_offline_both_views_hold_the_input_gradient_and_only_the_students_can_be_learned_from():
     student, teacher = linear(0), FrozenTeacher(linear(1))
     (lesson,) = Offline(student, teacher, Needs(input_gradient=True)).run(KNOWN).lessons
     assert lesson.student.input_gradient.shape == lesson.teacher.input_gradient.shape == (4, 1, 4, 4)
@@ -79,7 +79,7 @@ def test_both_views_hold_the_input_gradient_and_only_the_students_can_be_learned
     assert student.network[1].weight.grad.abs().sum() > 0 and teacher.classifier.network[1].weight.grad is None
 
 
-def test_the_input_gradients_of_both_are_taken_at_the_teachers_answers():
+def test_offline_the_input_gradients_of_both_are_taken_at_the_teachers_answers():
     student, teacher = linear(0), FrozenTeacher(linear(1))
     done = Offline(student, teacher, Needs(input_gradient=True), answers=True).run(PARTLY)
     (lesson,) = done.lessons
@@ -87,7 +87,7 @@ def test_the_input_gradients_of_both_are_taken_at_the_teachers_answers():
         assert torch.equal(view.input_gradient, classifier(PARTLY.inputs, done.labels).input_gradient)
 
 
-def test_views_hold_what_an_objective_asks_of_each_side():
+def test_offline_views_hold_what_an_objective_asks_of_each_side():
     student, teacher = named("convnet4"), FrozenTeacher(named("convnet8", 1))
     needs = Needs(("layer1", "fc@in"), ("layer2",), ("layer2.1", "layer3.1"))
     (lesson,) = Offline(student, teacher, needs).run(batch([0, 1], side=8)).lessons
@@ -110,7 +110,7 @@ def test_another_scheme_over_the_same_networks_sees_what_it_asks_for_alone():
     assert lesson.student.taps == {} and lesson.teacher.taps == {} and lesson.teacher.input_gradient is None
 
 
-def test_a_place_that_a_network_has_not_is_named_before_anything_runs():
+def test_offline_a_place_that_a_network_has_not_is_named_before_anything_runs():
     with pytest.raises(SpecInvalid, match="layer4"):
         Offline(named("convnet4"), FrozenTeacher(named("convnet4")), Needs(teacher_taps=("layer4",)))
 
@@ -123,12 +123,12 @@ def test_alone_there_is_no_lesson():
     assert len(done.views) == 1 and done.views[0].logits.shape == (4, 3)
 
 
-def test_the_student_is_what_learns_and_what_comes_out():
+def test_alone_the_student_is_what_learns_and_what_comes_out():
     scheme = Alone(student := linear(0))
     assert scheme.learners() == [student] and scheme.models == {"student": student}
 
 
-def test_the_teacher_is_seen_on_both_sides_and_nothing_is_graded():
+def test_preparation_the_teacher_is_seen_on_both_sides_and_nothing_is_graded():
     teacher = FrozenTeacher(named("convnet4"))
     seen = batch([0, 1], side=8)
     done = Preparation(teacher, Needs(teacher_taps=("layer3",))).run(seen)
@@ -138,6 +138,6 @@ def test_the_teacher_is_seen_on_both_sides_and_nothing_is_graded():
     assert not lesson.student.logits.requires_grad
 
 
-def test_no_network_learns_and_none_comes_out():
+def test_preparation_no_network_learns_and_none_comes_out():
     scheme = Preparation(FrozenTeacher(named("convnet4")), Needs())
     assert scheme.learners() == [] and scheme.models == {}

@@ -37,22 +37,22 @@ def in_steps(**changes: Any) -> list[tuple[str, int, int]]:
     return [(stage.name, stage.epochs, stage.steps) for trial in planned for stage in trial.stages]
 
 
-def test_one_student_of_one_teacher():
+def test_trials_one_student_of_one_teacher():
     assert planned() == [("student", ["resnet20"], GIVEN, ["kd"], 5)]
     assert in_steps() == [("student", 9, 81)]
 
 
-def test_a_student_of_labels_alone():
+def test_trials_a_student_of_labels_alone():
     assert planned(method="supervised", teacher=None) == [("student", ["resnet20"], None, [], 5)]
 
 
-def test_a_baseline_comes_last_from_the_same_seed():
+def test_trials_a_baseline_comes_last_from_the_same_seed():
     assert planned(baseline="train")[1:] == [("alone", ["resnet20"], None, [], 5)]
     assert in_steps(baseline="train") == [("student", 9, 81), ("alone", 9, 81)]
     assert len(planned(baseline="job:job_1")) == 1
 
 
-def test_methods_of_two_stages_each_have_one_before_the_labels():
+def test_trials_methods_of_two_stages_each_have_one_before_the_labels():
     """30 of 240 epochs are 1.125 of nine, rounded to one; the baseline has no such stage."""
     assert in_steps(method=["fsp", "kd", "factor_transfer"], baseline="train") == [
         ("student/fsp", 1, 9),
@@ -65,13 +65,13 @@ def test_methods_of_two_stages_each_have_one_before_the_labels():
     assert in_steps(method="fitnet") == [("student", 9, 81)]
 
 
-def test_stages_of_the_same_method_are_told_apart():
+def test_numbered_stages_of_the_same_method_are_told_apart():
     early, late = ({"name": "fsp", "taps": taps} for taps in (["layer1", "layer2"], ["layer2", "layer3"]))
     assert [name for name, _, _ in in_steps(method=[early, late])] == ["student/fsp", "student/fsp-2", "student"]
     assert numbered(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]
 
 
-def test_a_chain_is_walked_from_the_teacher_down():
+def test_trials_a_chain_is_walked_from_the_teacher_down():
     assert planned(assistants=["resnet44", "resnet32"], baseline="train") == [
         ("assistant-1", ["resnet44"], GIVEN, ["kd"], 5),
         ("assistant-2", ["resnet32"], "assistant-1", ["kd"], 5),
@@ -81,7 +81,7 @@ def test_a_chain_is_walked_from_the_teacher_down():
     assert [steps for _, _, steps in in_steps(assistants=["resnet44", "resnet32"])] == [81, 81, 81]
 
 
-def test_generations_of_a_teacher():
+def test_trials_generations_of_a_teacher():
     assert planned(method="born_again") == [
         ("generation-1", ["resnet20"], GIVEN, ["born_again"], 5),
         ("generation-2", ["resnet20"], "generation-1", ["born_again"], 6),
@@ -89,7 +89,7 @@ def test_generations_of_a_teacher():
     ]
 
 
-def test_generations_of_nobody_begin_with_labels_alone():
+def test_trials_generations_of_nobody_begin_with_labels_alone():
     assert planned(method="born_again", teacher=None, baseline="train") == [
         ("generation-1", ["resnet20"], None, [], 5),
         ("generation-2", ["resnet20"], "generation-1", ["born_again"], 6),
@@ -103,7 +103,7 @@ def test_generations_of_nobody_begin_with_labels_alone():
     ]
 
 
-def test_a_generation_is_tapped_alike_on_both_sides():
+def test_trials_a_generation_is_tapped_alike_on_both_sides():
     """Only the first generation learns from the teacher that was given, and looks at its layers."""
     spec = resolved(method=["born_again", "attention"], network="wrn_40_2")
     taps = [[(pair.student, pair.teacher) for pair in trial.methods[1].pairs] for trial in trials(spec, DATA, None)]
@@ -111,12 +111,12 @@ def test_a_generation_is_tapped_alike_on_both_sides():
     assert taps[1][0] == taps[2][0] == ("layer1", "layer1")
 
 
-def test_staged_methods_begin_every_generation_that_is_taught():
+def test_trials_staged_methods_begin_every_generation_that_is_taught():
     names = [name for name, _, _ in in_steps(method=["born_again", "fsp"], teacher=None)]
     assert names == ["generation-1", "generation-2/fsp", "generation-2", "student/fsp", "student"]
 
 
-def test_one_generation_is_the_student():
+def test_trials_one_generation_is_the_student():
     one = {"name": "born_again", "generations": 1}
     assert planned(method=one) == [("student", ["resnet20"], GIVEN, ["born_again"], 5)]
 
@@ -134,7 +134,7 @@ def test_parts_of_one_network_train_in_one_trial(method: str):
 
 
 @pytest.mark.parametrize(("labelled_too", "steps"), [(True, 14), (False, 5)])
-def test_a_pool_makes_epochs_longer_but_for_the_baseline(labelled_too: bool, steps: int):
+def test_trials_a_pool_makes_epochs_longer_but_for_the_baseline(labelled_too: bool, steps: int):
     """900 labelled images and 500 others, in batches of 100."""
     pool = {"source": "theirs", "labelled_too": labelled_too}
     assert in_steps(unlabelled=pool, method="fsp", baseline="train") == [
@@ -149,7 +149,7 @@ def test_a_pool_makes_epochs_longer_but_for_the_baseline(labelled_too: bool, ste
     ("train", "pool", "fraction", "batch_size"),
     [(100, 0, 0.1, 10), (97, 0, 0.1, 8), (45, 13, 0.1, 7), (40, 9, 0.33, 4), (9, 3, 0.05, 2)],
 )
-def test_the_engine_takes_as_many_steps_as_the_plan_says(train, pool, fraction, batch_size, labelled_too):
+def test_trials_the_engine_takes_as_many_steps_as_the_plan_says(train, pool, fraction, batch_size, labelled_too):
     asked = Unlabelled(source="theirs", labelled_too=labelled_too) if pool else None
     training = {"epochs": 3, "batch_size": batch_size, "validation_fraction": fraction}
     spec = resolved(training=training, **({"unlabelled": asked.model_dump()} if asked else {}))
