@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from store import inspections
 from store.blobs import BlobStore
 from store.database import Database

@@ -12,8 +12,8 @@ from api.inspections import Inspections, Refused
 from base.errors import Fault
 from base.references import DIGEST
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
-from kdcore.catalog.programs import ProgramFacts
-from kdcore.spec import Dataset, Student, Teacher
+from kdcore.catalog.facts import ProgramFacts
+from kdcore.spec import Dataset, JobSpec, Student, Teacher
 from store import artifacts, datasets, jobs, models
 from store.database import Database
 from store.errors import NotFound
@@ -201,11 +201,8 @@ def _student(job: Job) -> dict[str, Any]:
 
 def _members(job: Job) -> int:
     """The number of networks in a job's file: all generations, if their ensemble was requested."""
-    methods = job.resolved_spec["method"]
-    for method in methods if isinstance(methods, list) else [methods]:
-        if method.get("answer") == "ensemble":
-            return int(method["generations"])
-    return 1
+    scheme = JobSpec.model_validate(job.resolved_spec).scheme
+    return scheme.generations if scheme.ensemble_is_result else 1
 
 
 def student_facts(job: Job, digest: str, size: int) -> ModelFacts:

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import maps, same_size, unit
-from kdcore.spec.methods import Attention
+from kdcore.spec.methods.features import Attention
 
 Mapping = Literal["sum", "sum_p", "max_p"]
 Reduction = Literal["mean_squares", "norms"]
@@ -89,8 +89,7 @@ class AttentionTransfer(Objective):
         self.mapping: Mapping = options.mapping
         self.p = options.p
         self.reduction = options.reduction
-        self.student_taps = tuple(pair.student for pair in self.taps)
-        self.teacher_taps = tuple(pair.teacher for pair in self.taps)
+        self.needs = Needs.at(self.taps)
 
     def build(self, lesson: Lesson) -> None:
         """Owns nothing, but refuses what is no map."""
@@ -108,7 +107,7 @@ class AttentionTransfer(Objective):
 class GradientAttention(Objective):
     """The objective on gradients: where a changed pixel would change the loss of student and teacher."""
 
-    needs_input_gradient = True
+    needs = Needs(input_gradient=True)
 
     def __init__(self, options: Attention, setting: Setting) -> None:
         super().__init__()
@@ -117,3 +116,7 @@ class GradientAttention(Objective):
         student, teacher = lesson.student.input_gradient, lesson.teacher.input_gradient
         assert student is not None and teacher is not None, "a scheme takes the gradients that are asked for"
         return gradient_attention_loss(student, teacher)
+
+
+def from_options(options: Attention, setting: Setting) -> Objective:
+    return (GradientAttention if options.compares_gradients else AttentionTransfer)(options, setting)

@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax, softmax
 
 from kdcore.lesson import EMBEDDING, Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.spec.methods import Byot
+from kdcore.spec.methods.schemes import Byot
 
 
 def exit_logits_loss(exit_NK: Tensor, deepest_NK: Tensor, *, temperature: float) -> Tensor:
@@ -40,3 +40,6 @@ class SelfDistillation(Objective):
         logits = exit_logits_loss(lesson.student.logits, lesson.teacher.logits, temperature=self.temperature)
         features = exit_features_loss(lesson.student.taps[EMBEDDING], lesson.teacher.taps[EMBEDDING])
         return logits + self.hint_weight * features
+
+
+from_options = SelfDistillation

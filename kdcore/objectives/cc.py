@@ -23,10 +23,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import embeddings, unit
-from kdcore.spec.methods import Cc
+from kdcore.spec.methods.relations import Cc
 
 
 def cc_pairs_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class CorrelationCongruence(Objective):
         assert options.tap is not None, "resolve() names the layers"
         self.options = options
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
 
     def build(self, lesson: Lesson) -> None:
         student_ND, teacher_ND = embeddings(lesson, self.tap)
@@ -70,3 +70,6 @@ class CorrelationCongruence(Objective):
         if self.options.form == "pairs":
             return cc_pairs_loss(student_ND, teacher_ND)
         return cc_gaussian_loss(student_ND, teacher_ND, gamma=self.options.gamma, order=self.options.order)
+
+
+from_options = CorrelationCongruence

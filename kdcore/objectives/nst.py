@@ -25,10 +25,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.tapped import maps, same_size, unit
-from kdcore.spec.methods import Nst
+from kdcore.spec.methods.features import Nst
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
 
@@ -80,8 +80,7 @@ class NeuronSelectivityTransfer(Objective):
         assert options.taps is not None, "resolve() names the layers"
         self.taps = options.taps
         self.kernel = options.kernel
-        self.student_taps = tuple(pair.student for pair in self.taps)
-        self.teacher_taps = tuple(pair.teacher for pair in self.taps)
+        self.needs = Needs.at(self.taps)
 
     def build(self, lesson: Lesson) -> None:
         """Owns nothing, but refuses what is no map."""
@@ -90,3 +89,6 @@ class NeuronSelectivityTransfer(Objective):
     def forward(self, lesson: Lesson) -> Tensor:
         losses = [nst_loss(student, teacher, kernel=self.kernel) for student, teacher in maps(lesson, self.taps)]
         return torch.stack(losses).sum()
+
+
+from_options = NeuronSelectivityTransfer

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from api.app import create_app
 from api.inspections import KINDS, OF_FILES, F, Inspector, Refused
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
 from store.blobs import BlobStore

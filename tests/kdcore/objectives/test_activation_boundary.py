@@ -4,20 +4,15 @@ import pytest
 import torch
 
 from base.errors import SpecInvalid
-from kdcore.objectives.activation_boundary import (
-    ActivationBoundaries,
-    boundary_distance,
-    boundary_loss,
-    staged,
-)
-from kdcore.spec import methods
+from kdcore.objectives.activation_boundary import ActivationBoundaries, boundary_distance, boundary_loss, from_options
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 TAPS = ("early", "late")
 
 
 def objective(*taps, margin: float = 1.0) -> ActivationBoundaries:
-    return ActivationBoundaries(methods.ActivationBoundary(taps=taps or TAPS, margin=margin), SETTING)
+    return ActivationBoundaries(features.ActivationBoundary(taps=taps or TAPS, margin=margin), SETTING)
 
 
 def naive(student, teacher, margin) -> float:
@@ -124,7 +119,7 @@ def test_a_map_as_wide_as_the_teachers_is_compared_as_it_is():
 
 def test_training_changes_the_student_and_all_connectors_and_no_teacher():
     room, boundaries = Classroom(), objective()
-    assert boundaries.student_taps == boundaries.teacher_taps == TAPS
+    assert boundaries.needs.student_taps == boundaries.needs.teacher_taps == TAPS
     room.build(boundaries)
     assert parameters(boundaries) == (3 * 5 + 2 * 5) + (4 * 6 + 2 * 6)
     owned = {f"objective.{name}" for name, _ in boundaries.named_parameters()}
@@ -133,10 +128,9 @@ def test_training_changes_the_student_and_all_connectors_and_no_teacher():
 
 
 def test_the_boundaries_are_learned_first_and_leave_no_objective_behind():
-    options = methods.ActivationBoundary(taps=TAPS, pretraining_epochs=7)
-    plan = staged(options, SETTING)
-    assert isinstance(plan.first, ActivationBoundaries)
-    assert (plan.epochs, plan.trains_student, plan.then) == (7, True, None)
+    options = features.ActivationBoundary(taps=TAPS, pretraining_epochs=7)
+    plan = from_options(options, SETTING)
+    assert isinstance(plan.first, ActivationBoundaries) and plan.then is None
 
 
 def test_a_state_that_is_put_back_gives_the_same_loss():

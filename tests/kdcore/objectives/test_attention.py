@@ -12,7 +12,7 @@ from kdcore.objectives.attention import (
     attention_map,
     gradient_attention_loss,
 )
-from kdcore.spec.methods import Attention
+from kdcore.spec.methods.features import Attention
 from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training, seen, under
 from tests.kdcore.objectives.lessons import lesson, maps, parameters
 
@@ -158,8 +158,8 @@ def test_the_objective_sums_over_its_layers_and_asks_for_them():
         attention_loss(student[tap], teacher[tap], mapping="max_p", p=3, reduction="norms").item() for tap in student
     ]
     assert transfer(lesson(student, teacher)).item() == pytest.approx(sum(single))
-    assert transfer.student_taps == transfer.teacher_taps == ("shallow", "deep")
-    assert not transfer.needs_input_gradient
+    assert transfer.needs.student_taps == transfer.needs.teacher_taps == ("shallow", "deep")
+    assert not transfer.needs.input_gradient
 
 
 def test_training_changes_the_student_alone():
@@ -226,6 +226,6 @@ def test_the_double_gradient_is_the_numerical_one():
 
 def test_gradient_attention_trains_the_whole_student_alone_and_needs_no_taps():
     attention = GradientAttention(Attention(mapping="gradient"), SETTING)
-    assert attention.needs_input_gradient and attention.student_taps == attention.teacher_taps == ()
+    assert attention.needs.input_gradient and attention.needs.student_taps == attention.needs.teacher_taps == ()
     changed = changed_by_training(attention, Looker(3, 4, seed=0), Looker(5, 6, seed=1), gradients=True)
     assert changed == UP_TO_DEEP | under("student", ["fc.weight", "fc.bias"])

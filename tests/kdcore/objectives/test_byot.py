@@ -6,7 +6,7 @@ import torch
 from kdcore.lesson import EMBEDDING, Batch, Lesson, View
 from kdcore.objectives import Setting, build
 from kdcore.objectives.byot import exit_features_loss, exit_logits_loss
-from kdcore.spec.methods import Byot
+from kdcore.spec.methods.schemes import Byot
 
 
 def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_all_zero_views_give_finite_values_and_gradients():
 
 def test_the_objective_adds_features_by_their_weight_and_owns_nothing():
     setting = Setting(3.0, num_classes=4, epochs=1, labels=torch.zeros(2).long(), rows=torch.arange(2))
-    objective = build((Byot(hint_weight=0.5),), setting).mainly
+    objective = build((Byot(hint_weight=0.5),), setting)[-1]
     views = [View(randn(2, 4, seed=seed), {EMBEDDING: randn(2, 6, seed=seed + 2)}) for seed in range(2)]
     lesson = Lesson(*views, Batch(torch.empty(0), torch.zeros(2).long(), torch.arange(2)))
     exit, deepest = views

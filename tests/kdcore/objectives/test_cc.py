@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdcore.objectives.cc import CorrelationCongruence, cc_gaussian_loss, cc_pairs_loss
-from kdcore.spec.methods import Cc
+from kdcore.spec.methods.relations import Cc
 from tests.kdcore.objectives.lessons import maps
 from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial
 
@@ -117,7 +117,7 @@ def trial(form: str) -> Trial:
 @FORMS
 def test_the_objective_owns_a_linear_embedding_of_each_side(form):
     objective = trial(form).objective
-    assert (objective.student_taps, objective.teacher_taps) == (("fc@in",), ("head@in",))
+    assert (objective.needs.student_taps, objective.needs.teacher_taps) == (("fc@in",), ("head@in",))
     assert sum(p.numel() for p in objective.parameters()) == (4 + 1) * 5 + (7 + 1) * 5
 
 

@@ -6,7 +6,7 @@ import torch
 from kdcore.objectives import crd
 from kdcore.objectives.crd import ContrastiveRepresentation, crd_nce_loss, crd_scores
 from kdcore.objectives.objective import Setting
-from kdcore.spec.methods import Crd
+from kdcore.spec.methods.relations import Crd
 from tests.kdcore.objectives.lessons import maps
 from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, LABELS, SETTING, NoHostReads, Trial
 
@@ -132,7 +132,7 @@ def test_held_out_rows_have_no_memory():
 
 def test_what_is_built_has_the_papers_size_and_spread():
     objective = trial(width=8).objective
-    assert (objective.student_taps, objective.teacher_taps) == (("fc@in",), ("head@in",))
+    assert (objective.needs.student_taps, objective.needs.teacher_taps) == (("fc@in",), ("head@in",))
     assert sum(p.numel() for p in objective.parameters()) == (4 + 1) * 8 + (7 + 1) * 8
     for memory in (objective.student_memory, objective.teacher_memory):
         assert memory.abs().max().item() == pytest.approx(math.sqrt(3 / 8), rel=0.1)

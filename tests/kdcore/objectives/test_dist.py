@@ -8,7 +8,7 @@ from torch import nn
 from kdcore.lesson import Batch, Lesson, View
 from kdcore.objectives.dist import CorrelationKd, dist_loss, pearson_distance
 from kdcore.objectives.objective import Setting
-from kdcore.spec.methods import Dist
+from kdcore.spec.methods.response import Dist
 
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

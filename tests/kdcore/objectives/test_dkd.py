@@ -9,7 +9,7 @@ from kdcore.lesson import Batch, Lesson, View
 from kdcore.objectives.dkd import DecoupledKd, dkd_loss
 from kdcore.objectives.kd import kd_kl_loss
 from kdcore.objectives.objective import Setting
-from kdcore.spec.methods import Dkd
+from kdcore.spec.methods.response import Dkd
 
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

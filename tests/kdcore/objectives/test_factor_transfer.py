@@ -6,14 +6,14 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from base.errors import SpecInvalid
-from kdcore.objectives.factor_transfer import FactorTransfer, Paraphraser, Paraphrasing, factor_loss, staged
-from kdcore.objectives.objective import Staged
-from kdcore.spec import methods
+from kdcore.objectives.factor_transfer import FactorTransfer, Paraphraser, Paraphrasing, factor_loss, from_options
+from kdcore.objectives.objective import TwoStages
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 
-def plan(tap: str = "late", p: int = 1, rate: float = 0.5) -> Staged:
-    return staged(methods.FactorTransfer(tap=tap, p=p, rate=rate, pretraining_epochs=3), SETTING)
+def plan(tap: str = "late", p: int = 1, rate: float = 0.5) -> TwoStages:
+    return from_options(features.FactorTransfer(tap=tap, p=p, rate=rate, pretraining_epochs=3), SETTING)
 
 
 def naive(student, teacher, p) -> float:
@@ -96,9 +96,8 @@ def test_the_rate_sets_the_factors_channels_of_which_there_is_one_at_least(rate,
 def test_the_first_stage_reads_the_teacher_alone_and_the_second_both():
     stages = plan()
     assert isinstance(stages.first, Paraphrasing) and isinstance(stages.then, FactorTransfer)
-    assert (stages.first.student_taps, stages.first.teacher_taps) == ((), ("late",))
-    assert stages.then.student_taps == stages.then.teacher_taps == ("late",)
-    assert (stages.epochs, stages.trains_student) == (3, False)
+    assert (stages.first.needs.student_taps, stages.first.needs.teacher_taps) == ((), ("late",))
+    assert stages.then.needs.student_taps == stages.then.needs.teacher_taps == ("late",)
     assert stages.first.paraphraser is stages.then.paraphraser
 
 

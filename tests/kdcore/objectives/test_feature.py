@@ -6,7 +6,7 @@ import torch
 
 from base.errors import SpecInvalid
 from kdcore.objectives.feature import FeatureMatching, feature_cosine_loss, feature_kl_loss, feature_l2_loss
-from kdcore.spec.methods import Feature
+from kdcore.spec.methods.features import Feature
 from tests.kdcore.objectives.feature_pairs import (
     SETTING,
     UP_TO_DEEP,
@@ -201,7 +201,7 @@ def test_its_state_resumes_it(deep):
 
 def test_it_asks_for_one_layer_on_each_side():
     matching = objective(tap={"student": "fc@in", "teacher": "classifier@in"})
-    assert (matching.student_taps, matching.teacher_taps) == (("fc@in",), ("classifier@in",))
+    assert (matching.needs.student_taps, matching.needs.teacher_taps) == (("fc@in",), ("classifier@in",))
 
 
 def test_what_is_neither_map_nor_embedding_is_refused():

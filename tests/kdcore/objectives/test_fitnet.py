@@ -5,8 +5,9 @@ import torch
 
 from base.errors import SpecInvalid
 from kdcore.objectives import fitnet
-from kdcore.objectives.fitnet import Hints, hint_loss, staged
-from kdcore.spec.methods import FitNet
+from kdcore.objectives.fitnet import Hints, from_options, hint_loss
+from kdcore.objectives.kd import KnowledgeDistillation
+from kdcore.spec.methods.features import FitNet
 from tests.kdcore.objectives.feature_pairs import (
     SETTING,
     UP_TO_DEEP,
@@ -126,7 +127,7 @@ def test_its_state_resumes_it(regressor):
 
 def test_it_asks_for_the_guided_layer_and_the_hint():
     objective = hints(tap={"student": "layer1", "teacher": "layer2"})
-    assert (objective.student_taps, objective.teacher_taps) == (("layer1",), ("layer2",))
+    assert (objective.needs.student_taps, objective.needs.teacher_taps) == (("layer1",), ("layer2",))
 
 
 def test_what_is_no_map_is_refused():
@@ -142,7 +143,5 @@ def test_a_linear_regressor_beyond_all_memory_is_refused(monkeypatch):
 
 
 def test_two_stages_show_the_hint_first():
-    then = hints()
-    stages = staged(FitNet(tap="deep", stages="two", pretraining_epochs=3), SETTING, then)
-    assert isinstance(stages.first, Hints) and stages.then is then
-    assert (stages.epochs, stages.trains_student) == (3, True)
+    stages = from_options(FitNet(tap="deep", stages="two"), SETTING)
+    assert isinstance(stages.first, Hints) and isinstance(stages.then, KnowledgeDistillation)

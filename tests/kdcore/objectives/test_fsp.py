@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from base.errors import SpecInvalid
-from kdcore.objectives.fsp import SolutionFlow, fsp_loss, fsp_matrix, staged
-from kdcore.spec.methods import Fsp
+from kdcore.objectives.fsp import SolutionFlow, from_options, fsp_loss, fsp_matrix
+from kdcore.spec.methods.features import Fsp
 from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training
 from tests.kdcore.objectives.lessons import lesson, maps, parameters
 
@@ -114,7 +114,7 @@ def test_the_objective_sums_over_each_layer_and_the_next():
         fsp_loss(student[a], student[b], teacher[a], teacher[b]).item() for a, b in itertools.pairwise(names)
     )
     assert flow(lesson(student, teacher)).item() == pytest.approx(expected)
-    assert flow.student_taps == flow.teacher_taps == names
+    assert flow.needs.student_taps == flow.needs.teacher_taps == names
 
 
 def test_training_changes_the_student_alone():
@@ -132,6 +132,5 @@ def test_layers_of_other_widths_are_refused():
 
 
 def test_flows_come_alone_and_labels_alone_after_them():
-    stages = staged(options("stem", "layer1"), SETTING)
+    stages = from_options(options("stem", "layer1"), SETTING)
     assert isinstance(stages.first, SolutionFlow) and stages.then is None
-    assert (stages.epochs, stages.trains_student) == (3, True)

@@ -13,7 +13,7 @@ from kdcore.objectives.kd import (
 )
 from kdcore.objectives.objective import Setting
 from kdcore.objectives.standardized import Standardized
-from kdcore.spec import Kd
+from kdcore.spec.methods.response import Kd
 
 SOFTENED = [kd_kl_loss, kd_cross_entropy_loss, kd_probabilities_l2_loss]
 

@@ -8,7 +8,7 @@ from torch import nn
 from kdcore.lesson import Batch, Lesson, View
 from kdcore.objectives.nkd import NormalizedKd, nkd_loss
 from kdcore.objectives.objective import Setting
-from kdcore.spec.methods import Nkd
+from kdcore.spec.methods.response import Nkd
 
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

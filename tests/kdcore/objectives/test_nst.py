@@ -5,7 +5,7 @@ import torch
 
 from base.errors import SpecInvalid
 from kdcore.objectives.nst import NeuronSelectivityTransfer, nst_loss
-from kdcore.spec.methods import Nst
+from kdcore.spec.methods.features import Nst
 from tests.kdcore.objectives.feature_pairs import SETTING, UP_TO_DEEP, Looker, changed_by_training
 from tests.kdcore.objectives.lessons import lesson, maps, parameters
 
@@ -177,7 +177,7 @@ def test_the_objective_sums_over_its_layers_and_asks_for_them(kernel):
     transfer = objective(kernel=kernel)
     single = [nst_loss(student[tap], teacher[tap], kernel=kernel).item() for tap in student]
     assert transfer(lesson(student, teacher)).item() == pytest.approx(sum(single))
-    assert transfer.student_taps == transfer.teacher_taps == ("shallow", "deep")
+    assert transfer.needs.student_taps == transfer.needs.teacher_taps == ("shallow", "deep")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -7,12 +7,12 @@ from torch import nn
 
 from base.errors import SpecInvalid
 from kdcore.objectives.ofd import Overhaul, margin, partial_l2_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 
 def objective(*taps: str, margins: tuple[str, ...] = ("norm",)) -> Overhaul:
-    return Overhaul(methods.Ofd(taps=taps or ("late",), margins=margins), SETTING)
+    return Overhaul(features.Ofd(taps=taps or ("late",), margins=margins), SETTING)
 
 
 def naive(student, teacher, margins) -> float:
@@ -129,7 +129,9 @@ def test_the_deepest_tap_weighs_one_and_each_before_it_half_of_the_next():
 
 def test_training_changes_the_student_and_the_connector_and_no_margin():
     room, overhaul = Classroom(), objective()
-    assert overhaul.student_taps == overhaul.teacher_taps == ("late",) and overhaul.teacher_layers == ("norm",)
+    assert overhaul.needs.student_taps == overhaul.needs.teacher_taps == (
+        "late",
+    ) and overhaul.needs.teacher_layers == ("norm",)
     nn.init.uniform_(room.teacher.norm.weight)
     nn.init.uniform_(room.teacher.norm.bias)
     room.build(overhaul)
@@ -168,4 +170,4 @@ def test_a_layer_that_gives_no_margin_is_refused_by_name(layer, message):
 
 def test_each_tap_needs_a_margin():
     with pytest.raises(SpecInvalid, match="1 margins for 2 taps: each tap needs one"):
-        Overhaul(methods.Ofd(taps=("early", "late"), margins=("norm",)), SETTING)
+        Overhaul(features.Ofd(taps=("early", "late"), margins=("norm",)), SETTING)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcore.objectives.pkt import ProbabilisticTransfer, pkt_loss
-from kdcore.spec.methods import Pkt
+from kdcore.spec.methods.relations import Pkt
 from tests.kdcore.objectives.lessons import maps
 from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial
 
@@ -81,7 +81,7 @@ def objective() -> ProbabilisticTransfer:
 def test_the_objective_compares_embeddings_and_owns_nothing():
     trial = Trial(objective())
     lesson = trial.lesson([0, 4, 8])
-    assert (trial.objective.student_taps, trial.objective.teacher_taps) == (("fc@in",), ("head@in",))
+    assert (trial.objective.needs.student_taps, trial.objective.needs.teacher_taps) == (("fc@in",), ("head@in",))
     by_hand = pkt_loss(lesson.student.taps["fc@in"], lesson.teacher.taps["head@in"])
     assert trial.objective(lesson).item() == by_hand.item() > 0
     assert not trial.objective.state_dict()

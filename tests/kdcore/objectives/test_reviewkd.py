@@ -7,14 +7,14 @@ from torch import nn
 
 from base.errors import SpecInvalid
 from kdcore.objectives.reviewkd import Fusion, KnowledgeReview, hcl_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 TAPS = ("early", "late", "embedding")
 
 
 def objective(*taps: str, mid_channels: int = 512, warmup_epochs: int = 0) -> KnowledgeReview:
-    options = methods.ReviewKd(taps=taps or TAPS, mid_channels=mid_channels, warmup_epochs=warmup_epochs)
+    options = features.ReviewKd(taps=taps or TAPS, mid_channels=mid_channels, warmup_epochs=warmup_epochs)
     return KnowledgeReview(options, SETTING)
 
 
@@ -100,7 +100,7 @@ def test_attention_gives_each_side_a_map_of_its_own():
 def test_the_blocks_are_as_large_as_the_papers(limit, mid):
     """1x1 in, 3x3 out, a batch norm after each; attention with bias everywhere but at the deepest."""
     room, review = Classroom(), objective(mid_channels=limit)
-    assert review.student_taps == review.teacher_taps == TAPS
+    assert review.needs.student_taps == review.needs.teacher_taps == TAPS
     room.build(review)
     enter = (3 + 4 + 4) * mid + 3 * 2 * mid
     leave = 9 * mid * (5 + 6 + 6) + 2 * (5 + 6 + 6)

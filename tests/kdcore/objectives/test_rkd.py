@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.objectives.rkd import RelationalKd, rkd_angle_loss, rkd_distance_loss
-from kdcore.spec.methods import Rkd
+from kdcore.spec.methods.relations import Rkd
 from tests.kdcore.objectives.lessons import maps
 from tests.kdcore.objectives.two_networks import BODY, EMBEDDING, SETTING, NoHostReads, Trial
 
@@ -181,7 +181,7 @@ def test_the_objective_weighs_both_losses():
 
 def test_the_objective_asks_for_embeddings_and_owns_nothing():
     asked = objective()
-    assert (asked.student_taps, asked.teacher_taps) == (("fc@in",), ("head@in",))
+    assert (asked.needs.student_taps, asked.needs.teacher_taps) == (("fc@in",), ("head@in",))
     assert not list(asked.parameters()) and not asked.state_dict()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcore.objectives.sp import SimilarityPreserving, sp_loss
-from kdcore.spec.methods import Sp
+from kdcore.spec.methods.relations import Sp
 from tests.kdcore.objectives.lessons import maps
 from tests.kdcore.objectives.two_networks import BODY, MAP, SETTING, NoHostReads, Trial
 
@@ -86,7 +86,7 @@ def objective() -> SimilarityPreserving:
 def test_the_objective_compares_its_tap_and_owns_nothing():
     trial = Trial(objective())
     lesson = trial.lesson([0, 4, 8])
-    assert (trial.objective.student_taps, trial.objective.teacher_taps) == (("body",), ("trunk",))
+    assert (trial.objective.needs.student_taps, trial.objective.needs.teacher_taps) == (("body",), ("trunk",))
     by_hand = sp_loss(lesson.student.taps["body"], lesson.teacher.taps["trunk"])
     assert trial.objective(lesson).item() == by_hand.item() > 0
     assert not trial.objective.state_dict()

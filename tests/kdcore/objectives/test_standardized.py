@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.lesson import Batch, Lesson, View
+from kdcore.lesson import Batch, Lesson, Needs, View
 from kdcore.objectives.dist import CorrelationKd
 from kdcore.objectives.dkd import DecoupledKd
 from kdcore.objectives.kd import KnowledgeDistillation, kd_kl_loss
 from kdcore.objectives.nkd import NormalizedKd
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.standardized import Standardized, standardize
-from kdcore.spec.methods import Dist, Dkd, Kd, Nkd
+from kdcore.objectives.weighted import WeightedSum
+from kdcore.spec.methods.response import Dist, Dkd, Kd, Nkd
 
 SETTING = Setting(2.0, 7, 240, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
 ON_LOGITS = {
@@ -39,9 +40,7 @@ def lesson(student: torch.Tensor, teacher: torch.Tensor) -> Lesson:
 class Recorder(Objective):
     """Keeps what it is shown."""
 
-    student_taps = teacher_taps = ("layer1",)
-    teacher_layers = ("bn1",)
-    needs_input_gradient = True
+    needs = Needs(("layer1",), ("layer1",), ("bn1",), input_gradient=True)
 
     def build(self, lesson: Lesson) -> None:
         self.built_with = lesson
@@ -111,10 +110,21 @@ def test_the_wrapper_asks_for_what_the_wrapped_objective_asks_for():
     wrapped = Standardized(recorder)
     wrapped.build(lesson(logits(1, 2), logits(1, 2)))
     wrapped(lesson(logits(1, 2), logits(1, 2)))
-    assert (wrapped.student_taps, wrapped.teacher_taps) == (("layer1",), ("layer1",))
-    assert wrapped.teacher_layers == ("bn1",) and wrapped.needs_input_gradient
+    assert (wrapped.needs.student_taps, wrapped.needs.teacher_taps) == (("layer1",), ("layer1",))
+    assert wrapped.needs.teacher_layers == ("bn1",) and wrapped.needs.input_gradient
     assert [*wrapped.parameters()] == [recorder.scale]
     assert wrapped.observed["figure"] == 3
+
+
+def test_standardized_observes_what_a_sum_observes():
+    """A sum makes a new dict of figures at each forward pass."""
+    recorder = Recorder()
+    wrapped = Standardized(WeightedSum([("recorder", 1.0, recorder)]))
+    shown = lesson(logits(1, 2), logits(1, 2))
+    wrapped.build(shown)
+    for _ in range(2):
+        value = wrapped(shown)
+        assert wrapped.observed == {"recorder": value.detach(), "figure": torch.tensor(3.0)}
 
 
 def test_kd_behind_it_is_the_papers():

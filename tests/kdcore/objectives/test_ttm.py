@@ -8,7 +8,7 @@ from kdcore.lesson import Batch, Lesson, View
 from kdcore.objectives import build
 from kdcore.objectives.objective import Setting
 from kdcore.objectives.ttm import ttm_loss
-from kdcore.spec.methods import Ttm
+from kdcore.spec.methods.response import Ttm
 
 NOBODY = torch.empty(0, dtype=torch.int64)
 
@@ -88,7 +88,7 @@ def test_the_objective_takes_the_jobs_temperature_and_its_own_weighting():
     setting = Setting(temperature=3.0, num_classes=4, epochs=1, labels=NOBODY, rows=NOBODY)
     student, teacher = logits(2, 4), logits(2, 4, seed=1)
     batch = Batch(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 1]), torch.arange(2))
-    objective = build([Ttm(weighted=False)], setting).mainly
+    objective = build([Ttm(weighted=False)], setting)[-1]
     assert objective is not None
     loss = objective(Lesson(View(student), View(teacher), batch))
     assert loss.item() == ttm_loss(student, teacher, temperature=3.0, weighted=False).item()

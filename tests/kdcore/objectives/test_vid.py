@@ -6,14 +6,14 @@ import torch
 
 from base.errors import SpecInvalid
 from kdcore.objectives.vid import Guess, VariationalInformation, vid_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
 TAPS = ({"student": "early", "teacher": "early"}, {"student": "late", "teacher": "late"})
 
 
 def objective(*taps) -> VariationalInformation:
-    return VariationalInformation(methods.Vid(taps=taps or TAPS), SETTING)
+    return VariationalInformation(features.Vid(taps=taps or TAPS), SETTING)
 
 
 def naive(mean, variance, teacher) -> float:
@@ -75,7 +75,7 @@ def test_a_regressor_has_three_convolutions_without_bias_and_a_variance_for_each
 
 def test_training_changes_the_student_and_all_regressors_and_no_teacher():
     room, vid = Classroom(), objective()
-    assert vid.student_taps == vid.teacher_taps == ("early", "late")
+    assert vid.needs.student_taps == vid.needs.teacher_taps == ("early", "late")
     room.build(vid)
     assert parameters(vid) == (3 * 5 + 2 * 25 + 5) + (4 * 6 + 2 * 36 + 6)
     assert room.changed_by_training(vid) == room.students() | {f"objective.{n}" for n, _ in vid.named_parameters()}

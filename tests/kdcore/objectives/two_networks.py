@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.lesson import Batch, Lesson, View
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.spec.methods import Pair
+from kdcore.spec.vocabulary import Pair
 from tests.kdcore.objectives.lessons import maps
 
 EMBEDDING = Pair(student="fc@in", teacher="head@in")
