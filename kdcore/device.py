@@ -5,10 +5,10 @@ import os
 import torch
 
 from base.errors import SpecInvalid
-from kdcore.spec import Recipe
+from kdcore.spec import Training
 
 
-def choose(training: Recipe) -> torch.device:
+def choose(training: Training) -> torch.device:
     """The requested device; `auto` takes a GPU if there is one. Raises SpecInvalid if it is not available."""
     available = torch.cuda.is_available()
     if training.device == "cuda" and not available:
@@ -16,7 +16,7 @@ def choose(training: Recipe) -> torch.device:
     return torch.device("cuda" if available and training.device != "cpu" else "cpu")
 
 
-def bf16(training: Recipe, device: torch.device) -> bool:
+def bf16(training: Training, device: torch.device) -> bool:
     """Whether the networks compute in bfloat16: as requested, or by default on a GPU that supports it."""
     if training.precision != "auto":
         return training.precision == "bf16"

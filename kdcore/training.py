@@ -22,7 +22,7 @@ from kdcore.data.views import Views, order
 from kdcore.lesson import Batch, Scheme, StepOutput
 from kdcore.objectives import Objective
 from kdcore.optim import Average, optimizer_for
-from kdcore.spec import Multistep, Recipe, Schedule
+from kdcore.spec import Multistep, Schedule, Training
 
 POINT_EVERY_STEPS = 200
 """Within an epoch a metric point covers this many steps; the epoch's end makes another point."""
@@ -80,7 +80,7 @@ class StageTraining:
     beta: float
     smoothing: float
     epochs: int
-    recipe: Recipe
+    recipe: Training
     training_set: TrainingSet
     num_classes: int
     observer: Observer

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.data import counter_rng
-from kdcore.spec import Recipe, Unlabelled
+from kdcore.spec import Training, Unlabelled
 
 Labels = npt.NDArray[np.int64]
 
@@ -103,7 +103,7 @@ class TrainingSet:
     held_out: Images
 
     @classmethod
-    def of(cls, train: Images, recipe: Recipe) -> TrainingSet:
+    def of(cls, train: Images, recipe: Training) -> TrainingSet:
         """The labelled training images without a stratified part, which is held out."""
         rows, held_out = split(train, recipe.validation_fraction, recipe.seed)
         return cls(train, rows.to(train.labels.device), train.take(held_out))

@@ -6,7 +6,7 @@ from typing import Any
 
 from base.errors import Fault
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts, UnknownName, architecture
-from kdcore.spec.job import Preprocessing, Recipe, Student, Teacher, Unlabelled
+from kdcore.spec.job import Preprocessing, Student, Teacher, Training, Unlabelled
 from kdcore.spec.methods import Networks
 from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher
 
@@ -155,7 +155,7 @@ def _preprocessing_fit(dataset: DatasetFacts, model: Teacher | Student, pointer:
 
 def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fields) -> Iterator[Fault]:
     training, unlabelled = fields.get("training"), fields.get("unlabelled")
-    if not isinstance(training, Recipe) or (isinstance(unlabelled, Unlabelled) and pool is None):
+    if not isinstance(training, Training) or (isinstance(unlabelled, Unlabelled) and pool is None):
         return
     counts = {"training": images_to_train_on(dataset, pool, unlabelled, training)}
     if fields.get("baseline") == "train":
@@ -168,7 +168,7 @@ def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fie
 
 
 def images_to_train_on(
-    dataset: DatasetFacts, pool: DatasetFacts | None, unlabelled: Unlabelled | None, training: Recipe
+    dataset: DatasetFacts, pool: DatasetFacts | None, unlabelled: Unlabelled | None, training: Training
 ) -> int:
     """The number of images in an epoch. At least one image is held out."""
     labelled = dataset.train - max(1, round(dataset.train * training.validation_fraction))

@@ -207,7 +207,7 @@ class Cutmix(Vocabulary):
 Mix = Mixup | Cutmix
 
 
-class Recipe(Vocabulary):
+class Training(Vocabulary):
     """How the student is trained. Defaults: the CIFAR-100 recipe of CRD, which the published tables use."""
 
     model_config = ConfigDict(title="Training")
@@ -336,7 +336,7 @@ class JobSpec(Vocabulary):
         description="Weight of the distillation loss. Default: the method's own (GET /v1/methods); 1 where methods "
         "have weights of their own, as in a list of several.",
     )
-    training: Recipe = Field(default=Recipe(), description="How the student is trained.")
+    training: Training = Field(default=Training(), description="How the student is trained.")
     baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
         default="none",
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "

@@ -10,10 +10,10 @@ from kdcore.spec.job import (
     NoAugmentation,
     Preprocessing,
     RandomResizedCrop,
-    Recipe,
     Schedule,
     Student,
     Teacher,
+    Training,
 )
 from kdcore.spec.methods import Method
 from kdcore.spec.rules import each_teacher
@@ -86,7 +86,7 @@ def _student(student: Student, dataset: DatasetFacts) -> Student:
     return student.model_copy(update={"preprocessing": student.preprocessing or preprocessing(None, dataset)})
 
 
-def _training(training: Recipe, dataset: DatasetFacts) -> Recipe:
+def _training(training: Training, dataset: DatasetFacts) -> Training:
     return training.model_copy(
         update={
             "schedule": _schedule(training.schedule, training.epochs),

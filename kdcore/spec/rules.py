@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from base.errors import Fault
 from kdcore.catalog import UnknownName, architecture
-from kdcore.spec.job import Dataset, Multistep, Recipe, Student, Teacher, Unlabelled
+from kdcore.spec.job import Dataset, Multistep, Student, Teacher, Training, Unlabelled
 from kdcore.spec.methods import METHODS, Method, scheme_of
 from kdcore.spec.methods.options import SchemeKind
 
@@ -224,7 +224,7 @@ def _unlabelled_images_have_a_teacher(fields: Fields) -> Iterator[Fault]:
         return
     if isinstance(dataset, Dataset) and dataset.source == unlabelled.source:
         yield not_the_own_images(unlabelled)
-    if isinstance(training, Recipe) and training.mix is not None:
+    if isinstance(training, Training) and training.mix is not None:
         text = "images without labels cannot be mixed"
         yield Fault("/training/mix", text, "not_allowed", "null", training.mix.name)
     if scheme is None:
@@ -252,7 +252,7 @@ def not_the_own_images(unlabelled: Unlabelled) -> Fault:
 
 def _mixed_images_have_no_one_label(fields: Fields) -> Iterator[Fault]:
     training = fields.get("training")
-    if not isinstance(training, Recipe) or training.mix is None:
+    if not isinstance(training, Training) or training.mix is None:
         return
     for _, method in each_method(fields):
         if method.facts.scheme == "alone":
@@ -318,7 +318,7 @@ def _baseline_means_something(fields: Fields) -> Iterator[Fault]:
 
 def _schedule_fits_epochs(fields: Fields) -> Iterator[Fault]:
     training = fields.get("training")
-    if not isinstance(training, Recipe):
+    if not isinstance(training, Training):
         return
     schedule = training.schedule
     if schedule.warmup_epochs >= training.epochs:
@@ -337,7 +337,7 @@ def _schedule_fits_epochs(fields: Fields) -> Iterator[Fault]:
 
 def _crop_ranges_rise(fields: Fields) -> Iterator[Fault]:
     training = fields.get("training")
-    augmentation = training.augmentation if isinstance(training, Recipe) else None
+    augmentation = training.augmentation if isinstance(training, Training) else None
     for name in ("scale", "ratio"):
         low, high = getattr(augmentation, name, (0, 0))
         if low > high:

@@ -3,26 +3,26 @@ import torch
 
 from base.errors import SpecInvalid
 from kdcore import device
-from kdcore.spec import Recipe
+from kdcore.spec import Training
 
 
 def test_choose_auto_takes_a_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device.choose(Recipe()).type == "cpu"
+    assert device.choose(Training()).type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device.choose(Recipe()).type == "cuda"
-    assert device.choose(Recipe(device="cpu")).type == "cpu"
+    assert device.choose(Training()).type == "cuda"
+    assert device.choose(Training(device="cpu")).type == "cpu"
 
 
 def test_choose_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SpecInvalid, match=r"training\.device"):
-        device.choose(Recipe(device="cuda"))
+        device.choose(Training(device="cuda"))
 
 
 @pytest.mark.parametrize(("precision", "bf16"), [("auto", False), ("fp32", False), ("bf16", True)])
 def test_a_cpu_computes_in_bf16_only_when_asked(precision, bf16):
-    assert device.bf16(Recipe(precision=precision), torch.device("cpu")) is bf16
+    assert device.bf16(Training(precision=precision), torch.device("cpu")) is bf16
 
 
 def test_make_exact_the_seed_makes_the_same_numbers():

@@ -11,7 +11,7 @@ from kdcore.lesson import Lesson, Needs, Scheme
 from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import Cosine, Multistep, Recipe
+from kdcore.spec import Cosine, Multistep, Training
 from kdcore.spec.methods.relations import Crd
 from kdcore.spec.methods.response import Kd
 from kdcore.spec.vocabulary import Pair
@@ -33,7 +33,7 @@ def images(count: int = 40) -> Images:
     return Images(pixels, torch.arange(count) % 2)
 
 
-def all_images(recipe: Recipe) -> TrainingSet:
+def all_images(recipe: Training) -> TrainingSet:
     return TrainingSet.of(images(), recipe)
 
 
@@ -47,7 +47,7 @@ def training(
     **observe,
 ) -> StageTraining:
     observer = Observer(**{"metric": lambda *_: None, "after_step": lambda _: None, **observe})
-    spec = Recipe(**{**RECIPE, **(recipe or {})})
+    spec = Training(**{**RECIPE, **(recipe or {})})
     training_set = training_set or all_images(spec)
     return StageTraining(scheme, objective, alpha, beta, 0.0, spec.epochs, spec, training_set, 2, observer)
 
@@ -172,7 +172,7 @@ def test_stage_training_without_a_student_only_the_objective_learns_and_nothing_
 
 def test_known_unknown_labels_are_counted_neither_in_the_loss_nor_in_the_accuracy():
     """Images of row 20 and later have lost their labels."""
-    labelled = all_images(Recipe(**RECIPE))
+    labelled = all_images(Training(**RECIPE))
     rows = labelled.rows
     unknown = Images(labelled.images.pixels, torch.where(torch.arange(40) < 20, labelled.images.labels, -1))
     student, points = classifier(0), []

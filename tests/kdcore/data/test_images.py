@@ -4,7 +4,7 @@ import torch
 
 from kdcore.catalog import named_facts
 from kdcore.data.images import Data, Images, TrainingSet, set_aside, split
-from kdcore.spec import Recipe, Unlabelled
+from kdcore.spec import Training, Unlabelled
 
 
 def images(n: int = 4) -> Images:
@@ -59,7 +59,7 @@ def test_on_another_device_joined_images_are_one_tensor():
     assert moved.pixels.device.type == moved.labels.device.type == "meta"
 
 
-RECIPE = Recipe(validation_fraction=0.2, seed=3)
+RECIPE = Training(validation_fraction=0.2, seed=3)
 
 
 def labelled() -> Images:

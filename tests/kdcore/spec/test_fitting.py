@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
-from kdcore.spec import Known, Recipe, Unlabelled, fit, read
+from kdcore.spec import Known, Training, Unlabelled, fit, read
 from kdcore.spec.fitting import images_to_train_on
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, as_tuples, body, fit_faults
 
@@ -375,4 +375,4 @@ def test_images_to_train_on_excludes_held_out_images(train, fraction, pool, labe
     dataset = DATA.model_copy(update={"train": train})
     images = None if pool is None else POOL.model_copy(update={"train": pool})
     asked = Unlabelled(source="theirs", labelled_too=labelled_too)
-    assert images_to_train_on(dataset, images, asked, Recipe(validation_fraction=fraction)) == left
+    assert images_to_train_on(dataset, images, asked, Training(validation_fraction=fraction)) == left
