@@ -14,8 +14,7 @@ from alembic.script import ScriptDirectory
 from api.bell import Bell
 from api.main import create_app
 from base.errors import DatabaseUnavailable
-from store.database import Database
-from store.migrate import SCRIPTS
+from store.database import MIGRATIONS, Database
 from store.settings import settings_or_exit
 
 STREAMS_END_S = 3
@@ -48,7 +47,7 @@ def main() -> None:
 
 
 def _refuse_an_old_schema(url: str) -> None:
-    newest = ScriptDirectory(str(SCRIPTS)).get_current_head()
+    newest = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     database = Database(url)
     try:
         found = _revision(database)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from store.blobs import BlobStore
 from store.database import Database
+from store.file_store import FileStore
 from store.settings import Settings
 
 
@@ -17,8 +17,8 @@ async def database(request: Request) -> Database:
     return found
 
 
-async def files(request: Request) -> BlobStore:
-    found: BlobStore = request.app.state.files
+async def files(request: Request) -> FileStore:
+    found: FileStore = request.app.state.files
     return found
 
 
@@ -28,5 +28,5 @@ async def settings(request: Request) -> Settings:
 
 
 Db = Annotated[Database, Depends(database)]
-Files = Annotated[BlobStore, Depends(files)]
+Files = Annotated[FileStore, Depends(files)]
 Setup = Annotated[Settings, Depends(settings)]

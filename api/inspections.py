@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from api.inspector import Inspector, Refused
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.programs import ProgramFacts
-from store import inspections
-from store.blobs import BlobStore
+from store import registry
 from store.database import Database
+from store.file_store import FileStore
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=BaseModel)
 @dataclass(frozen=True)
 class Inspections:
     db: Database
-    files: BlobStore
+    files: FileStore
     inspector: Inspector
 
     async def has(self, digest: str) -> bool:
@@ -55,14 +55,14 @@ class Inspections:
         self, facts: type[F], digest: str, kind: str, key: str, ask: Callable[[], Awaitable[F | Refused]]
     ) -> F | Refused:
         """Verdicts about the bytes are kept; one about us (a crash, a timeout) is asked again next time."""
-        kept = await self.db.read(inspections.get, digest, kind, key)
+        kept = await self.db.read(registry.get_inspection, digest, kind, key)
         if kept is not None:
             return Refused(**kept["refused"]) if "refused" in kept else facts.model_validate(kept)
         seen = await ask()
         if not isinstance(seen, Refused):
-            await self.db.write(inspections.put, digest, kind, key, seen.model_dump(mode="json"))
+            await self.db.write(registry.put_inspection, digest, kind, key, seen.model_dump(mode="json"))
         elif seen.final:
-            await self.db.write(inspections.put, digest, kind, key, {"refused": asdict(seen)})
+            await self.db.write(registry.put_inspection, digest, kind, key, {"refused": asdict(seen)})
         return seen
 
 

@@ -32,8 +32,8 @@ from api.routes import (
 )
 from api.scratch import sweep
 from api.sweep import Sweep
-from store.blobs import BlobStore
 from store.database import Database
+from store.file_store import FileStore
 from store.settings import Settings
 
 ROUTERS = (
@@ -59,7 +59,7 @@ def create_app(settings: Settings, ring: Callable[[], None], inspector: Inspecto
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.database_url)
-        files = BlobStore(settings.files)
+        files = FileStore(settings.files)
         inspecting = settings.home / "inspect"
         sweep(inspecting)
         app.state.settings = settings

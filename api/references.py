@@ -12,10 +12,10 @@ from base.errors import Fault
 from base.references import DIGEST
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, architecture, named_facts
 from kdcore.spec import Dataset, Student, Teacher
-from store import artifacts, datasets, jobs, models
+from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
-from store.jobs import Job
+from store.records import Job
 
 STUDENT_FILE = "student.safetensors"
 
@@ -63,13 +63,13 @@ class Shelves:
             digest = await self._digest(source)
             return Found(await self._inspected_dataset(digest, asked.image_size), source)
         try:
-            registered = await self.db.read(datasets.get, self.who.project, source)
+            registered = await self.db.read(registry.datasets.get, self.who.project, source)
         except NotFound:
             # A registered name stands before a built-in one: without internet, your own cifar100 is the one you mean.
             if source in DATASETS:
                 return Found(_named(source, asked.image_size, size_at), source)
             registered_names = [
-                row.name for row in (await self.db.read(datasets.list_page, self.who.project, limit=100))[0]
+                row.name for row in (await self.db.read(registry.datasets.list_page, self.who.project, limit=100))[0]
             ]
             raise _unknown("data set", source, [*DATASETS, *registered_names]) from None
         facts = DatasetFacts.model_validate(registered.facts)
@@ -131,9 +131,11 @@ class Shelves:
 
     async def _registered_model(self, name: str) -> Found[ModelFacts]:
         try:
-            model = await self.db.read(models.get, self.who.project, name)
+            model = await self.db.read(registry.models.get, self.who.project, name)
         except NotFound:
-            known = [row.name for row in (await self.db.read(models.list_page, self.who.project, limit=100))[0]]
+            known = [
+                row.name for row in (await self.db.read(registry.models.list_page, self.who.project, limit=100))[0]
+            ]
             raise _unknown("model", name, known) from None
         return Found(ModelFacts.model_validate(model.facts), f"blob:sha256:{model.sha256}")
 

@@ -8,12 +8,11 @@ from api.answers import iso
 from base.jobs import Status, allowed_actions
 from kdcore.catalog import DatasetFacts, ModelFacts
 from store.attempts import Attempt
-from store.datasets import Dataset
 from store.events import Event
-from store.jobs import Job
-from store.models import Model
+from store.records import Job
+from store.registry import Dataset, Model
 from store.uploads import Upload
-from store.waiting import Waiting
+from store.workers import Waiting
 
 T = TypeVar("T")
 

@@ -31,7 +31,7 @@ from kdcore.spec import (
     resolve,
 )
 from kdcore.spec.methods import Byot, Method, Ofd
-from store.jobs import Job
+from store.records import Job
 
 T = TypeVar("T")
 

@@ -54,7 +54,7 @@ class Sweep:
             self._contact.lost()
         self._contact.made()
         rescue = self._contact.unbroken_for(self._settings.lease_s)
-        waiting = lifecycle.sweep(connection, rescue=rescue, rering_s=self._settings.rering_s)
+        waiting = lifecycle.sweep(connection, takeover=rescue, rering_s=self._settings.rering_s)
         # Where we were frozen in our turn, owners had to wait for us.
         if rescue and boottime() - asked_at > self._settings.heartbeat_s:
             raise DatabaseUnavailable("the table did not answer within a heartbeat; those it kept out may be alive")

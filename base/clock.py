@@ -1,4 +1,4 @@
-"""How long the database has been within reach: who could not hear it may not say that another was silent."""
+"""This host's clock, and the time for which the database has been within reach."""
 
 import random
 import threading
@@ -6,26 +6,29 @@ import time
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
+offset_s = 0.0
+"""Only tests set it (`tests/clock.py`): time moves forward without waiting."""
+
 
 def boottime() -> float:
-    """Seconds of this host's own clock, which no one sets and which counts sleep as well."""
-    return time.clock_gettime(CLOCK)
+    """Return the seconds since this host started. The clock is never set, and counts the time in suspend as well."""
+    return time.clock_gettime(CLOCK) + offset_s
 
 
 JITTER = 0.4
-"""Part of a period that is drawn by chance: after an outage not all processes look at the database at once."""
+"""The random part of a period: after an outage, not all processes poll the database at the same time."""
 
 
 def jittered(period_s: float) -> float:
-    """A random time between (1 - JITTER) of the period and the period."""
+    """Return a random time between (1 - JITTER) of the period and the period."""
     return period_s * random.uniform(1 - JITTER, 1)  # noqa: S311
 
 
 class Contact:
-    """For how long the database has been within reach without a break.
+    """The time for which the database has been within reach without a break.
 
-    An owner that fell silent may only have been unable to speak. So its job is taken over only by somebody who could
-    hear the table for a whole lease, and heard nothing.
+    If an owner's lease has expired, the database may have been out of reach for all. So a process takes over jobs only
+    after it has been in contact with the database for a whole lease.
     """
 
     def __init__(self, longest_gap_s: float) -> None:
@@ -48,5 +51,5 @@ class Contact:
     def unbroken_for(self, duration_s: float) -> bool:
         with self._lock:
             now = boottime()
-            fresh = now - self._last <= self._longest_gap_s
-            return fresh and self._since is not None and now - self._since >= duration_s
+            is_recent = now - self._last <= self._longest_gap_s
+            return is_recent and self._since is not None and now - self._since >= duration_s

@@ -1,6 +1,6 @@
 """The wake-up message: its name, its queue, and the settings of the broker connection that sends it.
 
-A message carries nothing. It tells one idle worker to look at the database; if it is lost, doubled or late, no job is.
+A message carries no data. It makes one idle worker poll the database; a lost, doubled or late message loses no job.
 """
 
 from typing import Any
@@ -8,12 +8,12 @@ from typing import Any
 TASK = "distillery.look"
 QUEUE = "look"
 EXPIRES_S = 60
-"""After this time the workers have looked at the database by themselves."""
+"""After this time, workers have polled the database anyway."""
 SOCKET_S = 2
 MEMORY = "memory:"
 """The prefix of broker URLs that stay inside this process."""
 
 
 def transport_options(broker_url: str) -> dict[str, Any]:
-    """Socket time limits of a broker that is reached by network."""
+    """Return the socket timeouts of a broker that is reached over the network."""
     return {} if broker_url.startswith(MEMORY) else {"socket_timeout": SOCKET_S, "socket_connect_timeout": SOCKET_S}

@@ -20,7 +20,7 @@ from api.schemas import ArtifactView, Page
 from store import artifacts, jobs
 from store.artifacts import Artifact
 from store.errors import NotFound as Missing
-from store.jobs import Job
+from store.records import Job
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
@@ -101,7 +101,7 @@ def _view(artifact: Artifact) -> dict[str, Any]:
 
 def _all(connection: Connection, job_id: str, project: str) -> Sequence[Artifact]:
     jobs.get(connection, job_id, project=project)
-    return artifacts.list(connection, job_id)
+    return artifacts.list_artifacts(connection, job_id)
 
 
 def _named(connection: Connection, job_id: str, project: str, name: str) -> Artifact:
@@ -109,7 +109,9 @@ def _named(connection: Connection, job_id: str, project: str, name: str) -> Arti
     try:
         return artifacts.get(connection, job_id, name)
     except Missing:
-        raise _why_not(job, name, [artifact.name for artifact in artifacts.list(connection, job_id)]) from None
+        raise _why_not(
+            job, name, [artifact.name for artifact in artifacts.list_artifacts(connection, job_id)]
+        ) from None
 
 
 def _why_not(job: Job, name: str, names: list[str]) -> NotReady | NotFound:

@@ -24,4 +24,4 @@ async def listing(job_id: str, who: Who, db: Db) -> Response:
 
 
 def _tried(connection: Connection, job_id: str, project: str) -> Sequence[Attempt]:
-    return attempts.list(connection, jobs.get(connection, job_id, project=project).id)
+    return attempts.list_attempts(connection, jobs.get(connection, job_id, project=project).id)

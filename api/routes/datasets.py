@@ -14,7 +14,7 @@ from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.routes.models import refused
 from api.schemas import DatasetView, NewDataset, Page, dataset_view
 from kdcore.catalog import DATASETS, named_facts
-from store import datasets, errors
+from store import errors, registry
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -36,7 +36,7 @@ async def register(asked: NewDataset, who: Who, db: Db, seen: Seen) -> Response:
     facts = await seen.dataset(digest, asked.image_size)
     if isinstance(facts, Refused):
         raise refused(facts, "/blob")
-    dataset = await db.write(datasets.register, who.project, asked.name, digest, facts.model_dump(mode="json"))
+    dataset = await db.write(registry.datasets.register, who.project, asked.name, digest, facts.model_dump(mode="json"))
     return Json(dataset_view(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})
 
 
@@ -48,7 +48,7 @@ async def listing(
     after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
 ) -> Response:
     """Registered data sets, newest first; the built-in ones, which have no id, follow the last."""
-    found, following = await db.read(datasets.list_page, who.project, limit=limit, after=after)
+    found, following = await db.read(registry.datasets.list_page, who.project, limit=limit, after=after)
     built_in = [] if following else [_built_in(name) for name in sorted(DATASETS)]
     return page([*(dataset_view(dataset) for dataset in found), *built_in], following)
 
@@ -57,7 +57,7 @@ async def listing(
 async def one(name_or_id: str, who: Who, db: Db) -> Response:
     """A data set, by name or id. A registered name stands before a built-in one."""
     try:
-        return Json(dataset_view(await db.read(datasets.get, who.project, name_or_id)))
+        return Json(dataset_view(await db.read(registry.datasets.get, who.project, name_or_id)))
     except errors.NotFound:
         if name_or_id in DATASETS:
             return Json(_built_in(name_or_id))
@@ -67,7 +67,7 @@ async def one(name_or_id: str, who: Who, db: Db) -> Response:
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
 async def delete(name_or_id: str, who: Who, db: Db) -> Response:
     """Forget a data set. Jobs that were accepted with it hold its bytes by digest and are not disturbed."""
-    await db.write(datasets.delete, who.project, name_or_id)
+    await db.write(registry.datasets.delete, who.project, name_or_id)
     return Response(status_code=204)
 
 

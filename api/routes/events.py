@@ -98,4 +98,4 @@ def _message(event: dict[str, Any]) -> bytes:
 def _look(connection: Connection, job_id: str, project: str, seen: int, limit: int) -> tuple[list[Event], bool]:
     """Events after `seen`, and whether the job has ended. The status is read first: its end is then in the feed."""
     ended = jobs.get(connection, job_id, project=project).status in TERMINAL
-    return events.after(connection, job_id, seen, limit), ended
+    return events.list_events(connection, job_id, seen, limit), ended

@@ -12,7 +12,7 @@ from api.answers import Json
 from api.database import Db, Files, Setup
 from api.problems import Unavailable, not_now, responses
 from base.errors import StorageFull as NoSpaceLeft
-from store.blobs import BlobStore
+from store.file_store import FileStore
 
 router = APIRouter(tags=["service"])
 
@@ -47,7 +47,7 @@ def _try_write(connection: Connection) -> None:
     connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
 
-def _files_fault(files: BlobStore, min_free_bytes: int) -> str | None:
+def _files_fault(files: FileStore, min_free_bytes: int) -> str | None:
     """Why no file could be kept, if none could. A job is accepted all the same, and waits for room."""
     try:
         free = files.free_bytes()

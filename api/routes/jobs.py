@@ -32,8 +32,8 @@ from api.schemas import JobView, Page, Retry, ValidationView, job_view
 from api.submission import Examined, estimate, examine
 from base.failpoints import failpoint
 from base.jobs import Status
-from store import jobs, waiting
-from store.jobs import Job
+from store import jobs, workers
+from store.records import Job, NewJob
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -91,20 +91,19 @@ async def submit(
     if examined.resolved is None:
         raise refusal(examined)
     scheduling = examined.resolved.scheduling
-    told, created = await db.write(
-        _submit,
-        setup.lease_s,
+    new = NewJob(
         project=who.project,
-        spec=sent,
-        resolved=examined.resolved.as_json(),
         name=examined.resolved.name,
         method=examined.resolved.method_name,
-        idempotency_key=idempotency_key,
+        spec=sent,
+        resolved_spec=examined.resolved.as_json(),
         spec_sha256=digest,
-        max_attempts=scheduling.max_attempts or setup.max_attempts,
+        idempotency_key=idempotency_key,
         priority=scheduling.priority,
+        max_attempts=scheduling.max_attempts or setup.max_attempts,
         deadline_s=scheduling.deadline_s,
     )
+    told, created = await db.write(_submit, new, setup.lease_s)
     failpoint("submit.committed")
     ring()
     return _sent(told) if created else _replayed(told)
@@ -194,7 +193,7 @@ async def retry(*, job_id: str, who: Who, db: Db, ring: Ring, setup: Setup, sent
 async def delete(job_id: str, who: Who, db: Db, files: Files) -> Response:
     """Forget a job that has ended: its events, metrics, artifacts, checkpoints and logs."""
     await db.write(jobs.delete, job_id, project=who.project)
-    await to_thread.run_sync(files.forget_job, job_id)
+    await to_thread.run_sync(files.delete_job_files, job_id)
     return Response(status_code=204)
 
 
@@ -213,8 +212,8 @@ def refusal(examined: Examined) -> Problem:
 # Each is one transaction: an outage between the move and the look at it would answer 503 to a move that was made.
 
 
-def _submit(connection: Connection, /, lease_s: float, **new: Any) -> tuple[dict[str, Any], bool]:
-    job, created = jobs.submit(connection, **new)
+def _submit(connection: Connection, new: NewJob, lease_s: float) -> tuple[dict[str, Any], bool]:
+    job, created = jobs.submit(connection, new)
     return _view(connection, job, lease_s), created
 
 
@@ -227,7 +226,7 @@ def _move(
 def _known(
     connection: Connection, project: str, idempotency_key: str, digest: str, lease_s: float
 ) -> dict[str, Any] | None:
-    job = jobs.sent_before(connection, project, idempotency_key, digest)
+    job = jobs.find_by_key(connection, project, idempotency_key, digest)
     return None if job is None else _view(connection, job, lease_s)
 
 
@@ -236,7 +235,7 @@ def _view(connection: Connection, job: Job, lease_s: float) -> dict[str, Any]:
 
 
 def _views(connection: Connection, found: list[Job], lease_s: float) -> list[dict[str, Any]]:
-    waits = waiting.reasons(connection, found, lease_s)
+    waits = workers.waiting_reasons(connection, found, lease_s)
     return [job_view(job, waits.get(job.id)) for job in found]
 
 
@@ -254,7 +253,7 @@ def _listing(
     status: str | None,
     method: str | None,
 ) -> Json:
-    found, following = jobs.list_page(
+    found, following = jobs.list_jobs(
         connection, project=project, limit=limit, after=after, status=status, method=method
     )
     return page(_views(connection, found, lease_s), following)

@@ -14,7 +14,7 @@ from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.schemas import ModelView, NewModel, Page, PreprocessingView, model_view
 from base.errors import Fault
 from kdcore.catalog import ModelFacts, UnknownName, architecture
-from store import models
+from store import registry
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -37,7 +37,7 @@ async def register(asked: NewModel, who: Who, db: Db, seen: Seen) -> Response:
     if isinstance(facts, Refused):
         raise refused(facts, "/blob")
     told = _normalised(facts, asked.preprocessing)
-    model = await db.write(models.register, who.project, asked.name, digest, told.model_dump(mode="json"))
+    model = await db.write(registry.models.register, who.project, asked.name, digest, told.model_dump(mode="json"))
     return Json(model_view(model), 201, {"Location": f"/v1/models/{model.id}"})
 
 
@@ -49,20 +49,20 @@ async def listing(
     after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
 ) -> Response:
     """Registered models, newest first."""
-    found, following = await db.read(models.list_page, who.project, limit=limit, after=after)
+    found, following = await db.read(registry.models.list_page, who.project, limit=limit, after=after)
     return page([model_view(model) for model in found], following)
 
 
 @router.get("/{name_or_id}", response_model=ModelView, responses=responses(NotFound))
 async def one(name_or_id: str, who: Who, db: Db) -> Response:
     """A model, by name or id."""
-    return Json(model_view(await db.read(models.get, who.project, name_or_id)))
+    return Json(model_view(await db.read(registry.models.get, who.project, name_or_id)))
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
 async def delete(name_or_id: str, who: Who, db: Db) -> Response:
     """Forget a model. Jobs that were accepted with it hold its bytes by digest and are not disturbed."""
-    await db.write(models.delete, who.project, name_or_id)
+    await db.write(registry.models.delete, who.project, name_or_id)
     return Response(status_code=204)
 
 

@@ -23,7 +23,7 @@ async def prometheus(who: Who, db: Db, setup: Setup) -> PlainTextResponse:
 
 
 def _count(connection: Connection, lease_s: float) -> list[str]:
-    by_status = jobs.by_status(connection)
+    by_status = jobs.count_by_status(connection)
     return [
         *_gauge(
             "distillery_jobs", "Jobs by status.", {f'{{status="{name}"}}': n for name, n in sorted(by_status.items())}
@@ -31,7 +31,7 @@ def _count(connection: Connection, lease_s: float) -> list[str]:
         *_gauge(
             "distillery_workers",
             "Workers that prove that they take jobs.",
-            {"": len(workers.consuming(connection, lease_s))},
+            {"": len(workers.list_consuming(connection, lease_s))},
         ),
     ]
 

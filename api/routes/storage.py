@@ -11,10 +11,9 @@ from api.auth import Who
 from api.database import Db, Files, Setup
 from api.schemas import StorageView
 from store import collections
-from store.blobs import BlobStore
 from store.collections import Collection
+from store.file_store import FileStore, usage
 from store.settings import Settings
-from store.usage import usage
 
 router = APIRouter(prefix="/v1/storage", tags=["service"])
 
@@ -26,18 +25,18 @@ async def storage(
     db: Db,
     files: Files,
     setup: Setup,
-    limit: Annotated[int, Query(ge=0, le=collections.KEPT, description="Collections to tell of.")] = 10,
+    limit: Annotated[int, Query(ge=0, le=collections.MAX_ROWS, description="Collections to tell of.")] = 10,
 ) -> Response:
     """Files and bytes by kind, the room that is left, and the newest collections.
 
     It looks at every file, which takes a while where there are many. `cache` is that of the server's own host.
     """
     kept = await to_thread.run_sync(_kept, files, setup)
-    lately = await db.read(collections.list, limit)
+    lately = await db.read(collections.list_collections, limit)
     return Json({**kept, "collections": [_collection_view(one) for one in lately]})
 
 
-def _kept(files: BlobStore, setup: Settings) -> dict[str, Any]:
+def _kept(files: FileStore, setup: Settings) -> dict[str, Any]:
     kinds = usage(files, setup.home / "cache")
     return {
         "usage": {kind: vars(used) for kind, used in kinds.items()},

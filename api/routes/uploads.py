@@ -23,8 +23,8 @@ from api.problems import (
 from api.receiving import Received, receive, too_large
 from api.schemas import UploadView, upload_view
 from store import uploads
-from store.blobs import BlobStore
 from store.database import Database
+from store.file_store import FileStore
 from store.uploads import Upload
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
@@ -107,7 +107,7 @@ async def one(upload_id: str, who: Who, db: Db) -> Response:
     return Json(upload_view(upload), 200, {**_headers(upload), "Cache-Control": "no-store"})
 
 
-async def _take_whole(request: Request, upload: Upload, db: Database, files: BlobStore, limit: int) -> Upload:
+async def _take_whole(request: Request, upload: Upload, db: Database, files: FileStore, limit: int) -> Upload:
     """One body is one file: what is cut short or grows too large leaves nothing behind."""
     try:
         received = await _take(request, upload, files, limit)
@@ -116,19 +116,19 @@ async def _take_whole(request: Request, upload: Upload, db: Database, files: Blo
         upload = await db.write(uploads.append, upload.project, upload.id, offset=0, length=received.length)
         return await _complete(upload, db, files)
     finally:
-        await to_thread.run_sync(uploads.discard, files, upload.id)
+        await to_thread.run_sync(uploads.delete_file, files, upload.id)
 
 
-async def _take(request: Request, upload: Upload, files: BlobStore, at_most: int) -> Received:
+async def _take(request: Request, upload: Upload, files: FileStore, at_most: int) -> Received:
     """Bytes into the upload's own file, durable when this returns; of a cut body, as much as came."""
-    async with contextmanager_in_threadpool(uploads.part(files, upload)) as file:
+    async with contextmanager_in_threadpool(uploads.open_part(files, upload)) as file:
         return await receive(request, file, at_most)
 
 
-async def _complete(upload: Upload, db: Database, files: BlobStore) -> Upload:
+async def _complete(upload: Upload, db: Database, files: FileStore) -> Upload:
     blob = await to_thread.run_sync(uploads.adopt, files, upload)
     upload = await db.write(uploads.complete, upload.project, upload.id, blob)
-    await to_thread.run_sync(uploads.discard, files, upload.id)
+    await to_thread.run_sync(uploads.delete_file, files, upload.id)
     return upload
 
 

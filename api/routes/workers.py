@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/workers", tags=["service"])
 @router.get("", response_model=Page[WorkerView])
 async def listing(who: Who, db: Db, setup: Setup) -> Response:
     """Workers and what their slots are at. One that was killed stays here for a day, not `alive`."""
-    return page([_view(worker, setup.lease_s) for worker in await db.read(workers.list)])
+    return page([_view(worker, setup.lease_s) for worker in await db.read(workers.list_workers)])
 
 
 def _view(worker: Worker, lease_s: float) -> dict[str, Any]:

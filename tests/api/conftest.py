@@ -17,8 +17,8 @@ from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.programs import ProgramFacts
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
-from store.blobs import BlobStore
 from store.database import Database, migrate
+from store.file_store import FileStore
 from store.settings import Settings
 
 SUPERVISED = {
@@ -89,7 +89,7 @@ class Service:
     app: FastAPI
     http: httpx.AsyncClient
     db: Database
-    files: BlobStore
+    files: FileStore
     inspector: ToldInspector
     settings: Settings
     rings: list[bool] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Service:
 
     async def claim(self, job_id: str) -> int:
         """A worker takes the oldest job, which must be this one; returns the fence."""
-        claim = await self.db.write(lifecycle.claim, "worker-1", 30, rescue=False)
+        claim = await self.db.write(lifecycle.claim, "worker-1", 30, takeover=False)
         assert claim is not None
         assert claim.job.id == job_id
         return claim.fence

@@ -74,7 +74,7 @@ async def test_a_live_stream_tells_events_as_they_come(service: Service, monkeyp
     stream = events._feed(service.db, job_id, "default", 1)
     assert await anext(stream) == b"retry: 2000\n\n"
     assert await anext(stream) == b": still here\n\n"
-    await service.db.write(feed.append, job_id, None, "warning", {"message": "careful"})
+    await service.db.write(feed.append_note, job_id, None, "warning", {"message": "careful"})
     message = await anext(stream)
     while message.startswith(b":"):
         message = await anext(stream)

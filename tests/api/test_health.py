@@ -99,7 +99,7 @@ async def test_a_full_disk_of_the_database_is_told_as_such_and_forgiven(settings
         ballast = small_disk / "ballast"
         with pytest.raises(OSError, match="No space left"):
             ballast.write_bytes(bytes(1 << 20))
-        assert "no room to write" in not_now(await service.http.get("/readyz"))
+        assert "no disk space to write" in not_now(await service.http.get("/readyz"))
         problem(await service.http.post("/v1/jobs", json=SUPERVISED), 507, "storage_full")
         ballast.unlink()
         assert (await service.http.get("/readyz")).status_code == 200

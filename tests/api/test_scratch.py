@@ -47,7 +47,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("tempfile.mkdtemp", full)
-    with pytest.raises(StorageFull, match="no room to write in inspect"):
+    with pytest.raises(StorageFull, match="no disk space to write in inspect"):
         scratch.scratch_folder(tmp_path / "inspect").__enter__()
 
 

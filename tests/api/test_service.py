@@ -15,8 +15,8 @@ STUCK = {"name": "cuda:1", "job": None, "state": "stuck", "seen_s": 40.0}
 
 async def test_workers_are_alive_while_a_slot_of_theirs_consumes(service: Service) -> None:
     assert (await service.http.get("/v1/workers")).json()["data"] == []
-    await service.db.write(workers.beat, "well", "gpu-0", [BUSY, STUCK], "job_1")
-    await service.db.write(workers.beat, "unwell", "gpu-1", [STUCK], None)
+    await service.db.write(workers.record_heartbeat, "well", "gpu-0", [BUSY, STUCK], "job_1")
+    await service.db.write(workers.record_heartbeat, "unwell", "gpu-1", [STUCK], None)
     told = (await service.http.get("/v1/workers")).json()
     assert [(worker["id"], worker["current_job"], worker["alive"]) for worker in told["data"]] == [
         ("well", "job_1", True),

@@ -1,5 +1,3 @@
-"""What must end with its parent does, also where the parent had no time to end it."""
-
 import os
 import signal
 import subprocess
@@ -12,7 +10,7 @@ CHILD = "import os, sys, time; from base.processes import end_with_parent; end_w
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_a_child_ends_with_its_killed_parent():
+def test_end_with_parent_when_the_parent_is_killed():
     waits = f"{CHILD}print(os.getpid(), flush=True); time.sleep(60)"
     parent = (
         "import os, subprocess, sys; "
@@ -21,18 +19,18 @@ def test_a_child_ends_with_its_killed_parent():
     with subprocess.Popen([sys.executable, "-c", parent], cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
         child = int(process.stdout.readline())
         process.kill()
-    until(lambda: not is_there(child), "the child to end")
+    until(lambda: not is_running(child), "the child to end")
 
 
-def test_a_child_whose_parent_ended_before_it_asked_is_killed_too():
-    nobody = "1" if os.getpid() != 1 else "2"
-    child = [sys.executable, "-c", f"{CHILD}print('goes on')", nobody]
+def test_end_with_parent_after_the_parent_has_ended():
+    no_parent = "1" if os.getpid() != 1 else "2"
+    child = [sys.executable, "-c", f"{CHILD}print('goes on')", no_parent]
     ended = subprocess.run(child, cwd=REPOSITORY, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"")
 
 
-def is_there(pid: int) -> bool:
-    """A zombie has ended: it only waits to be counted."""
+def is_running(pid: int) -> bool:
+    """Return whether the process runs; a zombie has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
