@@ -1,34 +1,35 @@
-"""This host's clock, and the time for which the database has been within reach."""
+"""The host's clock, random jitter, and the rule for when an expired lease may be taken over."""
 
 import random
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from base.errors import DatabaseUnavailable
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
 offset_s = 0.0
 """Only tests set it (`tests/clock.py`): time moves forward without waiting."""
+JITTER = 0.4
+"""The random part of a period: after an outage, processes do not all query the database at the same moment."""
 
 
 def boottime() -> float:
-    """Return the seconds since this host started. The clock is never set, and counts the time in suspend as well."""
+    """Seconds of this host's own clock. It is never set back or forth, and it counts sleep."""
     return time.clock_gettime(CLOCK) + offset_s
 
 
-JITTER = 0.4
-"""The random part of a period: after an outage, not all processes poll the database at the same time."""
-
-
 def jittered(period_s: float) -> float:
-    """Return a random time between (1 - JITTER) of the period and the period."""
+    """A random time between (1 - JITTER) of the period and the period."""
     return period_s * random.uniform(1 - JITTER, 1)  # noqa: S311
 
 
 class Contact:
-    """The time for which the database has been within reach without a break.
+    """How long this process has been in contact with the database without a break.
 
-    If an owner's lease has expired, the database may have been out of reach for all. So a process takes over jobs only
-    after it has been in contact with the database for a whole lease.
+    An owner whose lease has expired may only have been unable to reach the database. So its job may be taken over only
+    by a process that has been in contact for a whole lease.
     """
 
     def __init__(self, longest_gap_s: float) -> None:
@@ -51,5 +52,22 @@ class Contact:
     def unbroken_for(self, duration_s: float) -> bool:
         with self._lock:
             now = boottime()
-            is_recent = now - self._last <= self._longest_gap_s
-            return is_recent and self._since is not None and now - self._since >= duration_s
+            fresh = now - self._last <= self._longest_gap_s
+            return fresh and self._since is not None and now - self._since >= duration_s
+
+    @contextmanager
+    def takeover_gate(self, requested_at: float, *, lease_s: float, heartbeat_s: float) -> Iterator[bool]:
+        """Yield whether a write transaction may take over jobs whose lease has expired. To be entered inside it.
+
+        `requested_at` (`boottime`): when the transaction was requested. If it had to wait longer than a heartbeat for
+        its turn to write, the owners of those jobs may be waiting too, and the answer is False. If this process was
+        suspended during its turn, the owners had to wait for it: then DatabaseUnavailable is raised, which rolls the
+        transaction back.
+        """
+        if boottime() - requested_at > heartbeat_s:
+            self.lost()
+        self.made()
+        allowed = self.unbroken_for(lease_s)
+        yield allowed
+        if allowed and boottime() - requested_at > heartbeat_s:
+            raise DatabaseUnavailable("the transaction took longer than a heartbeat; it kept the owners from writing")

@@ -1,17 +1,17 @@
-"""Errors of the engine, in words for the person who can correct the cause.
+"""Errors of a job, each with a stable code.
 
     EngineError
      ├─ SpecInvalid         spec_invalid          the spec contradicts itself, or what it names does not exist
      ├─ TeacherMismatch     teacher_mismatch      the teacher's file does not fit its architecture or the data
      ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is not what it should be
-     ├─ LossDiverged        loss_diverged         the loss became NaN or infinite
-     ├─ DeadlineExceeded    deadline_exceeded     the job took longer than it was allowed to
      ├─ OutOfMemory         out_of_memory         retryable: the device may have been shared
+     ├─ LossDiverged        loss_diverged         the loss is not finite
+     ├─ DeadlineExceeded    deadline_exceeded     the job took longer than it was allowed to
      ├─ WorkerLost          worker_lost           retryable: the process or its host vanished
-     ├─ StorageFull         storage_full          retryable: continues when disk space is free
+     ├─ StorageFull         storage_full          retryable: continues when there is disk space
      └─ Internal            internal              retryable: our fault
 
-The codes are a closed list that clients may rely on. `retryable`: the same spec can succeed later.
+The codes are a closed list that clients may rely on; `retryable` says whether the same spec can succeed later.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 
 class EngineError(Exception):
-    """Base of all: a stable code, one sentence for the user, and a hint at what would work."""
+    """Base of all: a stable code, one sentence for the reader, and a hint at what would work."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
@@ -45,17 +45,17 @@ class DatasetUnreadable(EngineError):
     code = "dataset_unreadable"
 
 
+class OutOfMemory(EngineError):
+    code = "out_of_memory"
+    retryable = True
+
+
 class LossDiverged(EngineError):
     code = "loss_diverged"
 
 
 class DeadlineExceeded(EngineError):
     code = "deadline_exceeded"
-
-
-class OutOfMemory(EngineError):
-    code = "out_of_memory"
-    retryable = True
 
 
 class WorkerLost(EngineError):
@@ -73,9 +73,13 @@ class Internal(EngineError):
     retryable = True
 
 
+CODES = tuple(kind.code for kind in EngineError.__subclasses__())
+"""The codes above, which are all that a failed job can have."""
+
+
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a spec: where (RFC 6901 pointer, "" is the whole body), what, and what would work."""
+    """One thing wrong with a spec: where (RFC 6901 pointer, "" is the whole body), what, and what would work."""
 
     pointer: str
     message: str
@@ -88,7 +92,7 @@ class Fault:
 
 
 class SpecFaults(SpecInvalid):
-    """All faults of one spec."""
+    """All faults of one spec at once."""
 
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(f"{fault.pointer or '/'}: {fault.message}" for fault in faults))

@@ -82,45 +82,39 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return _print(lambda: measure(arguments.path, arguments.architecture, arguments.dataset, place))
 
 
-def _inspect_model(arguments: argparse.Namespace) -> int:
-    from kdcore import weights
+def _inspect(arguments: argparse.Namespace) -> int:
+    """Each kind imports only what it needs."""
 
-    return _print_facts(lambda: weights.inspect(arguments.path, arguments.architecture, arguments.channels))
+    def facts() -> dict[str, Any]:
+        return {"ok": True, "facts": _facts(arguments).model_dump(mode="json")}
 
-
-def _inspect_program(arguments: argparse.Namespace) -> int:
-    from kdcore import programs
-
-    return _print_facts(lambda: programs.inspect(arguments.path))
+    return _print(facts, exit_on_error=0)
 
 
-def _inspect_dataset(arguments: argparse.Namespace) -> int:
-    from kdcore import data
+def _facts(of: argparse.Namespace) -> Any:
+    match of.kind:
+        case "model":
+            from kdcore import weights
 
-    return _print_facts(lambda: data.inspect(arguments.path, arguments.image_size))
+            return weights.inspect(of.path, of.architecture, of.channels)
+        case "program":
+            from kdcore import programs
 
+            return programs.inspect(of.path)
+        case "dataset":
+            from kdcore import data
 
-def _inspect_architecture(arguments: argparse.Namespace) -> int:
-    from kdcore import models
+            return data.inspect(of.path, of.image_size)
+        case _:
+            from kdcore import models
 
-    images = arguments.channels, _height_width(arguments)
-    return _print_facts(lambda: models.inspect(arguments.name, arguments.classes, *images))
-
-
-def _inspect_taps(arguments: argparse.Namespace) -> int:
-    from kdcore import models
-
-    images = arguments.channels, _height_width(arguments)
-    return _print_facts(lambda: models.inspect_taps(arguments.name, arguments.classes, *images, arguments.paths))
+            network = of.name, of.classes, of.channels, _height_width(of)
+            return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
     """One number is a square's."""
     return arguments.image_size[0], arguments.image_size[-1]
-
-
-def _print_facts(look: Callable[[], Any]) -> int:
-    return _print(lambda: {"ok": True, "facts": look().model_dump(mode="json")}, exit_on_error=0)
 
 
 def _print(look: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
@@ -189,28 +183,21 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")
     evaluate.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
 
-    inspect = verbs.add_parser("inspect", help="look at a file before it is used").add_subparsers(required=True)
-    model = inspect.add_parser("model")
-    model.set_defaults(verb=_inspect_model)
-    model.add_argument("path", type=Path)
+    inspect = verbs.add_parser("inspect", help="look at a file before it is used")
+    inspect.set_defaults(verb=_inspect)
+    kinds = inspect.add_subparsers(required=True, dest="kind")
+    model, program, dataset = (kinds.add_parser(kind) for kind in ("model", "program", "dataset"))
+    for kind in (model, program, dataset):
+        kind.add_argument("path", type=Path)
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
-    program = inspect.add_parser("program")
-    program.set_defaults(verb=_inspect_program)
-    program.add_argument("path", type=Path)
-    dataset = inspect.add_parser("dataset")
-    dataset.set_defaults(verb=_inspect_dataset)
-    dataset.add_argument("path", type=Path)
     dataset.add_argument("--image-size", type=int)
-    architecture = inspect.add_parser("architecture")
-    architecture.set_defaults(verb=_inspect_architecture)
-    taps = inspect.add_parser("taps")
-    taps.set_defaults(verb=_inspect_taps)
-    for verb in (architecture, taps):
-        verb.add_argument("name")
-        verb.add_argument("--classes", type=int, required=True)
-        verb.add_argument("--channels", type=int, required=True)
-        verb.add_argument("--image-size", type=int, nargs="+", required=True)
+    architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
+    for kind in (architecture, taps):
+        kind.add_argument("name")
+        kind.add_argument("--classes", type=int, required=True)
+        kind.add_argument("--channels", type=int, required=True)
+        kind.add_argument("--image-size", type=int, nargs="+", required=True)
     taps.add_argument("paths", nargs="+", metavar="PATH")
     return parser
 

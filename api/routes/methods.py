@@ -7,10 +7,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from api.answers import Json, page
-from api.auth import Who
+from api.dependencies import Caller
 from api.problems import NotFound, responses
-from api.schemas import Page, View
+from api.schemas import Json, Page, View, page
 from kdcore.catalog import METHODS, MethodFacts, ModelFacts, architecture, named_facts
 from kdcore.spec import Known, Method, parse, read, resolve
 
@@ -57,13 +56,13 @@ OPTIONS = {name: model.model_json_schema() for name, model in _models().items()}
 
 
 @router.get("", response_model=Page[MethodView])
-async def listing(who: Who) -> Response:
+async def listing(caller: Caller) -> Response:
     """Every method, by name."""
     return page([_view(name) for name in sorted(METHODS)])
 
 
 @router.get("/{name}", response_model=MethodView, responses=responses(NotFound))
-async def one(name: str, who: Who) -> Response:
+async def one(name: str, caller: Caller) -> Response:
     """A method: paper, what it matches, what it needs, its options with their defaults, and an example."""
     if name not in METHODS:
         raise NotFound(f"there is no method {name!r}", allowed=sorted(METHODS))

@@ -78,7 +78,7 @@ CONTROLS = {
     "a process without contact may not take over": Control(
         Edit("base/clock.py", "now - self._since >= duration_s", "True"),
         (
-            "tests/base/test_clock.py::test_contact_counts_from_the_first_one",
+            "tests/base/test_clock.py::test_contact_counts_from_the_first_answer",
             "tests/base/test_clock.py::test_contact_counts_again_after_an_outage",
         ),
     ),
@@ -132,7 +132,12 @@ def copy(tmp_path: Path) -> Path:
     for name in COPIED:
         # Bytecode comes along, apart from what another test process is just writing.
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pyc.*"))
-    for name in ("pyproject.toml", "tests/__init__.py", "tests/clock.py", "tests/conftest.py"):
+    for name in (
+        "pyproject.toml",
+        "tests/__init__.py",
+        "tests/clock.py",
+        "tests/conftest.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     HURRY.apply(tmp_path)

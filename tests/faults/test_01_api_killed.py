@@ -52,7 +52,7 @@ def test_a_job_that_nobody_was_rung_for_is_found_by_looking(tmp_path: Path, sqli
     ):
         worker = night.worker()
         until(lambda: worker.looked, "its first look")
-        with api_process(night.settings, tmp_path / "api.log", "ring.unsent=hang") as api:
+        with api_process(night.settings, tmp_path / "api.log", "wakeup.unsent=hang") as api:
             job_id = api.accept()
             api.kill()
         assert broker.llen("look") == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from api.bell import WAITING_RINGS
+from api.wakeup_sender import MAX_PENDING
 from tests.faults.servers import STEPS, Server, api_process, own_valkey
 from tests.faults.workers import PATIENT, Night
 from tests.worker.processes import until
@@ -83,11 +83,11 @@ def test_an_answer_never_waits_for_its_ring(tmp_path: Path, sqlite_database_url:
     """The thread that rings hangs at the first: more jobs are taken than rings may wait."""
     with (
         Night(tmp_path, sqlite_database_url, **PATIENT, broker_url=broker.url) as night,
-        api_process(night.settings, tmp_path / "api.log", "ring.unsent=hang") as api,
+        api_process(night.settings, tmp_path / "api.log", "wakeup.unsent=hang") as api,
         redis.Redis.from_url(broker.url) as queue,
     ):
         queue.delete("look")
-        sent = {api.accept() for _ in range(WAITING_RINGS + 2)}
-        assert len(sent) == WAITING_RINGS + 2
+        sent = {api.accept() for _ in range(MAX_PENDING + 2)}
+        assert len(sent) == MAX_PENDING + 2
         assert queue.llen("look") == 0
         api.kill()

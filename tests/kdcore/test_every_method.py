@@ -135,7 +135,7 @@ class Done:
 def quick(monkeypatch):
     """Tell every step of these tiny jobs, on one thread, and leave it to the system when their files reach the disk."""
     monkeypatch.setattr(lines, "PROGRESS_EVERY_S", 0)
-    monkeypatch.setattr(files, "_sync", lambda _: None)
+    monkeypatch.setattr(files, "sync", lambda _: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

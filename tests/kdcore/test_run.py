@@ -118,7 +118,7 @@ def full(monkeypatch):
         if any(name in path.name for name in names):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "_sync", sync)
+    monkeypatch.setattr(files, "sync", sync)
     return names
 
 

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +30,6 @@ from tests.store.helpers import new_job, submitted
 from tests.worker.processes import until
 
 T = TypeVar("T")
-REVISION_3 = import_module("migrations.versions.0003_plain_names")
 
 
 def run_coroutine(url: str, function: Callable[[Database], Awaitable[T]]) -> T:
@@ -385,14 +383,12 @@ def test_migrate_makes_the_tables_of_the_metadata(database: Database):
 
 def test_migrate_makes_the_named_constraints(database: Database):
     """Alembic's comparison ignores checks, and what happens to a deleted job's rows."""
-    # SQLite cannot rename a constraint: there, it keeps its first name.
-    renamed = dict(REVISION_3.CONSTRAINTS) if database.is_sqlite else {}
     with database.connect() as connection:
         schema = inspect(connection)
         for table in metadata.sorted_tables:
             names = {check["name"] for check in schema.get_check_constraints(table.name)}
             expected = {c.name for c in table.constraints if isinstance(c, CheckConstraint)}
-            assert {renamed.get(name, name) for name in names} == expected
+            assert names == expected
             for key in schema.get_foreign_keys(table.name):
                 assert key["options"] == {"ondelete": "CASCADE"}
 
