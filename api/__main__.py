@@ -16,8 +16,7 @@ from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
 from base.processes import log_to_stderr
 from base.wakeup import MEMORY
-from store.database import Database
-from store.migrate import SCRIPTS
+from store.database import MIGRATIONS, Database
 from store.settings import settings_or_exit
 
 STREAMS_END_S = 3
@@ -50,7 +49,7 @@ def main() -> None:
 
 
 def _refuse_an_old_schema(url: str) -> None:
-    newest = ScriptDirectory(str(SCRIPTS)).get_current_head()
+    newest = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     database = Database(url)
     try:
         revision = _revision(database)

@@ -30,8 +30,8 @@ from api.routes import (
 from api.sweep import Sweep
 from base.folders import remove_abandoned
 from kdcore.spec import JobSpec
-from store.blobs import BlobStore
 from store.database import Database
+from store.file_store import FileStore
 from store.settings import Settings
 
 V1 = (jobs, attempts, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, monitoring)
@@ -43,7 +43,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.database_url)
-        files = BlobStore(settings.files)
+        files = FileStore(settings.files)
         scratch = settings.home / "inspect"
         remove_abandoned(scratch, FOREIGN_AFTER_S)
         app.state.settings = settings

@@ -11,8 +11,8 @@ from fastapi import Depends, Request
 from api.auth import Member, member
 from api.inspections import Inspections
 from api.references import References
-from store.blobs import BlobStore
 from store.database import Database
+from store.file_store import FileStore
 from store.settings import Settings
 
 
@@ -28,7 +28,7 @@ def _held(name: str) -> Any:
 Caller = Annotated[Member, Depends(member)]
 Config = Annotated[Settings, _held("settings")]
 Db = Annotated[Database, _held("database")]
-Files = Annotated[BlobStore, _held("files")]
+Files = Annotated[FileStore, _held("files")]
 InspectionsDep = Annotated[Inspections, _held("inspections")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
 

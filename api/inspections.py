@@ -25,9 +25,9 @@ from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.facts import ProgramFacts
-from store import inspections
-from store.blobs import BlobStore
+from store import registry
 from store.database import Database
+from store.file_store import FileStore
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -113,7 +113,7 @@ class Inspections:
     """The inspections of one service: each is run once, and its facts or its final refusal are stored."""
 
     db: Database
-    files: BlobStore
+    files: FileStore
     inspector: Inspector
 
     async def has(self, digest: str) -> bool:
@@ -130,7 +130,7 @@ class Inspections:
         else:
             digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
         key = digest, KINDS[kind], " ".join(str(value) for value in options.values() if value is not None)
-        if (stored := await self.db.read(inspections.get, *key)) is not None:
+        if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
             if "refused" in stored:
                 raise Refused(**stored["refused"])
             return kind.model_validate(stored)
@@ -138,9 +138,9 @@ class Inspections:
             facts = await self.inspector.inspect(kind, *subject, **options)
         except Refused as refused:
             if refused.final:
-                await self.db.write(inspections.put, *key, {"refused": vars(refused)})
+                await self.db.write(registry.put_inspection, *key, {"refused": vars(refused)})
             raise
-        await self.db.write(inspections.put, *key, facts.model_dump(mode="json"))
+        await self.db.write(registry.put_inspection, *key, facts.model_dump(mode="json"))
         return facts
 
 

@@ -14,10 +14,10 @@ from base.references import DIGEST
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.spec import Dataset, JobSpec, Student, Teacher
-from store import artifacts, datasets, jobs, models
+from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
-from store.jobs import Job
+from store.records import Job
 
 STUDENT_FILE = "student.safetensors"
 
@@ -66,13 +66,13 @@ class References:
             digest = await self._digest(source)
             return Target(await self._file_facts(DatasetFacts, digest, image_size=dataset.image_size), source)
         try:
-            registered = await self.db.read(datasets.get, self.caller.project, source)
+            registered = await self.db.read(registry.datasets.get, self.caller.project, source)
         except NotFound:
             # A registered name hides a built-in one: without internet, a user registers a cifar100 of their own.
             if source in DATASETS:
                 return Target(_named(source, dataset.image_size, size_at), source)
             registered_names = [
-                row.name for row in (await self.db.read(datasets.list_page, self.caller.project, limit=100))[0]
+                row.name for row in (await self.db.read(registry.datasets.list_page, self.caller.project, limit=100))[0]
             ]
             raise _unknown("data set", source, [*DATASETS, *registered_names]) from None
         facts = DatasetFacts.model_validate(registered.facts)
@@ -130,9 +130,11 @@ class References:
 
     async def _registered_model(self, name: str) -> Target[ModelFacts]:
         try:
-            model = await self.db.read(models.get, self.caller.project, name)
+            model = await self.db.read(registry.models.get, self.caller.project, name)
         except NotFound:
-            names = [row.name for row in (await self.db.read(models.list_page, self.caller.project, limit=100))[0]]
+            names = [
+                row.name for row in (await self.db.read(registry.models.list_page, self.caller.project, limit=100))[0]
+            ]
             raise _unknown("model", name, names) from None
         return Target(ModelFacts.model_validate(model.facts), f"blob:sha256:{model.sha256}")
 

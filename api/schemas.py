@@ -18,12 +18,10 @@ from base.jobs import Status, allowed_actions
 from kdcore.catalog import DatasetFacts, ModelFacts
 from store.artifacts import Artifact
 from store.attempts import Attempt
-from store.datasets import Dataset
-from store.jobs import Job
-from store.models import Model
+from store.records import Job
+from store.registry import Dataset, Model
 from store.uploads import Upload
-from store.waiting import Reason, Waiting
-from store.workers import Worker
+from store.workers import Reason, Waiting, Worker
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from kdcore.spec import (
     resolve,
     trials,
 )
-from store.jobs import Job
+from store.records import Job
 
 T = TypeVar("T")
 

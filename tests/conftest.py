@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from base import clock as base_clock
 from local import servers
 from store.database import Database, migrate
 from store.tables import metadata
+from tests.clock import SettableClock
 
 HANG_UP_ON_ALL_OTHERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -60,6 +62,13 @@ def postgres_database_url(migrated_postgres: Engine) -> Iterator[str]:
         connection.execute(text(HANG_UP_ON_ALL_OTHERS))
         for table in reversed(metadata.sorted_tables):
             connection.execute(table.delete())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SettableClock:
+    """The time of this process, in Python and in SQL: `clock.advance(31)` instead of waiting."""
+    monkeypatch.setattr(base_clock, "offset_s", 0.0)
+    return SettableClock()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

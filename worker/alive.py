@@ -15,7 +15,7 @@ from store.settings import Settings
 
 
 def alive(connection: Connection, host: str, within_s: float) -> bool:
-    return any(worker.host == host for worker in workers.consuming(connection, within_s))
+    return any(worker.host == host for worker in workers.list_consuming(connection, within_s))
 
 
 def main() -> int:

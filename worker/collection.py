@@ -3,7 +3,8 @@
 import logging
 
 from store import cache, collections
-from store.collector import Collector, Removed, Retention, collect
+from store.collections import Removed
+from store.collector import Collector, Retention, collect
 from worker.desk import AWAY, Desk
 from worker.rounds import Rounds
 
@@ -36,7 +37,7 @@ class Collection(Rounds):
         desk, settings = self._desk, self._desk.settings
         collector = Collector(desk.database, desk.files, Retention.of(settings), stopped=self._stop.is_set)
         with desk.database.connect() as connection:
-            due = collections.due(connection, settings.collect_every_s)
+            due = collections.is_due(connection, settings.collect_every_s)
         if due:
             collect(collector, settings.collect_every_s)
         for fault in collector.faults:

@@ -122,7 +122,7 @@ class Ledger:
         def write_all(connection: Connection) -> list[Path]:
             spared = [path for write in batch for path in write(connection)]
             if progress is not None:
-                lifecycle.progress(connection, job.id, fence, progress)
+                lifecycle.set_progress(connection, job.id, fence, progress)
             return spared
 
         for path in self.insist(write_all):

@@ -153,7 +153,7 @@ class Attempt:
 
     def _discard(self, broken: Checkpoint, reason: str) -> None:
         def discard(connection: Connection) -> None:
-            checkpoints.discard(connection, self.claim.job.id, self.claim.fence, broken, reason)
+            checkpoints.delete_broken(connection, self.claim.job.id, self.claim.fence, broken, reason)
 
         self.ledger.insist(discard)
 
@@ -182,7 +182,7 @@ class Attempt:
 
     def _publish(self, ending: Ending, announced: list[Announced]) -> None:
         """Files first, then one transaction that makes them and the success visible together."""
-        self._finish(lifecycle.phase, phase="publishing")
+        self._finish(lifecycle.set_phase, to="publishing")
         stored = []
         for artifact in announced:
             blob = self.desk.files.put_file(artifact.path)
@@ -203,7 +203,7 @@ class Attempt:
         log.warning("job %s: %s: %s", self.claim.job.id, error["code"], error["message"])
         self.ledger.close()
         if ending is not None:
-            self._finish(events.append, type="warning", data=_evidence(ending))
+            self._finish(events.append_note, type="warning", data=_evidence(ending))
         self._finish(lifecycle.finish_failed, error=error, retry_in_s=retry_in_s)
 
     def _postpone(self, error: dict[str, Any]) -> None:

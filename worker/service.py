@@ -118,7 +118,7 @@ class Worker:
         while not self.desk.drain.asked:
             try:
                 with self.desk.database.connect() as connection:
-                    lifecycle.peek(connection, rescue=False)
+                    lifecycle.has_claimable(connection, takeover=False)
             except (*AWAY, DBAPIError) as error:
                 if not told:
                     log.warning("waiting for the database and its tables (`python -m store migrate`): %s", error)

@@ -121,7 +121,7 @@ class Slot:
         try:
             # A look takes no lock, so that idle workers do not queue up before each other.
             with desk.database.connect() as connection:
-                found = lifecycle.peek(connection, desk.may_rescue())
+                found = lifecycle.has_claimable(connection, desk.may_rescue())
             desk.contact.made()
             self._prove()
             if not found:
@@ -129,7 +129,7 @@ class Slot:
             with desk.begin() as (connection, rescue):
                 failpoint("claim.begun")
                 claim = lifecycle.claim(
-                    connection, desk.owner, desk.settings.lease_s, rescue=rescue, device=self.device.name
+                    connection, desk.owner, desk.settings.lease_s, takeover=rescue, device=self.device.name
                 )
                 failpoint("claim.before_commit")
             failpoint("claim.committed")

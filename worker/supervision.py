@@ -143,7 +143,7 @@ class Supervision:
 
     def _phase(self, phase: str) -> None:
         def write(connection: Connection) -> list[Path]:
-            lifecycle.phase(connection, self._claim.job.id, self._claim.fence, phase)
+            lifecycle.set_phase(connection, self._claim.job.id, self._claim.fence, phase)
             return []
 
         self._ledger.write(write)
@@ -173,7 +173,7 @@ class Supervision:
 
         def write(connection: Connection) -> list[Path]:
             checkpoints.record(connection, job.id, fence, step=step, sha256=blob.sha256, bytes=blob.bytes, path=stored)
-            forgotten = checkpoints.superseded(connection, job.id, CHECKPOINTS_KEPT)
+            forgotten = checkpoints.delete_superseded(connection, job.id, CHECKPOINTS_KEPT)
             return [files.folder / old.path for old in forgotten]
 
         self._ledger.write(write)
@@ -185,7 +185,7 @@ class Supervision:
     def _warn(self, code: str, message: str) -> None:
         def write(connection: Connection) -> list[Path]:
             said = {"code": code, "message": message}
-            events.append(connection, self._claim.job.id, self._claim.fence, "warning", said)
+            events.append_note(connection, self._claim.job.id, self._claim.fence, "warning", said)
             return []
 
         self._ledger.write(write)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from base.errors import WorkerLost
 from store import lifecycle, workers
-from store.fence import stands
+from store.attempts import is_owner
 from worker import scratch
 from worker.desk import AWAY, Desk
 from worker.rounds import Rounds
@@ -41,8 +41,8 @@ class Sweep(Rounds):
             self._hand_on(dead)
         self._end_outlived()
         with desk.begin() as (connection, rescue):
-            workers.beat(connection, desk.owner, socket.gethostname(), devices, current_job)
-            waiting = lifecycle.sweep(connection, rescue=rescue, rering_s=desk.settings.rering_s)
+            workers.record_heartbeat(connection, desk.owner, socket.gethostname(), devices, current_job)
+            waiting = lifecycle.sweep(connection, takeover=rescue, rering_s=desk.settings.rering_s)
         return waiting
 
     def _end_outlived(self) -> None:
@@ -51,7 +51,7 @@ class Sweep(Rounds):
         if not locks:
             return
         with self._desk.database.connect() as connection:
-            outlived = [lock for lock in locks if not stands(connection, lock.job_id, lock.fence)]
+            outlived = [lock for lock in locks if not is_owner(connection, lock.job_id, lock.fence)]
         for lock in outlived:
             if scratch.end(lock):
                 log.warning("job %s: an engine outlived its right to run (fence %d), ended", lock.job_id, lock.fence)
@@ -70,6 +70,6 @@ def leave(desk: Desk) -> None:
     """Say goodbye. A worker that cannot is seen no more, which says the same a little later."""
     try:
         with desk.database.begin() as connection:
-            workers.leave(connection, desk.owner)
+            workers.delete_worker(connection, desk.owner)
     except AWAY as error:
         log.warning("left without a goodbye: %s", error)

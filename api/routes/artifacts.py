@@ -34,7 +34,7 @@ async def listing(job_id: str, caller: Caller, db: Db) -> Response:
 
     def read(connection: Connection) -> Sequence[Artifact]:
         jobs.get(connection, job_id, project=caller.project)
-        return artifacts.list(connection, job_id)
+        return artifacts.list_artifacts(connection, job_id)
 
     return page([ArtifactView.of(artifact) for artifact in await db.read(read)])
 
@@ -61,7 +61,7 @@ def _named(connection: Connection, job_id: str, project: str, name: str) -> Arti
         if job.status != "succeeded":
             detail = f"job {job_id} is {job.status}: its files appear together when it succeeds"
             raise NotReady(detail, job_status=job.status) from None
-        names = [artifact.name for artifact in artifacts.list(connection, job_id)]
+        names = [artifact.name for artifact in artifacts.list_artifacts(connection, job_id)]
         detail = f"job {job_id} made no {name!r}; it made {', '.join(names) or 'nothing'}"
         raise NotFound(detail, allowed=names) from None
 

@@ -21,6 +21,6 @@ async def listing(job_id: str, caller: Caller, db: Db) -> Response:
 
     def read(connection: Connection) -> Sequence[Attempt]:
         jobs.get(connection, job_id, project=caller.project)
-        return attempts.list(connection, job_id)
+        return attempts.list_attempts(connection, job_id)
 
     return page([AttemptView.of(attempt) for attempt in await db.read(read)])

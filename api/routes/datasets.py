@@ -10,7 +10,7 @@ from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.routes.models import uploaded
 from api.schemas import DatasetView, Json, NewDataset, Page, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
-from store import datasets, errors
+from store import errors, registry
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -28,7 +28,9 @@ async def register(new: NewDataset, caller: Caller, db: Db, inspections: Inspect
     """
     digest = await uploaded(new.blob, inspections)
     facts = await inspections.inspect(DatasetFacts, digest, image_size=new.image_size)
-    dataset = await db.write(datasets.register, caller.project, new.name, digest, facts.model_dump(mode="json"))
+    dataset = await db.write(
+        registry.datasets.register, caller.project, new.name, digest, facts.model_dump(mode="json")
+    )
     return Json(DatasetView.of(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})
 
 
@@ -40,7 +42,7 @@ async def listing(
     after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
 ) -> Response:
     """Registered data sets, newest first. The built-in ones, which have no id, follow on the last page."""
-    rows, following = await db.read(datasets.list_page, caller.project, limit=limit, after=after)
+    rows, following = await db.read(registry.datasets.list_page, caller.project, limit=limit, after=after)
     built_in = [] if following else [_built_in(name) for name in sorted(DATASETS)]
     return page([*(DatasetView.of(dataset) for dataset in rows), *built_in], following)
 
@@ -49,7 +51,7 @@ async def listing(
 async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
     """A data set, by name or id. A registered name hides a built-in one."""
     try:
-        return Json(DatasetView.of(await db.read(datasets.get, caller.project, name_or_id)))
+        return Json(DatasetView.of(await db.read(registry.datasets.get, caller.project, name_or_id)))
     except errors.NotFound:
         if name_or_id in DATASETS:
             return Json(_built_in(name_or_id))
@@ -59,7 +61,7 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
 async def delete(name_or_id: str, caller: Caller, db: Db) -> Response:
     """Delete a data set. Jobs that were accepted with it name its bytes by digest and are not affected."""
-    await db.write(datasets.delete, caller.project, name_or_id)
+    await db.write(registry.datasets.delete, caller.project, name_or_id)
     return Response(status_code=204)
 
 

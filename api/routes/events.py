@@ -97,4 +97,4 @@ def _read(connection: Connection, job_id: str, project: str, after: int, limit: 
     """The events after a number, and whether the job has ended. If it has, its last event is among them or before."""
     # The status is read first: an end that is committed between the two reads is not missed.
     ended = jobs.get(connection, job_id, project=project).status in TERMINAL
-    return events.after(connection, job_id, after, limit), ended
+    return events.list_events(connection, job_id, after, limit), ended

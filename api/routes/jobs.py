@@ -27,8 +27,8 @@ from api.schemas import JobView, Json, Page, Retry, ValidationView, page
 from api.submission import estimate, examine
 from base.failpoints import failpoint
 from base.jobs import Status
-from store import jobs, waiting
-from store.jobs import Job
+from store import jobs, workers
+from store.records import Job, NewJob
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -77,27 +77,26 @@ async def submit(
     digest = hashlib.sha256(to_json(spec)).hexdigest()
     # A replay is answered before the spec is checked: what the spec names may have been deleted since.
     if idempotency_key:
-        job = await db.read(_view_of, jobs.sent_before, settings.lease_s, caller.project, idempotency_key, digest)
+        job = await db.read(_view_of, jobs.find_by_key, settings.lease_s, caller.project, idempotency_key, digest)
         if job is not None:
             return _replayed(job)
     examined = await examine(spec, references)
     if examined.resolved is None:
         raise SpecInvalid(summary(examined.faults), examined.faults)
     scheduling = examined.resolved.scheduling
-    job, created = await db.write(
-        _submit,
-        settings.lease_s,
+    new = NewJob(
         project=caller.project,
-        spec=spec,
-        resolved=examined.resolved.as_json(),
         name=examined.resolved.name,
         method=examined.resolved.method_name,
-        idempotency_key=idempotency_key,
+        spec=spec,
+        resolved_spec=examined.resolved.as_json(),
         spec_sha256=digest,
-        max_attempts=scheduling.max_attempts or settings.max_attempts,
+        idempotency_key=idempotency_key,
         priority=scheduling.priority,
+        max_attempts=scheduling.max_attempts or settings.max_attempts,
         deadline_s=scheduling.deadline_s,
     )
+    job, created = await db.write(_submit, new, settings.lease_s)
     failpoint("submit.committed")
     wake_workers()
     return Json(job, 201, _location(job)) if created else _replayed(job)
@@ -137,7 +136,7 @@ async def listing(
     """Jobs, newest first."""
 
     def read(connection: Connection) -> Response:
-        rows, following = jobs.list_page(
+        rows, following = jobs.list_jobs(
             connection, project=caller.project, limit=limit, after=after, status=status, method=method
         )
         return page(_views(connection, rows, settings.lease_s), following)
@@ -193,7 +192,7 @@ async def retry(
 async def delete(job_id: str, caller: Caller, db: Db, files: Files) -> Response:
     """Delete a job that has ended, with its events, metrics, artifacts, checkpoints and logs."""
     await db.write(jobs.delete, job_id, project=caller.project)
-    await to_thread.run_sync(files.forget_job, job_id)
+    await to_thread.run_sync(files.delete_job_files, job_id)
     return Response(status_code=204)
 
 
@@ -217,11 +216,11 @@ def _view_of(
     return None if job is None else _views(connection, [job], lease_s)[0]
 
 
-def _submit(connection: Connection, /, lease_s: float, **new: Any) -> tuple[dict[str, Any], bool]:
-    job, created = jobs.submit(connection, **new)
+def _submit(connection: Connection, new: NewJob, lease_s: float) -> tuple[dict[str, Any], bool]:
+    job, created = jobs.submit(connection, new)
     return _views(connection, [job], lease_s)[0], created
 
 
 def _views(connection: Connection, rows: Iterable[Job], lease_s: float) -> list[dict[str, Any]]:
-    reasons = waiting.reasons(connection, rows, lease_s)
+    reasons = workers.waiting_reasons(connection, rows, lease_s)
     return [JobView.of(job, reasons.get(job.id)) for job in rows]

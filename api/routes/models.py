@@ -11,7 +11,7 @@ from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.schemas import Json, ModelView, NewModel, Page, PreprocessingView, page
 from base.errors import Fault
 from kdcore.catalog import ModelFacts, UnknownName, architecture
-from store import models
+from store import registry
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -30,7 +30,7 @@ async def register(new: NewModel, caller: Caller, db: Db, inspections: Inspectio
     digest = await uploaded(new.blob, inspections)
     facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
     facts = _with_preprocessing(facts, new.preprocessing)
-    model = await db.write(models.register, caller.project, new.name, digest, facts.model_dump(mode="json"))
+    model = await db.write(registry.models.register, caller.project, new.name, digest, facts.model_dump(mode="json"))
     return Json(ModelView.of(model), 201, {"Location": f"/v1/models/{model.id}"})
 
 
@@ -42,20 +42,20 @@ async def listing(
     after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
 ) -> Response:
     """Registered models, newest first."""
-    rows, following = await db.read(models.list_page, caller.project, limit=limit, after=after)
+    rows, following = await db.read(registry.models.list_page, caller.project, limit=limit, after=after)
     return page([ModelView.of(model) for model in rows], following)
 
 
 @router.get("/{name_or_id}", response_model=ModelView, responses=responses(NotFound))
 async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
     """A model, by name or id."""
-    return Json(ModelView.of(await db.read(models.get, caller.project, name_or_id)))
+    return Json(ModelView.of(await db.read(registry.models.get, caller.project, name_or_id)))
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
 async def delete(name_or_id: str, caller: Caller, db: Db) -> Response:
     """Delete a model. Jobs that were accepted with it name its bytes by digest and are not affected."""
-    await db.write(models.delete, caller.project, name_or_id)
+    await db.write(registry.models.delete, caller.project, name_or_id)
     return Response(status_code=204)
 
 

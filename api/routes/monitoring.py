@@ -15,8 +15,7 @@ from api.problems import Unauthorized, Unavailable, responses
 from api.schemas import CollectionView, Json, Page, StorageView, WorkerView, page
 from base.errors import StorageFull
 from store import collections, jobs, workers
-from store.blobs import BlobStore
-from store.usage import usage
+from store.file_store import FileStore, usage
 
 probes = APIRouter(tags=["service"])
 router = APIRouter(prefix="/v1", tags=["service"])
@@ -57,7 +56,7 @@ async def prometheus(caller: Caller, db: Db, settings: Config) -> PlainTextRespo
 @router.get("/workers", response_model=Page[WorkerView])
 async def listing(caller: Caller, db: Db, settings: Config) -> Response:
     """Workers and their slots. A worker that was killed is listed for a day, as not `alive`."""
-    return page([WorkerView.of(worker, settings.lease_s) for worker in await db.read(workers.list)])
+    return page([WorkerView.of(worker, settings.lease_s) for worker in await db.read(workers.list_workers)])
 
 
 @router.get("/storage", response_model=StorageView)
@@ -67,13 +66,13 @@ async def storage(
     db: Db,
     files: Files,
     settings: Config,
-    limit: Annotated[int, Query(ge=0, le=collections.KEPT, description="The number of collections to list.")] = 10,
+    limit: Annotated[int, Query(ge=0, le=collections.MAX_ROWS, description="The number of collections to list.")] = 10,
 ) -> Response:
     """Files and bytes by kind, the free disk space, and the newest collections.
 
     Every file is counted, which is slow if there are many. `cache` is the one of the server's own host.
     """
-    newest = await db.read(collections.list, limit)
+    newest = await db.read(collections.list_collections, limit)
     return Json(
         {
             "usage": await to_thread.run_sync(usage, files, settings.home / "cache"),
@@ -89,7 +88,7 @@ def _try_write(connection: Connection) -> None:
     connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
 
-def _files_fault(files: BlobStore, min_free_bytes: int) -> str | None:
+def _files_fault(files: FileStore, min_free_bytes: int) -> str | None:
     """The reason why no file can be stored or no job started, or None. Jobs are accepted all the same, and wait."""
     try:
         free = files.free_bytes()
@@ -101,8 +100,8 @@ def _files_fault(files: BlobStore, min_free_bytes: int) -> str | None:
 
 
 def _prometheus_lines(connection: Connection, lease_s: float) -> list[str]:
-    by_status = {f'{{status="{name}"}}': n for name, n in sorted(jobs.by_status(connection).items())}
-    working = {"": len(workers.consuming(connection, lease_s))}
+    by_status = {f'{{status="{name}"}}': n for name, n in sorted(jobs.count_by_status(connection).items())}
+    working = {"": len(workers.list_consuming(connection, lease_s))}
     return [
         *_gauge("distillery_jobs", "Jobs by status.", by_status),
         *_gauge("distillery_workers", "Workers that take jobs.", working),

@@ -24,8 +24,8 @@ from api.problems import (
 )
 from api.schemas import Json, UploadView
 from store import uploads
-from store.blobs import BlobStore
 from store.database import Database
+from store.file_store import FileStore
 from store.uploads import Upload
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
@@ -112,7 +112,7 @@ async def one(upload_id: str, caller: Caller, db: Db) -> Response:
     return Json(UploadView.of(upload), 200, {**_headers(upload), "Cache-Control": "no-store"})
 
 
-async def _receive_whole(request: Request, upload: Upload, db: Database, files: BlobStore, limit: int) -> Upload:
+async def _receive_whole(request: Request, upload: Upload, db: Database, files: FileStore, limit: int) -> Upload:
     """One body is one file. A body that is cut off or too large leaves nothing behind."""
     try:
         received = await _receive_part(request, upload, files, limit)
@@ -121,13 +121,13 @@ async def _receive_whole(request: Request, upload: Upload, db: Database, files: 
         upload = await db.write(uploads.append, upload.project, upload.id, offset=0, length=received.length)
         return await _complete(upload, db, files)
     finally:
-        await to_thread.run_sync(uploads.discard, files, upload.id)
+        await to_thread.run_sync(uploads.delete_file, files, upload.id)
 
 
-async def _complete(upload: Upload, db: Database, files: BlobStore) -> Upload:
+async def _complete(upload: Upload, db: Database, files: FileStore) -> Upload:
     blob = await to_thread.run_sync(uploads.adopt, files, upload)
     upload = await db.write(uploads.complete, upload.project, upload.id, blob)
-    await to_thread.run_sync(uploads.discard, files, upload.id)
+    await to_thread.run_sync(uploads.delete_file, files, upload.id)
     return upload
 
 
@@ -143,9 +143,9 @@ class Received:
     """False if the client disconnected before the end."""
 
 
-async def _receive_part(request: Request, upload: Upload, files: BlobStore, max_bytes: int) -> Received:
+async def _receive_part(request: Request, upload: Upload, files: FileStore, max_bytes: int) -> Received:
     """Write the body to the upload's file, durably. Bytes that arrive before a disconnect count."""
-    async with contextmanager_in_threadpool(uploads.part(files, upload)) as file:
+    async with contextmanager_in_threadpool(uploads.open_part(files, upload)) as file:
         return await _receive(request, file, max_bytes)
 
 

@@ -5,9 +5,9 @@ python -m bench.chaos.later
 
 import sys
 
-from store.blobs import BlobStore
 from store.collector import Collector, Retention
 from store.database import Database
+from store.file_store import FileStore
 from store.settings import Settings
 
 MONTH_S = 30 * 86_400
@@ -15,7 +15,7 @@ TIMES = 2
 """What one moves to the trash, the next one removes."""
 
 
-class Later(BlobStore):
+class Later(FileStore):
     def now(self) -> float:
         return super().now() + MONTH_S
 

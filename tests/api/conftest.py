@@ -18,8 +18,8 @@ from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.facts import ProgramFacts
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
-from store.blobs import BlobStore
 from store.database import Database, migrate
+from store.file_store import FileStore
 from store.settings import Settings
 
 SUPERVISED = {
@@ -78,7 +78,7 @@ class Service:
     app: FastAPI
     http: httpx.AsyncClient
     db: Database
-    files: BlobStore
+    files: FileStore
     inspector: FakeInspector
     settings: Settings
     wake_ups: list[bool] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Service:
 
     async def claim(self, job_id: str) -> int:
         """Claim the oldest job, which must be this one. Returns the fence."""
-        claim = await self.db.write(lifecycle.claim, "worker-1", 30, rescue=False)
+        claim = await self.db.write(lifecycle.claim, "worker-1", 30, takeover=False)
         assert claim is not None
         assert claim.job.id == job_id
         return claim.fence

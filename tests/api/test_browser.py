@@ -96,7 +96,7 @@ def claim_job(
     """Claim a job as a worker, and record each trial's metrics at steps 10 and 20."""
     database = Database(settings.database_url)
     with database.begin() as connection:
-        claim = lifecycle.claim(connection, "worker-1", 60, rescue=False)
+        claim = lifecycle.claim(connection, "worker-1", 60, takeover=False)
         assert claim is not None
         assert claim.job.id == job["id"]
         for trial, values in curves.items():
@@ -104,8 +104,8 @@ def claim_job(
                 metrics.record(
                     connection, job["id"], claim.fence, trial, step=step, epoch=step / 10, values=dict(values)
                 )
-        lifecycle.phase(connection, job["id"], claim.fence, "training")
-        lifecycle.progress(connection, job["id"], claim.fence, progress)
+        lifecycle.set_phase(connection, job["id"], claim.fence, "training")
+        lifecycle.set_progress(connection, job["id"], claim.fence, progress)
     return database, claim.fence
 
 

@@ -74,7 +74,7 @@ async def test_messages_sends_events_as_they_happen(service: Service, monkeypatc
     stream = events._messages(service.db, job_id, "default", 1)
     assert await anext(stream) == b"retry: 2000\n\n"
     assert await anext(stream) == b": still here\n\n"
-    await service.db.write(store_events.append, job_id, None, "warning", {"message": "careful"})
+    await service.db.write(store_events.append_note, job_id, None, "warning", {"message": "careful"})
     message = await anext(stream)
     while message.startswith(b":"):
         message = await anext(stream)

@@ -144,8 +144,8 @@ async def test_job_view_counts_the_queue_position(service: Service) -> None:
 async def test_job_view_of_a_running_job_has_phase_and_progress(service: Service) -> None:
     job_id = await service.submit()
     fence = await service.claim(job_id)
-    await service.db.write(lifecycle.phase, job_id, fence, "training")
-    await service.db.write(lifecycle.progress, job_id, fence, {"percent": 25.0, "epoch": 1})
+    await service.db.write(lifecycle.set_phase, job_id, fence, "training")
+    await service.db.write(lifecycle.set_progress, job_id, fence, {"percent": 25.0, "epoch": 1})
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
     assert (job["status"], job["phase"], job["progress"]["percent"]) == ("running", "training", 25.0)
     assert job["allowed_actions"] == ["cancel", "pause"]
@@ -213,7 +213,7 @@ async def test_job_view_of_a_queued_job_has_the_reason_why_it_waits(service: Ser
     lasts = datetime.fromisoformat(job["deadline_at"]) - datetime.fromisoformat(job["created_at"])
     assert abs(lasts.total_seconds() - 3600) < 0.01
     await service.db.write(
-        workers.beat, "w", "host", [{"name": "cpu", "job": None, "state": "idle", "seen_s": 0}], None
+        workers.record_heartbeat, "w", "host", [{"name": "cpu", "job": None, "state": "idle", "seen_s": 0}], None
     )
     listed = (await service.http.get("/v1/jobs")).json()
     assert [one["waiting"]["reason"] for one in listed["data"]] == ["starting"]

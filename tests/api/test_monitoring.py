@@ -102,7 +102,7 @@ async def test_readyz_fails_while_the_disk_of_the_database_is_full(settings: Set
         ballast = small_disk / "ballast"
         with pytest.raises(OSError, match="No space left"):
             ballast.write_bytes(bytes(1 << 20))
-        assert "no room to write" in unavailable(await service.http.get("/readyz"))
+        assert "no disk space to write" in unavailable(await service.http.get("/readyz"))
         problem(await service.http.post("/v1/jobs", json=SUPERVISED), 507, "storage_full")
         ballast.unlink()
         assert (await service.http.get("/readyz")).status_code == 200
@@ -181,8 +181,8 @@ STUCK = {"name": "cuda:1", "job": None, "state": "stuck", "seen_s": 40.0}
 
 async def test_workers_listing_shows_workers_alive_unless_all_slots_are_stuck(service: Service) -> None:
     assert (await service.http.get("/v1/workers")).json()["data"] == []
-    await service.db.write(workers.beat, "well", "gpu-0", [BUSY, STUCK], "job_1")
-    await service.db.write(workers.beat, "unwell", "gpu-1", [STUCK], None)
+    await service.db.write(workers.record_heartbeat, "well", "gpu-0", [BUSY, STUCK], "job_1")
+    await service.db.write(workers.record_heartbeat, "unwell", "gpu-1", [STUCK], None)
     body = (await service.http.get("/v1/workers")).json()
     assert [(worker["id"], worker["current_job"], worker["alive"]) for worker in body["data"]] == [
         ("well", "job_1", True),

@@ -14,7 +14,7 @@ from api.sweep import Sweep
 from base import clock as clock_module
 from base.errors import DatabaseUnavailable
 from store import lifecycle, tables
-from store.clock import database_now
+from store.records import database_now
 from store.settings import Settings
 from tests.api.conftest import Service, serving
 from tests.clock import Clock

@@ -187,7 +187,7 @@ async def test_append_upload_completes_what_a_killed_process_left(service: Servi
     upload = await begin(service, sha256=DIGEST)
     project, upload_id = "default", upload.rpartition("/")[2]
     row = await service.db.read(uploads.get, project, upload_id)
-    with uploads.part(service.files, row) as file:
+    with uploads.open_part(service.files, row) as file:
         file.write(CONTENT)
     row = await service.db.write(uploads.append, project, upload_id, offset=0, length=len(CONTENT))
     uploads.adopt(service.files, row)

@@ -49,10 +49,10 @@ class Control:
 
 CONTROLS = {
     "who lost a job may not write": Control(
-        Edit("store/fence.py", "jobs.c.fence == fence, ", ""),
+        Edit("store/attempts.py", "jobs.c.fence == fence, ", ""),
         (
-            "tests/store/test_lifecycle.py::test_whoever_lost_the_job_is_refused_every_write",
-            "tests/store/test_lifecycle.py::test_whoever_lost_the_job_cannot_end_it",
+            "tests/store/test_lifecycle.py::test_stale_attempt_is_refused_every_write",
+            "tests/store/test_lifecycle.py::test_stale_attempt_cannot_end_the_job",
         ),
     ),
     "a training is dead before its lease ends": Control(
@@ -75,48 +75,49 @@ CONTROLS = {
         ),
         ("tests/worker/test_heart.py::test_a_late_answer_stretches_no_deadline",),
     ),
-    "who could not listen may not rescue": Control(
+    "a process without contact may not take over": Control(
         Edit("base/clock.py", "now - self._since >= duration_s", "True"),
         (
             "tests/base/test_clock.py::test_contact_counts_from_the_first_answer",
-            "tests/base/test_clock.py::test_an_outage_starts_the_count_again",
+            "tests/base/test_clock.py::test_contact_counts_again_after_an_outage",
         ),
     ),
-    "a silent owner keeps its job until somebody patient comes": Control(
-        Edit("store/lifecycle.py", " if rescue else _due(waiting)", ""),
-        ("tests/store/test_lifecycle.py::test_a_lapsed_lease_is_rescued_only_when_asked",),
+    "an expired lease is taken over only with takeover": Control(
+        Edit("store/lifecycle.py", " if takeover else _is_due(waiting)", ""),
+        ("tests/store/test_lifecycle.py::test_claim_takes_over_an_expired_lease_only_with_takeover",),
     ),
     "results appear with success or not at all": Control(
         Edit(
             "store/lifecycle.py",
-            'change(connection, mine(job_id, fence), **_ended("succeeded")',
-            'publish(connection, job_id, artifacts) or change(connection, mine(job_id, fence), **_ended("succeeded")',
+            'job = update_job(connection, owned_by(job_id, fence), **_ended("succeeded")',
+            "publish(connection, job_id, artifacts)\n"
+            '    job = update_job(connection, owned_by(job_id, fence), **_ended("succeeded")',
         ),
-        ("tests/store/test_lifecycle.py::test_another_end_than_the_one_that_stands_is_refused",),
+        ("tests/store/test_lifecycle.py::test_finish_after_another_finish_is_refused",),
     ),
     "a stored file keeps its name": Control(
         Edit("base/files.py", "os.fsync(descriptor)", "pass"),
-        ("tests/store/test_blobs.py::test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_after",),
+        ("tests/store/test_file_store.py::test_put_stream_syncs_the_file_then_renames_then_syncs_the_folder",),
         cut=(
-            "test_a_checkpoint_that_was_stored_is_there_and_whole",
-            "test_a_published_result_is_there_and_whole",
-            "test_every_acknowledged_part_of_an_upload_is_there",
+            "test_put_checkpoint_survives_a_power_cut",
+            "test_put_file_and_finish_succeeded_survive_a_power_cut",
+            "test_upload_parts_survive_a_power_cut",
         ),
     ),
     "a stored file keeps its bytes": Control(
-        Edit("store/blobs.py", "os.fsync(file.fileno())", "pass"),
-        ("tests/store/test_blobs.py::test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_after",),
-        cut=("test_a_published_result_is_there_and_whole",),
+        Edit("store/file_store.py", "os.fsync(file.fileno())", "pass"),
+        ("tests/store/test_file_store.py::test_put_stream_syncs_the_file_then_renames_then_syncs_the_folder",),
+        cut=("test_put_file_and_finish_succeeded_survive_a_power_cut",),
     ),
     "the engine's files keep their names": Control(
         Edit("base/files.py", "sync(path.parent)", "pass"),
-        ("tests/base/test_files.py::test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_after",),
-        cut=("test_what_the_engine_writes_whole_is_there",),
+        ("tests/base/test_files.py::test_write_text_syncs_the_file_then_renames_then_syncs_the_folder",),
+        cut=("test_write_text_survives_a_power_cut",),
     ),
     "SQLite keeps what it acknowledged": Control(
-        Edit("store/engines.py", "synchronous = FULL", "synchronous = NORMAL"),
-        ("tests/store/test_database.py::test_sqlite_keeps_what_it_acknowledged",),
-        cut=("test_a_migrated_database_and_every_accepted_job_are_there",),
+        Edit("store/database.py", "synchronous = FULL", "synchronous = NORMAL"),
+        ("tests/store/test_database.py::test_sqlite_engine_sets_pragmas_that_survive_a_power_cut",),
+        cut=("test_migrate_and_submit_survive_a_power_cut",),
     ),
 }
 

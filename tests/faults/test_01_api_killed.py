@@ -20,7 +20,7 @@ KEY = "tonight"
 
 def stored(night: Night) -> list[str]:
     with night.table.database.connect() as connection:
-        return [job.id for job in jobs.list_page(connection, project="default", limit=100)[0]]
+        return [job.id for job in jobs.list_jobs(connection, project="default", limit=100)[0]]
 
 
 def killed_in_a_post(api: Api) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from store import jobs, lifecycle
 from tests.faults.servers import Api, api_process
 from tests.faults.workers import PATIENT, Night
-from tests.store.scene import ERROR
+from tests.store.helpers import ERROR
 
 
 def send(api: Api, key: str) -> tuple[int, str]:
@@ -37,18 +37,18 @@ def test_one_key_is_one_job_for_ever(tmp_path: Path, database_url: str):
             assert job_id in other.json()["detail"]
             assert night.table.types(job_id)[0] == "queued"
         with night.table.database.connect() as connection:
-            assert jobs.by_status(connection) == {"succeeded": 1, "failed": 1}
+            assert jobs.count_by_status(connection) == {"succeeded": 1, "failed": 1}
 
 
 def _succeed(night: Night, job_id: str) -> None:
     with night.table.database.begin() as connection:
-        claim = lifecycle.claim(connection, "worker", 60, rescue=False)
+        claim = lifecycle.claim(connection, "worker", 60, takeover=False)
         assert claim is not None
         assert lifecycle.finish_succeeded(connection, job_id, claim.fence, {}, [])
 
 
 def _fail(night: Night, job_id: str) -> None:
     with night.table.database.begin() as connection:
-        claim = lifecycle.claim(connection, "worker", 60, rescue=False)
+        claim = lifecycle.claim(connection, "worker", 60, takeover=False)
         assert claim is not None
         assert lifecycle.finish_failed(connection, job_id, claim.fence, ERROR, None)

@@ -106,7 +106,7 @@ def test_a_submit_without_an_answer_is_the_same_job_when_it_is_sent_again(tmp_pa
         night.worker()
         night.assert_ended_well(again.json()["id"], STEPS, ["succeeded"])
         with night.table.database.connect() as connection:
-            assert jobs.by_status(connection) == {"succeeded": 1}
+            assert jobs.count_by_status(connection) == {"succeeded": 1}
 
 
 def test_a_claim_without_an_answer_lapses_and_the_job_is_claimed_again(tmp_path: Path, database_url: str, arm: Arm):

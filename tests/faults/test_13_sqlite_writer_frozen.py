@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from store.clock import database_now
+from store.records import database_now
 from tests.faults.servers import STEPS, api_process
 from tests.faults.workers import QUICK, Night
 from tests.worker.processes import until

@@ -9,11 +9,11 @@ from sqlalchemy import Connection, insert, select
 
 from base.errors import DatabaseUnavailable
 from store import attempts, jobs, lifecycle
-from store.clock import database_now
 from store.database import Database
+from store.records import database_now
 from store.tables import job_attempts
 from store.tables import jobs as rows
-from tests.store.scene import SHA256, at_once, feed, lapse, now, running, submitted
+from tests.store.helpers import SHA256, event_types, expire_lease, read_job, run_concurrently, running, submitted
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def insist(database: Database, move: Callable[[Connection], T]) -> T:
 
 def claim_all(database: Database, owner: str) -> list[str]:
     mine = []
-    while claim := insist(database, lambda connection: lifecycle.claim(connection, owner, 600, rescue=True)):
+    while claim := insist(database, lambda connection: lifecycle.claim(connection, owner, 600, takeover=True)):
         mine.append(claim.job.id)
     return mine
 
@@ -56,7 +56,7 @@ def queue_many(database: Database) -> set[str]:
 
 def test_two_workers_share_hundreds_of_jobs(database: Database):
     expected = queue_many(database)
-    one, two = at_once([lambda: claim_all(database, "one"), lambda: claim_all(database, "two")])
+    one, two = run_concurrently([lambda: claim_all(database, "one"), lambda: claim_all(database, "two")])
     assert isinstance(one, list)
     assert isinstance(two, list)
     assert (len(one) + len(two), {*one, *two}) == (MANY, expected)
@@ -71,7 +71,7 @@ def test_a_claim_that_is_not_committed_yet_is_passed_over(postgres: Database):
     """On SQLite the second could not begin."""
     first, second = submitted(postgres), submitted(postgres)
     with postgres.begin() as one, postgres.begin() as two:
-        claims = [lifecycle.claim(connection, "worker", 60, rescue=True) for connection in (one, two, two)]
+        claims = [lifecycle.claim(connection, "worker", 60, takeover=True) for connection in (one, two, two)]
     assert [claim and claim.job.id for claim in claims] == [first.id, second.id, None]
 
 
@@ -79,18 +79,18 @@ def test_a_claim_that_is_not_committed_yet_is_passed_over(postgres: Database):
 def test_two_sweeps_end_an_abandoned_job_once(database: Database, requested: str):
     job_ids = [running(database, max_attempts=1).job.id for _ in range(20)]
     for job_id in job_ids:
-        lapse(database, job_id)
+        expire_lease(database, job_id)
         if requested == "cancel":
             with database.begin() as connection:
                 jobs.cancel(connection, job_id)
 
     def sweep() -> list[str]:
-        return insist(database, lambda connection: lifecycle.sweep(connection, rescue=True))
+        return insist(database, lambda connection: lifecycle.sweep(connection, takeover=True))
 
-    assert at_once([sweep] * 4) == [[]] * 4
+    assert run_concurrently([sweep] * 4) == [[]] * 4
     end = "cancelled" if requested == "cancel" else "failed"
     for job_id in job_ids:
-        assert now(database, job_id).status == end
-        assert feed(database, job_id).count(end) == 1
+        assert read_job(database, job_id).status == end
+        assert event_types(database, job_id).count(end) == 1
         with database.connect() as connection:
-            assert [attempt.how for attempt in attempts.list(connection, job_id)] == ["lost"]
+            assert [attempt.how for attempt in attempts.list_attempts(connection, job_id)] == ["lost"]

@@ -12,6 +12,7 @@ from typing import Any, Self
 from store import artifacts, checkpoints, jobs, metrics
 from store.checkpoints import Checkpoint
 from store.settings import Settings
+from tests.store.helpers import new_job
 from tests.worker.processes import until
 from tests.worker.table import OPTIONS, Table, worker_process
 from worker.devices import Device
@@ -46,9 +47,9 @@ class Night:
 
     def submit(self, spec: dict[str, Any], max_attempts: int = 3) -> str:
         """A job for the real engine."""
-        told = {"project": "p", "name": None, "method": spec["method"], "spec_sha256": "0" * 64}
+        new = new_job(project="p", spec=spec, resolved_spec=spec, method=spec["method"], max_attempts=max_attempts)
         with self.table.database.begin() as connection:
-            job, _ = jobs.submit(connection, spec=spec, resolved=spec, max_attempts=max_attempts, **told)
+            job, _ = jobs.submit(connection, new)
         return job.id
 
     def process(self, failpoints: str = "", **more: str) -> subprocess.Popen[bytes]:
@@ -72,7 +73,7 @@ class Night:
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         with self.table.database.connect() as connection:
-            return checkpoints.newest(connection, job_id)
+            return checkpoints.list_checkpoints(connection, job_id)
 
     def until_step(self, job_id: str, step: int) -> None:
         until(lambda: (self.table.job(job_id).progress or {}).get("step") == step, f"step {step} of {job_id}")
@@ -90,7 +91,7 @@ class Night:
     def all_about(self, job_id: str) -> dict[str, Any]:
         """All that the table says of a job that has ended."""
         with self.table.database.connect() as connection:
-            published = artifacts.list(connection, job_id)
+            published = artifacts.list_artifacts(connection, job_id)
             curves = metrics.series(connection, job_id, max_points=10**6)
         return {
             "job": asdict(self.table.job(job_id)),

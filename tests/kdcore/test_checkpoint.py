@@ -71,9 +71,9 @@ def test_a_full_disk_is_named_and_keeps_the_last_good_one(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "distillery", str(small)], check=True)
     try:
         checkpoint.save(small, 1, progress(1000))
-        with pytest.raises(StorageFull, match=r"no room to write 000000002\.pt: No space left on device"):
+        with pytest.raises(StorageFull, match=r"no disk space to write 000000002\.pt: No space left on device"):
             checkpoint.save(small, 2, progress(500_000))
-        with pytest.raises(StorageFull, match=r"no room to write student: No space left on device"):
+        with pytest.raises(StorageFull, match=r"no disk space to write student: No space left on device"):
             write_whole(small / "student", lambda path: export._save({"w": torch.zeros(500_000)}, {}, path))
         assert [path.name for path in small.iterdir()] == ["000000001.pt"]
         kept = checkpoint.load(small / "000000001.pt", CPU)

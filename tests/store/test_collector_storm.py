@@ -1,7 +1,7 @@
-"""Many hands put, name and forget the same few bytes while collectors run; rows and files are compared from outside.
+"""Threads put, name and delete the same few blobs while collectors run; then rows and files are compared.
 
-A day is as long as the oldest request that is under way, so that the collectors are as hasty as they may ever be: what
-lies in the trash goes as soon as all have ended that could have met it in its place.
+A retention of a day is as short here as the oldest request that is running. So the collectors delete as early as they
+ever may: a blob in the trash goes as soon as every request has ended that could have found it before.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ import pytest
 from sqlalchemy import Connection, cast, select
 from sqlalchemy.types import Text
 
-from store import jobs, lifecycle, models, tables, uploads
+from store import jobs, lifecycle, registry, tables, uploads
 from store.artifacts import NewArtifact
-from store.blobs import BlobStore
 from store.collector import Collector, Retention
 from store.database import Database
 from store.errors import ActionNotAllowed, NotFound
-from tests.store.scene import at_once, submitted
+from store.file_store import FileStore
+from tests.store.helpers import new_job, run_concurrently, submitted
 
 CONTENTS = [f"weights {number}".encode() for number in range(8)]
 DIGESTS = [hashlib.sha256(content).hexdigest() for content in CONTENTS]
@@ -35,21 +35,21 @@ NO_AGE = Retention(after_s=0, checkpoints_s=0, uploads_s=86_400)
 
 @dataclass
 class Requests:
-    """Which are under way, and since when."""
+    """The running requests, and when each began."""
 
     since: dict[object, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        me = object()
+        request = object()
         with self.lock:
-            self.since[me] = time.time()
+            self.since[request] = time.time()
         try:
             yield
         finally:
             with self.lock:
-                del self.since[me]
+                del self.since[request]
 
     def oldest(self) -> float:
         with self.lock:
@@ -57,7 +57,7 @@ class Requests:
 
 
 @dataclass
-class Hasty(Collector):
+class EarlyCollector(Collector):
     requests: Requests = field(default_factory=Requests)
 
     def _before(self, age_s: float) -> float:
@@ -65,8 +65,8 @@ class Hasty(Collector):
 
 
 @dataclass
-class Reckless(Hasty):
-    """Moves to the trash whatever no row names, however young."""
+class TrashingCollector(EarlyCollector):
+    """Moves every blob that no row names to the trash, however lately it was used."""
 
     filling: bool = False
 
@@ -79,62 +79,70 @@ class Reckless(Hasty):
 
 
 @dataclass
-class Hand:
+class Client:
     """One thread of requests."""
 
     database: Database
-    files: BlobStore
+    files: FileStore
     requests: Requests
     chance: random.Random
     named: int = 0
 
-    def work(self, moves: int) -> None:
-        doings = [self.submit, self.register, self.upload, self.publish, self.delete_job, self.delete_model, self.read]
-        for _ in range(moves):
+    def work(self, requests_count: int) -> None:
+        requests = [
+            self.submit,
+            self.register,
+            self.upload,
+            self.publish,
+            self.delete_job,
+            self.delete_model,
+            self.read,
+        ]
+        for _ in range(requests_count):
             with self.requests.one():
                 try:
-                    self.chance.choice(doings)()
+                    self.chance.choice(requests)()
                 except (NotFound, ActionNotAllowed):
                     continue
 
-    def hesitate(self) -> None:
+    def pause(self) -> None:
         time.sleep(self.chance.random() * 0.02)
 
     def submit(self) -> None:
         sha256 = self.chance.choice(DIGESTS)
         if self.files.exists(sha256):
-            self.hesitate()
+            self.pause()
             self.name(lambda connection: _submit(connection, sha256), sha256)
 
     def register(self) -> None:
         sha256 = self.chance.choice(DIGESTS)
         if self.files.exists(sha256):
-            self.hesitate()
+            self.pause()
             name = f"model {self.chance.random()}"
-            self.name(lambda connection: models.register(connection, "ours", name, sha256, {}), sha256)
+            self.name(lambda connection: registry.models.register(connection, "ours", name, sha256, {}), sha256)
 
     def upload(self) -> None:
         content = self.chance.choice(CONTENTS)
         with self.database.begin() as connection:
-            begun = uploads.create(connection, "ours")
-        with uploads.part(self.files, begun) as file:
+            created = uploads.create(connection, "ours")
+        with uploads.open_part(self.files, created) as file:
             file.write(content)
         with self.database.begin() as connection:
-            sent = uploads.append(connection, "ours", begun.id, offset=0, length=len(content))
-        blob = uploads.adopt(self.files, sent)
-        self.hesitate()
-        self.name(lambda connection: uploads.complete(connection, "ours", sent.id, blob), blob.sha256)
+            upload = uploads.append(connection, "ours", created.id, offset=0, length=len(content))
+        blob = uploads.adopt(self.files, upload)
+        self.pause()
+        self.name(lambda connection: uploads.complete(connection, "ours", upload.id, blob), blob.sha256)
         with self.database.begin() as connection:
-            connection.execute(tables.uploads.delete().where(tables.uploads.c.id == sent.id))
+            connection.execute(tables.uploads.delete().where(tables.uploads.c.id == upload.id))
 
     def publish(self) -> None:
         content = self.chance.choice(CONTENTS)
         with self.database.begin() as connection:
-            claim = lifecycle.claim(connection, "worker", 30, rescue=False)
+            claim = lifecycle.claim(connection, "worker", 30, takeover=False)
         if claim is None:
             return
         blob = self.files.put_stream([content])
-        self.hesitate()
+        self.pause()
         made = [NewArtifact("student", blob.sha256, blob.bytes, "application/octet-stream")]
         self.name(
             lambda connection: lifecycle.finish_succeeded(connection, claim.job.id, claim.fence, {}, made), blob.sha256
@@ -142,20 +150,20 @@ class Hand:
 
     def delete_job(self) -> None:
         with self.database.connect() as connection:
-            ended = jobs.list_page(connection, project="ours", limit=5, status="succeeded")[0]
+            ended = jobs.list_jobs(connection, project="ours", limit=5, status="succeeded")[0]
         if ended:
             with self.database.begin() as connection:
                 jobs.delete(connection, self.chance.choice(ended).id)
 
     def delete_model(self) -> None:
         with self.database.begin() as connection:
-            known = models.list_page(connection, "ours", limit=5)[0]
+            known = registry.models.list_page(connection, "ours", limit=5)[0]
             if known:
-                models.delete(connection, "ours", self.chance.choice(known).id)
+                registry.models.delete(connection, "ours", self.chance.choice(known).id)
 
     def read(self) -> None:
         sha256 = self.chance.choice(DIGESTS)
-        # Nobody need have put it yet, nor need it be named any more.
+        # It may not have been put yet, or may be deleted again.
         with suppress(FileNotFoundError):
             assert hashlib.sha256(self.files.path(sha256).read_bytes()).hexdigest() == sha256
 
@@ -163,29 +171,27 @@ class Hand:
         with self.database.begin() as connection:
             write(connection)
         self.named += 1
-        require_all_that_is_named(self.database, self.files)
+        check_named_blobs_exist(self.database, self.files)
 
 
 def _submit(connection: Connection, sha256: str) -> None:
-    resolved = {"dataset": {"source": f"blob:sha256:{sha256}"}}
-    spec = {"spec": {}, "resolved": resolved, "spec_sha256": sha256}
-    jobs.submit(connection, project="ours", name=None, method="kd", max_attempts=3, **spec)
+    jobs.submit(connection, new_job(resolved_spec={"dataset": {"source": f"blob:sha256:{sha256}"}}))
 
 
 def named_by_rows(database: Database) -> set[str]:
-    """Read without the code under test, and in one statement."""
-    specs = cast(tables.jobs.c.resolved_spec, Text).label("said")
-    asked = select(specs).union_all(
+    """Read the named digests in one statement, without the code under test."""
+    specs = cast(tables.jobs.c.resolved_spec, Text).label("text")
+    texts = select(specs).union_all(
         *(select(table.c.sha256) for table in (tables.artifacts, tables.models, tables.uploads))
     )
     with database.connect() as connection:
-        said = [row.said for row in connection.execute(asked) if row.said]
-    return {sha256 for sha256 in DIGESTS if any(sha256 in one for one in said)}
+        rows = [row.text for row in connection.execute(texts) if row.text]
+    return {sha256 for sha256 in DIGESTS if any(sha256 in row for row in rows)}
 
 
-def lies_somewhere(files: BlobStore, sha256: str) -> bool:
-    places = [files.folder / "blobs" / sha256[:2] / sha256, files.folder / "trash" / sha256]
-    for path in places:
+def is_stored(files: FileStore, sha256: str) -> bool:
+    paths = [files.folder / "blobs" / sha256[:2] / sha256, files.folder / "trash" / sha256]
+    for path in paths:
         try:
             return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
         except FileNotFoundError:
@@ -193,58 +199,60 @@ def lies_somewhere(files: BlobStore, sha256: str) -> bool:
     return False
 
 
-def require_all_that_is_named(database: Database, files: BlobStore) -> None:
-    """A file that moves while it is looked for, and a row that goes meanwhile, are looked at again."""
+def check_named_blobs_exist(database: Database, files: FileStore) -> None:
+    """Repeat the check for files that are being moved and rows that are being deleted."""
     missing = named_by_rows(database)
     for _ in range(20):
-        missing = {sha256 for sha256 in missing & named_by_rows(database) if not lies_somewhere(files, sha256)}
-    assert not missing, "a row names a blob that is nowhere"
+        missing = {sha256 for sha256 in missing & named_by_rows(database) if not is_stored(files, sha256)}
+    assert not missing, "a row names a blob that does not exist"
 
 
-@pytest.mark.parametrize("collectors", [[Reckless], [Hasty, Hasty]], ids=["reckless", "two at once"])
-def test_no_row_ever_names_a_blob_that_is_gone_and_at_rest_no_other_is_left(
-    database: Database, tmp_path: Path, collectors: list[type[Hasty]]
+@pytest.mark.parametrize("collectors", [[TrashingCollector], [EarlyCollector, EarlyCollector]], ids=["trashing", "two"])
+def test_run_concurrently_deletes_exactly_the_blobs_that_no_row_names(
+    database: Database, tmp_path: Path, collectors: list[type[EarlyCollector]]
 ):
-    files, requests, over = BlobStore(tmp_path / "files"), Requests(), threading.Event()
+    files, requests, ended = FileStore(tmp_path / "files"), Requests(), threading.Event()
     for _ in range(5):
         submitted(database)
-    of_nobody = files.put_stream([b"of nobody"]).sha256
-    hands = [Hand(database, files, requests, random.Random(seed)) for seed in range(3)]
+    not_named = files.put_stream([b"not named"]).sha256
+    clients = [Client(database, files, requests, random.Random(seed)) for seed in range(3)]
 
-    def collect(kind: type[Hasty]) -> None:
-        while not over.is_set():
-            collecting = kind(database, files, NO_AGE, requests=requests)
-            collecting.run()
-            assert collecting.faults == []
-            over.wait(0.01)
+    def collect(kind: type[EarlyCollector]) -> None:
+        while not ended.is_set():
+            collection = kind(database, files, NO_AGE, requests=requests)
+            collection.run()
+            assert collection.faults == []
+            ended.wait(0.01)
 
-    threads = [lambda hand=hand: hand.work(20) for hand in hands]
+    threads = [lambda client=client: client.work(20) for client in clients]
 
     def work() -> None:
         try:
-            assert at_once(threads) == [None] * len(threads)
+            assert run_concurrently(threads) == [None] * len(threads)
         finally:
-            over.set()
+            ended.set()
 
-    assert at_once([work, *[lambda kind=kind: collect(kind) for kind in collectors]]) == [None] * (1 + len(collectors))
-    assert sum(hand.named for hand in hands) > 5
+    assert run_concurrently([work, *[lambda kind=kind: collect(kind) for kind in collectors]]) == [None] * (
+        1 + len(collectors)
+    )
+    assert sum(client.named for client in clients) > 5
     time.sleep(2 * CLOCK_TICK_S)
     for _ in range(3):
-        Hasty(database, files, NO_AGE, requests=Requests()).run()
+        EarlyCollector(database, files, NO_AGE, requests=Requests()).run()
         time.sleep(2 * CLOCK_TICK_S)
     left = {path.name for path in files.folder.rglob("*") if path.is_file()}
     assert left == named_by_rows(database)
-    assert of_nobody not in left
+    assert not_named not in left
 
 
-def test_without_the_wait_the_same_checks_find_it_out(database: Database, tmp_path: Path):
-    files = BlobStore(tmp_path / "files")
+def test_check_finds_a_blob_that_was_deleted_too_early(database: Database, tmp_path: Path):
+    files = FileStore(tmp_path / "files")
     sha256 = files.put_stream([CONTENTS[0]]).sha256
     assert files.exists(sha256)
-    hurried = Collector(database, files, NO_AGE)
-    hurried.fill_trash()
-    hurried.empty_trash()
+    collector = Collector(database, files, NO_AGE)
+    collector.fill_trash()
+    collector.empty_trash()
     with database.begin() as connection:
         _submit(connection, sha256)
-    with pytest.raises(AssertionError, match="a row names a blob that is nowhere"):
-        require_all_that_is_named(database, files)
+    with pytest.raises(AssertionError, match="a row names a blob that does not exist"):
+        check_named_blobs_exist(database, files)

@@ -1,7 +1,7 @@
-"""The plug is pulled after each write that was acknowledged, and at each step on the way there.
+"""Power cuts after each acknowledged write, and at each step towards it.
 
-Rows and files lie on a disk each: on one, SQLite's fsync would write the journal for the files as well, and hide it
-where one of theirs is missing.
+Rows and files are on separate disks: on a common one, SQLite's fsync would write the journal for the files as well, and
+so hide a missing fsync of theirs.
 """
 
 import hashlib
@@ -17,197 +17,201 @@ import pytest
 from base.files import write_text
 from store import checkpoints, lifecycle, uploads
 from store.artifacts import NewArtifact
-from store.blobs import BlobStore
 from store.database import Database, migrate
+from store.file_store import FileStore
 from store.lifecycle import Claim
 from tests.store.disks import Disk, disk, with_disks
-from tests.store.scene import running, submitted
+from tests.store.helpers import running, submitted
 
 CONTENT = b"weights" * 20_000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 ROWS = "distillery.db"
 
 
-class Found:
-    """What is there when the power is back, read by SQL and digests of our own."""
+class AfterCut:
+    """The rows and files after a power cut, read without the store's code."""
 
     def __init__(self, rows: Path, files: Path) -> None:
         self._rows, self.files = rows, files
 
-    def ask(self, question: str, *given: object) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self._rows / ROWS)) as connection:
-            return connection.execute(question, given).fetchall()
+            return connection.execute(sql, parameters).fetchall()
 
-    def must_be_whole(self) -> None:
-        """No file under its final name is torn, and no row promises a file that is not there."""
-        assert self.ask("PRAGMA integrity_check") == [("ok",)]
+    def check(self) -> None:
+        """Every file under its final name is complete, and every file that a row names is there."""
+        assert self.query("PRAGMA integrity_check") == [("ok",)]
         for path in self.files.glob("blobs/*/[!.]*"):
             assert _sha256(path) == path.name
-        for path, sha256 in self.ask("SELECT path, sha256 FROM checkpoints"):
+        for path, sha256 in self.query("SELECT path, sha256 FROM checkpoints"):
             assert _sha256(self.files / path) == sha256
-        for (sha256,) in self.ask("SELECT sha256 FROM artifacts"):
+        for (sha256,) in self.query("SELECT sha256 FROM artifacts"):
             assert self.blob(sha256).is_file()
-        for upload_id, offset in self.ask("SELECT id, offset FROM uploads WHERE status = 'open' AND offset > 0"):
-            came_in = self.files / "uploads" / upload_id
-            # Between the move among the blobs and the row that says so, it is found there.
-            kept = came_in if came_in.exists() else self.blob(DIGEST)
-            assert kept.read_bytes()[:offset] == CONTENT[:offset]
+        for upload_id, offset in self.query("SELECT id, offset FROM uploads WHERE status = 'open' AND offset > 0"):
+            path = self.files / "uploads" / upload_id
+            # Between the move among the blobs and the update of the row, the file is a blob.
+            path = path if path.exists() else self.blob(DIGEST)
+            assert path.read_bytes()[:offset] == CONTENT[:offset]
 
     def blob(self, sha256: str) -> Path:
         return self.files / "blobs" / sha256[:2] / sha256
 
 
-class Scene:
+class Service:
     """A service's database and files, each on a disk of its own."""
 
     def __init__(self, rows: Disk, files: Disk) -> None:
         self._rows_disk, self._files_disk = rows, files
         migrate(f"sqlite:///{rows.folder / ROWS}")
         self.database = Database(f"sqlite:///{rows.folder / ROWS}")
-        self.files = BlobStore(files.folder)
+        self.files = FileStore(files.folder)
         self.cuts = 0
 
     @contextmanager
-    def cut(self) -> Iterator[Found]:
+    def cut(self) -> Iterator[AfterCut]:
         self.cuts += 1
         with self._rows_disk.cut() as rows, self._files_disk.cut() as files:
-            found = Found(rows, files)
-            found.must_be_whole()
-            yield found
+            after = AfterCut(rows, files)
+            after.check()
+            yield after
 
     def cut_at_every_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """After each call that changes names or makes bytes durable."""
+        """Cut the power after each call that renames a file or makes bytes durable."""
         for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "mkdir")):
             monkeypatch.setattr(owner, name, self._then_cut(getattr(owner, name)))
 
     def _then_cut(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        def stepped(*given: Any, **named: Any) -> Any:
-            answer = step(*given, **named)
+        def step_then_cut(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
             with self.cut():
-                return answer
+                return result
 
-        return stepped
+        return step_then_cut
 
 
 @contextmanager
-def scene(place: Path) -> Iterator[Scene]:
+def service_on_disks(place: Path) -> Iterator[Service]:
     with disk(place / "rows") as rows, disk(place / "files") as files:
-        made = Scene(rows, files)
+        service = Service(rows, files)
         try:
-            yield made
+            yield service
         finally:
-            made.database.dispose()
+            service.database.dispose()
 
 
 @with_disks
-def test_a_migrated_database_and_every_accepted_job_are_there(tmp_path: Path):
-    with scene(tmp_path) as service:
-        with service.cut() as found:
-            assert found.ask("SELECT count(*) FROM jobs") == [(0,)]
+def test_migrate_and_submit_survive_a_power_cut(tmp_path: Path):
+    with service_on_disks(tmp_path) as service:
+        with service.cut() as after:
+            assert after.query("SELECT count(*) FROM jobs") == [(0,)]
         accepted: list[str] = []
         for _ in range(5):
             accepted.append(submitted(service.database).id)
-            with service.cut() as found:
-                assert [job_id for (job_id,) in found.ask("SELECT id FROM jobs ORDER BY created_at, id")] == accepted
-                assert found.ask("SELECT count(*) FROM job_events") == [(len(accepted),)]
+            with service.cut() as after:
+                assert [job_id for (job_id,) in after.query("SELECT id FROM jobs ORDER BY created_at, id")] == accepted
+                assert after.query("SELECT count(*) FROM job_events") == [(len(accepted),)]
 
 
 @with_disks
-def test_a_checkpoint_that_was_stored_is_there_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with scene(tmp_path) as service:
+def test_put_checkpoint_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with service_on_disks(tmp_path) as service:
         claim = running(service.database)
-        source = written(tmp_path / "engine's")
+        source = written(tmp_path / "source")
         service.cut_at_every_step(monkeypatch)
         for step in (10, 20):
             path = stored_checkpoint(service, claim, step, source)
-            with service.cut() as found:
-                assert _sha256(found.files / path) == DIGEST
+            with service.cut() as after:
+                assert _sha256(after.files / path) == DIGEST
             recorded(service, claim, step, path)
-            with service.cut() as found:
-                assert found.ask("SELECT path FROM checkpoints WHERE step = ?", step) == [(path,)]
-                assert found.ask("SELECT checkpoint_step FROM jobs") == [(step,)]
+            with service.cut() as after:
+                assert after.query("SELECT path FROM checkpoints WHERE step = ?", step) == [(path,)]
+                assert after.query("SELECT checkpoint_step FROM jobs") == [(step,)]
         assert service.cuts > 10
 
 
 @with_disks
-def test_a_published_result_is_there_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with scene(tmp_path) as service:
+def test_put_file_and_finish_succeeded_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with service_on_disks(tmp_path) as service:
         claim = running(service.database)
         source = written(tmp_path / "student")
         service.cut_at_every_step(monkeypatch)
         blob = service.files.put_file(source)
-        with service.cut() as found:
-            assert _sha256(found.blob(DIGEST)) == DIGEST
+        with service.cut() as after:
+            assert _sha256(after.blob(DIGEST)) == DIGEST
         student = NewArtifact("student.safetensors", blob.sha256, blob.bytes, "application/octet-stream")
         with service.database.begin() as connection:
             assert lifecycle.finish_succeeded(connection, claim.job.id, claim.fence, {"gain": 0.02}, [student])
-        with service.cut() as found:
-            assert found.ask("SELECT status FROM jobs") == [("succeeded",)]
-            assert found.ask("SELECT name, sha256 FROM artifacts") == [("student.safetensors", DIGEST)]
+        with service.cut() as after:
+            assert after.query("SELECT status FROM jobs") == [("succeeded",)]
+            assert after.query("SELECT name, sha256 FROM artifacts") == [("student.safetensors", DIGEST)]
         assert service.cuts > 5
 
 
 @with_disks
-def test_every_acknowledged_part_of_an_upload_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`must_be_whole` compares the bytes before the row's offset with what was sent."""
-    with scene(tmp_path) as service:
+def test_upload_parts_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`check` compares the bytes before the row's offset with what was sent."""
+    with service_on_disks(tmp_path) as service:
         with service.database.begin() as connection:
             upload = uploads.create(connection, "ours", bytes=len(CONTENT), sha256=DIGEST)
         service.cut_at_every_step(monkeypatch)
         for part in (CONTENT[:50_000], CONTENT[50_000:]):
-            with uploads.part(service.files, upload) as file:
+            with uploads.open_part(service.files, upload) as file:
                 file.write(part)
             with service.database.begin() as connection:
                 upload = uploads.append(connection, "ours", upload.id, offset=upload.offset, length=len(part))
-            with service.cut() as found:
-                assert found.ask("SELECT offset FROM uploads") == [(upload.offset,)]
+            with service.cut() as after:
+                assert after.query("SELECT offset FROM uploads") == [(upload.offset,)]
         blob = uploads.adopt(service.files, upload)
-        with service.cut() as found:
-            assert _sha256(found.blob(DIGEST)) == DIGEST
+        with service.cut() as after:
+            assert _sha256(after.blob(DIGEST)) == DIGEST
         with service.database.begin() as connection:
             uploads.complete(connection, "ours", upload.id, blob)
-        with service.cut() as found:
-            assert found.ask("SELECT status, sha256 FROM uploads") == [("complete", DIGEST)]
+        with service.cut() as after:
+            assert after.query("SELECT status, sha256 FROM uploads") == [("complete", DIGEST)]
 
 
 @with_disks
-def test_what_was_never_acknowledged_of_an_upload_does_not_come_back(tmp_path: Path):
-    """A part that broke off left bytes behind the row's offset; the blob holds none of them."""
-    with scene(tmp_path) as service:
+def test_unacknowledged_upload_bytes_do_not_come_back(tmp_path: Path):
+    """A broken part left bytes after the row's offset; the blob has none of them."""
+    with service_on_disks(tmp_path) as service:
         with service.database.begin() as connection:
             upload = uploads.create(connection, "ours")
-        with uploads.part(service.files, upload) as file:
+        with uploads.open_part(service.files, upload) as file:
             file.write(CONTENT + b"never acknowledged")
         with service.database.begin() as connection:
             upload = uploads.append(connection, "ours", upload.id, offset=0, length=len(CONTENT))
         assert uploads.adopt(service.files, upload).sha256 == DIGEST
-        with service.cut() as found:
-            assert _sha256(found.blob(DIGEST)) == DIGEST
+        with service.cut() as after:
+            assert _sha256(after.blob(DIGEST)) == DIGEST
 
 
 @with_disks
-def test_what_the_engine_writes_whole_is_there(tmp_path: Path):
+def test_write_text_survives_a_power_cut(tmp_path: Path):
     with disk(tmp_path / "scratch") as scratch:
         written = write_text(scratch.folder / "out" / "report.json", "{}")
-        with scratch.cut() as found:
-            assert _sha256(found / "out" / "report.json") == written.sha256
+        with scratch.cut() as after:
+            assert _sha256(after / "out" / "report.json") == written.sha256
 
 
 @with_disks
-def test_a_cut_takes_what_nobody_made_durable(tmp_path: Path):
-    """These disks do lose what real ones lose, or the tests above would prove nothing."""
+def test_power_cut_loses_what_was_not_synced(tmp_path: Path):
+    """These disks lose what real disks lose; otherwise the tests above would prove nothing."""
     with disk(tmp_path / "files") as files:
-        write_text(files.folder / "kept", "{}")
-        for name in ("named, not synced", "synced, not named"):
+        write_text(files.folder / "synced and renamed", "{}")
+        for name in ("renamed, not synced", "synced, folder not synced"):
             temporary = files.folder / f"{name}.tmp"
             with temporary.open("wb") as file:
                 file.write(CONTENT)
                 if name.startswith("synced"):
                     os.fsync(file.fileno())
             temporary.replace(files.folder / name)
-        with files.cut() as found:
-            left = {path.name: path.stat().st_size for path in found.iterdir() if path.is_file()}
-        assert left == {"kept": 2, "named, not synced": 0, "synced, not named.tmp": len(CONTENT)}
+        with files.cut() as after:
+            left = {path.name: path.stat().st_size for path in after.iterdir() if path.is_file()}
+        assert left == {
+            "synced and renamed": 2,
+            "renamed, not synced": 0,
+            "synced, folder not synced.tmp": len(CONTENT),
+        }
 
 
 def written(path: Path) -> Path:
@@ -215,12 +219,12 @@ def written(path: Path) -> Path:
     return path
 
 
-def stored_checkpoint(service: Scene, claim: Claim, step: int, source: Path) -> str:
+def stored_checkpoint(service: Service, claim: Claim, step: int, source: Path) -> str:
     service.files.put_checkpoint(claim.job.id, claim.fence, step, source, DIGEST)
     return service.files.relative(service.files.checkpoint_path(claim.job.id, claim.fence, step))
 
 
-def recorded(service: Scene, claim: Claim, step: int, path: str) -> None:
+def recorded(service: Service, claim: Claim, step: int, path: str) -> None:
     named = {"step": step, "sha256": DIGEST, "bytes": len(CONTENT), "path": path}
     with service.database.begin() as connection:
         checkpoints.record(connection, claim.job.id, claim.fence, **named)

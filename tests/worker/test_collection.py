@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import insert
 
 from store import collections, tables
-from store.clock import database_now
 from store.collections import Collection as Row
+from store.records import database_now
 from store.settings import Settings
-from tests.store.scene import at_once
+from tests.store.helpers import run_concurrently
 from tests.worker.processes import until
 from tests.worker.table import OPTIONS, Table
 from worker.collection import Collection, told
@@ -33,7 +33,7 @@ def often(settings: Settings) -> Settings:
 
 def rows(table: Table) -> list[Row]:
     with table.database.connect() as connection:
-        return list(collections.list(connection))
+        return list(collections.list_collections(connection))
 
 
 def collected_before(table: Table) -> None:
@@ -98,7 +98,7 @@ def test_of_many_workers_one_collects_and_each_trims_its_own_cache(desk: Desk, t
     ]
     entries = [old_entry(other, "set-native-v1") for other in others]
     try:
-        removed = at_once([Collection(each).once for each in (desk, *others)])
+        removed = run_concurrently([Collection(each).once for each in (desk, *others)])
     finally:
         for other in others:
             other.close()

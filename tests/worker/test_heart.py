@@ -31,7 +31,7 @@ def test_a_beat_that_hung_takes_back_nothing_that_was_granted_meanwhile(short_le
     desk = Desk(short_lease, OPTIONS, ring=lambda: None)
     guard, claimed_at = Guard(), boottime()
     with desk.begin() as (connection, _):
-        claim = lifecycle.claim(connection, desk.owner, short_lease.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, desk.owner, short_lease.lease_s, takeover=False)
     assert claim is not None
     proofs: list[float] = []
     with Heart(claim, desk, claimed_at, lambda: proofs.append(boottime())) as heart:
@@ -53,7 +53,7 @@ def test_a_late_answer_stretches_no_deadline(short_lease: Settings, table: Table
     table.submit()
     desk = Desk(short_lease, OPTIONS, ring=lambda: None)
     with desk.begin() as (connection, _):
-        claim = lifecycle.claim(connection, desk.owner, short_lease.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, desk.owner, short_lease.lease_s, takeover=False)
     assert claim is not None
     with table.database.begin():
         beat = _Beat(claim, desk)
@@ -71,7 +71,7 @@ def test_a_beat_that_cannot_be_started_proves_nothing_and_the_next_one_does(
     table.submit()
     desk = Desk(short_lease, OPTIONS, ring=lambda: None)
     with desk.begin() as (connection, _):
-        claim = lifecycle.claim(connection, desk.owner, short_lease.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, desk.owner, short_lease.lease_s, takeover=False)
     assert claim is not None
     begun: list[None] = []
 

@@ -44,7 +44,7 @@ def ledger(table: Table, away: float = 0, lost: bool = False, drain_over: bool =
     """Of a job that has just been claimed."""
     table.submit()
     with table.database.begin() as connection:
-        claim = lifecycle.claim(connection, "owner", lease_s=60, rescue=False)
+        claim = lifecycle.claim(connection, "owner", lease_s=60, takeover=False)
     assert claim is not None
     desk = SimpleNamespace(database=Away(table, away), drain=SimpleNamespace(over=drain_over))
     was_lost = threading.Event()
@@ -129,8 +129,8 @@ def test_a_stale_fence_is_turned_away(table: Table):
     """Real rows: another attempt has claimed the job meanwhile."""
     table.submit()
     with table.database.begin() as connection:
-        first = lifecycle.claim(connection, "first", lease_s=-1, rescue=False)
-        second = lifecycle.claim(connection, "second", lease_s=60, rescue=True)
+        first = lifecycle.claim(connection, "first", lease_s=-1, takeover=False)
+        second = lifecycle.claim(connection, "second", lease_s=60, takeover=True)
     assert first is not None and second is not None
     lost = threading.Event()
     desk = SimpleNamespace(database=table.database, drain=SimpleNamespace(over=False))

@@ -40,7 +40,7 @@ def test_a_job_from_claim_to_artifacts(table: Table, start_worker: Start):
     assert phases == ["validating", "training", "exporting", "publishing"]
     with table.database.connect() as connection:
         curve = metrics.series(connection, job_id)["student"]["train/loss"]
-        kept = checkpoints.newest(connection, job_id)
+        kept = checkpoints.list_checkpoints(connection, job_id)
     assert [step for step, _ in curve] == list(range(1, 11))
     assert [checkpoint.step for checkpoint in kept] == [10, 8]
     assert sorted(path.name for path in (table.files.folder / "checkpoints").rglob("*.pt")) == [
@@ -127,7 +127,7 @@ def test_a_claim_that_is_overtaken_is_harmless(table: Table, settings: Settings,
     engines = Engines(desk, CPU)
     claimed_at = boottime()
     with desk.database.begin() as connection:
-        claim = lifecycle.claim(connection, desk.owner, settings.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, desk.owner, settings.lease_s, takeover=False)
     if move == "cancel":
         table.ask(jobs.cancel, job_id)
     else:
@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_skipped_by_name(table: Table, start_worker: Sta
     until(lambda: "checkpoint" in table.types(job_id) and (table.job(job_id).checkpoint_step or 0) > 4, "checkpoints")
     first.stop()
     with table.database.connect() as connection:
-        newest, before = checkpoints.newest(connection, job_id)
+        newest, before = checkpoints.list_checkpoints(connection, job_id)
     (table.files.folder / newest.path).write_bytes(b"half a")
     start_worker()
     until(lambda: len(table.attempts(job_id)) == 2 and "warning" in table.types(job_id), "the warning")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from base.errors import DatabaseUnavailable
-from store.blobs import BlobStore
+from store.file_store import FileStore
 from store.settings import Settings
 from tests.worker.conftest import CPU
 from tests.worker.processes import until
@@ -67,7 +67,7 @@ def test_a_worker_that_prepares_hands_its_job_back(table: Table, start_worker: S
 
 def test_a_worker_that_publishes_finishes(table: Table, start_worker: Start, monkeypatch: pytest.MonkeyPatch):
     worker = start_worker()
-    when(monkeypatch, BlobStore, "put_file", worker.drain)
+    when(monkeypatch, FileStore, "put_file", worker.drain)
     job_id = table.submit(steps=2, checkpoint_every=100)
     table.assert_trained(job_id, 2)
     left(worker, table)

@@ -42,7 +42,7 @@ def shown(table: Table) -> workers.Device:
 
 def known(table: Table) -> Sequence[workers.Worker]:
     with table.database.connect() as connection:
-        return workers.list(connection)
+        return workers.list_workers(connection)
 
 
 def test_an_idle_slot_is_proven_by_its_looks_and_a_busy_one_by_its_heart(
