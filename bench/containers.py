@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import containers_podman
+from bench import podman
 from bench.containers_check import HERE, find
-from bench.containers_podman import CannotRun, Podman
+from bench.podman import CannotRun, Podman
 from client.errors import ApiError
 from client.sdk import Distillery
 from client.wire import Report
@@ -62,8 +62,8 @@ class Stack:
             DOCKER_HOST=self.address,
             COMPOSE_DISABLE_ENV_FILE="1",
             DISTILLERY_IMAGE=self.image,
-            POSTGRES_IMAGE=os.environ.get("POSTGRES_IMAGE", containers_podman.POSTGRES),
-            REDIS_IMAGE=os.environ.get("REDIS_IMAGE", containers_podman.REDIS),
+            POSTGRES_IMAGE=os.environ.get("POSTGRES_IMAGE", podman.POSTGRES),
+            REDIS_IMAGE=os.environ.get("REDIS_IMAGE", podman.REDIS),
             POSTGRES_PASSWORD=self.password,
             DISTILLERY_ADMIN_KEY_HASH=hashlib.sha256(self.key.encode()).hexdigest(),
             DISTILLERY_PUBLISH=f"127.0.0.1:{self.port}",

@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench.chaos.processes import Program, below, command_line
+from bench.processes import Program, below, command_line
 from bench.service import SETTINGS, Parts, await_workers, leave_in_order, parts
 from client.sdk import Distillery
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import httpx
 
-from bench import by_hand
+from bench import engine_run
 from bench.service import Parts, leave_in_order, parts
 from client.sdk import Distillery
 
@@ -97,7 +97,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="distillery-outage-") as name:
         folder = Path(name)
         folder.chmod(0o711)
-        spec = by_hand.lasting(1.5 * seconds + 4 * BEFORE_S, folder / "rehearsal")
+        spec = engine_run.lasting(1.5 * seconds + 4 * BEFORE_S, folder / "rehearsal")
         with parts(folder / "service", 1) as service, Distillery(service.url, retries=20) as client:
             outcome = _story(client, service, spec, seconds, arguments.frozen)
     held = [_tell(*check) for check in _checks(outcome)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from base.files import sha256
-from bench import by_hand
+from bench import engine_run
 from bench.service import SETTINGS, await_workers, leave_in_order
 from client.sdk import Distillery
 
@@ -34,7 +34,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="distillery-overhead-") as name:
         folder = Path(name)
         folder.chmod(0o711)
-        spec = by_hand.lasting(60 * arguments.minutes, folder / "rehearsal")
+        spec = engine_run.lasting(60 * arguments.minutes, folder / "rehearsal")
         print(f"{spec['student']} on {spec['dataset']}, {spec['training']['epochs']} epochs", flush=True)
         rounds = _rounds(spec, arguments, folder)
     served, alone = (statistics.median(column) for column in zip(*rounds, strict=True))
@@ -55,7 +55,7 @@ def _rounds(spec: Mapping[str, Any], arguments: argparse.Namespace, folder: Path
             served, job_id = _through(service, spec)
             student = service.download(job_id, to=folder / f"served-{number}.safetensors")
             time.sleep(REST_S)
-            alone = by_hand.run(service.job(job_id)["resolved_spec"], place)
+            alone = engine_run.run(service.job(job_id)["resolved_spec"], place)
             if sha256(student) != sha256(place / "out" / "student.safetensors"):
                 raise SystemExit(f"round {number}: the service's student is not the one made by hand")
             print(f"round {number}: service {served:.2f} s, by hand {alone:.2f} s, the same student", flush=True)

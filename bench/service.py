@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.chaos.processes import Program, Server
-from bench.chaos.service import stop_all
+from bench.chaos.system import stop_all
+from bench.processes import Program, Server
 from client.sdk import Distillery
 from local import servers
 

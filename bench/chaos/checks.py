@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench.chaos.evidence import Evidence, File, Row, Step
-from bench.chaos.processes import Exit
+from bench.chaos.results import Evidence, File, Row, Step
+from bench.processes import Exit
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 AWAY = 503

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.chaos.checks import CHECKS, Violation, refused, wasted_beside
-from bench.chaos.evidence import Evidence, Step
-from bench.chaos.storm import Strike
+from bench.chaos.injector import Strike
+from bench.chaos.results import Evidence, Step
 
 Figures = dict[str, Any]
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.chaos import evidence, plan
+from bench.chaos import plan, results
 from bench.chaos.clients import Clients
-from bench.chaos.evidence import Evidence, Reference, Rows
+from bench.chaos.injector import Storm
 from bench.chaos.plan import Errand, Setting
-from bench.chaos.processes import ROOT
-from bench.chaos.service import SERVERS, Service, started
-from bench.chaos.storm import Storm
+from bench.chaos.results import Evidence, Reference, Rows
+from bench.chaos.system import SERVERS, Service, started
+from bench.processes import ROOT
 
 STALLED_S = 240.0
 SETTLED_S = 30.0
@@ -54,25 +54,25 @@ def run(terms: Terms, root: Path, say: Callable[[str], None]) -> Evidence:
             clients = _weathered(terms, service, storm, say)
         except Stalled:
             # The database ends with the service; what stands in it says why.
-            (root / "rows.json").write_text(json.dumps(asdict(evidence.rows(service.database)), indent=1))
+            (root / "rows.json").write_text(json.dumps(asdict(results.rows(service.database)), indent=1))
             raise
         say("all jobs have ended; looking")
         storm.wait(_settled(service))
         storm.stop()
-        service.run("bench.chaos.later")
-        rows = evidence.rows(service.database)
+        service.run("bench.chaos.collect_later")
+        rows = results.rows(service.database)
         references = _references(clients, rows, service)
         return Evidence(
             errands=clients.errands,
             answers=clients.answers,
             rows=rows,
-            files=evidence.files(service.home / "files"),
-            steps=evidence.steps(service.records),
+            files=results.files(service.home / "files"),
+            steps=results.steps(service.records),
             references=references,
             strikes=storm.strikes,
             exits=storm.exits,
             unheard=storm.unheard,
-            leftovers=evidence.leftovers(root, service.home, [root / name for name in SERVERS]),
+            leftovers=results.leftovers(root, service.home, [root / name for name in SERVERS]),
         )
 
 

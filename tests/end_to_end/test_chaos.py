@@ -11,11 +11,11 @@ import pytest
 from bench.chaos import plan, report
 from bench.chaos.checks import violations
 from bench.chaos.clients import Answer
-from bench.chaos.evidence import Evidence, File, Leftovers, Reference, Rows, Step
+from bench.chaos.injector import Strike
 from bench.chaos.plan import Errand
-from bench.chaos.processes import Exit
+from bench.chaos.results import Evidence, File, Leftovers, Reference, Rows, Step
 from bench.chaos.run import Terms, run
-from bench.chaos.storm import Strike
+from bench.processes import Exit
 
 # A seed whose first faults are of many kinds: an engine, a server and whoever is frozen; a guard and the database.
 STORMS = [

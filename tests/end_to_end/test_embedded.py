@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from kdcore import models
-from tests.end_to_end.service import service, wait_until
+from tests.end_to_end.embedded_server import service, wait_until
 from tests.kdcore.engine import write_arrays
 from tests.worker.table import engines
 

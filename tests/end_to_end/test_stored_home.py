@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.service import Service, service
+from tests.end_to_end.embedded_server import Service, service
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOES_ON = ("stopped", "queued")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from store.settings import Settings
-from tests.end_to_end.service import Service, service
+from tests.end_to_end.embedded_server import Service, service
 from tests.worker.processes import until
 from tests.worker.table import Table, engines
 

@@ -16,9 +16,9 @@ import psycopg
 from psycopg.rows import dict_row
 
 from bench.chaos.clients import Answer
+from bench.chaos.injector import Strike
 from bench.chaos.plan import Errand
-from bench.chaos.processes import Exit, at_home_in, mentioning
-from bench.chaos.storm import Strike
+from bench.processes import Exit, at_home_in, mentioning
 
 TEMPORARY = ".tmp"
 PREFIX = "sqlite:///"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RESTART_S = 0.5
 STOP_S = 60
 LAST_LINES = 15

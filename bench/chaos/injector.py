@@ -12,8 +12,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from bench.chaos.plan import Fault
-from bench.chaos.processes import Exit, Member, Program, above, below, boottime, command_line, send
-from bench.chaos.service import FLOOR_BYTES, MODULE, Service, stop_all
+from bench.chaos.system import FLOOR_BYTES, MODULE, Service, stop_all
+from bench.processes import Exit, Member, Program, above, below, boottime, command_line, send
 
 T = TypeVar("T")
 

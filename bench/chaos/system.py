@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from bench.chaos.plan import HEARTBEAT_S, LEASE_S, LOOK_S, Setting
-from bench.chaos.processes import ROOT, Member, Program, Server
+from bench.processes import ROOT, Member, Program, Server
 from local import servers
 
 DISK_BYTES = 600_000_000
 FLOOR_BYTES = 40_000_000
-MODULE = "bench.chaos.engine"
+MODULE = "bench.chaos.recording_engine"
 SERVERS: Mapping[str, Callable[..., contextlib.AbstractContextManager[str]]] = {
     "postgres": partial(servers.postgres, durable=True),
     "valkey": servers.valkey,

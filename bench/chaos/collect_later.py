@@ -1,6 +1,6 @@
 """A collection of the service, a month from now: what it leaves of a storm's leavings then is left for ever.
 
-python -m bench.chaos.later
+python -m bench.chaos.collect_later
 """
 
 import sys

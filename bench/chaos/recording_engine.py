@@ -1,6 +1,6 @@
 """The engine as it is, with a record of every step it begins: when, for which attempt, in which process.
 
-    python -m bench.chaos.engine RECORDS run ...
+    python -m bench.chaos.recording_engine RECORDS run ...
 
 RECORDS gets a line a step, appended whole: boottime, job, fence, process, step. The engine itself is untouched:
 two of its functions are wrapped, and what it computes is what it would have computed.
