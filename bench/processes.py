@@ -1,67 +1,69 @@
-"""Processes: those that a storm keeps alive as an init system would, and all that are to be found in /proc."""
+"""Processes that a bench starts, kills, freezes and starts again, and functions that read /proc."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-ROOT = Path(__file__).parents[1]
+from base.clock import boottime
+
+REPOSITORY = Path(__file__).parents[1]
+START_S = 60
 RESTART_S = 0.5
 STOP_S = 60
-LAST_LINES = 15
+LOG_LINES = 15
 
-
-def boottime() -> float:
-    """Seconds on the clock of guards and step records, the same in every process of this machine."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Exit:
-    """A process that ended although nobody killed it."""
+class UnexpectedExit:
+    """A program that ended although the bench did not kill it."""
 
     name: str
     code: int
     at: float
-    last_words: str
+    log_tail: str
 
 
-class Member(Protocol):
-    """What can be killed, frozen, and found alive again after a while."""
+class Target(Protocol):
+    """A program or server that can be killed, frozen and started again."""
 
     name: str
 
-    def kill(self, back_in_s: float) -> list[int]: ...
+    def kill(self, restart_after_s: float) -> list[int]: ...
     def freeze(self) -> bool: ...
-    def wake(self) -> None: ...
-    def look_after(self) -> Exit | None: ...
-    def stop(self) -> None: ...
+    def unfreeze(self) -> None: ...
+    def restart_if_due(self) -> UnexpectedExit | None: ...
+    def stop(self) -> object: ...
 
 
 class Program:
-    """A Python program of ours (`python -m MODULE`), its output in `log`."""
+    """One of our programs (`python -m MODULE`) in a session of its own; its output is appended to `log`."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
-        self._command, self._log, self._environment = command, log, {**os.environ, **environment}
-        self._back_at = 0.0
-        self._expected = False
+        self.environment = {**os.environ, **environment}
+        self._command, self._log = command, log
+        self._restart_at = 0.0
+        self._exit_is_known = False
         self.start()
 
     def start(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._expected = False
+        self._exit_is_known = False
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", *self._command],
-                cwd=ROOT,
-                env=self._environment,
+                cwd=REPOSITORY,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -70,97 +72,130 @@ class Program:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self.process.pid
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return self.process.poll() is None
 
-    def kill(self, back_in_s: float = RESTART_S) -> list[int]:
-        """SIGKILL, and a new one after so long; the processes that were killed, none where it was down already."""
+    @property
+    def log_tail(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+
+    def wait_for_url(self, ready_file: Path) -> str:
+        """Return the URL from the ready file that the program writes once it answers requests."""
+        wait_until(lambda: ready_file.exists() or not self.alive, f"{self.name} to answer requests", START_S)
+        if not ready_file.exists():
+            raise SystemExit(f"{self.name} did not start:\n{self.log_tail}")
+        url: str = json.loads(ready_file.read_text())["url"]
+        return url
+
+    def kill(self, restart_after_s: float = RESTART_S) -> list[int]:
+        """Send SIGKILL and plan the restart. Returns the killed processes, none if the program was not running."""
         if not self.alive:
             return []
-        self._expected, self._back_at = True, time.monotonic() + back_in_s
-        self._process.kill()
-        self._process.wait()
+        self._exit_is_known, self._restart_at = True, time.monotonic() + restart_after_s
+        self.process.kill()
+        self.process.wait()
         return [self.pid]
 
     def freeze(self) -> bool:
         if self.alive:
-            self._process.send_signal(signal.SIGSTOP)
+            self.process.send_signal(signal.SIGSTOP)
         return self.alive
 
-    def wake(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+    def unfreeze(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
-    def look_after(self) -> Exit | None:
-        """Start it again when its time has come; tells when it ended by itself."""
+    def restart_if_due(self) -> UnexpectedExit | None:
+        """Start the program again when its restart is due. Returns its exit if that was not a kill of ours."""
         if self.alive:
             return None
-        if not self._expected:
-            self._expected, self._back_at = True, time.monotonic() + RESTART_S
-            return Exit(self.name, self._process.returncode, boottime(), last_lines(self._log))
-        if time.monotonic() >= self._back_at:
+        if not self._exit_is_known:
+            self._exit_is_known, self._restart_at = True, time.monotonic() + RESTART_S
+            return UnexpectedExit(self.name, self.process.returncode, boottime(), self.log_tail)
+        if time.monotonic() >= self._restart_at:
             self.start()
         return None
 
-    def ask_to_stop(self) -> None:
-        self.wake()
-        self._process.terminate()
+    def request_stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.unfreeze()
+        self.process.send_signal(number)
 
-    def stop(self) -> None:
-        self.ask_to_stop()
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop the program, by SIGKILL if it takes too long. Returns its exit code."""
+        self.request_stop(number)
         try:
-            self._process.wait(STOP_S)
+            return self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            return self.process.wait()
+
+
+def stop_all(programs: Iterable[Program]) -> None:
+    """Send all signals before the first wait: the programs then stop at the same time."""
+    programs = list(programs)
+    for program in programs:
+        program.request_stop()
+    for program in programs:
+        program.stop()
 
 
 class Server:
-    """PostgreSQL or Valkey in a folder of its own: `serve` starts it there, on the same port each time."""
+    """PostgreSQL or Valkey in a folder of its own; `serve` starts it on the same port each time."""
 
     def __init__(self, name: str, folder: Path, serve: Callable[[], AbstractContextManager[str]]) -> None:
         self.name = name
         self._folder, self._serve = folder, serve
-        self._back_at: float | None = None
+        self._restart_at: float | None = None
         self._running = ExitStack()
         self.url = self._running.enter_context(serve())
 
-    def kill(self, back_in_s: float = RESTART_S) -> list[int]:
-        """SIGKILL to the first and to all that it started: PostgreSQL is many processes."""
-        if self._back_at is not None:
+    def kill(self, restart_after_s: float = RESTART_S) -> list[int]:
+        """Send SIGKILL to all processes of the server (PostgreSQL has many) and plan the restart."""
+        if self._restart_at is not None:
             return []
-        killed = at_home_in(self._folder)
+        killed = processes_in(self._folder)
         for pid in killed:
-            send(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         self._running.close()
-        self._back_at = time.monotonic() + back_in_s
+        self._restart_at = time.monotonic() + restart_after_s
         return killed
 
     def freeze(self) -> bool:
-        return any([send(pid, signal.SIGSTOP) for pid in at_home_in(self._folder)])
+        return any([send_signal(pid, signal.SIGSTOP) for pid in processes_in(self._folder)])
 
-    def wake(self) -> None:
-        for pid in at_home_in(self._folder):
-            send(pid, signal.SIGCONT)
+    def unfreeze(self) -> None:
+        for pid in processes_in(self._folder):
+            send_signal(pid, signal.SIGCONT)
 
-    def look_after(self) -> None:
-        if self._back_at is not None and time.monotonic() >= self._back_at:
+    def restart_if_due(self) -> None:
+        if self._restart_at is not None and time.monotonic() >= self._restart_at:
             self._running.enter_context(self._serve())
-            self._back_at = None
+            self._restart_at = None
 
     def stop(self) -> None:
-        self.wake()
+        self.unfreeze()
         self._running.close()
 
 
-def last_lines(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+def wait_until(condition: Callable[[], T], what: str, timeout_s: float, poll_s: float = 0.1) -> T:
+    """Return the first true value of `condition`. Raises SystemExit after `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise SystemExit(f"waited {timeout_s:g} s for {what}")
+        time.sleep(poll_s)
+    return value
 
 
-def send(pid: int, number: signal.Signals) -> bool:
-    """False when it is gone already."""
+def exit_on_sigterm() -> None:
+    """Turn SIGTERM into SystemExit, so that a stopped bench stops the processes that it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def send_signal(pid: int, number: signal.Signals) -> bool:
+    """Return False if the process has ended already."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -169,40 +204,40 @@ def send(pid: int, number: signal.Signals) -> bool:
 
 
 def command_line(pid: int) -> str:
-    """Empty for what is gone, or a zombie."""
+    """The command line; empty for a zombie or a process that has ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return ""
 
 
-def below(pid: int) -> list[int]:
-    """Everything that descends from a process, its children first."""
+def descendants(pid: int) -> list[int]:
+    """All processes below a process, its children first."""
     children: dict[int, list[int]] = {}
-    for one, parent in _parents():
-        children.setdefault(parent, []).append(one)
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found[1:]
+    for child, parent in _parents():
+        children.setdefault(parent, []).append(child)
+    family = [pid]
+    for member in family:
+        family += children.get(member, [])
+    return family[1:]
 
 
-def above(pid: int) -> list[int]:
-    """Everything that a process descends from, its parent first."""
-    parents, found = dict(_parents()), [pid]
-    while (parent := parents.get(found[-1], 0)) > 1:
-        found.append(parent)
-    return found[1:]
+def ancestors(pid: int) -> list[int]:
+    """All processes above a process, its parent first."""
+    parents, line = dict(_parents()), [pid]
+    while (parent := parents.get(line[-1], 0)) > 1:
+        line.append(parent)
+    return line[1:]
 
 
-def at_home_in(folder: Path) -> list[int]:
-    """Living processes whose working folder is this or below it."""
+def processes_in(folder: Path) -> list[int]:
+    """Living processes whose working folder is `folder` or below it."""
     return [pid for pid, _ in _parents() if _works_in(pid, folder)]
 
 
-def mentioning(folder: Path) -> dict[int, str]:
-    """Living processes that work in a folder, or name it in their command line: all that a storm may leave behind."""
-    named = {pid: command_line(pid) for pid, _ in _parents() if pid != os.getpid()}
-    return {pid: words for pid, words in named.items() if str(folder) in words or _works_in(pid, folder)}
+def processes_using(folder: Path) -> dict[int, str]:
+    """Command lines of living processes that work in `folder` or name it in their command line."""
+    lines = {pid: command_line(pid) for pid, _ in _parents() if pid != os.getpid()}
+    return {pid: line for pid, line in lines.items() if str(folder) in line or _works_in(pid, folder)}
 
 
 def _works_in(pid: int, folder: Path) -> bool:
@@ -212,7 +247,7 @@ def _works_in(pid: int, folder: Path) -> bool:
 
 
 def _parents() -> Iterator[tuple[int, int]]:
-    """Every living process and its parent. A zombie has ended: it only waits to be counted."""
+    """Every living process and its parent. Zombies are left out: they have ended."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, parent, *_ = path.read_text().rpartition(")")[2].split()

@@ -1,6 +1,6 @@
-"""What a storm left, read from outside: the rows by SQL of our own, the files by hashing them, the steps as recorded.
+"""The results of a run, read from outside: rows by our own SQL, files by our own hashing, and the recorded steps.
 
-Nothing here uses the code under test. It is plain data, so that a check of it can be checked.
+Nothing here uses the code under test. Results are plain data, so that the checks can be tested.
 """
 
 import contextlib
@@ -16,20 +16,23 @@ import psycopg
 from psycopg.rows import dict_row
 
 from bench.chaos.clients import Answer
-from bench.chaos.injector import Strike
-from bench.chaos.plan import Errand
-from bench.processes import Exit, at_home_in, mentioning
+from bench.chaos.injector import Injection
+from bench.chaos.plan import PlannedJob
+from bench.processes import UnexpectedExit, processes_in, processes_using
 
 TEMPORARY = ".tmp"
-PREFIX = "sqlite:///"
+SQLITE = "sqlite:///"
+DOCUMENTS = ("spec", "resolved_spec", "progress", "result", "error", "data")
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Step:
+    """A step that an engine has begun."""
+
     at: float
-    """Seconds of `boottime()`."""
+    """In seconds of `boottime()`."""
     job: str
     fence: int
     process: int
@@ -56,7 +59,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Reference:
-    """The same job run by hand, once and undisturbed: its files' digests, its points, its report."""
+    """An undisturbed run of the same spec: digests of its files, points of its metrics, its report."""
 
     files: dict[str, str]
     points: dict[tuple[str, str, int], float | None]
@@ -65,7 +68,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What lies about after everybody has gone."""
+    """Whatever remains after all programs have been stopped."""
 
     processes: list[str]
     locks: list[str]
@@ -73,38 +76,38 @@ class Leftovers:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    errands: Sequence[Errand]
+class Results:
+    jobs: Sequence[PlannedJob]
     answers: Sequence[Answer]
     rows: Rows
     files: dict[str, File]
+    """By path."""
     steps: list[Step]
     references: dict[str, Reference]
     """By recipe."""
-    strikes: Sequence[Strike]
-    exits: Sequence[Exit]
+    injections: Sequence[Injection]
+    exits: Sequence[UnexpectedExit]
     leftovers: Leftovers
-    unheard: int = 0
-    """Strikes at the broker that met none."""
+    broker_unreachable: int = 0
 
 
-def rows(url: str) -> Rows:
-    with _cursor(url) as ask:
+def read_rows(url: str) -> Rows:
+    with _connection(url) as select:
         return Rows(
-            jobs=ask("SELECT * FROM jobs ORDER BY id"),
-            events=ask("SELECT * FROM job_events ORDER BY job_id, seq"),
-            attempts=ask("SELECT * FROM job_attempts ORDER BY job_id, fence"),
-            checkpoints=ask("SELECT * FROM checkpoints ORDER BY job_id, fence, step"),
-            artifacts=ask("SELECT * FROM artifacts ORDER BY job_id, name"),
-            metrics=ask("SELECT * FROM metrics ORDER BY job_id, trial, key, step"),
+            jobs=select("SELECT * FROM jobs ORDER BY id"),
+            events=select("SELECT * FROM job_events ORDER BY job_id, seq"),
+            attempts=select("SELECT * FROM job_attempts ORDER BY job_id, fence"),
+            checkpoints=select("SELECT * FROM checkpoints ORDER BY job_id, fence, step"),
+            artifacts=select("SELECT * FROM artifacts ORDER BY job_id, name"),
+            metrics=select("SELECT * FROM metrics ORDER BY job_id, trial, key, step"),
         )
 
 
 @contextlib.contextmanager
-def _cursor(url: str) -> Iterator[Any]:
-    """A function that answers SQL with rows; documents are decoded."""
-    if url.startswith(PREFIX):
-        with contextlib.closing(sqlite3.connect(url.removeprefix(PREFIX))) as connection:
+def _connection(url: str) -> Iterator[Any]:
+    """A function that runs a query and returns rows with decoded documents."""
+    if url.startswith(SQLITE):
+        with contextlib.closing(sqlite3.connect(url.removeprefix(SQLITE))) as connection:
             connection.row_factory = sqlite3.Row
             yield lambda sql: [_decoded(dict(row)) for row in connection.execute(sql)]
     else:
@@ -113,45 +116,43 @@ def _cursor(url: str) -> Iterator[Any]:
 
 
 def _decoded(row: Row) -> Row:
-    documents = {"spec", "resolved_spec", "progress", "result", "error", "data"}
-    return {name: json.loads(value) if name in documents and value else value for name, value in row.items()}
+    return {name: json.loads(value) if name in DOCUMENTS and value else value for name, value in row.items()}
 
 
-def files(store: Path) -> dict[str, File]:
-    """Every file below a folder, hashed; by its path."""
-    found = {}
+def read_files(store: Path) -> dict[str, File]:
+    """Hash every file below a folder."""
+    files = {}
     for path in sorted(store.rglob("*")):
         if path.is_file():
             content = path.read_bytes()
             name = path.relative_to(store).as_posix()
-            found[name] = File(name, len(content), hashlib.sha256(content).hexdigest())
-    return found
+            files[name] = File(name, len(content), hashlib.sha256(content).hexdigest())
+    return files
 
 
-def steps(records: Path) -> list[Step]:
-    """In the order of time."""
-    read = []
+def read_steps(records: Path) -> list[Step]:
+    """All recorded steps in the order of time."""
+    steps = []
     for line in records.read_text().splitlines():
         at, job, fence, process, step = line.split()
-        read.append(Step(float(at), job, int(fence), int(process), int(step)))
-    return sorted(read, key=lambda step: step.at)
+        steps.append(Step(float(at), job, int(fence), int(process), int(step)))
+    return sorted(steps, key=lambda step: step.at)
 
 
-def leftovers(root: Path, home: Path, servers: Sequence[Path]) -> Leftovers:
-    """To be asked when all programs have been stopped; servers that work in these folders may run on."""
-    theirs = {pid for folder in servers for pid in at_home_in(folder)}
+def find_leftovers(root: Path, home: Path, servers: Sequence[Path]) -> Leftovers:
+    """Call this after all programs have been stopped. The servers, which work in the given folders, may still run."""
+    server_processes = {pid for folder in servers for pid in processes_in(folder)}
     inodes = {path.stat().st_ino: str(path) for path in home.rglob("*") if path.is_file()}
     scratch = home / "scratch"
-    lying = [str(path.relative_to(home)) for path in scratch.rglob("*")] if scratch.exists() else []
-    lying += [str(path.relative_to(home)) for path in home.rglob(f"*{TEMPORARY}") if not path.is_relative_to(scratch)]
+    files = [*scratch.rglob("*"), *(path for path in home.rglob(f"*{TEMPORARY}") if not path.is_relative_to(scratch))]
     return Leftovers(
-        processes=[f"{pid}: {words}" for pid, words in mentioning(root).items() if pid not in theirs],
-        locks=[inodes[inode] for inode in _locked() if inode in inodes],
-        files=lying,
+        processes=[f"{pid}: {line}" for pid, line in processes_using(root).items() if pid not in server_processes],
+        locks=[inodes[inode] for inode in _locked_inodes() if inode in inodes],
+        files=[str(path.relative_to(home)) for path in files],
     )
 
 
-def _locked() -> list[int]:
-    """Inodes that somebody on this machine holds a lock of; devices are not told apart."""
+def _locked_inodes() -> list[int]:
+    """Inodes of all locked files on this machine. Inodes of different devices are not distinguished."""
     lines = Path("/proc/locks").read_text().splitlines()
     return [int(word.split(":")[2]) for line in lines for word in line.split() if word.count(":") == 2]

@@ -1,9 +1,9 @@
-"""The service in both of its sizes, each part a process that can be killed, on a disk that can be filled.
+"""The system under test: the whole service, each part a process that can be killed, on a disk that can be filled.
 
-    cluster     PostgreSQL (durable), Valkey (forgetful), two API processes, workers
+    cluster     PostgreSQL (durable), Valkey (without persistence), two API processes, workers
     embedded    `python -m serve` on SQLite, and one worker beside it
 
-All that the service keeps lies in `home`, on a small file system of its own where this machine lets us mount one.
+All files of the service are in `home`, a small file system of its own if this machine allows a mount.
 """
 
 import contextlib
@@ -11,37 +11,32 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from bench.chaos.plan import HEARTBEAT_S, LEASE_S, LOOK_S, Setting
-from bench.processes import ROOT, Member, Program, Server
+from bench.processes import Target
+from bench.service import SERVERS, open_folder, run_command, running_programs, running_server
 from local import servers
 
 DISK_BYTES = 600_000_000
-FLOOR_BYTES = 40_000_000
-MODULE = "bench.chaos.recording_engine"
-SERVERS: Mapping[str, Callable[..., contextlib.AbstractContextManager[str]]] = {
-    "postgres": partial(servers.postgres, durable=True),
-    "valkey": servers.valkey,
-}
-"""Each works in a folder of its name."""
+MIN_FREE_BYTES = 40_000_000
+ENGINE_MODULE = "bench.chaos.recording_engine"
 
 
 @dataclass
 class Disk:
-    """A small file system at `folder`; without the right to mount one it is the machine's, and never filled."""
+    """A small file system at `folder`. If it could not be mounted, it is the machine's own disk and is never filled."""
 
     folder: Path
     mounted: bool
 
-    def leave(self, free_bytes: int) -> None:
-        """Take all room but so much."""
-        taken = shutil.disk_usage(self.folder).free - free_bytes
+    def fill(self, free_bytes: int) -> None:
+        """Use all disk space except `free_bytes`."""
+        size = shutil.disk_usage(self.folder).free - free_bytes
         with self._ballast.open("wb") as file, contextlib.suppress(OSError):
-            os.posix_fallocate(file.fileno(), 0, max(1, taken))
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
 
     def free(self) -> None:
         self._ballast.unlink(missing_ok=True)
@@ -52,118 +47,76 @@ class Disk:
 
 
 @dataclass
-class Service:
+class System:
     setting: Setting
     root: Path
     urls: list[str]
-    database: str
     broker: str | None
     disk: Disk
-    settings: Mapping[str, str]
-    members: dict[str, Member] = field(default_factory=dict)
+    settings: dict[str, str]
+    """The environment of all programs."""
+    targets: dict[str, Target] = field(default_factory=dict)
 
     @property
     def home(self) -> Path:
         return self.root / "home"
 
     @property
+    def database(self) -> str:
+        return self.settings.get("DISTILLERY_DATABASE_URL", f"sqlite:///{self.home / 'distillery.db'}")
+
+    @property
     def records(self) -> Path:
+        """The step records of all engines."""
         return self.root / "steps"
 
-    def named(self, prefix: str) -> list[Member]:
-        return [member for name, member in self.members.items() if name.startswith(prefix)]
-
-    def run(self, *command: str) -> str:
-        """A command of ours with the service's settings, to its end; what it printed."""
-        environment = {**os.environ, **self.settings}
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        return done.stdout
+    def targets_named(self, prefix: str) -> list[Target]:
+        return [target for name, target in self.targets.items() if name.startswith(prefix)]
 
 
 @contextlib.contextmanager
-def started(setting: Setting, root: Path, workers: int) -> Iterator[Service]:
-    """All of it, until the block ends; then nothing of it, but for logs and records in `root`."""
-    # As root, PostgreSQL runs as somebody else, who must be able to reach its data.
-    root.chmod(0o711)
+def running_system(setting: Setting, root: Path, workers: int) -> Iterator[System]:
+    """Start all parts; stop them at the end of the block. Logs and records stay in `root`."""
+    open_folder(root)
     with _disk(root / "home") as disk, contextlib.ExitStack() as running:
-        service = (_cluster if setting == "cluster" else _embedded)(root, disk, workers, running)
-        yield service
+        settings, targets, broker = _settings(root), {}, None
+        if setting == "cluster":
+            ports = [servers.free_port() for _ in range(2)]
+            shared = {name: running.enter_context(running_server(name, root / name)) for name in SERVERS}
+            broker = shared["valkey"].url
+            settings |= {"DISTILLERY_DATABASE_URL": shared["postgres"].url, "DISTILLERY_BROKER_URL": broker}
+            targets |= shared
+            programs = {f"api-{port}": ("api", {**settings, "DISTILLERY_PORT": str(port)}) for port in ports}
+        else:
+            ports = [servers.free_port()]
+            programs = {"server": ("serve", {**settings, "DISTILLERY_PORT": str(ports[0])})}
+            workers -= 1  # The server is one of them.
+        programs |= {f"worker-{number}": ("worker", settings) for number in range(1, workers + 1)}
+        run_command("store", "migrate", settings=settings)
+        targets |= running.enter_context(running_programs(programs, root / "logs"))
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        yield System(setting, root, urls, broker, disk, settings, targets)
 
 
-def _cluster(root: Path, disk: Disk, workers: int, running: contextlib.ExitStack) -> Service:
-    # Their ports must outlast them: everything else knows them by URL.
-    shared: dict[str, Server] = {}
-    for name, serve in SERVERS.items():
-        shared[name] = Server(name, root / name, partial(serve, root / name, port=servers.free_port()))
-        running.callback(shared[name].stop)
-    database, broker = shared["postgres"].url, shared["valkey"].url
-    ports = [servers.free_port() for _ in range(2)]
-    urls = [f"http://127.0.0.1:{port}" for port in ports]
-    settings = _settings(root, {"DISTILLERY_DATABASE_URL": database, "DISTILLERY_BROKER_URL": broker})
-    service = Service("cluster", root, urls, database, broker, disk, settings, dict(shared))
-    service.run("store", "migrate")
-    programs = {f"api-{port}": (["api"], {"DISTILLERY_PORT": str(port)}) for port in ports}
-    programs |= {f"worker-{number}": (["worker"], {}) for number in range(1, workers + 1)}
-    _start(service, programs, running)
-    return service
-
-
-def _embedded(root: Path, disk: Disk, workers: int, running: contextlib.ExitStack) -> Service:
-    port = servers.free_port()
-    settings = _settings(root, {"DISTILLERY_PORT": str(port)})
-    database = f"sqlite:///{disk.folder / 'distillery.db'}"
-    service = Service("embedded", root, [f"http://127.0.0.1:{port}"], database, None, disk, settings)
-    service.run("store", "migrate")
-    programs: dict[str, tuple[list[str], dict[str, str]]] = {"server": (["serve"], {})}
-    programs |= {f"worker-{number}": (["worker"], {}) for number in range(1, workers)}
-    _start(service, programs, running)
-    return service
-
-
-def _settings(root: Path, further: Mapping[str, str]) -> dict[str, str]:
-    engine = [sys.executable, "-m", MODULE, str(root / "steps"), "run"]
-    listed = ", ".join(f'"{word}"' for word in engine)
+def _settings(root: Path) -> dict[str, str]:
+    engine = [sys.executable, "-m", ENGINE_MODULE, str(root / "steps"), "run"]
+    words = ", ".join(f'"{word}"' for word in engine)
     return {
         "DISTILLERY_HOME": str(root / "home"),
-        "DISTILLERY_ENGINE": f"[{listed}]",
+        "DISTILLERY_ENGINE": f"[{words}]",
         "DISTILLERY_LEASE_S": f"{LEASE_S:g}",
         "DISTILLERY_HEARTBEAT_S": f"{HEARTBEAT_S:g}",
         "DISTILLERY_LOOK_S": f"{LOOK_S:g}",
         "DISTILLERY_RERING_S": "2",
         "DISTILLERY_STOP_GRACE_S": "10",
         "DISTILLERY_BACK_OFF_S": "0.5",
-        # So many attempts in a row may meet a fault before their first checkpoint: the storm is what kills them.
+        # Many attempts in a row may be killed before their first checkpoint; no job may fail for that here.
         "DISTILLERY_MAX_ATTEMPTS": "10",
         "DISTILLERY_COLLECT_EVERY_S": "10",
-        "DISTILLERY_MIN_FREE_BYTES": str(FLOOR_BYTES),
+        "DISTILLERY_MIN_FREE_BYTES": str(MIN_FREE_BYTES),
         "DISTILLERY_SLOTS": "1",
         "DISTILLERY_THREADS": "1",
-        **further,
     }
-
-
-def _start(
-    service: Service, programs: Mapping[str, tuple[list[str], dict[str, str]]], running: contextlib.ExitStack
-) -> None:
-    started: list[Program] = []
-    running.callback(stop_all, started)
-    for name, (command, further) in programs.items():
-        log = service.root / "logs" / f"{name}.log"
-        started.append(Program(name, command, log, {**service.settings, **further}))
-        service.members[name] = started[-1]
-
-
-def stop_all(programs: Iterable[Program]) -> None:
-    """Everybody is asked before anybody is waited for."""
-    programs = list(programs)
-    for program in programs:
-        program.ask_to_stop()
-    for program in programs:
-        program.stop()
 
 
 @contextlib.contextmanager

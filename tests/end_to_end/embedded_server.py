@@ -1,11 +1,7 @@
-"""The embedded service as a process of its own, and what a story needs of it over REST."""
+"""The embedded server as a process of its own, and the REST requests of the end-to-end tests."""
 
 import contextlib
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,41 +9,29 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).parents[2]
-START_S = 40
+from base.jobs import TERMINAL
+from bench.processes import Program
+
 JOB_S = 120
 
 
-class Service:
-    """`python -m serve` on a home folder; may be killed and started again."""
+class EmbeddedServer(Program):
+    """`python -m serve` on a home folder; it can be killed and started again."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(timeout=60)
+        self._ready_file = home.with_suffix(".ready")
+        command = ["serve", "--port", "0", "--home", str(home), "--ready-file", str(self._ready_file)]
+        super().__init__("server", command, home.with_suffix(".log"), {"OMP_NUM_THREADS": "1", **environment})
 
     def start(self) -> None:
-        ready = self.home.with_suffix(".ready")
-        ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "serve", "--port", "0", "--home", str(self.home), "--ready-file", str(ready)]
-        with self.home.with_suffix(".log").open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
-        wait_until(ready.exists, START_S, self.log)
-        self.http.base_url = httpx.URL(json.loads(ready.read_text())["url"])
+        self._ready_file.unlink(missing_ok=True)
+        super().start()
+        self.http.base_url = httpx.URL(self.wait_for_url(self._ready_file))
 
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
-
-    def log(self) -> str:
-        return self.home.with_suffix(".log").read_text()[-3000:]
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        return super().stop(number)
 
     def get(self, path: str, **query: Any) -> Any:
         answer = self.http.get(path, params=query)
@@ -58,38 +42,39 @@ class Service:
         return self.http.post(path, json=body, **options)
 
     def submit(self, body: dict[str, Any]) -> str:
+        """Submit a job and return its id."""
         answer = self.post("/v1/jobs", body)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
     def upload(self, path: Path) -> str:
+        """Upload a file and return its blob reference."""
         with path.open("rb") as file:
             answer = self.http.post("/v1/uploads", params={"filename": path.name}, content=file)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["blob"])
 
     def ended(self, job_id: str, status: str = "succeeded") -> dict[str, Any]:
-        ends = ("succeeded", "failed", "cancelled")
-        wait_until(lambda: self.get(f"/v1/jobs/{job_id}")["status"] in ends, JOB_S, self.log)
+        """Wait for the end of a job and return the job."""
+        self.wait_until(lambda: self.get(f"/v1/jobs/{job_id}")["status"] in TERMINAL, JOB_S)
         job: dict[str, Any] = self.get(f"/v1/jobs/{job_id}")
-        assert job["status"] == status, (job["error"], self.log())
+        assert job["status"] == status, (job["error"], self.log_tail)
         return job
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait for a condition; a failure shows the end of the server's log."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"waited {timeout_s} s\n{self.log_tail}"
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
-def service(home: Path, **environment: str) -> Iterator[Service]:
-    one = Service(home, **environment)
-    one.start()
+def embedded_server(home: Path, **environment: str) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(home, **environment)
     try:
-        yield one
+        yield server
     finally:
-        one.http.close()
-        if one.process is not None and one.process.poll() is None:
-            one.stop()
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float, tell: Callable[[], str] = str) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {limit_s} s\n{tell()}"
-        time.sleep(0.05)
+        server.http.close()
+        if server.alive:
+            server.stop()
