@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from store.settings import Settings
-from tests.end_to_end.service import Service, service
+from tests.end_to_end.embedded_server import EmbeddedServer, embedded_server
 from tests.worker.processes import until
 from tests.worker.table import Table, engines
 
@@ -28,7 +28,7 @@ def test_the_disturbed_student_equals_the_undisturbed_bit_for_bit(tmp_path: Path
         "DISTILLERY_HEARTBEAT_S": "0.2",
         "DISTILLERY_LOOK_S": "0.5",
     }
-    with service(tmp_path / "home", **killed) as server:
+    with embedded_server(tmp_path / "home", **killed) as server:
         table = Table(Settings(home=tmp_path / "home"))
         job_id = server.submit(SPEC)
         table.until(job_id, "running")
@@ -50,7 +50,7 @@ def test_the_disturbed_student_equals_the_undisturbed_bit_for_bit(tmp_path: Path
         table.database.dispose()
 
 
-def _told(server: Service, job_id: str) -> dict[str, Any]:
+def _told(server: EmbeddedServer, job_id: str) -> dict[str, Any]:
     """All that may not depend on what happened on the way: the bytes, the proof, the curves."""
     report = server.ended(job_id)["result"]
     report.pop("seconds")

@@ -1,8 +1,7 @@
-"""Containers where no Docker engine runs and no image can be pulled: Podman, on base images made of Debian packages.
+"""Podman with base images made of Debian packages, for machines without a Docker engine and without a registry.
 
-What Podman 4.3 wants here: runc and cgroupfs where no systemd runs, limits of its own, and somebody who asks each
-container for its health, since without systemd nobody does. Everything lies in one folder; nothing of the host's own
-set-up is read or changed.
+Without systemd, Podman 4.3 needs runc, cgroupfs, its own limits, and a thread that runs the containers' health checks.
+Everything is in one folder; the host's own Podman settings are neither read nor changed.
 """
 
 import contextlib
@@ -11,11 +10,12 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from bench.processes import wait_until
 
 NEEDED = ("podman", "buildah", "runc", "catatonit", "mmdebstrap", "iptables")
 PACKAGES = "podman buildah runc netavark aardvark-dns catatonit uidmap iptables mmdebstrap"
@@ -24,6 +24,7 @@ PYTHON, SERVERS = "localhost/bench/python:3.11", "localhost/bench/servers:bookwo
 POSTGRES, REDIS = "localhost/bench/postgres:15", "localhost/bench/redis:7.0"
 INCLUDED = {PYTHON: "python3,python3-venv,ca-certificates", SERVERS: "postgresql,redis-server"}
 HEALTH_EVERY_S = 2
+SOCKET_S = 30
 
 CONTAINERS_CONF = """
 [containers]
@@ -35,7 +36,7 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
 
-# What the official images do at their first start, as far as docker-compose.yml relies on it.
+# The part of the official image's first start that docker-compose.yml relies on.
 POSTGRES_ENTRYPOINT = """#!/bin/sh
 set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
@@ -62,12 +63,12 @@ WORKDIR /data
 
 
 class CannotRun(Exception):
-    """This machine lacks something; the message says what to do."""
+    """This machine lacks something; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class Podman:
-    """One folder with Podman's settings, images and containers."""
+    """Podman with its settings, images and containers in one folder."""
 
     home: Path
 
@@ -97,14 +98,14 @@ class Podman:
         return self.home / "podman.sock"
 
     def run(self, *command: str, **more: str) -> str:
-        """Standard output of a command that must succeed; the rest goes to a log, whose end tells of a failure."""
+        """Run a command and return its standard output. Raises CannotRun with the end of the log if it fails."""
         log = self.home / "podman.log"
         with log.open("ab") as errors:
             environment = {**self.environment, **more}
             ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=errors, check=False)
         if ran.returncode:
-            told = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-            raise CannotRun(f"{' '.join(command[:3])}… ended with {ran.returncode}; the end of {log}:\n{told}")
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+            raise CannotRun(f"{' '.join(command[:3])}… ended with {ran.returncode}; the end of {log}:\n{tail}")
         return ran.stdout.decode()
 
     def has(self, image: str) -> bool:
@@ -112,7 +113,7 @@ class Podman:
         return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
 
     def make_base_images(self) -> None:
-        """Debian's packages in place of the official images; made once and kept."""
+        """Make images of Debian packages in place of the official ones; existing images are kept."""
         for image, packages in INCLUDED.items():
             if not self.has(image):
                 tar = self.home / "base.tar"
@@ -130,7 +131,7 @@ class Podman:
             self.run(*_BUILD, "--file", str(file), "--tag", image, str(context))
 
     def build(self, image: str, context: Path) -> None:
-        """The project's Dockerfile; pip is told in there what it is told here."""
+        """Build the project's Dockerfile with the pip settings of this machine."""
         pip = PipSettings.of_this_machine()
         conf = self.home / "pip.conf"
         conf.write_text(pip.as_file())
@@ -141,49 +142,47 @@ class Podman:
 
     @contextlib.contextmanager
     def service(self) -> Iterator[str]:
-        """Docker's API for as long as the block runs; yields its address."""
+        """Serve Docker's API until the end of the block. Yields its address."""
         self.socket.unlink(missing_ok=True)
         address = f"unix://{self.socket}"
         with (self.home / "service.log").open("wb") as log:
             command = ["podman", "system", "service", "--time", "0", address]
-            # In a session of its own: Ctrl-C must not take away what taking the stack down needs.
+            # In a session of its own: Ctrl-C must not end the service, which is needed to remove the stack.
             process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         stop = threading.Event()
-        asker = threading.Thread(target=self._ask_for_health, args=(stop,), daemon=True)
+        health = threading.Thread(target=self._run_health_checks, args=(stop,), daemon=True)
         try:
-            _until(self.socket.exists, "Podman's service to open its socket")
-            asker.start()
+            wait_until(self.socket.exists, "Podman's service to open its socket", SOCKET_S)
+            health.start()
             yield address
         finally:
             stop.set()
-            if asker.is_alive():
-                asker.join()
+            if health.is_alive():
+                health.join()
             process.terminate()
             process.wait(30)
 
-    def _ask_for_health(self, stop: threading.Event) -> None:
-        """In systemd's place, until a container is well: checks at this pace would slow the trainings down.
+    def _run_health_checks(self, stop: threading.Event) -> None:
+        """Run the health checks in place of systemd, but only until a container is healthy.
 
-        A container may be gone by the time that it is asked.
+        Checks at this rate would slow the trainings down. A failed check is ignored: the container may have ended.
         """
         while not stop.wait(HEALTH_EVERY_S):
-            listed = self._try("podman", "ps", "--quiet", "--filter", "health=starting").split()
-            for container in listed:
+            for container in self._try("podman", "ps", "--quiet", "--filter", "health=starting").split():
                 self._try("podman", "healthcheck", "run", container)
 
     def _try(self, *command: str) -> str:
-        ran = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        return ran.stdout
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False).stdout
 
     def remove_everything(self) -> None:
-        """Images and containers of this folder, and the folder."""
+        """Remove all images and containers, and the folder."""
         self._try("podman", "system", "reset", "--force")
         shutil.rmtree(self.home)
 
 
 @dataclass(frozen=True)
 class PipSettings:
-    """Where pip looks on this machine, by its files and its environment."""
+    """The settings of pip on this machine, from its files and its environment."""
 
     values: Mapping[str, str]
 
@@ -195,7 +194,7 @@ class PipSettings:
         for line in listed.splitlines():
             name, _, value = line.partition("=")
             section, _, key = name.rpartition(".")
-            # The environment wins over files, as it does for pip.
+            # As in pip, the environment has precedence over files.
             if key not in values or section == ":env:":
                 values[key] = value.strip("'")
         return cls(values)
@@ -208,7 +207,7 @@ class PipSettings:
         return {name: self.values[key] for name, key in names.items() if key in self.values}
 
     def local_paths(self) -> Sequence[str]:
-        """Folders of wheels, indexes and certificates on this machine, to be seen in the build."""
+        """Folders of wheels, indexes and certificates on this machine; the build needs them."""
         paths = set()
         for key, value in self.values.items():
             for place in value.split():
@@ -223,13 +222,5 @@ _BUILD = ("nice", "buildah", "bud", "--quiet", "--layers", "--format=docker", "-
 
 
 def _path() -> str:
-    """Tools for administrators are not on everybody's path."""
+    """PATH with the folders of the administrator's tools."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/libexec/podman"])
-
-
-def _until(true: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
-    end = time.monotonic() + timeout_s
-    while not true():
-        if time.monotonic() > end:
-            raise CannotRun(f"waited {timeout_s:g} s for {what}")
-        time.sleep(0.1)

@@ -1,6 +1,6 @@
-"""A collection of the service, a month from now: what it leaves of a storm's leavings then is left for ever.
+"""`python -m bench.chaos.collect_later`: the store's collector, with the clock one month ahead.
 
-python -m bench.chaos.later
+A file that it does not remove would stay for ever.
 """
 
 import sys
@@ -11,8 +11,8 @@ from store.file_store import FileStore
 from store.settings import Settings
 
 MONTH_S = 30 * 86_400
-TIMES = 2
-"""What one moves to the trash, the next one removes."""
+RUNS = 2
+"""The first run moves files to the trash, the second one deletes them."""
 
 
 class Later(FileStore):
@@ -22,9 +22,9 @@ class Later(FileStore):
 
 def main() -> None:
     settings = Settings()
-    # Rows keep their ages: what a failed or cancelled job may go on from is still wanted.
+    # The clock of the rows is unchanged: checkpoints that a failed or cancelled job can continue from are kept.
     retention = Retention(after_s=0, checkpoints_s=MONTH_S, uploads_s=MONTH_S)
-    for _ in range(TIMES):
+    for _ in range(RUNS):
         collector = Collector(Database(settings.database_url), Later(settings.files), retention)
         collector.run()
         if collector.faults:

@@ -1,9 +1,9 @@
-"""The engine as it is, with a record of every step it begins: when, for which attempt, in which process.
+"""The engine with a record of every step that it begins: time, attempt and process.
 
-    python -m bench.chaos.engine RECORDS run ...
+    python -m bench.chaos.recording_engine RECORDS run ...
 
-RECORDS gets a line a step, appended whole: boottime, job, fence, process, step. The engine itself is untouched:
-two of its functions are wrapped, and what it computes is what it would have computed.
+Each step appends one whole line to the file RECORDS: boottime, job, fence, process, step. Two functions of the engine
+are wrapped; its results are unchanged.
 """
 
 import os
@@ -17,14 +17,14 @@ from kdcore import run, training
 
 
 def record_to(path: Path) -> None:
-    """From now on each step of this process is written to `path` before it is taken."""
+    """Let this process append a line to `path` before each step."""
     records = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     train, step = run.run, training.StageTraining._step
     attempt = ""
 
     def named(spec: Any, place: Any, *rest: Any) -> Any:
         nonlocal attempt
-        # An attempt's own folder is called JOB.FENCE.HOST.
+        # The folder of an attempt has the name JOB.FENCE.HOST.
         job, fence, _ = place.out.resolve().parent.name.split(".", 2)
         attempt = f"{job} {fence} {os.getpid()}"
         return train(spec, place, *rest)
