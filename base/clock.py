@@ -1,19 +1,21 @@
-"""How long the database has been within reach: who could not hear it may not say that another was silent."""
+"""The host's clock, random jitter, and the rule for when an expired lease may be taken over."""
 
 import random
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from base.errors import DatabaseUnavailable
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+JITTER = 0.4
+"""The random part of a period: after an outage, processes do not all query the database at the same moment."""
 
 
 def boottime() -> float:
-    """Seconds of this host's own clock, which no one sets and which counts sleep as well."""
+    """Seconds of this host's own clock. It is never set back or forth, and it counts sleep."""
     return time.clock_gettime(CLOCK)
-
-
-JITTER = 0.4
-"""Part of a period that is drawn by chance: after an outage not all processes look at the database at once."""
 
 
 def jittered(period_s: float) -> float:
@@ -22,10 +24,10 @@ def jittered(period_s: float) -> float:
 
 
 class Contact:
-    """For how long the database has been within reach without a break.
+    """How long this process has been in contact with the database without a break.
 
-    An owner that fell silent may only have been unable to speak. So its job is taken over only by somebody who could
-    hear the table for a whole lease, and heard nothing.
+    An owner whose lease has expired may only have been unable to reach the database. So its job may be taken over only
+    by a process that has been in contact for a whole lease.
     """
 
     def __init__(self, longest_gap_s: float) -> None:
@@ -50,3 +52,20 @@ class Contact:
             now = boottime()
             fresh = now - self._last <= self._longest_gap_s
             return fresh and self._since is not None and now - self._since >= duration_s
+
+    @contextmanager
+    def takeover_gate(self, requested_at: float, *, lease_s: float, heartbeat_s: float) -> Iterator[bool]:
+        """Yield whether a write transaction may take over jobs whose lease has expired. To be entered inside it.
+
+        `requested_at` (`boottime`): when the transaction was requested. If it had to wait longer than a heartbeat for
+        its turn to write, the owners of those jobs may be waiting too, and the answer is False. If this process was
+        suspended during its turn, the owners had to wait for it: then DatabaseUnavailable is raised, which rolls the
+        transaction back.
+        """
+        if boottime() - requested_at > heartbeat_s:
+            self.lost()
+        self.made()
+        allowed = self.unbroken_for(lease_s)
+        yield allowed
+        if allowed and boottime() - requested_at > heartbeat_s:
+            raise DatabaseUnavailable("the transaction took longer than a heartbeat; it kept the owners from writing")

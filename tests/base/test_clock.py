@@ -1,9 +1,10 @@
-"""When somebody may take over what a silent owner left."""
+"""When an expired lease may be taken over."""
 
 import pytest
 
 from base import clock as contacts
-from base.clock import Contact
+from base.clock import JITTER, Contact, jittered
+from base.errors import DatabaseUnavailable
 from tests.clock import Clock
 
 
@@ -14,7 +15,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def heard(contact: Contact, clock: Clock, every_s: float, times: int) -> None:
+def in_contact(contact: Contact, clock: Clock, every_s: float, times: int) -> None:
     for _ in range(times):
         clock.now += every_s
         contact.made()
@@ -23,25 +24,68 @@ def heard(contact: Contact, clock: Clock, every_s: float, times: int) -> None:
 def test_contact_counts_from_the_first_answer(clock: Clock):
     contact = Contact(longest_gap_s=15)
     assert not contact.unbroken_for(0)
-    heard(contact, clock, every_s=5, times=7)
+    in_contact(contact, clock, every_s=5, times=7)
     assert contact.unbroken_for(30)
     assert not contact.unbroken_for(31)
 
 
-def test_an_outage_starts_the_count_again(clock: Clock):
+def test_contact_counts_again_after_an_outage(clock: Clock):
     contact = Contact(longest_gap_s=15)
-    heard(contact, clock, every_s=5, times=10)
+    in_contact(contact, clock, every_s=5, times=10)
     contact.lost()
     contact.made()
     assert not contact.unbroken_for(1)
-    heard(contact, clock, every_s=5, times=6)
+    in_contact(contact, clock, every_s=5, times=6)
     assert contact.unbroken_for(30)
 
 
-def test_a_worker_that_slept_does_not_know_what_happened_meanwhile(clock: Clock):
+def test_contact_counts_again_after_the_host_slept(clock: Clock):
     contact = Contact(longest_gap_s=15)
-    heard(contact, clock, every_s=5, times=10)
+    in_contact(contact, clock, every_s=5, times=10)
     clock.now += 16
-    assert not contact.unbroken_for(30), "before it has asked again"
+    assert not contact.unbroken_for(30), "before the next contact"
     contact.made()
     assert not contact.unbroken_for(1), "and after"
+
+
+@pytest.fixture
+def long_contact(clock: Clock) -> Contact:
+    contact = Contact(longest_gap_s=15)
+    in_contact(contact, clock, every_s=5, times=10)
+    return contact
+
+
+def test_takeover_gate_opens_after_a_lease_of_contact(long_contact: Contact, clock: Clock):
+    with long_contact.takeover_gate(clock.now, lease_s=30, heartbeat_s=5) as allowed:
+        assert allowed
+    with Contact(longest_gap_s=15).takeover_gate(clock.now, lease_s=30, heartbeat_s=5) as allowed:
+        assert not allowed
+
+
+def test_takeover_gate_stays_shut_after_a_wait_for_the_turn_to_write(long_contact: Contact, clock: Clock):
+    requested_at = clock.now
+    clock.now += 6
+    with long_contact.takeover_gate(requested_at, lease_s=30, heartbeat_s=5) as allowed:
+        assert not allowed
+    in_contact(long_contact, clock, every_s=5, times=6)
+    assert long_contact.unbroken_for(30), "the wait ended a contact and began the next one"
+
+
+def test_takeover_gate_takes_back_what_a_suspended_process_was_allowed(long_contact: Contact, clock: Clock):
+    gate = long_contact.takeover_gate(clock.now, lease_s=30, heartbeat_s=5)
+    assert gate.__enter__()
+    clock.now += 6
+    with pytest.raises(DatabaseUnavailable, match="longer than a heartbeat"):
+        gate.__exit__(None, None, None)
+
+
+def test_takeover_gate_leaves_a_slow_transaction_alone_that_was_allowed_nothing(clock: Clock):
+    with Contact(longest_gap_s=15).takeover_gate(clock.now, lease_s=30, heartbeat_s=5) as allowed:
+        clock.now += 60
+    assert not allowed
+
+
+def test_jittered_spreads_periods_that_began_together():
+    waits = {jittered(10) for _ in range(50)}
+    assert len(waits) > 1
+    assert all(10 * (1 - JITTER) <= wait <= 10 for wait in waits)
