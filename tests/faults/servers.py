@@ -16,7 +16,7 @@ import httpx
 from local import servers
 from store.settings import Settings
 from tests.worker.processes import until
-from tests.worker.table import REPOSITORY
+from tests.worker.job_database import REPOSITORY
 
 START_S = 60.0
 """A server that is imported on a busy machine."""

@@ -19,7 +19,7 @@ KEY = "tonight"
 
 
 def stored(night: Night) -> list[str]:
-    with night.table.database.connect() as connection:
+    with night.db.database.connect() as connection:
         return [job.id for job in jobs.list_page(connection, project="default", limit=100)[0]]
 
 
@@ -51,7 +51,7 @@ def test_a_job_that_nobody_was_rung_for_is_found_by_looking(tmp_path: Path, sqli
         redis.Redis.from_url(valkey_url) as broker,
     ):
         worker = night.worker()
-        until(lambda: worker.looked, "its first look")
+        until(lambda: worker.has_polled, "its first look")
         with api_process(night.settings, tmp_path / "api.log", "ring.unsent=hang") as api:
             job_id = api.accept()
             api.kill()

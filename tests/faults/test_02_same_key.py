@@ -35,20 +35,20 @@ def test_one_key_is_one_job_for_ever(tmp_path: Path, database_url: str):
             other = two.post(key, name="another")
             assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
             assert job_id in other.json()["detail"]
-            assert night.table.types(job_id)[0] == "queued"
-        with night.table.database.connect() as connection:
+            assert night.db.types(job_id)[0] == "queued"
+        with night.db.database.connect() as connection:
             assert jobs.by_status(connection) == {"succeeded": 1, "failed": 1}
 
 
 def _succeed(night: Night, job_id: str) -> None:
-    with night.table.database.begin() as connection:
+    with night.db.database.begin() as connection:
         claim = lifecycle.claim(connection, "worker", 60, rescue=False)
         assert claim is not None
         assert lifecycle.finish_succeeded(connection, job_id, claim.fence, {}, [])
 
 
 def _fail(night: Night, job_id: str) -> None:
-    with night.table.database.begin() as connection:
+    with night.db.database.begin() as connection:
         claim = lifecycle.claim(connection, "worker", 60, rescue=False)
         assert claim is not None
         assert lifecycle.finish_failed(connection, job_id, claim.fence, ERROR, None)

@@ -1,6 +1,6 @@
 """Row 3: a worker is killed with -9 at each point of an attempt. The job goes on from its newest whole checkpoint.
 
-Only once its success is in the table nothing is run again. What it was killed in the middle of leaves at most a
+Only once its success is in the database nothing is run again. What it was killed in the middle of leaves at most a
 temporary file, or a whole one that no row names.
 """
 
@@ -17,7 +17,7 @@ JOB = {"steps": 40, "step_s": 0.01, "checkpoint_every": 10}
 
 def nothing_begun(night: Night, job_id: str) -> None:
     assert not list(night.settings.home.glob("scratch/*"))
-    assert night.table.types(job_id) == ["queued", "claimed"]
+    assert night.db.types(job_id) == ["queued", "claimed"]
 
 
 def no_step_told(night: Night, job_id: str) -> None:
@@ -25,11 +25,11 @@ def no_step_told(night: Night, job_id: str) -> None:
 
 
 def in_mid_epoch(night: Night, job_id: str) -> None:
-    assert night.table.job(job_id).status == "running"
+    assert night.db.job(job_id).status == "running"
 
 
 def half_a_checkpoint(night: Night, job_id: str) -> None:
-    assert len(list(night.table.files.folder.rglob(".*.tmp"))) == 1
+    assert len(list(night.db.files.folder.rglob(".*.tmp"))) == 1
     assert _stored(night) <= {10}
 
 
@@ -44,8 +44,8 @@ def a_row_and_an_old_file(night: Night, job_id: str) -> None:
 
 
 def all_but_the_row_of_success(night: Night, job_id: str) -> None:
-    assert night.table.job(job_id).phase == "publishing"
-    assert len(list(night.table.files.folder.glob("blobs/*/*"))) == 2
+    assert night.db.job(job_id).phase == "publishing"
+    assert len(list(night.db.files.folder.glob("blobs/*/*"))) == 2
     assert [checkpoint.step for checkpoint in night.checkpoints(job_id)] == [40, 30]
 
 
@@ -70,17 +70,17 @@ def test_the_job_goes_on_from_what_the_table_has(
 ):
     """The dead one's lock is free: no lease has to lapse, and the one here would last a minute."""
     with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
-        job_id = night.table.submit(**JOB, **fake, once=str(tmp_path / "once"))
+        job_id = night.db.submit(**JOB, **fake, once=str(tmp_path / "once"))
         night.killed_at(failpoints)
         as_left(night, job_id)
         safe = max((checkpoint.step for checkpoint in night.checkpoints(job_id)), default=None)
         night.worker()
         night.assert_ended_well(job_id, JOB["steps"], ["failed", "succeeded"])
-        told = [event.data["error"]["code"] for event in night.table.events(job_id) if "error" in event.data]
+        told = [event.data["error"]["code"] for event in night.db.events(job_id) if "error" in event.data]
         assert told == ["worker_lost"]
-        last = night.table.attempts(job_id)[-1]
+        last = night.db.attempts(job_id)[-1]
         assert last.first_step == safe
-        said = night.table.files.log_path(job_id, last.fence).read_text()
+        said = night.db.files.log_path(job_id, last.fence).read_text()
         assert (f"goes on after step {safe}\n" in said) == (safe is not None)
         night.assert_nothing_left()
 
@@ -88,7 +88,7 @@ def test_the_job_goes_on_from_what_the_table_has(
 def test_after_a_claim_and_before_anything_else_the_lease_decides(tmp_path: Path, database_url: str):
     """Nothing of it is on the disk yet that could prove its death."""
     with Night(tmp_path, database_url, **QUICK) as night:
-        job_id = night.table.submit(**JOB)
+        job_id = night.db.submit(**JOB)
         night.killed_at("claim.committed=kill")
         nothing_begun(night, job_id)
         night.worker()
@@ -98,12 +98,12 @@ def test_after_a_claim_and_before_anything_else_the_lease_decides(tmp_path: Path
 
 def test_after_the_row_of_success_nothing_runs_again(tmp_path: Path, database_url: str):
     with Night(tmp_path, database_url, **QUICK) as night:
-        job_id = night.table.submit(**JOB)
+        job_id = night.db.submit(**JOB)
         night.killed_at("finish_succeeded.committed=kill")
         ended = night.all_about(job_id)
-        other = night.table.submit(steps=2)
+        other = night.db.submit(steps=2)
         night.worker()
-        night.table.assert_trained(other, 2)
+        night.db.assert_trained(other, 2)
         night.assert_ended_well(job_id, JOB["steps"], ["succeeded"])
         assert night.all_about(job_id) == ended
         night.assert_nothing_left()
@@ -111,4 +111,4 @@ def test_after_the_row_of_success_nothing_runs_again(tmp_path: Path, database_ur
 
 def _stored(night: Night) -> set[int]:
     """The steps of which a whole checkpoint is on the disk, whatever the rows say."""
-    return {int(path.stem) for path in night.table.files.folder.glob("checkpoints/*/*/*.pt")}
+    return {int(path.stem) for path in night.db.files.folder.glob("checkpoints/*/*/*.pt")}

@@ -59,8 +59,8 @@ def test_one_that_holds_the_interpreter_does_not_outlive_its_worker(tmp_path: Pa
     """A thread of its own that watched for the worker's end would wait for the lock for ever; the guard does not."""
     with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
         worker = night.process()
-        job_id = night.table.submit(steps=20, checkpoint_every=2, at={"7": "hold_the_interpreter"})
-        until(lambda: night.table.job(job_id).checkpoint_step == 6, "the step where it takes the lock")
+        job_id = night.db.submit(steps=20, checkpoint_every=2, at={"7": "hold_the_interpreter"})
+        until(lambda: night.db.job(job_id).checkpoint_step == 6, "the step where it takes the lock")
         training = family(worker.pid)[1:]
         worker.kill()
         until_gone(training)
@@ -72,8 +72,8 @@ def test_memory_that_is_not_there_is_named(tmp_path: Path, sqlite_database_url: 
         engine = ["prlimit", f"--as={ADDRESS_SPACE}", sys.executable, "-m", "kdcore", "run"]
         night.process(DISTILLERY_ENGINE=json.dumps(engine), DISTILLERY_WARM="false")
         job_id = night.submit(HUNGRY, max_attempts=1)
-        until(lambda: night.table.job(job_id).status == "failed", "the engine to come so far", timeout_s=120)
-        error = night.table.job(job_id).error
+        until(lambda: night.db.job(job_id).status == "failed", "the engine to come so far", timeout_s=120)
+        error = night.db.job(job_id).error
         assert error["code"] == "out_of_memory", error
         assert "batch_size" in error["hint"]
         night.assert_nothing_left()
@@ -84,8 +84,8 @@ def test_memory_that_the_kernel_takes_back_is_named(tmp_path: Path, sqlite_datab
     into = f'echo $$ > {little_memory}/cgroup.procs && exec "$@"'
     with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
         night.process(DISTILLERY_ENGINE=json.dumps(["sh", "-c", into, "sh", *FAKE_ENGINE]))
-        job_id = night.table.submit(max_attempts=1, at={"7": "hoard"})
-        job = night.table.until(job_id, "failed")
+        job_id = night.db.submit(max_attempts=1, at={"7": "hoard"})
+        job = night.db.until(job_id, "failed")
         assert job.error["code"] == "out_of_memory", job.error
         assert "the kernel ended the engine" in job.error["message"]
         night.assert_nothing_left()

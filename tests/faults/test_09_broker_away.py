@@ -71,7 +71,7 @@ def test_jobs_are_found_by_looking_and_the_bell_is_heard_again(
             # Not too many: the first ring after an outage may be lost, and no more than that.
             sent.append(api.accept())
             time.sleep(0.5)
-            return any(night.table.job(job_id).status != "queued" for job_id in sent)
+            return any(night.db.job(job_id).status != "queued" for job_id in sent)
 
         until(heard, "the bell to be heard", timeout_s=90)  # Celery tries after 2, 4, 6 … s
         for job_id in sent:

@@ -1,4 +1,4 @@
-"""Row 10: bells that are doubled, stale, or ring for jobs that have ended cost a look at the table, and change nothing.
+"""Row 10: bells that are doubled, stale, or ring for jobs that have ended cost a look at the database, and change nothing.
 
 A bell that is dropped: row 1 has one that never rang, row 9 a broker that forgot them all.
 """
@@ -11,7 +11,7 @@ from base import wakeup
 from base.wakeup import QUEUE
 from tests.faults.workers import PATIENT, Night
 from tests.worker.processes import until
-from worker.app import make_app
+from worker.celery_app import make_app
 
 
 def ring(broker_url: str, times: int, expires_s: int) -> None:
@@ -29,7 +29,7 @@ def test_a_thousand_bells_for_a_job_that_has_ended_change_nothing(
         Night(tmp_path, sqlite_database_url, **PATIENT, broker_url=valkey_url) as night,
         redis.Redis.from_url(valkey_url) as broker,
     ):
-        job_id = night.table.submit(steps=2)
+        job_id = night.db.submit(steps=2)
         night.process()
         night.assert_ended_well(job_id, 2, ["succeeded"])
         ended = night.all_about(job_id)
@@ -37,7 +37,7 @@ def test_a_thousand_bells_for_a_job_that_has_ended_change_nothing(
         ring(valkey_url, 500, expires_s=60)
         until(lambda: not broker.llen(QUEUE), "the bells to be heard")
         assert night.all_about(job_id) == ended
-        both = [night.table.submit(steps=3) for _ in range(2)]
+        both = [night.db.submit(steps=3) for _ in range(2)]
         ring(valkey_url, 2, expires_s=60)
         for another in both:
             night.assert_ended_well(another, 3, ["succeeded"])

@@ -36,11 +36,11 @@ def test_everybody_waits_and_goes_on(
         api_process(night.settings, tmp_path / "api.log") as api,
     ):
         gates = [tmp_path / "done while it is away", tmp_path / "done when it is back"]
-        ending, training = [night.table.submit(steps=10, at={"7": "wait"}, gate=str(gate)) for gate in gates]
+        ending, training = [night.db.submit(steps=10, at={"7": "wait"}, gate=str(gate)) for gate in gates]
         for _ in range(3):
             night.worker()
-        night.table.until_checkpoint(ending)
-        night.table.until_checkpoint(training)
+        night.db.until_checkpoint(ending)
+        night.db.until_checkpoint(training)
         time.sleep(1.25 * night.settings.lease_s)  # so that the idle one may rescue
         away(server)
         back_at = time.monotonic() + 2.25 * night.settings.lease_s

@@ -20,9 +20,9 @@ from tests.worker.processes import until
 
 def in_training(night: Night, gate: Path) -> str:
     """A worker in this process, and its job, which ends once the gate is there."""
-    job_id = night.table.submit(steps=10, at={"7": "wait"}, gate=str(gate))
+    job_id = night.db.submit(steps=10, at={"7": "wait"}, gate=str(gate))
     night.worker()
-    night.table.until_checkpoint(job_id)
+    night.db.until_checkpoint(job_id)
     return job_id
 
 
@@ -33,9 +33,9 @@ def until_stopped(process: int) -> None:
 
 def until_lapsed(night: Night, job_id: str) -> None:
     def lapsed() -> bool:
-        with night.table.database.connect() as connection:
+        with night.db.database.connect() as connection:
             now = connection.execute(select(database_now())).scalar_one()
-        return (night.table.job(job_id).lease_until or now) < now
+        return (night.db.job(job_id).lease_until or now) < now
 
     until(lapsed, "the lease to lapse")
 
@@ -48,13 +48,13 @@ def test_a_worker_in_its_claim(tmp_path: Path, sqlite_database_url: str, moment:
         claiming = night.process(f"{moment}=freeze")
         until(lambda: "is at work" in night.log, "the worker to start")
         time.sleep(1.5 * night.settings.lease_s)
-        waiting = night.table.submit(steps=5)
+        waiting = night.db.submit(steps=5)
         until_stopped(claiming.pid)
         until_lapsed(night, training)
         claiming.send_signal(then)
         if then == signal.SIGKILL:
             (tmp_path / "gate").touch()
-        night.table.assert_trained(waiting, 5)
+        night.db.assert_trained(waiting, 5)
         (tmp_path / "gate").touch()
         night.assert_ended_well(training, 10, ["succeeded"])
         night.assert_nothing_left()

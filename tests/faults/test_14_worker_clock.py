@@ -13,7 +13,7 @@ from sqlalchemy import select
 from store.clock import database_now
 from tests.faults.workers import QUICK, Night
 from tests.worker.processes import until
-from tests.worker.table import worker_process
+from tests.worker.job_database import worker_process
 
 HOUR_S = 3600
 SHIFTED = """
@@ -39,9 +39,9 @@ def test_it_neither_steals_nor_keeps(tmp_path: Path, database_url: str, shift: i
     gates = [tmp_path / "ours", tmp_path / "theirs"]
     with Night(tmp_path, database_url, **QUICK) as night:
         ours, theirs = [{"steps": 10, "at": {"7": "wait"}, "gate": str(gate), "checkpoint_every": 5} for gate in gates]
-        first = night.table.submit(**ours)
+        first = night.db.submit(**ours)
         worker = night.worker()
-        night.table.until_checkpoint(first)
+        night.db.until_checkpoint(first)
         elsewhere = night.settings.model_copy(update={"home": tmp_path / "elsewhere"})
         path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
         log = tmp_path / "elsewhere.log"
@@ -49,9 +49,9 @@ def test_it_neither_steals_nor_keeps(tmp_path: Path, database_url: str, shift: i
             until(lambda: "is at work" in log.read_text(), "the worker to start")
             assert f"the clock is {shift} s off" in log.read_text()
             time.sleep(1.5 * night.settings.lease_s)  # so that it may rescue, and looks what it could
-            second = night.table.submit(**theirs)
-            night.table.until_checkpoint(second)
-            assert night.table.job(first).fence == 1
+            second = night.db.submit(**theirs)
+            night.db.until_checkpoint(second)
+            assert night.db.job(first).fence == 1
             beat_since(night, second)
             assert 0 < lease_left(night, second) <= night.settings.lease_s
             shifted.kill()
@@ -60,16 +60,16 @@ def test_it_neither_steals_nor_keeps(tmp_path: Path, database_url: str, shift: i
             night.assert_ended_well(first, 10, ["succeeded"])
             gates[1].touch()
             night.assert_ended_well(second, 10, ["lost", "succeeded"])
-            assert night.table.attempts(second)[-1].owner == worker.desk.owner
+            assert night.db.attempts(second)[-1].owner == worker.context.owner
 
 
 def lease_left(night: Night, job_id: str) -> float:
-    with night.table.database.connect() as connection:
+    with night.db.database.connect() as connection:
         now: float = connection.execute(select(database_now())).scalar_one()
-    return (night.table.job(job_id).lease_until or 0) - now
+    return (night.db.job(job_id).lease_until or 0) - now
 
 
 def beat_since(night: Night, job_id: str) -> None:
     """A heartbeat from now on: the lease of the claim alone would not tell of its clock."""
-    before = night.table.job(job_id).lease_until
-    until(lambda: night.table.job(job_id).lease_until != before, "a heartbeat")
+    before = night.db.job(job_id).lease_until
+    until(lambda: night.db.job(job_id).lease_until != before, "a heartbeat")

@@ -52,8 +52,8 @@ def test_files(tmp_path: Path, sqlite_template: Path, without_room: Callable[[Pa
         Night(tmp_path, url, files=own.folder, **PATIENT) as night,
     ):
         night.process(DISTILLERY_ROOM_WAIT_S="0.3")
-        job_id = night.table.submit(**JOB, gate=str(gate), max_attempts=1)
-        night.table.until_checkpoint(job_id)
+        job_id = night.db.submit(**JOB, gate=str(gate), max_attempts=1)
+        night.db.until_checkpoint(job_id)
         with without_room(own.folder):
             gate.touch()
             until(lambda: _told(night, job_id, "storage_full"), "the job to be put off")
@@ -61,10 +61,10 @@ def test_files(tmp_path: Path, sqlite_template: Path, without_room: Callable[[Pa
             assert kept.step == 5
             assert hashlib.sha256((own.folder / kept.path).read_bytes()).hexdigest() == kept.sha256
             assert _told(night, job_id, "checkpoint_not_kept") >= 3
-            assert night.table.job(job_id).attempts_without_progress <= 1
+            assert night.db.job(job_id).attempts_without_progress <= 1
             assert not list(own.folder.rglob("*.tmp"))
-        night.table.assert_trained(job_id, 20)
-        *put_off, last = night.table.attempts(job_id)
+        night.db.assert_trained(job_id, 20)
+        *put_off, last = night.db.attempts(job_id)
         assert ({attempt.how for attempt in put_off}, last.how) == ({"released"}, "succeeded")
         night.assert_nothing_left()
 
@@ -80,10 +80,10 @@ def test_no_room_for_one_write(tmp_path: Path, sqlite_database_url: str, moment:
     """The second checkpoint's, and the first result's after four of them. Also where no disk may be mounted."""
     with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
         night.process(moment, DISTILLERY_ROOM_WAIT_S="0.3")
-        job_id = night.table.submit(steps=20, checkpoint_every=5, max_attempts=1)
+        job_id = night.db.submit(steps=20, checkpoint_every=5, max_attempts=1)
         night.assert_ended_well(job_id, 20, hows)
         assert _told(night, job_id, code) == 1
-        assert not list(night.table.files.folder.rglob("*.tmp"))
+        assert not list(night.db.files.folder.rglob("*.tmp"))
         night.assert_nothing_left()
 
 
@@ -92,9 +92,9 @@ def test_the_database(tmp_path: Path, sqlite_template: Path):
     """Every beat fails for longer than a lease. Whoever looks on can tell, and takes nothing over."""
     gate = tmp_path / "gate"
     with disk(tmp_path / "disk") as own, Night(tmp_path, _database(sqlite_template, own.folder), **QUICK) as night:
-        job_id = night.table.submit(**JOB, gate=str(gate))
+        job_id = night.db.submit(**JOB, gate=str(gate))
         night.process()
-        night.table.until_checkpoint(job_id)
+        night.db.until_checkpoint(job_id)
         night.worker(home=tmp_path / "elsewhere")
         with full(own.folder):
             until(lambda: _lapsed_for(night, job_id) > QUICK["lease_s"], "the lease to be over for long")
@@ -110,13 +110,13 @@ def _database(template: Path, folder: Path) -> str:
 
 def _told(night: Night, job_id: str, code: str) -> int:
     """How often the feed says so, in a warning or as an error."""
-    said = [event.data.get("error", event.data).get("code") for event in night.table.events(job_id)]
+    said = [event.data.get("error", event.data).get("code") for event in night.db.events(job_id)]
     return said.count(code)
 
 
 def _lapsed_for(night: Night, job_id: str) -> float:
     """Seconds; by our own clock, which is SQLite's."""
-    return time.time() - (night.table.job(job_id).lease_until or 0)
+    return time.time() - (night.db.job(job_id).lease_until or 0)
 
 
 def _mount(*arguments: str | Path) -> None:

@@ -38,7 +38,7 @@ def test_the_one_before_is_used(tmp_path: Path, sqlite_database_url: str, harm: 
     with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
         job_id, (newest, before) = _stopped_after_two(night)
         harm(_file(night, newest))
-        night.table.ask(jobs.retry, job_id)
+        night.db.request(jobs.retry, job_id)
         night.assert_ended_well(job_id, 20, ["failed", "succeeded"])
         assert _skipped(night, job_id) == [newest.step]
         assert _goes_on_after(night, job_id) == f"{before.step}"
@@ -50,7 +50,7 @@ def test_without_a_whole_one_it_begins_anew(tmp_path: Path, sqlite_database_url:
         job_id, (newest, before) = _stopped_after_two(night)
         emptied(_file(night, newest))
         one_bit_flipped(_file(night, before))
-        night.table.ask(jobs.retry, job_id)
+        night.db.request(jobs.retry, job_id)
         night.assert_ended_well(job_id, 20, ["failed", "succeeded"])
         assert _skipped(night, job_id) == [newest.step, before.step]
         assert _goes_on_after(night, job_id) is None
@@ -61,7 +61,7 @@ def test_a_file_that_no_row_names_is_never_gone_on_from(tmp_path: Path, sqlite_d
     with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
         job_id, (newest, _) = _stopped_after_two(night)
         of_another_attempt(_file(night, newest).with_name("000000019.pt"))
-        night.table.ask(jobs.retry, job_id)
+        night.db.request(jobs.retry, job_id)
         night.assert_ended_well(job_id, 20, ["failed", "succeeded"])
         assert _skipped(night, job_id) == []
         assert _goes_on_after(night, job_id) == f"{newest.step}"
@@ -71,24 +71,24 @@ def _stopped_after_two(night: Night) -> tuple[str, list[Checkpoint]]:
     """A job that failed for good at step 12, with the checkpoints of steps 10 and 5; retried, it is well."""
     night.worker()
     once = night.settings.home / "once"
-    job_id = night.table.submit(steps=20, checkpoint_every=5, at={"12": "diverge"}, once=str(once))
-    night.table.until(job_id, "failed")
+    job_id = night.db.submit(steps=20, checkpoint_every=5, at={"12": "diverge"}, once=str(once))
+    night.db.until(job_id, "failed")
     kept = night.checkpoints(job_id)
     assert [checkpoint.step for checkpoint in kept] == [10, 5]
     return job_id, kept
 
 
 def _file(night: Night, checkpoint: Checkpoint) -> Path:
-    return night.table.files.folder / checkpoint.path
+    return night.db.files.folder / checkpoint.path
 
 
 def _skipped(night: Night, job_id: str) -> list[int]:
-    said = [event.data for event in night.table.events(job_id) if event.type == "warning"]
+    said = [event.data for event in night.db.events(job_id) if event.type == "warning"]
     return [data["step"] for data in said if data["code"] == "checkpoint_skipped"]
 
 
 def _goes_on_after(night: Night, job_id: str) -> str | None:
     """The step, as the engine printed it."""
-    printed = night.table.files.log_path(job_id, 2).read_text()
+    printed = night.db.files.log_path(job_id, 2).read_text()
     _, found, rest = printed.partition("goes on after step ")
     return rest.split()[0] if found else None

@@ -11,7 +11,7 @@ from typing import Any
 from store.settings import Settings
 from tests.end_to_end.service import Service, service
 from tests.worker.processes import until
-from tests.worker.table import Table, engines
+from tests.worker.job_database import JobDatabase, engines
 
 SPEC = {
     "dataset": "digits",
@@ -29,25 +29,25 @@ def test_the_disturbed_student_equals_the_undisturbed_bit_for_bit(tmp_path: Path
         "DISTILLERY_LOOK_S": "0.5",
     }
     with service(tmp_path / "home", **killed) as server:
-        table = Table(Settings(home=tmp_path / "home"))
+        db = JobDatabase(Settings(home=tmp_path / "home"))
         job_id = server.submit(SPEC)
-        table.until(job_id, "running")
+        db.until(job_id, "running")
         assert server.post(f"/v1/jobs/{job_id}/pause").status_code == 200
-        table.until(job_id, "paused")
+        db.until(job_id, "paused")
         server.post(f"/v1/jobs/{job_id}/resume")
         assert server.process.wait(60) == -signal.SIGKILL
         until(lambda: not engines(tmp_path / "home"), "the guard to end the training")
-        left = table.job(job_id)
+        left = db.job(job_id)
         assert left.status == "running"
 
         del server.environment["DISTILLERY_FAILPOINTS"]
         server.start()
         disturbed = _told(server, job_id)
-        assert [attempt.how for attempt in table.attempts(job_id)] == ["paused", "failed", "succeeded"]
-        assert table.attempts(job_id)[-1].first_step == left.checkpoint_step
+        assert [attempt.how for attempt in db.attempts(job_id)] == ["paused", "failed", "succeeded"]
+        assert db.attempts(job_id)[-1].first_step == left.checkpoint_step
         assert disturbed == _told(server, server.submit(SPEC))
-        table.assert_nothing_left()
-        table.database.dispose()
+        db.assert_nothing_left()
+        db.database.dispose()
 
 
 def _told(server: Service, job_id: str) -> dict[str, Any]:

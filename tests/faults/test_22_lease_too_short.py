@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.worker.table import REPOSITORY
+from tests.worker.job_database import REPOSITORY
 
 
 @pytest.mark.parametrize("program", ["worker", "api"])
