@@ -253,7 +253,7 @@ class Attempt:
 
     def _publish(self, ending: Ending) -> None:
         """Store the files, then make them and the success visible in one transaction."""
-        self._commit("phase", lifecycle.phase, phase="publishing")
+        self._commit("phase.committed", lifecycle.phase, phase="publishing")
         stored = []
         for artifact in self.artifacts:
             blob = self.context.files.put_file(artifact.path)
@@ -262,7 +262,7 @@ class Attempt:
             stored.append(NewArtifact(artifact.name, blob.sha256, blob.bytes, artifact.media_type))
         failpoint("publish.stored")
         report = (ending.last_line or {}).get("report") or {}
-        self._commit("finish_succeeded", lifecycle.finish_succeeded, result=report, artifacts=stored)
+        self._commit("finish_succeeded.committed", lifecycle.finish_succeeded, result=report, artifacts=stored)
 
     # ── finish ──
 
@@ -278,11 +278,13 @@ class Attempt:
         elif reason == "deadline":
             self._fail(DeadlineExceeded("the job took longer than it was allowed to").as_dict())
         elif reason == "cancel":
-            self._commit("finish_cancelled", lifecycle.finish_cancelled)
+            self._commit("finish_cancelled.committed", lifecycle.finish_cancelled)
         elif ending is not None and ending.how == "error":
             self._fail(_reported_error(ending))
         elif reason is not None:
-            self._commit("release", lifecycle.release, reason=reason, to="paused" if reason == "pause" else "queued")
+            self._commit(
+                "release.committed", lifecycle.release, reason=reason, to="paused" if reason == "pause" else "queued"
+            )
             self.context.wake_workers()
         else:
             assert ending is not None, "without a reason to stop an engine was started"  # noqa: S101
@@ -294,28 +296,30 @@ class Attempt:
         self.writer.close()
         if error["code"] == StorageFull.code:
             log.warning("job %s: waits for disk space: %s", job_id, error["message"])
-            self._commit("postpone", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)
+            self._commit("postpone.committed", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)
             return
         self.failed = bool(error["retryable"])
         log.warning("job %s: %s: %s", job_id, error["code"], error["message"])
         if ending is not None:
-            self._commit("append", events.append, type="warning", data=_evidence(ending))
+            self._commit("append.committed", events.append, type="warning", data=_evidence(ending))
         retry_in_s = self._back_off_s if self.failed else None
-        self._commit("finish_failed", lifecycle.finish_failed, error=error, retry_in_s=retry_in_s)
+        self._commit("finish_failed.committed", lifecycle.finish_failed, error=error, retry_in_s=retry_in_s)
 
     def _commit(
         self,
-        failpoint_name: str,
+        committed: str,
         move: Callable[Concatenate[Connection, str, int, P], object],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
+        """Commit a move of the job. `committed`: the failpoint after the commit."""
+
         def write(connection: Connection) -> None:
             # False: the move is not allowed any more. Moves that return nothing raise LeaseLost themselves.
             if move(connection, self.claim.job.id, self.claim.fence, *args, **kwargs) is False:
                 raise LeaseLost(self.claim.job.id, self.claim.fence)
 
-        self.writer.commit(write, f"{failpoint_name}.committed")
+        self.writer.commit(write, committed)
 
     @property
     def _back_off_s(self) -> float:
