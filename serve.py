@@ -1,7 +1,7 @@
 """The embedded default: API, page and worker in one process, on SQLite and a folder (`python -m serve`).
 
-The one place that knows both API and worker. The bell is the same Celery task as in a cluster, on a broker in memory.
-Ctrl-C drains: trainings stop at a checkpoint, and go on from there when the server is started again.
+Only this file imports both API and worker. Wake-up messages are the same Celery task as in a cluster, on a broker in
+memory. Ctrl-C drains: trainings stop at a checkpoint, and continue when the server is started again.
 """
 
 import argparse
@@ -15,29 +15,26 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
 
+from api.__main__ import STREAMS_END_S
 from api.app import create_app
 from api.wakeup_sender import WakeUpSender
-from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
+from base.processes import log_to_stderr
+from base.wakeup import MEMORY
 from store.database import migrate
 from store.settings import Settings
-from worker.service import Worker
+from worker.worker import Worker
 
 log = logging.getLogger("distillery")
 
-STREAMS_END_S = 3
-"""Event streams stay open for as long as a job: at the end they are cut, and browsers come back by themselves."""
-
-
-IN_MEMORY = "memory://localhost/"
-"""Celery warns of a broker URL without a host, even where there is none to name."""
-TALKATIVE = ("alembic", "celery", "kombu", "uvicorn")
+IN_MEMORY = f"{MEMORY}//localhost/"
+"""Celery warns about a broker URL without a host, although a broker in memory has none."""
+QUIET = ("alembic", "celery", "kombu", "uvicorn")
 
 
 class HomeTaken(Exception):
@@ -45,23 +42,22 @@ class HomeTaken(Exception):
 
 
 def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
-    """Serve until Ctrl-C or SIGTERM. `ready` is told the URL once requests are answered. Raises HomeTaken."""
-    if settings.broker_url.startswith("memory:"):
+    """Serve until Ctrl-C or SIGTERM. Calls `ready` with the URL when requests are answered. Raises HomeTaken."""
+    if settings.broker_url.startswith(MEMORY):
         settings = settings.model_copy(update={"broker_url": IN_MEMORY})
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
         worker, sender = Worker(settings), WakeUpSender(settings.broker_url)
-        app = create_app(settings, wake_workers=sender.wake_workers)
         config = uvicorn.Config(
-            app,
+            create_app(settings, wake_workers=sender.wake_workers),
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=STREAMS_END_S,
         )
         url = _url(listener)
-        server = _Server(config, ready=lambda: (ready or _say)(url), leaving=worker.drain)
-        with _signals_only_end_serving(server):
+        server = _Server(config, on_ready=lambda: (ready or _print_ready)(url), on_leaving=worker.drain)
+        with _signals_only_stop(server):
             worker.start()
             try:
                 server.run(sockets=[listener])
@@ -72,26 +68,26 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Tells when it answers, and when it was asked to leave: trainings stop while the last answers are given."""
+    """Calls `on_ready` when it answers, and `on_leaving` when it stops: trainings stop during the last answers."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], leaving: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_leaving: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready, self._leaving = ready, leaving
+        self._on_ready, self._on_leaving = on_ready, on_leaving
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._ready()
+            self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Not where the signal is handled: to ask takes locks, which the interrupted code may hold.
-        self._leaving()
+        # Not in the signal handler: it must not take locks that the interrupted code may hold.
+        self._on_leaving()
         await super().shutdown(sockets)
 
 
 @contextmanager
 def _sole_server(settings: Settings) -> Iterator[None]:
-    """One embedded server a home: two would answer with one database and ring two bells."""
+    """Lock the home: two embedded servers would share a database, but not their wake-up messages."""
     settings.home.mkdir(parents=True, exist_ok=True)
     with (settings.home / "server.lock").open("a+") as lock:
         try:
@@ -110,7 +106,7 @@ def _sole_server(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """The socket, bound before anything is started: a taken port is told at once."""
+    """Bind the socket before anything is started, so that a port in use is reported at once."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -119,14 +115,17 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _signals_only_end_serving(server: uvicorn.Server) -> Iterator[None]:
-    """Until the drain is over: a second signal does not hurry it, nor the first, which uvicorn sends itself again."""
+def _signals_only_stop(server: uvicorn.Server) -> Iterator[None]:
+    """Make SIGINT and SIGTERM stop the server and nothing else until the drain is over.
 
-    def leave(*_: object) -> None:
+    A second signal must not cut the drain short, nor the first one, which uvicorn sends again at its end.
+    """
+
+    def stop(*_: object) -> None:
         server.should_exit = True
 
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, leave) for kind in kinds]
+    before = [signal.signal(kind, stop) for kind in kinds]
     try:
         yield
     finally:
@@ -139,29 +138,27 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _say(url: str) -> None:
-    print(f"Distillery is at {url}  (Ctrl-C stops it; jobs go on when it is started again)", flush=True)
+def _print_ready(url: str) -> None:
+    print(f"Distillery is at {url}  (Ctrl-C stops it; jobs continue when it is started again)", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serve", description="API, page and worker in one process.")
-    parser.add_argument("--host", help=f"default: {HOST}; another needs DISTILLERY_ADMIN_KEY_HASH")
-    parser.add_argument("--port", type=int, help=f"default: {PORT}; 0 takes any free one")
-    parser.add_argument("--home", type=Path, help="where everything is kept; default: ./distillery-data")
-    parser.add_argument("--ready-file", type=Path, help='gets {"url", "pid"} as JSON once requests are answered')
-    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
-    ready_file: Path | None = given.pop("ready_file", None)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    parser.add_argument("--host", help="default: 127.0.0.1; any other needs DISTILLERY_ADMIN_KEY_HASH")
+    parser.add_argument("--port", type=int, help="default: 8000; 0 takes a free one")
+    parser.add_argument("--home", type=Path, help="folder of all data; default: ./distillery-data")
+    parser.add_argument("--ready-file", type=Path, help='file for {"url", "pid"} as JSON when requests are answered')
+    options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    ready_file: Path | None = options.pop("ready_file", None)
+    log_to_stderr(*QUIET)
 
     def ready(url: str) -> None:
-        _say(url)
+        _print_ready(url)
         if ready_file:
             write_text(ready_file, json.dumps({"url": url, "pid": os.getpid()}))
 
     try:
-        run(_settings(given), ready)
+        run(Settings(**options), ready)
     except (HomeTaken, StorageFull, OSError) as error:
         return _refuse(str(error))
     except ValidationError as error:
@@ -171,12 +168,8 @@ def main() -> int:
     return 0
 
 
-def _settings(given: dict[str, Any]) -> Settings:
-    return Settings(**given)
-
-
-def _refuse(why: str) -> int:
-    print(f"serve: {why}", file=sys.stderr)
+def _refuse(reason: str) -> int:
+    print(f"serve: {reason}", file=sys.stderr)
     return 1
 
 

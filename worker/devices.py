@@ -1,4 +1,4 @@
-"""The devices of this host, found without importing torch, and what an engine's environment must say about its own."""
+"""The devices of this host, found without importing torch, and the environment of an engine on one of them."""
 
 import os
 import shutil
@@ -8,15 +8,26 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-KEPT = ("PATH", "HOME", "USER", "LANG", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "HF_HOME")
-KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "SSL_", "REQUESTS_CA")
+PASSED_ON = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "TZ",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "PYTHONPATH",
+    "HF_HOME",
+)
+PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "SSL_", "REQUESTS_CA")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where one job at a time runs. `visible`: what CUDA may see, "" for a CPU."""
+    """A device that runs one job at a time. `visible`: its value of CUDA_VISIBLE_DEVICES, "" for a CPU."""
 
     name: str
     visible: str
@@ -26,33 +37,34 @@ class Device:
 def discover(
     slots: int | None = None, threads: int | None = None, environment: Mapping[str, str] = os.environ
 ) -> list[Device]:
-    """One a GPU, or a single CPU; `slots` asks for another number, shared out among what is there.
+    """Return one device for each GPU, or a single CPU; with `slots` that many, which share the GPUs or the CPU.
 
-    Threads of one engine: as asked, or as OMP_NUM_THREADS has it for every program, or the cores shared by the slots.
+    Threads of one engine: `threads`, or OMP_NUM_THREADS, which holds for every program, or the cores divided by the
+    slots.
     """
     gpus = _gpus(environment)
     number = slots or len(gpus) or 1
-    asked = environment.get(THREADS[0], "")
-    threads = threads or (int(asked) if asked.isdecimal() else 0) or max(1, cores() // number)
+    omp_threads = environment.get(THREADS[0], "")
+    threads = threads or (int(omp_threads) if omp_threads.isdecimal() else 0) or max(1, cores() // number)
     if not gpus:
         return [Device("cpu" if number == 1 else f"cpu:{slot}", "", threads) for slot in range(number)]
     return [Device(f"cuda:{slot % len(gpus)}", gpus[slot % len(gpus)], threads) for slot in range(number)]
 
 
 def engine_environment(device: Device, temporary: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What the engine may know: nothing of our database, broker or keys, since it reads files from outside."""
-    kept = {
+    """The engine's environment variables. It reads untrusted files, so it gets no address or key of our services."""
+    passed_on = {
         name: value
         for name, value in environment.items()
-        if name in (*KEPT, *PROXIES) or name.startswith(KEPT_PREFIXES)
+        if name in (*PASSED_ON, *PROXIES) or name.startswith(PASSED_ON_PREFIXES)
     }
-    paths = [str(_engine_home()), *filter(None, [kept.get("PYTHONPATH")])]
+    paths = [str(_engine_home()), *filter(None, [passed_on.get("PYTHONPATH")])]
     return {
-        **kept,
+        **passed_on,
         **dict.fromkeys(THREADS, str(device.threads)),
         "CUDA_VISIBLE_DEVICES": device.visible,
         "PYTHONPATH": os.pathsep.join(paths),
-        # The working folder holds files from outside: no module is to be imported from there.
+        # The working folder holds untrusted files: no module may be imported from there.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
@@ -61,7 +73,7 @@ def engine_environment(device: Device, temporary: Path, environment: Mapping[str
 
 
 def cores() -> int:
-    """Cores that this process may use, by affinity and by the container's quota."""
+    """The number of cores that this process may use, by affinity and by the container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, _quota(Path("/sys/fs/cgroup/cpu.max")) or allowed))
 
@@ -75,21 +87,21 @@ def _quota(path: Path) -> int | None:
 
 
 def _gpus(environment: Mapping[str, str]) -> list[str]:
-    """Names that CUDA_VISIBLE_DEVICES understands. An operator's own choice is kept to; "" and "-1" mean none."""
-    chosen = environment.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        names = [name.strip() for name in chosen.split(",")]
-        # CUDA itself stops reading at the first name that it does not know.
+    """Names for CUDA_VISIBLE_DEVICES. If the operator has set that variable, only GPUs in it; "" and "-1" mean none."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        # CUDA ignores all names after the first that is not valid.
         return names[: names.index("-1")] if "-1" in names else [name for name in names if name]
-    return _ask_driver()
+    return _query_driver()
 
 
-def _ask_driver() -> list[str]:
+def _query_driver() -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     try:
-        answer = subprocess.run(
+        output = subprocess.run(
             [program, "--query-gpu=uuid", "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -98,12 +110,12 @@ def _ask_driver() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.startswith("GPU-")]
+    return [line.strip() for line in output.stdout.splitlines() if line.startswith("GPU-")]
 
 
 def _engine_home() -> Path:
-    """The folder that `kdcore` is imported from, whatever the engine's working folder is."""
-    found = find_spec("kdcore")
-    if found is None or found.origin is None:
+    """The folder that `kdcore` is imported from, also when the engine works in another folder."""
+    engine = find_spec("kdcore")
+    if engine is None or engine.origin is None:
         raise ModuleNotFoundError("the engine (kdcore) is not installed beside the worker")
-    return Path(found.origin).parents[1]
+    return Path(engine.origin).parents[1]

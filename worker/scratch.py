@@ -1,155 +1,93 @@
-"""A folder for one attempt, removed whatever happens: by its worker, or by another one when that was killed.
+"""The scratch folder of an attempt, JOB.FENCE.HOST, and how an engine that outlived its worker is ended.
 
-Each folder has a lock file beside it, held for as long as the attempt lasts: by its worker, by its engine, and by what
-that forks. A killed process holds nothing: so a lock that is free proves them all dead, and nobody on this host has to
-wait for the lease to lapse. One that is held proves no more than that somebody lives; then the lease decides. Other
-hosts' locks prove nothing (not every shared file system passes them on), and are left alone for a month.
+The folder's lock is held by the worker, by the engine, and by all processes that the engine forks. A free lock proves
+that all of them are dead, so the job need not wait for its lease to expire. A lock that is held proves only that one of
+them lives; then the lease decides.
 """
 
-import fcntl
-import logging
 import os
-import shutil
 import signal
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker import holders
-
-log = logging.getLogger("distillery.scratch")
+from base.folders import LockedFolder, locked_folder, remove_abandoned, used_folders
 
 FOREIGN_AFTER_S = 30 * 86_400
-HOST = socket.gethostname()
-NAMED, UNNAMED = ".lock", ".new"
+"""The age at which folders of other hosts are removed: no training lasts a month."""
 DEAD_IN_S = 10.0
-"""How long the killed may take to end."""
+"""How long killed processes may take to end."""
 
 
 @dataclass(frozen=True)
-class Lock:
-    """The lock file of an attempt of this host."""
-
+class AttemptId:
     job_id: str
     fence: int
-    path: Path
+
+    @classmethod
+    def parse(cls, folder: str) -> "AttemptId":
+        job_id, fence = folder.split(".")
+        return cls(job_id, int(fence))
 
 
-@dataclass(frozen=True)
-class Scratch:
-    """One attempt's folder, and the descriptor that holds its lock."""
-
-    folder: Path
-    lock: int
-
-    def note(self, session: int) -> None:
-        """Write down which session works here, for whoever has to end it when neither worker nor guard can."""
-        os.pwrite(self.lock, f"{session:>20}\n".encode(), 0)
+def scratch_folder(parent: Path, job_id: str, fence: int) -> AbstractContextManager[LockedFolder]:
+    """Make the empty folder of this attempt; it is removed at the end of the block."""
+    return locked_folder(parent, f"{job_id}.{fence}")
 
 
-@contextmanager
-def scratch_folder(parent: Path, job_id: str, fence: int) -> Iterator[Scratch]:
-    """A new, empty folder for this attempt."""
-    parent.mkdir(parents=True, exist_ok=True)
-    name = f"{job_id}.{fence}.{HOST}"
-    lock = parent / f"{name}{NAMED}"
-    descriptor = _hold(lock)
-    folder = parent / name
-    try:
-        folder.mkdir()
-        yield Scratch(folder, descriptor)
-    finally:
-        _remove_with(lock, folder)
-        os.close(descriptor)
+def remove_dead(parent: Path) -> list[AttemptId]:
+    """Remove folders that no process uses. Returns the attempts of this host that they belonged to."""
+    return [AttemptId.parse(name) for name in remove_abandoned(parent, FOREIGN_AFTER_S)]
 
 
-def sweep(parent: Path) -> list[Lock]:
-    """Remove what nobody holds any more; returns the locks of this host's attempts that have died."""
-    for unnamed in parent.glob(f"*{UNNAMED}"):
-        _remove(unnamed)
-    _remove_foreign(parent)
-    return [lock for lock in _locks(parent) if _remove(lock.path)]
+def attempts_in_use(parent: Path) -> dict[AttemptId, Path]:
+    """The attempts of this host whose lock a process holds, with the lock's file."""
+    return {AttemptId.parse(name): lock for name, lock in used_folders(parent).items()}
 
 
-def held(parent: Path) -> list[Lock]:
-    """Locks of this host that somebody holds."""
-    return [lock for lock in _locks(parent) if _is_held(lock.path)]
+def write_session(folder: LockedFolder, session: int) -> None:
+    """Write the id of the engine's session into the lock file, for `kill_session`."""
+    os.pwrite(folder.lock, f"{session:>20}\n".encode(), 0)
 
 
-def end(lock: Lock) -> bool:
-    """Kill the session of an attempt that has lost its job; False where none is left.
+def kill_session(lock: Path) -> bool:
+    """Kill the engine's session of an attempt that has lost its job. Returns False if no process of it holds the lock.
 
-    No worker is ever killed: it holds the lock too, but not in the session that it wrote there.
+    A worker holds the lock too, but is not in that session, so it is never killed.
     """
     with suppress(FileNotFoundError, ValueError, ProcessLookupError):
-        session = int(lock.path.read_bytes())
-        if holders.of(lock.path, session):
+        session = int(lock.read_bytes())
+        if _holders(lock, session):
             os.killpg(session, signal.SIGKILL)
             deadline = time.monotonic() + DEAD_IN_S
-            while holders.of(lock.path, session) and time.monotonic() < deadline:
+            while _holders(lock, session) and time.monotonic() < deadline:
                 time.sleep(0.01)
             return True
     return False
 
 
-def _locks(parent: Path) -> Iterator[Lock]:
-    for path in parent.glob(f"*{NAMED}"):
-        job_id, fence, host = path.name.removesuffix(NAMED).split(".", 2)
-        if host == HOST:
-            yield Lock(job_id, int(fence), path)
+def _holders(lock: Path, session: int) -> list[int]:
+    """Living processes of a session that hold this lock, as Linux's `/proc` shows; none on other systems."""
+    file = lock.stat()
+    return [process for process in _members(session) if _holds(process, file)]
 
 
-def _remove_foreign(parent: Path) -> None:
-    """Other hosts' locks, once they are so old that nobody can mean them."""
-    for path in parent.glob(f"*{NAMED}"):
-        with suppress(FileNotFoundError):
-            if not path.name.endswith(f".{HOST}{NAMED}") and time.time() - path.stat().st_mtime > FOREIGN_AFTER_S:
-                _remove(path)
+def _members(session: int) -> list[int]:
+    members = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getsid(int(path.name)) == session:
+                members.append(int(path.name))
+    return members
 
 
-def _remove(lock: Path) -> bool:
-    """Remove a lock that is free, and its folder; whether both are gone."""
-    # For writing, although nothing is written: NFS locks nothing that is open for reading only.
-    with suppress(FileNotFoundError, BlockingIOError), lock.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _remove_with(lock, lock.with_suffix(""))
+def _holds(process: int, lock: os.stat_result) -> bool:
+    # Nothing can be read about a process that has just ended, or that another user runs.
+    with suppress(OSError):
+        for descriptor in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):
+                is_lock = os.path.samestat(descriptor.stat(), lock)
+                if is_lock and "FLOCK" in Path(f"/proc/{process}/fdinfo/{descriptor.name}").read_text():
+                    return True
     return False
-
-
-def _remove_with(lock: Path, folder: Path) -> bool:
-    """The folder, and then its lock; that stays beside a folder that stays, for a later sweep to find both."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        log.warning("%s cannot be removed as yet", folder)
-        return False
-    lock.unlink(missing_ok=True)
-    return True
-
-
-def _is_held(lock: Path) -> bool:
-    with suppress(FileNotFoundError), lock.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _hold(lock: Path) -> int:
-    """Make a lock file that is held before it has its name: so a sweep never finds it free."""
-    unnamed = lock.with_suffix(UNNAMED)
-    while True:
-        descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            unnamed.rename(lock)
-        except BaseException as error:
-            os.close(descriptor)
-            # Gone, where a sweep was in between: then once more.
-            if not isinstance(error, FileNotFoundError):
-                raise
-        else:
-            return descriptor

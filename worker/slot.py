@@ -1,4 +1,4 @@
-"""One device slot: look, claim, run, look again. The bell wakes it; without a bell it looks by itself now and then."""
+"""One device slot: poll the database, claim a job, run it, poll again. A wake-up message makes it poll at once."""
 
 import logging
 import os
@@ -10,161 +10,199 @@ from base.clock import boottime, jittered
 from base.failpoints import failpoint
 from store import lifecycle
 from store.lifecycle import Claim
-from worker.desk import AWAY, Desk
+from worker.attempt import Outcome, run_job
+from worker.context import UNAVAILABLE, WorkerContext
 from worker.devices import Device
-from worker.engines import Engines
-from worker.health import Health
-from worker.run_job import run_job
+from worker.engine import EnginePool
 
 log = logging.getLogger("distillery.slot")
 
+LONGEST_PAUSE_S = 600.0
+JOBS_IN_A_ROW = 2
+
 
 class Slot:
-    def __init__(self, desk: Desk, device: Device) -> None:
-        self._desk, self.device = desk, device
-        self.engines = Engines(desk, device)
-        self._rung = threading.Event()
+    def __init__(self, context: WorkerContext, device: Device) -> None:
+        self._context, self.device = context, device
+        self.engines = EnginePool(context, device)
+        self._wake_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"slot-{device.name}", daemon=True)
-        self._short_of_room = False
+        self._short_of_disk_space = False
         self._proven_at = boottime()
-        self._health = Health(device.name, desk.settings.look_s)
-        self._resting = False
+        self._back_off = BackOff(device.name, context.settings.look_s)
+        self._pausing = False
         self.job: str | None = None
-        self.looked = False
+        self.has_polled = False
 
     def start(self) -> None:
         self._thread.start()
 
-    def ring(self) -> None:
-        """There may be something to do: look now, or after the job at hand."""
-        self._rung.set()
+    def wake_up(self) -> None:
+        """Poll now, or after the current job."""
+        self._wake_up.set()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end of a drained slot; False when it has not come in time."""
+        """Wait for the end of a drained slot. Returns False if it has not ended in time."""
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     @property
     def is_free(self) -> bool:
-        """Whether a ring would find it with nothing to do."""
-        return self.job is None and not self._resting
+        """Whether a wake-up message would make it claim a job at once."""
+        return self.job is None and not self._pausing
 
-    def told(self) -> dict[str, Any]:
-        """What the table is told of this slot: fields of `store.workers.Device`.
+    def describe(self) -> dict[str, Any]:
+        """The slot's row: fields of `store.workers.Device`.
 
-        It proves that it consumes by a look, or while it has a job by a heartbeat; without either for a lease it is
-        stuck. So it is while it rests, because jobs fail here before they begin.
+        A poll proves that the slot consumes jobs, and so does a heartbeat of its job. Without any proof for a lease it
+        is `stuck`. It is also `stuck` while it pauses because jobs fail here before they make progress.
         """
         job, seen_s = self.job, boottime() - self._proven_at
-        if seen_s > self._desk.settings.lease_s:
+        if seen_s > self._context.settings.lease_s:
             state = "stuck"
         elif job is not None:
             state = "busy"
-        elif self._resting:
+        elif self._pausing:
             state = "stuck"
         else:
-            state = "out_of_disk_space" if self._short_of_room else "idle"
+            state = "out_of_disk_space" if self._short_of_disk_space else "idle"
         return {"name": self.device.name, "job": job, "state": state, "seen_s": round(seen_s, 3)}
 
     def _prove(self) -> None:
         self._proven_at = boottime()
 
     def _run(self) -> None:
-        while not self._desk.drain.asked:
-            # Before the look: a ring that comes during it says that there may be more than was seen.
-            self._rung.clear()
+        while not self._context.drain.requested:
+            # Before the poll: a wake-up that comes during it may be for a job that the poll has not seen.
+            self._wake_up.clear()
             worked = self._try_to_work()
-            self.looked = True
+            self.has_polled = True
             if worked:
-                self._rest(self._health.pause_s)
+                self._pause(self._back_off.pause_s)
             else:
-                self._rung.wait(jittered(self._desk.settings.look_s))
-        self.engines.let_go()
+                self._wake_up.wait(jittered(self._context.settings.look_s))
+        self.engines.close()
 
     def _try_to_work(self) -> bool:
         try:
-            self.engines.keep_one()
+            self.engines.refill()
             return self._work()
         except Exception:
-            # A slot must outlive whatever its host lacks (threads, descriptors, an engine): it may have it again later.
-            log.exception("%s: no job can be done", self.device.name)
+            # A lack of threads, descriptors or engines must not end the slot: it may be over later.
+            log.exception("%s: no job can be run", self.device.name)
             return False
 
-    def _rest(self, pause_s: float) -> None:
-        """No bell ends it: others are to come first."""
+    def _pause(self, pause_s: float) -> None:
+        """Let other slots claim first. A wake-up does not end the pause."""
         if pause_s:
-            self.engines.let_go()
-            self._resting = True
-            self._desk.drain.wait(pause_s)
-            self._resting = False
+            self.engines.close()
+            self._pausing = True
+            self._context.drain.wait(pause_s)
+            self._pausing = False
 
     def _work(self) -> bool:
-        """Do one job, if there is one."""
+        """Claim and run one job. Returns False if there is none."""
         claimed_at = boottime()
-        claim = self._look()
+        claim = self._poll()
         if claim is None:
             return False
         self.job = claim.job.id
         try:
-            sign = run_job(claim, self._desk, self.engines, claimed_at, self._prove)
-            self._health.note(claim.job.id, sign)
+            outcome = run_job(claim, self._context, self.engines, claimed_at, self._prove)
+            self._back_off.record(claim.job.id, outcome)
         finally:
             self.job = None
         return True
 
-    def _look(self) -> Claim | None:
-        if not self._has_room():
+    def _poll(self) -> Claim | None:
+        """Claim the first job that waits, if there is one and disk space for it."""
+        if not self._has_disk_space():
             self._prove()
             return None
-        desk = self._desk
+        context = self._context
         try:
-            # A look takes no lock, so that idle workers do not queue up before each other.
-            with desk.database.connect() as connection:
-                found = lifecycle.has_claimable(connection, desk.may_rescue())
-            desk.contact.made()
+            # The query takes no lock, so that idle workers do not wait for each other.
+            with context.database.connect() as connection:
+                has_work = lifecycle.has_claimable(connection, context.may_take_over())
+            context.contact.made()
             self._prove()
-            if not found:
+            if not has_work:
                 return None
-            with desk.begin() as (connection, rescue):
+            with context.begin() as (connection, takeover):
                 failpoint("claim.begun")
                 claim = lifecycle.claim(
-                    connection, desk.owner, desk.settings.lease_s, takeover=rescue, device=self.device.name
+                    connection, context.owner, context.settings.lease_s, takeover=takeover, device=self.device.name
                 )
                 failpoint("claim.before_commit")
             failpoint("claim.committed")
             return claim
-        except AWAY as error:
-            desk.contact.lost()
-            log.warning("the table is out of reach, looking again in %g s: %s", desk.settings.look_s, error)
+        except UNAVAILABLE as error:
+            context.contact.lost()
+            log.warning("the database cannot be reached, trying again in %g s: %s", context.settings.look_s, error)
         except Exception:
-            # A slot must outlive whatever a driver may throw: nobody else would look on this device.
-            log.exception("a look at the table failed")
+            # Of any kind: an error of a driver must not end the slot, since no other thread serves this device.
+            log.exception("the database could not be polled")
         return None
 
-    def _has_room(self) -> bool:
-        """Below the floor no job is started: it would only fail, and take the database's last room."""
-        fault = self._want_of_room()
-        if fault is not None and not self._short_of_room:
+    def _has_disk_space(self) -> bool:
+        """Below the limit no job is started: it would only fail, and use up the disk space that the database needs."""
+        fault = self._disk_fault()
+        if fault is not None and not self._short_of_disk_space:
             log.error("%s: no job is started: %s", self.device.name, fault)
-        elif fault is None and self._short_of_room:
-            log.warning("%s: there is room again", self.device.name)
-        self._short_of_room = fault is not None
+        elif fault is None and self._short_of_disk_space:
+            log.warning("%s: there is enough disk space again", self.device.name)
+        self._short_of_disk_space = fault is not None
         return fault is None
 
-    def _want_of_room(self) -> str | None:
-        """Why nothing can be written here, in words for the operator."""
-        desk, floor = self._desk, self._desk.settings.min_free_bytes
+    def _disk_fault(self) -> str | None:
+        """Why no job can write here, for the operator; None if it can."""
+        context, needed = self._context, self._context.settings.min_free_bytes
         try:
-            desk.scratch.mkdir(parents=True, exist_ok=True)
-            # They may lie on two disks: one for the files, and one where a job works and SQLite may be.
-            free = {desk.files.folder: desk.files.free_bytes(), desk.scratch: shutil.disk_usage(desk.scratch).free}
+            context.scratch.mkdir(parents=True, exist_ok=True)
+            # They may be on two disks: one for the files, and one for scratch folders and SQLite.
+            free = {
+                context.files.folder: context.files.free_bytes(),
+                context.scratch: shutil.disk_usage(context.scratch).free,
+            }
         except OSError as error:
             return f"{error.filename} cannot be used: {error.strerror}"
-        for folder in (desk.scratch, desk.files.folder):
+        for folder in (context.scratch, context.files.folder):
             if not os.access(folder, os.W_OK):
                 return f"{folder} cannot be written: it is read-only, or another user's"
-            if free[folder] < floor:
-                there, needed = f"{free[folder] // 10**6} MB are free for {folder}", f"{floor // 10**6} MB are needed"
-                return f"{there}, {needed} (DISTILLERY_MIN_FREE_BYTES)"
+            if free[folder] < needed:
+                there, limit = f"{free[folder] // 10**6} MB are free for {folder}", f"{needed // 10**6} MB are needed"
+                return f"{there}, {limit} (DISTILLERY_MIN_FREE_BYTES)"
         return None
+
+
+class BackOff:
+    """The pause of one slot after jobs that failed early, one after the other.
+
+    A slot with a fault (a lost device, a broken environment) fails each job within seconds, so without a pause it
+    would claim most of them. One job may fail by its own fault; several in a row show that of the slot.
+    """
+
+    def __init__(self, name: str, first_pause_s: float) -> None:
+        self._name, self._first_pause_s = name, first_pause_s
+        self._failed: set[str] = set()
+        self.pause_s = 0.0
+
+    def record(self, job_id: str, outcome: Outcome) -> None:
+        if outcome == "progressed":
+            self._reset()
+        elif outcome == "failed_early":
+            self._failed.add(job_id)
+            if len(self._failed) >= JOBS_IN_A_ROW:
+                self._lengthen()
+
+    def _reset(self) -> None:
+        if self.pause_s:
+            log.warning("%s: jobs make progress again", self._name)
+        self._failed.clear()
+        self.pause_s = 0.0
+
+    def _lengthen(self) -> None:
+        if not self.pause_s:
+            log.error("%s: several jobs in a row failed before any progress: pausing after each job", self._name)
+        self.pause_s = min(2 * self.pause_s or self._first_pause_s, LONGEST_PAUSE_S)

@@ -17,7 +17,7 @@ import pytest
 from api.inspections import Inspections, Inspector, Refused
 from base.errors import StorageFull
 from kdcore.catalog import DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from store.database import migrate
 from store.settings import Settings
 from tests.api.conftest import Service

@@ -1,6 +1,6 @@
-"""Negative controls: each takes one promise out of a copy of the code, and the tests that are named for it must fail.
+"""Negative controls: each breaks one promise in a copy of the code, and the tests that check it must fail there.
 
-A test that still passes without the promise proves nothing about it. The copy as it is must pass them all.
+A test that passes without its promise proves nothing. All tests must pass in the unchanged copy.
 """
 
 import os
@@ -16,27 +16,27 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 COPIED = ("base", "kdcore", "local", "migrations", "store", "tests/base", "tests/store", "tests/worker", "worker")
 FLAGS = ("-p", "no:xdist", "-p", "no:cacheprovider", "--color=no", "-rpf", "-k", "not postgres")
-TOLD = re.compile(r"^(PASSED|FAILED) ([^\s\[]+)", re.MULTILINE)
+OUTCOME = re.compile(r"^(PASSED|FAILED) ([^\s\[]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One place in one file."""
+    """A replacement in one file, of a text that is there once."""
 
     file: str
-    what: str
-    instead: str
+    old: str
+    new: str
 
     def apply(self, copy: Path) -> None:
         path = copy / self.file
         text = path.read_text()
-        assert text.count(self.what) == 1, f"{self.file} says {text.count(self.what)} times: {self.what}"
-        path.write_text(text.replace(self.what, self.instead))
+        assert text.count(self.old) == 1, f"{self.file} has {text.count(self.old)} times: {self.old}"
+        path.write_text(text.replace(self.old, self.new))
 
 
 @dataclass(frozen=True)
 class Control:
-    """A promise taken out, and the tests that keep it. Where no disk can be mounted, `cut` are skipped."""
+    """An edit that breaks a promise, and the tests that check it. `cut` are skipped if no disk can be mounted."""
 
     edit: Edit
     tests: tuple[str, ...]
@@ -57,7 +57,7 @@ CONTROLS = {
     ),
     "a training is dead before its lease ends": Control(
         Edit("worker/guard.py", "if time.clock_gettime(CLOCK) >= deadline:", "if False:"),
-        ("tests/worker/test_guard.py::test_a_passed_deadline_kills_the_whole_session",),
+        ("tests/worker/test_guard.py::test_guard_kills_the_whole_session_at_its_deadline",),
     ),
     "a training dies with its worker": Control(
         Edit(
@@ -65,15 +65,15 @@ CONTROLS = {
             "if not lines:\n                os.killpg(0, signal.SIGKILL)",
             "if not lines:\n                continue",
         ),
-        ("tests/worker/test_guard.py::test_a_closed_pipe_kills_the_whole_session",),
+        ("tests/worker/test_guard.py::test_guard_kills_the_whole_session_when_its_pipe_is_closed",),
     ),
-    "a lease counts from before it was asked for": Control(
+    "a lease counts from before its heartbeat": Control(
         Edit(
-            "worker/heart.py",
-            "            self.reached = True",
-            "            self.reached = True\n            self.deadline = boottime() + SAFE_PART * lease_s",
+            "worker/lease.py",
+            "            self.accepted = True",
+            "            self.accepted = True\n            self.deadline = boottime() + SAFE_PART * lease_s",
         ),
-        ("tests/worker/test_heart.py::test_a_late_answer_stretches_no_deadline",),
+        ("tests/worker/test_lease.py::test_heartbeat_deadline_is_not_extended_by_a_late_answer",),
     ),
     "a process without contact may not take over": Control(
         Edit("base/clock.py", "now - self._since >= duration_s", "True"),
@@ -86,7 +86,7 @@ CONTROLS = {
         Edit("store/lifecycle.py", " if takeover else _is_due(waiting)", ""),
         ("tests/store/test_lifecycle.py::test_claim_takes_over_an_expired_lease_only_with_takeover",),
     ),
-    "results appear with success or not at all": Control(
+    "results appear with the success or not at all": Control(
         Edit(
             "store/lifecycle.py",
             'job = update_job(connection, owned_by(job_id, fence), **_ended("succeeded")',
@@ -121,50 +121,44 @@ CONTROLS = {
     ),
 }
 
-HURRY = Edit(
+SHORT_SLEEP = Edit(
     "tests/worker/test_guard.py", 'SLEEP = "import time; time.sleep(600)"', 'SLEEP = "import time; time.sleep(4)"'
 )
-"""What nobody kills ends by itself, and the test that waits for it to be killed fails at once."""
+"""Processes that are not killed end soon, so that the test that waits for it fails soon."""
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     for name in COPIED:
-        # Bytecode comes along, apart from what another test process is just writing.
+        # Bytecode is copied too, except files that another test process is writing.
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pyc.*"))
-    for name in (
-        "pyproject.toml",
-        "tests/__init__.py",
-        "tests/clock.py",
-        "tests/conftest.py",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in ("pyproject.toml", "tests/__init__.py", "tests/clock.py", "tests/conftest.py"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
-    HURRY.apply(tmp_path)
+    SHORT_SLEEP.apply(tmp_path)
     return tmp_path
 
 
-def outcomes(copy: Path, tests: list[str]) -> dict[str, set[str]]:
-    """By test, what became of its cases; nothing for one that was skipped."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+def run_tests(copy: Path, tests: list[str]) -> dict[str, set[str]]:
+    """The outcomes of the cases of each test; an empty set if it was skipped."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", *FLAGS, *tests]
-    run = subprocess.run(command, cwd=copy, env=ours, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode in (0, 1), run.stdout + run.stderr
-    told: dict[str, set[str]] = {test: set() for test in tests}
-    for outcome, test in TOLD.findall(run.stdout):
-        told[test].add(outcome)
-    return told
+    outcomes: dict[str, set[str]] = {test: set() for test in tests}
+    for outcome, test in OUTCOME.findall(run.stdout):
+        outcomes[test].add(outcome)
+    return outcomes
 
 
-def test_all_pass_in_an_untouched_copy(copy: Path):
-    told = outcomes(copy, sorted({test for control in CONTROLS.values() for test in control.all}))
-    assert {test for test, outcome in told.items() if "FAILED" in outcome} == set()
-    assert [test for control in CONTROLS.values() for test in control.tests if told[test] != {"PASSED"}] == []
+def test_controls_pass_in_an_unchanged_copy(copy: Path):
+    outcomes = run_tests(copy, sorted({test for control in CONTROLS.values() for test in control.all}))
+    assert {test for test, outcome in outcomes.items() if "FAILED" in outcome} == set()
+    assert [test for control in CONTROLS.values() for test in control.tests if outcomes[test] != {"PASSED"}] == []
 
 
 @pytest.mark.parametrize("control", CONTROLS.values(), ids=CONTROLS)
-def test_without_the_promise_they_fail(control: Control, copy: Path):
+def test_controls_fail_without_the_promise(control: Control, copy: Path):
     control.edit.apply(copy)
-    told = outcomes(copy, list(control.all))
-    assert [test for test, outcome in told.items() if outcome == {"PASSED"}] == []
-    assert [test for test in control.tests if "FAILED" not in told[test]] == []
+    outcomes = run_tests(copy, list(control.all))
+    assert [test for test, outcome in outcomes.items() if outcome == {"PASSED"}] == []
+    assert [test for test in control.tests if "FAILED" not in outcomes[test]] == []

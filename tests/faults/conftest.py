@@ -8,13 +8,13 @@ from tests.worker.processes import until
 
 
 class Gate:
-    """Where a thread of this process waits until the test lets it go on."""
+    """A point where a thread of this process waits until the test opens it."""
 
     def __init__(self) -> None:
         self._reached, self._open = Event(), Event()
 
     def await_arrival(self) -> None:
-        until(self._reached.is_set, "somebody at the gate")
+        until(self._reached.is_set, "a thread to reach the gate")
 
     def open(self) -> None:
         self._open.set()
@@ -26,7 +26,7 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """What a failpoint of this process may do: `arm("claim.committed=gate")`."""
+    """An action for failpoints of this process: `arm("claim.committed=gate")`."""
     gate = Gate()
     monkeypatch.setitem(failpoints.ACTIONS, "gate", gate)
     yield gate
@@ -35,6 +35,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 @pytest.fixture
 def arm() -> Iterator[Callable[[str], None]]:
-    """Failpoints of this process, for workers that run in it."""
+    """Arm failpoints of this process, for workers that run in it."""
     yield failpoints.arm
     failpoints.arm("")

@@ -15,26 +15,30 @@ import httpx
 
 from local import servers
 from store.settings import Settings
+from tests.worker.job_database import REPOSITORY
 from tests.worker.processes import until
-from tests.worker.table import REPOSITORY
 
 START_S = 60.0
-"""A server that is imported on a busy machine."""
+"""Time limit of a server's imports on a busy machine."""
 SPEC = {"dataset": "digits", "student": "convnet8", "method": "supervised", "training": {"epochs": 1}}
 STEPS = 10
-"""So many the fake engine trains for a job that came over REST."""
+"""The steps that the fake engine trains for a job that was posted."""
 
 
 class Api:
     """`python -m api` on a port of its own."""
 
     def __init__(self, settings: Settings, log: Path, failpoints: str = "") -> None:
-        given = {f"DISTILLERY_{name.upper()}": str(v) for name, v in settings.model_dump(exclude_none=True).items()}
-        given |= {"DISTILLERY_PORT": "0", "DISTILLERY_FAILPOINTS": failpoints}
+        variables = {f"DISTILLERY_{name.upper()}": str(v) for name, v in settings.model_dump(exclude_none=True).items()}
+        variables |= {"DISTILLERY_PORT": "0", "DISTILLERY_FAILPOINTS": failpoints}
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "api"], env={**os.environ, **given}, cwd=REPOSITORY, stdout=output, stderr=output
+                [sys.executable, "-m", "api"],
+                env={**os.environ, **variables},
+                cwd=REPOSITORY,
+                stdout=output,
+                stderr=output,
             )
         self.http = httpx.Client(base_url=self._address(), timeout=60)
 
@@ -46,11 +50,11 @@ class Api:
         headers = {} if key is None else {"Idempotency-Key": key}
         return self.http.post("/v1/jobs", json={**SPEC, **changes}, headers=headers)
 
-    def accept(self) -> str:
-        """Send a job; its id."""
-        answer = self.post()
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["id"])
+    def submit(self) -> str:
+        """Post a job, which must be accepted; returns its id."""
+        response = self.post()
+        assert response.status_code == 201, response.text
+        return str(response.json()["id"])
 
     def kill(self) -> None:
         self.process.kill()
@@ -67,11 +71,11 @@ class Api:
             raise
 
     def _address(self) -> str:
-        def told() -> re.Match[str] | None:
+        def address() -> re.Match[str] | None:
             assert self.process.poll() is None, self.log
             return re.search(r"running on (http://\S+)", self.log)
 
-        return str(until(told, "the server to listen", START_S)[1])
+        return str(until(address, "the server to listen", START_S)[1])
 
 
 @contextmanager
@@ -100,7 +104,7 @@ class Server:
         self._running.close()
 
     def quit(self) -> None:
-        """What PostgreSQL calls an immediate shutdown: nothing is written any more, and the next start recovers."""
+        """PostgreSQL's immediate shutdown: nothing is written any more, and the next start recovers."""
         os.kill(int((self._folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
         until(lambda: not self.processes(), "the server to quit")
         self._running.close()
@@ -116,18 +120,18 @@ class Server:
         self._running.close()
 
     def processes(self) -> list[int]:
-        """Those that work in its folder."""
-        found = []
+        """The processes that work in its folder."""
+        processes = []
         for path in Path("/proc").glob("[0-9]*/cwd"):
             try:
                 if path.readlink().is_relative_to(self._folder):
-                    found.append(int(path.parent.name))
+                    processes.append(int(path.parent.name))
             except OSError:
                 continue
-        return sorted(found)
+        return sorted(processes)
 
     def _send(self, number: signal.Signals) -> None:
-        """Until all have it: one that was just born did not hear the first call."""
+        """Send the signal until all processes have it: new ones may start meanwhile."""
         reached: set[int] = set()
         while new := set(self.processes()) - reached:
             for process in new:
@@ -138,21 +142,21 @@ class Server:
 
 @contextmanager
 def own_postgres() -> Iterator[Server]:
-    """One that keeps what it acknowledged, whatever becomes of it."""
+    """A durable PostgreSQL."""
     with _own(lambda folder, port: servers.postgres(folder, durable=True, port=port)) as server:
         yield server
 
 
 @contextmanager
 def own_valkey() -> Iterator[Server]:
-    """One that keeps nothing."""
+    """A Valkey that keeps no data."""
     with _own(lambda folder, port: servers.valkey(folder, port=port)) as server:
         yield server
 
 
 @contextmanager
 def _own(serve: Callable[[Path, int], AbstractContextManager[str]]) -> Iterator[Server]:
-    # Not pytest's own folder: PostgreSQL, which never runs as root, could not look into it.
+    # Not pytest's own folder: PostgreSQL never runs as root and could not enter it.
     with TemporaryDirectory(prefix="distillery-") as name:
         Path(name).chmod(0o755)
         folder, port = Path(name) / "server", servers.free_port()

@@ -1,28 +1,28 @@
-"""Row 5: a host stands still for longer than a lease: worker, guard and engine alike.
+"""Row 5: a host is frozen for longer than a lease: worker, guard and engine.
 
-When it wakes the guard looks at its clock, which went on, before it does anything else; and what the worker has still
-to say comes from an attempt that has lost its job.
+When it wakes, the guard first reads its clock, which did not stop. The writes of the worker are refused, because its
+attempt has lost the job.
 """
 
 from pathlib import Path
 
-from tests.faults.workers import QUICK, Night, family, frozen, until_gone
+from tests.faults.workers import SHORT_LEASE, Workers, family, frozen, until_gone
 
 
-def test_at_waking_the_guard_kills_and_nothing_late_is_taken(tmp_path: Path, sqlite_database_url: str):
-    with Night(tmp_path, sqlite_database_url, **QUICK) as night:
-        owner = night.process()
-        job_id = night.table.submit(steps=20, at={"17": "wait"}, gate=str(tmp_path / "gate"))
-        night.until_step(job_id, 17)
+def test_host_frozen_guard_kills_at_waking_and_late_writes_are_refused(tmp_path: Path, sqlite_database_url: str):
+    with Workers(tmp_path, sqlite_database_url, **SHORT_LEASE) as workers:
+        owner = workers.start_process()
+        job_id = workers.db.submit(steps=20, at={"17": "wait"}, gate=str(tmp_path / "gate"))
+        workers.until_step(job_id, 17)
         training = family(owner.pid)[1:]
-        with frozen(night.table, [owner.pid]):
+        with frozen(workers.db, [owner.pid]):
             # The engine is woken first, the worker last: only the guard can have killed.
-            with frozen(night.table, reversed(training)):
-                night.worker(home=tmp_path / "elsewhere")
-                night.until_taken_over(job_id)
+            with frozen(workers.db, reversed(training)):
+                workers.start(home=tmp_path / "elsewhere")
+                workers.until_taken_over(job_id)
             until_gone(training)
-        night.until_turned_away(job_id)
+        workers.until_refused(job_id)
         owner.terminate()
         (tmp_path / "gate").touch()
-        night.assert_ended_well(job_id, 20, ["lost", "succeeded"])
-        night.assert_nothing_left()
+        workers.assert_succeeded(job_id, 20, ["lost", "succeeded"])
+        workers.assert_nothing_left()

@@ -1,7 +1,7 @@
-"""Row 6: an engine ends in a way of its own at a chosen step. Each way has its name, and none leaves a process behind.
+"""Row 6: an engine ends in different ways at a chosen step. Each is named, and none leaves a process.
 
-A segfault, SIGKILL, a MemoryError, exits without a word, and deafness to SIGTERM: `tests/worker/test_run_job.py`, with
-the last of the log in the feed. Here is what takes a process or memory of its own.
+A segfault, SIGKILL, a MemoryError, exits without an error, and an engine that ignores SIGTERM:
+`tests/worker/test_attempt.py`. Here are the ways that need a process or memory of their own.
 """
 
 import json
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.workers import PATIENT, Night, family, until_gone
+from tests.faults.workers import LONG_LEASE, Workers, family, until_gone
 from tests.worker.processes import FAKE_ENGINE, until
 
-HUNGRY = {
+LARGE_JOB = {
     "dataset": "digits",
     "student": "resnet50_cifar",
     "method": "supervised",
     "training": {"epochs": 1, "batch_size": 1290},
 }
 ADDRESS_SPACE = 1_500_000_000
-"""Bytes: enough for torch, and too few for that network on such a batch."""
+"""Bytes: enough for torch, but not for that network with this batch."""
 
 LITTLE_BYTES = 200_000_000
 
@@ -32,12 +32,12 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 @pytest.fixture
 def little_memory() -> Iterator[Path]:
-    """A control group, of either version, whose processes the kernel ends when they take more than that."""
+    """A control group, of either version, with LITTLE_BYTES of memory."""
     name = f"distillery-{secrets.token_hex(4)}"
     limits = [CONTROL_GROUPS / "memory" / name / "memory.limit_in_bytes", CONTROL_GROUPS / name / "memory.max"]
     limit = next(filter(_is_taken, limits), None)
     if limit is None:
-        pytest.skip("this machine gives no control group of our own")
+        pytest.skip("this machine allows no control group of our own")
     yield limit.parent
     limit.parent.rmdir()
 
@@ -55,37 +55,39 @@ def _is_taken(limit: Path) -> bool:
     return True
 
 
-def test_one_that_holds_the_interpreter_does_not_outlive_its_worker(tmp_path: Path, sqlite_database_url: str):
-    """A thread of its own that watched for the worker's end would wait for the lock for ever; the guard does not."""
-    with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
-        worker = night.process()
-        job_id = night.table.submit(steps=20, checkpoint_every=2, at={"7": "hold_the_interpreter"})
-        until(lambda: night.table.job(job_id).checkpoint_step == 6, "the step where it takes the lock")
+def test_engine_that_holds_the_interpreter_does_not_outlive_its_worker(tmp_path: Path, sqlite_database_url: str):
+    """A thread in the engine could not watch the worker, because it would wait for that lock; the guard can."""
+    with Workers(tmp_path, sqlite_database_url, **LONG_LEASE) as workers:
+        worker = workers.start_process()
+        job_id = workers.db.submit(steps=20, checkpoint_every=2, at={"7": "hold_the_interpreter"})
+        until(lambda: workers.db.job(job_id).checkpoint_step == 6, "the step where it takes the lock")
         training = family(worker.pid)[1:]
         worker.kill()
         until_gone(training)
 
 
-def test_memory_that_is_not_there_is_named(tmp_path: Path, sqlite_database_url: str):
+def test_engine_without_enough_address_space_is_out_of_memory(tmp_path: Path, sqlite_database_url: str):
     """The real engine, with less address space than its network needs."""
-    with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
+    with Workers(tmp_path, sqlite_database_url, **LONG_LEASE) as workers:
         engine = ["prlimit", f"--as={ADDRESS_SPACE}", sys.executable, "-m", "kdcore", "run"]
-        night.process(DISTILLERY_ENGINE=json.dumps(engine), DISTILLERY_WARM="false")
-        job_id = night.submit(HUNGRY, max_attempts=1)
-        until(lambda: night.table.job(job_id).status == "failed", "the engine to come so far", timeout_s=120)
-        error = night.table.job(job_id).error
+        workers.start_process(DISTILLERY_ENGINE=json.dumps(engine), DISTILLERY_WARM="false")
+        job_id = workers.submit(LARGE_JOB, max_attempts=1)
+        until(lambda: workers.db.job(job_id).status == "failed", "the engine to run out of memory", timeout_s=120)
+        error = workers.db.job(job_id).error
         assert error["code"] == "out_of_memory", error
         assert "batch_size" in error["hint"]
-        night.assert_nothing_left()
+        workers.assert_nothing_left()
 
 
-def test_memory_that_the_kernel_takes_back_is_named(tmp_path: Path, sqlite_database_url: str, little_memory: Path):
-    """The engine alone in a group of processes that may have little."""
+def test_engine_killed_by_the_kernel_for_memory_is_out_of_memory(
+    tmp_path: Path, sqlite_database_url: str, little_memory: Path
+):
+    """Only the engine is in the control group."""
     into = f'echo $$ > {little_memory}/cgroup.procs && exec "$@"'
-    with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
-        night.process(DISTILLERY_ENGINE=json.dumps(["sh", "-c", into, "sh", *FAKE_ENGINE]))
-        job_id = night.table.submit(max_attempts=1, at={"7": "hoard"})
-        job = night.table.until(job_id, "failed")
+    with Workers(tmp_path, sqlite_database_url, **LONG_LEASE) as workers:
+        workers.start_process(DISTILLERY_ENGINE=json.dumps(["sh", "-c", into, "sh", *FAKE_ENGINE]))
+        job_id = workers.db.submit(max_attempts=1, at={"7": "hoard"})
+        job = workers.db.until(job_id, "failed")
         assert job.error["code"] == "out_of_memory", job.error
-        assert "the kernel ended the engine" in job.error["message"]
-        night.assert_nothing_left()
+        assert "the kernel killed the engine" in job.error["message"]
+        workers.assert_nothing_left()

@@ -1,7 +1,7 @@
-"""Row 9: the broker is killed without having kept anything, frozen, or resets its connections again and again.
+"""Row 9: the broker is killed and loses its data, is frozen, or resets its connections again and again.
 
-A submit is answered all the same, every job is found by looking, and once the broker is back its bell is heard again:
-nothing needs a person.
+Submits are answered, every job is found by polling, and wake-up messages arrive again when the broker is back. No
+operator is needed.
 """
 
 import time
@@ -13,12 +13,12 @@ import redis
 
 from api.wakeup_sender import MAX_PENDING
 from tests.faults.servers import STEPS, Server, api_process, own_valkey
-from tests.faults.workers import PATIENT, Night
+from tests.faults.workers import LONG_LEASE, Workers
 from tests.worker.processes import until
 
-DEAF_FOR_S = 600
-DEAF = {**PATIENT, "look_s": DEAF_FOR_S, "rering_s": DEAF_FOR_S, "lease_s": 4 * DEAF_FOR_S}
-"""Only the bell makes such a worker look."""
+RARELY_S = 600
+RARE_POLLS = {**LONG_LEASE, "look_s": RARELY_S, "rering_s": RARELY_S, "lease_s": 4 * RARELY_S}
+"""Such a worker polls only when it gets a wake-up message."""
 
 
 @pytest.fixture(scope="module")
@@ -28,66 +28,66 @@ def broker() -> Iterator[Server]:
 
 
 def reset(server: Server) -> None:
-    """Twenty times all connections but the one that asks for it."""
+    """Close all connections except this one, twenty times."""
     with redis.Redis.from_url(server.url) as client:
         for _ in range(20):
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
 
-def nothing(_: Server) -> None:
-    """One that only resets its connections was never away."""
+def already_back(_: Server) -> None:
+    """A broker that only reset its connections was never away."""
 
 
 @pytest.mark.parametrize(
     ("away", "back"),
-    [(Server.kill, Server.start), (Server.freeze, Server.wake), (reset, nothing)],
+    [(Server.kill, Server.start), (Server.freeze, Server.wake), (reset, already_back)],
     ids=["killed", "frozen", "resetting"],
 )
-def test_jobs_are_found_by_looking_and_the_bell_is_heard_again(
+def test_broker_away_jobs_are_found_by_polling_and_messages_arrive_again(
     tmp_path: Path,
     sqlite_database_url: str,
     broker: Server,
     away: Callable[[Server], None],
     back: Callable[[Server], None],
 ):
-    """The worker process hears the bell and looks hardly ever; the one in this process only looks."""
+    """The worker process gets messages and polls rarely; the one in this process only polls."""
     with (
-        Night(tmp_path, sqlite_database_url, **DEAF, broker_url=broker.url) as night,
-        api_process(night.settings, tmp_path / "api.log") as api,
+        Workers(tmp_path, sqlite_database_url, **RARE_POLLS, broker_url=broker.url) as workers,
+        api_process(workers.settings, tmp_path / "api.log") as api,
     ):
-        night.process()
-        until(lambda: "is at work" in night.log, "the worker to start")
-        night.assert_ended_well(api.accept(), STEPS, ["succeeded"])
+        workers.start_process()
+        workers.until_at_work()
+        workers.assert_succeeded(api.submit(), STEPS, ["succeeded"])
         away(broker)
-        unrung = [api.accept() for _ in range(3)]
-        looking = night.worker(look_s=PATIENT["look_s"])
-        for job_id in unrung:
-            night.assert_ended_well(job_id, STEPS, ["succeeded"])
-        looking.stop()
+        without_message = [api.submit() for _ in range(3)]
+        polling = workers.start(look_s=LONG_LEASE["look_s"])
+        for job_id in without_message:
+            workers.assert_succeeded(job_id, STEPS, ["succeeded"])
+        polling.stop()
         back(broker)
         sent: list[str] = []
 
-        def heard() -> bool:
-            # Not too many: the first ring after an outage may be lost, and no more than that.
-            sent.append(api.accept())
+        def message_received() -> bool:
+            # Not too many: only the first message after an outage may be lost.
+            sent.append(api.submit())
             time.sleep(0.5)
-            return any(night.table.job(job_id).status != "queued" for job_id in sent)
+            return any(workers.db.job(job_id).status != "queued" for job_id in sent)
 
-        until(heard, "the bell to be heard", timeout_s=90)  # Celery tries after 2, 4, 6 … s
+        until(message_received, "a message to be received", timeout_s=90)  # Celery tries after 2, 4, 6 … s
         for job_id in sent:
-            night.assert_ended_well(job_id, STEPS, ["succeeded"])
-        night.assert_nothing_left()
+            workers.assert_succeeded(job_id, STEPS, ["succeeded"])
+        workers.assert_nothing_left()
 
 
-def test_an_answer_never_waits_for_its_ring(tmp_path: Path, sqlite_database_url: str, broker: Server):
-    """The thread that rings hangs at the first: more jobs are taken than rings may wait."""
+def test_submit_never_waits_for_its_wake_up_message(tmp_path: Path, sqlite_database_url: str, broker: Server):
+    """The thread that sends messages hangs at the first one; more jobs are accepted than messages may wait."""
     with (
-        Night(tmp_path, sqlite_database_url, **PATIENT, broker_url=broker.url) as night,
-        api_process(night.settings, tmp_path / "api.log", "wakeup.unsent=hang") as api,
+        Workers(tmp_path, sqlite_database_url, **LONG_LEASE, broker_url=broker.url) as workers,
+        api_process(workers.settings, tmp_path / "api.log", "wakeup.unsent=hang") as api,
         redis.Redis.from_url(broker.url) as queue,
     ):
         queue.delete("look")
-        sent = {api.accept() for _ in range(MAX_PENDING + 2)}
+        sent = {api.submit() for _ in range(MAX_PENDING + 2)}
         assert len(sent) == MAX_PENDING + 2
         assert queue.llen("look") == 0
         api.kill()

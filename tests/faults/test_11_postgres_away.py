@@ -12,7 +12,7 @@ import pytest
 
 from store.database import migrate
 from tests.faults.servers import STEPS, Server, api_process, own_postgres
-from tests.faults.workers import QUICK, Night
+from tests.faults.workers import SHORT_LEASE, Workers
 from tests.worker.processes import until
 
 
@@ -32,20 +32,20 @@ def test_everybody_waits_and_goes_on(
     tmp_path: Path, server: Server, away: Callable[[Server], None], back: Callable[[Server], None]
 ):
     with (
-        Night(tmp_path, server.url, **QUICK) as night,
-        api_process(night.settings, tmp_path / "api.log") as api,
+        Workers(tmp_path, server.url, **SHORT_LEASE) as workers,
+        api_process(workers.settings, tmp_path / "api.log") as api,
     ):
         gates = [tmp_path / "done while it is away", tmp_path / "done when it is back"]
-        ending, training = [night.table.submit(steps=10, at={"7": "wait"}, gate=str(gate)) for gate in gates]
+        ending, training = [workers.db.submit(steps=10, at={"7": "wait"}, gate=str(gate)) for gate in gates]
         for _ in range(3):
-            night.worker()
-        night.table.until_checkpoint(ending)
-        night.table.until_checkpoint(training)
-        time.sleep(1.25 * night.settings.lease_s)  # so that the idle one may rescue
+            workers.start()
+        workers.db.until_checkpoint(ending)
+        workers.db.until_checkpoint(training)
+        time.sleep(1.25 * workers.settings.lease_s)  # so that the idle one may take over
         away(server)
-        back_at = time.monotonic() + 2.25 * night.settings.lease_s
+        back_at = time.monotonic() + 2.25 * workers.settings.lease_s
         gates[0].touch()
-        until(lambda: list(night.settings.home.glob(f"scratch/{ending}.*/out/report.json")), "the end of a training")
+        until(lambda: list(workers.settings.home.glob(f"scratch/{ending}.*/out/report.json")), "the end of a training")
         refused = api.post(tmp_path.name)
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
         assert int(refused.headers["Retry-After"]) > 0
@@ -54,8 +54,8 @@ def test_everybody_waits_and_goes_on(
         accepted = until(
             lambda: (answer := api.post(tmp_path.name)).status_code in (200, 201) and answer, "a job to be taken"
         )
-        night.assert_ended_well(accepted.json()["id"], STEPS, ["succeeded"])
-        night.assert_ended_well(ending, 10, ["succeeded"])
+        workers.assert_succeeded(accepted.json()["id"], STEPS, ["succeeded"])
+        workers.assert_succeeded(ending, 10, ["succeeded"])
         gates[1].touch()
-        night.assert_ended_well(training, 10, ["succeeded"])
-        night.assert_nothing_left()
+        workers.assert_succeeded(training, 10, ["succeeded"])
+        workers.assert_nothing_left()

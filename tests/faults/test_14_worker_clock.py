@@ -1,6 +1,6 @@
-"""Row 14: a worker whose clock is an hour off, either way. It steals nothing, and its own lease is no longer than any.
+"""Row 14: a worker whose clock is an hour fast or slow. It takes over no job early, and its lease is not longer.
 
-Leases are measured by the database's clock alone.
+Leases are measured by the database's clock only.
 """
 
 import os
@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select
 
 from store.records import database_now
-from tests.faults.workers import QUICK, Night
+from tests.faults.workers import SHORT_LEASE, Workers
+from tests.worker.job_database import until_at_work, worker_process
 from tests.worker.processes import until
-from tests.worker.table import worker_process
 
 HOUR_S = 3600
 SHIFTED = """
@@ -34,42 +34,42 @@ print("the clock is", round(time.time() - _time()), "s off", flush=True)
 
 
 @pytest.mark.parametrize("shift", [HOUR_S, -HOUR_S])
-def test_it_neither_steals_nor_keeps(tmp_path: Path, database_url: str, shift: int):
+def test_worker_clock_changes_no_lease(tmp_path: Path, database_url: str, shift: int):
     (tmp_path / "sitecustomize.py").write_text(SHIFTED.format(shift=shift))
     gates = [tmp_path / "ours", tmp_path / "theirs"]
-    with Night(tmp_path, database_url, **QUICK) as night:
+    with Workers(tmp_path, database_url, **SHORT_LEASE) as workers:
         ours, theirs = [{"steps": 10, "at": {"7": "wait"}, "gate": str(gate), "checkpoint_every": 5} for gate in gates]
-        first = night.table.submit(**ours)
-        worker = night.worker()
-        night.table.until_checkpoint(first)
-        elsewhere = night.settings.model_copy(update={"home": tmp_path / "elsewhere"})
+        first = workers.db.submit(**ours)
+        worker = workers.start()
+        workers.db.until_checkpoint(first)
+        elsewhere = workers.settings.model_copy(update={"home": tmp_path / "elsewhere"})
         path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
         log = tmp_path / "elsewhere.log"
         with worker_process(elsewhere, log, PYTHONPATH=path) as shifted:
-            until(lambda: "is at work" in log.read_text(), "the worker to start")
+            until_at_work(log)
             assert f"the clock is {shift} s off" in log.read_text()
-            time.sleep(1.5 * night.settings.lease_s)  # so that it may rescue, and looks what it could
-            second = night.table.submit(**theirs)
-            night.table.until_checkpoint(second)
-            assert night.table.job(first).fence == 1
-            beat_since(night, second)
-            assert 0 < lease_left(night, second) <= night.settings.lease_s
+            time.sleep(1.5 * workers.settings.lease_s)  # so that it may take over expired leases
+            second = workers.db.submit(**theirs)
+            workers.db.until_checkpoint(second)
+            assert workers.db.job(first).fence == 1
+            until_heartbeat(workers, second)
+            assert 0 < lease_left(workers, second) <= workers.settings.lease_s
             shifted.kill()
             shifted.wait()
             gates[0].touch()
-            night.assert_ended_well(first, 10, ["succeeded"])
+            workers.assert_succeeded(first, 10, ["succeeded"])
             gates[1].touch()
-            night.assert_ended_well(second, 10, ["lost", "succeeded"])
-            assert night.table.attempts(second)[-1].owner == worker.desk.owner
+            workers.assert_succeeded(second, 10, ["lost", "succeeded"])
+            assert workers.db.attempts(second)[-1].owner == worker.context.owner
 
 
-def lease_left(night: Night, job_id: str) -> float:
-    with night.table.database.connect() as connection:
+def lease_left(workers: Workers, job_id: str) -> float:
+    with workers.db.database.connect() as connection:
         now: float = connection.execute(select(database_now())).scalar_one()
-    return (night.table.job(job_id).lease_until or 0) - now
+    return (workers.db.job(job_id).lease_until or 0) - now
 
 
-def beat_since(night: Night, job_id: str) -> None:
-    """A heartbeat from now on: the lease of the claim alone would not tell of its clock."""
-    before = night.table.job(job_id).lease_until
-    until(lambda: night.table.job(job_id).lease_until != before, "a heartbeat")
+def until_heartbeat(workers: Workers, job_id: str) -> None:
+    """Wait for a heartbeat: the lease that the claim set does not depend on the worker's clock."""
+    before = workers.db.job(job_id).lease_until
+    until(lambda: workers.db.job(job_id).lease_until != before, "a heartbeat")

@@ -1,4 +1,4 @@
-"""Row 18: the newest checkpoint is not what its row says. It is skipped by name, and the one before is used."""
+"""Row 18: the newest checkpoint differs from its row. It is skipped with a warning, and the one before is used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from store import jobs
 from store.checkpoints import Checkpoint
-from tests.faults.workers import PATIENT, Night
+from tests.faults.workers import LONG_LEASE, Workers
 
 
 def cut_short(path: Path) -> None:
@@ -29,66 +29,68 @@ def gone(path: Path) -> None:
 
 
 def of_another_attempt(path: Path) -> None:
-    """A whole one, under this one's name."""
+    """A complete checkpoint with the name of this one."""
     path.write_text('{"step": 9, "weights": "of a stale attempt"}')
 
 
 @pytest.mark.parametrize("harm", [cut_short, one_bit_flipped, emptied, gone, of_another_attempt])
-def test_the_one_before_is_used(tmp_path: Path, sqlite_database_url: str, harm: Callable[[Path], None]):
-    with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
-        job_id, (newest, before) = _stopped_after_two(night)
-        harm(_file(night, newest))
-        night.table.ask(jobs.retry, job_id)
-        night.assert_ended_well(job_id, 20, ["failed", "succeeded"])
-        assert _skipped(night, job_id) == [newest.step]
-        assert _goes_on_after(night, job_id) == f"{before.step}"
-        night.assert_nothing_left()
+def test_broken_checkpoint_is_skipped_and_the_one_before_is_used(
+    tmp_path: Path, sqlite_database_url: str, harm: Callable[[Path], None]
+):
+    with Workers(tmp_path, sqlite_database_url, **LONG_LEASE) as workers:
+        job_id, (newest, before) = _failed_after_two(workers)
+        harm(_file(workers, newest))
+        workers.db.request(jobs.retry, job_id)
+        workers.assert_succeeded(job_id, 20, ["failed", "succeeded"])
+        assert _skipped(workers, job_id) == [newest.step]
+        assert _resumed_after(workers, job_id) == f"{before.step}"
+        workers.assert_nothing_left()
 
 
-def test_without_a_whole_one_it_begins_anew(tmp_path: Path, sqlite_database_url: str):
-    with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
-        job_id, (newest, before) = _stopped_after_two(night)
-        emptied(_file(night, newest))
-        one_bit_flipped(_file(night, before))
-        night.table.ask(jobs.retry, job_id)
-        night.assert_ended_well(job_id, 20, ["failed", "succeeded"])
-        assert _skipped(night, job_id) == [newest.step, before.step]
-        assert _goes_on_after(night, job_id) is None
+def test_broken_checkpoints_only_start_the_job_from_scratch(tmp_path: Path, sqlite_database_url: str):
+    with Workers(tmp_path, sqlite_database_url, **LONG_LEASE) as workers:
+        job_id, (newest, before) = _failed_after_two(workers)
+        emptied(_file(workers, newest))
+        one_bit_flipped(_file(workers, before))
+        workers.db.request(jobs.retry, job_id)
+        workers.assert_succeeded(job_id, 20, ["failed", "succeeded"])
+        assert _skipped(workers, job_id) == [newest.step, before.step]
+        assert _resumed_after(workers, job_id) is None
 
 
-def test_a_file_that_no_row_names_is_never_gone_on_from(tmp_path: Path, sqlite_database_url: str):
-    """A stale attempt may still write under its own fence, and further than anybody: its row is refused."""
-    with Night(tmp_path, sqlite_database_url, **PATIENT) as night:
-        job_id, (newest, _) = _stopped_after_two(night)
-        of_another_attempt(_file(night, newest).with_name("000000019.pt"))
-        night.table.ask(jobs.retry, job_id)
-        night.assert_ended_well(job_id, 20, ["failed", "succeeded"])
-        assert _skipped(night, job_id) == []
-        assert _goes_on_after(night, job_id) == f"{newest.step}"
+def test_checkpoint_without_a_row_is_never_used(tmp_path: Path, sqlite_database_url: str):
+    """A stale attempt may write a file under its own fence, but its row is refused."""
+    with Workers(tmp_path, sqlite_database_url, **LONG_LEASE) as workers:
+        job_id, (newest, _) = _failed_after_two(workers)
+        of_another_attempt(_file(workers, newest).with_name("000000019.pt"))
+        workers.db.request(jobs.retry, job_id)
+        workers.assert_succeeded(job_id, 20, ["failed", "succeeded"])
+        assert _skipped(workers, job_id) == []
+        assert _resumed_after(workers, job_id) == f"{newest.step}"
 
 
-def _stopped_after_two(night: Night) -> tuple[str, list[Checkpoint]]:
-    """A job that failed for good at step 12, with the checkpoints of steps 10 and 5; retried, it is well."""
-    night.worker()
-    once = night.settings.home / "once"
-    job_id = night.table.submit(steps=20, checkpoint_every=5, at={"12": "diverge"}, once=str(once))
-    night.table.until(job_id, "failed")
-    kept = night.checkpoints(job_id)
-    assert [checkpoint.step for checkpoint in kept] == [10, 5]
-    return job_id, kept
+def _failed_after_two(workers: Workers) -> tuple[str, list[Checkpoint]]:
+    """A job that failed at step 12, with the checkpoints of steps 10 and 5; a retry succeeds."""
+    workers.start()
+    once = workers.settings.home / "once"
+    job_id = workers.db.submit(steps=20, checkpoint_every=5, at={"12": "diverge"}, once=str(once))
+    workers.db.until(job_id, "failed")
+    stored = workers.checkpoints(job_id)
+    assert [checkpoint.step for checkpoint in stored] == [10, 5]
+    return job_id, stored
 
 
-def _file(night: Night, checkpoint: Checkpoint) -> Path:
-    return night.table.files.folder / checkpoint.path
+def _file(workers: Workers, checkpoint: Checkpoint) -> Path:
+    return workers.db.files.folder / checkpoint.path
 
 
-def _skipped(night: Night, job_id: str) -> list[int]:
-    said = [event.data for event in night.table.events(job_id) if event.type == "warning"]
-    return [data["step"] for data in said if data["code"] == "checkpoint_skipped"]
+def _skipped(workers: Workers, job_id: str) -> list[int]:
+    warnings = [event.data for event in workers.db.events(job_id) if event.type == "warning"]
+    return [data["step"] for data in warnings if data["code"] == "checkpoint_skipped"]
 
 
-def _goes_on_after(night: Night, job_id: str) -> str | None:
-    """The step, as the engine printed it."""
-    printed = night.table.files.log_path(job_id, 2).read_text()
-    _, found, rest = printed.partition("goes on after step ")
-    return rest.split()[0] if found else None
+def _resumed_after(workers: Workers, job_id: str) -> str | None:
+    """The step that the engine printed."""
+    log = workers.db.files.log_path(job_id, 2).read_text()
+    _, resumed, rest = log.partition("goes on after step ")
+    return rest.split()[0] if resumed else None

@@ -1,7 +1,7 @@
 """Row 20: the embedded server is killed with -9 while the real engine trains, and started again.
 
-It goes on with its own job at once, as `tests/worker/test_serve.py` shows with a lease of forty minutes. Here the job
-was paused and resumed before (row 16), and is compared with one that nobody disturbed.
+It continues its job at once, as `tests/test_serve.py` shows with a lease of forty minutes. Here the job was paused and
+resumed before (row 16), and is compared with an undisturbed one.
 """
 
 import signal
@@ -10,8 +10,8 @@ from typing import Any
 
 from store.settings import Settings
 from tests.end_to_end.embedded_server import EmbeddedServer, embedded_server
+from tests.worker.job_database import JobDatabase, engines
 from tests.worker.processes import until
-from tests.worker.table import Table, engines
 
 SPEC = {
     "dataset": "digits",
@@ -21,37 +21,37 @@ SPEC = {
 }
 
 
-def test_the_disturbed_student_equals_the_undisturbed_bit_for_bit(tmp_path: Path):
-    # A pause makes the first checkpoint; the server dies with the third, which is on the disk and in no row.
+def test_server_killed_student_equals_the_undisturbed_one_bit_for_bit(tmp_path: Path):
+    # A pause makes the first checkpoint; the server dies after the third file, before its row.
     killed = {
         "DISTILLERY_FAILPOINTS": "checkpoint.stored=kill:3",
         "DISTILLERY_HEARTBEAT_S": "0.2",
         "DISTILLERY_LOOK_S": "0.5",
     }
     with embedded_server(tmp_path / "home", **killed) as server:
-        table = Table(Settings(home=tmp_path / "home"))
+        db = JobDatabase(Settings(home=tmp_path / "home"))
         job_id = server.submit(SPEC)
-        table.until(job_id, "running")
+        db.until(job_id, "running")
         assert server.post(f"/v1/jobs/{job_id}/pause").status_code == 200
-        table.until(job_id, "paused")
+        db.until(job_id, "paused")
         server.post(f"/v1/jobs/{job_id}/resume")
         assert server.process.wait(60) == -signal.SIGKILL
         until(lambda: not engines(tmp_path / "home"), "the guard to end the training")
-        left = table.job(job_id)
-        assert left.status == "running"
+        interrupted = db.job(job_id)
+        assert interrupted.status == "running"
 
         del server.environment["DISTILLERY_FAILPOINTS"]
         server.start()
-        disturbed = _told(server, job_id)
-        assert [attempt.how for attempt in table.attempts(job_id)] == ["paused", "failed", "succeeded"]
-        assert table.attempts(job_id)[-1].first_step == left.checkpoint_step
-        assert disturbed == _told(server, server.submit(SPEC))
-        table.assert_nothing_left()
-        table.database.dispose()
+        disturbed = _results(server, job_id)
+        assert [attempt.how for attempt in db.attempts(job_id)] == ["paused", "failed", "succeeded"]
+        assert db.attempts(job_id)[-1].first_step == interrupted.checkpoint_step
+        assert disturbed == _results(server, server.submit(SPEC))
+        db.assert_nothing_left()
+        db.database.dispose()
 
 
-def _told(server: EmbeddedServer, job_id: str) -> dict[str, Any]:
-    """All that may not depend on what happened on the way: the bytes, the proof, the curves."""
+def _results(server: EmbeddedServer, job_id: str) -> dict[str, Any]:
+    """What must not depend on the disturbances: the bytes, the report, the curves."""
     report = server.ended(job_id)["result"]
     report.pop("seconds")
     files = {one["name"]: one["sha256"] for one in server.get(f"/v1/jobs/{job_id}/artifacts")["data"]}

@@ -1,4 +1,4 @@
-"""Row 21: two workers claim together, two sweeps run together. Each job has one owner, and one end."""
+"""Row 21: two workers claim at the same time, two sweeps run at the same time. Each job has one owner and one end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,22 +28,22 @@ def postgres(postgres_database_url: str) -> Iterator[Database]:
     database.dispose()
 
 
-def insist(database: Database, move: Callable[[Connection], T]) -> T:
-    """As a worker does: SQLite's lock is not fair, and who waits for it too long asks again."""
+def retry(database: Database, move: Callable[[Connection], T]) -> T:
+    """Try again as a worker does: SQLite's lock is not fair, and a wait for it may be too long."""
     while True:
         with suppress(DatabaseUnavailable), database.begin() as connection:
             return move(connection)
 
 
 def claim_all(database: Database, owner: str) -> list[str]:
-    mine = []
-    while claim := insist(database, lambda connection: lifecycle.claim(connection, owner, 600, takeover=True)):
-        mine.append(claim.job.id)
-    return mine
+    claimed = []
+    while claim := retry(database, lambda connection: lifecycle.claim(connection, owner, 600, takeover=True)):
+        claimed.append(claim.job.id)
+    return claimed
 
 
 def queue_many(database: Database) -> set[str]:
-    """Written as one, since they are not what is tested."""
+    """Inserted at once: submitting is not what is tested."""
     like = {"project": "ours", "method": "kd", "spec": {}, "resolved_spec": {}, "spec_sha256": SHA256}
     new = [
         {"id": f"job_{number:04}", "status": "queued", "max_attempts": 3, "event_seq": 0, **like}
@@ -54,7 +54,7 @@ def queue_many(database: Database) -> set[str]:
     return {row["id"] for row in new}
 
 
-def test_two_workers_share_hundreds_of_jobs(database: Database):
+def test_claim_by_two_workers_shares_hundreds_of_jobs(database: Database):
     expected = queue_many(database)
     one, two = run_concurrently([lambda: claim_all(database, "one"), lambda: claim_all(database, "two")])
     assert isinstance(one, list)
@@ -67,8 +67,8 @@ def test_two_workers_share_hundreds_of_jobs(database: Database):
     assert sorted(claims) == [(job_id, 1) for job_id in sorted(expected)]
 
 
-def test_a_claim_that_is_not_committed_yet_is_passed_over(postgres: Database):
-    """On SQLite the second could not begin."""
+def test_claim_that_is_not_committed_yet_is_skipped_by_others(postgres: Database):
+    """On SQLite the second transaction could not begin."""
     first, second = submitted(postgres), submitted(postgres)
     with postgres.begin() as one, postgres.begin() as two:
         claims = [lifecycle.claim(connection, "worker", 60, takeover=True) for connection in (one, two, two)]
@@ -76,7 +76,7 @@ def test_a_claim_that_is_not_committed_yet_is_passed_over(postgres: Database):
 
 
 @pytest.mark.parametrize("requested", ["cancel", "none"])
-def test_two_sweeps_end_an_abandoned_job_once(database: Database, requested: str):
+def test_sweep_by_four_ends_an_abandoned_job_once(database: Database, requested: str):
     job_ids = [running(database, max_attempts=1).job.id for _ in range(20)]
     for job_id in job_ids:
         expire_lease(database, job_id)
@@ -85,7 +85,7 @@ def test_two_sweeps_end_an_abandoned_job_once(database: Database, requested: str
                 jobs.cancel(connection, job_id)
 
     def sweep() -> list[str]:
-        return insist(database, lambda connection: lifecycle.sweep(connection, takeover=True))
+        return retry(database, lambda connection: lifecycle.sweep(connection, takeover=True))
 
     assert run_concurrently([sweep] * 4) == [[]] * 4
     end = "cancelled" if requested == "cancel" else "failed"

@@ -1,6 +1,6 @@
-"""Row 22: a lease that one late heartbeat would lose is refused at start, in words that say what would work.
+"""Row 22: a lease that one late heartbeat would lose is refused at start, with a value that would work.
 
-Each bound of the timings by itself: `tests/store/test_settings.py`.
+Each limit of the timings by itself: `tests/store/test_settings.py`.
 """
 
 import os
@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from tests.worker.table import REPOSITORY
+from tests.worker.job_database import REPOSITORY
 
 
 @pytest.mark.parametrize("program", ["worker", "api"])
-def test_a_program_refuses_to_start(program: str):
+def test_lease_too_short_is_refused(program: str):
     timings = {"DISTILLERY_LEASE_S": "4", "DISTILLERY_HEARTBEAT_S": "1.5", "DISTILLERY_LOOK_S": "1"}
     refused = subprocess.run(
         [sys.executable, "-m", program],

@@ -1,4 +1,4 @@
-"""Workers that come and go around one table, and what they left when they are gone."""
+"""Workers that start and die around one database, and what they leave."""
 
 import os
 import signal
@@ -12,29 +12,29 @@ from typing import Any, Self
 from store import artifacts, checkpoints, jobs, metrics
 from store.checkpoints import Checkpoint
 from store.settings import Settings
-from tests.store.helpers import new_job
+from tests.worker.job_database import OPTIONS, JobDatabase, until_at_work, worker_process
 from tests.worker.processes import until
-from tests.worker.table import OPTIONS, Table, worker_process
+from worker.attempt import STALE_FENCE
 from worker.devices import Device
-from worker.service import Worker
+from worker.worker import Worker
 
-QUICK = {"lease_s": 2, "heartbeat_s": 0.4, "look_s": 0.1, "rering_s": 0.5, "stop_grace_s": 3, "min_free_bytes": 0}
-"""For tests that let a lease lapse."""
-PATIENT = {**QUICK, "lease_s": 60}
-"""For tests in which no lease may lapse, however busy the machine is."""
+SHORT_LEASE = {"lease_s": 2, "heartbeat_s": 0.4, "look_s": 0.1, "rering_s": 0.5, "stop_grace_s": 3, "min_free_bytes": 0}
+"""For tests in which a lease expires."""
+LONG_LEASE = {**SHORT_LEASE, "lease_s": 60}
+"""For tests in which no lease may expire, also on a busy machine."""
 
 
-class Night:
-    """A table, and the workers of one night. What is started here has ended when the `with` block is left."""
+class Workers:
+    """One database and its workers. Everything that is started here has ended at the end of the `with` block."""
 
     def __init__(self, folder: Path, database_url: str, **settings: Any) -> None:
         self.settings = Settings(home=folder / "home", database_url=database_url, slots=1, **settings)
-        self.table = Table(self.settings)
+        self.db = JobDatabase(self.settings)
         self._folder, self._log = folder, folder / "worker.log"
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.callback(self.table.database.dispose)
+        self._stack.callback(self.db.database.dispose)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,28 +42,28 @@ class Night:
 
     @property
     def log(self) -> str:
-        """What all worker processes said."""
+        """The log of all worker processes."""
         return self._log.read_text()
 
     def submit(self, spec: dict[str, Any], max_attempts: int = 3) -> str:
-        """A job for the real engine."""
-        new = new_job(project="p", spec=spec, resolved_spec=spec, method=spec["method"], max_attempts=max_attempts)
-        with self.table.database.begin() as connection:
-            job, _ = jobs.submit(connection, new)
+        """Submit a job for the real engine."""
+        fields = {"project": "p", "name": None, "method": spec["method"], "spec_sha256": "0" * 64}
+        with self.db.database.begin() as connection:
+            job, _ = jobs.submit(connection, spec=spec, resolved=spec, max_attempts=max_attempts, **fields)
         return job.id
 
-    def process(self, failpoints: str = "", **more: str) -> subprocess.Popen[bytes]:
-        """`python -m worker`, with moments at which something happens to it."""
+    def start_process(self, failpoints: str = "", **more: str) -> subprocess.Popen[bytes]:
+        """Start `python -m worker`, with failpoints."""
         armed = {"DISTILLERY_FAILPOINTS": failpoints}
         return self._stack.enter_context(worker_process(self.settings, self._log, **armed, **more))
 
-    def killed_at(self, failpoints: str) -> None:
-        """A worker process that lives until then."""
+    def run_until_killed(self, failpoints: str) -> None:
+        """Run a worker process until a failpoint kills it."""
         with worker_process(self.settings, self._log, DISTILLERY_FAILPOINTS=failpoints) as worker:
             assert worker.wait(60) == -signal.SIGKILL, self.log
 
-    def worker(self, **changes: Any) -> Worker:
-        """One in this process, that looks and does not listen."""
+    def start(self, **changes: Any) -> Worker:
+        """Start a worker in this process that polls and does not listen."""
         worker = Worker(
             self.settings.model_copy(update=changes), OPTIONS, listens=False, devices=[Device("cpu", "", 1)]
         )
@@ -71,66 +71,71 @@ class Night:
         worker.start()
         return worker
 
+    def until_at_work(self) -> None:
+        until_at_work(self._log)
+
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        with self.table.database.connect() as connection:
+        with self.db.database.connect() as connection:
             return checkpoints.list_checkpoints(connection, job_id)
 
     def until_step(self, job_id: str, step: int) -> None:
-        until(lambda: (self.table.job(job_id).progress or {}).get("step") == step, f"step {step} of {job_id}")
+        until(lambda: (self.db.job(job_id).progress or {}).get("step") == step, f"step {step} of {job_id}")
 
     def until_taken_over(self, job_id: str) -> None:
-        """The second attempt trains."""
-        until(lambda: (job := self.table.job(job_id)).fence == 2 and job.phase == "training", "another to take over")
+        """Wait until the second attempt trains."""
+        until(
+            lambda: (job := self.db.job(job_id)).fence == 2 and job.phase == "training", "another worker to take over"
+        )
 
-    def until_turned_away(self, job_id: str) -> None:
-        """The first attempt has woken, and sees that the second, which runs, has the job."""
-        until(lambda: "fence 1 is stale, another attempt owns the job" in self.log, "the frozen one to see it is late")
-        job = self.table.job(job_id)
+    def until_refused(self, job_id: str) -> None:
+        """Wait until the first attempt has woken and its write was refused, while the second one runs."""
+        until(lambda: STALE_FENCE % (job_id, 1) in self.log, "the first attempt to be refused")
+        job = self.db.job(job_id)
         assert (job.status, job.fence) == ("running", 2)
 
-    def all_about(self, job_id: str) -> dict[str, Any]:
-        """All that the table says of a job that has ended."""
-        with self.table.database.connect() as connection:
+    def snapshot(self, job_id: str) -> dict[str, Any]:
+        """All rows about a job that has ended."""
+        with self.db.database.connect() as connection:
             published = artifacts.list_artifacts(connection, job_id)
             curves = metrics.series(connection, job_id, max_points=10**6)
         return {
-            "job": asdict(self.table.job(job_id)),
-            "events": self.table.events(job_id),
-            "attempts": self.table.attempts(job_id),
+            "job": asdict(self.db.job(job_id)),
+            "events": self.db.events(job_id),
+            "attempts": self.db.attempts(job_id),
             "checkpoints": self.checkpoints(job_id),
             "artifacts": published,
             "curves": curves,
         }
 
-    def assert_ended_well(self, job_id: str, steps: int, hows: Iterable[str]) -> None:
-        """Succeeded once with the weights of an undisturbed run, each step told of once; its attempts ended so."""
-        self.table.assert_trained(job_id, steps)
-        told = self.all_about(job_id)
-        assert [attempt.how for attempt in told["attempts"]] == [*hows]
-        assert told["curves"]["student"]["train/loss"] == [(step, 1 / step) for step in range(1, steps + 1)]
+    def assert_succeeded(self, job_id: str, steps: int, hows: Iterable[str]) -> None:
+        """It succeeded once, with the weights of an undisturbed run and each step once; its attempts ended so."""
+        self.db.assert_trained(job_id, steps)
+        rows = self.snapshot(job_id)
+        assert [attempt.how for attempt in rows["attempts"]] == [*hows]
+        assert rows["curves"]["student"]["train/loss"] == [(step, 1 / step) for step in range(1, steps + 1)]
 
     def assert_nothing_left(self) -> None:
-        """Neither process, nor folder, nor lock, nor half a file, once the sweep of files has come by."""
-        for path in self.table.files.temporaries(older_than_s=0):
+        """No process, folder, lock or temporary file is left."""
+        for path in self.db.files.temporaries(older_than_s=0):
             path.unlink(missing_ok=True)
-        self.table.assert_nothing_left()
+        self.db.assert_nothing_left()
         until(lambda: not list(self._folder.glob("*/scratch/*")), "the scratch folders of all hosts to go")
 
 
 def family(process: int) -> list[int]:
-    """A process and all that descend from it, parents first."""
-    found = [process]
-    for one in found:
+    """A process and its descendants, parents first."""
+    family = [process]
+    for one in family:
         for path in Path(f"/proc/{one}/task").glob("*/children"):
-            found += map(int, path.read_text().split())
-    return found
+            family += map(int, path.read_text().split())
+    return family
 
 
 @contextmanager
-def frozen(table: Table, processes: Iterable[int]) -> Iterator[None]:
-    """Processes stopped as they stand, but not in the middle of a write to SQLite: that would keep everybody out."""
+def frozen(db: JobDatabase, processes: Iterable[int]) -> Iterator[None]:
+    """Freeze processes, but not during a write to SQLite, which would lock out all others."""
     stopped = list(processes)
-    with table.database.begin():
+    with db.database.begin():
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
     try:
@@ -141,7 +146,7 @@ def frozen(table: Table, processes: Iterable[int]) -> Iterator[None]:
 
 
 def alive(process: int) -> bool:
-    """A zombie has ended: it only waits to be counted."""
+    """Whether it has not ended. A zombie has, and is not reaped yet."""
     try:
         _, _, rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")
     except OSError:

@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tests.end_to_end.service import Service, service, wait_until
+from tests.end_to_end.embedded_server import EmbeddedServer, embedded_server, wait_until
 from tests.kdcore.engine import write_arrays, write_teacher
 
 HOST = "a-host"
@@ -57,12 +57,12 @@ def main() -> None:
         named.mkdir()
         (named / "sitecustomize.py").write_text(f"import socket\nsocket.gethostname = lambda: {HOST!r}\n")
         path = os.pathsep.join([str(named), os.environ["PYTHONPATH"]])
-        with service(folder / "home", PYTHONPATH=path, **TIMINGS) as one:
+        with embedded_server(folder / "home", PYTHONPATH=path, **TIMINGS) as one:
             known = _story(one, folder)
         _pack(folder / "home", known, target)
 
 
-def _story(one: Service, folder: Path) -> dict[str, Any]:
+def _story(one: EmbeddedServer, folder: Path) -> dict[str, Any]:
     """What a test may know of it, beside the home itself."""
     model = one.upload(write_teacher(folder / "teacher.safetensors", "convnet8"))
     assert one.post("/v1/models", {"name": "theirs", "blob": model}).status_code == 201
@@ -102,12 +102,12 @@ def _story(one: Service, folder: Path) -> dict[str, Any]:
     return {"jobs": jobs, "steps": steps, "told": told, "model": model, "dataset": data, "key": KEY, "spec": SUCCEEDED}
 
 
-def _reaches(one: Service, job_id: str, step: int) -> None:
+def _reaches(one: EmbeddedServer, job_id: str, step: int) -> None:
     """Wait until it can go on from there."""
     wait_until(lambda: (one.get(f"/v1/jobs/{job_id}")["checkpoint_step"] or 0) >= step, 60, one.log)
 
 
-def _told(one: Service, job_id: str) -> dict[str, Any]:
+def _told(one: EmbeddedServer, job_id: str) -> dict[str, Any]:
     """What the API tells of a job."""
     job = one.get(f"/v1/jobs/{job_id}")
     return {

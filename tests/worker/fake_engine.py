@@ -1,12 +1,13 @@
-"""A stand-in for `python -m kdcore run`: same flags, same lines, no torch. What it does is written in its spec.
+"""A stand-in for `python -m kdcore run`: same flags, same lines, no torch. Its spec says what it does.
 
     {"fake": {"steps": 20, "step_s": 0.02, "checkpoint_every": 5, "at": {"7": "segfault"}, "once": "FILE"}}
 
-Its "weights" are a chain of hashes: they depend on every step, so a resumed run that lost or repeated one differs.
+Its "weights" are a chain of hashes of all steps, so they differ if a resumed run loses or repeats one.
 `at` names a misbehaviour and the step where it happens; with `once`, only while that file does not exist.
 """
 
 import argparse
+import builtins
 import ctypes
 import hashlib
 import json
@@ -48,46 +49,46 @@ class Engine:
         self.options: dict[str, Any] = spec.get("fake", {})
         self.out: Path = arguments.out
         self.lines = os.fdopen(arguments.events_fd, "w", buffering=1) if arguments.events_fd else sys.stdout
-        self.stop_asked = False
+        self.stop_requested = False
         self.resume: Path | None = arguments.resume
 
-    def tell(self, event: str, **fields: Any) -> None:
+    def write_line(self, event: str, **fields: Any) -> None:
         self.lines.write(json.dumps({"event": event, **fields}) + "\n")
         self.lines.flush()
 
-    def say(self, text: str) -> None:
-        """To the log. As with the engine's own, a disk without room costs the line and no more."""
+    def print(self, text: str) -> None:
+        """Print to the log. As in the real engine, a full disk costs only the line."""
         with suppress(OSError):
-            print(text, flush=True)
+            builtins.print(text, flush=True)
 
     def stop(self, _: int, __: FrameType | None) -> None:
-        self.stop_asked = True
+        self.stop_requested = True
 
     def run(self) -> int:
-        self.say("the fake engine starts")
+        self.print("the fake engine starts")
         signal.signal(signal.SIGTERM, self.stop)
-        self.tell("phase", phase="validating")
-        self.tell("phase", phase="training")
+        self.write_line("phase", phase="validating")
+        self.write_line("phase", phase="training")
         step, weights = 0, "initial"
         if self.resume:
             state = json.loads(self.resume.read_text())
             step, weights = state["step"], state["weights"]
-            self.say(f"goes on after step {step}")
+            self.print(f"goes on after step {step}")
         steps = self.options.get("steps", 10)
         while step < steps:
             step, weights = step + 1, trained(weights, step + 1)
             time.sleep(self.options.get("step_s", 0.01))
-            self.tell("metric", trial="student", step=step, epoch=0, values={"train/loss": 1 / step})
-            self.tell("progress", trial="student", epoch=1, epochs=1, step=step, total_steps=steps, percent=100 * step / steps, seconds_remaining=None)  # fmt: skip  # noqa: E501
-            if self.stop_asked or step % self.options.get("checkpoint_every", 5) == 0:
+            self.write_line("metric", trial="student", step=step, epoch=0, values={"train/loss": 1 / step})
+            self.write_line("progress", trial="student", epoch=1, epochs=1, step=step, total_steps=steps, percent=100 * step / steps, seconds_remaining=None)  # fmt: skip  # noqa: E501
+            if self.stop_requested or step % self.options.get("checkpoint_every", 5) == 0:
                 self.checkpoint(step, weights)
-            if self.stop_asked:
+            if self.stop_requested:
                 return STOPPED
             self.misbehave(step)
-        self.tell("phase", phase="exporting")
+        self.write_line("phase", phase="exporting")
         self.announce("artifact", self.out / "student.safetensors", weights, name="student.safetensors", media_type="application/octet-stream")  # fmt: skip  # noqa: E501
         self.announce("artifact", self.out / "report.json", "{}", name="report.json", media_type="application/json")
-        self.tell("done", report={"student": {"accuracy": 0.5}, "weights": weights})
+        self.write_line("done", report={"student": {"accuracy": 0.5}, "weights": weights})
         return 0
 
     def checkpoint(self, step: int, weights: str) -> None:
@@ -100,7 +101,7 @@ class Engine:
     def announce(self, event: str, path: Path, text: str, **fields: Any) -> None:
         path.write_text(text)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        self.tell(event, path=str(path.relative_to(self.out)), bytes=len(text), sha256=digest, **fields)
+        self.write_line(event, path=str(path.relative_to(self.out)), bytes=len(text), sha256=digest, **fields)
 
     def misbehave(self, step: int) -> None:
         how = self.options.get("at", {}).get(str(step))
@@ -130,12 +131,12 @@ class Engine:
         time.sleep(600)
 
     def hold_the_interpreter(self) -> None:
-        """A C call that never gives the interpreter lock back: no handler of a signal runs any more."""
+        """A C call that never releases the interpreter lock: no signal handler runs any more."""
         ctypes.PyDLL(None).sleep(600)
 
     def loiter(self) -> None:
-        """Until it is asked to stop."""
-        while not self.stop_asked:
+        """Wait for the request to stop."""
+        while not self.stop_requested:
             time.sleep(0.01)
 
     def kill_guard(self) -> None:
@@ -150,23 +151,25 @@ class Engine:
         raise MemoryError
 
     def hoard(self) -> None:
-        """Take memory, and write to it, until somebody objects."""
+        """Allocate and write memory until the process is killed."""
         taken = []
         while True:
             taken.append(b"x" * (16 << 20))
 
     def diverge(self) -> None:
-        self.tell("error", code="loss_diverged", message="the loss is not a number", retryable=False, hint="lower lr")
+        self.write_line(
+            "error", code="loss_diverged", message="the loss is not a number", retryable=False, hint="lower lr"
+        )
         sys.exit(1)
 
     def storage_full(self) -> None:
-        self.tell("error", code="storage_full", message="no room", retryable=True, hint=None)
+        self.write_line("error", code="storage_full", message="the disk is full", retryable=True, hint=None)
         sys.exit(1)
 
     def wait(self) -> None:
-        """Until the file `gate` is there, or until it is asked to stop."""
+        """Wait for the file `gate`, or for the request to stop."""
         gate = Path(self.options["gate"])
-        while not (self.stop_asked or gate.exists()):
+        while not (self.stop_requested or gate.exists()):
             time.sleep(0.01)
 
     def garbage(self) -> None:
@@ -174,14 +177,14 @@ class Engine:
         self.lines.flush()
 
     def grandchild(self) -> None:
-        """One that ignores SIGTERM and keeps every descriptor open."""
+        """Start a child that ignores SIGTERM and keeps every descriptor open."""
         sleeper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
         child = subprocess.Popen([sys.executable, "-c", sleeper], close_fds=False)
         (self.out / "grandchild").write_text(str(child.pid))
 
     def escape(self) -> None:
-        """Announce a file that is not its own."""
-        self.tell("artifact", name="passwd", path="../../../../../../../../etc/passwd", media_type="text/plain", bytes=1, sha256="0" * 64)  # fmt: skip  # noqa: E501
+        """Announce a file outside of its folder."""
+        self.write_line("artifact", name="passwd", path="../../../../../../../../etc/passwd", media_type="text/plain", bytes=1, sha256="0" * 64)  # fmt: skip  # noqa: E501
 
 
 def main() -> int:

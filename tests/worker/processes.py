@@ -1,4 +1,4 @@
-"""Looking at processes from outside, and waiting for what must come true."""
+"""Processes observed from outside, and waiting for a condition."""
 
 import subprocess
 import sys
@@ -13,18 +13,18 @@ PATIENCE_S = 30.0
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
-    """The first true answer of `look`; fails, saying what was awaited, when none comes."""
+def until(condition: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
+    """The first true result of `condition`; fails with `what` if there is none in time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if answer := look():
-            return answer
+        if result := condition():
+            return result
         time.sleep(0.01)
-    raise AssertionError(f"waited {timeout_s:g} s in vain for {what}")
+    raise AssertionError(f"after {timeout_s:g} s still waiting for {what}")
 
 
 def refused(module: str, *flags: str) -> str:
-    """What a program of ours says that is not to start, on standard error."""
+    """Start one of our programs, which must refuse to run; returns its standard error."""
     started = subprocess.run(
         [sys.executable, "-m", module, *flags],
         cwd=Path(__file__).parents[2],
@@ -38,8 +38,8 @@ def refused(module: str, *flags: str) -> str:
 
 
 def in_session(session: int) -> list[int]:
-    """Living processes of a session. A zombie has ended: it only waits to be counted."""
-    found = []
+    """Living processes of a session. A zombie has ended and is not reaped yet."""
+    processes = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             _, _, rest = path.read_text().rpartition(")")
@@ -47,8 +47,8 @@ def in_session(session: int) -> list[int]:
             continue
         state, _, _, of_session, *_ = rest.split()
         if int(of_session) == session and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found
+            processes.append(int(path.parent.name))
+    return processes
 
 
 def none_left(session: int) -> None:

@@ -1,4 +1,4 @@
-"""What a host offers, and what an engine gets to know of it."""
+"""The devices of a host, and the environment of an engine."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver's own program, as far as it is asked."""
+    """A program that answers as the driver's own does."""
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho GPU-aaaa\necho GPU-bbbb\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -26,27 +26,27 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("eight_cores")
 @pytest.mark.parametrize("visible", ["", "-1"])
-def test_without_gpus_one_job_has_all_cores(visible: str):
+def test_discover_without_gpus_gives_one_cpu_with_all_cores(visible: str):
     assert discover(environment={"CUDA_VISIBLE_DEVICES": visible}) == [Device("cpu", "", 8)]
 
 
 @pytest.mark.usefixtures("eight_cores")
-def test_slots_share_the_cores():
-    found = discover(3, environment={"CUDA_VISIBLE_DEVICES": ""})
-    assert found == [Device(f"cpu:{slot}", "", 2) for slot in range(3)]
+def test_discover_divides_the_cores_by_the_slots():
+    shared = discover(3, environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert shared == [Device(f"cpu:{slot}", "", 2) for slot in range(3)]
     assert discover(1, threads=5, environment={"CUDA_VISIBLE_DEVICES": ""})[0].threads == 5
 
 
 @pytest.mark.usefixtures("eight_cores")
-@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("0", 8), ("4,2", 8), ("", 8)])
-def test_threads_are_as_the_operator_has_them_for_every_program(asked: str, threads: int):
-    here = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": asked}
-    assert discover(environment=here)[0].threads == threads
-    assert discover(threads=2, environment=here)[0].threads == 2
+@pytest.mark.parametrize(("omp_threads", "threads"), [("3", 3), ("0", 8), ("4,2", 8), ("", 8)])
+def test_discover_takes_threads_from_omp_num_threads(omp_threads: str, threads: int):
+    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": omp_threads}
+    assert discover(environment=environment)[0].threads == threads
+    assert discover(threads=2, environment=environment)[0].threads == 2
 
 
 @pytest.mark.usefixtures("eight_cores", "two_gpus")
-def test_one_slot_a_gpu():
+def test_discover_gives_one_device_for_each_gpu():
     assert discover(environment={}) == [Device("cuda:0", "GPU-aaaa", 4), Device("cuda:1", "GPU-bbbb", 4)]
     assert [device.visible for device in discover(3, environment={})] == ["GPU-aaaa", "GPU-bbbb", "GPU-aaaa"]
     assert [device.visible for device in discover(1, environment={})] == ["GPU-aaaa"]
@@ -56,11 +56,11 @@ def test_one_slot_a_gpu():
 @pytest.mark.parametrize(
     ("visible", "names"), [("3", ["3"]), ("0,2", ["0", "2"]), ("0,-1,2", ["0"]), ("GPU-x", ["GPU-x"])]
 )
-def test_the_operators_choice_is_kept_to(visible: str, names: list[str]):
+def test_discover_keeps_to_the_operators_choice_of_gpus(visible: str, names: list[str]):
     assert [device.visible for device in discover(environment={"CUDA_VISIBLE_DEVICES": visible})] == names
 
 
-def test_a_driver_that_fails_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_discover_finds_no_gpu_when_the_driver_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\nexit 9\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -68,8 +68,8 @@ def test_a_driver_that_fails_is_no_gpu(tmp_path: Path, monkeypatch: pytest.Monke
     assert [device.name for device in discover(environment={})] == ["cpu"]
 
 
-def test_the_engine_is_told_no_secrets(tmp_path: Path):
-    given = {
+def test_engine_environment_has_no_secrets(tmp_path: Path):
+    environment = {
         "PATH": "/bin",
         "DISTILLERY_DATABASE_URL": "postgresql://user:secret@host/db",
         "PGPASSWORD": "secret",
@@ -77,17 +77,21 @@ def test_the_engine_is_told_no_secrets(tmp_path: Path):
         "TORCH_HOME": "/models",
         "HF_TOKEN": "secret",
     }
-    told = engine_environment(Device("cuda:1", "GPU-bbbb", 4), tmp_path, given)
-    assert "secret" not in " ".join(told.values())
-    assert (told["CUDA_VISIBLE_DEVICES"], told["OMP_NUM_THREADS"], told["TORCH_HOME"]) == ("GPU-bbbb", "4", "/models")
-    assert (Path(told["PYTHONPATH"].split(os.pathsep)[0]) / "kdcore").is_dir()
+    passed_on = engine_environment(Device("cuda:1", "GPU-bbbb", 4), tmp_path, environment)
+    assert "secret" not in " ".join(passed_on.values())
+    assert (passed_on["CUDA_VISIBLE_DEVICES"], passed_on["OMP_NUM_THREADS"], passed_on["TORCH_HOME"]) == (
+        "GPU-bbbb",
+        "4",
+        "/models",
+    )
+    assert (Path(passed_on["PYTHONPATH"].split(os.pathsep)[0]) / "kdcore").is_dir()
 
 
 @pytest.mark.parametrize(
     ("content", "quota"),
     [("max 100000", None), ("150000 100000", 2), ("40000 100000", 1), ("garbage", None)],
 )
-def test_a_containers_quota_counts(tmp_path: Path, content: str, quota: int | None):
+def test_quota_of_a_container(tmp_path: Path, content: str, quota: int | None):
     (tmp_path / "cpu.max").write_text(content)
     assert devices._quota(tmp_path / "cpu.max") == quota
     assert devices._quota(tmp_path / "missing") is None

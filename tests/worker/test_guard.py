@@ -1,4 +1,4 @@
-"""The guard by itself: what it passes on, and when it kills."""
+"""The guard by itself: the exit codes and signals that it passes on, and when it kills."""
 
 import os
 import signal
@@ -40,12 +40,12 @@ def guarded(program: str, left_s: float = 600) -> Iterator[subprocess.Popen[byte
         ("import os; os.abort()", 134),
     ],
 )
-def test_the_exit_code_is_passed_on(program: str, code: int):
+def test_guard_passes_on_the_exit_code(program: str, code: int):
     with guarded(program) as process:
         assert process.wait(20) == code
 
 
-def test_a_closed_pipe_kills_the_whole_session():
+def test_guard_kills_the_whole_session_when_its_pipe_is_closed():
     with guarded(LOADERS) as process:
         until(lambda: len(in_session(process.pid)) == 4, "guard, engine and two loaders")
         process.stdin.close()
@@ -53,20 +53,20 @@ def test_a_closed_pipe_kills_the_whole_session():
         none_left(process.pid)
 
 
-def test_a_passed_deadline_kills_the_whole_session():
+def test_guard_kills_the_whole_session_at_its_deadline():
     with guarded(LOADERS, left_s=0.5) as process:
         assert process.wait(20) == -signal.SIGKILL
         none_left(process.pid)
 
 
-def test_a_later_deadline_lets_it_go_on():
+def test_guard_accepts_a_later_deadline():
     with guarded("import time; time.sleep(1)", left_s=0.6) as process:
         now = time.clock_gettime(guard.CLOCK)
         process.stdin.write(f"{now + 5}\n{now + 600}\n".encode())
         assert process.wait(20) == 0
 
 
-def test_a_thawed_guard_kills_before_it_reads_what_came_too_late():
+def test_guard_that_was_frozen_kills_before_it_reads_a_deadline_that_came_too_late():
     with guarded(SLEEP, left_s=0.5) as process:
         until(lambda: len(in_session(process.pid)) == 2, "guard and engine")
         os.kill(process.pid, signal.SIGSTOP)
@@ -78,8 +78,8 @@ def test_a_thawed_guard_kills_before_it_reads_what_came_too_late():
         none_left(process.pid)
 
 
-def test_sigterm_reaches_the_engine_alone():
-    """Loaders must outlive it: the engine may need them for its last step."""
+def test_guard_passes_sigterm_on_to_the_engine_only():
+    """Data loaders must not get it: the engine may need them for its last step."""
     program = (
         "import signal, subprocess, sys, time\n"
         f"loader = subprocess.Popen([sys.executable, '-c', {SLEEP!r}])\n"
@@ -101,5 +101,5 @@ def test_sigterm_reaches_the_engine_alone():
         assert process.wait(20) == 75
 
 
-def test_it_reads_the_clock_that_deadlines_are_told_on():
+def test_guard_reads_the_same_clock_as_the_worker():
     assert clock.CLOCK == guard.CLOCK

@@ -1,8 +1,8 @@
-"""A slot proves that it consumes, says why it does not, and outlives whatever its disk does to it."""
+"""A slot proves that it consumes jobs, shows why it does not, survives faults of its disk, and backs off."""
 
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,164 +13,157 @@ from store import tables, workers
 from store.settings import Settings
 from tests.store.disks import with_disks
 from tests.worker.conftest import CPU
+from tests.worker.job_database import ENDED, OPTIONS, JobDatabase
 from tests.worker.processes import until
-from tests.worker.table import ENDED, OPTIONS, Table
-from worker import slot as slots
-from worker.desk import Desk
-from worker.engines import Engines
-from worker.ledger import Ledger
-from worker.service import Worker
-from worker.slot import Slot
+from worker import slot as slot_module
+from worker.context import WorkerContext
+from worker.engine import EnginePool
+from worker.slot import LONGEST_PAUSE_S, BackOff, Slot
+from worker.worker import Worker
+from worker.writer import AttemptWriter
 
 Start = Callable[..., Worker]
 TB = 10**12
 
 
-@pytest.fixture
-def desk(settings: Settings) -> Iterator[Desk]:
-    desk = Desk(settings, OPTIONS, ring=lambda: None)
-    yield desk
-    desk.close()
-
-
-def shown(table: Table) -> workers.Device:
-    """The one device of the one worker, as the table knows it."""
-    (worker,) = until(lambda: known(table), "a worker to say that it is here")
+def device_row(db: JobDatabase) -> workers.Device:
+    """The one device of the one worker, as its row shows it."""
+    (worker,) = until(lambda: worker_rows(db), "the row of a worker")
     (device,) = worker.devices
     return device
 
 
-def known(table: Table) -> Sequence[workers.Worker]:
-    with table.database.connect() as connection:
+def worker_rows(db: JobDatabase) -> Sequence[workers.Worker]:
+    with db.database.connect() as connection:
         return workers.list_workers(connection)
 
 
-def test_an_idle_slot_is_proven_by_its_looks_and_a_busy_one_by_its_heart(
-    settings: Settings, table: Table, start_worker: Start
+def test_slot_is_proven_by_its_polls_while_idle_and_by_heartbeats_while_busy(
+    settings: Settings, db: JobDatabase, start_worker: Start
 ):
     start_worker()
-    until(lambda: shown(table).state == "idle", "the slot to look")
-    job_id = table.submit(steps=100_000)
-    busy = until(lambda: (device := shown(table)).state == "busy" and device, "the slot to be busy")
+    until(lambda: device_row(db).state == "idle", "the slot to poll")
+    job_id = db.submit(steps=100_000)
+    busy = until(lambda: (device := device_row(db)).state == "busy" and device, "the slot to be busy")
     assert busy.job == job_id
-    table.until_checkpoint(job_id)
-    assert shown(table).seen_s < settings.lease_s
-    with table.database.connect() as connection:
+    db.until_checkpoint(job_id)
+    assert device_row(db).seen_s < settings.lease_s
+    with db.database.connect() as connection:
         assert connection.scalar(select(tables.workers.c.current_job)) == job_id
 
 
-def test_a_slot_that_proved_nothing_for_a_lease_is_stuck(desk: Desk, monkeypatch: pytest.MonkeyPatch):
-    """Whatever it is at: its thread may hang, or have ended."""
-    now = slots.boottime()
-    slot = Slot(desk, CPU)
-    monkeypatch.setattr(slots, "boottime", lambda: now + desk.settings.lease_s - 0.1)
-    assert slot.told()["state"] == "idle"
-    monkeypatch.setattr(slots, "boottime", lambda: now + desk.settings.lease_s + 1)
-    told = slot.told()
-    assert told["state"] == "stuck"
-    assert told["seen_s"] == pytest.approx(desk.settings.lease_s + 1, abs=0.5)
+def test_slot_describe_is_stuck_after_a_lease_without_proof(context: WorkerContext, monkeypatch: pytest.MonkeyPatch):
+    """Busy or idle: its thread may hang, or have ended."""
+    now = slot_module.boottime()
+    slot = Slot(context, CPU)
+    monkeypatch.setattr(slot_module, "boottime", lambda: now + context.settings.lease_s - 0.1)
+    assert slot.describe()["state"] == "idle"
+    monkeypatch.setattr(slot_module, "boottime", lambda: now + context.settings.lease_s + 1)
+    row = slot.describe()
+    assert row["state"] == "stuck"
+    assert row["seen_s"] == pytest.approx(context.settings.lease_s + 1, abs=0.5)
     slot.job = "job_1"
-    assert slot.told()["state"] == "stuck"
+    assert slot.describe()["state"] == "stuck"
 
 
-def test_below_the_floor_nothing_is_started_and_that_is_told(
-    settings: Settings, table: Table, start_worker: Start, caplog: pytest.LogCaptureFixture
+def test_slot_starts_no_job_without_disk_space_and_logs_it(
+    settings: Settings, db: JobDatabase, start_worker: Start, caplog: pytest.LogCaptureFixture
 ):
-    job_id = table.submit(steps=2)
+    job_id = db.submit(steps=2)
     worker = start_worker(settings.model_copy(update={"min_free_bytes": 1000 * TB}))
-    until(lambda: shown(table).state == "out_of_disk_space", "the slot to say so")
-    assert table.job(job_id).status == "queued"
+    until(lambda: device_row(db).state == "out_of_disk_space", "the slot to show it")
+    assert db.job(job_id).status == "queued"
     assert "1000000000 MB are needed (DISTILLERY_MIN_FREE_BYTES)" in caplog.text
-    worker.desk.settings = settings
-    table.assert_trained(job_id, 2)
+    worker.context.settings = settings
+    db.assert_trained(job_id, 2)
     assert caplog.text.count("no job is started") == 1
-    assert "there is room again" in caplog.text
+    assert "there is enough disk space again" in caplog.text
 
 
-def test_a_home_that_is_gone_is_made_again(settings: Settings, table: Table, start_worker: Start):
+def test_slot_makes_a_home_again_that_is_gone(settings: Settings, db: JobDatabase, start_worker: Start):
     worker = start_worker()
-    until(lambda: worker.looked, "the first look")
+    until(lambda: worker.has_polled, "the first poll")
     settings.home.rename(settings.home.with_name("away"))
-    job_id = table.submit(steps=2)
-    table.assert_trained(job_id, 2)
+    job_id = db.submit(steps=2)
+    db.assert_trained(job_id, 2)
 
 
-def test_a_home_that_is_a_file_is_named_and_survived(
-    settings: Settings, table: Table, start_worker: Start, caplog: pytest.LogCaptureFixture
+def test_slot_survives_a_home_that_is_a_file_and_names_it(
+    settings: Settings, db: JobDatabase, start_worker: Start, caplog: pytest.LogCaptureFixture
 ):
     settings.home.write_text("not a folder")
-    job_id = table.submit(steps=2)
+    job_id = db.submit(steps=2)
     start_worker()
-    until(lambda: shown(table).state == "out_of_disk_space", "the slot to say so")
+    until(lambda: device_row(db).state == "out_of_disk_space", "the slot to show it")
     assert f"{settings.home}" in caplog.text and "cannot be used" in caplog.text
     settings.home.unlink()
-    table.assert_trained(job_id, 2)
+    db.assert_trained(job_id, 2)
 
 
 @with_disks
 @pytest.mark.parametrize("small", ["home", "files"])
-def test_of_two_disks_each_must_have_room(tmp_path: Path, small: str):
+def test_slot_disk_fault_checks_each_of_two_disks(tmp_path: Path, small: str):
     """One of 64 MB, for a floor of 100 MB."""
     (tmp_path / small).mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "distillery", str(tmp_path / small)], check=True)
     settings = Settings(home=tmp_path / "home", files=tmp_path / "files", min_free_bytes=100 * 10**6)
-    desk = Desk(settings, OPTIONS, ring=lambda: None)
+    context = WorkerContext(settings, OPTIONS, wake_workers=lambda: None)
     try:
-        fault = Slot(desk, CPU)._want_of_room() or ""
+        fault = Slot(context, CPU)._disk_fault() or ""
         assert fault.startswith("67 MB are free for ") and f" {tmp_path / small}" in fault
     finally:
-        desk.close()
+        context.close()
         subprocess.run(["umount", str(tmp_path / small)], check=True)
 
 
 @with_disks
-def test_a_read_only_home_is_named_and_survived(tmp_path: Path):
+def test_slot_disk_fault_names_a_read_only_home(tmp_path: Path):
     home = tmp_path / "home"
     home.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "distillery", str(home)], check=True)
-    desk = Desk(Settings(home=home), OPTIONS, ring=lambda: None)
+    context = WorkerContext(Settings(home=home), OPTIONS, wake_workers=lambda: None)
     try:
-        slot = Slot(desk, CPU)
-        assert slot._want_of_room() is None
+        slot = Slot(context, CPU)
+        assert slot._disk_fault() is None
         subprocess.run(["mount", "-o", "remount,ro", str(home)], check=True)
-        assert slot._want_of_room() == f"{home / 'scratch'} cannot be written: it is read-only, or another user's"
+        assert slot._disk_fault() == f"{home / 'scratch'} cannot be written: it is read-only, or another user's"
         subprocess.run(["mount", "-o", "remount,rw", str(home)], check=True)
-        assert slot._want_of_room() is None
+        assert slot._disk_fault() is None
     finally:
-        desk.close()
+        context.close()
         subprocess.run(["umount", str(home)], check=True)
 
 
-def test_a_slot_on_which_all_jobs_fail_rests_and_leaves_them_to_others(
-    settings: Settings, table: Table, start_worker: Start
+def test_slot_on_which_all_jobs_fail_pauses_and_leaves_them_to_others(
+    settings: Settings, db: JobDatabase, start_worker: Start
 ):
-    """Its engine ends at once, whatever the job."""
-    ids = [table.submit(max_attempts=1, steps=2) for _ in range(3)]
+    """Its engine ends at once with every job."""
+    ids = [db.submit(max_attempts=1, steps=2) for _ in range(3)]
     broken = OPTIONS.model_copy(update={"engine": ("false",)})
-    sick = Worker(settings.model_copy(update={"look_s": 60}), broken, listens=False, devices=[CPU])
-    sick.start()
-    assert [table.until(job_id, *ENDED).status for job_id in ids[:2]] == ["failed"] * 2
-    until(lambda: sick.slots[0].told()["state"] == "stuck", "the slot to rest")
-    assert not sick.is_idle()
-    sick.ring()
+    faulty = Worker(settings.model_copy(update={"look_s": 60}), broken, listens=False, devices=[CPU])
+    faulty.start()
+    assert [db.until(job_id, *ENDED).status for job_id in ids[:2]] == ["failed"] * 2
+    until(lambda: faulty.slots[0].describe()["state"] == "stuck", "the slot to pause")
+    assert not faulty.is_idle()
+    faulty.wake_up()
     start_worker()
-    table.assert_trained(ids[2], 2)
-    assert sick.stop()
+    db.assert_trained(ids[2], 2)
+    assert faulty.stop()
 
 
-def test_jobs_that_fail_once_they_have_begun_show_a_sound_slot(table: Table, start_worker: Start):
-    ids = [table.submit(max_attempts=1, at={"1": "exit_three"}) for _ in range(3)]
+def test_slot_does_not_pause_after_jobs_that_failed_after_progress(db: JobDatabase, start_worker: Start):
+    ids = [db.submit(max_attempts=1, at={"1": "exit_three"}) for _ in range(3)]
     worker = start_worker()
-    assert [table.until(job_id, *ENDED).status for job_id in ids] == ["failed"] * 3
-    assert worker.slots[0]._health.pause_s == 0
+    assert [db.until(job_id, *ENDED).status for job_id in ids] == ["failed"] * 3
+    assert worker.slots[0]._back_off.pause_s == 0
 
 
-@pytest.mark.parametrize("place", [Engines, Ledger], ids=["before the claim", "after it"])
-def test_a_slot_outlives_a_host_that_has_no_thread_left(
-    short_lease: Settings, table: Table, start_worker: Start, monkeypatch: pytest.MonkeyPatch, place: type
+@pytest.mark.parametrize("place", [EnginePool, AttemptWriter], ids=["before the claim", "after it"])
+def test_slot_survives_a_host_without_a_free_thread(
+    short_lease: Settings, db: JobDatabase, start_worker: Start, monkeypatch: pytest.MonkeyPatch, place: type
 ):
-    """Once. The lease of an attempt whose lines nobody could write lapses."""
-    name = "keep_one" if place is Engines else "__enter__"
+    """Once. After the claim, the lease of the attempt expires."""
+    name = "refill" if place is EnginePool else "__enter__"
     before, refused = getattr(place, name), threading.Event()
 
     def refuse_once(self: Any) -> Any:
@@ -180,7 +173,42 @@ def test_a_slot_outlives_a_host_that_has_no_thread_left(
         return before(self)
 
     monkeypatch.setattr(place, name, refuse_once)
-    job_id = table.submit(steps=2)
+    job_id = db.submit(steps=2)
     start_worker(short_lease)
-    table.assert_trained(job_id, 2)
+    db.assert_trained(job_id, 2)
     assert refused.is_set()
+
+
+def test_back_off_begins_with_the_second_job_and_doubles():
+    back_off = BackOff("cpu", 5)
+    pauses = []
+    for job_id in ("job_1", "job_2", "job_3", "job_3"):
+        back_off.record(job_id, "failed_early")
+        pauses.append(back_off.pause_s)
+    assert pauses == [0, 5, 10, 20]
+
+
+def test_back_off_has_a_longest_pause():
+    back_off = BackOff("cpu", 5)
+    for number in range(2000):
+        back_off.record(f"job_{number}", "failed_early")
+    assert back_off.pause_s == LONGEST_PAUSE_S == 600
+
+
+def test_back_off_does_not_begin_with_one_job_that_fails_again():
+    back_off = BackOff("cpu", 5)
+    for _ in range(10):
+        back_off.record("job_1", "failed_early")
+    assert back_off.pause_s == 0
+
+
+def test_back_off_is_ended_by_progress_only(caplog: pytest.LogCaptureFixture):
+    back_off = BackOff("cpu", 5)
+    for job_id in ("job_1", "job_2", "job_3"):
+        back_off.record(job_id, "failed_early")
+    back_off.record("job_4", "neither")
+    assert back_off.pause_s == 10
+    back_off.record("job_5", "progressed")
+    back_off.record("job_6", "failed_early")
+    assert back_off.pause_s == 0
+    assert caplog.text.count("several jobs in a row failed") == caplog.text.count("jobs make progress again") == 1

@@ -1,6 +1,7 @@
-"""What a test puts into the table, and what it reads there from outside the code under test."""
+"""Jobs that a test puts into the database, and what it reads there without the code under test."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -19,14 +20,14 @@ from store.settings import Settings
 from tests.store.helpers import new_job
 from tests.worker.fake_engine import weights_after
 from tests.worker.processes import FAKE_ENGINE, until
-from worker.desk import Options
+from worker.context import Options
 
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = Options(engine=FAKE_ENGINE, back_off_s=0.05, room_wait_s=0.3)
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-class Table:
+class JobDatabase:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.database = Database(settings.database_url)
@@ -38,9 +39,10 @@ class Table:
             job, _ = jobs.submit(connection, new)
         return job.id
 
-    def ask(self, move: Any, job_id: str) -> Job:
+    def request(self, action: Any, job_id: str) -> Job:
+        """Do what a client may request: `jobs.cancel`, `jobs.pause`, `jobs.resume`, `jobs.retry`."""
         with self.database.begin() as connection:
-            job: Job = move(connection, job_id, "p")
+            job: Job = action(connection, job_id, "p")
         return job
 
     def job(self, job_id: str) -> Job:
@@ -88,36 +90,38 @@ class Table:
 
 
 def engines(home: Path) -> list[int]:
-    """Living processes at work on a job of this home: its engines, what they started, and their guards."""
+    """Living processes that run a job of this home: its engines, their children, and their guards."""
     at_work = {session for _, session, folder in _of_home(home) if folder.startswith(f"{home}/scratch/")}
     return [process for process, session, _ in _of_home(home) if session in at_work]
 
 
 def waiting_engines(home: Path) -> list[int]:
-    """Living processes that wait for a job of this home: engines without an order, and their guards."""
+    """Living processes that wait for an order in this home: engines and their guards."""
     return sorted({process for process, _, _ in _of_home(home)} - set(engines(home)))
 
 
 def _of_home(home: Path) -> list[tuple[int, int, str]]:
-    """Process, session and working folder of all that an engine's environment was given to."""
-    found = []
+    """Process, session and working folder of all processes with the environment of an engine of this home."""
+    processes = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if f"\0TMPDIR={home}/scratch\0".encode() in b"\0" + (path / "environ").read_bytes():
-                found.append((int(path.name), os.getsid(int(path.name)), str((path / "cwd").readlink())))
+                processes.append((int(path.name), os.getsid(int(path.name)), str((path / "cwd").readlink())))
         except OSError:
             continue
-    return found
+    return processes
 
 
 @contextmanager
 def worker_process(settings: Settings, log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m worker` as an operator starts it. Its output is in `log`."""
-    given = {f"DISTILLERY_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_none=True).items()}
+    """`python -m worker`, with its output in `log`."""
+    variables = {
+        f"DISTILLERY_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_none=True).items()
+    }
     environment = {
         **os.environ,
-        **given,
-        "DISTILLERY_ENGINE": _json(FAKE_ENGINE),
+        **variables,
+        "DISTILLERY_ENGINE": json.dumps(FAKE_ENGINE),
         "DISTILLERY_BACK_OFF_S": "0.05",
         "DISTILLERY_ROOM_WAIT_S": "0.3",
         **more,
@@ -139,5 +143,6 @@ def worker_process(settings: Settings, log: Path, **more: str) -> Iterator[subpr
             raise
 
 
-def _json(words: tuple[str, ...]) -> str:
-    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
+def until_at_work(log: Path) -> None:
+    """Wait for the line that a worker process logs when it has started."""
+    until(lambda: "is at work" in log.read_text(), "the worker to start")

@@ -1,0 +1,389 @@
+"""One attempt at one job, top to bottom: prepare, supervise, publish, finish.
+
+In any case the engine's process has ended and the scratch folder is removed when `run_job` returns. If another attempt
+owns the job, nothing more is written. If the database cannot be reached, the next attempt repeats the work from the
+last checkpoint.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec
+
+from sqlalchemy import Connection
+
+from base.clock import boottime
+from base.errors import DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
+from base.failpoints import failpoint
+from base.files import DISK_FULL, sha256
+from base.folders import LockedFolder
+from kdcore.protocol import Order
+from store import checkpoints, events, lifecycle
+from store.artifacts import NewArtifact
+from store.checkpoints import Checkpoint
+from store.errors import LeaseLost
+from store.lifecycle import Claim
+from worker.context import WorkerContext
+from worker.engine import Ending, EnginePool, EngineProcess, EngineRun
+from worker.lease import LeaseKeeper
+from worker.scratch import attempts_in_use, kill_session, scratch_folder, write_session
+from worker.writer import AnnouncedArtifact, AttemptWriter, DrainOver, LineWriter
+
+log = logging.getLogger("distillery.attempt")
+
+P = ParamSpec("P")
+StopReason = Literal["cancel", "pause", "drain", "deadline", "lease_lost", "unproven", "broken"]
+"""Why a training is stopped before its end. `unproven`: the database was out of reach for too long to know who owns
+the job. `broken`: the engine's lines cannot be written."""
+Outcome = Literal["progressed", "failed_early", "neither"]
+"""What an attempt shows of its slot. `failed_early`: it failed before any progress, by an error that may pass."""
+
+LISTEN_S = 0.2
+BACK_OFF_GROWTH = 3
+LONGEST_BACK_OFF_S = 600.0
+BLOB = "blob:sha256:"
+CODES = {error.code for error in EngineError.__subclasses__()}
+STALE_FENCE = "job %s: fence %d is stale, another attempt owns the job"
+
+
+def run_job(
+    claim: Claim, context: WorkerContext, engines: EnginePool, claimed_at: float, on_renewed: Callable[[], None]
+) -> Outcome:
+    """Bring a claimed job to an end, or back to the queue. Raises nothing: an error becomes the job's error.
+
+    `claimed_at` (`boottime`): just before the claim. `on_renewed` is called after each accepted heartbeat.
+    """
+    job = claim.job
+    log.info("job %s: attempt %d begins on %s", job.id, claim.fence, engines.device.name)
+    try:
+        with (
+            LeaseKeeper(claim, context, claimed_at, on_renewed) as lease,
+            AttemptWriter(claim, context, lease.lost) as writer,
+        ):
+            attempt = Attempt(claim, context, engines, lease, writer)
+            attempt.run()
+            return attempt.outcome
+    except LeaseLost:
+        log.warning(STALE_FENCE, job.id, claim.fence)
+    except DrainOver:
+        log.warning("job %s: left unfinished, the database could not be reached in time", job.id)
+    except Exception as error:
+        # The last resort, so that no job ends a slot: the lease expires, and the attempt counts.
+        log.exception("job %s: the attempt could not be brought to an end: %s", job.id, error)
+        return "failed_early"
+    return "neither"
+
+
+@dataclass
+class Attempt:
+    claim: Claim
+    context: WorkerContext
+    engines: EnginePool
+    lease: LeaseKeeper
+    writer: AttemptWriter
+    stop_reason: StopReason | None = None
+    artifacts: list[AnnouncedArtifact] = field(default_factory=list)
+    failed: bool = False
+    """By an error that may not come again in another attempt."""
+    _deadline: float = float("inf")
+    _kill_at: float = float("inf")
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.writer.has_progress:
+            return "progressed"
+        return "failed_early" if self.failed else "neither"
+
+    def run(self) -> None:
+        try:
+            with scratch_folder(self.context.scratch, self.claim.job.id, self.claim.fence) as scratch:
+                self._end_older_engines()
+                arguments = self._prepare(scratch.path)
+                ending = self._supervise(arguments, scratch)
+                # The next engine imports while this one's results are published.
+                self.engines.refill()
+                self.writer.close()
+                self._settle(ending)
+        except (LeaseLost, DrainOver):
+            raise
+        except EngineError as error:
+            self._fail(error.as_dict())
+        except OSError as error:
+            self._fail(_as_engine_error(error).as_dict())
+        except Exception as error:
+            log.exception("job %s: the worker failed", self.claim.job.id)
+            self._fail(Internal(f"the worker failed: {type(error).__name__}: {error}").as_dict())
+
+    # ── prepare ──
+
+    def _end_older_engines(self) -> None:
+        """End an engine of an earlier attempt that lives on this host: its guard was frozen and its worker died."""
+        for older, lock in attempts_in_use(self.context.scratch).items():
+            is_older = older.job_id == self.claim.job.id and older.fence < self.claim.fence
+            if is_older and kill_session(lock):
+                log.warning(
+                    "job %s: killed the engine of fence %d, which outlived its lease", older.job_id, older.fence
+                )
+
+    def _prepare(self, folder: Path) -> list[str]:
+        """The engine's arguments: the spec, each input by its digest, and the newest checkpoint that is undamaged."""
+        digests = sorted(set(_digests(self.claim.job.resolved_spec)))
+        self._assert_mounted("blobs", digests)
+        self._assert_mounted("checkpoints", self.claim.checkpoints)
+        spec = folder / "spec.json"
+        spec.write_text(json.dumps(self.claim.job.resolved_spec))
+        out = folder / "out"
+        out.mkdir()
+        self.context.cache.mkdir(parents=True, exist_ok=True)
+        arguments = [str(spec), "--out", str(out), "--cache", str(self.context.cache)]
+        for digest in digests:
+            arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
+        if resume := self._newest_undamaged():
+            arguments += ["--resume", str(resume)]
+        return arguments
+
+    def _assert_mounted(self, kind: str, needed: Sequence[object]) -> None:
+        """If the folder of all files of this kind is missing, its disk is not mounted: no file is lost."""
+        if needed and not (self.context.files.folder / kind).is_dir():
+            raise StorageFull(
+                f"the file store at {self.context.files.folder} has no folder {kind}: is it mounted?",
+                "mount it, then the job continues",
+            )
+
+    def _input(self, digest: str) -> Path:
+        path = self.context.files.path(digest)
+        if not path.is_file():
+            raise Internal(f"the input {BLOB}{digest} is not in the file store", hint="upload it again, then retry")
+        if sha256(path) != digest:
+            raise Internal(f"the input {BLOB}{digest} is damaged on disk", hint="upload it again, then retry")
+        return path
+
+    def _newest_undamaged(self) -> Path | None:
+        for checkpoint in self.claim.checkpoints:
+            path = self.context.files.folder / checkpoint.path
+            fault = _fault(path, checkpoint)
+            if fault is None:
+                return path
+            self._discard(checkpoint, f"the checkpoint of step {checkpoint.step} {fault}: an earlier one is used")
+        return None
+
+    def _discard(self, damaged: Checkpoint, reason: str) -> None:
+        def discard(connection: Connection) -> None:
+            checkpoints.delete_broken(connection, self.claim.job.id, self.claim.fence, damaged, reason)
+
+        self.writer.commit(discard)
+
+    # ── supervise ──
+
+    def _supervise(self, arguments: list[str], scratch: LockedFolder) -> Ending | None:
+        """Run the engine to its end. Returns None if no engine got the order, because the job was to stop already."""
+        self._deadline = _deadline(self.claim, self.context.settings.lease_s)
+        self.stop_reason = self._reason_to_stop()
+        if self._must_stop:
+            return None
+        order = Order(arguments, str(scratch.path), {"TMPDIR": str(scratch.path)})
+        ready = self.engines.take()
+        if ready is not None:
+            ending, began = self._run_engine(ready, order, scratch)
+            if began or self._must_stop:
+                return ending
+            log.warning("job %s: the engine that was ready did not begin; starting another one", self.claim.job.id)
+        ending, _ = self._run_engine(self.engines.start(self.lease.deadline), order, scratch)
+        return ending
+
+    @property
+    def _must_stop(self) -> bool:
+        return self.stop_reason is not None or self.lease.lost.is_set()
+
+    def _run_engine(self, process: EngineProcess, order: Order, scratch: LockedFolder) -> tuple[Ending, bool]:
+        """Returns how the engine ended, and whether it had begun."""
+        log_path = self.context.files.log_path(self.claim.job.id, self.claim.fence)
+        with process, EngineRun(process, order, log_path=log_path, lock=scratch.lock) as run:
+            write_session(scratch, process.pid)
+            failpoint("engine.started")
+            self.lease.attach(process)
+            try:
+                return self._listen(run, scratch.path / "out"), run.began
+            finally:
+                self.lease.attach(None)
+
+    def _listen(self, run: EngineRun, out: Path) -> Ending:
+        lines_to_rows = LineWriter(self.claim, self.context, self.writer, out)
+        self.artifacts = lines_to_rows.artifacts
+        more = True
+        while more:
+            lines, more = run.lines(LISTEN_S)
+            for line in lines:
+                lines_to_rows.write(line)
+            self._steer(run)
+        return run.ending()
+
+    def _steer(self, run: EngineRun) -> None:
+        """Request a stop if there is a reason; kill an engine that does not stop in time, or must not run any more."""
+        if self.lease.lost.is_set():
+            self.stop_reason = self.stop_reason or "lease_lost"
+            run.process.kill()
+        elif self.lease.unproven:
+            self.stop_reason = self.stop_reason or "unproven"
+            run.process.kill()
+        if self.stop_reason is None and (reason := self._reason_to_stop()):
+            self.stop_reason = reason
+            self._kill_at = boottime() + self.context.settings.stop_grace_s
+            log.info("job %s: stopping the engine (%s)", self.claim.job.id, reason)
+            run.process.request_stop()
+        elif self.stop_reason == "pause" and self.lease.requested == "cancel":
+            self.stop_reason = "cancel"
+        if run.is_overdue or boottime() > self._kill_at:
+            run.process.kill()
+
+    def _reason_to_stop(self) -> StopReason | None:
+        if self.writer.error is not None:
+            return "broken"
+        if self.lease.requested == "cancel":
+            return "cancel"
+        if self.lease.requested == "pause":
+            return "pause"
+        if self.context.drain.requested:
+            return "drain"
+        return "deadline" if boottime() > self._deadline else None
+
+    # ── publish ──
+
+    def _publish(self, ending: Ending) -> None:
+        """Store the files, then make them and the success visible in one transaction."""
+        self._commit("phase.committed", lifecycle.set_phase, to="publishing")
+        stored = []
+        for artifact in self.artifacts:
+            blob = self.context.files.put_file(artifact.path)
+            if blob.sha256 != artifact.sha256:
+                raise Internal(f"the artifact {artifact.name} differs from what the engine announced")
+            stored.append(NewArtifact(artifact.name, blob.sha256, blob.bytes, artifact.media_type))
+        failpoint("publish.stored")
+        report = (ending.last_line or {}).get("report") or {}
+        self._commit("finish_succeeded.committed", lifecycle.finish_succeeded, result=report, artifacts=stored)
+
+    # ── finish ──
+
+    def _settle(self, ending: Ending | None) -> None:
+        """Write how the attempt ended. If the engine was done, the job succeeds; else a requested action is applied."""
+        reason = self.stop_reason
+        if self.lease.lost.is_set():
+            raise LeaseLost(self.claim.job.id, self.claim.fence)
+        if self.writer.error is not None:
+            self._fail(Internal(f"the engine's lines could not be written: {self.writer.error}").as_dict())
+        elif ending is not None and ending.how == "done":
+            self._publish(ending)
+        elif reason == "deadline":
+            self._fail(DeadlineExceeded("the job took longer than it was allowed to").as_dict())
+        elif reason == "cancel":
+            self._commit("finish_cancelled.committed", lifecycle.finish_cancelled)
+        elif ending is not None and ending.how == "error":
+            self._fail(_reported_error(ending))
+        elif reason is not None:
+            self._commit(
+                "release.committed", lifecycle.release, reason=reason, to="paused" if reason == "pause" else "queued"
+            )
+            self.context.wake_workers()
+        else:
+            assert ending is not None, "without a reason to stop an engine was started"  # noqa: S101
+            self._fail(_observed_error(ending), ending)
+
+    def _fail(self, error: dict[str, Any], ending: Ending | None = None) -> None:
+        """End the job, or requeue it while it has attempts and the error may pass. A full disk costs no attempt."""
+        job_id = self.claim.job.id
+        self.writer.close()
+        if error["code"] == StorageFull.code:
+            log.warning("job %s: waits for disk space: %s", job_id, error["message"])
+            self._commit("postpone.committed", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)
+            return
+        self.failed = bool(error["retryable"])
+        log.warning("job %s: %s: %s", job_id, error["code"], error["message"])
+        if ending is not None:
+            self._commit("append.committed", events.append_note, type="warning", data=_evidence(ending))
+        retry_in_s = self._back_off_s if self.failed else None
+        self._commit("finish_failed.committed", lifecycle.finish_failed, error=error, retry_in_s=retry_in_s)
+
+    def _commit(
+        self,
+        committed: str,
+        move: Callable[Concatenate[Connection, str, int, P], object],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Commit a move of the job. `committed`: the failpoint after the commit."""
+
+        def write(connection: Connection) -> None:
+            # False: the move is not allowed any more. Moves that return nothing raise LeaseLost themselves.
+            if move(connection, self.claim.job.id, self.claim.fence, *args, **kwargs) is False:
+                raise LeaseLost(self.claim.job.id, self.claim.fence)
+
+        self.writer.commit(write, committed)
+
+    @property
+    def _back_off_s(self) -> float:
+        growth = BACK_OFF_GROWTH ** (self.claim.attempts_without_progress - 1)
+        return float(min(self.context.options.back_off_s * growth, LONGEST_BACK_OFF_S))
+
+
+def _digests(value: Any) -> Iterator[str]:
+    """The digest of every blob that a resolved spec names, at any depth."""
+    if isinstance(value, str) and value.startswith(BLOB):
+        yield value.removeprefix(BLOB)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _digests(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _digests(part)
+
+
+def _fault(path: Path, checkpoint: Checkpoint) -> str | None:
+    """Why a checkpoint cannot be used, or None."""
+    if not path.is_file():
+        return "is gone"
+    return None if sha256(path) == checkpoint.sha256 else "is damaged"
+
+
+def _deadline(claim: Claim, lease_s: float) -> float:
+    """The job's own deadline on this host's clock (`boottime`)."""
+    job = claim.job
+    if job.deadline_at is None or job.lease_until is None:
+        return float("inf")
+    claimed_at = job.lease_until - lease_s  # on the database's clock, as is `deadline_at`
+    return boottime() + job.deadline_at - claimed_at
+
+
+def _reported_error(ending: Ending) -> dict[str, Any]:
+    """The error that the engine reported; an unknown code becomes `internal`."""
+    line = ending.last_line or {}
+    message, hint = str(line.get("message") or "the engine failed"), line.get("hint")
+    code = line.get("code") if line.get("code") in CODES else Internal.code
+    retryable = bool(line.get("retryable"))
+    return {"code": code, "message": message, "retryable": retryable, "hint": None if hint is None else str(hint)}
+
+
+def _observed_error(ending: Ending) -> dict[str, Any]:
+    """An error for an engine that ended without reporting one, with the last line that it printed."""
+    message = f"{ending.message}; it last printed: {ending.log_tail[-1]}" if ending.log_tail else ending.message
+    match ending.how:
+        case "out_of_memory":
+            error: EngineError = OutOfMemory(message, hint="a smaller training.batch_size needs less")
+        case "crashed":
+            error = Internal(message, hint="the log of this attempt has more")
+        case _:
+            error = WorkerLost(message, hint="the log of this attempt has more")
+    return error.as_dict()
+
+
+def _evidence(ending: Ending) -> dict[str, Any]:
+    """The data of the event `engine_ended`: what was observed from outside."""
+    observed = {"how": ending.how, "exit_code": ending.exit_code, "log": ending.log_tail}
+    return {"code": "engine_ended", "message": ending.message, **observed}
+
+
+def _as_engine_error(error: OSError) -> EngineError:
+    if error.errno in DISK_FULL:
+        return StorageFull(f"the disk cannot be written: {error.strerror}", "free some disk space, then try again")
+    return Internal(f"the worker failed: {error}")

@@ -1,0 +1,110 @@
+"""What all threads of one worker share: settings, database, files, and the request to leave."""
+
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import Connection
+
+from base.clock import Contact, boottime
+from base.errors import DatabaseUnavailable, StorageFull
+from store.database import Database
+from store.file_store import FileStore
+from store.settings import Settings
+
+UNAVAILABLE = (DatabaseUnavailable, StorageFull)
+"""Errors of a database that cannot be reached or written: the worker waits, and no training is stopped."""
+
+
+class Options(BaseSettings):
+    """Settings that only a worker has; read from the environment as DISTILLERY_…."""
+
+    model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True)
+
+    engine: tuple[str, ...] = Field(
+        default=(sys.executable, "-m", "kdcore", "run"),
+        description="The engine's command, as JSON list; `--wait N` is added.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of one engine; default: this host's cores, divided by its slots."
+    )
+    warm: bool = Field(
+        default=True,
+        description="Keep an engine ready in each idle slot: jobs start at once, for some 250 MB of memory.",
+    )
+    room_wait_s: float = Field(default=30, gt=0, description="Wait of a job that met a full disk; it costs no attempt.")
+    back_off_s: float = Field(
+        default=5, gt=0, description="Wait before the second attempt; each further wait is three times as long."
+    )
+
+
+class Drain:
+    """The request to leave: trainings are stopped at a checkpoint, and their jobs go back to the queue."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._requested = threading.Event()
+        self._grace_s = grace_s
+        self._leave_at = float("inf")
+
+    def request(self) -> None:
+        """Idempotent: a second request does not extend the time to leave."""
+        if not self._requested.is_set():
+            self._leave_at = boottime() + self._grace_s
+            self._requested.set()
+
+    @property
+    def requested(self) -> bool:
+        return self._requested.is_set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time to leave has passed: what is not written yet is left to the next attempt."""
+        return boottime() > self._leave_at
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._requested.wait(timeout_s)
+
+
+class WorkerContext:
+    """`wake_workers` wakes a worker after a job was requeued; it returns at once and never raises."""
+
+    def __init__(self, settings: Settings, options: Options, wake_workers: Callable[[], None]) -> None:
+        self.settings, self.options, self.wake_workers = settings, options, wake_workers
+        self.owner = new_owner()
+        self.database = Database(settings.database_url)
+        # Heartbeats only: a lease must not be lost because the other pool has no free connection.
+        self.heartbeat_database = Database(settings.database_url)
+        self.files = FileStore(settings.files)
+        self.drain = Drain(settings.stop_grace_s)
+        self.contact = Contact(longest_gap_s=settings.lease_s / 2)
+        self.scratch = settings.home / "scratch"
+        self.cache = settings.home / "cache"
+
+    def may_take_over(self) -> bool:
+        return self.contact.unbroken_for(self.settings.lease_s)
+
+    @contextmanager
+    def begin(self) -> Iterator[tuple[Connection, bool]]:
+        """Begin a write transaction. Yields it, and whether expired leases may be taken over in it."""
+        requested_at = boottime()
+        lease_s, heartbeat_s = self.settings.lease_s, self.settings.heartbeat_s
+        with (
+            self.database.begin() as connection,
+            self.contact.takeover_gate(requested_at, lease_s=lease_s, heartbeat_s=heartbeat_s) as takeover,
+        ):
+            yield connection, takeover
+
+    def close(self) -> None:
+        self.database.dispose()
+        self.heartbeat_database.dispose()
+
+
+def new_owner() -> str:
+    """Return a name that no other worker ever has; process ids and host names may be used again."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -1,0 +1,135 @@
+"""A whole worker: its slots, the periodic tasks, and the listener for wake-up messages."""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from sqlalchemy.exc import DBAPIError
+
+from store import lifecycle, workers
+from store.settings import Settings
+from worker.celery_app import Listener, make_app, wake_workers
+from worker.context import UNAVAILABLE, Options, WorkerContext
+from worker.devices import Device, discover
+from worker.periodic import Collection, Sweep
+from worker.slot import Slot
+
+log = logging.getLogger("distillery.worker")
+
+WAIT_S = 1.0
+MARGIN_S = 5.0
+"""After the grace period: time to write that the job was requeued."""
+LEAVES_IN_S = 5.0
+"""How long a database that hangs may delay each thread that has no job to requeue."""
+
+
+class Worker:
+    """Call `start`, then `drain` and `stop`. With `listens` it receives wake-up messages; else it only polls."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        options: Options | None = None,
+        *,
+        listens: bool = True,
+        devices: Sequence[Device] | None = None,
+    ) -> None:
+        self._app = make_app(settings.broker_url, self.wake_up)
+        self.context = WorkerContext(settings, options or Options(), self._wake_workers if listens else self.wake_up)
+        devices = devices or discover(settings.slots, self.context.options.threads)
+        self.slots = [Slot(self.context, device) for device in devices]
+        self._sweep = Sweep(self.context, self.slots)
+        self._collection = Collection(self.context)
+        self._listener = Listener(self._app, self.is_idle) if listens else None
+        self._began = False
+        self._starter = threading.Thread(target=self._start, name="start", daemon=True)
+
+    def wake_up(self) -> None:
+        for slot in self.slots:
+            slot.wake_up()
+
+    def is_idle(self) -> bool:
+        """Whether a slot is free to claim a job."""
+        return any(slot.is_free for slot in self.slots)
+
+    def start(self) -> None:
+        """Begin to work when the database answers. Returns at once."""
+        self._starter.start()
+
+    @property
+    def has_polled(self) -> bool:
+        """Whether every slot has polled the database at least once."""
+        return all(slot.has_polled for slot in self.slots)
+
+    def drain(self) -> None:
+        """Make all slots requeue their jobs at a checkpoint and end. Returns at once."""
+        self.context.drain.request()
+        self.wake_up()
+
+    def stop(self) -> bool:
+        """Drain, and wait for the end. Returns False if a slot has not ended in time: its guard ends the training."""
+        self.drain()
+        self._starter.join(LEAVES_IN_S)
+        late = [slot for slot in self.slots if not slot.join(self.context.settings.stop_grace_s + MARGIN_S)]
+        for slot in late:
+            log.error("slot %s did not end in time with job %s", slot.device.name, slot.job)
+        if self._listener:
+            self._listener.stop()
+        for name, ended in (
+            ("sweep", self._sweep.stop(LEAVES_IN_S)),
+            ("collection", self._collection.stop(LEAVES_IN_S)),
+            ("sign-off", self._sign_off(LEAVES_IN_S)),
+        ):
+            if not ended:
+                log.warning("the %s hangs, leaving without it", name)
+        self.context.close()
+        return not late
+
+    def _start(self) -> None:
+        if not self._database_answers():
+            return
+        self._began = True
+        for slot in self.slots:
+            slot.start()
+        self._sweep.start()
+        self._collection.start()
+        if self._listener:
+            self._listener.start()
+        log.info("worker %s is at work on %s", self.context.owner, ", ".join(slot.device.name for slot in self.slots))
+
+    def _sign_off(self, timeout_s: float) -> bool:
+        """Remove this worker's row. Returns False if that hangs; the row then expires by itself."""
+        thread = threading.Thread(target=sign_off, args=(self.context,), name="sign-off", daemon=True)
+        if self._began:
+            thread.start()
+            thread.join(timeout_s)
+        return not thread.is_alive()
+
+    def _wake_workers(self) -> None:
+        """On a thread of its own: a broker that is away answers only after seconds."""
+        threading.Thread(target=wake_workers, args=(self._app,), name="wake-up", daemon=True).start()
+
+    def _database_answers(self) -> bool:
+        """Wait for the database and its tables, which `python -m store migrate` may make later."""
+        logged = False
+        while not self.context.drain.requested:
+            try:
+                with self.context.database.connect() as connection:
+                    lifecycle.has_claimable(connection, takeover=False)
+            except (*UNAVAILABLE, DBAPIError) as error:
+                if not logged:
+                    log.warning("waiting for the database and its tables (`python -m store migrate`): %s", error)
+                logged = True
+                self.context.drain.wait(WAIT_S)
+            else:
+                return True
+        return False
+
+
+def sign_off(context: WorkerContext) -> None:
+    """Remove this worker's row. If that fails, the row expires by itself."""
+    try:
+        with context.database.begin() as connection:
+            workers.delete_worker(connection, context.owner)
+    except UNAVAILABLE as error:
+        log.warning("left without signing off: %s", error)
