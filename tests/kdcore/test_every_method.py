@@ -133,7 +133,7 @@ class Done:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Tell every step of these tiny jobs, on one thread, and leave it to the system when their files reach the disk."""
+    """Write a progress line for every step of these tiny jobs, use one thread, and skip the fsyncs."""
     monkeypatch.setattr(protocol, "PROGRESS_EVERY_S", 0)
     monkeypatch.setattr(files, "sync", lambda _: None)
     threads = torch.get_num_threads()

@@ -37,7 +37,7 @@ def test_lines_numbers_that_json_lacks_are_refused_rather_than_written():
 
 
 ROOT = Path(__file__).parents[2]
-SOLE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kdcore import order; import json, os, tempfile\n"
+SOLE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kdcore import protocol; import json, os, tempfile\n"
 
 
 @contextmanager
@@ -64,38 +64,38 @@ def given(channel: socket.socket, order: Order, folder: Path) -> Iterator[int]:
     os.close(read)
 
 
-def test_an_order_is_installed_before_it_is_done(tmp_path: Path):
+def test_receive_order_applies_the_order_before_it_returns(tmp_path: Path):
     """Sent before the engine has made ready, and longer than one message of the socket."""
     program = SOLE + (
         "before = tempfile.gettempdir()\n"
-        "arguments = order.wait(int(sys.argv[1]), lambda: print('ready', file=sys.stderr))\n"
+        "arguments = protocol.receive_order(int(sys.argv[1]), lambda: print('ready', file=sys.stderr))\n"
         "print('printed')\n"
-        "told = {'argv': len(arguments), 'end': arguments[-2:], 'cwd': os.getcwd(), 'tmp': tempfile.gettempdir()}\n"
+        "received = {'argv': len(arguments), 'end': arguments[-2:], 'cwd': os.getcwd(), 'tmp': tempfile.gettempdir()}\n"
         "there = [f'/proc/self/fd/{name}' for name in os.listdir('/proc/self/fd')]\n"
-        "told['open'] = [os.readlink(path) for path in there if os.path.exists(path)]\n"
-        "os.write(int(arguments[-1]), json.dumps(told).encode())\n"
+        "received['open'] = [os.readlink(path) for path in there if os.path.exists(path)]\n"
+        "os.write(int(arguments[-1]), json.dumps(received).encode())\n"
     )
     order = Order(["x" * 100] * 5000, str(tmp_path), {"TMPDIR": str(tmp_path)})
     with waiting("-c", program) as (process, channel), given(channel, order, tmp_path) as lines:
         with os.fdopen(os.dup(lines)) as stream:
-            told = json.load(stream)
+            received = json.load(stream)
         assert process.wait(60) == 0
-    assert (told["argv"], told["cwd"], told["tmp"]) == (5002, str(tmp_path), str(tmp_path))
-    assert told["end"][0] == "--events-fd"
-    assert str(tmp_path / "lock") in told["open"], "it proves to others that the engine lives"
-    assert not [name for name in told["open"] if name.startswith("socket:")], "nobody can tell it more"
+    assert (received["argv"], received["cwd"], received["tmp"]) == (5002, str(tmp_path), str(tmp_path))
+    assert received["end"][0] == "--events-fd"
+    assert str(tmp_path / "lock") in received["open"], "the lock is held as long as the engine runs"
+    assert not [name for name in received["open"] if name.startswith("socket:")], "no second order can come"
     assert (tmp_path / "log").read_text() == "printed\n"
 
 
-def test_receive_order_ready_is_said_once_all_is_imported():
-    program = SOLE + "order.wait(int(sys.argv[1]), lambda: os.write(2, b'importing'))"
+def test_receive_order_sends_ready_after_the_imports():
+    program = SOLE + "protocol.receive_order(int(sys.argv[1]), lambda: os.write(2, b'importing'))"
     with waiting("-c", program) as (process, channel):
         assert channel.recv(1) == READY
         assert process.stderr is not None and os.read(process.stderr.fileno(), 100) == b"importing"
 
 
-def test_receive_order_without_a_worker_it_leaves():
-    with waiting("-c", SOLE + "order.wait(int(sys.argv[1]), lambda: None); print('not to be reached')") as (
+def test_receive_order_exits_without_a_worker():
+    with waiting("-c", SOLE + "protocol.receive_order(int(sys.argv[1]), lambda: None); print('not to be reached')") as (
         process,
         channel,
     ):
@@ -103,13 +103,13 @@ def test_receive_order_without_a_worker_it_leaves():
         assert process.wait(60) == 0
 
 
-def test_receive_order_told_late_or_by_hand_the_bits_are_the_same(tmp_path: Path):
+def test_receive_order_and_run_by_hand_give_the_same_bits(tmp_path: Path):
     data, teacher = write_arrays(tmp_path / "blobs.npz"), write_teacher(tmp_path / "teacher.safetensors")
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(job(data, teacher, method="kd", student="convnet4").as_json()))
-    by_hand, told = tmp_path / "by_hand", tmp_path / "told"
+    by_hand, received = tmp_path / "by_hand", tmp_path / "received"
     command = [sys.executable, "-m", "kdcore", "run", str(spec), "--out", str(by_hand)]
-    order = Order([str(spec), "--out", str(told)], str(tmp_path), {})
+    order = Order([str(spec), "--out", str(received)], str(tmp_path), {})
     with (
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other,
         waiting("-m", "kdcore", "run", "--wait") as (process, channel),
@@ -120,7 +120,7 @@ def test_receive_order_told_late_or_by_hand_the_bits_are_the_same(tmp_path: Path
             events = [json.loads(line)["event"] for line in stream]
         assert process.wait(60) == other.wait(60) == 0
     assert (events[0], events[-1]) == ("phase", "done")
-    assert (told / "student.safetensors").read_bytes() == (by_hand / "student.safetensors").read_bytes()
+    assert (received / "student.safetensors").read_bytes() == (by_hand / "student.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("arguments", [[], ["spec.json"], ["--out", "folder"]])
