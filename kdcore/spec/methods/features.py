@@ -84,8 +84,8 @@ class FactorTransfer(Options):
     )
     p: Literal[1, 2] = Field(
         default=1,
-        description="Norm of the difference between the normalised factors. Default: the authors' code, whose beta 500 "
-        "belongs to 1.",
+        description="Difference of the normalised factors. 1 (default, as the authors' code, whose beta 500 belongs to "
+        "it): mean of absolute values. 2: mean of squares.",
     )
     pretraining_epochs: PretrainingEpochs | None = Field(
         default=None,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from base.errors import SpecInvalid
-from kdcore.objectives.vid import Guess, VariationalInformation, vid_loss
+from kdcore.objectives.vid import Regressor, VariationalInformation, vid_loss
 from kdcore.spec import methods
 from tests.kdcore.objectives.lessons import SETTING, Classroom, lesson, maps, parameters
 
@@ -61,7 +61,7 @@ def test_gradients_are_right_and_none_reaches_the_teacher():
 
 
 def test_the_variance_starts_at_five_and_is_never_below_its_floor():
-    guess = Guess(2, 3)
+    guess = Regressor(2, 3)
     _, variance = guess(torch.zeros(1, 2, 1, 1))
     assert variance.tolist() == pytest.approx([5.0] * 3, rel=1e-6)
     torch.nn.init.constant_(guess.unbounded, -1e4)
@@ -70,7 +70,7 @@ def test_the_variance_starts_at_five_and_is_never_below_its_floor():
 
 
 def test_a_regressor_has_three_convolutions_without_bias_and_a_variance_for_each_channel():
-    assert parameters(Guess(3, 5)) == 3 * 5 + 5 * 5 + 5 * 5 + 5
+    assert parameters(Regressor(3, 5)) == 3 * 5 + 5 * 5 + 5 * 5 + 5
 
 
 def test_training_changes_the_student_and_all_regressors_and_no_teacher():
