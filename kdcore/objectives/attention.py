@@ -33,7 +33,7 @@ from torch.linalg import vector_norm
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.pairs import maps, same_size, unit
+from kdcore.objectives.pairs import input_gradients, maps, same_size, unit
 from kdcore.spec.methods import Attention
 
 Mapping = Literal["sum", "sum_p", "max_p"]
@@ -114,6 +114,4 @@ class GradientAttention(Objective):
         super().__init__()
 
     def forward(self, lesson: Lesson) -> Tensor:
-        student, teacher = lesson.student.input_gradient, lesson.teacher.input_gradient
-        assert student is not None and teacher is not None, "the scheme computes input gradients for this objective"
-        return gradient_attention_loss(student, teacher)
+        return gradient_attention_loss(*input_gradients(lesson))
