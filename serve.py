@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from api.bell import Bell
 from api.main import create_app
+from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
 from store.database import migrate
@@ -144,8 +145,8 @@ def _say(url: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serve", description="API, page and worker in one process.")
-    parser.add_argument("--host", help="default: 127.0.0.1; another needs DISTILLERY_ADMIN_KEY_HASH")
-    parser.add_argument("--port", type=int, help="default: 8000; 0 takes any free one")
+    parser.add_argument("--host", help=f"default: {HOST}; another needs DISTILLERY_ADMIN_KEY_HASH")
+    parser.add_argument("--port", type=int, help=f"default: {PORT}; 0 takes any free one")
     parser.add_argument("--home", type=Path, help="where everything is kept; default: ./distillery-data")
     parser.add_argument("--ready-file", type=Path, help='gets {"url", "pid"} as JSON once requests are answered')
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from api.inspector import Inspector, Refused
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from store import inspections
 from store.blobs import BlobStore
 from store.database import Database

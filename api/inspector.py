@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from api.scratch import scratch_folder
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 
 F = TypeVar("F", bound=BaseModel)
 

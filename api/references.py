@@ -11,7 +11,7 @@ from api.inspector import Refused
 from base.errors import Fault
 from base.references import DIGEST
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, architecture, named_facts
-from kdcore.spec import Dataset, Student, Teacher
+from kdcore.spec import Dataset, JobSpec, Student, Teacher
 from store import artifacts, datasets, jobs, models
 from store.database import Database
 from store.errors import NotFound
@@ -198,11 +198,8 @@ def _student(job: Job) -> dict[str, Any]:
 
 def _members(job: Job) -> int:
     """How many networks a job's file holds: all generations, where their ensemble was asked for."""
-    methods = job.resolved_spec["method"]
-    for method in methods if isinstance(methods, list) else [methods]:
-        if method.get("answer") == "ensemble":
-            return int(method["generations"])
-    return 1
+    scheme = JobSpec.model_validate(job.resolved_spec).scheme
+    return scheme.generations if scheme.ensemble_is_result else 1
 
 
 def student_facts(job: Job, digest: str, size: int) -> ModelFacts:

@@ -6,7 +6,7 @@ fit         classes, channels, image size
 resolve     every default spelled out, every name replaced by the bytes that it means now
 """
 
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,12 +25,11 @@ from kdcore.spec import (
     each_student,
     each_teacher,
     fit,
-    legs,
     not_the_own_images,
     read,
     resolve,
+    trials,
 )
-from kdcore.spec.methods import Byot, Method, Ofd
 from store.jobs import Job
 
 T = TypeVar("T")
@@ -121,7 +120,7 @@ class Lookup:
         student = students[0][1].architecture
         teacher = self._taught_by(*teachers[0]) if teachers else student
         for pointer, method in each_method(self.fields):
-            for field_name, side, paths in _named_places(method):
+            for field_name, side, paths in method.named_places():
                 network = teacher if side == "teacher" else student
                 if network is not None and paths:
                     await self._shapes(network, paths, data, f"{pointer}/{field_name}")
@@ -155,17 +154,6 @@ async def examine(body: Any, shelves: Shelves) -> Examined:
     if faults or spec is None or lookup.data is None or known.dataset is None:
         return Examined(as_typed(faults, body), known=known)
     return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known)
-
-
-def _named_places(method: Method) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """The paths that a spec names, by field and by whose network they are in."""
-    if isinstance(method, Byot):
-        yield "exits", "student", method.exits or ()
-    if isinstance(method, Ofd):
-        yield "margins", "teacher", method.margins or ()
-    taps = "taps" if "taps" in type(method).model_fields else "tap"
-    yield taps, "student", tuple(pair.student for pair in method.pairs)
-    yield taps, "teacher", tuple(pair.teacher for pair in method.pairs)
 
 
 def _comparable(teacher: ModelFacts, data: Found[DatasetFacts] | None) -> ModelFacts:
@@ -208,7 +196,7 @@ def estimate(examined: Examined) -> dict[str, Any] | None:
     teacher = _taught(spec, known)
     student = _parameters(spec.students[0].architecture, known)
     return {
-        "steps": sum(leg.steps for leg in legs(spec, known.dataset, known.unlabelled)),
+        "steps": sum(stage.steps for trial in trials(spec, known.dataset, known.unlabelled) for stage in trial.stages),
         "parameters": {"teacher": teacher, "student": student},
         "compression": round(teacher / student, 2) if teacher and student else None,
     }

@@ -24,9 +24,9 @@ from pathlib import Path
 from bench import containers_podman
 from bench.containers_check import HERE, find
 from bench.containers_podman import CannotRun, Podman
-from client.answers import Report
 from client.errors import ApiError
 from client.sdk import Distillery
+from client.wire import Report
 
 IMAGE = "localhost/bench/distillery:built"
 TEACHER = {"name": "teacher", "dataset": "digits", "student": "convnet16", "method": "supervised"}

@@ -26,42 +26,29 @@ from typing import Any
 from bench.cifar100 import DATA, register, subset
 from bench.service import cluster
 from client.sdk import Distillery
+from kdcore.spec import METHODS
 
 Row = dict[str, Any]
 
 ALONE = "supervised"
 TEACHER = {"architecture": "resnet56", "checkpoint": "model:cifar100-resnet56"}
 
-# What a row's job says beyond the common part. Options are the methods' own defaults, but for those named here.
-ROWS: dict[str, Row] = {
-    ALONE: {"method": "supervised", "teacher": None},
-    "kd": {"method": "kd"},
+# Rows with options of their own; every other method runs with its defaults.
+VARIANTS: dict[str, Row] = {
     "kd, standardized": {"method": {"name": "kd", "standardize": True}},
-    "dkd": {"method": "dkd"},
-    "nkd": {"method": "nkd"},
-    "dist": {"method": "dist"},
-    "ttm": {"method": "ttm"},
-    "fitnet": {"method": "fitnet"},
-    "attention": {"method": "attention"},
-    "nst": {"method": "nst"},
-    "factor_transfer": {"method": "factor_transfer"},
-    "activation_boundary": {"method": "activation_boundary"},
-    "fsp": {"method": "fsp"},
-    "feature": {"method": "feature"},
-    "vid": {"method": "vid"},
-    "ofd": {"method": "ofd"},
-    "reviewkd": {"method": "reviewkd"},
-    "rkd": {"method": "rkd"},
-    "sp": {"method": "sp"},
-    "pkt": {"method": "pkt"},
-    "cc": {"method": "cc"},
-    "crd": {"method": "crd"},
-    "dml, two resnet20": {"method": "dml", "teacher": None, "student": ["resnet20", "resnet20"]},
-    "one": {"method": "one", "teacher": None},
-    "byot": {"method": "byot", "teacher": None},
-    "born_again, two generations": {"method": {"name": "born_again", "generations": 2}},
+    "born_again": {"method": {"name": "born_again", "generations": 2}},
     "kd + attention": {"method": ["kd", "attention"]},
 }
+
+
+def _row(name: str) -> Row:
+    """The fields of a job of one method."""
+    facts = METHODS[name].facts
+    peers = {"student": ["resnet20", "resnet20"]} if facts.scheme == "mutual" else {}
+    return {"method": name, **peers, **({"teacher": None} if facts.teacher == "none" else {})}
+
+
+ROWS: dict[str, Row] = {**{name: _row(name) for name in METHODS}, **VARIANTS}
 
 
 def main() -> int:

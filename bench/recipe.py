@@ -28,6 +28,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from kdcore.spec import METHODS
+
 PUBLISHED = {
     "supervised": 69.06,
     "kd": 70.66,
@@ -124,7 +126,7 @@ def _spec(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         "method": run.method,
         "training": {"epochs": arguments.epochs, "seed": run.seed, "checkpoint_every_s": 120},
     }
-    if run.method != "supervised":
+    if METHODS[run.method].facts.teacher == "required":
         checkpoint = f"file:{arguments.teacher}"
         spec["teacher"] = {"architecture": "resnet56", "checkpoint": checkpoint, "preprocessing": PREPROCESSING}
     return spec

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from base.defaults import PORT
 from base.errors import StorageFull
 from base.files import write_text
 from base.processes import end_with_parent
@@ -236,7 +237,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m local.cluster", description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--home", type=Path, default=Path("distillery-data/cluster"))
-    parser.add_argument("--port", type=int, default=8000, help="0 takes any free one")
+    parser.add_argument("--port", type=int, default=PORT, help="0 takes any free one")
     parser.add_argument("--ready-file", type=Path, help='gets {"url", "pid", …} as JSON once requests are answered')
     given = parser.parse_args()
     _listen_to_signals()

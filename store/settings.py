@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from base.defaults import HOST, PORT
+
 
 class Settings(BaseSettings):
     """Left alone, all is local: SQLite, a folder, one process, this machine only."""
@@ -25,8 +27,8 @@ class Settings(BaseSettings):
     broker_url: str = Field(default="memory://", description="Where the doorbell hangs: memory:// or redis://….")
     files: Path = Field(default=Path(), description="Folder of blobs, checkpoints and logs; default: files in home.")
 
-    host: str = Field(default="127.0.0.1", description="Address that the server listens on.")
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: str = Field(default=HOST, description="Address that the server listens on.")
+    port: int = Field(default=PORT, ge=0, le=65535)
     admin_key_hash: str | None = Field(default=None, description="SHA-256 of the administrator's key, hexadecimal.")
 
     lease_s: float = Field(default=30, gt=0, description="So long a job stays its worker's without a sign of life.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from base.clock import boottime
-from kdcore.order import EXIT_STOPPED, Order, give
+from kdcore.protocol import EXIT_STOPPED, Order, send_order
 from worker.session import ANSWERS_IN_S, Session, readable
 
 log = logging.getLogger("distillery.child")
@@ -70,7 +70,7 @@ class Child:
             self._log_what_was_printed()
             answers_by = boottime() + ANSWERS_IN_S
             self._begins_by = answers_by if session.is_ready else max(answers_by, session.started_at + STARTS_IN_S)
-            give(session.channel, order, events=events, log=self._log, lock=lock)
+            send_order(session.channel, order, events=events, log=self._log, lock=lock)
         except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
             # It shows: the engine does not begin.
             log.warning("an engine does not take its order: %s", error)

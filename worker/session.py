@@ -1,7 +1,7 @@
 """One guard and what it guards, in a session of their own: started, ticked, ended, and always reaped.
 
-The engine in it waits for its order (`kdcore.order`). A session is used as a context manager: leaving the block leaves
-no process of it behind.
+The engine in it waits for its order (`kdcore.protocol`). A session is used as a context manager: leaving the block
+leaves no process of it behind.
 """
 
 import os

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from base.clock import boottime
 from base.errors import StorageFull
 from base.failpoints import failpoint
-from kdcore.order import Order
+from kdcore.protocol import Order
 from store import checkpoints, events, lifecycle, metrics
 from store.errors import BlobMismatch
 from store.lifecycle import Claim

@@ -19,7 +19,7 @@ from kdcore import run, training
 def record_to(path: Path) -> None:
     """From now on each step of this process is written to `path` before it is taken."""
     records = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    train, step = run.run, training.Training._step
+    train, step = run.run, training.StageTraining._step
     attempt = ""
 
     def named(spec: Any, place: Any, *rest: Any) -> Any:
@@ -29,12 +29,12 @@ def record_to(path: Path) -> None:
         attempt = f"{job} {fence} {os.getpid()}"
         return train(spec, place, *rest)
 
-    def recorded(self: training.Training, batch: Any) -> None:
+    def recorded(self: training.StageTraining, batch: Any) -> None:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         os.write(records, f"{now:.6f} {attempt} {self.global_step}\n".encode())
         step(self, batch)
 
-    run.run, training.Training._step = named, recorded  # type: ignore[assignment, method-assign]
+    run.run, training.StageTraining._step = named, recorded  # type: ignore[assignment, method-assign]
 
 
 def main() -> int:

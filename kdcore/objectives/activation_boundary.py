@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from kdcore.lesson import Lesson
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.lesson import Lesson, Needs
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.pairs import connector, maps, same_size
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 
 SCALE = 3 / 1000
 
@@ -50,12 +50,11 @@ def boundary_distance(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
 class ActivationBoundaries(Objective):
     """Objective of the first stage: the boundary loss at each pair of taps, weighted and summed."""
 
-    def __init__(self, options: methods.ActivationBoundary, setting: Setting) -> None:
+    def __init__(self, options: features.ActivationBoundary, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None, "resolve() names the taps"
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
+        self.needs = Needs.at(self.pairs)
         self.margin = options.margin
         self.connectors = nn.ModuleList()
 
@@ -78,8 +77,6 @@ class ActivationBoundaries(Objective):
         return SCALE * torch.stack(weighted).sum()
 
 
-def staged(options: methods.ActivationBoundary, setting: Setting) -> Staged:
+def from_options(options: features.ActivationBoundary, setting: Setting) -> TwoStages:
     """Two stages: the boundaries alone train the student, then the labels alone."""
-    assert options.pretraining_epochs is not None, "resolve() counts the epochs"
-    first = ActivationBoundaries(options, setting)
-    return Staged(first=first, epochs=options.pretraining_epochs, trains_student=True, then=None)
+    return TwoStages(first=ActivationBoundaries(options, setting), then=None)

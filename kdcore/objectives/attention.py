@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import input_gradients, maps, same_size, unit
-from kdcore.spec.methods import Attention
+from kdcore.spec.methods.features import Attention
 
 Mapping = Literal["sum", "sum_p", "max_p"]
 Reduction = Literal["mean_squares", "norms"]
@@ -89,8 +89,7 @@ class AttentionTransfer(Objective):
         self.mapping: Mapping = options.mapping
         self.p = options.p
         self.reduction = options.reduction
-        self.student_taps = tuple(pair.student for pair in self.taps)
-        self.teacher_taps = tuple(pair.teacher for pair in self.taps)
+        self.needs = Needs.at(self.taps)
 
     def build(self, lesson: Lesson) -> None:
         """Check that every tap is a map. This objective has no parameters."""
@@ -108,10 +107,14 @@ class AttentionTransfer(Objective):
 class GradientAttention(Objective):
     """Objective on gradients: compares how the cross-entropies of student and teacher depend on each pixel."""
 
-    needs_input_gradient = True
+    needs = Needs(input_gradient=True)
 
     def __init__(self, options: Attention, setting: Setting) -> None:
         super().__init__()
 
     def forward(self, lesson: Lesson) -> Tensor:
         return gradient_attention_loss(*input_gradients(lesson))
+
+
+def from_options(options: Attention, setting: Setting) -> Objective:
+    return (GradientAttention if options.compares_gradients else AttentionTransfer)(options, setting)

@@ -18,7 +18,8 @@ from torch.nn.functional import log_softmax, softmax
 from kdcore.lesson import EMBEDDING, Lesson
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import embeddings, logits
-from kdcore.spec.methods import Byot, Pair
+from kdcore.spec.methods.schemes import Byot
+from kdcore.spec.vocabulary import Pair
 
 _FEATURES = Pair(student=EMBEDDING, teacher=EMBEDDING)
 
@@ -46,3 +47,6 @@ class SelfDistillation(Objective):
         logits_loss = exit_logits_loss(*logits(lesson), temperature=self.temperature)
         features_loss = exit_features_loss(*embeddings(lesson, _FEATURES))
         return logits_loss + self.hint_weight * features_loss
+
+
+from_options = SelfDistillation

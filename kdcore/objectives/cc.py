@@ -24,10 +24,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import embeddings, unit
-from kdcore.spec.methods import Cc
+from kdcore.spec.methods.relations import Cc
 
 
 def cc_pairs_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class CorrelationCongruence(Objective):
         assert options.tap is not None, "resolve() names the layers"
         self.options = options
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
 
     def build(self, lesson: Lesson) -> None:
         student_ND, teacher_ND = embeddings(lesson, self.tap)
@@ -71,3 +71,6 @@ class CorrelationCongruence(Objective):
         if self.options.form == "pairs":
             return cc_pairs_loss(student_ND, teacher_ND)
         return cc_gaussian_loss(student_ND, teacher_ND, gamma=self.options.gamma, order=self.options.order)
+
+
+from_options = CorrelationCongruence

@@ -26,10 +26,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import embeddings, unit
-from kdcore.spec.methods import Crd
+from kdcore.spec.methods.relations import Crd
 
 _EPSILON = 1e-7
 _PRODUCT_PAYS = 32
@@ -82,7 +82,7 @@ class ContrastiveRepresentation(Objective):
         assert options.tap is not None, "resolve() names the layers"
         self.options, self.setting = options, setting
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
 
     def build(self, lesson: Lesson) -> None:
         student_ND, teacher_ND = embeddings(lesson, self.tap)
@@ -133,6 +133,9 @@ class ContrastiveRepresentation(Objective):
             momentum = self.options.momentum
             updated_ND = momentum * memory_MD[place_N] + (1 - momentum) * mean_ND
             memory_MD.index_copy_(0, place_N, unit(updated_ND, dim=1))
+
+
+from_options = ContrastiveRepresentation
 
 
 def _random(memory_MD: Tensor) -> Tensor:

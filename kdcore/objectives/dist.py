@@ -30,7 +30,7 @@ from torch.nn.functional import softmax
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import logits
-from kdcore.spec.methods import Dist
+from kdcore.spec.methods.response import Dist
 
 
 def dist_loss(
@@ -86,3 +86,6 @@ class CorrelationKd(Objective):
             between_weight=self.between_weight,
             within_weight=self.within_weight,
         )
+
+
+from_options = CorrelationKd

@@ -24,7 +24,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import logits
-from kdcore.spec.methods import Dkd
+from kdcore.spec.methods.response import Dkd
 
 
 def dkd_loss(
@@ -86,3 +86,6 @@ class DecoupledKd(Objective):
             non_target_weight=self.non_target_weight,
         )
         return min(lesson.batch.epoch / max(self.warmup_epochs, 1), 1) * loss
+
+
+from_options = DecoupledKd

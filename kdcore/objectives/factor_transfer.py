@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, l1_loss, mse_loss
 
-from kdcore.lesson import Lesson
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.lesson import Lesson, Needs
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.pairs import maps, unit
-from kdcore.spec import Pair, methods
+from kdcore.spec import Pair
+from kdcore.spec.methods import features
 
 
 def factor_loss(student_factor_NCHW: Tensor, teacher_factor_NCHW: Tensor, *, p: Literal[1, 2] = 1) -> Tensor:
@@ -67,7 +68,7 @@ class Paraphrasing(Objective):
     def __init__(self, tap: Pair, paraphraser: Paraphraser) -> None:
         super().__init__()
         self.tap = Pair(student=tap.teacher, teacher=tap.teacher)
-        self.teacher_taps = (tap.teacher,)
+        self.needs = Needs(teacher_taps=(tap.teacher,))
         self.paraphraser = paraphraser
 
     def build(self, lesson: Lesson) -> None:
@@ -92,7 +93,7 @@ class FactorTransfer(Objective):
     def __init__(self, tap: Pair, paraphraser: Paraphraser, *, p: Literal[1, 2]) -> None:
         super().__init__()
         self.tap = tap
-        self.student_taps, self.teacher_taps = (tap.student,), (tap.teacher,)
+        self.needs = Needs.at([tap])
         self.p = p
         self.paraphraser = paraphraser
         self.translator = nn.Sequential()
@@ -123,14 +124,12 @@ class FactorTransfer(Objective):
         return factor_NCHW
 
 
-def staged(options: methods.FactorTransfer, setting: Setting) -> Staged:
+def from_options(options: features.FactorTransfer, setting: Setting) -> TwoStages:
     """Two stages that share one paraphraser: it is trained without the student, then the student beside the labels."""
-    assert options.tap is not None and options.pretraining_epochs is not None, "resolve() names the tap and the epochs"
+    assert options.tap is not None, "resolve() names the tap"
     paraphraser = Paraphraser(options.rate)
-    return Staged(
+    return TwoStages(
         first=Paraphrasing(options.tap, paraphraser),
-        epochs=options.pretraining_epochs,
-        trains_student=False,
         then=FactorTransfer(options.tap, paraphraser, p=options.p),
     )
 

@@ -17,10 +17,10 @@ Shapes: N batch, C channels, H × W places. An embedding, N × C, is a map of on
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import map_or_embedding, same_size, unit
-from kdcore.spec.methods import Feature
+from kdcore.spec.methods.features import Feature
 
 
 def feature_l2_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class FeatureMatching(Objective):
         self.tap = options.tap
         self.loss = _FORMS[options.form]
         self.always_projects = options.projector == "always"
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
         self.projector: nn.Module = nn.Identity()
 
     def build(self, lesson: Lesson) -> None:
@@ -64,6 +64,9 @@ class FeatureMatching(Objective):
     def forward(self, lesson: Lesson) -> Tensor:
         student, teacher = same_size(*map_or_embedding(lesson, self.tap))
         return self.loss(self.projector(student), teacher)
+
+
+from_options = FeatureMatching
 
 
 _FORMS = {"l2": feature_l2_loss, "cosine": feature_cosine_loss, "kl": feature_kl_loss}

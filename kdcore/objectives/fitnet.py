@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from base.errors import SpecInvalid
-from kdcore.lesson import Lesson
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.lesson import Lesson, Needs
+from kdcore.objectives.kd import KnowledgeDistillation
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.pairs import connector, embeddings, map_or_embedding, same_size
-from kdcore.spec.methods import FitNet
+from kdcore.spec.methods.features import FitNet
+from kdcore.spec.methods.response import Kd
 
 LARGEST_LINEAR = 2**28
 """Largest number of weights of a fully connected regressor: 1 GiB in float32, and the same for each optimizer state."""
@@ -46,8 +48,8 @@ class Hints(Objective):
         assert options.tap is not None, "resolve() names the guided layer and the hint"
         self.tap = options.tap
         self.kind = options.regressor
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
-        self.regressor: nn.Module = nn.Identity()  # Until build() knows the widths.
+        self.needs = Needs.at([self.tap])
+        self.regressor: nn.Module = nn.Identity()  # Until build() has seen the widths.
 
     def build(self, lesson: Lesson) -> None:
         student, teacher = self._sides(lesson)
@@ -75,7 +77,7 @@ class Hints(Objective):
         return same_size(*map_or_embedding(lesson, self.tap))
 
 
-def staged(options: FitNet, setting: Setting, then: Objective) -> Staged:
-    """The paper's two stages: the hint alone, then the caller's objective (knowledge distillation)."""
-    assert options.pretraining_epochs is not None, "resolve() gives every staged method its epochs"
-    return Staged(first=Hints(options, setting), epochs=options.pretraining_epochs, trains_student=True, then=then)
+def from_options(options: FitNet, setting: Setting) -> Objective | TwoStages:
+    """The hint beside the labels; or the paper's two stages: the hint alone, then knowledge distillation."""
+    hints = Hints(options, setting)
+    return hints if options.stages == "joint" else TwoStages(hints, then=KnowledgeDistillation(Kd(), setting))

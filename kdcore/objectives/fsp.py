@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from base.errors import SpecInvalid
-from kdcore.lesson import Lesson
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.lesson import Lesson, Needs
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.pairs import maps, same_size
-from kdcore.spec.methods import Fsp
+from kdcore.spec.methods.features import Fsp
 
 
 def fsp_loss(
@@ -50,8 +50,7 @@ class SolutionFlow(Objective):
         super().__init__()
         assert options.taps is not None, "resolve() names the layers"
         self.taps = options.taps
-        self.student_taps = tuple(pair.student for pair in self.taps)
-        self.teacher_taps = tuple(pair.teacher for pair in self.taps)
+        self.needs = Needs.at(self.taps)
 
     def build(self, lesson: Lesson) -> None:
         """Check that each pair of layers has equal widths. This objective has no parameters."""
@@ -74,9 +73,6 @@ class SolutionFlow(Objective):
         ).sum()
 
 
-def staged(options: Fsp, setting: Setting) -> Staged:
+def from_options(options: Fsp, setting: Setting) -> TwoStages:
     """Two stages: the flows alone, then the labels alone."""
-    assert options.pretraining_epochs is not None, "resolve() gives every staged method its epochs"
-    return Staged(
-        first=SolutionFlow(options, setting), epochs=options.pretraining_epochs, trains_student=True, then=None
-    )
+    return TwoStages(first=SolutionFlow(options, setting), then=None)

@@ -20,7 +20,7 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import logits
-from kdcore.spec import Kd
+from kdcore.spec.methods.response import Kd
 
 
 def kd_kl_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
@@ -65,6 +65,9 @@ class KnowledgeDistillation(Objective):
             return kd_logits_l2_loss(student_NK, teacher_NK)
         assert self.temperature is not None, "resolve() gives every softened form its temperature"
         return _SOFTENED[self.form](student_NK, teacher_NK, temperature=self.temperature)
+
+
+from_options = KnowledgeDistillation
 
 
 _SOFTENED = {

@@ -26,7 +26,7 @@ from torch.nn.functional import log_softmax, softmax
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import logits
-from kdcore.spec.methods import Nkd
+from kdcore.spec.methods.response import Nkd
 
 
 def nkd_loss(
@@ -57,3 +57,6 @@ class NormalizedKd(Objective):
         student_NK, teacher_NK = logits(lesson)
         labels_N = lesson.batch.labels
         return nkd_loss(student_NK, teacher_NK, labels_N, gamma=self.gamma, temperature=self.temperature)
+
+
+from_options = NormalizedKd

@@ -25,10 +25,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import maps, same_size, unit
-from kdcore.spec.methods import Nst
+from kdcore.spec.methods.features import Nst
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
 
@@ -81,8 +81,7 @@ class NeuronSelectivityTransfer(Objective):
         assert options.taps is not None, "resolve() names the layers"
         self.taps = options.taps
         self.kernel = options.kernel
-        self.student_taps = tuple(pair.student for pair in self.taps)
-        self.teacher_taps = tuple(pair.teacher for pair in self.taps)
+        self.needs = Needs.at(self.taps)
 
     def build(self, lesson: Lesson) -> None:
         """Check that every tap is a map. This objective has no parameters."""
@@ -91,3 +90,6 @@ class NeuronSelectivityTransfer(Objective):
     def forward(self, lesson: Lesson) -> Tensor:
         losses = [nst_loss(student, teacher, kernel=self.kernel) for student, teacher in maps(lesson, self.taps)]
         return torch.stack(losses).sum()
+
+
+from_options = NeuronSelectivityTransfer

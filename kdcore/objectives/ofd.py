@@ -25,10 +25,10 @@ from torch.nn.functional import relu
 from torch.special import ndtr
 
 from base.errors import SpecInvalid
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import connector, maps, same_size
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 
 
 def margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
@@ -72,22 +72,20 @@ class Layer(nn.Module):
 class Overhaul(Objective):
     """Objective on pre-ReLU maps at each pair of taps. One of the teacher's batch norms gives each pair its margins."""
 
-    def __init__(self, options: methods.Ofd, setting: Setting) -> None:
+    def __init__(self, options: features.Ofd, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None and options.margins is not None, "resolve() names the taps and the batch norms"
         if len(options.margins) != len(options.taps):
             raise SpecInvalid(f"{len(options.margins)} margins for {len(options.taps)} taps: each tap needs one")
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
-        self.teacher_layers = options.margins
+        self.needs = Needs.at(self.pairs, teacher_layers=options.margins)
         self.layers = nn.ModuleList()
 
     def build(self, lesson: Lesson) -> None:
         self.layers = nn.ModuleList(
             Layer(student.shape[1], _margin(lesson.teacher.layers[path], path, teacher, tap)).to(teacher)
             for (student, teacher), path, tap in zip(
-                maps(lesson, self.pairs), self.teacher_layers, self.teacher_taps, strict=True
+                maps(lesson, self.pairs), self.needs.teacher_layers, self.needs.teacher_taps, strict=True
             )
         )
 
@@ -95,6 +93,9 @@ class Overhaul(Objective):
         losses = [layer(*pair) for layer, pair in zip(self.layers, maps(lesson, self.pairs), strict=True)]
         weighted = [loss / 2 ** (len(losses) - i - 1) for i, loss in enumerate(losses)]
         return torch.stack(weighted).sum()
+
+
+from_options = Overhaul
 
 
 def _margin(norm: nn.Module, path: str, teacher_NCHW: Tensor, tap: str) -> Tensor:

@@ -18,10 +18,10 @@ Shapes: N batch, D width of an embedding, which may differ.
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import embeddings
-from kdcore.spec.methods import Pkt
+from kdcore.spec.methods.relations import Pkt
 
 _EPSILON = 1e-7
 
@@ -46,7 +46,10 @@ class ProbabilisticTransfer(Objective):
         super().__init__()
         assert options.tap is not None, "resolve() names the layers"
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
 
     def forward(self, lesson: Lesson) -> Tensor:
         return pkt_loss(*embeddings(lesson, self.tap))
+
+
+from_options = ProbabilisticTransfer

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import BatchNorm, map_or_embedding
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 
 
 def hcl_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
@@ -67,12 +67,11 @@ class Fusion(nn.Module):
 class KnowledgeReview(Objective):
     """Objective that compares the student's fused maps with the teacher's maps."""
 
-    def __init__(self, options: methods.ReviewKd, setting: Setting) -> None:
+    def __init__(self, options: features.ReviewKd, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None and options.warmup_epochs is not None, "resolve() names the taps and epochs"
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
+        self.needs = Needs.at(self.pairs)
         self.mid_channels = options.mid_channels
         self.warmup_epochs = options.warmup_epochs
         self.blocks = nn.ModuleList()
@@ -96,6 +95,9 @@ class KnowledgeReview(Objective):
 
     def _deepest_first(self, lesson: Lesson) -> list[tuple[Tensor, Tensor]]:
         return [map_or_embedding(lesson, pair) for pair in reversed(self.pairs)]
+
+
+from_options = KnowledgeReview
 
 
 def _convolution(before: int, after: int, kernel_size: int) -> nn.Sequential:

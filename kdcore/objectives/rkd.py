@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import embeddings
-from kdcore.spec.methods import Rkd
+from kdcore.spec.methods.relations import Rkd
 
 
 def rkd_distance_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class RelationalKd(Objective):
         super().__init__()
         assert options.tap is not None, "resolve() names the layers"
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
         self.distance_weight, self.angle_weight = options.distance_weight, options.angle_weight
 
     def forward(self, lesson: Lesson) -> Tensor:
@@ -85,3 +85,6 @@ class RelationalKd(Objective):
         angle = rkd_angle_loss(student_ND, teacher_ND)
         self.observed["rkd/distance"], self.observed["rkd/angle"] = distance.detach(), angle.detach()
         return self.distance_weight * distance + self.angle_weight * angle
+
+
+from_options = RelationalKd

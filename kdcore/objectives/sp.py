@@ -16,10 +16,10 @@ Shapes: N batch, C channels, H × W places, D = C · H · W.
 
 from torch import Tensor
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import embeddings, unit
-from kdcore.spec.methods import Sp
+from kdcore.spec.methods.relations import Sp
 
 
 def sp_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
@@ -40,7 +40,10 @@ class SimilarityPreserving(Objective):
         super().__init__()
         assert options.tap is not None, "resolve() names the layers"
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
 
     def forward(self, lesson: Lesson) -> Tensor:
         return sp_loss(*embeddings(lesson, self.tap))
+
+
+from_options = SimilarityPreserving

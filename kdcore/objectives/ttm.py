@@ -18,7 +18,7 @@ from torch.nn.functional import log_softmax
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import logits
-from kdcore.spec.methods import Ttm
+from kdcore.spec.methods.response import Ttm
 
 
 def ttm_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float = 5.0, weighted: bool = True) -> Tensor:
@@ -42,3 +42,6 @@ class TransformedTeacher(Objective):
     def forward(self, lesson: Lesson) -> Tensor:
         student_NK, teacher_NK = logits(lesson)
         return ttm_loss(student_NK, teacher_NK, temperature=self.temperature, weighted=self.weighted)
+
+
+from_options = TransformedTeacher

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
 from kdcore.objectives.pairs import maps, same_size
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 
 FLOOR = 1e-5
 """Lower limit of the variance."""
@@ -60,12 +60,11 @@ class Regressor(nn.Module):
 class VariationalInformation(Objective):
     """Objective that predicts the teacher's map from the student's at each pair of taps and sums the losses."""
 
-    def __init__(self, options: methods.Vid, setting: Setting) -> None:
+    def __init__(self, options: features.Vid, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None, "resolve() names the taps"
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
+        self.needs = Needs.at(self.pairs)
         self.guesses = nn.ModuleList()
 
     def build(self, lesson: Lesson) -> None:
@@ -80,3 +79,6 @@ class VariationalInformation(Objective):
             mean_NCHW, variance_C = regressor(student_NCHW)
             losses.append(vid_loss(mean_NCHW, variance_C, teacher_NCHW))
         return torch.stack(losses).sum()
+
+
+from_options = VariationalInformation

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from api.inspector import Inspector, Refused
 from api.main import create_app
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
 from store.blobs import BlobStore

@@ -7,8 +7,8 @@ import pytest
 from api.routes.architectures import ArchitectureView
 from api.routes.methods import MethodView
 from api.schemas import Page
-from kdcore.catalog import ARCHITECTURES, METHODS
-from kdcore.spec import read
+from kdcore.catalog import ARCHITECTURES
+from kdcore.spec import METHODS, read
 from tests.api.conftest import Service, problem
 
 pytestmark = pytest.mark.anyio

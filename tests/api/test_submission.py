@@ -277,7 +277,7 @@ async def test_a_program_has_no_activations_and_no_gradient(service: Service) ->
     for method in methods:
         found = await faults(service, kd(teacher={"program": f"blob:{blob}"}, method=["kd", method]))
         assert list(found) == ["/teacher/program"]
-        assert "a program teaches by its logits alone" in found["/teacher/program"]["message"]
+        assert "a program gives only logits" in found["/teacher/program"]["message"]
 
 
 async def test_a_program_of_other_images_or_of_none_is_refused(service: Service) -> None:
@@ -332,9 +332,8 @@ async def test_a_pool_has_the_images_of_the_data_set(service: Service) -> None:
     await teacher(service)
     await unlabelled(service, image_size=(16, 16))
     found = await faults(service, kd(unlabelled={"source": "more"}))
-    assert (
-        found["/unlabelled/source"]["message"] == "the data set's images have height and width [8, 8], these [16, 16]"
-    )
+    text = "the data set's images have height and width [8, 8], these have [16, 16]"
+    assert found["/unlabelled/source"]["message"] == text
 
 
 async def test_a_pool_of_folders_gives_the_size_that_its_pictures_were_inspected_at(service: Service) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-COPIED = ("kdcore", "local", "migrations", "store", "tests/store", "tests/worker", "worker")
+COPIED = ("base", "kdcore", "local", "migrations", "store", "tests/base", "tests/store", "tests/worker", "worker")
 FLAGS = ("-p", "no:xdist", "-p", "no:cacheprovider", "--color=no", "-rpf", "-k", "not postgres")
 TOLD = re.compile(r"^(PASSED|FAILED) ([^\s\[]+)", re.MULTILINE)
 
@@ -78,8 +78,8 @@ CONTROLS = {
     "who could not listen may not rescue": Control(
         Edit("base/clock.py", "now - self._since >= duration_s", "True"),
         (
-            "tests/store/test_contact.py::test_contact_counts_from_the_first_answer",
-            "tests/store/test_contact.py::test_an_outage_starts_the_count_again",
+            "tests/base/test_clock.py::test_contact_counts_from_the_first_answer",
+            "tests/base/test_clock.py::test_an_outage_starts_the_count_again",
         ),
     ),
     "a silent owner keeps its job until somebody patient comes": Control(
@@ -95,7 +95,7 @@ CONTROLS = {
         ("tests/store/test_lifecycle.py::test_another_end_than_the_one_that_stands_is_refused",),
     ),
     "a stored file keeps its name": Control(
-        Edit("store/blobs.py", "os.fsync(descriptor)", "pass"),
+        Edit("base/files.py", "os.fsync(descriptor)", "pass"),
         ("tests/store/test_blobs.py::test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_after",),
         cut=(
             "test_a_checkpoint_that_was_stored_is_there_and_whole",
@@ -110,7 +110,7 @@ CONTROLS = {
     ),
     "the engine's files keep their names": Control(
         Edit("base/files.py", "sync(path.parent)", "pass"),
-        ("tests/kdcore/test_files.py::test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_after",),
+        ("tests/base/test_files.py::test_nothing_has_its_name_before_it_is_durable_and_the_folder_is_synced_after",),
         cut=("test_what_the_engine_writes_whole_is_there",),
     ),
     "SQLite keeps what it acknowledged": Control(
@@ -136,7 +136,6 @@ def copy(tmp_path: Path) -> Path:
         "tests/__init__.py",
         "tests/clock.py",
         "tests/conftest.py",
-        "tests/kdcore/test_files.py",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base import files
-from kdcore.lines import Lines
-from kdcore.parts import Place
+from kdcore.prepare import Workspace
+from kdcore.protocol import Lines
 from kdcore.run import run
 from kdcore.spec import JobSpec
 
@@ -19,12 +19,12 @@ PATIENCE_S = 120
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process of a job: its folder, and the lines that it had told."""
+    """One process of a job: its folder, and the lines that it wrote."""
 
     folder: Path
 
     @property
-    def told(self) -> list[dict]:
+    def lines(self) -> list[dict]:
         return list(map(json.loads, (self.folder / "lines").read_text().splitlines()))
 
     @property
@@ -54,6 +54,6 @@ def _run_until(spec: JobSpec, folder: Path, cache: Path, resume: Path | None, wr
         if path.name.startswith(f".{writing}."):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    files._sync = sync
+    files.sync = sync
     with (folder / "lines").open("w") as stream:
-        run(spec, Place(folder, {}, cache, Lines(stream)), resume)
+        run(spec, Workspace(folder, {}, cache, Lines(stream)), resume)

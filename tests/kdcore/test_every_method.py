@@ -13,16 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from base import files
-from kdcore import lines, models
-from kdcore.catalog import METHODS, architecture
+from kdcore import models, protocol
+from kdcore.catalog import architecture
 from kdcore.run import run
-from kdcore.spec import JobSpec
-from tests.kdcore.engine import job, method_job, place, same, write_arrays, write_pool, write_teacher
+from kdcore.spec import METHODS, JobSpec
+from tests.kdcore.engine import job, method_job, same, workspace, write_arrays, write_pool, write_teacher
 from tests.kdcore.killing import killed
 
 
 @dataclass(frozen=True)
-class World:
+class Inputs:
     """Files that all jobs of this page share."""
 
     folder: Path
@@ -53,22 +53,22 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
     write_arrays(folder / "data.npz")
     write_pool(folder / "pool.npz")
     write_teacher(folder / "teacher.safetensors", "convnet4")
     write_teacher(folder / "other.safetensors", "convnet8", seed=2)
-    return World(folder)
+    return Inputs(folder)
 
 
-def pool(world: World, **fields: Any) -> dict:
-    return {"unlabelled": {"source": f"file:{world.folder / 'pool.npz'}", **fields}}
+def pool(inputs: Inputs, **fields: Any) -> dict:
+    return {"unlabelled": {"source": f"file:{inputs.folder / 'pool.npz'}", **fields}}
 
 
-def named(name: str) -> Callable[[World], JobSpec]:
+def named(name: str) -> Callable[[Inputs], JobSpec]:
     baseline = "none" if name == "supervised" else "train"
-    return lambda world: method_job(name, world.data, world.teacher, baseline=baseline)
+    return lambda inputs: method_job(name, inputs.data, inputs.teacher, baseline=baseline)
 
 
 NAMED = {name: named(name) for name in METHODS}
@@ -103,10 +103,10 @@ JOBS = {**NAMED, **MADE}
 
 @dataclass(frozen=True)
 class Done:
-    """A job from its start to its end; `told` are the lines of all its processes, one after the other."""
+    """A job from its start to its end; `lines` are those of all its processes, one after the other."""
 
     out: Path
-    told: list[dict]
+    lines: list[dict]
 
     @property
     def report(self) -> dict:
@@ -118,24 +118,24 @@ class Done:
 
     @property
     def metrics(self) -> list[dict]:
-        """Each once; one that was told again, by a process that went on from before it, has to say the same."""
+        """Each line once; one that a resumed process writes again must be the same."""
         series: dict[tuple, dict] = {}
-        for line in self.told:
+        for line in self.lines:
             if line["event"] == "metric":
                 assert series.setdefault((line["trial"], line["step"]), line) == line
         return list(series.values())
 
     @property
     def steps(self) -> list[tuple[int, str]]:
-        """Every step that was told, and what it trained."""
-        return sorted({(line["step"], line["trial"]) for line in self.told if line["event"] == "progress"})
+        """Every step with a progress line, and what it trained."""
+        return sorted({(line["step"], line["trial"]) for line in self.lines if line["event"] == "progress"})
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Tell every step of these tiny jobs, on one thread, and leave it to the system when their files reach the disk."""
-    monkeypatch.setattr(lines, "PROGRESS_EVERY_S", 0)
-    monkeypatch.setattr(files, "_sync", lambda _: None)
+    monkeypatch.setattr(protocol, "PROGRESS_EVERY_S", 0)
+    monkeypatch.setattr(files, "sync", lambda _: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -143,15 +143,15 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_that_is_killed_again_and_again_ends_with_the_same_bits(name, world, tmp_path):
+def test_run_a_job_that_is_killed_again_and_again_ends_with_the_same_bits(name, inputs, tmp_path):
     """The folder of every process is its own, and it goes on from the newest checkpoint of the one before."""
-    spec = JOBS[name](world)
+    spec = JOBS[name](inputs)
     # Few steps an epoch, a checkpoint after each.
     spec = with_training(spec, batch_size=50, checkpoint_every_s=0)
-    whole = finish(spec, tmp_path / "whole", world)
+    whole = finish(spec, tmp_path / "whole", inputs)
     if name in NAMED:
         delivers_the_plain_network(name, whole)
-    again = finish_after_kills(spec, tmp_path, world, kills(name, whole))
+    again = finish_after_kills(spec, tmp_path, inputs, kills(name, whole))
     assert again.report == whole.report
     assert again.metrics == whole.metrics
     assert again.steps == whole.steps == [(number, trial) for number, (_, trial) in enumerate(whole.steps, 1)]
@@ -159,21 +159,21 @@ def test_a_job_that_is_killed_again_and_again_ends_with_the_same_bits(name, worl
     assert all(same(again.weights[file], weights) for file, weights in whole.weights.items())
 
 
-def finish(spec: JobSpec, folder: Path, world: World, resume: Path | None = None) -> Done:
-    where, stream = place(folder, world.cache)
+def finish(spec: JobSpec, folder: Path, inputs: Inputs, resume: Path | None = None) -> Done:
+    where, stream = workspace(folder, inputs.cache)
     run(spec, where, resume)
     return Done(where.out, list(map(json.loads, stream.getvalue().splitlines())))
 
 
-def finish_after_kills(spec: JobSpec, folder: Path, world: World, files: list[str]) -> Done:
+def finish_after_kills(spec: JobSpec, folder: Path, inputs: Inputs, files: list[str]) -> Done:
     """Each process dies writing the next of `files`; the last one lives."""
-    told, resume = [], None
+    lines, resume = [], None
     for file in files:
-        attempt = killed(spec, folder / f"until {file}", world.cache, resume, file)
-        told += attempt.told
+        attempt = killed(spec, folder / f"until {file}", inputs.cache, resume, file)
+        lines += attempt.lines
         resume = attempt.checkpoints[-1] if attempt.checkpoints else resume
-    last = finish(spec, folder / "last", world, resume)
-    return Done(last.out, told + last.told)
+    last = finish(spec, folder / "last", inputs, resume)
+    return Done(last.out, lines + last.lines)
 
 
 def kills(name: str, whole: Done) -> list[str]:
@@ -199,7 +199,7 @@ def delivers_the_plain_network(name: str, done: Done) -> None:
     assert sum(value.numel() for value in plain.parameters()) == promised == done.report["student"]["parameters"]
     with safe_open(done.out / "student.safetensors", "pt") as file:
         assert json.loads(file.metadata()["distillery"])["members"] == 1
-    assert (done.report["teacher"] is not None) == (METHODS[name].teacher == "required")
+    assert (done.report["teacher"] is not None) == (METHODS[name].facts.teacher == "required")
     if name == "supervised":
         assert done.report["alone"] is None and done.report["gain"] is None
     else:

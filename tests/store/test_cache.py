@@ -111,8 +111,8 @@ def test_an_engine_reads_what_it_has_found_and_goes_on_with_what_it_has_mapped(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Trimmed at the worst moments: when the engine has let go of the lock, and when it has opened its files."""
-    from kdcore.data import cache as of_the_engine
-    from kdcore.data.source import Piece, Source
+    from kdcore.data import decoding as of_the_engine
+    from kdcore.data.decoding import Piece, Source
 
     pixels, labels = np.arange(288, dtype=np.uint8).reshape(6, 3, 4, 4), np.array([0, 1, 0, 1, 0, 1])
     decoded, alone, trimmed = [], of_the_engine.alone, []

@@ -41,9 +41,10 @@ NEVER = {
     "has a request, and does not run": "SELECT id FROM jobs WHERE requested IS NOT NULL AND status <> 'running'",
     "has ended without an hour, or lives on after one": """
         SELECT id FROM jobs WHERE (status IN ('succeeded', 'failed', 'cancelled')) <> (finished_at IS NOT NULL)""",
-    "has spent more attempts than it has": "SELECT id FROM jobs WHERE attempts > max_attempts OR attempts < 0",
+    "has spent more attempts than it has": """
+        SELECT id FROM jobs WHERE attempts_without_progress NOT BETWEEN 0 AND max_attempts""",
     "waits for an attempt that it does not have": """
-        SELECT id FROM jobs WHERE status IN ('queued', 'paused') AND attempts >= max_attempts
+        SELECT id FROM jobs WHERE status IN ('queued', 'paused') AND attempts_without_progress >= max_attempts
                               AND coalesce(checkpoint_step, -1) <= coalesce(claimed_step, -1)""",
     "has an open attempt other than its latest": """
         SELECT id FROM jobs JOIN job_attempts a ON job_id = id
@@ -63,10 +64,12 @@ NEVER = {
 """What no job ever is or does. The bytes of what a test publishes are its author's fence."""
 WHO_DOES = " UNION ALL ".join(f"SELECT '{what}', id FROM ({rows}) AS found" for what, rows in NEVER.items())  # noqa: S608
 
-ROWS = "SELECT id, status, requested, fence, attempts, checkpoint_step, claimed_step, error ->> 'code' FROM jobs"
+ROWS = """
+    SELECT id, status, requested, fence, attempts_without_progress, checkpoint_step, claimed_step, error ->> 'code'
+    FROM jobs"""
 FEEDS = """
     SELECT job_id, type, CAST(coalesce(
-        data ->> 'author', data -> 'error' ->> 'author', data -> 'artifacts' -> 0 ->> 'bytes', data ->> 'fence',
+        data ->> 'author', data -> 'error' ->> 'author', data -> 'artifacts' -> 0 ->> 'bytes', data ->> 'attempt',
         CASE WHEN type = 'checkpoint' THEN data ->> 'bytes' END
     ) AS INTEGER) FROM job_events ORDER BY job_id, seq"""
 """Who brought an event about: the fence that a test left in it, if it was an owner."""

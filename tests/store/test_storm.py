@@ -126,7 +126,7 @@ def make_sense(database: Database, job_ids: list[str], ended: list[tuple[str, in
             assert status in MAY_FOLLOW[event.type], f"{event.type} came upon a job that was {status}"
             status = LEADS_TO.get(event.type, event.type if event.type in (*TERMINAL, "paused") else status)
         assert status == job.status
-        fences = [event.data["fence"] for event in told if event.type == "claimed"]
+        fences = [event.data["attempt"] for event in told if event.type == "claimed"]
         assert fences == [attempt.fence for attempt in history] == sorted(set(fences))
         assert [attempt.how is None for attempt in history[:-1]] == [False] * len(history[:-1])
         assert (job.status == RUNNING) == (bool(history) and history[-1].how is None)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from base.clock import boottime
-from kdcore.order import Order
+from kdcore.protocol import Order
 from tests.worker.processes import FAKE_ENGINE, in_session, none_left, until
 from worker.child import Child, Line
 from worker.session import Session

@@ -272,7 +272,7 @@ def test_a_drained_worker_hands_its_job_back(table: Table, start_worker: Start):
     until(lambda: table.job(job_id).progress, "the first step")
     assert first.stop()
     handed_back = table.job(job_id)
-    assert (handed_back.status, handed_back.attempts) == ("queued", 0)
+    assert (handed_back.status, handed_back.attempts_without_progress) == ("queued", 0)
     assert handed_back.checkpoint_step
     start_worker()
     table.assert_trained(job_id, LONG)

@@ -71,7 +71,7 @@ def test_asked_to_stop_it_hands_its_job_back(tmp_path: Path, number: signal.Sign
         server.send_signal(number)
         assert server.wait(30) == 0
         job = table.job(job_id)
-        assert (job.status, job.attempts) == ("queued", 0)
+        assert (job.status, job.attempts_without_progress) == ("queued", 0)
         table.assert_nothing_left()
         table.database.dispose()
 
@@ -89,7 +89,7 @@ def test_asked_again_while_a_training_saves_its_state_it_still_hands_it_back(tmp
         server.send_signal(number)
         assert server.wait(30) == 0
         job = table.job(job_id)
-        assert (job.status, job.attempts) == ("queued", 0)
+        assert (job.status, job.attempts_without_progress) == ("queued", 0)
         table.assert_nothing_left()
         table.database.dispose()
 

@@ -61,7 +61,7 @@ def test_a_worker_that_prepares_hands_its_job_back(table: Table, start_worker: S
     job_id = table.submit(steps=2, teacher=f"blob:sha256:{blob.sha256}")
     until(lambda: "released" in table.types(job_id), "the job to be handed back")
     left(worker, table)
-    assert (table.job(job_id).status, table.job(job_id).attempts) == ("queued", 0)
+    assert (table.job(job_id).status, table.job(job_id).attempts_without_progress) == ("queued", 0)
     assert "phase" not in table.types(job_id), "no engine was given it"
 
 
@@ -82,7 +82,7 @@ def test_a_worker_whose_engine_begins_hands_its_job_back(
     job_id = table.submit(steps=100_000)
     until(lambda: table.job(job_id).status == "queued" and table.job(job_id).fence, "the job to be handed back")
     left(worker, table)
-    assert table.job(job_id).attempts == 0
+    assert table.job(job_id).attempts_without_progress == 0
 
 
 def test_a_worker_that_cannot_reach_the_table_leaves_its_job_to_the_lease(

@@ -3,13 +3,13 @@ import itertools
 import pytest
 import torch
 
-from kdcore.objectives.activation_boundary import ActivationBoundaries, boundary_distance, boundary_loss, staged
-from kdcore.spec import methods
+from kdcore.objectives.activation_boundary import ActivationBoundaries, boundary_distance, boundary_loss, from_options
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal, parameters
 
 
 def objective(*taps: str) -> ActivationBoundaries:
-    return ActivationBoundaries(methods.ActivationBoundary(taps=taps), SETTING)
+    return ActivationBoundaries(features.ActivationBoundary(taps=taps), SETTING)
 
 
 def naive(student: torch.Tensor, teacher: torch.Tensor, margin: float) -> float:
@@ -75,7 +75,6 @@ def test_activation_boundaries_connect_only_maps_of_different_widths():
     assert list(map(parameters, boundaries.connectors)) == [0, 3 * 5 + 2 * 5]
 
 
-def test_staged_activation_boundaries_come_first_and_leave_no_objective():
-    stages = staged(methods.ActivationBoundary(taps=("early",), pretraining_epochs=7), SETTING)
-    assert isinstance(stages.first, ActivationBoundaries)
-    assert (stages.epochs, stages.trains_student, stages.then) == (7, True, None)
+def test_from_options_puts_activation_boundaries_first_and_leaves_no_objective():
+    stages = from_options(features.ActivationBoundary(taps=("early",)), SETTING)
+    assert isinstance(stages.first, ActivationBoundaries) and stages.then is None

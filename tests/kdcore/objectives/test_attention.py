@@ -12,7 +12,7 @@ from kdcore.objectives.attention import (
     attention_map,
     gradient_attention_loss,
 )
-from kdcore.spec.methods import Attention
+from kdcore.spec.methods.features import Attention
 from tests.kdcore.objectives.lessons import SETTING, lesson, normal
 
 MAPPINGS = ["sum", "sum_p", "max_p"]

@@ -5,7 +5,7 @@ import torch
 
 from kdcore.lesson import EMBEDDING, Batch, Lesson, View
 from kdcore.objectives.byot import SelfDistillation, exit_features_loss, exit_logits_loss
-from kdcore.spec.methods import Byot
+from kdcore.spec.methods.schemes import Byot
 from tests.kdcore.objectives.lessons import NOTHING, normal, setting
 
 

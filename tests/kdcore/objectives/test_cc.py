@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdcore.objectives.cc import CorrelationCongruence, cc_gaussian_loss, cc_pairs_loss
-from kdcore.spec.methods import Cc
+from kdcore.spec.methods.relations import Cc
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal, parameters
 
 

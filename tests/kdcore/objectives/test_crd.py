@@ -8,7 +8,7 @@ from kdcore.lesson import Lesson
 from kdcore.objectives import crd
 from kdcore.objectives.crd import ContrastiveRepresentation, crd_nce_loss, crd_scores
 from kdcore.objectives.objective import Setting
-from kdcore.spec.methods import Crd
+from kdcore.spec.methods.relations import Crd
 from tests.kdcore.objectives.lessons import LABELS, SETTING, built, lesson, normal, parameters, setting
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcore.objectives.dist import CorrelationKd, dist_loss, pearson_distance
-from kdcore.spec.methods import Dist
+from kdcore.spec.methods.response import Dist
 from tests.kdcore.objectives.lessons import lesson, normal, setting
 
 

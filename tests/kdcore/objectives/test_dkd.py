@@ -5,7 +5,7 @@ import torch
 
 from kdcore.objectives.dkd import DecoupledKd, dkd_loss
 from kdcore.objectives.kd import kd_kl_loss
-from kdcore.spec.methods import Dkd
+from kdcore.spec.methods.response import Dkd
 from tests.kdcore.objectives.lessons import labels, lesson, normal, setting
 
 

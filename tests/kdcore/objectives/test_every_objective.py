@@ -1,6 +1,6 @@
 """Properties that all objectives share, for every method and every form of it.
 
-A new method is included automatically: the methods are read from TAUGHT, their forms from their options. The sets below
+A new method is included automatically: the methods and their forms are read from the options classes. The sets below
 name the methods of which a property is not true, and why.
 """
 
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from base.errors import EngineError, SpecInvalid
 from kdcore.lesson import EMBEDDING, Batch, Lesson, View
-from kdcore.objectives import TAUGHT
-from kdcore.objectives.objective import Objective, Staged
+from kdcore.objectives import of_page
+from kdcore.objectives.objective import Objective, TwoStages
 from kdcore.objectives.standardized import Standardized
-from kdcore.spec.methods import Method, Options
+from kdcore.spec.methods import METHODS, Method, Options
 from tests.kdcore.objectives.lessons import LABELS, NoHostReads, built, normal, setting
 
 EQUAL_WIDTHS = {"byot", "fsp"}
@@ -76,11 +76,11 @@ class Case:
 
     def objective(self) -> Objective:
         torch.manual_seed(0)
-        taught = TAUGHT[self.name](self.options, setting(temperature=3.0))
-        if isinstance(taught, Staged):
-            taught = taught.first if self.stage == "first" else taught.then
-            assert taught is not None
-        return Standardized(taught) if getattr(self.options, "standardize", False) else taught
+        made = of_page(self.options.loss_options, setting(temperature=3.0))
+        if isinstance(made, TwoStages):
+            made = made.first if self.stage == "first" else made.then
+            assert made is not None
+        return Standardized(made) if getattr(self.options, "standardize", False) else made
 
     @property
     def teacher_sizes(self) -> dict[str, tuple[int, ...]]:
@@ -106,16 +106,18 @@ def needed(fields: dict[str, Any]) -> dict[str, Any]:
 
 def cases() -> Iterator[Case]:
     method = TypeAdapter(Method)
-    for name in TAUGHT:
-        fields = type(method.validate_python({"name": name})).model_fields
+    for name in METHODS:
+        if name == "supervised":
+            continue  # Labels alone.
+        fields = METHODS[name].model_fields
         for form in forms(fields):
             options = method.validate_python({"name": name, **needed(fields), **form})
-            taught = TAUGHT[name](options, setting(temperature=3.0))
+            made = of_page(options.loss_options, setting(temperature=3.0))
             text = ",".join(f"{key}={value}" for key, value in form.items())
-            if isinstance(taught, Staged):
+            if isinstance(made, TwoStages):
                 yield Case(name, text, "first", options)
-            if not isinstance(taught, Staged) or taught.then is not None:
-                yield Case(name, text, "then" if isinstance(taught, Staged) else "", options)
+            if not isinstance(made, TwoStages) or made.then is not None:
+                yield Case(name, text, "then" if isinstance(made, TwoStages) else "", options)
 
 
 CASES = list(cases())
@@ -178,7 +180,7 @@ def loss_and_gradients(objective: Objective, student: Tensors, teacher: Tensors,
 @every_case
 def test_objective_reads_the_taps_of_its_options(case):
     needs, pairs = case.objective().needs, case.options.pairs
-    by_gradient = getattr(case.options, "mapping", "") == "gradient"
+    by_gradient = case.options.compares_gradients
     expected = () if by_gradient or str(case).endswith("two then") else pairs
     assert needs.teacher_taps == tuple(pair.teacher for pair in expected)
     assert needs.student_taps == (() if case.among(TEACHER_ALONE) else tuple(pair.student for pair in expected))

@@ -6,17 +6,17 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore.lesson import Lesson
-from kdcore.objectives.factor_transfer import FactorTransfer, Paraphraser, Paraphrasing, factor_loss, staged
-from kdcore.objectives.objective import Staged
-from kdcore.spec import methods
+from kdcore.objectives.factor_transfer import FactorTransfer, Paraphraser, Paraphrasing, factor_loss, from_options
+from kdcore.objectives.objective import TwoStages
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal, parameters
 
 both_powers = pytest.mark.parametrize("p", [1, 2])
 
 
-def stages_of(p: int = 1) -> Staged:
+def stages_of(p: int = 1) -> TwoStages:
     torch.manual_seed(0)
-    return staged(methods.FactorTransfer(tap="late", p=p, pretraining_epochs=3), SETTING)
+    return from_options(features.FactorTransfer(tap="late", p=p), SETTING)
 
 
 def maps(student: tuple[int, ...] = (2, 4, 3, 3)) -> Lesson:
@@ -80,10 +80,9 @@ def test_paraphraser_has_the_rates_channels_and_at_least_one(rate, channels):
     assert paraphraser(torch.zeros(1, 6, 3, 5)).shape == (1, 6, 3, 5)
 
 
-def test_staged_factor_transfer_shares_one_paraphraser_and_trains_no_student_first():
+def test_from_options_gives_both_stages_of_factor_transfer_one_paraphraser():
     stages = stages_of()
     assert isinstance(stages.first, Paraphrasing) and isinstance(stages.then, FactorTransfer)
-    assert (stages.epochs, stages.trains_student) == (3, False)
     assert stages.first.paraphraser is stages.then.paraphraser
 
 

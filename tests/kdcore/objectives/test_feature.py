@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdcore.objectives.feature import FeatureMatching, feature_cosine_loss, feature_kl_loss, feature_l2_loss
-from kdcore.spec.methods import Feature
+from kdcore.spec.methods.features import Feature
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal, parameters
 
 

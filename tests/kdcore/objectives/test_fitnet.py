@@ -6,8 +6,9 @@ import torch
 from base.errors import SpecInvalid
 from kdcore.lesson import Lesson
 from kdcore.objectives import fitnet
-from kdcore.objectives.fitnet import Hints, hint_loss, staged
-from kdcore.spec.methods import FitNet
+from kdcore.objectives.fitnet import Hints, from_options, hint_loss
+from kdcore.objectives.kd import KnowledgeDistillation
+from kdcore.spec.methods.features import FitNet
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal, parameters
 
 both_regressors = pytest.mark.parametrize("regressor", ["conv", "linear"])
@@ -82,8 +83,7 @@ def test_hints_refuse_a_linear_regressor_beyond_all_memory(monkeypatch):
     assert "conv" in refusal.value.hint
 
 
-def test_staged_hints_come_first_and_train_the_student():
-    then = hints()
-    stages = staged(FitNet(tap="deep", stages="two", pretraining_epochs=3), SETTING, then)
-    assert isinstance(stages.first, Hints) and stages.then is then
-    assert (stages.epochs, stages.trains_student) == (3, True)
+def test_from_options_puts_hints_beside_the_labels_or_first():
+    assert isinstance(from_options(FitNet(tap="deep"), SETTING), Hints)
+    stages = from_options(FitNet(tap="deep", stages="two"), SETTING)
+    assert isinstance(stages.first, Hints) and isinstance(stages.then, KnowledgeDistillation)

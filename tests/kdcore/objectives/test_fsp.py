@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from base.errors import SpecInvalid
-from kdcore.objectives.fsp import SolutionFlow, fsp_loss, fsp_matrix, staged
-from kdcore.spec.methods import Fsp
+from kdcore.objectives.fsp import SolutionFlow, from_options, fsp_loss, fsp_matrix
+from kdcore.spec.methods.features import Fsp
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal
 
 
@@ -62,7 +62,7 @@ def test_fsp_matrix_averages_the_larger_layer_down_first(sizes):
 
 
 def options(*taps: str) -> Fsp:
-    return Fsp(taps=taps, pretraining_epochs=3)
+    return Fsp(taps=taps)
 
 
 def test_solution_flow_sums_over_each_layer_and_the_next():
@@ -83,7 +83,6 @@ def test_solution_flow_refuses_layers_of_different_widths():
     assert "fitnet" in refusal.value.hint
 
 
-def test_staged_flows_come_alone_and_the_labels_alone_after_them():
-    stages = staged(options("stem", "layer1"), SETTING)
+def test_from_options_puts_flows_first_and_leaves_no_objective():
+    stages = from_options(options("stem", "layer1"), SETTING)
     assert isinstance(stages.first, SolutionFlow) and stages.then is None
-    assert (stages.epochs, stages.trains_student) == (3, True)

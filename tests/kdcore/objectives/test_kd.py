@@ -10,7 +10,7 @@ from kdcore.objectives.kd import (
     kd_logits_l2_loss,
     kd_probabilities_l2_loss,
 )
-from kdcore.spec import Kd
+from kdcore.spec.methods.response import Kd
 from tests.kdcore.objectives.lessons import lesson, normal, setting
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdcore.objectives.nkd import NormalizedKd, nkd_loss
-from kdcore.spec.methods import Nkd
+from kdcore.spec.methods.response import Nkd
 from tests.kdcore.objectives.lessons import labels, lesson, normal, setting
 
 

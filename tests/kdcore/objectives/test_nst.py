@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcore.objectives.nst import NeuronSelectivityTransfer, nst_loss
-from kdcore.spec.methods import Nst
+from kdcore.spec.methods.features import Nst
 from tests.kdcore.objectives.lessons import SETTING, lesson, normal
 
 KERNELS = ["linear", "polynomial", "gaussian"]

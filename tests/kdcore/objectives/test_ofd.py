@@ -7,12 +7,12 @@ from torch import nn
 
 from base.errors import SpecInvalid
 from kdcore.objectives.ofd import Overhaul, margin, partial_l2_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal, parameters
 
 
 def objective(*taps: str, margins: tuple[str, ...] = ("norm",)) -> Overhaul:
-    return Overhaul(methods.Ofd(taps=taps or ("late",), margins=margins), SETTING)
+    return Overhaul(features.Ofd(taps=taps or ("late",), margins=margins), SETTING)
 
 
 def naive(student: torch.Tensor, teacher: torch.Tensor, margins: torch.Tensor) -> float:

@@ -4,7 +4,7 @@ from torch import nn
 
 from base.errors import SpecInvalid, TeacherMismatch
 from kdcore.objectives.pairs import BatchNorm, embeddings, logits, map_or_embedding, maps, same_size, unit
-from kdcore.spec.methods import Pair
+from kdcore.spec.vocabulary import Pair
 from tests.kdcore.objectives.lessons import lesson, normal
 
 PAIR, OTHER = Pair(student="fc@in", teacher="head@in"), Pair(student="layer1", teacher="block1")

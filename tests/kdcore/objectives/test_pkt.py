@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcore.objectives.pkt import ProbabilisticTransfer, pkt_loss
-from kdcore.spec.methods import Pkt
+from kdcore.spec.methods.relations import Pkt
 from tests.kdcore.objectives.lessons import SETTING, lesson, normal
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.reviewkd import Fusion, KnowledgeReview, hcl_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal, parameters
 
 TAPS = ("early", "late", "embedding")
@@ -15,7 +15,7 @@ TAPS = ("early", "late", "embedding")
 
 def objective(*taps: str, mid_channels: int = 512, warmup_epochs: int = 0) -> KnowledgeReview:
     torch.manual_seed(0)
-    options = methods.ReviewKd(taps=taps or TAPS, mid_channels=mid_channels, warmup_epochs=warmup_epochs)
+    options = features.ReviewKd(taps=taps or TAPS, mid_channels=mid_channels, warmup_epochs=warmup_epochs)
     return KnowledgeReview(options, SETTING)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.objectives.rkd import RelationalKd, rkd_angle_loss, rkd_distance_loss
-from kdcore.spec.methods import Rkd
+from kdcore.spec.methods.relations import Rkd
 from tests.kdcore.objectives.lessons import SETTING, lesson, normal
 
 # The student has three images on a line at 0, 1 and 3, the teacher at the corners of an equilateral triangle.

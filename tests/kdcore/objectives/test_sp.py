@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcore.objectives.sp import SimilarityPreserving, sp_loss
-from kdcore.spec.methods import Sp
+from kdcore.spec.methods.relations import Sp
 from tests.kdcore.objectives.lessons import SETTING, lesson, normal
 
 

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.dist import CorrelationKd
 from kdcore.objectives.dkd import DecoupledKd
 from kdcore.objectives.kd import KnowledgeDistillation, kd_kl_loss
 from kdcore.objectives.nkd import NormalizedKd
 from kdcore.objectives.objective import Objective
 from kdcore.objectives.standardized import Standardized, standardize
-from kdcore.spec.methods import Dist, Dkd, Kd, Nkd
+from kdcore.objectives.weighted import WeightedSum
+from kdcore.spec.methods.response import Dist, Dkd, Kd, Nkd
 from tests.kdcore.objectives.lessons import lesson, normal, setting
 
 SETTING = setting(temperature=2.0)
@@ -33,9 +34,7 @@ def with_labels(student: torch.Tensor, teacher: torch.Tensor) -> Lesson:
 class Recorder(Objective):
     """Keeps the lessons that it gets."""
 
-    student_taps = teacher_taps = ("layer1",)
-    teacher_layers = ("bn1",)
-    needs_input_gradient = True
+    needs = Needs(("layer1",), ("layer1",), ("bn1",), input_gradient=True)
 
     def build(self, lesson: Lesson) -> None:
         self.built_with = lesson
@@ -101,9 +100,17 @@ def test_standardized_needs_owns_and_observes_what_its_objective_does():
     wrapped.build(with_labels(normal(1, 2), normal(1, 2)))
     wrapped(with_labels(normal(1, 2), normal(1, 2)))
     assert wrapped.needs == recorder.needs
-    assert wrapped.needs.teacher_layers == ("bn1",) and wrapped.needs.input_gradient
     assert [*wrapped.parameters()] == [recorder.scale]
     assert wrapped.observed["figure"] == 3
+
+
+def test_standardized_observes_what_a_sum_observes():
+    """A sum makes a new dict of figures at each forward pass."""
+    wrapped, given = Standardized(WeightedSum([("recorder", 1.0, Recorder())])), with_labels(normal(1, 2), normal(1, 2))
+    wrapped.build(given)
+    for _ in range(2):
+        value = wrapped(given)
+        assert wrapped.observed == {"recorder": value.detach(), "figure": torch.tensor(3.0)}
 
 
 def test_standardized_kd_is_the_papers():

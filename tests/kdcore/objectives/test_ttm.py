@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcore.objectives.ttm import TransformedTeacher, ttm_loss
-from kdcore.spec.methods import Ttm
+from kdcore.spec.methods.response import Ttm
 from tests.kdcore.objectives.lessons import lesson, normal, setting
 
 both_forms = pytest.mark.parametrize("weighted", [True, False])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdcore.objectives.vid import Regressor, VariationalInformation, vid_loss
-from kdcore.spec import methods
+from kdcore.spec.methods import features
 from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal, parameters
 
 
@@ -61,7 +61,7 @@ def test_variational_information_sums_the_losses_of_its_taps():
         {"early": normal(2, 5, 6, 6, seed=1), "late": normal(2, 6, 3, 3, seed=1)},
     )
     both, early, late = (
-        built(VariationalInformation(methods.Vid(taps=taps), SETTING), seen)
+        built(VariationalInformation(features.Vid(taps=taps), SETTING), seen)
         for taps in (("early", "late"), ("early",), ("late",))
     )
     early.guesses[0], late.guesses[0] = both.guesses[0], both.guesses[1]

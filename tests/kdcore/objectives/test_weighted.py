@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcore.lesson import Batch, Lesson, View
+from kdcore.lesson import Batch, Lesson, Needs, View
 from kdcore.objectives.objective import Objective
 from kdcore.objectives.weighted import WeightedSum
 
@@ -12,8 +12,7 @@ class Squared(Objective):
 
     def __init__(self, taps: tuple[str, ...] = (), layers: tuple[str, ...] = (), gradient: bool = False) -> None:
         super().__init__()
-        self.student_taps = self.teacher_taps = taps
-        self.teacher_layers, self.needs_input_gradient = layers, gradient
+        self.needs = Needs(taps, taps, layers, gradient)
 
     def build(self, lesson: Lesson) -> None:
         self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
