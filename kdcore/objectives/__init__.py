@@ -1,18 +1,59 @@
 """What is compared: one page for each paper. An objective gets a Lesson; it runs no model and knows no scheme.
 
-The page of a method is the module of the same name. Its `from_options(options, setting)` returns the method's
-objective, or both stages of it.
+`PAGES` lists them.
 """
 
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from kdcore.objectives import activation_boundary, attention, factor_transfer, fitnet, fsp
+from kdcore.objectives.byot import SelfDistillation
+from kdcore.objectives.cc import CorrelationCongruence
+from kdcore.objectives.crd import ContrastiveRepresentation
+from kdcore.objectives.dist import CorrelationKd
+from kdcore.objectives.dkd import DecoupledKd
+from kdcore.objectives.feature import FeatureMatching
+from kdcore.objectives.kd import KnowledgeDistillation
+from kdcore.objectives.nkd import NormalizedKd
+from kdcore.objectives.nst import NeuronSelectivityTransfer
 from kdcore.objectives.objective import Objective, Setting, TwoStages
+from kdcore.objectives.ofd import Overhaul
+from kdcore.objectives.pkt import ProbabilisticTransfer
+from kdcore.objectives.reviewkd import KnowledgeReview
+from kdcore.objectives.rkd import RelationalKd
+from kdcore.objectives.sp import SimilarityPreserving
 from kdcore.objectives.standardized import Standardized
+from kdcore.objectives.ttm import TransformedTeacher
+from kdcore.objectives.vid import VariationalInformation
 from kdcore.objectives.weighted import WeightedSum
 from kdcore.spec import Method, Options, numbered
 
-__all__ = ["Objective", "Setting", "TwoStages", "build", "of_page"]
+__all__ = ["PAGES", "Objective", "Setting", "TwoStages", "build", "of_page"]
+
+PAGES: dict[str, Callable[[Any, Setting], Objective | TwoStages]] = {
+    "kd": KnowledgeDistillation,
+    "dkd": DecoupledKd,
+    "nkd": NormalizedKd,
+    "dist": CorrelationKd,
+    "ttm": TransformedTeacher,
+    "fitnet": fitnet.from_options,
+    "attention": attention.from_options,
+    "nst": NeuronSelectivityTransfer,
+    "factor_transfer": factor_transfer.from_options,
+    "activation_boundary": activation_boundary.from_options,
+    "fsp": fsp.from_options,
+    "feature": FeatureMatching,
+    "vid": VariationalInformation,
+    "ofd": Overhaul,
+    "reviewkd": KnowledgeReview,
+    "rkd": RelationalKd,
+    "sp": SimilarityPreserving,
+    "pkt": ProbabilisticTransfer,
+    "cc": CorrelationCongruence,
+    "crd": ContrastiveRepresentation,
+    "byot": SelfDistillation,
+}
+"""By the name of its options: what makes a method's objective, or both stages of it."""
 
 
 def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]:
@@ -33,9 +74,8 @@ def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]
 
 
 def of_page(options: Options, setting: Setting) -> Objective | TwoStages:
-    """The objective, or the two stages, that the page of these options makes."""
-    made: Objective | TwoStages = import_module(f"kdcore.objectives.{options.name}").from_options(options, setting)
-    return made
+    """The objective, or the two stages, of these options."""
+    return PAGES[options.name](options, setting)
 
 
 def weight(method: Method) -> float:

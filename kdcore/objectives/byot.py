@@ -47,6 +47,3 @@ class SelfDistillation(Objective):
         logits_loss = exit_logits_loss(*logits(lesson), temperature=self.temperature)
         features_loss = exit_features_loss(*embeddings(lesson, _FEATURES))
         return logits_loss + self.hint_weight * features_loss
-
-
-from_options = SelfDistillation

@@ -71,6 +71,3 @@ class CorrelationCongruence(Objective):
         if self.options.form == "pairs":
             return cc_pairs_loss(student_ND, teacher_ND)
         return cc_gaussian_loss(student_ND, teacher_ND, gamma=self.options.gamma, order=self.options.order)
-
-
-from_options = CorrelationCongruence

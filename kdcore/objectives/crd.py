@@ -135,9 +135,6 @@ class ContrastiveRepresentation(Objective):
             memory_MD.index_copy_(0, place_N, unit(updated_ND, dim=1))
 
 
-from_options = ContrastiveRepresentation
-
-
 def _random(memory_MD: Tensor) -> Tensor:
     return memory_MD.uniform_(-1, 1) / math.sqrt(memory_MD.shape[1] / 3)
 

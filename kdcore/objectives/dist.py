@@ -86,6 +86,3 @@ class CorrelationKd(Objective):
             between_weight=self.between_weight,
             within_weight=self.within_weight,
         )
-
-
-from_options = CorrelationKd

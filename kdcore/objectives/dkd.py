@@ -86,6 +86,3 @@ class DecoupledKd(Objective):
             non_target_weight=self.non_target_weight,
         )
         return min(lesson.batch.epoch / max(self.warmup_epochs, 1), 1) * loss
-
-
-from_options = DecoupledKd

@@ -66,7 +66,4 @@ class FeatureMatching(Objective):
         return self.loss(self.projector(student), teacher)
 
 
-from_options = FeatureMatching
-
-
 _FORMS = {"l2": feature_l2_loss, "cosine": feature_cosine_loss, "kl": feature_kl_loss}

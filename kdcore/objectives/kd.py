@@ -67,9 +67,6 @@ class KnowledgeDistillation(Objective):
         return _SOFTENED[self.form](student_NK, teacher_NK, temperature=self.temperature)
 
 
-from_options = KnowledgeDistillation
-
-
 _SOFTENED = {
     "kl": kd_kl_loss,
     "cross_entropy": kd_cross_entropy_loss,

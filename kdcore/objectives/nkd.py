@@ -57,6 +57,3 @@ class NormalizedKd(Objective):
         student_NK, teacher_NK = logits(lesson)
         labels_N = lesson.batch.labels
         return nkd_loss(student_NK, teacher_NK, labels_N, gamma=self.gamma, temperature=self.temperature)
-
-
-from_options = NormalizedKd

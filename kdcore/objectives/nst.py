@@ -90,6 +90,3 @@ class NeuronSelectivityTransfer(Objective):
     def forward(self, lesson: Lesson) -> Tensor:
         losses = [nst_loss(student, teacher, kernel=self.kernel) for student, teacher in maps(lesson, self.taps)]
         return torch.stack(losses).sum()
-
-
-from_options = NeuronSelectivityTransfer

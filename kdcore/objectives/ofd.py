@@ -95,9 +95,6 @@ class Overhaul(Objective):
         return torch.stack(weighted).sum()
 
 
-from_options = Overhaul
-
-
 def _margin(norm: nn.Module, path: str, teacher_NCHW: Tensor, tap: str) -> Tensor:
     if not isinstance(norm, nn.BatchNorm2d) or not norm.affine:
         raise SpecInvalid(

@@ -50,6 +50,3 @@ class ProbabilisticTransfer(Objective):
 
     def forward(self, lesson: Lesson) -> Tensor:
         return pkt_loss(*embeddings(lesson, self.tap))
-
-
-from_options = ProbabilisticTransfer

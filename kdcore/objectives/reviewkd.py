@@ -97,9 +97,6 @@ class KnowledgeReview(Objective):
         return [map_or_embedding(lesson, pair) for pair in reversed(self.pairs)]
 
 
-from_options = KnowledgeReview
-
-
 def _convolution(before: int, after: int, kernel_size: int) -> nn.Sequential:
     convolution = nn.Conv2d(before, after, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_uniform_(convolution.weight, a=1)

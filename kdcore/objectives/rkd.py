@@ -85,6 +85,3 @@ class RelationalKd(Objective):
         angle = rkd_angle_loss(student_ND, teacher_ND)
         self.observed["rkd/distance"], self.observed["rkd/angle"] = distance.detach(), angle.detach()
         return self.distance_weight * distance + self.angle_weight * angle
-
-
-from_options = RelationalKd

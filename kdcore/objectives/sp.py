@@ -44,6 +44,3 @@ class SimilarityPreserving(Objective):
 
     def forward(self, lesson: Lesson) -> Tensor:
         return sp_loss(*embeddings(lesson, self.tap))
-
-
-from_options = SimilarityPreserving

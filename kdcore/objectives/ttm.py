@@ -42,6 +42,3 @@ class TransformedTeacher(Objective):
     def forward(self, lesson: Lesson) -> Tensor:
         student_NK, teacher_NK = logits(lesson)
         return ttm_loss(student_NK, teacher_NK, temperature=self.temperature, weighted=self.weighted)
-
-
-from_options = TransformedTeacher

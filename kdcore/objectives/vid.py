@@ -79,6 +79,3 @@ class VariationalInformation(Objective):
             mean_NCHW, variance_C = regressor(student_NCHW)
             losses.append(vid_loss(mean_NCHW, variance_C, teacher_NCHW))
         return torch.stack(losses).sum()
-
-
-from_options = VariationalInformation
