@@ -17,7 +17,7 @@ def choose(training: Training) -> torch.device:
 
 
 def bf16(training: Training, device: torch.device) -> bool:
-    """Whether the networks compute in bfloat16: as requested, or by default on a GPU that supports it."""
+    """Return True if the networks compute in bfloat16: as requested, or by default on a GPU that supports it."""
     if training.precision != "auto":
         return training.precision == "bf16"
     return device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -88,12 +88,12 @@ def evaluate_checkpoint(path: Path, architecture: str | None, dataset: str, work
     network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
     weights.load_into(network, file.state, str(path))
     mean, std = file.facts.mean or loaded.facts.mean, file.facts.std or loaded.facts.std
-    found = score(logits_on(Classifier(network, mean, std), loaded.test), loaded.test.labels)
+    measured = score(logits_on(Classifier(network, mean, std), loaded.test), loaded.test.labels)
     return {
         "architecture": file.facts.architecture,
         "parameters": parameters(network),
-        "accuracy": found.accuracy,
-        "accuracy_top5": found.accuracy_top5,
-        "loss": found.loss,
+        "accuracy": measured.accuracy,
+        "accuracy_top5": measured.accuracy_top5,
+        "loss": measured.loss,
         "test_samples": len(loaded.test),
     }

@@ -25,7 +25,7 @@ EMBEDDING = "embedding"
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on."""
+    """The images and labels of one step."""
 
     inputs: Tensor
     """Pixels in 0..255, N × C × H × W; uint8, or float32 where images were mixed. Each model normalises for itself."""
@@ -42,7 +42,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective reads beyond logits."""
+    """The inputs of an objective beyond logits."""
 
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ NOTHING = Needs()
 
 @dataclass(frozen=True)
 class View:
-    """What one model computes from a batch."""
+    """The outputs of one model for a batch."""
 
     logits: Tensor
     """N × K, at least float32."""
@@ -126,14 +126,14 @@ class Teacher(Protocol):
 
 
 class Scheme(Protocol):
-    """Which model teaches which. A scheme alone runs models."""
+    """The rule of which model teaches which. A scheme alone runs models."""
 
     @property
     def models(self) -> Mapping[str, Classifier]:
-        """What the stage delivers, the student first: each is validated, averaged and kept at its best."""
+        """The models that the stage delivers, the student first: each is validated, averaged and kept at its best."""
 
     def learners(self) -> Sequence[nn.Module]:
-        """What is trained, each by an optimizer of its own."""
+        """The modules that are trained, each by an optimizer of its own."""
 
     def run(self, batch: Batch) -> StepOutput:
         """Run the models on one batch."""

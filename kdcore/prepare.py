@@ -30,8 +30,8 @@ log = logging.getLogger("kdcore")
 
 @dataclass
 class Workspace:
-    """Where a run reads and writes: its folder, input files by reference, the cache of decoded data, its JSON lines.
-    `stop_requested` is set by SIGTERM."""
+    """The places that a run reads and writes: its folder, input files by reference, the cache of decoded data, and its
+    JSON lines. `stop_requested` is set by SIGTERM."""
 
     out: Path
     inputs: Mapping[str, Path]
@@ -64,6 +64,8 @@ class Workspace:
 
 @dataclass
 class PreparedJob:
+    """A job with its inputs read and its defaults resolved."""
+
     spec: JobSpec
     trials: tuple[Trial, ...]
     known: Known
@@ -83,7 +85,7 @@ class PreparedJob:
         return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.bf16).to(self.device)
 
     def training_set(self, trial: Trial) -> TrainingSet:
-        """What a trial learns from; the baseline never gets the unlabelled images."""
+        """The images that a trial learns from; the baseline never gets the unlabelled ones."""
         labelled = TrainingSet.of(self.data.train, self.spec.training)
         if self.unlabelled is None or self.spec.unlabelled is None or trial.name == "alone":
             return labelled.to(self.device)

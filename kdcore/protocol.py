@@ -1,4 +1,4 @@
-"""How the engine's process and the program that started it communicate: one order in, JSON lines out. Loads no torch.
+"""The contract between the engine's process and the program that starts it: one order in, JSON lines out. No torch.
 
 A worker starts `python -m kdcore run --wait N` before it has a job; N is the engine's end of a Unix socket. The engine
 imports what any job may need, sends READY and waits. The order is one JSON line: the arguments of `run`, the folder to

@@ -109,7 +109,7 @@ class Taps:
 
 
 def _in_backward() -> bool:
-    """Whether this is a backward pass, where activation checkpointing runs modules again (as torch.utils.checkpoint
+    """Return True in a backward pass, where activation checkpointing runs modules again (as torch.utils.checkpoint
     tests it)."""
     return torch._C._current_graph_task_id() != -1
 

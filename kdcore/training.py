@@ -34,7 +34,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass
 class Position:
-    """How far a stage has come. `step` counts within the epoch, `summed` the steps since the last point."""
+    """The position of a stage. `step` counts within the epoch, `summed` the steps since the last point."""
 
     epoch: int = 0
     step: int = 0
@@ -227,7 +227,7 @@ class StageTraining:
         self.observer.metric(self.global_step, self.position.epoch + 1, {**means, **validation})
 
     def learned(self) -> dict[str, Any]:
-        """What the next stage of the trial starts from."""
+        """The weights that the next stage of the trial starts from."""
         objective = self.objective.state_dict() if self.objective is not None else {}
         return {"learners": dict(self.learners.state_dict()), "objective": dict(objective)}
 

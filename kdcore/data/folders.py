@@ -30,7 +30,7 @@ _CHUNK = 256
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Member:
     """A file (or, without a header, a folder): its position in the archive, its name, and its path below the folder
     that is read."""
 
@@ -48,22 +48,22 @@ class _Found:
     def is_image(self) -> bool:
         return isinstance(self.header, Header)
 
-    def inside(self) -> "_Found":
-        return _Found(self.ordinal, self.name, self.below[1:], self.header)
+    def inside(self) -> "_Member":
+        return _Member(self.ordinal, self.name, self.below[1:], self.header)
 
 
-_Classes = dict[str, list[_Found]]
+_Classes = dict[str, list[_Member]]
 
 
 def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
     """Read the archive's layout, classes, sizes and colours, from the header of every image."""
-    found = _read_entries(path, limits)
-    flat = _flat(found)
-    layout: dict[Split, _Classes] = {"train": {"": flat}} if flat else _layout(found)
+    members = _read_entries(path, limits)
+    flat = _flat(members)
+    layout: dict[Split, _Classes] = {"train": {"": flat}} if flat else _layout(members)
     for split, classes in layout.items():
         _check(split, classes, layout["train"])
     height, width, channels = _shape(layout, image_size)
-    files: dict[Split, list[_Found]] = {s: [f for of in classes.values() for f in of] for s, classes in layout.items()}
+    files: dict[Split, list[_Member]] = {s: [f for of in classes.values() for f in of] for s, classes in layout.items()}
     class_names = () if flat else tuple(layout["train"])
     labels = no_labels(len(flat)) if flat else _labels(layout, class_names)
     test_carved = "test" not in labels
@@ -96,19 +96,19 @@ def _labels(layout: Mapping[Split, _Classes], class_names: tuple[str, ...]) -> d
     return labels
 
 
-def _read_entries(path: Path, limits: Limits) -> list[_Found]:
-    found = []
+def _read_entries(path: Path, limits: Limits) -> list[_Member]:
+    members = []
     for ordinal, entry in enumerate(entries(path, limits)):
         if entry.is_folder:
-            found.append(_Found(ordinal, str(entry.path), entry.path.parts, None))
+            members.append(_Member(ordinal, str(entry.path), entry.path.parts, None))
         elif entry.path.suffix.lower() not in NOTES:
-            found.append(_Found(ordinal, str(entry.path), entry.path.parts, _header(entry)))
-    if not any(item.is_image for item in found):
-        first = next((str(item.header) for item in found if item.header is not None), "")
+            members.append(_Member(ordinal, str(entry.path), entry.path.parts, _header(entry)))
+    if not any(item.is_image for item in members):
+        first = next((str(item.header) for item in members if item.header is not None), "")
         raise DatasetUnreadable(
             f"The archive holds no images. {first}".strip(), "Pack class folders of images: train/<class>/<image>."
         )
-    return found
+    return members
 
 
 def _header(entry: Entry) -> Header | DatasetUnreadable:
@@ -119,12 +119,12 @@ def _header(entry: Entry) -> Header | DatasetUnreadable:
         return error
 
 
-def _layout(found: list[_Found]) -> dict[Split, _Classes]:
+def _layout(members: list[_Member]) -> dict[Split, _Classes]:
     """Images by split and class. Without a test part in the archive there is only `train`."""
-    tops = _folders(found)
-    if len(tops) == 1 and not _split_names(tops) and all(len(i.below) > 2 for i in found if i.is_image):
-        found = next(iter(tops.values()))
-        tops = _folders(found)
+    tops = _folders(members)
+    if len(tops) == 1 and not _split_names(tops) and all(len(i.below) > 2 for i in members if i.is_image):
+        members = next(iter(tops.values()))
+        tops = _folders(members)
     splits = {
         name.lower(): (name, inside)
         for name, inside in tops.items()
@@ -136,45 +136,45 @@ def _layout(found: list[_Found]) -> dict[Split, _Classes]:
         return layout if test is None else {**layout, "test": _classes(test[1])}
     if test is not None and len(tops) == len(splits):
         raise DatasetUnreadable(f"There is a folder {test[0]!r} but none named 'train'.")
-    return {"train": _classes(found)}
+    return {"train": _classes(members)}
 
 
-def _flat(found: list[_Found]) -> list[_Found]:
+def _flat(members: list[_Member]) -> list[_Member]:
     """Images without class folders, in the order of their names: directly here or in one folder around all of them.
     Empty if there are class folders."""
-    tops = _folders(found)
-    if len(tops) == 1 and all(len(item.below) == 2 for item in found if item.is_image):
-        found = next(iter(tops.values()))
-    if not _is_flat(found):
+    tops = _folders(members)
+    if len(tops) == 1 and all(len(item.below) == 2 for item in members if item.is_image):
+        members = next(iter(tops.values()))
+    if not _is_flat(members):
         return []
-    return sorted((item for item in found if item.is_stray), key=lambda item: item.name)
+    return sorted((item for item in members if item.is_stray), key=lambda item: item.name)
 
 
 def _split_names(folders: Iterable[str]) -> set[str]:
     return {name for name in folders if name.lower() in ("train", *TEST_FOLDERS)}
 
 
-def _is_flat(inside: list[_Found]) -> bool:
-    """Whether there are images, but none in a folder: images without labels, or a class that is named `train`."""
+def _is_flat(inside: list[_Member]) -> bool:
+    """True for images that are in no folder: images without labels, or a class that is named `train`."""
     depths = [len(item.below) for item in inside if item.is_image]
     return bool(depths) and max(depths) == 1
 
 
-def _folders(found: list[_Found]) -> dict[str, list[_Found]]:
+def _folders(members: list[_Member]) -> dict[str, list[_Member]]:
     """The content of each folder directly here."""
-    folders: dict[str, list[_Found]] = {}
-    for item in found:
+    folders: dict[str, list[_Member]] = {}
+    for item in members:
         if item.below and not item.is_stray:
             folders.setdefault(item.below[0], []).append(item.inside())
     return folders
 
 
-def _classes(found: list[_Found]) -> _Classes:
+def _classes(members: list[_Member]) -> _Classes:
     """Files by class; classes and files are in the order of their names."""
-    stray = next((item for item in found if item.is_stray and item.is_image), None)
+    stray = next((item for item in members if item.is_stray and item.is_image), None)
     if stray is not None:
         raise DatasetUnreadable(f"{stray.name} is in no class folder.", "Put each image in the folder of its class.")
-    folders = _folders(found)
+    folders = _folders(members)
     return {
         name: sorted((item for item in folders[name] if item.header is not None), key=lambda item: item.name)
         for name in sorted(folders)

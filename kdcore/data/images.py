@@ -95,7 +95,7 @@ class Data:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a trial learns from, and the held-out images that choose its best epoch."""
+    """The images that a trial learns from, and those held out to choose its best epoch."""
 
     images: Images
     rows: Tensor
@@ -149,7 +149,7 @@ def set_aside(labels: Labels, fraction: float, seed: int) -> npt.NDArray[np.bool
 
 
 def _quotas(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
-    """How many of each class: the whole part of its share, then one more where the remainder is largest."""
+    """The number of each class: the whole part of its share, then one more where the remainder is largest."""
     shares = counts * fraction
     quotas = shares.astype(np.int64)
     wanted = max(1, round(float(counts.sum()) * fraction))

@@ -83,7 +83,7 @@ def _key(source: str, size: int | None) -> str:
 
 
 def _open(path: Path, image_size: int | None) -> Source:
-    """By content, not by name: both an `.npz` and a `.zip` are zip files."""
+    """Open a file by its content, not by its name: both an `.npz` and a `.zip` are zip files."""
     if not path.is_file():
         raise DatasetUnreadable(f"{path.name} is not a file.", "Pack a folder into a .zip or .tar.gz first.")
     return open_arrays(path, image_size) if _holds_arrays(path) else open_folders(path, image_size)

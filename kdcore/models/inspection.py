@@ -241,7 +241,7 @@ def readable(network: nn.Module, images: Tensor, paths: list[str]) -> dict[str, 
 
 
 def _keeps_places(path: str, maps_NCHW: Tensor) -> bool:
-    """Whether the noise is still in its corner: some transformers keep their tokens in another order.
+    """Return True if the noise is still in its corner: some transformers keep their tokens in another order.
 
     True where it cannot be decided, because no few places changed far more than the rest: some layers mix all places.
     """

@@ -10,7 +10,7 @@ from kdcore.lesson import NOTHING, Lesson, Needs
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective may use of the trial that it is part of."""
+    """The facts of a trial that its objectives may use."""
 
     temperature: float | None
     """None where the method has none."""
@@ -30,7 +30,7 @@ class Objective(nn.Module, ABC):
     """
 
     needs: Needs = NOTHING
-    """What it reads of the views beyond logits; a scheme makes its models provide it."""
+    """Its inputs beyond logits; a scheme makes its models provide them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -157,5 +157,5 @@ def _in_place_or_not(name: str) -> str:
 
 
 def is_random(found: Callable[..., Any]) -> bool:
-    """Whether the operator can draw random numbers; dropout and attention may have that switched off."""
+    """Return True for an operator that can draw random numbers; dropout and attention may have that switched off."""
     return torch.Tag.nondeterministic_seeded in getattr(found, "tags", ())

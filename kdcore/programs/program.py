@@ -14,8 +14,8 @@ from kdcore.programs.graph import EVAL_FIRST, Graph
 
 TRIED = 3
 CLOSE = 1e-2
-"""How much an image's logits may change with the batch around it, as a part of the largest: rounding differs between
-kernels; batch norm in train mode changes more."""
+"""The most that an image's logits may change with the batch around it, as a part of the largest: rounding differs
+between kernels; batch norm in train mode changes more."""
 
 
 class Program(nn.Module):

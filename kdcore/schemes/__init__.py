@@ -1,1 +1,1 @@
-"""Which model teaches which. A scheme alone runs models, and does not depend on the objective."""
+"""The schemes: which model teaches which. A scheme alone runs models, and does not depend on the objective."""
