@@ -1,4 +1,4 @@
-"""How long a client waits for a claim, an engine and a first step, and for work to continue after a worker was killed.
+"""The waiting times of a client: for a claim, an engine, a first step, and for progress after a worker was killed.
 
     .venv/bin/python -m bench.latency [--posts 60] [--kills 5] [--only posts kills]
 

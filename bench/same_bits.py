@@ -403,7 +403,7 @@ def main() -> int:
                 for check in job_checks:
                     print(check, flush=True)
                     count, failed = count + 1, failed + bool(check.differences)
-    print(f"{count - failed} of {count} equal or refused, {time.monotonic() - began:.0f} s")
+    print(f"{count - failed} of {count} checks passed, {time.monotonic() - began:.0f} s")
     return 1 if failed or not count else 0
 
 

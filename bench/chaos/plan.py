@@ -20,7 +20,7 @@ KILLS: Mapping[Setting, Mapping[str, int]] = {
     "cluster": {"worker": 8, "engine": 5, "guard": 2, "api": 2, "valkey": 2, "postgres": 1},
     "embedded": {"server": 8, "worker": 5, "engine": 5, "guard": 2},
 }
-"""How many of each kind are in a deck of twenty kills."""
+"""The number of each kind in a deck of twenty kills."""
 
 OTHER_FAULTS: Mapping[Setting, Mapping[str, int]] = {
     "cluster": {
@@ -53,7 +53,7 @@ class Fault:
     choice: float
     """The choice among the possible targets, from 0 (the first) to 1."""
     duration_s: float
-    """How long the fault lasts; a killed process is started again after this time."""
+    """Duration of the fault; a killed process is started again after this time."""
     needs_training: bool
     """The target must be training; else any target at any time."""
 

@@ -79,7 +79,8 @@ def running_system(setting: Setting, root: Path, workers: int) -> Iterator[Syste
     """Start all parts; stop them at the end of the block. Logs and records stay in `root`."""
     open_folder(root)
     with _disk(root / "home") as disk, contextlib.ExitStack() as running:
-        settings, targets, broker = _settings(root), {}, None
+        settings, broker = _settings(root), None
+        targets: dict[str, Target] = {}
         if setting == "cluster":
             ports = [servers.free_port() for _ in range(2)]
             shared = {name: running.enter_context(running_server(name, root / name)) for name in SERVERS}

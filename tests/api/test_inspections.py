@@ -21,7 +21,7 @@ from kdcore.catalog.facts import ProgramFacts
 from store.database import migrate
 from store.settings import Settings
 from tests.api.conftest import Service
-from tests.faults.servers import Api
+from tests.servers import Api
 from tests.worker.processes import until
 
 pytestmark = pytest.mark.anyio

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from kdcore import models
 from tests.end_to_end.embedded_server import embedded_server
 from tests.kdcore.engine import write_arrays
-from tests.worker.table import engines
+from tests.worker.job_database import engines
 
 TRAINING = {"epochs": 2, "batch_size": 32, "seed": 1}
 TEACHER = {"name": "teacher", "dataset": "digits", "student": "convnet8", "method": "supervised", "training": TRAINING}

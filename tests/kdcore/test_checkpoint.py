@@ -8,7 +8,7 @@ from base.files import write_whole
 from kdcore import checkpoint, export
 from kdcore.checkpoint import Progress
 from kdcore.training import Outcome
-from tests.store.disks import with_disks
+from tests.disks import with_disks
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from store import tables, workers
 from store.settings import Settings
-from tests.store.disks import with_disks
+from tests.disks import with_disks
 from tests.worker.conftest import CPU
 from tests.worker.job_database import ENDED, OPTIONS, JobDatabase
 from tests.worker.processes import until

@@ -6,9 +6,9 @@ There is one row, and its id is in every response. Another body with that key is
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from proofs.faults.workers import LONG_LEASE, Workers
 from store import jobs, lifecycle
-from tests.faults.servers import Api, api_process
-from tests.faults.workers import LONG_LEASE, Workers
+from tests.servers import Api, api_process
 from tests.store.helpers import ERROR
 
 

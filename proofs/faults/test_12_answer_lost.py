@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from proofs.faults.workers import LONG_LEASE, SHORT_LEASE, Workers
 from store import jobs
-from tests.faults.servers import STEPS, api_process
-from tests.faults.workers import LONG_LEASE, SHORT_LEASE, Workers
+from tests.servers import STEPS, api_process
 from tests.worker.processes import until
 
 Arm = Callable[[str], None]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from proofs.faults.workers import SHORT_LEASE, Workers
 from store.database import migrate
-from tests.faults.servers import STEPS, Server, api_process, own_postgres
-from tests.faults.workers import SHORT_LEASE, Workers
+from tests.servers import STEPS, Server, api_process, own_postgres
 from tests.worker.processes import until
 
 

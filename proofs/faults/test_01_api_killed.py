@@ -10,9 +10,9 @@ import httpx
 import pytest
 import redis
 
+from proofs.faults.workers import LONG_LEASE, Workers
 from store import jobs
-from tests.faults.servers import STEPS, Api, api_process
-from tests.faults.workers import LONG_LEASE, Workers
+from tests.servers import STEPS, Api, api_process
 from tests.worker.processes import until
 
 KEY = "key"

@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-COPIED = ("base", "kdcore", "local", "migrations", "store", "tests/base", "tests/store", "tests/worker", "worker")
+COPIED = (
+    "base",
+    "kdcore",
+    "local",
+    "migrations",
+    "proofs/power_cuts",
+    "store",
+    "tests/base",
+    "tests/store",
+    "tests/worker",
+    "worker",
+)
 FLAGS = ("-p", "no:xdist", "-p", "no:cacheprovider", "--color=no", "-rpf", "-k", "not postgres")
 OUTCOME = re.compile(r"^(PASSED|FAILED) ([^\s\[]+)", re.MULTILINE)
 
@@ -44,11 +55,11 @@ class Control:
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (*self.tests, *(f"tests/store/test_power_cut.py::{name}" for name in self.cut))
+        return (*self.tests, *(f"proofs/power_cuts/test_power_cut.py::{name}" for name in self.cut))
 
 
 CONTROLS = {
-    "who lost a job may not write": Control(
+    "a stale attempt may not write": Control(
         Edit("store/attempts.py", "jobs.c.fence == fence, ", ""),
         (
             "tests/store/test_lifecycle.py::test_stale_attempt_is_refused_every_write",
@@ -132,7 +143,14 @@ def copy(tmp_path: Path) -> Path:
     for name in COPIED:
         # Bytecode is copied too, except files that another test process is writing.
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pyc.*"))
-    for name in ("pyproject.toml", "tests/__init__.py", "tests/clock.py", "tests/conftest.py"):
+    for name in (
+        "pyproject.toml",
+        "conftest.py",
+        "proofs/__init__.py",
+        "tests/__init__.py",
+        "tests/clock.py",
+        "tests/disks.py",
+    ):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     SHORT_SLEEP.apply(tmp_path)
     return tmp_path

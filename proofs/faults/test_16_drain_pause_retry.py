@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from proofs.faults.workers import LONG_LEASE, Workers
 from store import jobs
-from tests.faults.workers import LONG_LEASE, Workers
 
 
 def test_drain_requeues_the_job_and_is_idempotent(tmp_path: Path, database_url: str):

@@ -9,7 +9,7 @@ import redis
 
 from base import wakeup
 from base.wakeup import QUEUE
-from tests.faults.workers import LONG_LEASE, Workers
+from proofs.faults.workers import LONG_LEASE, Workers
 from tests.worker.processes import until
 from worker.celery_app import make_app
 

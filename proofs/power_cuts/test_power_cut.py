@@ -20,7 +20,7 @@ from store.artifacts import NewArtifact
 from store.database import Database, migrate
 from store.file_store import FileStore
 from store.lifecycle import Claim
-from tests.store.disks import Disk, disk, with_disks
+from tests.disks import Disk, disk, with_disks
 from tests.store.helpers import running, submitted
 
 CONTENT = b"weights" * 20_000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.workers import LONG_LEASE, Workers, family, until_gone
+from proofs.faults.workers import LONG_LEASE, Workers, family, until_gone
 from tests.worker.processes import FAKE_ENGINE, until
 
 LARGE_JOB = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.workers import SHORT_LEASE, Workers, family, frozen, until_gone
+from proofs.faults.workers import SHORT_LEASE, Workers, family, frozen, until_gone
 from tests.worker.processes import until
 
 

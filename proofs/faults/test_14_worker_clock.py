@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from proofs.faults.workers import SHORT_LEASE, Workers
 from store.records import database_now
-from tests.faults.workers import SHORT_LEASE, Workers
 from tests.worker.job_database import until_at_work, worker_process
 from tests.worker.processes import until
 

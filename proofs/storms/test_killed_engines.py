@@ -17,8 +17,8 @@ from kdcore import models, protocol
 from kdcore.catalog import architecture
 from kdcore.run import run
 from kdcore.spec import METHODS, JobSpec
+from proofs.storms.killing import killed
 from tests.kdcore.engine import job, method_job, same, workspace, write_arrays, write_pool, write_teacher
-from tests.kdcore.killing import killed
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ attempt has lost the job.
 
 from pathlib import Path
 
-from tests.faults.workers import SHORT_LEASE, Workers, family, frozen, until_gone
+from proofs.faults.workers import SHORT_LEASE, Workers, family, frozen, until_gone
 
 
 def test_host_frozen_guard_kills_at_waking_and_late_writes_are_refused(tmp_path: Path, sqlite_database_url: str):

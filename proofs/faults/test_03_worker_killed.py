@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.workers import LONG_LEASE, SHORT_LEASE, Workers
+from proofs.faults.workers import LONG_LEASE, SHORT_LEASE, Workers
 
 JOB = {"steps": 40, "step_s": 0.01, "checkpoint_every": 10}
 

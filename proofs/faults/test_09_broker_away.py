@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from api.wakeup_sender import MAX_PENDING
-from tests.faults.servers import STEPS, Server, api_process, own_valkey
-from tests.faults.workers import LONG_LEASE, Workers
+from proofs.faults.workers import LONG_LEASE, Workers
+from tests.servers import STEPS, Server, api_process, own_valkey
 from tests.worker.processes import until
 
 RARELY_S = 600

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from proofs.faults.workers import LONG_LEASE, Workers
 from store import jobs
 from store.checkpoints import Checkpoint
-from tests.faults.workers import LONG_LEASE, Workers
 
 
 def cut_short(path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from proofs.faults.workers import SHORT_LEASE, Workers
 from store.records import database_now
-from tests.faults.servers import STEPS, api_process
-from tests.faults.workers import SHORT_LEASE, Workers
+from tests.servers import STEPS, api_process
 from tests.worker.processes import until
 
 

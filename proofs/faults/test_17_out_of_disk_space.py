@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.workers import LONG_LEASE, SHORT_LEASE, Workers
-from tests.store.disks import disk, with_disks
+from proofs.faults.workers import LONG_LEASE, SHORT_LEASE, Workers
+from tests.disks import disk, with_disks
 from tests.worker.processes import until
 
 JOB = {"steps": 20, "checkpoint_every": 5, "at": {"7": "wait"}}

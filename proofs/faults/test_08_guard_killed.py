@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.faults.workers import LONG_LEASE, Workers
+from proofs.faults.workers import LONG_LEASE, Workers
 
 
 def test_guard_killed_engine_is_ended_and_the_job_continues(tmp_path: Path, sqlite_database_url: str):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from proofs.faults.conftest import Gate
+from proofs.faults.workers import LONG_LEASE, SHORT_LEASE, Workers
 from store import jobs
 from store.errors import ActionNotAllowed
-from tests.faults.conftest import Gate
-from tests.faults.workers import LONG_LEASE, SHORT_LEASE, Workers
 from tests.worker.job_database import ENDED, engines, worker_process
 from tests.worker.processes import until
 

@@ -6,7 +6,7 @@ Attempts that get further are not counted: `tests/worker/test_attempt.py`.
 import signal
 from pathlib import Path
 
-from tests.faults.workers import LONG_LEASE, Workers
+from proofs.faults.workers import LONG_LEASE, Workers
 
 
 def test_poison_job_fails_and_the_next_job_succeeds(tmp_path: Path, sqlite_database_url: str):
