@@ -11,6 +11,7 @@ from api.auth import Member
 from api.inspections import Inspections, Refused
 from base.errors import Fault
 from base.references import DIGEST
+from base.wire import STUDENT_FILE
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.spec import Dataset, JobSpec, Student, Teacher
@@ -18,8 +19,6 @@ from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
 from store.records import Job
-
-STUDENT_FILE = "student.safetensors"
 
 T = TypeVar("T")
 F = TypeVar("F", bound=BaseModel)

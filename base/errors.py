@@ -15,7 +15,7 @@ The codes are a closed list that clients may rely on; `retryable` says whether t
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 
 class EngineError(Exception):
@@ -75,6 +75,7 @@ class Internal(EngineError):
 
 CODES = tuple(kind.code for kind in EngineError.__subclasses__())
 """The codes above, which are all that a failed job can have."""
+Code = Literal[CODES]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)

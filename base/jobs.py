@@ -1,4 +1,4 @@
-"""Statuses of a job, and the actions that a client may request in each."""
+"""Statuses of a job, the actions that a client may request in each, why a job waits, and states of a worker's slot."""
 
 from typing import Literal, get_args
 
@@ -6,6 +6,10 @@ Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelle
 STATUSES: tuple[Status, ...] = get_args(Status)
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """A job with one of these does not change any more, unless it is retried."""
+
+Reason = Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
+"""Why a queued job has not started."""
+SlotState = Literal["idle", "busy", "out_of_disk_space", "stuck"]
 
 ALLOWED_ACTIONS: dict[str, tuple[str, ...]] = {
     "queued": ("cancel", "pause"),

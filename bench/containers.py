@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from base.wire import Report
 from bench.containers_check import find_tool
 from bench.podman import POSTGRES, REDIS, CannotRun, Podman
 from bench.processes import REPOSITORY, exit_on_sigterm, wait_until
 from client.errors import ApiError
 from client.sdk import Distillery
-from client.wire import Report
 from local.servers import free_port
 
 IMAGE = "localhost/bench/distillery:built"

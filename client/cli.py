@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
+from base.wire import STUDENT_FILE, JobView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
@@ -41,7 +42,6 @@ from client.terminal import (
     print_result,
 )
 from client.transfer import digest_of
-from client.wire import STUDENT_FILE, Job
 
 DETACHED = 130
 
@@ -355,7 +355,7 @@ def retry(
     _print_status(context.obj.retry(job_id, from_scratch=start == "scratch"))
 
 
-def _print_status(job: Job) -> None:
+def _print_status(job: JobView) -> None:
     requested = f", {job['requested']} requested" if job["requested"] else ""
     typer.echo(f"{job['id']} is {job['status']}{requested}")
 

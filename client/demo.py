@@ -21,12 +21,12 @@ from typing import Any
 from rich.console import Console
 
 from base.defaults import DEFAULT_URL
+from base.wire import STUDENT_FILE, JobView, Report
 from client import tables
 from client.errors import DistilleryError
 from client.local_server import LocalServer, local_server
 from client.sdk import Distillery
 from client.terminal import follow, print_lines, print_result
-from client.wire import STUDENT_FILE, Job, Report
 
 TEACHER: dict[str, Any] = {
     "name": "digits teacher",
@@ -122,14 +122,14 @@ def _distil(console: Console, server: LocalServer, home: Path, seeds: int, to: P
     _check_gain(reports)
 
 
-def _succeeded(job: Job, console: Console) -> Job:
+def _succeeded(job: JobView, console: Console) -> JobView:
     if job["status"] != "succeeded":
         print_result(job, console)
         raise CheckFailed(f"job {job['id']} ({job['name']}) {job['status']}")
     return job
 
 
-def report_of(job: Job) -> Report:
+def report_of(job: JobView) -> Report:
     if job["result"] is None:
         raise CheckFailed(f"job {job['id']} succeeded without a report")
     return job["result"]
@@ -143,7 +143,7 @@ def _size_sentence(report: Report) -> str:
     return f"The student has {times:.0f} times fewer parameters than its teacher."
 
 
-def _check_student(distillery: Distillery, job: Job, home: Path, target: Path, console: Console) -> None:
+def _check_student(distillery: Distillery, job: JobView, home: Path, target: Path, console: Console) -> None:
     """Fetch a student, load it in a process without the service, and measure it again."""
     path = distillery.download(job["id"], to=target)
     digest = next(file["sha256"] for file in distillery.artifacts(job["id"]) if file["name"] == STUDENT_FILE)

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from client.wire import Fault
+from base.wire import FaultView
 
 TRANSIENT_STATUSES = (429, 502, 503, 504)
 """The server, or a proxy before it, is busy or temporarily unavailable."""
@@ -40,7 +40,7 @@ class ApiError(DistilleryError):
         self.title = str(body.pop("title", f"HTTP {status}"))
         self.detail = str(body.pop("detail", ""))
         self.request_id = body.pop("request_id", None)
-        self.faults: list[Fault] = body.pop("errors", [])
+        self.faults: list[FaultView] = body.pop("errors", [])
         self.extra = {name: value for name, value in body.items() if name not in ("type", "status")}
         super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
 
@@ -110,7 +110,7 @@ class InvalidInput(DistilleryError):
     """A local file, flag or value that cannot be used."""
 
 
-def fault_line(fault: Fault) -> str:
+def fault_line(fault: FaultView) -> str:
     """Return `/student/architecture: what is wrong (given: …; allowed: …)`."""
     line = f"{fault.get('pointer') or 'the whole body'}: {fault.get('message', '')}"
     values = {"given": fault.get("got"), "allowed": fault.get("allowed")}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import httpx
 
 from base.jobs import TERMINAL
+from base.wire import EventView
 from client.connection import Connection
 from client.errors import ApiError, DistilleryError, Unreachable
-from client.wire import Event
 
 READ_TIMEOUT_S = 45.0
 """The server sends something at least every 15 seconds; after three times that, the connection is taken for broken."""
@@ -56,7 +56,7 @@ class EventStream:
         self.max_outage_s = max_outage_s
         self.streaming = True
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[EventView]:
         ended, empty = False, 0
         answered_at = time.monotonic()
         while not ended:
@@ -74,7 +74,7 @@ class EventStream:
             if not ended and empty:
                 self.connection.pause(min(empty, 3))
 
-    def _stream(self) -> Generator[Event, None, bool]:
+    def _stream(self) -> Generator[EventView, None, bool]:
         """Yield events until the stream ends or breaks. Returns True if the job has ended and no event is left."""
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self.last_seq)}
         try:
@@ -92,7 +92,7 @@ class EventStream:
             self.streaming = False
         return False
 
-    def _poll(self) -> Generator[Event, None, bool]:
+    def _poll(self) -> Generator[EventView, None, bool]:
         """Yield the new events. Returns True if the job has ended."""
         # The status is read first: the events of a job that has ended are then complete.
         ended = self.connection.json("GET", self.path)["status"] in TERMINAL
@@ -103,7 +103,7 @@ class EventStream:
             more = page["next"] is not None
         return ended
 
-    def _new(self, events: list[Event]) -> Iterator[Event]:
+    def _new(self, events: list[EventView]) -> Iterator[EventView]:
         for event in events:
             if event["seq"] > self.last_seq:
                 self.last_seq = event["seq"]

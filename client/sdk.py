@@ -1,4 +1,4 @@
-"""The Python client: one method for each route. Answers are the service's JSON as typed dictionaries (`wire.py`).
+"""The Python client: one method for each route. Answers are the service's JSON as typed dictionaries (`base/wire.py`).
 
     with Distillery() as distillery:
         job = distillery.submit({"dataset": "digits", "student": "convnet4", "method": "supervised"})
@@ -13,19 +13,31 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from uuid import uuid4
 
 import httpx
 
 from base.defaults import DEFAULT_URL
 from base.jobs import TERMINAL
+from base.wire import (
+    STUDENT_FILE,
+    ArtifactView,
+    AttemptView,
+    Dataset,
+    EventView,
+    JobFilters,
+    JobView,
+    Model,
+    StorageView,
+    ValidationView,
+    WorkerView,
+)
 from client import transfer
 from client.connection import Connection
 from client.errors import ApiError, DistilleryError, InvalidInput, NotEnded
 from client.event_stream import EventStream
 from client.transfer import CHUNK_BYTES, OnProgress
-from client.wire import STUDENT_FILE, Artifact, Attempt, Dataset, Event, Job, Model, Storage, Validation
 
 INSPECTION_S = 1800.0
 """Time limit of a registration: the server inspects the whole file before it answers."""
@@ -71,40 +83,42 @@ class Distillery:
 
     # Jobs
 
-    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> JobView:
         """Queue a job. An ApiError lists every fault of the spec.
 
         The default idempotency key is random. It prevents a second job when the request is sent again after a
         failed transmission.
         """
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
-        job: Job = self.connection.json("POST", "/v1/jobs", json=dict(spec), headers=headers, idempotent=True)
+        job: JobView = self.connection.json("POST", "/v1/jobs", json=dict(spec), headers=headers, idempotent=True)
         return job
 
-    def validate(self, spec: Mapping[str, Any]) -> Validation:
+    def validate(self, spec: Mapping[str, Any]) -> ValidationView:
         """Check a spec without submitting it: every fault, the resolved spec, an estimate."""
-        validation: Validation = self.connection.json("POST", "/v1/jobs/validate", json=dict(spec), idempotent=True)
+        validation: ValidationView = self.connection.json("POST", "/v1/jobs/validate", json=dict(spec), idempotent=True)
         return validation
 
-    def job(self, job_id: str) -> Job:
-        job: Job = self.connection.json("GET", f"/v1/jobs/{job_id}")
+    def job(self, job_id: str) -> JobView:
+        job: JobView = self.connection.json("GET", f"/v1/jobs/{job_id}")
         return job
 
-    def jobs(self, *, status: str | None = None, method: str | None = None, limit: int = 100) -> Iterator[Job]:
+    def jobs(self, *, limit: int = 100, **filters: Unpack[JobFilters]) -> Iterator[JobView]:
         """All jobs, newest first. `limit` is the size of the pages, which are fetched as they are needed."""
-        return self._pages("/v1/jobs", status=status, method=method, limit=limit)
+        if unknown := filters.keys() - JobFilters.__annotations__.keys():
+            raise TypeError(f"jobs() has no filter {', '.join(sorted(unknown))}")
+        return self._pages("/v1/jobs", limit=limit, **filters)
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel(self, job_id: str) -> JobView:
         """Cancel a job. A running job becomes `cancelled` when its process has ended: `wait` for that."""
         return self._act(job_id, "cancel", idempotent=True)
 
-    def pause(self, job_id: str) -> Job:
+    def pause(self, job_id: str) -> JobView:
         return self._act(job_id, "pause", idempotent=True)
 
-    def resume(self, job_id: str) -> Job:
+    def resume(self, job_id: str) -> JobView:
         return self._act(job_id, "resume")
 
-    def retry(self, job_id: str, *, from_scratch: bool = False) -> Job:
+    def retry(self, job_id: str, *, from_scratch: bool = False) -> JobView:
         """Queue a failed or cancelled job again. It continues from its last checkpoint, or starts from scratch."""
         return self._act(job_id, "retry", body={"from": "scratch" if from_scratch else "checkpoint"})
 
@@ -112,13 +126,13 @@ class Distillery:
         """Delete a job that has ended, with its files."""
         self.connection.request("DELETE", f"/v1/jobs/{job_id}")
 
-    def attempts(self, job_id: str) -> list[Attempt]:
+    def attempts(self, job_id: str) -> list[AttemptView]:
         """All attempts of a job, oldest first."""
         return list(self._pages(f"/v1/jobs/{job_id}/attempts"))
 
-    def events(self, job_id: str, *, after: int = 0) -> list[Event]:
+    def events(self, job_id: str, *, after: int = 0) -> list[EventView]:
         """The events so far, from number `after` + 1."""
-        events: list[Event] = []
+        events: list[EventView] = []
         more = True
         while more:
             last = events[-1]["seq"] if events else after
@@ -127,13 +141,13 @@ class Distillery:
             more = page["next"] is not None
         return events
 
-    def watch(self, job_id: str, *, after: int = 0, max_outage_s: float = 120) -> Iterator[Event]:
+    def watch(self, job_id: str, *, after: int = 0, max_outage_s: float = 120) -> Iterator[EventView]:
         """Events as they happen, until the job has ended: each once, in order, also over restarts of the server."""
         return iter(EventStream(self.connection, job_id, after, max_outage_s))
 
     def wait(
         self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 0.5, max_outage_s: float = 120
-    ) -> Job:
+    ) -> JobView:
         """Return the job when it has ended, in any status. Raises NotEnded after `timeout_s`; the job goes on.
 
         An outage of the server is tolerated for `max_outage_s`.
@@ -171,9 +185,9 @@ class Distillery:
         params = _without_none({"tail": tail, "attempt": attempt})
         return self.connection.request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
 
-    def artifacts(self, job_id: str) -> list[Artifact]:
+    def artifacts(self, job_id: str) -> list[ArtifactView]:
         """The files of a succeeded job: name, size, SHA-256."""
-        artifacts: list[Artifact] = self.connection.json("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
+        artifacts: list[ArtifactView] = self.connection.json("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
         return artifacts
 
     def download(
@@ -273,13 +287,13 @@ class Distillery:
         """All networks, each with its parameter count for these classes and channels."""
         return list(self._pages("/v1/architectures", family=family, source=source, classes=classes, channels=channels))
 
-    def workers(self) -> list[dict[str, Any]]:
+    def workers(self) -> list[WorkerView]:
         """All workers with their devices. `alive` workers take jobs."""
         return list(self._pages("/v1/workers"))
 
-    def storage(self) -> Storage:
+    def storage(self) -> StorageView:
         """Disk usage, free disk space, and the runs of the collector."""
-        storage: Storage = self.connection.json("GET", "/v1/storage")
+        storage: StorageView = self.connection.json("GET", "/v1/storage")
         return storage
 
     def ready(self) -> bool:
@@ -292,8 +306,8 @@ class Distillery:
             return False
         return True
 
-    def _act(self, job_id: str, verb: str, idempotent: bool = False, body: Mapping[str, str] | None = None) -> Job:
-        job: Job = self.connection.json("POST", f"/v1/jobs/{job_id}/{verb}", idempotent=idempotent, json=body)
+    def _act(self, job_id: str, verb: str, idempotent: bool = False, body: Mapping[str, str] | None = None) -> JobView:
+        job: JobView = self.connection.json("POST", f"/v1/jobs/{job_id}/{verb}", idempotent=idempotent, json=body)
         return job
 
     def _pages(self, path: str, **params: Any) -> Iterator[Any]:
@@ -305,7 +319,7 @@ class Distillery:
             if after is None:
                 return
 
-    def _artifact(self, job_id: str, name: str) -> Artifact:
+    def _artifact(self, job_id: str, name: str) -> ArtifactView:
         artifacts = {artifact["name"]: artifact for artifact in self.artifacts(job_id)}
         if name not in artifacts:
             status = self.job(job_id)["status"]

@@ -10,7 +10,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from client.wire import Attempt, Collection, Dataset, Job, Measured, Model, Report, Storage
+from base.wire import AttemptView, CollectionView, Dataset, JobView, Measured, Model, Report, StorageView, WorkerView
+
+NO_FACTS = (
+    *("progress", "requested", "queue_position", "not_before", "max_attempts"),
+    *("spec", "resolved_spec", "result", "error", "links"),
+)
+"""Fields of a job that are part of another field's text, or are shown below the facts."""
 
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
 
@@ -34,7 +40,7 @@ def _add_row(table: Table, *cells: object) -> None:
 # Jobs
 
 
-def job_table(jobs: Iterable[Job]) -> Table:
+def job_table(jobs: Iterable[JobView]) -> Table:
     columns = ("id", "status", "accuracy", "age", "method", "name")
     table = _table(*columns, right=("accuracy",), unbroken=columns[:-1])
     for job in jobs:
@@ -44,7 +50,7 @@ def job_table(jobs: Iterable[Job]) -> Table:
     return table
 
 
-def status_text(job: Job) -> Text:
+def status_text(job: JobView) -> Text:
     """The status, with the reason of a wait, the error, the progress and the requested action."""
     text: str = job["status"]
     if job["waiting"] is not None:
@@ -59,12 +65,12 @@ def status_text(job: Job) -> Text:
     return Text(text, style=COLOURS.get(job["status"], ""))
 
 
-def phase_text(job: Job) -> str:
+def phase_text(job: JobView) -> str:
     """The phase of a running job, the status of any other."""
     return _words(job["phase"] or "starting") if job["status"] == "running" else job["status"]
 
 
-def waiting_text(job: Job) -> str:
+def waiting_text(job: JobView) -> str:
     """The reason why a queued job has not started, with the time when it is due; "" for any other job."""
     waiting = job["waiting"]
     if waiting is None:
@@ -72,31 +78,27 @@ def waiting_text(job: Job) -> str:
     return waiting["message"] + (f", until {waiting['until']}" if waiting["until"] else "")
 
 
-def job_facts(job: Job) -> Table:
+def job_facts(job: JobView) -> Table:
+    """Every field of the job that has a value, except those in `NO_FACTS`."""
     table = Table.grid(padding=(0, 2))
-    facts: dict[str, object] = {
-        "id": job["id"],
-        "name": job["name"],
+    texts: dict[str, object] = {
         "status": status_text(job),
         "waiting": waiting_text(job),
-        "phase": job["phase"],
-        "method": job["method"],
-        "priority": job["priority"],
-        "attempts without progress": f"{job['attempts_without_progress']} of {job['max_attempts']}",
-        "checkpoint": f"step {job['checkpoint_step']}" if job["checkpoint_step"] is not None else None,
-        "deadline": job["deadline_at"],
-        "created": job["created_at"],
-        "started": job["started_at"],
-        "finished": job["finished_at"],
-        "allowed actions": ", ".join(job["allowed_actions"]),
+        "attempts_without_progress": f"{job['attempts_without_progress']} of {job['max_attempts']}",
     }
-    for name, fact in facts.items():
-        if fact:
-            _add_row(table, Text(name, style="dim"), fact)
+    for field in JobView.__annotations__:
+        if field not in NO_FACTS and (fact := texts.get(field, job.get(field))):
+            _add_row(table, Text(_words(field.removesuffix("_at")), style="dim"), _fact_text(fact))
     return table
 
 
-def attempt_table(attempts: Iterable[Attempt]) -> Table:
+def _fact_text(fact: object) -> object:
+    if isinstance(fact, dict):
+        fact = [f"{name}={value}" for name, value in fact.items()]
+    return ", ".join(map(str, fact)) if isinstance(fact, list) else fact
+
+
+def attempt_table(attempts: Iterable[AttemptView]) -> Table:
     """The attempts of a job. The first column is the number that `/logs?attempt=` takes."""
     numbers = ("attempt", "from step", "saved step")
     table = _table(*numbers, "outcome", "started at", "ended at", "device", "worker", right=numbers, unbroken=())
@@ -107,7 +109,7 @@ def attempt_table(attempts: Iterable[Attempt]) -> Table:
     return table
 
 
-def failure_lines(job: Job) -> list[str]:
+def failure_lines(job: JobView) -> list[str]:
     """The error of a failed job, one line each for message, hint and next commands."""
     error = job["error"]
     if error is None:
@@ -193,7 +195,7 @@ def _spread(values: Sequence[float]) -> float:
 # The server
 
 
-def worker_table(workers: Iterable[dict[str, Any]]) -> Table:
+def worker_table(workers: Iterable[WorkerView]) -> Table:
     table = _table("worker", "takes jobs", "slots", "last seen", unbroken=("worker",))
     for one in workers:
         slots = [f"{slot['name']} {slot['job'] or _words(slot['state'])}" for slot in one["devices"]]
@@ -202,20 +204,20 @@ def worker_table(workers: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-def usage_table(storage: Storage) -> Table:
+def usage_table(storage: StorageView) -> Table:
     table = _table("kind", "files", "bytes", right=("files", "bytes"))
     for kind, used in storage["usage"].items():
         _add_row(table, kind, f"{used['files']:,}", f"{used['bytes']:,}")
     return table
 
 
-def disk_space_line(storage: Storage) -> str:
+def disk_space_line(storage: StorageView) -> str:
     free, needed = storage["free_bytes"], storage["min_free_bytes"]
     enough = "" if free >= needed else ": no job is started"
     return f"{free:,} bytes are free, {needed:,} are needed to start a job{enough}"
 
 
-def collection_table(collections: Iterable[Collection]) -> Table:
+def collection_table(collections: Iterable[CollectionView]) -> Table:
     table = _table("started at", "removed", "error")
     for one in collections:
         removed = [

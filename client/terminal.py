@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from base.jobs import TERMINAL
+from base.wire import EventView, JobView
 from client import tables
 from client.errors import DistilleryError
 from client.sdk import Distillery
 from client.transfer import OnProgress
-from client.wire import Event, Job
 
 POLL_S = 0.4
 MAX_OUTAGE_S = 120.0
@@ -69,7 +69,7 @@ class TransferBars:
         return lambda done, total: self.progress.update(bar, completed=done, total=total)
 
 
-def follow(distillery: Distillery, job_id: str, console: Console, title: str | None = None) -> Job:
+def follow(distillery: Distillery, job_id: str, console: Console, title: str | None = None) -> JobView:
     """Show a job until it has ended, and return it: a bar on a terminal, else one line for each event.
 
     KeyboardInterrupt does not affect the job.
@@ -147,7 +147,7 @@ class _JobBar:
         return escape(f"{self.title or self.job['name'] or self.job['id']}: {state}")
 
 
-def progress_text(job: Job, accuracy: float | None) -> str:
+def progress_text(job: JobView, accuracy: float | None) -> str:
     """`epoch 7/15, validation accuracy 91.2 %, 8 s left`, with the name of any trial but the student's.
 
     For a waiting job the reason of the wait; for a succeeded one the student's accuracy on the test images.
@@ -178,7 +178,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def event_line(event: Event) -> str:
+def event_line(event: EventView) -> str:
     """`13:05:07  claimed  attempt=1  device=cpu`. A value with the name of the event's type is printed alone."""
     fields = [
         _value_text(value) if name == event["type"] else f"{name}={_value_text(value)}"
@@ -195,7 +195,7 @@ def _value_text(value: object) -> str:
     return str(value)
 
 
-def print_result(job: Job, console: Console, hint: str | None = None) -> bool:
+def print_result(job: JobView, console: Console, hint: str | None = None) -> bool:
     """Print how a job ended; for a success with its report and a hint. Returns True for a success."""
     if job["status"] != "succeeded":
         print_lines(console, f"job {job['id']} {job['status']}", *tables.failure_lines(job), style="red")

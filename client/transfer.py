@@ -9,9 +9,9 @@ from typing import BinaryIO
 import httpx
 
 from base.files import sha256
+from base.wire import ArtifactView, UploadView
 from client.connection import Connection
 from client.errors import ApiError, Damaged, InvalidInput, UnexpectedAnswer, Unreachable
-from client.wire import Artifact, Upload
 
 CHUNK_BYTES = 8 << 20
 READ_TIMEOUT_S = 60.0
@@ -59,8 +59,8 @@ def upload(
     return blob
 
 
-def _new_upload(connection: Connection, path: Path, size: int, digest: str) -> Upload:
-    state: Upload = connection.json(
+def _new_upload(connection: Connection, path: Path, size: int, digest: str) -> UploadView:
+    state: UploadView = connection.json(
         "POST",
         "/v1/uploads",
         params={"filename": path.name, "sha256": digest},
@@ -71,18 +71,18 @@ def _new_upload(connection: Connection, path: Path, size: int, digest: str) -> U
     return state
 
 
-def _existing_upload(connection: Connection, upload_id: str, path: Path, size: int) -> Upload:
-    state: Upload = connection.json("GET", f"/v1/uploads/{upload_id}")
+def _existing_upload(connection: Connection, upload_id: str, path: Path, size: int) -> UploadView:
+    state: UploadView = connection.json("GET", f"/v1/uploads/{upload_id}")
     if state["bytes"] != size:
         raise InvalidInput(f"upload {upload_id} is of a file of {state['bytes']} bytes; {path} has {size}")
     return state
 
 
-def _send_chunk(connection: Connection, state: Upload, chunk: bytes, breaks: int) -> Upload:
+def _send_chunk(connection: Connection, state: UploadView, chunk: bytes, breaks: int) -> UploadView:
     """Send one part. Returns the upload's new state, after a break as the server reports it."""
     path = f"/v1/uploads/{state['id']}"
     try:
-        sent: Upload = connection.json(
+        sent: UploadView = connection.json(
             "PATCH", path, content=chunk, headers={"Upload-Offset": str(state["offset"])}, timeout=READ_TIMEOUT_S * 5
         )
         return sent
@@ -93,12 +93,12 @@ def _send_chunk(connection: Connection, state: Upload, chunk: bytes, breaks: int
         if breaks >= MAX_BREAKS:
             raise
     connection.pause(breaks)
-    reported: Upload = connection.json("GET", path)
+    reported: UploadView = connection.json("GET", path)
     return reported
 
 
 def download(
-    connection: Connection, artifact: Artifact, target: Path, *, on_progress: OnProgress | None = None
+    connection: Connection, artifact: ArtifactView, target: Path, *, on_progress: OnProgress | None = None
 ) -> Path:
     """Fetch a file to `target`. An existing file is replaced only after the new one is complete and checked."""
     digest, size = artifact["sha256"], artifact["bytes"]
@@ -118,7 +118,7 @@ def download(
     return target
 
 
-def _fetch_all(connection: Connection, artifact: Artifact, part: Path, on_progress: OnProgress | None) -> None:
+def _fetch_all(connection: Connection, artifact: ArtifactView, part: Path, on_progress: OnProgress | None) -> None:
     """Fetch until the file is complete; after each break, request the rest."""
     part.touch()
     breaks = 0
@@ -135,7 +135,9 @@ def _fetch_all(connection: Connection, artifact: Artifact, part: Path, on_progre
             connection.pause(breaks)
 
 
-def _fetch(connection: Connection, artifact: Artifact, part: Path, offset: int, on_progress: OnProgress | None) -> None:
+def _fetch(
+    connection: Connection, artifact: ArtifactView, part: Path, offset: int, on_progress: OnProgress | None
+) -> None:
     etag = f'"{artifact["sha256"]}"'
     headers = {"Range": f"bytes={offset}-", "If-Range": etag} if offset else {}
     with connection.stream(artifact["href"], headers=headers, read_s=READ_TIMEOUT_S) as answer:

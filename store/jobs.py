@@ -1,12 +1,14 @@
 """A client's actions: submit, find, cancel, pause, resume, retry, delete. `lifecycle` has the workers' transitions."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel, Field
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select
 from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
-from base.jobs import TERMINAL, allowed_actions
+from base.jobs import TERMINAL, Status, allowed_actions
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
 from store.records import JOB_COLUMNS, Job, NewJob, as_record, database_now, new_id, upsert
@@ -67,26 +69,29 @@ def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
     return as_record(Job, row)
 
 
-def list_jobs(
-    connection: Connection,
-    *,
-    project: str,
-    limit: int,
-    after: str | None = None,
-    status: str | None = None,
-    method: str | None = None,
-) -> tuple[list[Job], str | None]:
-    """Return a page of jobs, newest first, that begins after the id `after`; and the next `after`, None at the end."""
-    query = select(*JOB_COLUMNS).where(jobs.c.project == project)
-    if after is not None:
-        query = query.where(jobs.c.id < after)
-    if status is not None:
-        query = query.where(jobs.c.status == status)
-    if method is not None:
-        query = query.where(jobs.c.method == method)
-    rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(limit + 1)).all()
-    page = [as_record(Job, row) for row in rows[:limit]]
-    return page, page[-1].id if len(rows) > limit else None
+class JobQuery(BaseModel):
+    """The page and the filters of a list of jobs, as query parameters. A filter is a field and a condition."""
+
+    limit: int = Field(default=20, ge=1, le=100)
+    after: str | None = Field(default=None, max_length=100, description="`next` of the page before.")
+    status: Status | None = None
+    method: str | None = Field(default=None, max_length=100)
+
+    def conditions(self) -> Iterator[ColumnElement[bool]]:
+        if self.after is not None:
+            yield jobs.c.id < self.after
+        if self.status is not None:
+            yield jobs.c.status == self.status
+        if self.method is not None:
+            yield jobs.c.method == self.method
+
+
+def list_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[list[Job], str | None]:
+    """Return a page of jobs, newest first, and the `after` of the next page, None at the end."""
+    matching = select(*JOB_COLUMNS).where(jobs.c.project == project, *query.conditions())
+    rows = connection.execute(matching.order_by(jobs.c.id.desc()).limit(query.limit + 1)).all()
+    page = [as_record(Job, row) for row in rows[: query.limit]]
+    return page, page[-1].id if len(rows) > query.limit else None
 
 
 def count_by_status(connection: Connection, project: str | None = None) -> dict[str, int]:

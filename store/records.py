@@ -1,13 +1,14 @@
 """Rows as frozen records, and what every table needs: ids, the database's time, INSERT … ON CONFLICT.
 
 A record's fields are named after the table's columns. A new field of a job is one line in `NewJob` (or in `Job`), one
-in `tables.jobs`, and a migration.
+in `tables.jobs`, a migration, and one line in `base.wire.JobView` if clients read it. A field of the same name in the
+spec or its scheduling is stored without more.
 """
 
 import secrets
 import time
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Column, Connection, Double, Row, Table
 from sqlalchemy.dialects import postgresql, sqlite
@@ -15,6 +16,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 from store import tables
+
+if TYPE_CHECKING:
+    from kdcore.spec import JobSpec
 
 T = TypeVar("T")
 
@@ -35,6 +39,13 @@ class NewJob:
     priority: int
     max_attempts: int
     deadline_s: float | None
+
+    @classmethod
+    def of(cls, resolved: "JobSpec", **sent: Any) -> "NewJob":
+        """Make a job of a resolved spec. Each field is in `sent`, or the spec's or its scheduling's of that name."""
+        named = {"method": resolved.method_name, "resolved_spec": resolved.as_json()}
+        values = {**vars(resolved), **vars(resolved.scheduling), **named, **sent}
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ busy one has succeeded. A slot without that proof is stuck, and a worker with st
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, select
 
+from base.jobs import Reason, SlotState
 from store import tables
 from store.records import Job, database_now, upsert
 from store.tables import jobs
@@ -24,7 +25,7 @@ class Device:
 
     name: str
     job: str | None = None
-    state: Literal["idle", "busy", "out_of_disk_space", "stuck"] = "idle"
+    state: SlotState = "idle"
     """out_of_disk_space: the slot polls, but starts no job before some disk space is free."""
     seen_s: float = 0.0
     """Seconds between the slot's last proof and the worker's last heartbeat."""
@@ -76,9 +77,6 @@ def list_consuming(connection: Connection, lease_s: float) -> Sequence[Worker]:
 def _worker(row: Mapping[Any, Any]) -> Worker:
     devices = tuple(Device(**device) for device in row["devices"])
     return Worker(**{**row, "devices": devices})
-
-
-Reason = Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.dependencies import Caller, Db, Files
 from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
-from api.references import STUDENT_FILE
-from api.schemas import ArtifactView, Page, page
+from api.schemas import Page, artifact_view, page
+from base.wire import STUDENT_FILE, ArtifactView
 from store import artifacts, errors, jobs
 from store.artifacts import Artifact
 
@@ -36,7 +36,7 @@ async def listing(job_id: str, caller: Caller, db: Db) -> Response:
         jobs.get(connection, job_id, project=caller.project)
         return artifacts.list_artifacts(connection, job_id)
 
-    return page([ArtifactView.of(artifact) for artifact in await db.read(read)])
+    return page([artifact_view(artifact) for artifact in await db.read(read)])
 
 
 @router.api_route("/checkpoint", methods=["HEAD"], include_in_schema=False)

@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from api.dependencies import Caller, Db
 from api.problems import NotFound, responses
-from api.schemas import AttemptView, Page, page
+from api.schemas import Page, attempt_view, page
+from base.wire import AttemptView
 from store import attempts, jobs
 from store.attempts import Attempt
 
@@ -23,4 +24,4 @@ async def listing(job_id: str, caller: Caller, db: Db) -> Response:
         jobs.get(connection, job_id, project=caller.project)
         return attempts.list_attempts(connection, job_id)
 
-    return page([AttemptView.of(attempt) for attempt in await db.read(read)])
+    return page([attempt_view(attempt) for attempt in await db.read(read)])

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from api.dependencies import Caller, Db, InspectionsDep
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.routes.models import uploaded
-from api.schemas import DatasetView, Json, NewDataset, Page, page
+from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
 from store import errors, registry
 
@@ -31,7 +31,7 @@ async def register(new: NewDataset, caller: Caller, db: Db, inspections: Inspect
     dataset = await db.write(
         registry.datasets.register, caller.project, new.name, digest, facts.model_dump(mode="json")
     )
-    return Json(DatasetView.of(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})
+    return Json(dataset_view(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})
 
 
 @router.get("", response_model=Page[DatasetView])
@@ -44,14 +44,14 @@ async def listing(
     """Registered data sets, newest first. The built-in ones, which have no id, follow on the last page."""
     rows, following = await db.read(registry.datasets.list_page, caller.project, limit=limit, after=after)
     built_in = [] if following else [_built_in(name) for name in sorted(DATASETS)]
-    return page([*(DatasetView.of(dataset) for dataset in rows), *built_in], following)
+    return page([*(dataset_view(dataset) for dataset in rows), *built_in], following)
 
 
 @router.get("/{name_or_id}", response_model=DatasetView, responses=responses(NotFound))
 async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
     """A data set, by name or id. A registered name hides a built-in one."""
     try:
-        return Json(DatasetView.of(await db.read(registry.datasets.get, caller.project, name_or_id)))
+        return Json(dataset_view(await db.read(registry.datasets.get, caller.project, name_or_id)))
     except errors.NotFound:
         if name_or_id in DATASETS:
             return Json(_built_in(name_or_id))

@@ -12,9 +12,10 @@ from starlette.responses import Response, StreamingResponse
 
 from api.dependencies import Caller, Db
 from api.problems import NotFound, responses
-from api.schemas import EventView, Page, page
+from api.schemas import Page, page, view_of
 from base.errors import DatabaseUnavailable
 from base.jobs import TERMINAL
+from base.wire import EventView
 from store import errors, events, jobs
 from store.database import Database
 from store.events import Event
@@ -35,7 +36,7 @@ async def listing(
     """Events after a number, oldest first. Send `next` as `after` for more; it is null if there are no more yet."""
     rows, _ = await db.read(_read, job_id, caller.project, after, limit + 1)
     following = str(rows[limit - 1].seq) if len(rows) > limit else None
-    return page([EventView.of(event) for event in rows[:limit]], following)
+    return page([view_of(EventView, event) for event in rows[:limit]], following)
 
 
 @router.get(
@@ -78,7 +79,7 @@ async def _messages(db: Database, job_id: str, project: str, last: int) -> Async
             # The client reconnects, and is then answered 404 or 503.
             return
         for event in rows:
-            yield _message(EventView.of(event))
+            yield _message(view_of(EventView, event))
             last, sent_at = event.seq, time.monotonic()
         if not rows:
             if ended:

@@ -23,11 +23,12 @@ from api.problems import (
     responses,
     summary,
 )
-from api.schemas import JobView, Json, Page, Retry, ValidationView, page
+from api.schemas import Json, Page, Retry, job_view, page
 from api.submission import estimate, examine
 from base.failpoints import failpoint
-from base.jobs import Status
+from base.wire import JobView, ValidationView
 from store import jobs, workers
+from store.jobs import JobQuery
 from store.records import Job, NewJob
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -83,18 +84,13 @@ async def submit(
     examined = await examine(spec, references)
     if examined.resolved is None:
         raise SpecInvalid(summary(examined.faults), examined.faults)
-    scheduling = examined.resolved.scheduling
-    new = NewJob(
+    new = NewJob.of(
+        examined.resolved,
         project=caller.project,
-        name=examined.resolved.name,
-        method=examined.resolved.method_name,
         spec=spec,
-        resolved_spec=examined.resolved.as_json(),
         spec_sha256=digest,
         idempotency_key=idempotency_key,
-        priority=scheduling.priority,
-        max_attempts=scheduling.max_attempts or settings.max_attempts,
-        deadline_s=scheduling.deadline_s,
+        max_attempts=examined.resolved.scheduling.max_attempts or settings.max_attempts,
     )
     job, created = await db.write(_submit, new, settings.lease_s)
     failpoint("submit.committed")
@@ -123,22 +119,11 @@ async def validate(spec: Body, references: ReferencesDep) -> Response:
 
 
 @router.get("", response_model=Page[JobView])
-async def listing(
-    *,
-    caller: Caller,
-    db: Db,
-    settings: Config,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
-    status: Status | None = None,
-    method: Annotated[str | None, Query(max_length=100)] = None,
-) -> Response:
+async def listing(caller: Caller, db: Db, settings: Config, query: Annotated[JobQuery, Query()]) -> Response:
     """Jobs, newest first."""
 
     def read(connection: Connection) -> Response:
-        rows, following = jobs.list_jobs(
-            connection, project=caller.project, limit=limit, after=after, status=status, method=method
-        )
+        rows, following = jobs.list_jobs(connection, caller.project, query)
         return page(_views(connection, rows, settings.lease_s), following)
 
     return await db.read(read)
@@ -157,13 +142,13 @@ async def cancel(job_id: str, caller: Caller, db: Db) -> Response:
     A running job is stopped first: its status becomes `cancelled` when its process has ended, or `succeeded` if it was
     already publishing its files. Cancelling is idempotent.
     """
-    return Json(JobView.of(await db.write(jobs.cancel, job_id, project=caller.project)))
+    return Json(job_view(await db.write(jobs.cancel, job_id, project=caller.project)))
 
 
 @router.post("/{job_id}/pause", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
 async def pause(job_id: str, caller: Caller, db: Db) -> Response:
     """Pause a job. A running job saves a checkpoint first and resumes from there. Pausing is idempotent."""
-    return Json(JobView.of(await db.write(jobs.pause, job_id, project=caller.project)))
+    return Json(job_view(await db.write(jobs.pause, job_id, project=caller.project)))
 
 
 @router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
@@ -223,4 +208,4 @@ def _submit(connection: Connection, new: NewJob, lease_s: float) -> tuple[dict[s
 
 def _views(connection: Connection, rows: Iterable[Job], lease_s: float) -> list[dict[str, Any]]:
     reasons = workers.waiting_reasons(connection, rows, lease_s)
-    return [JobView.of(job, reasons.get(job.id)) for job in rows]
+    return [job_view(job, reasons.get(job.id)) for job in rows]

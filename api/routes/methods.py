@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from api.dependencies import Caller
 from api.problems import NotFound, responses
-from api.schemas import Json, Page, View, page
+from api.schemas import Json, Page, Schema, page
 from kdcore.catalog import ModelFacts, architecture, named_facts
 from kdcore.catalog.facts import Facts
 from kdcore.spec import METHODS, Known, MethodFacts, parse, read, resolve
@@ -27,7 +27,7 @@ COMPANIONS: dict[Companion, dict[str, Any]] = {
 }
 
 
-class MethodExample(View):
+class MethodExample(Schema):
     """The shortest job of the method alone."""
 
     spec: dict[str, Any] = Field(description="The spec that is sent; the teacher is a ResNet-56.")

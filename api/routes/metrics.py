@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from api.dependencies import Caller, Db
 from api.problems import NotFound, responses
-from api.schemas import Json, MetricsView
+from api.schemas import Json
+from base.wire import MetricsView
 from store import jobs, metrics
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/metrics", tags=["jobs"])

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from api.dependencies import Caller, Db, InspectionsDep
 from api.inspections import Inspections
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
-from api.schemas import Json, ModelView, NewModel, Page, PreprocessingView, page
+from api.schemas import Json, ModelView, NewModel, Page, PreprocessingView, model_view, page
 from base.errors import Fault
 from kdcore.catalog import ModelFacts, UnknownName, architecture
 from store import registry
@@ -31,7 +31,7 @@ async def register(new: NewModel, caller: Caller, db: Db, inspections: Inspectio
     facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
     facts = _with_preprocessing(facts, new.preprocessing)
     model = await db.write(registry.models.register, caller.project, new.name, digest, facts.model_dump(mode="json"))
-    return Json(ModelView.of(model), 201, {"Location": f"/v1/models/{model.id}"})
+    return Json(model_view(model), 201, {"Location": f"/v1/models/{model.id}"})
 
 
 @router.get("", response_model=Page[ModelView])
@@ -43,13 +43,13 @@ async def listing(
 ) -> Response:
     """Registered models, newest first."""
     rows, following = await db.read(registry.models.list_page, caller.project, limit=limit, after=after)
-    return page([ModelView.of(model) for model in rows], following)
+    return page([model_view(model) for model in rows], following)
 
 
 @router.get("/{name_or_id}", response_model=ModelView, responses=responses(NotFound))
 async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
     """A model, by name or id."""
-    return Json(ModelView.of(await db.read(registry.models.get, caller.project, name_or_id)))
+    return Json(model_view(await db.read(registry.models.get, caller.project, name_or_id)))
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))

@@ -12,8 +12,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from api.dependencies import Caller, Config, Db, Files
 from api.problems import Unauthorized, Unavailable, responses
-from api.schemas import CollectionView, Json, Page, StorageView, WorkerView, page
+from api.schemas import Json, Page, page, view_of, worker_view
 from base.errors import StorageFull
+from base.wire import CollectionView, StorageView, WorkerView
 from store import collections, jobs, workers
 from store.file_store import FileStore, usage
 
@@ -56,7 +57,7 @@ async def prometheus(caller: Caller, db: Db, settings: Config) -> PlainTextRespo
 @router.get("/workers", response_model=Page[WorkerView])
 async def listing(caller: Caller, db: Db, settings: Config) -> Response:
     """Workers and their slots. A worker that was killed is listed for a day, as not `alive`."""
-    return page([WorkerView.of(worker, settings.lease_s) for worker in await db.read(workers.list_workers)])
+    return page([worker_view(worker, settings.lease_s) for worker in await db.read(workers.list_workers)])
 
 
 @router.get("/storage", response_model=StorageView)
@@ -78,7 +79,7 @@ async def storage(
             "usage": await to_thread.run_sync(usage, files, settings.home / "cache"),
             "free_bytes": await to_thread.run_sync(files.free_bytes),
             "min_free_bytes": settings.min_free_bytes,
-            "collections": [CollectionView.of(collection) for collection in newest],
+            "collections": [view_of(CollectionView, collection) for collection in newest],
         }
     )
 

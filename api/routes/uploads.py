@@ -22,7 +22,8 @@ from api.problems import (
     UploadBusy,
     responses,
 )
-from api.schemas import Json, UploadView
+from api.schemas import Json, upload_view
+from base.wire import UploadView
 from store import uploads
 from store.database import Database
 from store.file_store import FileStore
@@ -71,7 +72,7 @@ async def create(
     upload = await db.write(uploads.create, caller.project, filename=filename, bytes=length, sha256=digest)
     if length is None:
         upload = await _receive_whole(request, upload, db, files, limit)
-    return Json(UploadView.of(upload), 201, {"Location": f"/v1/uploads/{upload.id}", **_headers(upload)})
+    return Json(upload_view(upload), 201, {"Location": f"/v1/uploads/{upload.id}", **_headers(upload)})
 
 
 @router.patch(
@@ -101,7 +102,7 @@ async def append(
         upload = await db.write(uploads.append, caller.project, upload_id, offset=offset, length=received.length)
     if upload.offset == upload.bytes:
         upload = await _complete(upload, db, files)
-    return Json(UploadView.of(upload), 200, _headers(upload))
+    return Json(upload_view(upload), 200, _headers(upload))
 
 
 @router.api_route("/{upload_id}", methods=["HEAD"], include_in_schema=False)
@@ -109,7 +110,7 @@ async def append(
 async def one(upload_id: str, caller: Caller, db: Db) -> Response:
     """The progress of an upload. The headers `Upload-Offset` and `Upload-Length` have the same, for `HEAD`."""
     upload = await db.read(uploads.get, caller.project, upload_id)
-    return Json(UploadView.of(upload), 200, {**_headers(upload), "Cache-Control": "no-store"})
+    return Json(upload_view(upload), 200, {**_headers(upload), "Cache-Control": "no-store"})
 
 
 async def _receive_whole(request: Request, upload: Upload, db: Database, files: FileStore, limit: int) -> Upload:

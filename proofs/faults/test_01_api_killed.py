@@ -20,7 +20,7 @@ KEY = "key"
 
 def stored(workers: Workers) -> list[str]:
     with workers.db.database.connect() as connection:
-        return [job.id for job in jobs.list_jobs(connection, project="default", limit=100)[0]]
+        return [job.id for job in jobs.list_jobs(connection, "default", jobs.JobQuery(limit=100))[0]]
 
 
 def post_until_killed(api: Api) -> None:

@@ -150,7 +150,7 @@ class Client:
 
     def delete_job(self) -> None:
         with self.database.connect() as connection:
-            ended = jobs.list_jobs(connection, project="ours", limit=5, status="succeeded")[0]
+            ended = jobs.list_jobs(connection, "ours", jobs.JobQuery(limit=5, status="succeeded"))[0]
         if ended:
             with self.database.begin() as connection:
                 jobs.delete(connection, self.chance.choice(ended).id)

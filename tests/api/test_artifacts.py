@@ -4,7 +4,8 @@ import hashlib
 
 import pytest
 
-from api.schemas import ArtifactView, Page
+from api.schemas import Page
+from base.wire import ArtifactView
 from tests.api.conftest import Service, problem
 
 pytestmark = pytest.mark.anyio

@@ -2,7 +2,8 @@
 
 import pytest
 
-from api.schemas import AttemptView, Page
+from api.schemas import Page
+from base.wire import AttemptView
 from store import checkpoints, lifecycle
 from tests.api.conftest import Service, problem
 

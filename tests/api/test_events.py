@@ -5,7 +5,8 @@ import json
 import pytest
 
 from api.routes import events
-from api.schemas import EventView, Page
+from api.schemas import Page
+from base.wire import EventView
 from store import events as store_events
 from tests.api.conftest import Service, problem
 

@@ -4,13 +4,20 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from api.schemas import JobView, Page
+from api.schemas import Page
 from base.errors import DatabaseUnavailable
+from base.wire import JobFilters, JobView
 from store import checkpoints, lifecycle, workers
+from store.jobs import JobQuery
 from tests.api.conftest import SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
+
+
+def test_job_query_has_the_filters_that_clients_send() -> None:
+    assert JobQuery.model_fields.keys() - {"limit", "after"} == JobFilters.__annotations__.keys()
 
 
 async def test_submit_queues_the_job_and_wakes_workers(service: Service) -> None:
@@ -23,7 +30,7 @@ async def test_submit_queues_the_job_and_wakes_workers(service: Service) -> None
     assert job["resolved_spec"]["training"]["optimizer"]["lr"] == 0.05
     assert job["created_at"].endswith("Z")
     assert len(service.wake_ups) == 1
-    assert JobView.model_validate(job, strict=True)
+    assert TypeAdapter(JobView).validate_python(job, strict=True)
 
 
 async def test_submit_of_an_invalid_spec_changes_nothing(service: Service) -> None:
@@ -129,7 +136,7 @@ async def test_jobs_listing_finds_a_sum_by_all_its_methods(service: Service) -> 
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
     assert job["method"] == "dml+sp"
     assert [method["name"] for method in job["resolved_spec"]["method"]] == ["dml", "sp"]
-    assert JobView.model_validate(job, strict=True)
+    assert TypeAdapter(JobView).validate_python(job, strict=True)
     for method, ids in (("dml+sp", [job_id]), ("dml", [])):
         listed = (await service.http.get("/v1/jobs", params={"method": method})).json()["data"]
         assert [job["id"] for job in listed] == ids
@@ -150,7 +157,7 @@ async def test_job_view_of_a_running_job_has_phase_and_progress(service: Service
     assert (job["status"], job["phase"], job["progress"]["percent"]) == ("running", "training", 25.0)
     assert job["allowed_actions"] == ["cancel", "pause"]
     assert job["queue_position"] is None
-    assert JobView.model_validate(job, strict=True)
+    assert TypeAdapter(JobView).validate_python(job, strict=True)
 
 
 async def test_job_view_of_a_failed_job_has_its_error(service: Service) -> None:
@@ -158,7 +165,7 @@ async def test_job_view_of_a_failed_job_has_its_error(service: Service) -> None:
     await service.fail(job_id)
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
     assert job["error"] == {"code": "loss_diverged", "message": "the loss became nan", "retryable": False, "hint": None}
-    assert JobView.model_validate(job, strict=True)
+    assert TypeAdapter(JobView).validate_python(job, strict=True)
 
 
 async def test_cancel_of_a_queued_job_is_immediate_and_idempotent(service: Service) -> None:

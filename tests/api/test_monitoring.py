@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+from pydantic import TypeAdapter
 
 from api.routes import monitoring
-from api.schemas import Page, StorageView, WorkerView
+from api.schemas import Page
+from base.wire import StorageView, WorkerView
 from local import servers
 from store import collections, workers
 from store import database as databases
@@ -213,7 +215,7 @@ async def test_storage_counts_files_by_kind(service: Service) -> None:
     cached.parent.mkdir(parents=True)
     cached.write_bytes(bytes(100))
     body = (await service.http.get("/v1/storage")).json()
-    assert StorageView.model_validate(body, strict=True)
+    assert TypeAdapter(StorageView).validate_python(body, strict=True)
     nothing = {"files": 0, "bytes": 0}
     assert body["usage"] == {
         "blobs": {"files": 2, "bytes": 19},
@@ -238,7 +240,7 @@ async def test_storage_lists_the_newest_collections_first(service: Service) -> N
         await asyncio.sleep(0.005)
     await service.db.write(collections.end, ids[0], removed, "logs: busy")
     body = (await service.http.get("/v1/storage")).json()
-    assert StorageView.model_validate(body, strict=True)
+    assert TypeAdapter(StorageView).validate_python(body, strict=True)
     assert [one["id"] for one in body["collections"]] == ids[::-1]
     last = body["collections"][-1]
     assert (last["host"], last["removed"], last["error"]) == ("host-7", removed, "logs: busy")

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from api.schemas import EventView, iso
+from api.schemas import DatasetView, ModelView, iso, view_of
+from base.wire import Dataset, EventView, Model
 
 
 def test_iso_has_milliseconds_and_utc() -> None:
@@ -14,12 +15,17 @@ def test_iso_has_milliseconds_and_utc() -> None:
 
 def test_view_of_copies_the_fields_of_the_view_and_converts_times() -> None:
     record = SimpleNamespace(job_id="job_1", seq=3, at=1_700_000_000.5, type="queued", data={})
-    view = EventView.of(record)
+    view = view_of(EventView, record)
     assert view == {"seq": 3, "at": "2023-11-14T22:13:20.500Z", "type": "queued", "data": {}}
-    assert list(view) == list(EventView.model_fields)
-    assert EventView.of(record, type="failed")["type"] == "failed"
+    assert list(view) == list(EventView.__annotations__)
+    assert view_of(EventView, record, type="failed")["type"] == "failed"
 
 
 def test_view_of_raises_if_the_record_lacks_a_field() -> None:
     with pytest.raises(KeyError, match="type"):
-        EventView.of(SimpleNamespace(seq=3, at=0.0, data={}))
+        view_of(EventView, SimpleNamespace(seq=3, at=0.0, data={}))
+
+
+def test_model_view_and_dataset_view_have_the_fields_that_clients_read() -> None:
+    assert list(ModelView.model_fields) == list(Model.__annotations__)
+    assert list(DatasetView.model_fields) == list(Dataset.__annotations__)

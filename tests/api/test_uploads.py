@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
+from pydantic import TypeAdapter
 
 from api.routes import uploads as route
-from api.schemas import UploadView
+from base.wire import UploadView
 from store import uploads
 from store.settings import Settings
 from tests.api.conftest import Service, problem, serving
@@ -43,7 +44,7 @@ async def test_create_upload_in_one_request(service: Service) -> None:
     assert answer.status_code == 201
     assert (body["blob"], body["status"], body["offset"], body["bytes"]) == (f"sha256:{DIGEST}", "complete", 2560, 2560)
     assert body["filename"] == "weights.pt"
-    assert UploadView.model_validate(body, strict=True)
+    assert TypeAdapter(UploadView).validate_python(body, strict=True)
     assert service.files.path(DIGEST).read_bytes() == CONTENT
     assert left_over(service) == []
     assert (await service.http.get(answer.headers["location"])).json() == body

@@ -63,6 +63,11 @@ def test_jobs_fetches_only_the_pages_that_are_needed():
     assert len(fake.requests) == 1
 
 
+def test_jobs_raises_for_an_unknown_filter():
+    with pytest.raises(TypeError, match="no filter state"):
+        FakeService({}).client().jobs(state="failed")  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
 def test_actions_on_a_job(verb: str):
     fake = FakeService({f"POST /v1/jobs/job_1/{verb}": job(status="queued")})

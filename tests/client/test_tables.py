@@ -147,6 +147,21 @@ def test_tables_never_read_names_as_markup():
     assert "[/nonsense]" in text(tables.job_facts(job(name="[/nonsense]")))
 
 
+def test_job_facts_are_the_fields_that_have_a_value():
+    shown = cells(tables.job_facts(job(priority=0, deadline_at="2026-01-03", checkpoint_step=40, spec={"a": 1})))
+    assert shown == [
+        ["id", "job_1"],
+        ["name", "first light"],
+        ["status", "succeeded"],
+        ["allowed actions", "delete"],
+        ["method", "kd"],
+        ["deadline", "2026-01-03"],
+        ["attempts without progress", "1 of 3"],
+        ["checkpoint step", "40"],
+        ["created", "2026-01-02T03:04:05.678Z"],
+    ]
+
+
 def test_failure_lines():
     error = {"code": "out_of_memory", "message": "the device is full", "retryable": True, "hint": "a smaller batch"}
     assert tables.failure_lines(job(error=error)) == [

@@ -83,7 +83,7 @@ def test_list_jobs_pages_are_newest_first_and_complete(database: Database):
     ids, after = [], None
     with database.connect() as connection:
         for size in (2, 2, 1):
-            page, after = jobs.list_jobs(connection, project="ours", limit=2, after=after)
+            page, after = jobs.list_jobs(connection, "ours", jobs.JobQuery(limit=2, after=after))
             assert len(page) == size
             ids += [job.id for job in page]
     assert after is None
@@ -94,7 +94,7 @@ def test_list_jobs_full_last_page_has_no_next(database: Database):
     submitted(database)
     submitted(database)
     with database.connect() as connection:
-        assert jobs.list_jobs(connection, project="ours", limit=2)[1] is None
+        assert jobs.list_jobs(connection, "ours", jobs.JobQuery(limit=2))[1] is None
 
 
 def test_list_jobs_by_status_and_method(database: Database):
@@ -104,7 +104,7 @@ def test_list_jobs_by_status_and_method(database: Database):
     with database.connect() as connection:
 
         def ids(**filters: str) -> list[str]:
-            return [job.id for job in jobs.list_jobs(connection, project="ours", limit=9, **filters)[0]]
+            return [job.id for job in jobs.list_jobs(connection, "ours", jobs.JobQuery(limit=9, **filters))[0]]
 
         assert ids(status="running") == ids(method="fitnet") == [first.id]
         assert ids(status="running", method="kd") == []

@@ -1,0 +1,328 @@
+"""The service's answers, described once for the API, which documents its routes with these types, and for the client.
+
+A class or field docstring is the description in the OpenAPI document. Times are ISO 8601 in UTC, sizes are bytes,
+accuracies are fractions of 1. A newer server may send more fields than are listed here.
+"""
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from typing_extensions import TypedDict  # pydantic reads no other TypedDict before Python 3.12
+
+from base.errors import Code
+from base.jobs import Reason, SlotState, Status
+
+STUDENT_FILE = "student.safetensors"
+
+Time = Annotated[str, "A record has seconds since 1970 here."]
+
+
+class AnyFields:
+    """Marks a field that the OpenAPI document shows as an object with any fields, so that these can grow."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        return handler.generate_schema(dict[str, Any])
+
+
+class View(TypedDict):
+    """Base of all answers."""
+
+
+# Pydantic's settings: a field that is not listed is an error (the tests check answers so), docstrings are descriptions.
+View.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
+
+
+# A job
+
+
+class ErrorView(View):
+    """Why a job failed. The list of codes is closed."""
+
+    code: Code
+    message: str
+    retryable: bool
+    hint: NotRequired[str | None]
+
+
+class WaitingView(View):
+    """Why a queued job has not started."""
+
+    reason: Reason
+    """`backing_off`: an attempt failed, another follows. `out_of_disk_space`: no worker has enough."""
+    message: str
+    until: Time | None
+    """When the job is due again; null if that is not known."""
+
+
+class Progress(TypedDict, total=False):
+    """The progress of a running job, counted over all of its trials."""
+
+    trial: str
+    """`student`, `alone`, `assistant-1`, `generation-1`; a stage before the labels adds its name: `student/fsp`."""
+    epoch: int
+    epochs: int
+    step: int
+    total_steps: int
+    percent: float
+    seconds_remaining: float | None
+
+
+class Measured(TypedDict):
+    """The figures of one model on the test images."""
+
+    architecture: str
+    parameters: int
+    bytes: int
+    accuracy: float
+    accuracy_top5: float
+    loss: float
+    agreement: float | None
+    """Share of the test images on which the model and the teacher predict the same class."""
+
+
+class Report(TypedDict):
+    """The result of a job: the teacher, its student, and the same student trained without the teacher."""
+
+    teacher: Measured | None
+    """Several teachers are measured as one: their probabilities are averaged."""
+    student: Measured
+    alone: Measured | None
+    gain: float | None
+    models: NotRequired[dict[str, Measured]]
+    """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
+    test_samples: int
+    seconds: float
+
+
+class Links(View):
+    self: str
+    attempts: str
+    events: str
+    stream: str
+    metrics: str
+    logs: str
+    artifacts: str
+    checkpoint: str
+
+
+class JobView(View):
+    """A job. `spec` is the body that was sent; `resolved_spec` is what runs, with every default written out."""
+
+    id: str
+    name: str | None
+    status: Status
+    phase: str | None
+    """The phase of a running job."""
+    requested: Literal["cancel", "pause"] | None
+    """Requested of a running job and not yet done."""
+    allowed_actions: list[str]
+    """The actions that are allowed now, of cancel, pause, resume, retry, delete."""
+    method: str
+    """The names of its methods, as in kd+attention."""
+    progress: Annotated[Progress, AnyFields] | None
+    queue_position: int | None
+    """1 is next. Null unless the job is queued and due."""
+    waiting: WaitingView | None
+    """Why it has not started. Null unless it is queued."""
+    priority: int
+    """A job with a higher priority starts first."""
+    not_before: Time | None
+    """When a job that backs off is due again."""
+    deadline_at: Time | None
+    """It fails with deadline_exceeded if it has not ended by then."""
+    attempts_without_progress: int
+    """Attempts since the last new checkpoint; `/attempts` lists all."""
+    max_attempts: int
+    checkpoint_step: int | None
+    """The newest step that it can resume from."""
+    spec: dict[str, Any]
+    resolved_spec: dict[str, Any]
+    result: Annotated[Report, AnyFields] | None
+    """The report: teacher, student, the student alone, and the gain."""
+    error: ErrorView | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    links: Links
+
+
+class JobFilters(TypedDict, total=False):
+    """The filters of a list of jobs, as a client sends them. `store.jobs.JobQuery` applies them."""
+
+    status: str | None
+    method: str | None
+
+
+class AttemptView(View):
+    """One attempt at a job: its worker, the steps that it began and ended with, and how it ended."""
+
+    attempt: int
+    """Counts from 1; `/logs?attempt=` takes this number."""
+    attempts_without_progress: int
+    """Counts from 1 again after each new checkpoint."""
+    worker: str
+    device: str | None
+    started_at: Time
+    ended_at: Time | None
+    how: Literal["succeeded", "failed", "cancelled", "paused", "released", "lost"] | None
+    """`released`: returned to the queue, not counted. `lost`: its lease expired. Null while it runs."""
+    first_step: int | None
+    """The checkpoint that it resumed from; null if it had none."""
+    last_step: int | None
+    """The newest checkpoint at its end."""
+
+
+class EventView(View):
+    seq: int
+    """Counts from 1 within the job, without gaps."""
+    at: Time
+    type: str
+    data: dict[str, Any]
+
+
+class MetricsView(View):
+    """Curves by trial and key; each point is [step, value]. Trials are `student`, `alone` (the student without its
+    teacher), networks between teacher and student (`assistant-1`, `generation-2`), and stages that come before the
+    labels (`student/fsp`)."""
+
+    series: dict[str, dict[str, list[tuple[int, float | None]]]]
+
+
+class ArtifactView(View):
+    name: str
+    bytes: int
+    sha256: str
+    media_type: str
+    href: str
+
+
+# A spec that is checked, not submitted
+
+
+class FaultView(TypedDict, total=False):
+    """One fault of a request. `pointer` is a JSON pointer into the body, or "?name" for a query parameter."""
+
+    pointer: str
+    message: str
+    code: str
+    allowed: Any
+    got: Any
+
+
+class Parameters(View):
+    teacher: int | None
+    """Of all teachers together."""
+    student: int | None
+    """Of the first, if several learn from each other."""
+
+
+class Estimate(View):
+    """Only what is known before anything has run; null is unknown, not zero."""
+
+    steps: int | None
+    """Optimizer steps of the whole job: of every stage, assistant, generation and trained baseline."""
+    parameters: Parameters
+    compression: float | None
+    """The teacher's parameters divided by the student's."""
+
+
+class ValidationView(View):
+    valid: bool
+    errors: list[Annotated[FaultView, AnyFields]]
+    resolved_spec: dict[str, Any] | None
+    estimate: Estimate | None
+
+
+# Files. The API documents models and data sets with the engine's own classes of facts (`api/schemas.py`).
+
+
+class UploadView(View):
+    id: str
+    filename: str | None
+    offset: int
+    bytes: int | None
+    """The size of the whole file."""
+    status: Literal["open", "complete"]
+    blob: str | None
+    """Names the bytes of a complete upload when a model or data set is registered."""
+
+
+class Model(TypedDict):
+    """A registered teacher; `facts` are the results of its inspection."""
+
+    id: str
+    name: str
+    blob: str
+    facts: dict[str, Any]
+    created_at: Time
+
+
+class Dataset(TypedDict):
+    """A data set. A built-in one has neither an id nor a blob."""
+
+    id: str | None
+    name: str
+    blob: str | None
+    facts: dict[str, Any]
+    created_at: Time | None
+
+
+# The server
+
+
+class DeviceView(View):
+    """One slot of a worker: a device that runs one job at a time."""
+
+    name: str
+    job: str | None
+    state: SlotState
+    """`out_of_disk_space`: too little to start a job. `stuck`: it neither polls for jobs nor runs one."""
+    seen_s: float
+    """Seconds from the slot's last activity to the worker's `seen_at`."""
+
+
+class WorkerView(View):
+    id: str
+    host: str
+    alive: bool
+    """It sent a heartbeat within a lease, and not all of its slots are stuck."""
+    devices: list[DeviceView]
+    current_job: str | None
+    started_at: Time
+    seen_at: Time
+    """Its last heartbeat."""
+
+
+class UsageView(View):
+    files: int
+    bytes: int
+
+
+class RemovedView(View):
+    count: int
+    bytes: int
+
+
+class CollectionView(View):
+    """One run of the collector, which deletes files that no row names any more."""
+
+    id: str
+    host: str
+    began_at: Time
+    ended_at: Time | None
+    """Null while it runs, and if it was killed."""
+    removed: dict[str, RemovedView] | None
+    """By kind. What is moved to the trash (`to_trash`) is deleted by a later run."""
+    error: str | None
+    """What the run could not do; it did the rest."""
+
+
+class StorageView(View):
+    usage: dict[str, UsageView]
+    """By kind: blobs, checkpoints, logs, uploads, trash, cache."""
+    free_bytes: int
+    """Free disk space for files."""
+    min_free_bytes: int
+    """With less free disk space, no job is started."""
+    collections: list[CollectionView]
+    """The newest first."""
