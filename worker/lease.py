@@ -24,7 +24,7 @@ class LeaseKeeper:
     """
 
     def __init__(self, claim: Claim, context: WorkerContext, claimed_at: float, on_renewed: Callable[[], None]) -> None:
-        """`claimed_at` (`boottime`): just before the claim, so that the lease cannot have begun earlier.
+        """`claimed_at` (`boottime`): just before the claim; the lease did not begin earlier.
 
         `on_renewed` is called after each heartbeat that the database has accepted.
         """
@@ -33,6 +33,7 @@ class LeaseKeeper:
         self._deadline = claimed_at + SAFE_PART * self._lease_s
         self._renewed_at = claimed_at
         self._process: EngineProcess | None = None
+        self._pending: _Heartbeat | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"lease-{claim.job.id}", daemon=True)
@@ -43,6 +44,9 @@ class LeaseKeeper:
         """Whether the database has been out of reach for longer than `max_unproven_s`."""
 
     def __enter__(self) -> Self:
+        if boottime() - self._renewed_at > self._context.settings.heartbeat_s:
+            # The claim was slow, so the deadline may be over although the lease has just begun.
+            self._beat()
         self._thread.start()
         return self
 
@@ -61,29 +65,24 @@ class LeaseKeeper:
         self._update_guard()
 
     def _run(self) -> None:
-        heartbeat: _Heartbeat | None = None
         while not self._stop.wait(self._context.settings.heartbeat_s) and not self.lost.is_set():
-            heartbeat = heartbeat or self._send_heartbeat()
-            if heartbeat is None:
-                self._continue_unproven()
-                continue
-            # One that hangs counts as a database out of reach, and is waited for again next time.
-            heartbeat.join(self._lease_s / 4)
-            if not heartbeat.is_alive():
-                self._take_answer(heartbeat)
-                heartbeat = None
-            elif self._stop.is_set():
-                return
-            else:
-                self._continue_unproven()
+            self._beat()
 
-    def _send_heartbeat(self) -> "_Heartbeat | None":
+    def _beat(self) -> None:
+        """Send a heartbeat, or wait again for one that hangs. While it hangs, the database counts as out of reach."""
         try:
-            return _Heartbeat(self._claim, self._context)
+            self._pending = self._pending or _Heartbeat(self._claim, self._context)
         except RuntimeError as error:
             # This process may have no further thread at the moment.
             log.warning("job %s: no heartbeat can be sent: %s", self._claim.job.id, error)
-            return None
+            self._continue_unproven()
+            return
+        self._pending.join(self._lease_s / 4)
+        if not self._pending.is_alive():
+            self._take_answer(self._pending)
+            self._pending = None
+        elif not self._stop.is_set():
+            self._continue_unproven()
 
     def _take_answer(self, heartbeat: "_Heartbeat") -> None:
         if heartbeat.refused:

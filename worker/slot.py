@@ -103,10 +103,10 @@ class Slot:
 
     def _work(self) -> bool:
         """Claim and run one job. Returns False if there is none."""
-        claimed_at = boottime()
-        claim = self._poll()
-        if claim is None:
+        claimed = self._poll()
+        if claimed is None:
             return False
+        claim, claimed_at = claimed
         self.job = claim.job.id
         try:
             outcome = run_job(claim, self._context, self.engines, claimed_at, self._prove)
@@ -115,8 +115,8 @@ class Slot:
             self.job = None
         return True
 
-    def _poll(self) -> Claim | None:
-        """Claim the first job that waits, if there is one and disk space for it."""
+    def _poll(self) -> tuple[Claim, float] | None:
+        """Claim the first job that waits, if there is one and disk space for it. Returns it, and the time before."""
         if not self._has_disk_space():
             self._prove()
             return None
@@ -131,12 +131,13 @@ class Slot:
                 return None
             with context.begin() as (connection, takeover):
                 failpoint("claim.begun")
+                claimed_at = boottime()
                 claim = lifecycle.claim(
                     connection, context.owner, context.settings.lease_s, takeover=takeover, device=self.device.name
                 )
                 failpoint("claim.before_commit")
             failpoint("claim.committed")
-            return claim
+            return (claim, claimed_at) if claim else None
         except UNAVAILABLE as error:
             context.contact.lost()
             log.warning("the database cannot be reached, trying again in %g s: %s", context.settings.look_s, error)

@@ -1,7 +1,7 @@
-"""Row 11: PostgreSQL crashes, or is frozen, for longer than two leases, while jobs are claimed, trained and finished.
+"""Row 11: PostgreSQL crashes, or is frozen, for longer than a lease, while jobs are claimed, trained and finished.
 
-A submit is answered 503 with Retry-After. Trainings go on, and nobody takes them over; a finish is tried until it is
-in. Nobody has lost an attempt, and nothing needs a person.
+A submit is answered 503 with Retry-After. Trainings go on and are not taken over; a finish is tried until it is
+committed. No attempt is lost, and no operator is needed.
 """
 
 import time
@@ -15,9 +15,14 @@ from store.database import migrate
 from tests.servers import STEPS, Server, api_process, own_postgres
 from tests.worker.processes import until
 
+LEASE_S = 5
+"""The lease, and the guard's deadline, must outlast the moments in which a busy machine runs none of our threads:
+heartbeats and deadlines leave them 2.4 s, where a lease of 2 s left them 0.7 s."""
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture
 def server() -> Iterator[Server]:
+    """A server of its own for each case: a job that one case left running would be taken over in the next."""
     with own_postgres() as server:
         migrate(server.url)
         yield server
@@ -28,11 +33,11 @@ def server() -> Iterator[Server]:
     [(Server.kill, Server.start), (Server.quit, Server.start), (Server.freeze, Server.wake)],
     ids=["killed", "stopped at once", "frozen"],
 )
-def test_everybody_waits_and_goes_on(
+def test_postgres_away_costs_no_attempt(
     tmp_path: Path, server: Server, away: Callable[[Server], None], back: Callable[[Server], None]
 ):
     with (
-        Workers(tmp_path, server.url, **SHORT_LEASE) as workers,
+        Workers(tmp_path, server.url, **{**SHORT_LEASE, "lease_s": LEASE_S}) as workers,
         api_process(workers.settings, tmp_path / "api.log") as api,
     ):
         gates = [tmp_path / "done while it is away", tmp_path / "done when it is back"]
@@ -41,9 +46,9 @@ def test_everybody_waits_and_goes_on(
             workers.start()
         workers.db.until_checkpoint(ending)
         workers.db.until_checkpoint(training)
-        time.sleep(1.25 * workers.settings.lease_s)  # so that the idle one may take over
+        time.sleep(1.2 * LEASE_S)  # so that the idle worker may take over expired leases
         away(server)
-        back_at = time.monotonic() + 2.25 * workers.settings.lease_s
+        back_at = time.monotonic() + 1.2 * LEASE_S
         gates[0].touch()
         until(lambda: list(workers.settings.home.glob(f"scratch/{ending}.*/out/report.json")), "the end of a training")
         refused = api.post(tmp_path.name)
@@ -52,7 +57,7 @@ def test_everybody_waits_and_goes_on(
         time.sleep(max(0, back_at - time.monotonic()))
         back(server)
         accepted = until(
-            lambda: (answer := api.post(tmp_path.name)).status_code in (200, 201) and answer, "a job to be taken"
+            lambda: (response := api.post(tmp_path.name)).status_code in (200, 201) and response, "a job to be accepted"
         )
         workers.assert_succeeded(accepted.json()["id"], STEPS, ["succeeded"])
         workers.assert_succeeded(ending, 10, ["succeeded"])

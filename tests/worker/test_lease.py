@@ -51,6 +51,19 @@ def test_lease_keeper_never_sets_an_earlier_deadline_after_a_heartbeat_that_hung
     context.close()
 
 
+def test_lease_keeper_sends_a_heartbeat_at_once_after_a_slow_claim(settings: Settings, db: JobDatabase):
+    """The claim took longer than the guard's part of a lease, as with a database that hung."""
+    db.submit()
+    context = WorkerContext(settings, OPTIONS, wake_workers=lambda: None)
+    claimed_at = boottime() - settings.lease_s
+    with context.begin() as (connection, _):
+        claim = lifecycle.claim(connection, context.owner, settings.lease_s, takeover=False)
+    assert claim is not None
+    with LeaseKeeper(claim, context, claimed_at, lambda: None) as lease:
+        assert lease.deadline > boottime() + SAFE_PART * settings.lease_s / 2
+    context.close()
+
+
 def test_heartbeat_deadline_is_not_extended_by_a_late_answer(short_lease: Settings, db: JobDatabase):
     """The lease may have begun when the heartbeat was sent, and not when the database accepted it."""
     db.submit()
