@@ -20,8 +20,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from api.__main__ import STREAMS_END_S
-from api.bell import Bell
-from api.main import create_app
+from api.app import create_app
+from api.wakeup_sender import WakeUpSender
 from base.errors import StorageFull
 from base.files import write_text
 from base.processes import log_to_stderr
@@ -47,9 +47,9 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
         settings = settings.model_copy(update={"broker_url": IN_MEMORY})
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
-        worker, bell = Worker(settings), Bell(settings.broker_url)
+        worker, sender = Worker(settings), WakeUpSender(settings.broker_url)
         config = uvicorn.Config(
-            create_app(settings, ring=bell.ring),
+            create_app(settings, wake_workers=sender.wake_workers),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -63,7 +63,7 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
                 server.run(sockets=[listener])
                 log.info("stopping: trainings save their state")
             finally:
-                bell.close()
+                sender.close()
                 worker.stop()
 
 

@@ -1,6 +1,6 @@
-"""`python -m api`: the REST server and the web page, set up by DISTILLERY_… variables.
+"""`python -m api`: the REST server and the web page, configured by DISTILLERY_… variables.
 
-It does not migrate: `python -m store migrate` does, once, before any number of servers and workers start.
+It does not migrate the database: `python -m store migrate` does, once, before servers and workers start.
 """
 
 import logging
@@ -11,28 +11,29 @@ import uvicorn
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from api.bell import Bell
-from api.main import create_app
+from api.app import create_app
+from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
-from store.database import Database
-from store.migrate import SCRIPTS
+from base.processes import log_to_stderr
+from base.wakeup import MEMORY
+from store.database import MIGRATIONS, Database
 from store.settings import settings_or_exit
 
 STREAMS_END_S = 3
-"""Event streams stay open for as long as a job: at shutdown they are cut, and browsers come back by themselves."""
-WAIT_S = 1.0
-"""Between looks whether the database is there."""
+"""Event streams stay open for as long as a job runs. At shutdown they are cut, and browsers reconnect."""
+RETRY_S = 1.0
+"""Between two attempts to reach the database at start."""
 
 log = logging.getLogger("distillery.api")
 
 
 def main() -> None:
     (settings,) = settings_or_exit("api")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     _refuse_an_old_schema(settings.database_url)
-    # A bell in memory is heard in this process only, where no worker is: workers find jobs by looking.
-    bell = None if settings.broker_url.startswith("memory:") else Bell(settings.broker_url)
-    app = create_app(settings, ring=bell.ring if bell else _silence)
+    # A broker in memory cannot reach other processes: workers then find jobs by polling.
+    sender = None if settings.broker_url.startswith(MEMORY) else WakeUpSender(settings.broker_url)
+    app = create_app(settings, wake_workers=sender.wake_workers if sender else lambda: None)
     try:
         uvicorn.run(
             app,
@@ -43,26 +44,26 @@ def main() -> None:
             timeout_graceful_shutdown=STREAMS_END_S,
         )
     finally:
-        if bell:
-            bell.close()
+        if sender:
+            sender.close()
 
 
 def _refuse_an_old_schema(url: str) -> None:
-    newest = ScriptDirectory(str(SCRIPTS)).get_current_head()
+    newest = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     database = Database(url)
     try:
-        found = _revision(database)
+        revision = _revision(database)
     except DatabaseUnavailable as error:
         sys.exit(f"the database cannot be opened: {error}; `python -m store migrate` makes one")
     finally:
         database.dispose()
-    if found != newest:
-        sys.exit(f"the database is at revision {found}, not {newest}: run `python -m store migrate` first")
+    if revision != newest:
+        sys.exit(f"the database is at revision {revision}, not {newest}: run `python -m store migrate` first")
 
 
 def _revision(database: Database) -> str | None:
-    """A server that is away is waited for, as by the workers; a file that is not there will not come by itself."""
-    told = False
+    """The revision of the tables. Waits for a database server that cannot be reached, but not for a missing file."""
+    logged = False
     while True:
         try:
             with database.connect() as connection:
@@ -70,14 +71,10 @@ def _revision(database: Database) -> str | None:
         except DatabaseUnavailable as error:
             if database.is_sqlite:
                 raise
-            if not told:
+            if not logged:
                 log.warning("waiting for the database: %s", error)
-            told = True
-            time.sleep(WAIT_S)
-
-
-def _silence() -> None:
-    return
+            logged = True
+            time.sleep(RETRY_S)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,192 @@
-"""What inspections found, kept by digest: the same bytes are opened once."""
+"""Inspections: the facts of an uploaded file or of a network, read by a child process and cached by digest.
 
+The server never opens a file from outside itself. The child is `python -m kdcore inspect …`: it has a session of its
+own, few environment variables, a scratch folder, and limits on time, memory and disk; two run at a time. It ends with
+the server, however that ends. It prints one JSON object: the facts, or the error.
+"""
+
+import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Annotated, TypeVar
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 from anyio import to_thread
-from fastapi import Depends, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from api.inspector import Inspector, Refused
+from base.files import disk_full_as_storage_full
+from base.folders import locked_folder
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.programs import ProgramFacts
-from store import inspections
-from store.blobs import BlobStore
+from kdcore.catalog.facts import ProgramFacts
+from store import registry
 from store.database import Database
+from store.file_store import FileStore
 
 F = TypeVar("F", bound=BaseModel)
+
+log = logging.getLogger("distillery.inspections")
+
+OF_FILES: dict[type[BaseModel], str] = {ModelFacts: "model", ProgramFacts: "program", DatasetFacts: "dataset"}
+KINDS: dict[type[BaseModel], str] = {**OF_FILES, ArchitectureFacts: "architecture", TapFacts: "taps"}
+"""The verbs of `python -m kdcore inspect`, by the facts that they print."""
+
+ENGINE = (sys.executable, "-m", "kdcore")
+PARALLEL = 2
+TIMEOUT_S = 1800.0
+"""Every image of a large archive is decoded once; the request waits as long."""
+MEMORY_BYTES = 8 << 30
+FILE_BYTES = 8 << 30
+OUTPUT_BYTES = 4 << 20
+FOREIGN_AFTER_S = 86_400.0
+"""The age at which scratch folders of other hosts are removed. No inspection lasts a day."""
+_INHERITED_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+
+
+class Refused(Exception):
+    """An inspection failed. A final refusal is about the file or the network; the others are about the inspection."""
+
+    def __init__(self, code: str, message: str, hint: str | None = None, final: bool = True) -> None:
+        super().__init__(message)
+        self.code, self.message, self.hint, self.final = code, message, hint, final
+
+
+class _Output(BaseModel):
+    ok: bool
+    facts: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class Inspector:
+    """Runs inspections, each in a child process with a scratch folder of its own."""
+
+    def __init__(
+        self, scratch: Path, command: Sequence[str] = ENGINE, timeout_s: float = TIMEOUT_S, parallel: int = PARALLEL
+    ) -> None:
+        self._scratch = scratch
+        self._command = tuple(command)
+        self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(parallel)
+
+    async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
+        """Run `kdcore inspect KIND SUBJECT... --OPTION VALUE...`, without options that are None. Raises Refused."""
+        arguments, name = [KINDS[kind], *subject, *_flags(options)], f"inspect.{secrets.token_hex(8)}"
+        async with self._slots:
+            with disk_full_as_storage_full(self._scratch), locked_folder(self._scratch, name) as scratch:
+                facts = await self._run(arguments, scratch.path)
+        try:
+            return kind.model_validate(facts)
+        except ValidationError as error:
+            log.error("an inspection printed other facts than expected: %s", error)
+            raise Refused("internal", "the service cannot read the result of the inspection", final=False) from None
+
+    async def _run(self, arguments: Sequence[str], scratch: Path) -> dict[str, Any]:
+        limits = (str(round(self._timeout_s * 2)), str(MEMORY_BYTES), str(FILE_BYTES))
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "api.process_limits", str(os.getpid()), *limits,
+            *self._command, "inspect", *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(scratch),
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                output, errors = await asyncio.gather(_head(child.stdout), _head(child.stderr))
+                await child.wait()
+        except TimeoutError:
+            raise Refused("timeout", f"the inspection took longer than {self._timeout_s:g} s", final=False) from None
+        finally:
+            await _kill_session(child)
+        return _facts(output, errors.decode(errors="replace"), child.returncode)
 
 
 @dataclass(frozen=True)
 class Inspections:
+    """The inspections of one service: each is run once, and its facts or its final refusal are stored."""
+
     db: Database
-    files: BlobStore
+    files: FileStore
     inspector: Inspector
 
     async def has(self, digest: str) -> bool:
         return await to_thread.run_sync(self.files.exists, digest)
 
-    async def model(self, digest: str, architecture: str | None) -> ModelFacts | Refused:
-        ask = partial(self.inspector.model, self.files.path(digest), architecture)
-        return await self._once(ModelFacts, digest, "model", architecture or "", ask)
+    async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
+        """The facts of a blob (`subject` is its digest), or of a network (its name, for taps also their paths).
 
-    async def program(self, digest: str) -> ProgramFacts | Refused:
-        ask = partial(self.inspector.program, self.files.path(digest))
-        return await self._once(ProgramFacts, digest, "program", "", ask)
-
-    async def dataset(self, digest: str, image_size: int | None) -> DatasetFacts | Refused:
-        ask = partial(self.inspector.dataset, self.files.path(digest), image_size)
-        return await self._once(DatasetFacts, digest, "dataset", str(image_size or ""), ask)
-
-    async def architecture(self, name: str, data: DatasetFacts) -> ArchitectureFacts | Refused:
-        ask = partial(self.inspector.architecture, name, data.num_classes, data.channels, data.image_size)
-        return await self._once(ArchitectureFacts, _digest(name), "architecture", _shape(data), ask)
-
-    async def taps(self, architecture: str, paths: Sequence[str], data: DatasetFacts) -> dict[str, list[int]] | Refused:
-        """What a network gives at each path for one image of these data."""
-        ask = partial(self.inspector.taps, architecture, data.num_classes, data.channels, data.image_size, paths)
-        seen = await self._once(TapFacts, _digest(architecture, *paths), "taps", _shape(data), ask)
-        return seen if isinstance(seen, Refused) else seen.shapes
-
-    async def _once(
-        self, facts: type[F], digest: str, kind: str, key: str, ask: Callable[[], Awaitable[F | Refused]]
-    ) -> F | Refused:
-        """Verdicts about the bytes are kept; one about us (a crash, a timeout) is asked again next time."""
-        kept = await self.db.read(inspections.get, digest, kind, key)
-        if kept is not None:
-            return Refused(**kept["refused"]) if "refused" in kept else facts.model_validate(kept)
-        seen = await ask()
-        if not isinstance(seen, Refused):
-            await self.db.write(inspections.put, digest, kind, key, seen.model_dump(mode="json"))
-        elif seen.final:
-            await self.db.write(inspections.put, digest, kind, key, {"refused": asdict(seen)})
-        return seen
+        Raises Refused.
+        """
+        if kind in OF_FILES:
+            (digest,) = subject
+            subject = (str(self.files.path(digest)),)
+        else:
+            digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
+        key = digest, KINDS[kind], " ".join(str(value) for value in options.values() if value is not None)
+        if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
+            if "refused" in stored:
+                raise Refused(**stored["refused"])
+            return kind.model_validate(stored)
+        try:
+            facts = await self.inspector.inspect(kind, *subject, **options)
+        except Refused as refused:
+            if refused.final:
+                await self.db.write(registry.put_inspection, *key, {"refused": vars(refused)})
+            raise
+        await self.db.write(registry.put_inspection, *key, facts.model_dump(mode="json"))
+        return facts
 
 
-def _digest(*words: str) -> str:
-    """A name stands for what it names: a network has no bytes before it is built."""
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+def _flags(options: dict[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if value is not None:
+            yield f"--{name.replace('_', '-')}"
+            yield from map(str, value if isinstance(value, tuple) else (value,))
 
 
-def _shape(data: DatasetFacts) -> str:
-    return f"{data.num_classes} classes, {data.channels} x {data.image_size[0]} x {data.image_size[1]}"
+async def _head(stream: asyncio.StreamReader | None) -> bytes:
+    """The first bytes of a stream. The rest is read and dropped, so that the child never blocks."""
+    head = bytearray()
+    while stream and (chunk := await stream.read(65_536)):
+        head += chunk[: OUTPUT_BYTES - len(head)]
+    return bytes(head)
 
 
-async def inspections_of(request: Request) -> Inspections:
-    found: Inspections = request.app.state.inspections
-    return found
+async def _kill_session(child: asyncio.subprocess.Process) -> None:
+    """Kill the child and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    await child.wait()
 
 
-Seen = Annotated[Inspections, Depends(inspections_of)]
+def _facts(output: bytes, errors: str, exit_code: int | None) -> dict[str, Any]:
+    """The facts in the last line of the output. Raises Refused."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    try:
+        result = _Output.model_validate_json(lines[-1] if lines else "")
+    except ValidationError:
+        log.error("an inspection ended with %s and no result: %s", exit_code, errors)
+        how = f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
+        last = "; ".join(errors.strip().splitlines()[-1:]) or None
+        raise Refused("internal", f"the inspection ended with {how}", last, final=False) from None
+    if result.ok and result.facts is not None:
+        return result.facts
+    error = result.error or {}
+    raise Refused(
+        str(error.get("code", "internal")),
+        str(error.get("message", "the file cannot be used")),
+        error.get("hint"),
+        final=not error.get("retryable", False),
+    )
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
+    return {**inherited, "HOME": str(scratch), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

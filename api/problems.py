@@ -1,33 +1,35 @@
-"""Whatever goes wrong is told in one form: RFC 9457 `application/problem+json`, with a code that never changes.
+"""Every error has one form: RFC 9457 `application/problem+json`, with a code that never changes.
 
 Problem
- ├─ MalformedBody       400  the body is no JSON
- ├─ Unauthorized        401  no key, or not a known one
- ├─ Forbidden           403  a web page of another origin, or a name that is not this machine's
+ ├─ MalformedBody       400  the body is not JSON
+ ├─ Unauthorized        401  no key, or an unknown one
+ ├─ Forbidden           403  a page of another origin, or a host name of another machine
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, route
  ├─ MethodNotAllowed    405
- ├─ ActionNotAllowed           409  the job's status forbids the move; `allowed_actions` names those that it allows
+ ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
  ├─ NotReady            409  the job has not made this yet
  ├─ NameTaken           409
- ├─ OffsetConflict      409  the upload goes on elsewhere; `offset` says where
+ ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
  ├─ TooLarge            413
  ├─ RangeUnsatisfiable  416
- ├─ Invalid             422  parameters or a body that break their schema, every fault at once
+ ├─ Invalid             422  parameters or a body that do not match their schema, every fault at once
  │   ├─ SpecInvalid
- │   ├─ Unusable             an inspected file is not what it should be
+ │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
  ├─ ServerError         500
- ├─ Unavailable         503  the database is away, or takes no writes; `Retry-After` says when to come back
+ ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
  └─ StorageFull         507
+
+Exceptions of the other rooms become problems here too: each class names the exception that it `stands_for`.
 """
 
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,9 +38,9 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api.inspections import Refused
 from base import errors
 from base.errors import Fault
-from base.errors import StorageFull as NoSpaceLeft
 from store import errors as store_errors
 
 log = logging.getLogger("distillery.api")
@@ -58,7 +60,7 @@ class FaultView(BaseModel):
 
 
 class ProblemView(BaseModel):
-    """RFC 9457. `code` is stable; `errors` holds every fault that was found, not only the first."""
+    """RFC 9457. `code` is stable; `errors` lists every fault, not only the first."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -72,11 +74,12 @@ class ProblemView(BaseModel):
 
 
 class Problem(HTTPException):
-    """Base of all. A subclass is a code; what it adds to the body goes into `extra`."""
+    """Base of all. A subclass is a code; `extra` are further members of the body."""
 
     status: ClassVar[int]
     code: ClassVar[str]
     title: ClassVar[str]
+    stands_for: ClassVar[type[Exception] | None] = None
 
     def __init__(
         self,
@@ -88,6 +91,11 @@ class Problem(HTTPException):
         super().__init__(self.status, detail, headers=headers)
         self.faults = list(faults)
         self.extra = extra
+
+    @classmethod
+    def of(cls, error: Any) -> Self:
+        """The problem for an exception of the type that the class stands for."""
+        return cls(str(error))
 
     def response(self, request_id: str) -> Response:
         body = {
@@ -112,19 +120,25 @@ class Unauthorized(Problem):
 
 
 class Forbidden(Problem):
-    status, code, title = 403, "forbidden", "Not from there"
+    status, code, title = 403, "forbidden", "This origin or host is not allowed"
 
 
 class NotFound(Problem):
-    status, code, title = 404, "not_found", "There is no such thing"
+    status, code, title = 404, "not_found", "Not found"
+    stands_for = store_errors.NotFound
 
 
 class MethodNotAllowed(Problem):
-    status, code, title = 405, "method_not_allowed", "This address does not answer that verb"
+    status, code, title = 405, "method_not_allowed", "The address does not support this HTTP method"
 
 
 class ActionNotAllowed(Problem):
-    status, code, title = 409, "action_not_allowed", "The job's status forbids this"
+    status, code, title = 409, "action_not_allowed", "The job's status does not allow this action"
+    stands_for = store_errors.ActionNotAllowed
+
+    @classmethod
+    def of(cls, error: store_errors.ActionNotAllowed) -> Self:
+        return cls(str(error), job_status=error.status, allowed_actions=error.allowed_actions)
 
 
 class NotReady(Problem):
@@ -133,14 +147,21 @@ class NotReady(Problem):
 
 class NameTaken(Problem):
     status, code, title = 409, "name_taken", "The name is taken"
+    stands_for = store_errors.NameTaken
 
 
 class OffsetConflict(Problem):
-    status, code, title = 409, "offset_conflict", "The upload goes on at another offset"
+    status, code, title = 409, "offset_conflict", "The upload continues at another offset"
+    stands_for = store_errors.OffsetConflict
+
+    @classmethod
+    def of(cls, error: store_errors.OffsetConflict) -> Self:
+        return cls(str(error), offset=error.offset)
 
 
 class UploadBusy(Problem):
     status, code, title = 409, "upload_busy", "Another request writes to this upload"
+    stands_for = store_errors.UploadBusy
 
 
 class TooLarge(Problem):
@@ -148,11 +169,11 @@ class TooLarge(Problem):
 
 
 class RangeUnsatisfiable(Problem):
-    status, code, title = 416, "range_unsatisfiable", "The file does not reach that far"
+    status, code, title = 416, "range_unsatisfiable", "The range is outside the file"
 
 
 class Invalid(Problem):
-    status, code, title = 422, "invalid_request", "The request breaks its schema"
+    status, code, title = 422, "invalid_request", "The request does not match its schema"
 
 
 class SpecInvalid(Invalid):
@@ -160,35 +181,52 @@ class SpecInvalid(Invalid):
 
 
 class Unusable(Invalid):
-    code, title = "unusable", "The file is not what it should be"
+    code, title = "unusable", "The file cannot be used"
+    stands_for = Refused
+
+    @classmethod
+    def of(cls, error: Refused) -> Self:
+        return cls(error.message, [Fault("/blob", error.message, error.code)], hint=error.hint)
 
 
 class ChecksumMismatch(Invalid):
-    code, title = "checksum_mismatch", "The bytes are not those that were announced"
+    code, title = "checksum_mismatch", "The bytes are not the announced ones"
+    stands_for = store_errors.BlobMismatch
 
 
 class IdempotencyConflict(Invalid):
-    code, title = "idempotency_conflict", "The key belongs to another request"
+    code, title = "idempotency_conflict", "The key was used for another request"
+    stands_for = store_errors.IdempotencyConflict
 
 
 class ServerError(Problem):
-    status, code, title = 500, "internal", "Our fault"
+    status, code, title = 500, "internal", "An error of the service"
 
 
 class Unavailable(Problem):
-    status, code, title = 503, "unavailable", "Not now"
+    status, code, title = 503, "unavailable", "Not available now"
+    stands_for = errors.DatabaseUnavailable
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+    @classmethod
+    def of(cls, error: errors.DatabaseUnavailable) -> Self:
+        log.warning("database unavailable: %s", error)
+        return cls("the database cannot be reached, or takes no writes; try again")
 
 
 class StorageFull(Problem):
     status, code, title = 507, "storage_full", "The disk is full"
+    stands_for = errors.StorageFull
 
 
 EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, Invalid, ServerError, Unavailable)
-"""What any route may answer; declared once, where the routes are put together."""
+"""The problems that any route may answer; declared once, on the router of all routes."""
 
 
 def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """Declare problems on a route, so that the OpenAPI page tells what may go wrong."""
+    """Declare the problems of a route for the OpenAPI document."""
     declared: dict[int | str, dict[str, Any]] = {}
     for problem in problems:
         line = f"`{problem.code}`: {problem.title}"
@@ -203,10 +241,17 @@ def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Turn every exception that can leave a route into a problem."""
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _schema_broken)
-    for known in (store_errors.StoreError, NoSpaceLeft):
-        app.add_exception_handler(known, _known_refusal)
-    app.add_exception_handler(errors.DatabaseUnavailable, _database_away)
+    app.add_exception_handler(RequestValidationError, _schema_error)
+    for problem in (*Problem.__subclasses__(), *Invalid.__subclasses__()):
+        if problem.stands_for is not None:
+            app.add_exception_handler(problem.stands_for, _handler(problem))
+
+
+def _handler(problem: type[Problem]) -> Any:
+    async def handle(request: Request, error: Exception) -> Response:
+        return problem.of(error).response(request_id(request))
+
+    return handle
 
 
 def request_id(request: Request) -> str:
@@ -221,37 +266,37 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
     if isinstance(error, Problem):
         return error
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"{request.url.path} is no address of this service; /docs lists them")
+        return NotFound(f"{request.url.path} is not an address of this service; /docs lists them")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        verbs = ", ".join(_verbs(request.app.openapi(), request.url.path))
-        return MethodNotAllowed(f"{request.url.path} answers {verbs or 'GET'}", headers={"Allow": verbs or "GET"})
+        allowed = ", ".join(_http_methods(request.app.openapi(), request.url.path)) or "GET"
+        return MethodNotAllowed(f"{request.url.path} supports {allowed}", headers={"Allow": allowed})
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return MalformedBody(str(error.detail))
     return ServerError(str(error.detail))
 
 
-def _verbs(document: Mapping[str, Any], path: str) -> list[str]:
-    """Of all routes at this path: the framework's own list knows only the first."""
-    found: set[str] = set()
+def _http_methods(document: Mapping[str, Any], path: str) -> list[str]:
+    """Those of all routes at this path: the framework's own list has only the first route's."""
+    methods: set[str] = set()
     for template, operations in document["paths"].items():
         if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path):
-            found.update(verb.upper() for verb in operations)
-    return sorted(found)
+            methods.update(method.upper() for method in operations)
+    return sorted(methods)
 
 
-async def _schema_broken(request: Request, error: Exception) -> Response:
+async def _schema_error(request: Request, error: Exception) -> Response:
     details = cast(RequestValidationError, error).errors()
     if any(detail["type"] == "json_invalid" for detail in details):
-        return not_json(str(details[0].get("ctx", {}).get("error", ""))).response(request_id(request))
-    faults = [fault_of(detail) for detail in details]
-    return Invalid(count(faults), faults).response(request_id(request))
+        return malformed_json(str(details[0].get("ctx", {}).get("error", ""))).response(request_id(request))
+    faults = [_fault(detail) for detail in details]
+    return Invalid(summary(faults), faults).response(request_id(request))
 
 
-def not_json(why: str) -> MalformedBody:
-    return MalformedBody(f"the body is not JSON: {why}", [Fault("", why, "malformed_json")])
+def malformed_json(reason: str) -> MalformedBody:
+    return MalformedBody(f"the body is not JSON: {reason}", [Fault("", reason, "malformed_json")])
 
 
-def fault_of(detail: Mapping[str, Any]) -> Fault:
+def _fault(detail: Mapping[str, Any]) -> Fault:
     """One of pydantic's errors, with a pointer into the body or `?name` for a parameter."""
     place, *path = detail["loc"]
     steps = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
@@ -259,48 +304,13 @@ def fault_of(detail: Mapping[str, Any]) -> Fault:
     context = detail.get("ctx", {})
     bounds = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "expected": "{}"}
     allowed = next((text.format(context[key]) for key, text in bounds.items() if key in context), None)
-    given = detail.get("input")
-    got = given if isinstance(given, int | float | str | bool) and detail["type"] != "missing" else None
+    value = detail.get("input")
+    got = value if isinstance(value, int | float | str | bool) and detail["type"] != "missing" else None
     return Fault(pointer, str(detail["msg"]), str(detail["type"]), allowed, got)
 
 
-def count(faults: list[Fault]) -> str:
+def summary(faults: list[Fault]) -> str:
+    """The first three faults in one line, and the number of the others."""
     return "; ".join(f"{fault.pointer or 'body'}: {fault.message}" for fault in faults[:3]) + (
         f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
     )
-
-
-async def _known_refusal(request: Request, error: Exception) -> Response:
-    return _refusal(error).response(request_id(request))
-
-
-_REFUSALS: dict[type[Exception], type[Problem]] = {
-    store_errors.NotFound: NotFound,
-    store_errors.IdempotencyConflict: IdempotencyConflict,
-    store_errors.NameTaken: NameTaken,
-    store_errors.BlobMismatch: ChecksumMismatch,
-    store_errors.UploadBusy: UploadBusy,
-    NoSpaceLeft: StorageFull,
-}
-
-
-def _refusal(error: Exception) -> Problem:
-    if isinstance(error, store_errors.OffsetConflict):
-        return OffsetConflict(str(error), offset=error.offset)
-    if isinstance(error, store_errors.ActionNotAllowed):
-        return ActionNotAllowed(str(error), job_status=error.status, allowed_actions=error.allowed_actions)
-    for known, problem in _REFUSALS.items():
-        if isinstance(error, known):
-            return problem(str(error))
-    log.error("a refusal of the store that no problem stands for", exc_info=error)
-    return ServerError("the store refused for a reason that the service does not know")
-
-
-def not_now(detail: str) -> Unavailable:
-    return Unavailable(detail, headers={"Retry-After": str(RETRY_AFTER_S)})
-
-
-async def _database_away(request: Request, error: Exception) -> Response:
-    log.warning("database away: %s", error)
-    told = not_now("the database is away, or takes no writes; try again")
-    return told.response(request_id(request))

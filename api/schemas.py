@@ -1,41 +1,91 @@
-"""What answers look like. The models document and are tested against; the `of` functions write the same as dicts."""
+"""The shape of every answer, as models, and the JSON response that carries it.
 
-from typing import Any, Generic, Literal, TypeVar
+The models document the answers, and tests compare the answers with them. The service sends dicts with the fields of
+the models (`View.of`), because building and serializing models takes twice as long.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
+from starlette.responses import Response
 
-from api.answers import iso
+from base.errors import CODES
 from base.jobs import Status, allowed_actions
 from kdcore.catalog import DatasetFacts, ModelFacts
+from store.artifacts import Artifact
 from store.attempts import Attempt
-from store.datasets import Dataset
-from store.events import Event
-from store.jobs import Job
-from store.models import Model
+from store.records import Job
+from store.registry import Dataset, Model
 from store.uploads import Upload
-from store.waiting import Waiting
+from store.workers import Reason, Waiting, Worker
 
 T = TypeVar("T")
 
+Time = Annotated[str, "A record has seconds since 1970 here."]
+Code = Literal[CODES]  # type: ignore[valid-type]
+
+
+class Json(Response):
+    """A response from dicts and lists. The `response_model` of its route documents it."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(to_json(content), status, headers)
+
+
+def page(data: Sequence[Any], following: str | None = None) -> Json:
+    """The response of a list; `Page` documents it."""
+    return Json({"data": data, "next": following})
+
+
+def iso(seconds: float | None) -> str | None:
+    """Seconds since 1970, as the database counts, to ISO-8601 in UTC with milliseconds."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
 
 class View(BaseModel):
+    """Base of all answers."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def of(cls, record: Any, /, *args: Any, **computed: Any) -> dict[str, Any]:
+        """The answer for a record. Each field is in `computed`, or the record's attribute of that name.
+
+        A view with computed fields overrides this; `*args` lets it take further arguments.
+        """
+        values = {**vars(record), **computed}
+        answer = {name: values[name] for name in cls.__pydantic_fields__}
+        for name in _times(cls):
+            answer[name] = iso(answer[name])
+        return answer
+
+
+@cache
+def _times(view: type[View]) -> list[str]:
+    """The fields of type `Time`."""
+    types = get_type_hints(view, include_extras=True)
+    return [name for name in view.model_fields if Time in (types[name], *get_args(types[name]))]
 
 
 class Page(View, Generic[T]):
-    """One page of a list; send `next` as `after` for the following one."""
+    """One page of a list. To get the page after it, send `next` as `after`."""
 
     data: list[T]
     next: str | None = None
 
 
 class ErrorView(View):
-    """Why a job failed; the code is one of a closed list."""
+    """Why a job failed. The list of codes is closed."""
 
-    code: Literal[
-        "spec_invalid", "teacher_mismatch", "dataset_unreadable", "out_of_memory", "loss_diverged",
-        "deadline_exceeded", "worker_lost", "storage_full", "internal",
-    ]  # fmt: skip
+    code: Code
     message: str
     retryable: bool
     hint: str | None = None
@@ -44,11 +94,11 @@ class ErrorView(View):
 class WaitingView(View):
     """Why a queued job has not started."""
 
-    reason: Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"] = Field(
+    reason: Reason = Field(
         description="`backing_off`: an attempt failed, another follows. `out_of_disk_space`: no worker has enough."
     )
     message: str
-    until: str | None = Field(description="When it is due again; null where nobody can know.")
+    until: Time | None = Field(description="When the job is due again; null if that is not known.")
 
 
 class Links(View):
@@ -63,124 +113,80 @@ class Links(View):
 
 
 class JobView(View):
-    """A job as it stands. `spec` is what was sent, `resolved_spec` what runs, with every default spelled out."""
+    """A job. `spec` is the body that was sent; `resolved_spec` is what runs, with every default written out."""
 
     id: str
     name: str | None
     status: Status
-    phase: str | None = Field(description="What a running job is at.")
-    requested: Literal["cancel", "pause"] | None = Field(description="Asked of a running job, and not yet done.")
+    phase: str | None = Field(description="The phase of a running job.")
+    requested: Literal["cancel", "pause"] | None = Field(description="Requested of a running job and not yet done.")
     allowed_actions: list[str] = Field(
-        description="The moves that the status allows now: cancel, pause, resume, retry, delete."
+        description="The actions that are allowed now, of cancel, pause, resume, retry, delete."
     )
-    method: str = Field(description="Names of all its methods, as in kd+attention.")
+    method: str = Field(description="The names of its methods, as in kd+attention.")
     progress: dict[str, Any] | None
-    queue_position: int | None = Field(description="1 is next; only while queued and due: who backs off has no place.")
-    waiting: WaitingView | None = Field(description="Why it has not started; only while queued.")
-    priority: int = Field(description="The higher goes first.")
-    not_before: str | None = Field(description="A job that backs off is due again then.")
-    deadline_at: str | None = Field(description="It fails with deadline_exceeded if it has not ended by then.")
+    queue_position: int | None = Field(description="1 is next. Null unless the job is queued and due.")
+    waiting: WaitingView | None = Field(description="Why it has not started. Null unless it is queued.")
+    priority: int = Field(description="A job with a higher priority starts first.")
+    not_before: Time | None = Field(description="When a job that backs off is due again.")
+    deadline_at: Time | None = Field(description="It fails with deadline_exceeded if it has not ended by then.")
     attempts_without_progress: int = Field(description="Attempts since the last new checkpoint; `/attempts` lists all.")
     max_attempts: int
-    checkpoint_step: int | None = Field(description="The furthest step that it can go on from.")
+    checkpoint_step: int | None = Field(description="The newest step that it can resume from.")
     spec: dict[str, Any]
     resolved_spec: dict[str, Any]
     result: dict[str, Any] | None = Field(description="The report: teacher, student, the student alone, and the gain.")
     error: ErrorView | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
     links: Links
 
-
-def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
-    """`waiting`: of a queued job."""
-    here = f"/v1/jobs/{job.id}"
-    return {
-        "id": job.id,
-        "name": job.name,
-        "status": job.status,
-        "phase": job.phase,
-        "requested": job.requested,
-        "allowed_actions": allowed_actions(job.status, job.requested),
-        "method": job.method,
-        "progress": job.progress,
-        "queue_position": waiting.position if waiting else None,
-        "waiting": _waiting_view(waiting) if waiting else None,
-        "priority": job.priority,
-        "not_before": iso(job.not_before),
-        "deadline_at": iso(job.deadline_at),
-        "attempts_without_progress": job.attempts_without_progress,
-        "max_attempts": job.max_attempts,
-        "checkpoint_step": job.checkpoint_step,
-        "spec": job.spec,
-        "resolved_spec": job.resolved_spec,
-        "result": job.result,
-        "error": job.error,
-        "created_at": iso(job.created_at),
-        "started_at": iso(job.started_at),
-        "finished_at": iso(job.finished_at),
-        "links": {
-            "self": here,
-            "attempts": f"{here}/attempts",
-            "events": f"{here}/events",
-            "stream": f"{here}/events/stream",
-            "metrics": f"{here}/metrics",
-            "logs": f"{here}/logs",
-            "artifacts": f"{here}/artifacts",
-            "checkpoint": f"{here}/checkpoint",
-        },
-    }
-
-
-def _waiting_view(waiting: Waiting) -> dict[str, Any]:
-    return {"reason": waiting.reason, "message": waiting.message, "until": iso(waiting.until)}
+    @classmethod
+    def of(cls, job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
+        """`waiting`: of a queued job."""
+        here = f"/v1/jobs/{job.id}"
+        links = {name: f"{here}/{name}" for name in Links.__pydantic_fields__}
+        return super().of(
+            job,
+            allowed_actions=allowed_actions(job.status, job.requested),
+            queue_position=waiting.position if waiting else None,
+            waiting=WaitingView.of(waiting) if waiting else None,
+            links={**links, "self": here, "stream": f"{here}/events/stream"},
+        )
 
 
 class AttemptView(View):
-    """One claim of a job: who tried, from where to where, and how it ended."""
+    """One attempt at a job: its worker, the steps that it began and ended with, and how it ended."""
 
     attempt: int = Field(description="Counts from 1; `/logs?attempt=` takes this number.")
     attempts_without_progress: int = Field(description="Counts from 1 again after each new checkpoint.")
     worker: str
     device: str | None
-    started_at: str
-    ended_at: str | None
+    started_at: Time
+    ended_at: Time | None
     how: Literal["succeeded", "failed", "cancelled", "paused", "released", "lost"] | None = Field(
-        description="`released`: handed back, nothing spent. `lost`: its worker fell silent. Null while it runs."
+        description="`released`: returned to the queue, not counted. `lost`: its lease expired. Null while it runs."
     )
-    first_step: int | None = Field(description="The checkpoint that it went on from; null from scratch.")
-    last_step: int | None = Field(description="The furthest checkpoint at its end.")
+    first_step: int | None = Field(description="The checkpoint that it resumed from; null if it had none.")
+    last_step: int | None = Field(description="The newest checkpoint at its end.")
 
-
-def attempt_view(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "attempt": attempt.fence,
-        "attempts_without_progress": attempt.attempts_without_progress,
-        "worker": attempt.owner,
-        "device": attempt.device,
-        "started_at": iso(attempt.started_at),
-        "ended_at": iso(attempt.ended_at),
-        "how": attempt.how,
-        "first_step": attempt.first_step,
-        "last_step": attempt.last_step,
-    }
+    @classmethod
+    def of(cls, attempt: Attempt) -> dict[str, Any]:
+        return super().of(attempt, attempt=attempt.fence, worker=attempt.owner)
 
 
 class EventView(View):
     seq: int = Field(description="Counts from 1 within the job, without gaps.")
-    at: str
+    at: Time
     type: str
     data: dict[str, Any]
 
 
-def event_view(event: Event) -> dict[str, Any]:
-    return {"seq": event.seq, "at": iso(event.at), "type": event.type, "data": event.data}
-
-
 class MetricsView(View):
-    """Series by trial and key; each point is [step, value]. Trials are `student` and `alone`, networks on the way to
-    the student (`assistant-1`, `generation-2`), and stages before the labels (`student/fsp`)."""
+    """Curves by trial and key; each point is [step, value]. Trials are `student`, `alone` (the student without its
+    teacher), networks between teacher and student (`assistant-1`, `generation-2`), and stages that come before the
+    labels (`student/fsp`)."""
 
     series: dict[str, dict[str, list[tuple[int, float | None]]]]
 
@@ -192,14 +198,18 @@ class ArtifactView(View):
     media_type: str
     href: str
 
+    @classmethod
+    def of(cls, artifact: Artifact) -> dict[str, Any]:
+        return super().of(artifact, href=f"/v1/jobs/{artifact.job_id}/artifacts/{artifact.name}")
+
 
 class Retry(View):
-    """Where a retried job goes on."""
+    """Where a retried job starts."""
 
     start: Literal["checkpoint", "scratch"] = Field(
         default="checkpoint",
         alias="from",
-        description="`checkpoint`: where it got to. `scratch`: its checkpoints and curves are forgotten.",
+        description="`checkpoint`: at its newest checkpoint. `scratch`: its checkpoints and curves are deleted.",
     )
 
 
@@ -207,20 +217,13 @@ class UploadView(View):
     id: str
     filename: str | None
     offset: int
-    bytes: int | None = Field(description="The whole size.")
+    bytes: int | None = Field(description="The size of the whole file.")
     status: Literal["open", "complete"]
-    blob: str | None = Field(description="What a model or data set is registered with, once complete.")
+    blob: str | None = Field(description="Names the bytes of a complete upload when a model or data set is registered.")
 
-
-def upload_view(upload: Upload) -> dict[str, Any]:
-    return {
-        "id": upload.id,
-        "filename": upload.filename,
-        "offset": upload.offset,
-        "bytes": upload.bytes,
-        "status": upload.status,
-        "blob": f"sha256:{upload.sha256}" if upload.status == "complete" else None,
-    }
+    @classmethod
+    def of(cls, upload: Upload) -> dict[str, Any]:
+        return super().of(upload, blob=f"sha256:{upload.sha256}" if upload.status == "complete" else None)
 
 
 class PreprocessingView(View):
@@ -229,14 +232,12 @@ class PreprocessingView(View):
 
 
 class NewModel(View):
-    """A teacher's checkpoint that was uploaded before."""
+    """A teacher's checkpoint that has been uploaded."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     blob: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    architecture: str | None = Field(default=None, description="May be left out where the file's metadata says it.")
-    preprocessing: PreprocessingView | None = Field(
-        default=None, description="Default: the file's own, where it says one."
-    )
+    architecture: str | None = Field(default=None, description="Not needed if the file's metadata has it.")
+    preprocessing: PreprocessingView | None = Field(default=None, description="Default: the file's own, if it has one.")
 
 
 class ModelView(View):
@@ -244,51 +245,39 @@ class ModelView(View):
     name: str
     blob: str
     facts: ModelFacts
-    created_at: str
+    created_at: Time
 
-
-def model_view(model: Model) -> dict[str, Any]:
-    return {
-        "id": model.id,
-        "name": model.name,
-        "blob": f"sha256:{model.sha256}",
-        "facts": model.facts,
-        "created_at": iso(model.created_at),
-    }
+    @classmethod
+    def of(cls, model: Model) -> dict[str, Any]:
+        return super().of(model, blob=f"sha256:{model.sha256}")
 
 
 class NewDataset(View):
-    """A data set that was uploaded before: `.npz` arrays, or an archive of one folder a class. One without labels can
-    only be distilled onto, beside a labelled one."""
+    """A data set that has been uploaded: `.npz` arrays, or an archive with one folder per class. If it has no labels, a
+    student can only be distilled onto it, together with a labelled data set."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     blob: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
     image_size: int | None = Field(
-        default=None, ge=4, le=1024, description="Height and width that images of differing sizes get."
+        default=None, ge=4, le=1024, description="Height and width that images of different sizes are brought to."
     )
 
 
 class DatasetView(View):
-    id: str | None = Field(description="None for a built-in set.")
+    id: str | None = Field(description="Null for a built-in data set.")
     name: str
     blob: str | None
     facts: DatasetFacts
-    created_at: str | None
+    created_at: Time | None
 
-
-def dataset_view(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "id": dataset.id,
-        "name": dataset.name,
-        "blob": f"sha256:{dataset.sha256}",
-        "facts": dataset.facts,
-        "created_at": iso(dataset.created_at),
-    }
+    @classmethod
+    def of(cls, dataset: Dataset) -> dict[str, Any]:
+        return super().of(dataset, blob=f"sha256:{dataset.sha256}")
 
 
 class Parameters(View):
     teacher: int | None = Field(description="Of all teachers together.")
-    student: int | None = Field(description="Of the first, where several learn from each other.")
+    student: int | None = Field(description="Of the first, if several learn from each other.")
 
 
 class Estimate(View):
@@ -298,7 +287,7 @@ class Estimate(View):
         description="Optimizer steps of the whole job: of every stage, assistant, generation and trained baseline."
     )
     parameters: Parameters
-    compression: float | None = Field(description="Teacher's parameters over the student's.")
+    compression: float | None = Field(description="The teacher's parameters divided by the student's.")
 
 
 class ValidationView(View):
@@ -316,17 +305,21 @@ class DeviceView(View):
     state: Literal["idle", "busy", "out_of_disk_space", "stuck"] = Field(
         description="`out_of_disk_space`: too little to start a job. `stuck`: it neither polls for jobs nor runs one."
     )
-    seen_s: float = Field(description="Seconds from its last proof that it consumes to the worker's `seen_at`.")
+    seen_s: float = Field(description="Seconds from the slot's last activity to the worker's `seen_at`.")
 
 
 class WorkerView(View):
     id: str
     host: str
-    alive: bool = Field(description="Heard within a lease, with a slot that proves that it takes jobs.")
+    alive: bool = Field(description="It sent a heartbeat within a lease, and not all of its slots are stuck.")
     devices: list[DeviceView]
     current_job: str | None
-    started_at: str
-    seen_at: str = Field(description="Its last sign of life.")
+    started_at: Time
+    seen_at: Time = Field(description="Its last heartbeat.")
+
+    @classmethod
+    def of(cls, worker: Worker, lease_s: float) -> dict[str, Any]:
+        return super().of(worker, alive=worker.consumes(lease_s))
 
 
 class UsageView(View):
@@ -340,20 +333,20 @@ class RemovedView(View):
 
 
 class CollectionView(View):
-    """One run of the collector, which removes what no row needs any more."""
+    """One run of the collector, which deletes files that no row names any more."""
 
     id: str
     host: str
-    began_at: str
-    ended_at: str | None = Field(description="Null while it runs, and where it was killed.")
+    began_at: Time
+    ended_at: Time | None = Field(description="Null while it runs, and if it was killed.")
     removed: dict[str, RemovedView] | None = Field(
-        description="By kind. What goes to the trash (`to_trash`) is removed for good by a later run."
+        description="By kind. What is moved to the trash (`to_trash`) is deleted by a later run."
     )
-    error: str | None = Field(description="What it could not do; it did the rest.")
+    error: str | None = Field(description="What the run could not do; it did the rest.")
 
 
 class StorageView(View):
     usage: dict[str, UsageView] = Field(description="By kind: blobs, checkpoints, logs, uploads, trash, cache.")
-    free_bytes: int = Field(description="Room for files.")
-    min_free_bytes: int = Field(description="With less, no job is started.")
+    free_bytes: int = Field(description="Free disk space for files.")
+    min_free_bytes: int = Field(description="With less free disk space, no job is started.")
     collections: list[CollectionView] = Field(description="The newest first.")

@@ -1,16 +1,16 @@
-"""From a client's body to a job that can work, or to every reason why it cannot, all in one answer.
+"""The check of a client's body: a resolved spec, or every fault at once.
 
 read        the body alone: fields, types, bounds, rules between fields
-look up     what it names: data set, teacher, baseline
+look up     what it names: data set, teacher, baseline, networks
 fit         classes, channels, image size
-resolve     every default spelled out, every name replaced by the bytes that it means now
+resolve     write out every default, and replace every name by the digest of the bytes that it means now
 """
 
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from api.references import Faulty, Found, Shelves
+from api.references import ReferenceFault, References, Target
 from base.errors import Fault
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.spec import (
@@ -25,20 +25,19 @@ from kdcore.spec import (
     each_student,
     each_teacher,
     fit,
-    legs,
     not_the_own_images,
     read,
     resolve,
+    trials,
 )
-from kdcore.spec.methods import Byot, Method, Ofd
-from store.jobs import Job
+from store.records import Job
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A body, read to the end: with no faults there is a resolved spec."""
+    """The result of the check: a resolved spec, or faults."""
 
     faults: list[Fault]
     resolved: JobSpec | None = None
@@ -47,16 +46,16 @@ class Examined:
 
 @dataclass
 class Lookup:
-    """What was found of all that a spec names, and what was not."""
+    """The targets of what a spec names. A reference without one is in `faults`."""
 
-    shelves: Shelves
+    references: References
     fields: Mapping[str, Any]
     faults: list[Fault]
-    data: Found[DatasetFacts] | None = None
-    pool: Found[DatasetFacts] | None = None
-    taught: dict[str, Found[ModelFacts]] = field(default_factory=dict)
+    data: Target[DatasetFacts] | None = None
+    pool: Target[DatasetFacts] | None = None
+    teachers: dict[str, Target[ModelFacts]] = field(default_factory=dict)
     """By pointer."""
-    alone: Found[Job] | None = None
+    baseline: Target[Job] | None = None
     networks: dict[str, ArchitectureFacts] = field(default_factory=dict)
     shapes: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
@@ -65,7 +64,7 @@ class Lookup:
         return Known(
             dataset=self.data.facts if self.data else None,
             unlabelled=self.pool.facts if self.pool else None,
-            teachers={at: _comparable(found.facts, self.data) for at, found in self.taught.items() if found.facts},
+            teachers={at: _comparable(one.facts, self.data) for at, one in self.teachers.items() if one.facts},
             inspected=self.networks,
             shapes=self.shapes,
         )
@@ -76,13 +75,13 @@ class Lookup:
             at = f"{pointer}/program" if teacher.program is not None else f"{pointer}/checkpoint"
             if teacher.program is None and teacher.checkpoint is None:
                 continue
-            if found := await self._find(self.shelves.teacher(teacher), at):
-                self.taught[pointer] = found
+            if target := await self._find(self.references.teacher(teacher), at):
+                self.teachers[pointer] = target
         students = each_student(self.fields)
         baseline = self.fields.get("baseline", "none")
         if baseline not in ("none", "train"):
             first = students[0][1] if students else None
-            self.alone = await self._find(self.shelves.baseline(baseline, self.data, first), "/baseline")
+            self.baseline = await self._find(self.references.baseline(baseline, self.data, first), "/baseline")
         if self.data is not None and self.data.facts is not None:
             await self._networks(self.data.facts)
             await self._taps(self.data.facts)
@@ -90,65 +89,65 @@ class Lookup:
     async def _data(self) -> None:
         dataset, unlabelled = self.fields.get("dataset"), self.fields.get("unlabelled")
         if isinstance(dataset, Dataset):
-            self.data = await self._find(self.shelves.dataset(dataset), "/dataset/source")
+            self.data = await self._find(self.references.dataset(dataset), "/dataset/source")
         if isinstance(unlabelled, Unlabelled):
             size = dataset.image_size if isinstance(dataset, Dataset) else None
             pool = Dataset(source=unlabelled.source, image_size=size)
-            search = self.shelves.dataset(pool, size_at="/unlabelled/source")
+            search = self.references.dataset(pool, size_at="/unlabelled/source")
             self.pool = await self._find(search, "/unlabelled/source")
-            named_so = isinstance(dataset, Dataset) and dataset.source == unlabelled.source
-            if self.data and self.pool and self.data.reference == self.pool.reference and not named_so:
+            same_name = isinstance(dataset, Dataset) and dataset.source == unlabelled.source
+            if self.data and self.pool and self.data.reference == self.pool.reference and not same_name:
                 self.faults.append(not_the_own_images(unlabelled))
 
     async def _networks(self, data: DatasetFacts) -> None:
-        """Each network that a job builds, once: some are known only by building them."""
-        named = [(f"{at}/architecture", student.architecture) for at, student in each_student(self.fields)]
-        named += [(f"{at}/architecture", assistant.architecture) for at, assistant in each_assistant(self.fields)]
+        """The facts of each network of the job, once: those of timm are known only by building it."""
+        names = [(f"{at}/architecture", student.architecture) for at, student in each_student(self.fields)]
+        names += [(f"{at}/architecture", assistant.architecture) for at, assistant in each_assistant(self.fields)]
         for at, teacher in each_teacher(self.fields):
-            if network := self._taught_by(at, teacher):
-                named.append((f"{at}/architecture" if teacher.architecture else f"{at}/checkpoint", network))
-        for pointer, name in named:
+            if network := self._network_of(at, teacher):
+                names.append((f"{at}/architecture" if teacher.architecture else f"{at}/checkpoint", network))
+        for pointer, name in names:
             if name not in self.networks:
-                found = await self._find(self.shelves.network(name, data), pointer)
-                if found is not None and found.facts is not None:
-                    self.networks[name] = found.facts
+                target = await self._find(self.references.network(name, data), pointer)
+                if target is not None and target.facts is not None:
+                    self.networks[name] = target.facts
 
     async def _taps(self, data: DatasetFacts) -> None:
-        """Look at what methods tap: only building a network tells whether a path that was named is there."""
+        """The shapes of the taps that methods name: only building a network shows whether a path exists."""
         students, teachers = each_student(self.fields), each_teacher(self.fields)
         if not students:
             return
         student = students[0][1].architecture
-        teacher = self._taught_by(*teachers[0]) if teachers else student
+        teacher = self._network_of(*teachers[0]) if teachers else student
         for pointer, method in each_method(self.fields):
-            for field_name, side, paths in _named_places(method):
+            for field_name, side, paths in method.named_places():
                 network = teacher if side == "teacher" else student
                 if network is not None and paths:
                     await self._shapes(network, paths, data, f"{pointer}/{field_name}")
 
-    def _taught_by(self, pointer: str, teacher: Teacher) -> str | None:
-        """The network whose insides a teacher shows. A program shows none."""
+    def _network_of(self, pointer: str, teacher: Teacher) -> str | None:
+        """The network that a teacher's taps are in. A program has none."""
         if teacher.program is not None:
             return None
-        found = self.taught.get(pointer)
-        return found.facts.architecture if found and found.facts else teacher.architecture
+        target = self.teachers.get(pointer)
+        return target.facts.architecture if target and target.facts else teacher.architecture
 
     async def _shapes(self, network: str, paths: tuple[str, ...], data: DatasetFacts, pointer: str) -> None:
-        found = await self._find(self.shelves.taps(network, paths, data), pointer)
-        if found is not None and found.facts is not None:
-            self.shapes |= {(network, path): shape for path, shape in found.facts.items()}
+        target = await self._find(self.references.taps(network, paths, data), pointer)
+        if target is not None and target.facts is not None:
+            self.shapes |= {(network, path): shape for path, shape in target.facts.items()}
 
-    async def _find(self, search: Awaitable[Found[T]], pointer: str) -> Found[T] | None:
+    async def _find(self, search: Awaitable[Target[T]], pointer: str) -> Target[T] | None:
         try:
             return await search
-        except Faulty as faulty:
-            self.faults.append(faulty.at(pointer))
+        except ReferenceFault as fault:
+            self.faults.append(fault.at(pointer))
             return None
 
 
-async def examine(body: Any, shelves: Shelves) -> Examined:
+async def examine(body: Any, references: References) -> Examined:
     spec, fields, faults = read(body)
-    lookup = Lookup(shelves, fields, faults)
+    lookup = Lookup(references, fields, faults)
     await lookup.run()
     known = lookup.known
     faults += fit(fields, known)
@@ -157,65 +156,54 @@ async def examine(body: Any, shelves: Shelves) -> Examined:
     return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known)
 
 
-def _named_places(method: Method) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """The paths that a spec names, by field and by whose network they are in."""
-    if isinstance(method, Byot):
-        yield "exits", "student", method.exits or ()
-    if isinstance(method, Ofd):
-        yield "margins", "teacher", method.margins or ()
-    taps = "taps" if "taps" in type(method).model_fields else "tap"
-    yield taps, "student", tuple(pair.student for pair in method.pairs)
-    yield taps, "teacher", tuple(pair.teacher for pair in method.pairs)
+def _comparable(teacher: ModelFacts, data: Target[DatasetFacts] | None) -> ModelFacts:
+    """The teacher without class names, if the data set's are not known before it is fetched: they are not compared."""
+    built_in = DATASETS.get(data.reference) if data else None
+    return teacher if built_in is None or built_in.class_names else teacher.model_copy(update={"class_names": None})
 
 
-def _comparable(teacher: ModelFacts, data: Found[DatasetFacts] | None) -> ModelFacts:
-    """A named set's class names may be known only once it is fetched: the teacher's are not held against it here."""
-    named = DATASETS.get(data.reference) if data else None
-    return teacher if named is None or named.class_names else teacher.model_copy(update={"class_names": None})
-
-
-def _by_digest(spec: JobSpec, lookup: Lookup, data: Found[DatasetFacts], facts: DatasetFacts) -> JobSpec:
-    """Names may come to mean other bytes; what an accepted job means must not."""
+def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> JobSpec:
+    """Replace names by digests: a name can be given to other bytes later, and an accepted job must not change."""
     update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))}
     if spec.unlabelled is not None and lookup.pool is not None:
         update["unlabelled"] = spec.unlabelled.model_copy(update={"source": lookup.pool.reference})
-    teachers = tuple(_teacher_by_digest(teacher, lookup.taught[at]) for at, teacher in each_teacher(vars(spec)))
+    teachers = tuple(_teacher_by_digest(teacher, lookup.teachers[at]) for at, teacher in each_teacher(vars(spec)))
     if teachers:
         update["teacher"] = teachers if isinstance(spec.teacher, tuple) else teachers[0]
-    if lookup.alone is not None:
-        update["baseline"] = lookup.alone.reference
+    if lookup.baseline is not None:
+        update["baseline"] = lookup.baseline.reference
     return spec.model_copy(update=update)
 
 
 def _size(spec: JobSpec, lookup: Lookup, facts: DatasetFacts) -> int | None:
-    """Pictures in folders were inspected at a size that their bytes need not say; one that is not square they do."""
+    """The size that images in folders were inspected at: their files may have others. None if it is not square."""
     height, width = facts.image_size
     pool = lookup.pool.facts if lookup.pool else None
     in_folders = facts.kind == "folders" or (pool is not None and pool.kind == "folders")
     return height if spec.dataset.image_size is None and in_folders and height == width else spec.dataset.image_size
 
 
-def _teacher_by_digest(teacher: Teacher, found: Found[ModelFacts]) -> Teacher:
+def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:
     name = "program" if teacher.program is not None else "checkpoint"
-    return teacher.model_copy(update={name: found.reference})
+    return teacher.model_copy(update={name: target.reference})
 
 
 def estimate(examined: Examined) -> dict[str, Any] | None:
-    """What can be counted before anything has run. Seconds and accuracy cannot, so they are not given."""
+    """The numbers that are known before the job runs; seconds and accuracy are not."""
     spec, known = examined.resolved, examined.known
     if spec is None or known.dataset is None:
         return None
-    teacher = _taught(spec, known)
+    teacher = _teacher_parameters(spec, known)
     student = _parameters(spec.students[0].architecture, known)
     return {
-        "steps": sum(leg.steps for leg in legs(spec, known.dataset, known.unlabelled)),
+        "steps": sum(stage.steps for trial in trials(spec, known.dataset, known.unlabelled) for stage in trial.stages),
         "parameters": {"teacher": teacher, "student": student},
         "compression": round(teacher / student, 2) if teacher and student else None,
     }
 
 
-def _taught(spec: JobSpec, known: Known) -> int | None:
-    """Parameters of all teachers together; None without one, or where only a download will tell."""
+def _teacher_parameters(spec: JobSpec, known: Known) -> int | None:
+    """The parameters of all teachers together; None without a teacher, or if one has yet to be downloaded."""
     counts = [
         known.teachers[at].parameters if at in known.teachers else _parameters(teacher.architecture, known)
         for at, teacher in each_teacher(vars(spec))

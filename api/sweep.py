@@ -1,7 +1,7 @@
-"""What workers do for all, done by the server too: deadlines and wishes hold, and rings are repeated, without a worker.
+"""The periodic sweep, as workers do it too: deadlines and requests hold while no worker runs.
 
-Any number may sweep at once. What a silent owner left is ended only after one lease of unbroken contact with the
-database: until then it may be we who heard nothing.
+Any number of processes may sweep at once. A job whose lease has expired is ended only after this process has reached
+the database for one whole lease without a break: before that, the missing heartbeats may be this process's own fault.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ log = logging.getLogger("distillery.sweep")
 
 
 class Sweep:
-    """`run` goes on until it is cancelled, whatever a round meets."""
+    """`run` sweeps until it is cancelled. No exception ends it."""
 
-    def __init__(self, database: Database, settings: Settings, ring: Callable[[], None]) -> None:
-        self._database, self._settings, self._ring = database, settings, ring
+    def __init__(self, database: Database, settings: Settings, wake_workers: Callable[[], None]) -> None:
+        self._database, self._settings, self._wake_workers = database, settings, wake_workers
         self._every_s = max(settings.look_s, settings.heartbeat_s)
         self._contact = Contact(longest_gap_s=settings.lease_s / 2)
 
@@ -33,29 +33,21 @@ class Sweep:
             await self.once()
 
     async def once(self) -> None:
-        """One round."""
         try:
             waiting = await self._database.write(self._sweep, boottime())
         except (DatabaseUnavailable, StorageFull):
-            # Every request says so already; one voice is enough.
+            # Not logged: every request logs it.
             self._contact.lost()
         except Exception:
-            # The next round may go better; without any, and without a worker, nothing would end what is over.
+            # The next sweep may succeed. If none followed, expired jobs would never end.
             log.exception("a sweep failed")
         else:
             if waiting:
-                log.debug("%d jobs wait although they are due for long: ringing again", len(waiting))
-                self._ring()
+                log.debug("%d jobs have been due for long: waking the workers again", len(waiting))
+                self._wake_workers()
 
-    def _sweep(self, connection: Connection, asked_at: float) -> list[str]:
-        """Returns the jobs that wait although they are due for long."""
-        # Where we had to wait for our turn to write, owners may be waiting for theirs.
-        if boottime() - asked_at > self._settings.heartbeat_s:
-            self._contact.lost()
-        self._contact.made()
-        rescue = self._contact.unbroken_for(self._settings.lease_s)
-        waiting = lifecycle.sweep(connection, rescue=rescue, rering_s=self._settings.rering_s)
-        # Where we were frozen in our turn, owners had to wait for us.
-        if rescue and boottime() - asked_at > self._settings.heartbeat_s:
-            raise DatabaseUnavailable("the table did not answer within a heartbeat; those it kept out may be alive")
-        return waiting
+    def _sweep(self, connection: Connection, requested_at: float) -> list[str]:
+        """Returns the jobs that have been due for long."""
+        lease_s, heartbeat_s = self._settings.lease_s, self._settings.heartbeat_s
+        with self._contact.takeover_gate(requested_at, lease_s=lease_s, heartbeat_s=heartbeat_s) as takeover:
+            return lifecycle.sweep(connection, takeover=takeover, rering_s=self._settings.rering_s)

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from base.errors import DatabaseUnavailable
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+offset_s = 0.0
+"""Only tests set it (`tests/clock.py`): time moves forward without waiting."""
 JITTER = 0.4
 """The random part of a period: after an outage, processes do not all query the database at the same moment."""
 
 
 def boottime() -> float:
     """Seconds of this host's own clock. It is never set back or forth, and it counts sleep."""
-    return time.clock_gettime(CLOCK)
+    return time.clock_gettime(CLOCK) + offset_s
 
 
 def jittered(period_s: float) -> float:

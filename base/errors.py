@@ -1,14 +1,14 @@
-"""What may go wrong in the engine, told to the person who can mend it.
+"""Errors of a job, each with a stable code.
 
     EngineError
      ├─ SpecInvalid         spec_invalid          the spec contradicts itself, or what it names does not exist
      ├─ TeacherMismatch     teacher_mismatch      the teacher's file does not fit its architecture or the data
      ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is not what it should be
-     ├─ LossDiverged        loss_diverged         the loss left the real numbers
-     ├─ DeadlineExceeded    deadline_exceeded     the job took longer than it was allowed to
      ├─ OutOfMemory         out_of_memory         retryable: the device may have been shared
+     ├─ LossDiverged        loss_diverged         the loss is not finite
+     ├─ DeadlineExceeded    deadline_exceeded     the job took longer than it was allowed to
      ├─ WorkerLost          worker_lost           retryable: the process or its host vanished
-     ├─ StorageFull         storage_full          retryable: goes on when there is room
+     ├─ StorageFull         storage_full          retryable: continues when there is disk space
      └─ Internal            internal              retryable: our fault
 
 The codes are a closed list that clients may rely on; `retryable` says whether the same spec can succeed later.
@@ -45,17 +45,17 @@ class DatasetUnreadable(EngineError):
     code = "dataset_unreadable"
 
 
+class OutOfMemory(EngineError):
+    code = "out_of_memory"
+    retryable = True
+
+
 class LossDiverged(EngineError):
     code = "loss_diverged"
 
 
 class DeadlineExceeded(EngineError):
     code = "deadline_exceeded"
-
-
-class OutOfMemory(EngineError):
-    code = "out_of_memory"
-    retryable = True
 
 
 class WorkerLost(EngineError):
@@ -71,6 +71,10 @@ class StorageFull(EngineError):
 class Internal(EngineError):
     code = "internal"
     retryable = True
+
+
+CODES = tuple(kind.code for kind in EngineError.__subclasses__())
+"""The codes above, which are all that a failed job can have."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Moments that a test can force: a process dies, freezes or stumbles at a named line, and not somewhere near it.
+"""Failpoints: a test makes a process die, freeze or fail at a named line, and not somewhere near it.
 
     DISTILLERY_FAILPOINTS="checkpoint.stored=kill:2,finish.committed=away"
 
-A name, what happens there, and at which passing (the first, where none is said). Left unset, a failpoint is one lookup
-in an empty dictionary. Names are written where they stand: `git grep 'failpoint('` lists them.
+A name, an action, and at which pass through the line it happens (default: the first). Without the variable, a failpoint
+is one lookup in an empty dictionary. `git grep 'failpoint('` lists the names.
 """
 
 import errno
@@ -21,7 +21,7 @@ def _send(number: signal.Signals) -> Callable[[], None]:
 
 
 def _hang() -> None:
-    """This thread alone, until somebody sends SIGCONT, as one does to a frozen process."""
+    """Freeze this thread only, until SIGCONT arrives, which also wakes a frozen process."""
     signal.sigwait({signal.SIGCONT})
 
 
@@ -43,36 +43,36 @@ ACTIONS: dict[str, Callable[[], None]] = {
 
 
 def failpoint(name: str) -> None:
-    """To be called at a moment worth failing at. Threads count together."""
+    """Run the action of this name, if it is armed. The passes of all threads are counted together."""
     armed = _armed.get(name)
     if armed is not None:
         armed()
 
 
 def arm(text: str) -> None:
-    """Set what `VARIABLE` would; ValueError for what cannot be meant."""
+    """Arm failpoints as `VARIABLE` does. Raises ValueError if the text is not valid."""
     _armed.clear()
     for part in filter(None, (one.strip() for one in text.split(","))):
         name, _, rest = part.partition("=")
-        action, _, passing = rest.partition(":")
-        if action not in ACTIONS or not (passing or "1").isdecimal():
-            raise ValueError(f"{VARIABLE}: {part!r} is not NAME=ACTION[:PASSING]; actions: {', '.join(ACTIONS)}")
-        _armed[name] = _at(int(passing or "1"), ACTIONS[action])
+        action, _, number = rest.partition(":")
+        if action not in ACTIONS or not (number or "1").isdecimal():
+            raise ValueError(f"{VARIABLE}: {part!r} is not NAME=ACTION[:PASS]; actions: {', '.join(ACTIONS)}")
+        _armed[name] = _at(int(number or "1"), ACTIONS[action])
         if action == "hang":
-            # Threads inherit it: unblocked in any, the signal would be gone before it is waited for.
+            # New threads inherit the mask. A thread without it would take the signal before `sigwait` does.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})
 
 
-def _at(passing: int, act: Callable[[], None]) -> Callable[[], None]:
-    passed = 0
+def _at(number: int, act: Callable[[], None]) -> Callable[[], None]:
+    passes = 0
 
-    def pass_by() -> None:
-        nonlocal passed
-        passed += 1
-        if passed == passing:
+    def count() -> None:
+        nonlocal passes
+        passes += 1
+        if passes == number:
             act()
 
-    return pass_by
+    return count
 
 
 _armed: dict[str, Callable[[], None]] = {}

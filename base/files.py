@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, made durable, then renamed into it."""
+"""Files that are complete or not there: written under a temporary name, synced, then renamed."""
 
 import errno
 import hashlib
@@ -21,9 +21,9 @@ class Written:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
-    """Let `write` fill a temporary file, then publish it under `path`; on any failure nothing is left behind.
+    """Let `write` fill a temporary file, then rename it to `path`. If anything fails, nothing is left.
 
-    Raises StorageFull where the disk is full or read-only, whatever `write` makes of that.
+    Raises StorageFull if the disk is full or read-only, even if `write` raises another error for it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -33,13 +33,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
         digest = sha256(temporary)
         temporary.replace(path)
     except Exception as error:
-        if (cause := _want_of_room(error)) is not None:
-            raise StorageFull(f"no room to write {path.name}: {cause.strerror}", "free some disk space") from error
+        if (cause := _disk_full(error)) is not None:
+            raise StorageFull(
+                f"no disk space to write {path.name}: {cause.strerror}", "free some disk space"
+            ) from error
         raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    # Without the folder's own fsync a power cut may forget the rename.
+    # Without the folder's fsync, a power cut may undo the rename.
     sync(path.parent)
     return Written(path, path.stat().st_size, digest)
 
@@ -53,8 +55,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _want_of_room(error: BaseException | None) -> OSError | None:
-    """The system's word for a full disk; libraries put their own on top of it."""
+def _disk_full(error: BaseException | None) -> OSError | None:
+    """Return the system's error of a full disk, if it caused `error`: libraries wrap it in their own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return error
@@ -71,7 +73,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, durably: each new one is written into its parent before anything goes in."""
+    """Make a folder and its parents durably: each one's name is synced before anything is put into it."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -80,19 +82,19 @@ def make_folder(folder: Path) -> None:
     try:
         sync(folder.parent)
     except OSError:
-        # Who comes next would find it there and take it for durable.
+        # The next caller would find it, and take it for durable.
         with suppress(OSError):
             folder.rmdir()
         raise
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """All files, however deep; folders that vanish while we look hold none."""
+    """Yield all files below a folder. Folders that vanish meanwhile have none."""
     return (Path(inside, name) for inside, _, names in os.walk(folder) for name in names)
 
 
 def modified_at(path: Path) -> float:
-    """A file's mtime; one that has vanished is as young as can be, so that nobody troubles about it."""
+    """Return a file's mtime; infinity if it has vanished, so that it is too young to be deleted."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -101,12 +103,12 @@ def modified_at(path: Path) -> float:
 
 @contextmanager
 def disk_full_as_storage_full(folder: Path) -> Iterator[None]:
-    """Tell a full, over-quota or read-only disk as what it is to the person waiting: no room, and it may come back."""
+    """Raise StorageFull where the block raises the error of a full, over-quota or read-only disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         raise StorageFull(
-            f"no room to write in {folder.name}: {error.strerror}", "free some space, then try again"
+            f"no disk space to write in {folder.name}: {error.strerror}", "free some disk space, then try again"
         ) from error

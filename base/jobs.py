@@ -5,7 +5,7 @@ from typing import Literal, get_args
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
-"""A job in one of these does not change any more, unless it is retried."""
+"""A job with one of these does not change any more, unless it is retried."""
 
 ALLOWED_ACTIONS: dict[str, tuple[str, ...]] = {
     "queued": ("cancel", "pause"),
@@ -18,5 +18,5 @@ ALLOWED_ACTIONS: dict[str, tuple[str, ...]] = {
 
 
 def allowed_actions(status: str, requested: str | None) -> list[str]:
-    """The actions that are allowed now. A job that is being cancelled cannot be paused."""
+    """Return the actions that are allowed now. A job whose cancellation is requested cannot be paused."""
     return [action for action in ALLOWED_ACTIONS[status] if not (requested == "cancel" and action == "pause")]

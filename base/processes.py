@@ -1,14 +1,27 @@
-"""What all processes of the service do alike: log, take signals, and end with the process that started them."""
+"""What the processes of the service share: logging, signals, and two ways to end with the process that started them.
+
+`end_with_parent` is called in the child; the kernel then kills it at once. Linux only: on other systems the child of a
+killed process goes on.
+
+`python -m base.processes COMMAND...` runs a command until its standard input closes. The starter holds the other end of
+that pipe, which closes when the starter ends in any way. The command gets SIGTERM, time to stop, and at last SIGKILL
+with its whole process group. Works everywhere. Standard library only, so that it starts quickly.
+"""
 
 import ctypes
 import logging
 import os
 import signal
+import subprocess
 import sys
+import threading
 
 PR_SET_PDEATHSIG = 1
 # Looked up here, not in `end_with_parent`: between fork and exec as little as possible may happen.
 _prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+
+STOP_GRACE_S = 15
+"""Time between SIGTERM and SIGKILL."""
 
 
 def log_to_stderr(*quiet: str) -> None:
@@ -32,15 +45,45 @@ def stop_signals() -> int:
 
 
 def end_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when `parent`, a process id, ends. To be called in the child; exec keeps it.
+    """Let the kernel kill this process when `parent`, a process id, ends. Programs executed later inherit this.
 
-    The kernel watches the thread that started the child: it must live as long as its process. Linux only: elsewhere
-    the children of a killed process stay.
+    The kernel watches the thread that started the child: that thread must live as long as its process.
     """
     if _prctl is None:
         return
     if _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the kernel does not watch the parent process")
     if os.getppid() != parent:
-        # The parent ended before the kernel watched it.
+        # The parent ended before the call.
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_until_stdin_closes(command: list[str]) -> int:
+    """Run a command and return its exit code, 128 + signal if a signal ended it."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    threading.Thread(target=_stop_at_end_of_input, args=(child,), daemon=True).start()
+    code = child.wait()
+    _kill_group(child)
+    return code if code >= 0 else 128 - code
+
+
+def _stop_at_end_of_input(child: subprocess.Popen[bytes]) -> None:
+    # Reads the descriptor, not sys.stdin: the lock of a buffered reader would block the interpreter's exit.
+    while os.read(0, 4096):
+        pass
+    child.terminate()
+    try:
+        child.wait(STOP_GRACE_S)
+    except subprocess.TimeoutExpired:
+        _kill_group(child)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(run_until_stdin_closes(sys.argv[1:]))

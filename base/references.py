@@ -1,4 +1,4 @@
-"""The grammar of references: how a spec names a checkpoint, and how a digest is written."""
+"""The grammar of references: the names of checkpoints in a spec, and the form of a digest."""
 
 import re
 

@@ -6,8 +6,8 @@ Starts PostgreSQL, Valkey, the API and a Celery worker as processes of their own
 registers the data and the teacher, submits the job over REST, waits, downloads the student, loads it into a plain
 PyTorch network and evaluates it there again. Prints teacher, student and the same student alone after equal training.
 
-Needs the real data beside the checkout (`../shared/data`); `--train` takes that many training images of all 50,000,
-evenly over the classes, so that a laptop sees an end. All 10,000 test images are used.
+Needs the real data beside the checkout (`../shared/data`). `--train` is the number of training images out of 50,000,
+evenly over the classes, so that a laptop finishes. All 10,000 test images are used.
 """
 
 import argparse
@@ -25,14 +25,13 @@ from bench.service import cluster
 from client.sdk import Distillery
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-TEACHER = {"mean": [0.5070, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2761]}
+TEACHER_FILE = DATA / "teachers" / "cifar100_resnet56.pth"
+PREPROCESSING = {"mean": [0.5070, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2761]}
 
 
 def main() -> int:
     arguments = _arguments()
-    if not (DATA / "teachers" / "cifar100_resnet56.pth").exists():
-        print("the real CIFAR-100 and its teachers are not beside this checkout (../shared/data)", file=sys.stderr)
-        return 2
+    require_data()
     with tempfile.TemporaryDirectory(prefix="distillery-cifar100-") as name, cluster(Path(name)) as url:
         folder, service = Path(name), Distillery(url)
         register(service, subset(folder, arguments.train))
@@ -41,8 +40,15 @@ def main() -> int:
     return 0
 
 
+def require_data() -> None:
+    """Exit with status 2 if the data is not there."""
+    if not TEACHER_FILE.exists():
+        print("the real CIFAR-100 and its teachers are not beside this checkout (../shared/data)", file=sys.stderr)
+        sys.exit(2)
+
+
 def subset(folder: Path, count: int) -> Path:
-    """The real data as people have it, an .npz; `count` training images, evenly over the classes."""
+    """Write an .npz file with `count` training images, evenly over the classes, and all test images."""
     subprocess.run([sys.executable, DATA / "unpack.py", folder], check=True, stdout=subprocess.DEVNULL)
     whole = np.load(folder / "cifar100.npz")
     labels = whole["y_train"]
@@ -55,8 +61,7 @@ def subset(folder: Path, count: int) -> Path:
 
 
 def register(service: Distillery, data: Path) -> None:
-    checkpoint = DATA / "teachers" / "cifar100_resnet56.pth"
-    service.register_model("cifar100-resnet56", checkpoint, architecture="resnet56", preprocessing=TEACHER)
+    service.register_model("cifar100-resnet56", TEACHER_FILE, architecture="resnet56", preprocessing=PREPROCESSING)
     service.register_dataset("cifar100-subset", data)
 
 
@@ -84,15 +89,15 @@ def _distil(service: Distillery, arguments: argparse.Namespace, seed: int, folde
         raise SystemExit(f"job {job['id']} ended {job['status']}: {job['error']}")
     path = service.download(job["id"], to=folder / f"student-{seed}.safetensors")
     report: Any = job["result"]
-    plain = _accuracy_in_plain_pytorch(path, folder / "cifar100.npz", job["resolved_spec"])
-    print(f"seed {seed}: {time.monotonic() - began:.0f} s; the downloaded file, in plain PyTorch: {plain:.2%}")
-    if abs(plain - report["student"]["accuracy"]) > 0.002:
-        raise SystemExit(f"the report says {report['student']['accuracy']:.2%}: the file is not what was measured")
+    accuracy = _accuracy_in_plain_pytorch(path, folder / "cifar100.npz", job["resolved_spec"])
+    print(f"seed {seed}: {time.monotonic() - began:.0f} s; the downloaded file in plain PyTorch: {accuracy:.2%}")
+    if abs(accuracy - report["student"]["accuracy"]) > 0.002:
+        raise SystemExit(f"the report has {report['student']['accuracy']:.2%}: the file is not the measured student")
     return report
 
 
 def _accuracy_in_plain_pytorch(path: Path, data: Path, spec: dict[str, Any]) -> float:
-    """Nothing of the engine but the network's definition: load_file, load_state_dict, argmax."""
+    """The test accuracy, computed with the network's definition only: load_file, load_state_dict, argmax."""
     import torch
     from safetensors.torch import load_file
 
@@ -104,13 +109,13 @@ def _accuracy_in_plain_pytorch(path: Path, data: Path, spec: dict[str, Any]) -> 
     arrays = np.load(data)
     shape = (1, 3, 1, 1)
     mean_, std = (torch.tensor(spec["student"]["preprocessing"][name]).view(shape) for name in ("mean", "std"))
-    right = 0
+    correct = 0
     with torch.no_grad():
         for at in range(0, 10_000, 500):
             pixels = torch.from_numpy(arrays["x_test"][at : at + 500]).permute(0, 3, 1, 2).float() / 255
-            answer = network((pixels - mean_) / std).argmax(1)
-            right += int((answer == torch.from_numpy(arrays["y_test"][at : at + 500])).sum())
-    return right / 10_000
+            predicted = network((pixels - mean_) / std).argmax(1)
+            correct += int((predicted == torch.from_numpy(arrays["y_test"][at : at + 500])).sum())
+    return correct / 10_000
 
 
 def _print(reports: list[Any], arguments: argparse.Namespace) -> None:
@@ -118,11 +123,11 @@ def _print(reports: list[Any], arguments: argparse.Namespace) -> None:
     print(f"{'':<10}{'network':<10}{'parameters':>12}{'top-1':>9}{'top-5':>9}{'agreement':>11}")
     for name in ("teacher", "student", "alone"):
         rows = [report[name] for report in reports]
-        agree = "–" if name == "teacher" else f"{mean(row['agreement'] for row in rows):.2%}"
+        agreement = "–" if name == "teacher" else f"{mean(row['agreement'] for row in rows):.2%}"
         print(
             f"{name:<10}{rows[0]['architecture']:<10}{rows[0]['parameters']:>12,}"
             f"{mean(row['accuracy'] for row in rows):>9.2%}{mean(row['accuracy_top5'] for row in rows):>9.2%}"
-            f"{agree:>11}"
+            f"{agreement:>11}"
         )
     gains = [report["gain"] for report in reports]
     print(f"gain over the student alone: {mean(gains):+.2%} (seeds: {', '.join(f'{gain:+.2%}' for gain in gains)})")
@@ -131,7 +136,7 @@ def _print(reports: list[Any], arguments: argparse.Namespace) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="CIFAR-100, ResNet-56 to ResNet-20, through the whole service.")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--train", type=int, default=10_000, help="training images, of 50,000")
+    parser.add_argument("--train", type=int, default=10_000, help="training images, out of 50,000")
     parser.add_argument("--method", default="kd")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--precision", default="bf16", choices=["auto", "fp32", "bf16"])

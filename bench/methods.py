@@ -5,11 +5,11 @@
 Starts PostgreSQL, Valkey, the API and Celery workers (`local.cluster`), uploads and registers the data and the real
 teacher, submits a job for each method and seed over REST, and prints a table: top-1 on all 10,000 test images (mean
 and spread over the seeds), the gain over the same student alone with the same seed, and seconds for an epoch of the
-student, first stages and peers included (the least of the seeds: a busy machine only adds). Jobs run side by side, one
-thread each: seconds compare methods, not machines.
+student, first stages and peers included (the minimum of the seeds: other load only adds time). Jobs run side by side,
+one thread each: the seconds compare methods, not machines.
 
-With `--keep` results are written as they come, and a run that was cut off goes on where it was.
-Needs the real data beside the checkout (`../shared/data`); `--train` takes so many of the 50,000 training images,
+With `--keep` each result is written at once, and an interrupted run continues with the next job.
+Needs the real data beside the checkout (`../shared/data`). `--train` is the number of training images out of 50,000,
 evenly over the classes.
 """
 
@@ -23,77 +23,62 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench.cifar100 import DATA, register, subset
+from bench.cifar100 import register, require_data, subset
 from bench.service import cluster
 from client.sdk import Distillery
+from kdcore.spec import METHODS
 
 Row = dict[str, Any]
 
 ALONE = "supervised"
 TEACHER = {"architecture": "resnet56", "checkpoint": "model:cifar100-resnet56"}
 
-# What a row's job says beyond the common part. Options are the methods' own defaults, but for those named here.
-ROWS: dict[str, Row] = {
-    ALONE: {"method": "supervised", "teacher": None},
-    "kd": {"method": "kd"},
+# Rows with options of their own; every other method runs with its defaults.
+VARIANTS: dict[str, Row] = {
     "kd, standardized": {"method": {"name": "kd", "standardize": True}},
-    "dkd": {"method": "dkd"},
-    "nkd": {"method": "nkd"},
-    "dist": {"method": "dist"},
-    "ttm": {"method": "ttm"},
-    "fitnet": {"method": "fitnet"},
-    "attention": {"method": "attention"},
-    "nst": {"method": "nst"},
-    "factor_transfer": {"method": "factor_transfer"},
-    "activation_boundary": {"method": "activation_boundary"},
-    "fsp": {"method": "fsp"},
-    "feature": {"method": "feature"},
-    "vid": {"method": "vid"},
-    "ofd": {"method": "ofd"},
-    "reviewkd": {"method": "reviewkd"},
-    "rkd": {"method": "rkd"},
-    "sp": {"method": "sp"},
-    "pkt": {"method": "pkt"},
-    "cc": {"method": "cc"},
-    "crd": {"method": "crd"},
-    "dml, two resnet20": {"method": "dml", "teacher": None, "student": ["resnet20", "resnet20"]},
-    "one": {"method": "one", "teacher": None},
-    "byot": {"method": "byot", "teacher": None},
-    "born_again, two generations": {"method": {"name": "born_again", "generations": 2}},
+    "born_again": {"method": {"name": "born_again", "generations": 2}},
     "kd + attention": {"method": ["kd", "attention"]},
 }
 
 
+def _row(name: str) -> Row:
+    """The fields of a job of one method."""
+    facts = METHODS[name].facts
+    peers = {"student": ["resnet20", "resnet20"]} if facts.scheme == "mutual" else {}
+    return {"method": name, **peers, **({"teacher": None} if facts.teacher == "none" else {})}
+
+
+ROWS: dict[str, Row] = {**{name: _row(name) for name in METHODS}, **VARIANTS}
+
+
 def main() -> int:
     arguments = _arguments()
-    if not (DATA / "teachers" / "cifar100_resnet56.pth").exists():
-        print("the real CIFAR-100 and its teachers are not beside this checkout (../shared/data)", file=sys.stderr)
-        return 2
-    # A thread each: two trainings that share cores slow each other down many times over.
+    require_data()
+    # One thread each: two trainings that share cores slow each other down many times.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    done = _kept(arguments)
-    wanted = [
+    done = _read_results(arguments)
+    missing = [
         (row, seed)
         for seed in range(arguments.seeds)
         for row in ROWS
         if (row in arguments.only or not arguments.only) and _key(row, seed) not in done
     ]
-    if wanted:
+    if missing:
         with (
             tempfile.TemporaryDirectory(prefix="distillery-methods-") as name,
             cluster(Path(name), arguments.workers) as url,
         ):
-            _run(wanted, done, Path(name), url, arguments)
+            _run(missing, done, Path(name), url, arguments)
     print(table(done, arguments))
     return 0
 
 
 def _run(
-    wanted: list[tuple[str, int]], done: dict[str, Row], folder: Path, url: str, arguments: argparse.Namespace
+    missing: list[tuple[str, int]], done: dict[str, Row], folder: Path, url: str, arguments: argparse.Namespace
 ) -> None:
     service = Distillery(url)
     register(service, subset(folder, arguments.train))
-    jobs = {_key(row, seed): service.submit(_spec(row, seed, arguments))["id"] for row, seed in wanted}
+    jobs = {_key(row, seed): service.submit(_spec(row, seed, arguments))["id"] for row, seed in missing}
     for key, job_id in jobs.items():
         job = service.wait(job_id)
         if job["status"] != "succeeded":
@@ -128,14 +113,14 @@ def _spec(row: str, seed: int, arguments: argparse.Namespace) -> Row:
 
 
 def _training_seconds(service: Distillery, job_id: str) -> float:
-    """From the phase `training` to the next."""
+    """Seconds from the phase `training` to the phase `evaluating`."""
     at = {event["data"]["phase"]: event["at"] for event in service.events(job_id) if event["type"] == "phase"}
     began, ended = (datetime.fromisoformat(at[phase]) for phase in ("training", "evaluating"))
     return (ended - began).total_seconds()
 
 
 def table(done: dict[str, Row], arguments: argparse.Namespace) -> str:
-    """As Markdown, best first; the student alone stands where it came."""
+    """A Markdown table, best method first; the student alone is one of the rows."""
     seeds = range(arguments.seeds)
     lines = []
     for row in ROWS:
@@ -145,20 +130,20 @@ def table(done: dict[str, Row], arguments: argparse.Namespace) -> str:
             continue
         accuracies = [run["accuracy"] for run in runs]
         gains = [run["accuracy"] - one["accuracy"] for run, one in zip(runs, alone, strict=True)]
-        told = f"{100 * mean(gains):+.2f}{_spread(gains)}" if row != ALONE else "–"
+        gain = f"{100 * mean(gains):+.2f}{_spread(gains)}" if row != ALONE else "–"
         name = f"**{row}: the student alone**" if row == ALONE else row
         seconds = min(run["seconds"] for run in runs)
-        cells = f"| {name} | {100 * mean(accuracies):.2f}{_spread(accuracies)} | {told} | {seconds:.1f} |"
+        cells = f"| {name} | {100 * mean(accuracies):.2f}{_spread(accuracies)} | {gain} | {seconds:.1f} |"
         lines.append((mean(accuracies), cells))
     head = "| method | top-1, % | gain, points | s/epoch |\n|---|---|---|---|\n"
-    return f"{_told(arguments)}\n\n{head}" + "\n".join(cells for _, cells in sorted(lines, reverse=True))
+    return f"{_caption(arguments)}\n\n{head}" + "\n".join(cells for _, cells in sorted(lines, reverse=True))
 
 
 def _spread(values: list[float]) -> str:
     return f" ± {100 * stdev(values):.2f}" if len(values) > 1 else " (one seed)"
 
 
-def _told(arguments: argparse.Namespace) -> str:
+def _caption(arguments: argparse.Namespace) -> str:
     return (
         f"CIFAR-100, ResNet-56 → ResNet-20, {arguments.train} training images, {arguments.epochs} epochs, batch 64, "
         f"cosine, {arguments.precision}, {arguments.seeds} seeds (± is their standard deviation)"
@@ -173,26 +158,26 @@ def _budget(arguments: argparse.Namespace) -> Row:
     return {name: getattr(arguments, name) for name in ("train", "epochs", "precision")}
 
 
-def _kept(arguments: argparse.Namespace) -> dict[str, Row]:
-    """Results of an earlier run. Raises SystemExit where they are of another budget."""
+def _read_results(arguments: argparse.Namespace) -> dict[str, Row]:
+    """Results of an earlier run. Raises SystemExit if they have another budget."""
     if not arguments.keep or not arguments.keep.exists():
         return {}
-    kept = json.loads(arguments.keep.read_text())
-    if kept["budget"] != _budget(arguments):
-        raise SystemExit(f"{arguments.keep} holds results of another budget: {kept['budget']}")
-    done: dict[str, Row] = kept["done"]
+    results = json.loads(arguments.keep.read_text())
+    if results["budget"] != _budget(arguments):
+        raise SystemExit(f"{arguments.keep} holds results of another budget: {results['budget']}")
+    done: dict[str, Row] = results["done"]
     return done
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Every method on CIFAR-100, through the whole service.")
-    parser.add_argument("--train", type=int, default=6_000, help="training images, of 50,000")
+    parser.add_argument("--train", type=int, default=6_000, help="training images, out of 50,000")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=2, help="jobs side by side, a thread each")
+    parser.add_argument("--workers", type=int, default=2, help="jobs side by side, one thread each")
     parser.add_argument("--only", nargs="*", default=[], choices=list(ROWS), metavar="ROW")
     parser.add_argument("--precision", default="bf16", choices=["auto", "fp32", "bf16"])
-    parser.add_argument("--keep", type=Path, help="a JSON file of results, to go on with")
+    parser.add_argument("--keep", type=Path, help="a JSON file of results; an existing one is continued")
     return parser.parse_args()
 
 

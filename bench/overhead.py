@@ -1,10 +1,10 @@
-"""What the service costs a job: wall time from POST to success, against `python -m kdcore run` of the same resolved
-spec by hand, on the same machine, one thread each, taking turns.
+"""The cost of the service: wall time of a job from POST to success, against `python -m kdcore run` of the same spec.
 
     .venv/bin/python -m bench.overhead [--minutes 5] [--rounds 3] [--setting embedded]
 
-The student that both end with has to be the same file, byte for byte. Prints each round, the medians and their ratio.
-Expect two times `--minutes` a round, and half a minute before: half an hour by default.
+Both run on the same machine with one thread, in turns. Both students must be the same file, byte for byte. Prints each
+round, the medians and their ratio. Takes two times `--minutes` a round, and half a minute before: half an hour by
+default.
 """
 
 import argparse
@@ -19,52 +19,56 @@ from pathlib import Path
 from typing import Any
 
 from base.files import sha256
-from bench import by_hand
-from bench.service import SETTINGS, await_workers, leave_in_order
+from bench.engine_run import run_engine, spec_lasting
+from bench.processes import exit_on_sigterm
+from bench.service import SETTINGS, await_workers, open_folder
 from client.sdk import Distillery
 
 REST_S = 5
-"""After each run, for its caches and the next waiting engine to settle."""
+"""Pause after each run, in which the next warm engine finishes its imports."""
 
 
 def main() -> int:
     arguments = _arguments()
-    leave_in_order()
+    exit_on_sigterm()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="distillery-overhead-") as name:
         folder = Path(name)
-        folder.chmod(0o711)
-        spec = by_hand.lasting(60 * arguments.minutes, folder / "rehearsal")
+        open_folder(folder)
+        spec = spec_lasting(60 * arguments.minutes, folder / "rehearsal")
         print(f"{spec['student']} on {spec['dataset']}, {spec['training']['epochs']} epochs", flush=True)
         rounds = _rounds(spec, arguments, folder)
-    served, alone = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"\nmedians: service {served:.2f} s, by hand {alone:.2f} s, ratio {served / alone:.4f} (aim: below 1.02)")
+    service_s, engine_s = (statistics.median(column) for column in zip(*rounds, strict=True))
+    ratio = service_s / engine_s
+    print(f"\nmedians: service {service_s:.2f} s, engine alone {engine_s:.2f} s, ratio {ratio:.4f} (aim: below 1.02)")
     return 0
 
 
 def _rounds(spec: Mapping[str, Any], arguments: argparse.Namespace, folder: Path) -> list[tuple[float, float]]:
-    """Seconds by the service and by hand."""
-    found = []
+    """Seconds of each round, by the service and by the engine alone."""
+    rounds = []
     home = folder / "service"
     home.mkdir()
-    with SETTINGS[arguments.setting](home, DISTILLERY_THREADS="1") as address, Distillery(address) as service:
-        await_workers(address, 1)
+    with SETTINGS[arguments.setting](home, DISTILLERY_THREADS="1") as url, Distillery(url) as service:
+        await_workers(url, 1)
         for number in range(1, arguments.rounds + 1):
-            place = folder / f"round-{number}"
+            engine_folder = folder / f"round-{number}"
             time.sleep(REST_S)
-            served, job_id = _through(service, spec)
-            student = service.download(job_id, to=folder / f"served-{number}.safetensors")
+            service_s, job_id = _time_a_job(service, spec)
+            student = service.download(job_id, to=folder / f"service-{number}.safetensors")
             time.sleep(REST_S)
-            alone = by_hand.run(service.job(job_id)["resolved_spec"], place)
-            if sha256(student) != sha256(place / "out" / "student.safetensors"):
-                raise SystemExit(f"round {number}: the service's student is not the one made by hand")
-            print(f"round {number}: service {served:.2f} s, by hand {alone:.2f} s, the same student", flush=True)
-            found.append((served, alone))
-    return found
+            engine_s = run_engine(service.job(job_id)["resolved_spec"], engine_folder).seconds
+            if sha256(student) != sha256(engine_folder / "out" / "student.safetensors"):
+                raise SystemExit(f"round {number}: the student of the service differs from that of the engine alone")
+            print(
+                f"round {number}: service {service_s:.2f} s, engine alone {engine_s:.2f} s, equal students", flush=True
+            )
+            rounds.append((service_s, engine_s))
+    return rounds
 
 
-def _through(service: Distillery, spec: Mapping[str, Any]) -> tuple[float, str]:
-    """Seconds from the POST to the event of success, and the job's id."""
+def _time_a_job(service: Distillery, spec: Mapping[str, Any]) -> tuple[float, str]:
+    """Seconds from the POST to success, and the job's id."""
     sent = time.time()
     job_id = service.submit(spec)["id"]
     job = service.wait(job_id)
@@ -74,8 +78,8 @@ def _through(service: Distillery, spec: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What the service costs a job, against the engine by hand.")
-    parser.add_argument("--minutes", type=float, default=5, help="of training, about")
+    parser = argparse.ArgumentParser(description="The cost of the service for a job, against the engine alone.")
+    parser.add_argument("--minutes", type=float, default=5, help="length of the training, about")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--setting", default="embedded", choices=list(SETTINGS))
     return parser.parse_args()

@@ -1,16 +1,16 @@
-"""The field's full recipe, ResNet-56 → ResNet-20 on CIFAR-100, beside the published figures. For a GPU.
+"""The full published recipe, ResNet-56 → ResNet-20 on CIFAR-100, beside the published figures. For a GPU.
 
     python -m bench.recipe --data cifar100.npz --teacher cifar100_resnet56.pth --state STATE [--minutes 9]
                            [--methods kd dkd dist attention rkd crd] [--seeds 1] [--epochs 240]
 
 240 epochs, batch 64, SGD at 0.05 with drops at 150, 180 and 210, weight decay 5e-4: CRD's recipe and the engine's own
-defaults. Every method and seed is a `python -m kdcore run` of its own, all side by side on one GPU. After `--minutes`
-those that are not done are stopped, each with a checkpoint in STATE; the same command goes on from there, bit for bit,
-so that a machine lent for ten minutes at a time is enough. `--out` gets table and reports.
+defaults. Every method and seed is a `python -m kdcore run` of its own; all run side by side on one GPU. After
+`--minutes` the unfinished runs are stopped, each with a checkpoint in STATE; the same command continues them, bit for
+bit, so that a machine for ten minutes at a time is enough. The table and the reports are written to `--out`.
 
 The published column is the best epoch on the test set, means of 3 to 5 runs (Tian et al., ICLR 2020, table 1; Zhao et
-al., CVPR 2022, table 6; Huang et al., NeurIPS 2022, table 6). Ours is the epoch that held-out images chose, which tends
-to lie a little lower, with 45,000 images to learn from instead of 50,000; the last epoch stands beside it.
+al., CVPR 2022, table 6; Huang et al., NeurIPS 2022, table 6). Our column is the epoch chosen on held-out images, which
+tends to be a little lower, with 45,000 training images instead of 50,000; the next column is the last epoch.
 
 Runs wherever `kdcore` does (Python 3.11 or newer, torch 2.11 or newer, pydantic, safetensors, numpy); no service.
 """
@@ -28,6 +28,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from kdcore.spec import METHODS
+
 PUBLISHED = {
     "supervised": 69.06,
     "kd": 70.66,
@@ -43,7 +45,7 @@ GRACE_S = 30
 
 @dataclass
 class Run:
-    """One method and seed, in a folder of its own."""
+    """The run of one method and seed, in a folder of its own."""
 
     method: str
     seed: int
@@ -56,7 +58,7 @@ class Run:
 
     def start(self, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        spec = self.folder / "asked.json"
+        spec = self.folder / "requested.json"
         spec.write_text(json.dumps(_spec(self, arguments)))
         cache = arguments.state / "cache"
         command = [sys.executable, "-m", "kdcore", "run", str(spec), "--out", str(self.folder), "--cache", str(cache)]
@@ -67,11 +69,11 @@ class Run:
             return subprocess.Popen(command, stdout=lines, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "2"})
 
     def progress(self) -> Any:
-        """The last progress line, or nothing yet."""
+        """The last progress line, or None."""
         path = self.folder / "lines"
-        told = path.read_text().splitlines() if path.exists() else []
-        found = [json.loads(line) for line in told if line.startswith('{"event": "progress"')]
-        return found[-1] if found else None
+        lines = path.read_text().splitlines() if path.exists() else []
+        progress = [json.loads(line) for line in lines if line.startswith('{"event": "progress"')]
+        return progress[-1] if progress else None
 
 
 def main() -> int:
@@ -83,15 +85,14 @@ def main() -> int:
     ]
     end = time.monotonic() + 60 * arguments.minutes
     failed = _train([run for run in runs if run.report is None], end, arguments)
-    told = table(runs)
-    print(told)
+    print(table(runs))
     if arguments.out is not None:
-        _hand_over(runs, told, arguments.out)
+        _write_results(runs, arguments.out)
     return 1 if failed else 0
 
 
 def _train(runs: list[Run], end: float, arguments: argparse.Namespace) -> bool:
-    """All side by side until they are done or the time is; whether one of them failed."""
+    """Train all side by side until all are done or the time is over. Returns True if one of them failed."""
     began = {id(run): run.progress() for run in runs}
     children = {id(run): run.start(arguments) for run in runs}
     while time.monotonic() < end and any(child.poll() is None for child in children.values()):
@@ -124,36 +125,36 @@ def _spec(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         "method": run.method,
         "training": {"epochs": arguments.epochs, "seed": run.seed, "checkpoint_every_s": 120},
     }
-    if run.method != "supervised":
+    if METHODS[run.method].facts.teacher == "required":
         checkpoint = f"file:{arguments.teacher}"
         spec["teacher"] = {"architecture": "resnet56", "checkpoint": checkpoint, "preprocessing": PREPROCESSING}
     return spec
 
 
 def table(runs: list[Run]) -> str:
-    """As Markdown: our best and last epochs, and what was published."""
+    """A Markdown table of our chosen and last epochs and the published figures."""
     lines = [
         "| method | runs | top-1 at the chosen epoch, % | top-1 at the last, % | published, % |",
         "|---|---|---|---|---|",
     ]
     for method in dict.fromkeys(run.method for run in runs):
         students = [run.report["student"] for run in runs if run.method == method and run.report]
-        chosen = _told([student["accuracy"] for student in students])
-        last = _told([student["last"]["accuracy"] for student in students])
+        chosen = _mean([student["accuracy"] for student in students])
+        last = _mean([student["last"]["accuracy"] for student in students])
         lines.append(f"| {method} | {len(students)} | {chosen} | {last} | {PUBLISHED.get(method, '–')} |")
     return "\n".join(lines)
 
 
-def _told(accuracies: list[float]) -> str:
+def _mean(accuracies: list[float]) -> str:
     if not accuracies:
         return "not done"
     spread = f" ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     return f"{100 * mean(accuracies):.2f}{spread}"
 
 
-def _hand_over(runs: list[Run], told: str, out: Path) -> None:
+def _write_results(runs: list[Run], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(told + "\n")
+    (out / "table.md").write_text(table(runs) + "\n")
     for run in runs:
         if run.report is not None:
             shutil.copy(run.folder / "report.json", out / f"{run.folder.name}.json")
@@ -163,12 +164,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The full recipe, ResNet-56 to ResNet-20 on CIFAR-100.")
     parser.add_argument("--data", type=Path, required=True, help=".npz of uint8 x_train, y_train, x_test, y_test")
     parser.add_argument("--teacher", type=Path, required=True, help="the checkpoint of the ResNet-56")
-    parser.add_argument("--state", type=Path, required=True, help="a folder that stays between calls")
-    parser.add_argument("--out", type=Path, help="gets table.md and the reports")
+    parser.add_argument("--state", type=Path, required=True, help="a folder that is kept between calls")
+    parser.add_argument("--out", type=Path, help="folder for table.md and the reports")
     parser.add_argument("--methods", nargs="+", default=["kd", "dkd", "dist", "attention", "rkd", "crd"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=240)
-    parser.add_argument("--minutes", type=float, default=9, help="stop with checkpoints after so long")
+    parser.add_argument("--minutes", type=float, default=9, help="stop with checkpoints after so many minutes")
     return parser.parse_args()
 
 

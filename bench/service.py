@@ -1,77 +1,57 @@
-"""The whole service for a bench, gone afterwards: in both of its sizes, or part by part for those that kill parts."""
+"""The whole service for a bench: embedded, as a cluster, or as a cluster whose parts can be killed."""
 
 import contextlib
-import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.chaos.processes import Program, Server
-from bench.chaos.service import stop_all
+from bench.processes import REPOSITORY, START_S, Program, Server, stop_all, wait_until
 from client.sdk import Distillery
 from local import servers
 
-START_S = 60
-
-
-def leave_in_order() -> None:
-    """Whoever stops a bench with SIGTERM must not leave a service behind."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+Serve = Callable[..., AbstractContextManager[str]]
+SERVERS: Mapping[str, Serve] = {"postgres": partial(servers.postgres, durable=True), "valkey": servers.valkey}
+"""The servers of a cluster, each in a folder of its name."""
 
 
 @contextlib.contextmanager
 def cluster(folder: Path, workers: int = 1, **settings: str) -> Iterator[str]:
-    """`local.cluster`: PostgreSQL, Valkey, API and Celery workers; yields the API's address."""
-    # As root, PostgreSQL runs as somebody else, who must be able to reach its data.
-    folder.chmod(0o711)
-    with _program(folder, "local.cluster", "--port", "0", "--workers", str(workers), **settings) as address:
-        yield address
+    """Run `local.cluster`: PostgreSQL, Valkey, API and Celery workers. Yields the API's URL."""
+    open_folder(folder)
+    with _running(folder, "local.cluster", "--port", "0", "--workers", str(workers), **settings) as url:
+        yield url
 
 
 @contextlib.contextmanager
 def embedded(folder: Path, **settings: str) -> Iterator[str]:
-    """`python -m serve`, one process on SQLite; yields its address."""
-    with _program(folder, "serve", "--port", "0", **settings) as address:
-        yield address
+    """Run `python -m serve`, one process on SQLite. Yields its URL."""
+    with _running(folder, "serve", "--port", "0", **settings) as url:
+        yield url
 
 
 SETTINGS: dict[str, Callable[..., AbstractContextManager[str]]] = {"embedded": embedded, "cluster": cluster}
 
 
 @contextlib.contextmanager
-def _program(folder: Path, module: str, *arguments: str, **settings: str) -> Iterator[str]:
-    ready, log = folder / "ready.json", folder / f"{module}.log"
-    command = [sys.executable, "-m", module, *arguments, "--home", str(folder / "home"), "--ready-file", str(ready)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **settings})
+def _running(folder: Path, module: str, *arguments: str, **settings: str) -> Iterator[str]:
+    ready_file = folder / "ready.json"
+    command = [module, *arguments, "--home", str(folder / "home"), "--ready-file", str(ready_file)]
+    program = Program(module, command, folder / f"{module}.log", settings)
     try:
-        yield _address(ready, process, log)
+        yield program.wait_for_url(ready_file)
     finally:
-        process.terminate()
-        process.wait(START_S)
-
-
-def _address(ready: Path, process: subprocess.Popen[bytes], log: Path) -> str:
-    end = time.monotonic() + START_S
-    while not ready.exists():
-        if process.poll() is not None or time.monotonic() > end:
-            raise SystemExit("the service did not come up:\n" + "\n".join(log.read_text().splitlines()[-20:]))
-        time.sleep(0.1)
-    address: str = json.loads(ready.read_text())["url"]
-    return address
+        program.stop()
 
 
 @dataclass
-class Parts:
-    """A cluster whose every part may be killed. Each worker has a home of its own, as on a host of its own; files,
-    database and broker are shared."""
+class KillableCluster:
+    """A cluster whose parts can be killed. Each worker has its own home, as on a host of its own; files, database and
+    broker are shared."""
 
     url: str
     files: Path
@@ -81,43 +61,74 @@ class Parts:
 
 
 @contextlib.contextmanager
-def parts(folder: Path, workers: int, **settings: str) -> Iterator[Parts]:
-    """All at the default timings, each worker with one slot and one thread; ready when yielded."""
+def killable_cluster(folder: Path, workers: int, **settings: str) -> Iterator[KillableCluster]:
+    """Start all parts with the default timings, each worker with one slot and one thread. Yields when ready."""
     folder.mkdir()
-    folder.chmod(0o711)
-    port = servers.free_port()
-    serve = partial(servers.postgres, folder / "postgres", durable=True, port=servers.free_port())
+    open_folder(folder)
     with contextlib.ExitStack() as running:
-        database = Server("postgres", folder / "postgres", serve)
-        running.callback(database.stop)
-        broker = running.enter_context(servers.valkey(folder / "valkey"))
+        database, broker = (running.enter_context(running_server(name, folder / name)) for name in SERVERS)
+        port = servers.free_port()
         shared = {
             "DISTILLERY_DATABASE_URL": database.url,
-            "DISTILLERY_BROKER_URL": broker,
+            "DISTILLERY_BROKER_URL": broker.url,
             "DISTILLERY_FILES": str(folder / "files"),
             "DISTILLERY_PORT": str(port),
             "DISTILLERY_SLOTS": "1",
             "DISTILLERY_THREADS": "1",
             **settings,
         }
-        migrate = [sys.executable, "-m", "store", "migrate"]
-        subprocess.run(migrate, env={**os.environ, **shared}, check=True, stdout=subprocess.DEVNULL)
-        programs: list[Program] = []
-        running.callback(stop_all, programs)
-        for name in ("api", *(f"worker-{number}" for number in range(1, workers + 1))):
-            home = {"DISTILLERY_HOME": str(folder / name)}
-            module = name.partition("-")[0]
-            programs.append(Program(name, [module], folder / f"{name}.log", {**shared, **home}))
-        address = f"http://127.0.0.1:{port}"
-        await_workers(address, workers)
-        yield Parts(address, folder / "files", database, programs[0], programs[1:])
+        run_command("store", "migrate", settings=shared)
+        modules = {"api": "api", **{f"worker-{number}": "worker" for number in range(1, workers + 1)}}
+        homes = {name: {"DISTILLERY_HOME": str(folder / name)} for name in modules}
+        programs = {name: (module, {**shared, **homes[name]}) for name, module in modules.items()}
+        api, *others = running.enter_context(running_programs(programs, folder)).values()
+        url = f"http://127.0.0.1:{port}"
+        await_workers(url, workers)
+        yield KillableCluster(url, folder / "files", database, api, others)
 
 
-def await_workers(address: str, workers: int) -> None:
-    """Until so many are alive. Raises SystemExit when they do not come."""
-    end = time.monotonic() + START_S
-    with Distillery(address, retries=20) as service:
-        while sum(worker["alive"] for worker in service.workers()) < workers:
-            if time.monotonic() > end:
-                raise SystemExit(f"{workers} workers were not alive within {START_S} s")
-            time.sleep(0.1)
+@contextlib.contextmanager
+def running_server(name: str, folder: Path) -> Iterator[Server]:
+    """A server on a fixed port: all other parts have its URL, which has to stay the same after a restart."""
+    server = Server(name, folder, partial(SERVERS[name], folder, port=servers.free_port()))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def running_programs(
+    programs: Mapping[str, tuple[str, Mapping[str, str]]], logs: Path
+) -> Iterator[Mapping[str, Program]]:
+    """Start `python -m MODULE` with settings, by name; stop all at the end of the block."""
+    started: dict[str, Program] = {}
+    try:
+        for name, (module, settings) in programs.items():
+            started[name] = Program(name, [module], logs / f"{name}.log", settings)
+        yield started
+    finally:
+        stop_all(started.values())
+
+
+def run_command(*command: str, settings: Mapping[str, str]) -> None:
+    """Run `python -m COMMAND` with the service's settings. Raises RuntimeError if it fails."""
+    environment = {**os.environ, **settings}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+def open_folder(folder: Path) -> None:
+    """Let other users enter. If the bench runs as root, PostgreSQL runs as another user and has to reach its data."""
+    folder.chmod(0o711)
+
+
+def await_workers(url: str, workers: int) -> None:
+    """Wait until so many workers are alive."""
+    with Distillery(url, retries=20) as service:
+        wait_until(
+            lambda: sum(worker["alive"] for worker in service.workers()) >= workers, f"{workers} workers", START_S
+        )

@@ -1,6 +1,6 @@
-"""The command line. Exit codes: 0 done, 1 the job did not succeed, 2 an error, 130 interrupted.
+"""The command line `distillery`. Exit codes: 0 success, 1 the job did not succeed, 2 an error, 130 interrupted.
 
-Errors go to standard error, one line a fault. `--json` prints the service's own answer, for programs.
+Errors are lines on standard error, one for each fault. `--json` prints the service's answer for programs.
 """
 
 import hashlib
@@ -9,36 +9,72 @@ import os
 import secrets
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from client import manual, shelves, tables
-from client.answers import STUDENT_FILE, Job
-from client.errors import Unusable, fault_line
+from base.defaults import DEFAULT_URL, PORT
+from client import tables
+from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
-from client.sdk import DEFAULT_URL, Distillery
-from client.spec import Spec, assign, bring_files, feed, read_spec, seconds, teach, weighed
-from client.terminal import AsJson, Commands, Transfers, output, print_json, show_list
+from client.sdk import Distillery
+from client.spec import (
+    Spec,
+    parse_duration,
+    parse_methods,
+    read_spec,
+    set_data,
+    set_field,
+    set_teachers,
+    upload_files,
+)
+from client.terminal import (
+    TransferBars,
+    event_line,
+    follow,
+    output,
+    print_json,
+    print_lines,
+    print_list,
+    print_result,
+)
 from client.transfer import digest_of
-from client.watching import follow, say, verdict
+from client.wire import STUDENT_FILE, Job
 
 DETACHED = 130
+
+
+class Commands(TyperGroup):
+    """A group of commands. An error is printed as lines on standard error, with exit code 2 and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DistilleryError as error:
+            for number, line in enumerate(error.lines()):
+                typer.echo(line if number else f"error: {line}", err=True)
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Distil a large image classifier into a small one, and see what the teacher was worth.",
+    help="Distil a large image classifier into a small one, and measure what the teacher was worth.",
 )
+models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, remove.")
+datasets_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Data sets: list, add, remove.")
 keys_app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys.")
-app.add_typer(shelves.models, name="models")
-app.add_typer(shelves.datasets, name="datasets")
+app.add_typer(models_app, name="models")
+app.add_typer(datasets_app, name="datasets")
 app.add_typer(keys_app, name="keys")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
+NameOrId = Annotated[str, typer.Argument(help="Name or id.")]
+FileName = Annotated[str | None, typer.Option("--name", help="Default: the file's name.")]
 
 
 @app.callback()
@@ -48,35 +84,39 @@ def connect(
         str | None, typer.Option(envvar="DISTILLERY_URL", help=f"The server. Default: {DEFAULT_URL}")
     ] = None,
     key: Annotated[
-        str | None, typer.Option(envvar="DISTILLERY_API_KEY", help="The API key, where the server asks for one.")
+        str | None, typer.Option(envvar="DISTILLERY_API_KEY", help="The API key, if the server requires one.")
     ] = None,
 ) -> None:
     if context.obj is None:
         context.obj = Distillery(url, key)
 
 
-# A server
+# A local server
 
 
 @app.command()
 def up(
-    host: Annotated[str | None, typer.Option(help="Default: this machine only. Another needs a key: keys new.")] = None,
-    port: Annotated[int | None, typer.Option(help="Default: 8000; 0 takes any free one.")] = None,
-    home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ./distillery-data")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Default: this machine only. Any other address needs a key: keys new.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help=f"Default: {PORT}; 0 takes any free port.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of all data. Default: ./distillery-data")] = None,
 ) -> None:
-    """Serve: API, web page and a worker in one process, on SQLite. Ctrl-C saves what is being trained, and stops."""
-    given = {"--host": host, "--port": port, "--home": home}
-    command = serve_command([text for name, value in given.items() if value is not None for text in (name, str(value))])
-    os.execv(command[0], command)  # noqa: S606 - the server takes our place: signals and exit code are its own
+    """Start a server: API, web page and a worker in one process, on SQLite. Ctrl-C saves running jobs and stops."""
+    options = {"--host": host, "--port": port, "--home": home}
+    command = serve_command(
+        [text for name, value in options.items() if value is not None for text in (name, str(value))]
+    )
+    os.execv(command[0], command)  # noqa: S606 - the server replaces this process: its signals and exit code are its own
 
 
 @app.command()
 def demo(
-    seeds: Annotated[int, typer.Option(min=1, max=20, help="Distillations, each with another seed.")] = 3,
-    to: Annotated[Path, typer.Option(help="Where the student is put.")] = Path("distillery-demo"),
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the server's data there too.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="Number of students, each with its own seed.")] = 3,
+    to: Annotated[Path, typer.Option(help="Folder of the student.")] = Path("distillery-demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the server's data in that folder too.")] = False,
 ) -> None:
-    """From nothing to a proven student in half a minute: a server, a teacher, distillations, the proof."""
+    """Run a complete distillation in half a minute: start a server, train a teacher, distil it, check the result."""
     from client.demo import demo as run_demo
 
     raise typer.Exit(run_demo(Console(), seeds=seeds, to=to, keep=keep))
@@ -88,44 +128,53 @@ def demo(
 @app.command()
 def submit(
     context: typer.Context,
-    spec: Annotated[str | None, typer.Argument(metavar="[SPEC]", help="JSON or YAML file; - reads it.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A name (digits, ...), a registered set, or a file here.")] = None,
+    spec: Annotated[
+        str | None, typer.Argument(metavar="[SPEC]", help="JSON or YAML file; - is standard input.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file.")
+    ] = None,
     unlabelled: Annotated[
-        str | None, typer.Option(help="Images to distil onto, without labels: named as --dataset is.")
+        str | None, typer.Option(help="Images without labels to distil on, in the same forms as --dataset.")
     ] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
-            help="model:<name>, job:<id>, weights:<name>, or a file here: a checkpoint, or a .pt2 program of "
-            "torch.export. Several times: their probabilities are averaged."
+            help="model:<name>, job:<id>, weights:<name>, or a local file: a checkpoint, or a .pt2 program of "
+            "torch.export. Repeat it for several teachers: their probabilities are averaged."
         ),
     ] = None,
     teacher_architecture: Annotated[
-        list[str] | None, typer.Option(help="Where the checkpoint does not say it; one for each --teacher.")
+        list[str] | None,
+        typer.Option(help="The architecture, if the checkpoint does not name it; one for each --teacher."),
     ] = None,
     assistant: Annotated[
-        list[str] | None, typer.Option(help="An architecture between teacher and student. Several: largest first.")
+        list[str] | None,
+        typer.Option(help="An architecture between teacher and student. Repeat it, largest first."),
     ] = None,
     student: Annotated[
-        list[str] | None, typer.Option(help="The student's architecture. Several times: peers, for dml.")
+        list[str] | None, typer.Option(help="The student's architecture. Repeat it for peers (method dml).")
     ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=WEIGHT]",
-            help="kd, attention, ...: see `distillery methods`. Several times: their sum, such as kd=0.9.",
+            help="kd, attention, ...: see `distillery methods`. Repeat it for a weighted sum, such as kd=0.9.",
         ),
     ] = None,
     temperature: Annotated[float | None, typer.Option()] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the labels' loss.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the loss on labels.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the distillation loss.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     baseline: Annotated[str | None, typer.Option(help="none, train or job:<id>.")] = None,
-    name: Annotated[str | None, typer.Option(help="What you call the job.")] = None,
-    priority: Annotated[int | None, typer.Option(help="-100 to 100: the higher goes first. Default: 0.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="-100 to 100; a job with a higher priority starts first. Default: 0.")
+    ] = None,
     deadline: Annotated[
-        str | None, typer.Option(metavar="TIME", help="It must have ended so long from now: seconds, 30m, 8h, 2d.")
+        str | None,
+        typer.Option(metavar="TIME", help="The job fails if it has not ended after this time: seconds, 30m, 8h, 2d."),
     ] = None,
     max_attempts: Annotated[
         int | None, typer.Option(help="Attempts in a row that may end without a new checkpoint.")
@@ -139,47 +188,49 @@ def submit(
         ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job to its end.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec, and show it resolved.")] = False,
-    idempotency_key: Annotated[str | None, typer.Option(help="The same key again is the same job.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec, and print it resolved.")] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="A second request with the same key returns the same job.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a job from a spec file, from flags, or both: flags win. Files of yours are uploaded first."""
+    """Queue a job from a spec file, from flags, or both: flags override the file. Local files are uploaded first."""
     distillery: Distillery = context.obj
-    asked = read_spec(spec) if spec else {}
-    plain = {
-        "student": _one_or_several(student),
+    fields = read_spec(spec) if spec else {}
+    flags = {
+        "student": student[0] if student and len(student) == 1 else student or None,
         "assistants": assistant or None,
-        "method": weighed(method) if method else None,
+        "method": parse_methods(method) if method else None,
         "temperature": temperature,
         "alpha": alpha,
         "beta": beta,
         "baseline": baseline,
         "name": name,
     }
-    asked.update({field: value for field, value in plain.items() if value is not None})
+    fields.update({field: value for field, value in flags.items() if value is not None})
     if dataset is not None:
-        feed(asked, dataset)
+        set_data(fields, dataset)
     if unlabelled is not None:
-        feed(asked, unlabelled, "unlabelled")
+        set_data(fields, unlabelled, "unlabelled")
     if teacher or teacher_architecture:
-        teach(asked, teacher or [], teacher_architecture or [])
-    inner = {
+        set_teachers(fields, teacher or [], teacher_architecture or [])
+    nested = {
         "training.epochs": epochs,
         "training.seed": seed,
         "scheduling.priority": priority,
-        "scheduling.deadline_s": None if deadline is None else seconds(deadline),
+        "scheduling.deadline_s": None if deadline is None else parse_duration(deadline),
         "scheduling.max_attempts": max_attempts,
     }
-    for setting in [f"{path}={value}" for path, value in inner.items() if value is not None] + (settings or []):
-        assign(asked, setting)
-    if not asked:
-        raise Unusable("nothing to submit: give a spec file, or flags such as --dataset, --student and --method")
-    with Transfers() as transfers:
-        ready = bring_files(distillery, asked, transfers.file)
+    for setting in [f"{path}={value}" for path, value in nested.items() if value is not None] + (settings or []):
+        set_field(fields, setting)
+    if not fields:
+        raise InvalidInput("nothing to submit: give a spec file, or flags such as --dataset, --student and --method")
+    with TransferBars() as bars:
+        fields = upload_files(distillery, fields, bars.add)
     if dry_run:
-        _show_validation(distillery, ready, as_json)
+        _validate(distillery, fields, as_json)
         return
-    job = distillery.submit(ready, idempotency_key=idempotency_key)
+    job = distillery.submit(fields, idempotency_key=idempotency_key)
     if as_json and not watch:
         print_json(job)
         return
@@ -190,38 +241,48 @@ def submit(
         typer.echo(f"follow it: distillery watch {job['id']}", err=True)
 
 
+def _validate(distillery: Distillery, spec: Spec, as_json: bool) -> None:
+    validation = distillery.validate(spec)
+    if as_json:
+        print_json(validation)
+    elif validation["valid"]:
+        print_json({"resolved_spec": validation["resolved_spec"], "estimate": validation["estimate"]})
+    else:
+        for fault in validation["errors"]:
+            typer.echo(fault_line(fault), err=True)
+    if not validation["valid"]:
+        raise typer.Exit(2)
+
+
 @app.command("list")
 def list_jobs(
     context: typer.Context,
     status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
-    method: Annotated[str | None, typer.Option(help="Of this one; a sum is named as it is listed: kd+dkd.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    method: Annotated[str | None, typer.Option(help="Jobs of this method; a sum is written as kd+dkd.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The largest number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Jobs, newest first."""
+    """List jobs, newest first."""
     distillery: Distillery = context.obj
-    found = islice(distillery.jobs(status=status, method=method, limit=min(limit, 100)), limit)
-    show_list(list(found), as_json, tables.job_list, "no jobs yet: distillery submit --help")
+    jobs = islice(distillery.jobs(status=status, method=method, limit=min(limit, 100)), limit)
+    print_list(list(jobs), as_json, tables.job_table, "no jobs yet: distillery submit --help")
 
 
 @app.command()
 def show(
     context: typer.Context,
     job_id: JobId,
-    logs: Annotated[bool, typer.Option("--logs", help="What the job's process printed.")] = False,
-    events: Annotated[bool, typer.Option("--events", help="What happened to the job.")] = False,
+    logs: Annotated[bool, typer.Option("--logs", help="Print the output of the job's newest attempt.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="Print the job's events.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A job: where it stands, what it proved, or why it failed; and its attempts."""
+    """Show a job: its state, its report or its error, and its attempts."""
     distillery: Distillery = context.obj
     if logs:
         typer.echo(distillery.logs(job_id), nl=False)
         return
     if events:
-        from client.watching import event_line
-
-        found = distillery.events(job_id)
-        for event in found:
+        for event in distillery.events(job_id):
             typer.echo(json.dumps(event) if as_json else event_line(event))
         return
     job = distillery.job(job_id)
@@ -231,136 +292,21 @@ def show(
     console = output()
     console.print(tables.job_facts(job))
     if attempts := distillery.attempts(job_id):
-        console.print(tables.attempt_list(attempts))
+        console.print(tables.attempt_table(attempts))
     if job["result"]:
-        console.print(tables.proof([job["result"]]))
-        say(console, tables.gain_sentence([job["result"]]))
-    say(console, *tables.failure_lines(job), style="red")
+        console.print(tables.report_table([job["result"]]))
+        print_lines(console, tables.gain_sentence([job["result"]]))
+    print_lines(console, *tables.failure_lines(job), style="red")
 
 
 @app.command()
 def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Follow a job to its end; exit 0 if it succeeds, 1 if not. Ctrl-C detaches, and the job goes on."""
+    """Follow a job to its end; exit code 0 if it succeeds, else 1. Ctrl-C detaches, and the job goes on."""
     _follow(context.obj, job_id, as_json)
 
 
-@app.command()
-def cancel(context: typer.Context, job_id: JobId) -> None:
-    """Stop a job. A running one is cancelled when its process has really ended."""
-    _say_moved(context.obj.cancel(job_id))
-
-
-@app.command()
-def pause(context: typer.Context, job_id: JobId) -> None:
-    """Set a job aside. A running one saves its state, and goes on from there."""
-    _say_moved(context.obj.pause(job_id))
-
-
-@app.command()
-def resume(context: typer.Context, job_id: JobId) -> None:
-    """Put a paused job back into the queue."""
-    _say_moved(context.obj.resume(job_id))
-
-
-@app.command()
-def retry(
-    context: typer.Context,
-    job_id: JobId,
-    start: Annotated[
-        Literal["checkpoint", "scratch"], typer.Option("--from", help="scratch: as if it had never run.")
-    ] = "checkpoint",
-) -> None:
-    """Queue a failed or cancelled job again; it goes on from its last checkpoint, or begins anew."""
-    _say_moved(context.obj.retry(job_id, from_scratch=start == "scratch"))
-
-
-@app.command()
-def delete(context: typer.Context, job_id: JobId) -> None:
-    """Forget a job that has ended, and all that it left behind."""
-    context.obj.delete(job_id)
-    typer.echo(f"{job_id} deleted")
-
-
-@app.command()
-def download(
-    context: typer.Context,
-    job_id: JobId,
-    file: Annotated[str, typer.Argument(help="Which file of the job.")] = STUDENT_FILE,
-    to: Annotated[Path | None, typer.Option(help="Path or folder. Default: the file's name, here.")] = None,
-) -> None:
-    """Fetch a job's file, checked by its SHA-256. What breaks off goes on from there the next time."""
-    distillery: Distillery = context.obj
-    with Transfers() as transfers:
-        path = distillery.download(job_id, file, to=to, tell=transfers.file(file))
-    typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
-
-
-# The catalogue, what an operator looks at, keys
-
-
-@app.command()
-def methods(
-    context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Show one, with its options.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """What can be taught, each method with its paper; or one of them in full."""
-    if name is None:
-        show_list(context.obj.methods(), as_json, tables.method_list, "no methods")
-        return
-    method = context.obj.method(name)
-    if as_json:
-        print_json(method)
-    else:
-        output().print(*manual.page(method), sep="\n")
-
-
-@app.command()
-def architectures(
-    context: typer.Context,
-    family: Annotated[str | None, typer.Option()] = None,
-    source: Annotated[str | None, typer.Option(help="kdcore, torchvision or timm.")] = "kdcore",
-    classes: Annotated[int, typer.Option(min=2, help="To count parameters for.")] = 10,
-    channels: Annotated[int, typer.Option(min=1, help="To count parameters for.")] = 3,
-    as_json: AsJson = False,
-) -> None:
-    """The networks that may teach or learn."""
-    found = context.obj.architectures(family=family, source=source or None, classes=classes, channels=channels)
-    show_list(found, as_json, tables.architecture_list, "no such architectures")
-
-
-@app.command()
-def workers(context: typer.Context, as_json: AsJson = False) -> None:
-    """Who works, on what devices, and whether each takes jobs."""
-    show_list(
-        context.obj.workers(), as_json, tables.worker_list, "no workers: distillery up starts one with the server"
-    )
-
-
-@app.command()
-def storage(context: typer.Context, as_json: AsJson = False) -> None:
-    """How much is kept, how much room is left, and what the collector removed lately."""
-    kept = context.obj.storage()
-    if as_json:
-        print_json(kept)
-        return
-    console = output()
-    console.print(tables.usage(kept))
-    say(console, tables.room(kept))
-    if kept["collections"]:
-        console.print(tables.collection_list(kept["collections"]))
-
-
-@keys_app.command("new")
-def new_key() -> None:
-    """Make an administrator's key. It is shown once; the server keeps its SHA-256 only."""
-    key = f"distillery_{secrets.token_urlsafe(32)}"
-    typer.echo(f"key, shown only now (clients: DISTILLERY_API_KEY):\n  {key}")
-    typer.echo(f"for the server:\n  DISTILLERY_ADMIN_KEY_HASH={hashlib.sha256(key.encode()).hexdigest()}")
-
-
 def _follow(distillery: Distillery, job_id: str, as_json: bool) -> None:
-    """Exit with the job: 0 where it succeeded, 1 where not."""
+    """Follow the job and exit: with 0 if it succeeded, else with 1."""
     console = Console()
     try:
         if as_json:
@@ -370,37 +316,196 @@ def _follow(distillery: Distillery, job_id: str, as_json: bool) -> None:
         else:
             job = follow(distillery, job_id, console)
     except KeyboardInterrupt:
-        typer.echo(
-            f"detached; the job goes on. Again: distillery watch {job_id}   stop it: distillery cancel {job_id}",
-            err=True,
-        )
+        again = f"follow it again: distillery watch {job_id}   stop it: distillery cancel {job_id}"
+        typer.echo(f"detached; the job goes on. {again}", err=True)
         raise typer.Exit(DETACHED) from None
-    good = job["status"] == "succeeded" if as_json else verdict(job, console, _fetch_hint)
-    raise typer.Exit(0 if good else 1)
+    hint = f"fetch the student: distillery download {job_id}"
+    succeeded = job["status"] == "succeeded" if as_json else print_result(job, console, hint)
+    raise typer.Exit(0 if succeeded else 1)
 
 
-def _one_or_several(named: list[str] | None) -> str | list[str] | None:
-    return named[0] if named and len(named) == 1 else named or None
+@app.command()
+def cancel(context: typer.Context, job_id: JobId) -> None:
+    """Cancel a job. A running job becomes cancelled when its process has ended."""
+    _print_status(context.obj.cancel(job_id))
 
 
-def _fetch_hint(job: Job) -> str:
-    return f"fetch the student: distillery download {job['id']}"
+@app.command()
+def pause(context: typer.Context, job_id: JobId) -> None:
+    """Pause a job. A running job saves a checkpoint first, and resumes from it."""
+    _print_status(context.obj.pause(job_id))
 
 
-def _show_validation(distillery: Distillery, spec: Spec, as_json: bool) -> None:
-    told = distillery.validate(spec)
-    if as_json or told["valid"]:
-        print_json(told if as_json else {"resolved_spec": told["resolved_spec"], "estimate": told["estimate"]})
+@app.command()
+def resume(context: typer.Context, job_id: JobId) -> None:
+    """Put a paused job back into the queue."""
+    _print_status(context.obj.resume(job_id))
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    job_id: JobId,
+    start: Annotated[
+        Literal["checkpoint", "scratch"],
+        typer.Option("--from", help="checkpoint: continue from the last one. scratch: start from the beginning."),
+    ] = "checkpoint",
+) -> None:
+    """Queue a failed or cancelled job again."""
+    _print_status(context.obj.retry(job_id, from_scratch=start == "scratch"))
+
+
+def _print_status(job: Job) -> None:
+    requested = f", {job['requested']} requested" if job["requested"] else ""
+    typer.echo(f"{job['id']} is {job['status']}{requested}")
+
+
+@app.command()
+def delete(context: typer.Context, job_id: JobId) -> None:
+    """Delete a job that has ended, with its files."""
+    context.obj.delete(job_id)
+    typer.echo(f"{job_id} deleted")
+
+
+@app.command()
+def download(
+    context: typer.Context,
+    job_id: JobId,
+    file: Annotated[str, typer.Argument(help="The name of the job's file.")] = STUDENT_FILE,
+    to: Annotated[Path | None, typer.Option(help="Path or folder. Default: the file's name, in this folder.")] = None,
+) -> None:
+    """Fetch a file of a job and check its SHA-256. Repeat the command to continue a broken download."""
+    distillery: Distillery = context.obj
+    with TransferBars() as bars:
+        path = distillery.download(job_id, file, to=to, on_progress=bars.add(file))
+    typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
+
+
+# Registered teachers and data sets
+
+
+@models_app.callback()
+def list_models(context: typer.Context, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is None:
+        none_yet = "no models yet: distillery models add FILE --architecture resnet56"
+        print_list(list(context.obj.models()), as_json, tables.model_table, none_yet)
+
+
+@models_app.command("add")
+def add_model(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint.")],
+    architecture: Annotated[str | None, typer.Option(help="Needed if the file does not name it.")] = None,
+    name: FileName = None,
+) -> None:
+    """Upload a checkpoint and register it as a teacher. The server inspects it first."""
+    with TransferBars() as bars:
+        model = context.obj.register_model(name or _stem(file), file, architecture, on_progress=bars.add(file.name))
+    output().print(tables.model_table([model]))
+    typer.echo(f"use it: --teacher model:{model['name']}", err=True)
+
+
+@models_app.command("remove")
+def remove_model(context: typer.Context, name: NameOrId) -> None:
+    """Remove a teacher. Accepted jobs keep its file."""
+    context.obj.delete_model(name)
+    typer.echo(f"{name} removed")
+
+
+@datasets_app.callback()
+def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is None:
+        print_list(list(context.obj.datasets()), as_json, tables.dataset_table, "no data sets")
+
+
+@datasets_app.command("add")
+def add_dataset(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help=".npz arrays, or a .zip or .tar with one folder for each class.")],
+    name: FileName = None,
+    image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
+) -> None:
+    """Upload a data set and register it. The server reads every row first."""
+    with TransferBars() as bars:
+        dataset = context.obj.register_dataset(
+            name or _stem(file), file, image_size=image_size, on_progress=bars.add(file.name)
+        )
+    output().print(tables.dataset_table([dataset]))
+    typer.echo(f"use it: --dataset {dataset['name']}", err=True)
+
+
+@datasets_app.command("remove")
+def remove_dataset(context: typer.Context, name: NameOrId) -> None:
+    """Remove a data set. Accepted jobs keep its file."""
+    context.obj.delete_dataset(name)
+    typer.echo(f"{name} removed")
+
+
+def _stem(file: Path) -> str:
+    return file.name.partition(".")[0]
+
+
+# The catalogue, the server's state, keys
+
+
+@app.command()
+def methods(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Show one method with its options.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods with their papers, or show one of them."""
+    if name is None:
+        print_list(context.obj.methods(), as_json, tables.method_table, "no methods")
+        return
+    method = context.obj.method(name)
+    if as_json:
+        print_json(method)
     else:
-        for fault in told["errors"]:
-            typer.echo(fault_line(fault), err=True)
-    if not told["valid"]:
-        raise typer.Exit(2)
+        output().print(*tables.method_page(method), sep="\n")
 
 
-def _say_moved(job: Job) -> None:
-    asked = f", {job['requested']} asked" if job["requested"] else ""
-    typer.echo(f"{job['id']} is {job['status']}{asked}")
+@app.command()
+def architectures(
+    context: typer.Context,
+    family: Annotated[str | None, typer.Option()] = None,
+    source: Annotated[str | None, typer.Option(help="kdcore, torchvision or timm.")] = "kdcore",
+    classes: Annotated[int, typer.Option(min=2, help="Parameters are counted for so many classes.")] = 10,
+    channels: Annotated[int, typer.Option(min=1, help="Parameters are counted for so many channels.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """List the networks for teachers and students."""
+    rows = context.obj.architectures(family=family, source=source or None, classes=classes, channels=channels)
+    print_list(rows, as_json, tables.architecture_table, "no such architectures")
+
+
+@app.command()
+def workers(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the workers with their devices."""
+    if_empty = "no workers: distillery up starts one with the server"
+    print_list(context.obj.workers(), as_json, tables.worker_table, if_empty)
+
+
+@app.command()
+def storage(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show disk usage, free disk space, and what the collector removed."""
+    answer = context.obj.storage()
+    if as_json:
+        print_json(answer)
+        return
+    console = output()
+    console.print(tables.usage_table(answer))
+    print_lines(console, tables.disk_space_line(answer))
+    if answer["collections"]:
+        console.print(tables.collection_table(answer["collections"]))
+
+
+@keys_app.command("new")
+def new_key() -> None:
+    """Make an administrator's key. It is printed once; the server stores only its SHA-256."""
+    key = f"distillery_{secrets.token_urlsafe(32)}"
+    typer.echo(f"key, shown only now (clients: DISTILLERY_API_KEY):\n  {key}")
+    typer.echo(f"for the server:\n  DISTILLERY_ADMIN_KEY_HASH={hashlib.sha256(key.encode()).hexdigest()}")
 
 
 main = app

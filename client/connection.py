@@ -1,4 +1,4 @@
-"""Requests to one server: what failed on the way is tried again where that is safe, what it refused is raised."""
+"""HTTP requests to one server. Failed requests are sent again where that is safe; refusals are raised as errors."""
 
 import time
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ import httpx
 
 from client.errors import ApiError, UnexpectedAnswer, Unreachable
 
-BUSY = 429
-"""The answer that promises that nothing was changed."""
-LEFT_OPEN = (502, 503, 504)
-"""Answers that leave open what was done: behind a proxy, or by a commit whose own answer was lost."""
-SAFE_VERBS = ("GET", "HEAD", "DELETE")
+NOT_EXECUTED = 429
+"""The status which guarantees that the request changed nothing."""
+MAYBE_EXECUTED = (502, 503, 504)
+"""The request may have been executed: a proxy lost the answer, or the database lost the answer to the commit."""
+IDEMPOTENT_VERBS = ("GET", "HEAD", "DELETE")
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-LONGEST_PAUSE_S = 10.0
+MAX_PAUSE_S = 10.0
 
 
 class Connection:
-    """An HTTP client that knows the server's errors. Threads may share it."""
+    """An HTTP client that raises the server's problems as ApiError. Threads may share it."""
 
     def __init__(
         self,
@@ -43,33 +43,37 @@ class Connection:
                 headers=headers,
                 timeout=httpx.Timeout(timeout_s, connect=5),
                 transport=transport,
-                # A proxy of the environment cannot reach this machine's own loopback.
+                # A proxy named in the environment cannot reach the loopback address of this machine.
                 trust_env=httpx.URL(self.base_url).host not in ("127.0.0.1", "localhost", "::1"),
             )
         except httpx.InvalidURL as error:
             raise Unreachable(base_url, error) from error
 
-    def ask(self, verb: str, path: str, *, repeatable: bool | None = None, **request: Any) -> httpx.Response:
-        """A good answer, or the error. `repeatable`: asking twice is asking once, whatever became of the first."""
-        again = verb in SAFE_VERBS if repeatable is None else repeatable
-        for tried in range(self.retries + 1):
-            last = tried == self.retries
-            try:
-                answer = self.http.request(verb, path, **request)
-            except httpx.TransportError as error:
-                if last or not (again or isinstance(error, NEVER_SENT)):
-                    raise Unreachable(self.base_url, error) from error
-                self.pause(tried)
-                continue
-            if answer.is_success or (tried and _gone(answer)):
-                return answer
-            if last or not (answer.status_code == BUSY or (again and answer.status_code in LEFT_OPEN)):
-                raise ApiError.of(answer)
-            self.pause(tried, answer.headers.get("retry-after", ""))
-        raise AssertionError("the last try either returns or raises")
+    def request(self, verb: str, path: str, *, idempotent: bool | None = None, **options: Any) -> httpx.Response:
+        """Return a successful answer, or raise the error.
 
-    def json(self, verb: str, path: str, **request: Any) -> Any:
-        answer = self.ask(verb, path, **request)
+        An idempotent request is also sent again after a failure that leaves open whether it was executed. Default:
+        GET, HEAD and DELETE are idempotent.
+        """
+        repeat = verb in IDEMPOTENT_VERBS if idempotent is None else idempotent
+        for retry in range(self.retries + 1):
+            last = retry == self.retries
+            try:
+                answer = self.http.request(verb, path, **options)
+            except httpx.TransportError as error:
+                if last or not (repeat or isinstance(error, NEVER_SENT)):
+                    raise Unreachable(self.base_url, error) from error
+                self.pause(retry)
+                continue
+            if answer.is_success or (retry and _already_deleted(answer)):
+                return answer
+            if last or not (answer.status_code == NOT_EXECUTED or (repeat and answer.status_code in MAYBE_EXECUTED)):
+                raise ApiError.of(answer)
+            self.pause(retry, answer.headers.get("retry-after", ""))
+        raise AssertionError("the last retry either returns or raises")
+
+    def json(self, verb: str, path: str, **options: Any) -> Any:
+        answer = self.request(verb, path, **options)
         try:
             return answer.json()
         except ValueError as error:
@@ -77,7 +81,7 @@ class Connection:
 
     @contextmanager
     def stream(self, path: str, *, headers: dict[str, str], read_s: float) -> Iterator[httpx.Response]:
-        """An answer that is still coming. What breaks on the way is httpx's own error: the caller goes on."""
+        """An answer whose body is read piece by piece. A broken connection raises httpx's own error."""
         timeout = httpx.Timeout(read_s, connect=5)
         with self.http.stream("GET", path, headers=headers, timeout=timeout) as answer:
             if not answer.is_success:
@@ -85,14 +89,14 @@ class Connection:
                 raise ApiError.of(answer)
             yield answer
 
-    def pause(self, tried: int, retry_after: str = "") -> None:
-        """Longer each time, or as long as the server asks for."""
-        asked = float(retry_after) if retry_after.isdigit() and self.pause_s else 0.0
-        time.sleep(min(max(asked, self.pause_s * 2**tried), LONGEST_PAUSE_S))
+    def pause(self, retry: int, retry_after: str = "") -> None:
+        """Sleep before a retry: twice as long each time, and at least as long as the server requested."""
+        requested_s = float(retry_after) if retry_after.isdigit() and self.pause_s else 0.0
+        time.sleep(min(max(requested_s, self.pause_s * 2**retry), MAX_PAUSE_S))
 
 
-def _gone(answer: httpx.Response) -> bool:
-    """What a repeated DELETE finds where the answer to the first was lost."""
+def _already_deleted(answer: httpx.Response) -> bool:
+    """True for the 404 of a repeated DELETE: the first one was executed, its answer was lost."""
     return answer.request.method == "DELETE" and answer.status_code == httpx.codes.NOT_FOUND
 
 

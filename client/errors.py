@@ -1,14 +1,12 @@
-"""What may go wrong on the client's side, in words for the person who can mend it.
+"""The client's errors. `lines()` is the message for a person, one line for each fault.
 
-    DistilleryError
-     ├─ ApiError           the service refused: its code, and every fault with the place where it is
-     ├─ Unreachable        nothing answers at the address
-     ├─ UnexpectedAnswer   something answers there, but it does not speak as Distillery does
-     ├─ Damaged            bytes that came or went are not those that were meant
-     ├─ NotEnded           waiting took longer than it was allowed to; the job goes on
-     └─ Unusable           a file, flag or value on this side that cannot be used
-
-`lines()` is the whole message, one line a fault.
+DistilleryError
+ ├─ ApiError           the service refused the request: its code, and every fault with its place in the body
+ ├─ Unreachable        no answer from the address
+ ├─ UnexpectedAnswer   an answer that is not in Distillery's format
+ ├─ Damaged            the SHA-256 of transferred bytes is not the expected one
+ ├─ NotEnded           the job has not ended within the time limit of `wait`; the job goes on
+ └─ InvalidInput       a local file, flag or value cannot be used
 """
 
 import json
@@ -17,27 +15,27 @@ from typing import Any
 
 import httpx
 
-from client.answers import Fault
+from client.wire import Fault
 
-PASSING = (429, 502, 503, 504)
-"""The server, or a proxy before it, says that it is busy or away for a while."""
+TRANSIENT_STATUSES = (429, 502, 503, 504)
+"""The server, or a proxy before it, is busy or temporarily unavailable."""
 
 
 class DistilleryError(Exception):
-    """Base of all. `passes`: asking again later may be answered, and nothing is wrong with what was asked."""
+    """Base of all. `transient`: the same request may succeed later."""
 
-    passes = False
+    transient = False
 
     def lines(self) -> list[str]:
         return [str(self)]
 
 
 class ApiError(DistilleryError):
-    """An RFC 9457 problem. `code` is stable; what a problem adds to the standard fields is in `extra`."""
+    """An RFC 9457 problem. `code` is stable; fields beyond the standard ones are in `extra`."""
 
     def __init__(self, problem: Mapping[str, Any], status: int) -> None:
         body = dict(problem)
-        self.status, self.passes = status, status in PASSING
+        self.status, self.transient = status, status in TRANSIENT_STATUSES
         self.code = str(body.pop("code", "unknown"))
         self.title = str(body.pop("title", f"HTTP {status}"))
         self.detail = str(body.pop("detail", ""))
@@ -48,7 +46,7 @@ class ApiError(DistilleryError):
 
     @classmethod
     def of(cls, answer: httpx.Response) -> DistilleryError:
-        """The problem in an answer, or UnexpectedAnswer where the answer holds none."""
+        """The problem of an answer, or UnexpectedAnswer if the answer holds none."""
         try:
             problem = answer.json()
         except ValueError:
@@ -58,52 +56,49 @@ class ApiError(DistilleryError):
         return cls(problem, answer.status_code)
 
     def lines(self) -> list[str]:
-        if not self.faults:
-            ours = f" (request {self.request_id})" if self.status >= 500 and self.request_id else ""
-            return [str(self) + ours, *self._hints()]
-        return [self.title, *("  " + fault_line(fault) for fault in self.faults), *self._hints()]
+        if self.faults:
+            return [self.title, *("  " + fault_line(fault) for fault in self.faults), *self._hints()]
+        request = f" (request {self.request_id})" if self.status >= 500 and self.request_id else ""
+        return [str(self) + request, *self._hints()]
 
     def _hints(self) -> list[str]:
         hints = []
         if self.extra.get("hint"):
             hints.append(f"  hint: {self.extra['hint']}")
         if self.code == "action_not_allowed" and "allowed_actions" in self.extra:
-            hints.append(f"  possible now: {', '.join(self.extra['allowed_actions']) or 'nothing'}")
+            hints.append(f"  allowed actions: {', '.join(self.extra['allowed_actions']) or 'none'}")
         if self.extra.get("allowed") and _short(self.extra["allowed"]) not in str(self):
-            hints.append(f"  there are: {_short(self.extra['allowed'])}")
+            hints.append(f"  allowed: {_short(self.extra['allowed'])}")
         if self.code == "unauthorized":
-            hints.append("  give the key as DISTILLERY_API_KEY or --key")
+            hints.append("  set DISTILLERY_API_KEY or --key")
         return hints
 
 
 class Unreachable(DistilleryError):
-    """Nothing answers. Whatever was asked may be asked again."""
+    transient = True
 
-    passes = True
-
-    def __init__(self, base_url: str, why: object) -> None:
+    def __init__(self, base_url: str, cause: object) -> None:
         self.base_url = base_url
-        super().__init__(f"no answer from {base_url}: {why or 'the connection broke'}")
+        super().__init__(f"no answer from {base_url}: {cause or 'the connection broke'}")
 
     def lines(self) -> list[str]:
-        return [
-            str(self),
-            "  start a server with `./run up` (or `distillery up`), or name another by DISTILLERY_URL or --url",
-        ]
+        start = "  start a server with `./run up` (or `distillery up`), or set the address with DISTILLERY_URL or --url"
+        return [str(self), start]
 
 
 class UnexpectedAnswer(DistilleryError):
     def __init__(self, answer: httpx.Response) -> None:
-        self.passes = answer.status_code in PASSING
+        self.transient = answer.status_code in TRANSIENT_STATUSES
         kind = answer.headers.get("content-type", "no content type")
         super().__init__(
-            f"{answer.request.url} answered {answer.status_code} ({kind}) and not as Distillery does; is the URL right?"
+            f"{answer.request.url} answered {answer.status_code} ({kind}), not in Distillery's format; "
+            "is the URL right?"
         )
 
 
 class Damaged(DistilleryError):
-    def __init__(self, what: str, expected: str, found: str) -> None:
-        super().__init__(f"{what} is damaged: its SHA-256 should be {expected} and is {found}; nothing was kept")
+    def __init__(self, what: str, expected: str, actual: str) -> None:
+        super().__init__(f"{what} is damaged: its SHA-256 is {actual}, expected {expected}; nothing was saved")
 
 
 class NotEnded(DistilleryError, TimeoutError):
@@ -111,16 +106,19 @@ class NotEnded(DistilleryError, TimeoutError):
         super().__init__(f"{job_id} is still {status} after {timeout_s:g} s; it goes on")
 
 
-class Unusable(DistilleryError):
-    """A mistake on this side of the wire."""
+class InvalidInput(DistilleryError):
+    """A local file, flag or value that cannot be used."""
 
 
 def fault_line(fault: Fault) -> str:
-    """`/student/architecture: what is wrong (given: …; allowed: …)`."""
+    """Return `/student/architecture: what is wrong (given: …; allowed: …)`."""
     line = f"{fault.get('pointer') or 'the whole body'}: {fault.get('message', '')}"
-    known = (("given", fault.get("got")), ("allowed", fault.get("allowed")))
-    told = [f"{word}: {_short(value)}" for word, value in known if value is not None and _short(value) not in line]
-    return f"{line} ({'; '.join(told)})" if told else line
+    values = {"given": fault.get("got"), "allowed": fault.get("allowed")}
+    # A value that the message quotes is not repeated.
+    extra = [
+        f"{word}: {text}" for word, value in values.items() if value is not None and (text := _short(value)) not in line
+    ]
+    return f"{line} ({'; '.join(extra)})" if extra else line
 
 
 def _short(value: Any, longest: int = 200) -> str:

@@ -1,4 +1,4 @@
-"""The embedded server as a process of ours: started, awaited, and never left behind."""
+"""The embedded server as a child process: start it, wait until it answers, stop it."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from base.processes import STOP_GRACE_S
 from client.errors import DistilleryError
-from client.tether import GRACE_S
 
-START_S = 90.0
-LOOK_S = 0.05
+START_TIMEOUT_S = 90.0
+POLL_S = 0.05
 
 
 class NotStarted(DistilleryError):
-    """The server ended, or said nothing, before it was ready."""
+    """The server ended, or did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class LocalServer:
     log: Path
 
     def log_tail(self, lines: int = 30) -> list[str]:
-        return tail_of(self.log, lines)
+        return _tail(self.log, lines)
 
 
 @contextmanager
 def local_server(home: Path, slots: int = 1) -> Iterator[LocalServer]:
-    """A server on a free port with all that it keeps in `home`; gone when the block ends, however it ends.
+    """A server on a free port with its data in `home`. It stops at the end of the block, and if this process dies.
 
-    `slots` jobs run at a time, on no more slots than there are cores.
+    It runs `slots` jobs at a time, but not more than there are cores.
     """
     home.mkdir(parents=True, exist_ok=True)
     ready, log = home / "ready.json", home / "server.log"
@@ -42,7 +42,7 @@ def local_server(home: Path, slots: int = 1) -> Iterator[LocalServer]:
     command = serve_command(["--port", "0", "--home", str(home), "--ready-file", str(ready)])
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "client.tether", *command],
+            [sys.executable, "-m", "base.processes", *command],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -50,7 +50,7 @@ def local_server(home: Path, slots: int = 1) -> Iterator[LocalServer]:
             env=_environment(min(slots, os.cpu_count() or 1)),
         )
     try:
-        yield LocalServer(_url(process, ready, log), log)
+        yield LocalServer(_wait_for_url(process, ready, log), log)
     finally:
         _stop(process)
 
@@ -59,33 +59,36 @@ def serve_command(options: list[str]) -> list[str]:
     return [sys.executable, "-m", "serve", *options]
 
 
-def tail_of(log: Path, lines: int) -> list[str]:
+def _tail(log: Path, lines: int) -> list[str]:
     return log.read_text(errors="replace").splitlines()[-lines:] if log.exists() else []
 
 
-def _url(process: subprocess.Popen[bytes], ready: Path, log: Path) -> str:
-    until = time.monotonic() + START_S
+def _wait_for_url(process: subprocess.Popen[bytes], ready: Path, log: Path) -> str:
+    until = time.monotonic() + START_TIMEOUT_S
     while not ready.exists():
         if process.poll() is not None:
-            raise NotStarted("\n".join(["the server did not start; its log ends so:", *tail_of(log, 20)]))
+            raise NotStarted("\n".join(["the server did not start; the end of its log:", *_tail(log, 20)]))
         if time.monotonic() > until:
-            raise NotStarted("\n".join([f"no server after {START_S:g} s; its log ends so:", *tail_of(log, 20)]))
-        time.sleep(LOOK_S)
+            raise NotStarted(
+                "\n".join(
+                    [f"the server did not answer within {START_TIMEOUT_S:g} s; the end of its log:", *_tail(log, 20)]
+                )
+            )
+        time.sleep(POLL_S)
     return str(json.loads(ready.read_text())["url"])
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Let go of the tether; it stops the server and then ends."""
-    assert process.stdin is not None  # noqa: S101 - Popen was given a pipe
+    assert process.stdin is not None  # noqa: S101 - Popen was called with stdin=PIPE
     process.stdin.close()
     try:
-        process.wait(GRACE_S + 10)
+        process.wait(STOP_GRACE_S + 10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
 def _environment(slots: int) -> dict[str, str]:
-    """Ours, without settings that were meant for another server."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("DISTILLERY_")}
-    return {**ours, "DISTILLERY_SLOTS": str(slots)}
+    """This process's environment without DISTILLERY_ settings, which are meant for another server."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DISTILLERY_")}
+    return {**inherited, "DISTILLERY_SLOTS": str(slots)}

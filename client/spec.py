@@ -1,7 +1,7 @@
-"""A job spec from a file and flags; and the local files that it names, brought to the service.
+"""A job spec from a file and flags, and the upload of the local files that it names.
 
-A file on this machine is written as the engine by hand writes it: `file:<path>`. Before a spec is sent, each such file
-is uploaded, and registered if it is data or a checkpoint; the name that it then has stands in the spec instead.
+A local file is written as `file:<path>`, as in the engine's own specs. Before a spec is submitted, each such file is
+uploaded, and registered if it is a data set or a checkpoint; the spec then holds the registered name.
 """
 
 import json
@@ -16,11 +16,13 @@ from typing import Any
 import yaml
 
 from base.references import REFERENCE_PREFIXES
-from client.errors import ApiError, Unusable
+from client.errors import ApiError, InvalidInput
 from client.sdk import Distillery
-from client.transfer import Tell, digest_of
+from client.transfer import OnProgress, digest_of
 
 Spec = dict[str, Any]
+ProgressOf = Callable[[str], OnProgress | None]
+"""Makes the progress callback for a file, from the file's name."""
 
 SHORT_FOR = {
     "dataset": "source",
@@ -33,81 +35,82 @@ SHORT_FOR = {
     "augmentation": "name",
     "mix": "name",
 }
-"""`"method": "kd"` is short for `{"name": "kd"}`: the field that a plain name stands for, also inside a list."""
+"""The field that a plain name stands for, also inside a list: `"method": "kd"` is short for `{"name": "kd"}`."""
 
-DATA_FILES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
-PROGRAM_FILE = ".pt2"
-"""What torch.export writes: a teacher that is a program, not a checkpoint."""
+DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
+PROGRAM_SUFFIX = ".pt2"
+"""A file of torch.export: a teacher that is a program, not a checkpoint."""
 
 LOCAL = "file:"
 
-SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def read_spec(path: str) -> Spec:
-    """A spec from a JSON or YAML file; `-` is standard input."""
+    """Read a spec from a JSON or YAML file; `-` is standard input."""
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Unusable(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise InvalidInput(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
         spec = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise Unusable(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
+        raise InvalidInput(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
     if not isinstance(spec, dict):
-        raise Unusable(f"{path} holds no job spec: the top must be an object with fields such as dataset and student")
+        raise InvalidInput(f"{path} is not a job spec: it must be an object with fields such as dataset and student")
     return spec
 
 
-def assign(spec: Spec, setting: str) -> None:
-    """`training.batch_size=64`: set one field by its path. The value is JSON where it is any, else text.
+def set_field(spec: Spec, setting: str) -> None:
+    """Set one field by its path: `training.batch_size=64`. The value is parsed as JSON; if it is none, it is text.
 
-    In a list, a step is a place or a name: `teacher.0.weight=2`, `method.attention.p=1`.
+    An element of a list is selected by its index or its name: `teacher.0.weight=2`, `method.attention.p=1`.
     """
-    path, found, text = setting.partition("=")
+    path, equals, text = setting.partition("=")
     steps = path.split(".")
-    if not found or not all(steps):
-        raise Unusable(f"--set {setting!r}: write it as path.to.field=value, such as training.batch_size=64")
-    place: Any = spec
-    above = ""
+    if not equals or not all(steps):
+        raise InvalidInput(f"--set {setting!r}: write it as path.to.field=value, such as training.batch_size=64")
+    parent: Any = spec
+    field = ""
+    """The name of the field that holds `parent`; for an element of a list, that of the list."""
     for step in steps[:-1]:
-        above, place = (above if isinstance(place, list) else step), _opened(place, step, above, setting)
-    if isinstance(place, list):
-        place[_position(place, steps[-1], above, setting)] = _value(text)
-    elif isinstance(place, dict):
-        place[steps[-1]] = _value(text)
+        field, parent = (field if isinstance(parent, list) else step), _child(parent, step, field, setting)
+    if isinstance(parent, list):
+        parent[_index(parent, steps[-1], field, setting)] = _value(text)
+    elif isinstance(parent, dict):
+        parent[steps[-1]] = _value(text)
     else:
-        raise Unusable(f"--set {setting!r}: {steps[-2]} holds no fields")
+        raise InvalidInput(f"--set {setting!r}: {steps[-2]} has no fields")
 
 
-def _opened(place: Any, step: str, above: str, setting: str) -> Any:
-    """The object behind a step; a plain name becomes the object that it is short for. `above` is the list's field."""
-    if isinstance(place, list):
-        at = _position(place, step, above, setting)
-        if isinstance(place[at], str) and above in SHORT_FOR:
-            place[at] = {SHORT_FOR[above]: place[at]}
-        return place[at]
-    if not isinstance(place, dict):
-        raise Unusable(f"--set {setting!r}: there are no fields above {step!r}")
-    inner = place.get(step)
-    if inner is None:
-        place[step] = {}
-    elif isinstance(inner, str):
+def _child(parent: Any, step: str, field: str, setting: str) -> Any:
+    """The object below `parent`. A plain name becomes the object that it is short for."""
+    if isinstance(parent, list):
+        index = _index(parent, step, field, setting)
+        if isinstance(parent[index], str) and field in SHORT_FOR:
+            parent[index] = {SHORT_FOR[field]: parent[index]}
+        return parent[index]
+    if not isinstance(parent, dict):
+        raise InvalidInput(f"--set {setting!r}: {field} has no field {step!r}")
+    child = parent.get(step)
+    if child is None:
+        parent[step] = {}
+    elif isinstance(child, str):
         if step not in SHORT_FOR:
-            raise Unusable(f"--set {setting!r}: {step} is {inner!r} and holds no fields")
-        place[step] = {SHORT_FOR[step]: inner}
-    return place[step]
+            raise InvalidInput(f"--set {setting!r}: {step} is {child!r} and has no fields")
+        parent[step] = {SHORT_FOR[step]: child}
+    return parent[step]
 
 
-def _position(several: list[Any], step: str, above: str, setting: str) -> int:
-    """Where in a list, by place or by a name that only one in it has."""
-    names = [one.get(SHORT_FOR.get(above, "")) if isinstance(one, dict) else one for one in several]
-    if step.isdigit() and int(step) < len(several):
+def _index(elements: list[Any], step: str, field: str, setting: str) -> int:
+    """The place in a list: a number, or a name that only one element has."""
+    names = [one.get(SHORT_FOR.get(field, "")) if isinstance(one, dict) else one for one in elements]
+    if step.isdigit() and int(step) < len(elements):
         return int(step)
     if names.count(step) == 1:
         return names.index(step)
-    told = ", ".join(f"{place} ({name})" if isinstance(name, str) else str(place) for place, name in enumerate(names))
-    raise Unusable(f"--set {setting!r}: {above} is a list, {told or 'empty'}; {step!r} is none of it")
+    known = ", ".join(f"{place} ({name})" if isinstance(name, str) else str(place) for place, name in enumerate(names))
+    raise InvalidInput(f"--set {setting!r}: {field} is a list, {known or 'empty'}; {step!r} selects no single element")
 
 
 def _value(text: str) -> Any:
@@ -117,126 +120,130 @@ def _value(text: str) -> Any:
         return text
 
 
-def seconds(text: str) -> float:
-    """`90`, `30m`, `8h`, `1h30m`, `2d` in seconds."""
+def parse_duration(text: str) -> float:
+    """Return the seconds of `90`, `30m`, `8h`, `1h30m`, `2d`."""
     whole = f"{text}s" if text.replace(".", "", 1).isdecimal() else text
     parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", whole)
     if not parts or "".join(number + unit for number, unit in parts) != whole:
-        raise Unusable(f"--deadline {text!r}: write it in seconds, or as 30m, 8h, 1h30m or 2d")
-    return sum(float(number) * SECONDS[unit] for number, unit in parts)
+        raise InvalidInput(f"--deadline {text!r}: write it in seconds, or as 30m, 8h, 1h30m or 2d")
+    return sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)
 
 
-def weighed(methods: Sequence[str]) -> Any:
-    """`kd`; or, where several are named, their sum: `kd=0.9` and `attention=1000`."""
-    each = [_weighed(text) for text in methods]
-    return each[0] if len(each) == 1 else each
+def parse_methods(texts: Sequence[str]) -> Any:
+    """The field `method`: one method, or the list of a weighted sum (`kd=0.9` and `attention=1000`)."""
+    methods = [_parse_method(text) for text in texts]
+    return methods[0] if len(methods) == 1 else methods
 
 
-def _weighed(text: str) -> Any:
-    name, found, number = text.partition("=")
-    if not found:
+def _parse_method(text: str) -> Any:
+    name, equals, number = text.partition("=")
+    if not equals:
         return name
     try:
         weight = float(number)
     except ValueError:
         weight = math.nan
     if not name or not math.isfinite(weight):
-        raise Unusable(f"--method {text!r}: write it as NAME, or as NAME=WEIGHT in a sum, such as kd=0.9")
+        raise InvalidInput(f"--method {text!r}: write it as NAME, or as NAME=WEIGHT in a sum, such as kd=0.9")
     return {"name": name, "weight": weight}
 
 
-def teach(spec: Spec, teachers: Sequence[str], architectures: Sequence[str]) -> None:
-    """Name the teachers: each a reference such as `model:<name>`, or the path of a file here. Architectures belong to
-    them in their order. Several are named anew; one keeps what the spec says of its own."""
-    told = spec.get("teacher") or {}
-    each = [_object(one) for one in told] if isinstance(told, list) else [_object(told)]
+def set_teachers(spec: Spec, teachers: Sequence[str], architectures: Sequence[str]) -> None:
+    """Set the teachers: each is a reference such as `model:<name>`, or the path of a local file.
+
+    Architectures belong to the teachers in their order. One teacher keeps the other fields of the spec's teacher;
+    several replace it.
+    """
+    previous = spec.get("teacher") or {}
+    result = [_copy(one) for one in previous] if isinstance(previous, list) else [_copy(previous)]
     if len(teachers) > 1:
-        each = [{} for _ in teachers]
-    elif teachers and len(each) > 1:
-        raise Unusable(f"--teacher names one teacher, and this spec has several: name all {len(each)}")
-    if architectures and len(architectures) != len(each):
-        raise Unusable(
-            f"--teacher-architecture is given {len(architectures)} times, --teacher {len(each)}: they belong together, "
-            "in their order"
+        result = [{} for _ in teachers]
+    elif teachers and len(result) > 1:
+        raise InvalidInput(f"--teacher names one teacher, but the spec has several: name all {len(result)}")
+    if architectures and len(architectures) != len(result):
+        raise InvalidInput(
+            f"--teacher-architecture is given {len(architectures)} times, --teacher {len(result)}: give one for each, "
+            "in the same order"
         )
-    for teacher, text in zip(each, teachers, strict=False):
-        _name_teacher(teacher, text)
-    for teacher, architecture in zip(each, architectures, strict=False):
+    for teacher, text in zip(result, teachers, strict=False):
+        _set_source(teacher, text)
+    for teacher, architecture in zip(result, architectures, strict=False):
         teacher["architecture"] = architecture
-    spec["teacher"] = each if isinstance(told, list) or len(each) > 1 else each[0]
+    spec["teacher"] = result if isinstance(previous, list) or len(result) > 1 else result[0]
 
 
-def _object(teacher: Any) -> Spec:
+def _copy(teacher: Any) -> Spec:
     if not isinstance(teacher, dict):
-        raise Unusable(f"--teacher cannot change {teacher!r}: in a spec a teacher is an object with a checkpoint")
+        raise InvalidInput(f"--teacher cannot change {teacher!r}: in a spec a teacher is an object with a checkpoint")
     return dict(teacher)
 
 
-def _name_teacher(teacher: Spec, text: str) -> None:
-    """A teacher is a checkpoint or a program: one takes the other's place."""
+def _set_source(teacher: Spec, text: str) -> None:
+    """Set the teacher's checkpoint or program. A teacher has one of the two."""
     if not text.startswith(REFERENCE_PREFIXES):
         if not Path(text).is_file():
-            raise Unusable(f"--teacher {text!r} is no file here, and no reference ({', '.join(REFERENCE_PREFIXES)})")
+            raise InvalidInput(
+                f"--teacher {text!r} is neither a local file nor a reference ({', '.join(REFERENCE_PREFIXES)})"
+            )
         text = LOCAL + text
     for kind in ("checkpoint", "program"):
         teacher.pop(kind, None)
-    teacher["program" if _is_local(text) and text.endswith(PROGRAM_FILE) else "checkpoint"] = text
+    teacher["program" if _is_local(text) and text.endswith(PROGRAM_SUFFIX) else "checkpoint"] = text
 
 
-def feed(spec: Spec, source: str, field: str = "dataset") -> None:
-    """Name the data, or `unlabelled` images: a set that the service knows, or the path of a file here."""
-    if not source.startswith((LOCAL, "blob:")) and (source.endswith(DATA_FILES) or "/" in source):
+def set_data(spec: Spec, source: str, field: str = "dataset") -> None:
+    """Set `dataset` or `unlabelled`: the name of a data set, or the path of a local file."""
+    if not source.startswith((LOCAL, "blob:")) and (source.endswith(DATA_SUFFIXES) or "/" in source):
         source = LOCAL + source
-    told = spec.get(field)
-    spec[field] = {**told, "source": source} if isinstance(told, dict) else source
+    previous = spec.get(field)
+    spec[field] = {**previous, "source": source} if isinstance(previous, dict) else source
 
 
-def bring_files(distillery: Distillery, spec: Spec, tell: Callable[[str], Tell | None] = lambda _: None) -> Spec:
-    """The same spec with every local file uploaded and registered. `tell` makes a progress callback for a file."""
-    brought = deepcopy(spec)
-    dataset = brought.get("dataset")
-    # Unlabelled images are brought to the size of the labelled ones.
+def upload_files(distillery: Distillery, spec: Spec, progress_of: ProgressOf = lambda _: None) -> Spec:
+    """Return the spec with every local file uploaded and registered."""
+    spec = deepcopy(spec)
+    dataset = spec.get("dataset")
+    # Unlabelled images get the size of the labelled ones.
     image_size = dataset.get("image_size") if isinstance(dataset, dict) else None
     for field in ("dataset", "unlabelled"):
-        given = brought.get(field)
-        if isinstance(given, str) and _is_local(given):
-            brought[field] = _dataset(distillery, _path(given, field), image_size, tell)
-        elif isinstance(given, dict) and _is_local(given.get("source")):
-            given["source"] = _dataset(distillery, _path(given["source"], field), image_size, tell)
-    teachers = brought.get("teacher")
+        data = spec.get(field)
+        if isinstance(data, str) and _is_local(data):
+            spec[field] = _dataset(distillery, _path(data, field), image_size, progress_of)
+        elif isinstance(data, dict) and _is_local(data.get("source")):
+            data["source"] = _dataset(distillery, _path(data["source"], field), image_size, progress_of)
+    teachers = spec.get("teacher")
     for teacher in teachers if isinstance(teachers, list) else [teachers]:
         if isinstance(teacher, dict) and _is_local(teacher.get("checkpoint")):
-            teacher["checkpoint"] = _model(distillery, _path(teacher["checkpoint"], "teacher"), teacher, tell)
+            teacher["checkpoint"] = _model(distillery, _path(teacher["checkpoint"], "teacher"), teacher, progress_of)
         if isinstance(teacher, dict) and _is_local(teacher.get("program")):
-            teacher["program"] = _blob(distillery, _path(teacher["program"], "teacher"), tell)
-    if _is_local(brought.get("baseline")):
-        brought["baseline"] = _blob(distillery, _path(brought["baseline"], "baseline"), tell)
-    return brought
+            teacher["program"] = _blob(distillery, _path(teacher["program"], "teacher"), progress_of)
+    if _is_local(spec.get("baseline")):
+        spec["baseline"] = _blob(distillery, _path(spec["baseline"], "baseline"), progress_of)
+    return spec
 
 
-def _blob(distillery: Distillery, path: Path, tell: Callable[[str], Tell | None]) -> str:
-    return f"blob:{distillery.upload(path, tell=tell(path.name))}"
+def _blob(distillery: Distillery, path: Path, progress_of: ProgressOf) -> str:
+    return f"blob:{distillery.upload(path, on_progress=progress_of(path.name))}"
 
 
-def _model(distillery: Distillery, path: Path, teacher: Spec, tell: Callable[[str], Tell | None]) -> str:
-    """Registered under a name that says file, architecture and content: the same file is sent once."""
-    digest, architecture = digest_of(path), teacher.get("architecture")
-    name = _name(path, architecture, digest)
-    if not _known(distillery.model, name):
-        distillery.register_model(name, path, architecture, tell=tell(path.name))
+def _model(distillery: Distillery, path: Path, teacher: Spec, progress_of: ProgressOf) -> str:
+    architecture = teacher.get("architecture")
+    name = _name(path, architecture, digest_of(path))
+    if not _is_registered(distillery.model, name):
+        distillery.register_model(name, path, architecture, on_progress=progress_of(path.name))
     return f"model:{name}"
 
 
-def _dataset(distillery: Distillery, path: Path, image_size: int | None, tell: Callable[[str], Tell | None]) -> str:
+def _dataset(distillery: Distillery, path: Path, image_size: int | None, progress_of: ProgressOf) -> str:
     name = _name(path, None if image_size is None else str(image_size), digest_of(path))
-    if not _known(distillery.dataset, name):
-        distillery.register_dataset(name, path, image_size=image_size, tell=tell(path.name))
+    if not _is_registered(distillery.dataset, name):
+        distillery.register_dataset(name, path, image_size=image_size, on_progress=progress_of(path.name))
     return name
 
 
-def _known(look: Callable[[str], object], name: str) -> bool:
+def _is_registered(get: Callable[[str], object], name: str) -> bool:
     try:
-        look(name)
+        get(name)
     except ApiError as error:
         if error.status != 404:
             raise
@@ -245,7 +252,10 @@ def _known(look: Callable[[str], object], name: str) -> bool:
 
 
 def _name(path: Path, detail: str | None, digest: str) -> str:
-    """A name that the registry takes: letters, digits, `.`, `_` and `-`, at most 100."""
+    """A name made of file, detail and digest, so that the same file is uploaded once.
+
+    The registry allows letters, digits, `.`, `_` and `-`, at most 100.
+    """
     words = [path.name.partition(".")[0][:50], (detail or "")[:30], digest[:12]]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(word for word in words if word)).lstrip("._-")
 
@@ -257,7 +267,7 @@ def _is_local(reference: Any) -> bool:
 def _path(reference: str, field: str) -> Path:
     path = Path(reference.removeprefix(LOCAL)).expanduser()
     if path.is_dir():
-        raise Unusable(f"{field}: {path} is a folder; pack it as .zip or .tar")
+        raise InvalidInput(f"{field}: {path} is a folder; pack it as .zip or .tar")
     if not path.is_file():
-        raise Unusable(f"{field}: {path} is no file here")
+        raise InvalidInput(f"{field}: there is no file {path}")
     return path

@@ -1,4 +1,4 @@
-"""What the command line shows: answers as tables and sentences."""
+"""The command line's output: tables and sentences made of the service's answers."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,55 +6,148 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from client.answers import Attempt, Collection, Dataset, Job, Measured, Model, Report, Storage
+from client.wire import Attempt, Collection, Dataset, Job, Measured, Model, Report, Storage
 
-TITLES = {"alone": "student alone", "last": "last generation"}
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
 
 
-def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ("id",), box: Box = SIMPLE_HEAD) -> Table:
-    """A table. Columns named in `whole` are never broken: ids are there to be copied."""
-    made = Table(header_style="bold", box=box, pad_edge=box is not SIMPLE_HEAD)
+def _table(
+    *columns: str, right: Sequence[str] = (), unbroken: Sequence[str] = ("id",), box: Box = SIMPLE_HEAD
+) -> Table:
+    """A table. Ids and other cells of `unbroken` columns stay on one line, so that they can be copied."""
+    table = Table(header_style="bold", box=box, pad_edge=box is not SIMPLE_HEAD)
     for column in columns:
-        made.add_column(
-            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in whole
-        )
-    return made
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in unbroken)
+    return table
 
 
-def row(to: Table, *cells: object) -> None:
-    """Cells are text, never markup: names come from other people."""
-    to.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in cells))
+def _add_row(table: Table, *cells: object) -> None:
+    """Add a row. Cells are text, never rich's markup: names come from users."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in cells))
 
 
-def proof(reports: Sequence[Report]) -> Table:
-    """Teacher, student and the same student alone, then all others. Of several runs, means with the standard deviation.
+# Jobs
 
-    Agreement: the share of test images on which a student says what the teacher says.
+
+def job_table(jobs: Iterable[Job]) -> Table:
+    columns = ("id", "status", "accuracy", "age", "method", "name")
+    table = _table(*columns, right=("accuracy",), unbroken=columns[:-1])
+    for job in jobs:
+        result = job["result"]
+        accuracy = percent([result["student"]["accuracy"]]) if result else ""
+        _add_row(table, job["id"], status_text(job), accuracy, age(job["created_at"]), job["method"], job["name"])
+    return table
+
+
+def status_text(job: Job) -> Text:
+    """The status, with the reason of a wait, the error, the progress and the requested action."""
+    text: str = job["status"]
+    if job["waiting"] is not None:
+        reason = job["waiting"]["reason"]
+        text += f", position {job['queue_position']}" if reason == "behind_others" else f", {_words(reason)}"
+    if job["error"] is not None:
+        text += f": {job['error']['code']}"
+    if job["status"] == "running" and "percent" in (progress := job["progress"] or {}):
+        text += f" {progress['percent']:.0f} %"
+    if job["requested"] is not None:
+        text += f" ({job['requested']} requested)"
+    return Text(text, style=COLOURS.get(job["status"], ""))
+
+
+def phase_text(job: Job) -> str:
+    """The phase of a running job, the status of any other."""
+    return _words(job["phase"] or "starting") if job["status"] == "running" else job["status"]
+
+
+def waiting_text(job: Job) -> str:
+    """The reason why a queued job has not started, with the time when it is due; "" for any other job."""
+    waiting = job["waiting"]
+    if waiting is None:
+        return ""
+    return waiting["message"] + (f", until {waiting['until']}" if waiting["until"] else "")
+
+
+def job_facts(job: Job) -> Table:
+    table = Table.grid(padding=(0, 2))
+    facts: dict[str, object] = {
+        "id": job["id"],
+        "name": job["name"],
+        "status": status_text(job),
+        "waiting": waiting_text(job),
+        "phase": job["phase"],
+        "method": job["method"],
+        "priority": job["priority"],
+        "attempts without progress": f"{job['attempts_without_progress']} of {job['max_attempts']}",
+        "checkpoint": f"step {job['checkpoint_step']}" if job["checkpoint_step"] is not None else None,
+        "deadline": job["deadline_at"],
+        "created": job["created_at"],
+        "started": job["started_at"],
+        "finished": job["finished_at"],
+        "allowed actions": ", ".join(job["allowed_actions"]),
+    }
+    for name, fact in facts.items():
+        if fact:
+            _add_row(table, Text(name, style="dim"), fact)
+    return table
+
+
+def attempt_table(attempts: Iterable[Attempt]) -> Table:
+    """The attempts of a job. The first column is the number that `/logs?attempt=` takes."""
+    numbers = ("attempt", "from step", "saved step")
+    table = _table(*numbers, "outcome", "started at", "ended at", "device", "worker", right=numbers, unbroken=())
+    for one in attempts:
+        steps = (one["first_step"] or 0, one["last_step"])
+        times = (one["started_at"], one["ended_at"])
+        _add_row(table, one["attempt"], *steps, one["how"] or "running", *times, one["device"], one["worker"])
+    return table
+
+
+def failure_lines(job: Job) -> list[str]:
+    """The error of a failed job, one line each for message, hint and next commands."""
+    error = job["error"]
+    if error is None:
+        return []
+    hint = [f"  hint: {error['hint']}"] if error["hint"] else []
+    retry = f"a retry may help: distillery retry {job['id']}" if error["retryable"] else "a retry alone does not help"
+    logs = f"its output: distillery show {job['id']} --logs"
+    return [f"{error['code']}: {error['message']}", *hint, f"  {retry}; {logs}"]
+
+
+# Reports
+
+
+def report_table(reports: Sequence[Report]) -> Table:
+    """Teacher, student, the same student alone, then all other models.
+
+    Of several runs: the mean with the standard deviation. Agreement is the share of the test images on which a model
+    and the teacher predict the same class.
     """
     figures = ("parameters", "bytes", "accuracy", "agreement")
-    made = table("", "network", *figures, right=figures, box=HEAVY_HEAD)
-    for name, models in _all_models(reports):
-        one = models[0]
-        row(
-            made,
-            Text(title(name), style="bold" if name == "student" else ""),
-            one["architecture"],
-            f"{one['parameters']:,}",
-            f"{one['bytes']:,}",
+    table = _table("", "network", *figures, right=figures, box=HEAVY_HEAD)
+    for name, models in _models_by_name(reports):
+        first = models[0]
+        agreements = [model["agreement"] for model in models if model["agreement"] is not None]
+        _add_row(
+            table,
+            Text(display_name(name), style="bold" if name == "student" else ""),
+            first["architecture"],
+            f"{first['parameters']:,}",
+            f"{first['bytes']:,}",
             percent([model["accuracy"] for model in models]),
-            percent(_mean(_agreements(models))),
+            percent([statistics.fmean(agreements)] if agreements else []),
         )
-    return made
+    return table
 
 
-def _all_models(reports: Sequence[Report]) -> Iterator[tuple[str, list[Measured]]]:
-    """Each model by its name, once for each report that has it: the three that matter first, then all others."""
-    first: tuple[Literal["teacher", "student", "alone"], ...] = ("teacher", "student", "alone")
-    for name in first:
+def _models_by_name(reports: Sequence[Report]) -> Iterator[tuple[str, list[Measured]]]:
+    """Each model's name with its figures in all reports: teacher, student and alone first, then the others."""
+    main: tuple[Literal["teacher", "student", "alone"], ...] = ("teacher", "student", "alone")
+    for name in main:
         if models := [model for report in reports if (model := report[name]) is not None]:
             yield name, models
     others = [report.get("models", {}) for report in reports]
@@ -62,23 +155,15 @@ def _all_models(reports: Sequence[Report]) -> Iterator[tuple[str, list[Measured]
         yield other, [models[other] for models in others if other in models]
 
 
-def title(name: str) -> str:
-    """A model or trial in words: `student alone`, `assistant 1`; of the stage `student/fsp`: `student, fsp stage`."""
+def display_name(name: str) -> str:
+    """The name of a model or trial for people: `student alone`, `assistant 1`, `student, fsp stage`."""
     trial, _, stage = name.partition("/")
-    told = TITLES.get(trial, trial.replace("-", " "))
-    return f"{told}, {stage.replace('_', ' ')} stage" if stage else told
-
-
-def _agreements(models: Iterable[Measured]) -> list[float]:
-    return [agreement for model in models if (agreement := model["agreement"]) is not None]
-
-
-def _mean(values: Sequence[float]) -> list[float]:
-    return [statistics.fmean(values)] if values else []
+    text = {"alone": "student alone", "last": "last generation"}.get(trial, trial.replace("-", " "))
+    return f"{text}, {_words(stage)} stage" if stage else text
 
 
 def percent(fractions: Sequence[float]) -> str:
-    """`94.2 %`, or `94.2 ± 0.8 %` where the values differ."""
+    """`94.2 %`, or `94.2 ± 0.8 %` if the values differ."""
     if not fractions:
         return "–"
     mean, spread = 100 * statistics.fmean(fractions), 100 * _spread(fractions)
@@ -86,12 +171,12 @@ def percent(fractions: Sequence[float]) -> str:
 
 
 def gain_sentence(reports: Sequence[Report]) -> str:
-    """What distilling was worth: the mean, and how far single runs lie apart."""
+    """The gain of distillation: the mean, its standard deviation, and each run."""
     gains = [100 * gain for report in reports if (gain := report["gain"]) is not None]
     if not gains and all(report["teacher"] is None and not report.get("models") for report in reports):
         return "Trained on labels alone: there was no teacher."
     if not gains:
-        return "No baseline was trained, so what distilling was worth is not known (baseline: train)."
+        return "No baseline was trained, so the gain of distillation is not known (baseline: train)."
     one_image = 100 / reports[0]["test_samples"]
     scale = f"{reports[0]['test_samples']} test images; one image is {one_image:.2f} points"
     if len(gains) == 1:
@@ -105,180 +190,191 @@ def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def job_list(jobs: Iterable[Job]) -> Table:
-    made = table(
-        "id",
-        "status",
-        "accuracy",
-        "age",
-        "method",
-        "name",
-        right=("accuracy",),
-        whole=("id", "status", "accuracy", "age", "method"),
-    )
-    for job in jobs:
-        result = job["result"]
-        accuracy = percent([result["student"]["accuracy"]]) if result else ""
-        row(made, job["id"], status(job), accuracy, age(job["created_at"]), job["method"], job["name"])
-    return made
+# The server
 
 
-def status(job: Job) -> Text:
-    """In one phrase: the status, and what it leaves open: why it waits, the percent, the error."""
-    told: str = job["status"]
-    if job["waiting"] is not None:
-        reason = job["waiting"]["reason"]
-        told += f", number {job['queue_position']}" if reason == "behind_others" else f", {reason.replace('_', ' ')}"
-    if job["error"] is not None:
-        told += f": {job['error']['code']}"
-    if job["status"] == "running" and "percent" in (progress := job["progress"] or {}):
-        told += f" {progress['percent']:.0f} %"
-    if job["requested"] is not None:
-        told += f" ({job['requested']} asked)"
-    return Text(told, style=COLOURS.get(job["status"], ""))
-
-
-def doing(job: Job) -> str:
-    """One word or two: the phase of a running job, else its status."""
-    if job["status"] != "running":
-        return job["status"]
-    return (job["phase"] or "starting").replace("_", " ")
-
-
-def waits(job: Job) -> str:
-    """Why a queued job has not started, and until when, where that is known; else nothing."""
-    waiting = job["waiting"]
-    if waiting is None:
-        return ""
-    return waiting["message"] + (f", until {waiting['until']}" if waiting["until"] else "")
-
-
-def job_facts(job: Job) -> Table:
-    made = Table.grid(padding=(0, 2))
-    facts: list[tuple[str, object]] = [
-        ("id", job["id"]),
-        ("name", job["name"]),
-        ("status", status(job)),
-        ("waits", waits(job)),
-        ("phase", job["phase"]),
-        ("method", job["method"]),
-        ("priority", job["priority"]),
-        ("attempts without progress", f"{job['attempts_without_progress']} of {job['max_attempts']}"),
-        ("checkpoint", f"step {job['checkpoint_step']}" if job["checkpoint_step"] is not None else None),
-        ("deadline", job["deadline_at"]),
-        ("created", job["created_at"]),
-        ("started", job["started_at"]),
-        ("finished", job["finished_at"]),
-        ("possible now", ", ".join(job["allowed_actions"])),
-    ]
-    for name, fact in facts:
-        if fact:
-            row(made, Text(name, style="dim"), fact)
-    return made
-
-
-def attempt_list(attempts: Iterable[Attempt]) -> Table:
-    """Numbered as their logs are."""
-    figures = ("attempt", "from step", "saved step")
-    made = table(*figures, "ended", "began at", "ended at", "device", "worker", right=figures, whole=())
-    for one in attempts:
-        steps = (one["first_step"] or 0, one["last_step"])
-        times = (one["started_at"], one["ended_at"])
-        row(made, one["attempt"], *steps, one["how"] or "runs", *times, one["device"], one["worker"])
-    return made
-
-
-def worker_list(workers: Iterable[dict[str, Any]]) -> Table:
-    made = table("worker", "takes jobs", "slots", "last heard", whole=("worker",))
+def worker_table(workers: Iterable[dict[str, Any]]) -> Table:
+    table = _table("worker", "takes jobs", "slots", "last seen", unbroken=("worker",))
     for one in workers:
-        slots = [f"{slot['name']} {slot['job'] or slot['state'].replace('_', ' ')}" for slot in one["devices"]]
-        takes = Text("yes", style="green") if one["alive"] else Text("no", style="red")
-        row(made, one["id"], takes, ", ".join(slots), one["seen_at"])
-    return made
+        slots = [f"{slot['name']} {slot['job'] or _words(slot['state'])}" for slot in one["devices"]]
+        alive = Text("yes", style="green") if one["alive"] else Text("no", style="red")
+        _add_row(table, one["id"], alive, ", ".join(slots), one["seen_at"])
+    return table
 
 
-def usage(storage: Storage) -> Table:
-    made = table("kept", "files", "bytes", right=("files", "bytes"))
+def usage_table(storage: Storage) -> Table:
+    table = _table("kind", "files", "bytes", right=("files", "bytes"))
     for kind, used in storage["usage"].items():
-        row(made, kind, f"{used['files']:,}", f"{used['bytes']:,}")
-    return made
+        _add_row(table, kind, f"{used['files']:,}", f"{used['bytes']:,}")
+    return table
 
 
-def room(storage: Storage) -> str:
-    free, floor = storage["free_bytes"], storage["min_free_bytes"]
-    short = "" if free >= floor else ": no job is started"
-    return f"{free:,} bytes are free, {floor:,} are needed to start a job{short}"
+def disk_space_line(storage: Storage) -> str:
+    free, needed = storage["free_bytes"], storage["min_free_bytes"]
+    enough = "" if free >= needed else ": no job is started"
+    return f"{free:,} bytes are free, {needed:,} are needed to start a job{enough}"
 
 
-def collection_list(collections: Iterable[Collection]) -> Table:
-    made = table("collected at", "removed", "fault")
+def collection_table(collections: Iterable[Collection]) -> Table:
+    table = _table("started at", "removed", "error")
     for one in collections:
         removed = [
-            f"{tally['count']} {kind.replace('_', ' ')} ({tally['bytes']:,} bytes)"
-            for kind, tally in (one["removed"] or {}).items()
+            f"{total['count']} {_words(kind)} ({total['bytes']:,} bytes)"
+            for kind, total in (one["removed"] or {}).items()
         ]
-        told = ", ".join(removed) or "nothing"
-        row(made, one["began_at"], told if one["ended_at"] else "has not ended", one["error"])
-    return made
+        text = (", ".join(removed) or "nothing") if one["ended_at"] else "has not ended"
+        _add_row(table, one["began_at"], text, one["error"])
+    return table
 
 
-def failure_lines(job: Job) -> list[str]:
-    error = job["error"]
-    if error is None:
-        return []
-    again = "the same spec may succeed later: distillery retry" if error["retryable"] else "retrying alone won't help"
-    hint = [f"  hint: {error['hint']}"] if error["hint"] else []
-    return [
-        f"{error['code']}: {error['message']}",
-        *hint,
-        f"  {again}; what it printed: distillery show {job['id']} --logs",
-    ]
+# The registry and the catalogue
 
 
-def model_list(models: Iterable[Model]) -> Table:
-    made = table("name", "architecture", "classes", "parameters", "id", right=("classes", "parameters"))
+def model_table(models: Iterable[Model]) -> Table:
+    table = _table("name", "architecture", "classes", "parameters", "id", right=("classes", "parameters"))
     for model in models:
         facts = model["facts"]
-        row(made, model["name"], facts["architecture"], facts["num_classes"], f"{facts['parameters']:,}", model["id"])
-    return made
+        counts = (facts["num_classes"], f"{facts['parameters']:,}")
+        _add_row(table, model["name"], facts["architecture"], *counts, model["id"])
+    return table
 
 
-def dataset_list(datasets: Iterable[Dataset]) -> Table:
-    made = table("name", "classes", "images", "train", "test", "id", right=("classes", "train", "test"))
+def dataset_table(datasets: Iterable[Dataset]) -> Table:
+    table = _table("name", "classes", "images", "train", "test", "id", right=("classes", "train", "test"))
     for dataset in datasets:
         facts = dataset["facts"]
         height, width = facts["image_size"]
-        labelled = facts.get("labelled", True)
-        images = f"{facts['channels']} x {height} x {width}"
-        row(
-            made,
+        _add_row(
+            table,
             dataset["name"],
-            facts["num_classes"] if labelled else "no labels",
-            images,
+            facts["num_classes"] if facts.get("labelled", True) else "no labels",
+            f"{facts['channels']} x {height} x {width}",
             f"{facts['train']:,}",
             f"{facts['test']:,}",
             dataset["id"] or "built in",
         )
-    return made
+    return table
 
 
-def method_list(methods: Iterable[dict[str, Any]]) -> Table:
-    made = table("method", "matches", "paper")
+def method_table(methods: Iterable[dict[str, Any]]) -> Table:
+    table = _table("method", "matches", "paper")
     for method in methods:
-        row(made, method["name"], method["matches"], method["paper"])
-    return made
+        _add_row(table, method["name"], method["matches"], method["paper"])
+    return table
 
 
-def architecture_list(architectures: Iterable[dict[str, Any]]) -> Table:
-    made = table("architecture", "source", "family", "parameters", right=("parameters",))
+def architecture_table(architectures: Iterable[dict[str, Any]]) -> Table:
+    table = _table("architecture", "source", "family", "parameters", right=("parameters",))
     for one in architectures:
-        counted = one["parameters_counted"]
-        row(made, one["name"], one["source"], one["family"], f"{counted:,}" if counted else "")
-    return made
+        parameters = one["parameters_counted"]
+        _add_row(table, one["name"], one["source"], one["family"], f"{parameters:,}" if parameters else "")
+    return table
+
+
+# One method. Fields that an older or newer service does not send are left out.
+
+METHOD_FACTS = {
+    "matches": "matches",
+    "scheme": "scheme",
+    "teacher": "teacher",
+    "needs": "needs",
+    "taps": "default taps",
+    "owns": "also trains",
+    "cost": "cost of a step",
+}
+"""Fields of GET /v1/methods/{name} and their labels, in the order of the page."""
+
+COMMON_OPTIONS = ("name", "weight")
+"""Options that every method has: `--method NAME=WEIGHT`."""
+
+BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+TYPES = {"integer": "whole number", "boolean": "true | false", "string": "text"}
+
+Schema = dict[str, Any]
+
+
+def method_page(method: dict[str, Any]) -> Iterator[RenderableType]:
+    """A method with its paper, its needs, its default weights, and its options with their bounds."""
+    heading = method.get("title")
+    yield Text.assemble((str(method["name"]), "bold"), f"  {heading}" if heading else "")
+    yield Text(str(method.get("paper", "")), style="dim")
+    yield Text()
+    yield _method_facts(method)
+    options = _option_table(method.get("options"))
+    if options is not None:
+        yield options
+        in_sum = f"--set method.{method['name']}.OPTION=VALUE"
+        yield Text(f"set an option: --set method.OPTION=VALUE, in a sum {in_sum}", style="dim")
+
+
+def _method_facts(method: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for field, label in METHOD_FACTS.items():
+        fact = method.get(field)
+        text = _words(", ".join(map(str, fact)) if isinstance(fact, list) else str(fact or ""))
+        if text not in ("", "none", "nothing"):
+            _add_row(table, Text(label, style="dim"), text)
+    weights = [
+        f"{name} {_number(method[name])}" for name in ("alpha", "beta", "temperature") if method.get(name) is not None
+    ]
+    if weights:
+        _add_row(table, Text("defaults", style="dim"), ", ".join(weights))
+    if method.get("defaults_from"):
+        _add_row(table, Text("defaults from", style="dim"), method["defaults_from"])
+    return table
+
+
+def _option_table(schema: Any) -> Table | None:
+    """The method's own options, or None if it has none or if their schema is unknown."""
+    fields = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(fields, dict):
+        return None
+    table = _table("option", "values", "default", "description", unbroken=("option",))
+    for name, field in fields.items():
+        if name not in COMMON_OPTIONS:
+            values = allowed_values(field, schema.get("$defs", {}))
+            _add_row(table, name, values, _default(field), field.get("description"))
+    return table if table.row_count else None
+
+
+def _default(field: Schema) -> str:
+    default = field.get("default")
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "" if default is None else _number(default) if isinstance(default, float) else str(default)
+
+
+def _number(number: float) -> str:
+    """The number as a user types it: 1000, not 1000.0."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
+def allowed_values(field: Schema, definitions: dict[str, Schema]) -> str:
+    """The values that a JSON schema allows: `number, ≥ 1, ≤ 8`, `sum | max`, `list of text, 1 to 16 long`."""
+    if "$ref" in field:
+        return allowed_values(definitions.get(field["$ref"].rpartition("/")[2], {}), definitions)
+    if choices := field.get("anyOf") or field.get("oneOf"):
+        return " | ".join(allowed_values(one, definitions) for one in choices if one.get("type") != "null")
+    if "const" in field or "enum" in field:
+        return " | ".join(str(one) for one in field.get("enum", [field.get("const")]))
+    kind = str(field.get("type", "any"))
+    if kind == "array":
+        inner = allowed_values(field.get("items", {}), definitions)
+        least, most = field.get("minItems", 0), field.get("maxItems")
+        length = "" if most is None else f", {least} to {most} long"
+        return f"list of {f'({inner})' if ' | ' in inner else inner}{length}"
+    if kind == "object":
+        return f"{{{', '.join(field.get('properties', {}))}}}"
+    bounds = [f"{sign} {_number(field[name])}" for name, sign in BOUNDS.items() if name in field]
+    return ", ".join([TYPES.get(kind, kind), *bounds])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def age(at: str, now: datetime | None = None) -> str:
-    """`3 min`, as exactly as one wants to know it."""
+    """The time since `at`: `3 min`, `2 h`, `5 d`."""
     past_s = ((now or datetime.now(UTC)) - datetime.fromisoformat(at)).total_seconds()
     for unit, seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if past_s >= seconds:

@@ -1,53 +1,55 @@
-"""What every command needs of the terminal: errors as lines, tables or JSON, progress bars."""
+"""Output of the command line: lines, JSON, tables, progress bars, and a job followed to its end."""
 
 import json
+import time
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from typer.core import TyperGroup
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
+from base.jobs import TERMINAL
+from client import tables
 from client.errors import DistilleryError
-from client.transfer import Tell
+from client.sdk import Distillery
+from client.transfer import OnProgress
+from client.wire import Event, Job
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
-
-
-class Commands(TyperGroup):
-    """Commands whose errors are lines on standard error and exit code 2, never a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DistilleryError as error:
-            for number, line in enumerate(error.lines()):
-                typer.echo(line if number else f"error: {line}", err=True)
-            raise typer.Exit(2) from None
-
-
-def show_list(found: list[Any], as_json: bool, as_table: Callable[[Iterable[Any]], Any], none_yet: str) -> None:
-    if as_json:
-        print_json(found)
-    elif found:
-        output().print(as_table(found))
-    else:
-        typer.echo(none_yet, err=True)
+POLL_S = 0.4
+MAX_OUTAGE_S = 120.0
+SHOWN_BY_BAR = ("queued", "phase", "checkpoint", "claimed", "succeeded", "failed")
+"""Types of events that are not printed above the bar, because the bar itself shows them."""
 
 
 def output() -> Console:
-    """Standard output; where that is no terminal, with room for a row on one line."""
+    """Standard output. Where it is not a terminal, it is wide enough for a row on one line."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=200)
+
+
+def print_lines(console: Console, *lines: str, style: str | None = None) -> None:
+    """Print lines without markup and wrapping."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 def print_json(answer: Any) -> None:
     typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
 
 
-class Transfers:
-    """Progress bars for files on their way; on standard error, only on a terminal, and gone when they are through."""
+def print_list(rows: list[Any], as_json: bool, to_table: Callable[[Iterable[Any]], Any], if_empty: str) -> None:
+    if as_json:
+        print_json(rows)
+    elif rows:
+        output().print(to_table(rows))
+    else:
+        typer.echo(if_empty, err=True)
+
+
+class TransferBars:
+    """Progress bars of uploads and downloads, on standard error and only on a terminal. They are removed at the end."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
@@ -60,8 +62,147 @@ class Transfers:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def file(self, name: str) -> Tell:
-        """A new bar; the display starts with the first."""
+    def add(self, name: str) -> OnProgress:
+        """Add the bar of a file. Returns the callback that moves it."""
         self.progress.start()
         bar = self.progress.add_task(name, total=None)
         return lambda done, total: self.progress.update(bar, completed=done, total=total)
+
+
+def follow(distillery: Distillery, job_id: str, console: Console, title: str | None = None) -> Job:
+    """Show a job until it has ended, and return it: a bar on a terminal, else one line for each event.
+
+    KeyboardInterrupt does not affect the job.
+    """
+    if not console.is_terminal:
+        print_lines(console, f"{title or 'job'}: {job_id}")
+        for event in distillery.watch(job_id):
+            if event["type"] != "checkpoint":
+                print_lines(console, event_line(event))
+        return distillery.job(job_id)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[details]}"),
+    )
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        bar = _JobBar(distillery, job_id, progress, title)
+        while not bar.update():
+            time.sleep(POLL_S)
+    return bar.job
+
+
+class _JobBar:
+    """The bar of one job. Unusual events are printed above it."""
+
+    def __init__(self, distillery: Distillery, job_id: str, progress: Progress, title: str | None) -> None:
+        self.distillery, self.progress, self.title = distillery, progress, title
+        self.job = distillery.job(job_id)
+        self.last_seq = 0
+        self.answered_at = time.monotonic()
+        self.accuracy: float | None = None
+        self.measured_at: tuple[str, int] | None = None
+        self.task: TaskID = progress.add_task(self._description("waiting"), total=100, details="")
+
+    def update(self) -> bool:
+        """Draw the job's state. Returns True if it has ended. An outage of the server is tolerated for a while."""
+        try:
+            self.job = self.distillery.job(self.job["id"])
+            self._print_events()
+            self._fetch_accuracy()
+            self.answered_at = time.monotonic()
+        except DistilleryError as error:
+            if not error.transient or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
+                raise
+            self._draw("server unreachable")
+            return False
+        self._draw(tables.phase_text(self.job))
+        return self.job["status"] in TERMINAL
+
+    def _print_events(self) -> None:
+        for event in self.distillery.events(self.job["id"], after=self.last_seq):
+            self.last_seq = event["seq"]
+            if event["type"] not in SHOWN_BY_BAR:
+                print_lines(self.progress.console, event_line(event))
+
+    def _fetch_accuracy(self) -> None:
+        """Fetch the newest accuracy, once for each epoch."""
+        now = self.job["progress"] or {}
+        trial, epoch = now.get("trial", ""), now.get("epoch", 0)
+        if (trial, epoch) == self.measured_at:
+            return
+        curves = self.distillery.metrics(self.job["id"], ["validation/accuracy"], max_points=2).get(trial, {})
+        points = curves.get("validation/accuracy", [])
+        self.accuracy = points[-1][1] if points else None
+        self.measured_at = trial, epoch
+
+    def _draw(self, state: str) -> None:
+        done = 100 if self.job["status"] == "succeeded" else (self.job["progress"] or {}).get("percent", 0)
+        details = progress_text(self.job, self.accuracy)
+        self.progress.update(self.task, completed=done, description=self._description(state), details=details)
+        self.progress.refresh()
+
+    def _description(self, state: str) -> str:
+        return escape(f"{self.title or self.job['name'] or self.job['id']}: {state}")
+
+
+def progress_text(job: Job, accuracy: float | None) -> str:
+    """`epoch 7/15, validation accuracy 91.2 %, 8 s left`, with the name of any trial but the student's.
+
+    For a waiting job the reason of the wait; for a succeeded one the student's accuracy on the test images.
+    """
+    if job["result"] is not None:
+        return f"test accuracy {tables.percent([job['result']['student']['accuracy']])}"
+    if job["waiting"] is not None:
+        return tables.waiting_text(job)
+    progress = job["progress"] or {}
+    parts = []
+    if (trial := progress.get("trial", "student")) != "student":
+        parts.append(tables.display_name(trial))
+    if "epoch" in progress and "epochs" in progress:
+        parts.append(f"epoch {progress['epoch']}/{progress['epochs']}")
+    if accuracy is not None:
+        parts.append(f"validation accuracy {100 * accuracy:.1f} %")
+    left_s = progress.get("seconds_remaining")
+    if left_s is not None and job["phase"] == "training":
+        parts.append(f"{duration(left_s)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def event_line(event: Event) -> str:
+    """`13:05:07  claimed  attempt=1  device=cpu`. A value with the name of the event's type is printed alone."""
+    fields = [
+        _value_text(value) if name == event["type"] else f"{name}={_value_text(value)}"
+        for name, value in event["data"].items()
+        if value is not None
+    ]
+    return "  ".join([event["at"][11:19], event["type"], *fields])
+
+
+def _value_text(value: object) -> str:
+    """The value as text; objects in a list are shown by their names."""
+    if isinstance(value, list):
+        return ",".join(str(item["name"]) if isinstance(item, dict) and "name" in item else str(item) for item in value)
+    return str(value)
+
+
+def print_result(job: Job, console: Console, hint: str | None = None) -> bool:
+    """Print how a job ended; for a success with its report and a hint. Returns True for a success."""
+    if job["status"] != "succeeded":
+        print_lines(console, f"job {job['id']} {job['status']}", *tables.failure_lines(job), style="red")
+        return False
+    if job["result"] is not None:
+        console.print(tables.report_table([job["result"]]))
+        print_lines(console, tables.gain_sentence([job["result"]]))
+    if hint:
+        print_lines(console, hint)
+    return True

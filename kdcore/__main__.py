@@ -1,7 +1,7 @@
-"""The engine by hand, and as a worker's child.
+"""The engine's command line, by hand and as a worker's child.
 
     python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--events-fd N]
-    python -m kdcore run --wait N           the same, told over the socket N once all is imported (`order.py`)
+    python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
     python -m kdcore inspect model PATH --architecture NAME
     python -m kdcore inspect program PATH
@@ -9,8 +9,8 @@
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
 
-`run` writes one JSON object a line: exit 0 after `done`, 1 after `error`, 75 when SIGTERM stopped it and a checkpoint
-is safe. `evaluate` and `inspect` print one JSON object.
+`run` writes one JSON object a line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a checkpoint is
+saved. `evaluate` and `inspect` print one JSON object.
 """
 
 import argparse
@@ -25,23 +25,23 @@ from typing import Any
 
 from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from base.files import DISK_FULL
-from kdcore import order
-from kdcore.lines import Lines
+from kdcore import protocol
+from kdcore.protocol import Lines
 from kdcore.spec import parse
 
 NO_MEMORY = "can't allocate memory"
-"""A GPU's allocator raises an error of its own kind, the CPU's only says so."""
+"""In the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has an error class of its own."""
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(given)
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
     verb: Callable[[argparse.Namespace], int] = arguments.verb
     return verb(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.wait is not None:
-        return main(["run", *order.wait(arguments.wait, _import_all)])
+        return main(["run", *protocol.receive_order(arguments.wait, _import_all)])
     if arguments.spec is None or arguments.out is None:
         arguments.refuse("give SPEC.json and --out DIR, or --wait N")
     lines = Lines(_events(arguments.events_fd))
@@ -49,20 +49,22 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         lines.phase("validating")
         spec = parse(_spec_body(arguments.spec))
-        # Torch is imported only once the spec is known to be sound: a mistyped field answers at once.
-        from kdcore import parts, run
+        # Torch is imported only for a valid spec, so that a mistyped field fails at once.
+        from kdcore import prepare, run
+        from kdcore.checkpoint import Stopped
 
-        place = parts.Place(arguments.out, dict(arguments.input), arguments.cache or arguments.out / "cache", lines)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(place, "stop_asked", True))
+        cache = arguments.cache or arguments.out / "cache"
+        workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(workspace, "stop_requested", True))
         arguments.out.mkdir(parents=True, exist_ok=True)
         try:
-            report = run.run(spec, place, arguments.resume)
-        except run.Stopped:
-            return order.EXIT_STOPPED
+            report = run.run(spec, workspace, arguments.resume)
+        except Stopped:
+            return protocol.EXIT_STOPPED
     except Exception as error:
-        named = _named(error)
-        lines.emit("error", **named.as_dict())
-        if isinstance(named, Internal):
+        engine_error = _engine_error(error)
+        lines.emit("error", **engine_error.as_dict())
+        if isinstance(engine_error, Internal):
             raise
         return 1
     lines.emit("done", report=report)
@@ -70,77 +72,68 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _import_all() -> None:
-    """What any job needs. It touches no device and starts no thread: the process is as good as new."""
+    """Import what any job needs. This touches no device and starts no thread."""
     from kdcore import run  # noqa: F401
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from kdcore import parts
-    from kdcore.measure import measure
+    from kdcore.evaluate import evaluate_checkpoint
+    from kdcore.prepare import Workspace
 
-    place = parts.Place(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
-    return _print(lambda: measure(arguments.path, arguments.architecture, arguments.dataset, place))
-
-
-def _inspect_model(arguments: argparse.Namespace) -> int:
-    from kdcore import weights
-
-    return _print_facts(lambda: weights.inspect(arguments.path, arguments.architecture, arguments.channels))
+    workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
+    return _print(lambda: evaluate_checkpoint(arguments.path, arguments.architecture, arguments.dataset, workspace))
 
 
-def _inspect_program(arguments: argparse.Namespace) -> int:
-    from kdcore import programs
-
-    return _print_facts(lambda: programs.inspect(arguments.path))
-
-
-def _inspect_dataset(arguments: argparse.Namespace) -> int:
-    from kdcore import data
-
-    return _print_facts(lambda: data.inspect(arguments.path, arguments.image_size))
+def _inspect(arguments: argparse.Namespace) -> int:
+    """Print facts, or the error that makes the thing unusable: exit 0 for both."""
+    return _print(lambda: {"ok": True, "facts": _facts(arguments).model_dump(mode="json")}, exit_on_error=0)
 
 
-def _inspect_architecture(arguments: argparse.Namespace) -> int:
-    from kdcore import models
+def _facts(of: argparse.Namespace) -> Any:
+    """The facts of a file or a network. Each kind imports only what it needs."""
+    match of.kind:
+        case "model":
+            from kdcore import weights
 
-    images = arguments.channels, _height_width(arguments)
-    return _print_facts(lambda: models.inspect(arguments.name, arguments.classes, *images))
+            return weights.inspect(of.path, of.architecture, of.channels)
+        case "program":
+            from kdcore import programs
 
+            return programs.inspect(of.path)
+        case "dataset":
+            from kdcore import data
 
-def _inspect_taps(arguments: argparse.Namespace) -> int:
-    from kdcore import models
+            return data.inspect(of.path, of.image_size)
+        case _:
+            from kdcore import models
 
-    images = arguments.channels, _height_width(arguments)
-    return _print_facts(lambda: models.inspect_taps(arguments.name, arguments.classes, *images, arguments.paths))
+            network = of.name, of.classes, of.channels, _height_width(of)
+            return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
-    """One number is a square's."""
+    """One number is a square's side."""
     return arguments.image_size[0], arguments.image_size[-1]
 
 
-def _print_facts(look: Callable[[], Any]) -> int:
-    return _print(lambda: {"ok": True, "facts": look().model_dump(mode="json")}, exit_on_error=0)
-
-
-def _print(look: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
-    """One JSON object on stdout. A fault of ours still ends in a traceback, so that it is seen as one."""
+def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
+    """Print one JSON object. An unexpected exception still ends in a traceback."""
     try:
-        answer, code = look(), 0
+        printed, code = answer(), 0
     except EngineError as error:
-        answer, code = {"ok": False, "error": error.as_dict()}, exit_on_error
-    print(json.dumps(answer))
+        printed, code = {"ok": False, "error": error.as_dict()}, exit_on_error
+    print(json.dumps(printed))
     return code
 
 
-def _named(error: Exception) -> EngineError:
-    """The engine's name for what went wrong."""
+def _engine_error(error: Exception) -> EngineError:
+    """The engine's own error for any exception."""
     if isinstance(error, EngineError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
         return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size needs less")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return StorageFull(f"no room to write: {error}")
+        return StorageFull(f"out of disk space: {error}")
     return Internal(f"{type(error).__name__}: {error}")
 
 
@@ -152,7 +145,7 @@ def _spec_body(path: Path) -> Any:
 
 
 def _events(descriptor: int | None) -> Any:
-    """The stream for the lines. By hand it is stdout, and whatever else prints there goes to stderr instead."""
+    """The stream for the lines. By hand it is stdout, and everything else that prints there goes to stderr instead."""
     if descriptor is not None:
         return os.fdopen(descriptor, "w", buffering=1)
     stream = os.fdopen(os.dup(1), "w", buffering=1)
@@ -161,8 +154,8 @@ def _events(descriptor: int | None) -> Any:
 
 
 def _input(text: str) -> tuple[str, Path]:
-    reference, found, path = text.rpartition("=")
-    if not found:
+    reference, equals, path = text.rpartition("=")
+    if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not REFERENCE=PATH")
     return reference, Path(path)
 
@@ -176,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("spec", type=Path, nargs="?")
     run.add_argument("--out", type=Path)
     run.add_argument("--resume", type=Path)
-    run.add_argument("--wait", type=int, metavar="N", help="be told the rest over this socket (a worker does so)")
+    run.add_argument(
+        "--wait", type=int, metavar="N", help="receive the other arguments over this socket, from a worker"
+    )
     run.add_argument("--events-fd", type=int)
 
     evaluate = verbs.add_parser("evaluate", help="measure a checkpoint on a data set's test images")
@@ -189,28 +184,21 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")
     evaluate.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
 
-    inspect = verbs.add_parser("inspect", help="look at a file before it is used").add_subparsers(required=True)
-    model = inspect.add_parser("model")
-    model.set_defaults(verb=_inspect_model)
-    model.add_argument("path", type=Path)
+    inspect = verbs.add_parser("inspect", help="print facts of a file or a network")
+    inspect.set_defaults(verb=_inspect)
+    kinds = inspect.add_subparsers(required=True, dest="kind")
+    model, program, dataset = (kinds.add_parser(kind) for kind in ("model", "program", "dataset"))
+    for kind in (model, program, dataset):
+        kind.add_argument("path", type=Path)
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
-    program = inspect.add_parser("program")
-    program.set_defaults(verb=_inspect_program)
-    program.add_argument("path", type=Path)
-    dataset = inspect.add_parser("dataset")
-    dataset.set_defaults(verb=_inspect_dataset)
-    dataset.add_argument("path", type=Path)
     dataset.add_argument("--image-size", type=int)
-    architecture = inspect.add_parser("architecture")
-    architecture.set_defaults(verb=_inspect_architecture)
-    taps = inspect.add_parser("taps")
-    taps.set_defaults(verb=_inspect_taps)
-    for verb in (architecture, taps):
-        verb.add_argument("name")
-        verb.add_argument("--classes", type=int, required=True)
-        verb.add_argument("--channels", type=int, required=True)
-        verb.add_argument("--image-size", type=int, nargs="+", required=True)
+    architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
+    for kind in (architecture, taps):
+        kind.add_argument("name")
+        kind.add_argument("--classes", type=int, required=True)
+        kind.add_argument("--channels", type=int, required=True)
+        kind.add_argument("--image-size", type=int, nargs="+", required=True)
     taps.add_argument("paths", nargs="+", metavar="PATH")
     return parser
 

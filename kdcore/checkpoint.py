@@ -1,48 +1,131 @@
-"""Resumable states: everything that a training needs to go on as if nothing had happened."""
+"""Progress of a job: reported while it trains, and saved in checkpoints, from which it continues bit for bit."""
 
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from base.errors import Internal
+from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
+from kdcore.prepare import PreparedJob, Workspace
+from kdcore.spec import Stage
+from kdcore.training import Outcome, StageTraining
 
 KEPT = 2
 
+log = logging.getLogger("kdcore")
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Written:
-    """Write `<folder>/<step>.pt` whole and durable, and let go of all but the last two."""
-    written = write_whole(folder / f"{step:09d}.pt", lambda path: _write(path, state))
+
+class Stopped(Exception):
+    """The engine was stopped on request; a checkpoint is saved."""
+
+
+@dataclass
+class Progress:
+    """The state of a job: outcomes of trials that have ended, by trial and model; what the ended stages of the current
+    trial have learned, by stage; and the state of the stage in training."""
+
+    finished: dict[str, dict[str, Outcome]] = field(default_factory=dict)
+    prepared: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
+
+
+def save(folder: Path, step: int, progress: Progress) -> Written:
+    """Write `<folder>/<step>.pt` whole and durable, and delete all but the last two."""
+    finished = {
+        trial: {model: vars(outcome) for model, outcome in outcomes.items()}
+        for trial, outcomes in progress.finished.items()
+    }
+    state = {"finished": finished, "prepared": progress.prepared, "training": progress.training}
+
+    def write(path: Path) -> None:
+        # Given a path, torch's own writer hides the error of a full disk.
+        with path.open("wb") as file:
+            torch.save(state, file)
+
+    written = write_whole(folder / f"{step:09d}.pt", write)
     for old in sorted(folder.glob("*.pt"))[:-KEPT]:
         old.unlink()
     return written
 
 
-def _write(path: Path, state: dict[str, Any]) -> None:
-    # Given a path, torch writes by itself, and does not tell a full disk from any other trouble.
-    with path.open("wb") as file:
-        torch.save(state, file)
-
-
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state as it was saved; tensors of the model come to `device`, random states stay on the CPU."""
+def load(path: Path, device: torch.device) -> Progress:
+    """Read a checkpoint. Tensors of models come to `device`; random states stay on the CPU."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise Internal(f"the checkpoint {path.name} cannot be read: {error}") from error
-    return state
+        state = torch.load(path, map_location=device, weights_only=True)
+        finished = {
+            trial: {model: Outcome(**saved) for model, saved in outcomes.items()}
+            for trial, outcomes in state["finished"].items()
+        }
+        return Progress(finished, dict(state["prepared"]), state["training"])
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def random_state() -> dict[str, Any]:
-    """Of the generators that dropout and initialisation draw from; views and order need none."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+class Watch:
+    """Reports a stage's progress, saves checkpoints, and stops the training on request."""
 
+    def __init__(self, stage: Stage, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
+        self.name, self.workspace, self.progress = stage.name, workspace, progress
+        plan = [one for trial in job.trials for one in trial.stages]
+        self.steps_before = sum(one.steps for one in plan[: plan.index(stage)])
+        self.steps_in_all = sum(one.steps for one in plan)
+        self.saved_at = time.monotonic()
+        self.disk_full = False
+        self.began: tuple[float, int] | None = None
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+    def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        self.workspace.lines.metric(self.name, step, epoch, values)
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.info("%s, epoch %d, step %d: %s", self.name, epoch, step, figures)
+
+    def after_step(self, training: StageTraining) -> None:
+        due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
+        if self.workspace.stop_requested:
+            self._save(training, training.state())
+            raise Stopped
+        if due and not training.ended:  # The end of a stage is saved by `run`, as its result.
+            self.save_or_warn(training, training.state())
+        if training.ended or self.workspace.lines.progress_is_due():
+            self._report(training)
+
+    def save_or_warn(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
+        """Save a checkpoint. If the disk is full, warn once until a save succeeds again, and let the training go on."""
+        try:
+            self._save(training, state)
+            self.disk_full = False
+        except StorageFull as error:
+            self.saved_at = time.monotonic()
+            if not self.disk_full:
+                text = f"{error.message}; the training goes on without this checkpoint"
+                self.workspace.lines.warning(error.code, text)
+            self.disk_full = True
+
+    def _save(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
+        """Write a checkpoint under the job's own count of steps: the highest number is always the furthest."""
+        self.progress.training = state
+        step = self.steps_before + training.global_step
+        written = save(self.workspace.out / "checkpoints", step, self.progress)
+        self.workspace.announce("checkpoint", written, step=step)
+        self.saved_at = time.monotonic()
+
+    def _report(self, training: StageTraining) -> None:
+        now = time.monotonic()
+        done, total = self.steps_before + training.global_step, self.steps_in_all
+        began_at, began_step = self.began = self.began or (now, done)
+        per_step_s = (now - began_at) / (done - began_step) if done > began_step else None
+        self.workspace.lines.progress(
+            trial=self.name,
+            epoch=min(training.position.epoch + 1, training.epochs),
+            epochs=training.epochs,
+            step=done,
+            total_steps=total,
+            percent=round(100 * done / total, 2),
+            seconds_remaining=None if per_step_s is None else round(per_step_s * (total - done), 1),
+        )

@@ -1,4 +1,7 @@
-"""A network with the normalisation that belongs to it: pixels in, a View out."""
+"""A network with the normalisation that belongs to it, and the teachers: classifiers that never change.
+
+Shapes: N batch, K classes, k members of an ensemble.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, log_softmax
 
-from kdcore.lesson import View
+from kdcore.lesson import NOTHING, Batch, Needs, View
 from kdcore.taps import Taps
 
 
 class Classifier(nn.Module):
     """Normalises pixels in 0..255 by `mean` and `std` (per channel, of pixels in 0..1) and runs the network.
 
-    The network computes in bfloat16 where `bf16` says so; what it hands over is at least float32, so that losses
-    need no casts.
+    The network computes in bfloat16 if `bf16` is set. Its outputs are at least float32, so that losses need no casts.
     """
 
     network: nn.Module
@@ -44,38 +46,100 @@ class Classifier(nn.Module):
         return Classifier(network, mean, std, bf16=self.bf16).to(self.mean.device)
 
     def watch(self, paths: Sequence[str]) -> None:
-        """Tap these places, and no others, from now on."""
+        """Tap these places and no others from now on."""
         self._taps.close()
         self._taps = Taps(self.network, dict.fromkeys(paths))
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> View:
-        """A view; with `labels` it holds the input gradient, which can be differentiated where gradients are on. Where
-        a label is unknown, the gradient is that of the view's own answer."""
+        """Return a view. With `labels` it holds the input gradient, which can be differentiated where gradients are on;
+        where a label is unknown, the gradient is that of the network's own answer."""
         images = ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         if labels is None:
-            return self._precisely(images)
+            return self._view_in_own_precision(images)
         learning = torch.is_grad_enabled()
         with torch.enable_grad():
-            view = self._precisely(images.requires_grad_())
+            view = self._view_in_own_precision(images.requires_grad_())
             # The sum: a mean would scale each image's gradient by the size of its batch.
             loss = cross_entropy(view.logits, answered(labels, view.logits), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, images, create_graph=learning)
         return View(view.logits, view.taps, gradient if learning else gradient.detach())
 
-    def look(self, images: Tensor) -> View:
-        """A view of images that are normalised already, in whatever precision stands around the call."""
+    def _view_in_own_precision(self, images: Tensor) -> View:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return self.view(images)
+
+    def view(self, images: Tensor) -> View:
+        """Return a view of images that are normalised already, in the precision of the caller."""
         logits = self.network(images)
         return View(_lifted(logits), {path: _lifted(tap) for path, tap in self._taps.read().items()})
 
-    def _precisely(self, images: Tensor) -> View:
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return self.look(images)
-
 
 def answered(labels: Tensor, logits: Tensor) -> Tensor:
-    """The labels; where one is unknown (-1), the class that these logits find most likely. Mixed labels are known."""
+    """Labels, with the most likely class of these logits where one is unknown (-1). Mixed labels are known."""
     return labels if labels.is_floating_point() else torch.where(labels < 0, logits.argmax(1), labels)
 
 
 def _lifted(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+class FrozenTeacher(nn.Module):
+    """A teacher of one network: always in eval mode, without gradients."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier.requires_grad_(False)
+        self.needs = NOTHING
+        self.train(False)
+
+    @property
+    def members(self) -> list[Classifier]:
+        return [self.classifier]
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Stay in eval mode for any `mode`: batch norm in train mode would make other logits."""
+        return super().train(False)
+
+    def show(self, needs: Needs) -> None:
+        self.needs = needs
+        self.classifier.watch(needs.teacher_taps)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> View:
+        view: View = self.classifier(batch.inputs, batch.labels if self.needs.input_gradient else None)
+        taps = {path: tap.detach() for path, tap in view.taps.items()}
+        layers = {path: self.classifier.network.get_submodule(path) for path in self.needs.teacher_layers}
+        return View(view.logits.detach(), taps, view.input_gradient, layers)
+
+    def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
+        (logits_NK,) = logits_kNK
+        return logits_NK
+
+
+class TeacherEnsemble(nn.Module):
+    """A teacher of several networks, whose probabilities are averaged by weight.
+
+    p = Σ_k w_k softmax(z_k / T), Σ w = 1: the arithmetic mean (the mean of logits would be a geometric one). The view's
+    logits are T · log p, so that softening them by T gives p.
+    """
+
+    def __init__(self, teachers: Sequence[FrozenTeacher], weights: Sequence[float], temperature: float) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+        self.members = [teacher.classifier for teacher in teachers]
+        self.log_weights = [float(torch.tensor(weight / sum(weights), dtype=torch.float64).log()) for weight in weights]
+        self.temperature = temperature
+
+    def show(self, needs: Needs) -> None:
+        """Accept logits only: the networks' activations have no common places."""
+        assert not needs.teacher_taps, "rules refuse several teachers where activations are compared"
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> View:
+        return View(self.combined([teacher(batch).logits for teacher in self.teachers]))
+
+    def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
+        """T · log of the averaged probabilities: N × K."""
+        logs = zip(self.log_weights, logits_kNK, strict=True)
+        terms = [log_weight + log_softmax(z_NK / self.temperature, dim=1) for log_weight, z_NK in logs]
+        return self.temperature * torch.stack(terms).logsumexp(0)

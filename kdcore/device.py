@@ -1,4 +1,4 @@
-"""Which device a job runs on, and how exactly it repeats itself there."""
+"""The device and precision of a job, and bit-exact repetition."""
 
 import os
 
@@ -9,23 +9,26 @@ from kdcore.spec import Training
 
 
 def choose(training: Training) -> torch.device:
-    """The device asked for; `auto` takes a GPU where there is one. Raises SpecInvalid for one that is not there."""
+    """The requested device; `auto` takes a GPU if there is one. Raises SpecInvalid if it is not available."""
     available = torch.cuda.is_available()
     if training.device == "cuda" and not available:
-        raise SpecInvalid("training.device is 'cuda', but no GPU is visible here", hint="ask for 'auto' or 'cpu'")
+        raise SpecInvalid("training.device is 'cuda', but no GPU is visible here", hint="set 'auto' or 'cpu'")
     return torch.device("cuda" if available and training.device != "cpu" else "cpu")
 
 
 def bf16(training: Training, device: torch.device) -> bool:
-    """Whether the networks compute in bfloat16: as asked, or by itself on a GPU that has it."""
+    """Whether the networks compute in bfloat16: as requested, or by default on a GPU that supports it."""
     if training.precision != "auto":
         return training.precision == "bf16"
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def make_exact(seed: int) -> None:
-    """Same spec, same device kind, same number of threads: same bits. What cannot promise that warns in the log."""
+    """Make a run repeatable: the same spec, device kind and number of threads give the same bits.
+
+    An operation that is not deterministic warns in the log.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Deterministic algorithms, warning only; the function of that name imports the compiler to tell it too.
+    # Like torch.use_deterministic_algorithms(True, warn_only=True), which would import the compiler.
     torch.set_deterministic_debug_mode("warn")
     torch.manual_seed(seed)

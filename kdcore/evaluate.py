@@ -1,13 +1,23 @@
-"""How good a classifier is: its logits on a split, and what follows from them."""
+"""A model measured on images: its logits, accuracy, loss and size."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from base.errors import TeacherMismatch
+from kdcore import data, models, weights
 from kdcore.classifier import Classifier
-from kdcore.data import Images
+from kdcore.data.images import Images
+from kdcore.spec import Dataset
+
+if TYPE_CHECKING:
+    from kdcore.prepare import Workspace
 
 BATCH = 256
 
@@ -25,7 +35,7 @@ class Score:
 def logits_on(classifier: Classifier, images: Images) -> Tensor:
     """Logits of every image in order, on the CPU: n × K, in float32 as the exported file will be used.
 
-    The classifier is left as it was found.
+    The classifier keeps its mode and precision.
     """
     was_training, was_bf16 = classifier.training, classifier.bf16
     classifier.train(False)
@@ -51,5 +61,39 @@ def score(logits_nK: Tensor, labels_n: Tensor) -> Score:
 
 
 def agreement(logits_nK: Tensor, teacher_nK: Tensor) -> float:
-    """The fraction of images on which both name the same class first."""
+    """The fraction of images whose most likely class is the same for both."""
     return (logits_nK.argmax(1) == teacher_nK.argmax(1)).double().mean().item()
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def size_bytes(network: nn.Module) -> int:
+    """Bytes of all that a checkpoint of the network holds, buffers included; shared tensors count once."""
+    tensors = {(value.data_ptr(), value.shape): value for value in network.state_dict().values()}
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def evaluate_checkpoint(path: Path, architecture: str | None, dataset: str, workspace: Workspace) -> dict[str, Any]:
+    """Accuracy (fractions of 1), loss in nats and parameter count of the checkpoint at `path`, on test images.
+
+    Normalised by the checkpoint's mean and std, if it has them, or else by the data's own.
+    """
+    loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
+    file = weights.open_teacher(path, architecture, loaded.facts.channels)
+    if file.facts.num_classes != loaded.facts.num_classes:
+        given, needed = file.facts.num_classes, loaded.facts.num_classes
+        raise TeacherMismatch(f"the checkpoint has {given} classes, the data set has {needed}")
+    network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
+    weights.load_into(network, file.state, str(path))
+    mean, std = file.facts.mean or loaded.facts.mean, file.facts.std or loaded.facts.std
+    found = score(logits_on(Classifier(network, mean, std), loaded.test), loaded.test.labels)
+    return {
+        "architecture": file.facts.architecture,
+        "parameters": parameters(network),
+        "accuracy": found.accuracy,
+        "accuracy_top5": found.accuracy_top5,
+        "loss": found.loss,
+        "test_samples": len(loaded.test),
+    }

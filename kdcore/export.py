@@ -1,4 +1,4 @@
-"""The deliverable: the student's network alone, as safetensors that plain PyTorch loads, and all that its use needs."""
+"""The files that a job delivers: the student as safetensors that plain PyTorch loads, the report and the spec."""
 
 import json
 from collections.abc import Mapping
@@ -8,23 +8,53 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from base.files import Written, write_whole
-from kdcore.parts import Parts
+from base.files import Written, write_text, write_whole
+from kdcore import report
+from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import Student
+from kdcore.training import Outcome
+
+WEIGHTS = "application/octet-stream"
+
+
+def write(
+    job: PreparedJob,
+    workspace: Workspace,
+    finished: Mapping[str, Mapping[str, Outcome]],
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the student, its peers where several learned from each other, the report and the resolved spec."""
+    delivered, students = report.delivered(job, finished), job.spec.students
+    path = workspace.out / "student.safetensors"
+    written = student(path, delivered.weights, students[0], job, summary["student"], delivered.members)
+    workspace.announce("artifact", written, name=path.name, media_type=WEIGHTS)
+    for number, peer in enumerate(students[1:], 2):
+        path = workspace.out / f"student-{number}.safetensors"
+        best = finished["student"][path.stem].best
+        written = student(path, best, peer, job, summary["models"][path.stem])
+        workspace.announce("artifact", written, name=path.name, media_type=WEIGHTS)
+    for name, content in (("report.json", summary), ("spec.json", job.spec.as_json())):
+        written = write_text(workspace.out / name, json.dumps(content, indent=2) + "\n")
+        workspace.announce("artifact", written, name=name, media_type="application/json")
 
 
 def student(
-    path: Path, weights: Mapping[str, Tensor], of: Student, parts: Parts, metrics: Mapping[str, Any], members: int = 1
+    path: Path,
+    weights: Mapping[str, Tensor],
+    spec: Student,
+    job: PreparedJob,
+    metrics: Mapping[str, Any],
+    members: int = 1,
 ) -> Written:
-    """Write weights under the network's own names; the metadata's `distillery` is JSON that says how to use them.
+    """Write weights under the network's own names; the metadata's `distillery` is JSON with all that their use needs.
 
-    Several members are an ensemble: each one's names stand behind its number, `0.conv1.weight`, and the answer is the
-    mean of their probabilities.
+    Several members are an ensemble: each one's names follow its number, `0.conv1.weight`, and the answer is the mean of
+    their probabilities.
     """
-    preprocessing, dataset = of.preprocessing, parts.data.facts
+    preprocessing, dataset = spec.preprocessing, job.data.facts
     assert preprocessing is not None, "resolve() gives every student its normalisation"
     metadata = {
-        "architecture": of.architecture,
+        "architecture": spec.architecture,
         "members": members,
         "num_classes": dataset.num_classes,
         "channels": dataset.channels,
@@ -33,7 +63,7 @@ def student(
         "mean": preprocessing.mean,
         "std": preprocessing.std,
         "metrics": dict(metrics),
-        "spec": parts.spec.as_json(),
+        "spec": job.spec.as_json(),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     notes = {"distillery": json.dumps(metadata), "format": "pt"}
@@ -41,12 +71,12 @@ def student(
 
 
 def _save(tensors: dict[str, Tensor], notes: dict[str, str], path: Path) -> None:
-    """As safetensors writes it, but for the order of the notes, which it shuffles: the same student, the same bytes."""
+    """Write the same bytes for the same student: safetensors shuffles the notes, so they are put in order again."""
     content = bytearray(save(tensors, notes))
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size]) | {"__metadata__": notes}
     ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
     assert len(ordered) == size, "the same header in another order is as long"
     content[8 : 8 + size] = ordered
-    # Not by safetensors itself, whose error does not tell a full disk from any other trouble.
+    # safetensors' own writer hides the error of a full disk.
     path.write_bytes(content)

@@ -1,20 +1,19 @@
-"""The optimizer that a spec asks for, and the learning rate of every step as a pure function."""
+"""The optimizer that a spec names, and the moving average of a network's weights."""
 
 import inspect
-import math
 from collections.abc import Iterable
 from typing import TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kdcore.spec import AdamW, Multistep, Optimizer, Schedule
+from kdcore.spec import AdamW, Optimizer
 
 Kind = TypeVar("Kind", bound=type[torch.optim.Optimizer])
 
 
 def _uncompiled(kind: Kind) -> Kind:
-    """An optimizer of PyTorch's as it was written, without the wrappers that keep `torch.compile` out of it.
+    """PyTorch's optimizer without the wrappers that keep `torch.compile` out of it.
 
     Their first call imports the compiler, which takes longer than torch itself; nothing is compiled here.
     """
@@ -28,28 +27,27 @@ _AdamW, _Sgd = _uncompiled(torch.optim.AdamW), _uncompiled(torch.optim.SGD)
 
 
 def optimizer_for(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Weight decay reaches every parameter, batch norm's too, as in the recipes that the field's tables stand on."""
+    """Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
     if isinstance(spec, AdamW):
         return _AdamW(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
     return _Sgd(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
 
 
-def learning_rate(base: float, schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The rate at `step` of the whole training, steps counted from 0.
+class Average:
+    """An exponential moving average of a network's weights (Polyak & Juditsky 1992).
 
-    During the warm-up the rate rises in a straight line that reaches the base at the warm-up's last step.
-    Milestones fall at the start of their epoch; the cosine starts where the warm-up ends.
+    Parameters and running statistics: average ← decay · average + (1 - decay) · value. Counters are copied.
     """
-    warmup = schedule.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return base * (step + 1) / math.ceil(warmup)
-    if isinstance(schedule, Multistep):
-        passed = sum(step >= milestone * steps_per_epoch for milestone in schedule.milestones or ())
-        return base * schedule.gamma**passed
-    done = (step - warmup) / max(1.0, epochs * steps_per_epoch - warmup)
-    return base * (schedule.final_fraction + (1 - schedule.final_fraction) * (1 + math.cos(math.pi * done)) / 2)
 
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        for name, value in network.state_dict().items():
+            average = self.state[name]
+            if average.is_floating_point():
+                average.lerp_(value, 1 - self.decay)
+            else:
+                average.copy_(value)

@@ -1,50 +1,163 @@
-"""The proof: teacher, student and the same student alone, measured on the same test images."""
+"""The report: every model of a job, measured once on test images that no training has seen; and what is delivered.
 
+Shapes: n test images, K classes, k models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from kdcore.evaluate import agreement, score
+from kdcore import evaluate
+from kdcore.classifier import Classifier
+from kdcore.prepare import PreparedJob
+from kdcore.spec import Trial
 from kdcore.training import Outcome
 
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def size_bytes(network: nn.Module) -> int:
-    """Bytes of all that a checkpoint of the network holds, buffers included; what two parts share counts once."""
-    held = {(value.data_ptr(), value.shape): value for value in network.state_dict().values()}
-    return sum(value.numel() * value.element_size() for value in held.values())
+Result = tuple[Trial, Mapping[str, Classifier], Mapping[str, Outcome]]
+"""A finished trial, its models, and their outcomes by the same names."""
 
 
-def of_model(
+@dataclass(frozen=True)
+class Delivered:
+    """A job's student: weights under the network's own names, with the prefix `<number>.` for several members."""
+
+    weights: Mapping[str, Tensor]
+    members: int
+
+
+def delivered(job: PreparedJob, finished: Mapping[str, Mapping[str, Outcome]]) -> Delivered:
+    """The student at its best epoch; all generations at theirs where the method asks for an ensemble."""
+    if not job.spec.scheme.ensemble_is_result:
+        return Delivered(finished["student"]["student"].best, 1)
+    generations = [trial for trial in job.trials if trial.name != "alone"]
+    weights = {
+        f"{number}.{name}": value
+        for number, trial in enumerate(generations)
+        for name, value in finished[trial.name]["student"].best.items()
+    }
+    return Delivered(weights, len(generations))
+
+
+def build_report(job: PreparedJob, results: Iterable[Result]) -> dict[str, Any]:
+    """The rows of teacher, student and the same student alone; `models` are all others."""
+    labels, student_spec = job.data.test.labels, job.spec.students[0]
+    rows: dict[str, Any] = {}
+    teacher_nK: Tensor | None = None
+    for name, architecture, network, logits_nK in _teachers(job):
+        teacher_nK = logits_nK if name == "teacher" else teacher_nK
+        rows[name] = model_row(architecture, network, logits_nK, labels)
+    generations: list[Tensor] = []
+    for result in results:
+        for name, row, logits_nK in _trained(job, *result, teacher_nK):
+            rows[name] = row
+            if name == "student" or name.startswith("generation-"):
+                generations.append(logits_nK)
+    if len(generations) > 1:
+        rows |= _generation_rows(rows["student"], generations, job, teacher_nK)
+    if job.baseline is not None:
+        logits_nK = evaluate.logits_on(job.baseline, job.data.test)
+        rows["alone"] = model_row(student_spec.architecture, job.baseline.network, logits_nK, labels, teacher_nK)
+    student, alone = rows["student"], rows.get("alone")
+    return {
+        "teacher": rows.pop("teacher", None),
+        "student": rows.pop("student"),
+        "alone": rows.pop("alone", None),
+        "gain": student["accuracy"] - alone["accuracy"] if alone else None,
+        "models": rows,
+        "test_samples": len(labels),
+        "dataset": job.data.facts.model_dump(mode="json"),
+    }
+
+
+def model_row(
     architecture: str, network: nn.Module, logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = None
 ) -> dict[str, Any]:
-    """One row: the teacher's, or (held against the teacher) that of a student trained elsewhere."""
+    """The row of one model, compared with the teacher if its logits are given."""
     return {
         "architecture": architecture,
-        "parameters": parameters(network),
-        "bytes": size_bytes(network),
-        **of_logits(logits_nK, labels_n, teacher_nK),
+        "parameters": evaluate.parameters(network),
+        "bytes": evaluate.size_bytes(network),
+        **logits_row(logits_nK, labels_n, teacher_nK),
     }
 
 
-def of_logits(logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = None) -> dict[str, Any]:
-    """What of a row the answers tell."""
-    measured = score(logits_nK, labels_n)
+def logits_row(logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = None) -> dict[str, Any]:
+    """The part of a row that depends on the logits alone."""
+    score = evaluate.score(logits_nK, labels_n)
     return {
-        "accuracy": measured.accuracy,
-        "accuracy_top5": measured.accuracy_top5,
-        "loss": measured.loss,
-        "agreement": None if teacher_nK is None else agreement(logits_nK, teacher_nK),
+        "accuracy": score.accuracy,
+        "accuracy_top5": score.accuracy_top5,
+        "loss": score.loss,
+        "agreement": None if teacher_nK is None else evaluate.agreement(logits_nK, teacher_nK),
     }
 
 
-def of_training(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[str, Any]:
-    """What a row adds for a model that this job trained: its figures are those of the epoch that the held-out part
-    chose, and the last epoch stands beside it."""
+def training_row(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[str, Any]:
+    """The part of a row about its training: the row's figures are those of the best epoch on held-out images, and the
+    last epoch is given beside it."""
     return {
         "best": {"epoch": outcome.best_epoch, "validation_accuracy": outcome.best_accuracy},
-        "last": {"epoch": outcome.epochs, "accuracy": score(last_nK, labels_n).accuracy},
+        "last": {"epoch": outcome.epochs, "accuracy": evaluate.score(last_nK, labels_n).accuracy},
     }
+
+
+def _teachers(job: PreparedJob) -> Iterator[tuple[str, str, nn.Module, Tensor]]:
+    """Name, architecture, network and logits: the teacher, then its members where it has several."""
+    if job.teacher is None:
+        return
+    names = [spec.architecture or "program" for spec in job.spec.teachers]
+    networks = [member.network for member in job.teacher.members]
+    logits_knK = [evaluate.logits_on(member, job.data.test) for member in job.teacher.members]
+    yield "teacher", " + ".join(names), nn.ModuleList(networks), job.teacher.combined(logits_knK)
+    if len(networks) > 1:
+        for number, row in enumerate(zip(names, networks, logits_knK, strict=True), 1):
+            yield f"teacher-{number}", *row
+
+
+def _trained(
+    job: PreparedJob,
+    trial: Trial,
+    models: Mapping[str, Classifier],
+    outcomes: Mapping[str, Outcome],
+    teacher_nK: Tensor | None,
+) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
+    """Name in the report, row and logits of each model that a trial trained."""
+    labels = job.data.test.labels
+    for number, (name, outcome) in enumerate(outcomes.items()):
+        model = models[name]
+        best_nK = _logits_with(model, outcome.best, job)
+        last_is_best = outcome.best_epoch == outcome.epochs
+        last_nK = best_nK if last_is_best else _logits_with(model, outcome.last, job)
+        spec = trial.students[number] if len(trial.students) > 1 else trial.students[0]
+        row = model_row(spec.architecture, model.network, best_nK, labels, teacher_nK)
+        row |= training_row(outcome, last_nK, labels)
+        yield name if trial.name == "student" else trial.name, row, best_nK
+
+
+def _logits_with(model: Classifier, weights: Mapping[str, Tensor], job: PreparedJob) -> Tensor:
+    model.network.load_state_dict(weights)
+    return evaluate.logits_on(model, job.data.test)
+
+
+def _generation_rows(
+    last: dict[str, Any], logits_knK: list[Tensor], job: PreparedJob, teacher_nK: Tensor | None
+) -> dict[str, Any]:
+    """The last generation, and all of them as one: one of the two is the student, the other is given beside it."""
+    mean_nK = torch.stack([logits_nK.double().softmax(1) for logits_nK in logits_knK]).mean(0).log().float()
+    count = len(logits_knK)
+    ensemble = {
+        **logits_row(mean_nK, job.data.test.labels, teacher_nK),
+        "architecture": f"{count} x {last['architecture']}",
+        "parameters": count * last["parameters"],
+        "bytes": count * last["bytes"],
+    }
+    return (
+        {"student": ensemble, "last": last}
+        if job.spec.scheme.ensemble_is_result
+        else {"student": last, "ensemble": ensemble}
+    )

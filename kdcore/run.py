@@ -1,201 +1,174 @@
-"""One job from spec to proof: build the parts, train what has to be trained, measure, export.
+"""One job from spec to report: prepare it, train each stage of each trial, measure, export.
 
-Read from `run` downwards; what is trained, and in which order, is `spec/plan.py`; one step is `Training._step`.
+Read `run` first. The trials and their stages are planned in `spec/plan.py`; one step is `StageTraining._step`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from base.errors import StorageFull
-from base.files import Written, write_text
-from kdcore import checkpoint, export, proof
-from kdcore.parts import Parts, Place, build
-from kdcore.proof import Finished
-from kdcore.spec import GIVEN, JobSpec, Trial, legs, trials
-from kdcore.teacher import FrozenTeacher, Teacher
-from kdcore.training import Observer, Outcome, Training
-from kdcore.trial import Course
+import torch
 
-WEIGHTS = "application/octet-stream"
+from kdcore import checkpoint, device, export, objectives, report
+from kdcore.checkpoint import Progress, Watch
+from kdcore.classifier import Classifier, FrozenTeacher
+from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
+from kdcore.objectives import Setting
+from kdcore.prepare import PreparedJob, Workspace, prepare
+from kdcore.schemes.ensemble import NativeEnsemble
+from kdcore.schemes.exits import Exits
+from kdcore.schemes.mutual import Mutual
+from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.spec import GIVEN, JobSpec, Trial
+from kdcore.spec.methods import SchemeOptions
+from kdcore.training import Observer, StageTraining
 
 log = logging.getLogger("kdcore")
 
 
-class Stopped(Exception):
-    """Somebody asked the engine to stop; the state is safe in a checkpoint."""
+def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict[str, Any]:
+    """Run the whole job. Returns the report, which is also in `report.json` beside `student.safetensors`.
 
-
-@dataclass
-class Progress:
-    """All that a checkpoint holds: trials that have ended, by model; first stages of the trial at hand that have
-    ended; and the state of the training that has not."""
-
-    finished: dict[str, dict[str, Outcome]] = field(default_factory=dict)
-    prepared: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    training: Mapping[str, Any] | None = None
-
-    def as_state(self) -> dict[str, Any]:
-        finished = {
-            trial: {model: vars(outcome) for model, outcome in outcomes.items()}
-            for trial, outcomes in self.finished.items()
-        }
-        return {"finished": finished, "prepared": self.prepared, "training": self.training}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        finished = {
-            trial: {model: Outcome(**saved) for model, saved in outcomes.items()}
-            for trial, outcomes in state["finished"].items()
-        }
-        return cls(finished, dict(state["prepared"]), state["training"])
-
-
-def run(spec: JobSpec, place: Place, resume: Path | None = None) -> dict[str, Any]:
-    """The whole job; returns the report, which also stands in `report.json` beside `student.safetensors`.
-
-    Raises an EngineError that says what is wrong, or Stopped once a checkpoint is safe.
+    Raises an EngineError for what went wrong, or checkpoint.Stopped once one is saved.
     """
     started = time.monotonic()
-    parts = build(spec, place)
-    progress = _resumed(resume, parts)
+    job = prepare(spec, workspace)
+    progress = Progress()
+    if resume is not None:
+        log.info("resuming from %s", resume.name)
+        progress = checkpoint.load(resume, job.device)
 
-    place.lines.phase("training")
-    for trial in trials(parts.spec):
+    workspace.lines.phase("training")
+    for trial in job.trials:
         if trial.name not in progress.finished:
-            _train(trial, parts, place, progress)
+            _train(trial, job, workspace, progress)
 
-    place.lines.phase("evaluating")
-    summary = proof.measure(parts, progress.finished)
+    workspace.lines.phase("evaluating")
+    results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
+    summary = report.build_report(job, results)
     summary["seconds"] = round(time.monotonic() - started, 3)
 
-    place.lines.phase("exporting")
-    _export(parts, place, progress.finished, summary)
+    workspace.lines.phase("exporting")
+    export.write(job, workspace, progress.finished, summary)
     return summary
 
 
-def _train(trial: Trial, parts: Parts, place: Place, progress: Progress) -> None:
-    """A trial from its fresh start: what its methods teach first, one after the other, then the training proper."""
-    course = Course(trial, parts, _teacher(trial, parts, progress))
-    for number, (name, _) in enumerate(course.stages):
-        watch = _Watch(name, parts, place, progress)
-        training = course.training(number, Observer(metric=watch.metric, after_step=watch.after_step))
-        if name in progress.prepared:
-            training.adopt(progress.prepared[name])
+def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
+    """Train a trial from its fresh start, stage after stage."""
+    setup = TrialSetup(trial, job, _teacher(trial, job, progress))
+    for number, stage in enumerate(trial.stages):
+        watch = Watch(stage, job, workspace, progress)
+        training = setup.training(number, Observer(metric=watch.metric, after_step=watch.after_step))
+        if stage.name in progress.prepared:
+            training.adopt(progress.prepared[stage.name])
             continue
         if progress.training is not None:
             training.restore(progress.training)
         outcomes = training.run()
-        if name == trial.name:
-            progress.finished[name], progress.prepared = outcomes, {}
+        if stage is trial.stages[-1]:
+            progress.finished[trial.name], progress.prepared = outcomes, {}
         else:
-            progress.prepared[name] = training.learned()
-        watch.save_if_there_is_room(training, None)
+            progress.prepared[stage.name] = training.learned()
+        watch.save_or_warn(training, None)
 
 
-def _teacher(trial: Trial, parts: Parts, progress: Progress) -> Teacher | None:
-    """The teacher that the spec names, or the best of an earlier trial, frozen."""
+def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:
+    """The teacher that the spec names, or the best student of an earlier trial, frozen."""
     if trial.taught_by is None or trial.taught_by == GIVEN:
-        return parts.teacher if trial.taught_by == GIVEN else None
-    earlier = next(one for one in trials(parts.spec) if one.name == trial.taught_by)
-    student = parts.fresh(earlier.students[0])
+        return job.teacher if trial.taught_by == GIVEN else None
+    earlier = next(one for one in job.trials if one.name == trial.taught_by)
+    student = job.student(earlier.students[0])
     student.network.load_state_dict(progress.finished[earlier.name]["student"].best)
     return FrozenTeacher(student)
 
 
-class _Watch:
-    """Reports a trial's progress, keeps it resumable, and stops it when asked."""
+class TrialSetup:
+    """A trial's students, objectives and images. Creating it draws the students' weights from the trial's seed."""
 
-    def __init__(self, name: str, parts: Parts, place: Place, progress: Progress) -> None:
-        self.name, self.place, self.progress = name, place, progress
-        plan = legs(parts.spec, parts.data.facts, parts.known.unlabelled)
-        before = [leg.name for leg in plan].index(name)
-        self.steps_before = sum(leg.steps for leg in plan[:before])
-        self.steps_in_all = sum(leg.steps for leg in plan)
-        self.saved_at = time.monotonic()
-        self.short_of_room = False
-        self.began: tuple[float, int] | None = None
+    def __init__(self, trial: Trial, job: PreparedJob, teacher: Teacher | None) -> None:
+        device.make_exact(trial.seed)
+        self.trial, self.job, self.teacher = trial, job, teacher
+        self.training_set = job.training_set(trial)
+        self.students = _students(trial, job)
+        setting = Setting(
+            temperature=job.spec.temperature,
+            num_classes=job.data.facts.num_classes,
+            epochs=job.spec.training.epochs,
+            labels=self.training_set.images.labels,
+            rows=self.training_set.rows,
+        )
+        self.objectives = objectives.build(trial.methods, setting)
 
-    def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        self.place.lines.metric(self.name, step, epoch, values)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.info("%s, epoch %d, step %d: %s", self.name, epoch, step, told)
-
-    def after_step(self, training: Training) -> None:
-        due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
-        # The end of a trial is saved by whoever ran it, as a result.
-        if self.place.stop_asked:
-            self._save(training, training.state())
-            raise Stopped
-        if due and not training.ended:
-            self.save_if_there_is_room(training, training.state())
-        if training.ended or self.place.lines.progress_is_due():
-            self._report(training)
-
-    def save_if_there_is_room(self, training: Training, state: Mapping[str, Any] | None) -> None:
-        """On a full disk the training goes on, from the last good checkpoint if need be; told once a shortage."""
-        try:
-            self._save(training, state)
-            self.short_of_room = False
-        except StorageFull as error:
-            self.saved_at = time.monotonic()
-            if not self.short_of_room:
-                self.place.lines.warning(error.code, f"{error.message}; the training goes on without this checkpoint")
-            self.short_of_room = True
-
-    def _save(self, training: Training, state: Mapping[str, Any] | None) -> None:
-        """Write a checkpoint under the job's own count of steps: the highest number is always the furthest."""
-        self.progress.training = state
-        step = self.steps_before + training.global_step
-        written = checkpoint.save(self.place.out / "checkpoints", step, self.progress.as_state())
-        _announce(self.place, "checkpoint", written, step=step)
-        self.saved_at = time.monotonic()
-
-    def _report(self, training: Training) -> None:
-        epochs, now = training.stage.epochs, time.monotonic()
-        done, total = self.steps_before + training.global_step, self.steps_in_all
-        began_at, began_step = self.began = self.began or (now, done)
-        per_step_s = (now - began_at) / (done - began_step) if done > began_step else None
-        self.place.lines.progress(
-            trial=self.name,
-            epoch=min(training.position.epoch + 1, epochs),
-            epochs=epochs,
-            step=done,
-            total_steps=total,
-            percent=round(100 * done / total, 2),
-            seconds_remaining=None if per_step_s is None else round(per_step_s * (total - done), 1),
+    def training(self, number: int, observer: Observer) -> StageTraining:
+        """The training of a stage. It sets torch's generator, so that a trial can be resumed between two stages."""
+        spec, stage, objective = self.job.spec, self.trial.stages[number], self.objectives[number]
+        needs = objective.needs if objective is not None else NOTHING
+        answers = spec.unlabelled is not None and spec.unlabelled.labels == "teacher"
+        if number > 0:
+            torch.manual_seed(self.trial.seed + number)
+        scheme: Scheme
+        if stage.method is not None and stage.method.first_stage is not None:
+            first = stage.method.first_stage
+            assert self.teacher is not None, "rules refuse a method with a first stage without a teacher"
+            alpha, smoothing = 0.0, 0.0
+            # The method's weight belongs to its first stage where it has no loss in the last one.
+            beta = (spec.beta or 0.0) * objectives.weight(stage.method) if first.then_labels_alone else 1.0
+            if first.trains_student:
+                scheme = Offline(self.students[0], self.teacher, needs, answers)
+            else:
+                scheme = Preparation(self.teacher, needs)
+        else:
+            alpha, beta, smoothing = spec.alpha or 0.0, spec.beta or 0.0, spec.training.label_smoothing
+            if not self.trial.methods and spec.scheme.kind != "alone":
+                alpha = 1.0  # alpha is the labels' share beside a distillation loss, and this trial has none.
+            scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs, answers)
+        return StageTraining(
+            scheme=scheme,
+            objective=objective,
+            alpha=alpha,
+            beta=beta if objective is not None else 0.0,
+            smoothing=smoothing,
+            epochs=stage.epochs,
+            recipe=spec.training.model_copy(update={"seed": self.trial.seed}),
+            training_set=self.training_set,
+            num_classes=self.job.data.facts.num_classes,
+            observer=observer,
         )
 
 
-def _resumed(resume: Path | None, parts: Parts) -> Progress:
-    if resume is None:
-        return Progress()
-    log.info("going on from %s", resume.name)
-    return Progress.from_state(checkpoint.load(resume, parts.device))
+def _students(trial: Trial, job: PreparedJob) -> list[Classifier]:
+    """A trial's students as they begin; one for each branch where a student is branched."""
+    return [job.student(spec) for spec in trial.students * trial.scheme.branches]
 
 
-def _export(parts: Parts, place: Place, finished: Finished, summary: Mapping[str, Any]) -> None:
-    """The student; its peers where several learned from each other; the report and the resolved spec."""
-    answer, students = proof.answer(parts, finished), parts.spec.students
-    path = place.out / "student.safetensors"
-    exported = export.student(path, answer.weights, students[0], parts, summary["student"], answer.members)
-    _announce(place, "artifact", exported, name=path.name, media_type=WEIGHTS)
-    for number, peer in enumerate(students[1:], 2):
-        path = place.out / f"student-{number}.safetensors"
-        best = finished["student"][path.stem].best
-        exported = export.student(path, best, peer, parts, summary["models"][path.stem])
-        _announce(place, "artifact", exported, name=path.name, media_type=WEIGHTS)
-    for name, content in (("report.json", summary), ("spec.json", parts.spec.as_json())):
-        written = write_text(place.out / name, json.dumps(content, indent=2) + "\n")
-        _announce(place, "artifact", written, name=name, media_type="application/json")
+def _scheme(
+    trial: Trial,
+    job: PreparedJob,
+    students: list[Classifier],
+    teacher: Teacher | None,
+    needs: Needs = NOTHING,
+    answers: bool = False,
+) -> Scheme:
+    """The scheme of a trial's last stage."""
+    facts = job.data.facts
+    match trial.scheme:
+        case SchemeOptions("mutual"):
+            return Mutual(students, needs)
+        case SchemeOptions("ensemble", rampup_epochs=rampup):
+            return NativeEnsemble(students, facts.image_size, rampup)
+        case SchemeOptions("exits", exits=exits):
+            network = job.known.network(trial.students[0].architecture)
+            assert exits and network and network.embedding, "fit() refuses a job without exits and an embedding"
+            return Exits(students[0], exits, network.embedding, facts.num_classes, facts.image_size)
+    if teacher is None or not trial.methods:
+        return Alone(students[0])
+    return Offline(students[0], teacher, needs, answers)
 
 
-def _announce(place: Place, event: str, written: Written, **fields: Any) -> None:
-    relative = str(written.path.relative_to(place.out))
-    place.lines.emit(event, path=relative, bytes=written.bytes, sha256=written.sha256, **fields)
+def _untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
+    """The models that a trial delivers, with random weights, to be loaded with those of its outcomes."""
+    return _scheme(trial, job, _students(trial, job), None).models

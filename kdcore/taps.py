@@ -6,9 +6,9 @@ A tap is a module's path as `named_modules` spells it, and what to take there:
     fc@in             its input
     features.1@nhwc   its output, laid out N x H x W x C, as maps N x C x H x W
     blocks.3@tokens   its output, N x L x D of a transformer, as maps N x D x s x s: the largest square of tokens from
-                      the end; the class token and registers, which stand before them, are left out
+                      the end; the class token and registers, which come before them, are left out
 
-Paths are those of the network itself, also where torch.compile or data parallelism has put something around it.
+Paths are those of the network itself, also if torch.compile or data parallelism wraps it.
 """
 
 import difflib
@@ -28,15 +28,15 @@ PLACES = ("in", "nhwc", "tokens")
 
 
 class Taps:
-    """Hooks on one network; `read` hands over what the last forward pass left in them.
+    """Hooks on one network; `read` returns the activations of the last forward pass.
 
-    Raises SpecInvalid for a path that is not there, a module that fired twice or not at all in one forward pass, one
+    Raises SpecInvalid for a path that does not exist, a module that ran twice or not at all in one forward pass, one
     that ran without gradients inside a pass that has them, an activation that is not a tensor or not of the shape that
-    the path says, and one that an in-place operation has overwritten since.
+    the path needs, and one that an in-place operation has overwritten.
     """
 
     def __init__(self, network: nn.Module, paths: Iterable[str]) -> None:
-        self._kept: dict[str, tuple[Tensor, int]] = {}
+        self._activations: dict[str, tuple[Tensor, int]] = {}
         self._paths = tuple(dict.fromkeys(paths))
         self._with_gradients = False
         self._handles: list[RemovableHandle] = []
@@ -46,28 +46,28 @@ class Taps:
                 hint="DistributedDataParallel runs one process a device",
             )
         plain = unwrapped(network)
-        self._prefix: int | None = getattr(plain, "num_prefix_tokens", None)  # timm's transformers say it.
-        modules = [_find(plain, path) for path in self._paths]  # A wrong path leaves no hooks behind.
+        self._prefix: int | None = getattr(plain, "num_prefix_tokens", None)  # timm's transformers have it.
+        modules = [_find(plain, path) for path in self._paths]  # Before any hook: a wrong path leaves none behind.
         if self._paths:
             self._handles.append(plain.register_forward_pre_hook(self._begin, prepend=True))
         self._handles += [self._attach(module, path) for module, path in zip(modules, self._paths, strict=True)]
 
     def read(self) -> dict[str, Tensor]:
-        """Activations by path, and forget them: they would keep the whole graph alive."""
-        kept, self._kept = self._kept, {}
+        """Return activations by path, and release them: they would keep the whole graph alive."""
+        activations, self._activations = self._activations, {}
         for path in self._paths:
-            if path not in kept:
+            if path not in activations:
                 raise SpecInvalid(
                     f"tap {path!r}: the module did not run in this forward pass",
                     hint="perhaps no pass uses it, or torch.compile had run the network before it was tapped",
                 )
-            tensor, version = kept[path]
+            tensor, version = activations[path]
             if not tensor.is_inference() and tensor._version != version:
                 raise SpecInvalid(
                     f"tap {path!r}: a later in-place operation overwrote the activation",
                     hint="tap the module that overwrites it, or build the network with inplace=False",
                 )
-        return {path: _laid_out(path, kept[path][0], self._prefix) for path in self._paths}
+        return {path: _laid_out(path, activations[path][0], self._prefix) for path in self._paths}
 
     def close(self) -> None:
         for handle in self._handles:
@@ -79,9 +79,9 @@ class Taps:
         return module.register_forward_hook(partial(self._keep_output, path))
 
     def _begin(self, _network: nn.Module, _args: Any) -> None:
-        """What an earlier pass left unread, because it failed perhaps, is no part of this one."""
+        """Drop what an earlier pass left unread, perhaps because it failed."""
         if not _in_backward():
-            self._kept.clear()
+            self._activations.clear()
             self._with_gradients = torch.is_grad_enabled()
 
     def _keep_input(self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -92,33 +92,34 @@ class Taps:
 
     def _keep(self, path: str, activation: Any) -> None:
         if torch.compiler.is_compiling():
-            # What follows must run, not be traced: the compiler knows no versions of tensors.
+            # The rest must run uncompiled: the compiler does not support tensor versions.
             torch._dynamo.graph_break()
         if _in_backward():
             return
         if not isinstance(activation, Tensor):
             raise SpecInvalid(f"tap {path!r}: gives a {type(activation).__name__}, not a tensor")
-        if path in self._kept:
+        if path in self._activations:
             raise SpecInvalid(f"tap {path!r}: the module runs twice in one forward pass; tap one of its callers")
         if self._with_gradients and not torch.is_grad_enabled():
             raise SpecInvalid(
                 f"tap {path!r}: the module runs without gradients, so nothing could be learned from it",
                 hint="activation checkpointing keeps them with use_reentrant=False",
             )
-        self._kept[path] = (activation, 0 if activation.is_inference() else activation._version)
+        self._activations[path] = (activation, 0 if activation.is_inference() else activation._version)
 
 
 def _in_backward() -> bool:
-    """There, activation checkpointing runs modules again. torch.utils.checkpoint asks in the same way."""
+    """Whether this is a backward pass, where activation checkpointing runs modules again (as torch.utils.checkpoint
+    tests it)."""
     return torch._C._current_graph_task_id() != -1
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside what torch.compile and data parallelism put around it."""
+    """The network without the wrappers of torch.compile and data parallelism."""
     while True:
         if isinstance(network, (DataParallel, DistributedDataParallel)):
             network = network.module
-        elif "_orig_mod" in network._modules:  # To name the class would import the compiler, which takes seconds.
+        elif "_orig_mod" in network._modules:  # Naming the class would import the compiler, which takes seconds.
             network = network.get_submodule("_orig_mod")
         else:
             return network
@@ -127,7 +128,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def _find(network: nn.Module, path: str) -> nn.Module:
     names, at, place = path.partition("@")
     if at and place not in PLACES:
-        raise SpecInvalid(f"tap {path!r}: nothing is called @{place}", hint="@" + ", @".join(PLACES))
+        raise SpecInvalid(f"tap {path!r}: there is no @{place}", hint="@" + ", @".join(PLACES))
     module, walked = network, ""
     for name in names.split("."):
         children = [child for child, there in module._modules.items() if there is not None]
@@ -141,7 +142,7 @@ def _find(network: nn.Module, path: str) -> nn.Module:
 
 
 def _near(path: str, walked: str, children: list[str], network: nn.Module) -> str:
-    """Its would-be siblings where the first part of the path is right, else whatever is spelled like it."""
+    """A hint: the sibling modules where the first part of the path is right, otherwise modules of a similar name."""
     if not children:
         return f"{walked or 'the network'} holds no modules"
     if walked:
@@ -152,7 +153,7 @@ def _near(path: str, walked: str, children: list[str], network: nn.Module) -> st
 
 
 def _laid_out(path: str, activation: Tensor, prefix: int | None) -> Tensor:
-    """As the path's ending says: N x C x H x W of N x H x W x C or of N x L x D."""
+    """The activation as N x C x H x W, if the path ends in @nhwc or @tokens."""
     place = path.partition("@")[2]
     if place == "nhwc":
         if activation.dim() != 4:
@@ -167,10 +168,10 @@ def _laid_out(path: str, activation: Tensor, prefix: int | None) -> Tensor:
 
 
 def _side(path: str, tokens: int, prefix: int | None) -> int:
-    """Of the square that the tokens of patches make.
+    """The side of the square that the patch tokens form.
 
-    Where the network says how many stand before them it is believed: nine tokens may be a class token, four registers
-    and four patches. A layer before the one that adds them has patches only.
+    `prefix` is the number of tokens before them, if the network gives it: nine tokens may be a class token, four
+    registers and four patches. A layer before the one that adds them has patches only.
     """
     if prefix is None:
         return isqrt(tokens)

@@ -1,59 +1,40 @@
-"""One training: batch → round → loss → step, epoch after epoch, and a state to resume it from at any step."""
+"""One stage of a trial: batch → scheme → losses → optimizer step, epoch after epoch; and its state, at any step.
+
+Read `StageTraining._step` first. Shapes: N batch, K classes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from base.errors import LossDiverged
-from kdcore import checkpoint, evaluate
-from kdcore.average import Average
-from kdcore.classifier import Classifier
-from kdcore.data import Material, Views, order
-from kdcore.lesson import Batch, Round
+from kdcore import evaluate
+from kdcore.data.images import TrainingSet
+from kdcore.data.views import Views, order
+from kdcore.lesson import Batch, Scheme, StepOutput
 from kdcore.objectives import Objective
-from kdcore.objectives.labels import hits, known, label_loss
-from kdcore.optim import learning_rate, optimizer_for, set_learning_rate
-from kdcore.spec import Training as Recipe
+from kdcore.optim import Average, optimizer_for
+from kdcore.spec import Multistep, Schedule, Training
 
 POINT_EVERY_STEPS = 200
-"""Within an epoch a metric point covers this many steps; another one ends the epoch."""
+"""Within an epoch a metric point covers this many steps; the epoch's end makes another point."""
+UNKNOWN = -1
+"""The label of an image whose class is unknown."""
 
 Weights = Mapping[str, Tensor]
 
 
-class Scheme(Protocol):
-    """Who teaches whom."""
-
-    @property
-    def models(self) -> Mapping[str, Classifier]:
-        """What comes out of it, the student first: each is graded, averaged and kept at its best."""
-
-    def learners(self) -> Sequence[nn.Module]:
-        """What is trained, each by an optimizer of its own."""
-
-    def round(self, batch: Batch) -> Round: ...
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is minimised, and for how long: alpha · labels + beta · distillation."""
-
-    epochs: int
-    alpha: float
-    beta: float
-    objective: Objective | None
-    smoothing: float = 0.0
-
-
 @dataclass
 class Position:
-    """Where a training is. `step` counts within the epoch, `summed` the steps since the last point."""
+    """How far a stage has come. `step` counts within the epoch, `summed` the steps since the last point."""
 
     epoch: int = 0
     step: int = 0
@@ -62,7 +43,7 @@ class Position:
 
 @dataclass
 class Best:
-    """A model at its best on the held-out part; epochs count from 1."""
+    """A model at its best on the held-out images; epochs count from 1."""
 
     weights: Weights
     epoch: int = 0
@@ -71,7 +52,7 @@ class Best:
 
 @dataclass
 class Outcome:
-    """What a finished training leaves of a model: its weights at its best and at its last epoch."""
+    """The result of a finished stage for one model: its weights at its best and at its last epoch."""
 
     best: Weights
     last: Weights
@@ -82,31 +63,36 @@ class Outcome:
 
 @dataclass
 class Observer:
-    """Who watches a training. `after_step` may raise to stop it; it is called between steps, when a state is whole."""
+    """Callbacks of a stage. `after_step` runs between steps, when the state is consistent; it may raise to stop."""
 
     metric: Callable[[int, int, Mapping[str, float]], None]
-    after_step: Callable[[Training], None]
+    after_step: Callable[[StageTraining], None]
 
 
 @dataclass
-class Training:
-    """A scheme under a recipe. `run` goes on from `position`, which is the start or what `restore` put there."""
+class StageTraining:
+    """Minimises alpha · label loss + beta · distillation loss. `run` continues from `position`, which is the start or
+    was set by `restore`."""
 
     scheme: Scheme
-    stage: Stage
-    recipe: Recipe
-    material: Material
+    objective: Objective | None
+    alpha: float
+    beta: float
+    smoothing: float
+    epochs: int
+    recipe: Training
+    training_set: TrainingSet
     num_classes: int
     observer: Observer
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        self.steps_per_epoch = len(self.material.rows) // recipe.batch_size
+        self.steps_per_epoch = len(self.training_set.rows) // recipe.batch_size
         assert recipe.augmentation is not None, "resolve() names the augmentation"
         self.views = Views(recipe.augmentation, recipe.mix, self.num_classes)
         self.learners = nn.ModuleList(self.scheme.learners())
-        self._rehearse()
+        self._build_objective()
         self.trained = self._trained()
         self.optimizers = [optimizer_for(recipe.optimizer, parameters) for parameters in self.trained]
         networks = {name: model.network for name, model in self.scheme.models.items()}
@@ -120,41 +106,41 @@ class Training:
 
     @property
     def ended(self) -> bool:
-        return self.position.epoch >= self.stage.epochs
+        return self.position.epoch >= self.epochs
 
     def run(self) -> dict[str, Outcome]:
-        """Train to the end and hand over each model's weights."""
+        """Train to the end and return each model's outcome."""
         while not self.ended:
             self._epoch()
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
             self.observer.after_step(self)
         return {
-            name: Outcome(best.weights, self._weights(name), best.epoch, best.accuracy, self.stage.epochs)
+            name: Outcome(best.weights, self._weights(name), best.epoch, best.accuracy, self.epochs)
             for name, best in self.best.items()
         }
 
-    def _rehearse(self) -> None:
-        """Show the objective a first lesson, so that it can make what it owns. Nothing is learned from it."""
-        if self.stage.objective is None:
+    def _build_objective(self) -> None:
+        """Give the objective a first lesson, in eval mode and without gradients, from which it makes its modules."""
+        if self.objective is None:
             return
         self.learners.eval()
         with torch.no_grad():
-            done = self.scheme.round(self._batch(self.material.rows[:2]))
-        self.stage.objective.build(done.lessons[0])
-        self.stage.objective.to(self.material.rows.device)
+            output = self.scheme.run(self._batch(self.training_set.rows[:2]))
+        self.objective.build(output.lessons[0])
+        self.objective.to(self.training_set.rows.device)
 
     def _trained(self) -> list[list[nn.Parameter]]:
-        """Each learner's parameters; the objective's own join the first, as in the recipes of the field."""
+        """Each learner's parameters; the objective's own join the first, as in the field's recipes."""
         groups = [[p for p in learner.parameters() if p.requires_grad] for learner in self.learners] or [[]]
-        if self.stage.objective is not None:
-            groups[0] += [p for p in self.stage.objective.parameters() if p.requires_grad]
+        if self.objective is not None:
+            groups[0] += [p for p in self.objective.parameters() if p.requires_grad]
         return groups
 
     def _epoch(self) -> None:
-        position, size, rows = self.position, self.recipe.batch_size, self.material.rows
+        position, size, rows = self.position, self.recipe.batch_size, self.training_set.rows
         self.learners.train()
-        if self.stage.objective is not None:
-            self.stage.objective.train()
+        if self.objective is not None:
+            self.objective.train()
         shuffled = rows[order(len(rows), self.recipe.seed, position.epoch).to(rows.device)]
         while position.step < self.steps_per_epoch:
             self._step(self._batch(shuffled[position.step * size :][:size]))
@@ -167,24 +153,21 @@ class Training:
                 self.observer.after_step(self)
 
     def _batch(self, index: Tensor) -> Batch:
-        epoch = self.position.epoch
-        inputs, labels = self.views.batch(self.material.images, index, self.recipe.seed, epoch)
-        return Batch(inputs, labels, index, epoch + 1)
+        return self.views.batch(self.training_set.images, index, self.recipe.seed, self.position.epoch)
 
     def _step(self, batch: Batch) -> None:
         recipe = self.recipe
-        rate = learning_rate(
-            recipe.optimizer.lr, recipe.schedule, self.global_step, self.steps_per_epoch, self.stage.epochs
-        )
-        done = self.scheme.round(batch)
-        label, distillation = self._losses(done)
-        # What weighs nothing sends no gradient, not even zeros: they would let weight decay at what is not trained.
-        weighed = ((self.stage.alpha, label), (self.stage.beta, distillation))
+        rate = learning_rate(recipe.optimizer.lr, recipe.schedule, self.global_step, self.steps_per_epoch, self.epochs)
+        output = self.scheme.run(batch)
+        label, distillation = self._losses(output)
+        # A term of weight 0 is left out: its zero gradients would let weight decay change what is not trained.
+        weighed = ((self.alpha, label), (self.beta, distillation))
         loss = sum((weight * value for weight, value in weighed if weight > 0), torch.zeros_like(label))
         for optimizer in self.optimizers:
-            set_learning_rate(optimizer, rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # In a first stage that weighs nothing, nothing is learned.
+        if loss.requires_grad:  # False in a first stage whose weight is 0.
             loss.backward()  # type: ignore[no-untyped-call]
         for optimizer, parameters in zip(self.optimizers, self.trained, strict=True):
             if recipe.clip_norm is not None:
@@ -192,68 +175,70 @@ class Training:
             optimizer.step()
         for name, average in self.averages.items():
             average.update(self.scheme.models[name].network)
-        self._sum(done, {"loss": loss, "label_loss": label, "distillation_loss": distillation})
+        self._sum(output, {"loss": loss, "label_loss": label, "distillation_loss": distillation})
 
-    def _losses(self, done: Round) -> tuple[Tensor, Tensor]:
-        smoothing, objective = self.stage.smoothing, self.stage.objective
-        zero = torch.zeros((), device=done.labels.device)
-        label = sum((label_loss(view.logits, done.labels, smoothing=smoothing) for view in done.views), zero)
-        if objective is None:
+    def _losses(self, output: StepOutput) -> tuple[Tensor, Tensor]:
+        """The label loss of all views, and the distillation loss of all lessons."""
+        zero = torch.zeros((), device=output.labels.device)
+        label = sum((label_loss(view.logits, output.labels, smoothing=self.smoothing) for view in output.views), zero)
+        if self.objective is None:
             return label, zero
-        return label, sum((lesson.share * objective(lesson) for lesson in done.lessons), zero)
+        return label, sum((lesson.share * self.objective(lesson) for lesson in output.lessons), zero)
 
-    def _sum(self, done: Round, losses: Mapping[str, Tensor]) -> None:
-        """Add up what the next point tells. Tensors stay tensors: no host waits for the device."""
+    def _sum(self, output: StepOutput, losses: Mapping[str, Tensor]) -> None:
+        """Add up the figures of the next point. They stay tensors: the host does not wait for the device."""
         figures = {name: value.detach() for name, value in losses.items()}
-        if done.views:
-            figures["accuracy"] = hits(done.views[0].logits, done.labels) / known(done.labels)
-        if self.stage.objective is not None:
-            figures |= self.stage.objective.observed
+        if output.views:
+            figures["accuracy"] = hits(output.views[0].logits, output.labels) / known(output.labels)
+        if self.objective is not None:
+            figures |= self.objective.observed
         for name, value in figures.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.position.summed += 1
 
     def _end_epoch(self) -> None:
-        """Grade each model on the held-out part, remember its best weights, and report the epoch."""
-        graded: dict[str, float] = {}
+        """Measure each model on the held-out images, keep its best weights, and report the epoch."""
+        validation: dict[str, float] = {}
         for name, model in self.scheme.models.items():
             weights = self._weights(name)
-            with _borrowed(model.network, weights if self.averages else None):
-                score = evaluate.score(evaluate.logits_on(model, self.material.held_out), self.material.held_out.labels)
+            with _loaded(model.network, weights if self.averages else None):
+                held_out = self.training_set.held_out
+                score = evaluate.score(evaluate.logits_on(model, held_out), held_out.labels)
             if score.accuracy > self.best[name].accuracy:
                 self.best[name] = Best(weights, self.position.epoch + 1, score.accuracy)
             prefix = "validation" if name == "student" else f"validation/{name}"
-            graded |= {f"{prefix}/accuracy": score.accuracy, f"{prefix}/loss": score.loss}
-        self._point(graded)
+            validation |= {f"{prefix}/accuracy": score.accuracy, f"{prefix}/loss": score.loss}
+        self._point(validation)
 
-    def _point(self, graded: Mapping[str, float]) -> None:
+    def _point(self, validation: Mapping[str, float]) -> None:
         """Read the sums, the only place where the host waits for the device, and report their means."""
         values = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
         steps = self.position.summed
         self.sums, self.position.summed = {}, 0
-        if not all(map(math.isfinite, (values["loss"], *graded.values()))):
+        if not all(map(math.isfinite, (values["loss"], *validation.values()))):
             raise LossDiverged(
-                f"the loss left the real numbers in epoch {self.position.epoch + 1}",
+                f"the loss is no longer a finite number in epoch {self.position.epoch + 1}",
                 hint="lower training.optimizer.lr, or set training.clip_norm",
             )
-        if self.stage.objective is None:
+        if self.objective is None:
             del values["distillation_loss"]
         means = {f"train/{name}": value / steps for name, value in values.items()}
         means["train/lr"] = float(self.optimizers[0].param_groups[0]["lr"])
-        self.observer.metric(self.global_step, self.position.epoch + 1, {**means, **graded})
+        self.observer.metric(self.global_step, self.position.epoch + 1, {**means, **validation})
 
     def learned(self) -> dict[str, Any]:
-        """What a stage leaves for the next one of its trial."""
-        return {"learners": dict(self.learners.state_dict()), "objective": self._objective_state()}
+        """What the next stage of the trial starts from."""
+        objective = self.objective.state_dict() if self.objective is not None else {}
+        return {"learners": dict(self.learners.state_dict()), "objective": dict(objective)}
 
     def adopt(self, learned: Mapping[str, Any]) -> None:
-        """Be as this stage left it."""
+        """Load what `learned` returned."""
         self.learners.load_state_dict(learned["learners"])
-        if self.stage.objective is not None:
-            self.stage.objective.load_state_dict(learned["objective"])
+        if self.objective is not None:
+            self.objective.load_state_dict(learned["objective"])
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on bit for bit."""
+        """All that `restore` needs to continue bit for bit."""
         return {
             **self.learned(),
             "position": vars(self.position).copy(),
@@ -261,10 +246,11 @@ class Training:
             "averages": {name: average.state for name, average in self.averages.items()},
             "best": {name: vars(best).copy() for name, best in self.best.items()},
             "sums": dict(self.sums),
-            "random": checkpoint.random_state(),
+            "random": _random_state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
         self.adopt(state)
         self.position = Position(**state["position"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -273,10 +259,7 @@ class Training:
             average.state = dict(state["averages"][name])
         self.best = {name: Best(**saved) for name, saved in state["best"].items()}
         self.sums = dict(state["sums"])
-        checkpoint.restore_random_state(state["random"])
-
-    def _objective_state(self) -> dict[str, Any]:
-        return dict(self.stage.objective.state_dict()) if self.stage.objective is not None else {}
+        _restore_random_state(state["random"])
 
     def _weights(self, name: str) -> Weights:
         average = self.averages.get(name)
@@ -284,17 +267,70 @@ class Training:
         return {name: value.detach().clone() for name, value in source.items()}
 
 
-class _borrowed:
-    """Lend a network other weights for as long as a `with` block lasts."""
+def learning_rate(base: float, schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The rate at `step` of the stage, counted from 0.
 
-    def __init__(self, network: nn.Module, weights: Weights | None) -> None:
-        self.network, self.weights = network, weights
+    During the warm-up the rate rises linearly and reaches the base at the warm-up's last step. Milestones apply from
+    the start of their epoch; the cosine starts where the warm-up ends.
+    """
+    warmup = schedule.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return base * (step + 1) / math.ceil(warmup)
+    if isinstance(schedule, Multistep):
+        passed = sum(step >= milestone * steps_per_epoch for milestone in schedule.milestones or ())
+        return base * schedule.gamma**passed
+    done = (step - warmup) / max(1.0, epochs * steps_per_epoch - warmup)
+    return base * (schedule.final_fraction + (1 - schedule.final_fraction) * (1 + math.cos(math.pi * done)) / 2)
 
-    def __enter__(self) -> None:
-        if self.weights is not None:
-            self.own = {name: value.clone() for name, value in self.network.state_dict().items()}
-            self.network.load_state_dict(self.weights)
 
-    def __exit__(self, *_: object) -> None:
-        if self.weights is not None:
-            self.network.load_state_dict(self.own)
+def label_loss(logits_NK: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with hard or soft labels: -1/N Σ_n Σ_k y_nk · log softmax(z_n)_k, y = (1 - s) · label + s / K.
+
+    A mean over the batch; `labels` are int64 N, or float N × K where images were mixed. Rows of label -1 are left out
+    of sum and count; a batch of nothing else gives 0. Smoothing s: Szegedy et al., CVPR 2016, arXiv:1512.00567.
+    """
+    if labels.is_floating_point():
+        return cross_entropy(logits_NK, labels, label_smoothing=smoothing)
+    total = cross_entropy(logits_NK, labels, label_smoothing=smoothing, ignore_index=UNKNOWN, reduction="sum")
+    return total / known(labels)
+
+
+def known(labels: Tensor) -> Tensor:
+    """The number of known labels, at least 1: a tensor, so that the host does not wait."""
+    if labels.is_floating_point():
+        return labels.new_tensor(len(labels))
+    return (labels != UNKNOWN).sum().clamp(min=1)
+
+
+def hits(logits_NK: Tensor, labels: Tensor) -> Tensor:
+    """The number of right answers (the heavier of mixed labels counts): a tensor, so that the host does not wait."""
+    hard_N = labels.argmax(1) if labels.is_floating_point() else labels
+    return (logits_NK.argmax(1) == hard_N).sum(dtype=torch.float32)
+
+
+@contextmanager
+def _loaded(network: nn.Module, weights: Weights | None) -> Iterator[None]:
+    """Load weights into a network for the length of a `with` block; None changes nothing."""
+    if weights is None:
+        yield
+        return
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    network.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        network.load_state_dict(own)
+
+
+def _random_state() -> dict[str, Any]:
+    """The generators that dropout and initialisation draw from; views and order need none."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])

@@ -1,8 +1,8 @@
-"""The one place that imports torchvision, and timm, which imports it in turn.
+"""The only module that imports torchvision, and timm, which imports torchvision.
 
-torchvision's wheel carries compiled operators that do not load beside a CPU-only torch; its import then fails with
-"operator torchvision::nms does not exist". We use none of them, so two are declared, without a body, where the compiled
-part does not load. The imports cost seconds: call these functions when they are needed, not on start.
+torchvision's wheel has compiled operators that do not load beside a CPU-only torch; its import then fails with
+"operator torchvision::nms does not exist". None of them is used here, so two are declared without a body if the
+compiled part does not load. The imports take seconds: call these functions when they are needed, not on start.
 """
 
 from functools import cache
@@ -23,7 +23,7 @@ OPERATORS = (
 @cache
 def torchvision() -> Any:
     """The torchvision package, its `datasets` and `models` loaded."""
-    _stand_in_for_operators()
+    _declare_missing_operators()
     import torchvision
     import torchvision.datasets
     import torchvision.models
@@ -43,8 +43,8 @@ def timm() -> Any:
 
 
 @cache
-def _stand_in_for_operators() -> Any:
-    """Declare the operators where torchvision's own do not load; a declaration lives as long as its library object."""
+def _declare_missing_operators() -> Any:
+    """Declare the operators if torchvision's own do not load. A declaration lasts as long as its library object."""
     package = find_spec("torchvision")
     if package is None or package.origin is None:
         return None

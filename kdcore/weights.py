@@ -1,23 +1,25 @@
-"""Checkpoints as people have them: read without running anything that is in them, held against their architecture.
+"""Checkpoints as people have them: read without running their code, and compared with an architecture.
 
-    read          tensors and notes of a file, whatever it was wrapped in
-    open_teacher  the same, with what they say about the network: classes, channels, parameters
-    inspect       only what they say
+    read          tensors and notes of a file, wrappers and prefixes removed
+    open_teacher  the same with facts about the network: classes, channels, parameters
+    inspect       the facts only
     published     torchvision's own weights, downloaded
-    load_into     into a network, or an error that names the keys
+    load_into     a state into a network, or an error that names the keys
 
-A pickle is a program. PyTorch's restricted reader runs only the few calls that rebuild tensors; what else a file names
-is refused, by name. Notes that people save beside their weights (numpy's numbers, argparse's options) are read as
-nothing at all.
+A pickle is a program. `torch.load(weights_only=True)` runs only the few calls that rebuild tensors and refuses every
+other name. Two things are added here: harmless notes beside the weights (a numpy number, argparse's options) become
+`Unread` instead of a refusal, and a refusal says what the file is, or which names it would have called.
 """
 
-import hashlib
 import math
+import pickletools
 import re
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, Never
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -25,27 +27,59 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from base.errors import Internal, SpecInvalid, TeacherMismatch
-from kdcore import unpickled, vision
+from base.files import sha256
+from kdcore import vision
 from kdcore.catalog.architectures import ARCHITECTURES
 from kdcore.catalog.facts import ModelFacts
-from kdcore.models.skeleton import skeleton
+from kdcore.models.networks import skeleton
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 BATCH_COUNT = "num_batches_tracked"
 SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), path), or safetensors"
+NOTES = (
+    "argparse.Namespace",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+)
+
+# Names that torch's reader can rebuild; used to explain a refusal, never to decide on one.
+REBUILDS_TENSORS = re.compile(
+    r"collections\.OrderedDict|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild\w*"
+    r"|torch\.nn\.parameter\.Parameter|torch\.storage\.(Typed|Untyped)Storage"
+    r"|torch\.(\w*Storage|Size|Tensor|device|bool|q?u?int\d+|b?float\d+\w*|complex\d+)"
+)
+
+LOOKS_LIKE = (
+    (b"<", "an HTML or XML page, as a failed download leaves it"),
+    (b"version https://git-lfs", "a Git LFS pointer; the file itself was not fetched"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes them"),
+    (b"\x93NUMPY", "a numpy array"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"GGUF", "a GGUF file"),
+    (b"{", "JSON text"),
+)
+ADVICE = "give a PyTorch state dict (torch.save(model.state_dict(), path)) or a safetensors file"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file's tensors under their network's names, and the text that stood beside them (safetensors only)."""
+    """A file's tensors under their network's names, and its metadata (safetensors only)."""
 
     state: dict[str, Tensor]
     metadata: dict[str, str]
     format: Literal["safetensors", "pytorch"]
 
     def notes(self) -> "Notes":
-        """What a student that we exported says about itself; all None for anybody else's file."""
+        """The notes of a student that this project exported; all None for other files."""
         try:
             return Notes.model_validate_json(self.metadata.get("distillery", "{}"))
         except ValidationError as error:
@@ -53,7 +87,7 @@ class Weights:
 
 
 class Notes(BaseModel):
-    """The part of an export's notes that a teacher needs; the rest is for people."""
+    """The part of an export's notes that a teacher needs."""
 
     architecture: str | None = None
     members: int = 1
@@ -71,14 +105,14 @@ class TeacherFile:
 
 
 def inspect(path: Path, architecture: str | None, channels: int | None = None) -> ModelFacts:
-    """What a checkpoint says about its network. Raises TeacherMismatch where it cannot be used, and says why."""
+    """Facts of a checkpoint's network. Raises TeacherMismatch where it cannot be used."""
     return open_teacher(path, architecture, channels).facts
 
 
 def open_teacher(path: Path, architecture: str | None, channels: int | None = None) -> TeacherFile:
-    """Read a checkpoint and hold it against its architecture, which a student exported by us says itself.
+    """Read a checkpoint and compare it with its architecture, which this project's exports name themselves.
 
-    The class count is read off the classifier, the channels off the stem; `channels` only asks that they agree.
+    The class count comes from the classifier's shape, the channels from the stem's; `channels` is only compared.
     """
     weights = read(path)
     notes = weights.notes()
@@ -97,15 +131,10 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
         mean=notes.mean,
         std=notes.std,
         class_names=notes.class_names,
-        digest=digest(path),
+        digest=f"sha256:{sha256(path)}",
     )
     if channels is not None and channels != facts.channels:
         raise TeacherMismatch(f"the teacher takes images of {facts.channels} channels, the data has {channels}")
-    _refuse_notes_that_do_not_fit(facts)
-    return TeacherFile(facts, weights.state)
-
-
-def _refuse_notes_that_do_not_fit(facts: ModelFacts) -> None:
     for what, values, count in (
         ("class names", facts.class_names, facts.num_classes),
         ("channels of its mean", facts.mean, facts.channels),
@@ -113,68 +142,54 @@ def _refuse_notes_that_do_not_fit(facts: ModelFacts) -> None:
     ):
         if values is not None and len(values) != count:
             raise TeacherMismatch(f"the file notes {len(values)} {what}, its weights have {count}")
+    return TeacherFile(facts, weights.state)
 
 
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+def published(name: str) -> TeacherFile:
+    """torchvision's weights: `ResNet50_Weights.IMAGENET1K_V2`, or `torchvision/resnet50` for that network's best.
 
-
-# Reading
-
-
-def read(path: Path) -> Weights:
-    """Tensors by name, wrappers and prefixes undone. Raises TeacherMismatch for anything but a checkpoint."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if _is_safetensors(head):
-        return _read_safetensors(path)
-    unpickled.refuse_other_files(path, head)
-    return Weights(_bare(_state_in(unpickled.read(path))), {}, "pytorch")
-
-
-def _is_safetensors(head: bytes) -> bool:
-    """Eight bytes that count the header's, little end first, then JSON."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
-
-
-def _read_safetensors(path: Path) -> Weights:
+    Kept in torch's hub cache. Raises SpecInvalid for a name that torchvision does not have, Internal where the download
+    fails.
+    """
+    architecture, entry = _published_entry(name)
+    transforms = entry.transforms()
+    # These two normalise their input again as torchvision loads them: to a mean and deviation of one half.
+    again = architecture in ("torchvision/googlenet", "torchvision/inception_v3")
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise TeacherMismatch(f"the safetensors file is cut short or damaged: {error}") from error
-    return Weights(_bare(state), metadata, "safetensors")
+        state = entry.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise Internal(
+            f"the published weights {entry} could not be downloaded from {entry.url}: {error}",
+            hint="if the workers have no internet, upload the file and register it as a model",
+        ) from error
+    facts = ModelFacts(
+        **_measure(architecture, state),
+        bytes=sum(value.nbytes for value in state.values()),
+        format="pytorch",
+        mean=[0.5] * 3 if again else list(transforms.mean),
+        std=[0.5] * 3 if again else list(transforms.std),
+        class_names=list(entry.meta["categories"]),
+    )
+    return TeacherFile(facts, state)
 
 
-def _state_in(content: Any) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint held: the thing itself, or under one of the usual names."""
-    if not isinstance(content, Mapping):
-        raise TeacherMismatch(f"the checkpoint is {unpickled.kind(content)}, no state dict", hint=SAVE_WEIGHTS)
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            return _state_in(content[wrapper])
-    if not content:
-        raise TeacherMismatch("the checkpoint holds no tensors", hint=SAVE_WEIGHTS)
-    for name, value in content.items():
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
-            raise TeacherMismatch(
-                f"the checkpoint's entry {str(name)!r} is {unpickled.kind(value)}, not a tensor of weights",
-                hint=f"the state dict must be the whole file or stand under one of {', '.join(WRAPPERS)}",
-            )
-    return {str(name): value.detach() for name, value in content.items()}
-
-
-def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as the network has them: DataParallel, torch.compile and averaged models put theirs before or between."""
-    state = {name.replace("_orig_mod.", ""): value for name, value in state.items() if name != "n_averaged"}
-    while state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
-
-
-# Holding against an architecture
+def _published_entry(name: str) -> tuple[str, Any]:
+    """The architecture and torchvision's own record of the weights."""
+    library = vision.torchvision().models
+    networks = library.list_models(module=library)
+    bare = name.removeprefix("torchvision/")
+    if bare in networks:
+        return f"torchvision/{bare}", library.get_model_weights(bare).DEFAULT
+    try:
+        entry = library.get_weight(name)
+    except (ValueError, AttributeError, KeyError) as error:
+        raise SpecInvalid(
+            f"torchvision publishes no weights {name!r}", hint="such as ResNet50_Weights.IMAGENET1K_V2"
+        ) from error
+    for network in networks:
+        if library.get_model_weights(network) is type(entry):
+            return f"torchvision/{network}", entry
+    raise SpecInvalid(f"{name} are not the weights of an image classifier")
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -200,9 +215,9 @@ def _measure(architecture: str, state: dict[str, Tensor]) -> dict[str, Any]:
 def _count(
     architecture: str, state: dict[str, Tensor], builds: tuple[tuple[int, int], tuple[int, int]], what: str
 ) -> int:
-    """The size, in this state, of the one dimension in which two builds of an architecture differ.
+    """The size, in this state, of the one dimension that differs between two builds of an architecture.
 
-    Built for two class counts, an architecture shows which tensor is its classifier; for two channel counts, its stem.
+    Two class counts show which tensor is the classifier; two channel counts show the stem.
     """
     one, other = (skeleton(architecture, *build).state_dict() for build in builds)
     for name, value in one.items():
@@ -214,21 +229,18 @@ def _count(
 
 
 def _fitted(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """The state under the names that are expected, or TeacherMismatch.
+    """The state under the expected names. Raises TeacherMismatch where it does not fit.
 
-    Forgiven: batch norm's counters, which old files lack; auxiliary heads, which only training needs; the names that
+    Accepted: missing batch norm counters, as in old files; auxiliary heads, which only training needs; the names that
     DenseNets had before PyTorch forbade dots.
     """
-    given = {_without_dots(name): value for name, value in state.items()}
+    dots = r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)"
+    given = {re.sub(dots, r"\1\2", name): value for name, value in state.items()}
     given = {name: value for name, value in given.items() if name in expected or not name.startswith(AUXILIARY_HEADS)}
     faults = list(_faults(expected, given))
     if faults:
-        raise TeacherMismatch(f"{what}: {'; '.join(faults)}", hint=_likely(state))
+        raise TeacherMismatch(f"{what}: {'; '.join(faults)}", hint=_likely_architectures(state))
     return {name: given.get(name, value) for name, value in expected.items()}
-
-
-def _without_dots(name: str) -> str:
-    return re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
 
 
 def _faults(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
@@ -260,8 +272,8 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a single number"
 
 
-def _likely(state: Mapping[str, Tensor]) -> str | None:
-    """Which architectures have just as many parameters, for those who took the name for another."""
+def _likely_architectures(state: Mapping[str, Tensor]) -> str | None:
+    """A hint that names the architectures with as many parameters, for a file given under the wrong name."""
     learned = {name: value for name, value in state.items() if not name.endswith(("running_mean", "running_var"))}
     total = sum(math.prod(value.shape) for name, value in learned.items() if not name.endswith(BATCH_COUNT))
     classifiers = [value.shape for value in state.values() if value.ndim == 2]
@@ -272,50 +284,177 @@ def _likely(state: Mapping[str, Tensor]) -> str | None:
     return f"its {total:,} parameters are those of {' or '.join(likely)}" if likely else None
 
 
-# torchvision's published weights
+def read(path: Path) -> Weights:
+    """Tensors by name, wrappers and prefixes removed. Raises TeacherMismatch for anything but a checkpoint."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    # safetensors: the header's length in eight bytes, little end first, then the header, which is JSON.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
+        return _read_safetensors(path)
+    refuse_other_files(path, head)
+    return Weights(_bare(_state_in(unpickle(path))), {}, "pytorch")
 
 
-def published(name: str) -> TeacherFile:
-    """`ResNet50_Weights.IMAGENET1K_V2`, or `torchvision/resnet50` for that network's best; kept in torch's hub cache.
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise TeacherMismatch(f"the safetensors file is cut short or damaged: {error}") from error
+    return Weights(_bare(state), metadata, "safetensors")
 
-    Raises SpecInvalid for a name that torchvision does not know, Internal when the download fails.
+
+def _state_in(content: Any) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: the whole content, or under one of the usual names."""
+    if not isinstance(content, Mapping):
+        raise TeacherMismatch(f"the checkpoint is {_kind(content)}, no state dict", hint=SAVE_WEIGHTS)
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            return _state_in(content[wrapper])
+    if not content:
+        raise TeacherMismatch("the checkpoint holds no tensors", hint=SAVE_WEIGHTS)
+    for name, value in content.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise TeacherMismatch(
+                f"the checkpoint's entry {str(name)!r} is {_kind(value)}, not a tensor of weights",
+                hint=f"the state dict must be the whole file or be stored under one of {', '.join(WRAPPERS)}",
+            )
+    return {str(name): value.detach() for name, value in content.items()}
+
+
+def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as the network has them, without the prefixes of DataParallel, torch.compile and averaged models."""
+    state = {name.replace("_orig_mod.", ""): value for name, value in state.items() if name != "n_averaged"}
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+class Unread:
+    """A placeholder for a note that is not needed: accepts any arguments, keeps nothing, runs nothing."""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> "Unread":
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: Any, **_options: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+def refuse_other_files(path: Path, head: bytes) -> None:
+    """Raise TeacherMismatch for files that are sent by mistake. `head` is the file's first 512 bytes."""
+    if not head:
+        raise TeacherMismatch("the file is empty", hint=ADVICE)
+    if head[257:262] == b"ustar" or (len(head) == 512 and head.startswith(b"sys_info\0")):
+        raise TeacherMismatch(
+            "the file is a tar archive; PyTorch wrote its checkpoints so before version 0.2",
+            hint="load it with the PyTorch that wrote it and save it again, or unpack the archive",
+        )
+    for beginning, words in LOOKS_LIKE:
+        if head.lstrip().startswith(beginning):
+            raise TeacherMismatch(f"the file is no checkpoint: it looks like {words}", hint=ADVICE)
+    if head.startswith(b"PK"):
+        _refuse_other_archives(path)
+
+
+def _refuse_other_archives(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise TeacherMismatch(
+            "the checkpoint is cut short or damaged", hint="compare its size, copy it again"
+        ) from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise TeacherMismatch("the file is a TorchScript program, not a state dict", hint=ADVICE)
+    if any(name.endswith("archive_format") for name in names):
+        raise TeacherMismatch("the file is a torch.export program, not a state dict", hint=ADVICE)
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise TeacherMismatch("the file is a zip archive, but no checkpoint", hint=ADVICE)
+
+
+def unpickle(path: Path) -> Any:
+    """The content of PyTorch's own file formats, tensors on the CPU, notes as `Unread`. Raises TeacherMismatch."""
+    try:
+        with torch.serialization.safe_globals([(Unread, name) for name in NOTES]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # A damaged or hostile pickle may fail in any way.
+        _explain(path, error)
+
+
+def _explain(path: Path, error: Exception) -> Never:
+    with warnings.catch_warnings():
+        # A legacy file's pickles end in raw tensor data, which pickletools may take for a badly escaped string.
+        warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)
+        names = set(_names(path))
+    foreign = sorted(name for name in names if name not in NOTES and not REBUILDS_TENSORS.fullmatch(name))
+    if any(name.startswith("torch.nn.modules.") for name in foreign):
+        own = [name for name in foreign if not name.startswith(("torch.", "builtins.", "collections."))]
+        raise TeacherMismatch(
+            f"the checkpoint holds a whole pickled network ({', '.join((own or foreign)[:3])}), not only its weights",
+            hint=ADVICE,
+        ) from error
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise TeacherMismatch(
+            f"the checkpoint is refused: it names {', '.join(foreign[:3])}{more}, which reading weights never needs",
+            hint=ADVICE,
+        ) from error
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise TeacherMismatch(
+        f"the file is no checkpoint that PyTorch can read, or it is cut short: {first_line}", hint=ADVICE
+    ) from error
+
+
+def _kind(value: Any) -> str:
+    return "a numpy array or other object" if isinstance(value, Unread) else f"of type {type(value).__name__}"
+
+
+def _names(path: Path) -> Iterator[str]:
+    """The globals that a checkpoint's pickles name. The pickles are read, not run."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            yield from _names_in(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                with archive.open(name) as file:
+                    yield from _names_in(file)
+
+
+def _names_in(file: IO[bytes]) -> Iterator[str]:
+    """`module.name` of every global, as far as the stream of pickles can be followed.
+
+    Newer pickles push both halves as strings, new or from their memo, before the global's opcode.
     """
-    architecture, entry = _published_entry(name)
-    transforms = entry.transforms()
-    # These two normalise their input again as torchvision loads them: to a mean and deviation of one half.
-    again = architecture in ("torchvision/googlenet", "torchvision/inception_v3")
-    try:
-        state = entry.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise Internal(
-            f"the published weights {entry} could not be downloaded from {entry.url}: {error}",
-            hint="where workers have no internet, upload the file and register it as a model",
-        ) from error
-    facts = ModelFacts(
-        **_measure(architecture, state),
-        bytes=sum(value.nbytes for value in state.values()),
-        format="pytorch",
-        mean=[0.5] * 3 if again else list(transforms.mean),
-        std=[0.5] * 3 if again else list(transforms.std),
-        class_names=list(entry.meta["categories"]),
-    )
-    return TeacherFile(facts, state)
-
-
-def _published_entry(name: str) -> tuple[str, Any]:
-    """The architecture and torchvision's own record of the weights."""
-    library = vision.torchvision().models
-    networks = library.list_models(module=library)
-    bare = name.removeprefix("torchvision/")
-    if bare in networks:
-        return f"torchvision/{bare}", library.get_model_weights(bare).DEFAULT
-    try:
-        entry = library.get_weight(name)
-    except (ValueError, AttributeError, KeyError) as error:
-        raise SpecInvalid(
-            f"torchvision publishes no weights {name!r}", hint="such as ResNet50_Weights.IMAGENET1K_V2"
-        ) from error
-    for network in networks:
-        if library.get_model_weights(network) is type(entry):
-            return f"torchvision/{network}", entry
-    raise SpecInvalid(f"{name} are not the weights of an image classifier")
+    memo: dict[Any, str | None] = {}
+    strings: list[str] = []
+    last: str | None = None
+    while True:
+        try:
+            for opcode, argument, _ in pickletools.genops(file):
+                match opcode.name:
+                    case "GLOBAL" | "INST":
+                        yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
+                        last = None
+                    case "STACK_GLOBAL":
+                        yield ".".join(strings[-2:])
+                        last = None
+                    case "MEMOIZE":
+                        memo[len(memo)] = last
+                    case "PUT" | "BINPUT" | "LONG_BINPUT":
+                        memo[argument] = last
+                    case "GET" | "BINGET" | "LONG_BINGET":
+                        last = memo.get(argument)
+                        strings += [last] if last is not None else []
+                    case _:
+                        last = argument if isinstance(argument, str) else None
+                        strings += [last] if last is not None else []
+        except ValueError:
+            return

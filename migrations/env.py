@@ -1,4 +1,4 @@
-"""How a migration runs: on the connection that `store.migrate` holds; on Settings where Alembic is called by hand."""
+"""Runs migrations on the connection of `store.database.migrate`, or on that of the Settings if called by hand."""
 
 from alembic import context
 from sqlalchemy import Connection
@@ -9,16 +9,16 @@ from store.tables import metadata
 
 
 def run(connection: Connection) -> None:
-    # SQLite cannot alter most of a table; Alembic then makes a new one and copies.
+    # SQLite cannot change most of a table: Alembic makes a new one and copies the rows.
     batch = connection.dialect.name == "sqlite"
     context.configure(connection=connection, target_metadata=metadata, render_as_batch=batch, compare_type=True)
     with context.begin_transaction():
         context.run_migrations()
 
 
-given = context.config.attributes.get("connection")
-if given is not None:
-    run(given)
+callers_connection = context.config.attributes.get("connection")
+if callers_connection is not None:
+    run(callers_connection)
 else:
     database = Database(Settings().database_url)
     with database.begin() as connection:

@@ -1,1 +1,1 @@
-"""What outlives a process: rows, their lawful moves, and files."""
+"""What outlives a process: rows and their transitions, and files."""

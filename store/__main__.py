@@ -1,6 +1,7 @@
-"""`python -m store migrate`: bring the database of the settings to the newest revision.
+"""Commands for operators.
 
-`python -m store collect`: remove what nobody needs any more, now; with `--dry-run` only say what that is.
+python -m store migrate              bring the database to the newest revision
+python -m store collect [--dry-run]  delete the files that nothing needs any more; or only list them
 """
 
 import argparse
@@ -12,9 +13,9 @@ from sqlalchemy.exc import DBAPIError
 
 from base.errors import DatabaseUnavailable, StorageFull
 from store import cache
-from store.blobs import BlobStore
 from store.collector import Collector, Retention, collect
 from store.database import Database, migrate
+from store.file_store import FileStore
 from store.settings import Settings, settings_or_exit
 
 
@@ -24,14 +25,14 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     commands.add_parser("migrate", help="make or upgrade the tables")
-    collecting = commands.add_parser("collect", help="remove what nobody needs any more")
-    collecting.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    asked = parser.parse_args()
+    collecting = commands.add_parser("collect", help="delete the files that nothing needs any more")
+    collecting.add_argument("--dry-run", action="store_true", help="only list them")
+    arguments = parser.parse_args()
     (settings,) = settings_or_exit("store")
-    if asked.command == "migrate":
+    if arguments.command == "migrate":
         _migrate(settings.database_url)
     else:
-        _collect(settings, asked.dry_run)
+        _collect(settings, arguments.dry_run)
 
 
 def _migrate(url: str) -> None:
@@ -40,11 +41,11 @@ def _migrate(url: str) -> None:
 
 
 def _collect(settings: Settings, dry_run: bool) -> None:
-    def tell(kind: str, path: Path, bytes: int) -> None:
+    def report(kind: str, path: Path, bytes: int) -> None:
         print(f"{kind}\t{bytes}\t{path}")
 
     database = Database(settings.database_url)
-    collector = Collector(database, BlobStore(settings.files), Retention.of(settings), dry_run, tell=tell)
+    collector = Collector(database, FileStore(settings.files), Retention.of(settings), dry_run, report=report)
     try:
         if dry_run:
             collector.run()
@@ -53,11 +54,11 @@ def _collect(settings: Settings, dry_run: bool) -> None:
     except (DatabaseUnavailable, StorageFull) as error:
         sys.exit(f"store: {error}")
     except DBAPIError as error:
-        sys.exit(f"store: the database is not as it should be, `python -m store migrate` makes it so: {error.orig}")
+        sys.exit(f"store: the database does not have the expected tables; run `python -m store migrate`: {error.orig}")
     finally:
         database.dispose()
     for entry in cache.trim(settings.home / "cache", settings.cache_max_bytes, dry_run):
-        tell("cache", entry.folder, entry.size.bytes)
+        report("cache", entry.folder, entry.size.bytes)
     if collector.faults:
         sys.exit("\n".join(f"store: {fault}" for fault in collector.faults))
 

@@ -1,18 +1,23 @@
-"""A job's attempts, one row a claim: who tried, on what device, from which step to which, and how it ended."""
+"""A job's attempts: one row for each claim, and the fence that lets only the newest attempt write to the job.
+
+`fence` is the fencing token: it increases with every claim. Each write of an attempt names its fence and is refused
+once another attempt owns the job.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
-from store.clock import database_now
 from store.errors import LeaseLost
-from store.rows import Job, as_record, columns
+from store.records import Job, as_record, columns, database_now
 from store.tables import job_attempts, jobs
 
 
 @dataclass(frozen=True)
 class Attempt:
+    """One row of `job_attempts`."""
+
     job_id: str
     fence: int
     attempts_without_progress: int
@@ -21,54 +26,76 @@ class Attempt:
     started_at: float
     ended_at: float | None
     how: str | None
-    """succeeded, failed, cancelled, paused, released, or lost: its owner fell silent."""
+    """succeeded, failed, cancelled, paused, released, or lost: its lease expired."""
     first_step: int | None
     last_step: int | None
 
 
-ATTEMPT = columns(job_attempts, Attempt)
+ATTEMPT_COLUMNS = columns(job_attempts, Attempt)
 
 
-def list(connection: Connection, job_id: str) -> Sequence[Attempt]:
-    tried = select(*ATTEMPT).where(job_attempts.c.job_id == job_id).order_by(job_attempts.c.fence)
-    return [as_record(Attempt, row) for row in connection.execute(tried)]
+def owned_by(job_id: str, fence: int) -> ColumnElement[bool]:
+    """The condition of every write of an attempt: the job is running, and under this fence."""
+    return and_(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.status == "running")
 
 
-def open(connection: Connection, job: Job, owner: str, device: str | None) -> None:
-    """To be called by a claim, once."""
-    row = {
-        "job_id": job.id,
-        "fence": job.fence,
-        "attempts_without_progress": job.attempts_without_progress,
-        "owner": owner,
-        "device": device,
-    }
-    starting = insert(job_attempts).values(**row, started_at=database_now(), first_step=job.checkpoint_step)
-    connection.execute(starting)
+def is_owner(connection: Connection, job_id: str, fence: int) -> bool:
+    """Return whether this attempt owns the job now. An attempt that has lost its job never gets it back."""
+    return connection.execute(select(jobs.c.id).where(owned_by(job_id, fence))).one_or_none() is not None
 
 
-def begin_batch(connection: Connection, job_id: str, fence: int, batch: int) -> bool:
-    """Begin an attempt's next transaction of writes; they are numbered from 1, upwards.
+def lock_owned_job(connection: Connection, job_id: str, fence: int) -> None:
+    """Lock the job's row until the commit, so that no worker claims it before the writes that follow.
 
-    False where this one is in already: the answer to its commit was lost, and not the commit.
+    Raises LeaseLost if another attempt owns the job.
     """
-    # The job's row first, as a claim does it, or the two could wait for each other.
-    connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update(key_share=True))
-    own = and_(job_attempts.c.job_id == job_id, job_attempts.c.fence == fence)
-    numbering = update(job_attempts).where(own, job_attempts.c.batch < batch).values(batch=batch)
-    if connection.execute(numbering.returning(job_attempts.c.batch)).first() is not None:
-        return True
-    if connection.execute(select(job_attempts.c.batch).where(own)).first() is None:
+    owned = select(jobs.c.id).where(owned_by(job_id, fence)).with_for_update(key_share=True)
+    if connection.execute(owned).one_or_none() is None:
         raise LeaseLost(job_id, fence)
-    return False
 
 
-def close(connection: Connection, job: Job, how: str) -> bool:
-    """End the attempt that is open, if one is."""
-    closing = (
+def list_attempts(connection: Connection, job_id: str) -> Sequence[Attempt]:
+    rows = select(*ATTEMPT_COLUMNS).where(job_attempts.c.job_id == job_id).order_by(job_attempts.c.fence)
+    return [as_record(Attempt, row) for row in connection.execute(rows)]
+
+
+def open_attempt(connection: Connection, job: Job, device: str | None) -> None:
+    """Add the row of a job's new attempt. Called once by each claim."""
+    connection.execute(
+        insert(job_attempts).values(
+            job_id=job.id,
+            fence=job.fence,
+            attempts_without_progress=job.attempts_without_progress,
+            owner=job.owner,
+            device=device,
+            started_at=database_now(),
+            first_step=job.checkpoint_step,
+        )
+    )
+
+
+def close_attempt(connection: Connection, job: Job, how: str) -> bool:
+    """End the job's open attempt. Returns False if there is none."""
+    closed = (
         update(job_attempts)
         .where(job_attempts.c.job_id == job.id, job_attempts.c.ended_at.is_(None))
         .values(ended_at=database_now(), how=how, last_step=job.checkpoint_step)
         .returning(job_attempts.c.fence)
     )
-    return connection.execute(closing).first() is not None
+    return connection.execute(closed).first() is not None
+
+
+def begin_batch(connection: Connection, job_id: str, fence: int, batch: int) -> bool:
+    """Begin an attempt's transaction number `batch` (1, 2, …) of buffered writes.
+
+    Returns False if this batch is committed already: then only the answer to its commit was lost.
+    """
+    # Lock the job first, as a claim does: the other order could deadlock with it.
+    connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update(key_share=True))
+    attempt = and_(job_attempts.c.job_id == job_id, job_attempts.c.fence == fence)
+    numbered = update(job_attempts).where(attempt, job_attempts.c.batch < batch).values(batch=batch)
+    if connection.execute(numbered.returning(job_attempts.c.batch)).first() is not None:
+        return True
+    if connection.execute(select(job_attempts.c.batch).where(attempt)).first() is None:
+        raise LeaseLost(job_id, fence)
+    return False

@@ -1,12 +1,13 @@
-"""This host's cache of data sets, trimmed to a size. `kdcore.data` fills it, and holds locks while it does.
+"""This host's cache of data sets, trimmed to a size. `kdcore.data` fills it, and holds these locks meanwhile:
 
-    <key>/              decoded          <key>.lock      held while it is decoded, or found and marked as used
-    <key>.partial/      half decoded
-    downloads/<name>/   as published     downloads/<name>.lock; in use as well while a lock of `<name>-…` is held
+    <key>/              decoded            <key>.lock, while it is decoded, or found and marked as used
+    <key>.partial/      being decoded
+    downloads/<name>/   as published       downloads/<name>.lock; it is also in use while a lock `<name>-….lock` is held
     downloads/<name>.partial/
 
-What goes is the longest unused, under its lock, and never what was used a moment ago: an engine reads its entry after
-it has let go of the lock. What it has opened or mapped stays readable. Lock files stay, or two might hold one lock.
+An entry is deleted under its locks, and only if it was not used lately: an engine opens the files of its entry after it
+has released the lock. Files that are open or mapped stay readable. Lock files are never deleted: a process could lock
+the old file while another locks a new one.
 """
 
 import fcntl
@@ -18,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base.files import modified_at
-from store.usage import Usage, measured
+from store.file_store import Usage, measured
 
 PARTIAL, LOCK, DOWNLOADS = ".partial", ".lock", "downloads"
 IN_USE_S = 3600.0
-"""From finding an entry to having opened all its files, at the very most."""
+"""The longest time between finding an entry and having opened all its files."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,28 @@ class Entry:
     size: Usage
     used_at: float
 
+    @property
+    def is_partial(self) -> bool:
+        return self.folder.name.endswith(PARTIAL)
+
     def locks(self) -> list[Path]:
-        """Its own first, as the engine takes them."""
+        """Return its lock files, in the order in which the engine locks them."""
         name = self.folder.name.removesuffix(PARTIAL)
         own = self.folder.with_name(name + LOCK)
-        downloaded = self.folder.parent.name == DOWNLOADS
-        return [own, *sorted(self.folder.parents[1].glob(f"{name}-*{LOCK}"))] if downloaded else [own]
+        is_download = self.folder.parent.name == DOWNLOADS
+        return [own, *sorted(self.folder.parents[1].glob(f"{name}-*{LOCK}"))] if is_download else [own]
 
 
 def trim(cache: Path, max_bytes: int, dry_run: bool = False) -> list[Entry]:
-    """Remove what was left half done, then the longest unused until the rest fits; returns what went, or would."""
-    entries = sorted(_entries(cache), key=lambda entry: entry.used_at)
-    over = sum(entry.size.bytes for entry in entries) - max_bytes
-    gone = []
-    for entry in sorted(entries, key=lambda entry: not _half_done(entry)):
-        if (over > 0 or _half_done(entry)) and _remove(entry, dry_run):
-            over -= entry.size.bytes
-            gone.append(entry)
-    return gone
+    """Delete unfinished entries, then the least recently used until the rest fits into `max_bytes`. Returns them."""
+    entries = sorted(_entries(cache), key=lambda entry: (not entry.is_partial, entry.used_at))
+    excess_bytes = sum(entry.size.bytes for entry in entries) - max_bytes
+    deleted = []
+    for entry in entries:
+        if (excess_bytes > 0 or entry.is_partial) and _delete(entry, dry_run):
+            excess_bytes -= entry.size.bytes
+            deleted.append(entry)
+    return deleted
 
 
 def _entries(cache: Path) -> Iterator[Entry]:
@@ -58,32 +63,29 @@ def _entries(cache: Path) -> Iterator[Entry]:
                 yield Entry(folder, measured(folder), modified_at(folder))
 
 
-def _half_done(entry: Entry) -> bool:
-    return entry.folder.name.endswith(PARTIAL)
-
-
-def _remove(entry: Entry, dry_run: bool) -> bool:
-    """False where it is in use."""
-    with _held(entry.locks()) as ours:
-        if not ours or not (_half_done(entry) or time.time() - modified_at(entry.folder) > IN_USE_S):
+def _delete(entry: Entry, dry_run: bool) -> bool:
+    """Return False if the entry is in use."""
+    with _try_lock(entry.locks()) as locked:
+        # The mtime is read again under the lock.
+        if not locked or not (entry.is_partial or time.time() - modified_at(entry.folder) > IN_USE_S):
             return False
         if not dry_run:
-            _remove_whole(entry.folder)
+            _delete_tree(entry.folder)
         return True
 
 
-def _remove_whole(folder: Path) -> None:
-    """Under the name of what is half done, so that nobody takes the rest for the whole."""
-    doomed = folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
-    if doomed != folder:
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+def _delete_tree(folder: Path) -> None:
+    """Rename the folder to `….partial` first: a process killed half way must not leave an entry that looks complete."""
+    partial = folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
+    if partial != folder:
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.rename(partial)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
-def _held(locks: list[Path]) -> Iterator[bool]:
-    """Hold all of them, without waiting; False where somebody else has one."""
+def _try_lock(locks: list[Path]) -> Iterator[bool]:
+    """Lock all files without waiting. Yields False if another process holds one of them."""
     with ExitStack() as stack:
         try:
             for lock in locks:

@@ -1,73 +1,75 @@
-"""What the collector did and when: one row a run, the newest hundred. They also see to it that one runs at a time."""
+"""The collector's runs: one row for each, the newest hundred. They also make sure that one runs at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, or_, select, text, update
 
 from store import tables
-from store.clock import database_now
-from store.ids import new_id
-from store.rows import as_record, columns
+from store.records import as_record, columns, database_now, new_id
 
-KEPT = 100
+MAX_ROWS = 100
+
+Removed = dict[str, dict[str, int]]
+"""`count` and `bytes` by kind of file."""
 
 
 @dataclass(frozen=True)
 class Collection:
+    """One row of `collections`."""
+
     id: str
     host: str
     began_at: float
     ended_at: float | None
-    """None while it runs, and for ever where it was killed: the next one does what was left."""
-    removed: dict[str, dict[str, int]] | None
-    """By kind, `count` and `bytes` of what went."""
+    """None while it runs, or if it was killed; the next collection removes the rest."""
+    removed: Removed | None
     error: str | None
 
 
-COLLECTION = columns(tables.collections, Collection)
-_runs = tables.collections.c
+COLLECTION_COLUMNS = columns(tables.collections, Collection)
+_rows = tables.collections.c
+_NEWEST_FIRST = (_rows.began_at.desc(), _rows.id.desc())
 
 
-def list(connection: Connection, limit: int = KEPT) -> Sequence[Collection]:
-    """The newest first."""
-    wanted = select(*COLLECTION).order_by(_runs.began_at.desc(), _runs.id.desc()).limit(limit)
-    return [as_record(Collection, row) for row in connection.execute(wanted)]
+def list_collections(connection: Connection, limit: int = MAX_ROWS) -> Sequence[Collection]:
+    """Return collections, newest first."""
+    newest = select(*COLLECTION_COLUMNS).order_by(*_NEWEST_FIRST).limit(limit)
+    return [as_record(Collection, row) for row in connection.execute(newest)]
 
 
-def due(connection: Connection, every_s: float) -> bool:
-    """Whether nobody has begun for so long; takes no lock."""
+def is_due(connection: Connection, every_s: float) -> bool:
+    """Return whether no collection has begun within `every_s`. Takes no lock."""
     return not connection.execute(select(_began_within(every_s))).scalar_one()
 
 
 def begin(connection: Connection, host: str, every_s: float) -> str | None:
-    """The id of a collection that is ours to run; None where somebody began one within `every_s`."""
+    """Add the row of a new collection. Returns its id, or None if another has begun within `every_s`."""
     if connection.dialect.name == "postgresql":
-        # Two that began at once would not see each other's row.
+        # Two transactions at the same time would not see each other's row.
         connection.execute(text("LOCK TABLE collections IN SHARE ROW EXCLUSIVE MODE"))
-    if not due(connection, every_s):
+    if not is_due(connection, every_s):
         return None
-    new = {"id": new_id("col"), "host": host}
-    connection.execute(insert(tables.collections).values(**new, began_at=database_now()))
-    return new["id"]
+    row = {"id": new_id("col"), "host": host}
+    connection.execute(insert(tables.collections).values(**row, began_at=database_now()))
+    return row["id"]
 
 
-def end(connection: Connection, id: str, removed: dict[str, Any], error: str | None = None) -> None:
-    """Say what one has removed, and forget all but the newest."""
-    done = update(tables.collections).where(_runs.id == id)
-    connection.execute(done.values(ended_at=database_now(), removed=removed, error=error))
-    newest = select(_runs.id).order_by(_runs.began_at.desc(), _runs.id.desc()).limit(KEPT)
-    connection.execute(delete(tables.collections).where(_runs.id.not_in(newest)))
+def end(connection: Connection, collection_id: str, removed: Removed, error: str | None = None) -> None:
+    """Write what a collection has removed, and delete the oldest rows."""
+    ended = update(tables.collections).where(_rows.id == collection_id)
+    connection.execute(ended.values(ended_at=database_now(), removed=removed, error=error))
+    newest = select(_rows.id).order_by(*_NEWEST_FIRST).limit(MAX_ROWS)
+    connection.execute(delete(tables.collections).where(_rows.id.not_in(newest)))
 
 
-def known_for(connection: Connection, duration_s: float) -> bool:
-    """Whether this database has seen collections for so long, or as many as it keeps."""
-    oldest = func.coalesce(func.min(_runs.began_at), database_now())
-    seen = or_(oldest <= database_now() - duration_s, func.count() >= KEPT)
-    return bool(connection.execute(select(seen).select_from(tables.collections)).scalar_one())
+def has_collected_for(connection: Connection, duration_s: float) -> bool:
+    """Return whether this database has a row that old, or as many rows as it keeps."""
+    oldest = func.coalesce(func.min(_rows.began_at), database_now())
+    long_enough = or_(oldest <= database_now() - duration_s, func.count() >= MAX_ROWS)
+    return bool(connection.execute(select(long_enough).select_from(tables.collections)).scalar_one())
 
 
 def _began_within(duration_s: float) -> ColumnElement[bool]:
-    # One that began in the future met a clock that was wrong, and must not hold up the others until then.
-    return exists().where(_runs.began_at > database_now() - duration_s, _runs.began_at <= database_now())
+    # A row in the future comes from a wrong clock: it must not delay the others until then.
+    return exists().where(_rows.began_at > database_now() - duration_s, _rows.began_at <= database_now())

@@ -1,23 +1,23 @@
-"""Removes what nobody needs any more, and never what a row still needs.
+"""The collector: deletes files and rows that nothing needs any more, and none that a row needs.
 
-    blobs         that no row names: untouched for `after_s` they go to the trash, and after as long again for good
-    checkpoints   of jobs that succeeded, of others `checkpoints_s` after their end, and files that no row can name
-    logs          of jobs that were deleted
-    uploads       that nobody touched for `uploads_s`, row and file; what they became is a blob like any other
-    temporaries   left by killed processes
+    blobs         that no row names: to the trash after `after_s` without use, deleted after as long again
+    checkpoints   of succeeded jobs; of failed and cancelled ones after `checkpoints_s`; files that no row can name
+    logs          of deleted jobs
+    uploads       without use for `uploads_s`, row and file; the blob that an upload became is a blob like any other
+    temporaries   that killed processes left
 
-Why no blob that is needed is lost. Who wants to name one in a row has just put it, or has asked for it, and both make
-it young; whoever asks for one in the trash gets it back. So a blob is removed only `after_s` after anybody could have
-met it, when all who did have committed their rows or given up; and rows are asked once more before. All rows are read
-as of one moment, so that a name on its way from one row to another is not missed. In between, a row may name a blob
-that lies in the trash: each look brings such a one back, as does everybody who reads it. That needs no lock, so it
-holds for any number of collectors, and for one that is killed at any line.
+Why no needed blob is lost. A process that will name a blob in a row has put it, or has requested its path, and both
+renew its last use and restore it from the trash. So a blob is deleted only `after_s` after the last moment at which a
+process could have found it; by then each such process has committed its row or has given up, and the rows are read
+once more before the deletion. All rows are read as of one moment, so a digest that moves from one row to another is not
+missed. A row may name a blob that is in the trash for a while: each collection restores such blobs, and so does every
+reader. None of this needs a lock, so it holds for any number of collectors, and for one that is killed at any line.
 
-Why no checkpoint is: an attempt that has lost its fence, or whose job is not running, can name no file any more. Its
-files are listed first, the fence is read next and the rows last; what no row names then, none ever will.
+Why no needed checkpoint is lost. An attempt that has lost its fence, or whose job is not running, cannot add a row any
+more. Its files are listed first, then the fence is read, then the rows: a file without a row then never gets one.
 
-A database that has not collected for `after_s` may be the wrong one: it names nothing. What it does not know is spared
-until then, apart from moves to the trash.
+A database without collections for `after_s` may be the wrong database: it names no files. Until then, files of unknown
+jobs and uploads are spared, and blobs are at most moved to the trash.
 """
 
 import re
@@ -37,24 +37,18 @@ from base.errors import DatabaseUnavailable, StorageFull
 from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
-from store import checkpoints, collections, uploads
-from store.blobs import BlobStore
+from store import checkpoints, collections, tables, uploads
+from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
+from store.file_store import FileStore, measured
 from store.settings import Settings
-from store.tables import artifacts, datasets, jobs, models
-from store.tables import checkpoints as checkpoint_rows
-from store.tables import uploads as upload_rows
-from store.usage import measured
+from store.tables import jobs
 
 T = TypeVar("T")
 
-Removed = dict[str, dict[str, int]]
-"""By kind, `count` and `bytes`."""
-
 BATCH = 200
-FEW = 25
-"""Jobs that are written in one transaction."""
+JOBS_PER_TRANSACTION = 25
 PAUSE_S = 0.12
 _BLOB = "blob:sha256:"
 _NAMED = re.compile(_BLOB + "([0-9a-f]{64})")
@@ -66,7 +60,7 @@ _UPLOAD = re.compile("up_[0-9a-z]{24}")
 
 @dataclass(frozen=True)
 class Retention:
-    """For how long what may be needed again is kept, in seconds."""
+    """For how many seconds files that may be needed again are kept."""
 
     after_s: float
     checkpoints_s: float
@@ -78,32 +72,56 @@ class Retention:
 
 
 class Stopped(Exception):
-    """Whoever collects was asked to leave; the next collection goes on."""
+    """The process stops. The next collection continues."""
+
+
+def collect(collector: "Collector", every_s: float) -> bool:
+    """Run the collector and write its row. Returns False if another collection has begun within `every_s`.
+
+    If the disk is full it runs without a row, because it is what frees disk space.
+    """
+    database = collector.database
+    try:
+        with database.begin() as connection:
+            collection_id = collections.begin(connection, socket.gethostname(), every_s)
+    except StorageFull:
+        collector.run()
+        return True
+    if collection_id is None:
+        return False
+    try:
+        collector.run()
+    except Stopped:
+        collector.faults.append("stopped before the end")
+    finally:
+        with database.begin() as connection:
+            collections.end(connection, collection_id, collector.removed, "; ".join(collector.faults) or None)
+    return True
 
 
 @dataclass
 class Collector:
-    """One collection. With `dry_run` it tells what it would remove, and touches nothing."""
+    """One collection. With `dry_run` it reports what it would remove and changes nothing."""
 
     database: Database
-    files: BlobStore
+    files: FileStore
     retention: Retention
     dry_run: bool = False
     stopped: Callable[[], bool] = lambda: False
-    tell: Callable[[str, Path, int], None] = lambda kind, path, bytes: None
-    """Hears of each removal: kind, path, bytes."""
+    report: Callable[[str, Path, int], None] = lambda kind, path, bytes: None
+    """Called for each removal with its kind, path and bytes."""
     removed: Removed = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    """What could not be done; the rest was."""
+    """The steps that failed; the others were done."""
 
     def run(self) -> None:
-        """Once through everything. Raises DatabaseUnavailable, or Stopped."""
+        """Run all steps once. Raises DatabaseUnavailable or Stopped."""
         with self.database.connect() as connection:
-            knows_its_own = collections.known_for(connection, self.retention.after_s)
-        # What frees room without needing any comes first.
+            knows_its_files = collections.has_collected_for(connection, self.retention.after_s)
+        # The steps that free disk space without needing any come first.
         steps = [self.empty_trash, self.expire_checkpoints]
-        steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_own else []
-        for step in [*steps, self.expire_uploads, self.fill_trash, self.sweep_temporaries]:
+        steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
+        for step in [*steps, self.expire_uploads, self.fill_trash, self.delete_temporaries]:
             try:
                 step()
             except DatabaseUnavailable:
@@ -114,45 +132,46 @@ class Collector:
     # ── blobs ──
 
     def empty_trash(self) -> None:
-        """Bring back what a row names; remove for good what none has for long enough."""
+        """Restore the blobs that a row names; delete those that have been in the trash for long enough."""
         before = self._before(self.retention.after_s)
         named = named_digests(self.database)
-        for path in self._each(_known(self.files.folder / "trash", _SHA256)):
-            in_place = self.files.touched_at(path.name) > float("-inf")
-            if path.name in named and not in_place:
-                self._do("brought_back", path, self.files.bring_back, path.name)
+        for path in self._each(_matching(self.files.folder / "trash", _SHA256)):
+            was_put_again = self.files.last_used_at(path.name) > float("-inf")
+            if path.name in named and not was_put_again:
+                self._do("brought_back", path, self.files.restore, path.name)
             elif _moved_at(path) <= before:
                 failpoint("collector.removing")
                 self._do("blobs", path, _unlink, path)
 
     def fill_trash(self) -> None:
-        """Move what no row names to the trash, then ask the rows again."""
+        """Move the blobs that no row names to the trash, then read the rows again and restore those named meanwhile."""
         before = self._before(self.retention.after_s)
         named = named_digests(self.database)
         moved = []
         for path in self._each(_blobs(self.files)):
-            if path.name not in named and self.files.touched_at(path.name) <= before:
-                moved += self._do("to_trash", path, self.files.throw_away, path.name, before)
+            if path.name not in named and self.files.last_used_at(path.name) <= before:
+                moved += self._do("to_trash", path, self.files.move_to_trash, path.name, before)
                 failpoint("collector.moved")
         if moved and not self.dry_run:
             for sha256 in {path.name for path in moved} & named_digests(self.database):
-                self._do("brought_back", self.files.trash_path(sha256), self.files.bring_back, sha256)
+                self._do("brought_back", self.files.trash_path(sha256), self.files.restore, sha256)
 
-    # ── what belongs to jobs ──
+    # ── files of jobs ──
 
     def expire_checkpoints(self) -> None:
-        """Rows only: their files are then nobody's, and go with `tidy_checkpoints`."""
+        """Delete the rows of expired checkpoints. `tidy_checkpoints` then deletes their files."""
         with self.database.connect() as connection:
-            ended = checkpoints.expired(connection, self.retention.checkpoints_s)
-        for job_ids in self._each(_batches(iter([] if self.dry_run else ended), FEW)):
+            expired = checkpoints.list_expired(connection, self.retention.checkpoints_s)
+        for job_ids in self._each(_batches(iter([] if self.dry_run else expired), JOBS_PER_TRANSACTION)):
             with self._begin() as connection:
                 for job_id in job_ids:
-                    checkpoints.expire(connection, job_id, self.retention.checkpoints_s)
+                    checkpoints.delete_expired(connection, job_id, self.retention.checkpoints_s)
             failpoint("collector.expired")
 
     def tidy_checkpoints(self) -> None:
-        for folders in _batches(_known(self.files.folder / "checkpoints", _JOB)):
-            # Before the rows are read: what is written from now on is not looked at.
+        """Delete the files of checkpoints that no row names, or ever can."""
+        for folders in _batches(_matching(self.files.folder / "checkpoints", _JOB)):
+            # List the files before the rows are read: a file written later is not considered.
             listed = {folder: list(_attempts(folder)) for folder in folders}
             rows = self._rows_of([folder.name for folder in folders])
             for folder, attempts in self._each(listed.items()):
@@ -167,7 +186,8 @@ class Collector:
                     self._remove_empty(folder)
 
     def tidy_logs(self) -> None:
-        for folders in _batches(_known(self.files.folder / "logs", _JOB)):
+        """Delete the logs of deleted jobs."""
+        for folders in _batches(_matching(self.files.folder / "logs", _JOB)):
             known = self._rows_of([folder.name for folder in folders]).jobs
             for folder in self._each(folders):
                 if folder.name not in known:
@@ -181,76 +201,78 @@ class Collector:
 
     def _remove_empty(self, folder: Path) -> None:
         if not self.dry_run:
-            # Not empty: it holds what is needed, or a temporary that is swept another day.
             with suppress(OSError):
                 folder.rmdir()
 
     def _rows_of(self, job_ids: list[str]) -> "_Rows":
         with self.database.connect() as connection:
-            # The fence before the names: an attempt that is past by now has named all that it ever will.
-            found = connection.execute(select(jobs.c.id, jobs.c.status, jobs.c.fence).where(jobs.c.id.in_(job_ids)))
-            known = {row.id: _Job(row.status, row.fence) for row in found}
-            rows = checkpoint_rows.c
-            named = select(rows.path).where(rows.job_id.in_(job_ids))
+            # The fences before the paths: an attempt that is past by now adds no row any more.
+            query = select(jobs.c.id, jobs.c.status, jobs.c.fence).where(jobs.c.id.in_(job_ids))
+            known = {row.id: _Job(row.status, row.fence) for row in connection.execute(query)}
+            rows = tables.checkpoints.c
+            paths = select(rows.path).where(rows.job_id.in_(job_ids))
             if self.dry_run:
-                named = named.where(rows.job_id.not_in(checkpoints.expired(connection, self.retention.checkpoints_s)))
-            return _Rows(known, set(connection.scalars(named)))
+                expired = checkpoints.list_expired(connection, self.retention.checkpoints_s)
+                paths = paths.where(rows.job_id.not_in(expired))
+            return _Rows(known, set(connection.scalars(paths)))
 
     def _remove_unknown(self, kind: str, folder: Path) -> None:
         before = self._before(self.retention.after_s)
         if all(modified_at(path) <= before for path in [folder, *files_in(folder)]):
             self._do(kind, folder, _remove_tree, folder)
 
-    # ── uploads and leftovers ──
+    # ── uploads and temporaries ──
 
     def expire_uploads(self) -> None:
+        """Delete the uploads that were not used for long enough, rows and files."""
         before = self._before(self.retention.uploads_s)
         with self.database.connect() as connection:
-            old = uploads.older_than(connection, self.retention.uploads_s)
+            old = uploads.list_older_than(connection, self.retention.uploads_s)
         for upload in self._each(old):
             path = self.files.upload_path(upload.id)
             if upload.status == "open":
-                touched_at = modified_at(path) if path.exists() else float("-inf")
+                used_at = modified_at(path) if path.exists() else float("-inf")
             else:
-                touched_at = self.files.touched_at(str(upload.sha256))
-            if touched_at <= before:
+                used_at = self.files.last_used_at(str(upload.sha256))
+            if used_at <= before:
                 with suppress(UploadBusy):
-                    self._do("uploads", path, self._forget_upload, upload)
+                    self._do("uploads", path, self._delete_upload, upload)
 
     def tidy_uploads(self) -> None:
-        """Files whose upload is gone or complete."""
+        """Delete the files whose upload is deleted or complete."""
         before = self._before(self.retention.after_s)
-        for paths in _batches(_known(self.files.folder / "uploads", _UPLOAD)):
-            ours = upload_rows.c.id.in_([path.name for path in paths])
+        for paths in _batches(_matching(self.files.folder / "uploads", _UPLOAD)):
+            rows = tables.uploads.c
+            still_open = select(rows.id).where(rows.id.in_([path.name for path in paths]), rows.status == "open")
             with self.database.connect() as connection:
-                known = set(connection.scalars(select(upload_rows.c.id).where(ours, upload_rows.c.status == "open")))
+                known = set(connection.scalars(still_open))
             for path in self._each(paths):
                 if path.name not in known and modified_at(path) <= before:
                     self._do("uploads", path, _unlink, path)
 
-    def sweep_temporaries(self) -> None:
+    def delete_temporaries(self) -> None:
         for path in self._each(self.files.temporaries()):
             self._do("temporaries", path, _unlink, path)
 
-    def _forget_upload(self, upload: uploads.Upload) -> bool:
-        with uploads.alone(self.files, upload.id):
+    def _delete_upload(self, upload: uploads.Upload) -> bool:
+        with uploads.lock_file(self.files, upload.id):
             with self._begin() as connection:
-                forgotten = uploads.forget(connection, upload)
-            if forgotten:
-                uploads.discard(self.files, upload.id)
-            return forgotten
+                deleted = uploads.delete_upload(connection, upload)
+            if deleted:
+                uploads.delete_file(self.files, upload.id)
+            return deleted
 
-    # ── all of them ──
+    # ── for all steps ──
 
-    def _do(self, kind: str, path: Path, act: Callable[..., bool], *given: object) -> list[Path]:
-        """Act, unless this is a rehearsal, and write down what came of it: the path, where something did."""
+    def _do(self, kind: str, path: Path, act: Callable[..., bool], *arguments: object) -> list[Path]:
+        """Call `act`, unless this is a dry run. If it acted, count and report it, and return the path."""
         size = measured(path).bytes
-        if not (self.dry_run or act(*given)):
+        if not (self.dry_run or act(*arguments)):
             return []
         tally = self.removed.setdefault(kind, {"count": 0, "bytes": 0})
         tally["count"] += 1
         tally["bytes"] += size
-        self.tell(kind, path, size)
+        self.report(kind, path, size)
         return [path]
 
     def _each(self, items: Iterable[T]) -> Iterator[T]:
@@ -263,7 +285,7 @@ class Collector:
     def _begin(self) -> Iterator[Connection]:
         with self.database.begin() as connection:
             yield connection
-        # SQLite's lock is not fair: who waits looks every tenth of a second, and heartbeats must have their turn.
+        # SQLite's lock is not fair: waiting writers poll every 0.1 s, and heartbeats must get their turn.
         time.sleep(PAUSE_S)
 
     def _before(self, age_s: float) -> float:
@@ -272,7 +294,7 @@ class Collector:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A folder of checkpoints, as it was when it was listed."""
+    """The folder of an attempt's checkpoints, as it was when it was listed."""
 
     folder: Path
     fence: int
@@ -285,7 +307,7 @@ class _Job:
     fence: int
 
     def is_past(self, fence: int) -> bool:
-        """Whether the attempt of that fence can write no row any more."""
+        """Return whether the attempt of that fence cannot add a row any more."""
         return fence < self.fence or (fence == self.fence and self.status != "running")
 
 
@@ -293,35 +315,11 @@ class _Job:
 class _Rows:
     jobs: dict[str, _Job]
     paths: set[str]
-    """Of checkpoints, as rows name them."""
-
-
-def collect(collector: Collector, every_s: float) -> bool:
-    """Run it, and keep a row of it; False where somebody began within `every_s`.
-
-    On a full disk it runs without a row: it is the one to make room.
-    """
-    database = collector.database
-    try:
-        with database.begin() as connection:
-            run = collections.begin(connection, socket.gethostname(), every_s)
-    except StorageFull:
-        collector.run()
-        return True
-    if run is None:
-        return False
-    try:
-        collector.run()
-    except Stopped:
-        collector.faults.append("stopped before the end")
-    finally:
-        with database.begin() as connection:
-            collections.end(connection, run, collector.removed, "; ".join(collector.faults) or None)
-    return True
+    """Of checkpoints, as their rows store them."""
 
 
 def named_digests(database: Database) -> set[str]:
-    """Every digest that some row names, all as of one moment."""
+    """Return every digest that a row names, all as of one moment."""
     with database.connect() as connection:
         if not database.is_sqlite:
             connection.execution_options(isolation_level="REPEATABLE READ")
@@ -329,7 +327,7 @@ def named_digests(database: Database) -> set[str]:
 
 
 def _named(connection: Connection) -> Iterator[Iterable[str]]:
-    for table in (artifacts, models, datasets, upload_rows):
+    for table in (tables.artifacts, tables.models, tables.datasets, tables.uploads):
         yield connection.scalars(select(table.c.sha256).distinct()).all()
     spec, after = cast(jobs.c.resolved_spec, Text), ""
     naming = select(jobs.c.id, spec.label("spec")).where(spec.contains(_BLOB)).order_by(jobs.c.id).limit(BATCH)
@@ -338,28 +336,28 @@ def _named(connection: Connection) -> Iterator[Iterable[str]]:
         after = rows[-1].id
 
 
-def _blobs(files: BlobStore) -> Iterator[Path]:
+def _blobs(files: FileStore) -> Iterator[Path]:
     for folder in (files.folder / "blobs").glob("[0-9a-f][0-9a-f]"):
-        yield from _known(folder, _SHA256)
+        yield from _matching(folder, _SHA256)
 
 
 def _attempts(folder: Path) -> Iterator[_Attempt]:
-    for attempt in _known(folder, _FENCE):
+    for attempt in _matching(folder, _FENCE):
         yield _Attempt(attempt, int(attempt.name), sorted(attempt.glob("*.pt")))
 
 
-def _known(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
-    """What is in a folder under a name that we give; nothing else is ours to remove."""
+def _matching(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
+    """Return the entries of a folder whose names the service gives; others are not its to delete."""
     return (path for path in sorted(folder.glob("*")) if name.fullmatch(path.name))
 
 
 def _moved_at(path: Path) -> float:
-    """When a file was renamed or touched, whichever came last. A rename leaves the mtime alone."""
+    """Return when a file was last renamed or modified. A rename changes the ctime only."""
     try:
-        seen = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return float("inf")
-    return max(seen.st_mtime, seen.st_ctime)
+    return max(status.st_mtime, status.st_ctime)
 
 
 def _unlink(path: Path) -> bool:

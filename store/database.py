@@ -1,38 +1,52 @@
-"""How a connection is had. Store functions take one, and neither open nor commit: whoever calls decides how.
+"""Connections. Store functions take one, and neither open nor commit one; the caller decides how it is opened.
 
-                 SQLite                                         Postgres
+                 SQLite                                         PostgreSQL
     read         at once, on the caller's event loop            asyncpg, through run_sync
     write        one writer thread, BEGIN IMMEDIATE             asyncpg, through run_sync
     connect      a read-only connection                         psycopg
     begin        BEGIN IMMEDIATE                                psycopg
 
-On SQLite a reader of the write-ahead log never waits, so reading on the loop is safe as long as the connection cannot
+A reader of SQLite's write-ahead log never waits, so reading on the event loop is safe as long as the connection cannot
 write; and one writer thread answers sooner than many that contend for one lock.
 """
 
 import asyncio
+import fcntl
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Concatenate, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine
+from alembic import command
+from alembic.config import Config
+from pydantic_core import from_json, to_json
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolExhausted
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
-from base.errors import DatabaseUnavailable
-from store.engines import ANSWER_S, BUSY_S, postgres_async_engine, postgres_engine, sqlite_engine, told_plainly
-from store.migrate import migrate
-
-__all__ = ["Database", "migrate"]
+from base.errors import DatabaseUnavailable, StorageFull
+from base.files import make_folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+BUSY_S = 10
+"""The longest time that a SQLite writer waits for its turn."""
+CONNECT_S = 5
+ANSWER_S = 12
+"""The longest time that a coroutine waits for PostgreSQL in all; longer than the statement timeout."""
+
 
 class Database:
-    """One database, for coroutines (`read`, `write`) and for threads (`connect`, `begin`). Or DatabaseUnavailable."""
+    """One database, for coroutines (`read`, `write`) and for threads (`connect`, `begin`).
+
+    All four raise DatabaseUnavailable if it cannot be reached, and StorageFull if its disk is full.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
@@ -41,39 +55,39 @@ class Database:
             raise ValueError("SQLite in memory is not supported: jobs must outlive the process")
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a store function that only looks."""
+        """Run a store function that only reads."""
         if self.is_sqlite:
             with self.connect() as connection:
                 return function(connection, *args, **kwargs)
-        with told_plainly(OSError):
+        with translated_errors(OSError):
             async with asyncio.timeout(ANSWER_S), self._asynchronous.connect() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a store function in a transaction of its own; it is committed when this returns."""
+        """Run a store function in a transaction of its own, which is committed when this returns."""
         if self.is_sqlite:
-            here = asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
             write = partial(self._write, time.monotonic(), function, *args, **kwargs)
-            return await here.run_in_executor(self._writer_thread, write)
-        with told_plainly(OSError):
+            return await loop.run_in_executor(self._writer_thread, write)
+        with translated_errors(OSError):
             async with asyncio.timeout(ANSWER_S), self._asynchronous.begin() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:
-        """A connection to look with, for threads."""
-        with told_plainly(), self._readers.connect() as connection:
+        """Open a connection for reading."""
+        with translated_errors(), self._readers.connect() as connection:
             yield connection
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """A write transaction, for threads: committed at the end, rolled back on an exception."""
-        with told_plainly(), self._writers.begin() as connection:
+        """Open a write transaction: committed at the end, rolled back on an exception."""
+        with translated_errors(), self._writers.begin() as connection:
             yield connection
 
     def dispose(self) -> None:
-        """Close what threads used. After `read` or `write` on Postgres, `await close()` instead."""
-        # First: the writes that it has yet to do would open again what is closed here.
+        """Close the connections of threads. After `read` or `write` on PostgreSQL, `await close()` instead."""
+        # The thread first: its remaining writes would open a connection again.
         if "_writer_thread" in self.__dict__:
             self.__dict__.pop("_writer_thread").shutdown()
         for name in ("_readers", "_writers"):
@@ -86,11 +100,11 @@ class Database:
         self.dispose()
 
     def _write(
-        self, asked_at: float, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self, requested_at: float, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        # Each before it may have waited for the lock as long as one may: the last of many would never be answered.
-        if time.monotonic() - asked_at > BUSY_S:
-            raise DatabaseUnavailable("other writes waited for the database, and this one behind them")
+        # Each write before this one may have waited BUSY_S for the lock: the last of many would wait without end.
+        if time.monotonic() - requested_at > BUSY_S:
+            raise DatabaseUnavailable("the writes before this one waited too long for the database")
         with self.begin() as connection:
             return function(connection, *args, **kwargs)
 
@@ -100,12 +114,190 @@ class Database:
 
     @cached_property
     def _writers(self) -> Engine:
-        return sqlite_engine(self.url, "BEGIN IMMEDIATE") if self.is_sqlite else postgres_engine(self.url)
+        return _sqlite_engine(self.url, "BEGIN IMMEDIATE") if self.is_sqlite else _postgres_engine(self.url)
 
     @cached_property
     def _readers(self) -> Engine:
-        return sqlite_engine(self.url, "BEGIN", "PRAGMA query_only = ON") if self.is_sqlite else self._writers
+        return _sqlite_engine(self.url, "BEGIN", "PRAGMA query_only = ON") if self.is_sqlite else self._writers
 
     @cached_property
     def _asynchronous(self) -> AsyncEngine:
-        return postgres_async_engine(self.url)
+        return _postgres_async_engine(self.url)
+
+
+# ── errors ──
+
+SQLITE_FULL, POSTGRES_FULL = 13, "53100"
+SQLITE_UNAVAILABLE = {5, 6, 8, 10, 14, 15}
+"""Busy, locked, read-only, input/output error, cannot open, lost a race for the locks of the log."""
+POSTGRES_UNAVAILABLE = ("08", "25006", "40", "53", "55", "57", "58")
+"""Classes: connection, serialization and deadlock, resources, wrong state (lock timeout), operator intervention,
+input/output error; and one single state: the server is read-only, such as a standby."""
+
+
+@contextmanager
+def translated_errors(*unwrapped: type[Exception]) -> Iterator[None]:
+    """Raise DatabaseUnavailable or StorageFull where a driver raises its own error for the same.
+
+    `unwrapped` are errors that a driver does not wrap (asyncpg: OSError if the server cannot be reached).
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        code = _code(error)
+        if code in (SQLITE_FULL, POSTGRES_FULL):
+            hint = "free some disk space, then try again"
+            raise StorageFull("the database has no disk space to write", hint) from error
+        if error.connection_invalidated or _is_unavailable(error, code):
+            raise DatabaseUnavailable(str(error.orig)) from error
+        raise
+    except PoolExhausted as error:
+        raise DatabaseUnavailable("every connection to the database is in use") from error
+    except unwrapped as error:
+        raise DatabaseUnavailable(f"the database cannot be reached: {str(error) or 'no answer in time'}") from error
+
+
+def _code(error: DBAPIError) -> int | str | None:
+    """Return SQLite's primary result code, or PostgreSQL's SQLSTATE; None if there was no answer."""
+    if (code := getattr(error.orig, "sqlite_errorcode", None)) is not None:
+        return int(code) & 0xFF
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return state
+
+
+def _is_unavailable(error: DBAPIError, code: int | str | None) -> bool:
+    if code is None:
+        return isinstance(error, OperationalError | InterfaceError)
+    return code in SQLITE_UNAVAILABLE if isinstance(code, int) else code.startswith(POSTGRES_UNAVAILABLE)
+
+
+# ── drivers ──
+
+# A client that vanished must not hold a row lock, which SKIP LOCKED would skip for ever; nor a server hold its client.
+SERVER_KEEPALIVES = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    # In ms. While sent data is not acknowledged, no keepalives are sent.
+    "tcp_user_timeout": "10000",
+}
+CLIENT_KEEPALIVES = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+POSTGRES_LIMITS = {
+    "statement_timeout": "10s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "10s",
+    **SERVER_KEEPALIVES,
+}
+
+
+def _to_json(value: Any) -> str:
+    return to_json(value, inf_nan_mode="null").decode()
+
+
+JSON_CODEC: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": from_json}
+
+
+def _sqlite_engine(url: URL, begin: str, *pragmas: str) -> Engine:
+    """Make an engine whose transactions all begin with `begin`: SQLite refuses a reader that starts to write."""
+    engine = create_engine(
+        url,
+        connect_args={"timeout": BUSY_S, "check_same_thread": False},
+        pool_size=20,
+        pool_timeout=BUSY_S,
+        **JSON_CODEC,
+    )
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, record: Any) -> None:
+        # Turns off the driver's own BEGIN, which is deferred and late.
+        connection.isolation_level = None
+        for pragma in ("PRAGMA foreign_keys = ON", "PRAGMA synchronous = FULL", *pragmas):
+            connection.execute(pragma)
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _postgres_engine(url: URL) -> Engine:
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        connect_args=_psycopg_arguments(POSTGRES_LIMITS),
+        pool_size=10,
+        pool_timeout=CONNECT_S,
+        pool_pre_ping=True,
+        **JSON_CODEC,
+    )
+
+
+def _psycopg_arguments(server_settings: dict[str, str]) -> dict[str, Any]:
+    options = " ".join(f"-c {name}={value}" for name, value in server_settings.items())
+    return {"connect_timeout": CONNECT_S, "options": options, **CLIENT_KEEPALIVES}
+
+
+def _postgres_async_engine(url: URL) -> AsyncEngine:
+    """Make an engine for the coroutines of one event loop."""
+    return create_async_engine(
+        url.set(drivername="postgresql+asyncpg"),
+        connect_args={"timeout": CONNECT_S, "command_timeout": 15, "server_settings": POSTGRES_LIMITS},
+        pool_size=10,
+        pool_timeout=CONNECT_S,
+        pool_pre_ping=True,
+        **JSON_CODEC,
+    )
+
+
+# ── migration ──
+
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+ADVISORY_LOCK = 7_310_577
+"""Any number that nothing else uses in this database."""
+
+
+def migrate(url: str) -> None:
+    """Bring a database to the newest revision. If several processes start at once, one migrates and the others wait."""
+    parsed = make_url(url)
+    exclusive = _exclusive_sqlite if parsed.get_backend_name() == "sqlite" else _exclusive_postgres
+    with translated_errors(), exclusive(parsed) as connection:
+        command.upgrade(alembic_config(connection), "head")
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Return the configuration for Alembic's commands on a connection that the caller opens and commits."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextmanager
+def _exclusive_sqlite(url: URL) -> Iterator[Connection]:
+    """Open a connection under a lock file: SQLite enters WAL mode only if no other connection is open."""
+    path = Path(url.database or "").absolute()
+    make_folder(path.parent)
+    with path.with_suffix(".migrating").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        engine = _sqlite_engine(url, "BEGIN IMMEDIATE", "PRAGMA journal_mode = WAL")
+        try:
+            with engine.begin() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _exclusive_postgres(url: URL) -> Iterator[Connection]:
+    driver = url.set(drivername="postgresql+psycopg")
+    # Without a statement timeout: a revision may take long, and so may the wait for another process's.
+    engine = create_engine(driver, poolclass=NullPool, connect_args=_psycopg_arguments(SERVER_KEEPALIVES))
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        yield connection

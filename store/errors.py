@@ -1,70 +1,96 @@
-"""Why the store refused, in the words of whoever asked.
+"""Errors of the store, in words for the client whose request failed.
 
     StoreError
-     ├─ NotFound              no such row in this project
-     ├─ ActionNotAllowed             the job's status does not allow the move
-     ├─ LeaseLost             another attempt owns the job: stop at once
-     ├─ IdempotencyConflict   the key came before, with another body
-     ├─ NameTaken             names are unique within a project
-     ├─ BlobMismatch          the bytes are not the ones that were announced
-     ├─ OffsetConflict        an upload goes on elsewhere than the client thinks
-     └─ UploadBusy            another request writes to the same upload now
-    DatabaseUnavailable       a ConnectionError: nothing is wrong with what was asked; try again
+     ├─ NotFound              not_found              no such row in this project
+     ├─ ActionNotAllowed      action_not_allowed     the job's status does not allow the action
+     ├─ LeaseLost             lease_lost             another attempt owns the job: stop at once
+     ├─ IdempotencyConflict   idempotency_conflict   the key was used for another body
+     ├─ NameTaken             name_taken             names are unique within a project
+     ├─ BlobMismatch          checksum_mismatch      the bytes do not have the expected size or digest
+     ├─ OffsetConflict        offset_conflict        the upload continues at another offset
+     └─ UploadBusy            upload_busy            another request is writing to the same upload
 
-A full disk is the engine's own `StorageFull`, so that a failed job and a refused upload say the same.
+`code` names the error for programs; `details` is what an answer adds to the message. A database that cannot be reached
+is `base.errors.DatabaseUnavailable`, and a full disk is `base.errors.StorageFull`: these two can be retried.
 """
+
+from typing import Any, ClassVar
 
 
 class StoreError(Exception):
-    """Base of all refusals: a fact forbids what was asked, and asking again changes nothing."""
+    """Base of all errors that a stored fact causes: the same request would fail again."""
+
+    code: ClassVar[str]
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class NotFound(StoreError):
+    code = "not_found"
+
     def __init__(self, kind: str, id: str) -> None:
         super().__init__(f"there is no {kind} {id!r}")
         self.kind, self.id = kind, id
 
 
 class ActionNotAllowed(StoreError):
-    def __init__(self, status: str, requested: str | None, verb: str, allowed_actions: list[str]) -> None:
-        stands = status if requested is None else f"{status}, and was asked to {requested},"
+    code = "action_not_allowed"
+
+    def __init__(self, status: str, requested: str | None, action: str, allowed_actions: list[str]) -> None:
+        state = status if requested is None else f"{status} ({requested} requested)"
         super().__init__(
-            f"a job that is {stands} cannot be asked to {verb}; allowed now: {', '.join(allowed_actions) or 'nothing'}"
+            f"{action} is not allowed for a job that is {state}; allowed: {', '.join(allowed_actions) or 'nothing'}",
+            job_status=status,
+            allowed_actions=allowed_actions,
         )
-        self.status, self.verb, self.allowed_actions = status, verb, allowed_actions
+        self.status, self.action, self.allowed_actions = status, action, allowed_actions
 
 
 class LeaseLost(StoreError):
+    code = "lease_lost"
+
     def __init__(self, job_id: str, fence: int) -> None:
-        super().__init__(f"attempt {fence} no longer owns job {job_id}; what it still writes is refused")
+        super().__init__(f"attempt {fence} does not own job {job_id} any more; its writes are refused")
         self.job_id, self.fence = job_id, fence
 
 
 class IdempotencyConflict(StoreError):
+    code = "idempotency_conflict"
+
     def __init__(self, key: str, job_id: str) -> None:
-        super().__init__(f"the key {key!r} was used for another body, which became job {job_id}")
+        super().__init__(f"the key {key!r} was used with another body, for job {job_id}")
         self.key, self.job_id = key, job_id
 
 
 class NameTaken(StoreError):
+    code = "name_taken"
+
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"there is a {kind} named {name!r} already")
+        super().__init__(f"there is already a {kind} named {name!r}")
         self.kind, self.name = kind, name
 
 
 class BlobMismatch(StoreError):
-    def __init__(self, what: str, announced: object, found: object) -> None:
-        super().__init__(f"{what}: announced {announced}, found {found}")
-        self.what, self.announced, self.found = what, announced, found
+    code = "checksum_mismatch"
+
+    def __init__(self, name: str, expected: object, actual: object) -> None:
+        super().__init__(f"{name}: expected {expected}, got {actual}")
+        self.name, self.expected, self.actual = name, expected, actual
 
 
 class OffsetConflict(StoreError):
+    code = "offset_conflict"
+
     def __init__(self, id: str, sent: int, offset: int) -> None:
-        super().__init__(f"upload {id} goes on at byte {offset}, not at {sent}")
+        super().__init__(f"upload {id} continues at byte {offset}, not at {sent}", offset=offset)
         self.id, self.sent, self.offset = id, sent, offset
 
 
 class UploadBusy(StoreError):
+    code = "upload_busy"
+
     def __init__(self, id: str) -> None:
         super().__init__(f"another request is writing to upload {id}")
         self.id = id

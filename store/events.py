@@ -1,51 +1,63 @@
-"""A job's feed: what happened to it, numbered from 1. Polling, streaming and the web page read the same rows."""
+"""A job's events, numbered from 1. Polling, streaming and the web page read the same rows.
+
+Every change of a job takes the next number in its own UPDATE (`update_job`) and then writes its event
+(`append_event`). So the feed of a job has no gap, no number twice, and no event of an attempt that has lost the job.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Integer, bindparam, insert, select
+from sqlalchemy import ColumnElement, Connection, Integer, bindparam, insert, select, update
 
-from store.clock import database_now
+from store.attempts import owned_by
 from store.errors import LeaseLost, NotFound
-from store.fence import change, mine
-from store.rows import Job, as_record, columns
+from store.records import JOB_COLUMNS, Job, as_record, columns, database_now
 from store.tables import job_events, jobs
 
 
 @dataclass(frozen=True)
 class Event:
+    """One row of `job_events`."""
+
     seq: int
     at: float
     type: str
     data: dict[str, Any]
 
 
-EVENT = columns(job_events, Event)
-# Built once, since every open stream asks it several times a second.
+EVENT_COLUMNS = columns(job_events, Event)
+# Built once: every open stream runs it several times a second.
 _AFTER = (
-    select(*EVENT)
+    select(*EVENT_COLUMNS)
     .where(job_events.c.job_id == bindparam("job_id"), job_events.c.seq > bindparam("seq"))
     .order_by(job_events.c.seq)
     .limit(bindparam("limit", type_=Integer))
 )
 
 
-def tell(connection: Connection, job: Job, type: str, **data: Any) -> None:
-    """Write down what a change did, under the number that the change took. To be called once after each `change`."""
+def update_job(connection: Connection, where: ColumnElement[bool], **values: Any) -> Job | None:
+    """Change a job and take its next event number in one conditional UPDATE. None if the condition does not hold."""
+    changed = update(jobs).where(where).values(event_seq=jobs.c.event_seq + 1, **values).returning(*JOB_COLUMNS)
+    row = connection.execute(changed).one_or_none()
+    return None if row is None else as_record(Job, row)
+
+
+def append_event(connection: Connection, job: Job, type: str, **data: Any) -> None:
+    """Write the event of a change, under the number that the change took. Called once after each `update_job`."""
     row = {"job_id": job.id, "seq": job.event_seq, "at": database_now(), "type": type, "data": data}
     connection.execute(insert(job_events).values(row))
 
 
-def append(connection: Connection, job_id: str, fence: int | None, type: str, data: dict[str, Any]) -> Event:
-    """Add an event that changes nothing else (a warning, a note); with a fence, only while it owns the job."""
-    job = change(connection, jobs.c.id == job_id if fence is None else mine(job_id, fence))
+def append_note(connection: Connection, job_id: str, fence: int | None, type: str, data: dict[str, Any]) -> Event:
+    """Add an event that changes nothing else, such as a warning. With a fence, only while that attempt owns the job."""
+    job = update_job(connection, jobs.c.id == job_id if fence is None else owned_by(job_id, fence))
     if job is None:
         raise NotFound("job", job_id) if fence is None else LeaseLost(job_id, fence)
-    tell(connection, job, type, **data)
-    return after(connection, job_id, job.event_seq - 1, 1)[0]
+    append_event(connection, job, type, **data)
+    return list_events(connection, job_id, job.event_seq - 1, 1)[0]
 
 
-def after(connection: Connection, job_id: str, seq: int, limit: int) -> list[Event]:
-    """What came after event number `seq`, oldest first."""
+def list_events(connection: Connection, job_id: str, seq: int, limit: int) -> list[Event]:
+    """Return the events after number `seq`, oldest first."""
     rows = connection.execute(_AFTER, {"job_id": job_id, "seq": seq, "limit": limit})
     return [as_record(Event, row) for row in rows]

@@ -1,12 +1,13 @@
-"""The lawful moves of a job. Each is one conditional UPDATE; no row back means that the move was not lawful.
+"""The transitions that workers make. Each is one conditional UPDATE; if it returns no row, it was not allowed.
 
     queued ──claim──▶ running ──finish──▶ succeeded | failed | cancelled
      ▲  │                │ release                        │
      │  └──▶ paused ◀────┤                                │
      └──resume──┘        └──▶ queued ◀───────retry────────┘
 
-A lapsed lease is claimable as it stands: nobody resets it, so an owner that comes back first keeps its work.
-The fence counts claims. Whoever holds an older one is turned away by the WHERE clause, however late it wakes.
+A job whose lease has expired can be claimed directly. Nothing resets it before, so an owner that comes back first
+keeps its job. `fence` is the fencing token: it increases with every claim, and the WHERE clause of every write checks
+it (`attempts.owned_by`), so a worker that has lost its lease cannot change the job any more.
 """
 
 from collections.abc import Sequence
@@ -16,250 +17,256 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, false, func, or_, select, update
 
 from base.errors import DeadlineExceeded, WorkerLost
-from store import attempts
 from store.artifacts import NewArtifact, publish
-from store.checkpoints import Checkpoint, newest
-from store.clock import database_now
+from store.attempts import close_attempt, open_attempt, owned_by
+from store.checkpoints import Checkpoint, list_checkpoints
 from store.errors import LeaseLost
-from store.events import tell
-from store.fence import change, mine
-from store.rows import Job
+from store.events import append_event, update_job
+from store.records import Job, database_now
 from store.tables import jobs
 
-_TOO_LATE = DeadlineExceeded(
-    "the job had not ended by its deadline", "retry it: it goes on from its last checkpoint and has as long again"
+_NO_OWNER: dict[str, Any] = {"owner": None, "lease_until": None, "requested": None, "phase": None}
+_DEADLINE_EXCEEDED = DeadlineExceeded(
+    "the job did not end before its deadline",
+    "retry it: it continues from its last checkpoint and gets as much time again",
 ).as_dict()
-
-LET_GO: dict[str, Any] = {"owner": None, "lease_until": None, "requested": None, "phase": None}
+_WORKER_LOST = WorkerLost(
+    "the worker stopped responding, and no attempt is left",
+    "retry the job; if it happens again, read the log: the job may be killing its worker",
+).as_dict()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that is ours until the lease lapses. `checkpoints`: what it may go on from, newest first."""
+    """A job that this worker owns until the lease expires. `checkpoints` are those to continue from, newest first."""
 
     job: Job
     fence: int
     attempts_without_progress: int
     checkpoints: list[Checkpoint]
     takeover: bool
-    """Its former owner fell silent."""
+    """The job was running, and the lease of its former owner had expired."""
 
 
 def claim(
-    connection: Connection, owner: str, lease_s: float, *, rescue: bool, device: str | None = None
+    connection: Connection, owner: str, lease_s: float, *, takeover: bool, device: str | None = None
 ) -> Claim | None:
-    """Take the oldest job that waits; with `rescue`, also one whose owner has fallen silent. None: nothing to do.
+    """Claim the first job of the queue; with `takeover`, also a job whose lease has expired. None if there is none.
 
-    Rescue only after one lease of unbroken contact with the database: silence that is ours is not the owner's.
+    A worker may take over only after one lease of unbroken contact with the database. Otherwise the lease may have
+    expired because the database was out of reach, for the owner as well.
     """
-    first = _claimable_first(rescue).with_for_update(skip_locked=True).scalar_subquery()
-    job = change(
+    first = _first_claimable(takeover).with_for_update(skip_locked=True).scalar_subquery()
+    job = update_job(
         connection,
         jobs.c.id == first,
         status="running",
         fence=jobs.c.fence + 1,
-        attempts_without_progress=case((_got_somewhere(jobs), 1), else_=jobs.c.attempts_without_progress + 1),
+        attempts_without_progress=case((_made_progress(jobs), 1), else_=jobs.c.attempts_without_progress + 1),
         claimed_step=jobs.c.checkpoint_step,
         owner=owner,
         lease_until=database_now() + lease_s,
         started_at=func.coalesce(jobs.c.started_at, database_now()),
         not_before=None,
         phase=None,
-        # The attempt before told of it in the feed; this one has not failed.
+        # The error of the attempt before stays in the events.
         error=None,
     )
     if job is None:
         return None
-    takeover = attempts.close(connection, job, "lost")
-    attempts.open(connection, job, owner, device)
-    tell(connection, job, "claimed", attempt=job.fence, worker=owner, device=device, takeover=takeover)
-    return Claim(job, job.fence, job.attempts_without_progress, newest(connection, job.id), takeover)
+    was_running = close_attempt(connection, job, "lost")
+    open_attempt(connection, job, device)
+    append_event(connection, job, "claimed", attempt=job.fence, worker=owner, device=device, takeover=was_running)
+    checkpoints = list_checkpoints(connection, job.id)
+    return Claim(job, job.fence, job.attempts_without_progress, checkpoints, was_running)
 
 
-def peek(connection: Connection, rescue: bool) -> bool:
-    """Whether a claim would find something; takes no lock, so that looking costs nobody anything."""
-    return connection.execute(_claimable_first(rescue)).one_or_none() is not None
+def has_claimable(connection: Connection, takeover: bool) -> bool:
+    """Return whether a claim would find a job. Takes no lock, so polling is cheap."""
+    return connection.execute(_first_claimable(takeover)).one_or_none() is not None
 
 
 def heartbeat(connection: Connection, job_id: str, fence: int, lease_s: float) -> str | None:
-    """Extend the lease; returns the client's request (`cancel`, `pause`) or None.
+    """Extend the lease. Returns the action that a client has requested (`cancel`, `pause`), or None.
 
-    Raises LeaseLost when another attempt owns the job: the caller must stop its training at once.
+    Raises LeaseLost if another attempt owns the job; the caller must then stop its training at once.
     """
-    beat = (
-        update(jobs).where(mine(job_id, fence)).values(lease_until=database_now() + lease_s).returning(jobs.c.requested)
+    extended = (
+        update(jobs)
+        .where(owned_by(job_id, fence))
+        .values(lease_until=database_now() + lease_s)
+        .returning(jobs.c.requested)
     )
-    row = connection.execute(beat).one_or_none()
+    row = connection.execute(extended).one_or_none()
     if row is None:
         raise LeaseLost(job_id, fence)
     requested: str | None = row.requested
     return requested
 
 
-def phase(connection: Connection, job_id: str, fence: int, phase: str) -> None:
-    job = change(connection, mine(job_id, fence), phase=phase)
+def set_phase(connection: Connection, job_id: str, fence: int, to: str) -> None:
+    job = update_job(connection, owned_by(job_id, fence), phase=to)
     if job is None:
         raise LeaseLost(job_id, fence)
-    tell(connection, job, "phase", phase=phase)
+    append_event(connection, job, "phase", phase=to)
 
 
-def progress(connection: Connection, job_id: str, fence: int, progress: dict[str, Any]) -> None:
-    """How far it is. On the row alone: once a second would drown the feed."""
-    far = update(jobs).where(mine(job_id, fence)).values(progress=progress).returning(jobs.c.id)
-    if connection.execute(far).one_or_none() is None:
+def set_progress(connection: Connection, job_id: str, fence: int, to: dict[str, Any]) -> None:
+    """Write the progress to the job's row only: as an event, once a second, it would flood the feed."""
+    changed = update(jobs).where(owned_by(job_id, fence)).values(progress=to).returning(jobs.c.id)
+    if connection.execute(changed).one_or_none() is None:
         raise LeaseLost(job_id, fence)
 
 
 def release(
     connection: Connection, job_id: str, fence: int, reason: str, to: Literal["queued", "paused"] = "queued"
 ) -> bool:
-    """Hand a running job back, its attempt unspent (drain, pause). False when it is no longer ours.
+    """Return a running job to the queue, or pause it, without spending an attempt. False if it is not owned any more.
 
-    The process has ended, so a request that came meanwhile is granted here: a cancelled job is not queued again.
+    The job's process has ended. If the client has requested an action meanwhile, the job takes that status instead.
     """
-    return _hand_back(connection, job_id, fence, to, {}, {"reason": reason})
+    return _release(connection, job_id, fence, to, {}, {"reason": reason})
 
 
 def postpone(connection: Connection, job_id: str, fence: int, error: dict[str, Any], wait_s: float) -> bool:
-    """Hand a running job back for `wait_s`, its attempt unspent: what it met is not its fault (a full disk).
+    """Return a running job to the queue for `wait_s` without spending an attempt: a full disk is not the job's fault.
 
-    False when it is no longer ours.
+    Returns False if another attempt owns the job.
     """
     later = {"error": error, "not_before": database_now() + wait_s}
-    return _hand_back(connection, job_id, fence, "queued", later, {"reason": error["code"], "error": error})
+    return _release(connection, job_id, fence, "queued", later, {"reason": error["code"], "error": error})
 
 
-def _hand_back(
-    connection: Connection, job_id: str, fence: int, to: str, values: dict[str, Any], told: dict[str, Any]
+def _release(
+    connection: Connection, job_id: str, fence: int, to: str, values: dict[str, Any], data: dict[str, Any]
 ) -> bool:
-    unspent = {"attempts_without_progress": jobs.c.attempts_without_progress - 1, **_granted(to), **LET_GO, **values}
-    job = change(connection, mine(job_id, fence), **unspent)
+    not_spent = {"attempts_without_progress": jobs.c.attempts_without_progress - 1}
+    job = update_job(connection, owned_by(job_id, fence), **not_spent, **_requested_or(to), **_NO_OWNER, **values)
     if job is None:
-        return _stands(connection, job_id, fence, ("queued", "paused", "cancelled"))
-    attempts.close(connection, job, job.status if job.status != "queued" else "released")
-    tell(connection, job, "released" if job.status == "queued" else job.status, **told)
+        return _is_done(connection, job_id, fence, "queued", "paused", "cancelled")
+    released = "released" if job.status == "queued" else job.status
+    close_attempt(connection, job, released)
+    append_event(connection, job, released, **data)
     return True
 
 
 def finish_succeeded(
     connection: Connection, job_id: str, fence: int, result: dict[str, Any], artifacts: Sequence[NewArtifact]
 ) -> bool:
-    """Make report, artifacts and `succeeded` visible together. False when it is no longer ours.
+    """Make the report, the artifacts and `succeeded` visible together. False if another attempt owns the job.
 
-    True also where the row says so already by this fence: the answer to our commit was lost, and not the commit.
+    All `finish_…` moves are idempotent: they return True if this attempt has made the move already, because then only
+    the answer to its commit was lost.
     """
-    job = change(connection, mine(job_id, fence), **_ended("succeeded"), result=result, error=None)
+    job = update_job(connection, owned_by(job_id, fence), **_ended("succeeded"), result=result, error=None)
     if job is None:
-        return _stands(connection, job_id, fence, ("succeeded",))
+        return _is_done(connection, job_id, fence, "succeeded")
     publish(connection, job_id, artifacts)
-    attempts.close(connection, job, "succeeded")
-    tell(connection, job, "succeeded", artifacts=[asdict(artifact) for artifact in artifacts])
+    close_attempt(connection, job, "succeeded")
+    append_event(connection, job, "succeeded", artifacts=[asdict(artifact) for artifact in artifacts])
     return True
 
 
 def finish_failed(
     connection: Connection, job_id: str, fence: int, error: dict[str, Any], retry_in_s: float | None
 ) -> bool:
-    """End the attempt with an error. With `retry_in_s` the job waits so long and is tried again, while attempts last.
+    """End the attempt with an error. With `retry_in_s`, the job is tried again after that time while attempts remain.
 
-    False when it is no longer ours; True also where the row says so already by this fence.
+    Returns False if another attempt owns the job.
     """
     if retry_in_s is not None:
-        again = change(
+        job = update_job(
             connection,
-            and_(mine(job_id, fence), _has_attempts(jobs)),
-            **_granted("queued"),
-            **LET_GO,
+            and_(owned_by(job_id, fence), _has_attempts(jobs)),
+            **_requested_or("queued"),
+            **_NO_OWNER,
             error=error,
             not_before=database_now() + retry_in_s,
         )
-        if again is not None:
-            attempts.close(connection, again, "failed")
-            tell(connection, again, again.status, error=error, retry_in_s=retry_in_s)
+        if job is not None:
+            close_attempt(connection, job, "failed")
+            append_event(connection, job, job.status, error=error, retry_in_s=retry_in_s)
             return True
-    job = change(connection, mine(job_id, fence), **_ended("failed"), error=error)
+    job = _fail(connection, owned_by(job_id, fence), error)
     if job is None:
-        tried_again = () if retry_in_s is None else ("queued", "paused", "cancelled")
-        return _stands(connection, job_id, fence, ("failed", *tried_again))
-    attempts.close(connection, job, "failed")
-    tell(connection, job, "failed", error=error)
+        after_retry = () if retry_in_s is None else ("queued", "paused", "cancelled")
+        return _is_done(connection, job_id, fence, "failed", *after_retry)
+    close_attempt(connection, job, "failed")
     return True
 
 
 def finish_cancelled(connection: Connection, job_id: str, fence: int) -> bool:
-    """The process has ended as the client wished. False when it is no longer ours."""
-    job = change(connection, mine(job_id, fence), **_ended("cancelled"))
+    """End a job whose process has ended after a cancel request. False if another attempt owns the job."""
+    job = update_job(connection, owned_by(job_id, fence), **_ended("cancelled"))
     if job is None:
-        return _stands(connection, job_id, fence, ("cancelled",))
-    attempts.close(connection, job, "cancelled")
-    tell(connection, job, "cancelled")
+        return _is_done(connection, job_id, fence, "cancelled")
+    close_attempt(connection, job, "cancelled")
+    append_event(connection, job, "cancelled")
     return True
 
 
-def sweep(connection: Connection, *, rescue: bool, rering_s: float = 15) -> list[str]:
-    """Tidy after owners that are gone, and return the jobs that have waited so long that the bell must have been lost.
+def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15) -> list[str]:
+    """End jobs that no worker will end. Returns the jobs that have been due for `rering_s`: their wake-up was lost.
 
-    Nobody else may end what a silent owner left: the cancelled, the paused, those past their deadline, and those out of
-    attempts. It needs the same patience as a claim's `rescue`. Who waits past the deadline fails without it. Any number
-    of sweeps may run at once.
+    Jobs that wait past their deadline fail. With `takeover` (see `claim`), this also ends the jobs whose lease has
+    expired and that cannot be claimed: cancel or pause is requested, the deadline has passed, or no attempt is left.
+    Any number of sweeps may run at the same time.
     """
-    for job_id in connection.scalars(select(jobs.c.id).where(_waits_in_vain(jobs)).order_by(jobs.c.id)).all():
-        _end_in_vain(connection, job_id)
-    if rescue:
-        for job_id in _abandoned(connection):
+    for job_id in connection.scalars(select(jobs.c.id).where(_waits_past_deadline(jobs)).order_by(jobs.c.id)).all():
+        _fail(connection, and_(jobs.c.id == job_id, _waits_past_deadline(jobs)), _DEADLINE_EXCEEDED)
+    if takeover:
+        unclaimable = or_(jobs.c.requested.is_not(None), _is_past_deadline(jobs), ~_has_attempts(jobs))
+        abandoned = select(jobs.c.id).where(_lease_expired(jobs), unclaimable).order_by(jobs.c.id)
+        for job_id in connection.scalars(abandoned).all():
             _end_abandoned(connection, job_id)
-    silent = select(jobs.c.id).where(_due(jobs), _due_since(jobs) < database_now() - rering_s)
-    return list(connection.scalars(silent.order_by(jobs.c.priority.desc(), jobs.c.created_at).limit(100)))
-
-
-def _abandoned(connection: Connection) -> list[str]:
-    ended = or_(jobs.c.requested.is_not(None), _overdue(jobs), ~_has_attempts(jobs))
-    left = select(jobs.c.id).where(_lapsed(jobs), ended)
-    return list(connection.scalars(left.order_by(jobs.c.id)))
+    missed = select(jobs.c.id).where(_is_due(jobs), _due_since(jobs) < database_now() - rering_s)
+    return list(connection.scalars(missed.order_by(jobs.c.priority.desc(), jobs.c.created_at).limit(100)))
 
 
 def _end_abandoned(connection: Connection, job_id: str) -> None:
-    """The condition is asked again in each UPDATE: the owner may have come back since it was looked for."""
-    lapsed = and_(jobs.c.id == job_id, _lapsed(jobs))
-    fenced_off = {"fence": jobs.c.fence + 1}
-    # Once resumed, one without an attempt left would wait for ever.
-    pausable = and_(jobs.c.requested == "pause", _has_attempts(jobs))
-    if job := change(connection, and_(lapsed, jobs.c.requested == "cancel"), **_ended("cancelled"), **fenced_off):
-        tell(connection, job, "cancelled", reason="its worker is gone")
-    elif job := change(connection, and_(lapsed, pausable), status="paused", **LET_GO, **fenced_off):
-        tell(connection, job, "paused", reason="its worker is gone")
-    elif job := change(connection, and_(lapsed, _overdue(jobs)), **_ended("failed"), **fenced_off, error=_TOO_LATE):
-        tell(connection, job, "failed", error=_TOO_LATE)
+    """Each UPDATE checks its condition again: the owner may have extended its lease since the query."""
+    expired = and_(jobs.c.id == job_id, _lease_expired(jobs))
+    # The owner must not write any more if it comes back.
+    fence = jobs.c.fence + 1
+    # A job without attempts would wait for ever once it is resumed.
+    can_pause = and_(jobs.c.requested == "pause", _has_attempts(jobs))
+    if job := update_job(connection, and_(expired, jobs.c.requested == "cancel"), **_ended("cancelled"), fence=fence):
+        append_event(connection, job, "cancelled", reason="the worker stopped responding")
+    elif job := update_job(connection, and_(expired, can_pause), status="paused", **_NO_OWNER, fence=fence):
+        append_event(connection, job, "paused", reason="the worker stopped responding")
     else:
-        lost = WorkerLost(
-            "the worker vanished, and no attempt is left",
-            "retry the job; if it happens again, look at the log: the job may kill its worker",
-        ).as_dict()
-        job = change(connection, and_(lapsed, ~_has_attempts(jobs)), **_ended("failed"), **fenced_off, error=lost)
-        if job is None:
-            return
-        tell(connection, job, "failed", error=lost)
-    attempts.close(connection, job, "lost")
-
-
-def _end_in_vain(connection: Connection, job_id: str) -> None:
-    job = change(connection, and_(jobs.c.id == job_id, _waits_in_vain(jobs)), **_ended("failed"), error=_TOO_LATE)
+        job = _fail(connection, and_(expired, _is_past_deadline(jobs)), _DEADLINE_EXCEEDED, fence=fence)
+        job = job or _fail(connection, and_(expired, ~_has_attempts(jobs)), _WORKER_LOST, fence=fence)
     if job is not None:
-        tell(connection, job, "failed", error=_TOO_LATE)
+        close_attempt(connection, job, "lost")
 
 
-def _claimable_first(rescue: bool) -> Any:
+def _fail(connection: Connection, where: ColumnElement[bool], error: dict[str, Any], **values: Any) -> Job | None:
+    job = update_job(connection, where, **_ended("failed"), error=error, **values)
+    if job is not None:
+        append_event(connection, job, "failed", error=error)
+    return job
+
+
+def _first_claimable(takeover: bool) -> Any:
     waiting = jobs.alias("waiting")
-    ripe = or_(_due(waiting), and_(_lapsed(waiting), waiting.c.requested.is_(None))) if rescue else _due(waiting)
+    can_take_over = and_(_lease_expired(waiting), waiting.c.requested.is_(None))
+    claimable = or_(_is_due(waiting), can_take_over) if takeover else _is_due(waiting)
     return (
         select(waiting.c.id)
-        .where(waiting.c.status.in_(("queued", "running")), ripe, _has_attempts(waiting), ~_overdue(waiting))
+        .where(
+            # Implied by the next condition; it lets PostgreSQL use the partial index.
+            waiting.c.status.in_(("queued", "running")),
+            claimable,
+            _has_attempts(waiting),
+            ~_is_past_deadline(waiting),
+        )
         .order_by(waiting.c.priority.desc(), waiting.c.created_at, waiting.c.id)
         .limit(1)
     )
 
 
-def _due(job: FromClause) -> ColumnElement[bool]:
+def _is_due(job: FromClause) -> ColumnElement[bool]:
     return and_(job.c.status == "queued", _due_since(job) <= database_now())
 
 
@@ -267,43 +274,42 @@ def _due_since(job: FromClause) -> ColumnElement[float]:
     return func.coalesce(job.c.not_before, job.c.created_at)
 
 
-def _lapsed(job: FromClause) -> ColumnElement[bool]:
+def _lease_expired(job: FromClause) -> ColumnElement[bool]:
     return and_(job.c.status == "running", job.c.lease_until < database_now())
 
 
-def _overdue(job: FromClause) -> ColumnElement[bool]:
-    """Past the deadline that its sender set; a job without one never is."""
+def _is_past_deadline(job: FromClause) -> ColumnElement[bool]:
     return func.coalesce(job.c.deadline_at < database_now(), false())
 
 
-def _waits_in_vain(job: FromClause) -> ColumnElement[bool]:
-    return and_(job.c.status.in_(("queued", "paused")), _overdue(job))
+def _waits_past_deadline(job: FromClause) -> ColumnElement[bool]:
+    return and_(job.c.status.in_(("queued", "paused")), _is_past_deadline(job))
 
 
 def _has_attempts(job: FromClause) -> ColumnElement[bool]:
-    """The budget limits attempts that get nowhere (poison jobs), not bad nights."""
-    return or_(job.c.attempts_without_progress < job.c.max_attempts, _got_somewhere(job))
+    """The budget limits attempts without progress (a job that kills its workers), not the number of lost workers."""
+    return or_(job.c.attempts_without_progress < job.c.max_attempts, _made_progress(job))
 
 
-def _got_somewhere(job: FromClause) -> ColumnElement[bool]:
+def _made_progress(job: FromClause) -> ColumnElement[bool]:
+    """The job has a later checkpoint than at its last claim."""
     return func.coalesce(job.c.checkpoint_step, -1) > func.coalesce(job.c.claimed_step, -1)
 
 
 def _ended(status: str) -> dict[str, Any]:
-    return {"status": status, "finished_at": database_now(), **LET_GO}
+    return {"status": status, "finished_at": database_now(), **_NO_OWNER}
 
 
-def _granted(otherwise: str) -> dict[str, Any]:
-    """Where a job goes whose process has ended: where the client wished, else back to wait."""
+def _requested_or(status: str) -> dict[str, Any]:
+    """Return the values of a job whose process has ended: the status that the client requested, else `status`."""
+    cancelled = jobs.c.requested == "cancel"
     return {
-        "status": case(
-            (jobs.c.requested == "cancel", "cancelled"), (jobs.c.requested == "pause", "paused"), else_=otherwise
-        ),
-        "finished_at": case((jobs.c.requested == "cancel", database_now())),
+        "status": case((cancelled, "cancelled"), (jobs.c.requested == "pause", "paused"), else_=status),
+        "finished_at": case((cancelled, database_now())),
     }
 
 
-def _stands(connection: Connection, job_id: str, fence: int, statuses: tuple[str, ...]) -> bool:
-    """Whether the row says by this fence already what we came to write."""
-    said = select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.status.in_(statuses))
-    return connection.execute(said).one_or_none() is not None
+def _is_done(connection: Connection, job_id: str, fence: int, *statuses: str) -> bool:
+    """Return whether this attempt has made the move already: the job has its fence and one of these statuses."""
+    done = select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.status.in_(statuses))
+    return connection.execute(done).one_or_none() is not None

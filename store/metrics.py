@@ -1,4 +1,4 @@
-"""A job's curves. What is asked for is thinned here, so that a year of steps never crosses the wire."""
+"""A job's curves. Long curves are thinned here, so that an answer stays small however many steps a job has."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,11 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from store import tables
-from store.conflict import insert
-from store.fence import require
+from store.attempts import lock_owned_job
+from store.records import upsert
 
 Point = tuple[int, float | None]
+"""Step and value."""
 
 
 def record(
@@ -23,21 +24,21 @@ def record(
     epoch: float | None,
     values: dict[str, float | None],
 ) -> None:
-    """Write what was measured at a step; again for the same step replaces it, as a resumed attempt does.
+    """Write the values measured at a step. A resumed attempt, which repeats steps, replaces them.
 
-    What is no number (a diverged loss) is kept as a hole: JSON has no word for it.
+    NaN and infinity (a diverged loss) become None, because JSON cannot express them.
     """
-    require(connection, job_id, fence)
+    lock_owned_job(connection, job_id, fence)
     rows = [
         {"job_id": job_id, "trial": trial, "key": key, "step": step, "epoch": epoch, "value": _finite(value)}
         for key, value in values.items()
     ]
     if not rows:
         return
-    adding = insert(connection, tables.metrics)
+    added = upsert(connection, tables.metrics)
     same = [column.name for column in tables.metrics.primary_key]
-    replacing = {"epoch": adding.excluded.epoch, "value": adding.excluded.value}
-    connection.execute(adding.on_conflict_do_update(index_elements=same, set_=replacing), rows)
+    replaced = {"epoch": added.excluded.epoch, "value": added.excluded.value}
+    connection.execute(added.on_conflict_do_update(index_elements=same, set_=replaced), rows)
 
 
 def series(
@@ -47,32 +48,32 @@ def series(
     after_step: int | None = None,
     max_points: int = 500,
 ) -> dict[str, dict[str, list[Point]]]:
-    """By trial and key, at most `max_points` (two or more) points of each curve, peaks and valleys among them."""
+    """Return the curves by trial and key, each thinned to at most `max_points` (two or more)."""
     rows = tables.metrics
-    wanted = select(rows.c.trial, rows.c.key, rows.c.step, rows.c.value).where(rows.c.job_id == job_id)
+    query = select(rows.c.trial, rows.c.key, rows.c.step, rows.c.value).where(rows.c.job_id == job_id)
     if keys is not None:
-        wanted = wanted.where(rows.c.key.in_(keys))
+        query = query.where(rows.c.key.in_(keys))
     if after_step is not None:
-        wanted = wanted.where(rows.c.step > after_step)
-    found: dict[str, dict[str, list[Point]]] = {}
-    for trial, key, step, value in connection.execute(wanted.order_by(rows.c.trial, rows.c.key, rows.c.step)):
-        found.setdefault(trial, {}).setdefault(key, []).append((step, value))
+        query = query.where(rows.c.step > after_step)
+    trials: dict[str, dict[str, list[Point]]] = {}
+    for trial, key, step, value in connection.execute(query.order_by(rows.c.trial, rows.c.key, rows.c.step)):
+        trials.setdefault(trial, {}).setdefault(key, []).append((step, value))
     return {
-        trial: {key: thinned(points, max_points) for key, points in curves.items()} for trial, curves in found.items()
+        trial: {key: thinned(points, max_points) for key, points in curves.items()} for trial, curves in trials.items()
     }
 
 
 def thinned(points: list[Point], max_points: int) -> list[Point]:
-    """First, last, and the lowest and highest of each equal bucket between them; all, where they are few enough."""
+    """Return at most `max_points` points: the first, the last, and the extremes of equal buckets between them."""
     if len(points) <= max_points:
         return points
     inner, buckets = points[1:-1], (max_points - 2) // 2
-    kept = {points[0], points[-1]}
+    chosen = {points[0], points[-1]}
     for bucket in range(buckets):
         part = inner[len(inner) * bucket // buckets : len(inner) * (bucket + 1) // buckets]
         measured = [point for point in part if point[1] is not None]
-        kept.update((min(measured, key=_value), max(measured, key=_value)) if measured else part[:1])
-    return sorted(kept, key=lambda point: point[0])
+        chosen.update((min(measured, key=_value), max(measured, key=_value)) if measured else part[:1])
+    return sorted(chosen, key=lambda point: point[0])
 
 
 def _value(point: Point) -> Any:

@@ -1,15 +1,16 @@
-"""A shelf of inspected bytes, by name. Models and data sets are kept alike: a name, unique in its project, a digest."""
+"""The registry: models (teachers) and data sets. An entry gives an inspected file a name, unique in its project.
+
+Inspections are cached by digest here as well, so that the same file is not opened twice for the same question.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, or_, select
 
-from store.clock import database_now
-from store.conflict import insert
+from store import tables
 from store.errors import NameTaken, NotFound
-from store.ids import new_id
-from store.rows import as_record, columns
+from store.records import as_record, columns, database_now, new_id, upsert
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,16 @@ class Entry:
     name: str
     sha256: str
     facts: dict[str, Any]
-    """What an inspection saw in the bytes."""
+    """What an inspection found in the file."""
     created_at: float
+
+
+class Model(Entry):
+    """`facts` are the engine's ModelFacts."""
+
+
+class Dataset(Entry):
+    """`facts` are the engine's DatasetFacts."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -28,22 +37,24 @@ E = TypeVar("E", bound=Entry)
 
 @dataclass(frozen=True)
 class Registry(Generic[E]):
+    """The functions of one table of entries."""
+
     table: Table
     record: type[E]
     kind: str
     prefix: str
 
     def register(self, connection: Connection, project: str, name: str, sha256: str, facts: dict[str, Any]) -> E:
-        """Give bytes a name; NameTaken where the project has it already."""
-        row = {"id": new_id(self.prefix), "project": project, "name": name, "sha256": sha256, "facts": facts}
-        adding = insert(connection, self.table).values(**row, created_at=database_now()).on_conflict_do_nothing()
-        added = connection.execute(adding.returning(*self._columns())).one_or_none()
-        if added is None:
+        """Add an entry. Raises NameTaken if the project already has one of this name."""
+        values = {"id": new_id(self.prefix), "project": project, "name": name, "sha256": sha256, "facts": facts}
+        added = upsert(connection, self.table).values(**values, created_at=database_now()).on_conflict_do_nothing()
+        row = connection.execute(added.returning(*self._columns())).one_or_none()
+        if row is None:
             raise NameTaken(self.kind, name)
-        return as_record(self.record, added)
+        return as_record(self.record, row)
 
     def get(self, connection: Connection, project: str, name_or_id: str) -> E:
-        row = connection.execute(select(*self._columns()).where(*self._is(project, name_or_id))).one_or_none()
+        row = connection.execute(select(*self._columns()).where(self._is(project, name_or_id))).one_or_none()
         if row is None:
             raise NotFound(self.kind, name_or_id)
         return as_record(self.record, row)
@@ -51,25 +62,42 @@ class Registry(Generic[E]):
     def list_page(
         self, connection: Connection, project: str, *, limit: int, after: str | None = None
     ) -> tuple[list[E], str | None]:
-        """Newest first, from behind the id `after`; and the id to go on behind, or None at the end."""
-        wanted = select(*self._columns()).where(self.table.c.project == project)
+        """Return a page, newest first, that begins after the id `after`; and the next `after`, None at the end."""
+        query = select(*self._columns()).where(self.table.c.project == project)
         if after is not None:
-            wanted = wanted.where(self.table.c.id < after)
-        rows = connection.execute(wanted.order_by(self.table.c.id.desc()).limit(limit + 1)).all()
-        found = [as_record(self.record, row) for row in rows[:limit]]
-        return found, found[-1].id if len(rows) > limit else None
+            query = query.where(self.table.c.id < after)
+        rows = connection.execute(query.order_by(self.table.c.id.desc()).limit(limit + 1)).all()
+        page = [as_record(self.record, row) for row in rows[:limit]]
+        return page, page[-1].id if len(rows) > limit else None
 
     def delete(self, connection: Connection, project: str, name_or_id: str) -> None:
-        """Forget the name. Jobs hold digests, so none is touched by it."""
-        gone = delete(self.table).where(*self._is(project, name_or_id)).returning(self.table.c.id)
-        if connection.execute(gone).one_or_none() is None:
+        """Delete an entry. Jobs name digests, so no job is affected."""
+        deleted = delete(self.table).where(self._is(project, name_or_id)).returning(self.table.c.id)
+        if connection.execute(deleted).one_or_none() is None:
             raise NotFound(self.kind, name_or_id)
 
-    def _is(self, project: str, name_or_id: str) -> tuple[ColumnElement[bool], ...]:
-        return (
-            self.table.c.project == project,
-            or_(self.table.c.id == name_or_id, self.table.c.name == name_or_id),
-        )
+    def _is(self, project: str, name_or_id: str) -> ColumnElement[bool]:
+        rows = self.table.c
+        return and_(rows.project == project, or_(rows.id == name_or_id, rows.name == name_or_id))
 
     def _columns(self) -> list[Any]:
-        return list(columns(self.table, self.record))
+        return columns(self.table, self.record)
+
+
+models = Registry(tables.models, Model, "model", "mdl")
+datasets = Registry(tables.datasets, Dataset, "data set", "ds")
+
+
+def get_inspection(connection: Connection, digest: str, kind: str, key: str = "") -> dict[str, Any] | None:
+    rows = tables.inspections
+    query = select(rows.c.facts).where(rows.c.digest == digest, rows.c.kind == kind, rows.c.key == key)
+    facts: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
+    return facts
+
+
+def put_inspection(connection: Connection, digest: str, kind: str, key: str, facts: dict[str, Any]) -> None:
+    """Store the result of an inspection, in place of an earlier one."""
+    values = {"digest": digest, "kind": kind, "key": key, "facts": facts, "seen_at": database_now()}
+    added = upsert(connection, tables.inspections).values(**values)
+    replaced = {"facts": added.excluded.facts, "seen_at": added.excluded.seen_at}
+    connection.execute(added.on_conflict_do_update(index_elements=["digest", "kind", "key"], set_=replaced))

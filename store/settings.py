@@ -1,4 +1,4 @@
-"""What an operator may set, in the environment as DISTILLERY_…; checked at start, in words that say what works."""
+"""The settings of an operator, read from the environment as DISTILLERY_… and checked at start."""
 
 import ipaddress
 import re
@@ -12,63 +12,71 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from base.defaults import HOST, PORT
+
 
 class Settings(BaseSettings):
-    """Left alone, all is local: SQLite, a folder, one process, this machine only."""
+    """By default everything is local: SQLite, a folder, one process, this machine only."""
 
     model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     home: Path = Field(
-        default=Path("distillery-data"), description="Where everything is kept that no other setting places."
+        default=Path("distillery-data"), description="Folder of everything for which no other setting names a place."
     )
     database_url: str = Field(default="", description="sqlite:///path or postgresql://…; default: a file in home.")
-    broker_url: str = Field(default="memory://", description="Where the doorbell hangs: memory:// or redis://….")
+    broker_url: str = Field(default="memory://", description="Broker of the wake-up messages: memory:// or redis://….")
     files: Path = Field(default=Path(), description="Folder of blobs, checkpoints and logs; default: files in home.")
 
-    host: str = Field(default="127.0.0.1", description="Address that the server listens on.")
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: str = Field(default=HOST, description="Address that the server listens on.")
+    port: int = Field(default=PORT, ge=0, le=65535)
     admin_key_hash: str | None = Field(default=None, description="SHA-256 of the administrator's key, hexadecimal.")
 
-    lease_s: float = Field(default=30, gt=0, description="So long a job stays its worker's without a sign of life.")
-    heartbeat_s: float = Field(default=5, gt=0, description="How often a worker shows that it lives.")
-    look_s: float = Field(default=5, gt=0, description="How often a worker looks for jobs without being rung.")
-    rering_s: float = Field(default=15, gt=0, description="A job that has waited so long is rung for again.")
+    lease_s: float = Field(default=30, gt=0, description="Time after the last heartbeat until a job can be taken over.")
+    heartbeat_s: float = Field(default=5, gt=0, description="Time between two heartbeats of a worker.")
+    look_s: float = Field(default=5, gt=0, description="Time between two polls of an idle worker.")
+    rering_s: float = Field(
+        default=15, gt=0, description="Time after which a waiting job's wake-up message is sent again."
+    )
     stop_grace_s: float = Field(default=30, gt=0, description="Time that a training gets to save its state and stop.")
     max_unproven_s: float = Field(
-        default=900, gt=0, description="So long a training goes on with the database out of reach."
+        default=900, gt=0, description="Time that a training continues while the database cannot be reached."
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts in a row that may end without a new checkpoint.")
 
-    min_free_bytes: int = Field(default=200_000_000, ge=0, description="With less room on the disk no job is started.")
+    min_free_bytes: int = Field(default=200_000_000, ge=0, description="With less free disk space, no job is started.")
     cache_max_bytes: int = Field(
-        default=20_000_000_000, ge=0, description="Each host's decoded and downloaded data sets are trimmed to that."
+        default=20_000_000_000, ge=0, description="Size to which each host's cache of data sets is trimmed."
     )
-    collect_every_s: float = Field(default=3600, gt=0, description="How often what nobody needs any more is removed.")
+    collect_every_s: float = Field(default=3600, gt=0, description="Time between two runs of the collector.")
     collect_after_s: float = Field(
-        # Longer than any request: looking at a large upload takes half an hour, and may have to wait for its turn.
+        # Longer than any request: inspecting a large upload takes half an hour, and may wait for others.
         default=86_400,
         ge=3600,
-        description="Bytes that no row names lie untouched for so long, and as long again in the trash.",
+        description="Time without use until a blob that no row names goes to the trash, and as long again there.",
     )
     retain_checkpoints_s: float = Field(
-        default=7 * 86_400, ge=0, description="So long after its end a failed or cancelled job can go on where it was."
+        default=7 * 86_400,
+        ge=0,
+        description="Time after its end for which a failed or cancelled job keeps its checkpoints.",
     )
     retain_uploads_s: float = Field(
-        default=7 * 86_400, ge=3600, description="So long an upload that nobody touches is kept, whole or not."
+        default=7 * 86_400, ge=3600, description="Time without use after which an upload is deleted, complete or not."
     )
     upload_max_bytes: int = Field(default=10_000_000_000, gt=0)
-    slots: int | None = Field(default=None, ge=1, description="Jobs at a time on this host; default: one a device.")
+    slots: int | None = Field(
+        default=None, ge=1, description="Jobs that run at the same time on this host; default: one for each device."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _place_by_home(cls, given: dict[str, object]) -> dict[str, object]:
+    def _defaults_in_home(cls, given: dict[str, object]) -> dict[str, object]:
         home = Path(str(given.get("home") or "distillery-data")).absolute()
         places = {"database_url": f"sqlite:///{home / 'distillery.db'}", "files": home / "files"}
         return {**given, "home": home, **{name: given.get(name) or place for name, place in places.items()}}
 
     @field_validator("database_url")
     @classmethod
-    def _known_database(cls, url: str) -> str:
+    def _supported_database(cls, url: str) -> str:
         try:
             parsed = make_url(url)
         except ArgumentError:
@@ -91,22 +99,22 @@ class Settings(BaseSettings):
     def _lease_outlasts_heartbeats(self) -> Self:
         if self.lease_s < 4 * self.heartbeat_s:
             raise ValueError(
-                f"lease_s {self.lease_s:g} is shorter than four heartbeats of {self.heartbeat_s:g} s: one late beat "
-                f"would lose the job; set lease_s to {4 * self.heartbeat_s:g} or more"
+                f"lease_s {self.lease_s:g} is shorter than four heartbeats of {self.heartbeat_s:g} s: one late "
+                f"heartbeat would lose the job; set lease_s to {4 * self.heartbeat_s:g} or more"
             )
         return self
 
     @model_validator(mode="after")
-    def _looks_are_frequent_enough_to_rescue(self) -> Self:
+    def _polls_often_enough_to_take_over(self) -> Self:
         if self.look_s > self.lease_s / 4:
             raise ValueError(
-                f"look_s {self.look_s:g} is more than a quarter of lease_s {self.lease_s:g}: no worker could be sure "
-                f"that it was not cut off itself, and would rescue no job; set look_s to {self.lease_s / 4:g} or less"
+                f"look_s {self.look_s:g} is more than a quarter of lease_s {self.lease_s:g}: no worker could prove its "
+                f"own contact with the database, or take over a job; set look_s to {self.lease_s / 4:g} or less"
             )
         return self
 
     @model_validator(mode="after")
-    def _open_only_with_a_key(self) -> Self:
+    def _requires_key_if_reachable(self) -> Self:
         if self.admin_key_hash is None and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached from other machines, and no key is set; set "
@@ -123,14 +131,14 @@ def is_loopback(host: str) -> bool:
 
 
 def settings_or_exit(program: str, *further: type[BaseSettings]) -> tuple[Any, ...]:
-    """Settings, and what else a program reads from the environment; or one line for each that cannot work, and exit."""
+    """Return the Settings and the program's `further` ones; or print a line for each invalid value, and exit."""
     kinds: tuple[type[BaseSettings], ...] = (Settings, *further)
     try:
         return tuple(kind() for kind in kinds)
     except ValidationError as error:
-        sys.exit("\n".join(f"{program}: {_told(fault)}" for fault in error.errors()))
+        sys.exit("\n".join(f"{program}: {_described(fault)}" for fault in error.errors()))
 
 
-def _told(fault: ErrorDetails) -> str:
+def _described(fault: ErrorDetails) -> str:
     field = ".".join(map(str, fault["loc"]))
     return f"{field}: {fault['msg']}" if field else fault["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""The rows. Times are seconds since 1970 by the database's clock; sizes are bytes; digests are hexadecimal."""
+"""The tables. Times are seconds since 1970 by the database's clock; sizes are bytes; digests are hexadecimal."""
 
 from sqlalchemy import (
     JSON,
@@ -32,7 +32,7 @@ SHA256 = String(64)
 ID = String(40)
 
 
-def _of_a_job() -> Column[str]:
+def _job_id() -> Column[str]:
     return Column("job_id", ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
@@ -51,17 +51,17 @@ jobs = Table(
     Column("phase", String(32)),
     Column("requested", String(16)),
     Column("priority", Integer, nullable=False, server_default=text("0")),
-    # Who may write: the fence counts claims, and only its newest number is let through.
+    # The fencing token: the number of claims. Only writes with the newest number are accepted.
     Column("fence", BigInteger, nullable=False, server_default=text("0")),
     Column("owner", Text),
     Column("lease_until", Double),
     Column("attempts_without_progress", Integer, nullable=False, server_default=text("0")),
     Column("max_attempts", Integer, nullable=False),
     Column("checkpoint_step", BigInteger),
-    # The newest checkpoint when it was last claimed: a later one shows that the attempt got somewhere.
+    # `checkpoint_step` at the last claim: a later checkpoint is progress.
     Column("claimed_step", BigInteger),
     Column("not_before", Double),
-    # So long after it was accepted, or last retried, the job must have ended; and when that is.
+    # The time that the job may take from its submission or last retry; and when that time ends.
     Column("deadline_s", Double),
     Column("deadline_at", Double),
     Column("event_seq", BigInteger, nullable=False, server_default=text("0")),
@@ -89,7 +89,7 @@ Index(
 job_attempts = Table(
     "job_attempts",
     metadata,
-    _of_a_job(),
+    _job_id(),
     Column("fence", BigInteger, primary_key=True, autoincrement=False),
     Column("attempts_without_progress", Integer, nullable=False),
     Column("owner", Text, nullable=False),
@@ -99,14 +99,14 @@ job_attempts = Table(
     Column("how", String(16)),
     Column("first_step", BigInteger),
     Column("last_step", BigInteger),
-    # The number of its last batch of writes that is in.
+    # The number of the last committed batch of writes.
     Column("batch", BigInteger, nullable=False, server_default=text("0")),
 )
 
 job_events = Table(
     "job_events",
     metadata,
-    _of_a_job(),
+    _job_id(),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("at", Double, nullable=False),
     Column("type", String(32), nullable=False),
@@ -116,7 +116,7 @@ job_events = Table(
 metrics = Table(
     "metrics",
     metadata,
-    _of_a_job(),
+    _job_id(),
     Column("trial", String(32), primary_key=True),
     Column("key", String(100), primary_key=True),
     Column("step", BigInteger, primary_key=True, autoincrement=False),
@@ -128,7 +128,7 @@ metrics = Table(
 checkpoints = Table(
     "checkpoints",
     metadata,
-    _of_a_job(),
+    _job_id(),
     Column("fence", BigInteger, primary_key=True, autoincrement=False),
     Column("step", BigInteger, primary_key=True, autoincrement=False),
     Column("path", Text, nullable=False),
@@ -140,7 +140,7 @@ checkpoints = Table(
 artifacts = Table(
     "artifacts",
     metadata,
-    _of_a_job(),
+    _job_id(),
     Column("name", String(200), primary_key=True),
     Column("sha256", SHA256, nullable=False),
     Column("bytes", BigInteger, nullable=False),

@@ -1,33 +1,33 @@
-"""Who works here, as each last said. No job depends on these rows: they tell people, and what waits, who would take it.
+"""The workers, as each last described itself, and why a queued job waits. Jobs do not depend on these rows.
 
-A worker proves by device that it consumes: an idle slot has looked at the table lately, a busy one's heartbeat got
-through. A slot of which neither is true is stuck, and a worker of none but stuck slots is there and does not work.
+A worker proves for each slot that it takes jobs: an idle slot has polled the database lately, and the heartbeat of a
+busy one has succeeded. A slot without that proof is stuck, and a worker with stuck slots only takes no jobs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, func, select
 
 from store import tables
-from store.clock import database_now
-from store.conflict import insert
+from store.records import Job, database_now, upsert
+from store.tables import jobs
 
-FORGOTTEN_S = 86_400.0
-"""Whoever was killed is still shown for a day, so that it can be seen that it is missing."""
+RETAIN_S = 86_400.0
+"""A worker that was killed stays listed for a day, so that a user sees that it is missing."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """One slot of a worker, as its worker sees it."""
+    """One slot of a worker."""
 
     name: str
     job: str | None = None
     state: Literal["idle", "busy", "out_of_disk_space", "stuck"] = "idle"
-    """out_of_disk_space: it looks, and starts nothing, for want of disk space."""
+    """out_of_disk_space: the slot polls, but starts no job before some disk space is free."""
     seen_s: float = 0.0
-    """Seconds between the slot's last proof that it consumes and the worker's last word."""
+    """Seconds between the slot's last proof and the worker's last heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -39,41 +39,109 @@ class Worker:
     started_at: float
     seen_at: float
     silent_s: float
-    """Seconds since its last word."""
+    """Seconds since its last heartbeat."""
 
     def consumes(self, lease_s: float) -> bool:
-        """Heard within a lease, and with a slot that is not stuck."""
+        """Return whether it takes jobs: its last heartbeat is within a lease, and not all its slots are stuck."""
         return self.silent_s <= lease_s and any(device.state != "stuck" for device in self.devices)
 
 
-def beat(
+def record_heartbeat(
     connection: Connection, worker_id: str, host: str, devices: Sequence[Mapping[str, Any]], current_job: str | None
 ) -> None:
-    """Say that a worker lives, and what each of its slots is at: `Device` by field. Forgets those long unheard."""
-    said = {"devices": [dict(device) for device in devices], "current_job": current_job, "seen_at": database_now()}
-    adding = insert(connection, tables.workers).values(id=worker_id, host=host, started_at=database_now(), **said)
-    connection.execute(adding.on_conflict_do_update(index_elements=["id"], set_=said))
-    connection.execute(delete(tables.workers).where(tables.workers.c.seen_at < database_now() - FORGOTTEN_S))
+    """Write a worker's row (`devices`: fields of `Device`), and delete the rows of workers without one for a day."""
+    state = {"devices": [dict(device) for device in devices], "current_job": current_job, "seen_at": database_now()}
+    added = upsert(connection, tables.workers).values(id=worker_id, host=host, started_at=database_now(), **state)
+    connection.execute(added.on_conflict_do_update(index_elements=["id"], set_=state))
+    connection.execute(delete(tables.workers).where(tables.workers.c.seen_at < database_now() - RETAIN_S))
 
 
-def leave(connection: Connection, worker_id: str) -> None:
-    """A worker that stops says so; one that was killed is seen no more."""
+def delete_worker(connection: Connection, worker_id: str) -> None:
+    """Delete the row of a worker that stops."""
     connection.execute(delete(tables.workers).where(tables.workers.c.id == worker_id))
 
 
-def list(connection: Connection) -> Sequence[Worker]:
-    """Workers, the longest serving first; also the silent, for a day."""
-    told = select(tables.workers, (database_now() - tables.workers.c.seen_at).label("silent_s"))
-    ordered = told.order_by(tables.workers.c.started_at, tables.workers.c.id)
+def list_workers(connection: Connection) -> Sequence[Worker]:
+    """Return all workers, the longest running first; for a day also those that do not respond."""
+    rows = select(tables.workers, (database_now() - tables.workers.c.seen_at).label("silent_s"))
+    ordered = rows.order_by(tables.workers.c.started_at, tables.workers.c.id)
     return [_worker(row) for row in connection.execute(ordered).mappings()]
 
 
-def consuming(connection: Connection, lease_s: float) -> Sequence[Worker]:
-    """Those that would take a job now, or when the one at hand has ended."""
-    return [worker for worker in list(connection) if worker.consumes(lease_s)]
+def list_consuming(connection: Connection, lease_s: float) -> Sequence[Worker]:
+    """Return the workers that take jobs: now, or when their current one has ended."""
+    return [worker for worker in list_workers(connection) if worker.consumes(lease_s)]
 
 
 def _worker(row: Mapping[Any, Any]) -> Worker:
-    # Rows of before devices had states hold what has their defaults.
     devices = tuple(Device(**device) for device in row["devices"])
     return Worker(**{**row, "devices": devices})
+
+
+Reason = Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a queued job has not started."""
+
+    reason: Reason
+    message: str
+    until: float | None = None
+    """When a job that backs off is due, in seconds since 1970 by the database's clock."""
+    position: int | None = None
+    """Its place among the jobs that are due; 1 is next."""
+
+
+# Built once, and run once for a whole page of jobs: it reads the queue.
+_QUEUE = (
+    select(
+        jobs.c.id,
+        func.row_number().over(order_by=(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)).label("position"),
+    )
+    .where(jobs.c.status == "queued", func.coalesce(jobs.c.not_before, jobs.c.created_at) <= database_now())
+    .subquery("queue")
+)
+_POSITIONS = select(_QUEUE.c.id, _QUEUE.c.position).where(_QUEUE.c.id.in_(bindparam("ids", expanding=True)))
+
+
+def waiting_reasons(connection: Connection, page: Iterable[Job], lease_s: float) -> dict[str, Waiting]:
+    """Return why each queued job of these waits, by its id. Runs no query if none is queued."""
+    queued = [job for job in page if job.status == "queued"]
+    if not queued:
+        return {}
+    positions = {id: place for id, place in connection.execute(_POSITIONS, {"ids": [job.id for job in queued]})}
+    consuming_workers = list_consuming(connection, lease_s)
+    waits = {job.id: _waiting(job, positions.get(job.id), consuming_workers) for job in queued}
+    return {id: waiting for id, waiting in waits.items() if waiting is not None}
+
+
+def _waiting(job: Job, position: int | None, workers: Sequence[Worker]) -> Waiting | None:
+    if position is None:
+        # A job without `not_before` was claimed between the two queries.
+        return None if job.not_before is None else Waiting("backing_off", _backs_off(job), job.not_before)
+    states = [device.state for worker in workers for device in worker.devices]
+    idle, busy = states.count("idle"), states.count("busy")
+    reason: Reason
+    if not workers:
+        reason, message = "no_worker", "no worker takes jobs now: start one, or check why the running ones do not"
+    elif all(any(device.state == "out_of_disk_space" for device in worker.devices) for worker in workers):
+        reason, message = (
+            "out_of_disk_space",
+            "every worker is out of disk space, and starts no job before some is free",
+        )
+    elif position > idle:
+        reason = "behind_others"
+        message = f"{_counted(position - 1, 'job')} before it, {_counted(busy, 'slot')} busy"
+    else:
+        reason, message = "starting", "a worker with an idle slot will claim it within seconds"
+    return Waiting(reason, message, position=position)
+
+
+def _backs_off(job: Job) -> str:
+    error = f"the last attempt ended with {job.error['code']}: {job.error['message']}; " if job.error else ""
+    return f"{error}the next one follows after a pause"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun} is" if number == 1 else f"{number} {noun}s are"

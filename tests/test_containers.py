@@ -1,4 +1,4 @@
-"""The container files keep their promises: pinned, without secrets, without root, with a way to tell who is well."""
+"""The container files: checked by tools, pinned, without secrets, without root, with health checks."""
 
 import re
 from pathlib import Path
@@ -8,14 +8,15 @@ import pytest
 import yaml
 
 from bench import containers_check
-from bench.containers_check import CHECKS, HERE, Check, faults, find
+from bench.containers_check import CHECKS, Check, find_tool, run_check
+from bench.processes import REPOSITORY
 
 SECRETS = ("POSTGRES_PASSWORD", "DISTILLERY_ADMIN_KEY_HASH")
 OURS = ("migrate", "api", "worker-0", "worker-1", "worker-2", "worker-3")
 
 
 class Loader(yaml.SafeLoader):
-    """Knows Compose's own tags."""
+    """A YAML loader that accepts Compose's own tags."""
 
 
 Loader.add_constructor("!reset", lambda loader, node: None)
@@ -23,34 +24,34 @@ Loader.add_constructor("!reset", lambda loader, node: None)
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    read: dict[str, Any] = yaml.load((HERE / "docker-compose.yml").read_text(), Loader)  # noqa: S506
+    read: dict[str, Any] = yaml.load((REPOSITORY / "docker-compose.yml").read_text(), Loader)  # noqa: S506
     return dict(read["services"])
 
 
 @pytest.fixture(scope="module")
 def dockerfile() -> list[str]:
-    text = (HERE / "Dockerfile").read_text().replace("\\\n", " ")
+    text = (REPOSITORY / "Dockerfile").read_text().replace("\\\n", " ")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_tools_find_no_fault(check: Check) -> None:
-    program = find(check.tool)
+def test_run_check_passes(check: Check) -> None:
+    program = find_tool(check.tool)
     if program is None:
         pytest.skip(f"no {check.tool} for this platform")
-    assert faults(check, program) == ""
+    assert run_check(check, program) == ""
 
 
-def test_compose_tells_a_wrong_file_by_its_exit_status(tmp_path: Path) -> None:
-    program = find("docker-compose")
+def test_run_check_reports_a_wrong_compose_file(tmp_path: Path) -> None:
+    program = find_tool("docker-compose")
     if program is None:
         pytest.skip("no docker-compose for this platform")
-    (tmp_path / "docker-compose.yml").write_text("services: {api: {image: a, depends_on: [nobody]}}")
-    assert "nobody" in faults(CHECKS[0], program, tmp_path)
+    (tmp_path / "docker-compose.yml").write_text("services: {api: {image: a, depends_on: [missing]}}")
+    assert "missing" in run_check(CHECKS[0], program, tmp_path)
 
 
-def test_a_fault_is_told_and_is_the_exit_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if find("hadolint") is None:
+def test_containers_check_exits_with_1_after_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if find_tool("hadolint") is None:
         pytest.skip("no hadolint for this platform")
     bad = tmp_path / "Dockerfile"
     bad.write_text("FROM python:latest\nRUN cd /tmp && sudo ls\n")
@@ -58,7 +59,7 @@ def test_a_fault_is_told_and_is_the_exit_status(monkeypatch: pytest.MonkeyPatch,
     assert containers_check.main() == 1
 
 
-def test_a_missing_tool_is_skipped_and_said(
+def test_containers_check_skips_a_missing_tool_with_a_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(containers_check, "CHECKS", [Check("nothing", "no-such-tool", [])])
@@ -67,15 +68,15 @@ def test_a_missing_tool_is_skipped_and_said(
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_what_must_be_secret_is_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = find("docker-compose")
+def test_run_check_requires_the_secrets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = find_tool("docker-compose")
     if program is None:
         pytest.skip("no docker-compose for this platform")
-    monkeypatch.delitem(containers_check.FILLED_IN, name)
-    assert name in faults(CHECKS[0], program)
+    monkeypatch.delitem(containers_check.REQUIRED, name)
+    assert name in run_check(CHECKS[0], program)
 
 
-def test_no_secret_is_written_down(services: dict[str, Any]) -> None:
+def test_compose_file_contains_no_secret(services: dict[str, Any]) -> None:
     for service in services.values():
         for name, value in service.get("environment", {}).items():
             if re.search("PASSWORD|KEY|SECRET|TOKEN", name):
@@ -83,23 +84,23 @@ def test_no_secret_is_written_down(services: dict[str, Any]) -> None:
             assert not re.search("://[^/]*:[^/]*@", value), f"{name} holds a password"
 
 
-def test_the_example_fills_in_nothing_secret() -> None:
-    lines = (HERE / ".env.example").read_text().splitlines()
+def test_env_example_contains_no_secret() -> None:
+    lines = (REPOSITORY / ".env.example").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == [f"{name}=" for name in SECRETS]
-    assert ".env" in (HERE / ".gitignore").read_text().splitlines()
+    assert ".env" in (REPOSITORY / ".gitignore").read_text().splitlines()
 
 
-def test_every_service_is_healthy_or_over(services: dict[str, Any]) -> None:
+def test_every_service_has_a_health_check_or_ends(services: dict[str, Any]) -> None:
     for name, service in services.items():
         check = service["healthcheck"]
         if check.get("disable"):
-            assert service["restart"] == "no", f"{name} neither ends nor tells how it is"
+            assert service["restart"] == "no", f"{name} neither ends nor has a health check"
         else:
-            # Podman splits the words of the other form anew.
+            # Podman splits the words of the form CMD again.
             assert check["test"][0] == "CMD-SHELL", name
 
 
-def test_nothing_holds_more_rights_than_it_needs(services: dict[str, Any]) -> None:
+def test_services_have_no_needless_rights(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["read_only"] is True, name
@@ -150,5 +151,7 @@ def test_all_rooms_are_in_the_image(dockerfile: list[str]) -> None:
     copied = {line.split()[1] for line in dockerfile if line.startswith("COPY")}
     rooms = {"kdcore", "store", "api", "worker", "client", "migrations"}
     assert rooms <= copied
-    kept = {line.removeprefix("!") for line in (HERE / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+    kept = {
+        line.removeprefix("!") for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
     assert rooms <= kept

@@ -1,4 +1,4 @@
-"""`./run`, as far as it goes without a network: what it offers, what it refuses, and that one sets up at a time."""
+"""The script `run` without a network: its commands, its errors, and its installation with a fake Python."""
 
 import os
 import shutil
@@ -7,23 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from base.defaults import DEFAULT_URL
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("demo", "test", "up", "cluster", "check", "distillery", "setup", "help")
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A fresh checkout with the script and what it reads."""
+    """A fresh checkout: the script and the files that it reads."""
     for name in ("run", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
 def run(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {"PATH": os.environ["PATH"], "HOME": str(checkout)}
+    basic = {"PATH": os.environ["PATH"], "HOME": str(checkout)}
     return subprocess.run(
         [checkout / "run", *arguments],
-        env={**kept, **environment},
+        env={**basic, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -39,27 +41,32 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.fixture
-def ready(checkout: Path) -> Path:
-    """A checkout whose environment is ready, with programs in it that only say what they were asked."""
-    for name in ("python", "distillery"):
-        program(checkout / ".venv/bin" / name, f'echo "{name} $*"; echo "bytecode ${{PYTHONDONTWRITEBYTECODE-on}}"')
+def stamp(checkout: Path, level: str) -> None:
     sums = subprocess.run(
         ["cksum", "pyproject.toml", "constraints.txt"], cwd=checkout, capture_output=True, text=True, check=True
     )
-    (checkout / ".venv/.ready").write_text(sums.stdout)
+    (checkout / ".venv/.ready").write_text(f"{level}\n{sums.stdout}")
+
+
+@pytest.fixture
+def ready(checkout: Path) -> Path:
+    """A checkout with everything installed. Its programs only print their arguments."""
+    for name in ("python", "distillery"):
+        program(checkout / ".venv/bin" / name, f'echo "{name} $*"; echo "bytecode ${{PYTHONDONTWRITEBYTECODE-on}}"')
+    stamp(checkout, "dev")
     return checkout
 
 
-def test_help_names_every_command(checkout: Path):
+def test_help_lists_every_command(checkout: Path):
     for arguments in ([], ["help"], ["--help"]):
         shown = run(checkout, *arguments)
         assert shown.returncode == 0
         for command in COMMANDS:
             assert f"./run {command} " in shown.stdout
+        assert DEFAULT_URL in shown.stdout
 
 
-def test_an_unknown_command_is_refused_and_installs_nothing(checkout: Path):
+def test_unknown_command_is_refused_and_installs_nothing(checkout: Path):
     shown = run(checkout, "dmeo")
     assert shown.returncode == 2
     assert "there is no command 'dmeo'" in shown.stderr
@@ -67,7 +74,7 @@ def test_an_unknown_command_is_refused_and_installs_nothing(checkout: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "asked"),
+    ("arguments", "executed"),
     [
         (["demo", "--seeds", "1"], "distillery demo --seeds 1"),
         (["up", "--port", "9"], "distillery up --port 9"),
@@ -76,17 +83,51 @@ def test_an_unknown_command_is_refused_and_installs_nothing(checkout: Path):
         (["test", "tests/client", "-x"], "python -m pytest tests/client -x"),
     ],
 )
-def test_a_ready_environment_is_used_at_once(ready: Path, arguments: list[str], asked: str):
+def test_command_in_a_ready_environment_installs_nothing(ready: Path, arguments: list[str], executed: str):
     done = run(ready, *arguments, PYTHONDONTWRITEBYTECODE="1")
-    assert (done.returncode, done.stdout) == (0, f"{asked}\nbytecode on\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{executed}\nbytecode on\n"), done.stderr
 
 
-def test_all_tests_run_in_several_processes(ready: Path):
+@pytest.mark.parametrize(
+    ("command", "extras"),
+    [
+        ("demo", "timm"),
+        ("up", "timm"),
+        ("distillery", "timm"),
+        ("cluster", "timm,cluster"),
+        ("check", "dev"),
+        ("test", "dev"),
+        ("setup", "dev"),
+    ],
+)
+def test_command_installs_the_extras_that_it_needs(ready: Path, command: str, extras: str):
+    (ready / ".venv/.ready").unlink()
+    assert f"--editable .[{extras}]\n" in run(ready, command).stdout
+
+
+def test_command_adds_extras_and_never_removes_any(ready: Path):
+    stamp(ready, "service")
+    for command, installs in [
+        ("up", None),
+        ("cluster", "timm,cluster"),
+        ("up", None),
+        ("test", "dev"),
+        ("cluster", None),
+    ]:
+        done = run(ready, command)
+        assert ("pip install" in done.stdout) is (installs is not None), command
+        assert installs is None or f".[{installs}]" in done.stdout
+    with (ready / "constraints.txt").open("a") as constraints:
+        constraints.write("# changed\n")
+    assert "--editable .[dev]\n" in run(ready, "up").stdout, "all that was installed is brought up to date"
+
+
+def test_test_runs_in_several_processes(ready: Path):
     assert run(ready, "test").stdout.startswith("python -m pytest -n ")
     assert run(ready, "test", DISTILLERY_TEST_PROCESSES="7").stdout.startswith("python -m pytest -n 7\n")
 
 
-def test_a_changed_pyproject_installs_again(ready: Path):
+def test_setup_installs_again_after_a_change_of_pyproject(ready: Path):
     with (ready / "pyproject.toml").open("a") as pyproject:
         pyproject.write("# changed\n")
     done = run(ready, "setup")
@@ -96,7 +137,7 @@ def test_a_changed_pyproject_installs_again(ready: Path):
     assert run(ready, "setup").stderr == ""
 
 
-def test_a_failed_installation_is_not_taken_for_a_good_one(ready: Path):
+def test_setup_that_failed_leaves_no_stamp_and_no_lock(ready: Path):
     (ready / ".venv/.ready").unlink()
     program(ready / ".venv/bin/python", '[ "$3" = --version ]')
     done = run(ready, "setup")
@@ -106,8 +147,8 @@ def test_a_failed_installation_is_not_taken_for_a_good_one(ready: Path):
     assert not (ready / ".venv/.lock").exists()
 
 
-def test_half_an_environment_is_removed_and_the_cure_named(checkout: Path, tmp_path: Path):
-    """As Debian's python3 without python3-venv: good enough a version, but its venv module fails half-way."""
+def test_setup_removes_half_an_environment_and_names_the_missing_package(checkout: Path, tmp_path: Path):
+    """Debian's python3 without python3-venv: the version is new enough, but the venv module fails half-way."""
     half = 'case "$1 $2" in "-m venv") mkdir -p "$3/bin"; exit 1;; esac'
     python = program(tmp_path / "old" / "python3", half)
     done = run(checkout, "setup", PYTHON=str(python))
@@ -116,7 +157,7 @@ def test_half_an_environment_is_removed_and_the_cure_named(checkout: Path, tmp_p
     assert not (checkout / ".venv").exists()
 
 
-def test_an_old_python_is_named(checkout: Path, tmp_path: Path):
+def test_setup_refuses_an_old_python(checkout: Path, tmp_path: Path):
     names = ("python3", "python3.11", "python3.12", "python3.13", "python3.14", "python")
     for name in names:
         program(tmp_path / "old" / name, "exit 1")
@@ -125,7 +166,7 @@ def test_an_old_python_is_named(checkout: Path, tmp_path: Path):
     assert "Python 3.11 or newer is needed" in done.stderr
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(ready: Path):
+def test_setup_takes_over_the_lock_of_a_dead_process(ready: Path):
     (ready / ".venv/.ready").unlink()
     gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout
     (ready / ".venv/.lock").write_text(gone)
@@ -133,7 +174,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(ready: Path):
     assert not (ready / ".venv/.lock").exists()
 
 
-def test_two_first_uses_install_once(ready: Path):
+def test_setup_twice_at_once_installs_once(ready: Path):
     (ready / ".venv/.ready").unlink()
     program(ready / ".venv/bin/python", f'[ "$3" = --version ] || {{ echo x >>"{ready}/installs"; sleep 1; }}')
     both = [subprocess.Popen([ready / "run", "setup"], stderr=subprocess.DEVNULL) for _ in range(2)]

@@ -19,7 +19,7 @@ from base.errors import DeadlineExceeded, EngineError, Internal, OutOfMemory, St
 from base.failpoints import failpoint
 from base.files import DISK_FULL, sha256
 from base.folders import LockedFolder
-from kdcore.order import Order
+from kdcore.protocol import Order
 from store import checkpoints, events, lifecycle
 from store.artifacts import NewArtifact
 from store.checkpoints import Checkpoint
@@ -171,7 +171,7 @@ class Attempt:
 
     def _discard(self, damaged: Checkpoint, reason: str) -> None:
         def discard(connection: Connection) -> None:
-            checkpoints.discard(connection, self.claim.job.id, self.claim.fence, damaged, reason)
+            checkpoints.delete_broken(connection, self.claim.job.id, self.claim.fence, damaged, reason)
 
         self.writer.commit(discard)
 
@@ -253,7 +253,7 @@ class Attempt:
 
     def _publish(self, ending: Ending) -> None:
         """Store the files, then make them and the success visible in one transaction."""
-        self._commit("phase.committed", lifecycle.phase, phase="publishing")
+        self._commit("phase.committed", lifecycle.set_phase, to="publishing")
         stored = []
         for artifact in self.artifacts:
             blob = self.context.files.put_file(artifact.path)
@@ -301,7 +301,7 @@ class Attempt:
         self.failed = bool(error["retryable"])
         log.warning("job %s: %s: %s", job_id, error["code"], error["message"])
         if ending is not None:
-            self._commit("append.committed", events.append, type="warning", data=_evidence(ending))
+            self._commit("append.committed", events.append_note, type="warning", data=_evidence(ending))
         retry_in_s = self._back_off_s if self.failed else None
         self._commit("finish_failed.committed", lifecycle.finish_failed, error=error, retry_in_s=retry_in_s)
 

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 
 from base.clock import Contact, boottime
 from base.errors import DatabaseUnavailable, StorageFull
-from store.blobs import BlobStore
 from store.database import Database
+from store.file_store import FileStore
 from store.settings import Settings
 
 UNAVAILABLE = (DatabaseUnavailable, StorageFull)
@@ -80,7 +80,7 @@ class WorkerContext:
         self.database = Database(settings.database_url)
         # Heartbeats only: a lease must not be lost because the other pool has no free connection.
         self.heartbeat_database = Database(settings.database_url)
-        self.files = BlobStore(settings.files)
+        self.files = FileStore(settings.files)
         self.drain = Drain(settings.stop_grace_s)
         self.contact = Contact(longest_gap_s=settings.lease_s / 2)
         self.scratch = settings.home / "scratch"

@@ -23,7 +23,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, Self
 
 from base.clock import boottime
-from kdcore.order import EXIT_STOPPED, Order, give
+from kdcore.protocol import EXIT_STOPPED, Order, send_order
 from worker import guard
 from worker.context import WorkerContext
 from worker.devices import Device, engine_environment
@@ -189,7 +189,7 @@ class EngineRun:
             self._copy_early_output()
             begins_by = boottime() + BEGINS_IN_S
             self._begins_by = begins_by if process.is_ready else max(begins_by, process.started_at + STARTS_IN_S)
-            give(process.channel, order, events=events, log=self._log, lock=lock)
+            send_order(process.channel, order, events=events, log=self._log, lock=lock)
         except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
             # No line will come, and `is_overdue` or the exit code will show it.
             log.warning("an engine does not accept its order: %s", error)

@@ -17,7 +17,7 @@ def main() -> int:
     database = Database(settings.database_url)
     try:
         with database.connect() as connection:
-            healthy = any(worker.host == host for worker in workers.consuming(connection, settings.lease_s))
+            healthy = any(worker.host == host for worker in workers.list_consuming(connection, settings.lease_s))
     except DatabaseUnavailable as error:
         sys.stderr.write(f"the database cannot be queried: {error}\n")
         return 1

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from base.clock import jittered
 from base.errors import WorkerLost
 from store import cache, collections, lifecycle, workers
-from store.collector import Collector, Removed, Retention, collect
-from store.fence import stands
+from store.attempts import is_owner
+from store.collections import Removed
+from store.collector import Collector, Retention, collect
 from worker.context import UNAVAILABLE, WorkerContext
 from worker.scratch import AttemptId, attempts_in_use, kill_session, remove_dead
 from worker.slot import Slot
@@ -83,8 +84,8 @@ class Sweep(PeriodicTask):
             self._requeue(dead)
         self._end_outlived_engines()
         with context.begin() as (connection, takeover):
-            workers.beat(connection, context.owner, socket.gethostname(), devices, current_job)
-            waiting = lifecycle.sweep(connection, rescue=takeover, rering_s=context.settings.rering_s)
+            workers.record_heartbeat(connection, context.owner, socket.gethostname(), devices, current_job)
+            waiting = lifecycle.sweep(connection, takeover=takeover, rering_s=context.settings.rering_s)
         return waiting
 
     def _end_outlived_engines(self) -> None:
@@ -93,7 +94,7 @@ class Sweep(PeriodicTask):
         if not in_use:
             return
         with self._context.database.connect() as connection:
-            outlived = [one for one in in_use if not stands(connection, one.job_id, one.fence)]
+            outlived = [one for one in in_use if not is_owner(connection, one.job_id, one.fence)]
         for attempt in outlived:
             if kill_session(in_use[attempt]):
                 log.warning(
@@ -133,7 +134,7 @@ class Collection(PeriodicTask):
         context, settings = self._context, self._context.settings
         collector = Collector(context.database, context.files, Retention.of(settings), stopped=self._stop.is_set)
         with context.database.connect() as connection:
-            due = collections.due(connection, settings.collect_every_s)
+            due = collections.is_due(connection, settings.collect_every_s)
         if due:
             collect(collector, settings.collect_every_s)
         for fault in collector.faults:

@@ -124,7 +124,7 @@ class Slot:
         try:
             # The query takes no lock, so that idle workers do not wait for each other.
             with context.database.connect() as connection:
-                has_work = lifecycle.peek(connection, context.may_take_over())
+                has_work = lifecycle.has_claimable(connection, context.may_take_over())
             context.contact.made()
             self._prove()
             if not has_work:
@@ -133,7 +133,7 @@ class Slot:
                 failpoint("claim.begun")
                 claimed_at = boottime()
                 claim = lifecycle.claim(
-                    connection, context.owner, context.settings.lease_s, rescue=takeover, device=self.device.name
+                    connection, context.owner, context.settings.lease_s, takeover=takeover, device=self.device.name
                 )
                 failpoint("claim.before_commit")
             failpoint("claim.committed")

@@ -115,7 +115,7 @@ class Worker:
         while not self.context.drain.requested:
             try:
                 with self.context.database.connect() as connection:
-                    lifecycle.peek(connection, rescue=False)
+                    lifecycle.has_claimable(connection, takeover=False)
             except (*UNAVAILABLE, DBAPIError) as error:
                 if not logged:
                     log.warning("waiting for the database and its tables (`python -m store migrate`): %s", error)
@@ -130,6 +130,6 @@ def sign_off(context: WorkerContext) -> None:
     """Remove this worker's row. If that fails, the row expires by itself."""
     try:
         with context.database.begin() as connection:
-            workers.leave(connection, context.owner)
+            workers.delete_worker(connection, context.owner)
     except UNAVAILABLE as error:
         log.warning("left without signing off: %s", error)

@@ -130,7 +130,7 @@ class AttemptWriter:
         def write_all(connection: Connection) -> list[Path]:
             unused = [path for write in batch for path in write(connection)]
             if progress is not None:
-                lifecycle.progress(connection, job.id, fence, progress)
+                lifecycle.set_progress(connection, job.id, fence, progress)
             return unused
 
         for path in self.commit(write_all):
@@ -165,7 +165,7 @@ class LineWriter:
         try:
             match line["event"]:
                 case "phase":
-                    self._write(lifecycle.phase, phase=str(line["phase"]))
+                    self._write(lifecycle.set_phase, to=str(line["phase"]))
                 case "progress":
                     self._writer.write_progress({key: value for key, value in line.items() if key != "event"})
                 case "metric":
@@ -205,13 +205,13 @@ class LineWriter:
                 bytes=blob.bytes,
                 path=stored,
             )
-            unused = checkpoints.superseded(connection, self._job_id, CHECKPOINTS_KEPT)
+            unused = checkpoints.delete_superseded(connection, self._job_id, CHECKPOINTS_KEPT)
             return [self._files.folder / old.path for old in unused]
 
         self._writer.write(write)
 
     def _warn(self, code: str, message: str) -> None:
-        self._write(events.append, type="warning", data={"code": code, "message": message})
+        self._write(events.append_note, type="warning", data={"code": code, "message": message})
 
     def _write(
         self, record: Callable[Concatenate[Connection, str, int, P], object], *args: P.args, **kwargs: P.kwargs

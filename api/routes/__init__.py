@@ -1,1 +1,1 @@
-"""One file a resource. A route declares what may go wrong; its docstring is the manual page; its work is short."""
+"""One file per resource. A route declares its problems, and its docstring is its page in the manual."""

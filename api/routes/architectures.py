@@ -1,13 +1,12 @@
-"""The networks that may teach or learn, by name."""
+"""The networks that can be teachers or students, by name."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.answers import page
-from api.auth import Who
-from api.schemas import Page
+from api.dependencies import Caller
+from api.schemas import Page, page
 from kdcore.catalog import ARCHITECTURES, ArchitectureFacts
 
 router = APIRouter(prefix="/v1/architectures", tags=["catalogue"])
@@ -15,26 +14,22 @@ router = APIRouter(prefix="/v1/architectures", tags=["catalogue"])
 
 class ArchitectureView(ArchitectureFacts):
     parameters_counted: int | None = None
-    """For the classes and channels asked for; null where only building the network can tell."""
+    """For the requested classes and channels; null if only building the network can tell."""
 
 
 @router.get("", response_model=Page[ArchitectureView])
 async def listing(
-    who: Who,
+    caller: Caller,
     family: Annotated[str | None, Query(max_length=100)] = None,
     source: Annotated[str | None, Query(max_length=100, description="kdcore, torchvision or timm.")] = None,
     classes: Annotated[int, Query(ge=2, le=1_000_000)] = 10,
     channels: Annotated[int, Query(ge=1, le=64)] = 3,
 ) -> Response:
-    """Every architecture, with its parameter count for so many classes and channels where that can be counted."""
-    chosen = [
-        facts
-        for _, facts in sorted(ARCHITECTURES.items())
-        if family in (None, facts.family) and source in (None, facts.source)
-    ]
+    """Every architecture, with its parameters for so many classes and channels where these can be counted."""
     return page(
         [
             {**facts.model_dump(mode="json"), "parameters_counted": facts.parameters(classes, channels)}
-            for facts in chosen
+            for _, facts in sorted(ARCHITECTURES.items())
+            if family in (None, facts.family) and source in (None, facts.source)
         ]
     )

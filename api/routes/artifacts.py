@@ -1,4 +1,4 @@
-"""What a job left behind: files by name, downloaded in ranges, known by their digests."""
+"""The files of a succeeded job: listed with their digests, and downloaded by name, whole or in ranges."""
 
 import base64
 import os
@@ -11,46 +11,59 @@ from sqlalchemy import Connection
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.answers import page
-from api.auth import Who
-from api.database import Db, Files
+from api.dependencies import Caller, Db, Files
 from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
 from api.references import STUDENT_FILE
-from api.schemas import ArtifactView, Page
-from store import artifacts, jobs
+from api.schemas import ArtifactView, Page, page
+from store import artifacts, errors, jobs
 from store.artifacts import Artifact
-from store.errors import NotFound as Missing
-from store.jobs import Job
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
 A_FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-    206: {"description": "The bytes asked for with `Range`."},
-    304: {"description": "You have these bytes: `If-None-Match` named their digest."},
+    206: {"description": "The bytes of the requested `Range`."},
+    304: {"description": "You have these bytes: `If-None-Match` has their digest."},
     **responses(NotFound, NotReady, RangeUnsatisfiable),
 }
 
 
 @router.get("/artifacts", response_model=Page[ArtifactView], responses=responses(NotFound))
-async def listing(job_id: str, who: Who, db: Db) -> Response:
+async def listing(job_id: str, caller: Caller, db: Db) -> Response:
     """The job's files, with size and SHA-256. A job publishes all of them at once, when it succeeds."""
-    found = await db.read(_all, job_id, who.project)
-    return page([_view(artifact) for artifact in found])
+
+    def read(connection: Connection) -> Sequence[Artifact]:
+        jobs.get(connection, job_id, project=caller.project)
+        return artifacts.list_artifacts(connection, job_id)
+
+    return page([ArtifactView.of(artifact) for artifact in await db.read(read)])
 
 
 @router.api_route("/checkpoint", methods=["HEAD"], include_in_schema=False)
 @router.get("/checkpoint", response_class=FileResponse, responses=A_FILE)
-async def checkpoint(job_id: str, request: Request, who: Who, db: Db, files: Files) -> Response:
-    """The student's weights: a safetensors file whose metadata says how to build and feed the network."""
-    return _download(await db.read(_named, job_id, who.project, STUDENT_FILE), request, files)
+async def checkpoint(job_id: str, request: Request, caller: Caller, db: Db, files: Files) -> Response:
+    """The student's weights: a safetensors file whose metadata describes the network and its input."""
+    return _download(await db.read(_named, job_id, caller.project, STUDENT_FILE), request, files)
 
 
 @router.api_route("/artifacts/{name}", methods=["HEAD"], include_in_schema=False)
 @router.get("/artifacts/{name}", response_class=FileResponse, responses=A_FILE)
-async def one(*, job_id: str, name: str, request: Request, who: Who, db: Db, files: Files) -> Response:
-    """One file, whole or in ranges. `ETag` is its SHA-256, so a download can be resumed and checked."""
-    return _download(await db.read(_named, job_id, who.project, name), request, files)
+async def one(*, job_id: str, name: str, request: Request, caller: Caller, db: Db, files: Files) -> Response:
+    """One file, whole or in ranges. `ETag` is its SHA-256, so that a download can be resumed and checked."""
+    return _download(await db.read(_named, job_id, caller.project, name), request, files)
+
+
+def _named(connection: Connection, job_id: str, project: str, name: str) -> Artifact:
+    job = jobs.get(connection, job_id, project=project)
+    try:
+        return artifacts.get(connection, job_id, name)
+    except errors.NotFound:
+        if job.status != "succeeded":
+            detail = f"job {job_id} is {job.status}: its files appear together when it succeeds"
+            raise NotReady(detail, job_status=job.status) from None
+        names = [artifact.name for artifact in artifacts.list_artifacts(connection, job_id)]
+        detail = f"job {job_id} made no {name!r}; it made {', '.join(names) or 'nothing'}"
+        raise NotFound(detail, allowed=names) from None
 
 
 def _download(artifact: Artifact, request: Request, files: Files) -> Response:
@@ -61,8 +74,8 @@ def _download(artifact: Artifact, request: Request, files: Files) -> Response:
         "X-Checksum-SHA256": artifact.sha256,
         "Cache-Control": "private, no-cache",
     }
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if etag in known or known == ["*"]:
+    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if etag in tags or tags == ["*"]:
         return Response(status_code=304, headers=headers)
     return Download(
         files.path(artifact.sha256), headers=headers, media_type=artifact.media_type, filename=artifact.name
@@ -70,7 +83,7 @@ def _download(artifact: Artifact, request: Request, files: Files) -> Response:
 
 
 class Download(FileResponse):
-    """A file whose refusals of a range are problems like all others."""
+    """A file response that answers a range it cannot satisfy with a problem."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = False
@@ -87,32 +100,3 @@ class Download(FileResponse):
             size = (await to_thread.run_sync(os.stat, self.path)).st_size
             problem = RangeUnsatisfiable(f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
             await problem.response(str(scope.get("request_id", "")))(scope, receive, send)
-
-
-def _view(artifact: Artifact) -> dict[str, Any]:
-    return {
-        "name": artifact.name,
-        "bytes": artifact.bytes,
-        "sha256": artifact.sha256,
-        "media_type": artifact.media_type,
-        "href": f"/v1/jobs/{artifact.job_id}/artifacts/{artifact.name}",
-    }
-
-
-def _all(connection: Connection, job_id: str, project: str) -> Sequence[Artifact]:
-    jobs.get(connection, job_id, project=project)
-    return artifacts.list(connection, job_id)
-
-
-def _named(connection: Connection, job_id: str, project: str, name: str) -> Artifact:
-    job = jobs.get(connection, job_id, project=project)
-    try:
-        return artifacts.get(connection, job_id, name)
-    except Missing:
-        raise _why_not(job, name, [artifact.name for artifact in artifacts.list(connection, job_id)]) from None
-
-
-def _why_not(job: Job, name: str, names: list[str]) -> NotReady | NotFound:
-    if job.status != "succeeded":
-        return NotReady(f"job {job.id} is {job.status}: files appear together when it succeeds", job_status=job.status)
-    return NotFound(f"job {job.id} made no {name!r}; it made {', '.join(names) or 'nothing'}", allowed=names)

@@ -1,4 +1,4 @@
-"""A job's attempts: who tried, on what, from which step to which, and how it ended."""
+"""A job's attempts: the worker and device of each, its first and last step, and how it ended."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,9 @@ from fastapi import APIRouter
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.answers import page
-from api.auth import Who
-from api.database import Db
+from api.dependencies import Caller, Db
 from api.problems import NotFound, responses
-from api.schemas import AttemptView, Page, attempt_view
+from api.schemas import AttemptView, Page, page
 from store import attempts, jobs
 from store.attempts import Attempt
 
@@ -18,10 +16,11 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/attempts", tags=["jobs"])
 
 
 @router.get("", response_model=Page[AttemptView], responses=responses(NotFound))
-async def listing(job_id: str, who: Who, db: Db) -> Response:
-    """Every claim of the job, oldest first. Each has a log of its own: `/logs?attempt=` takes its `attempt`."""
-    return page([attempt_view(attempt) for attempt in await db.read(_tried, job_id, who.project)])
+async def listing(job_id: str, caller: Caller, db: Db) -> Response:
+    """Every attempt at the job, oldest first. Each has a log of its own: `/logs?attempt=` takes its `attempt`."""
 
+    def read(connection: Connection) -> Sequence[Attempt]:
+        jobs.get(connection, job_id, project=caller.project)
+        return attempts.list_attempts(connection, job_id)
 
-def _tried(connection: Connection, job_id: str, project: str) -> Sequence[Attempt]:
-    return attempts.list(connection, jobs.get(connection, job_id, project=project).id)
+    return page([AttemptView.of(attempt) for attempt in await db.read(read)])

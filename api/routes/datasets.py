@@ -1,20 +1,16 @@
-"""Data sets: the built-in ones by name, and uploaded ones that an inspection has read from end to end."""
+"""Data sets: the built-in ones by name, and uploaded ones that an inspection has read completely."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.answers import Json, page
-from api.auth import Who
-from api.database import Db
-from api.inspections import Seen
-from api.inspector import Refused
+from api.dependencies import Caller, Db, InspectionsDep
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
-from api.routes.models import refused
-from api.schemas import DatasetView, NewDataset, Page, dataset_view
-from kdcore.catalog import DATASETS, named_facts
-from store import datasets, errors
+from api.routes.models import uploaded
+from api.schemas import DatasetView, Json, NewDataset, Page, page
+from kdcore.catalog import DATASETS, DatasetFacts, named_facts
+from store import errors, registry
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -22,42 +18,40 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 @router.post(
     "", status_code=201, response_model=DatasetView, responses=responses(NotFound, NameTaken, Unusable, StorageFull)
 )
-async def register(asked: NewDataset, who: Who, db: Db, seen: Seen) -> Response:
-    """Register an uploaded data set: `.npz` arrays, or an archive with one folder of pictures a class.
+async def register(new: NewDataset, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
+    """Register an uploaded data set: `.npz` arrays, or an archive with one folder of images per class.
 
-    Arrays of `x` alone, or pictures in no class folder, are images without labels (`labelled: false`): a student can be
+    Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.
 
-    Every row is read first, in a process of its own; what is wrong is named by file or row.
+    A process of its own reads every row first; the answer names the file or row that cannot be used.
     """
-    digest = asked.blob.removeprefix("sha256:")
-    if not await seen.has(digest):
-        raise NotFound("these bytes have not been uploaded; POST them to /v1/uploads first", blob=asked.blob)
-    facts = await seen.dataset(digest, asked.image_size)
-    if isinstance(facts, Refused):
-        raise refused(facts, "/blob")
-    dataset = await db.write(datasets.register, who.project, asked.name, digest, facts.model_dump(mode="json"))
-    return Json(dataset_view(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})
+    digest = await uploaded(new.blob, inspections)
+    facts = await inspections.inspect(DatasetFacts, digest, image_size=new.image_size)
+    dataset = await db.write(
+        registry.datasets.register, caller.project, new.name, digest, facts.model_dump(mode="json")
+    )
+    return Json(DatasetView.of(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})
 
 
 @router.get("", response_model=Page[DatasetView])
 async def listing(
-    who: Who,
+    caller: Caller,
     db: Db,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
 ) -> Response:
-    """Registered data sets, newest first; the built-in ones, which have no id, follow the last."""
-    found, following = await db.read(datasets.list_page, who.project, limit=limit, after=after)
+    """Registered data sets, newest first. The built-in ones, which have no id, follow on the last page."""
+    rows, following = await db.read(registry.datasets.list_page, caller.project, limit=limit, after=after)
     built_in = [] if following else [_built_in(name) for name in sorted(DATASETS)]
-    return page([*(dataset_view(dataset) for dataset in found), *built_in], following)
+    return page([*(DatasetView.of(dataset) for dataset in rows), *built_in], following)
 
 
 @router.get("/{name_or_id}", response_model=DatasetView, responses=responses(NotFound))
-async def one(name_or_id: str, who: Who, db: Db) -> Response:
-    """A data set, by name or id. A registered name stands before a built-in one."""
+async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
+    """A data set, by name or id. A registered name hides a built-in one."""
     try:
-        return Json(dataset_view(await db.read(datasets.get, who.project, name_or_id)))
+        return Json(DatasetView.of(await db.read(registry.datasets.get, caller.project, name_or_id)))
     except errors.NotFound:
         if name_or_id in DATASETS:
             return Json(_built_in(name_or_id))
@@ -65,9 +59,9 @@ async def one(name_or_id: str, who: Who, db: Db) -> Response:
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: str, who: Who, db: Db) -> Response:
-    """Forget a data set. Jobs that were accepted with it hold its bytes by digest and are not disturbed."""
-    await db.write(datasets.delete, who.project, name_or_id)
+async def delete(name_or_id: str, caller: Caller, db: Db) -> Response:
+    """Delete a data set. Jobs that were accepted with it name its bytes by digest and are not affected."""
+    await db.write(registry.datasets.delete, caller.project, name_or_id)
     return Response(status_code=204)
 
 

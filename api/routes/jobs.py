@@ -1,7 +1,7 @@
-"""Jobs: send one, look at it, steer it. Facts that forbid a request are 409s that name what are allowed."""
+"""Jobs: submit, read, and act on them. An action that the job's status does not allow is answered with 409."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -10,30 +10,25 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.answers import Json, page
-from api.auth import Who
-from api.database import Db, Files, Setup
-from api.inspections import Seen
+from api.dependencies import Caller, Config, Db, Files, ReferencesDep, WakeWorkers
 from api.problems import (
     ActionNotAllowed,
     IdempotencyConflict,
     MalformedBody,
     NotFound,
-    Problem,
     SpecInvalid,
     StorageFull,
     TooLarge,
-    count,
-    not_json,
+    malformed_json,
     responses,
+    summary,
 )
-from api.references import Shelves
-from api.schemas import JobView, Page, Retry, ValidationView, job_view
-from api.submission import Examined, estimate, examine
+from api.schemas import JobView, Json, Page, Retry, ValidationView, page
+from api.submission import estimate, examine
 from base.failpoints import failpoint
 from base.jobs import Status
-from store import jobs, waiting
-from store.jobs import Job
+from store import jobs, workers
+from store.records import Job, NewJob
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -46,25 +41,14 @@ SPEC_BODY = {
 
 
 async def body(request: Request) -> Any:
-    """The JSON as it was sent: the spec's own reader names what is wrong with it, all at once."""
+    """The JSON as it was sent. The spec's own reader checks it, so that all faults are answered at once."""
     try:
         return from_json(await request.body(), allow_inf_nan=False)
     except ValueError as error:
-        raise not_json(str(error)) from None
-
-
-async def shelves(db: Db, seen: Seen, who: Who) -> Shelves:
-    return Shelves(db, seen, who)
-
-
-async def bell(request: Request) -> Callable[[], None]:
-    ring: Callable[[], None] = request.app.state.ring
-    return ring
+        raise malformed_json(str(error)) from None
 
 
 Body = Annotated[Any, Depends(body)]
-Search = Annotated[Shelves, Depends(shelves)]
-Ring = Annotated[Callable[[], None], Depends(bell)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
@@ -76,38 +60,46 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     openapi_extra=SPEC_BODY,
 )
 async def submit(
-    *, sent: Body, search: Search, who: Who, db: Db, ring: Ring, setup: Setup, idempotency_key: Key = None
+    *,
+    spec: Body,
+    references: ReferencesDep,
+    caller: Caller,
+    db: Db,
+    wake_workers: WakeWorkers,
+    settings: Config,
+    idempotency_key: Key = None,
 ) -> Response:
-    """Send a job. Every fault of the spec comes back at once; an accepted spec is frozen.
+    """Submit a job. Every fault of the spec is answered at once; an accepted spec never changes.
 
-    With an `Idempotency-Key`, sending the same body again answers 200 with the same job and the header
+    With an `Idempotency-Key`, sending the same body again is answered with 200, the same job, and the header
     `Idempotent-Replayed: true`; another body under that key is refused.
     """
-    digest = hashlib.sha256(to_json(sent)).hexdigest()
-    # A replay is answered before it is examined: what the spec names may be gone by now, the job is not.
-    if idempotency_key and (known := await db.read(_known, who.project, idempotency_key, digest, setup.lease_s)):
-        return _replayed(known)
-    examined = await examine(sent, search)
+    digest = hashlib.sha256(to_json(spec)).hexdigest()
+    # A replay is answered before the spec is checked: what the spec names may have been deleted since.
+    if idempotency_key:
+        job = await db.read(_view_of, jobs.find_by_key, settings.lease_s, caller.project, idempotency_key, digest)
+        if job is not None:
+            return _replayed(job)
+    examined = await examine(spec, references)
     if examined.resolved is None:
-        raise refusal(examined)
+        raise SpecInvalid(summary(examined.faults), examined.faults)
     scheduling = examined.resolved.scheduling
-    told, created = await db.write(
-        _submit,
-        setup.lease_s,
-        project=who.project,
-        spec=sent,
-        resolved=examined.resolved.as_json(),
+    new = NewJob(
+        project=caller.project,
         name=examined.resolved.name,
         method=examined.resolved.method_name,
-        idempotency_key=idempotency_key,
+        spec=spec,
+        resolved_spec=examined.resolved.as_json(),
         spec_sha256=digest,
-        max_attempts=scheduling.max_attempts or setup.max_attempts,
+        idempotency_key=idempotency_key,
         priority=scheduling.priority,
+        max_attempts=scheduling.max_attempts or settings.max_attempts,
         deadline_s=scheduling.deadline_s,
     )
+    job, created = await db.write(_submit, new, settings.lease_s)
     failpoint("submit.committed")
-    ring()
-    return _sent(told) if created else _replayed(told)
+    wake_workers()
+    return Json(job, 201, _location(job)) if created else _replayed(job)
 
 
 @router.post(
@@ -116,9 +108,10 @@ async def submit(
     responses=responses(MalformedBody, TooLarge),
     openapi_extra=SPEC_BODY,
 )
-async def validate(sent: Body, search: Search) -> Response:
-    """What `POST /v1/jobs` would say to this spec, without sending it; with the resolved spec and an estimate."""
-    examined = await examine(sent, search)
+async def validate(spec: Body, references: ReferencesDep) -> Response:
+    """Check a spec as `POST /v1/jobs` does, without submitting it. Returns its faults, or the resolved spec and an
+    estimate."""
+    examined = await examine(spec, references)
     return Json(
         {
             "valid": examined.resolved is not None,
@@ -132,129 +125,102 @@ async def validate(sent: Body, search: Search) -> Response:
 @router.get("", response_model=Page[JobView])
 async def listing(
     *,
-    who: Who,
+    caller: Caller,
     db: Db,
-    setup: Setup,
+    settings: Config,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
     status: Status | None = None,
     method: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
     """Jobs, newest first."""
-    return await db.read(
-        _listing, setup.lease_s, project=who.project, limit=limit, after=after, status=status, method=method
-    )
+
+    def read(connection: Connection) -> Response:
+        rows, following = jobs.list_jobs(
+            connection, project=caller.project, limit=limit, after=after, status=status, method=method
+        )
+        return page(_views(connection, rows, settings.lease_s), following)
+
+    return await db.read(read)
 
 
 @router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
-async def one(job_id: str, who: Who, db: Db, setup: Setup) -> Response:
-    """A job as it stands. Cheap to ask again and again; `/events/stream` says when to."""
-    return Json(await db.read(_found, job_id, who.project, setup.lease_s))
+async def one(job_id: str, caller: Caller, db: Db, settings: Config) -> Response:
+    """A job. Polling it is cheap; `/events/stream` shows when it has changed."""
+    return Json(await db.read(_view_of, jobs.get, settings.lease_s, job_id, project=caller.project))
 
 
 @router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def cancel(job_id: str, who: Who, db: Db) -> Response:
-    """Ask for a job to be stopped. A queued or paused job is cancelled at once.
+async def cancel(job_id: str, caller: Caller, db: Db) -> Response:
+    """Cancel a job. A queued or paused job is cancelled immediately.
 
-    A running one is asked: it becomes `cancelled` when its process has really ended, or `succeeded` if it was
-    publishing already. Asking twice is asking once.
+    A running job is stopped first: its status becomes `cancelled` when its process has ended, or `succeeded` if it was
+    already publishing its files. Cancelling is idempotent.
     """
-    job = await db.write(jobs.cancel, job_id, project=who.project)
-    return Json(job_view(job))
+    return Json(JobView.of(await db.write(jobs.cancel, job_id, project=caller.project)))
 
 
 @router.post("/{job_id}/pause", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def pause(job_id: str, who: Who, db: Db) -> Response:
-    """Ask for a job to be set aside. A running one saves its state first, and goes on from there when resumed."""
-    job = await db.write(jobs.pause, job_id, project=who.project)
-    return Json(job_view(job))
+async def pause(job_id: str, caller: Caller, db: Db) -> Response:
+    """Pause a job. A running job saves a checkpoint first and resumes from there. Pausing is idempotent."""
+    return Json(JobView.of(await db.write(jobs.pause, job_id, project=caller.project)))
 
 
 @router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def resume(job_id: str, who: Who, db: Db, ring: Ring, setup: Setup) -> Response:
-    """Put a paused job back into the queue."""
-    told = await db.write(_move, jobs.resume, setup.lease_s, job_id, project=who.project)
-    ring()
-    return Json(told)
+async def resume(job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config) -> Response:
+    """Return a paused job to the queue."""
+    job = await db.write(_view_of, jobs.resume, settings.lease_s, job_id, project=caller.project)
+    wake_workers()
+    return Json(job)
 
 
 @router.post("/{job_id}/retry", response_model=JobView, responses=responses(MalformedBody, NotFound, ActionNotAllowed))
-async def retry(*, job_id: str, who: Who, db: Db, ring: Ring, setup: Setup, sent: Retry | None = None) -> Response:
-    """Queue a failed or cancelled job again, with its attempts and its deadline given back.
+async def retry(
+    *, job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config, sent: Retry | None = None
+) -> Response:
+    """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
-    It goes on from its last checkpoint; with `{"from": "scratch"}` it begins anew.
+    It resumes from its newest checkpoint; with `{"from": "scratch"}` it starts from the beginning.
     """
-    from_scratch = sent is not None and sent.start == "scratch"
-    told = await db.write(_move, jobs.retry, setup.lease_s, job_id, project=who.project, from_scratch=from_scratch)
-    ring()
-    return Json(told)
+    scratch = sent is not None and sent.start == "scratch"
+    job = await db.write(_view_of, jobs.retry, settings.lease_s, job_id, project=caller.project, from_scratch=scratch)
+    wake_workers()
+    return Json(job)
 
 
 @router.delete("/{job_id}", status_code=204, responses=responses(NotFound, ActionNotAllowed))
-async def delete(job_id: str, who: Who, db: Db, files: Files) -> Response:
-    """Forget a job that has ended: its events, metrics, artifacts, checkpoints and logs."""
-    await db.write(jobs.delete, job_id, project=who.project)
-    await to_thread.run_sync(files.forget_job, job_id)
+async def delete(job_id: str, caller: Caller, db: Db, files: Files) -> Response:
+    """Delete a job that has ended, with its events, metrics, artifacts, checkpoints and logs."""
+    await db.write(jobs.delete, job_id, project=caller.project)
+    await to_thread.run_sync(files.delete_job_files, job_id)
     return Response(status_code=204)
 
 
-def _sent(told: dict[str, Any]) -> Response:
-    return Json(told, 201, {"Location": f"/v1/jobs/{told['id']}"})
+def _location(job: dict[str, Any]) -> dict[str, str]:
+    return {"Location": job["links"]["self"]}
 
 
-def _replayed(told: dict[str, Any]) -> Response:
-    return Json(told, 200, {"Location": f"/v1/jobs/{told['id']}", "Idempotent-Replayed": "true"})
+def _replayed(job: dict[str, Any]) -> Response:
+    return Json(job, 200, {**_location(job), "Idempotent-Replayed": "true"})
 
 
-def refusal(examined: Examined) -> Problem:
-    return SpecInvalid(count(examined.faults), examined.faults)
+# An action and the answer to it are one transaction: an outage between the two would answer 503 to an action that
+# was done.
 
 
-# Each is one transaction: an outage between the move and the look at it would answer 503 to a move that was made.
+def _view_of(
+    connection: Connection, /, action: Callable[..., Job | None], lease_s: float, *args: Any, **kwargs: Any
+) -> Any:
+    """Run a store function that returns a job. Returns the job's view."""
+    job = action(connection, *args, **kwargs)
+    return None if job is None else _views(connection, [job], lease_s)[0]
 
 
-def _submit(connection: Connection, /, lease_s: float, **new: Any) -> tuple[dict[str, Any], bool]:
-    job, created = jobs.submit(connection, **new)
-    return _view(connection, job, lease_s), created
+def _submit(connection: Connection, new: NewJob, lease_s: float) -> tuple[dict[str, Any], bool]:
+    job, created = jobs.submit(connection, new)
+    return _views(connection, [job], lease_s)[0], created
 
 
-def _move(
-    connection: Connection, /, move: Callable[..., Job], lease_s: float, job_id: str, **how: Any
-) -> dict[str, Any]:
-    return _view(connection, move(connection, job_id, **how), lease_s)
-
-
-def _known(
-    connection: Connection, project: str, idempotency_key: str, digest: str, lease_s: float
-) -> dict[str, Any] | None:
-    job = jobs.sent_before(connection, project, idempotency_key, digest)
-    return None if job is None else _view(connection, job, lease_s)
-
-
-def _view(connection: Connection, job: Job, lease_s: float) -> dict[str, Any]:
-    return _views(connection, [job], lease_s)[0]
-
-
-def _views(connection: Connection, found: list[Job], lease_s: float) -> list[dict[str, Any]]:
-    waits = waiting.reasons(connection, found, lease_s)
-    return [job_view(job, waits.get(job.id)) for job in found]
-
-
-def _found(connection: Connection, job_id: str, project: str, lease_s: float) -> dict[str, Any]:
-    return _view(connection, jobs.get(connection, job_id, project=project), lease_s)
-
-
-def _listing(
-    connection: Connection,
-    lease_s: float,
-    *,
-    project: str,
-    limit: int,
-    after: str | None,
-    status: str | None,
-    method: str | None,
-) -> Json:
-    found, following = jobs.list_page(
-        connection, project=project, limit=limit, after=after, status=status, method=method
-    )
-    return page(_views(connection, found, lease_s), following)
+def _views(connection: Connection, rows: Iterable[Job], lease_s: float) -> list[dict[str, Any]]:
+    reasons = workers.waiting_reasons(connection, rows, lease_s)
+    return [JobView.of(job, reasons.get(job.id)) for job in rows]

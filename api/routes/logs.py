@@ -1,4 +1,4 @@
-"""What a job's process printed, one log an attempt: its end, or the bytes from an offset on, to follow it."""
+"""The output of a job's process, one log per attempt: its last lines, or the bytes from an offset, to follow it."""
 
 import os
 from dataclasses import dataclass
@@ -9,8 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.auth import Who
-from api.database import Db, Files
+from api.dependencies import Caller, Db, Files
 from api.problems import NotFound, responses
 from store import jobs
 
@@ -34,19 +33,21 @@ class Part:
 async def logs(
     *,
     job_id: str,
-    who: Who,
+    caller: Caller,
     db: Db,
     files: Files,
     tail: Annotated[int, Query(ge=1, le=100_000, description="Lines from the end.")] = 1000,
-    offset: Annotated[int | None, Query(ge=0, description="Bytes from here on, instead of the tail.")] = None,
+    offset: Annotated[int | None, Query(ge=0, description="Bytes from this offset, instead of the tail.")] = None,
     attempt: Annotated[
-        int | None, Query(ge=1, description="Which claim of the job; the newest with a log, if left out.")
+        int | None, Query(ge=1, description="As in `/attempts`; default: the newest attempt that has a log.")
     ] = None,
 ) -> Response:
-    """The log as text, 1 MiB at most. `X-Log-Next-Offset` is where to go on with `offset`, and `attempt` beside it."""
-    job = await db.read(jobs.get, job_id, project=who.project)
-    wanted = [attempt] if attempt is not None else range(job.fence, 0, -1)
-    number, part = await to_thread.run_sync(_newest, [(n, files.log_path(job_id, n)) for n in wanted], tail, offset)
+    """The log as text, 1 MiB at most. To follow it, send `X-Log-Next-Offset` as `offset` and `X-Log-Attempt` as
+    `attempt`."""
+    job = await db.read(jobs.get, job_id, project=caller.project)
+    attempts = [attempt] if attempt is not None else range(job.fence, 0, -1)
+    paths = [(number, files.log_path(job_id, number)) for number in attempts]
+    number, part = await to_thread.run_sync(_newest, paths, tail, offset)
     headers = {
         "X-Log-Attempt": str(number),
         "X-Log-Newest-Attempt": str(job.fence),
@@ -57,11 +58,11 @@ async def logs(
     return Response(part.text, media_type="text/plain; charset=utf-8", headers=headers)
 
 
-def _newest(places: list[tuple[int, Path]], tail: int, offset: int | None) -> tuple[int, Part]:
-    for number, path in places:
+def _newest(paths: list[tuple[int, Path]], tail: int, offset: int | None) -> tuple[int, Part]:
+    for number, path in paths:
         if path.exists():
             return number, _from(path, offset) if offset is not None else _end(path, tail)
-    return (places[0][0] if places else 0), Part(b"", 0, 0)
+    return (paths[0][0] if paths else 0), Part(b"", 0, 0)
 
 
 def _from(path: Path, offset: int) -> Part:
@@ -72,11 +73,11 @@ def _from(path: Path, offset: int) -> Part:
 
 
 def _end(path: Path, lines: int) -> Part:
-    """The last lines within the last chunk; a file that still grows is read no further than its size now."""
+    """The last lines within the last chunk. A file that still grows is read up to its size now."""
     with path.open("rb") as log:
         size = log.seek(0, os.SEEK_END)
         begin = max(0, size - CHUNK_BYTES)
         log.seek(begin)
         text = log.read(size - begin)
-    kept = b"".join(text.splitlines(keepends=True)[-lines:])
-    return Part(kept, size - len(kept), size)
+    tail = b"".join(text.splitlines(keepends=True)[-lines:])
+    return Part(tail, size - len(tail), size)

@@ -1,18 +1,18 @@
-"""What the engine can do: each method, what it matches, needs and goes with, and its options as a schema."""
+"""The routes of methods: facts, combinations, options as a schema, and an example of each."""
 
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 
-from api.answers import Json, page
-from api.auth import Who
+from api.dependencies import Caller
 from api.problems import NotFound, responses
-from api.schemas import Page, View
-from kdcore.catalog import METHODS, MethodFacts, ModelFacts, architecture, named_facts
-from kdcore.spec import Known, Method, parse, read, resolve
+from api.schemas import Json, Page, View, page
+from kdcore.catalog import ModelFacts, architecture, named_facts
+from kdcore.catalog.facts import Facts
+from kdcore.spec import METHODS, Known, MethodFacts, parse, read, resolve
 
 router = APIRouter(prefix="/v1/methods", tags=["catalogue"])
 
@@ -28,42 +28,40 @@ COMPANIONS: dict[Companion, dict[str, Any]] = {
 
 
 class MethodExample(View):
-    """A job of the method alone, as short as it can be."""
+    """The shortest job of the method alone."""
 
-    spec: dict[str, Any] = Field(description="What is sent; the teacher is a ResNet-56.")
-    resolved: dict[str, Any] = Field(description="What becomes of its method, temperature, alpha and beta.")
+    spec: dict[str, Any] = Field(description="The spec that is sent; the teacher is a ResNet-56.")
+    resolved: dict[str, Any] = Field(description="Its method, temperature, alpha and beta after they are resolved.")
 
 
-class MethodView(MethodFacts):
-    """What a method is, what it goes with, and how it is called."""
+class _Named(Facts):
+    name: str
+    """The name in a job spec."""
+
+
+class MethodView(MethodFacts, _Named):
+    """A method's facts, what it can be combined with, and its options."""
 
     works_with: list[Companion] = Field(
-        description="What else a job of this method may have, its options as they are by default: several teachers, a "
-        "torch.export program for a teacher, assistants, unlabelled images, mixed images."
+        description="What else a job of this method with default options may have: several teachers, a torch.export "
+        "program as a teacher, assistants, unlabelled images, mixed images."
     )
     sums_with: list[str] = Field(description="Other methods that a list may hold beside it.")
     options: dict[str, Any] = Field(
-        description="JSON schema of the object that stands for the method in a job: each option with its bounds, its "
-        "default, and whose default it is. The name alone stands for all defaults."
+        description="JSON schema of the method's object in a job: each option with its bounds, its default and the "
+        "source of the default. The name alone means all defaults."
     )
     example: MethodExample
 
 
-def _models() -> dict[str, type[BaseModel]]:
-    return {model.model_fields["name"].default: model for model in get_args(get_args(Method)[0])}
-
-
-OPTIONS = {name: model.model_json_schema() for name, model in _models().items()}
-
-
 @router.get("", response_model=Page[MethodView])
-async def listing(who: Who) -> Response:
+async def listing(caller: Caller) -> Response:
     """Every method, by name."""
     return page([_view(name) for name in sorted(METHODS)])
 
 
 @router.get("/{name}", response_model=MethodView, responses=responses(NotFound))
-async def one(name: str, who: Who) -> Response:
+async def one(name: str, caller: Caller) -> Response:
     """A method: paper, what it matches, what it needs, its options with their defaults, and an example."""
     if name not in METHODS:
         raise NotFound(f"there is no method {name!r}", allowed=sorted(METHODS))
@@ -72,20 +70,21 @@ async def one(name: str, who: Who) -> Response:
 
 @cache
 def _view(name: str) -> dict[str, Any]:
-    spec = _job(name)
+    method, spec = METHODS[name], _job(name)
     return {
-        **METHODS[name].model_dump(mode="json"),
+        "name": name,
+        **method.facts.model_dump(mode="json"),
         "works_with": [companion for companion, more in COMPANIONS.items() if _is_sound({**spec, **more})],
         "sums_with": [other for other in sorted(METHODS) if other != name and _is_sound(_job(name, other))],
-        "options": OPTIONS[name],
+        "options": method.model_json_schema(),
         "example": {"spec": spec, "resolved": _resolved(spec)},
     }
 
 
 def _job(*names: str) -> dict[str, Any]:
-    """A job of these methods with whatever they need, and nothing else."""
+    """A job of these methods with what they need, and nothing else."""
     spec: dict[str, Any] = {"dataset": "cifar100", "student": "resnet20"}
-    schemes = {METHODS[name].scheme for name in names}
+    schemes = {METHODS[name].facts.scheme for name in names}
     if schemes == {"offline"}:
         spec["teacher"] = {"checkpoint": "model:cifar100-resnet56"}
     if "mutual" in schemes:

@@ -1,4 +1,4 @@
-"""A job's curves: what was measured while it trained."""
+"""A job's curves: the values measured while it trained."""
 
 from typing import Annotated, Any
 
@@ -6,11 +6,9 @@ from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.answers import Json
-from api.auth import Who
-from api.database import Db
+from api.dependencies import Caller, Db
 from api.problems import NotFound, responses
-from api.schemas import MetricsView
+from api.schemas import Json, MetricsView
 from store import jobs, metrics
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/metrics", tags=["jobs"])
@@ -20,29 +18,19 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/metrics", tags=["jobs"])
 async def series(
     *,
     job_id: str,
-    who: Who,
+    caller: Caller,
     db: Db,
-    keys: Annotated[
-        str | None, Query(max_length=1000, description="Names with commas between; all, if left out.")
-    ] = None,
+    keys: Annotated[str | None, Query(max_length=1000, description="Names separated by commas; default: all.")] = None,
     after_step: Annotated[
         int | None, Query(ge=0, description="Only later steps; each trial counts its own from 0.")
     ] = None,
-    max_points: Annotated[int, Query(ge=2, le=10_000, description="Of each curve; peaks and valleys are kept.")] = 500,
+    max_points: Annotated[int, Query(ge=2, le=10_000, description="Per curve; minima and maxima are kept.")] = 500,
 ) -> Response:
     """Each curve by trial (`student`, `alone`) and key, such as `validation/accuracy`, as [step, value] points."""
-    wanted = [key for key in keys.split(",") if key] if keys else None
-    return Json(await db.read(_series, job_id, who.project, keys=wanted, after_step=after_step, max_points=max_points))
+    names = [key for key in keys.split(",") if key] if keys else None
 
+    def read(connection: Connection) -> Any:
+        jobs.get(connection, job_id, project=caller.project)
+        return metrics.series(connection, job_id, names, after_step, max_points)
 
-def _series(
-    connection: Connection,
-    job_id: str,
-    project: str,
-    *,
-    keys: list[str] | None,
-    after_step: int | None,
-    max_points: int,
-) -> dict[str, Any]:
-    jobs.get(connection, job_id, project=project)
-    return {"series": metrics.series(connection, job_id, keys, after_step, max_points)}
+    return Json({"series": await db.read(read)})

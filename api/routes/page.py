@@ -1,4 +1,4 @@
-"""The web page: static files of this package, nothing from anywhere else."""
+"""The web page and the reference at /docs: static files of this package; nothing is loaded from other servers."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ async def reference() -> Response:
 
 
 class Static(StaticFiles):
-    """A browser asks each time whether its copy is still the one: a new version shows at once."""
+    """Browsers check each time whether their copy is current, so that a new version shows at once."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -1,15 +1,17 @@
-"""Uploads: bytes in, a digest out. In one request, or in as many as the network allows, going on at an offset."""
+"""Uploads: bytes in, a digest out. In one request, or in parts, each of which continues at an offset."""
 
-from typing import Annotated
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, BinaryIO
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import contextmanager_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from api.answers import Json
-from api.auth import Who
-from api.database import Db, Files, Setup
+from api.dependencies import Caller, Config, Db, Files
 from api.problems import (
     ChecksumMismatch,
     MalformedBody,
@@ -20,20 +22,23 @@ from api.problems import (
     UploadBusy,
     responses,
 )
-from api.receiving import Received, receive, too_large
-from api.schemas import UploadView, upload_view
+from api.schemas import Json, UploadView
 from store import uploads
-from store.blobs import BlobStore
 from store.database import Database
+from store.file_store import FileStore
 from store.uploads import Upload
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+
+BUFFER_BYTES = 1 << 20
+SILENCE_S = 60.0
+"""A client that sends nothing for this time is disconnected. It would hold the upload's lock for ever."""
 
 RAW_BODY = {
     "requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 }
 Digest = Annotated[
-    str | None, Query(pattern=r"^(sha256:)?[0-9a-f]{64}$", description="What the bytes must hash to, in hexadecimal.")
+    str | None, Query(pattern=r"^(sha256:)?[0-9a-f]{64}$", description="The SHA-256 of the bytes, in hexadecimal.")
 ]
 
 
@@ -47,26 +52,26 @@ Digest = Annotated[
 async def create(
     *,
     request: Request,
-    who: Who,
+    caller: Caller,
     db: Db,
     files: Files,
-    setup: Setup,
+    settings: Config,
     filename: Annotated[str | None, Query(max_length=255)] = None,
     sha256: Digest = None,
     length: Annotated[int | None, Header(alias="Upload-Length", ge=1)] = None,
 ) -> Response:
-    """Send a file as the raw body, or, with `Upload-Length` and no body, begin one that is sent in parts by `PATCH`.
+    """Send a file as the raw body; or, with `Upload-Length` and no body, begin an upload in parts, sent by `PATCH`.
 
-    `blob` of a complete upload is what a model or data set is registered with.
+    A model or data set is registered with the `blob` of a complete upload.
     """
-    limit = setup.upload_max_bytes
+    limit = settings.upload_max_bytes
     if length is not None and length > limit:
-        raise too_large(limit)
-    wanted = sha256.removeprefix("sha256:") if sha256 else None
-    upload = await db.write(uploads.create, who.project, filename=filename, bytes=length, sha256=wanted)
+        raise _too_large(limit)
+    digest = sha256.removeprefix("sha256:") if sha256 else None
+    upload = await db.write(uploads.create, caller.project, filename=filename, bytes=length, sha256=digest)
     if length is None:
-        upload = await _take_whole(request, upload, db, files, limit)
-    return Json(upload_view(upload), 201, {"Location": f"/v1/uploads/{upload.id}", **_headers(upload)})
+        upload = await _receive_whole(request, upload, db, files, limit)
+    return Json(UploadView.of(upload), 201, {"Location": f"/v1/uploads/{upload.id}", **_headers(upload)})
 
 
 @router.patch(
@@ -79,59 +84,112 @@ async def append(
     *,
     upload_id: str,
     request: Request,
-    who: Who,
+    caller: Caller,
     db: Db,
     files: Files,
-    setup: Setup,
+    settings: Config,
     offset: Annotated[int, Header(alias="Upload-Offset", ge=0, description="Where these bytes begin.")],
 ) -> Response:
-    """Send the next bytes. After a break, `GET` tells the offset to go on from. The last byte completes the upload."""
-    upload = await db.read(uploads.get, who.project, upload_id)
+    """Send the next bytes. After a break, `GET` has the offset to continue at. The last byte completes the upload."""
+    upload = await db.read(uploads.get, caller.project, upload_id)
     if upload.status == "complete" or offset != upload.offset:
-        raise OffsetConflict(f"the upload goes on at byte {upload.offset}, not at {offset}", offset=upload.offset)
-    # All of an open one may have come: its bytes are among the blobs perhaps, and only the row has yet to say so.
+        raise OffsetConflict(f"the upload continues at byte {upload.offset}, not at {offset}", offset=upload.offset)
+    # An open upload may have all its bytes: the process ended before the row was completed. Then only that is left.
     if upload.offset != upload.bytes:
-        whole = upload.bytes if upload.bytes is not None else setup.upload_max_bytes
-        received = await _take(request, upload, files, whole - offset)
-        upload = await db.write(uploads.append, who.project, upload_id, offset=offset, length=received.length)
+        size = upload.bytes if upload.bytes is not None else settings.upload_max_bytes
+        received = await _receive_part(request, upload, files, size - offset)
+        upload = await db.write(uploads.append, caller.project, upload_id, offset=offset, length=received.length)
     if upload.offset == upload.bytes:
         upload = await _complete(upload, db, files)
-    return Json(upload_view(upload), 200, _headers(upload))
+    return Json(UploadView.of(upload), 200, _headers(upload))
 
 
 @router.api_route("/{upload_id}", methods=["HEAD"], include_in_schema=False)
 @router.get("/{upload_id}", response_model=UploadView, responses=responses(NotFound))
-async def one(upload_id: str, who: Who, db: Db) -> Response:
-    """How far an upload is. The same stands in the headers `Upload-Offset` and `Upload-Length`, for `HEAD`."""
-    upload = await db.read(uploads.get, who.project, upload_id)
-    return Json(upload_view(upload), 200, {**_headers(upload), "Cache-Control": "no-store"})
+async def one(upload_id: str, caller: Caller, db: Db) -> Response:
+    """The progress of an upload. The headers `Upload-Offset` and `Upload-Length` have the same, for `HEAD`."""
+    upload = await db.read(uploads.get, caller.project, upload_id)
+    return Json(UploadView.of(upload), 200, {**_headers(upload), "Cache-Control": "no-store"})
 
 
-async def _take_whole(request: Request, upload: Upload, db: Database, files: BlobStore, limit: int) -> Upload:
-    """One body is one file: what is cut short or grows too large leaves nothing behind."""
+async def _receive_whole(request: Request, upload: Upload, db: Database, files: FileStore, limit: int) -> Upload:
+    """One body is one file. A body that is cut off or too large leaves nothing behind."""
     try:
-        received = await _take(request, upload, files, limit)
+        received = await _receive_part(request, upload, files, limit)
         if not received.whole or received.length == 0:
             raise MalformedBody("send the file's bytes as the body, or the header Upload-Length to send it in parts")
         upload = await db.write(uploads.append, upload.project, upload.id, offset=0, length=received.length)
         return await _complete(upload, db, files)
     finally:
-        await to_thread.run_sync(uploads.discard, files, upload.id)
+        await to_thread.run_sync(uploads.delete_file, files, upload.id)
 
 
-async def _take(request: Request, upload: Upload, files: BlobStore, at_most: int) -> Received:
-    """Bytes into the upload's own file, durable when this returns; of a cut body, as much as came."""
-    async with contextmanager_in_threadpool(uploads.part(files, upload)) as file:
-        return await receive(request, file, at_most)
-
-
-async def _complete(upload: Upload, db: Database, files: BlobStore) -> Upload:
+async def _complete(upload: Upload, db: Database, files: FileStore) -> Upload:
     blob = await to_thread.run_sync(uploads.adopt, files, upload)
     upload = await db.write(uploads.complete, upload.project, upload.id, blob)
-    await to_thread.run_sync(uploads.discard, files, upload.id)
+    await to_thread.run_sync(uploads.delete_file, files, upload.id)
     return upload
 
 
 def _headers(upload: Upload) -> dict[str, str]:
-    known = {"Upload-Offset": str(upload.offset)}
-    return known if upload.bytes is None else {**known, "Upload-Length": str(upload.bytes)}
+    offset = {"Upload-Offset": str(upload.offset)}
+    return offset if upload.bytes is None else {**offset, "Upload-Length": str(upload.bytes)}
+
+
+@dataclass(frozen=True)
+class Received:
+    length: int
+    whole: bool
+    """False if the client disconnected before the end."""
+
+
+async def _receive_part(request: Request, upload: Upload, files: FileStore, max_bytes: int) -> Received:
+    """Write the body to the upload's file, durably. Bytes that arrive before a disconnect count."""
+    async with contextmanager_in_threadpool(uploads.open_part(files, upload)) as file:
+        return await _receive(request, file, max_bytes)
+
+
+async def _receive(request: Request, file: BinaryIO, max_bytes: int) -> Received:
+    """Write the body to an open file, in bounded memory. Raises TooLarge."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    length = 0
+    try:
+        async for piece in _pieces(request):
+            if length + len(piece) > max_bytes:
+                raise _too_large(max_bytes)
+            await to_thread.run_sync(file.write, piece)
+            length += len(piece)
+    except ClientDisconnect:
+        return Received(length, whole=False)
+    return Received(length, whole=True)
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body in pieces of about a mebibyte. Bytes that arrived before a disconnect come before the exception."""
+    buffer = bytearray()
+    chunks = request.stream()
+    try:
+        while (chunk := await _next(chunks)) is not None:
+            buffer += chunk
+            if len(buffer) >= BUFFER_BYTES:
+                yield bytes(buffer)
+                buffer.clear()
+    except ClientDisconnect:
+        yield bytes(buffer)
+        raise
+    yield bytes(buffer)
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    """The next chunk, or None at the end. Raises ClientDisconnect after SILENCE_S without one."""
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            return await anext(chunks, None)
+    except TimeoutError:
+        raise ClientDisconnect from None
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"at most {max_bytes} bytes are accepted here", limit_bytes=max_bytes)

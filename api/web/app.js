@@ -1,6 +1,6 @@
 // The page: which view the address names, the list of jobs, and the form for a key.
 
-import { age, ask, bar, h, json, key, method, models, percent, pill, points, Problem, repeatedly, short, show, waits } from "./common.js";
+import { age, bar, h, json, key, method, models, percent, pill, points, Problem, repeatedly, request, short, show, waitingText } from "./common.js";
 import { jobPage } from "./job.js";
 
 const main = document.getElementById("main");
@@ -14,15 +14,15 @@ function route() {
   main.replaceChildren();
   const [, noun, id] = location.hash.replace(/^#/, "").split("/");
   document.title = "Distillery";
-  if (noun === "jobs" && id) jobPage(main, decodeURIComponent(id), leave.signal, trouble);
+  if (noun === "jobs" && id) jobPage(main, decodeURIComponent(id), leave.signal, showError);
   else listPage(leave.signal);
 }
 
-/** What stands in the corner when an answer does not come; null when all is well. */
-function trouble(error) {
+/** Show a failed request in the corner of the page; `null` removes the message. */
+function showError(error) {
   service.classList.toggle("away", Boolean(error));
   if (!error) service.textContent = "";
-  else service.textContent = error instanceof Problem ? error.message : "the service does not answer; trying again";
+  else service.textContent = error instanceof Problem ? error.message : "no answer from the service; trying again";
 }
 
 function listPage(signal) {
@@ -35,7 +35,7 @@ function listPage(signal) {
         ["Status", "Job"].map((name) => h("th", { scope: "col" }, name)),
         h("th", { scope: "col", class: "wide" }, "Method"),
         h("th", { scope: "col", class: "number" }, "Accuracy"),
-        h("th", { scope: "col", class: "number", title: "Points of accuracy above the same student without its teacher" }, "Gain"),
+        h("th", { scope: "col", class: "number", title: "Points of accuracy above the same student trained without a teacher" }, "Gain"),
         h("th", { scope: "col", class: "number wide" }, "Parameters"),
         h("th", { scope: "col", class: "number wide" }, "Age"))),
       body),
@@ -49,10 +49,10 @@ function listPage(signal) {
   async function refresh() {
     try {
       const { data, next } = await json(`/v1/jobs?limit=${Math.min(limit, 100)}`, { signal });
-      trouble(null);
+      showError(null);
       draw(data, next);
     } catch (error) {
-      if (!signal.aborted) trouble(error);
+      if (!signal.aborted) showError(error);
     }
   }
 
@@ -65,8 +65,8 @@ function listPage(signal) {
     const active = jobs.filter((job) => job.status === "running").length;
     const waiting = jobs.filter((job) => job.status === "queued").length;
     summary.textContent = [active && `${active} running`, waiting && `${waiting} waiting`].filter(Boolean).join(", ");
-    const kept = new Set(jobs.map((job) => job.id));
-    for (const [id, row] of rows) if (!kept.has(id)) { row.remove(); rows.delete(id); }
+    const listed = new Set(jobs.map((job) => job.id));
+    for (const [id, row] of rows) if (!listed.has(id)) { row.remove(); rows.delete(id); }
     jobs.forEach((job, place) => {
       if (!rows.has(job.id)) rows.set(job.id, h("tr"));
       const row = rows.get(job.id);
@@ -82,7 +82,7 @@ function cells(job) {
   const student = job.result?.student;
   const gain = job.result?.gain;
   return [
-    h("td", null, pill(job), h("span", { class: "waits", title: job.waiting?.message }, waits(job)), bar(job)),
+    h("td", null, pill(job), h("span", { class: "waiting", title: job.waiting?.message }, waitingText(job)), bar(job)),
     h("td", null,
       h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
       h("div", { class: "models" }, models(job))),
@@ -96,14 +96,14 @@ function cells(job) {
 
 function emptyState(origin) {
   const spec = JSON.stringify({
-    name: "first light", dataset: "digits", student: "convnet16", method: "supervised", training: { epochs: 20 },
+    name: "first job", dataset: "digits", student: "convnet16", method: "supervised", training: { epochs: 20 },
   });
   const header = key.get() ? " \\\n  -H 'Authorization: Bearer <key>'" : "";
   return [
-    h("h1", null, "Nothing distilled yet"),
-    h("p", { class: "quiet" }, "Send a first job: a small network learns the bundled digits in under a minute."),
+    h("h1", null, "No jobs yet"),
+    h("p", { class: "quiet" }, "Submit a first job: a small network learns the built-in digits in less than a minute."),
     h("pre", null, `curl ${origin}/v1/jobs \\\n  -H 'Content-Type: application/json'${header} \\\n  -d '${spec}'`),
-    h("p", { class: "quiet" }, "Or run ", h("code", null, "./run demo"), ": a teacher, a student, and the proof that distilling helped."),
+    h("p", { class: "quiet" }, "Or run ", h("code", null, "./run demo"), ": it trains a teacher and a student, and measures what distillation gained."),
   ];
 }
 
@@ -112,12 +112,12 @@ keyForm.addEventListener("submit", async (event) => {
   event.preventDefault();
   key.set(keyForm.elements.key.value.trim());
   try {
-    await ask("/v1/jobs?limit=1");
+    await request("/v1/jobs?limit=1");
     keyForm.hidden = true;
     keyForm.reset();
     route();
   } catch (error) {
-    trouble(error);
+    showError(error);
   }
 });
 window.addEventListener("hashchange", route);

@@ -1,4 +1,4 @@
-// A few lines and a legend: uPlot, in the page's colours.
+// A line chart with a legend: uPlot in the page's colours.
 
 import { h } from "./common.js";
 
@@ -6,8 +6,8 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /**
- * `update` takes lines, each {label, colour, points: [[x, y], …], dash?}, and how many more there would be.
- * A line of a single point with no x is drawn as a level across the whole chart.
+ * Add a chart to `place`. `update` takes lines, each {label, colour, points: [[x, y], …], dash?}, and the number of
+ * lines that are left out. A line of a single point with x = null is drawn as a level across the whole chart.
  */
 export function chart(place, title, format, signal) {
   const legend = h("div", { class: "legend" });
@@ -41,7 +41,7 @@ export function chart(place, title, format, signal) {
     return h("span", null, mark, line.label, " ", h("b", null, format(line.points.at(-1)[1])));
   }
 
-  const options = (wanted) => ({
+  const options = (drawn) => ({
     width: place.clientWidth - 46,
     height: 215,
     legend: { show: false },
@@ -54,7 +54,7 @@ export function chart(place, title, format, signal) {
         font: "11px system-ui", size: 52, values: (_, ticks) => ticks.map(format),
       },
     ],
-    series: [{}, ...wanted.map((line) => ({
+    series: [{}, ...drawn.map((line) => ({
       label: line.label, stroke: colour(line.colour), width: 2, dash: line.dash, spanGaps: true, points: { show: false },
     }))],
   });
@@ -64,10 +64,10 @@ export function chart(place, title, format, signal) {
   const resized = new ResizeObserver(() => plot?.setSize({ width: place.clientWidth - 46, height: 215 }));
   resized.observe(place);
   signal.addEventListener("abort", () => { resized.disconnect(); plot?.destroy(); }, { once: true });
-  return { update(next, left = 0) { lines = next; more = left; draw(); } };
+  return { update(next, omitted = 0) { lines = next; more = omitted; draw(); } };
 }
 
-/** All lines on the same x, nulls where a line has no point; a level becomes two points. */
+/** uPlot's data: one list of x for all lines, null where a line has no point. A level becomes two points. */
 function join(lines) {
   const ends = lines.filter((points) => points.length > 1).flatMap((points) => [points[0][0], points.at(-1)[0]]);
   const [first, last] = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];

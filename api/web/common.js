@@ -1,4 +1,4 @@
-// What every page needs: the service's answers, elements built without parsing text, and numbers as people read them.
+// Common to all pages: requests to the service, building elements, and formatting numbers.
 
 const KEY = "distillery-key";
 export const key = {
@@ -14,8 +14,8 @@ export class Problem extends Error {
   }
 }
 
-/** fetch with the key; a problem document becomes a Problem. */
-export async function ask(path, options = {}) {
+/** fetch with the API key. An answer that is not successful is thrown as a Problem. */
+export async function request(path, options = {}) {
   const headers = { ...options.headers };
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
   const answer = await fetch(path, { ...options, headers });
@@ -25,9 +25,9 @@ export async function ask(path, options = {}) {
   throw new Problem(answer.status, body);
 }
 
-export const json = async (path, options) => (await ask(path, options)).json();
+export const json = async (path, options) => (await request(path, options)).json();
 
-/** h("p", {class: "quiet"}, "text", element, …): properties that start with "on" are listeners. */
+/** Make an element: h("p", {class: "quiet"}, "text", element, …). Properties that start with "on" are listeners. */
 export function h(tag, properties, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties || {})) {
@@ -39,11 +39,11 @@ export function h(tag, properties, ...children) {
   return element;
 }
 
-/** Replace an element's children only when what they show has changed: focus and selection stay where they are. */
+/** Replace an element's children only when their state has changed, so that focus and selection are kept. */
 export function show(element, state, draw) {
-  const seen = JSON.stringify(state);
-  if (element.dataset.seen === seen) return;
-  element.dataset.seen = seen;
+  const text = JSON.stringify(state);
+  if (element.dataset.state === text) return;
+  element.dataset.state = text;
   element.replaceChildren(...[draw(state)].flat(Infinity).filter(Boolean));
 }
 
@@ -86,10 +86,10 @@ export function pill(job) {
   return h("span", { class: `pill ${job.status}` }, requested || job.status);
 }
 
-/** Why a queued job has not started: "no worker", "number 3"; nothing for one that starts within seconds. */
-export function waits({ waiting, queue_position: position }) {
+/** The reason why a queued job has not started: "no worker", "position 3"; "" for a job that is starting. */
+export function waitingText({ waiting, queue_position: position }) {
   if (!waiting || waiting.reason === "starting") return "";
-  return waiting.reason === "behind_others" ? `number ${position}` : waiting.reason.replaceAll("_", " ");
+  return waiting.reason === "behind_others" ? `position ${position}` : waiting.reason.replaceAll("_", " ");
 }
 
 export function bar(job) {
@@ -102,16 +102,16 @@ export function bar(job) {
   }, fill);
 }
 
-/** "resnet56 → resnet20": who teaches, by way of whom, who learns; from the most resolved spec that there is. */
+/** Teacher, assistants and student: "resnet56 → resnet20". */
 export function models(job) {
   const spec = job.resolved_spec || job.spec;
-  return [spec.teacher, ...(spec.assistants || []), spec.student].map(together).filter(Boolean).join(" → ");
+  return [spec.teacher, ...(spec.assistants || []), spec.student].map(joined).filter(Boolean).join(" → ");
 }
 
 /** One network or several: "resnet56 + wrn_40_2", "2 × convnet4". */
-function together(given) {
+function joined(networks) {
   const name = (model) => (typeof model === "string" ? model : model?.architecture || model?.checkpoint || (model?.program && "program"));
-  const names = [given].flat().map(name).filter(Boolean);
+  const names = [networks].flat().map(name).filter(Boolean);
   const times = (one) => names.filter((other) => other === one).length;
   return [...new Set(names)].map((one) => (times(one) > 1 ? `${times(one)} × ${one}` : one)).join(" + ");
 }
@@ -119,14 +119,14 @@ function together(given) {
 /** "kd + attention" */
 export const method = (job) => job.method.replaceAll("+", " + ");
 
-/** A model or trial in words: "student alone", "assistant 1"; of the stage "student/fsp": "student, fsp stage". */
-export function title(name) {
+/** The name of a model or trial for people: "student alone", "assistant 1", "student, fsp stage". */
+export function displayName(name) {
   const [trial, stage] = name.split("/");
-  const told = { alone: "student alone", last: "last generation" }[trial] || trial.replaceAll("-", " ");
-  return stage ? `${told}, ${stage.replaceAll("_", " ")} stage` : told;
+  const text = { alone: "student alone", last: "last generation" }[trial] || trial.replaceAll("-", " ");
+  return stage ? `${text}, ${stage.replaceAll("_", " ")} stage` : text;
 }
 
-/** Call `work` now and then every `pause()` ms until the signal aborts; a hidden page rests. */
+/** Call `work` at once, then every `pause()` ms until the signal aborts; not while the page is hidden. */
 export async function repeatedly(signal, pause, work) {
   while (!signal.aborted) {
     if (!document.hidden) await work();

@@ -1,4 +1,4 @@
-// The reference, drawn from /openapi.json: every route, what it takes, what it answers, what may go wrong.
+// The API reference, made from /openapi.json: each route with its parameters, answers and errors.
 
 import { h, json } from "./common.js";
 
@@ -16,37 +16,37 @@ main.append(
     h("section", { class: "card" }, h("h2", null, "Schemas"), Object.entries(schemas).sort(bySubject).map(schema))));
 if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 
-/** What a client writes comes first, then the rest by name. */
+/** The schemas that a client needs most come first, then the others by name. */
 function bySubject([one], [other]) {
   const rank = (name) => ["Problem", "JobSpec"].indexOf(name);
   return rank(other) - rank(one) || one.localeCompare(other);
 }
 
-/** Words between backticks are code. */
+/** Text with the words between backticks as code elements. */
 function marked(text) {
   return (text || "").split("`").map((part, index) => (index % 2 ? h("code", null, part) : part));
 }
 
 function groups() {
-  const found = new Map();
+  const routes = new Map();
   for (const [path, verbs] of Object.entries(api.paths))
     for (const verb of VERBS.filter((name) => verbs[name])) {
       const operation = verbs[verb];
       const tag = operation.tags?.[0] || "other";
-      if (!found.has(tag)) found.set(tag, []);
-      found.get(tag).push({ path, verb, operation });
+      if (!routes.has(tag)) routes.set(tag, []);
+      routes.get(tag).push({ path, verb, operation });
     }
-  return found;
+  return routes;
 }
 
 function route({ path, verb, operation }) {
   const text = operation.description || operation.summary || "";
-  const sent = Object.values(operation.requestBody?.content || {})[0]?.schema;
+  const body = Object.values(operation.requestBody?.content || {})[0]?.schema;
   return h("details", { class: "route" },
     h("summary", null, h("span", { class: "verb" }, verb.toUpperCase()), h("code", null, path), h("span", { class: "quiet wide" }, marked(text.split(/\n\n|(?<=\.)\s/)[0]))),
     h("div", { class: "body" },
       h("p", null, marked(text.replace(/([^\n])\n(?!\n)/g, "$1 "))),
-      sent && h("p", null, h("b", null, "Body: "), kind(sent)),
+      body && h("p", null, h("b", null, "Body: "), kind(body)),
       operation.parameters?.length && fields(operation.parameters.map((p) => [p.name, `${p.in}, ${textOf(p.schema)}`, p.description || p.schema.description, p.required])),
       h("table", { class: "fields" }, h("tbody", null, Object.entries(operation.responses).map(([status, answer]) =>
         h("tr", null, h("td", null, status), h("td", null, ...Object.values(answer.content || {}).slice(0, 1).map((content) => kind(content.schema || {}))),
@@ -54,20 +54,20 @@ function route({ path, verb, operation }) {
 }
 
 function schema([name, model]) {
-  const needed = new Set(model.required || []);
+  const required = new Set(model.required || []);
   return h("details", { class: "route", id: name },
     h("summary", null, h("code", null, name), h("span", { class: "quiet wide" }, (model.description || "").split(/\n\n|(?<=\.)\s/)[0])),
     h("div", { class: "body" },
       model.description && h("p", null, model.description),
-      fields(Object.entries(model.properties || {}).map(([field, what]) => [field, kind(what), what.description, needed.has(field)]))));
+      fields(Object.entries(model.properties || {}).map(([field, what]) => [field, kind(what), what.description, required.has(field)]))));
 }
 
 function fields(rows) {
-  return h("table", { class: "fields" }, h("tbody", null, rows.map(([name, type, text, needed]) => h("tr", null,
-    h("td", null, h("code", null, name), needed ? " *" : ""), h("td", null, type), h("td", { class: "quiet" }, marked(text))))));
+  return h("table", { class: "fields" }, h("tbody", null, rows.map(([name, type, text, required]) => h("tr", null,
+    h("td", null, h("code", null, name), required ? " *" : ""), h("td", null, type), h("td", { class: "quiet" }, marked(text))))));
 }
 
-/** A schema in a few words, with links to named ones. */
+/** A schema in a few words, with links to the named schemas. */
 function kind(what) {
   const parts = words(what);
   return h("span", null, parts.map((part, index) => [index ? " or " : "", part.link
@@ -89,6 +89,6 @@ function words(what) {
   if (what.type === "array" && what.items) return words(what.items).map((part) => ({ ...part, text: `[${part.text}]` }));
   const bounds = [["exclusiveMinimum", "> "], ["minimum", "≥ "], ["exclusiveMaximum", "< "], ["maximum", "≤ "]]
     .filter(([name]) => what[name] !== undefined).map(([name, sign]) => sign + what[name]);
-  const usual = what.default !== undefined && what.default !== null ? [`default ${JSON.stringify(what.default)}`] : [];
-  return [{ text: [what.type || "anything", ...bounds, ...usual].join(", ") }];
+  const initial = what.default !== undefined && what.default !== null ? [`default ${JSON.stringify(what.default)}`] : [];
+  return [{ text: [what.type || "anything", ...bounds, ...initial].join(", ") }];
 }

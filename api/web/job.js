@@ -1,61 +1,61 @@
-// One job: where it stands, whether distilling helped, how it went, and what it left behind.
+// The page of one job: its state, its report, its curves, files, attempts, events and log.
 
 import {
-  age, ask, bar, bytes, clock, count, duration, h, json, key, method, models, percent, pill, points, repeatedly, show, TERMINAL, title,
+  age, bar, bytes, clock, count, displayName, duration, h, json, key, method, models, percent, pill, points, repeatedly, request, show, TERMINAL,
 } from "./common.js";
 import { chart } from "./chart.js";
 
 const numbered = (name, first, last) => Array.from({ length: last - first + 1 }, (_, at) => `${name}-${first + at}`);
-/** Who else may be graded in a trial: branches together, peers, exits. */
-const GRADED = ["ensemble", ...numbered("student", 2, 8), ...numbered("exit", 1, 16)];
+/** Other models that a trial may measure: ensemble, peers, exits. */
+const MEASURED = ["ensemble", ...numbered("student", 2, 8), ...numbered("exit", 1, 16)];
 const CURVES = [
-  "validation/accuracy", ...GRADED.map((name) => `validation/${name}/accuracy`),
+  "validation/accuracy", ...MEASURED.map((name) => `validation/${name}/accuracy`),
   "train/loss", "train/label_loss", "train/distillation_loss",
 ];
-/** Colours of all curves but the student's, its teacher's and its own alone: more of them nobody can tell apart. */
+/** Colours of the other curves. More than five cannot be told apart. */
 const OTHERS = ["--other-1", "--other-2", "--other-3", "--other-4", "--other-5"];
 const byNumber = new Intl.Collator("en", { numeric: true }).compare;
-const UNSAID = ["fence", "code", "retryable", "sha256", "path"];
-/** Each button: the move, its body, and when it makes sense. */
-const VERBS = [
+const HIDDEN = ["code", "retryable", "sha256", "path"];
+/** The buttons: action, label, body, and a condition beyond `allowed_actions`. */
+const ACTIONS = [
   { verb: "pause", name: "Pause" },
   { verb: "resume", name: "Resume" },
   { verb: "retry", name: "Retry" },
-  { verb: "retry", name: "Retry from scratch", sent: { from: "scratch" }, when: (job) => job.checkpoint_step != null },
+  { verb: "retry", name: "Retry from scratch", body: { from: "scratch" }, when: (job) => job.checkpoint_step != null },
   { verb: "cancel", name: "Cancel" },
 ];
 
-/** Columns of the table of attempts. */
-const TRIED = [
+/** Columns of the table of attempts: heading, class, cell. */
+const ATTEMPT_COLUMNS = [
   ["Attempt", "", (one) => String(one.attempt)],
-  ["Ended", "", (one) => one.how || "runs"],
+  ["Outcome", "", (one) => one.how || "running"],
   ["From step", "number", (one) => count(one.first_step ?? 0)],
   ["Saved step", "number", (one) => count(one.last_step)],
-  ["Took", "number", (one) => duration(one.ended_at && (Date.parse(one.ended_at) - Date.parse(one.started_at)) / 1000)],
+  ["Duration", "number", (one) => duration(one.ended_at && (Date.parse(one.ended_at) - Date.parse(one.started_at)) / 1000)],
   ["Device", "wide", (one) => one.device || ""],
   ["Worker", "wide", (one) => one.worker],
 ];
 
-export function jobPage(main, id, signal, trouble) {
+export function jobPage(main, id, signal, showError) {
   const at = `/v1/jobs/${encodeURIComponent(id)}`;
   const part = (tag, name) => h(tag, { class: name });
   const head = part("section", "card job-head");
-  const failure = part("section", "card trouble");
-  const verdict = part("section", "card verdict");
+  const failure = part("section", "card failure");
+  const result = part("section", "card result");
   const accuracyPlace = part("section", "card chart");
   const lossPlace = part("section", "card chart");
   const files = part("section", "card files");
-  const tries = part("section", "card tries");
+  const attempts = part("section", "card attempts");
   const spec = part("section", "card spec");
   const feed = h("ol", { class: "feed", role: "log", "aria-label": "Events", tabindex: 0 });
   const log = h("pre", { class: "log", tabindex: 0, "aria-label": "Log" });
   const follow = h("input", { type: "checkbox", checked: true });
   const notice = h("p", { class: "notice", role: "alert" });
-  failure.hidden = files.hidden = tries.hidden = true;
-  main.append(h("div", { class: "job" }, head, failure, verdict,
+  failure.hidden = files.hidden = attempts.hidden = true;
+  main.append(h("div", { class: "job" }, head, failure, result,
     h("div", { class: "two" }, accuracyPlace, lossPlace),
     files,
-    tries,
+    attempts,
     h("div", { class: "two" },
       h("section", { class: "card" }, h("h2", null, "Events"), feed),
       h("section", { class: "card" }, h("div", { class: "row" }, h("h2", null, "Log"), h("label", null, follow, " follow")), log)),
@@ -65,8 +65,8 @@ export function jobPage(main, id, signal, trouble) {
   const lossChart = chart(lossPlace, "Training loss, by step", (value) => (value == null ? "" : value.toPrecision(3)), signal);
 
   let job = null;
-  let measured = null;
-  let tried = null;
+  let metricsState = null;
+  let attemptsState = null;
   let logOffset = null;
   let logAttempt = null;
 
@@ -77,11 +77,11 @@ export function jobPage(main, id, signal, trouble) {
       const ended = done();
       job = await json(at, { signal });
       draw();
-      await Promise.all([metrics(), logs(), attempts(), done() && !ended ? artifacts() : null]);
-      trouble(null);
+      await Promise.all([drawMetrics(), drawLog(), drawAttempts(), done() && !ended ? drawFiles() : null]);
+      showError(null);
     } catch (error) {
       if (signal.aborted) return;
-      trouble(error);
+      showError(error);
       if (error.status === 404) show(head, id, () => [h("h1", null, "No such job"), h("p", { class: "quiet" }, error.message)]);
     }
   }
@@ -90,9 +90,9 @@ export function jobPage(main, id, signal, trouble) {
     document.title = `${job.name || job.id} · ${job.status} · Distillery`;
     show(head, [job.status, job.phase, job.requested, job.progress, job.waiting, job.name, age(job.created_at)], header);
     failure.hidden = !job.error;
-    if (job.error) show(failure, job.error, failed);
-    show(verdict, [job.result, job.resolved_spec?.baseline, job.status], () => proof(job));
-    show(spec, [job.spec, job.resolved_spec], recipe);
+    if (job.error) show(failure, job.error, failureText);
+    show(result, [job.result, job.resolved_spec?.baseline, job.status], () => report(job));
+    show(spec, [job.spec, job.resolved_spec], specs);
   }
 
   function header() {
@@ -100,18 +100,18 @@ export function jobPage(main, id, signal, trouble) {
     const facts = [
       job.waiting && job.waiting.message + (job.waiting.until ? `, until ${clock(job.waiting.until)}` : ""),
       job.status === "running" && (job.phase || "starting").replaceAll("_", " "),
-      !TERMINAL.includes(job.status) && p.epochs && `epoch ${p.epoch} of ${p.epochs}${p.trial && p.trial !== "student" ? `, ${title(p.trial)}` : ""}`,
+      !TERMINAL.includes(job.status) && p.epochs && `epoch ${p.epoch} of ${p.epochs}${p.trial && p.trial !== "student" ? `, ${displayName(p.trial)}` : ""}`,
       p.percent != null && !["succeeded", "cancelled"].includes(job.status) && `${Math.round(p.percent)} %`,
       job.status === "running" && p.seconds_remaining != null && `about ${duration(p.seconds_remaining)} left`,
       job.started_at && job.finished_at && `took ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`,
       job.attempts_without_progress > 1 && `${job.attempts_without_progress} attempts without progress`,
       job.priority !== 0 && `priority ${job.priority}`,
-      job.deadline_at && !TERMINAL.includes(job.status) && `to end by ${new Date(job.deadline_at).toLocaleString("en-GB")}`,
-      `sent ${age(job.created_at)}`,
+      job.deadline_at && !TERMINAL.includes(job.status) && `deadline ${new Date(job.deadline_at).toLocaleString("en-GB")}`,
+      `submitted ${age(job.created_at)}`,
     ];
     return [
       h("div", { class: "line" }, h("h1", null, job.name || job.id), pill(job),
-        h("div", { class: "verbs" }, VERBS.filter(({ verb, when }) => job.allowed_actions.includes(verb) && (!when || when(job))).map(button))),
+        h("div", { class: "verbs" }, ACTIONS.filter(({ verb, when }) => job.allowed_actions.includes(verb) && (!when || when(job))).map(button))),
       h("div", { class: "facts" },
         h("span", null, models(job)), h("span", null, method(job)),
         h("span", { class: "mono" }, job.id, " ", h("button", { class: "plain", type: "button", onclick: copy }, "copy")),
@@ -123,12 +123,12 @@ export function jobPage(main, id, signal, trouble) {
 
   const copy = (event) => navigator.clipboard?.writeText(job.id).then(() => { event.target.textContent = "copied"; });
 
-  function button({ verb, name, sent }) {
-    let sure = verb !== "cancel";
-    const move = { method: "POST", signal, ...(sent && { body: JSON.stringify(sent), headers: { "Content-Type": "application/json" } }) };
+  function button({ verb, name, body }) {
+    let confirmed = verb !== "cancel";
+    const options = { method: "POST", signal, ...(body && { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } }) };
     return h("button", { type: "button", onclick: async (event) => {
-      if (!sure) {
-        sure = true;
+      if (!confirmed) {
+        confirmed = true;
         event.target.textContent = "Really cancel?";
         event.target.classList.add("sure");
         return;
@@ -136,8 +136,8 @@ export function jobPage(main, id, signal, trouble) {
       event.target.disabled = true;
       notice.textContent = "";
       try {
-        await ask(`${at}/${verb}`, move);
-        delete head.dataset.seen;
+        await request(`${at}/${verb}`, options);
+        delete head.dataset.state;
         await refresh();
         listen();
       } catch (error) {
@@ -147,30 +147,30 @@ export function jobPage(main, id, signal, trouble) {
     } }, name);
   }
 
-  async function metrics() {
-    const now = JSON.stringify([job.status, job.attempts_without_progress, job.progress?.trial, job.progress?.step]);
-    if (now === measured) return;
+  async function drawMetrics() {
+    const state = JSON.stringify([job.status, job.attempts_without_progress, job.progress?.trial, job.progress?.step]);
+    if (state === metricsState) return;
     const { series } = await json(`${at}/metrics?max_points=300&keys=${CURVES}`, { signal });
-    measured = now;
+    metricsState = state;
     accuracyChart.update(...accuracies(series, job.result?.teacher?.accuracy));
     lossChart.update(...losses(series));
   }
 
-  /** Asked for when the job has changed hands; of interest once something went otherwise than straight through. */
-  async function attempts() {
-    const now = JSON.stringify([job.status, job.started_at, job.attempts_without_progress, job.checkpoint_step]);
-    if (now === tried) return;
+  /** The attempts are fetched only when the job has changed in a way that may change them. */
+  async function drawAttempts() {
+    const state = JSON.stringify([job.status, job.started_at, job.attempts_without_progress, job.checkpoint_step]);
+    if (state === attemptsState) return;
     const { data } = await json(`${at}/attempts`, { signal });
-    tried = now;
-    tries.hidden = !data.length;
-    show(tries, data, () => [h("h2", null, "Attempts"), h("table", null,
-      h("thead", null, h("tr", null, TRIED.map(([name, css]) => h("th", { scope: "col", class: css }, name)))),
-      h("tbody", null, data.map((one) => h("tr", null, TRIED.map(([, css, told]) => h("td", { class: css }, told(one)))))))]);
+    attemptsState = state;
+    attempts.hidden = !data.length;
+    show(attempts, data, () => [h("h2", null, "Attempts"), h("table", null,
+      h("thead", null, h("tr", null, ATTEMPT_COLUMNS.map(([name, css]) => h("th", { scope: "col", class: css }, name)))),
+      h("tbody", null, data.map((one) => h("tr", null, ATTEMPT_COLUMNS.map(([, css, cell]) => h("td", { class: css }, cell(one)))))))]);
   }
 
-  async function logs() {
+  async function drawLog() {
     const where = logOffset == null ? "tail=400" : `offset=${logOffset}&attempt=${logAttempt}`;
-    const answer = await ask(`${at}/logs?${where}`, { signal });
+    const answer = await request(`${at}/logs?${where}`, { signal });
     const text = await answer.text();
     const attempt = answer.headers.get("X-Log-Attempt");
     if (attempt !== logAttempt) log.replaceChildren();
@@ -181,10 +181,10 @@ export function jobPage(main, id, signal, trouble) {
     if (text && follow.checked) log.scrollTop = log.scrollHeight;
   }
 
-  async function artifacts() {
+  async function drawFiles() {
     const { data } = await json(`${at}/artifacts`, { signal });
     files.hidden = !data.length;
-    show(files, data, () => [h("h2", null, "What it made"), h("table", null,
+    show(files, data, () => [h("h2", null, "Files"), h("table", null,
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "number" }, "Size"),
         h("th", { scope: "col", class: "wide" }, "SHA-256"), h("th", null, ""))),
       h("tbody", null, data.map((file) => h("tr", null,
@@ -193,26 +193,26 @@ export function jobPage(main, id, signal, trouble) {
         h("td", { class: "number" }, h("a", { class: "button", href: file.href, download: file.name, onclick: (event) => download(event, file) }, "Download"))))))]);
   }
 
-  /** A link cannot carry the key: with one, the bytes are fetched first. */
+  /** With an API key the bytes are fetched by script, because a link cannot send the key. */
   async function download(event, file) {
     if (!key.get()) return;
     event.preventDefault();
-    const url = URL.createObjectURL(await (await ask(file.href, { signal })).blob());
+    const url = URL.createObjectURL(await (await request(file.href, { signal })).blob());
     h("a", { href: url, download: file.name }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
   }
 
   let listening = false;
-  let seen = 0;
-  /** The event stream over fetch, since EventSource sends no key; after a break it goes on from the last id. */
+  let lastSeq = 0;
+  /** Read the event stream with fetch, because EventSource cannot send a key. It reconnects from the last event. */
   async function listen() {
     if (listening) return;
     listening = true;
     while (!signal.aborted) {
       try {
-        const answer = await ask(`${at}/events/stream`, { signal, headers: seen ? { "Last-Event-ID": seen } : {} });
+        const answer = await request(`${at}/events/stream`, { signal, headers: lastSeq ? { "Last-Event-ID": lastSeq } : {} });
         if (answer.status === 204) break;
-        await read(answer.body, event);
+        await readEvents(answer.body, addEvent);
         if (done()) break;
       } catch (error) {
         if (signal.aborted || error.status === 404 || error.status === 401) break;
@@ -222,40 +222,40 @@ export function jobPage(main, id, signal, trouble) {
     listening = false;
   }
 
-  function event({ id: seq, data }) {
-    seen = Number(seq);
-    const { type, at: when, data: what } = JSON.parse(data);
-    const stays = feed.scrollHeight - feed.scrollTop - feed.clientHeight > 40;
-    feed.append(h("li", null, h("time", { datetime: when, title: when }, clock(when)), h("span", null, type.replaceAll("_", " ")), h("span", { class: "said" }, said(what))));
-    if (!stays) feed.scrollTop = feed.scrollHeight;
+  function addEvent({ id: seq, data: text }) {
+    lastSeq = Number(seq);
+    const { type, at: when, data } = JSON.parse(text);
+    const scrolledUp = feed.scrollHeight - feed.scrollTop - feed.clientHeight > 40;
+    feed.append(h("li", null, h("time", { datetime: when, title: when }, clock(when)), h("span", null, type.replaceAll("_", " ")), h("span", { class: "data" }, eventText(data))));
+    if (!scrolledUp) feed.scrollTop = feed.scrollHeight;
   }
 
   listen();
   repeatedly(signal, () => (done() ? 10_000 : job?.status === "running" ? 1200 : 2500), refresh);
 }
 
-/** Curves by trial. A stage before the labels measures something of its own: it is drawn until its trial begins. */
+/** Curves by trial. Those of an earlier stage have another scale: they are shown only until the trial itself begins. */
 const current = (series) => Object.entries(series)
   .filter(([trial]) => !trial.includes("/") || !(trial.split("/")[0] in series));
 
-/** The accuracy of each model that was graded, and how many there would be besides. */
+/** The accuracy curves of all measured models, and the number of curves that are left out. */
 function accuracies(series, teacher) {
   const others = [];
   for (const [trial, curves] of current(series))
-    for (const [key, measured] of Object.entries(curves)) {
-      const graded = key.match(/^validation\/(?:(.+)\/)?accuracy$/);
-      const name = graded && (graded[1] || trial);
-      if (name && name !== "student" && name !== "alone") others.push({ name, points: measured });
+    for (const [key, curve] of Object.entries(curves)) {
+      const match = key.match(/^validation\/(?:(.+)\/)?accuracy$/);
+      const name = match && (match[1] || trial);
+      if (name && name !== "student" && name !== "alone") others.push({ name, points: curve });
     }
   return [[
     { label: "student", colour: "--accent", points: series.student?.["validation/accuracy"] || [] },
-    { label: title("alone"), colour: "--alone", points: series.alone?.["validation/accuracy"] || [] },
+    { label: displayName("alone"), colour: "--alone", points: series.alone?.["validation/accuracy"] || [] },
     { label: "teacher, on test", colour: "--teacher", dash: [6, 5], points: teacher == null ? [] : [[null, teacher]] },
     ...coloured(others),
   ], Math.max(0, others.length - OTHERS.length)];
 }
 
-/** The loss of each trial, the student's in its parts, and how many there would be besides. */
+/** The loss curves of all trials, the student's also in parts, and the number of curves that are left out. */
 function losses(series) {
   const of = (trial, name) => series[trial]?.[`train/${name}`] || [];
   const others = current(series).filter(([trial]) => trial !== "student" && trial !== "alone")
@@ -263,17 +263,18 @@ function losses(series) {
   const distilled = of("student", "distillation_loss");
   return [[
     { label: "student", colour: "--accent", points: of("student", "loss") },
-    { label: "labels' part", colour: "--good", dash: [2, 3], points: distilled.length ? of("student", "label_loss") : [] },
-    { label: "distillation's part", colour: "--bad", dash: [2, 3], points: distilled },
-    { label: title("alone"), colour: "--alone", points: of("alone", "loss") },
+    { label: "loss on labels", colour: "--good", dash: [2, 3], points: distilled.length ? of("student", "label_loss") : [] },
+    { label: "distillation loss", colour: "--bad", dash: [2, 3], points: distilled },
+    { label: displayName("alone"), colour: "--alone", points: of("alone", "loss") },
     ...coloured(others),
   ], Math.max(0, others.length - OTHERS.length)];
 }
 
 const coloured = (others) => others.sort((one, other) => byNumber(one.name, other.name)).slice(0, OTHERS.length)
-  .map(({ name, points: measured }, place) => ({ label: title(name), colour: OTHERS[place], points: measured }));
+  .map(({ name, points: curve }, place) => ({ label: displayName(name), colour: OTHERS[place], points: curve }));
 
-async function read(stream, each) {
+/** Parse server-sent events and call `each` with the fields of each. */
+async function readEvents(stream, each) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
@@ -286,26 +287,26 @@ async function read(stream, each) {
   }
 }
 
-/** What an event adds to its type, in a few words; numbers of our own book-keeping left out. */
-const said = (data) => Object.entries(data?.error || data || {})
-  .filter(([name, value]) => value !== null && value !== false && typeof value !== "object" && !UNSAID.includes(name))
+/** An event's data in a few words. */
+const eventText = (data) => Object.entries(data?.error || data || {})
+  .filter(([name, value]) => value !== null && value !== false && typeof value !== "object" && !HIDDEN.includes(name))
   .map(([name, value]) => {
     if (["phase", "reason", "message"].includes(name)) return String(value).replaceAll("_", " ");
     return name === "bytes" ? bytes(value) : `${name.replaceAll("_", " ")} ${value}`;
   })
   .join(", ");
 
-function failed(error) {
+function failureText(error) {
   return [
     h("h2", null, error.code.replaceAll("_", " ")),
     h("p", null, error.message),
     error.hint && h("p", { class: "hint" }, error.hint),
-    h("p", { class: "hint quiet" }, error.retryable ? "Trying again may help." : "The same spec would fail again."),
+    h("p", { class: "hint quiet" }, error.retryable ? "A retry may help." : "A retry of the same spec would fail again."),
   ];
 }
 
-/** The reason to exist: is the student nearly as good, much smaller, and better than it would be alone? */
-function proof(job) {
+/** The report: teacher, student and the same student alone, on the same test images. */
+function report(job) {
   const { teacher, student, alone, gain, models: others } = job.result || {};
   const baseline = job.resolved_spec?.baseline;
   const columns = [
@@ -315,7 +316,7 @@ function proof(job) {
   ].filter(Boolean);
   const row = (name, value, kind) => h("tr", { class: kind }, h("th", { scope: "row" }, name),
     columns.map(([, model, css]) => h("td", { class: `number ${css}` }, model ? value(model) : "–")));
-  if (!student && TERMINAL.includes(job.status)) return [h("p", null, waiting(job))];
+  if (!student && TERMINAL.includes(job.status)) return [h("p", null, noReport(job))];
   return [
     h("table", null,
       h("thead", null, h("tr", null, h("td", null, ""), columns.map(([name, model]) =>
@@ -325,26 +326,26 @@ function proof(job) {
         row("Parameters", (model) => count(model.parameters)),
         row("Size", (model) => bytes(model.bytes)),
         job.resolved_spec.teacher && row("Agrees with teacher", (model) => percent(model.agreement)))),
-    h("p", { class: "sentence" }, student ? sentence(job, teacher, student, alone, gain) : waiting(job)),
-    Object.keys(others || {}).length > 0 && further(others),
+    h("p", { class: "sentence" }, student ? sentence(job, teacher, student, alone, gain) : noReport(job)),
+    Object.keys(others || {}).length > 0 && otherModels(others),
   ];
 }
 
-/** Whatever else was measured: several teachers one by one, assistants, generations, peers, exits, ensembles. */
-function further(others) {
+/** All other measured models: each of several teachers, assistants, generations, peers, exits, ensembles. */
+function otherModels(others) {
   const figures = ["Accuracy", "Parameters", "Size", "Agrees with teacher"];
   return h("table", { class: "further" },
     h("thead", null, h("tr", null, h("th", { scope: "col" }, "Other models"), h("th", { scope: "col" }, "Network"),
       figures.map((name, place) => h("th", { scope: "col", class: place ? "number wide" : "number" }, name)))),
     h("tbody", null, Object.entries(others).map(([name, model]) => h("tr", null,
-      h("th", { scope: "row" }, title(name)), h("td", null, model.architecture),
+      h("th", { scope: "row" }, displayName(name)), h("td", null, model.architecture),
       h("td", { class: "number" }, percent(model.accuracy)), h("td", { class: "number wide" }, count(model.parameters)),
       h("td", { class: "number wide" }, bytes(model.bytes)), h("td", { class: "number wide" }, percent(model.agreement))))));
 }
 
-const waiting = (job) => h("span", { class: "quiet" }, TERMINAL.includes(job.status)
-  ? "This job ended before it could be measured."
-  : "The verdict stands here once teacher and student are measured on the same test images.");
+const noReport = (job) => h("span", { class: "quiet" }, TERMINAL.includes(job.status)
+  ? "This job ended before its models were measured."
+  : "The report appears here when the models have been measured on the test images.");
 
 function sentence(job, teacher, student, alone, gain) {
   const parts = [];
@@ -352,22 +353,22 @@ function sentence(job, teacher, student, alone, gain) {
   const baseline = job.resolved_spec?.baseline;
   if (teacher) {
     const times = teacher.parameters / student.parameters;
-    parts.push(`The student keeps ${percent(student.accuracy / teacher.accuracy)} of the teacher's accuracy`
+    parts.push(`The student has ${percent(student.accuracy / teacher.accuracy)} of the teacher's accuracy`
       + (times >= 1.05 ? ` with ${times >= 10 ? Math.round(times) : times.toFixed(1)} times fewer parameters.` : "."));
-  } else parts.push(`${supervised ? "Trained on labels alone" : "Distilled without a teacher"}: ${percent(student.accuracy)} of the test images right.`);
+  } else parts.push(`${supervised ? "Trained on labels alone" : "Distilled without a teacher"}: ${percent(student.accuracy)} accuracy on the test images.`);
   if (gain != null && alone) {
-    if (gain > 0) parts.push(` Distilling gave ${(100 * gain).toFixed(1)} points over the same student alone.`);
-    else parts.push(` Distilling did not help: ${points(gain)} points against the same student alone.`);
+    if (gain > 0) parts.push(` Distillation gained ${(100 * gain).toFixed(1)} points over the same student alone.`);
+    else parts.push(` Distillation did not help: ${points(gain)} points against the same student alone.`);
   } else if (!supervised && (!baseline || baseline === "none"))
-    parts.push(" No baseline was asked for, so whether distilling helped is not known.");
+    parts.push(" No baseline was trained, so the gain of distillation is not known.");
   return parts.join("");
 }
 
-function recipe([sent, resolved]) {
+function specs([submitted, resolved]) {
   const text = (value) => h("pre", { tabindex: 0 }, JSON.stringify(value, null, 2));
   return [
     h("h2", null, "Spec"),
-    h("details", null, h("summary", null, "As sent"), text(sent)),
-    h("details", null, h("summary", null, "As run, every default spelled out"), text(resolved)),
+    h("details", null, h("summary", null, "As submitted"), text(submitted)),
+    h("details", null, h("summary", null, "As run, with all defaults"), text(resolved)),
   ];
 }

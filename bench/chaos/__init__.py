@@ -1,1 +1,1 @@
-"""The storm: many small real jobs, everything around them killed at random, and a look from outside at what is left."""
+"""Fault injection: many small real trainings while processes are killed, and checks from outside of the results."""

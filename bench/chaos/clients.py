@@ -1,4 +1,4 @@
-"""Clients who send jobs and steer them while everything around them dies, and write down every answer they got."""
+"""Clients that send jobs, cancel, pause and retry them while faults are injected, and record every answer."""
 
 import random
 import threading
@@ -10,17 +10,16 @@ from typing import Any
 
 import httpx
 
-from bench.chaos.plan import Errand
+from base.jobs import TERMINAL
+from bench.chaos.plan import PlannedJob
 
-ENDS = ("succeeded", "failed", "cancelled")
-AWAY = 503
 POLL_S = 0.5
-AGAIN_S = 0.3
+RETRY_S = 0.3
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request was answered."""
+    """The answer to one request."""
 
     key: str
     verb: str
@@ -30,25 +29,25 @@ class Answer:
     at: float
 
 
-class Closed(Exception):
-    """The storm is over before this errand was."""
+class ClientsClosed(Exception):
+    """The run ended before this job did."""
 
 
-class Refused(Exception):
-    """A job of ours is not accepted: the storm itself is wrong."""
+class SubmitRefused(Exception):
+    """The service does not accept a job of the plan: the plan is wrong."""
 
 
 @dataclass
 class Clients:
-    """`at_once` errands are under way at any time, until there were enough; the last of them are seen to the end."""
+    """Keep `concurrent` jobs under way until `enough`; the last ones are followed to their end."""
 
     urls: Sequence[str]
     bodies: Mapping[str, Mapping[str, Any]]
-    at_once: int
+    concurrent: int
     answers: list[Answer] = field(default_factory=list)
     ended: dict[str, str] = field(default_factory=dict)
-    """The end of each errand's job, by key."""
-    errands: list[Errand] = field(default_factory=list)
+    """The final status of each job, by key."""
+    jobs: list[PlannedJob] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -56,27 +55,27 @@ class Clients:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
-    def begin(self, errands: Iterator[Errand], enough: Callable[[int], bool]) -> None:
-        """`enough` is told how many errands were begun so far."""
+    def begin(self, jobs: Iterator[PlannedJob], enough: Callable[[int], bool]) -> None:
+        """Start the clients. `enough` gets the number of jobs begun so far."""
 
-        def take() -> Errand | None:
+        def next_job() -> PlannedJob | None:
             with self._lock:
-                if self._closed.is_set() or enough(len(self.errands)):
+                if self._closed.is_set() or enough(len(self.jobs)):
                     return None
-                self.errands.append(next(errands))
-                return self.errands[-1]
+                self.jobs.append(next(jobs))
+                return self.jobs[-1]
 
         def work() -> None:
             try:
                 with httpx.Client(timeout=20) as http:
-                    while errand := take():
-                        self._do(errand, http)
-            except Closed:
+                    while job := next_job():
+                        self._follow(job, http)
+            except ClientsClosed:
                 return
             except BaseException as error:
                 self.failures.append(error)
 
-        self._threads = [threading.Thread(target=work, name=f"client-{n}", daemon=True) for n in range(self.at_once)]
+        self._threads = [threading.Thread(target=work, name=f"client-{n}", daemon=True) for n in range(self.concurrent)]
         for thread in self._threads:
             thread.start()
 
@@ -89,71 +88,73 @@ class Clients:
         for thread in self._threads:
             thread.join()
 
-    def _do(self, errand: Errand, http: httpx.Client) -> None:
-        job = self._send(errand)
-        if errand.wish != "none":
-            time.sleep(errand.patience_s)
-            self._steer(errand, job, http)
-        self.ended[errand.key] = self._until(errand, job, ENDS, http)
+    def _follow(self, job: PlannedJob, http: httpx.Client) -> None:
+        """Submit a job, act on it, and wait for its end."""
+        job_id = self._submit(job)
+        if job.action != "none":
+            time.sleep(job.action_after_s)
+            self._act(job, job_id, http)
+        self.ended[job.key] = self._wait_for(TERMINAL, job, job_id, http)
 
-    def _send(self, errand: Errand) -> str:
-        """The same job from several senders at once, each again and again until it is told that the job is there."""
+    def _submit(self, job: PlannedJob) -> str:
+        """Send the job from several senders at once, each until its request is accepted. Returns the job's id."""
 
         def send(_: int) -> str:
-            with httpx.Client(timeout=20, headers={"Idempotency-Key": errand.key}) as http:
+            with httpx.Client(timeout=20, headers={"Idempotency-Key": job.key}) as http:
                 while True:
-                    answer = self._ask(errand, http, "POST", "/v1/jobs", "submit", self.bodies[errand.recipe])
+                    answer = self._request(job, http, "POST", "/v1/jobs", "submit", self.bodies[job.recipe])
                     if answer.status_code in (200, 201):
                         return str(answer.json()["id"])
                     if answer.is_client_error:
-                        raise Refused(f"{errand.recipe}: {answer.text}")
-                    time.sleep(AGAIN_S)
+                        raise SubmitRefused(f"{job.recipe}: {answer.text}")
+                    time.sleep(RETRY_S)
 
-        with ThreadPoolExecutor(errand.senders) as senders:
-            job, *_ = senders.map(send, range(errand.senders))
-            return job
+        with ThreadPoolExecutor(job.senders) as senders:
+            job_id, *_ = senders.map(send, range(job.senders))
+            return job_id
 
-    def _steer(self, errand: Errand, job: str, http: httpx.Client) -> None:
-        match errand.wish:
+    def _act(self, job: PlannedJob, job_id: str, http: httpx.Client) -> None:
+        match job.action:
             case "cancel":
-                self._wish(errand, job, "cancel", http)
+                self._post_action("cancel", job, job_id, http)
             case "pause":
-                self._wish(errand, job, "pause", http)
-                if self._until(errand, job, ("paused", *ENDS), http) == "paused":
-                    self._wish(errand, job, "resume", http)
+                self._post_action("pause", job, job_id, http)
+                if self._wait_for(("paused", *TERMINAL), job, job_id, http) == "paused":
+                    self._post_action("resume", job, job_id, http)
             case "retry":
-                self._wish(errand, job, "cancel", http)
-                if self._until(errand, job, ENDS, http) == "cancelled":
-                    self._wish(errand, job, "retry", http)
+                self._post_action("cancel", job, job_id, http)
+                if self._wait_for(TERMINAL, job, job_id, http) == "cancelled":
+                    self._post_action("retry", job, job_id, http)
 
-    def _wish(self, errand: Errand, job: str, verb: str, http: httpx.Client) -> None:
-        """Until it is granted, or not lawful any more: it was granted unheard, or the job has ended."""
-        while self._ask(errand, http, "POST", f"/v1/jobs/{job}/{verb}", verb).status_code not in (200, 409):
-            time.sleep(AGAIN_S)
+    def _post_action(self, verb: str, job: PlannedJob, job_id: str, http: httpx.Client) -> None:
+        """Send an action until it is accepted, or not allowed any more.
 
-    def _until(self, errand: Errand, job: str, statuses: Sequence[str], http: httpx.Client) -> str:
+        It is not allowed if the job has ended, or if an earlier request was accepted and its answer was lost.
+        """
+        while self._request(job, http, "POST", f"/v1/jobs/{job_id}/{verb}", verb).status_code not in (200, 409):
+            time.sleep(RETRY_S)
+
+    def _wait_for(self, statuses: Sequence[str], job: PlannedJob, job_id: str, http: httpx.Client) -> str:
         while True:
-            answer = self._ask(errand, http, "GET", f"/v1/jobs/{job}", "look")
+            answer = self._request(job, http, "GET", f"/v1/jobs/{job_id}", "poll")
             if answer.status_code == 200 and (status := str(answer.json()["status"])) in statuses:
                 return status
             time.sleep(POLL_S)
 
-    def _ask(
-        self, errand: Errand, http: httpx.Client, method: str, path: str, verb: str, body: Any = None
+    def _request(
+        self, job: PlannedJob, http: httpx.Client, method: str, path: str, verb: str, body: Any = None
     ) -> httpx.Response:
-        """One answer, from whichever server gives one. Looks that went well are not worth writing down."""
+        """Send a request to random servers until one answers. Successful polls are not recorded."""
         while not self._closed.is_set():
-            url = random.choice(self.urls)  # noqa: S311 - which one answers is chance anyway
+            url = random.choice(self.urls)  # noqa: S311 - the server is not part of the plan
             try:
                 answer = http.request(method, url + path, json=body)
             except httpx.TransportError:
-                time.sleep(AGAIN_S)
+                time.sleep(RETRY_S)
                 continue
-            if verb != "look" or answer.status_code != 200:
-                said = answer.json() if answer.is_success else {}
-                told = Answer(
-                    errand.key, verb, answer.status_code, said.get("id", ""), said.get("status", ""), time.time()
-                )
-                self.answers.append(told)
+            if verb != "poll" or answer.status_code != 200:
+                view = answer.json() if answer.is_success else {}
+                code, job_id, status = answer.status_code, view.get("id", ""), view.get("status", "")
+                self.answers.append(Answer(job.key, verb, code, job_id, status, time.time()))
             return answer
-        raise Closed
+        raise ClientsClosed

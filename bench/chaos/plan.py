@@ -1,6 +1,6 @@
-"""What a storm will do, drawn from one seed before it begins: plain data, the same for the same seed.
+"""The plan of a run: its faults and jobs, drawn from one seed. The same seed gives the same plan.
 
-What comes of it is not repeated to the millisecond: processes meet the same faults in the same order, not at the same
+The course of a run is not repeated exactly: processes meet the same faults in the same order, but not at the same
 instruction.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Setting = Literal["cluster", "embedded"]
-Wish = Literal["none", "cancel", "pause", "retry"]
+Action = Literal["none", "cancel", "pause", "retry"]
 
 LEASE_S = 3.0
 HEARTBEAT_S = 0.5
@@ -20,28 +20,28 @@ KILLS: Mapping[Setting, Mapping[str, int]] = {
     "cluster": {"worker": 8, "engine": 5, "guard": 2, "api": 2, "valkey": 2, "postgres": 1},
     "embedded": {"server": 8, "worker": 5, "engine": 5, "guard": 2},
 }
-"""How often each is killed, in a deck of twenty."""
+"""The number of each kind in a deck of twenty kills."""
 
-OTHERS: Mapping[Setting, Mapping[str, int]] = {
+OTHER_FAULTS: Mapping[Setting, Mapping[str, int]] = {
     "cluster": {
         "freeze a worker": 3,
         "freeze valkey": 1,
-        "drop all rings": 1,
-        "ring 300 times": 1,
+        "drop all wake-ups": 1,
+        "send 300 wake-ups": 1,
         "fill the disk": 1,
-        "leave no room to start": 1,
+        "leave little disk space": 1,
     },
-    "embedded": {"freeze the server": 2, "freeze a worker": 2, "fill the disk": 1, "leave no room to start": 1},
+    "embedded": {"freeze the server": 2, "freeze a worker": 2, "fill the disk": 1, "leave little disk space": 1},
 }
-"""What else happens, from decks of its own."""
+"""The same for faults that kill nothing."""
 
-OTHERS_PER_KILL = 0.2
+OTHER_FAULTS_PER_KILL = 0.2
 GAP_S = 1.0, 5.0
 RESTART_S = 0.1, 1.5
-AT_WORK = 0.7
-LASTING_S = 1.2 * LEASE_S, 2.0 * LEASE_S
+DURATION_S = 1.2 * LEASE_S, 2.0 * LEASE_S
+TRAINING_SHARE = 0.7
 
-WISHES: Mapping[Wish, int] = {"none": 14, "cancel": 2, "pause": 3, "retry": 1}
+ACTIONS: Mapping[Action, int] = {"none": 14, "cancel": 2, "pause": 3, "retry": 1}
 
 
 @dataclass(frozen=True)
@@ -49,61 +49,62 @@ class Fault:
     kind: str
     kills: bool
     after_s: float
-    """Since the fault before."""
-    which: float
-    """Which of the possible victims, as a part of their number."""
-    for_s: float
-    """How long it lasts; what was killed is started again after so long."""
-    at_work: bool
-    """Who trains is to meet it, rather than anybody at any moment."""
+    """Time since the fault before."""
+    choice: float
+    """The choice among the possible targets, from 0 (the first) to 1."""
+    duration_s: float
+    """Duration of the fault; a killed process is started again after this time."""
+    needs_training: bool
+    """The target must be training; else any target at any time."""
 
 
 @dataclass(frozen=True)
-class Errand:
-    """One job of one client: sent by so many at once under one key, and then wished something."""
+class PlannedJob:
+    """A job of one client: sent several times at once under one key, then perhaps cancelled, paused or retried."""
 
     key: str
     recipe: str
     senders: int
-    wish: Wish
-    patience_s: float
-    """From its start to the wish."""
+    action: Action
+    action_after_s: float
+    """Time between the start of the job and the action."""
 
 
 def faults(seed: int, setting: Setting, kills: int) -> list[Fault]:
-    """So many kills, and other faults between them."""
+    """The given number of kills, and other faults between them."""
     chance = random.Random(f"faults {seed}")  # noqa: S311
-    deaths, others = _dealt(chance, KILLS[setting]), _dealt(chance, OTHERS[setting])
+    kill_kinds, other_kinds = _deal(chance, KILLS[setting]), _deal(chance, OTHER_FAULTS[setting])
     drawn: list[Fault] = []
     for _ in range(kills):
-        drawn.append(_fault(chance, next(deaths), True, RESTART_S))
-        if chance.random() < OTHERS_PER_KILL:
-            drawn.append(_fault(chance, next(others), False, LASTING_S))
+        drawn.append(_fault(chance, next(kill_kinds), True, RESTART_S))
+        if chance.random() < OTHER_FAULTS_PER_KILL:
+            drawn.append(_fault(chance, next(other_kinds), False, DURATION_S))
     return drawn
 
 
-def errands(seed: int, recipes: list[str]) -> Iterator[Errand]:
-    """Jobs without end."""
+def jobs(seed: int, recipes: list[str]) -> Iterator[PlannedJob]:
+    """An endless sequence of jobs."""
+    # This text is part of the seed: another text gives other jobs than those of earlier runs.
     chance = random.Random(f"errands {seed}")  # noqa: S311
-    dealt, wishes = _dealt(chance, dict.fromkeys(recipes, 1)), _dealt(chance, WISHES)
+    recipe, actions = _deal(chance, dict.fromkeys(recipes, 1)), _deal(chance, ACTIONS)
     number = 0
     while True:
         number += 1
-        wish, senders, patience_s = next(wishes), chance.choice((2, 3)), chance.uniform(0.5, 4)
-        yield Errand(f"chaos-{seed}-{number}", next(dealt), senders, wish, patience_s)
+        action, senders, after_s = next(actions), chance.choice((2, 3)), chance.uniform(0.5, 4)
+        yield PlannedJob(f"chaos-{seed}-{number}", next(recipe), senders, action, after_s)
 
 
 def bodies(teacher: str) -> dict[str, dict[str, Any]]:
-    """The jobs by name: small, of every kind of state, and each longer than a lease."""
-    taught = {"teacher": {"checkpoint": teacher}, "student": "convnet4"}
+    """The request bodies by recipe: small jobs with every kind of state, each longer than a lease."""
+    distilled = {"teacher": {"checkpoint": teacher}, "student": "convnet4"}
     alone = {"student": "convnet4", "method": "supervised"}
     peers = {"student": ["convnet4", "convnet4"], "method": "dml"}
-    wanted: dict[str, tuple[dict[str, Any], int, int]] = {
+    recipes: dict[str, tuple[dict[str, Any], int, int]] = {
         "supervised-1": (alone, 75, 1),
         "supervised-2": ({**alone, "training": {"ema": 0.99}}, 70, 2),
-        "kd": ({**taught, "method": "kd"}, 65, 3),
-        "fitnet": ({**taught, "method": "fitnet"}, 44, 4),
-        "crd": ({**taught, "method": {"name": "crd", "negatives": 256}}, 30, 5),
+        "kd": ({**distilled, "method": "kd"}, 65, 3),
+        "fitnet": ({**distilled, "method": "fitnet"}, 44, 4),
+        "crd": ({**distilled, "method": {"name": "crd", "negatives": 256}}, 30, 5),
         "dml": (peers, 42, 6),
     }
     return {
@@ -119,7 +120,7 @@ def bodies(teacher: str) -> dict[str, dict[str, Any]]:
                 **body.get("training", {}),
             },
         }
-        for name, (body, epochs, seed) in wanted.items()
+        for name, (body, epochs, seed) in recipes.items()
     }
 
 
@@ -132,14 +133,19 @@ TEACHER: dict[str, Any] = {
 }
 
 
-def _fault(chance: random.Random, kind: str, kills: bool, lasting_s: tuple[float, float]) -> Fault:
+def _fault(chance: random.Random, kind: str, kills: bool, duration_s: tuple[float, float]) -> Fault:
     return Fault(
-        kind, kills, chance.uniform(*GAP_S), chance.random(), chance.uniform(*lasting_s), chance.random() < AT_WORK
+        kind,
+        kills,
+        after_s=chance.uniform(*GAP_S),
+        choice=chance.random(),
+        duration_s=chance.uniform(*duration_s),
+        needs_training=chance.random() < TRAINING_SHARE,
     )
 
 
-def _dealt(chance: random.Random, deck: Mapping[Any, int]) -> Iterator[Any]:
-    """Cards from shuffled decks, one deck after the other: no kind is long in coming."""
+def _deal(chance: random.Random, deck: Mapping[Any, int]) -> Iterator[Any]:
+    """Cards from shuffled decks, one deck after the other, so that each kind comes after a bounded time."""
     while True:
         cards = [kind for kind, times in deck.items() for _ in range(times)]
         chance.shuffle(cards)

@@ -1,10 +1,7 @@
-"""One storm from beginning to end: start all, send jobs, strike, wait for every job's end, stop all, look."""
+"""One run from start to end: start the system, send jobs, inject faults, wait for every job's end, read the results."""
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,171 +10,164 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.chaos import evidence, plan
+from bench.chaos import plan
 from bench.chaos.clients import Clients
-from bench.chaos.evidence import Evidence, Reference, Rows
-from bench.chaos.plan import Errand, Setting
-from bench.chaos.processes import ROOT
-from bench.chaos.service import SERVERS, Service, started
-from bench.chaos.storm import Storm
+from bench.chaos.injector import Injector
+from bench.chaos.plan import PlannedJob, Setting
+from bench.chaos.results import Reference, Results, Rows, find_leftovers, read_files, read_rows, read_steps
+from bench.chaos.system import System, running_system
+from bench.engine_run import run_engine
+from bench.service import SERVERS, run_command
 
 STALLED_S = 240.0
-SETTLED_S = 30.0
-AT_ONCE = 3
-"""Errands under way at any time, a worker: some jobs always wait."""
-TEACHER = Errand("teacher", "teacher", senders=2, wish="none", patience_s=0)
+SCRATCH_REMOVED_S = 30.0
+PRINT_EVERY_S = 15
+JOBS_PER_WORKER = 3
+"""Jobs under way at any time, for each worker: some jobs are always queued."""
+TEACHER = PlannedJob("teacher", "teacher", senders=2, action="none", action_after_s=0)
 BLOB = "blob:sha256:"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""The same bits need as many threads as the engines had."""
+
+Log = Callable[[str], None]
 
 
 class Stalled(Exception):
-    """Nothing has ended for so long that nothing will."""
+    """No job has ended for so long that none will."""
 
 
 @dataclass(frozen=True)
-class Terms:
+class RunOptions:
     setting: Setting
     jobs: int
     kills: int
     seed: int
     workers: int = 3
     recipes: tuple[str, ...] = ()
-    """Only these; all, where none is named."""
+    """Use only these recipes; all if empty."""
 
 
-def run(terms: Terms, root: Path, say: Callable[[str], None]) -> Evidence:
-    """At least so many jobs under so many kills, in an empty folder; raises Stalled where they do not end."""
-    with started(terms.setting, root, terms.workers) as service:
-        storm = Storm(service)
+def run(options: RunOptions, root: Path, log: Log) -> Results:
+    """Run in an empty folder with at least the given numbers of jobs and kills. Raises Stalled if jobs do not end."""
+    with running_system(options.setting, root, options.workers) as system:
+        injector = Injector(system)
         try:
-            clients = _weathered(terms, service, storm, say)
+            clients = _inject_faults(options, system, injector, log)
         except Stalled:
-            # The database ends with the service; what stands in it says why.
-            (root / "rows.json").write_text(json.dumps(asdict(evidence.rows(service.database)), indent=1))
+            # The database is removed with the system, and its rows are needed to understand the stall.
+            (root / "rows.json").write_text(json.dumps(asdict(read_rows(system.database)), indent=1))
             raise
-        say("all jobs have ended; looking")
-        storm.wait(_settled(service))
-        storm.stop()
-        service.run("bench.chaos.later")
-        rows = evidence.rows(service.database)
-        references = _references(clients, rows, service)
-        return Evidence(
-            errands=clients.errands,
+        log("all jobs have ended; reading the results")
+        injector.wait(_scratch_is_empty(system))
+        injector.stop_programs()
+        run_command("bench.chaos.collect_later", settings=system.settings)
+        rows = read_rows(system.database)
+        return Results(
+            jobs=clients.jobs,
             answers=clients.answers,
             rows=rows,
-            files=evidence.files(service.home / "files"),
-            steps=evidence.steps(service.records),
-            references=references,
-            strikes=storm.strikes,
-            exits=storm.exits,
-            unheard=storm.unheard,
-            leftovers=evidence.leftovers(root, service.home, [root / name for name in SERVERS]),
+            references=_references(clients, rows, system),
+            files=read_files(system.home / "files"),
+            steps=read_steps(system.records),
+            injections=injector.injections,
+            exits=injector.exits,
+            broker_unreachable=injector.broker_unreachable,
+            leftovers=find_leftovers(root, system.home, [root / name for name in SERVERS]),
         )
 
 
-def _weathered(terms: Terms, service: Service, storm: Storm, say: Callable[[str], None]) -> Clients:
-    """The clients after the storm, each job ended."""
-    at_once = min(AT_ONCE * terms.workers, max(terms.workers, terms.jobs // 2))
-    clients = Clients(service.urls, _bodies(terms, "job:nobody"), at_once)
-    storm.watch = _Progress(clients, storm, say).look
+def _inject_faults(options: RunOptions, system: System, injector: Injector, log: Log) -> Clients:
+    """Send jobs and inject faults until every job has ended. Returns the clients."""
+    concurrent = min(JOBS_PER_WORKER * options.workers, max(options.workers, options.jobs // 2))
+    clients = Clients(system.urls, _bodies(options, "job:unknown"), concurrent)
+    injector.watch = _Progress(clients, injector, log).check
     try:
         if any("teacher" in body for body in clients.bodies.values()):
-            clients.bodies = _bodies(terms, f"job:{_teacher(clients, storm)}")
-            say("a teacher is there")
-        errands, jobs = plan.errands(terms.seed, list(clients.bodies)), terms.jobs + len(clients.errands)
-        clients.begin(errands, lambda begun: begun >= jobs and storm.kills >= terms.kills)
-        storm.rage(
-            plan.faults(terms.seed, terms.setting, terms.kills),
-            # A kill for a job on average: no more of either are left for the end.
-            lambda kills: kills / terms.kills <= len(clients.errands) / jobs,
+            clients.bodies = _bodies(options, f"job:{_train_teacher(clients, injector)}")
+            log("the teacher is trained")
+        planned, jobs = plan.jobs(options.seed, list(clients.bodies)), options.jobs + len(clients.jobs)
+        clients.begin(planned, lambda begun: begun >= jobs and injector.kills >= options.kills)
+        injector.inject_all(
+            plan.faults(options.seed, options.setting, options.kills),
+            # Kills and jobs are spread evenly: neither is left over at the end.
+            lambda kills: kills / options.kills <= len(clients.jobs) / jobs,
         )
-        storm.calm()
-        storm.wait(lambda: not clients.busy)
+        injector.end_lasting_faults()
+        injector.wait(lambda: not clients.busy)
     finally:
         clients.close()
     return clients
 
 
-def _bodies(terms: Terms, teacher: str) -> dict[str, dict[str, Any]]:
+def _bodies(options: RunOptions, teacher: str) -> dict[str, dict[str, Any]]:
     bodies = plan.bodies(teacher)
-    return {name: bodies[name] for name in terms.recipes or bodies}
+    return {name: bodies[name] for name in options.recipes or bodies}
 
 
-def _teacher(clients: Clients, storm: Storm) -> str:
-    """The job that trains what the others learn from, in the calm before the storm."""
+def _train_teacher(clients: Clients, injector: Injector) -> str:
+    """Train the teacher of all jobs before the first fault. Returns the id of its job."""
     bodies, clients.bodies = clients.bodies, {"teacher": plan.TEACHER}
     clients.begin(iter([TEACHER]), lambda begun: begun == 1)
-    storm.wait(lambda: not clients.busy)
+    injector.wait(lambda: not clients.busy)
     clients.bodies = bodies
     return next(answer.job for answer in clients.answers if answer.job)
 
 
 class _Progress:
-    def __init__(self, clients: Clients, storm: Storm, say: Callable[[str], None]) -> None:
-        self._clients, self._storm, self._say = clients, storm, say
-        self._began = self._moved = self._told = time.monotonic()
+    def __init__(self, clients: Clients, injector: Injector, log: Log) -> None:
+        self._clients, self._injector, self._log = clients, injector, log
+        self._began = self._last_end = self._last_print = time.monotonic()
         self._ended = 0
 
-    def look(self) -> None:
-        """Say how far it is, every now and then; Stalled where nothing moves."""
+    def check(self) -> None:
+        """Print the progress from time to time. Raises Stalled, or the failure of a client."""
         if self._clients.failures:
             raise self._clients.failures[0]
         now, ended = time.monotonic(), len(self._clients.ended)
         if ended != self._ended:
-            self._ended, self._moved = ended, now
-        if now - self._moved > STALLED_S:
-            open_keys = [one.key for one in self._clients.errands if one.key not in self._clients.ended]
-            raise Stalled(f"no job has ended for {STALLED_S:g} s; these have not: {', '.join(open_keys)}")
-        if now - self._told > 15:
-            self._told = now
-            self._say(f"{now - self._began:.0f} s: {ended} jobs ended, {self._storm.kills} kills")
+            self._ended, self._last_end = ended, now
+        if now - self._last_end > STALLED_S:
+            open_keys = [job.key for job in self._clients.jobs if job.key not in self._clients.ended]
+            raise Stalled(f"no job has ended for {STALLED_S:g} s; not ended: {', '.join(open_keys)}")
+        if now - self._last_print > PRINT_EVERY_S:
+            self._last_print = now
+            self._log(f"{now - self._began:.0f} s: {ended} jobs ended, {self._injector.kills} kills")
 
 
-def _settled(service: Service) -> Callable[[], bool]:
-    """Whether the sweeps have removed what killed workers left; or had time enough for it."""
-    until = time.monotonic() + SETTLED_S
-    scratch = service.home / "scratch"
-    return lambda: not any(scratch.glob("*")) or time.monotonic() > until
+def _scratch_is_empty(system: System) -> Callable[[], bool]:
+    """A condition: the sweeps have removed the scratch folders of killed workers, or had enough time for it."""
+    end = time.monotonic() + SCRATCH_REMOVED_S
+    scratch = system.home / "scratch"
+    return lambda: not any(scratch.glob("*")) or time.monotonic() > end
 
 
-def _references(clients: Clients, rows: Rows, service: Service) -> dict[str, Reference]:
-    """Each distinct job once more, by hand: nobody disturbs it."""
-    recipes = {errand.key: errand.recipe for errand in clients.errands}
+def _references(clients: Clients, rows: Rows, system: System) -> dict[str, Reference]:
+    """Run each distinct job once more, by the engine alone and undisturbed."""
+    recipes = {job.key: job.recipe for job in clients.jobs}
     specs: dict[str, Any] = {}
     for job in rows.jobs:
-        before = specs.setdefault(recipes[job["idempotency_key"]], job["resolved_spec"])
-        assert before == job["resolved_spec"], "one recipe is resolved in one way"
+        first = specs.setdefault(recipes[job["idempotency_key"]], job["resolved_spec"])
+        assert first == job["resolved_spec"], "jobs of one recipe have equal specs"
     with ThreadPoolExecutor(2) as pool:
-        done = pool.map(lambda spec: _by_hand(spec, service), specs.values())
-        return dict(zip(specs, done, strict=True))
+        references = pool.map(lambda spec: _reference(spec, system.home / "files" / "blobs"), specs.values())
+        return dict(zip(specs, references, strict=True))
 
 
-def _by_hand(spec: dict[str, Any], service: Service) -> Reference:
-    with tempfile.TemporaryDirectory(prefix="chaos-by-hand-") as folder:
-        out = Path(folder) / "out"
-        (Path(folder) / "spec.json").write_text(json.dumps(spec))
-        command = [sys.executable, "-m", "kdcore", "run", f"{folder}/spec.json", "--out", str(out)]
-        for digest in _digests(spec):
-            path = service.home / "files" / "blobs" / digest[:2] / digest
-            command += ["--input", f"{BLOB}{digest}={path}"]
-        environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
-        if done.returncode:
-            raise RuntimeError(f"by hand it ends with {done.returncode}: {lines[-1:]}\n{done.stderr[-2000:]}")
-        made = {line["name"]: line["sha256"] for line in lines if line["event"] == "artifact"}
-        del made["report.json"]
-        points = {
-            (line["trial"], key, line["step"]): value
-            for line in lines
-            if line["event"] == "metric"
-            for key, value in line["values"].items()
-        }
-        return Reference(made, points, lines[-1]["report"])
+def _reference(spec: dict[str, Any], blobs: Path) -> Reference:
+    inputs = {f"{BLOB}{digest}": blobs / digest[:2] / digest for digest in _digests(spec)}
+    with tempfile.TemporaryDirectory(prefix="chaos-reference-") as name:
+        lines = run_engine(spec, Path(name) / "run", inputs).lines
+    files = {line["name"]: line["sha256"] for line in lines if line["event"] == "artifact"}
+    del files["report.json"]
+    points = {
+        (line["trial"], key, line["step"]): value
+        for line in lines
+        if line["event"] == "metric"
+        for key, value in line["values"].items()
+    }
+    return Reference(files, points, lines[-1]["report"])
 
 
 def _digests(value: Any) -> set[str]:
+    """The digests of all blobs in a spec."""
     match value:
         case str() if value.startswith(BLOB):
             return {value.removeprefix(BLOB)}

@@ -1,19 +1,17 @@
-"""Torch-free facts: architectures, data sets, methods, and what an inspection can see."""
+"""Facts about architectures, data sets and model files, without torch."""
 
 from kdcore.catalog.architectures import ARCHITECTURES, UnknownName, architecture
 from kdcore.catalog.datasets import DATASETS, named_facts
-from kdcore.catalog.facts import ArchitectureFacts, DatasetFacts, MethodFacts, ModelFacts, NamedDataset, TapFacts
-from kdcore.catalog.methods import METHODS
+from kdcore.catalog.facts import ArchitectureFacts, DatasetFacts, ModelFacts, NamedDataset, ProgramFacts, TapFacts
 
 __all__ = [
     "ARCHITECTURES",
     "DATASETS",
-    "METHODS",
     "ArchitectureFacts",
     "DatasetFacts",
-    "MethodFacts",
     "ModelFacts",
     "NamedDataset",
+    "ProgramFacts",
     "TapFacts",
     "UnknownName",
     "architecture",

@@ -1,7 +1,7 @@
-"""What is known of every network that has a name, without building it and without torch.
+"""The facts of every network that has a name, without torch and without building it.
 
-The field's own names stand for networks on small images; `torchvision/<name>` and `timm/<name>` are those libraries'.
-Figures are exact, and the tests hold them against the networks.
+Plain names such as `resnet20` are the usual networks for small images; `torchvision/<name>` and `timm/<name>` are those
+of the two libraries. The numbers are exact: tests compare them with the networks.
 """
 
 import re
@@ -12,7 +12,7 @@ from kdcore.catalog.facts import ArchitectureFacts
 
 
 class UnknownName(ValueError):
-    """A name that nobody knows, and those that look like it."""
+    """The name of no architecture, with similar names."""
 
     def __init__(self, name: str, nearest: list[str]) -> None:
         suggestion = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
@@ -22,7 +22,7 @@ class UnknownName(ValueError):
 
 
 def architecture(name: str) -> ArchitectureFacts:
-    """Facts by name. Of timm's networks only the name's form is checked. Raises UnknownName."""
+    """Return the facts of an architecture; for timm only the form of the name is checked. Raises UnknownName."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if re.fullmatch(r"timm/[a-z0-9_]+(\.[a-z0-9_]+)?", name):
@@ -31,12 +31,12 @@ def architecture(name: str) -> ArchitectureFacts:
 
 
 def _nearest(name: str) -> list[str]:
-    """Up to three known names; those of torchvision are found without their prefix too."""
+    """Return up to three similar names. Those of torchvision also match without their prefix."""
     wanted = name.lower().replace("-", "_")
-    spoken = {known.removeprefix("torchvision/"): known for known in ARCHITECTURES}
-    spoken |= {known: known for known in ARCHITECTURES}
-    close = get_close_matches(wanted, spoken, n=3)
-    return list(dict.fromkeys(spoken[match] for match in close))
+    names = {known.removeprefix("torchvision/"): known for known in ARCHITECTURES}
+    names |= {known: known for known in ARCHITECTURES}
+    close = get_close_matches(wanted, names, n=3)
+    return list(dict.fromkeys(names[match] for match in close))
 
 
 # The field's networks. family: (embedding, smallest image, taps)
@@ -241,7 +241,7 @@ def _field() -> Iterator[ArchitectureFacts]:
 
 
 def _field_widths(family: str, width: int) -> list[int]:
-    """Channels at each tap, from the embedding's width."""
+    """Return the channels at each tap, from the width of the embedding."""
     return {
         "resnet": [width // 4, width // 2, width],
         "resnet50": [256, 512, 1024, 2048],
@@ -255,7 +255,7 @@ def _field_widths(family: str, width: int) -> list[int]:
 
 
 def _field_before_relus(name: str, family: str, taps: list[str]) -> tuple[list[str], list[str]]:
-    """Preactivations and margins. shufflenetv2 has none: half of its channels pass a ReLU long before a stage ends."""
+    """Return preactivations and margins. shufflenetv2 has none: half of its channels pass a ReLU early in a stage."""
     if family == "resnet":
         blocks = _each(taps, str((_depth(name) - 2) // 6 - 1))
         return _each(blocks, "relu@in"), _each(blocks, "bn2")
@@ -298,22 +298,22 @@ def _torchvision() -> Iterator[ArchitectureFacts]:
 
 
 def _quarters(layers: int) -> list[str]:
-    """A transformer has no stages: its layers after each quarter of its depth."""
+    """Return the taps of a transformer, which has no stages: the layer at the end of each quarter of its depth."""
     return [f"encoder.layers.encoder_layer_{quarter * layers // 4 - 1}@tokens" for quarter in (1, 2, 3, 4)]
 
 
 def _torchvision_before_relus(name: str, family: str, taps: list[str]) -> tuple[list[str], list[str]]:
-    """Preactivations and margins.
+    """Return preactivations and margins.
 
-    Of the families with ReLU, densenet overwrites what stands before its last one, googlenet, inception, shufflenet and
-    squeezenet concatenate what passed different ones, and in regnet's paths stands a hyphen, which no tap may have.
+    Families with ReLU that have none: densenet overwrites the input of its last ReLU; googlenet, inception, shufflenet
+    and squeezenet concatenate the outputs of several; regnet's are not listed.
     """
     if family == "resnet":
         depth = _depth(name)
         blocks = [f"{tap}.{count - 1}" for tap, count in zip(taps, RESNET_BLOCKS[depth], strict=True)]
         return _each(blocks, "last_relu@in"), _each(blocks, "bn2" if depth < 50 else "bn3")
     if family == "alexnet" or family.startswith("vgg"):
-        # A tap is a pooling; its ReLU stands before it, and before that a batch norm or a convolution.
+        # A tap is a pooling. Before it come its ReLU, and before that a batch norm or a convolution.
         before = [f"features.{int(tap.removeprefix('features.')) - 2}" for tap in taps]
         return before, before if family.endswith("_bn") else []
     if family == "mobilenet_v2":
@@ -328,7 +328,7 @@ def _each(paths: list[str], inside: str) -> list[str]:
 
 
 def _depth(name: str) -> int:
-    """Of a ResNet: the first number in its name."""
+    """Return the depth of a ResNet: the first number in its name."""
     return int(re.findall(r"\d+", name)[0])
 
 

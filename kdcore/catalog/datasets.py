@@ -1,7 +1,7 @@
-"""The data sets that a spec may name without uploading anything.
+"""The data sets that a spec may name without an upload.
 
-Mean and std are over the training split. Where images differ in size they depend on the size asked for: ImageNet's
-customary numbers for photographs stand there. Sets whose labels torchvision reads with scipy are left out.
+Mean and std are over the training split. Where images differ in size they depend on the requested size: for photographs
+they are ImageNet's usual numbers. Data sets whose labels torchvision reads with scipy are left out.
 """
 
 from kdcore.catalog.facts import DatasetFacts, NamedDataset
@@ -193,17 +193,12 @@ DATASETS: dict[str, NamedDataset] = {dataset.name: dataset for dataset in _ALL}
 
 
 def named_facts(name: str, image_size: int | None = None) -> DatasetFacts:
-    """What a job on a named data set may count on before it is fetched; class names that are not known here are
-    numbers until then."""
+    """Return the facts of a named data set before it is fetched. Class names that are not known yet are numbers."""
     dataset = DATASETS[name]
+    shared = dataset.model_dump(include={"num_classes", "channels", "train", "test", "mean", "std"})
     return DatasetFacts(
         kind="named",
-        num_classes=dataset.num_classes,
         class_names=dataset.class_names or [str(label) for label in range(dataset.num_classes)],
-        channels=dataset.channels,
         image_size=(image_size, image_size) if image_size else dataset.image_size,
-        train=dataset.train,
-        test=dataset.test,
-        mean=dataset.mean,
-        std=dataset.std,
+        **shared,
     )

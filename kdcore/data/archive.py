@@ -1,6 +1,6 @@
-"""Read a stranger's archive without unpacking it: members come one by one, checked, and never touch the disk.
+"""Reader of untrusted archives: members come one by one, checked, and are never unpacked to the disk.
 
-Refused: names that climb out of the archive or start at a root, links and devices, encryption, and bombs.
+Refused: paths outside the archive and absolute paths, links and devices, encryption, and bombs.
 """
 
 import gzip
@@ -31,13 +31,13 @@ _READING_FAILED = (
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive may hold, unpacked."""
+    """The most that an archive may hold, unpacked."""
 
     members: int = 5_000_000
     member_bytes: int = 256 << 20
     total_bytes: int = 256 << 30
     ratio: int = 100
-    """Unpacked to packed, from `ratio_from_bytes` on: images hardly shrink, bombs do."""
+    """Unpacked to packed size, from `ratio_from_bytes` on: images hardly compress, bombs do."""
     ratio_from_bytes: int = 1 << 30
 
 
@@ -46,7 +46,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Entry:
-    """One file or folder in an archive. `read` works until the next entry is asked for."""
+    """One file or folder in an archive. `read` works until the next entry is taken."""
 
     path: PurePosixPath
     is_folder: bool
@@ -54,7 +54,7 @@ class Entry:
 
 
 def entries(path: Path, limits: Limits) -> Iterator[Entry]:
-    """Every member in the archive's own order, but for what operating systems leave behind (.DS_Store, __MACOSX)."""
+    """Every member in the archive's own order, without files of operating systems (.DS_Store, __MACOSX)."""
     try:
         with path.open("rb") as file:
             start = file.read(2)
@@ -95,7 +95,7 @@ def _tar(path: Path, limits: Limits, packed: bool) -> Iterator[Entry]:
     with (
         path.open("rb") as raw,
         gzip.open(raw) if packed else raw as unpacked,
-        # A stream: each member is met once, in order, so a packed one is never unpacked twice.
+        # A stream: each member comes once, in order, so that a packed one is never unpacked twice.
         tarfile.open(fileobj=_Metered(unpacked, budget), mode="r|") as archive,
     ):
         for member in archive:
@@ -116,7 +116,7 @@ def _read_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 class _Budget:
-    """Holds unpacked bytes against the limits."""
+    """Counts unpacked bytes and compares them with the limits."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self._limits = limits
@@ -138,7 +138,7 @@ class _Budget:
 
 
 class _Metered(io.RawIOBase):
-    """A stream whose every byte is counted: a tar file does not say beforehand how much there is."""
+    """A stream whose bytes are counted: a tar file does not give its size beforehand."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, budget: _Budget) -> None:
         self._stream = stream

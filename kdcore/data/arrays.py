@@ -21,9 +21,9 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from base.errors import DatasetUnreadable
-from kdcore.data import pictures
-from kdcore.data.source import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
-from kdcore.data.stratified import Labels
+from kdcore.data import image_files
+from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.images import Labels
 
 _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20
@@ -36,7 +36,7 @@ _FLOAT_HINT = "Store bytes: for floats in 0..1, (x * 255).round().astype('uint8'
 
 @dataclass(frozen=True)
 class _Images:
-    """What the header of an image array says."""
+    """Shape and layout of an image array, from its header."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,14 +55,14 @@ class _Images:
         return self.shape[3] in (1, 3)
 
     def planes(self, chunk: Pixels) -> Pixels:
-        """Rows as stored → n × C × H × W."""
+        """Rows as stored, as n × C × H × W."""
         if len(self.shape) == 3:
             return chunk[:, None]
         return chunk.transpose(0, 3, 1, 2) if self.channels_last else chunk
 
 
 def open_arrays(path: Path, image_size: int | None) -> Source:
-    """Check names, types, shapes and labels; the images themselves are not read yet."""
+    """Check names, types, shapes and labels, without reading the images."""
     with _reading("The .npz file"), zipfile.ZipFile(path) as archive:
         return _open(path, archive, image_size)
 
@@ -116,7 +116,7 @@ def _unlabelled(path: Path, images: _Images, image_size: int | None) -> Source:
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Say what cannot be read, whatever way zip, deflate or numpy put it."""
+    """Turn every error of zip, deflate and numpy into DatasetUnreadable."""
     try:
         yield
     except _READING_FAILED as error:
@@ -131,7 +131,7 @@ def _splits(names: set[str]) -> tuple[Split, ...]:
         present = ", ".join(sorted(names)) or "nothing"
         raise DatasetUnreadable(
             f"The file lacks {', '.join(missing)}; it holds {present}.",
-            "Name the arrays x_train, y_train, x_test, y_test and, if you like, class_names; x alone has no labels.",
+            "Name the arrays x_train, y_train, x_test, y_test and, optionally, class_names; x alone has no labels.",
         )
     return ("train", "test") if "x_test" in wanted else ("train",)
 
@@ -168,7 +168,7 @@ def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
-    """An array that is read whole: labels or names."""
+    """Labels or names, read whole."""
     size = archive.getinfo(f"{name}.npy").file_size
     if size > _SMALL_BYTES:
         raise DatasetUnreadable(f"{name} has {size:,} bytes; the most is {_SMALL_BYTES:,}.")
@@ -246,7 +246,7 @@ def _chunks(path: Path, images: _Images) -> Iterator[Pixels]:
 
 
 def resized(pixels: Pixels, size: int | None) -> Pixels:
-    """Images n × C × H × W brought to a square of the given size, as pictures from files are."""
+    """Images n × C × H × W resized to a square of the given size, as image files are."""
     if size is None or pixels.shape[2:] == (size, size):
         return pixels
     return np.stack([_resize(image, size) for image in pixels])
@@ -254,4 +254,4 @@ def resized(pixels: Pixels, size: int | None) -> Pixels:
 
 def _resize(image: Pixels, size: int) -> Pixels:
     channels = len(image)
-    return pictures.planes(Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)), channels, size)
+    return image_files.planes(Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)), channels, size)

@@ -1,8 +1,8 @@
-"""Class folders in an archive: `train/<class>/…` with `test|val/<class>/…`, or `<class>/…` alone. Pictures that lie in
-no class folder at all are images without labels.
+"""Class folders in an archive: `train/<class>/…` with `test|val/<class>/…`, or `<class>/…` alone. Images without class
+folders have no labels.
 
-One wrapping folder around it all is looked through. Images may lie deeper inside their class folder. Class numbers
-follow the sorted folder names, as torchvision's ImageFolder does, so teachers trained on the same folders fit.
+One folder around everything is ignored. Images may be deeper inside their class folder. Class numbers follow the sorted
+folder names, as torchvision's ImageFolder does, so teachers trained on the same folders fit.
 """
 
 from collections import Counter
@@ -16,23 +16,23 @@ import numpy as np
 import torch
 
 from base.errors import DatasetUnreadable
-from kdcore.data import pictures
+from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
-from kdcore.data.pictures import Header
-from kdcore.data.source import Piece, Source, Split, carve, no_labels, require_all_classes
-from kdcore.data.stratified import Labels
+from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.image_files import Header
+from kdcore.data.images import Labels
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-"""In this order: where both `test` and `val` hold class folders, `val` is left alone."""
+"""In order of preference: if both `test` and `val` hold class folders, `val` is not used."""
 NOTES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".ini", ".log", ".pdf", ".db"}
-"""What people keep beside their images."""
+"""Suffixes of files beside the images, which are ignored."""
 _CHUNK = 256
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A file (or, without a header, a folder): its place in the archive's order, its name, and what is left of its
-    path below the folder that is being looked at."""
+    """A file (or, without a header, a folder): its position in the archive, its name, and its path below the folder
+    that is read."""
 
     ordinal: int
     name: str
@@ -41,7 +41,7 @@ class _Found:
 
     @property
     def is_stray(self) -> bool:
-        """A file right here, in no folder."""
+        """A file directly in this folder."""
         return self.header is not None and len(self.below) == 1
 
     @property
@@ -56,8 +56,8 @@ _Classes = dict[str, list[_Found]]
 
 
 def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
-    """Look through the archive: layout, classes, sizes and colours; the header of every image is read."""
-    found = _survey(path, limits)
+    """Read the archive's layout, classes, sizes and colours, from the header of every image."""
+    found = _read_entries(path, limits)
     flat = _flat(found)
     layout: dict[Split, _Classes] = {"train": {"": flat}} if flat else _layout(found)
     for split, classes in layout.items():
@@ -96,7 +96,7 @@ def _labels(layout: Mapping[Split, _Classes], class_names: tuple[str, ...]) -> d
     return labels
 
 
-def _survey(path: Path, limits: Limits) -> list[_Found]:
+def _read_entries(path: Path, limits: Limits) -> list[_Found]:
     found = []
     for ordinal, entry in enumerate(entries(path, limits)):
         if entry.is_folder:
@@ -112,9 +112,9 @@ def _survey(path: Path, limits: Limits) -> list[_Found]:
 
 
 def _header(entry: Entry) -> Header | DatasetUnreadable:
-    """A file that is no image is a fault only where it stands for a sample, which is not known yet."""
+    """The header, or the error: a file that is no image is a fault only if it is a sample, which shows later."""
     try:
-        return pictures.header(entry.read(), str(entry.path))
+        return image_files.header(entry.read(), str(entry.path))
     except DatasetUnreadable as error:
         return error
 
@@ -140,8 +140,8 @@ def _layout(found: list[_Found]) -> dict[Split, _Classes]:
 
 
 def _flat(found: list[_Found]) -> list[_Found]:
-    """Pictures that lie side by side, in the order of their names: right here or in one folder around them all. Nothing
-    where there are class folders."""
+    """Images without class folders, in the order of their names: directly here or in one folder around all of them.
+    Empty if there are class folders."""
     tops = _folders(found)
     if len(tops) == 1 and all(len(item.below) == 2 for item in found if item.is_image):
         found = next(iter(tops.values()))
@@ -155,13 +155,13 @@ def _split_names(folders: Iterable[str]) -> set[str]:
 
 
 def _is_flat(inside: list[_Found]) -> bool:
-    """Holds images, but none in a folder: images without labels, or a class that happens to be called `train`."""
+    """Whether there are images, but none in a folder: images without labels, or a class that is named `train`."""
     depths = [len(item.below) for item in inside if item.is_image]
     return bool(depths) and max(depths) == 1
 
 
 def _folders(found: list[_Found]) -> dict[str, list[_Found]]:
-    """What lies in each folder right here."""
+    """The content of each folder directly here."""
     folders: dict[str, list[_Found]] = {}
     for item in found:
         if item.below and not item.is_stray:
@@ -170,10 +170,10 @@ def _folders(found: list[_Found]) -> dict[str, list[_Found]]:
 
 
 def _classes(found: list[_Found]) -> _Classes:
-    """Files by class, classes and files in the order of their names, whatever order the archive has them in."""
+    """Files by class; classes and files are in the order of their names."""
     stray = next((item for item in found if item.is_stray and item.is_image), None)
     if stray is not None:
-        raise DatasetUnreadable(f"{stray.name} lies in no class folder.", "Put each image in the folder of its class.")
+        raise DatasetUnreadable(f"{stray.name} is in no class folder.", "Put each image in the folder of its class.")
     folders = _folders(found)
     return {
         name: sorted((item for item in folders[name] if item.header is not None), key=lambda item: item.name)
@@ -182,7 +182,7 @@ def _classes(found: list[_Found]) -> _Classes:
 
 
 def _check(split: Split, classes: _Classes, train: _Classes) -> None:
-    """Every class holds readable images, and both splits have the same classes."""
+    """Raise DatasetUnreadable unless every class has readable images and both splits have the same classes."""
     if not any(classes.values()):
         raise DatasetUnreadable(f"The {split} folder holds no images.")
     for name, files in classes.items():
@@ -200,7 +200,7 @@ def _check(split: Split, classes: _Classes, train: _Classes) -> None:
 
 
 def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[int, int, int]:
-    """Height, width and channels that all images get: one channel only where all are grey."""
+    """Height, width and channels of all images: one channel only if all are grey."""
     headers = [
         file.header
         for classes in layout.values()
@@ -213,10 +213,11 @@ def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[in
         return image_size, image_size, channels
     sizes = Counter((header.height, header.width) for header in headers)
     if len(sizes) > 1:
-        seen = ", ".join(f"{width}x{height} ({count} images)" for (height, width), count in sizes.most_common(3))
+        sizes_text = ", ".join(f"{width}x{height} ({count} images)" for (height, width), count in sizes.most_common(3))
         more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
         raise DatasetUnreadable(
-            f"The images differ in size: {seen}{more}.", "Say which size to bring them to: dataset.image_size, e.g. 64."
+            f"The images differ in size: {sizes_text}{more}.",
+            "Set the size to resize them to: dataset.image_size, e.g. 64.",
         )
     (height, width), _ = sizes.popitem()
     return height, width, channels
@@ -225,7 +226,7 @@ def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[in
 def _pieces(
     path: Path, limits: Limits, places: Mapping[int, tuple[Split, int]], channels: int, size: int | None
 ) -> Iterator[Piece]:
-    """Decode in the archive's order, as many at a time as the process may use cores (Pillow lets go of the GIL)."""
+    """Decode in the archive's order, with one thread for each of torch's (Pillow releases the GIL)."""
     wanted = (
         (*places[ordinal], str(entry.path), entry.read())
         for ordinal, entry in enumerate(entries(path, limits))
@@ -233,7 +234,7 @@ def _pieces(
     )
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         while chunk := list(islice(wanted, _CHUNK)):
-            pixels = np.stack(list(pool.map(lambda row: pictures.decode(row[3], row[2], channels, size), chunk)))
+            pixels = np.stack(list(pool.map(lambda row: image_files.decode(row[3], row[2], channels, size), chunk)))
             rows = np.array([row for _, row, _, _ in chunk], dtype=np.int64)
             yield from by_split([split for split, *_ in chunk], rows, pixels)
 

@@ -7,8 +7,8 @@ arXiv:1905.04899.
     λ ~ Beta(α, α), one for a batch      x̃ = λ·x + (1 - λ)·x'      ỹ = λ·y + (1 - λ)·y'
 
 In cutmix a box of x', of area 1 - λ before the image's edge clips it, covers x, and λ becomes the uncovered part.
-Partners go round in a circle of hashed order: a permutation in which nobody is their own. The set of rows in a batch
-decides, not their order. Authors' code draws a permutation that may leave some unmixed.
+Each image's partner is the next one in a circle of hashed order, so no image is its own partner; it depends on the rows
+of the batch, not on their order. The authors' code draws a permutation that may leave some images unmixed.
 
 Shapes: N batch, C channels, H × W places, K classes.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.data import counters
+from kdcore.data import counter_rng
 
 QUANTILES = 4096
 
@@ -27,7 +27,7 @@ QUANTILES = 4096
 def mixup(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
     """Blend each image with its partner's; float32 in 0..255, and soft labels."""
     partner_N, common = partners(states_N)
-    share = quantiles[counters.below(counters.draws(common, 1)[0], QUANTILES)]
+    share = quantiles[counter_rng.below(counter_rng.draws(common, 1)[0], QUANTILES)]
     pixels = pixels.float()
     return _blend(pixels, pixels[partner_N], share), _blend(labels_NK, labels_NK[partner_N], share)
 
@@ -36,8 +36,8 @@ def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tenso
     """Cover one box, the same in the whole batch, with the partner's pixels; float32 in 0..255, and soft labels."""
     partner_N, common = partners(states_N)
     height, width = pixels.shape[2:]
-    which, middle_row, middle_column = counters.draws(common, 3)
-    side = (1 - quantiles[counters.below(which, QUANTILES)]).sqrt()
+    which, middle_row, middle_column = counter_rng.draws(common, 3)
+    side = (1 - quantiles[counter_rng.below(which, QUANTILES)]).sqrt()
     rows, columns = _span(middle_row, side, height), _span(middle_column, side, width)
     inside_HW = rows[:, None] & columns
     share = 1 - inside_HW.double().mean()
@@ -47,7 +47,7 @@ def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tenso
 
 def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
     """Each sample's partner in the batch, and one state for the draws that the batch has in common."""
-    hashed = counters.draws(states_N, 1)[0]
+    hashed = counter_rng.draws(states_N, 1)[0]
     circle = torch.argsort(hashed, stable=True)
     partner = torch.empty_like(circle)
     partner[circle] = circle.roll(1)
@@ -58,7 +58,7 @@ def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
 def beta_quantiles(alpha: float) -> Tensor:
     """λ at `QUANTILES` evenly spread probabilities: drawing one of them at random draws from Beta(α, α).
 
-    The density λ^(α-1)·(1-λ)^(α-1) has a pole at 0 where α < 1, which u = λ^α takes away. The upper half is mirrored.
+    The density λ^(α-1)·(1-λ)^(α-1) has a pole at 0 where α < 1, which u = λ^α removes. The upper half is mirrored.
     """
     power = min(alpha, 1.0)
     u = np.linspace(0, 0.5**power, 20_001)
@@ -72,7 +72,7 @@ def beta_quantiles(alpha: float) -> Tensor:
 def _span(bits: Tensor, side: Tensor, size: int) -> Tensor:
     """True for the places of one dimension that a box of relative length `side` around a random middle covers."""
     length = (size * side).long()
-    first = counters.below(bits, size) - length // 2
+    first = counter_rng.below(bits, size) - length // 2
     place = torch.arange(size, device=bits.device)
     return (place >= first) & (place < first + length)
 

@@ -1,12 +1,12 @@
 """A plain little network for little images: three 3×3 convolutions, the second with stride 2.
 
 Widths w, 2w, 2w; `convnet4` has w = 4 and, on one channel and ten classes, 1,030 parameters; `convnet64` 223,690.
-Small enough that a distilled one is worth having on 8×8 digits, and that it trains in seconds on a CPU.
+It trains in seconds on a CPU, and is so small that distillation helps it on 8×8 digits.
 """
 
 from torch import Tensor, nn
 
-from kdcore.models.parts import Network, average, conv, he_init
+from kdcore.models.layers import Network, average, conv, he_init
 
 
 class ConvNet(Network):

@@ -2,15 +2,15 @@
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018, arXiv:1801.04381, table 2.
 
-As the distillation papers have it on CIFAR: expansion 6, the second stage without its stride, and an expansion layer
-even where the factor is 1. Parameters with 100 classes: 812,836.
+As in the distillation papers on CIFAR: expansion 6, the second group without its stride, and an expansion layer even
+where the factor is 1. Parameters with 100 classes: 812,836.
 """
 
 from torch import Tensor, nn
 
-from kdcore.models.parts import Network, average, conv, he_init
+from kdcore.models.layers import Network, average, conv, he_init
 
-STAGES = (
+GROUPS = (
     # expansion, width before halving, blocks, stride
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -31,7 +31,7 @@ class MobileNetV2(Network):
         width_in = int(32 * width)
         self.conv1 = nn.Sequential(conv(channels, width_in, 3, 2), nn.BatchNorm2d(width_in), nn.ReLU())
         self.blocks = nn.ModuleList()
-        for expansion, full_width, blocks, stride in STAGES:
+        for expansion, full_width, blocks, stride in GROUPS:
             width_out = int(full_width * width)
             rest = [InvertedResidual(width_out, width_out, 1, expansion) for _ in range(blocks - 1)]
             self.blocks.append(nn.Sequential(InvertedResidual(width_in, width_out, stride, expansion), *rest))
@@ -51,7 +51,7 @@ class MobileNetV2(Network):
 
 
 class InvertedResidual(nn.Module):
-    """Wide inside, narrow at both ends; the shortcut joins the narrow ends where they have one shape."""
+    """Wide inside, narrow at both ends; a shortcut adds the input where both ends have one shape."""
 
     def __init__(self, width_in: int, width_out: int, stride: int, expansion: int) -> None:
         super().__init__()

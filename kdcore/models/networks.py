@@ -1,21 +1,32 @@
-"""Networks by name: the field's own, which torchvision and timm lack, and both libraries' under their prefix."""
+"""Networks by name, untrained: this folder's, and torchvision's and timm's under their prefix.
 
-from collections.abc import Callable
+The libraries' networks compute what they always do, from the same weights. Two things are changed for taps: no ReLU
+works in place, and the last ReLU of a torchvision residual block has a name of its own. This costs no memory in
+training: a ReLU saves its output for the backward pass and a batch norm its input.
+"""
 
-from torch import nn
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from base.errors import SpecInvalid
+from kdcore import vision
 from kdcore.catalog.architectures import UnknownName, architecture
-from kdcore.models.borrowed import from_timm, from_torchvision
 from kdcore.models.convnet import ConvNet
 from kdcore.models.mobilenet_v2 import MobileNetV2
-from kdcore.models.resnet import ResNet
-from kdcore.models.resnet50_cifar import ResNet50
+from kdcore.models.resnet import ResNet, ResNet50
 from kdcore.models.shufflenet_v1 import ShuffleNetV1
 from kdcore.models.shufflenet_v2 import ShuffleNetV2
 from kdcore.models.vgg import VGG
 from kdcore.models.wrn import WideResNet
 
+WITHOUT_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_)
 X4 = (32, 64, 128, 256)
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -59,7 +70,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
     """An untrained network: float NCHW images in, N × `num_classes` logits out.
 
-    Raises SpecInvalid for a name that nobody knows, and for images that the network cannot take.
+    Raises SpecInvalid for an unknown name, and for images that the network cannot take.
     """
     try:
         facts = architecture(name)
@@ -67,7 +78,93 @@ def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
         raise SpecInvalid(str(unknown)) from unknown
     bare_name = name.partition("/")[2]
     if facts.source == "torchvision":
-        return from_torchvision(bare_name, num_classes, channels)
+        return _from_torchvision(bare_name, num_classes, channels)
     if facts.source == "timm":
-        return from_timm(bare_name, num_classes, channels)
+        return _from_timm(bare_name, num_classes, channels)
     return NETWORKS[name](num_classes, channels)
+
+
+def skeleton(name: str, num_classes: int, channels: int = 3) -> nn.Module:
+    """The network of `build` without memory and initialisation: its tensors have names and shapes only."""
+    try:
+        with _WithoutMemory():
+            return build(name, num_classes, channels)
+    except (NotImplementedError, RuntimeError):  # The constructor computed with a tensor on the meta device.
+        return build(name, num_classes, channels)
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Layers allocate by `torch.empty`: that goes to the meta device, and drawing random numbers is left out.
+
+    `torch.device("meta")` would do for most networks, but not for those that compute their widths with tensors, and
+    random numbers on it import PyTorch's whole compiler, for seconds.
+    """
+
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if function is torch.empty:
+            options["device"] = "meta"
+        if function in _RANDOM or getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else options["tensor"]
+        return function(*args, **options)
+
+
+def _from_torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
+    """Auxiliary heads are left out: a classifier returns one tensor of logits."""
+    if channels != 3:
+        raise SpecInvalid(
+            f"torchvision/{name} takes images of 3 channels, not {channels}",
+            hint="timm's networks (timm/<name>) take any number of channels",
+        )
+    options = {"aux_logits": False, "init_weights": True} if name in WITHOUT_AUXILIARY_HEADS else {}
+    network: nn.Module = vision.torchvision().models.get_model(name, weights=None, num_classes=num_classes, **options)
+    _name_last_relus(network)
+    return _none_in_place(network)
+
+
+def _from_timm(name: str, num_classes: int, channels: int) -> nn.Module:
+    """The name may have a tag of weights (`resnet18.a1_in1k`); they are not downloaded."""
+    timm = vision.timm()
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=3)
+        raise SpecInvalid(f"timm has no model {name!r}", hint=f"did you mean {', '.join(near)}?" if near else None)
+    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
+    return _none_in_place(network)
+
+
+def _none_in_place(network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return network
+
+
+def _name_last_relus(network: nn.Module) -> None:
+    """torchvision's residual blocks call one ReLU after every layer, so its path does not name the last call."""
+    resnet = vision.torchvision().models.resnet
+    for block in network.modules():
+        if isinstance(block, (resnet.BasicBlock, resnet.Bottleneck)):
+            block.last_relu = nn.ReLU()
+            forward = _bottleneck if isinstance(block, resnet.Bottleneck) else _basic_block
+            block.forward = MethodType(forward, block)
+
+
+def _basic_block(block: Any, maps_NCHW: Tensor) -> Tensor:
+    maps = block.relu(block.bn1(block.conv1(maps_NCHW)))
+    return block.last_relu(block.bn2(block.conv2(maps)) + _shortcut(block, maps_NCHW))
+
+
+def _bottleneck(block: Any, maps_NCHW: Tensor) -> Tensor:
+    maps = block.relu(block.bn1(block.conv1(maps_NCHW)))
+    maps = block.relu(block.bn2(block.conv2(maps)))
+    return block.last_relu(block.bn3(block.conv3(maps)) + _shortcut(block, maps_NCHW))
+
+
+def _shortcut(block: Any, maps_NCHW: Tensor) -> Tensor:
+    return maps_NCHW if block.downsample is None else block.downsample(maps_NCHW)

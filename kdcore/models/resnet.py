@@ -1,24 +1,27 @@
-"""The ResNets of CIFAR: three stages of basic blocks, 16/32/64 wide, 6n + 2 layers deep.
+"""The ResNets for small images: CIFAR's, of basic blocks, and ImageNet's ResNet-50 behind a stem for small images.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2 and table 1.
 
-Where a block changes width or size, the shortcut is a 1×1 convolution with batch norm (the paper's option B): so do the
-distillation papers and their checkpoints. The paper itself used option A on CIFAR, which drops every other pixel and
-fills up with zero channels: the `_option_a` names.
+CIFAR's have three groups of blocks, 16/32/64 wide, and 6n + 2 layers. Where a block changes width or size, the shortcut
+is a 1×1 convolution with batch norm (the paper's option B), as in the distillation papers and their checkpoints. The
+paper itself used option A on CIFAR, which drops every other pixel and adds zero channels: the `_option_a` names.
+ResNet-50 has a 3×3 stem without pooling; the stride is in the 3×3 convolution of a bottleneck.
 
 Parameters with 100 classes (option B): resnet8 83,892; resnet14 181,108; resnet20 278,324; resnet32 472,756;
-resnet44 667,188; resnet56 861,620; resnet110 1,736,564. Stem 32 and stages 64/128/256: resnet8x4 1,233,540;
-resnet32x4 7,433,860. With 10 classes and option A resnet20 has the paper's 0.27 M: 269,722.
+resnet44 667,188; resnet56 861,620; resnet110 1,736,564. Stem 32 and groups 64/128/256: resnet8x4 1,233,540;
+resnet32x4 7,433,860. With 10 classes and option A resnet20 has the paper's 0.27 M: 269,722. resnet50_cifar 23,705,252.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import Network, average, conv, he_init
+from kdcore.models.layers import Network, average, conv, he_init
+
+EXPANSION = 4
 
 
 class ResNet(Network):
-    """`depth` counts the layers with weights on the longest path; `widths` are those of the stem and the stages."""
+    """`depth` counts the layers with weights on the longest path; `widths` are those of the stem and the groups."""
 
     def __init__(
         self,
@@ -33,9 +36,9 @@ class ResNet(Network):
         assert rest == 0, "a CIFAR ResNet has 6n + 2 layers"
         self.conv1 = conv(channels, widths[0], 3)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = stage(widths[0], widths[1], blocks, 1, option_a)
-        self.layer2 = stage(widths[1], widths[2], blocks, 2, option_a)
-        self.layer3 = stage(widths[2], widths[3], blocks, 2, option_a)
+        self.layer1 = basic_group(widths[0], widths[1], blocks, 1, option_a)
+        self.layer2 = basic_group(widths[1], widths[2], blocks, 2, option_a)
+        self.layer3 = basic_group(widths[2], widths[3], blocks, 2, option_a)
         self.fc = nn.Linear(widths[3], num_classes)
         he_init(self)
 
@@ -49,8 +52,8 @@ class ResNet(Network):
         return self.fc(average(maps_NCHW))
 
 
-def stage(width_in: int, width_out: int, blocks: int, stride: int, option_a: bool) -> nn.Sequential:
-    """`blocks` blocks at one size; the first brings the maps to it."""
+def basic_group(width_in: int, width_out: int, blocks: int, stride: int, option_a: bool) -> nn.Sequential:
+    """Blocks at one size; the first one changes width and size."""
     rest = [BasicBlock(width_out, width_out, 1, option_a) for _ in range(blocks - 1)]
     return nn.Sequential(BasicBlock(width_in, width_out, stride, option_a), *rest)
 
@@ -86,3 +89,53 @@ class ZeroPad(nn.Module):
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
         return F.pad(maps_NCHW[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class ResNet50(Network):
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, 64, 3)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = bottleneck_group(64, 64, blocks=3, stride=1)
+        self.layer2 = bottleneck_group(256, 128, blocks=4, stride=2)
+        self.layer3 = bottleneck_group(512, 256, blocks=6, stride=2)
+        self.layer4 = bottleneck_group(1024, 512, blocks=3, stride=2)
+        self.linear = nn.Linear(2048, num_classes)
+        he_init(self)
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(images_NCHW)))
+
+    def trunk(self) -> list[nn.Module]:
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
+    def head(self, maps_NCHW: Tensor) -> Tensor:
+        return self.linear(average(maps_NCHW))
+
+
+def bottleneck_group(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = [Bottleneck(width * EXPANSION, width, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(Bottleneck(width_in, width, stride), *rest)
+
+
+class Bottleneck(nn.Module):
+    """1×1 down, 3×3, 1×1 up beside a shortcut. `relu@in` is the sum before its ReLU."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        width_out = width * EXPANSION
+        self.conv1 = conv(width_in, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, width_out, 1)
+        self.bn3 = nn.BatchNorm2d(width_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or width_in != width_out:
+            self.shortcut = nn.Sequential(conv(width_in, width_out, 1, stride), nn.BatchNorm2d(width_out))
+        self.relu = nn.ReLU()
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        maps = F.relu(self.bn1(self.conv1(maps_NCHW)))
+        maps = F.relu(self.bn2(self.conv2(maps)))
+        return self.relu(self.bn3(self.conv3(maps)) + self.shortcut(maps_NCHW))

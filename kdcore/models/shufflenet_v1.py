@@ -7,7 +7,7 @@ arXiv:1707.01083, figure 2. The stem is a 1×1 convolution with no pooling. Para
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import Network, average, conv, he_init
+from kdcore.models.layers import Network, average, conv, he_init
 
 GROUPS = 3
 STEM = 24
@@ -18,9 +18,9 @@ class ShuffleNetV1(Network):
         super().__init__()
         self.conv1 = conv(channels, STEM, 1)
         self.bn1 = nn.BatchNorm2d(STEM)
-        self.layer1 = stage(STEM, 240, blocks=4)
-        self.layer2 = stage(240, 480, blocks=8)
-        self.layer3 = stage(480, 960, blocks=4)
+        self.layer1 = group(STEM, 240, blocks=4)
+        self.layer2 = group(240, 480, blocks=8)
+        self.layer3 = group(480, 960, blocks=4)
         self.linear = nn.Linear(960, num_classes)
         he_init(self)
 
@@ -34,7 +34,7 @@ class ShuffleNetV1(Network):
         return self.linear(average(maps_NCHW))
 
 
-def stage(width_in: int, width_out: int, blocks: int) -> nn.Sequential:
+def group(width_in: int, width_out: int, blocks: int) -> nn.Sequential:
     """The first block halves the size and adds channels by concatenation; the others keep both."""
     rest = [Unit(width_out, width_out, stride=1) for _ in range(blocks - 1)]
     return nn.Sequential(Unit(width_in, width_out - width_in, stride=2), *rest)

@@ -1,4 +1,4 @@
-"""ShuffleNetV2 (1×) for small images: half of the channels pass a unit untouched, then the halves are shuffled.
+"""ShuffleNetV2 (1×) for small images: half of the channels pass a unit unchanged, then the halves are shuffled.
 
 Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", ECCV 2018, arXiv:1807.11164,
 figure 3. The stem is a 1×1 convolution with no pooling. Parameters with 100 classes: 1,355,528.
@@ -7,7 +7,7 @@ figure 3. The stem is a 1×1 convolution with no pooling. Parameters with 100 cl
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import Network, average, conv, he_init
+from kdcore.models.layers import Network, average, conv, he_init
 
 STEM = 24
 EMBEDDING = 1024
@@ -18,9 +18,9 @@ class ShuffleNetV2(Network):
         super().__init__()
         self.conv1 = conv(channels, STEM, 1)
         self.bn1 = nn.BatchNorm2d(STEM)
-        self.layer1 = stage(STEM, 116, units=3)
-        self.layer2 = stage(116, 232, units=7)
-        self.layer3 = stage(232, 464, units=3)
+        self.layer1 = group(STEM, 116, units=3)
+        self.layer2 = group(116, 232, units=7)
+        self.layer3 = group(232, 464, units=3)
         self.conv2 = conv(464, EMBEDDING, 1)
         self.bn2 = nn.BatchNorm2d(EMBEDDING)
         self.linear = nn.Linear(EMBEDDING, num_classes)
@@ -36,13 +36,13 @@ class ShuffleNetV2(Network):
         return self.linear(average(F.relu(self.bn2(self.conv2(maps_NCHW)))))
 
 
-def stage(width_in: int, width_out: int, units: int) -> nn.Sequential:
+def group(width_in: int, width_out: int, units: int) -> nn.Sequential:
     """One unit that halves the size, then `units` that keep it."""
     return nn.Sequential(DownUnit(width_in, width_out), *(Unit(width_out) for _ in range(units)))
 
 
 class Unit(nn.Module):
-    """One half of the channels is worked on, the other passes."""
+    """Half of the channels go through the convolutions, the other half is passed on."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Unit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Both branches see all channels and halve the size; together they have the new width."""
+    """Both branches take all channels and halve the size; together they have the new width."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()

@@ -1,15 +1,15 @@
-"""Wide ResNets, WRN-d-k: pre-activation blocks, three stages 16k/32k/64k wide, 6n + 4 layers deep, no dropout.
+"""Wide ResNets, WRN-d-k: pre-activation blocks, three groups 16k/32k/64k wide, 6n + 4 layers deep, no dropout.
 
 Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016, arXiv:1605.07146.
 
 Parameters with 100 classes: wrn_16_1 180,916; wrn_16_2 703,284; wrn_40_1 569,780; wrn_40_2 2,255,156.
-A stage ends in a sum with no activation; the next stage's first batch norm is what stands before its ReLU.
+A group ends in a sum without activation; the next group's first batch norm comes before the ReLU.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.parts import Network, average, conv, he_init
+from kdcore.models.layers import Network, average, conv, he_init
 
 
 class WideResNet(Network):
@@ -18,9 +18,9 @@ class WideResNet(Network):
         blocks, rest = divmod(depth - 4, 6)
         assert rest == 0, "a wide ResNet has 6n + 4 layers"
         self.conv1 = conv(channels, 16, 3)
-        self.block1 = Stage(16, 16 * widen, blocks, 1)
-        self.block2 = Stage(16 * widen, 32 * widen, blocks, 2)
-        self.block3 = Stage(32 * widen, 64 * widen, blocks, 2)
+        self.block1 = Group(16, 16 * widen, blocks, 1)
+        self.block2 = Group(16 * widen, 32 * widen, blocks, 2)
+        self.block3 = Group(32 * widen, 64 * widen, blocks, 2)
         self.bn1 = nn.BatchNorm2d(64 * widen)
         self.fc = nn.Linear(64 * widen, num_classes)
         he_init(self)
@@ -35,7 +35,7 @@ class WideResNet(Network):
         return self.fc(average(F.relu(self.bn1(maps_NCHW))))
 
 
-class Stage(nn.Module):
+class Group(nn.Module):
     """Published checkpoints call the list of blocks `layer`."""
 
     def __init__(self, width_in: int, width_out: int, blocks: int, stride: int) -> None:
@@ -48,7 +48,7 @@ class Stage(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm and ReLU stand before each convolution; a block that widens normalises its shortcut too."""
+    """Batch norm and ReLU come before each convolution; a block that widens normalises its shortcut too."""
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()

@@ -1,11 +1,12 @@
-"""What is taught: one page a paper. An objective sees a Lesson; it runs no model and knows no scheme."""
+"""What is compared: one page for each paper. An objective gets a Lesson; it runs no model and knows no scheme.
+
+`PAGES` lists them.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from kdcore.objectives import activation_boundary, factor_transfer, fitnet, fsp
-from kdcore.objectives.attention import AttentionTransfer, GradientAttention
+from kdcore.objectives import activation_boundary, attention, factor_transfer, fitnet, fsp
 from kdcore.objectives.byot import SelfDistillation
 from kdcore.objectives.cc import CorrelationCongruence
 from kdcore.objectives.crd import ContrastiveRepresentation
@@ -15,7 +16,7 @@ from kdcore.objectives.feature import FeatureMatching
 from kdcore.objectives.kd import KnowledgeDistillation
 from kdcore.objectives.nkd import NormalizedKd
 from kdcore.objectives.nst import NeuronSelectivityTransfer
-from kdcore.objectives.objective import Objective, Setting, Staged
+from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.ofd import Overhaul
 from kdcore.objectives.pkt import ProbabilisticTransfer
 from kdcore.objectives.reviewkd import KnowledgeReview
@@ -25,43 +26,22 @@ from kdcore.objectives.standardized import Standardized
 from kdcore.objectives.ttm import TransformedTeacher
 from kdcore.objectives.vid import VariationalInformation
 from kdcore.objectives.weighted import WeightedSum
-from kdcore.spec import Kd, Method, numbered
-from kdcore.spec.methods import Attention, FitNet
+from kdcore.spec import Method, Options, numbered
 
-__all__ = ["TAUGHT", "Curriculum", "Objective", "Setting", "Staged", "build"]
+__all__ = ["PAGES", "Objective", "Setting", "TwoStages", "build", "of_page"]
 
-
-def _attention(options: Attention, setting: Setting) -> Objective:
-    by_gradient = options.mapping == "gradient"
-    return GradientAttention(options, setting) if by_gradient else AttentionTransfer(options, setting)
-
-
-def _fitnet(options: FitNet, setting: Setting) -> Objective | Staged:
-    if options.stages == "joint":
-        return fitnet.Hints(options, setting)
-    return fitnet.staged(options, setting, then=KnowledgeDistillation(Kd(), setting))
-
-
-def _kl(_: Method, setting: Setting) -> Objective:
-    return KnowledgeDistillation(Kd(form="kl"), setting)
-
-
-def _cross_entropy(_: Method, setting: Setting) -> Objective:
-    return KnowledgeDistillation(Kd(form="cross_entropy"), setting)
-
-
-TAUGHT: dict[str, Callable[[Any, Setting], Objective | Staged]] = {
+PAGES: dict[str, Callable[[Any, Setting], Objective | TwoStages]] = {
     "kd": KnowledgeDistillation,
     "dkd": DecoupledKd,
     "nkd": NormalizedKd,
     "dist": CorrelationKd,
     "ttm": TransformedTeacher,
-    "fitnet": _fitnet,
-    "attention": _attention,
+    "fitnet": fitnet.from_options,
+    "attention": attention.from_options,
     "nst": NeuronSelectivityTransfer,
-    "factor_transfer": factor_transfer.staged,
-    "activation_boundary": activation_boundary.staged,
-    "fsp": fsp.staged,
+    "factor_transfer": factor_transfer.from_options,
+    "activation_boundary": activation_boundary.from_options,
+    "fsp": fsp.from_options,
     "feature": FeatureMatching,
     "vid": VariationalInformation,
     "ofd": Overhaul,
@@ -71,35 +51,31 @@ TAUGHT: dict[str, Callable[[Any, Setting], Objective | Staged]] = {
     "pkt": ProbabilisticTransfer,
     "cc": CorrelationCongruence,
     "crd": ContrastiveRepresentation,
-    "dml": _kl,
-    "one": _kl,
     "byot": SelfDistillation,
-    "born_again": _cross_entropy,
 }
-"""Each method's objective, or its two stages."""
+"""By the name of its options: what makes a method's objective, or both stages of it."""
 
 
-@dataclass(frozen=True)
-class Curriculum:
-    """What the methods of a job teach: some of them something first, alone; the rest beside the labels."""
-
-    first: tuple[tuple[Method, Staged], ...]
-    mainly: Objective | None
-
-
-def build(methods: Sequence[Method], setting: Setting) -> Curriculum:
-    """The objectives of resolved methods; of none, labels are all there is."""
-    first: list[tuple[Method, Staged]] = []
+def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]:
+    """The objective of each stage of a trial: of its first stages, then of the last (None: labels alone)."""
+    first: list[Objective | None] = []
     terms: list[tuple[str, float, Objective]] = []
     for method in methods:
-        taught = TAUGHT[method.name](method, setting)
-        if isinstance(taught, Staged):
-            first.append((method, taught))
-        objective = taught.then if isinstance(taught, Staged) else taught
+        objective: Objective | None
+        match of_page(method.loss_options, setting):
+            case TwoStages(first=early, then=objective):
+                first.append(early)
+            case objective:
+                pass
         if objective is not None:
             terms.append((method.name, weight(method), _standardized(method, objective)))
     names = numbered([name for name, _, _ in terms])
-    return Curriculum(tuple(first), _sum([(name, *term[1:]) for name, term in zip(names, terms, strict=True)]))
+    return [*first, _sum([(name, *term[1:]) for name, term in zip(names, terms, strict=True)])]
+
+
+def of_page(options: Options, setting: Setting) -> Objective | TwoStages:
+    """The objective, or the two stages, of these options."""
+    return PAGES[options.name](options, setting)
 
 
 def weight(method: Method) -> float:

@@ -1,23 +1,23 @@
-"""Activation boundaries: before it learns any label, the student learns which of the teacher's neurons fire.
+"""Activation boundaries: the student learns which of the teacher's neurons are active, before it learns labels.
 
 Heo, Lee, Yun & Choi, "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI
-2019, arXiv:1811.03233. To fire alike is the aim, but that has no gradient; a squared hinge with a margin on the
-teacher's side of the boundary has one. s and t are taken before their ReLU:
+2019, arXiv:1811.03233. The share of neurons that differ has no gradient. The loss that replaces it is a squared hinge
+with a margin m on the teacher's side of the boundary. s and t are activations before their ReLU:
 
-    distance = share of neurons with [s > 0] ≠ [t > 0]                    observed, never minimised
+    distance = share of neurons with [s > 0] ≠ [t > 0]                    reported, not minimised
     loss     = 1/N Σ_chw,n  (s + m)² where t ≤ 0 and s > -m,
                             (s - m)² where t > 0 and s ≤ m,  else 0       m = 1
 
-    L = 3/1000 · Σ_i 2^(i-L+1) · loss_i        taps i = 0 … L-1, shallow to deep: the deepest weighs 1
+    L = 3/1000 · Σ_i 2^(i-L+1) · loss_i        taps i = 0 … L-1, shallow to deep; the deepest has weight 1
 
-Where the student's map is not as wide as the teacher's, s is connector(student's map), a 1x1 convolution and a batch
-norm; where it is, the neurons meet as they are. The weights, the connector, its absence and 3/1000 are the authors'
-code for CIFAR, and CRD's (RepDistiller) has the same. 3/1000 is part of the loss, as there, so that beta is 1: it sets
-the pace of a stage in which nothing else is minimised.
-CRD's code connects maps of two sizes by a strided convolution; here both are averaged down to the smaller one first.
-A loss of 0 means that every neuron is beyond the margin on the teacher's side, not that the maps agree.
+If student and teacher have different numbers of channels, s is connector(student's map): a 1x1 convolution and a batch
+norm. If the numbers are equal, the maps are compared as they are. The weights, the connector, the rule when it is left
+out, and 3/1000 are those of the authors' code for CIFAR; CRD's code (RepDistiller) has the same. 3/1000 is part of the
+loss, so beta is 1: in a stage that minimises nothing else it only scales the step.
+CRD's code connects maps of different sizes by a strided convolution; here the larger map is averaged down first.
+A loss of 0 means that every neuron is beyond the margin on the teacher's side. The maps may still differ.
 
-Two stages: first this loss alone, then the labels alone (the authors' code: kd alone), without a trace of it.
+Two stages: first this loss alone, then the labels alone (the authors' code: kd alone).
 Shapes: N batch, C channels of the teacher, H×W places.
 """
 
@@ -25,35 +25,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from kdcore.lesson import Lesson
-from kdcore.objectives.objective import Objective, Setting, Staged
-from kdcore.objectives.tapped import connector, maps, same_size
-from kdcore.spec import methods
+from kdcore.lesson import Lesson, Needs
+from kdcore.objectives.objective import Objective, Setting, TwoStages
+from kdcore.objectives.pairs import connector, maps, same_size
+from kdcore.spec.methods import features
 
 SCALE = 3 / 1000
 
 
 def boundary_loss(student_NCHW: Tensor, teacher_NCHW: Tensor, *, margin: float = 1.0) -> Tensor:
-    """Squared way of each neuron to the teacher's side of the boundary and the margin beyond it, summed over channels
-    and places and averaged over the batch: a scalar ≥ 0."""
+    """Squared distance of each neuron from the margin on the teacher's side of the boundary.
+
+    Summed over channels and places, averaged over the batch. Returns a scalar ≥ 0.
+    """
     missing_NCHW = torch.where(teacher_NCHW > 0, relu(margin - student_NCHW), relu(student_NCHW + margin))
     return missing_NCHW.square().sum() / len(student_NCHW)
 
 
 def boundary_distance(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
-    """Share of the neurons that fire in one map and not in the other: a scalar in [0, 1] without gradient."""
+    """Share of the neurons that are active in only one of the maps: a scalar in [0, 1] without gradient."""
     return ((student_NCHW > 0) != (teacher_NCHW > 0)).to(student_NCHW.dtype).mean()
 
 
 class ActivationBoundaries(Objective):
-    """The objective of the first stage: at each pair of taps, the teacher's neurons fire in the student too."""
+    """Objective of the first stage: the boundary loss at each pair of taps, weighted and summed."""
 
-    def __init__(self, options: methods.ActivationBoundary, setting: Setting) -> None:
+    def __init__(self, options: features.ActivationBoundary, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None, "resolve() names the taps"
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
+        self.needs = Needs.at(self.pairs)
         self.margin = options.margin
         self.connectors = nn.ModuleList()
 
@@ -72,12 +73,10 @@ class ActivationBoundaries(Objective):
             losses.append(boundary_loss(student_NCHW, teacher_NCHW, margin=self.margin))
             distances.append(boundary_distance(student_NCHW, teacher_NCHW))
         self.observed["activation_boundary/differing"] = torch.stack(distances).mean()
-        weighed = [loss * 2.0 ** (i - len(losses) + 1) for i, loss in enumerate(losses)]
-        return SCALE * torch.stack(weighed).sum()
+        weighted = [loss * 2.0 ** (i - len(losses) + 1) for i, loss in enumerate(losses)]
+        return SCALE * torch.stack(weighted).sum()
 
 
-def staged(options: methods.ActivationBoundary, setting: Setting) -> Staged:
-    """The boundaries first, the student trained by them alone; then the labels."""
-    assert options.pretraining_epochs is not None, "resolve() counts the epochs"
-    first = ActivationBoundaries(options, setting)
-    return Staged(first=first, epochs=options.pretraining_epochs, trains_student=True, then=None)
+def from_options(options: features.ActivationBoundary, setting: Setting) -> TwoStages:
+    """Two stages: the boundaries alone train the student, then the labels alone."""
+    return TwoStages(first=ActivationBoundaries(options, setting), then=None)

@@ -1,23 +1,23 @@
-"""Contrastive representation distillation: tell the teacher's view of this image from its views of other classes.
+"""Contrastive representation distillation: tell the teacher's embedding of the same image from those of other classes.
 
-Tian, Krishnan & Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699, eq. 18, by
-their code (RepDistiller, crd/), which the published numbers were made with.
+Tian, Krishnan & Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699, eq. 18, in the form of
+their code (RepDistiller, crd/), with which the published numbers were made.
 
     e = W f + b, at length 1                     embeddings of both sides, `width` (128) wide; W and b are trained
-    m_i                                          memory: for each of the M training images its embedding, remembered
+    m_i                                          memory: a stored embedding of each of the M training images
     P_nj = exp(e_n · m_j / τ) / Z                τ = 0.07; e of one side, m of the other; j = 0 is image n itself,
                                                  j = 1..K (16384) are drawn from the images of other classes
     L = -1/N Σ_n [log P_n0 / (P_n0 + K/M + ε) + Σ_{j=1..K} log (K/M) / (P_nj + K/M + ε)]           ε = 1e-7
     objective = L of the student's e and the teacher's memory + L of the teacher's e and the student's memory
 
-A step is graded on the memory as the step finds it; then m ← 0.5 m + 0.5 e for the images of the batch, at length 1
-again. At first m is uniform in ±1/sqrt(width/3). Each direction's Z is M times the mean of its exp(…) in the first
-batch, and stays.
+The loss of a step uses the memory from before the step. Then m ← 0.5 m + 0.5 e for the images of the batch, scaled to
+length 1 again. The memory starts uniform in ±1/sqrt(width/3). The Z of each direction is M times the mean of its exp(…)
+in the first batch, and stays constant.
 
-Negatives are drawn anew for each sample, with replacement, where the authors draw without as long as there are enough:
-the expectation is the same. M counts the rows that are trained on, held-out ones have no memory. An image whose label
-is unknown has all others for negatives; where all images share one class, all are drawn from. An image that stands
-twice in a batch is remembered by the mean of its embeddings. In eval mode nothing is remembered.
+Negatives are drawn anew for each sample, with replacement; the authors draw without replacement while there are enough.
+The expectation is the same. M counts the rows that are trained on; held-out rows have no memory. An image whose label
+is unknown has all other images as negatives. If all images have one class, negatives are drawn from all of them. If an
+image occurs twice in a batch, the mean of its embeddings is stored. In eval mode the memory does not change.
 Shapes: N batch, D width, M memory, K negatives; N1K is N × (1 + K), the image itself first.
 """
 
@@ -26,63 +26,63 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.tapped import embeddings, unit
-from kdcore.spec.methods import Crd
+from kdcore.objectives.pairs import embeddings, unit
+from kdcore.spec.methods.relations import Crd
 
 _EPSILON = 1e-7
 _PRODUCT_PAYS = 32
-"""Scoring one memory in a matrix product costs about 1/32 of fetching it: measured on a CPU, forward and backward."""
+"""Fetching one row of the memory costs about 32 times its share of a matrix product (CPU, forward and backward)."""
 
 
 def crd_nce_loss(scores_N1K: Tensor, *, data_size: int) -> Tensor:
-    """Noise-contrastive loss of the scores P, a scalar ≥ 0: the first of a row is true, noise made the others."""
+    """Noise-contrastive loss of the scores P. Returns a scalar ≥ 0. The first score of a row is the positive one."""
     noise = (scores_N1K.shape[1] - 1) / data_size
     true_N, false_NK = scores_N1K[:, 0], scores_N1K[:, 1:]
     true_N = true_N.clamp(min=torch.finfo(true_N.dtype).tiny)  # A score may round to 0; its logarithm may not be -inf.
-    missed = ((true_N + noise + _EPSILON).log() - true_N.log()).sum()
-    believed = ((false_NK + _EPSILON) / noise).log1p().sum()
-    return (missed + believed) / len(scores_N1K)
+    positive = ((true_N + noise + _EPSILON).log() - true_N.log()).sum()
+    negative = ((false_NK + _EPSILON) / noise).log1p().sum()
+    return (positive + negative) / len(scores_N1K)
 
 
 def crd_scores(embedding_ND: Tensor, memory_MD: Tensor, rows_N1K: Tensor, *, temperature: float) -> Tensor:
-    """exp(e · m / τ) of each sample with its own rows of the memory, N × (1 + K): P before it is divided by Z."""
+    """exp(e · m / τ) of each sample with its rows of the memory, N × (1 + K). Divided by Z it is P."""
     return (_products(embedding_ND, memory_MD, rows_N1K) / temperature).exp()
 
 
 def _products(embedding_ND: Tensor, memory_MD: Tensor, rows_N1K: Tensor) -> Tensor:
-    """The cheaper of two ways: with all of the memory, or with the rows alone, which are then copied K times over."""
+    """Inner products, the cheaper of two ways: with all of the memory, or with a copy of the rows for each sample."""
     if len(memory_MD) <= _PRODUCT_PAYS * rows_N1K.shape[1]:
-        # A copy, since backward needs the memory as it is now, and the step changes it before that.
+        # A copy: the memory changes before backward, which needs its present values.
         return (embedding_ND @ memory_MD.clone().T).gather(1, rows_N1K)
     fetched_N1KD = memory_MD[rows_N1K]
     return torch.bmm(fetched_N1KD, embedding_ND[:, :, None]).squeeze(2)
 
 
 class ContrastiveRepresentation(Objective):
-    """The objective: embeds both sides, contrasts each with the other's memory, and remembers.
+    """Objective that embeds both sides, contrasts each with the other's memory, and updates the memories.
 
-    The memories are sorted by class, so that the images of other classes are all rows but one block.
+    The memories are sorted by class, so that the images of other classes are all rows except one block.
     """
 
     place: Tensor
-    """Where a training image stands in the memories, by its row in the training set; M for those held out."""
+    """The memories' row of each training image, by its row in the training set; M for held-out images."""
     block_start: Tensor
     block_size: Tensor
-    """Of the rows that are no negatives, by place."""
+    """The block of rows that are not negatives, by place."""
     student_memory: Tensor
     teacher_memory: Tensor
     student_Z: Tensor
     teacher_Z: Tensor
-    """Of the student's and of the teacher's embedding; 0 until a first batch has been seen."""
+    """Z of the student's and of the teacher's embedding; 0 before the first batch."""
 
     def __init__(self, options: Crd, setting: Setting) -> None:
         super().__init__()
         assert options.tap is not None, "resolve() names the layers"
         self.options, self.setting = options, setting
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
 
     def build(self, lesson: Lesson) -> None:
         student_ND, teacher_ND = embeddings(lesson, self.tap)
@@ -106,13 +106,13 @@ class ContrastiveRepresentation(Objective):
         of_student = self._contrast(student_ND, self.teacher_memory, rows_N1K, self.student_Z)
         of_teacher = self._contrast(teacher_ND, self.student_memory, rows_N1K, self.teacher_Z)
         if self.training:
-            self._remember(self.student_memory, place_N, student_ND)
-            self._remember(self.teacher_memory, place_N, teacher_ND)
+            self._update(self.student_memory, place_N, student_ND)
+            self._update(self.teacher_memory, place_N, teacher_ND)
         self.observed["crd/student"], self.observed["crd/teacher"] = of_student.detach(), of_teacher.detach()
         return of_student + of_teacher
 
     def _negatives(self, place_N: Tensor) -> Tensor:
-        """Places of other classes, N × K: a draw that falls into the own block or behind it is moved past it."""
+        """Places of other classes, N × K. A draw in the image's own block or after it is moved by the block's size."""
         start_N1, size_N1 = self.block_start[place_N][:, None], self.block_size[place_N][:, None]
         shape = (len(place_N), self.options.negatives)
         draw_NK = torch.randint(2**62, shape, device=place_N.device) % (len(self.block_size) - size_N1)
@@ -120,19 +120,19 @@ class ContrastiveRepresentation(Objective):
 
     def _contrast(self, embedding_ND: Tensor, memory_MD: Tensor, rows_N1K: Tensor, constant: Tensor) -> Tensor:
         scores_N1K = crd_scores(embedding_ND, memory_MD, rows_N1K, temperature=self.options.temperature)
-        set_now = scores_N1K.detach().mean() * len(memory_MD)
-        normalizer = torch.where(constant > 0, constant, set_now)  # No `if`: the host would wait for the device.
+        first = scores_N1K.detach().mean() * len(memory_MD)
+        normalizer = torch.where(constant > 0, constant, first)  # No `if`: the host would wait for the device.
         if self.training:
             constant.copy_(normalizer)
         return crd_nce_loss(scores_N1K / normalizer, data_size=len(memory_MD))
 
-    def _remember(self, memory_MD: Tensor, place_N: Tensor, embedding_ND: Tensor) -> None:
+    def _update(self, memory_MD: Tensor, place_N: Tensor, embedding_ND: Tensor) -> None:
         with torch.no_grad():
             same_NN = (place_N[:, None] == place_N).to(embedding_ND.dtype)
             mean_ND = same_NN @ embedding_ND / same_NN.sum(1, keepdim=True)
             momentum = self.options.momentum
-            kept_ND = momentum * memory_MD[place_N] + (1 - momentum) * mean_ND
-            memory_MD.index_copy_(0, place_N, unit(kept_ND, dim=1))
+            updated_ND = momentum * memory_MD[place_N] + (1 - momentum) * mean_ND
+            memory_MD.index_copy_(0, place_N, unit(updated_ND, dim=1))
 
 
 def _random(memory_MD: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _random(memory_MD: Tensor) -> Tensor:
 
 
 def _blocks(labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Places by row, and by place the start and size of the block that holds no negatives."""
+    """The place of each row, and for each place the start and size of the block without negatives."""
     rows = rows.to(labels.device)
     sorted_M, order_M = labels[rows].sort(stable=True)
     here_M = torch.arange(len(rows), device=labels.device)

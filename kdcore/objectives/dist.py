@@ -1,4 +1,4 @@
-"""DIST: the student's probabilities should rise and fall with the teacher's; their exact values are its own.
+"""DIST: match how the student's and the teacher's probabilities correlate, not their exact values.
 
 Huang, You, Wang, Qian & Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv:2205.10536,
 section 3.
@@ -9,18 +9,18 @@ section 3.
     within  = 1/K Σ_k (1 - ρ(p_s[:, k], p_t[:, k]))          one class over the batch, column by column
     L = T² · (β between + γ within)
 
-The authors' code follows this; T² and the 1e-8 are the code's. The 1e-8 counts where probabilities are tiny: a class
-that nobody believes in correlates with nothing. The paper has β = γ = 2 beside labels at 1, the code β = γ = 1 and a
-weight before the whole: here that 2 is the job's beta. T = 1 is theirs for ImageNet. Their switch for another T is for
-CIFAR-100; that it stood at 4 there is what others report.
+This is the authors' code; T² and the 1e-8 are in the code only. The 1e-8 matters where probabilities are tiny: a class
+with almost no probability has a correlation near 0. The paper has β = γ = 2 beside labels at 1. The code has β = γ = 1
+and a weight before the whole loss: that 2 is the job's beta here. T = 1 is the authors' choice for ImageNet. Their code
+has a switch for another T on CIFAR-100; others report that it was 4.
 
 `within` is a statistic over the batch: the batch size changes the loss. Two numbers always correlate by 1 or -1: with
-two classes `between` only counts the samples that are ranked the other way round, with next to no gradient, and with
-a batch of two `within` the classes.
+two classes `between` only counts the samples whose order is reversed and has almost no gradient. The same holds for
+`within` and the classes in a batch of two.
 
-A row or column in which the teacher does not vary (every column, in a batch of one) teaches nothing: it counts 0, where
-the authors' code has a constant 1. One in which only the student does not vary counts 1, as theirs. Its gradient has
-length 1 and points to the teacher's; theirs has the same direction and a length of up to 1e8.
+A row or column in which the teacher is constant (every column in a batch of one) counts 0; in the authors' code it is a
+constant 1. One in which only the student is constant counts 1, as theirs. Its gradient has length 1 and points to the
+teacher's; theirs has the same direction and a length of up to 1e8.
 Shapes: N batch, K classes, R rows of M numbers each.
 """
 
@@ -29,7 +29,8 @@ from torch.nn.functional import softmax
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.spec.methods import Dist
+from kdcore.objectives.pairs import logits
+from kdcore.spec.methods.response import Dist
 
 
 def dist_loss(
@@ -40,7 +41,7 @@ def dist_loss(
     between_weight: float = 1.0,
     within_weight: float = 1.0,
 ) -> Tensor:
-    """T² · (β · between classes + γ · within classes), a scalar in [0, 2T² (β + γ)]."""
+    """T² · (β · between classes + γ · within classes). Returns a scalar in [0, 2T² (β + γ)]."""
     student_NK = softmax(student_NK / temperature, dim=1)
     teacher_NK = softmax(teacher_NK.detach() / temperature, dim=1)
     between = pearson_distance(student_NK, teacher_NK).mean()
@@ -58,18 +59,18 @@ def pearson_distance(student_RM: Tensor, teacher_RM: Tensor) -> Tensor:
 
 
 def _centred(rows_RM: Tensor) -> Tensor:
-    # From the first number on, so that a constant row is exactly 0 and not what rounding left of it.
+    # Relative to the first number, so that a constant row becomes exactly 0, without rounding errors.
     gaps_RM = rows_RM - rows_RM.detach()[:, :1]
     return gaps_RM - gaps_RM.mean(1, keepdim=True)
 
 
 def _root(squares_R: Tensor) -> Tensor:
-    """Square roots, 1 for 0: at 0 the root's gradient is infinite."""
+    """Square roots; 1 for 0, where the gradient of the root is infinite."""
     return squares_R.masked_fill(squares_R == 0, 1).sqrt()
 
 
 class CorrelationKd(Objective):
-    """The objective: compares how the softened probabilities of student and teacher correlate."""
+    """Objective that compares how the softened probabilities of student and teacher correlate."""
 
     def __init__(self, options: Dist, setting: Setting) -> None:
         super().__init__()
@@ -80,8 +81,7 @@ class CorrelationKd(Objective):
 
     def forward(self, lesson: Lesson) -> Tensor:
         return dist_loss(
-            lesson.student.logits,
-            lesson.teacher.logits,
+            *logits(lesson),
             temperature=self.temperature,
             between_weight=self.between_weight,
             within_weight=self.within_weight,

@@ -1,20 +1,20 @@
-"""Factor transfer: the teacher's last map is put into simpler words first, and the student learns to say those.
+"""Factor transfer: an autoencoder compresses the teacher's last map, and the student learns the compressed form.
 
 Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018,
 arXiv:1802.04977, section 3.
 
-    1. paraphraser   L = mean |P(t) - t|              the teacher's map, reconstructed from k·C channels; no student
-    2. transfer      F_t = encoder of P(t), frozen    F_s = translator(s), learned beside the student
+    1. paraphraser   L = mean |P(t) - t|              P reconstructs the teacher's map from k·C channels; no student
+    2. transfer      F_t = encoder of P(t), frozen    F_s = translator(s), trained with the student
                      L = mean over N·CHW of | F_s/‖F_s‖₂ - F_t/‖F_t‖₂ |^p       a factor is one row CHW for each image
 
-Both as in the authors' code (Jangho-Kim/Factor-Transfer-pytorch), whose beta 500 belongs to p = 1 and to the mean over
-all elements; the paper writes the norm itself. Theirs too: the L1 reconstruction (the paper's is squared; CRD's code
-squares, and has to lower the learning rate for it), 3x3 convolutions with bias and no batch norm, LeakyReLU 0.1 after
-each, the last as well. They train the paraphraser for 5 epochs of some 160; CRD's code for 30 of 240.
-CRD's code (RepDistiller) transfers another factor: the mean of squares over channels, close to attention transfer, with
-beta 200. That one is not here.
+Both follow the authors' code (Jangho-Kim/Factor-Transfer-pytorch), whose beta 500 belongs to p = 1 and to the mean over
+all elements; the paper has the norm itself. Also from the code: the L1 reconstruction (the paper's is squared; CRD's
+code squares too, and has to lower the learning rate), 3x3 convolutions with bias and without batch norm, LeakyReLU 0.1
+after each, the last included. The authors train the paraphraser for 5 of about 160 epochs, CRD's code for 30 of 240.
+CRD's code (RepDistiller) transfers another factor, the mean of squares over channels, with beta 200. That one is close
+to attention transfer and is not offered here.
 The translator's output is averaged down, or repeated up, to the size of the teacher's map.
-A factor that is all zero has no direction: it stays zero and gets no gradient.
+A factor of zeros has no direction: it stays zero and gets no gradient.
 Shapes: N batch, C channels, H×W places.
 """
 
@@ -26,21 +26,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, l1_loss, mse_loss
 
-from kdcore.lesson import Lesson
-from kdcore.objectives.objective import Objective, Setting, Staged
-from kdcore.objectives.tapped import maps, unit
-from kdcore.spec import Pair, methods
+from kdcore.lesson import Lesson, Needs
+from kdcore.objectives.objective import Objective, Setting, TwoStages
+from kdcore.objectives.pairs import maps, unit
+from kdcore.spec import Pair
+from kdcore.spec.methods import features
 
 
 def factor_loss(student_factor_NCHW: Tensor, teacher_factor_NCHW: Tensor, *, p: Literal[1, 2] = 1) -> Tensor:
-    """Mean |difference|^p of the two factors, each image's of length 1: a scalar ≥ 0."""
+    """Mean |difference|^p of the two factors, scaled to length 1 for each image. Returns a scalar ≥ 0."""
     student_ND = unit(student_factor_NCHW.flatten(1), dim=1)
     teacher_ND = unit(teacher_factor_NCHW.detach().flatten(1), dim=1)
     return l1_loss(student_ND, teacher_ND) if p == 1 else mse_loss(student_ND, teacher_ND)
 
 
 class Paraphraser(nn.Module):
-    """An autoencoder of the teacher's map; the factor is what passes its waist. Built once, by whoever comes first."""
+    """Autoencoder of the teacher's map; the factor is its encoder's output. Only the first `build` has an effect."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -62,12 +63,12 @@ class Paraphraser(nn.Module):
 
 
 class Paraphrasing(Objective):
-    """The objective of the first stage: the paraphraser reconstructs the teacher's map. It looks at no student."""
+    """Objective of the first stage: the paraphraser reconstructs the teacher's map, without a student."""
 
     def __init__(self, tap: Pair, paraphraser: Paraphraser) -> None:
         super().__init__()
         self.tap = Pair(student=tap.teacher, teacher=tap.teacher)
-        self.teacher_taps = (tap.teacher,)
+        self.needs = Needs(teacher_taps=(tap.teacher,))
         self.paraphraser = paraphraser
 
     def build(self, lesson: Lesson) -> None:
@@ -83,16 +84,16 @@ class Paraphrasing(Objective):
 
 
 class FactorTransfer(Objective):
-    """The objective of the second stage: the student's translated map against the paraphraser's factor.
+    """Objective of the second stage: compares the student's translated map with the paraphraser's factor.
 
-    The paraphraser learns no more, whatever mode the rest is put in; it is part of the state, so that a resumed job has
-    the one that its first stage made.
+    The paraphraser is frozen and always in eval mode. It is part of the state, so that a resumed job has the one that
+    its first stage made.
     """
 
     def __init__(self, tap: Pair, paraphraser: Paraphraser, *, p: Literal[1, 2]) -> None:
         super().__init__()
         self.tap = tap
-        self.student_taps, self.teacher_taps = (tap.student,), (tap.teacher,)
+        self.needs = Needs.at([tap])
         self.p = p
         self.paraphraser = paraphraser
         self.translator = nn.Sequential()
@@ -123,14 +124,12 @@ class FactorTransfer(Objective):
         return factor_NCHW
 
 
-def staged(options: methods.FactorTransfer, setting: Setting) -> Staged:
-    """The paraphraser first, without the student; then the student beside the labels. Both hold the one paraphraser."""
-    assert options.tap is not None and options.pretraining_epochs is not None, "resolve() names the tap and the epochs"
+def from_options(options: features.FactorTransfer, setting: Setting) -> TwoStages:
+    """Two stages that share one paraphraser: it is trained without the student, then the student beside the labels."""
+    assert options.tap is not None, "resolve() names the tap"
     paraphraser = Paraphraser(options.rate)
-    return Staged(
+    return TwoStages(
         first=Paraphrasing(options.tap, paraphraser),
-        epochs=options.pretraining_epochs,
-        trains_student=False,
         then=FactorTransfer(options.tap, paraphraser, p=options.p),
     )
 

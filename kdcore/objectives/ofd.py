@@ -1,21 +1,21 @@
-"""Overhaul of feature distillation: match maps before their ReLU, and ask for no more than what survives it.
+"""Overhaul of feature distillation: match maps before their ReLU, and ignore differences that the ReLU would remove.
 
 Heo, Kim, Yun, Park, Kwak & Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv:1904.01866,
-section 3. s = connector(student's map), a 1x1 convolution and a batch norm, also where the widths agree:
+section 3. s = connector(student's map), a 1x1 convolution and a batch norm, also if the widths are equal:
 
     m_c    = E[x | x < 0] of x ~ N(β_c, γ_c²), the affine part of the teacher's batch norm
     target = max(t, m_c)                                               margin ReLU
     d_p    = 1/N Σ_nchw (s - target)², but 0 where s ≤ target ≤ 0      partial L2 distance
-    L      = Σ_i 2^-(L-i-1) · d_p at tap i = 0 … L-1, shallow to deep: the deepest weighs 1
+    L      = Σ_i 2^-(L-i-1) · d_p at tap i = 0 … L-1, shallow to deep; the deepest has weight 1
 
-The weights are the authors' code; so is m_c = -3|γ_c| where P(x < 0) ≤ 0.001 leaves the mean of nearly nothing. That
-code multiplies L by 1e-3 for CIFAR, 1e-4 for ImageNet, 1e-5 for segmentation: beta, and so it is not in here.
+The weights are the authors' code; so is m_c = -3|γ_c| where P(x < 0) ≤ 0.001 leaves almost nothing to average. That
+code multiplies L by 1e-3 for CIFAR, 1e-4 for ImageNet, 1e-5 for segmentation. That factor is the job's beta here.
 
 The margin is exact where the batch norm feeds the ReLU. After a residual sum it is that of the last batch norm in the
-sum, as in the authors' code. They run the teacher's batch norms in train mode during distillation on purpose, and found
-it better (table 8; clovaai/overhaul-distillation#37). Here a teacher stays in eval mode, as for every other method:
-what it teaches does not depend on who else is in the batch, and a job leaves its teacher as it was.
-Maps of two sizes are averaged down to the smaller first.
+sum, as in the authors' code. The authors keep the teacher's batch norms in train mode during distillation, on purpose,
+and found it better (table 8; clovaai/overhaul-distillation#37). Here a teacher stays in eval mode, as for every other
+method: its output for an image does not depend on the rest of the batch, and a job does not change its teacher.
+If the maps differ in size, the larger one is averaged down first.
 Shapes: N batch, C channels of the teacher, H×W places.
 """
 
@@ -25,14 +25,14 @@ from torch.nn.functional import relu
 from torch.special import ndtr
 
 from base.errors import SpecInvalid
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.tapped import connector, maps, same_size
-from kdcore.spec import methods
+from kdcore.objectives.pairs import connector, maps, same_size
+from kdcore.spec.methods import features
 
 
 def margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
-    """Mean of what is below zero in N(bias, weight²), ≤ 0; -3 |weight| where hardly anything is.
+    """Mean of the part below zero of N(bias, weight²), ≤ 0; -3 |weight| where that part is almost empty.
 
     A weight of 0 makes the channel constant: the margin is its bias, or 0 where that is not negative.
     """
@@ -44,8 +44,10 @@ def margin(weight_C: Tensor, bias_C: Tensor) -> Tensor:
 
 
 def partial_l2_loss(student_NCHW: Tensor, teacher_NCHW: Tensor, margin_C: Tensor) -> Tensor:
-    """Squared distance to the teacher's margin ReLU, one-sided where that is negative; summed over channels and places,
-    averaged over the batch: a scalar ≥ 0."""
+    """Squared distance to the teacher's margin ReLU, one-sided where that is negative.
+
+    Summed over channels and places, averaged over the batch. Returns a scalar ≥ 0.
+    """
     target_NCHW = torch.maximum(teacher_NCHW, margin_C[:, None, None]).detach()
     difference_NCHW = student_NCHW - target_NCHW
     counted_NCHW = torch.where(target_NCHW > 0, difference_NCHW, relu(difference_NCHW))
@@ -68,38 +70,36 @@ class Layer(nn.Module):
 
 
 class Overhaul(Objective):
-    """The objective: pre-ReLU maps at each pair of taps, with a margin from one of the teacher's batch norms each."""
+    """Objective on pre-ReLU maps at each pair of taps. One of the teacher's batch norms gives each pair its margins."""
 
-    def __init__(self, options: methods.Ofd, setting: Setting) -> None:
+    def __init__(self, options: features.Ofd, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None and options.margins is not None, "resolve() names the taps and the batch norms"
         if len(options.margins) != len(options.taps):
             raise SpecInvalid(f"{len(options.margins)} margins for {len(options.taps)} taps: each tap needs one")
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
-        self.teacher_layers = options.margins
+        self.needs = Needs.at(self.pairs, teacher_layers=options.margins)
         self.layers = nn.ModuleList()
 
     def build(self, lesson: Lesson) -> None:
         self.layers = nn.ModuleList(
             Layer(student.shape[1], _margin(lesson.teacher.layers[path], path, teacher, tap)).to(teacher)
             for (student, teacher), path, tap in zip(
-                maps(lesson, self.pairs), self.teacher_layers, self.teacher_taps, strict=True
+                maps(lesson, self.pairs), self.needs.teacher_layers, self.needs.teacher_taps, strict=True
             )
         )
 
     def forward(self, lesson: Lesson) -> Tensor:
         losses = [layer(*pair) for layer, pair in zip(self.layers, maps(lesson, self.pairs), strict=True)]
-        weighed = [loss / 2 ** (len(losses) - i - 1) for i, loss in enumerate(losses)]
-        return torch.stack(weighed).sum()
+        weighted = [loss / 2 ** (len(losses) - i - 1) for i, loss in enumerate(losses)]
+        return torch.stack(weighted).sum()
 
 
 def _margin(norm: nn.Module, path: str, teacher_NCHW: Tensor, tap: str) -> Tensor:
     if not isinstance(norm, nn.BatchNorm2d) or not norm.affine:
         raise SpecInvalid(
             f"margin {path!r} is a {type(norm).__name__}, where a batch norm with weight and bias is needed",
-            hint="a network without a batch norm before its ReLU has no margin to give; other methods need none",
+            hint="ofd needs a teacher with a batch norm before each ReLU; other methods do not",
         )
     if norm.num_features != teacher_NCHW.shape[1]:
         raise SpecInvalid(

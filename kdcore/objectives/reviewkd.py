@@ -1,21 +1,22 @@
-"""Knowledge review: the student's deep maps go over the teacher's shallow ones again.
+"""Knowledge review: the student's shallow maps, fused with its deeper ones, learn to predict the teacher's maps.
 
 Chen, Liu, Zhao & Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044, section 3. From the
-deepest tap to the shallowest, an attention-based fusion (ABF) mixes the student's map with what the deeper taps left:
+deepest tap to the shallowest, an attention-based fusion (ABF) mixes the student's map with the result of the deeper
+taps:
 
     x = BN(1x1 conv(s))                              mid channels
     x = a · x + b · enlarged(carried)                a, b = sigmoid(1x1 conv([x, carried])), one map each; not at the
-                                                     deepest, which has nothing deeper
+                                                     deepest tap, which has nothing deeper
     x is repeated or thinned out to the size of the teacher's map and carried on;
     r = BN(3x3 conv(x))                              the teacher's channels
 
     hcl(r, t) = Σ_l w_l · mean (pool_l(r) - pool_l(t))² / Σ_l w_l       l = the whole map, 4x4, 2x2, 1x1; w = 1, ½, ¼, ⅛
     L = min(epoch / warm-up, 1) · Σ over taps of hcl(r, t)
 
-The means run over batch, channels and places. A level that is not smaller than the map is left out, and its weight
-goes to the next (the authors' code, which looks at the height; here the shorter side counts). That code also takes
-mid = min(512, width of the student's embedding), 20 warm-up epochs, nearest neighbours to resize, the teacher's maps
-before their ReLU and the student's after it; mdistiller has the same and counts its epochs from 1, as we do.
+The means run over batch, channels and places. A level that is not smaller than the map is left out, and the next level
+takes its weight (the authors' code, which compares heights; here the shorter side counts). Also from that code: mid =
+min(512, width of the student's embedding), 20 warm-up epochs, nearest neighbours to resize, the teacher's maps before
+their ReLU and the student's after it. mdistiller has the same and counts epochs from 1, as here.
 The last tap is the embedding, a map of one place.
 Shapes: N batch, C channels of the teacher, M mid channels, H×W places.
 """
@@ -26,24 +27,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.tapped import BatchNorm, map_or_embedding
-from kdcore.spec import methods
+from kdcore.objectives.pairs import BatchNorm, map_or_embedding
+from kdcore.spec.methods import features
 
 
 def hcl_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
-    """Hierarchical context loss: mean squared difference at up to four sizes, weighed: a scalar ≥ 0."""
+    """Hierarchical context loss: weighted mean of the squared differences at up to four sizes. Returns a scalar ≥ 0."""
     difference_NCHW = student_NCHW - teacher_NCHW.detach()
     sizes = [size for size in (4, 2, 1) if size < min(difference_NCHW.shape[2:])]
     levels = [difference_NCHW, *(adaptive_avg_pool2d(difference_NCHW, size) for size in sizes)]
     weights = [0.5**i for i in range(len(levels))]
-    weighed = [weight * level.square().mean() for weight, level in zip(weights, levels, strict=True)]
-    return torch.stack(weighed).sum() / sum(weights)
+    weighted = [weight * level.square().mean() for weight, level in zip(weights, levels, strict=True)]
+    return torch.stack(weighted).sum() / sum(weights)
 
 
 class Fusion(nn.Module):
-    """One ABF block: the student's map of one tap, fused with what deeper taps left."""
+    """One ABF block: fuses the student's map of one tap with the result of the deeper taps."""
 
     def __init__(self, student_channels: int, mid_channels: int, teacher_channels: int, *, deepest: bool) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class Fusion(nn.Module):
         self.leave = _convolution(mid_channels, teacher_channels, 3)
 
     def forward(self, student_NCHW: Tensor, carried: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """What answers the teacher's map of that size, and what is carried on to the next shallower tap."""
+        """The prediction of the teacher's map, in its size, and the map that is carried on to the next tap."""
         x_NMHW = self.enter(student_NCHW)
         if self.attend is not None:
             assert carried is not None, "only the deepest tap has nothing deeper"
@@ -64,14 +65,13 @@ class Fusion(nn.Module):
 
 
 class KnowledgeReview(Objective):
-    """The objective: the teacher's maps against the student's fused ones."""
+    """Objective that compares the student's fused maps with the teacher's maps."""
 
-    def __init__(self, options: methods.ReviewKd, setting: Setting) -> None:
+    def __init__(self, options: features.ReviewKd, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None and options.warmup_epochs is not None, "resolve() names the taps and epochs"
         self.pairs = options.taps
-        self.student_taps = tuple(pair.student for pair in self.pairs)
-        self.teacher_taps = tuple(pair.teacher for pair in self.pairs)
+        self.needs = Needs.at(self.pairs)
         self.mid_channels = options.mid_channels
         self.warmup_epochs = options.warmup_epochs
         self.blocks = nn.ModuleList()
@@ -90,8 +90,8 @@ class KnowledgeReview(Objective):
         for block, (student_NCHW, teacher_NCHW) in zip(self.blocks, self._deepest_first(lesson), strict=True):
             review_NCHW, carried = block(student_NCHW, carried, teacher_NCHW.shape[2:])
             losses.append(hcl_loss(review_NCHW, teacher_NCHW))
-        warmth = min(lesson.batch.epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-        return warmth * torch.stack(losses).sum()
+        warmup = min(lesson.batch.epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        return warmup * torch.stack(losses).sum()
 
     def _deepest_first(self, lesson: Lesson) -> list[tuple[Tensor, Tensor]]:
         return [map_or_embedding(lesson, pair) for pair in reversed(self.pairs)]

@@ -1,5 +1,4 @@
-"""Relational knowledge distillation: images lie to one another as they do for the teacher, near or far, and at what
-angles.
+"""Relational knowledge distillation: match the distances between embeddings of a batch, and the angles among them.
 
 Park, Kim, Lu & Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068, section 3.2.
 
@@ -7,17 +6,19 @@ Park, Kim, Lu & Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.
     c_ijk  = cos of the angle at x_j = ⟨(x_i - x_j) / ‖x_i - x_j‖, (x_k - x_j) / ‖x_k - x_j‖⟩
     distance   1/N² Σ_ij  h(d_ij of the student - d_ij of the teacher)
     angle      1/N³ Σ_ijk h(c_ijk of the student - c_ijk of the teacher)
-    h(e)   = e²/2 where |e| < 1, |e| - 1/2 beyond: Huber's, which torch calls smooth L1
+    h(e)   = e²/2 where |e| < 1, |e| - 1/2 beyond: Huber's, in torch smooth L1
     objective = 25 · distance + 50 · angle
 
-The paper sums over pairs and triplets; the authors' code and CRD's take the mean over all, i = j and i = k among them,
-and the weights 25 and 50 belong to that. So do we. Distances are not squared.
+The paper sums over pairs and triplets. The authors' code and CRD's take the mean over all, i = j and i = k included,
+and the weights 25 and 50 belong to that; so does this page. Distances are not squared.
 
-Angles come from the N × N inner products G, never from N × N × D differences:
-⟨x_i - x_j, x_k - x_j⟩ = G_ik - G_ij - G_jk + G_jj. Where images lie close together such differences cancel almost all
-digits, so G is in float64: in float32 clusters a hundredth as wide as they lie apart cost the gradient a thousandth.
-Samples that float32 can hardly tell apart count as one: distance and cosine 0, no gradient. A batch of one, and one of
-equal samples, gives 0; two samples have distances but no angles.
+Angles are computed from the N × N inner products G, not from N × N × D differences:
+⟨x_i - x_j, x_k - x_j⟩ = G_ik - G_ij - G_jk + G_jj. For images that are close together such differences cancel almost
+all digits, so G is float64. In float32, clusters whose width is a hundredth of their distance had a gradient wrong by a
+thousandth.
+Samples that float32 can hardly separate count as equal: distance and cosine 0, no gradient. A batch of one gives 0, and
+so does one whose samples are equal on both sides. If only the student's samples are equal, the loss is above 0 and has
+no gradient. Two samples have distances but no angles.
 Shapes: N batch, D width of an embedding, which may differ.
 """
 
@@ -25,19 +26,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from kdcore.lesson import Lesson
+from kdcore.lesson import Lesson, Needs
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.tapped import embeddings
-from kdcore.spec.methods import Rkd
+from kdcore.objectives.pairs import embeddings
+from kdcore.spec.methods.relations import Rkd
 
 
 def rkd_distance_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
-    """Huber distance of the relative distances, a scalar ≥ 0."""
+    """Huber loss of the relative distances. Returns a scalar ≥ 0."""
     return smooth_l1_loss(_relative_distances(student_ND), _relative_distances(teacher_ND.detach()))
 
 
 def rkd_angle_loss(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
-    """Huber distance of the cosines of all angles, a scalar in [0, 3/2]. Costs N³ memory."""
+    """Huber loss of the cosines of all angles. Returns a scalar in [0, 3/2]. Needs N³ memory."""
     return smooth_l1_loss(_cosines(student_ND), _cosines(teacher_ND.detach()))
 
 
@@ -58,7 +59,7 @@ def _cosines(x_ND: Tensor) -> Tensor:
 
 
 def _geometry(x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products and distances, float64 N × N, and which samples are apart. A root has no gradient at 0."""
+    """Inner products and distances (float64 N × N), and which samples differ. No root is taken of 0."""
     x_ND = x_ND.double()
     products_NN = x_ND @ x_ND.T
     square_N = products_NN.diagonal()
@@ -69,13 +70,13 @@ def _geometry(x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class RelationalKd(Objective):
-    """The objective: weighs distances and angles between the embeddings of a batch."""
+    """Objective: the weighted sum of the distance loss and the angle loss."""
 
     def __init__(self, options: Rkd, setting: Setting) -> None:
         super().__init__()
         assert options.tap is not None, "resolve() names the layers"
         self.tap = options.tap
-        self.student_taps, self.teacher_taps = (self.tap.student,), (self.tap.teacher,)
+        self.needs = Needs.at([self.tap])
         self.distance_weight, self.angle_weight = options.distance_weight, options.angle_weight
 
     def forward(self, lesson: Lesson) -> Tensor:

@@ -1,15 +1,15 @@
-"""Logit standardisation: the student learns how the teacher ranks the classes, not how loudly it speaks.
+"""Logit standardisation: the student learns the order and relative gaps of the teacher's logits, not their scale.
 
 Sun, Ren, Li, Wang & Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv:2403.01427, algorithm 1.
 
     z ← (z - mean(z)) / (std(z) + 1e-7)        per sample, over its classes; std with K - 1 (unbiased)
 
-Both sides, in front of any objective on logits. The temperature stays: the paper's base temperature is 2. What is left
-of a sample carries less gradient than before, so the paper weighs it by 9 (2 to 18 by the pair). Their code and
-algorithm agree.
+Both sides are standardised before any objective on logits. The temperature stays: the paper's base temperature is 2.
+Standardised logits carry less gradient, so the paper's weight is 9 (2 to 18, depending on the pair). The authors' code
+and algorithm agree.
 
-Logits that are all equal have no deviation to be divided by: they become 0, with the gradient of z - mean(z) instead of
-one of 1e7 or none at all. So does a single class, which has no unbiased deviation.
+Equal logits have no deviation to be divided by: they become 0, with the gradient of z - mean(z) instead of one of 1e7
+or none. A single class, which has no unbiased deviation, is treated alike.
 Shapes: N batch, K classes.
 """
 
@@ -22,8 +22,8 @@ from kdcore.objectives.objective import Objective
 
 
 def standardize(logits_NK: Tensor) -> Tensor:
-    """Each sample's logits at mean 0 and standard deviation 1: only their order and relative gaps are left."""
-    # From the largest logit down: the result does not know the shift, and equal logits are exactly 0, not nearly.
+    """Return each sample's logits with mean 0 and standard deviation 1."""
+    # Relative to the largest logit: the result does not depend on the shift, and equal logits are exactly 0.
     gaps_NK = logits_NK - logits_NK.detach().amax(1, keepdim=True)
     centred_NK = gaps_NK - gaps_NK.mean(1, keepdim=True)
     variance_N1 = centred_NK.square().sum(1, keepdim=True) / max(logits_NK.shape[1] - 1, 1)
@@ -32,22 +32,19 @@ def standardize(logits_NK: Tensor) -> Tensor:
 
 
 class Standardized(Objective):
-    """The objective that another one becomes when it is shown standardised logits; taps are passed on untouched."""
+    """Another objective on standardised logits; taps are passed on unchanged."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
-        self.student_taps = objective.student_taps
-        self.teacher_taps = objective.teacher_taps
-        self.teacher_layers = objective.teacher_layers
-        self.needs_input_gradient = objective.needs_input_gradient
-        self.observed = objective.observed
+        self.needs = objective.needs
 
     def build(self, lesson: Lesson) -> None:
         self.objective.build(_standardized(lesson))
 
     def forward(self, lesson: Lesson) -> Tensor:
         loss: Tensor = self.objective(_standardized(lesson))
+        self.observed = self.objective.observed
         return loss
 
 

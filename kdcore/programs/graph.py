@@ -1,4 +1,4 @@
-"""A program's graph: operator calls on named values, run as they stand, one after the other.
+"""A program's graph: operator calls on named values, run one after the other.
 
 Nothing is compiled or evaluated, and every operator is on a list (`operators`).
 """
@@ -12,27 +12,27 @@ import torch
 
 from base.errors import TeacherMismatch
 from kdcore.programs import operators
-from kdcore.programs.archive import DTYPES, KEYWORD, MEMORY_FORMATS, STRIDED
+from kdcore.programs.pt2 import DTYPES, KEYWORD, MEMORY_FORMATS, STRIDED
 
 NO_GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
-"""What `with torch.no_grad():` inside a network becomes. Nothing has gradients here."""
+"""`with torch.no_grad():` inside a network, as a graph names it. Nothing has gradients here."""
 EVAL_FIRST = "call model.eval() before torch.export.export"
 
 
 @dataclass(frozen=True)
 class Named:
-    """Stands in a call for a value that was computed before."""
+    """A reference, in a call, to a value that was computed before."""
 
     name: str
 
 
 DEVICE = Named("the device")
-"""A graph names the device that it was traced on; here it is the one that the images are on."""
+"""In the place of the device that the graph was traced on: the images' device."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """`results = operator(*arguments, **options)`; `spent` are the values that nothing needs after it."""
+    """`results = operator(*arguments, **options)`; `spent` are the values that no later call needs."""
 
     operator: Callable[..., Any]
     arguments: list[Any]
@@ -48,19 +48,19 @@ class Graph:
     outputs: list[Any]
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "Graph":
-        """From the JSON. Raises TeacherMismatch for an operator that may not be called."""
-        outputs = [_value(argument) for argument in told["outputs"]]
+    def of(cls, graph: Mapping[str, Any]) -> "Graph":
+        """Read the JSON. Raises TeacherMismatch for an operator that is not allowed."""
+        outputs = [_value(argument) for argument in graph["outputs"]]
         calls: list[Call] = []
         needed = set(_names(outputs))
-        for node in reversed(told["nodes"]):
+        for node in reversed(graph["nodes"]):
             if not operators.is_assertion(node["target"]):
                 calls.append(_call(node, needed))
                 needed.update(_names([calls[-1].arguments, *calls[-1].options.values()]))
-        return cls([_value(argument) for argument in told["inputs"]], calls[::-1], outputs)
+        return cls([_value(argument) for argument in graph["inputs"]], calls[::-1], outputs)
 
     def run(self, values: dict[str, Any], device: torch.device) -> list[Any]:
-        """The outputs. `values` holds the inputs by name, and loses what is spent, so that its memory is free again."""
+        """Return the outputs. `values` holds the inputs by name; spent values are removed, to free their memory."""
         values[DEVICE.name] = device
         for call in self.calls:
             arguments = [_filled(argument, values) for argument in call.arguments]
@@ -71,7 +71,7 @@ class Graph:
         return [_filled(output, values) for output in self.outputs]
 
     def run_inside(self, device: torch.device, *given: Any) -> list[Any]:
-        """The outputs of a graph within a graph, which is given its inputs in order."""
+        """Return the outputs of a graph within a graph, whose inputs come in order."""
         values: dict[str, Any] = {}
         _bind(self.inputs, given, values)
         return self.run(values, device)
@@ -83,7 +83,7 @@ def _call(node: Mapping[str, Any], needed: set[str]) -> Call:
     arguments = [value for _, kind, value in given if kind != KEYWORD]
     options = {name: value for name, kind, value in given if kind == KEYWORD}
     outputs = [_value(output) for output in node["outputs"]]
-    # One result stands alone; but a graph within a graph returns a list, even of one.
+    # A single result is returned as it is; but a graph within a graph returns a list, even of one.
     results = outputs[0] if len(outputs) == 1 and (target != NO_GRAD or isinstance(outputs[0], list)) else outputs
     touched = {*_names([arguments, *options.values(), results])}
     return Call(_operator(target, given), arguments, options, results, frozenset(touched - needed - {DEVICE.name}))
@@ -103,9 +103,10 @@ def _operator(target: str, given: list[tuple[str, int, Any]]) -> Callable[..., A
 
 
 def _refuse_training(target: str, is_random: bool, given: Mapping[str, Any]) -> None:
-    """Dropout and batch norm as they are in train mode.
+    """Raise TeacherMismatch for dropout and batch norm in train mode.
 
-    A batch norm without memory may be standardised weights or a decomposed instance norm: it is left to the trial.
+    A batch norm without running statistics may be standardised weights or a decomposed instance norm: whether it mixes
+    images shows when the program is tried.
     """
     training = given.get("train", given.get("training", None if "dropout" in target else False))
     draws = given.get("dropout_p", 0) != 0 or (is_random and training is not False)
@@ -114,13 +115,13 @@ def _refuse_training(target: str, is_random: bool, given: Mapping[str, Any]) -> 
 
 
 def _value(argument: Mapping[str, Any]) -> Any:
-    """What an argument in the JSON stands for: a number, a named value, or a list of them."""
-    [(kind, says)] = argument.items()
+    """An argument of the JSON as a number, a named value, or a list of them."""
+    [(kind, value)] = argument.items()
     if kind not in _VALUES:
         raise TeacherMismatch(
-            f"the program hands an operator something that is not known here ({kind})", hint=operators.ADVICE
+            f"the program gives an operator an argument of an unknown kind ({kind})", hint=operators.ADVICE
         )
-    return _VALUES[kind](says)
+    return _VALUES[kind](value)
 
 
 _VALUES: dict[str, Callable[[Any], Any]] = {
@@ -136,7 +137,7 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "as_layout": {STRIDED: torch.strided}.__getitem__,
     "as_device": lambda _: DEVICE,
     "as_graph": lambda one: Graph.of(one["graph"]),
-    **dict.fromkeys(("as_int", "as_ints", "as_bool", "as_bools", "as_string"), lambda says: says),
+    **dict.fromkeys(("as_int", "as_ints", "as_bool", "as_bools", "as_string"), lambda value: value),
     **dict.fromkeys(("as_sym_int", "as_sym_float", "as_sym_bool", "as_optional_tensor"), _value),
     **dict.fromkeys(
         ("as_sym_ints", "as_sym_floats", "as_sym_bools", "as_optional_tensors"),
@@ -154,7 +155,7 @@ def _names(value: Any) -> Iterator[str]:
 
 
 def _filled(value: Any, values: Mapping[str, Any]) -> Any:
-    """The value itself, where a named one stood."""
+    """The argument with each named value replaced by the value itself."""
     if isinstance(value, Named):
         return values[value.name]
     if isinstance(value, list):

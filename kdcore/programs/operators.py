@@ -1,9 +1,9 @@
 """The operators that a program from outside may call: those of image networks, as torch.export and its decompositions
 spell them.
 
-A list of what is allowed, not of what is not: PyTorch has thousands of operators, among them some that open files
-(`aten.from_file`), that believe the pointers they are given (`aten.fbgemm_*`) or that draw random numbers, and any
-library may add more. A name here stands for all its overloads on tensors, and for the operator in place (`relu_`).
+The list says what is allowed, not what is forbidden: PyTorch has thousands of operators, some of which open files
+(`aten.from_file`), trust raw pointers (`aten.fbgemm_*`) or draw random numbers, and any library may add more. A name
+includes all its overloads on tensors and the operator in place (`relu_`).
 """
 
 import math
@@ -82,7 +82,7 @@ _ASSERTIONS = """
     _functional_sym_constrain_range_for_size
 """
 ASSERTIONS = frozenset(_ASSERTIONS.split())
-"""They hold a run against what tracing saw, devices and strides among it, and compute nothing: they are left out."""
+"""They compare a run with the traced one, also its devices and strides, and compute nothing: they are left out."""
 
 _ARITHMETIC = "add sub mul floordiv truediv mod neg pos eq ne le lt ge gt and_ or_"
 _SYMBOLIC = "sym_float sym_int sym_ite sym_max sym_min sym_not"
@@ -91,7 +91,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     **{f"torch.{name}": getattr(torch, name) for name in _SYMBOLIC.split()},
     "math.trunc": math.trunc,
 }
-"""What is done with sizes. No powers: a few of them make a number that fills the memory."""
+"""Arithmetic on sizes. No powers: a few of them make a number that fills the memory."""
 
 
 def _attention_for_cpu(
@@ -120,7 +120,7 @@ ANYWHERE: dict[str, Callable[..., Any]] = {
     "torch.ops.aten._scaled_dot_product_flash_attention.default": _flash_attention,
     "torch.ops.aten._scaled_dot_product_efficient_attention.default": _efficient_attention,
 }
-"""Decompositions name attention as one kind of device computes it. What they return beside it, only gradients need."""
+"""Attention, which decompositions name by device kind. The other values that they return are for gradients only."""
 
 ADVICE = (
     "export a network of PyTorch's own layers; ExportedProgram.run_decompositions() may spell it in plainer operators"
@@ -132,7 +132,7 @@ def is_assertion(target: str) -> bool:
 
 
 def find(target: str) -> Callable[..., Any]:
-    """The operator that a graph names. Raises TeacherMismatch for one that is not allowed, or not there."""
+    """The operator of a target. Raises TeacherMismatch where it is not allowed or does not exist."""
     if target in (ours := NUMBERS | ANYWHERE):
         return ours[target]
     name, _, overload = target.removeprefix("torch.ops.aten.").partition(".")
@@ -145,7 +145,7 @@ def find(target: str) -> Callable[..., Any]:
             hint="export it with the version of PyTorch that runs here",
         )
     found: torch._ops.OpOverload = getattr(packet, overload)
-    # TorchScript's overloads, on plain numbers and text, return no tensor; those with `out` write where they like.
+    # TorchScript's overloads, on plain numbers and text, return no tensor; overloads with `out` write into any tensor.
     computes = any("Tensor" in str(result.type) for result in found._schema.returns) or name.startswith("sym_")
     if not computes or any(argument.is_out for argument in found._schema.arguments):
         raise TeacherMismatch(f"the program calls {target}, which computes no new tensor", hint=ADVICE)
@@ -157,5 +157,5 @@ def _in_place_or_not(name: str) -> str:
 
 
 def is_random(found: Callable[..., Any]) -> bool:
-    """Whether it draws random numbers; dropout's and attention's may be switched off."""
+    """Whether the operator can draw random numbers; dropout and attention may have that switched off."""
     return torch.Tag.nondeterministic_seeded in getattr(found, "tags", ())

@@ -1,4 +1,4 @@
-"""What a program takes and what it returns: one tensor of images, one tensor of logits, and its own tensors beside.
+"""A program's inputs and outputs: one tensor of images, one tensor of logits, and its own weights.
 
 Shapes: N batch, C channels, H × W pixels, K classes.
 """
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from base.errors import TeacherMismatch
-from kdcore.programs.archive import DTYPES, Contents
 from kdcore.programs.graph import EVAL_FIRST
+from kdcore.programs.pt2 import DTYPES, Contents
 
 DYNAMIC_BATCH = 'torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))'
 ONE_TENSOR = "export a network that takes one float32 tensor of images and returns one of logits"
 
 
 class Own(NamedTuple):
-    """A tensor of the program's own, under its name in the graph."""
+    """A weight or constant of the program, under its name in the graph."""
 
     name: str
     tensor: Tensor
@@ -27,7 +27,7 @@ class Own(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What the images and the logits have to be; None where any will do."""
+    """Required sizes of images and logits; None where any is accepted."""
 
     channels: int
     height: int | None
@@ -38,28 +38,28 @@ class Shape(NamedTuple):
 
 
 def inputs(contents: Contents) -> tuple[str, list[Own]]:
-    """The name of the images, and the tensors that the graph takes beside them."""
-    asked: list[str | None] = []
+    """The name of the images, and the program's own tensors."""
+    images: list[str | None] = []
     own: list[Own] = []
     for spec in contents.model["graph_module"]["signature"]["input_specs"]:
-        [(kind, says)] = spec.items()
+        [(kind, value)] = spec.items()
         match kind:
             case "user_input":
-                asked.append(says["arg"].get("as_tensor", {}).get("name"))
+                images.append(value["arg"].get("as_tensor", {}).get("name"))
             case "parameter":
-                own.append(Own(says["arg"]["name"], contents.weights[says["parameter_name"]], True))
+                own.append(Own(value["arg"]["name"], contents.weights[value["parameter_name"]], True))
             case "buffer":
-                kept_in = contents.weights if says["persistent"] else contents.constants
-                own.append(Own(says["arg"]["name"], kept_in[says["buffer_name"]], False))
+                tensors = contents.weights if value["persistent"] else contents.constants
+                own.append(Own(value["arg"]["name"], tensors[value["buffer_name"]], False))
             case "tensor_constant":
-                own.append(Own(says["arg"]["name"], contents.constants[says["tensor_constant_name"]], False))
+                own.append(Own(value["arg"]["name"], contents.constants[value["tensor_constant_name"]], False))
             case "constant_input":
-                pass  # A flag whose value tracing has used up.
+                pass  # A flag whose value the traced graph contains already.
             case _:
                 raise TeacherMismatch(f"the program needs more than tensors: a {kind}", hint=ONE_TENSOR)
-    if len(asked) != 1 or asked[0] is None:
-        raise TeacherMismatch(f"the program takes {len(asked)} inputs, not one tensor of images", hint=ONE_TENSOR)
-    return asked[0], own
+    if len(images) != 1 or images[0] is None:
+        raise TeacherMismatch(f"the program takes {len(images)} inputs, not one tensor of images", hint=ONE_TENSOR)
+    return images[0], own
 
 
 def logits(contents: Contents) -> str:
@@ -75,7 +75,7 @@ def logits(contents: Contents) -> str:
 
 
 def shape(contents: Contents, images: str, logits: str) -> Shape:
-    """Raises TeacherMismatch where images do not go in, or no logits come out."""
+    """Raise TeacherMismatch where the input is no batch of images or the output no batch of logits."""
     known = contents.model["graph_module"]["graph"]["tensor_values"]
     _refuse_other_tensors("takes", known[images], "N x C x H x W")
     _refuse_other_tensors("returns", known[logits], "N x K")
@@ -85,7 +85,7 @@ def shape(contents: Contents, images: str, logits: str) -> Shape:
         raise TeacherMismatch(f"the program was exported for batches of exactly {batch}", hint=DYNAMIC_BATCH)
     answers, classes = known[logits]["sizes"]
     if channels is None or _size(classes) is None or answers != sizes[0]:
-        made = f"{told(map(_size, known[logits]['sizes']))} numbers of {told(map(_size, sizes))}"
+        made = f"{format_sizes(map(_size, known[logits]['sizes']))} numbers of {format_sizes(map(_size, sizes))}"
         raise TeacherMismatch(f"the program makes {made}, not a number of logits for each image", hint=ONE_TENSOR)
     last = channels > 1 and _size(known[images]["strides"][1]) == 1
     return Shape(
@@ -95,23 +95,23 @@ def shape(contents: Contents, images: str, logits: str) -> Shape:
     )  # fmt: skip
 
 
-def told(sizes: Iterable[int | None]) -> str:
+def format_sizes(sizes: Iterable[int | None]) -> str:
     return " x ".join("any" if size is None else str(size) for size in sizes)
 
 
 def _refuse_other_tensors(verb: str, meta: Mapping[str, Any], dimensions: str) -> None:
     dtype = DTYPES[meta["dtype"]]
     if dtype != torch.float32 or len(meta["sizes"]) != len(dimensions.split(" x ")):
-        kind = f"{str(dtype).removeprefix('torch.')} of shape {told(map(_size, meta['sizes'])) or 'one number'}"
+        kind = f"{str(dtype).removeprefix('torch.')} of shape {format_sizes(map(_size, meta['sizes'])) or 'one number'}"
         raise TeacherMismatch(f"the program {verb} {kind}, not float32 {dimensions}", hint=ONE_TENSOR)
 
 
 def _size(size: Mapping[str, Any]) -> int | None:
-    """None where it may vary."""
+    """The size; None where it may vary."""
     return size.get("as_int")
 
 
 def _largest(expression: str, ranges: Mapping[str, Mapping[str, int | None]]) -> int | None:
-    """The most that a size may be. It is told by its symbol: `s77`, or `Symbol('s77', positive=True, integer=True)`."""
+    """The maximum of a symbolic size, written `s77` or `Symbol('s77', positive=True, integer=True)`."""
     symbol = re.fullmatch(r"(?:Symbol\(')?(\w+)(?:'.*\))?", expression)
     return ranges.get(symbol[1], {}).get("max_val") if symbol else None

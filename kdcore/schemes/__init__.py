@@ -1,1 +1,1 @@
-"""Who teaches whom. A scheme alone runs models; it knows no objective."""
+"""Which model teaches which. A scheme alone runs models, and does not depend on the objective."""

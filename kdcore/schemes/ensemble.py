@@ -4,11 +4,11 @@ Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS
 
     g   = softmax(ReLU(BN(W · average(shared maps))))       the gate, one weight a branch: N × M
     z_e = Σ_i g_i z_i                                       eq. 5
-    loss = Σ_i CE_i + CE_e + w(epoch) · T² Σ_i KL(p_e ‖ p_i)   eqs. 6 to 8; p_e is held fixed in the divergence
+    loss = Σ_i CE_i + CE_e + w(epoch) · T² Σ_i KL(p_e ‖ p_i)   eqs. 6 to 8; p_e is detached in the divergence
     w(epoch) = exp(-5 (1 - epoch / ramp)²), 1 from `ramp` on   the authors' code
 
-A branch is the student's last stage with its classifier; stem and earlier stages are shared. The first branch on the
-trunk is exactly the student, and it is what is deployed; the whole ensemble is measured beside it.
+A branch is the student's last block group with its classifier; everything before is the shared trunk. The first branch
+on the trunk is exactly the student and is what is delivered; the whole ensemble is measured beside it.
 Shapes: N batch, M branches, K classes.
 """
 
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore.classifier import Classifier
-from kdcore.lesson import Batch, Lesson, Round, View
-from kdcore.models.parts import Network
+from kdcore.lesson import Batch, Lesson, StepOutput, View
+from kdcore.models.layers import Network
 
 
 class NativeEnsemble:
-    """`students` are as many fresh students as there are branches; the trunk is the first one's."""
+    """The scheme. `students` are fresh, one for each branch; the trunk is the first one's."""
 
     def __init__(self, students: list[Classifier], image_size: tuple[int, int], rampup_epochs: int) -> None:
         first = students[0]
@@ -39,13 +39,13 @@ class NativeEnsemble:
     def learners(self) -> list[nn.Module]:
         return [self.ensemble]
 
-    def round(self, batch: Batch) -> Round:
-        seen = self.ensemble(batch.inputs)
-        branches = [View(seen.taps[path]) for path in self.branches]
-        teacher = View(seen.logits.detach())
+    def run(self, batch: Batch) -> StepOutput:
+        ensemble = self.ensemble(batch.inputs)
+        branches = [View(ensemble.taps[path]) for path in self.branches]
+        teacher = View(ensemble.logits.detach())
         share = rampup(batch.epoch, self.rampup_epochs)
         lessons = tuple(Lesson(branch, teacher, batch, share) for branch in branches)
-        return Round((*branches, View(seen.logits)), batch.labels, lessons)
+        return StepOutput((*branches, View(ensemble.logits)), batch.labels, lessons)
 
 
 def rampup(epoch: int, epochs: int) -> float:
@@ -54,7 +54,7 @@ def rampup(epoch: int, epochs: int) -> float:
 
 
 class Branched(nn.Module):
-    """The networks' common trunk, their last stages and heads as branches, and the gate: images in, z_e out."""
+    """The shared trunk, the branches and the gate: images in, z_e out."""
 
     def __init__(self, networks: list[nn.Module], image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class Branched(nn.Module):
 
 
 class Trunk(nn.Module):
-    """A network up to its last stage."""
+    """A network up to its last block group."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         assert isinstance(network, Network), "rules let only the field's networks be cut"
         self.network = network
-        self.parts = _last_stage(network)
+        self.parts = _last_group(network)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         maps_NCHW = self.network.stem(images_NCHW)
@@ -88,7 +88,7 @@ class Trunk(nn.Module):
 
 
 class Branch(nn.Module):
-    """A network from its last stage on. What comes before is the trunk's, so that nothing is held or trained twice."""
+    """A network from its last block group on. The modules before it are the trunk's, so that none is trained twice."""
 
     def __init__(self, network: nn.Module, trunk: Trunk) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Branch(nn.Module):
 
 
 def _share(network: nn.Module, trunk: nn.Module, before: nn.Module) -> None:
-    """Put the trunk's modules into the network, up to one of its own. Modules are registered in the order they run."""
+    """Replace the network's modules by the trunk's, up to `before`. Modules are registered in the order they run."""
     for name, child in network.named_children():
         if any(module is before for module in child.modules()):
             if child is not before:
@@ -112,15 +112,14 @@ def _share(network: nn.Module, trunk: nn.Module, before: nn.Module) -> None:
         setattr(network, name, getattr(trunk, name))
 
 
-def _last_stage(network: Network) -> int:
-    """Where in the trunk the last part with parameters stands."""
-    owning = [at for at, part in enumerate(network.trunk()) if any(True for _ in part.parameters())]
-    return owning[-1]
+def _last_group(network: Network) -> int:
+    """The position in the trunk of the last part with parameters."""
+    return [at for at, part in enumerate(network.trunk()) if any(True for _ in part.parameters())][-1]
 
 
 @torch.no_grad()
 def _width(trunk: Trunk, image_shape: tuple[int, int, int]) -> int:
-    """Channels of the trunk's maps: asked in eval mode, so that no statistic moves."""
+    """Channels of the trunk's maps, from a pass in eval mode, which changes no statistics."""
     device = next(trunk.parameters()).device
     width: int = trunk.eval()(torch.zeros(1, *image_shape, device=device)).shape[1]
     trunk.train()

@@ -1,12 +1,12 @@
-"""One student with exits at its earlier stages: its own deepest classifier teaches them.
+"""One student with exits at its shallower blocks: its own deepest classifier teaches them.
 
 Zhang et al., "Be Your Own Teacher: Improve the Performance of CNNs via Self Distillation", ICCV 2019,
 arXiv:1905.08094, section 3.
 
 An exit is a bottleneck (1×1 to a quarter of the width, k×k of stride k, 1×1, each with batch norm and ReLU), averaged
-over places to an embedding as wide as the deepest one, and a linear classifier. k halves the map once for each stage
-that the exit leaves out. Deepest logits and features are held fixed in what they teach; the exits' gradients do reach
-the stages below them. The deployed student is the plain network: the exits are dropped.
+to an embedding as wide as the deepest one, and a linear classifier. k halves the map once for each exit place that
+comes after. The deepest logits and features are detached where they teach; the exits' gradients reach the blocks below
+them. The delivered student is the plain network without exits.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from base.errors import SpecInvalid
 from kdcore.classifier import Classifier
-from kdcore.lesson import EMBEDDING, Batch, Lesson, Round, View
+from kdcore.lesson import EMBEDDING, Batch, Lesson, StepOutput, View
 
 
 class Exits:
-    """`paths` are where the student is left, shallow to deep; `embedding` is where its deepest features are."""
+    """The scheme. `paths` are the exit places, shallow to deep; `embedding` is the tap of the deepest features."""
 
     def __init__(
         self, student: Classifier, paths: Sequence[str], embedding: str, num_classes: int, image_size: tuple[int, int]
@@ -42,20 +42,20 @@ class Exits:
     def learners(self) -> list[nn.Module]:
         return [nn.ModuleList([self.student, self.exits])]
 
-    def round(self, batch: Batch) -> Round:
+    def run(self, batch: Batch) -> StepOutput:
         deepest: View = self.student(batch.inputs)
         early = [module(deepest.taps[path]) for path, module in zip(self.paths, self.exits, strict=True)]
         teacher = View(deepest.logits.detach(), {EMBEDDING: deepest.taps[self.embedding].flatten(1).detach()})
         lessons = tuple(Lesson(view, teacher, batch) for view in early)
-        return Round((deepest, *early), batch.labels, lessons)
+        return StepOutput((deepest, *early), batch.labels, lessons)
 
 
 class Exit(nn.Module):
-    """A map in, a view out. `stages` counts those that are left out."""
+    """A map in, a view out. `halvings` counts the exit places from here to the end."""
 
-    def __init__(self, channels: int, width: int, num_classes: int, stages: int, size: Sequence[int]) -> None:
+    def __init__(self, channels: int, width: int, num_classes: int, halvings: int, size: Sequence[int]) -> None:
         super().__init__()
-        stride = min(2**stages, *size)
+        stride = min(2**halvings, *size)
         inside = max(width // 4, 1)
         self.bottleneck = nn.Sequential(
             *_layer(channels, inside, 1), *_layer(inside, inside, stride), *_layer(inside, width, 1)
@@ -68,15 +68,15 @@ class Exit(nn.Module):
 
 
 class Early(nn.Module):
-    """A student as it answers at one of its exits: images in, logits out. For measuring, not for deployment."""
+    """A student that ends at one of its exits: images in, logits out. Only measured, not delivered."""
 
     def __init__(self, student: Classifier, path: str, module: nn.Module) -> None:
         super().__init__()
         self.network, self.exit, self.path = student.network, module, path
-        self._look = student.look
+        self._view = student.view
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        logits: Tensor = self.exit(self._look(images_NCHW).taps[self.path]).logits
+        logits: Tensor = self.exit(self._view(images_NCHW).taps[self.path]).logits
         return logits
 
 
@@ -86,7 +86,7 @@ def _layer(width_in: int, width_out: int, stride: int) -> tuple[nn.Module, ...]:
 
 @torch.no_grad()
 def _shapes(student: Classifier, image_size: tuple[int, int]) -> dict[str, torch.Size]:
-    """Of each tap for one image: asked in eval mode, so that no statistic moves."""
+    """Shape of each tap for one image, from a pass in eval mode, which changes no statistics."""
     student.eval()
     taps = student(torch.zeros(1, student.mean.numel(), *image_size, device=student.mean.device)).taps
     student.train()

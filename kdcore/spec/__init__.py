@@ -1,22 +1,7 @@
-"""The job spec: its vocabulary, how a body is read, the rules between its fields, and its defaults spelled out."""
+"""The job spec: its classes, how a body is read, the rules between its fields, and how its defaults are resolved."""
 
-from kdcore.spec.fitting import fit, images_to_train_on
-from kdcore.spec.known import Known
-from kdcore.spec.methods import Kd, Method, Pair, Supervised
-from kdcore.spec.plan import GIVEN, Leg, Trial, legs, numbered, stages, trials
-from kdcore.spec.reading import Partial, as_typed, parse, read
-from kdcore.spec.resolving import preprocessing, resolve
-from kdcore.spec.rules import (
-    Named,
-    each_assistant,
-    each_method,
-    each_student,
-    each_teacher,
-    not_the_own_images,
-    references,
-)
-from kdcore.spec.tapping import takes_taps
-from kdcore.spec.vocabulary import (
+from kdcore.spec.fitting import Known, fit
+from kdcore.spec.job import (
     AdamW,
     Augmentation,
     Cosine,
@@ -29,19 +14,30 @@ from kdcore.spec.vocabulary import (
     Multistep,
     NoAugmentation,
     Optimizer,
-    Preprocessing,
     RandomResizedCrop,
     Schedule,
-    Scheduling,
     Sgd,
     Student,
     Teacher,
     Training,
     Unlabelled,
 )
+from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
+from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, trials
+from kdcore.spec.reading import as_typed, parse, read
+from kdcore.spec.resolving import preprocessing, resolve
+from kdcore.spec.rules import (
+    each_assistant,
+    each_method,
+    each_student,
+    each_teacher,
+    not_the_own_images,
+)
+from kdcore.spec.vocabulary import Pair
 
 __all__ = [
     "GIVEN",
+    "METHODS",
     "AdamW",
     "Augmentation",
     "Cosine",
@@ -49,25 +45,21 @@ __all__ = [
     "Cutmix",
     "Dataset",
     "JobSpec",
-    "Kd",
     "Known",
-    "Leg",
     "Method",
+    "MethodFacts",
     "Mix",
     "Mixup",
     "Multistep",
-    "Named",
     "NoAugmentation",
     "Optimizer",
+    "Options",
     "Pair",
-    "Partial",
-    "Preprocessing",
     "RandomResizedCrop",
     "Schedule",
-    "Scheduling",
     "Sgd",
+    "Stage",
     "Student",
-    "Supervised",
     "Teacher",
     "Training",
     "Trial",
@@ -78,16 +70,11 @@ __all__ = [
     "each_student",
     "each_teacher",
     "fit",
-    "images_to_train_on",
-    "legs",
     "not_the_own_images",
     "numbered",
     "parse",
     "preprocessing",
     "read",
-    "references",
     "resolve",
-    "stages",
-    "takes_taps",
     "trials",
 ]

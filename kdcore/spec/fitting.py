@@ -1,26 +1,51 @@
-"""What of teacher, student and method does not fit the data, or each other, once they have been looked up."""
+"""The facts that a spec's names stand for, and the faults of teacher, student and method beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from base.errors import Fault
-from kdcore.catalog import METHODS, ArchitectureFacts, DatasetFacts
-from kdcore.catalog.programs import ProgramFacts
-from kdcore.spec.known import Known
-from kdcore.spec.methods import Byot, FitNet, Fsp, Method, Ofd, Pair
+from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts, UnknownName, architecture
+from kdcore.spec.job import Preprocessing, Student, Teacher, Training, Unlabelled
+from kdcore.spec.methods import Networks
 from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher
-from kdcore.spec.tapping import choose, takes_taps
-from kdcore.spec.vocabulary import Preprocessing, Student, Teacher, Training, Unlabelled
+
+
+@dataclass(frozen=True)
+class Known:
+    """The facts that were found for what a spec names. What is missing was not found, or needs a download."""
+
+    dataset: DatasetFacts | None = None
+    unlabelled: DatasetFacts | None = None
+    teachers: Mapping[str, ModelFacts] = field(default_factory=dict)
+    """By their pointer in the spec."""
+    inspected: Mapping[str, ArchitectureFacts] = field(default_factory=dict)
+    """Networks that had to be built to be known, by name."""
+    shapes: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
+    """Shapes, without the batch, of the taps that the spec names, by architecture and path."""
+
+    def network(self, name: str | None) -> ArchitectureFacts | None:
+        """The facts of an architecture."""
+        if name is None or name in self.inspected:
+            return self.inspected.get(name or "")
+        try:
+            return architecture(name)
+        except UnknownName:
+            return None
+
+    def lacks_places(self, network: ArchitectureFacts) -> bool:
+        """Return True for a network whose places only an inspection can find, before it has been inspected."""
+        return network.source == "timm" and network.name not in self.inspected
 
 
 def fit(fields: Fields, known: Known) -> list[Fault]:
-    """Every misfit that can be seen without building anything."""
+    """The faults of a spec beside the facts of what it names. No network is built."""
     dataset = known.dataset
     if dataset is None:
         return []
     if not dataset.labelled:
-        text = "the data set holds no labels: a student is measured on labelled images"
-        return [Fault("/dataset/source", text, "not_allowed", "a labelled set; this one beside it, as unlabelled")]
+        text = "the data set has no labels, and a student is measured on labelled images"
+        return [Fault("/dataset/source", text, "not_allowed", "a labelled set, and this one as unlabelled")]
     faults = [*_pool_fit(dataset, known.unlabelled)]
     for pointer, teacher in each_teacher(fields):
         faults += _preprocessing_fit(dataset, teacher, pointer)
@@ -37,7 +62,7 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
 
 
 def teacher_network(fields: Fields, known: Known) -> ArchitectureFacts | None:
-    """The network whose activations teach: the one teacher's, or among peers and exits a student's."""
+    """The network whose activations teach: the first teacher's, or the student's in a scheme without a teacher."""
     given = each_teacher(fields)
     if not given:
         return next((known.network(student.architecture) for _, student in each_student(fields)), None)
@@ -47,115 +72,35 @@ def teacher_network(fields: Fields, known: Known) -> ArchitectureFacts | None:
 
 
 def _places_fit(fields: Fields, known: Known) -> Iterator[Fault]:
-    """The places that methods look at: those that a spec names, and those that it leaves to be found."""
+    """The places in the networks that methods compare: those that a spec names, and those that are left open."""
     named = each_student(fields)
     student = known.network(named[0][1].architecture) if named else None
     teacher = teacher_network(fields, known)
-    if student is None or teacher is None or known.is_mystery(student) or known.is_mystery(teacher):
+    if student is None or teacher is None or known.lacks_places(student) or known.lacks_places(teacher):
         return
     for pointer, method in each_method(fields):
-        if isinstance(method, Byot):
-            yield from _exits_fit(method, pointer, student, known)
-        if not takes_taps(method):
-            continue
-        yield from _shapes_fit(method, pointer, student, teacher, known)
-        pairs = method.pairs or choose(method, student, teacher)
-        if not pairs:
-            yield _no_taps(method, pointer, student, teacher)
-        elif isinstance(method, Fsp):
-            yield from _widths_agree(pairs, pointer, student, teacher, known)
-        elif isinstance(method, Ofd):
-            yield from _margins_fit(method, pointer, teacher, known)
+        for fault in method.misfits(Networks(student, teacher, known.shapes)):
+            yield replace(fault, pointer=pointer + fault.pointer)
 
 
-def _exits_fit(method: Byot, pointer: str, student: ArchitectureFacts, known: Known) -> Iterator[Fault]:
-    if method.exits is None and len(student.taps) < 2:
-        text = f"{student.name} has no known stages to leave it at: name the exits"
-        yield Fault(f"{pointer}/exits", text, "missing", "module paths")
-    if student.embedding is None:
-        text = f"'byot' teaches the features that {student.name} classifies by, and where they are is not known"
-        yield Fault(f"{pointer}/name", text, "not_allowed", "a network whose classifier has one known input", "byot")
-    for position, path in enumerate(method.exits or ()):
-        shape = known.shapes.get((student.name, path), [0, 0, 0])
-        if len(shape) != 3:
-            yield _other_shape(f"{pointer}/exits/{position}", path, student, shape, "'byot' leaves at a map")
-
-
-def _shapes_fit(
-    method: Method, pointer: str, student: ArchitectureFacts, teacher: ArchitectureFacts, known: Known
-) -> Iterator[Fault]:
-    """Only taps that a spec names have been looked at."""
-    takes = METHODS[method.name].takes
-    if takes == "anything" or (isinstance(method, FitNet) and method.regressor == "linear"):
-        return
-    ranks, needed = {"maps": ({3}, "a map"), "maps_or_vectors": ({1, 3}, "a map or a vector")}[takes]
-    several = "taps" in type(method).model_fields
-    for position, pair in enumerate(method.pairs):
-        place = f"{pointer}/taps/{position}" if several else f"{pointer}/tap"
-        for side, network, path in (("student", student, pair.student), ("teacher", teacher, pair.teacher)):
-            shape = known.shapes.get((network.name, path))
-            if shape is not None and len(shape) not in ranks:
-                yield _other_shape(f"{place}/{side}", path, network, shape, f"{method.name!r} needs {needed}")
-
-
-def _other_shape(pointer: str, path: str, network: ArchitectureFacts, shape: list[int], needed: str) -> Fault:
-    given = " x ".join(map(str, shape))
-    text = f"{path} of {network.name} gives {given} for each image; {needed}"
-    return Fault(pointer, text, "not_allowed", "channels x height x width", given)
-
-
-def _no_taps(method: Method, pointer: str, student: ArchitectureFacts, teacher: ArchitectureFacts) -> Fault:
-    field = "taps" if "taps" in type(method).model_fields else "tap"
-    text = f"{method.name!r} finds no place to compare {student.name} with {teacher.name} by itself: name its {field}"
-    if method.name == "ofd":
-        text += " (the teacher's need a batch norm right before their ReLU)"
-    return Fault(f"{pointer}/{field}", text, "missing", '{"student": "<module path>", "teacher": "<module path>"}')
-
-
-def _widths_agree(
-    pairs: tuple[Pair, ...], pointer: str, student: ArchitectureFacts, teacher: ArchitectureFacts, known: Known
-) -> Iterator[Fault]:
-    for pair in pairs:
-        ours, theirs = _width(student, pair.student, known), _width(teacher, pair.teacher, known)
-        if ours is not None and theirs is not None and ours != theirs:
-            text = f"{student.name} has {ours} at {pair.student}, {teacher.name} {theirs} at {pair.teacher}"
-            text = f"'fsp' compares channel with channel: {text}"
-            yield Fault(f"{pointer}/taps", text, "not_allowed", "taps of equal width, or a student as wide")
-            return
-
-
-def _margins_fit(method: Ofd, pointer: str, teacher: ArchitectureFacts, known: Known) -> Iterator[Fault]:
-    for position, (pair, margin) in enumerate(zip(method.pairs, method.margins or (), strict=False)):
-        map_width, own = _width(teacher, pair.teacher, known), _width(teacher, margin, known)
-        if map_width is not None and own is not None and map_width != own:
-            text = f"{margin} of {teacher.name} has {own} channels, the tap {pair.teacher} has {map_width}"
-            yield Fault(f"{pointer}/margins/{position}", text, "not_allowed", map_width, own)
-
-
-def _width(network: ArchitectureFacts, path: str, known: Known) -> int | None:
-    if (network.name, path) in known.shapes:
-        return known.shapes[network.name, path][0]
-    return dict(zip(network.taps, network.tap_widths, strict=False)).get(path)
-
-
-def _teacher_fit(dataset: DatasetFacts, asked: Teacher, pointer: str, known: Known) -> Iterator[Fault]:
+def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: Known) -> Iterator[Fault]:
     facts = known.teachers.get(pointer)
-    file = f"{pointer}/program" if asked.program is not None else f"{pointer}/checkpoint"
-    network = known.network(facts.architecture if facts else asked.architecture)
+    file = f"{pointer}/program" if teacher.program is not None else f"{pointer}/checkpoint"
+    network = known.network(facts.architecture if facts else teacher.architecture)
     if network is not None:
-        yield from _size_fit(dataset, network, file if asked.architecture is None else f"{pointer}/architecture")
+        yield from _size_fit(dataset, network, file if teacher.architecture is None else f"{pointer}/architecture")
     if facts is None:
         return
     if isinstance(facts, ProgramFacts):
         yield from _program_fit(dataset, facts, file)
-    elif asked.architecture not in (None, facts.architecture):
+    elif teacher.architecture not in (None, facts.architecture):
         text = f"the checkpoint is a {facts.architecture}"
-        yield _mismatch(f"{pointer}/architecture", text, facts.architecture, asked.architecture)
+        yield _mismatch(f"{pointer}/architecture", text, facts.architecture, teacher.architecture)
     if facts.num_classes != dataset.num_classes:
-        text = f"the teacher tells {facts.num_classes} classes apart, the data set has {dataset.num_classes}"
+        text = f"the teacher has {facts.num_classes} classes, the data set has {dataset.num_classes}"
         yield _mismatch(file, text, dataset.num_classes, facts.num_classes)
     elif facts.class_names and facts.class_names != dataset.class_names:
-        text = "the teacher's classes are named or ordered otherwise than the data set's"
+        text = "the teacher's class names, or their order, differ from the data set's"
         yield _mismatch(file, text, dataset.class_names[:10], facts.class_names[:10])
     if facts.channels != dataset.channels:
         text = f"the teacher takes images of {facts.channels} channels, the data set has {dataset.channels}"
@@ -194,7 +139,7 @@ def _pool_fit(dataset: DatasetFacts, pool: DatasetFacts | None) -> Iterator[Faul
         ("height and width", list(dataset.image_size), list(pool.image_size)),
     ):
         if ours != theirs:
-            text = f"the data set's images have {what} {ours}, these {theirs}"
+            text = f"the data set's images have {what} {ours}, these have {theirs}"
             yield Fault("/unlabelled/source", text, "not_allowed", ours, theirs)
 
 
@@ -225,7 +170,7 @@ def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fie
 def images_to_train_on(
     dataset: DatasetFacts, pool: DatasetFacts | None, unlabelled: Unlabelled | None, training: Training
 ) -> int:
-    """How many images an epoch sees: what is held out, one image at least, is not trained on."""
+    """The number of images in an epoch. At least one image is held out."""
     labelled = dataset.train - max(1, round(dataset.train * training.validation_fraction))
     if pool is None or unlabelled is None:
         return labelled

@@ -1,87 +1,80 @@
-"""What a job trains, in order: trials, each a network from a fresh start, and the stages of each."""
+"""What a job trains, in order: its trials, each from a fresh start, and the stages of each trial."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdcore.catalog import DatasetFacts
 from kdcore.spec.fitting import images_to_train_on
-from kdcore.spec.methods import BornAgain, Method, Pair
-from kdcore.spec.vocabulary import JobSpec, Student
-from kdcore.spec.weights import is_staged
+from kdcore.spec.job import JobSpec, Student
+from kdcore.spec.methods import Method, SchemeOptions, scheme_of
+from kdcore.spec.vocabulary import Pair
 
 GIVEN = "teacher"
-"""What `taught_by` says of the teacher (or teachers) that the spec names."""
+"""`taught_by` of a trial whose teacher (or teachers) the spec names."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One training from a fresh start."""
-
-    name: str
-    students: tuple[Student, ...]
-    taught_by: str | None
-    """GIVEN, the name of an earlier trial, or None: nobody, or the students themselves."""
-    methods: tuple[Method, ...]
-    """None for labels alone."""
-    seed: int
-
-    @property
-    def first_stages(self) -> tuple[Method, ...]:
-        """Methods that teach something before the labels are seen."""
-        return tuple(method for method in self.methods if is_staged(method))
-
-
-@dataclass(frozen=True)
-class Leg:
-    """One stage of one trial: `name` is the trial's for the last stage, `<trial>/<method>` before it."""
+class Stage:
+    """One stage of a trial: `<trial>/<method>` teaches one method before the labels; the last has the trial's name."""
 
     name: str
     epochs: int
     steps: int
+    method: Method | None = None
+    """The method of a stage before the labels; None in the last stage, where all methods are taught beside them."""
 
 
-def trials(spec: JobSpec) -> list[Trial]:
-    """The student's own last, but for its baseline."""
-    found = list(_generations(spec) if _born_again(spec) else _chain(spec))
+@dataclass(frozen=True)
+class Trial:
+    """A training from a fresh start: the student's, an assistant's, a generation's or the baseline's."""
+
+    name: str
+    students: tuple[Student, ...]
+    taught_by: str | None
+    """GIVEN, the name of an earlier trial, or None: no teacher, or the students themselves."""
+    methods: tuple[Method, ...]
+    """Empty for labels alone."""
+    seed: int
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def scheme(self) -> SchemeOptions:
+        """Who teaches whom."""
+        return scheme_of(self.methods)
+
+
+def trials(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> tuple[Trial, ...]:
+    """A job's trials with their stages: the student's comes last, except for its baseline."""
+    found = list(_generations(spec) if spec.scheme.generations else _chain(spec))
     if spec.baseline == "train":
         found.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
-    return found
-
-
-def legs(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> list[Leg]:
-    """Every stage of every trial, with its length in steps: each batch is whole."""
-    found = []
-    for trial in trials(spec):
-        pool = unlabelled if trial.name != "alone" else None
-        images = images_to_train_on(dataset, pool, spec.unlabelled, spec.training)
-        for name, epochs in stages(spec, trial):
-            found.append(Leg(name, epochs, epochs * (images // spec.training.batch_size)))
-    return found
-
-
-def stages(spec: JobSpec, trial: Trial) -> list[tuple[str, int]]:
-    """Name and epochs of each stage of a trial."""
-    names = numbered([f"{trial.name}/{method.name}" for method in trial.first_stages])
-    first = zip(names, map(_pretraining, trial.first_stages), strict=True)
-    return [*first, (trial.name, spec.training.epochs)]
+    return tuple(
+        replace(trial, stages=tuple(_stages(trial, spec, dataset, unlabelled if trial.name != "alone" else None)))
+        for trial in found
+    )
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Names that tell apart what is called the same: a, b, a-2, a-3."""
+    """Distinct names: a, b, a-2, a-3."""
     times = [names[:position].count(name) for position, name in enumerate(names, 1)]
     return [name if time == 1 else f"{name}-{time}" for name, time in zip(names, times, strict=True)]
 
 
-def _pretraining(method: Method) -> int:
-    epochs: int | None = getattr(method, "pretraining_epochs", None)
-    assert epochs is not None, "resolve() counts every stage"
-    return epochs
+def _stages(trial: Trial, spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> Iterator[Stage]:
+    """Every stage with its length in steps; only whole batches count."""
+    images = images_to_train_on(dataset, unlabelled, spec.unlabelled, spec.training)
+    steps_per_epoch = images // spec.training.batch_size
+    first = [(method, method.first_stage) for method in trial.methods if method.first_stage is not None]
+    names = numbered([f"{trial.name}/{method.name}" for method, _ in first])
+    for name, (method, stage) in zip(names, first, strict=True):
+        assert stage.epochs is not None, "resolve() counts the epochs of every stage"
+        yield Stage(name, stage.epochs, stage.epochs * steps_per_epoch, method)
+    yield Stage(trial.name, spec.training.epochs, spec.training.epochs * steps_per_epoch)
 
 
 def _chain(spec: JobSpec) -> Iterator[Trial]:
-    """The student, by way of its assistants: each learns from the one before it alone."""
-    supervised = spec.methods[0].name == "supervised"
-    methods = () if supervised else spec.methods
+    """The assistants, each taught by the one before it, then the student."""
+    methods = () if spec.scheme.kind == "alone" else spec.methods
     taught_by = GIVEN if spec.teachers else None
     for number, assistant in enumerate(spec.assistants, 1):
         yield Trial(f"assistant-{number}", (assistant,), taught_by, methods, spec.training.seed)
@@ -90,8 +83,8 @@ def _chain(spec: JobSpec) -> Iterator[Trial]:
 
 
 def _generations(spec: JobSpec) -> Iterator[Trial]:
-    """Each a fresh start, with a seed of its own, that learns from the one before."""
-    count = _born_again(spec)
+    """The generations, each with a seed of its own and taught by the one before it."""
+    count = spec.scheme.generations
     taught_by = GIVEN if spec.teachers else None
     methods = spec.methods if spec.teachers else ()
     for number in range(1, count + 1):
@@ -100,11 +93,7 @@ def _generations(spec: JobSpec) -> Iterator[Trial]:
         taught_by, methods = name, tuple(_among_twins(method) for method in spec.methods)
 
 
-def _born_again(spec: JobSpec) -> int:
-    return next((method.generations for method in spec.methods if isinstance(method, BornAgain)), 0)
-
-
 def _among_twins(method: Method) -> Method:
-    """Where the teacher is an earlier student, it is tapped where the student is."""
+    """The method for a teacher that is an earlier student: its taps are the student's."""
     pairs = tuple(Pair(student=pair.student, teacher=pair.student) for pair in method.pairs)
     return method.at(pairs) if pairs else method

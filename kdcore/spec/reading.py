@@ -1,4 +1,4 @@
-"""Read a client's body and name every fault at once, each with a pointer to the field that it typed."""
+"""Reading of a client's body, with all faults at once. Each fault points to the field as the client wrote it."""
 
 import difflib
 import types
@@ -11,11 +11,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from base.errors import Fault, SpecFaults
-from kdcore.spec.rules import rules
-from kdcore.spec.vocabulary import JobSpec
-
-Partial = Mapping[str, Any]
-"""The top-level fields that could be read, so that further checks can add to the same list of faults."""
+from kdcore.spec.job import JobSpec
+from kdcore.spec.rules import Fields, rules
 
 _KINDS = {
     "model_type": "an object",
@@ -34,15 +31,15 @@ _BOUNDS = {
 
 
 def parse(body: Any) -> JobSpec:
-    """The spec, or SpecFaults with all that is wrong with it."""
+    """Return the spec. Raises SpecFaults with every fault."""
     spec, _, faults = read(body)
     if spec is None:
         raise SpecFaults(faults)
     return spec
 
 
-def read(body: Any) -> tuple[JobSpec | None, Partial, list[Fault]]:
-    """The spec (None if anything is wrong), the fields that could be read, and every fault."""
+def read(body: Any) -> tuple[JobSpec | None, Fields, list[Fault]]:
+    """Return the spec (None if there is a fault), the fields that are valid by themselves, and every fault."""
     if not isinstance(body, dict):
         return None, {}, [Fault("", "a job spec is a JSON object", "type", "object", type(body).__name__)]
     try:
@@ -58,7 +55,7 @@ def read(body: Any) -> tuple[JobSpec | None, Partial, list[Fault]]:
 
 
 def as_typed(faults: Iterable[Fault], body: Any) -> list[Fault]:
-    """Faults at what the client typed: where a plain name stands for an object, there is only the name to point at."""
+    """Point faults to what the client wrote: to the plain name where it stands for an object."""
     return _once(replace(fault, pointer=_typed(fault.pointer, body)) for fault in faults)
 
 
@@ -79,12 +76,12 @@ def _item(body: list[Any], step: str) -> Any:
 
 
 def _follows(detail: ErrorDetails) -> bool:
-    """A list with a bad item is called too short as well, by as many items as are bad."""
+    """Return True for a fault that follows from another: pydantic calls a list with bad items too short as well."""
     return detail["type"] == "too_short" and len(detail["input"]) > detail["ctx"]["actual_length"]
 
 
 def _once(faults: Iterable[Fault]) -> list[Fault]:
-    """One plain value may stand for two fields: a fault of both is told once."""
+    """The faults without repetitions. One plain value can stand for two fields with the same fault."""
     seen: list[Fault] = []
     for fault in faults:
         if fault not in seen:
@@ -92,7 +89,7 @@ def _once(faults: Iterable[Fault]) -> list[Fault]:
     return seen
 
 
-def _readable(body: dict[str, Any]) -> Partial:
+def _readable(body: dict[str, Any]) -> Fields:
     fields = {}
     for name, field in JobSpec.model_fields.items():
         if name not in body:
@@ -108,7 +105,7 @@ def _readable(body: dict[str, Any]) -> Partial:
 
 @cache
 def _adapter(field: str) -> TypeAdapter[Any]:
-    """Building one takes longer than all else that reading does."""
+    """The cached validator of a field. Building it takes longer than reading a spec."""
     return TypeAdapter(JobSpec.model_fields[field].rebuild_annotation())
 
 
@@ -133,7 +130,7 @@ def _fault(detail: ErrorDetails, body: dict[str, Any]) -> Fault:
 
 
 def _out_of_bounds(pointer: str, detail: ErrorDetails, given: Any) -> Fault:
-    """A value that is no number, object or list where one is needed, or too small, too large, too short or too long."""
+    """The fault of a value of another type, or outside its bounds."""
     kind, context = detail["type"], detail.get("ctx", {})
     bound = next((text.format(context[key]) for key, text in _BOUNDS.items() if key in context), None)
     message, code = f"{detail['msg']}, got {given!r}", kind
@@ -158,8 +155,8 @@ def _unknown_variant(path: list[str | int], context: Mapping[str, Any], given: A
 
 
 def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[BaseModel] | None, Any]:
-    """The path as the client wrote it (pydantic adds the tags of unions), the model that the last step is in, and what
-    the client wrote there."""
+    """The path as the client wrote it, without pydantic's tags of unions; the model of the last step; and the value
+    there."""
     path: list[str | int] = []
     here: Any = body
     annotation: Any = JobSpec
@@ -178,7 +175,7 @@ def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[Base
 
 
 def _annotation(annotation: Any, model: type[BaseModel] | None, step: str | int) -> Any:
-    """What stands at a step: a field of the model, or an item of the list."""
+    """The type at a step: of a field of the model, or of an item of the list."""
     if isinstance(step, int):
         return _item_type(annotation)
     return model.model_fields[step].annotation if model is not None and step in model.model_fields else None

@@ -1,363 +1,49 @@
-"""What a client may ask for: one frozen, typed vocabulary that is the request body, the stored JSON, the engine's
-input and the checkpoint's metadata. Unknown fields are refused; defaults come from the field's papers and say so.
+"""The base class of every object in a job spec, and the words for a place in a network."""
 
-A plain name stands for an object that holds only that name: `"method": "kd"` is `{"name": "kd"}`.
-`None` means "not given": `resolve` spells it out once the data and the teacher are known.
-"""
+from typing import Annotated, Any, Literal, Union
 
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, Discriminator, Field, Tag
-
-from base.references import REFERENCE_PREFIXES
-from kdcore.catalog import architecture
-from kdcore.spec.base import Vocabulary, named
-from kdcore.spec.methods import Method
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-def _single_or_several(given: Any) -> str:
-    return "several" if isinstance(given, list | tuple) else "single"
+def _require_name(schema: dict[str, Any]) -> None:
+    """Make `name` required in the schema of a class that is chosen by its name, although the class has a default."""
+    name = schema.get("properties", {}).get("name", {})
+    if "const" in name:
+        name.pop("default", None)
+        schema["required"] = ["name", *schema.get("required", [])]
 
 
-def _known_architecture(name: str) -> str:
-    architecture(name)
-    return name
+class Vocabulary(BaseModel):
+    """An object of a job spec: frozen, with finite numbers only. An unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_require_name)
 
 
-def _known_reference(reference: str) -> str:
-    if any(reference.startswith(prefix) and len(reference) > len(prefix) for prefix in REFERENCE_PREFIXES):
-        return reference
-    raise ValueError(
-        "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<torchvision weights> or file:<path>"
+def named(field: str, of: Any, names: tuple[str, ...] = ()) -> BeforeValidator:
+    """A validator that reads a plain string as an object of type `of` with only this field; the schema shows both."""
+    plain: Any = Literal[names] if names else str
+    discriminated = Annotated[of, Field(discriminator="name")] if field == "name" else of
+    return BeforeValidator(
+        lambda given: {field: given} if isinstance(given, str) else given,
+        json_schema_input_type=Union[plain, discriminated],  # noqa: UP007  # | does not take types that are variables
     )
 
 
-Architecture = Annotated[str, AfterValidator(_known_architecture)]
-Reference = Annotated[str, AfterValidator(_known_reference)]
-Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of the rate from zero, in epochs.")]
-MixAlpha = Annotated[
-    float, Field(gt=0, le=100, description="The shares of two images are drawn from Beta(alpha, alpha).")
-]
-Flip = Annotated[bool, Field(description="Mirror every other time.")]
+TapPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+(@(in|nhwc|tokens))?$")]
 
 
-class Preprocessing(Vocabulary):
-    """Normalisation belongs to a model: pixels in 0..1 become (pixel - mean) / std, channel by channel."""
+class Pair(Vocabulary):
+    """Where student and teacher are compared: module paths, `layer3` for an output, `fc@in` for an input."""
 
-    mean: Channelwise = Field(description="One number for each channel, of pixels in 0..1.")
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=4)] = Field(
-        description="One number for each channel, of pixels in 0..1."
-    )
+    student: TapPath
+    teacher: TapPath
 
 
-class Dataset(Vocabulary):
-    source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
-        description="A built-in name (digits, cifar100, ...), a registered data set's name or id, blob:sha256:<hex>, "
-        "or, for the engine by hand, file:<path>."
-    )
-    image_size: int | None = Field(
-        default=None, ge=4, le=1024, description="Height and width in pixels that images of differing sizes get."
-    )
+def _same_on_both_sides(given: Any) -> Any:
+    return {"student": given, "teacher": given} if isinstance(given, str) else given
 
 
-class Teacher(Vocabulary):
-    """A trained network that teaches: a checkpoint of a known architecture, or a program of any."""
+Tap = Annotated[Pair, BeforeValidator(_same_on_both_sides, json_schema_input_type=TapPath | Pair)]
+"""A pair of places. A plain path means the same path in both networks."""
 
-    checkpoint: Reference | None = Field(
-        default=None,
-        description="model:<name or id>, job:<id> (its student), blob:sha256:<hex>, weights:<torchvision weights>, "
-        "or, for the engine by hand, file:<path>.",
-    )
-    program: Annotated[str, Field(pattern=r"^(blob:sha256:|file:).+$")] | None = Field(
-        default=None,
-        description="In the place of a checkpoint: blob:sha256:<hex> (or file:<path>) of a torch.export program (.pt2) "
-        "that answers normalised images with logits. It teaches by them alone: it has no taps.",
-    )
-    architecture: Architecture | None = Field(
-        default=None, description="May be left out where the checkpoint says it: model:, job: and weights:."
-    )
-    preprocessing: Preprocessing | None = Field(
-        default=None, description="Default: the checkpoint's own where it says one, else the data's mean and std."
-    )
-    weight: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
-        default=None, description="Among several teachers: its share in the averaged probabilities. Default: equal."
-    )
-
-
-class Student(Vocabulary):
-    """A network that is trained from a fresh start."""
-
-    architecture: Architecture = Field(
-        description="A name of GET /v1/architectures, or timm/<name>: any model of that library."
-    )
-    preprocessing: Preprocessing | None = Field(default=None, description="Default: the data's mean and std.")
-
-
-class Unlabelled(Vocabulary):
-    """Images whose labels nobody knows, or looks at: the teacher's answers are what is learned from them."""
-
-    source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
-        description="As a data set's source: the training images of a registered or built-in set, blob:sha256:<hex>, "
-        "or file:<path>; it need hold no labels."
-    )
-    labels: Literal["teacher", "none"] = Field(
-        default="teacher",
-        description="What stands in for their labels. teacher: the class that it finds most likely (Kim & Rush 2016, "
-        "arXiv:1606.07947). none: nothing; only the distillation loss sees them.",
-    )
-    labelled_too: bool = Field(
-        default=True, description="Whether the data set's own labelled images are trained on too."
-    )
-
-
-class Sgd(Vocabulary):
-    """Defaults: the CIFAR recipe of CRD (Tian et al., ICLR 2020): lr 0.05, momentum 0.9, no Nesterov."""
-
-    name: Literal["sgd"] = "sgd"
-    lr: float = Field(
-        default=0.05, gt=0, le=100, description="Learning rate. CRD's code has 0.01 for MobileNets and ShuffleNets."
-    )
-    momentum: Fraction = Field(default=0.9, description="Of the running mean of gradients.")
-    weight_decay: float = Field(default=5e-4, ge=0, le=10, description="Reaches every parameter, batch norm's too.")
-    nesterov: bool = Field(default=False, description="Look ahead by the momentum before each step.")
-
-
-class AdamW(Vocabulary):
-    """Loshchilov & Hutter, ICLR 2019 (arXiv:1711.05101); defaults are PyTorch's."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0, le=100, description="Learning rate.")
-    weight_decay: float = Field(default=1e-2, ge=0, le=10, description="Reaches every parameter, batch norm's too.")
-    betas: tuple[Fraction, Fraction] = Field(
-        default=(0.9, 0.999), description="Of the running means of gradients and of their squares."
-    )
-
-
-class Multistep(Vocabulary):
-    """Multiply the learning rate by `gamma` at each milestone. Default milestones: 150, 180 and 210 of 240 epochs
-    (CRD's recipe), scaled to the epochs asked for."""
-
-    name: Literal["multistep"] = "multistep"
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="In epochs, rising.")
-    gamma: float = Field(default=0.1, gt=0, le=1, description="What the rate is multiplied by at each milestone.")
-    warmup_epochs: WarmUp = 0
-
-
-class Cosine(Vocabulary):
-    """Half a cosine from the learning rate down to `final_fraction` of it (Loshchilov & Hutter, ICLR 2017)."""
-
-    name: Literal["cosine"] = "cosine"
-    final_fraction: float = Field(default=0, ge=0, le=1, description="Of the learning rate, at the end.")
-    warmup_epochs: WarmUp = 0
-
-
-Optimizer = Sgd | AdamW
-Schedule = Multistep | Cosine
-
-
-class NoAugmentation(Vocabulary):
-    """Images as they are."""
-
-    name: Literal["none"] = "none"
-
-
-class CropFlip(Vocabulary):
-    """Pad with black, crop back at random, mirror every other time: the field's CIFAR augmentation."""
-
-    name: Literal["crop_flip"] = "crop_flip"
-    padding: int = Field(default=4, ge=0, le=64, description="Pixels on each side.")
-    flip: Flip = True
-
-
-class RandomResizedCrop(Vocabulary):
-    """A crop of random area and aspect ratio, brought back to full size (Szegedy et al., CVPR 2015)."""
-
-    name: Literal["random_resized_crop"] = "random_resized_crop"
-    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
-        default=(0.35, 1.0), description="Smallest and largest part of the image's area."
-    )
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
-        default=(3 / 4, 4 / 3), description="Smallest and largest width over height."
-    )
-    flip: Flip = True
-
-
-Augmentation = NoAugmentation | CropFlip | RandomResizedCrop
-
-
-class Mixup(Vocabulary):
-    """Zhang et al., ICLR 2018 (arXiv:1710.09412): blend two images and their labels."""
-
-    name: Literal["mixup"] = "mixup"
-    alpha: MixAlpha = 0.2
-
-
-class Cutmix(Vocabulary):
-    """Yun et al., ICCV 2019 (arXiv:1905.04899): paste a box of one image into another, labels by area."""
-
-    name: Literal["cutmix"] = "cutmix"
-    alpha: MixAlpha = 1.0
-
-
-Mix = Mixup | Cutmix
-
-
-class Training(Vocabulary):
-    """How the student learns. Defaults: the CIFAR-100 recipe of CRD, on which the field's tables stand."""
-
-    epochs: int = Field(
-        default=240, ge=1, le=100_000, description="Of the training proper; stages before it have epochs of their own."
-    )
-    batch_size: int = Field(
-        default=64, ge=2, le=65_536, description="Every batch is whole: an epoch's remainder is left out."
-    )
-    seed: int = Field(
-        default=0,
-        ge=0,
-        lt=2**63,
-        description="Of first weights, the held-out part, the order of images and their views.",
-    )
-    optimizer: Annotated[Optimizer, Field(discriminator="name"), named("name", Optimizer)] = Field(
-        default=Sgd(), description="Default: SGD as CRD's code."
-    )
-    schedule: Annotated[Schedule, Field(discriminator="name"), named("name", Schedule)] = Field(
-        default=Multistep(), description="Of the learning rate. Default: CRD's three drops."
-    )
-    augmentation: Annotated[Augmentation, Field(discriminator="name"), named("name", Augmentation)] | None = Field(
-        default=None,
-        description="Default: none for named grey sets such as digits, crop_flip up to 64 pixels, else "
-        "random_resized_crop.",
-    )
-    mix: Annotated[Mix, Field(discriminator="name"), named("name", Mix)] | None = Field(
-        default=None, description="Mix images and their labels. Default: not, as in the recipes of the field's tables."
-    )
-    label_smoothing: Fraction = Field(
-        default=0.0, description="Part of each label that is spread over all classes, in the labels' loss."
-    )
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="Decay per step of an exponential moving average of the weights, which is exported."
-    )
-    clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(default=None, description="Largest gradient norm.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto: bf16 autocast on a GPU that has it, else fp32."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one.")
-    validation_fraction: float = Field(
-        default=0.1, gt=0, le=0.5, description="Part of the training images held out to choose the best epoch."
-    )
-    checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between resumable states.")
-
-
-OneStudent = Annotated[Student, named("architecture", Student)]
-
-# Told apart by their JSON type, so that a fault names fields of what was meant and of nothing else.
-OneOrSeveralTeachers = Annotated[
-    Annotated[Teacher, Tag("single")]
-    | Annotated[tuple[Teacher, ...], Field(min_length=1, max_length=16), Tag("several")],
-    Discriminator(_single_or_several),
-]
-OneOrSeveralStudents = Annotated[
-    Annotated[OneStudent, Tag("single")]
-    | Annotated[tuple[OneStudent, ...], Field(min_length=1, max_length=8), Tag("several")],
-    Discriminator(_single_or_several),
-]
-OneOrSeveralMethods = Annotated[
-    Annotated[Method, Tag("single")] | Annotated[tuple[Method, ...], Field(min_length=1, max_length=8), Tag("several")],
-    Discriminator(_single_or_several),
-]
-
-
-class Scheduling(Vocabulary):
-    """How a service is to treat the job. It changes nothing of what is trained, and means nothing by hand."""
-
-    priority: int = Field(
-        default=0, ge=-100, le=100, description="The higher goes first; among equals the older. Running jobs stay."
-    )
-    deadline_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = Field(
-        default=None,
-        description="Seconds after being accepted, or last retried, by which the job must have ended, its waiting and "
-        "pauses included; then it fails with deadline_exceeded. Default: none.",
-    )
-    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = Field(
-        default=None,
-        description="Attempts in a row that may end without a new checkpoint before the job fails. Default: the "
-        "server's.",
-    )
-
-
-class JobSpec(Vocabulary):
-    """One distillation: loss = alpha · cross_entropy(student, labels) + beta · distillation(student, teacher).
-
-    The distillation term of a logit method carries T², so that alpha and beta keep their meaning when T changes.
-    """
-
-    name: str | None = Field(default=None, min_length=1, max_length=200, description="For people.")
-    dataset: Annotated[Dataset, named("source", Dataset)] = Field(
-        description="What is trained on, and what every model is measured on. A plain string is its source."
-    )
-    unlabelled: Annotated[Unlabelled, named("source", Unlabelled)] | None = Field(
-        default=None, description="More images to distil onto, which need no labels. A plain string is their source."
-    )
-    teacher: OneOrSeveralTeachers | None = Field(
-        default=None,
-        description="Who teaches; some methods need nobody (GET /v1/methods). A list's probabilities are averaged, by "
-        "their weights: then only methods on logits can be taught.",
-    )
-    assistants: Annotated[tuple[OneStudent, ...], Field(max_length=8)] = Field(
-        default=(),
-        description="Networks between teacher and student, largest first: each is distilled from the one before "
-        "(Mirzadeh et al., AAAI 2020, arXiv:1902.03393).",
-    )
-    student: OneOrSeveralStudents = Field(
-        description="Who learns. A list where several learn from each other (dml); the job is about the first."
-    )
-    method: OneOrSeveralMethods = Field(
-        description="A name, or an object with a name and the method's options. A list is a sum: each method's loss "
-        "times its weight, and beta times the sum."
-    )
-    temperature: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        default=None,
-        description="Divides both logits before the softmax. Default: the method's own (GET /v1/methods), in a list "
-        "that of the first that has one.",
-    )
-    alpha: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
-        default=None,
-        description="Weight of the labels' loss. Default: the method's own (GET /v1/methods), in a list the first's.",
-    )
-    beta: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
-        default=None,
-        description="Weight of the distillation loss. Default: the method's own (GET /v1/methods); 1 where methods "
-        "have weights of their own, as in a list of several.",
-    )
-    training: Training = Field(default=Training(), description="How the student learns.")
-    baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
-        default="none",
-        description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
-        "an earlier job; by hand file:<path> of its student.safetensors.",
-    )
-    scheduling: Scheduling = Field(default=Scheduling(), description="How the service is to treat the job.")
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        return self.method if isinstance(self.method, tuple) else (self.method,)
-
-    @property
-    def teachers(self) -> tuple[Teacher, ...]:
-        if self.teacher is None:
-            return ()
-        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
-
-    @property
-    def students(self) -> tuple[Student, ...]:
-        """The first is the one that the job is about."""
-        return self.student if isinstance(self.student, tuple) else (self.student,)
-
-    @property
-    def method_name(self) -> str:
-        """Names of all methods, as in `kd+attention`."""
-        return "+".join(method.name for method in self.methods)
-
-    def as_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+Taps = Annotated[tuple[Tap, ...], Field(min_length=1, max_length=16)]

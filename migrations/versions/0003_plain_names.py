@@ -53,9 +53,19 @@ def _rename_column(table: str, old: str, new: str) -> None:
 
 
 def _rename_constraint(old: str, new: str) -> None:
-    # SQLite cannot rename a constraint; its name appears in an error message at most.
-    if op.get_bind().dialect.name == "postgresql":
+    connection = op.get_bind()
+    if connection.dialect.name == "postgresql":
         op.execute(f"ALTER TABLE jobs RENAME CONSTRAINT {old} TO {new}")
+        return
+    # SQLite's documented way for a change that leaves the stored rows as they are (lang_altertable.html, section 7).
+    version = connection.execute(sa.text("PRAGMA schema_version")).scalar_one()
+    op.execute("PRAGMA writable_schema = ON")
+    connection.execute(
+        sa.text("UPDATE sqlite_schema SET sql = replace(sql, :old, :new) WHERE type = 'table' AND name = 'jobs'"),
+        {"old": old, "new": new},
+    )
+    op.execute(f"PRAGMA schema_version = {version + 1}")
+    op.execute("PRAGMA writable_schema = OFF")
 
 
 def _to_plain(data: dict[str, Any]) -> dict[str, Any]:

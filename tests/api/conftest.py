@@ -1,7 +1,7 @@
-"""A server in this process around a real SQLite file, and jobs brought to any point of their lives."""
+"""A server in this process with a real SQLite file, and jobs in any state."""
 
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +10,16 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import BaseModel
 
-from api.inspector import Inspector, Refused
-from api.main import create_app
+from api.app import create_app
+from api.inspections import KINDS, OF_FILES, F, Inspector, Refused
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
-from store.blobs import BlobStore
 from store.database import Database, migrate
+from store.file_store import FileStore
 from store.settings import Settings
 
 SUPERVISED = {
@@ -38,61 +39,50 @@ MODEL = ModelFacts(
 PROGRAM = ProgramFacts(num_classes=10, channels=1, parameters=20_000, bytes=80_000, image_size=(8, 8))
 
 
-class ToldInspector(Inspector):
-    """Answers what it was told, by the digest that a blob's file is named after, and remembers what it was asked."""
+class FakeInspector(Inspector):
+    """Answers without a child process, and records the requests."""
 
     def __init__(self) -> None:
         super().__init__(Path("never used"))
-        self.answers: dict[str, ModelFacts | DatasetFacts | Refused] = {}
+        self.answers: dict[str, BaseModel | Refused] = {}
+        """By the digest that a blob's file is named after; others have the default facts of their kind."""
         self.shapes: dict[str, list[int]] = {}
-        """Of what taps give, by path; maps of four channels are what is not told."""
-        self.asked: list[tuple[str, str, Any]] = []
+        """Of taps, by path; others are maps of four channels."""
+        self.requests: list[tuple[Any, ...]] = []
+        """Kind, subject (the digest of a file), and the options that were given."""
 
-    async def model(self, path: Path, architecture: str | None) -> ModelFacts | Refused:
-        self.asked.append(("model", path.name, architecture))
-        answer = self.answers.get(path.name, MODEL)
-        assert not isinstance(answer, DatasetFacts)
+    async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
+        subject = (Path(subject[0]).name,) if kind in OF_FILES else subject
+        self.requests.append((KINDS[kind], *subject, {name: value for name, value in options.items() if value}))
+        answer = self.answers.get(subject[0], self._default(kind, *subject))
+        if isinstance(answer, Refused):
+            raise answer
+        assert isinstance(answer, kind)
         return answer
 
-    async def program(self, path: Path) -> ProgramFacts | Refused:
-        self.asked.append(("program", path.name, None))
-        answer = self.answers.get(path.name, PROGRAM)
-        assert isinstance(answer, ProgramFacts | Refused)
-        return answer
-
-    async def taps(
-        self, name: str, num_classes: int, channels: int, image_size: tuple[int, int], paths: Sequence[str]
-    ) -> TapFacts | Refused:
-        self.asked.append(("taps", name, tuple(paths)))
-        if missing := [path for path in paths if path.startswith("layer9")]:
-            return Refused("spec_invalid", f"there is no {missing[0]!r} in {name}", "near it: layer1, layer2, layer3")
-        return TapFacts(shapes={path: self.shapes.get(path, [4, 4, 4]) for path in paths})
-
-    async def dataset(self, path: Path, image_size: int | None) -> DatasetFacts | Refused:
-        self.asked.append(("dataset", path.name, image_size))
-        answer = self.answers.get(path.name, DATASET)
-        assert not isinstance(answer, ModelFacts)
-        return answer
-
-    async def architecture(
-        self, name: str, num_classes: int, channels: int, image_size: tuple[int, int]
-    ) -> ArchitectureFacts | Refused:
-        self.asked.append(("architecture", name, (num_classes, channels, image_size)))
-        refused = Refused("spec_invalid", f"timm has no {name}")
-        return architecture(name) if name == "timm/resnet18" else refused
+    def _default(self, kind: type[BaseModel], name: str, *paths: str) -> BaseModel | Refused:
+        if kind is TapFacts:
+            if missing := [path for path in paths if path.startswith("layer9")]:
+                text = f"there is no {missing[0]!r} in {name}"
+                return Refused("spec_invalid", text, "near it: layer1, layer2, layer3")
+            return TapFacts(shapes={path: self.shapes.get(path, [4, 4, 4]) for path in paths})
+        if kind is ArchitectureFacts:
+            return architecture(name) if name == "timm/resnet18" else Refused("spec_invalid", f"timm has no {name}")
+        return {ModelFacts: MODEL, ProgramFacts: PROGRAM, DatasetFacts: DATASET}[kind]
 
 
 @dataclass
 class Service:
-    """One server, its client, and what stands behind it."""
+    """A server in this process, a client of it, and its database, files and inspector."""
 
     app: FastAPI
     http: httpx.AsyncClient
     db: Database
-    files: BlobStore
-    inspector: ToldInspector
+    files: FileStore
+    inspector: FakeInspector
     settings: Settings
-    rings: list[bool] = field(default_factory=list)
+    wake_ups: list[bool] = field(default_factory=list)
+    """One for each time that the workers were to be woken."""
 
     async def submit(self, **changes: Any) -> str:
         answer = await self.http.post("/v1/jobs", json={**SUPERVISED, **changes})
@@ -100,14 +90,14 @@ class Service:
         return str(answer.json()["id"])
 
     async def claim(self, job_id: str) -> int:
-        """A worker takes the oldest job, which must be this one; returns the fence."""
-        claim = await self.db.write(lifecycle.claim, "worker-1", 30, rescue=False)
+        """Claim the oldest job, which must be this one. Returns the fence."""
+        claim = await self.db.write(lifecycle.claim, "worker-1", 30, takeover=False)
         assert claim is not None
         assert claim.job.id == job_id
         return claim.fence
 
     async def succeed(self, job_id: str, **report: Any) -> dict[str, str]:
-        """A worker runs the job to its end; returns the digests of what it made, by name."""
+        """Claim and finish the job. Returns the digests of its files, by name."""
         fence = await self.claim(job_id)
         digests = {}
         made = []
@@ -143,7 +133,7 @@ class Service:
         await self.db.write(lifecycle.finish_failed, job_id, fence, error, None)
 
     async def upload(self, content: bytes) -> str:
-        """Returns the blob's name, `sha256:<hex>`."""
+        """Upload bytes. Returns the blob's name, `sha256:<hex>`."""
         answer = await self.http.post("/v1/uploads", content=content)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["blob"])
@@ -156,7 +146,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database at the newest schema, to copy from."""
+    """An empty database with the newest tables, to copy from."""
     path = tmp_path_factory.mktemp("schema") / "distillery.db"
     migrate(f"sqlite:///{path}")
     return path
@@ -176,19 +166,19 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 @asynccontextmanager
 async def serving(settings: Settings, **headers: str) -> AsyncIterator[Service]:
-    rings: list[bool] = []
-    inspector = ToldInspector()
-    app = create_app(settings, ring=lambda: rings.append(True), inspector=inspector)
+    wake_ups: list[bool] = []
+    inspector = FakeInspector()
+    app = create_app(settings, wake_workers=lambda: wake_ups.append(True), inspector=inspector)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers) as client,
     ):
-        yield Service(app, client, app.state.database, app.state.files, inspector, settings, rings)
+        yield Service(app, client, app.state.database, app.state.files, inspector, settings, wake_ups)
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The body of a problem, once it is sure that it is one."""
+    """The body of an answer, after checking that it is this problem."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()

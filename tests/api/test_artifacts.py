@@ -1,4 +1,4 @@
-"""What a job made: listed, downloaded whole, in ranges, or not again."""
+"""A job's files: listed, downloaded whole or in ranges, or not sent again."""
 
 import hashlib
 
@@ -10,15 +10,15 @@ from tests.api.conftest import Service, problem
 pytestmark = pytest.mark.anyio
 
 
-async def test_files_are_listed_with_their_digests(service: Service) -> None:
+async def test_artifacts_listing_has_digests(service: Service) -> None:
     job_id = await service.submit()
     made = await service.succeed(job_id)
-    told = (await service.http.get(f"/v1/jobs/{job_id}/artifacts")).json()
-    assert {file["name"]: file["sha256"] for file in told["data"]} == made
-    assert Page[ArtifactView].model_validate(told, strict=True)
+    body = (await service.http.get(f"/v1/jobs/{job_id}/artifacts")).json()
+    assert {file["name"]: file["sha256"] for file in body["data"]} == made
+    assert Page[ArtifactView].model_validate(body, strict=True)
 
 
-async def test_a_file_is_what_its_digest_says(service: Service) -> None:
+async def test_artifact_download_has_its_digest(service: Service) -> None:
     job_id = await service.submit()
     made = await service.succeed(job_id)
     for path in ("checkpoint", "artifacts/student.safetensors"):
@@ -32,7 +32,7 @@ async def test_a_file_is_what_its_digest_says(service: Service) -> None:
         assert answer.headers["accept-ranges"] == "bytes"
 
 
-async def test_a_download_can_go_on_where_it_broke(service: Service) -> None:
+async def test_artifact_download_resumes_with_range(service: Service) -> None:
     job_id = await service.submit()
     await service.succeed(job_id)
     path = f"/v1/jobs/{job_id}/checkpoint"
@@ -46,16 +46,16 @@ async def test_a_download_can_go_on_where_it_broke(service: Service) -> None:
     assert (other.status_code, other.content) == (200, whole.content)
 
 
-@pytest.mark.parametrize("asked", ["bytes=99999-", "lines=1-2"])
-async def test_a_range_that_is_not_there_is_a_problem(service: Service, asked: str) -> None:
+@pytest.mark.parametrize("range_header", ["bytes=99999-", "lines=1-2"])
+async def test_artifact_download_refuses_a_range_outside_the_file(service: Service, range_header: str) -> None:
     job_id = await service.submit()
     await service.succeed(job_id)
-    answer = await service.http.get(f"/v1/jobs/{job_id}/checkpoint", headers={"Range": asked})
+    answer = await service.http.get(f"/v1/jobs/{job_id}/checkpoint", headers={"Range": range_header})
     problem(answer, 416, "range_unsatisfiable")
     assert answer.headers["content-range"].startswith("bytes */")
 
 
-async def test_bytes_that_the_client_has_are_not_sent_again(service: Service) -> None:
+async def test_artifact_download_answers_304_if_the_client_has_the_bytes(service: Service) -> None:
     job_id = await service.submit()
     made = await service.succeed(job_id)
     headers = {"If-None-Match": f'"other", "{made["student.safetensors"]}"'}
@@ -63,7 +63,7 @@ async def test_bytes_that_the_client_has_are_not_sent_again(service: Service) ->
     assert (answer.status_code, answer.content) == (304, b"")
 
 
-async def test_head_tells_size_and_digest_without_the_bytes(service: Service) -> None:
+async def test_artifact_head_has_size_and_digest(service: Service) -> None:
     job_id = await service.submit()
     made = await service.succeed(job_id)
     answer = await service.http.head(f"/v1/jobs/{job_id}/artifacts/student.safetensors")
@@ -72,17 +72,17 @@ async def test_head_tells_size_and_digest_without_the_bytes(service: Service) ->
     assert int(answer.headers["content-length"]) > 0
 
 
-async def test_a_job_that_has_not_succeeded_has_no_checkpoint_yet(service: Service) -> None:
+async def test_checkpoint_of_a_job_that_has_not_succeeded_is_not_ready(service: Service) -> None:
     job_id = await service.submit()
-    told = problem(await service.http.get(f"/v1/jobs/{job_id}/checkpoint"), 409, "not_ready")
-    assert told["job_status"] == "queued"
+    body = problem(await service.http.get(f"/v1/jobs/{job_id}/checkpoint"), 409, "not_ready")
+    assert body["job_status"] == "queued"
     assert (await service.http.get(f"/v1/jobs/{job_id}/artifacts")).json()["data"] == []
 
 
-async def test_an_unknown_file_is_told_beside_those_that_there_are(service: Service) -> None:
+async def test_artifact_that_does_not_exist_is_answered_with_those_that_do(service: Service) -> None:
     job_id = await service.submit()
     await service.succeed(job_id)
-    told = problem(await service.http.get(f"/v1/jobs/{job_id}/artifacts/student.onnx"), 404, "not_found")
-    assert told["allowed"] == ["report.json", "student.safetensors"]
+    body = problem(await service.http.get(f"/v1/jobs/{job_id}/artifacts/student.onnx"), 404, "not_found")
+    assert body["allowed"] == ["report.json", "student.safetensors"]
     problem(await service.http.get("/v1/jobs/job_0/checkpoint"), 404, "not_found")
     problem(await service.http.get("/v1/jobs/job_0/artifacts"), 404, "not_found")

@@ -1,4 +1,4 @@
-"""The page in a real browser: Chromium draws it, and what it drew is read back."""
+"""The web page in a real browser: Chromium renders it, and the tests read its text."""
 
 import re
 import shutil
@@ -13,11 +13,11 @@ import httpx
 import pytest
 import uvicorn
 
-from api.main import create_app
+from api.app import create_app
 from store import checkpoints, lifecycle, metrics
 from store.database import Database
 from store.settings import Settings
-from tests.api.conftest import SUPERVISED, ToldInspector
+from tests.api.conftest import SUPERVISED, FakeInspector
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -30,7 +30,7 @@ pytestmark = [
 @pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
     """A server on a free port, in a thread."""
-    app = create_app(settings, ring=lambda: None, inspector=ToldInspector())
+    app = create_app(settings, wake_workers=lambda: None, inspector=FakeInspector())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -42,8 +42,8 @@ def address(settings: Settings) -> Iterator[str]:
     thread.join()
 
 
-def drawn(tmp_path: Path, url: str) -> str:
-    """The page's text once its scripts have run; no complaint on the console, which is where a broken policy shows."""
+def page_text(tmp_path: Path, url: str) -> str:
+    """The page's text after its scripts have run. A message on the console fails the test, as of a broken policy."""
     assert CHROMIUM is not None
     flags = (
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -53,50 +53,50 @@ def drawn(tmp_path: Path, url: str) -> str:
     ended = subprocess.run(
         [CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=60, check=True
     )
-    complaints = [line for line in ended.stderr.splitlines() if ":CONSOLE" in line and "[DOM]" not in line]
-    assert complaints == []
+    messages = [line for line in ended.stderr.splitlines() if ":CONSOLE" in line and "[DOM]" not in line]
+    assert messages == []
     return re.sub(r"<[^>]+>", " ", ended.stdout)
 
 
-def test_an_empty_service_tells_how_to_begin(address: str, tmp_path: Path) -> None:
-    text = drawn(tmp_path, address)
-    assert "Nothing distilled yet" in text
+def test_list_page_without_jobs_shows_a_first_command(address: str, tmp_path: Path) -> None:
+    text = page_text(tmp_path, address)
+    assert "No jobs yet" in text
     assert f"curl {address}/v1/jobs" in text
 
 
-def test_the_list_and_a_job(address: str, tmp_path: Path) -> None:
+def test_list_page_and_job_page(address: str, tmp_path: Path) -> None:
     job = httpx.post(f"{address}/v1/jobs", json={**SUPERVISED, "name": "<b>bold</b> name"}).json()
-    listed = drawn(tmp_path, address)
+    listed = page_text(tmp_path, address)
     assert "&lt;b&gt;bold&lt;/b&gt; name" in listed
     assert "1 waiting" in listed
     assert "no worker" in listed
     httpx.post(f"{address}{job['links']['self']}/cancel")
-    shown = drawn(tmp_path, f"{address}/#/jobs/{job['id']}")
+    shown = page_text(tmp_path, f"{address}/#/jobs/{job['id']}")
     assert "cancelled" in shown
     assert "Retry" in shown
     assert "No measurement yet" in shown
 
 
 def teacher(address: str, weights: bytes = b"weights") -> dict[str, str]:
-    """A network that the service takes for a convnet32."""
+    """An uploaded checkpoint that the fake inspector accepts as a convnet32."""
     blob = httpx.post(f"{address}/v1/uploads", content=weights).json()["blob"]
     return {"checkpoint": f"blob:{blob}", "architecture": "convnet32"}
 
 
-def submitted(address: str, spec: dict[str, Any]) -> dict[str, Any]:
+def submit(address: str, spec: dict[str, Any]) -> dict[str, Any]:
     answer = httpx.post(f"{address}/v1/jobs", json=spec)
     assert answer.status_code == 201, answer.text
     job: dict[str, Any] = answer.json()
     return job
 
 
-def claimed(
+def claim_job(
     settings: Settings, job: dict[str, Any], curves: dict[str, dict[str, float]], progress: dict[str, Any]
 ) -> tuple[Database, int]:
-    """A worker has the job, and has measured each trial at steps 10 and 20."""
+    """Claim a job as a worker, and record each trial's metrics at steps 10 and 20."""
     database = Database(settings.database_url)
     with database.begin() as connection:
-        claim = lifecycle.claim(connection, "worker-1", 60, rescue=False)
+        claim = lifecycle.claim(connection, "worker-1", 60, takeover=False)
         assert claim is not None
         assert claim.job.id == job["id"]
         for trial, values in curves.items():
@@ -104,16 +104,16 @@ def claimed(
                 metrics.record(
                     connection, job["id"], claim.fence, trial, step=step, epoch=step / 10, values=dict(values)
                 )
-        lifecycle.phase(connection, job["id"], claim.fence, "training")
-        lifecycle.progress(connection, job["id"], claim.fence, progress)
+        lifecycle.set_phase(connection, job["id"], claim.fence, "training")
+        lifecycle.set_progress(connection, job["id"], claim.fence, progress)
     return database, claim.fence
 
 
-def row(accuracy: float, architecture: str) -> dict[str, Any]:
+def measured(accuracy: float, architecture: str) -> dict[str, Any]:
     return {"architecture": architecture, "parameters": 3_000, "bytes": 12_000, "accuracy": accuracy, "agreement": 0.5}
 
 
-def test_a_job_of_many_models_shows_them_all(settings: Settings, address: str, tmp_path: Path) -> None:
+def test_job_page_shows_all_models(settings: Settings, address: str, tmp_path: Path) -> None:
     spec = {
         **SUPERVISED,
         "method": ["kd", "dkd"],
@@ -121,91 +121,91 @@ def test_a_job_of_many_models_shows_them_all(settings: Settings, address: str, t
         "assistants": ["convnet16"],
         "baseline": "train",
     }
-    job = submitted(address, spec)
-    graded = {
+    job = submit(address, spec)
+    curves = {
         "assistant-1": {"validation/accuracy": 0.611, "train/loss": 0.622},
         "student": {"validation/accuracy": 0.633, "validation/exit-1/accuracy": 0.644, "train/loss": 0.655},
         "student/fsp": {"validation/accuracy": 0.111, "train/loss": 12.3},
         **{f"generation-{number}": {"validation/accuracy": 0.7} for number in range(1, 6)},
     }
-    database, fence = claimed(settings, job, graded, {})
-    models = {"teacher-1": row(0.91, "convnet32"), "assistant-1": row(0.812, "convnet16")}
+    database, fence = claim_job(settings, job, curves, {})
+    models = {"teacher-1": measured(0.91, "convnet32"), "assistant-1": measured(0.812, "convnet16")}
     report = {
-        "teacher": row(0.95, "convnet32 + convnet32"),
-        "student": row(0.9, "convnet8"),
-        "alone": row(0.85, "convnet8"),
+        "teacher": measured(0.95, "convnet32 + convnet32"),
+        "student": measured(0.9, "convnet8"),
+        "alone": measured(0.85, "convnet8"),
         "gain": 0.05,
         "models": models,
     }
     with database.begin() as connection:
         assert lifecycle.finish_succeeded(connection, job["id"], fence, report, [])
     database.dispose()
-    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    shown = " ".join(page_text(tmp_path, f"{address}/#/jobs/{job['id']}").split())
     assert "2 × convnet32 → convnet16 → convnet8" in shown
     assert "kd + dkd" in shown
     assert "assistant 1 convnet16 81.2 % 3,000 12.0 kB 50.0 %" in shown
-    assert "Distilling gave 5.0 points over the same student alone." in shown
+    assert "Distillation gained 5.0 points over the same student alone." in shown
     assert "student 63.3 %" in shown
     for curve in ("assistant 1 61.1 %", "exit 1 64.4 %", "generation 3 70.0 %", "and 2 more", "assistant 1 0.622"):
         assert curve in shown, curve
-    assert "fsp stage" not in shown, "it was over when the student's own curve began"
+    assert "fsp stage" not in shown, "the curves of the stage end when the student's own begin"
 
 
-def test_a_running_job_names_its_trial_and_stage(settings: Settings, address: str, tmp_path: Path) -> None:
+def test_job_page_shows_trial_and_stage_of_a_running_job(settings: Settings, address: str, tmp_path: Path) -> None:
     spec = {**SUPERVISED, "method": "fsp", "teacher": teacher(address), "student": "convnet32"}
-    job = submitted(address, spec)
+    job = submit(address, spec)
     progress = {"trial": "student/fsp", "epoch": 2, "epochs": 30, "percent": 10.0, "seconds_remaining": None}
-    database, _ = claimed(settings, job, {"student/fsp": {"train/loss": 12.3}}, progress)
+    database, _ = claim_job(settings, job, {"student/fsp": {"train/loss": 12.3}}, progress)
     database.dispose()
-    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    shown = " ".join(page_text(tmp_path, f"{address}/#/jobs/{job['id']}").split())
     assert "epoch 2 of 30, student, fsp stage" in shown
     assert "student, fsp stage 12.3" in shown
 
 
-def test_a_bad_night_shows_its_attempts_and_two_ways_to_go_on(settings: Settings, address: str, tmp_path: Path) -> None:
-    """Saved at step 40, out of memory, backing off: the page says after what. Cancelled, it may go on or begin anew."""
-    job = submitted(address, {**SUPERVISED, "scheduling": {"priority": 3}})
-    database, fence = claimed(settings, job, {}, {})
+def test_job_page_shows_attempts_and_both_ways_to_retry(settings: Settings, address: str, tmp_path: Path) -> None:
+    """A checkpoint at step 40, then out of memory: the job backs off. Once cancelled, it offers both kinds of retry."""
+    job = submit(address, {**SUPERVISED, "scheduling": {"priority": 3}})
+    database, fence = claim_job(settings, job, {}, {})
     error = {"code": "out_of_memory", "message": "the device is full", "retryable": True, "hint": None}
     with database.begin() as connection:
         checkpoints.record(connection, job["id"], fence, step=40, sha256="5" * 64, bytes=1, path="x")
         assert lifecycle.finish_failed(connection, job["id"], fence, error, retry_in_s=3600)
     database.dispose()
-    assert "backing off" in drawn(tmp_path, address)
-    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    assert "backing off" in page_text(tmp_path, address)
+    shown = " ".join(page_text(tmp_path, f"{address}/#/jobs/{job['id']}").split())
     assert "the last attempt ended with out_of_memory: the device is full; the next one follows after a pause" in shown
     assert "priority 3" in shown
     assert re.search(r"1 failed 0 40 \d+ s worker-1", shown), shown
     assert "Retry" not in shown
     httpx.post(f"{address}{job['links']['self']}/cancel")
-    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    shown = " ".join(page_text(tmp_path, f"{address}/#/jobs/{job['id']}").split())
     assert "Retry Retry from scratch" in shown
 
 
-def test_peers_have_no_teacher_to_be_held_against(settings: Settings, address: str, tmp_path: Path) -> None:
+def test_job_page_of_peers_has_no_teacher(settings: Settings, address: str, tmp_path: Path) -> None:
     peers = {**SUPERVISED, "student": ["convnet8", "convnet4"], "method": "dml"}
-    job = submitted(address, peers)
-    measured = {"student": {"validation/accuracy": 0.633, "validation/student-2/accuracy": 0.611}}
-    database, fence = claimed(settings, job, measured, {})
+    job = submit(address, peers)
+    curves = {"student": {"validation/accuracy": 0.633, "validation/student-2/accuracy": 0.611}}
+    database, fence = claim_job(settings, job, curves, {})
     report = {
         "teacher": None,
-        "student": row(0.9, "convnet8"),
+        "student": measured(0.9, "convnet8"),
         "alone": None,
         "gain": None,
-        "models": {"student-2": row(0.712, "convnet4")},
+        "models": {"student-2": measured(0.712, "convnet4")},
     }
     with database.begin() as connection:
         assert lifecycle.finish_succeeded(connection, job["id"], fence, report, [])
     database.dispose()
-    listed = drawn(tmp_path, address)
+    listed = page_text(tmp_path, address)
     assert "convnet8 + convnet4" in listed
-    shown = " ".join(drawn(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    shown = " ".join(page_text(tmp_path, f"{address}/#/jobs/{job['id']}").split())
     assert "student 2 convnet4 71.2 %" in shown
     assert "student 2 61.1 %" in shown
-    assert "Distilled without a teacher: 90.0 %" in shown
+    assert "Distilled without a teacher: 90.0 % accuracy" in shown
 
 
-def test_the_reference_tells_every_route(address: str, tmp_path: Path) -> None:
-    text = drawn(tmp_path, f"{address}/docs")
+def test_docs_page_lists_every_route(address: str, tmp_path: Path) -> None:
+    text = page_text(tmp_path, f"{address}/docs")
     for path in httpx.get(f"{address}/openapi.json").json()["paths"]:
         assert path in text

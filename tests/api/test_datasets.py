@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.inspector import Refused
+from api.inspections import Refused
 from api.schemas import DatasetView, Page
 from kdcore.catalog import DATASETS
 from tests.api.conftest import DATASET, Service, problem
@@ -10,19 +10,19 @@ from tests.api.conftest import DATASET, Service, problem
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_data_set_is_registered_with_what_was_seen_in_it(service: Service) -> None:
+async def test_register_dataset_stores_the_facts_of_its_inspection(service: Service) -> None:
     blob = await service.upload(b"pictures")
     answer = await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob, "image_size": 8})
-    told = answer.json()
+    body = answer.json()
     assert answer.status_code == 201
-    assert answer.headers["location"] == f"/v1/datasets/{told['id']}"
-    assert told["facts"] == DATASET.model_dump(mode="json")
-    assert service.inspector.asked == [("dataset", blob.removeprefix("sha256:"), 8)]
-    for name in ("mine", told["id"]):
-        assert (await service.http.get(f"/v1/datasets/{name}")).json() == told
+    assert answer.headers["location"] == f"/v1/datasets/{body['id']}"
+    assert body["facts"] == DATASET.model_dump(mode="json")
+    assert service.inspector.requests == [("dataset", blob.removeprefix("sha256:"), {"image_size": 8})]
+    for name in ("mine", body["id"]):
+        assert (await service.http.get(f"/v1/datasets/{name}")).json() == body
 
 
-async def test_built_in_sets_are_listed_after_the_registered_ones(service: Service) -> None:
+async def test_datasets_listing_ends_with_the_built_in_ones(service: Service) -> None:
     blob = await service.upload(b"pictures")
     await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
     listed = (await service.http.get("/v1/datasets")).json()
@@ -31,7 +31,7 @@ async def test_built_in_sets_are_listed_after_the_registered_ones(service: Servi
     assert (await service.http.get("/v1/datasets/digits")).json()["facts"]["num_classes"] == 10
 
 
-async def test_a_file_that_fails_its_inspection_is_not_registered(service: Service) -> None:
+async def test_register_dataset_refuses_what_its_inspection_refused(service: Service) -> None:
     blob = await service.upload(b"junk")
     refused = Refused("dataset_unreadable", "train/cat/3.png is cut short")
     service.inspector.answers[blob.removeprefix("sha256:")] = refused
@@ -40,37 +40,37 @@ async def test_a_file_that_fails_its_inspection_is_not_registered(service: Servi
     problem(await service.http.get("/v1/datasets/junk"), 404, "not_found")
 
 
-async def test_names_are_given_once(service: Service) -> None:
+async def test_register_dataset_refuses_a_name_that_is_taken(service: Service) -> None:
     blob = await service.upload(b"pictures")
     assert (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).status_code == 201
     problem(await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob}), 409, "name_taken")
 
 
-async def test_a_registered_set_stands_before_the_built_in_one_of_its_name(service: Service) -> None:
-    """Without internet, your own cifar100 is the one you mean; once it is forgotten, the built-in one is back."""
+async def test_registered_dataset_hides_the_built_in_one_of_its_name(service: Service) -> None:
+    """Deleting the registered one makes the built-in one visible again."""
     blob = await service.upload(b"pictures")
     await service.http.post("/v1/datasets", json={"name": "cifar100", "blob": blob})
     assert (await service.http.get("/v1/datasets/cifar100")).json()["blob"] == blob
     body = {"dataset": "cifar100", "student": "convnet4", "method": "supervised"}
-    told = (await service.http.post("/v1/jobs/validate", json=body)).json()
-    assert told["resolved_spec"]["dataset"]["source"] == f"blob:{blob}"
+    body = (await service.http.post("/v1/jobs/validate", json=body)).json()
+    assert body["resolved_spec"]["dataset"]["source"] == f"blob:{blob}"
     await service.http.delete("/v1/datasets/cifar100")
     assert (await service.http.get("/v1/datasets/cifar100")).json()["blob"] is None
 
 
-async def test_a_forgotten_data_set_is_gone(service: Service) -> None:
+async def test_delete_dataset(service: Service) -> None:
     blob = await service.upload(b"pictures")
     await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
     assert (await service.http.delete("/v1/datasets/mine")).status_code == 204
     problem(await service.http.delete("/v1/datasets/mine"), 404, "not_found")
 
 
-async def test_bytes_that_are_not_here(service: Service) -> None:
+async def test_register_dataset_refuses_bytes_that_were_not_uploaded(service: Service) -> None:
     answer = await service.http.post("/v1/datasets", json={"name": "x", "blob": "sha256:" + "0" * 64})
     problem(answer, 404, "not_found")
 
 
-async def test_images_without_labels_are_registered_as_such(service: Service) -> None:
+async def test_register_dataset_without_labels(service: Service) -> None:
     blob = await service.upload(b"pool")
     pool = DATASET.model_copy(update={"labelled": False, "num_classes": 0, "class_names": [], "test": 0})
     service.inspector.answers[blob.removeprefix("sha256:")] = pool

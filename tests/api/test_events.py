@@ -1,4 +1,4 @@
-"""The feed, asked for and streamed."""
+"""A job's events, polled and streamed."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from api.routes import events
 from api.schemas import EventView, Page
-from store import events as feed
+from store import events as store_events
 from tests.api.conftest import Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +18,7 @@ def messages(text: str) -> list[dict[str, str]]:
     return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
 
 
-async def test_events_are_numbered_from_one_and_paged(service: Service) -> None:
+async def test_events_listing_is_numbered_and_paged(service: Service) -> None:
     job_id = await service.submit()
     await service.fail(job_id)
     whole = (await service.http.get(f"/v1/jobs/{job_id}/events")).json()
@@ -30,32 +30,32 @@ async def test_events_are_numbered_from_one_and_paged(service: Service) -> None:
     assert rest["next"] is None
 
 
-async def test_a_stream_of_an_ended_job_tells_all_and_ends(service: Service) -> None:
+async def test_stream_of_an_ended_job_sends_all_events_and_ends(service: Service) -> None:
     job_id = await service.submit()
     await service.fail(job_id)
     answer = await service.http.get(f"/v1/jobs/{job_id}/events/stream")
     assert answer.headers["content-type"].startswith("text/event-stream")
-    told = messages(answer.text)
-    assert [(message["id"], message["event"]) for message in told] == [
+    sent = messages(answer.text)
+    assert [(message["id"], message["event"]) for message in sent] == [
         ("1", "queued"),
         ("2", "claimed"),
         ("3", "failed"),
     ]
-    assert json.loads(told[2]["data"])["data"]["error"]["code"] == "loss_diverged"
+    assert json.loads(sent[2]["data"])["data"]["error"]["code"] == "loss_diverged"
 
 
-async def test_a_stream_goes_on_after_the_last_event_seen(service: Service) -> None:
+async def test_stream_resumes_after_the_last_event(service: Service) -> None:
     job_id = await service.submit()
     await service.fail(job_id)
     stream = f"/v1/jobs/{job_id}/events/stream"
     again = await service.http.get(stream, headers={"Last-Event-ID": "1"})
     assert [message["id"] for message in messages(again.text)] == ["2", "3"]
-    asked = await service.http.get(stream, params={"after": 2})
-    assert [message["id"] for message in messages(asked.text)] == ["3"]
+    after = await service.http.get(stream, params={"after": 2})
+    assert [message["id"] for message in messages(after.text)] == ["3"]
     assert (await service.http.get(stream, headers={"Last-Event-ID": "3"})).status_code == 204
 
 
-async def test_a_retried_jobs_stream_does_not_end_at_its_first_end(service: Service) -> None:
+async def test_stream_of_a_retried_job_does_not_end_at_its_first_end(service: Service) -> None:
     job_id = await service.submit()
     await service.fail(job_id)
     await service.http.post(f"/v1/jobs/{job_id}/retry")
@@ -66,15 +66,15 @@ async def test_a_retried_jobs_stream_does_not_end_at_its_first_end(service: Serv
     ]  # fmt: skip
 
 
-async def test_a_live_stream_tells_events_as_they_come(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read from the generator itself: the in-process client hands a stream over only when it has ended."""
-    monkeypatch.setattr(events, "LOOK_S", 0.01)
+async def test_messages_sends_events_as_they_happen(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from the generator: the in-process client returns a stream only when it has ended."""
+    monkeypatch.setattr(events, "POLL_S", 0.01)
     monkeypatch.setattr(events, "PING_S", 0.03)
     job_id = await service.submit()
-    stream = events._feed(service.db, job_id, "default", 1)
+    stream = events._messages(service.db, job_id, "default", 1)
     assert await anext(stream) == b"retry: 2000\n\n"
     assert await anext(stream) == b": still here\n\n"
-    await service.db.write(feed.append, job_id, None, "warning", {"message": "careful"})
+    await service.db.write(store_events.append_note, job_id, None, "warning", {"message": "careful"})
     message = await anext(stream)
     while message.startswith(b":"):
         message = await anext(stream)
@@ -84,19 +84,19 @@ async def test_a_live_stream_tells_events_as_they_come(service: Service, monkeyp
     assert [message["event"] for message in messages(rest.decode())] == ["claimed", "failed"]
 
 
-async def test_a_stream_ends_when_its_job_is_deleted(service: Service) -> None:
+async def test_messages_ends_when_the_job_is_deleted(service: Service) -> None:
     job_id = await service.submit()
     await service.http.post(f"/v1/jobs/{job_id}/cancel")
-    stream = events._feed(service.db, job_id, "default", 0)
+    stream = events._messages(service.db, job_id, "default", 0)
     await anext(stream)
     await service.http.delete(f"/v1/jobs/{job_id}")
     assert [message async for message in stream] == []
 
 
-async def test_a_stream_ends_when_the_database_is_away_and_is_taken_up_again(service: Service) -> None:
-    """In the file's place stands what cannot be opened; connections are made anew."""
+async def test_messages_ends_when_the_database_is_away(service: Service) -> None:
+    """The file is replaced by a folder, which cannot be opened, and then restored."""
     job_id = await service.submit()
-    stream = events._feed(service.db, job_id, "default", 0)
+    stream = events._messages(service.db, job_id, "default", 0)
     assert [await anext(stream) for _ in range(2)][1].startswith(b"id: 1")
     path = service.settings.home / "distillery.db"
     service.db.dispose()
@@ -106,10 +106,10 @@ async def test_a_stream_ends_when_the_database_is_away_and_is_taken_up_again(ser
     problem(await service.http.get(f"/v1/jobs/{job_id}/events/stream"), 503, "unavailable")
     path.rmdir()
     path.with_name("away").rename(path)
-    stream = events._feed(service.db, job_id, "default", 0)
+    stream = events._messages(service.db, job_id, "default", 0)
     assert [await anext(stream) for _ in range(2)][1].startswith(b"id: 1")
 
 
 @pytest.mark.parametrize("path", ["events", "events/stream"])
-async def test_an_unknown_job_has_no_feed(service: Service, path: str) -> None:
+async def test_events_of_an_unknown_job_are_not_found(service: Service, path: str) -> None:
     problem(await service.http.get(f"/v1/jobs/job_0/{path}"), 404, "not_found")

@@ -1,55 +1,255 @@
-"""What was seen once is not looked at again, but for verdicts about us."""
+"""Inspections are run once, in child processes that are limited and that end with the request."""
 
-from collections.abc import Sequence
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
+import httpx
+import numpy as np
 import pytest
 
-from api.inspections import Inspections
-from api.inspector import Inspector, Refused
-from kdcore.catalog import TapFacts
-from tests.api.conftest import DATASET, Service
+from api.inspections import Inspections, Inspector, Refused
+from base.errors import StorageFull
+from kdcore.catalog import DatasetFacts, ModelFacts, TapFacts
+from kdcore.catalog.facts import ProgramFacts
+from store.database import migrate
+from store.settings import Settings
+from tests.api.conftest import Service
+from tests.servers import Api
+from tests.worker.processes import until
 
 pytestmark = pytest.mark.anyio
 
-NO_SUCH_TAP = Refused("spec_invalid", "tap 'layer9': the network has no such module", "near it: layer3")
-TOO_LONG = Refused("timeout", "looking at the file took longer than 1 s", final=False)
+FACTS = {
+    "architecture": "resnet20",
+    "num_classes": 10,
+    "channels": 3,
+    "parameters": 272_474,
+    "bytes": 1_100_000,
+    "format": "pytorch",
+}
+SMALL = {"classes": 10, "channels": 1, "image_size": (8, 8)}
 
 
-class TapInspector(Inspector):
-    """Gives the same answer to every question, and counts them."""
-
-    def __init__(self, answer: TapFacts | Refused) -> None:
-        super().__init__(Path("never used"))
-        self.answer = answer
-        self.asked: list[tuple[str, Sequence[str], tuple[int, int]]] = []
-
-    async def taps(
-        self, name: str, num_classes: int, channels: int, image_size: tuple[int, int], paths: Sequence[str]
-    ) -> TapFacts | Refused:
-        self.asked.append((name, paths, image_size))
-        return self.answer
+def inspector_of(tmp_path: Path, *lines: str) -> Inspector:
+    """An inspector whose engine is a script of these lines."""
+    script = tmp_path / "engine.py"
+    script.write_text("import json, os, sys, time\n" + "\n".join(lines))
+    return Inspector(tmp_path / "inspect", [sys.executable, str(script)], timeout_s=10)
 
 
-def asking(service: Service, answer: TapFacts | Refused) -> tuple[Inspections, TapInspector]:
-    inspector = TapInspector(answer)
-    return Inspections(service.db, service.files, inspector), inspector
+async def refusal(inspector: Inspector) -> Refused:
+    with pytest.raises(Refused) as raised:
+        await inspector.inspect(ModelFacts, "x.pt")
+    return raised.value
 
 
-async def test_taps_are_read_once_for_a_network_its_paths_and_images(service: Service) -> None:
-    inspections, inspector = asking(service, TapFacts(shapes={"layer3": [64, 8, 8]}))
+async def test_inspector_reads_facts_from_the_last_line(tmp_path: Path) -> None:
+    answer = json.dumps({"ok": True, "facts": FACTS})
+    inspector = inspector_of(tmp_path, "print('loading')", f"print({answer!r})")
+    assert await inspector.inspect(ModelFacts, "x.pt", architecture="resnet20") == ModelFacts(**FACTS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "options", "arguments"),
+    [
+        (DatasetFacts, ["x.npz"], {"image_size": 32}, "inspect dataset x.npz --image-size 32"),
+        (DatasetFacts, ["x.npz"], {"image_size": None}, "inspect dataset x.npz"),
+        (ModelFacts, ["x.pt"], {"architecture": "resnet20"}, "inspect model x.pt --architecture resnet20"),
+        (ProgramFacts, ["x.pt2"], {}, "inspect program x.pt2"),
+        (TapFacts, ["n", "a", "b"], SMALL, "inspect taps n a b --classes 10 --channels 1 --image-size 8 8"),
+    ],
+    ids=["data set with a size", "data set", "model", "program", "taps"],
+)
+async def test_inspector_passes_arguments_to_the_engine(
+    tmp_path: Path, kind: type[ModelFacts], subject: list[str], options: dict[str, object], arguments: str
+) -> None:
+    inspector = inspector_of(tmp_path, f"open({str(tmp_path / 'argv')!r}, 'w').write(' '.join(sys.argv[1:]))")
+    with pytest.raises(Refused):
+        await inspector.inspect(kind, *subject, **options)
+    assert (tmp_path / "argv").read_text() == arguments
+
+
+async def test_inspector_raises_the_engines_refusal(tmp_path: Path) -> None:
+    error = {"code": "teacher_mismatch", "message": "not a resnet20", "retryable": False, "hint": "try resnet56"}
+    answer = json.dumps({"ok": False, "error": error})
+    refused = await refusal(inspector_of(tmp_path, f"print({answer!r})"))
+    assert vars(refused) == {
+        "code": "teacher_mismatch", "message": "not a resnet20", "hint": "try resnet56", "final": True
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sys.exit('torn apart')", "exit code 1"),
+        ("os.kill(os.getpid(), 9)", "signal 9"),
+        ("print('{')", "exit code 0"),
+        ("print(json.dumps({'ok': True, 'facts': {'architecture': 1}}))", "cannot read"),
+    ],
+    ids=["exit", "signal", "broken output", "other facts"],
+)
+async def test_inspector_that_crashes_refuses_but_not_finally(tmp_path: Path, line: str, message: str) -> None:
+    refused = await refusal(inspector_of(tmp_path, line))
+    assert (refused.code, refused.final) == ("internal", False)
+    assert message in refused.message
+
+
+async def test_inspector_kills_a_child_that_hangs_and_all_that_it_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    lines = (
+        "child = os.fork()",
+        f"open({str(pids)!r}, 'a').write(str(os.getpid()) + ' ')",
+        "time.sleep(60)",
+    )
+    inspector = inspector_of(tmp_path, *lines)
+    inspector._timeout_s = 1.0
+    assert (await refusal(inspector)).code == "timeout"
+    assert all(ended(int(pid)) for pid in pids.read_text().split())
+
+
+def ended(pid: int) -> bool:
+    """Whether it is gone or a zombie; the signal may take a moment to arrive."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+async def test_inspector_hides_the_servers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILLERY_ADMIN_KEY_HASH", "secret")
+    path = tmp_path / "environment"
+    await refusal(inspector_of(tmp_path, f"open({str(path)!r}, 'w').write(json.dumps(dict(os.environ)))"))
+    environment = json.loads(path.read_text())
+    assert "DISTILLERY_ADMIN_KEY_HASH" not in environment
+    assert environment["HOME"] != os.environ.get("HOME")
+    assert Path(environment["TMPDIR"]).parent == tmp_path / "inspect"
+
+
+async def test_inspector_limits_the_files_of_its_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.inspections.FILE_BYTES", 1000)
+    grown = tmp_path / "grown"
+    lines = (
+        "import signal",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+        f"open({str(grown)!r}, 'wb').write(b'x' * 5000)",
+    )
+    await refusal(inspector_of(tmp_path, *lines))
+    assert grown.stat().st_size <= 1000
+
+
+async def test_inspector_raises_storage_full_if_there_is_no_space_for_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    inspector = inspector_of(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(StorageFull):
+        await inspector.inspect(ModelFacts, "x.pt")
+    monkeypatch.undo()
+    assert not list((tmp_path / "inspect").glob("*"))
+
+
+async def test_inspector_with_the_real_engine_reads_a_data_set(tmp_path: Path) -> None:
+    """Two classes of 20 grey 8 x 8 images, 6 of them for the test."""
+    path = tmp_path / "data.npz"
+    pixels = np.arange(26 * 64, dtype=np.uint8).reshape(26, 8, 8)
+    labels = np.arange(26) % 2
+    np.savez(path, x_train=pixels[:20], y_train=labels[:20], x_test=pixels[20:], y_test=labels[20:])
+    facts = await Inspector(tmp_path / "inspect").inspect(DatasetFacts, str(path))
+    assert (facts.num_classes, facts.channels, facts.train, facts.test) == (2, 1, 20, 6)
+
+
+async def test_inspector_with_the_real_engine_reads_taps(tmp_path: Path) -> None:
+    facts = await Inspector(tmp_path / "inspect").inspect(TapFacts, "convnet4", "layer2", "fc@in", **SMALL)
+    assert facts == TapFacts(shapes={"layer2": [8, 4, 4], "fc@in": [8]})
+
+
+async def test_inspector_with_the_real_engine_refuses_a_file_that_is_no_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    path.write_bytes(b"not a zip")
+    with pytest.raises(Refused) as raised:
+        await Inspector(tmp_path / "inspect").inspect(DatasetFacts, str(path))
+    assert raised.value.code == "dataset_unreadable"
+
+
+def inspections_of(service: Service) -> Inspections:
+    return Inspections(service.db, service.files, service.inspector)
+
+
+async def test_inspections_run_once_per_subject_and_options(service: Service) -> None:
+    inspections = inspections_of(service)
     for _ in range(2):
-        assert await inspections.taps("resnet20", ("layer3",), DATASET) == {"layer3": [64, 8, 8]}
-    assert inspector.asked == [("resnet20", ("layer3",), (8, 8))]
-    await inspections.taps("resnet56", ("layer3",), DATASET)
-    await inspections.taps("resnet20", ("layer2",), DATASET)
-    await inspections.taps("resnet20", ("layer3",), DATASET.model_copy(update={"image_size": (32, 32)}))
-    assert len(inspector.asked) == 4
+        facts = await inspections.inspect(TapFacts, "resnet20", "layer3", **SMALL)
+        assert facts == TapFacts(shapes={"layer3": [4, 4, 4]})
+    assert service.inspector.requests == [("taps", "resnet20", "layer3", SMALL)]
+    await inspections.inspect(TapFacts, "resnet56", "layer3", **SMALL)
+    await inspections.inspect(TapFacts, "resnet20", "layer2", **SMALL)
+    await inspections.inspect(TapFacts, "resnet20", "layer3", **{**SMALL, "image_size": (32, 32)})
+    assert len(service.inspector.requests) == 4
 
 
-@pytest.mark.parametrize(("refused", "times"), [(NO_SUCH_TAP, 1), (TOO_LONG, 2)], ids=["about the spec", "about us"])
-async def test_a_verdict_about_us_is_asked_again(service: Service, refused: Refused, times: int) -> None:
-    inspections, inspector = asking(service, refused)
+@pytest.mark.parametrize(("final", "times"), [(True, 1), (False, 2)], ids=["final", "timeout"])
+async def test_inspections_store_final_refusals_only(service: Service, final: bool, times: int) -> None:
+    service.inspector.answers["resnet20"] = Refused("spec_invalid", "no such tap", "near it: layer3", final)
     for _ in range(2):
-        assert await inspections.taps("resnet20", ("layer9",), DATASET) == refused
-    assert len(inspector.asked) == times
+        with pytest.raises(Refused) as raised:
+            await inspections_of(service).inspect(TapFacts, "resnet20", "layer9", **SMALL)
+        assert vars(raised.value) == vars(service.inspector.answers["resnet20"])
+    assert len(service.inspector.requests) == times
+
+
+def test_inspections_of_a_killed_server_end_and_the_next_server_removes_their_folders(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir()
+    migrate(settings.database_url)
+    folder = settings.home / "inspect"
+    api = Api(settings, tmp_path / "log")
+    asking = Thread(target=ask_for_a_network, args=(api,))
+    try:
+        asking.start()
+        child = until(lambda: next(inspecting(folder), None), "the inspection to begin")
+        # Otherwise it might end by itself.
+        os.kill(child, signal.SIGSTOP)
+        assert list(folder.iterdir())
+    finally:
+        api.kill()
+        asking.join()
+        api.http.close()
+    until(lambda: child not in inspecting(folder), "the child to end")
+    again = Api(settings, tmp_path / "log")
+    try:
+        assert not list(folder.iterdir())
+    finally:
+        again.stop()
+
+
+def ask_for_a_network(api: Api) -> None:
+    """Submit a network of timm, which is inspected. The server is killed before it answers."""
+    with pytest.raises(httpx.TransportError):
+        api.post(student="timm/resnet18")
+
+
+def inspecting(folder: Path) -> Iterator[int]:
+    """Process ids of engines whose home is below this folder. One that is still `api.process_limits` is not counted: it
+    may not be tied to its server yet."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"HOME={folder}/".encode() in (process / "environ").read_bytes()
+            if ours and b"kdcore\0inspect" in (process / "cmdline").read_bytes().split(b"api.process_limits")[0]:
+                yield int(process.name)
+        except OSError:
+            continue

@@ -1,4 +1,4 @@
-"""Sending, reading and steering jobs."""
+"""Submitting and reading jobs, and actions on them."""
 
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ from tests.api.conftest import SUPERVISED, Service, problem
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_accepted_job_is_queued_and_the_bell_rung(service: Service) -> None:
+async def test_submit_queues_the_job_and_wakes_workers(service: Service) -> None:
     answer = await service.http.post("/v1/jobs", json=SUPERVISED)
     job = answer.json()
     assert answer.status_code == 201
@@ -22,17 +22,17 @@ async def test_an_accepted_job_is_queued_and_the_bell_rung(service: Service) -> 
     assert job["spec"] == SUPERVISED
     assert job["resolved_spec"]["training"]["optimizer"]["lr"] == 0.05
     assert job["created_at"].endswith("Z")
-    assert len(service.rings) == 1
+    assert len(service.wake_ups) == 1
     assert JobView.model_validate(job, strict=True)
 
 
-async def test_a_refused_job_leaves_nothing_and_rings_for_nobody(service: Service) -> None:
+async def test_submit_of_an_invalid_spec_changes_nothing(service: Service) -> None:
     problem(await service.http.post("/v1/jobs", json={}), 422, "spec_invalid")
     assert (await service.http.get("/v1/jobs")).json() == {"data": [], "next": None}
-    assert service.rings == []
+    assert service.wake_ups == []
 
 
-async def test_the_same_key_and_body_is_the_same_job(service: Service) -> None:
+async def test_submit_with_the_same_idempotency_key_returns_the_same_job(service: Service) -> None:
     headers = {"Idempotency-Key": "k1"}
     first = await service.http.post("/v1/jobs", json=SUPERVISED, headers=headers)
     again = await service.http.post("/v1/jobs", json=SUPERVISED, headers=headers)
@@ -43,7 +43,7 @@ async def test_the_same_key_and_body_is_the_same_job(service: Service) -> None:
     assert len((await service.http.get("/v1/jobs")).json()["data"]) == 1
 
 
-async def test_a_replay_is_answered_though_what_the_spec_names_is_gone(service: Service) -> None:
+async def test_submit_replays_although_the_data_set_was_deleted(service: Service) -> None:
     """The answer of the first request was lost; meanwhile its data set was deleted."""
     headers = {"Idempotency-Key": "k1"}
     body = {**SUPERVISED, "dataset": "passing"}
@@ -55,58 +55,58 @@ async def test_a_replay_is_answered_though_what_the_spec_names_is_gone(service: 
     assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
 
 
-async def test_a_move_that_was_made_is_told_though_the_database_goes_away_right_after(
+async def test_actions_are_answered_although_the_database_goes_away_after_them(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes away for who only looks, so that nothing but the move's own transaction can tell of it."""
+    """Reads fail after the write, so that only the transaction of the action can answer."""
 
-    async def away(*asked: object, **how: object) -> None:
+    async def away(*args: object, **kwargs: object) -> None:
         raise DatabaseUnavailable("the server went away")
 
-    async def once(*asked: Any, **how: Any) -> Any:
-        told = await write(*asked, **how)
+    async def write_then_lose_reads(*args: Any, **kwargs: Any) -> Any:
+        result = await write(*args, **kwargs)
         monkeypatch.setattr(service.db, "read", away)
-        return told
+        return result
 
     write = service.db.write
-    monkeypatch.setattr(service.db, "write", once)
+    monkeypatch.setattr(service.db, "write", write_then_lose_reads)
     sent = await service.http.post("/v1/jobs", json=SUPERVISED)
     assert (sent.status_code, sent.json()["queue_position"]) == (201, 1)
     job = f"/v1/jobs/{sent.json()['id']}"
-    told = [await service.http.post(f"{job}/{verb}") for verb in ("pause", "resume", "cancel", "retry")]
-    assert [answer.status_code for answer in told] == [200, 200, 200, 200]
-    assert [answer.json()["status"] for answer in told] == ["paused", "queued", "cancelled", "queued"]
-    assert [answer.json()["queue_position"] for answer in told] == [None, 1, None, 1]
+    answers = [await service.http.post(f"{job}/{verb}") for verb in ("pause", "resume", "cancel", "retry")]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200]
+    assert [answer.json()["status"] for answer in answers] == ["paused", "queued", "cancelled", "queued"]
+    assert [answer.json()["queue_position"] for answer in answers] == [None, 1, None, 1]
 
 
-async def test_the_same_key_with_another_body_is_refused(service: Service) -> None:
+async def test_submit_refuses_another_body_under_the_same_key(service: Service) -> None:
     headers = {"Idempotency-Key": "k1"}
     await service.http.post("/v1/jobs", json=SUPERVISED, headers=headers)
     other = await service.http.post("/v1/jobs", json={**SUPERVISED, "name": "other"}, headers=headers)
     problem(other, 422, "idempotency_conflict")
 
 
-async def test_validate_says_what_submitting_would_say_and_changes_nothing(service: Service) -> None:
+async def test_validate_answers_as_submit_and_changes_nothing(service: Service) -> None:
     """Digests: 1,437 to train on, a tenth (144) held out, 1,293 left: 20 whole batches of 64, 3 epochs, 60 steps."""
     answer = await service.http.post("/v1/jobs/validate", json=SUPERVISED)
-    told = answer.json()
+    body = answer.json()
     assert answer.status_code == 200
-    assert (told["valid"], told["errors"]) == (True, [])
-    assert told["estimate"]["steps"] == 60
-    assert told["estimate"]["parameters"]["teacher"] is None
-    assert told["estimate"]["parameters"]["student"] > 0
-    assert told["estimate"]["compression"] is None
+    assert (body["valid"], body["errors"]) == (True, [])
+    assert body["estimate"]["steps"] == 60
+    assert body["estimate"]["parameters"]["teacher"] is None
+    assert body["estimate"]["parameters"]["student"] > 0
+    assert body["estimate"]["compression"] is None
     assert (await service.http.get("/v1/jobs")).json()["data"] == []
 
 
-async def test_validate_names_faults_without_being_a_problem(service: Service) -> None:
-    told = (await service.http.post("/v1/jobs/validate", json={**SUPERVISED, "student": "resnet21"})).json()
-    assert told["valid"] is False
-    assert [fault["pointer"] for fault in told["errors"]] == ["/student"]
-    assert told["resolved_spec"] is None
+async def test_validate_lists_faults(service: Service) -> None:
+    body = (await service.http.post("/v1/jobs/validate", json={**SUPERVISED, "student": "resnet21"})).json()
+    assert body["valid"] is False
+    assert [fault["pointer"] for fault in body["errors"]] == ["/student"]
+    assert body["resolved_spec"] is None
 
 
-async def test_pages_go_from_newest_to_oldest(service: Service) -> None:
+async def test_jobs_listing_is_paged_from_newest_to_oldest(service: Service) -> None:
     ids = [await service.submit(name=f"job {n}") for n in range(5)]
     first = (await service.http.get("/v1/jobs", params={"limit": 2})).json()
     second = (await service.http.get("/v1/jobs", params={"limit": 2, "after": first["next"]})).json()
@@ -116,36 +116,36 @@ async def test_pages_go_from_newest_to_oldest(service: Service) -> None:
     assert Page[JobView].model_validate(first, strict=True)
 
 
-async def test_a_list_can_be_narrowed_by_status_and_method(service: Service) -> None:
+async def test_jobs_listing_filters_by_status_and_method(service: Service) -> None:
     done, waiting = await service.submit(), await service.submit()
     await service.succeed(done)
-    found = (await service.http.get("/v1/jobs", params={"status": "queued"})).json()["data"]
-    assert [job["id"] for job in found] == [waiting]
+    queued = (await service.http.get("/v1/jobs", params={"status": "queued"})).json()["data"]
+    assert [job["id"] for job in queued] == [waiting]
     assert (await service.http.get("/v1/jobs", params={"method": "kd"})).json()["data"] == []
 
 
-async def test_a_sum_is_called_by_all_its_methods_and_found_so(service: Service) -> None:
+async def test_jobs_listing_finds_a_sum_by_all_its_methods(service: Service) -> None:
     job_id = await service.submit(student=["convnet8", "convnet8"], method=["dml", "sp"])
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
     assert job["method"] == "dml+sp"
     assert [method["name"] for method in job["resolved_spec"]["method"]] == ["dml", "sp"]
     assert JobView.model_validate(job, strict=True)
-    for method, found in (("dml+sp", [job_id]), ("dml", [])):
+    for method, ids in (("dml+sp", [job_id]), ("dml", [])):
         listed = (await service.http.get("/v1/jobs", params={"method": method})).json()["data"]
-        assert [job["id"] for job in listed] == found
+        assert [job["id"] for job in listed] == ids
 
 
-async def test_a_job_stands_in_the_queue_behind_those_before_it(service: Service) -> None:
+async def test_job_view_counts_the_queue_position(service: Service) -> None:
     await service.submit()
     second = await service.submit()
     assert (await service.http.get(f"/v1/jobs/{second}")).json()["queue_position"] == 2
 
 
-async def test_a_running_job_shows_phase_and_progress(service: Service) -> None:
+async def test_job_view_of_a_running_job_has_phase_and_progress(service: Service) -> None:
     job_id = await service.submit()
     fence = await service.claim(job_id)
-    await service.db.write(lifecycle.phase, job_id, fence, "training")
-    await service.db.write(lifecycle.progress, job_id, fence, {"percent": 25.0, "epoch": 1})
+    await service.db.write(lifecycle.set_phase, job_id, fence, "training")
+    await service.db.write(lifecycle.set_progress, job_id, fence, {"percent": 25.0, "epoch": 1})
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
     assert (job["status"], job["phase"], job["progress"]["percent"]) == ("running", "training", 25.0)
     assert job["allowed_actions"] == ["cancel", "pause"]
@@ -153,7 +153,7 @@ async def test_a_running_job_shows_phase_and_progress(service: Service) -> None:
     assert JobView.model_validate(job, strict=True)
 
 
-async def test_a_failed_job_says_why(service: Service) -> None:
+async def test_job_view_of_a_failed_job_has_its_error(service: Service) -> None:
     job_id = await service.submit()
     await service.fail(job_id)
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
@@ -161,23 +161,23 @@ async def test_a_failed_job_says_why(service: Service) -> None:
     assert JobView.model_validate(job, strict=True)
 
 
-async def test_cancelling_a_queued_job_is_done_at_once_and_twice_is_once(service: Service) -> None:
+async def test_cancel_of_a_queued_job_is_immediate_and_idempotent(service: Service) -> None:
     job_id = await service.submit()
     first, again = [await service.http.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
     assert (first.json()["status"], first.json()["allowed_actions"]) == ("cancelled", ["retry", "delete"])
     assert (again.status_code, again.json()) == (200, first.json())
 
 
-async def test_what_is_to_be_cancelled_cannot_be_paused(service: Service) -> None:
+async def test_pause_is_not_allowed_after_cancel(service: Service) -> None:
     job_id = await service.submit()
     await service.claim(job_id)
     job = (await service.http.post(f"/v1/jobs/{job_id}/cancel")).json()
     assert job["allowed_actions"] == ["cancel"]
-    told = problem(await service.http.post(f"/v1/jobs/{job_id}/pause"), 409, "action_not_allowed")
-    assert told["allowed_actions"] == ["cancel"]
+    body = problem(await service.http.post(f"/v1/jobs/{job_id}/pause"), 409, "action_not_allowed")
+    assert body["allowed_actions"] == ["cancel"]
 
 
-async def test_cancelling_a_running_job_is_a_wish_and_twice_is_once(service: Service) -> None:
+async def test_cancel_of_a_running_job_is_requested_and_idempotent(service: Service) -> None:
     job_id = await service.submit()
     await service.claim(job_id)
     for _ in range(2):
@@ -188,24 +188,24 @@ async def test_cancelling_a_running_job_is_a_wish_and_twice_is_once(service: Ser
 async def test_pause_and_resume(service: Service) -> None:
     job_id = await service.submit()
     assert (await service.http.post(f"/v1/jobs/{job_id}/pause")).json()["status"] == "paused"
-    service.rings.clear()
+    service.wake_ups.clear()
     resumed = (await service.http.post(f"/v1/jobs/{job_id}/resume")).json()
     assert (resumed["status"], resumed["queue_position"]) == ("queued", 1)
-    assert len(service.rings) == 1
+    assert len(service.wake_ups) == 1
 
 
-async def test_retry_is_for_what_ended_badly(service: Service) -> None:
+async def test_retry_is_for_failed_jobs(service: Service) -> None:
     job_id = await service.submit()
-    told = problem(await service.http.post(f"/v1/jobs/{job_id}/retry"), 409, "action_not_allowed")
-    assert told["allowed_actions"] == ["cancel", "pause"]
+    body = problem(await service.http.post(f"/v1/jobs/{job_id}/retry"), 409, "action_not_allowed")
+    assert body["allowed_actions"] == ["cancel", "pause"]
     await service.fail(job_id)
-    service.rings.clear()
+    service.wake_ups.clear()
     job = (await service.http.post(f"/v1/jobs/{job_id}/retry")).json()
     assert (job["status"], job["error"], job["attempts_without_progress"]) == ("queued", None, 0)
-    assert len(service.rings) == 1
+    assert len(service.wake_ups) == 1
 
 
-async def test_a_job_waits_for_a_reason_until_it_runs(service: Service) -> None:
+async def test_job_view_of_a_queued_job_has_the_reason_why_it_waits(service: Service) -> None:
     job_id = await service.submit(scheduling={"priority": 7, "deadline_s": 3600})
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
     assert (job["waiting"]["reason"], job["waiting"]["until"]) == ("no_worker", None)
@@ -213,39 +213,39 @@ async def test_a_job_waits_for_a_reason_until_it_runs(service: Service) -> None:
     lasts = datetime.fromisoformat(job["deadline_at"]) - datetime.fromisoformat(job["created_at"])
     assert abs(lasts.total_seconds() - 3600) < 0.01
     await service.db.write(
-        workers.beat, "w", "host", [{"name": "cpu", "job": None, "state": "idle", "seen_s": 0}], None
+        workers.record_heartbeat, "w", "host", [{"name": "cpu", "job": None, "state": "idle", "seen_s": 0}], None
     )
     listed = (await service.http.get("/v1/jobs")).json()
     assert [one["waiting"]["reason"] for one in listed["data"]] == ["starting"]
     assert Page[JobView].model_validate(listed, strict=True)
     fence = await service.claim(job_id)
     assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["waiting"] is None
-    full = {"code": "storage_full", "message": "no room", "retryable": True, "hint": None}
+    full = {"code": "storage_full", "message": "the disk is full", "retryable": True, "hint": None}
     await service.db.write(lifecycle.postpone, job_id, fence, full, 60)
     job = (await service.http.get(f"/v1/jobs/{job_id}")).json()
     assert (job["waiting"]["reason"], job["queue_position"]) == ("backing_off", None)
     assert job["waiting"]["until"] == job["not_before"] > job["created_at"]
 
 
-async def test_a_retry_goes_on_or_begins_anew_as_asked(service: Service) -> None:
+async def test_retry_starts_from_checkpoint_or_from_scratch(service: Service) -> None:
     job_id = await service.submit()
-    for asked, told in (({}, "checkpoint"), ({"from": "checkpoint"}, "checkpoint"), ({"from": "scratch"}, "scratch")):
+    for body, start in (({}, "checkpoint"), ({"from": "checkpoint"}, "checkpoint"), ({"from": "scratch"}, "scratch")):
         fence = await service.claim(job_id)
         step = {"step": 5 * fence, "sha256": "5" * 64, "bytes": 1, "path": "x"}
         await service.db.write(checkpoints.record, job_id, fence, **step)
         await service.db.write(lifecycle.finish_cancelled, job_id, fence)
-        job = (await service.http.post(f"/v1/jobs/{job_id}/retry", json=asked)).json()
-        assert job["checkpoint_step"] == (None if told == "scratch" else step["step"])
+        job = (await service.http.post(f"/v1/jobs/{job_id}/retry", json=body)).json()
+        assert job["checkpoint_step"] == (None if start == "scratch" else step["step"])
         events = (await service.http.get(f"/v1/jobs/{job_id}/events")).json()["data"]
-        assert (events[-1]["type"], events[-1]["data"]) == ("retried", {"from": told})
+        assert (events[-1]["type"], events[-1]["data"]) == ("retried", {"from": start})
 
 
 @pytest.mark.parametrize(("body", "pointer"), [({"from": "start"}, "/from"), ({"form": "scratch"}, "/form"), ([], "")])
-async def test_a_retry_that_cannot_be_meant_is_refused(service: Service, body: Any, pointer: str) -> None:
+async def test_retry_refuses_an_invalid_body(service: Service, body: Any, pointer: str) -> None:
     job_id = await service.submit()
     await service.fail(job_id)
-    told = problem(await service.http.post(f"/v1/jobs/{job_id}/retry", json=body), 422, "invalid_request")
-    assert [fault["pointer"] for fault in told["errors"]] == [pointer]
+    body = problem(await service.http.post(f"/v1/jobs/{job_id}/retry", json=body), 422, "invalid_request")
+    assert [fault["pointer"] for fault in body["errors"]] == [pointer]
     typo = await service.http.post(
         f"/v1/jobs/{job_id}/retry", content=b"{", headers={"Content-Type": "application/json"}
     )
@@ -253,7 +253,7 @@ async def test_a_retry_that_cannot_be_meant_is_refused(service: Service, body: A
     assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["status"] == "failed"
 
 
-async def test_only_what_has_ended_can_be_deleted(service: Service) -> None:
+async def test_delete_is_for_jobs_that_have_ended(service: Service) -> None:
     job_id = await service.submit()
     problem(await service.http.delete(f"/v1/jobs/{job_id}"), 409, "action_not_allowed")
     fence = await service.claim(job_id)
@@ -267,13 +267,13 @@ async def test_only_what_has_ended_can_be_deleted(service: Service) -> None:
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
-async def test_an_unknown_job_cannot_be_steered(service: Service, verb: str) -> None:
+async def test_actions_on_an_unknown_job_are_not_found(service: Service, verb: str) -> None:
     problem(await service.http.post(f"/v1/jobs/job_0/{verb}"), 404, "not_found")
 
 
 @pytest.mark.parametrize(
     ("query", "pointer"), [("limit=0", "?limit"), ("limit=101", "?limit"), ("status=done", "?status")]
 )
-async def test_a_parameter_out_of_bounds_is_named(service: Service, query: str, pointer: str) -> None:
-    told = problem(await service.http.get(f"/v1/jobs?{query}"), 422, "invalid_request")
-    assert [fault["pointer"] for fault in told["errors"]] == [pointer]
+async def test_jobs_listing_refuses_invalid_parameters(service: Service, query: str, pointer: str) -> None:
+    body = problem(await service.http.get(f"/v1/jobs?{query}"), 422, "invalid_request")
+    assert [fault["pointer"] for fault in body["errors"]] == [pointer]

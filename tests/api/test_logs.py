@@ -17,12 +17,12 @@ async def logged(service: Service, *texts: bytes) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
         await service.http.post(f"/v1/jobs/{job_id}/pause")
-        assert await service.db.write(lifecycle.release, job_id, fence, "asked for", to="paused")
+        assert await service.db.write(lifecycle.release, job_id, fence, "pause", to="paused")
         await service.http.post(f"/v1/jobs/{job_id}/resume")
     return job_id
 
 
-async def test_the_tail_is_whole_lines_from_the_end(service: Service) -> None:
+async def test_logs_tail_has_the_last_lines(service: Service) -> None:
     job_id = await logged(service, b"one\ntwo\nthree\n")
     answer = await service.http.get(f"/v1/jobs/{job_id}/logs", params={"tail": 2})
     assert answer.text == "two\nthree\n"
@@ -30,7 +30,7 @@ async def test_the_tail_is_whole_lines_from_the_end(service: Service) -> None:
     assert (answer.headers["x-log-offset"], answer.headers["x-log-next-offset"]) == ("4", "14")
 
 
-async def test_a_log_is_followed_by_offset(service: Service) -> None:
+async def test_logs_are_followed_by_offset(service: Service) -> None:
     job_id = await logged(service, b"one\n")
     path = service.files.log_path(job_id, 1)
     first = await service.http.get(f"/v1/jobs/{job_id}/logs")
@@ -43,14 +43,14 @@ async def test_a_log_is_followed_by_offset(service: Service) -> None:
     assert (nothing.text, nothing.headers["x-log-next-offset"]) == ("", "8")
 
 
-async def test_each_attempt_has_its_own_log_and_the_newest_is_shown(service: Service) -> None:
+async def test_logs_default_to_the_newest_attempt(service: Service) -> None:
     job_id = await logged(service, b"first\n", b"second\n")
     newest = await service.http.get(f"/v1/jobs/{job_id}/logs")
     assert (newest.text, newest.headers["x-log-attempt"]) == ("second\n", "2")
     assert (await service.http.get(f"/v1/jobs/{job_id}/logs", params={"attempt": 1})).text == "first\n"
 
 
-async def test_an_attempt_without_a_log_yet_shows_the_one_before(service: Service) -> None:
+async def test_logs_default_to_the_newest_attempt_that_has_a_log(service: Service) -> None:
     job_id = await logged(service, b"first\n")
     await service.claim(job_id)
     answer = await service.http.get(f"/v1/jobs/{job_id}/logs")
@@ -61,13 +61,13 @@ async def test_an_attempt_without_a_log_yet_shows_the_one_before(service: Servic
     )
 
 
-async def test_no_log_yet_is_empty_and_no_job_is_a_problem(service: Service) -> None:
+async def test_logs_of_a_queued_job_are_empty(service: Service) -> None:
     job_id = await service.submit()
     answer = await service.http.get(f"/v1/jobs/{job_id}/logs")
     assert (answer.status_code, answer.text, answer.headers["x-log-next-offset"]) == (200, "", "0")
     problem(await service.http.get("/v1/jobs/job_0/logs"), 404, "not_found")
 
 
-async def test_a_log_that_is_no_utf8_is_passed_on_as_it_is(service: Service) -> None:
+async def test_logs_that_are_not_utf8_are_sent_unchanged(service: Service) -> None:
     job_id = await logged(service, b"\xff\xfe\n")
     assert (await service.http.get(f"/v1/jobs/{job_id}/logs")).content == b"\xff\xfe\n"

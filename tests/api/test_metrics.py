@@ -20,31 +20,31 @@ async def trained(service: Service, steps: int) -> str:
     return job_id
 
 
-async def test_curves_by_trial_and_key(service: Service) -> None:
+async def test_metrics_series_by_trial_and_key(service: Service) -> None:
     job_id = await trained(service, 2)
-    told = (await service.http.get(f"/v1/jobs/{job_id}/metrics")).json()
-    assert told["series"] == {
+    body = (await service.http.get(f"/v1/jobs/{job_id}/metrics")).json()
+    assert body["series"] == {
         "student": {"train/loss": [[1, 1.0], [2, 0.5]], "validation/accuracy": [[1, 0.0], [2, 0.5]]}
     }
-    assert MetricsView.model_validate(told)
+    assert MetricsView.model_validate(body)
 
 
-async def test_only_the_keys_and_steps_asked_for(service: Service) -> None:
+async def test_metrics_series_of_requested_keys_and_steps(service: Service) -> None:
     job_id = await trained(service, 3)
     query = {"keys": "train/loss", "after_step": 2}
-    told = (await service.http.get(f"/v1/jobs/{job_id}/metrics", params=query)).json()
-    assert told["series"] == {"student": {"train/loss": [[3, pytest.approx(1 / 3)]]}}
+    body = (await service.http.get(f"/v1/jobs/{job_id}/metrics", params=query)).json()
+    assert body["series"] == {"student": {"train/loss": [[3, pytest.approx(1 / 3)]]}}
 
 
-async def test_long_curves_are_thinned_and_keep_their_ends(service: Service) -> None:
+async def test_metrics_series_are_thinned(service: Service) -> None:
     job_id = await trained(service, 60)
-    told = (await service.http.get(f"/v1/jobs/{job_id}/metrics", params={"max_points": 10})).json()
-    points = told["series"]["student"]["train/loss"]
+    body = (await service.http.get(f"/v1/jobs/{job_id}/metrics", params={"max_points": 10})).json()
+    points = body["series"]["student"]["train/loss"]
     assert len(points) <= 10
     assert (points[0], points[-1]) == ([1, 1.0], [60, 1 / 60])
 
 
-async def test_no_curve_yet(service: Service) -> None:
+async def test_metrics_series_of_a_queued_job_are_empty(service: Service) -> None:
     job_id = await service.submit()
     assert (await service.http.get(f"/v1/jobs/{job_id}/metrics")).json() == {"series": {}}
     problem(await service.http.get("/v1/jobs/job_0/metrics"), 404, "not_found")

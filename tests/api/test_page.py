@@ -1,4 +1,4 @@
-"""The page: small, from here alone, and nothing in it that a strict policy would have to allow."""
+"""The web page's files: they are small, load nothing from other servers, and fit a strict content policy."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ from tests.api.conftest import Service
 pytestmark = pytest.mark.anyio
 
 NODE = shutil.which("node")
-OURS = [path for path in sorted(WEB.glob("*")) if path.is_file()]
+OWN_FILES = [path for path in sorted(WEB.glob("*")) if path.is_file()]
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/static/app.js", "/static/style.css", "/static/vendor/uPlot.iife.min.js"]
 )
-async def test_files_come_with_a_strict_policy(service: Service, path: str) -> None:
+async def test_files_have_a_strict_content_policy(service: Service, path: str) -> None:
     answer = await service.http.get(path)
     assert answer.status_code == 200
     policy = answer.headers["content-security-policy"]
@@ -42,15 +42,15 @@ async def test_nothing_outside_the_folder_is_served(service: Service) -> None:
     assert (await service.http.get("/static/%2e%2e/main.py")).status_code == 404
 
 
-async def test_whatever_a_page_names_is_there(service: Service) -> None:
+async def test_files_that_a_page_links_to_are_served(service: Service) -> None:
     for page in ("/", "/docs"):
         text = (await service.http.get(page)).text
         for reference in re.findall(r'(?:src|href)="(/[^"#]*)"', text):
             assert (await service.http.get(reference)).status_code == 200, reference
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
-def test_nothing_inline_and_nothing_from_elsewhere(path: Path) -> None:
+@pytest.mark.parametrize("path", OWN_FILES, ids=lambda path: path.name)
+def test_files_have_nothing_inline_and_no_foreign_urls(path: Path) -> None:
     text = path.read_text()
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     if path.suffix == ".html":
@@ -59,7 +59,7 @@ def test_nothing_inline_and_nothing_from_elsewhere(path: Path) -> None:
 
 
 def printed(script: str) -> str:
-    """What a module of ours prints, run outside of a browser."""
+    """The output of a script, run by Node.js."""
     if NODE is None:
         pytest.skip("no Node.js on this machine")
     return subprocess.run(
@@ -67,11 +67,11 @@ def printed(script: str) -> str:
     ).stdout.strip()
 
 
-async def test_all_curves_of_a_job_are_asked_for_at_once(service: Service) -> None:
-    """The names of all that may be graded fit into one query of the length that the route takes."""
-    named = re.search(r"const numbered = .*?\nconst CURVES = \[.*?\];", (WEB / "job.js").read_text(), re.DOTALL)
-    assert named is not None
-    curves = printed(f"{named[0]}\nconsole.log(CURVES.join())")
+async def test_job_js_fetches_all_curves_in_one_request(service: Service) -> None:
+    """The keys of all curves fit into one query of the length that the route accepts."""
+    constants = re.search(r"const numbered = .*?\nconst CURVES = \[.*?\];", (WEB / "job.js").read_text(), re.DOTALL)
+    assert constants is not None
+    curves = printed(f"{constants[0]}\nconsole.log(CURVES.join())")
     assert {"validation/accuracy", "validation/student-8/accuracy", "validation/exit-16/accuracy"} <= {
         *curves.split(",")
     }
@@ -80,7 +80,7 @@ async def test_all_curves_of_a_job_are_asked_for_at_once(service: Service) -> No
 
 
 @pytest.mark.parametrize(
-    ("spec", "says"),
+    ("spec", "expected"),
     [
         ({"student": "convnet4"}, "convnet4"),
         ({"teacher": {"checkpoint": "job:job_1"}, "student": {"architecture": "a"}}, "job:job_1 → a"),
@@ -96,16 +96,16 @@ async def test_all_curves_of_a_job_are_asked_for_at_once(service: Service) -> No
         ),
     ],
 )
-def test_a_job_names_who_teaches_whom(spec: dict[str, Any], says: str) -> None:
+def test_common_js_models(spec: dict[str, Any], expected: str) -> None:
     common = (WEB / "common.js").read_text()
-    assert printed(f"{common}\nconsole.log(models({{spec: {json.dumps(spec)}}}));") == says
+    assert printed(f"{common}\nconsole.log(models({{spec: {json.dumps(spec)}}}));") == expected
 
 
-def test_the_page_is_small() -> None:
+def test_page_is_small() -> None:
     assert sum(path.stat().st_size for path in WEB.rglob("*") if path.is_file()) < 150_000
 
 
-def test_vendored_files_are_what_their_note_says() -> None:
+def test_vendored_files_match_their_note() -> None:
     note = (WEB / "vendor" / "VENDOR.md").read_text()
     named = re.findall(r"^\| (\S+) \| ([0-9a-f]{64}) \|$", note, re.MULTILINE)
     assert {name for name, _ in named} == {"uPlot.iife.min.js", "uPlot.min.css"}

@@ -18,7 +18,7 @@ async def service(postgres_database_url: str, tmp_path: Path) -> AsyncIterator[S
         yield running
 
 
-async def test_a_jobs_whole_story(service: Service) -> None:
+async def test_postgres_job_from_submit_to_delete(service: Service) -> None:
     job_id = await service.submit()
     assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["queue_position"] == 1
     made = await service.succeed(job_id)
@@ -33,7 +33,7 @@ async def test_a_jobs_whole_story(service: Service) -> None:
     assert (await service.http.delete(f"/v1/jobs/{job_id}")).status_code == 204
 
 
-async def test_racing_senders_of_one_key_get_one_job(service: Service) -> None:
+async def test_postgres_submit_of_racing_senders_makes_one_job(service: Service) -> None:
     headers = {"Idempotency-Key": "k1"}
     send = (service.http.post("/v1/jobs", json=SUPERVISED, headers=headers) for _ in range(8))
     answers = await asyncio.gather(*send)
@@ -41,14 +41,14 @@ async def test_racing_senders_of_one_key_get_one_job(service: Service) -> None:
     assert len({answer.json()["id"] for answer in answers}) == 1
 
 
-async def test_refusals_are_the_same(service: Service) -> None:
+async def test_postgres_problems_are_the_same(service: Service) -> None:
     job_id = await service.submit()
     problem(await service.http.post(f"/v1/jobs/{job_id}/resume"), 409, "action_not_allowed")
     problem(await service.http.get("/v1/jobs/job_0"), 404, "not_found")
     problem(await service.http.post("/v1/jobs", json={"dataset": "x"}), 422, "spec_invalid")
 
 
-async def test_uploads_models_and_health(service: Service) -> None:
+async def test_postgres_uploads_models_and_health(service: Service) -> None:
     blob = await service.upload(b"weights")
     body = {"name": "teacher", "blob": blob, "architecture": "convnet32"}
     assert (await service.http.post("/v1/models", json=body)).status_code == 201
@@ -57,7 +57,7 @@ async def test_uploads_models_and_health(service: Service) -> None:
     assert (await service.http.get("/metrics")).status_code == 200
 
 
-async def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
+async def test_postgres_that_cannot_be_reached_is_unavailable(tmp_path: Path) -> None:
     away = Settings(home=tmp_path, database_url="postgresql://nobody@127.0.0.1:9/none")
     async with serving(away) as service:
         answer = await service.http.get("/v1/jobs")

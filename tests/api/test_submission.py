@@ -1,19 +1,19 @@
-"""Every fault of a spec in one answer: of its fields, of what it names, of what does not fit together."""
+"""Every fault of a spec in one answer: of its fields, of the references, and of combinations that do not fit."""
 
 from typing import Any
 
 import pytest
 
-from api.inspector import Refused
+from api.inspections import Refused
 from kdcore.spec import parse
 from tests.api.conftest import DATASET, MODEL, PROGRAM, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
 
 
-async def faults(service: Service, spec: Any) -> dict[str, dict[str, Any]]:
-    told = problem(await service.http.post("/v1/jobs", json=spec), 422, "spec_invalid")
-    return {fault["pointer"]: fault for fault in told["errors"]}
+async def faults_of(service: Service, spec: Any) -> dict[str, dict[str, Any]]:
+    body = problem(await service.http.post("/v1/jobs", json=spec), 422, "spec_invalid")
+    return {fault["pointer"]: fault for fault in body["errors"]}
 
 
 async def teacher(service: Service, name: str = "big", **facts: Any) -> str:
@@ -51,7 +51,7 @@ def kd(**changes: Any) -> dict[str, Any]:
     }
 
 
-async def test_five_mistakes_of_different_kinds_come_back_together(service: Service) -> None:
+async def test_submit_answers_five_faults_of_different_kinds(service: Service) -> None:
     spec = kd(
         dataset="digitz",
         student={"architecture": "convnet9"},
@@ -60,24 +60,24 @@ async def test_five_mistakes_of_different_kinds_come_back_together(service: Serv
         training={"epochs": "many"},
     )
     await teacher(service)
-    found = await faults(service, spec)
-    assert set(found) == {"/dataset", "/student/architecture", "/temprature", "/alpha", "/training/epochs"}
-    assert found["/dataset"]["allowed"] == ["digits"]
-    assert "did you mean 'digits'" in found["/dataset"]["message"]
-    assert found["/temprature"]["code"] == "unknown_field"
-    assert found["/alpha"]["allowed"] == "≥ 0"
-    assert found["/training/epochs"]["got"] == "many"
+    faults = await faults_of(service, spec)
+    assert set(faults) == {"/dataset", "/student/architecture", "/temprature", "/alpha", "/training/epochs"}
+    assert faults["/dataset"]["allowed"] == ["digits"]
+    assert "did you mean 'digits'" in faults["/dataset"]["message"]
+    assert faults["/temprature"]["code"] == "unknown_field"
+    assert faults["/alpha"]["allowed"] == "≥ 0"
+    assert faults["/training/epochs"]["got"] == "many"
 
 
-async def test_a_teacher_of_other_classes_is_told_beside_the_other_mistakes(service: Service) -> None:
+async def test_submit_answers_a_teacher_mismatch_beside_other_faults(service: Service) -> None:
     await teacher(service, num_classes=100)
-    found = await faults(service, kd(temprature=4, student="convnet9"))
-    assert set(found) == {"/temprature", "/student", "/teacher/checkpoint"}
-    assert found["/teacher/checkpoint"]["code"] == "teacher_mismatch"
-    assert (found["/teacher/checkpoint"]["allowed"], found["/teacher/checkpoint"]["got"]) == (10, 100)
+    faults = await faults_of(service, kd(temprature=4, student="convnet9"))
+    assert set(faults) == {"/temprature", "/student", "/teacher/checkpoint"}
+    assert faults["/teacher/checkpoint"]["code"] == "teacher_mismatch"
+    assert (faults["/teacher/checkpoint"]["allowed"], faults["/teacher/checkpoint"]["got"]) == (10, 100)
 
 
-async def test_a_job_with_a_registered_teacher_holds_its_bytes(service: Service) -> None:
+async def test_resolved_spec_has_the_digest_of_a_registered_teacher(service: Service) -> None:
     blob = await teacher(service, mean=[0.3], std=[0.4])
     job = (await service.http.post("/v1/jobs", json=kd(baseline="train"))).json()
     resolved = job["resolved_spec"]
@@ -88,16 +88,16 @@ async def test_a_job_with_a_registered_teacher_holds_its_bytes(service: Service)
     assert resolved["dataset"]["source"] == "digits"
 
 
-async def test_an_estimate_counts_a_baseline_and_the_compression(service: Service) -> None:
+async def test_estimate_counts_baseline_and_compression(service: Service) -> None:
     await teacher(service, parameters=30_000)
-    told = (await service.http.post("/v1/jobs/validate", json=kd(baseline="train", training={"epochs": 2}))).json()
-    student = told["estimate"]["parameters"]["student"]
-    assert told["estimate"]["steps"] == 2 * 2 * 20
-    assert told["estimate"]["parameters"]["teacher"] == 30_000
-    assert told["estimate"]["compression"] == round(30_000 / student, 2)
+    body = (await service.http.post("/v1/jobs/validate", json=kd(baseline="train", training={"epochs": 2}))).json()
+    student = body["estimate"]["parameters"]["student"]
+    assert body["estimate"]["steps"] == 2 * 2 * 20
+    assert body["estimate"]["parameters"]["teacher"] == 30_000
+    assert body["estimate"]["compression"] == round(30_000 / student, 2)
 
 
-async def test_a_registered_data_set_becomes_its_bytes(service: Service) -> None:
+async def test_resolved_spec_has_the_digest_of_a_registered_data_set(service: Service) -> None:
     blob = await service.upload(b"pictures")
     dataset = (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).json()
     for source in ("mine", dataset["id"], f"blob:{blob}"):
@@ -105,7 +105,7 @@ async def test_a_registered_data_set_becomes_its_bytes(service: Service) -> None
         assert job["resolved_spec"]["dataset"] == {"source": f"blob:{blob}", "image_size": None}
 
 
-async def test_folders_of_pictures_keep_the_size_that_they_were_inspected_at(service: Service) -> None:
+async def test_resolved_spec_has_the_inspected_size_of_folders(service: Service) -> None:
     blob = await service.upload(b"folders")
     digest = blob.removeprefix("sha256:")
     service.inspector.answers[digest] = DATASET.model_copy(update={"kind": "folders", "image_size": (16, 16)})
@@ -114,48 +114,48 @@ async def test_folders_of_pictures_keep_the_size_that_they_were_inspected_at(ser
     assert job["resolved_spec"]["dataset"]["image_size"] == 16
 
 
-async def test_an_unknown_blob_is_inspected_once(service: Service) -> None:
+async def test_submit_inspects_a_blob_once(service: Service) -> None:
     blob = await service.upload(b"weights")
     spec = kd(teacher={"architecture": "convnet32", "checkpoint": f"blob:{blob}"})
     for _ in range(2):
         assert (await service.http.post("/v1/jobs", json=spec)).status_code == 201
-    assert service.inspector.asked == [("model", blob.removeprefix("sha256:"), "convnet32")]
+    assert service.inspector.requests == [("model", blob.removeprefix("sha256:"), {"architecture": "convnet32"})]
 
 
-async def test_a_blob_that_an_inspection_refuses_is_the_teachers_fault_and_is_remembered(service: Service) -> None:
+async def test_submit_refuses_a_teacher_that_its_inspection_refused(service: Service) -> None:
     blob = await service.upload(b"no weights")
     digest = blob.removeprefix("sha256:")
     service.inspector.answers[digest] = Refused("teacher_mismatch", "no tensor 'fc.weight'", "is it a convnet32?")
     spec = kd(teacher={"architecture": "convnet32", "checkpoint": f"blob:{blob}"})
     for _ in range(2):
-        found = await faults(service, spec)
-        assert found["/teacher/checkpoint"]["code"] == "teacher_mismatch"
-        assert "is it a convnet32?" in found["/teacher/checkpoint"]["message"]
-    assert len(service.inspector.asked) == 1
+        faults = await faults_of(service, spec)
+        assert faults["/teacher/checkpoint"]["code"] == "teacher_mismatch"
+        assert "is it a convnet32?" in faults["/teacher/checkpoint"]["message"]
+    assert len(service.inspector.requests) == 1
 
 
-async def test_a_failure_of_the_inspection_itself_is_asked_again(service: Service) -> None:
+async def test_submit_repeats_an_inspection_that_timed_out(service: Service) -> None:
     blob = await service.upload(b"weights")
     digest = blob.removeprefix("sha256:")
     service.inspector.answers[digest] = Refused("timeout", "too long", final=False)
     spec = kd(teacher={"architecture": "convnet32", "checkpoint": f"blob:{blob}"})
-    await faults(service, spec)
+    await faults_of(service, spec)
     service.inspector.answers[digest] = MODEL
     assert (await service.http.post("/v1/jobs", json=spec)).status_code == 201
 
 
-async def test_bytes_that_were_never_uploaded_are_named(service: Service) -> None:
+async def test_submit_refuses_blobs_that_were_not_uploaded(service: Service) -> None:
     nowhere = "blob:sha256:" + "0" * 64
-    found = await faults(service, kd(dataset=nowhere, teacher={"architecture": "convnet32", "checkpoint": nowhere}))
-    assert {pointer: fault["code"] for pointer, fault in found.items()} == {
+    faults = await faults_of(service, kd(dataset=nowhere, teacher={"architecture": "convnet32", "checkpoint": nowhere}))
+    assert {pointer: fault["code"] for pointer, fault in faults.items()} == {
         "/dataset": "not_found",
         "/teacher/checkpoint": "not_found",
     }
 
 
-async def test_another_jobs_student_can_teach(service: Service) -> None:
+async def test_references_teacher_of_another_job(service: Service) -> None:
     job_id = await service.submit(student="convnet32")
-    early = await faults(service, kd(teacher={"checkpoint": f"job:{job_id}"}))
+    early = await faults_of(service, kd(teacher={"checkpoint": f"job:{job_id}"}))
     assert early["/teacher/checkpoint"]["code"] == "not_ready"
     made = await service.succeed(job_id)
     job = (await service.http.post("/v1/jobs", json=kd(teacher={"checkpoint": f"job:{job_id}"}))).json()
@@ -163,35 +163,35 @@ async def test_another_jobs_student_can_teach(service: Service) -> None:
     assert job["resolved_spec"]["teacher"]["architecture"] == "convnet32"
 
 
-async def test_a_baseline_must_be_the_same_student_on_the_same_data(service: Service) -> None:
+async def test_references_baseline_must_be_the_same_student_on_the_same_data(service: Service) -> None:
     await teacher(service)
     right, wrong = await service.submit(student="convnet8"), await service.submit(student="convnet16")
     await service.succeed(right)
     await service.succeed(wrong)
     assert (await service.http.post("/v1/jobs", json=kd(baseline=f"job:{right}"))).status_code == 201
-    found = await faults(service, kd(baseline=f"job:{wrong}"))
-    assert found["/baseline"]["got"] == "convnet16"
-    assert (await faults(service, kd(baseline="job:job_0")))["/baseline"]["code"] == "not_found"
+    faults = await faults_of(service, kd(baseline=f"job:{wrong}"))
+    assert faults["/baseline"]["got"] == "convnet16"
+    assert (await faults_of(service, kd(baseline="job:job_0")))["/baseline"]["code"] == "not_found"
 
 
-async def test_the_service_opens_no_file_by_its_path(service: Service) -> None:
-    found = await faults(
+async def test_references_refuse_files_by_path(service: Service) -> None:
+    faults = await faults_of(
         service, kd(dataset="file:/etc/passwd", teacher={"checkpoint": "file:/etc/passwd", "architecture": "convnet32"})
     )
-    assert {fault["code"] for fault in found.values()} == {"not_allowed"}
-    assert set(found) == {"/dataset", "/teacher/checkpoint"}
-    assert service.inspector.asked == []
+    assert {fault["code"] for fault in faults.values()} == {"not_allowed"}
+    assert set(faults) == {"/dataset", "/teacher/checkpoint"}
+    assert service.inspector.requests == []
 
 
-async def test_a_set_of_one_size_cannot_be_asked_for_in_another(service: Service) -> None:
-    found = await faults(service, {**SUPERVISED, "dataset": {"source": "digits", "image_size": 32}})
-    assert found["/dataset/image_size"]["allowed"] == 8
+async def test_references_refuse_another_size_of_a_built_in_data_set(service: Service) -> None:
+    faults = await faults_of(service, {**SUPERVISED, "dataset": {"source": "digits", "image_size": 32}})
+    assert faults["/dataset/image_size"]["allowed"] == 8
 
 
-async def test_an_unknown_model_is_named_with_its_neighbours(service: Service) -> None:
+async def test_references_suggest_names_near_an_unknown_model(service: Service) -> None:
     await teacher(service, "big-convnet")
-    found = await faults(service, kd(teacher={"checkpoint": "model:big-convmet"}))
-    assert found["/teacher/checkpoint"]["allowed"] == ["big-convnet"]
+    faults = await faults_of(service, kd(teacher={"checkpoint": "model:big-convmet"}))
+    assert faults["/teacher/checkpoint"]["allowed"] == ["big-convnet"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,9 @@ async def test_an_unknown_model_is_named_with_its_neighbours(service: Service) -
     ids=["cut", "empty", "nan", "no utf-8", "too deep", "list", "null", "too large"],
 )
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/validate"])
-async def test_what_is_no_spec_at_all(service: Service, path: str, body: bytes, status: int, code: str) -> None:
+async def test_submit_and_validate_refuse_bodies_that_are_no_spec(
+    service: Service, path: str, body: bytes, status: int, code: str
+) -> None:
     answer = await service.http.post(path, content=body)
     if path.endswith("validate") and status == 422:
         assert answer.json()["errors"][0]["pointer"] == ""
@@ -217,18 +219,19 @@ async def test_what_is_no_spec_at_all(service: Service, path: str, body: bytes, 
         problem(answer, status, code)
 
 
-async def test_a_network_of_timms_is_built_before_a_job_is_accepted(service: Service) -> None:
+async def test_references_inspect_networks_of_timm(service: Service) -> None:
     body = {"dataset": "digits", "student": "timm/resnet18", "method": "supervised"}
     for _ in range(2):
         assert (await service.http.post("/v1/jobs", json=body)).status_code == 201
-    assert service.inspector.asked == [("architecture", "timm/resnet18", (10, 1, (8, 8)))]
-    found = await faults(service, {**body, "student": "timm/resnet_18000"})
-    assert "timm has no" in found["/student"]["message"]
+    shape = {"classes": 10, "channels": 1, "image_size": (8, 8)}
+    assert service.inspector.requests == [("architecture", "timm/resnet18", shape)]
+    faults = await faults_of(service, {**body, "student": "timm/resnet_18000"})
+    assert "timm has no" in faults["/student"]["message"]
 
 
-async def test_mistakes_inside_of_lists_are_told_where_they_stand(service: Service) -> None:
+async def test_submit_points_to_faults_in_lists(service: Service) -> None:
     await teacher(service)
-    found = await faults(
+    faults = await faults_of(
         service,
         kd(
             teacher=[{"checkpoint": "model:big"}, {"checkpoint": "model:bug"}],
@@ -238,7 +241,7 @@ async def test_mistakes_inside_of_lists_are_told_where_they_stand(service: Servi
             unlabelled="nowhere",
         ),
     )
-    assert {pointer: fault["code"] for pointer, fault in found.items()} == {
+    assert {pointer: fault["code"] for pointer, fault in faults.items()} == {
         "/teacher/1/checkpoint": "not_found",
         "/student/1/architecture": "not_allowed",
         "/method/1/p": "less_than_equal",
@@ -248,7 +251,7 @@ async def test_mistakes_inside_of_lists_are_told_where_they_stand(service: Servi
     }
 
 
-async def test_several_teachers_become_their_bytes_and_count_together(service: Service) -> None:
+async def test_resolved_spec_has_the_digests_of_several_teachers(service: Service) -> None:
     one, other = await teacher(service, "one", parameters=1000), await teacher(service, "other", parameters=2000)
     spec = kd(teacher=[{"checkpoint": "model:one"}, {"checkpoint": "model:other", "weight": 2}])
     resolved = await accepted(service, spec)
@@ -256,47 +259,47 @@ async def test_several_teachers_become_their_bytes_and_count_together(service: S
         (f"blob:{one}", 1),
         (f"blob:{other}", 2),
     ]
-    told = (await service.http.post("/v1/jobs/validate", json=spec)).json()
-    assert told["estimate"]["parameters"]["teacher"] == 3000
+    body = (await service.http.post("/v1/jobs/validate", json=spec)).json()
+    assert body["estimate"]["parameters"]["teacher"] == 3000
 
 
-async def test_a_program_teaches_by_its_logits(service: Service) -> None:
+async def test_program_can_teach(service: Service) -> None:
     blob = await service.upload(b"a graph")
     resolved = await accepted(service, kd(teacher={"program": f"blob:{blob}"}))
     assert resolved["teacher"]["program"] == f"blob:{blob}"
     assert (resolved["teacher"]["architecture"], resolved["teacher"]["checkpoint"]) == (None, None)
     assert resolved["teacher"]["preprocessing"] is not None
-    told = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"program": f"blob:{blob}"}))).json()
-    assert told["estimate"]["parameters"]["teacher"] == PROGRAM.parameters
-    assert service.inspector.asked == [("program", blob.removeprefix("sha256:"), None)]
+    body = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"program": f"blob:{blob}"}))).json()
+    assert body["estimate"]["parameters"]["teacher"] == PROGRAM.parameters
+    assert service.inspector.requests == [("program", blob.removeprefix("sha256:"), {})]
 
 
-async def test_a_program_has_no_activations_and_no_gradient(service: Service) -> None:
+async def test_program_cannot_teach_by_activations_or_gradients(service: Service) -> None:
     blob = await service.upload(b"a graph")
     methods = ["attention", {"name": "fitnet", "tap": "layer2"}, {"name": "attention", "mapping": "gradient"}]
     for method in methods:
-        found = await faults(service, kd(teacher={"program": f"blob:{blob}"}, method=["kd", method]))
-        assert list(found) == ["/teacher/program"]
-        assert "a program teaches by its logits alone" in found["/teacher/program"]["message"]
+        faults = await faults_of(service, kd(teacher={"program": f"blob:{blob}"}, method=["kd", method]))
+        assert list(faults) == ["/teacher/program"]
+        assert "a program gives only logits" in faults["/teacher/program"]["message"]
 
 
-async def test_a_program_of_other_images_or_of_none_is_refused(service: Service) -> None:
+async def test_program_for_other_images_is_refused(service: Service) -> None:
     blob = await service.upload(b"a graph")
     digest = blob.removeprefix("sha256:")
     service.inspector.answers[digest] = PROGRAM.model_copy(update={"image_size": (32, 32), "num_classes": 5})
     answer = await service.http.post("/v1/jobs", json=kd(teacher={"program": f"blob:{blob}"}))
-    told = problem(answer, 422, "spec_invalid")["errors"]
-    assert [(fault["pointer"], fault["code"]) for fault in told] == [("/teacher/program", "teacher_mismatch")] * 2
+    body = problem(answer, 422, "spec_invalid")["errors"]
+    assert [(fault["pointer"], fault["code"]) for fault in body] == [("/teacher/program", "teacher_mismatch")] * 2
     broken = await service.upload(b"no graph")
     refused = Refused("teacher_mismatch", "this is no torch.export program", "save it with torch.export.save")
     service.inspector.answers[broken.removeprefix("sha256:")] = refused
-    found = await faults(service, kd(teacher={"program": f"blob:{broken}"}))
-    assert "no torch.export program" in found["/teacher/program"]["message"]
-    found = await faults(service, kd(teacher={"program": "file:/etc/passwd"}))
-    assert found["/teacher/program"]["code"] == "not_allowed"
+    faults = await faults_of(service, kd(teacher={"program": f"blob:{broken}"}))
+    assert "no torch.export program" in faults["/teacher/program"]["message"]
+    faults = await faults_of(service, kd(teacher={"program": "file:/etc/passwd"}))
+    assert faults["/teacher/program"]["code"] == "not_allowed"
 
 
-async def test_a_pool_becomes_its_bytes_and_lengthens_the_epochs(service: Service) -> None:
+async def test_unlabelled_images_become_their_digest_and_lengthen_the_epochs(service: Service) -> None:
     """1,293 labelled images and 640 others are 1,933: 30 batches of 64; the baseline has its 20."""
     await teacher(service)
     blob = await unlabelled(service)
@@ -306,45 +309,44 @@ async def test_a_pool_becomes_its_bytes_and_lengthens_the_epochs(service: Servic
         "labels": "teacher",
         "labelled_too": True,
     }
-    told = (await service.http.post("/v1/jobs/validate", json=spec)).json()
-    assert told["estimate"]["steps"] == 2 * (30 + 20)
+    body = (await service.http.post("/v1/jobs/validate", json=spec)).json()
+    assert body["estimate"]["steps"] == 2 * (30 + 20)
 
 
-async def test_a_pool_that_is_the_data_set_by_another_name_is_refused(service: Service) -> None:
+async def test_unlabelled_images_must_not_be_the_data_set_under_another_name(service: Service) -> None:
     await teacher(service, "ours", num_classes=4)
     blob = await service.upload(b"pictures")
     await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
     spec = kd(dataset="mine", teacher={"checkpoint": "model:ours"})
     for source in ("mine", f"blob:{blob}"):
-        found = await faults(service, {**spec, "unlabelled": source})
-        assert list(found) == ["/unlabelled"] and "own training images" in found["/unlabelled"]["message"]
-        assert found["/unlabelled"]["got"] == source
+        faults = await faults_of(service, {**spec, "unlabelled": source})
+        assert list(faults) == ["/unlabelled"] and "own training images" in faults["/unlabelled"]["message"]
+        assert faults["/unlabelled"]["got"] == source
 
 
-async def test_images_without_labels_are_no_data_set(service: Service) -> None:
+async def test_unlabelled_images_are_refused_as_the_data_set(service: Service) -> None:
     await teacher(service)
     await unlabelled(service)
-    found = await faults(service, kd(dataset="more", unlabelled="digits"))
-    assert list(found) == ["/dataset"] and "no labels" in found["/dataset"]["message"]
+    faults = await faults_of(service, kd(dataset="more", unlabelled="digits"))
+    assert list(faults) == ["/dataset"] and "no labels" in faults["/dataset"]["message"]
 
 
-async def test_a_pool_has_the_images_of_the_data_set(service: Service) -> None:
+async def test_unlabelled_images_must_have_the_size_of_the_data_set(service: Service) -> None:
     await teacher(service)
     await unlabelled(service, image_size=(16, 16))
-    found = await faults(service, kd(unlabelled={"source": "more"}))
-    assert (
-        found["/unlabelled/source"]["message"] == "the data set's images have height and width [8, 8], these [16, 16]"
-    )
+    faults = await faults_of(service, kd(unlabelled={"source": "more"}))
+    text = "the data set's images have height and width [8, 8], these have [16, 16]"
+    assert faults["/unlabelled/source"]["message"] == text
 
 
-async def test_a_pool_of_folders_gives_the_size_that_its_pictures_were_inspected_at(service: Service) -> None:
+async def test_unlabelled_folders_determine_the_image_size(service: Service) -> None:
     await teacher(service)
     await unlabelled(service, kind="folders")
     resolved = await accepted(service, kd(unlabelled="more"))
     assert resolved["dataset"] == {"source": "digits", "image_size": 8}
 
 
-async def test_pictures_that_are_not_square_keep_their_own_size(service: Service) -> None:
+async def test_resolved_spec_has_no_size_for_images_that_are_not_square(service: Service) -> None:
     blob = await service.upload(b"folders")
     facts = DATASET.model_copy(update={"kind": "folders", "image_size": (16, 24)})
     service.inspector.answers[blob.removeprefix("sha256:")] = facts
@@ -353,30 +355,32 @@ async def test_pictures_that_are_not_square_keep_their_own_size(service: Service
     assert resolved["dataset"] == {"source": f"blob:{blob}", "image_size": None}
 
 
-async def test_a_pool_of_one_size_cannot_be_asked_for_in_another(service: Service) -> None:
+async def test_unlabelled_images_of_one_size_refuse_another(service: Service) -> None:
     blob = await service.upload(b"arrays")
     digest = blob.removeprefix("sha256:")
     service.inspector.answers[digest] = DATASET.model_copy(update={"image_size": (16, 16), "num_classes": 10})
     await teacher(service)
-    found = await faults(service, kd(dataset={"source": f"blob:{blob}", "image_size": 16}, unlabelled="digits"))
-    assert found["/unlabelled"]["message"] == "the images of digits have one size, 8 x 8"
+    faults = await faults_of(service, kd(dataset={"source": f"blob:{blob}", "image_size": 16}, unlabelled="digits"))
+    assert faults["/unlabelled"]["message"] == "the images of digits have one size, 8 x 8"
 
 
-async def test_taps_are_chosen_and_shown(service: Service) -> None:
+async def test_taps_are_chosen_by_default(service: Service) -> None:
     await teacher(service)
     (method,) = (await accepted(service, kd(method=["attention"])))["method"]
     assert method["taps"] == [{"student": layer, "teacher": layer} for layer in ("layer1", "layer2", "layer3")]
-    assert [asked for asked in service.inspector.asked if asked[0] == "taps"] == [], "the catalogue knows them"
+    assert [request for request in service.inspector.requests if request[0] == "taps"] == [], (
+        "they are in the catalogue"
+    )
 
 
-async def test_taps_that_are_named_are_looked_at(service: Service) -> None:
+async def test_taps_that_are_named_are_inspected(service: Service) -> None:
     await teacher(service)
     taps = {"name": "attention", "taps": ["layer1", {"student": "layer2.0", "teacher": "layer3"}]}
     (_, method) = (await accepted(service, kd(method=["kd", taps])))["method"]
     assert method["taps"][1] == {"student": "layer2.0", "teacher": "layer3"}
-    assert [asked[1:] for asked in service.inspector.asked if asked[0] == "taps"] == [
-        ("convnet8", ("layer1", "layer2.0")),
-        ("convnet32", ("layer1", "layer3")),
+    assert [request[1:-1] for request in service.inspector.requests if request[0] == "taps"] == [
+        ("convnet8", "layer1", "layer2.0"),
+        ("convnet32", "layer1", "layer3"),
     ]
 
 
@@ -389,41 +393,41 @@ async def test_taps_that_are_named_are_looked_at(service: Service) -> None:
     ],
     ids=["taps", "tap", "margins"],
 )
-async def test_a_path_that_leads_nowhere_is_told_with_its_siblings(service: Service, method: Any, pointer: str) -> None:
+async def test_taps_that_do_not_exist_are_refused(service: Service, method: Any, pointer: str) -> None:
     await teacher(service)
-    found = await faults(service, kd(method=method))
-    assert list(found) == [pointer]
-    assert found[pointer]["message"].endswith("(near it: layer1, layer2, layer3)")
-    assert "layer9" in found[pointer]["got"]
+    faults = await faults_of(service, kd(method=method))
+    assert list(faults) == [pointer]
+    assert faults[pointer]["message"].endswith("(near it: layer1, layer2, layer3)")
+    assert "layer9" in faults[pointer]["got"]
 
 
-async def test_an_exit_that_leads_nowhere_is_told_too(service: Service) -> None:
+async def test_taps_of_exits_that_do_not_exist_are_refused(service: Service) -> None:
     spec = {"dataset": "digits", "student": "convnet8", "method": {"name": "byot", "exits": ["layer1", "layer9"]}}
-    assert list(await faults(service, spec)) == ["/method/exits"]
+    assert list(await faults_of(service, spec)) == ["/method/exits"]
     spec = {"dataset": "digits", "student": "convnet8", "method": {"name": "byot", "exits": ["layer1"]}}
     assert (await accepted(service, spec))["method"]["exits"] == ["layer1"]
 
 
-async def test_a_tap_of_another_shape_than_a_method_needs_is_refused(service: Service) -> None:
+async def test_taps_of_another_shape_than_the_method_needs_are_refused(service: Service) -> None:
     await teacher(service)
     service.inspector.shapes = {"fc@in": [16]}
-    found = await faults(service, kd(method={"name": "nst", "taps": ["layer1", "fc@in"]}))
-    assert list(found) == ["/method/taps/1"]
-    assert "'nst' needs a map" in found["/method/taps/1"]["message"]
+    faults = await faults_of(service, kd(method={"name": "nst", "taps": ["layer1", "fc@in"]}))
+    assert list(faults) == ["/method/taps/1"]
+    assert "'nst' needs a map" in faults["/method/taps/1"]["message"]
     resolved = await accepted(service, kd(method={"name": "feature", "tap": "fc@in"}))
     assert resolved["method"]["tap"] == {"student": "fc@in", "teacher": "fc@in"}
 
 
-async def test_every_network_of_timms_is_built_once(service: Service) -> None:
+async def test_references_inspect_each_network_once(service: Service) -> None:
     await teacher(service, architecture="timm/resnet18")
     assert (await service.http.post("/v1/jobs", json=kd(assistants=["timm/resnet18"]))).status_code == 201
-    assert [asked[1] for asked in service.inspector.asked if asked[0] == "architecture"] == ["timm/resnet18"]
+    assert [request[1] for request in service.inspector.requests if request[0] == "architecture"] == ["timm/resnet18"]
     await teacher(service, "lost", architecture="timm/gone")
-    found = await faults(service, kd(teacher={"checkpoint": "model:lost"}))
-    assert "timm has no timm/gone" in found["/teacher/checkpoint"]["message"]
+    faults = await faults_of(service, kd(teacher={"checkpoint": "model:lost"}))
+    assert "timm has no timm/gone" in faults["/teacher/checkpoint"]["message"]
 
 
-async def test_students_that_teach_each_other_have_no_teacher(service: Service) -> None:
+async def test_resolved_spec_of_students_that_teach_each_other(service: Service) -> None:
     resolved = await accepted(
         service, {"dataset": "digits", "student": ["convnet8", "convnet16"], "method": "dml", "baseline": "train"}
     )
@@ -432,7 +436,7 @@ async def test_students_that_teach_each_other_have_no_teacher(service: Service) 
     assert (resolved["alpha"], resolved["beta"], resolved["temperature"]) == (1, 1, 1)
 
 
-async def test_a_chain_and_generations_are_counted_to_their_end(service: Service) -> None:
+async def test_estimate_counts_assistants_and_generations(service: Service) -> None:
     """20 batches of 64 an epoch."""
     await teacher(service)
     for changes, trials in (
@@ -440,22 +444,22 @@ async def test_a_chain_and_generations_are_counted_to_their_end(service: Service
         ({"method": "born_again"}, 3),
         ({"method": {"name": "born_again", "generations": 2}, "teacher": None, "baseline": "train"}, 3),
     ):
-        told = (await service.http.post("/v1/jobs/validate", json=kd(**changes, training={"epochs": 2}))).json()
-        assert told["errors"] == [] and told["estimate"]["steps"] == trials * 2 * 20
+        body = (await service.http.post("/v1/jobs/validate", json=kd(**changes, training={"epochs": 2}))).json()
+        assert body["errors"] == [] and body["estimate"]["steps"] == trials * 2 * 20
 
 
-async def test_the_first_of_several_students_can_teach_but_an_ensemble_cannot(service: Service) -> None:
+async def test_references_teacher_can_be_the_first_of_several_students_but_no_ensemble(service: Service) -> None:
     peers = await service.submit(student=["convnet32", "convnet16"], method="dml")
     await service.succeed(peers)
-    told = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"checkpoint": f"job:{peers}"}))).json()
-    assert told["resolved_spec"]["teacher"]["architecture"] == "convnet32"
+    body = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"checkpoint": f"job:{peers}"}))).json()
+    assert body["resolved_spec"]["teacher"]["architecture"] == "convnet32"
     together = await service.submit(method={"name": "born_again", "answer": "ensemble"})
     await service.succeed(together)
-    found = await faults(service, kd(teacher={"checkpoint": f"job:{together}"}))
-    assert "delivered an ensemble of 3 networks" in found["/teacher/checkpoint"]["message"]
+    faults = await faults_of(service, kd(teacher={"checkpoint": f"job:{together}"}))
+    assert "delivered an ensemble of 3 networks" in faults["/teacher/checkpoint"]["message"]
 
 
-async def test_what_is_resolved_is_what_the_engine_can_read(service: Service) -> None:
+async def test_resolved_spec_can_be_parsed(service: Service) -> None:
     await teacher(service)
     await unlabelled(service)
     for changes in (

@@ -1,4 +1,4 @@
-"""What holds without any worker: deadlines, wishes whose owners are dead, and rings that nobody heard."""
+"""The server's sweep does without any worker: deadlines, requests after a lease has expired, repeated wake-ups."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from api.sweep import Sweep
 from base import clock as clock_module
 from base.errors import DatabaseUnavailable
 from store import lifecycle, tables
-from store.clock import database_now
+from store.records import database_now
 from store.settings import Settings
 from tests.api.conftest import Service, serving
 from tests.clock import Clock
@@ -32,9 +32,9 @@ async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         yield running
 
 
-async def until(look: Callable[[], Coroutine[Any, Any, object]], what: str) -> None:
+async def until(reached: Callable[[], Coroutine[Any, Any, object]], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while not await look():
+    while not await reached():
         assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain for {what}"
         await asyncio.sleep(0.01)
 
@@ -42,99 +42,99 @@ async def until(look: Callable[[], Coroutine[Any, Any, object]], what: str) -> N
 async def until_status(service: Service, job_id: str, status: str) -> dict[str, Any]:
     job: dict[str, Any] = {}
 
-    async def look() -> bool:
+    async def reached() -> bool:
         job.update((await service.http.get(f"/v1/jobs/{job_id}")).json())
         return bool(job["status"] == status)
 
-    await until(look, f"{job_id} to be {status}")
+    await until(reached, f"{job_id} to be {status}")
     return job
 
 
-async def test_a_job_that_waits_past_its_deadline_fails(service: Service) -> None:
+async def test_sweep_fails_a_job_past_its_deadline(service: Service) -> None:
     job_id = await service.submit(scheduling={"deadline_s": 0.05})
     job = await until_status(service, job_id, "failed")
     assert job["error"]["code"] == "deadline_exceeded"
     assert job["waiting"] is None
 
 
-async def test_a_job_that_was_to_be_cancelled_is_when_its_owner_is_dead(service: Service) -> None:
+async def test_sweep_cancels_a_job_whose_lease_expired(service: Service) -> None:
     job_id = await service.submit()
     await service.claim(job_id)
     assert (await service.http.post(f"/v1/jobs/{job_id}/cancel")).json()["status"] == "running"
-    await lapse(service)
+    await expire_lease(service)
     await until_status(service, job_id, "cancelled")
-    (tried,) = (await service.http.get(f"/v1/jobs/{job_id}/attempts")).json()["data"]
-    assert tried["how"] == "lost"
+    (attempt,) = (await service.http.get(f"/v1/jobs/{job_id}/attempts")).json()["data"]
+    assert attempt["how"] == "lost"
 
 
-async def test_a_job_that_waits_for_long_is_rung_for_again(service: Service) -> None:
+async def test_sweep_wakes_workers_again(service: Service) -> None:
     job_id = await service.submit()
-    rung = len(service.rings)
+    before = len(service.wake_ups)
 
-    async def look() -> bool:
-        return len(service.rings) > rung
+    async def woken() -> bool:
+        return len(service.wake_ups) > before
 
-    await until(look, "another ring")
+    await until(woken, "another wake-up")
     await service.claim(job_id)
 
 
-async def lapse(service: Service) -> None:
-    lapsed = update(tables.jobs).values(lease_until=database_now() - 1)
-    await service.db.write(lambda connection: connection.execute(lapsed))
+async def expire_lease(service: Service) -> None:
+    expired = update(tables.jobs).values(lease_until=database_now() - 1)
+    await service.db.write(lambda connection: connection.execute(expired))
 
 
 async def left_behind(service: Service) -> str:
-    """A job that was to be cancelled, and whose owner is dead."""
+    """A job with a request to cancel, whose lease has expired."""
     job_id = await service.submit()
     await service.claim(job_id)
     await service.http.post(f"/v1/jobs/{job_id}/cancel")
-    await lapse(service)
+    await expire_lease(service)
     return job_id
 
 
-@pytest.mark.parametrize(("hindrance", "patient_until"), [("nothing", 30), ("away", 60), ("a wait", 50)])
-async def test_a_silent_owner_is_given_up_only_after_a_lease_of_unbroken_contact(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, hindrance: str, patient_until: int
+@pytest.mark.parametrize(("hindrance", "expected"), [("nothing", 30), ("away", 60), ("a wait", 50)])
+async def test_sweep_takes_over_only_after_a_lease_of_unbroken_contact(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, hindrance: str, expected: int
 ) -> None:
-    """A lease of 30 s, a round every 10 s. At 20 s the database is away; or a write has to wait for its turn, and so
-    may that of the silent owner: contact then counts from 20 s on."""
+    """The lease is 30 s, a sweep runs every 10 s. At 20 s the database is away; or the sweep waits for its turn to
+    write, and heartbeats may wait too: contact then counts from 20 s on."""
     clock = Clock()
     monkeypatch.setattr(clock_module, "boottime", clock)
     monkeypatch.setattr(sweep, "boottime", clock)
     async with serving(settings) as service:
         job_id = await left_behind(service)
-        rounds = Sweep(service.db, settings, ring=lambda: None)
-        given_up_at = None
+        sweeps = Sweep(service.db, settings, wake_workers=lambda: None)
+        cancelled_at = None
         for second in range(0, 70, 10):
             clock.now = 1000.0 + second
             with monkeypatch.context() as moment:
                 if second == 20 and hindrance == "away":
                     moment.setattr(sweep.lifecycle, "sweep", away)
                 if second == 20 and hindrance == "a wait":
-                    asked_at = clock.now - settings.heartbeat_s - 1
-                    moment.setattr(sweep, "boottime", iter([asked_at, clock.now]).__next__)
-                await rounds.once()
+                    requested_at = clock.now - settings.heartbeat_s - 1
+                    moment.setattr(sweep, "boottime", lambda requested_at=requested_at: requested_at)
+                await sweeps.once()
             status = (await service.http.get(f"/v1/jobs/{job_id}")).json()["status"]
-            if status == "cancelled" and given_up_at is None:
-                given_up_at = second
-    assert given_up_at == patient_until
+            if status == "cancelled" and cancelled_at is None:
+                cancelled_at = second
+    assert cancelled_at == expected
 
 
 def away(*_: object, **__: object) -> list[str]:
     raise DatabaseUnavailable("gone for a moment")
 
 
-async def test_it_outlives_whatever_a_round_meets(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    met: list[Exception] = [DatabaseUnavailable("away"), ZeroDivisionError("unforeseen")]
-    honest = lifecycle.sweep
+async def test_sweep_continues_after_any_exception(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[Exception] = [DatabaseUnavailable("away"), ZeroDivisionError("unforeseen")]
+    real_sweep = lifecycle.sweep
 
-    def meet(*given: Any, **more: Any) -> list[str]:
-        if met:
-            raise met.pop()
-        return honest(*given, **more)
+    def failing_sweep(*args: Any, **kwargs: Any) -> list[str]:
+        if raised:
+            raise raised.pop()
+        return real_sweep(*args, **kwargs)
 
-    monkeypatch.setattr(sweep.lifecycle, "sweep", meet)
+    monkeypatch.setattr(sweep.lifecycle, "sweep", failing_sweep)
     async with serving(settings.model_copy(update=QUICK)) as service:
         job_id = await service.submit(scheduling={"deadline_s": 0.01})
         await until_status(service, job_id, "failed")
-    assert met == []
+    assert raised == []

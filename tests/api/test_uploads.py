@@ -1,4 +1,4 @@
-"""Bytes in: at once, in parts, too many, not the ones announced."""
+"""Uploads: in one request, in parts, too large, with another checksum than announced."""
 
 import asyncio
 import hashlib
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import uvicorn
 
-from api import receiving
+from api.routes import uploads as route
 from api.schemas import UploadView
 from store import uploads
 from store.settings import Settings
@@ -36,54 +36,54 @@ async def begin(service: Service, length: int = len(CONTENT), **query: str) -> s
     return answer.headers["location"]
 
 
-async def test_a_file_in_one_request(service: Service) -> None:
+async def test_create_upload_in_one_request(service: Service) -> None:
     query = {"filename": "weights.pt", "sha256": DIGEST}
     answer = await service.http.post("/v1/uploads", content=CONTENT, params=query)
-    told = answer.json()
+    body = answer.json()
     assert answer.status_code == 201
-    assert (told["blob"], told["status"], told["offset"], told["bytes"]) == (f"sha256:{DIGEST}", "complete", 2560, 2560)
-    assert told["filename"] == "weights.pt"
-    assert UploadView.model_validate(told, strict=True)
+    assert (body["blob"], body["status"], body["offset"], body["bytes"]) == (f"sha256:{DIGEST}", "complete", 2560, 2560)
+    assert body["filename"] == "weights.pt"
+    assert UploadView.model_validate(body, strict=True)
     assert service.files.path(DIGEST).read_bytes() == CONTENT
     assert left_over(service) == []
-    assert (await service.http.get(answer.headers["location"])).json() == told
+    assert (await service.http.get(answer.headers["location"])).json() == body
 
 
-async def test_a_body_of_unannounced_length(service: Service) -> None:
+async def test_create_upload_of_unannounced_length(service: Service) -> None:
     answer = await service.http.post("/v1/uploads", content=chunks(CONTENT))
     assert answer.json()["blob"] == f"sha256:{DIGEST}"
 
 
-async def test_the_same_bytes_twice_are_one_blob(service: Service) -> None:
+async def test_create_upload_of_the_same_bytes_is_the_same_blob(service: Service) -> None:
     assert await service.upload(CONTENT) == await service.upload(CONTENT)
 
 
-async def test_other_bytes_than_announced_are_refused_and_leave_nothing(service: Service) -> None:
+async def test_create_upload_refuses_another_checksum_and_leaves_nothing(service: Service) -> None:
     answer = await service.http.post("/v1/uploads", content=CONTENT, params={"sha256": "0" * 64})
     problem(answer, 422, "checksum_mismatch")
     assert not service.files.exists(DIGEST)
     assert left_over(service) == []
 
 
-async def test_a_digest_must_look_like_one(service: Service) -> None:
-    told = problem(await service.http.post("/v1/uploads?sha256=abc", content=b"x"), 422, "invalid_request")
-    assert told["errors"][0]["pointer"] == "?sha256"
+async def test_create_upload_refuses_a_malformed_digest(service: Service) -> None:
+    body = problem(await service.http.post("/v1/uploads?sha256=abc", content=b"x"), 422, "invalid_request")
+    assert body["errors"][0]["pointer"] == "?sha256"
 
 
-async def test_nothing_is_no_file(service: Service) -> None:
+async def test_create_upload_refuses_an_empty_body(service: Service) -> None:
     problem(await service.http.post("/v1/uploads"), 400, "malformed_body")
 
 
-async def test_more_than_is_taken_is_refused_announced_or_not(settings: Settings) -> None:
+async def test_create_upload_refuses_more_than_upload_max_bytes(settings: Settings) -> None:
     async with serving(settings.model_copy(update={"upload_max_bytes": 1000})) as service:
         for content in (CONTENT, chunks(CONTENT)):
-            told = problem(await service.http.post("/v1/uploads", content=content), 413, "too_large")
-            assert told["limit_bytes"] == 1000
+            body = problem(await service.http.post("/v1/uploads", content=content), 413, "too_large")
+            assert body["limit_bytes"] == 1000
         problem(await service.http.post("/v1/uploads", headers={"Upload-Length": "1001"}), 413, "too_large")
         assert left_over(service) == []
 
 
-async def test_a_file_in_parts(service: Service) -> None:
+async def test_append_upload_in_parts(service: Service) -> None:
     upload = await begin(service, sha256=DIGEST)
     for offset in (0, 1000, 2000):
         part = CONTENT[offset : offset + 1000]
@@ -95,16 +95,16 @@ async def test_a_file_in_parts(service: Service) -> None:
     assert service.files.path(DIGEST).read_bytes() == CONTENT
 
 
-async def test_head_and_get_tell_where_to_go_on(service: Service) -> None:
+async def test_upload_progress_by_head_and_get(service: Service) -> None:
     upload = await begin(service)
     await service.http.patch(upload, content=CONTENT[:1000], headers={"Upload-Offset": "0"})
     head = await service.http.head(upload)
     assert (head.headers["upload-offset"], head.headers["upload-length"]) == ("1000", "2560")
-    told = (await service.http.get(upload)).json()
-    assert (told["offset"], told["status"], told["blob"]) == (1000, "open", None)
+    body = (await service.http.get(upload)).json()
+    assert (body["offset"], body["status"], body["blob"]) == (1000, "open", None)
 
 
-async def test_a_part_for_another_place_is_refused_with_the_right_one(service: Service) -> None:
+async def test_append_upload_refuses_another_offset(service: Service) -> None:
     upload = await begin(service)
     await service.http.patch(upload, content=CONTENT[:1000], headers={"Upload-Offset": "0"})
     for wrong in ("0", "500", "1001"):
@@ -113,7 +113,7 @@ async def test_a_part_for_another_place_is_refused_with_the_right_one(service: S
     problem(await service.http.patch(upload, content=b"x"), 422, "invalid_request")
 
 
-async def test_more_than_the_announced_length_is_refused_and_does_not_count(service: Service) -> None:
+async def test_append_upload_refuses_more_than_announced(service: Service) -> None:
     upload = await begin(service, length=10)
     problem(await service.http.patch(upload, content=b"x" * 11, headers={"Upload-Offset": "0"}), 413, "too_large")
     problem(
@@ -122,14 +122,14 @@ async def test_more_than_the_announced_length_is_refused_and_does_not_count(serv
     assert (await service.http.get(upload)).json()["offset"] == 0
 
 
-async def test_a_complete_upload_takes_no_more(service: Service) -> None:
+async def test_append_upload_refuses_a_complete_upload(service: Service) -> None:
     upload = await begin(service, length=1)
     await service.http.patch(upload, content=b"x", headers={"Upload-Offset": "0"})
     problem(await service.http.patch(upload, content=b"x", headers={"Upload-Offset": "1"}), 409, "offset_conflict")
 
 
-async def test_what_came_before_a_break_counts(service: Service) -> None:
-    """The client goes away after 1,000 of 2,560 bytes: the ASGI server then says `http.disconnect`."""
+async def test_append_upload_counts_bytes_before_a_disconnect(service: Service) -> None:
+    """The client disconnects after 1,000 of 2,560 bytes: the ASGI server then sends `http.disconnect`."""
     upload = await begin(service)
     events = iter([{"type": "http.request", "body": CONTENT[:1000], "more_body": True}, {"type": "http.disconnect"}])
 
@@ -167,11 +167,9 @@ async def listening(service: Service) -> AsyncIterator[int]:
         await serving
 
 
-async def test_who_falls_silent_without_a_word_does_not_hold_the_upload(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The socket stays open, as that of a machine that lost its network: 1,000 of 2,560 bytes, and then nothing."""
-    monkeypatch.setattr(receiving, "SILENCE_S", 0.2)
+async def test_append_upload_disconnects_a_silent_client(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket stays open, as if the client had lost its network: 1,000 of 2,560 bytes, and then nothing."""
+    monkeypatch.setattr(route, "SILENCE_S", 0.2)
     upload = await begin(service)
     async with listening(service) as port:
         answered, silent = await asyncio.open_connection("127.0.0.1", port)
@@ -184,12 +182,12 @@ async def test_who_falls_silent_without_a_word_does_not_hold_the_upload(
     assert rest.json()["blob"] == f"sha256:{DIGEST}"
 
 
-async def test_who_ended_between_the_blob_and_its_row_completes_it_by_asking_again(service: Service) -> None:
-    """All bytes are acknowledged and moved among the blobs; the process was killed before the row said so."""
+async def test_append_upload_completes_what_a_killed_process_left(service: Service) -> None:
+    """All bytes are acknowledged and are a blob; the process was killed before it completed the row."""
     upload = await begin(service, sha256=DIGEST)
     project, upload_id = "default", upload.rpartition("/")[2]
     row = await service.db.read(uploads.get, project, upload_id)
-    with uploads.part(service.files, row) as file:
+    with uploads.open_part(service.files, row) as file:
         file.write(CONTENT)
     row = await service.db.write(uploads.append, project, upload_id, offset=0, length=len(CONTENT))
     uploads.adopt(service.files, row)
@@ -199,7 +197,7 @@ async def test_who_ended_between_the_blob_and_its_row_completes_it_by_asking_aga
     assert left_over(service) == []
 
 
-async def test_an_unknown_upload(service: Service) -> None:
+async def test_upload_that_does_not_exist_is_not_found(service: Service) -> None:
     problem(await service.http.get("/v1/uploads/up_0"), 404, "not_found")
     problem(
         await service.http.patch("/v1/uploads/up_0", content=b"x", headers={"Upload-Offset": "0"}), 404, "not_found"

@@ -1,7 +1,7 @@
 from base.errors import EngineError, Fault, OutOfMemory, SpecFaults, TeacherMismatch
 
 
-def test_the_closed_list_of_codes():
+def test_engine_errors_have_the_closed_list_of_codes():
     def codes(cls: type[EngineError]) -> set[str]:
         return {cls.code}.union(*(codes(sub) for sub in cls.__subclasses__()))
 
@@ -11,13 +11,13 @@ def test_the_closed_list_of_codes():
     }  # fmt: skip
 
 
-def test_an_error_tells_the_user_from_us():
+def test_as_dict_has_code_message_retryable_and_hint():
     assert TeacherMismatch("no", "yes").as_dict() == {
         "code": "teacher_mismatch", "message": "no", "retryable": False, "hint": "yes",
     }  # fmt: skip
     assert OutOfMemory("full").as_dict()["retryable"] is True
 
 
-def test_faults_are_told_together():
+def test_spec_faults_joins_their_messages():
     error = SpecFaults([Fault("/a", "is wrong", "x"), Fault("", "is empty", "y")])
     assert str(error) == "/a: is wrong; /: is empty"

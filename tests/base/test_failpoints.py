@@ -1,5 +1,3 @@
-"""A failpoint acts once, at the passing that was asked for, and is nothing where nobody asked."""
-
 import errno
 import signal
 import subprocess
@@ -20,12 +18,12 @@ def disarmed() -> Iterator[None]:
     arm("")
 
 
-def test_nothing_is_armed_by_itself():
+def test_failpoint_does_nothing_by_default():
     assert failpoints._armed == {}
     failpoint("anywhere")
 
 
-def test_it_acts_at_the_passing_that_was_asked_for_and_only_then():
+def test_failpoint_acts_at_the_given_pass_only():
     arm("here=away:2, there=full")
     failpoint("here")
     with pytest.raises(DatabaseUnavailable):
@@ -36,7 +34,7 @@ def test_it_acts_at_the_passing_that_was_asked_for_and_only_then():
     assert raised.value.errno == errno.ENOSPC
 
 
-def test_the_environment_arms_a_process():
+def test_arm_from_the_environment():
     program = "from base.failpoints import failpoint; failpoint('here'); print('alive', flush=True); failpoint('here')"
     ended = subprocess.run(
         [sys.executable, "-c", program],
@@ -47,7 +45,7 @@ def test_the_environment_arms_a_process():
     assert (ended.stdout, ended.returncode) == (b"alive\n", -signal.SIGKILL)
 
 
-def test_a_hung_thread_leaves_the_others_alone_and_goes_on_when_the_process_is_woken():
+def test_failpoint_hang_stops_one_thread_until_sigcont():
     program = """
         import threading
         from base.failpoints import failpoint
@@ -59,7 +57,7 @@ def test_a_hung_thread_leaves_the_others_alone_and_goes_on_when_the_process_is_w
 
         threading.Thread(target=hang).start()
         input()
-        print("the others live", flush=True)
+        print("the other thread runs", flush=True)
     """
     environment = {"DISTILLERY_FAILPOINTS": "here=hang", "PYTHONPATH": "."}
     command = [sys.executable, "-c", dedent(program)]
@@ -68,13 +66,13 @@ def test_a_hung_thread_leaves_the_others_alone_and_goes_on_when_the_process_is_w
     ) as process:
         assert process.stdout.readline() == b"before\n"
         process.stdin.write(b"\n")
-        assert process.stdout.readline() == b"the others live\n"
+        assert process.stdout.readline() == b"the other thread runs\n"
         process.send_signal(signal.SIGCONT)
         assert process.stdout.readline() == b"after\n"
         assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("text", ["here", "here=explode", "here=kill:soon"])
-def test_what_cannot_be_meant_is_refused(text: str):
+def test_arm_refuses_an_invalid_text(text: str):
     with pytest.raises(ValueError, match="NAME=ACTION"):
         arm(text)

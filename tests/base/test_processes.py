@@ -1,9 +1,11 @@
-"""A child ends with its killed parent; a signal to stop is only noted."""
+"""Real processes: a child ends with the process that started it, even if that one is killed."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.worker.processes import until
@@ -12,7 +14,7 @@ CHILD = "import os, sys, time; from base.processes import end_with_parent; end_w
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_end_with_parent_ends_a_child_whose_parent_is_killed():
+def test_end_with_parent_ends_the_child_of_a_killed_parent():
     waits = f"{CHILD}print(os.getpid(), flush=True); time.sleep(60)"
     parent = (
         "import os, subprocess, sys; "
@@ -24,9 +26,9 @@ def test_end_with_parent_ends_a_child_whose_parent_is_killed():
     until(lambda: not is_there(child), "the child to end")
 
 
-def test_end_with_parent_ends_a_child_whose_parent_has_ended_already():
-    not_its_parent = "1" if os.getpid() != 1 else "2"
-    child = [sys.executable, "-c", f"{CHILD}print('goes on')", not_its_parent]
+def test_end_with_parent_after_the_end_of_the_parent():
+    other = "1" if os.getpid() != 1 else "2"
+    child = [sys.executable, "-c", f"{CHILD}print('goes on')", other]
     ended = subprocess.run(child, cwd=REPOSITORY, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"")
 
@@ -48,3 +50,50 @@ def is_there(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+SLEEPS = "import time; print('up', flush=True); time.sleep(60)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"
+RUN = (
+    "import sys; from base import processes; processes.STOP_GRACE_S = 0.3; "
+    "sys.exit(processes.run_until_stdin_closes(sys.argv[1:]))"
+)
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RUN, sys.executable, "-c", code]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ends(process: subprocess.Popen[str], act: Callable[[], object]) -> int:
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        act()
+        assert process.stdout.read() == "", "the command still holds its output"
+        return process.wait(10)
+
+
+def test_run_until_stdin_closes_stops_the_command():
+    process = start(SLEEPS)
+    assert process.stdin is not None
+    assert ends(process, process.stdin.close) == 128 + 15
+
+
+def test_run_until_stdin_closes_kills_a_command_that_ignores_sigterm():
+    process = start(STUBBORN)
+    assert process.stdin is not None
+    assert ends(process, process.stdin.close) == 128 + 9
+
+
+def test_run_until_stdin_closes_ends_the_whole_process_group():
+    """The grandchild holds the output open: reading to its end proves that the grandchild has ended."""
+    grandchild = "import os, time; print('up', flush=True); os.write(2, b'.'); time.sleep(60)"
+    begin = f"subprocess.Popen([sys.executable, '-c', {grandchild!r}], stderr=subprocess.PIPE)"
+    family = f"import subprocess, sys; {begin}.stderr.read(1)"
+    assert ends(start(family), lambda: None) == 0
+
+
+def test_run_until_stdin_closes_returns_the_exit_code():
+    process = start("print('up', flush=True); raise SystemExit(7)")
+    assert ends(process, lambda: time.sleep(0)) == 7

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from client import cli
 from client.cli import app
-from tests.client.fake import Fake, Files, attempt, event, job, page, problem, report
+from tests.client.fake_service import FakeFiles, FakeService, attempt, event, job, page, problem, report
 
 JOBS = "POST /v1/jobs"
 PROMISED = (
@@ -19,7 +19,7 @@ PROMISED = (
 )
 
 
-def run(fake: Fake, *arguments: str, stdin: str | None = None) -> Result:
+def run(fake: FakeService, *arguments: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(app, arguments, obj=fake.client(), input=stdin)
 
 
@@ -28,14 +28,14 @@ def _wide(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "200")
 
 
-def test_every_promised_command_is_there():
+def test_help_lists_every_command():
     shown = CliRunner().invoke(app, ["--help"]).stdout
     for command in PROMISED.split():
         assert re.search(rf"│ {command} ", shown), command
 
 
-def test_flags_make_a_spec():
-    fake = Fake({JOBS: job(status="queued")})
+def test_submit_makes_a_spec_from_flags():
+    fake = FakeService({JOBS: job(status="queued")})
     flags = "--dataset digits --teacher model:big --teacher-architecture resnet56 --student convnet4 --method kd"
     numbers = "--temperature 4 --alpha 0.1 --beta 0.9 --epochs 15 --seed 3 --baseline train --name n"
     done = run(fake, "submit", *flags.split(), *numbers.split(), "--set", "training.batch_size=64")
@@ -58,23 +58,23 @@ def test_flags_make_a_spec():
     ]
 
 
-def test_several_methods_are_a_sum():
-    fake = Fake({JOBS: job(status="queued")})
+def test_submit_makes_a_sum_of_several_methods():
+    fake = FakeService({JOBS: job(status="queued")})
     flags = "--method kd=0.9 --method attention --set method.attention.p=1 --set method.kd.standardize=true"
     assert run(fake, "submit", *flags.split()).exit_code == 0
     kd = {"name": "kd", "weight": 0.9, "standardize": True}
     assert fake.bodies(JOBS) == [{"method": [kd, {"name": "attention", "p": 1}]}]
 
 
-@pytest.mark.parametrize("given", ["kd=lots", "kd=", "=1", "kd=nan", "kd=inf"])
-def test_a_weight_that_is_no_number_names_the_flag(given: str):
-    done = run(Fake(), "submit", "--method", given)
+@pytest.mark.parametrize("text", ["kd=lots", "kd=", "=1", "kd=nan", "kd=inf"])
+def test_submit_refuses_a_method_weight_that_is_no_number(text: str):
+    done = run(FakeService(), "submit", "--method", text)
     assert done.exit_code == 2
-    assert done.stderr.startswith(f"error: --method {given!r}: write it as NAME, or as NAME=WEIGHT")
+    assert done.stderr.startswith(f"error: --method {text!r}: write it as NAME, or as NAME=WEIGHT")
 
 
-def test_peers_assistants_and_teachers_are_named_by_one_flag_each():
-    fake = Fake({JOBS: job(status="queued")})
+def test_submit_takes_several_teachers_assistants_and_students():
+    fake = FakeService({JOBS: job(status="queued")})
     teachers = "--teacher model:a --teacher-architecture resnet56 --teacher job:b --teacher-architecture resnet110"
     others = "--assistant resnet32 --assistant resnet20 --student convnet4 --student convnet8"
     assert run(fake, "submit", *teachers.split(), *others.split()).exit_code == 0
@@ -92,10 +92,10 @@ def test_peers_assistants_and_teachers_are_named_by_one_flag_each():
     assert fake.bodies(JOBS)[1] == {"assistants": ["resnet20"]}
 
 
-def test_a_torch_export_program_is_uploaded_and_named(tmp_path: Path):
+def test_submit_uploads_a_torch_export_program(tmp_path: Path):
     program = tmp_path / "teacher.pt2"
     program.write_bytes(b"program")
-    fake = Files().fake()
+    fake = FakeFiles().service()
     fake.routes[JOBS] = job(status="queued")
     done = run(fake, "submit", "--teacher", str(program))
     assert done.exit_code == 0, done.output
@@ -103,10 +103,10 @@ def test_a_torch_export_program_is_uploaded_and_named(tmp_path: Path):
     assert fake.bodies(JOBS) == [{"teacher": {"program": f"blob:sha256:{digest}"}}]
 
 
-def test_unlabelled_images_are_uploaded_and_registered(tmp_path: Path):
+def test_submit_uploads_and_registers_unlabelled_images(tmp_path: Path):
     images = tmp_path / "images.npz"
     images.write_bytes(b"images")
-    fake = Files().fake()
+    fake = FakeFiles().service()
     fake.routes.update({JOBS: job(status="queued"), "POST /v1/datasets": {}})
     done = run(fake, "submit", "--dataset", "digits", "--unlabelled", str(images), "--set", "unlabelled.labels=none")
     assert done.exit_code == 0, done.output
@@ -116,24 +116,24 @@ def test_unlabelled_images_are_uploaded_and_registered(tmp_path: Path):
     ]
 
 
-def test_flags_win_over_the_file(tmp_path: Path):
-    fake = Fake({JOBS: job(status="queued")})
+def test_submit_flags_override_the_file(tmp_path: Path):
+    fake = FakeService({JOBS: job(status="queued")})
     spec = tmp_path / "spec.yaml"
     spec.write_text("dataset: digits\nstudent: convnet4\ntraining: {epochs: 3, seed: 1}\n")
     assert run(fake, "submit", str(spec), "--student", "convnet8", "--seed", "2").exit_code == 0
     assert fake.bodies(JOBS) == [{"dataset": "digits", "student": "convnet8", "training": {"epochs": 3, "seed": 2}}]
 
 
-def test_a_spec_from_standard_input():
-    fake = Fake({JOBS: job(status="queued")})
+def test_submit_reads_standard_input():
+    fake = FakeService({JOBS: job(status="queued")})
     assert run(fake, "submit", "-", "--json", stdin='{"dataset": "digits"}').exit_code == 0
     assert fake.bodies(JOBS) == [{"dataset": "digits"}]
 
 
-def test_a_teacher_of_ones_own_is_uploaded_registered_and_named(tmp_path: Path):
+def test_submit_uploads_and_registers_a_local_teacher(tmp_path: Path):
     checkpoint = tmp_path / "t.pth"
     checkpoint.write_bytes(b"weights")
-    fake = Files().fake()
+    fake = FakeFiles().service()
     fake.routes.update({JOBS: job(status="queued"), "POST /v1/models": {}})
     done = run(fake, "submit", "--teacher", str(checkpoint), "--teacher-architecture", "resnet56")
     assert done.exit_code == 0, done.output
@@ -142,48 +142,57 @@ def test_a_teacher_of_ones_own_is_uploaded_registered_and_named(tmp_path: Path):
     assert fake.bodies(JOBS)[0]["teacher"]["checkpoint"] == f"model:{model['name']}"
 
 
-def test_the_same_key_is_sent():
-    fake = Fake({JOBS: job(status="queued")})
+def test_submit_sends_the_idempotency_key():
+    fake = FakeService({JOBS: job(status="queued")})
     run(fake, "submit", "--dataset", "digits", "--idempotency-key", "mine")
     assert fake.requests[0].headers["idempotency-key"] == "mine"
 
 
-def test_nothing_to_submit():
-    done = run(Fake(), "submit")
+def test_submit_without_a_spec_is_an_error():
+    done = run(FakeService(), "submit")
     assert done.exit_code == 2
     assert done.stderr.startswith("error: nothing to submit")
 
 
-def test_every_fault_is_a_line_and_the_exit_code_is_2():
+def test_submit_prints_a_line_for_each_fault_and_exits_with_2():
     faults = [{"pointer": "/student", "message": "is needed"}, {"pointer": "/alpha", "message": "must be ≥ 0"}]
-    done = run(Fake({JOBS: problem(422, "spec_invalid", errors=faults)}), "submit", "--dataset", "digits")
+    done = run(FakeService({JOBS: problem(422, "spec_invalid", errors=faults)}), "submit", "--dataset", "digits")
     assert done.exit_code == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == ["error: spec invalid", "  /student: is needed", "  /alpha: must be ≥ 0"]
 
 
-def test_without_a_server_it_says_how_to_start_one():
-    done = run(Fake({"GET /v1/jobs": httpx.ConnectError("Connection refused")}), "list")
+def test_list_without_a_server_prints_how_to_start_one():
+    done = run(FakeService({"GET /v1/jobs": httpx.ConnectError("Connection refused")}), "list")
     assert done.exit_code == 2
     assert done.stderr.splitlines()[0] == "error: no answer from http://fake: Connection refused"
     assert "./run up" in done.stderr
 
 
-def test_a_dry_run_shows_the_resolved_spec_or_every_fault():
-    told: dict[str, Any] = {"valid": True, "errors": [], "resolved_spec": {"alpha": 0.1}, "estimate": {"steps": 5}}
-    fake = Fake({"POST /v1/jobs/validate": told})
+def test_submit_dry_run_prints_the_resolved_spec_or_every_fault():
+    answer: dict[str, Any] = {
+        "valid": True,
+        "errors": [],
+        "resolved_spec": {"alpha": 0.1},
+        "estimate": {"steps": 5},
+    }
+    fake = FakeService({"POST /v1/jobs/validate": answer})
     done = run(fake, "submit", "--dataset", "digits", "--dry-run")
     assert json.loads(done.stdout) == {"resolved_spec": {"alpha": 0.1}, "estimate": {"steps": 5}}
-    fake.routes["POST /v1/jobs/validate"] = {**told, "valid": False, "errors": [{"pointer": "/a", "message": "no"}]}
+    fake.routes["POST /v1/jobs/validate"] = {
+        **answer,
+        "valid": False,
+        "errors": [{"pointer": "/a", "message": "no"}],
+    }
     done = run(fake, "submit", "--dataset", "digits", "--dry-run")
     assert (done.exit_code, done.stderr) == (2, "/a: no\n")
-    assert fake.asked(JOBS) == []
+    assert fake.requests_to(JOBS) == []
 
 
-def ending(status: str) -> Fake:
+def ending(status: str) -> FakeService:
     error = {"code": "loss_diverged", "message": "nan", "retryable": False, "hint": None}
     ended = job(status=status, result=report() if status == "succeeded" else None)
-    return Fake(
+    return FakeService(
         {
             JOBS: job(status="queued"),
             "GET /v1/jobs/job_1/events/stream": problem(501, "none"),
@@ -194,42 +203,42 @@ def ending(status: str) -> Fake:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "says"),
+    ("status", "code", "expected"),
     [("succeeded", 0, "+5.0 points"), ("failed", 1, "loss_diverged: nan"), ("cancelled", 1, "job job_1 cancelled")],
 )
-def test_watching_ends_as_the_job_does(status: str, code: int, says: str):
+def test_watch_exits_with_the_result_of_the_job(status: str, code: int, expected: str):
     for arguments in (["watch", "job_1"], ["submit", "--dataset", "digits", "--watch"]):
         done = run(ending(status), *arguments)
         assert done.exit_code == code, done.output
-        assert says in done.stdout
+        assert expected in done.stdout
 
 
-def test_watching_as_json_is_one_event_a_line():
+def test_watch_json_prints_a_line_for_each_event():
     done = run(ending("failed"), "watch", "job_1", "--json")
     assert done.exit_code == 1
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["queued", "failed"]
 
 
-def test_ctrl_c_detaches_and_cancels_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_watch_detaches_on_ctrl_c(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "follow", interrupted)
-    fake = Fake({"GET /v1/jobs/job_1": job(status="running")})
+    fake = FakeService({"GET /v1/jobs/job_1": job(status="running")})
     done = run(fake, "watch", "job_1")
     assert done.exit_code == 130
     assert "the job goes on" in done.stderr
-    assert fake.asked("POST /v1/jobs/job_1/cancel") == []
+    assert fake.requests_to("POST /v1/jobs/job_1/cancel") == []
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
-def test_moves(verb: str):
-    done = run(Fake({f"POST /v1/jobs/job_1/{verb}": job(status="running", requested=verb)}), verb, "job_1")
-    assert (done.exit_code, done.stdout) == (0, f"job_1 is running, {verb} asked\n")
+def test_actions_on_a_job(verb: str):
+    done = run(FakeService({f"POST /v1/jobs/job_1/{verb}": job(status="running", requested=verb)}), verb, "job_1")
+    assert (done.exit_code, done.stdout) == (0, f"job_1 is running, {verb} requested\n")
 
 
-def test_a_retry_goes_on_unless_it_is_to_begin_anew():
-    fake = Fake({"POST /v1/jobs/job_1/retry": job(status="queued")})
+def test_retry_from_checkpoint_or_from_scratch():
+    fake = FakeService({"POST /v1/jobs/job_1/retry": job(status="queued")})
     assert run(fake, "retry", "job_1").exit_code == 0
     assert run(fake, "retry", "job_1", "--from", "scratch").exit_code == 0
     assert fake.bodies("POST /v1/jobs/job_1/retry") == [{"from": "checkpoint"}, {"from": "scratch"}]
@@ -237,8 +246,8 @@ def test_a_retry_goes_on_unless_it_is_to_begin_anew():
     assert len(fake.requests) == 2
 
 
-def test_when_and_how_often_a_job_is_tried_is_said_by_flags():
-    fake = Fake({JOBS: job(status="queued")})
+def test_submit_makes_scheduling_from_flags():
+    fake = FakeService({JOBS: job(status="queued")})
     flags = "--student convnet4 --priority -5 --deadline 1h30m --max-attempts 7"
     assert run(fake, "submit", *flags.split()).exit_code == 0
     scheduling = {"priority": -5, "deadline_s": 5400, "max_attempts": 7}
@@ -249,55 +258,55 @@ def test_when_and_how_often_a_job_is_tried_is_said_by_flags():
 
 
 def test_workers():
-    fake = Fake({"GET /v1/workers": page([{"id": "w1", "alive": True, "devices": [], "seen_at": "now"}])})
+    fake = FakeService({"GET /v1/workers": page([{"id": "w1", "alive": True, "devices": [], "seen_at": "now"}])})
     assert "w1" in run(fake, "workers").stdout
     assert json.loads(run(fake, "workers", "--json").stdout)[0]["alive"] is True
-    assert "distillery up" in run(Fake({"GET /v1/workers": page([])}), "workers").stderr
+    assert "distillery up" in run(FakeService({"GET /v1/workers": page([])}), "workers").stderr
 
 
 def test_storage():
     removed = {"to_trash": {"count": 2, "bytes": 4096}, "logs": {"count": 1, "bytes": 10}}
     ran = {"id": "col_1", "host": "h", "began_at": "then", "ended_at": "now", "removed": removed, "error": "logs: busy"}
     killed = {**ran, "ended_at": None, "removed": None, "error": None}
-    kept = {
+    usage = {
         "usage": {"blobs": {"files": 1234, "bytes": 5_678_901}},
         "free_bytes": 100,
         "min_free_bytes": 200,
         "collections": [killed, ran],
     }
-    shown = run(Fake({"GET /v1/storage": kept}), "storage").stdout
+    shown = run(FakeService({"GET /v1/storage": usage}), "storage").stdout
     assert re.search(r"blobs +1,234 +5,678,901", shown)
     assert "100 bytes are free, 200 are needed to start a job: no job is started\n" in shown
     assert re.search(r"then +has not ended", shown)
     assert re.search(r"then +2 to trash \(4,096 bytes\), 1 logs \(10 bytes\) +logs: busy", shown)
-    assert json.loads(run(Fake({"GET /v1/storage": kept}), "storage", "--json").stdout) == kept
-    roomy = {**kept, "free_bytes": 200, "collections": []}
-    shown = run(Fake({"GET /v1/storage": roomy}), "storage").stdout
+    assert json.loads(run(FakeService({"GET /v1/storage": usage}), "storage", "--json").stdout) == usage
+    enough = {**usage, "free_bytes": 200, "collections": []}
+    shown = run(FakeService({"GET /v1/storage": enough}), "storage").stdout
     assert "no job is started" not in shown
     assert "collected at" not in shown
 
 
-def test_a_move_that_is_not_lawful_names_those_that_are():
+def test_cancel_that_is_not_allowed_prints_the_allowed_actions():
     refusal = problem(409, "action_not_allowed", "job_1 is succeeded", allowed_actions=["delete"])
-    done = run(Fake({"POST /v1/jobs/job_1/cancel": refusal}), "cancel", "job_1")
+    done = run(FakeService({"POST /v1/jobs/job_1/cancel": refusal}), "cancel", "job_1")
     assert done.exit_code == 2
-    assert "possible now: delete" in done.stderr
+    assert "allowed actions: delete" in done.stderr
 
 
-def test_the_list_is_bounded_and_filtered():
-    fake = Fake({"GET /v1/jobs": page([job(id=f"job_{n}") for n in range(3)], "more")})
+def test_list_has_a_limit_and_a_filter():
+    fake = FakeService({"GET /v1/jobs": page([job(id=f"job_{n}") for n in range(3)], "more")})
     done = run(fake, "list", "--limit", "2", "--status", "running", "--json")
     assert [one["id"] for one in json.loads(done.stdout)] == ["job_0", "job_1"]
     assert dict(fake.requests[0].url.params) == {"status": "running", "limit": "2"}
     assert "job_2" in run(fake, "list", "--limit", "3").stdout
 
 
-def test_an_empty_list_says_what_to_do():
-    assert "distillery submit" in run(Fake({"GET /v1/jobs": page([])}), "list").stderr
+def test_list_of_no_jobs_prints_a_hint():
+    assert "distillery submit" in run(FakeService({"GET /v1/jobs": page([])}), "list").stderr
 
 
-def test_a_job_in_full():
-    fake = Fake(
+def test_show():
+    fake = FakeService(
         {
             "GET /v1/jobs/job_1": job(result=report()),
             "GET /v1/jobs/job_1/attempts": page([attempt(1, how="lost"), attempt(2, how="succeeded", first_step=40)]),
@@ -307,7 +316,7 @@ def test_a_job_in_full():
     )
     shown = run(fake, "show", "job_1").stdout
     assert "student alone" in shown
-    assert "possible now" in shown
+    assert "allowed actions" in shown
     assert re.search(r"^ *1 +0 +lost .*host-7-abc", shown, re.MULTILINE)
     assert re.search(r"^ *2 +40 +succeeded ", shown, re.MULTILINE)
     assert json.loads(run(fake, "show", "job_1", "--json").stdout)["id"] == "job_1"
@@ -316,21 +325,21 @@ def test_a_job_in_full():
     assert json.loads(run(fake, "show", "job_1", "--events", "--json").stdout)["seq"] == 1
 
 
-def test_a_download_names_what_it_wrote(tmp_path: Path):
-    done = run(Files(b"weights").fake(), "download", "job_1", "--to", str(tmp_path / "s.st"))
+def test_download_prints_path_size_and_digest(tmp_path: Path):
+    done = run(FakeFiles(b"weights").service(), "download", "job_1", "--to", str(tmp_path / "s.st"))
     assert done.exit_code == 0, done.output
     assert done.stdout == f"{tmp_path / 's.st'}  7 bytes  sha256:{hashlib.sha256(b'weights').hexdigest()}\n"
 
 
-def test_deleting():
-    fake = Fake({"DELETE /v1/jobs/job_1": httpx.Response(204), "DELETE /v1/models/m": httpx.Response(204)})
+def test_delete_and_remove():
+    fake = FakeService({"DELETE /v1/jobs/job_1": httpx.Response(204), "DELETE /v1/models/m": httpx.Response(204)})
     fake.routes["DELETE /v1/datasets/d"] = httpx.Response(204)
     assert run(fake, "delete", "job_1").stdout == "job_1 deleted\n"
     assert run(fake, "models", "remove", "m").stdout == "m removed\n"
     assert run(fake, "datasets", "remove", "d").stdout == "d removed\n"
 
 
-def test_models_and_data_sets(tmp_path: Path):
+def test_models_and_datasets_list_and_add(tmp_path: Path):
     facts = {"architecture": "resnet56", "num_classes": 100, "parameters": 861_620}
     model = {"name": "t", "facts": facts, "id": "mdl_1"}
     facts = {"num_classes": 10, "channels": 1, "image_size": [8, 8], "train": 1437, "test": 360}
@@ -338,7 +347,7 @@ def test_models_and_data_sets(tmp_path: Path):
     file = tmp_path / "t.pth"
     file.write_bytes(b"bytes")
     for kind, one, extra in (("models", model, ["--architecture", "resnet56"]), ("datasets", dataset, [])):
-        fake = Files().fake()
+        fake = FakeFiles().service()
         fake.routes.update({f"GET /v1/{kind}": page([one]), f"POST /v1/{kind}": one})
         assert one["name"] in run(fake, kind).stdout
         assert json.loads(run(fake, kind, "--json").stdout) == [one]
@@ -348,9 +357,9 @@ def test_models_and_data_sets(tmp_path: Path):
         assert fake.bodies(f"POST /v1/{kind}")[0]["name"] == "t"
 
 
-def test_an_inspection_that_refuses_a_file_says_why(tmp_path: Path):
+def test_models_add_prints_the_faults_of_an_inspection(tmp_path: Path):
     (tmp_path / "t.pth").write_bytes(b"bytes")
-    fake = Files().fake()
+    fake = FakeFiles().service()
     faults = [{"pointer": "/blob", "message": "fc.weight is missing"}]
     fake.routes["POST /v1/models"] = problem(422, "unusable", errors=faults, hint="is it a resnet20?")
     done = run(fake, "models", "add", str(tmp_path / "t.pth"))
@@ -358,10 +367,10 @@ def test_an_inspection_that_refuses_a_file_says_why(tmp_path: Path):
     assert done.stderr.splitlines()[1:] == ["  /blob: fc.weight is missing", "  hint: is it a resnet20?"]
 
 
-def test_the_catalogue():
+def test_methods_and_architectures():
     kd = {"name": "kd", "matches": "logits", "paper": "Hinton"}
     net = {"name": "resnet20", "source": "kdcore", "family": "resnet", "parameters_counted": 272_474}
-    fake = Fake({"GET /v1/methods": page([kd]), "GET /v1/methods/kd": kd, "GET /v1/architectures": page([net])})
+    fake = FakeService({"GET /v1/methods": page([kd]), "GET /v1/methods/kd": kd, "GET /v1/architectures": page([net])})
     assert "Hinton" in run(fake, "methods").stdout
     assert json.loads(run(fake, "methods", "kd", "--json").stdout) == kd
     assert "matches  logits" in run(fake, "methods", "kd").stdout
@@ -369,7 +378,7 @@ def test_the_catalogue():
     assert dict(fake.requests[-1].url.params) == {"source": "kdcore", "classes": "100", "channels": "3"}
 
 
-def test_a_key_is_shown_once_with_its_digest():
+def test_keys_new_prints_a_key_and_its_digest():
     first, second = (CliRunner().invoke(app, ["keys", "new"]).stdout for _ in range(2))
     key = re.search(r"distillery_[\w-]{43}", first)
     assert key is not None
@@ -377,7 +386,7 @@ def test_a_key_is_shown_once_with_its_digest():
     assert first != second
 
 
-def test_up_hands_over_to_the_server(monkeypatch: pytest.MonkeyPatch):
+def test_up_executes_the_server(monkeypatch: pytest.MonkeyPatch):
     started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda program, command: started.append(command))
     CliRunner().invoke(app, ["up", "--port", "9000", "--home", "here"])

@@ -18,7 +18,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     monkeypatch.setattr(module, "serve_command", lambda options: [sys.executable, "-c", code, options[-1]])
 
 
-def test_the_server_is_there_within_the_block_and_gone_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_local_server_runs_within_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DISTILLERY_HOST", "0.0.0.0")  # noqa: S104 - meant for another server, and not to be passed on
     serving(monkeypatch, READY)
     with local_server(tmp_path / "home") as server:
@@ -28,14 +28,14 @@ def test_the_server_is_there_within_the_block_and_gone_after_it(tmp_path: Path, 
         raise ZeroDivisionError
 
 
-def test_a_server_that_does_not_start_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_local_server_that_does_not_start_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     serving(monkeypatch, "raise SystemExit('serve: the port is taken')")
     with pytest.raises(NotStarted, match="serve: the port is taken"), local_server(tmp_path):
         pass
 
 
-def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "START_S", 0.0)
+def test_local_server_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "START_TIMEOUT_S", 0.0)
     serving(monkeypatch, "import time; time.sleep(60)")
-    with pytest.raises(NotStarted, match="no server after 0 s"), local_server(tmp_path):
+    with pytest.raises(NotStarted, match="did not answer within 0 s"), local_server(tmp_path):
         pass

@@ -3,14 +3,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client.errors import ApiError, NotEnded, Unreachable, Unusable
-from client.sdk import DEFAULT_URL, Distillery
-from tests.client.fake import Fake, Files, attempt, job, page, problem
+from base.defaults import DEFAULT_URL
+from client.errors import ApiError, InvalidInput, NotEnded, Unreachable
+from client.sdk import Distillery
+from tests.client.fake_service import FakeFiles, FakeService, attempt, job, page, problem
 
 SPEC = {"dataset": "digits", "student": "convnet4", "method": "supervised"}
 
 
-def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+def test_distillery_takes_address_and_key_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DISTILLERY_URL", raising=False)
     assert Distillery().base_url == DEFAULT_URL
     monkeypatch.setenv("DISTILLERY_URL", "http://elsewhere:9/")
@@ -20,8 +21,8 @@ def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPat
         assert distillery.connection.http.headers["authorization"] == "Bearer secret"
 
 
-def test_a_submission_that_broke_on_the_way_makes_one_job():
-    fake = Fake({"POST /v1/jobs": [httpx.ReadError("cut"), job(status="queued")]})
+def test_submit_repeated_after_a_break_makes_one_job():
+    fake = FakeService({"POST /v1/jobs": [httpx.ReadError("cut"), job(status="queued")]})
     assert fake.client().submit(SPEC)["status"] == "queued"
     first, second = fake.requests
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"] != ""
@@ -29,15 +30,15 @@ def test_a_submission_that_broke_on_the_way_makes_one_job():
 
 
 @pytest.mark.parametrize("broken", [httpx.ConnectError("refused"), problem(503, "away"), problem(429, "busy")])
-def test_a_submission_to_a_server_that_is_away_or_busy_is_sent_again_under_its_key(broken: object):
-    fake = Fake({"POST /v1/jobs": [broken, broken, job(status="queued")]})
+def test_submit_is_repeated_with_the_same_key(broken: object):
+    fake = FakeService({"POST /v1/jobs": [broken, broken, job(status="queued")]})
     assert fake.client().submit(SPEC)["status"] == "queued"
     assert len(fake.requests) == 3
     assert len({one.headers["idempotency-key"] for one in fake.requests}) == 1
 
 
-def test_two_submissions_are_two_jobs_unless_they_share_a_key():
-    fake = Fake({"POST /v1/jobs": job()})
+def test_submit_twice_makes_two_jobs_unless_the_keys_are_equal():
+    fake = FakeService({"POST /v1/jobs": job()})
     distillery = fake.client()
     distillery.submit(SPEC)
     distillery.submit(SPEC)
@@ -47,8 +48,8 @@ def test_two_submissions_are_two_jobs_unless_they_share_a_key():
     assert keys[2] == "mine"
 
 
-def test_jobs_are_fetched_page_by_page():
-    fake = Fake({"GET /v1/jobs": [page([job(id="job_3"), job(id="job_2")], "job_2"), page([job(id="job_1")])]})
+def test_jobs_are_fetched_in_pages():
+    fake = FakeService({"GET /v1/jobs": [page([job(id="job_3"), job(id="job_2")], "job_2"), page([job(id="job_1")])]})
     assert [one["id"] for one in fake.client().jobs(status="failed", limit=2)] == ["job_3", "job_2", "job_1"]
     assert [dict(one.url.params) for one in fake.requests] == [
         {"status": "failed", "limit": "2"},
@@ -56,56 +57,58 @@ def test_jobs_are_fetched_page_by_page():
     ]
 
 
-def test_a_page_that_nobody_asks_for_is_not_fetched():
-    fake = Fake({"GET /v1/jobs": page([job(id="job_3")], "job_3")})
+def test_jobs_fetches_only_the_pages_that_are_needed():
+    fake = FakeService({"GET /v1/jobs": page([job(id="job_3")], "job_3")})
     assert next(fake.client().jobs())["id"] == "job_3"
     assert len(fake.requests) == 1
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
-def test_moves(verb: str):
-    fake = Fake({f"POST /v1/jobs/job_1/{verb}": job(status="queued")})
+def test_actions_on_a_job(verb: str):
+    fake = FakeService({f"POST /v1/jobs/job_1/{verb}": job(status="queued")})
     assert getattr(fake.client(), verb)("job_1")["status"] == "queued"
 
 
-def test_a_retry_says_where_it_begins():
-    fake = Fake({"POST /v1/jobs/job_1/retry": job(status="queued")})
+def test_retry_from_checkpoint_or_from_scratch():
+    fake = FakeService({"POST /v1/jobs/job_1/retry": job(status="queued")})
     fake.client().retry("job_1")
     fake.client().retry("job_1", from_scratch=True)
     assert fake.bodies("POST /v1/jobs/job_1/retry") == [{"from": "checkpoint"}, {"from": "scratch"}]
 
 
-def test_attempts_are_listed():
-    fake = Fake({"GET /v1/jobs/job_1/attempts": page([attempt(1, how="lost"), attempt(2)])})
+def test_attempts():
+    fake = FakeService({"GET /v1/jobs/job_1/attempts": page([attempt(1, how="lost"), attempt(2)])})
     assert [one["how"] for one in fake.client().attempts("job_1")] == ["lost", None]
 
 
-def test_waiting_ends_with_the_job_however_it_ended():
-    fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), job(status="failed")]})
+def test_wait_returns_a_job_that_has_ended():
+    fake = FakeService({"GET /v1/jobs/job_1": [job(status="running"), job(status="failed")]})
     assert fake.client().wait("job_1", poll_s=0)["status"] == "failed"
 
 
-def test_waiting_outlasts_a_server_that_is_away_for_a_while():
+def test_wait_tolerates_an_outage():
     away = [httpx.ConnectError("refused")] * 3 + [problem(503, "unavailable")] * 3 + [httpx.Response(502)] * 3
-    fake = Fake({"GET /v1/jobs/job_1": [job(status="running"), *away, job(status="succeeded")]})
+    fake = FakeService({"GET /v1/jobs/job_1": [job(status="running"), *away, job(status="succeeded")]})
     assert fake.client().wait("job_1", poll_s=0)["status"] == "succeeded"
 
 
-def test_waiting_ends_with_patience_and_with_a_job_that_is_gone():
+def test_wait_raises_after_a_long_outage_and_for_an_unknown_job():
     with pytest.raises(Unreachable):
-        Fake({"GET /v1/jobs/job_1": httpx.ConnectError("refused")}).client().wait("job_1", patience_s=0, poll_s=0)
+        FakeService({"GET /v1/jobs/job_1": httpx.ConnectError("refused")}).client().wait(
+            "job_1", max_outage_s=0, poll_s=0
+        )
     with pytest.raises(ApiError, match="not found"):
-        Fake().client().wait("job_1", poll_s=0)
+        FakeService().client().wait("job_1", poll_s=0)
 
 
-def test_waiting_no_longer_than_asked():
-    fake = Fake({"GET /v1/jobs/job_1": job(status="paused")})
+def test_wait_raises_after_its_time_limit():
+    fake = FakeService({"GET /v1/jobs/job_1": job(status="paused")})
     with pytest.raises(NotEnded, match="still paused"):
         fake.client().wait("job_1", timeout_s=0, poll_s=0)
 
 
-def test_metrics_are_points_by_trial_and_key():
-    fake = Fake({"GET /v1/jobs/job_1/metrics": {"series": {"student": {"train/loss": [[0, 2.5], [9, None]]}}}})
+def test_metrics():
+    fake = FakeService({"GET /v1/jobs/job_1/metrics": {"series": {"student": {"train/loss": [[0, 2.5], [9, None]]}}}})
     curves = fake.client().metrics("job_1", ["train/loss", "train/lr"], max_points=10)
     assert curves == {"student": {"train/loss": [(0, 2.5), (9, None)]}}
     assert dict(fake.requests[0].url.params) == {"keys": "train/loss,train/lr", "max_points": "10"}
@@ -113,32 +116,35 @@ def test_metrics_are_points_by_trial_and_key():
 
 def test_events_of_several_pages():
     one, two = {"seq": 1}, {"seq": 2}
-    fake = Fake({"GET /v1/jobs/job_1/events": [page([one], "1"), page([two])]})
+    fake = FakeService({"GET /v1/jobs/job_1/events": [page([one], "1"), page([two])]})
     assert fake.client().events("job_1") == [one, two]
     assert [request.url.params["after"] for request in fake.requests] == ["0", "1"]
 
 
-def test_logs_are_text():
-    fake = Fake({"GET /v1/jobs/job_1/logs": httpx.Response(200, text="line\n")})
+def test_logs():
+    fake = FakeService({"GET /v1/jobs/job_1/logs": httpx.Response(200, text="line\n")})
     assert fake.client().logs("job_1", tail=5, attempt=2) == "line\n"
 
 
 @pytest.mark.parametrize(
-    ("made", "status", "says"),
-    [([], "running", "it is running"), (["report.json"], "succeeded", "it made report.json")],
+    ("made", "status", "expected"),
+    [
+        ([], "running", "it is running, only succeeded jobs have files"),
+        (["report.json"], "succeeded", "its files are report.json"),
+    ],
 )
-def test_a_file_that_a_job_does_not_have(made: list[str], status: str, says: str):
+def test_download_of_a_file_that_the_job_does_not_have(made: list[str], status: str, expected: str):
     artifacts = [{"name": name} for name in made]
-    fake = Fake({"GET /v1/jobs/job_1/artifacts": page(artifacts), "GET /v1/jobs/job_1": job(status=status)})
-    with pytest.raises(Unusable, match=says):
+    fake = FakeService({"GET /v1/jobs/job_1/artifacts": page(artifacts), "GET /v1/jobs/job_1": job(status=status)})
+    with pytest.raises(InvalidInput, match=expected):
         fake.client().download("job_1")
 
 
-def test_a_model_is_uploaded_then_registered(tmp_path: Path):
+def test_register_model_uploads_the_file(tmp_path: Path):
     checkpoint = tmp_path / "t.pth"
     checkpoint.write_bytes(b"weights")
-    files = Files()
-    fake = files.fake()
+    files = FakeFiles()
+    fake = files.service()
     fake.routes["POST /v1/models"] = {"name": "t"}
     fake.client().register_model("t", checkpoint, "resnet56", preprocessing={"mean": [0.5], "std": [0.2]})
     assert fake.bodies("POST /v1/models") == [
@@ -151,15 +157,15 @@ def test_a_model_is_uploaded_then_registered(tmp_path: Path):
     ]
 
 
-def test_bytes_that_are_there_already_are_registered_by_their_digest():
-    fake = Fake({"POST /v1/datasets": {"name": "d"}})
+def test_register_dataset_by_digest():
+    fake = FakeService({"POST /v1/datasets": {"name": "d"}})
     blob = "sha256:" + "0" * 64
     fake.client().register_dataset("d", f"blob:{blob}", image_size=32)
     assert fake.bodies("POST /v1/datasets") == [{"name": "d", "blob": blob, "image_size": 32}]
 
 
-def test_what_there_is():
-    fake = Fake(
+def test_catalogue_and_registry_methods():
+    fake = FakeService(
         {
             "GET /v1/methods": page([{"name": "kd"}]),
             "GET /v1/methods/kd": {"name": "kd"},
@@ -190,10 +196,10 @@ def test_what_there_is():
         distillery.delete_dataset("d")
 
 
-def test_a_server_that_can_take_no_jobs_says_so():
-    assert not Fake({"GET /readyz": problem(503, "unavailable")}).client().ready()
+def test_ready_is_false_if_the_server_takes_no_jobs():
+    assert not FakeService({"GET /readyz": problem(503, "unavailable")}).client().ready()
 
 
-def test_what_is_no_server_of_ours_is_neither_ready_nor_unready():
+def test_ready_raises_for_another_server():
     with pytest.raises(ApiError, match="not found"):
-        Fake({"GET /readyz": problem(404, "not_found")}).client().ready()
+        FakeService({"GET /readyz": problem(404, "not_found")}).client().ready()

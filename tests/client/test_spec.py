@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from httpx import MockTransport
 
-from client.errors import ApiError, Unusable
+from client.errors import ApiError, InvalidInput
 from client.sdk import Distillery
-from client.spec import assign, bring_files, feed, read_spec, seconds, teach, weighed
-from tests.client.fake import Files, problem
+from client.spec import parse_duration, parse_methods, read_spec, set_data, set_field, set_teachers, upload_files
+from tests.client.fake_service import FakeFiles, problem
 
 
-def test_json_and_yaml_are_the_same_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_read_spec_from_json_and_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     spec = {"dataset": "digits", "training": {"epochs": 3}}
     (tmp_path / "a.json").write_text('{"dataset": "digits", "training": {"epochs": 3}}')
     (tmp_path / "a.yaml").write_text("dataset: digits\ntraining:\n  epochs: 3\n")
@@ -21,17 +21,17 @@ def test_json_and_yaml_are_the_same_spec(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("{", "neither JSON nor YAML"), ("[1]", "the top must be an object"), ("", "holds no job spec")]
+    ("text", "expected"), [("{", "neither JSON nor YAML"), ("[1]", "it must be an object"), ("", "is not a job spec")]
 )
-def test_files_that_hold_no_spec(tmp_path: Path, text: str, says: str):
+def test_read_spec_of_a_file_without_a_spec(tmp_path: Path, text: str, expected: str):
     for name in ("a.json", "a.yaml"):
         (tmp_path / name).write_text(text)
-        with pytest.raises(Unusable, match=f"{says}|neither JSON nor YAML"):
+        with pytest.raises(InvalidInput, match=f"{expected}|neither JSON nor YAML"):
             read_spec(str(tmp_path / name))
 
 
-def test_no_such_file(tmp_path: Path):
-    with pytest.raises(Unusable, match="No such file"):
+def test_read_spec_of_a_missing_file(tmp_path: Path):
+    with pytest.raises(InvalidInput, match="No such file"):
         read_spec(str(tmp_path / "none.json"))
 
 
@@ -67,8 +67,8 @@ def test_no_such_file(tmp_path: Path):
         ({"unlabelled": "pool"}, "unlabelled.labels=none", {"unlabelled": {"source": "pool", "labels": "none"}}),
     ],
 )
-def test_one_field_by_its_path(before: dict[str, Any], setting: str, after: dict[str, Any]):
-    assign(before, setting)
+def test_set_field(before: dict[str, Any], setting: str, after: dict[str, Any]):
+    set_field(before, setting)
     assert before == after
 
 
@@ -76,74 +76,74 @@ def test_one_field_by_its_path(before: dict[str, Any], setting: str, after: dict
     "setting",
     ["training.epochs", "=3", "training..epochs=3", "teacher.5.x=1", "name.first=x", "alpha.x.y=1", "alpha.x=1"],
 )
-def test_settings_that_lead_nowhere(setting: str):
-    with pytest.raises(Unusable, match="--set"):
-        assign({"name": "a", "teacher": [{}], "alpha": 1}, setting)
+def test_set_field_refuses_a_wrong_path(setting: str):
+    with pytest.raises(InvalidInput, match="--set"):
+        set_field({"name": "a", "teacher": [{}], "alpha": 1}, setting)
 
 
-def test_of_several_one_is_named_by_place_or_by_a_name_that_no_other_has():
+def test_set_field_in_a_list_needs_an_index_or_a_unique_name():
     for spec, setting in (
         ({"method": ["kd", "attention"]}, "method.p=1"),
         ({"method": ["kd", "attention"]}, "method.2.p=1"),
         ({"method": ["kd", "kd", "attention"]}, "method.kd.weight=1"),
     ):
-        with pytest.raises(Unusable, match=r"--set .*method is a list, 0 \(kd\), .*attention\)"):
-            assign(spec, setting)
+        with pytest.raises(InvalidInput, match=r"--set .*method is a list, 0 \(kd\), .*attention\)"):
+            set_field(spec, setting)
 
 
 @pytest.mark.parametrize(
     ("text", "means"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("1h30m", 5400), ("2d", 172_800), ("30m", 1800)]
 )
-def test_durations(text: str, means: float):
-    assert seconds(text) == means
+def test_parse_duration(text: str, means: float):
+    assert parse_duration(text) == means
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1e3", "8 h", "h", "h8", "1h30"])
-def test_a_duration_that_is_none_names_what_is(text: str):
-    with pytest.raises(Unusable, match="write it in seconds, or as 30m"):
-        seconds(text)
+def test_parse_duration_refuses_other_text(text: str):
+    with pytest.raises(InvalidInput, match="write it in seconds, or as 30m"):
+        parse_duration(text)
 
 
-def test_methods_stand_alone_or_in_a_sum():
-    assert weighed(["kd"]) == "kd"
-    assert weighed(["kd=0.5"]) == {"name": "kd", "weight": 0.5}
-    assert weighed(["kd", "attention=1e3"]) == ["kd", {"name": "attention", "weight": 1000}]
+def test_parse_methods():
+    assert parse_methods(["kd"]) == "kd"
+    assert parse_methods(["kd=0.5"]) == {"name": "kd", "weight": 0.5}
+    assert parse_methods(["kd", "attention=1e3"]) == ["kd", {"name": "attention", "weight": 1000}]
 
 
-def test_a_teacher_by_reference_or_by_file(tmp_path: Path):
+def test_set_teachers_by_reference_or_by_file(tmp_path: Path):
     checkpoint, program = tmp_path / "t.pth", tmp_path / "t.pt2"
     checkpoint.touch()
     program.touch()
     spec: dict[str, Any] = {}
-    teach(spec, ["model:big"], ["resnet56"])
+    set_teachers(spec, ["model:big"], ["resnet56"])
     assert spec == {"teacher": {"checkpoint": "model:big", "architecture": "resnet56"}}
-    teach(spec, [str(checkpoint)], [])
+    set_teachers(spec, [str(checkpoint)], [])
     assert spec == {"teacher": {"checkpoint": f"file:{checkpoint}", "architecture": "resnet56"}}
     spec = {"teacher": {"checkpoint": "model:big", "weight": 2}}
-    teach(spec, [str(program)], [])
+    set_teachers(spec, [str(program)], [])
     assert spec == {"teacher": {"program": f"file:{program}", "weight": 2}}
 
 
-def test_several_teachers_are_named_anew():
+def test_set_teachers_replaces_with_several():
     spec: dict[str, Any] = {"teacher": {"checkpoint": "model:old", "weight": 2}}
-    teach(spec, ["model:a", "model:b"], [])
+    set_teachers(spec, ["model:a", "model:b"], [])
     assert spec == {"teacher": [{"checkpoint": "model:a"}, {"checkpoint": "model:b"}]}
-    teach(spec, [], ["resnet56", "resnet110"])
+    set_teachers(spec, [], ["resnet56", "resnet110"])
     assert [teacher["architecture"] for teacher in spec["teacher"]] == ["resnet56", "resnet110"]
 
 
-def test_a_teacher_that_is_neither():
-    with pytest.raises(Unusable, match="--teacher 'big' is no file here, and no reference"):
-        teach({}, ["big"], [])
-    with pytest.raises(Unusable, match="--teacher cannot change 'model:big'"):
-        teach({"teacher": "model:big"}, [], ["resnet56"])
+def test_set_teachers_refuses_other_text():
+    with pytest.raises(InvalidInput, match="--teacher 'big' is neither a local file nor a reference"):
+        set_teachers({}, ["big"], [])
+    with pytest.raises(InvalidInput, match="--teacher cannot change 'model:big'"):
+        set_teachers({"teacher": "model:big"}, [], ["resnet56"])
 
 
-def test_flags_do_not_guess_which_of_several_teachers_is_meant():
-    with pytest.raises(Unusable, match="several"):
-        teach({"teacher": [{}, {}]}, ["model:big"], [])
-    with pytest.raises(Unusable, match="--teacher-architecture is given 1 times, --teacher 2"):
-        teach({}, ["model:a", "model:b"], ["resnet56"])
+def test_set_teachers_refuses_unequal_numbers():
+    with pytest.raises(InvalidInput, match="several"):
+        set_teachers({"teacher": [{}, {}]}, ["model:big"], [])
+    with pytest.raises(InvalidInput, match="--teacher-architecture is given 1 times, --teacher 2"):
+        set_teachers({}, ["model:a", "model:b"], ["resnet56"])
 
 
 @pytest.mark.parametrize(
@@ -157,15 +157,15 @@ def test_flags_do_not_guess_which_of_several_teachers_is_meant():
         ("birds.tar.gz", "file:birds.tar.gz"),
     ],
 )
-def test_data_by_name_or_by_file(source: str, dataset: str):
+def test_set_data_by_name_or_by_file(source: str, dataset: str):
     spec: dict[str, Any] = {}
-    feed(spec, source)
+    set_data(spec, source)
     assert spec["dataset"] == dataset
 
 
-def test_data_keeps_what_the_file_said_of_its_images():
+def test_set_data_keeps_the_other_fields():
     spec: dict[str, Any] = {"dataset": {"source": "a", "image_size": 64}}
-    feed(spec, "b")
+    set_data(spec, "b")
     assert spec["dataset"] == {"source": "b", "image_size": 64}
 
 
@@ -181,18 +181,18 @@ def local(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-class Registry(Files):
-    """Forgets the bytes of an upload once it is told of another."""
+class Registry(FakeFiles):
+    """A service that takes several uploads, one after another."""
 
     def create(self, request: Any) -> Any:
         self.taken = b""
         return super().create(request)
 
 
-def test_local_files_are_uploaded_registered_and_named(local: dict[str, Any]):
-    fake = Registry().fake()
+def test_upload_files_registers_local_files(local: dict[str, Any]):
+    fake = Registry().service()
     fake.routes.update({"POST /v1/models": {}, "POST /v1/datasets": {}})
-    brought = bring_files(fake.client(), local)
+    brought = upload_files(fake.client(), local)
     (model,), (dataset,) = fake.bodies("POST /v1/models"), fake.bodies("POST /v1/datasets")
     assert model["name"].startswith("my-teacher-resnet56-")
     assert dataset["name"].startswith("birds-32-")
@@ -202,18 +202,18 @@ def test_local_files_are_uploaded_registered_and_named(local: dict[str, Any]):
     assert local["baseline"].startswith("file:")
 
 
-def test_each_file_of_several_teachers_is_brought(tmp_path: Path):
+def test_upload_files_of_several_teachers(tmp_path: Path):
     program, images = tmp_path / "t.pt2", tmp_path / "pool.npz"
     program.write_bytes(b"program")
     images.write_bytes(b"images")
-    fake = Registry().fake()
+    fake = Registry().service()
     fake.routes["POST /v1/datasets"] = {}
     spec = {
         "dataset": {"source": "birds", "image_size": 32},
         "unlabelled": {"source": f"file:{images}"},
         "teacher": [{"checkpoint": "model:a"}, {"program": f"file:{program}"}],
     }
-    brought = bring_files(fake.client(), spec)
+    brought = upload_files(fake.client(), spec)
     assert brought["teacher"][0] == {"checkpoint": "model:a"}
     assert brought["teacher"][1]["program"].startswith("blob:sha256:")
     (pool,) = fake.bodies("POST /v1/datasets")
@@ -221,38 +221,38 @@ def test_each_file_of_several_teachers_is_brought(tmp_path: Path):
     assert pool["image_size"] == 32, "they are read at the size of the labelled images"
 
 
-def test_the_same_file_is_sent_once(local: dict[str, Any]):
-    fake = Registry().fake()
+def test_upload_files_uploads_the_same_file_once(local: dict[str, Any]):
+    fake = Registry().service()
     fake.routes.update({"POST /v1/models": {}, "POST /v1/datasets": {}})
-    brought = bring_files(fake.client(), {"teacher": local["teacher"], "dataset": local["dataset"]["source"]})
+    brought = upload_files(fake.client(), {"teacher": local["teacher"], "dataset": local["dataset"]["source"]})
     model, dataset = brought["teacher"]["checkpoint"].removeprefix("model:"), brought["dataset"]
     fake.routes.update({f"GET /v1/models/{model}": {}, f"GET /v1/datasets/{dataset}": {}})
     fake.requests.clear()
-    assert bring_files(fake.client(), {"teacher": [local["teacher"]], "dataset": local["dataset"]["source"]}) == {
+    assert upload_files(fake.client(), {"teacher": [local["teacher"]], "dataset": local["dataset"]["source"]}) == {
         "teacher": [brought["teacher"]],
         "dataset": dataset,
     }
     assert {request.method for request in fake.requests} == {"GET"}
 
 
-def test_a_spec_without_local_files_asks_nothing():
-    fake = Files().fake()
+def test_upload_files_without_local_files_sends_nothing():
+    fake = FakeFiles().service()
     spec = {"dataset": "digits", "teacher": {"checkpoint": "job:job_1"}, "baseline": "train"}
-    assert bring_files(fake.client(), spec) == spec
+    assert upload_files(fake.client(), spec) == spec
     assert fake.requests == []
 
 
-def test_a_file_that_is_not_there_is_named_with_its_field(tmp_path: Path):
+def test_upload_files_names_the_field_of_a_missing_file(tmp_path: Path):
     for field in ("dataset", "unlabelled", "baseline"):
-        with pytest.raises(Unusable, match=f"^{field}: .* is no file here"):
-            bring_files(Files().fake().client(), {field: f"file:{tmp_path / 'none.npz'}"})
-    with pytest.raises(Unusable, match=r"^dataset: .* is a folder; pack it"):
-        bring_files(Files().fake().client(), {"dataset": f"file:{tmp_path}"})
-    with pytest.raises(Unusable, match=r"^teacher: .* is no file here"):
-        bring_files(Files().fake().client(), {"teacher": {"program": f"file:{tmp_path / 'none.pt2'}"}})
+        with pytest.raises(InvalidInput, match=f"^{field}: there is no file "):
+            upload_files(FakeFiles().service().client(), {field: f"file:{tmp_path / 'none.npz'}"})
+    with pytest.raises(InvalidInput, match=r"^dataset: .* is a folder; pack it"):
+        upload_files(FakeFiles().service().client(), {"dataset": f"file:{tmp_path}"})
+    with pytest.raises(InvalidInput, match=r"^teacher: there is no file "):
+        upload_files(FakeFiles().service().client(), {"teacher": {"program": f"file:{tmp_path / 'none.pt2'}"}})
 
 
-def test_a_server_that_refuses_to_say_is_heard(local: dict[str, Any]):
+def test_upload_files_raises_other_errors(local: dict[str, Any]):
     distillery = Distillery("http://fake", transport=MockTransport(lambda _: problem(401, "unauthorized")))
     with pytest.raises(ApiError, match="unauthorized"):
-        bring_files(distillery, local)
+        upload_files(distillery, local)

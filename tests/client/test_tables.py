@@ -1,19 +1,18 @@
-import io
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rich.console import Console
 from rich.table import Table
 
 from client import tables
-from tests.client.fake import attempt, job, measured, report, waiting
+from tests.client.console import console, printed
+from tests.client.fake_service import attempt, job, measured, report, waiting
 
 
-def text(shown: Any, width: int = 140) -> str:
-    console = Console(width=width, record=True, file=io.StringIO())
-    console.print(shown)
-    return console.export_text()
+def text(table: Table, width: int = 140) -> str:
+    screen = console(width)
+    screen.print(table)
+    return printed(screen)
 
 
 def cells(shown: Table) -> list[list[str]]:
@@ -21,43 +20,43 @@ def cells(shown: Table) -> list[list[str]]:
     return [[str(cell) for cell in row] for row in zip(*(column.cells for column in shown.columns), strict=True)]
 
 
-def test_an_id_is_never_broken():
+def test_job_table_never_breaks_an_id():
     name = "job_" + "0" * 26
-    assert name in text(tables.job_list([job(id=name, name="a very long name " * 5)]), width=80)
+    assert name in text(tables.job_table([job(id=name, name="a very long name " * 5)]), width=80)
 
 
-def test_one_run_is_shown_as_it_is():
-    assert cells(tables.proof([report(0.95, 0.9)])) == [
+def test_report_table_of_one_run():
+    assert cells(tables.report_table([report(0.95, 0.9)])) == [
         ["teacher", "convnet32", "56,554", "4,304", "99.0 %", "–"],
         ["student", "convnet4", "1,030", "4,304", "95.0 %", "95.0 %"],
         ["student alone", "convnet4", "1,030", "4,304", "90.0 %", "90.0 %"],
     ]
 
 
-def test_several_runs_are_shown_by_mean_and_standard_deviation():
+def test_report_table_of_several_runs_has_mean_and_standard_deviation():
     """Of 92 and 96 the mean is 94, the sample standard deviation √8 = 2.83."""
-    rows = cells(tables.proof([report(0.92, 0.9), report(0.96, 0.9)]))
+    rows = cells(tables.report_table([report(0.92, 0.9), report(0.96, 0.9)]))
     assert rows[1][4:] == ["94.0 ± 2.8 %", "94.0 %"]
     assert rows[2][4:] == ["90.0 %", "90.0 %"]
 
 
-def test_without_teacher_and_baseline_there_is_one_row():
+def test_report_table_without_teacher_and_baseline():
     alone = {**report(0.95, None), "teacher": None, "student": measured(0.95, agreement=None)}
-    assert cells(tables.proof([alone])) == [["student", "convnet4", "1,030", "4,304", "95.0 %", "–"]]
+    assert cells(tables.report_table([alone])) == [["student", "convnet4", "1,030", "4,304", "95.0 %", "–"]]
 
 
-def test_other_models_stand_below_the_three_that_matter():
+def test_report_table_lists_other_models_last():
     first, second = report(0.92, 0.9), report(0.96, 0.9)
     first["models"] = {"assistant-1": measured(0.97, architecture="convnet16"), "teacher-2": measured(0.5)}
     second["models"] = {"assistant-1": measured(0.97, architecture="convnet16")}
-    rows = cells(tables.proof([first, second]))
+    rows = cells(tables.report_table([first, second]))
     assert [row[0] for row in rows] == ["teacher", "student", "student alone", "assistant 1", "teacher 2"]
     assert rows[3] == ["assistant 1", "convnet16", "1,030", "4,304", "97.0 %", "97.0 %"]
     assert rows[4][4] == "50.0 %"
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "expected"),
     [
         ("student", "student"),
         ("alone", "student alone"),
@@ -68,33 +67,33 @@ def test_other_models_stand_below_the_three_that_matter():
         ("assistant-1/activation_boundary", "assistant 1, activation boundary stage"),
     ],
 )
-def test_models_and_trials_in_words(name: str, says: str):
-    assert tables.title(name) == says
+def test_display_name(name: str, expected: str):
+    assert tables.display_name(name) == expected
 
 
-def test_the_gain_of_one_run():
+def test_gain_sentence_of_one_run():
     sentence = tables.gain_sentence([report(0.95, 0.9)])
     assert "+5.0 points of accuracy, one run (400 test images; one image is 0.25 points)." in sentence
 
 
-def test_the_gain_of_several_runs_with_every_one_of_them():
+def test_gain_sentence_of_several_runs():
     """Gains of +2 and -1: mean 0.5, standard deviation √4.5 = 2.12."""
     sentence = tables.gain_sentence([report(0.92, 0.9), report(0.89, 0.9)])
     assert "+0.5 ± 2.1 points of accuracy, runs +2.0, -1.0 (" in sentence
 
 
-def test_without_a_baseline_the_gain_is_not_known():
+def test_gain_sentence_without_a_baseline():
     assert "not known" in tables.gain_sentence([report(0.95, None)])
     untaught = {**report(0.95, None), "teacher": None}
     assert "no teacher" in tables.gain_sentence([untaught])
     assert "not known" in tables.gain_sentence([{**untaught, "models": {"student-2": measured(0.9)}}])
 
 
-def test_jobs_in_any_state():
+def test_job_table_of_jobs_in_any_status():
     running = job(id="job_2", status="running", phase="caching_teacher", progress={"percent": 41.6}, requested="cancel")
     error = {"code": "loss_diverged", "message": "nan", "retryable": False, "hint": None}
     rows = cells(
-        tables.job_list(
+        tables.job_table(
             [
                 job(id="job_6", **waiting(2, "behind_others")),
                 job(id="job_5", **waiting(1, "no_worker")),
@@ -106,29 +105,29 @@ def test_jobs_in_any_state():
         )
     )
     assert [row[1:3] for row in rows] == [
-        ["queued, number 2", ""],
+        ["queued, position 2", ""],
         ["queued, no worker", ""],
         ["queued, backing off: loss_diverged", ""],
         ["failed: loss_diverged", ""],
-        ["running 42 % (cancel asked)", ""],
+        ["running 42 % (cancel requested)", ""],
         ["succeeded", "95.0 %"],
     ]
 
 
-def test_what_a_job_is_at():
-    assert tables.doing(job(status="running", phase="caching_teacher")) == "caching teacher"
-    assert tables.doing(job(status="running")) == "starting"
-    assert tables.doing(job(status="paused")) == "paused"
+def test_phase_text():
+    assert tables.phase_text(job(status="running", phase="caching_teacher")) == "caching teacher"
+    assert tables.phase_text(job(status="running")) == "starting"
+    assert tables.phase_text(job(status="paused")) == "paused"
 
 
-def test_attempts_are_numbered_as_their_logs_are():
+def test_attempt_table():
     first = attempt(1, how="lost", ended_at="2026-01-02T03:05:00.000Z", last_step=40)
-    rows = cells(tables.attempt_list([first, attempt(2, first_step=40)]))
-    assert [row[:4] for row in rows] == [["1", "0", "40", "lost"], ["2", "40", "", "runs"]]
+    rows = cells(tables.attempt_table([first, attempt(2, first_step=40)]))
+    assert [row[:4] for row in rows] == [["1", "0", "40", "lost"], ["2", "40", "", "running"]]
     assert rows[0][4:] == ["2026-01-02T03:04:01.000Z", "2026-01-02T03:05:00.000Z", "cuda:0", "host-7-abc"]
 
 
-def test_workers_by_what_their_slots_are_at():
+def test_worker_table():
     slots = [
         {"name": "cuda:0", "job": "job_1", "state": "busy"},
         {"name": "cuda:1", "job": None, "state": "out_of_disk_space"},
@@ -137,46 +136,46 @@ def test_workers_by_what_their_slots_are_at():
         {"id": "w1", "alive": True, "devices": slots, "seen_at": "now"},
         {"id": "w2", "alive": False, "devices": [], "seen_at": "then"},
     ]
-    assert cells(tables.worker_list(workers)) == [
-        ["w1", "yes", "cuda:0 job_1, cuda:1 no room", "now"],
+    assert cells(tables.worker_table(workers)) == [
+        ["w1", "yes", "cuda:0 job_1, cuda:1 out of disk space", "now"],
         ["w2", "no", "", "then"],
     ]
 
 
-def test_names_are_text_and_never_markup():
-    assert "[bold]x[/bold]" in text(tables.job_list([job(name="[bold]x[/bold]")]))
+def test_tables_never_read_names_as_markup():
+    assert "[bold]x[/bold]" in text(tables.job_table([job(name="[bold]x[/bold]")]))
     assert "[/nonsense]" in text(tables.job_facts(job(name="[/nonsense]")))
 
 
-def test_why_a_job_failed():
-    error = {"code": "out_of_memory", "message": "no room", "retryable": True, "hint": "a smaller batch"}
+def test_failure_lines():
+    error = {"code": "out_of_memory", "message": "the device is full", "retryable": True, "hint": "a smaller batch"}
     assert tables.failure_lines(job(error=error)) == [
-        "out_of_memory: no room",
+        "out_of_memory: the device is full",
         "  hint: a smaller batch",
-        "  the same spec may succeed later: distillery retry; what it printed: distillery show job_1 --logs",
+        "  a retry may help: distillery retry job_1; its output: distillery show job_1 --logs",
     ]
     assert tables.failure_lines(job()) == []
 
 
-def test_the_catalogue():
+def test_tables_of_registry_and_catalogue():
     facts = {"architecture": "resnet56", "num_classes": 100, "parameters": 861_620}
-    assert cells(tables.model_list([{"name": "m", "facts": facts, "id": "mdl_1", "blob": "", "created_at": ""}])) == [
+    assert cells(tables.model_table([{"name": "m", "facts": facts, "id": "mdl_1", "blob": "", "created_at": ""}])) == [
         ["m", "resnet56", "100", "861,620", "mdl_1"]
     ]
     facts = {"num_classes": 10, "channels": 1, "image_size": [8, 9], "train": 1437, "test": 360}
     assert cells(
-        tables.dataset_list([{"id": None, "name": "digits", "blob": None, "facts": facts, "created_at": None}])
+        tables.dataset_table([{"id": None, "name": "digits", "blob": None, "facts": facts, "created_at": None}])
     ) == [["digits", "10", "1 x 8 x 9", "1,437", "360", "built in"]]
     facts = {**facts, "num_classes": 0, "test": 0, "labelled": False}
     ((_, classes, *_),) = cells(
-        tables.dataset_list([{"id": "ds_1", "name": "pool", "blob": None, "facts": facts, "created_at": None}])
+        tables.dataset_table([{"id": "ds_1", "name": "pool", "blob": None, "facts": facts, "created_at": None}])
     )
     assert classes == "no labels"
-    assert cells(tables.method_list([{"name": "kd", "matches": "logits", "paper": "2015"}])) == [
+    assert cells(tables.method_table([{"name": "kd", "matches": "logits", "paper": "2015"}])) == [
         ["kd", "logits", "2015"]
     ]
     rows = cells(
-        tables.architecture_list(
+        tables.architecture_table(
             [
                 {"name": "resnet20", "source": "kdcore", "family": "resnet", "parameters_counted": 272_474},
                 {"name": "timm/x", "source": "timm", "family": "x", "parameters_counted": None},
@@ -187,7 +186,7 @@ def test_the_catalogue():
 
 
 @pytest.mark.parametrize(
-    ("then", "says"),
+    ("then", "expected"),
     [
         ("2026-01-02T12:00:00Z", "now"),
         ("2026-01-02T11:58:30Z", "1 min"),
@@ -196,5 +195,84 @@ def test_the_catalogue():
         ("2026-01-02T12:00:05Z", "now"),
     ],
 )
-def test_ages(then: str, says: str):
-    assert tables.age(then, datetime(2026, 1, 2, 12, tzinfo=UTC)) == says
+def test_age(then: str, expected: str):
+    assert tables.age(then, datetime(2026, 1, 2, 12, tzinfo=UTC)) == expected
+
+
+METHOD = {
+    "name": "attention",
+    "title": "Attention transfer",
+    "paper": "Zagoruyko & Komodakis, ICLR 2017",
+    "matches": "where the teacher looks",
+    "scheme": "offline",
+    "teacher": "required",
+    "needs": ["maps", "input_gradient"],
+    "taps": "none",
+    "alpha": 1,
+    "beta": 1000.0,
+    "temperature": None,
+    "defaults_from": "CRD's code",
+    "owns": "nothing",
+    "cost": "one more forward pass",
+    "options": {
+        "$defs": {"Pair": {"type": "object", "properties": {"student": {}, "teacher": {}}}},
+        "properties": {
+            "name": {"const": "attention", "default": "attention"},
+            "weight": {"type": "number", "default": None},
+            "mapping": {"enum": ["sum", "max"], "default": "sum", "description": "What is made of the [channels]."},
+            "p": {"type": "number", "minimum": 1, "maximum": 8.0, "default": 2.0},
+            "gradient": {"type": "boolean", "default": False},
+            "taps": {"anyOf": [{"items": {"$ref": "#/$defs/Pair"}, "type": "array"}, {"type": "null"}]},
+        },
+    },
+}
+
+
+def page_lines(method: dict[str, Any]) -> list[str]:
+    screen = console(width=120)
+    screen.print(*tables.method_page(method), sep="\n")
+    return [" ".join(line.split()) for line in printed(screen).splitlines() if line.strip()]
+
+
+def test_method_page():
+    assert page_lines(METHOD) == [
+        "attention Attention transfer",
+        "Zagoruyko & Komodakis, ICLR 2017",
+        "matches where the teacher looks",
+        "scheme offline",
+        "teacher required",
+        "needs maps, input gradient",
+        "cost of a step one more forward pass",
+        "defaults alpha 1, beta 1000",
+        "defaults from CRD's code",
+        "option values default description",
+        "─" * len(page_lines(METHOD)[10]),
+        "mapping sum | max sum What is made of the [channels].",
+        "p number, ≥ 1, ≤ 8 2",
+        "gradient true | false false",
+        "taps list of {student, teacher}",
+        "set an option: --set method.OPTION=VALUE, in a sum --set method.attention.OPTION=VALUE",
+    ]
+
+
+@pytest.mark.parametrize("options", [None, {}, [], {"properties": {"name": {}, "weight": {}}}])
+def test_method_page_without_options(options: Any):
+    assert page_lines({"name": "new", "matches": "x", "options": options}) == ["new", "matches x"]
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ({"type": "integer", "exclusiveMinimum": 0, "maximum": 1e6}, "whole number, > 0, ≤ 1000000"),
+        ({"type": "number", "minimum": 0.02, "exclusiveMaximum": 1}, "number, ≥ 0.02, < 1"),
+        ({"type": "array", "items": {"type": "string"}, "maxItems": 16}, "list of text, 0 to 16 long"),
+        (
+            {"type": "array", "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/unknown"}]}},
+            "list of (text | any)",
+        ),
+        ({"anyOf": [{"type": "integer"}, {"const": "all"}, {"type": "null"}]}, "whole number | all"),
+        ({"$ref": "#/$defs/unknown"}, "any"),
+    ],
+)
+def test_allowed_values(field: dict[str, Any], expected: str):
+    assert tables.allowed_values(field, {}) == expected

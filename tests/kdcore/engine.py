@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdcore import models
-from kdcore.catalog import METHODS
-from kdcore.lines import Lines
-from kdcore.parts import Place
-from kdcore.spec import JobSpec, parse
+from kdcore.prepare import Workspace
+from kdcore.protocol import Lines
+from kdcore.spec import METHODS, JobSpec, parse
 
 
 def write_arrays(path: Path, train: int = 120, test: int = 30, classes: int = 3, side: int = 8) -> Path:
@@ -37,28 +36,28 @@ def write_arrays(path: Path, train: int = 120, test: int = 30, classes: int = 3,
 
 
 def write_pool(path: Path, count: int = 60, side: int = 8) -> Path:
-    """Images that nobody has labelled."""
+    """Unlabelled images."""
     pixels = np.random.default_rng(1).integers(0, 220, (count, side, side, 1))
     np.savez(path, x_train=pixels.astype(np.uint8))
     return path
 
 
 def write_teacher(path: Path, architecture: str = "convnet8", seed: int = 1, classes: int = 3) -> Path:
-    """A network that says what it is. Nobody trained it, but its answers differ from image to image."""
+    """An untrained network in a file that names its architecture."""
     torch.manual_seed(seed)
     network = models.build(architecture, classes, 1)
     save_file(network.state_dict(), path, {"distillery": json.dumps({"architecture": architecture})})
     return path
 
 
-def place(folder: Path, cache: Path | None = None) -> tuple[Place, io.StringIO]:
+def workspace(folder: Path, cache: Path | None = None) -> tuple[Workspace, io.StringIO]:
     """A place in `folder`, and the stream that its lines go to."""
     stream = io.StringIO()
     folder.mkdir(parents=True, exist_ok=True)
-    return Place(folder, {}, cache or folder / "cache", Lines(stream)), stream
+    return Workspace(folder, {}, cache or folder / "cache", Lines(stream)), stream
 
 
-def lines(stream: io.StringIO, event: str) -> list[dict]:
+def events(stream: io.StringIO, event: str) -> list[dict]:
     return [line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == event]
 
 
@@ -89,7 +88,7 @@ def method_job(name: str, data: Path, teacher: Path, **fields: Any) -> JobSpec:
     fields = {"method": {"name": name, **SMALL.get(name, {})}, **fields}
     if name == "dml":
         fields = {"student": ["convnet4", "convnet4"], **fields}
-    return job(data, teacher if METHODS[name].teacher == "required" else None, **fields)
+    return job(data, teacher if METHODS[name].facts.teacher == "required" else None, **fields)
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -13,9 +13,9 @@ from kdcore import checkpoint, models, weights
 from kdcore import run as running
 from kdcore.classifier import Classifier
 from kdcore.data import load
+from kdcore.run import TrialSetup
 from kdcore.spec import Dataset, JobSpec
-from kdcore.trial import Course
-from tests.kdcore.engine import copied, job, lines, place, same, write_arrays, write_teacher
+from tests.kdcore.engine import copied, events, job, same, workspace, write_arrays, write_teacher
 
 TWICE = {"name": "born_again", "generations": 2}
 
@@ -34,20 +34,20 @@ class Chain:
     def __init__(self, spec: JobSpec, folder, out) -> None:
         began, taught_by = {}, {}
 
-        class Watched(Course):
-            def __init__(self, trial, parts, teacher) -> None:
-                super().__init__(trial, parts, teacher)
+        class Watched(TrialSetup):
+            def __init__(self, trial, job, teacher) -> None:
+                super().__init__(trial, job, teacher)
                 began[trial.name] = copied(self.students[0].network.state_dict())
                 taught_by[trial.name] = teacher and copied(teacher.classifier.network.state_dict())
 
-        where, stream = place(out, folder / "cache")
+        where, stream = workspace(out, folder / "cache")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(running, "Course", Watched)
+            patch.setattr(running, "TrialSetup", Watched)
             self.report = running.run(spec, where)
         self.began, self.taught_by, self.out = began, taught_by, out
-        self.metrics = lines(stream, "metric")
+        self.metrics = events(stream, "metric")
         last = checkpoint.load(max((out / "checkpoints").iterdir()), torch.device("cpu"))
-        self.ended = {trial: models["student"]["best"] for trial, models in last["finished"].items()}
+        self.ended = {trial: outcomes["student"].best for trial, outcomes in last.finished.items()}
 
     @property
     def exported(self) -> dict:
@@ -74,7 +74,7 @@ def together(folder, tmp_path_factory):
     return Chain(spec, folder, tmp_path_factory.mktemp("together"))
 
 
-def test_each_assistant_learns_from_the_one_before_it_alone(assisted, folder):
+def test_run_each_assistant_learns_from_the_one_before_it_alone(assisted, folder):
     assert list(assisted.taught_by) == ["assistant-1", "assistant-2", "student", "alone"]
     assert same(assisted.taught_by["assistant-1"], load_file(folder / "teacher.safetensors"))
     assert same(assisted.taught_by["assistant-2"], assisted.ended["assistant-1"])
@@ -83,7 +83,7 @@ def test_each_assistant_learns_from_the_one_before_it_alone(assisted, folder):
     assert same(assisted.exported, assisted.ended["student"])
 
 
-def test_the_report_has_a_row_for_each_assistant(assisted):
+def test_run_the_report_has_a_row_for_each_assistant(assisted):
     rows = assisted.report["models"]
     assert {name: row["architecture"] for name, row in rows.items()} == {
         "assistant-1": "convnet8", "assistant-2": "convnet4",
@@ -94,20 +94,20 @@ def test_the_report_has_a_row_for_each_assistant(assisted):
     assert assisted.report["gain"] == assisted.report["student"]["accuracy"] - assisted.report["alone"]["accuracy"]
 
 
-def test_the_metrics_of_a_chain_name_their_trials_in_order(assisted):
+def test_run_the_metrics_of_a_chain_name_their_trials_in_order(assisted):
     assert [(line["trial"], line["epoch"]) for line in assisted.metrics] == [
         (trial, epoch) for trial in ("assistant-1", "assistant-2", "student", "alone") for epoch in (1, 2)
     ]
 
 
-def test_the_first_generation_without_a_teacher_is_plain_supervised(reborn, folder, tmp_path):
+def test_run_the_first_generation_without_a_teacher_is_plain_supervised(reborn, folder, tmp_path):
     plain = Chain(job(folder / "data.npz"), folder, tmp_path)
     assert reborn.taught_by["generation-1"] is None
     assert same(reborn.began["generation-1"], plain.began["student"])
     assert same(reborn.ended["generation-1"], plain.exported)
 
 
-def test_each_generation_is_a_fresh_start_of_another_seed_taught_by_the_one_before(reborn):
+def test_run_each_generation_is_a_fresh_start_of_another_seed_taught_by_the_one_before(reborn):
     assert list(reborn.began) == ["generation-1", "generation-2", "student"]
     for before, after in (("generation-1", "generation-2"), ("generation-2", "student")):
         assert same(reborn.taught_by[after], reborn.ended[before])
@@ -115,7 +115,7 @@ def test_each_generation_is_a_fresh_start_of_another_seed_taught_by_the_one_befo
         assert not same(reborn.began[after], reborn.ended[before])
 
 
-def test_the_last_generation_is_the_answer_and_the_ensemble_stands_beside_it(reborn):
+def test_run_the_last_generation_is_the_answer_and_the_ensemble_stands_beside_it(reborn):
     assert same(reborn.exported, reborn.ended["student"])
     assert list(reborn.report["models"]) == ["generation-1", "generation-2", "ensemble"]
     ensemble, last = reborn.report["models"]["ensemble"], reborn.report["student"]
@@ -123,14 +123,14 @@ def test_the_last_generation_is_the_answer_and_the_ensemble_stands_beside_it(reb
     assert ensemble["parameters"] == 3 * last["parameters"] and ensemble["bytes"] == 3 * last["bytes"]
 
 
-def test_a_first_generation_with_a_teacher_learns_from_it(together, folder):
+def test_run_a_first_generation_with_a_teacher_learns_from_it(together, folder):
     assert same(together.taught_by["generation-1"], load_file(folder / "teacher.safetensors"))
     assert same(together.taught_by["student"], together.ended["generation-1"])
     first = next(line for line in together.metrics if line["trial"] == "generation-1")
     assert "train/distillation_loss" in first["values"]
 
 
-def test_an_ensemble_holds_every_generation_behind_its_number(together):
+def test_run_an_ensemble_holds_every_generation_behind_its_number(together):
     with safe_open(together.out / "student.safetensors", "pt") as file:
         notes = json.loads(file.metadata()["distillery"])
     assert notes["members"] == 2 and notes["architecture"] == "convnet4"
@@ -141,7 +141,7 @@ def test_an_ensemble_holds_every_generation_behind_its_number(together):
     assert len(together.exported) == 2 * len(together.ended["student"])
 
 
-def test_an_ensemble_is_measured_by_the_mean_of_its_members_probabilities(together, folder):
+def test_run_an_ensemble_is_measured_by_the_mean_of_its_members_probabilities(together, folder):
     """As whoever takes the file would compute it."""
     with safe_open(together.out / "student.safetensors", "pt") as file:
         notes = json.loads(file.metadata()["distillery"])
@@ -161,7 +161,7 @@ def test_an_ensemble_is_measured_by_the_mean_of_its_members_probabilities(togeth
     assert row["parameters"] == 2 * together.report["models"]["last"]["parameters"]
 
 
-def test_the_report_of_an_ensemble_shows_the_last_generation_beside_it(together):
+def test_run_the_report_of_an_ensemble_shows_the_last_generation_beside_it(together):
     assert list(together.report["models"]) == ["generation-1", "last"]
     last = together.report["models"]["last"]
     assert last["architecture"] == "convnet4" and last["best"]["epoch"] in (1, 2)
@@ -169,7 +169,7 @@ def test_the_report_of_an_ensemble_shows_the_last_generation_beside_it(together)
     assert together.report["gain"] == gain
 
 
-def test_an_ensemble_is_no_one_teacher(together, folder, tmp_path):
+def test_run_an_ensemble_is_no_one_teacher(together, folder, tmp_path):
     path = together.out / "student.safetensors"
     for architecture in (None, "convnet4"):
         with pytest.raises(TeacherMismatch, match="ensemble of 2 networks"):

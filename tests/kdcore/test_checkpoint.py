@@ -6,30 +6,61 @@ import torch
 from base.errors import Internal, StorageFull
 from base.files import write_whole
 from kdcore import checkpoint, export
-from tests.store.disks import with_disks
+from kdcore.checkpoint import Progress
+from kdcore.training import Outcome
+from tests.disks import with_disks
 
 CPU = torch.device("cpu")
 
 
-def test_a_state_comes_back_as_it_was(tmp_path):
-    state = {"weights": {"w": torch.arange(3.0)}, "position": {"epoch": 2}, "nothing": None, "random": None}
-    written = checkpoint.save(tmp_path, 7, state)
+def progress(size: int = 3) -> Progress:
+    """One ended trial, one ended stage of the next, and a stage in training."""
+    outcome = Outcome({"w": torch.arange(3.0)}, {"w": torch.ones(size)}, best_epoch=2, best_accuracy=0.5, epochs=3)
+    learned = {"learners": {"w": torch.zeros(2)}, "objective": {}}
+    return Progress({"assistant-1": {"student": outcome}}, {"student/fsp": learned}, {"position": {"epoch": 2}})
+
+
+def test_save_and_load_return_the_same_progress(tmp_path):
+    written = checkpoint.save(tmp_path, 7, progress())
     assert written.path.name == "000000007.pt"
     loaded = checkpoint.load(written.path, CPU)
-    assert torch.equal(loaded["weights"]["w"], torch.arange(3.0)) and loaded["position"] == {"epoch": 2}
+    outcome = loaded.finished["assistant-1"]["student"]
+    assert torch.equal(outcome.best["w"], torch.arange(3.0)) and (outcome.best_epoch, outcome.epochs) == (2, 3)
+    assert torch.equal(loaded.prepared["student/fsp"]["learners"]["w"], torch.zeros(2))
+    assert loaded.training == {"position": {"epoch": 2}}
 
 
-def test_the_last_two_are_kept(tmp_path):
+def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
+    """An older version's checkpoints resume, and this one's will: the names are part of the format."""
+    state = torch.load(checkpoint.save(tmp_path, 7, progress()).path, weights_only=True)
+    assert list(state) == ["finished", "prepared", "training"]
+    assert list(state["finished"]["assistant-1"]["student"]) == [
+        "best",
+        "last",
+        "best_epoch",
+        "best_accuracy",
+        "epochs",
+    ]
+
+
+def test_save_keeps_the_last_two(tmp_path):
     for step in (3, 12, 5, 100):
-        checkpoint.save(tmp_path, step, {})
+        checkpoint.save(tmp_path, step, Progress())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000012.pt", "000000100.pt"]
 
 
-def test_a_torn_checkpoint_is_named(tmp_path):
-    path = checkpoint.save(tmp_path, 1, {"w": torch.zeros(1000)}).path
+def test_load_names_a_torn_checkpoint(tmp_path):
+    path = checkpoint.save(tmp_path, 1, progress(1000)).path
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(Internal, match=r"000000001\.pt"):
         checkpoint.load(path, CPU)
+
+
+@pytest.mark.parametrize("state", [{}, {"finished": {"student": {"student": {"weights": 1}}}}, ["no state"]])
+def test_load_names_a_checkpoint_of_another_version(tmp_path, state):
+    torch.save(state, tmp_path / "1.pt")
+    with pytest.raises(Internal, match=r"the checkpoint 1\.pt cannot be read"):
+        checkpoint.load(tmp_path / "1.pt", CPU)
 
 
 @with_disks
@@ -39,19 +70,13 @@ def test_a_full_disk_is_named_and_keeps_the_last_good_one(tmp_path):
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "distillery", str(small)], check=True)
     try:
-        checkpoint.save(small, 1, {"w": torch.zeros(1000)})
-        with pytest.raises(StorageFull, match=r"no room to write 000000002\.pt: No space left on device"):
-            checkpoint.save(small, 2, {"w": torch.zeros(500_000)})
-        with pytest.raises(StorageFull, match=r"no room to write student: No space left on device"):
+        checkpoint.save(small, 1, progress(1000))
+        with pytest.raises(StorageFull, match=r"no disk space to write 000000002\.pt: No space left on device"):
+            checkpoint.save(small, 2, progress(500_000))
+        with pytest.raises(StorageFull, match=r"no disk space to write student: No space left on device"):
             write_whole(small / "student", lambda path: export._save({"w": torch.zeros(500_000)}, {}, path))
         assert [path.name for path in small.iterdir()] == ["000000001.pt"]
-        assert torch.equal(checkpoint.load(small / "000000001.pt", CPU)["w"], torch.zeros(1000))
+        kept = checkpoint.load(small / "000000001.pt", CPU)
+        assert torch.equal(kept.finished["assistant-1"]["student"].last["w"], torch.ones(1000))
     finally:
         subprocess.run(["umount", str(small)], check=True)
-
-
-def test_random_numbers_go_on_where_they_stopped():
-    state = checkpoint.random_state()
-    once = torch.rand(4)
-    checkpoint.restore_random_state(state)
-    assert torch.equal(torch.rand(4), once)

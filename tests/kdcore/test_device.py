@@ -6,7 +6,7 @@ from kdcore import device
 from kdcore.spec import Training
 
 
-def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
+def test_choose_auto_takes_a_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device.choose(Training()).type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -14,7 +14,7 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
     assert device.choose(Training(device="cpu")).type == "cpu"
 
 
-def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+def test_choose_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SpecInvalid, match=r"training\.device"):
         device.choose(Training(device="cuda"))
@@ -25,7 +25,7 @@ def test_a_cpu_computes_in_bf16_only_when_asked(precision, bf16):
     assert device.bf16(Training(precision=precision), torch.device("cpu")) is bf16
 
 
-def test_the_seed_makes_the_same_numbers():
+def test_make_exact_the_seed_makes_the_same_numbers():
     device.make_exact(3)
     once = torch.rand(3)
     device.make_exact(3)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdcore.classifier import Classifier
-from kdcore.data import Images
+from kdcore.data.images import Images
 from kdcore.evaluate import agreement, logits_on, score
 
 
@@ -27,7 +27,7 @@ def test_agreement_counts_equal_first_choices():
     assert agreement(one, other) == pytest.approx(2 / 3)
 
 
-def test_every_image_is_seen_once_in_order_and_the_mode_is_left_alone():
+def test_logits_on_every_image_is_seen_once_in_order_and_the_mode_is_left_alone():
     images = Images(torch.arange(600).remainder(256).to(torch.uint8).view(600, 1, 1, 1), torch.zeros(600).long())
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Dropout(0.5)), [0.0], [1.0], bf16=True).train()
     logits = logits_on(classifier, images)

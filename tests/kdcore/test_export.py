@@ -5,16 +5,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kdcore import export, models, parts, weights
-from tests.kdcore.engine import job, place, same, write_arrays
+from kdcore import export, models, weights
+from kdcore.prepare import prepare
+from tests.kdcore.engine import job, same, workspace, write_arrays
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     write_arrays(folder / "data.npz")
-    where, _ = place(folder / "run")
-    return parts.build(job(folder / "data.npz"), where)
+    where, _ = workspace(folder / "run")
+    return prepare(job(folder / "data.npz"), where)
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -27,13 +28,13 @@ def notes(path) -> dict:
         return json.loads(file.metadata()["distillery"])
 
 
-def test_weights_stand_under_the_networks_own_names(built, tmp_path):
+def test_student_weights_stand_under_the_networks_own_names(built, tmp_path):
     written = export.student(tmp_path / "one.safetensors", state(), built.spec.students[0], built, {"accuracy": 0.5})
     assert same(load_file(written.path), state())
     assert written.bytes == written.path.stat().st_size
 
 
-def test_the_file_says_all_that_its_use_needs(built, tmp_path):
+def test_student_the_file_says_all_that_its_use_needs(built, tmp_path):
     path = tmp_path / "one.safetensors"
     export.student(path, state(), built.spec.students[0], built, {"accuracy": 0.5})
     said, dataset = notes(path), built.data.facts
@@ -52,7 +53,7 @@ def test_the_same_student_is_the_same_file_to_the_last_byte(built, tmp_path):
     assert notes(written[0].path)["metrics"] == noted and same(load_file(written[0].path), state())
 
 
-def test_the_file_is_a_teacher_for_others_as_it_stands(built, tmp_path):
+def test_student_the_file_is_a_teacher_for_others_as_it_stands(built, tmp_path):
     path = tmp_path / "one.safetensors"
     export.student(path, state(), built.spec.students[0], built, {})
     found = weights.open_teacher(path, None)
@@ -60,7 +61,7 @@ def test_the_file_is_a_teacher_for_others_as_it_stands(built, tmp_path):
     assert found.facts.mean == pytest.approx(built.data.facts.mean) and same(found.state, state())
 
 
-def test_what_is_laid_out_for_speed_or_still_learns_is_written_plainly(built, tmp_path):
+def test_student_what_is_laid_out_for_speed_or_still_learns_is_written_plainly(built, tmp_path):
     laid_out = {
         name: value.to(memory_format=torch.channels_last).requires_grad_() if value.ndim == 4 else value
         for name, value in state().items()
@@ -70,7 +71,7 @@ def test_what_is_laid_out_for_speed_or_still_learns_is_written_plainly(built, tm
     assert same(load_file(path), state())
 
 
-def test_several_members_say_how_many_they_are(built, tmp_path):
+def test_student_several_members_say_how_many_they_are(built, tmp_path):
     path = tmp_path / "two.safetensors"
     both = {f"{number}.{name}": value for number in range(2) for name, value in state(number).items()}
     export.student(path, both, built.spec.students[0], built, {}, members=2)

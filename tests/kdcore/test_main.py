@@ -25,7 +25,7 @@ def engine(*arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, **options)
 
 
-def test_run_ends_with_done_and_sigterm_ends_with_a_checkpoint(data, tmp_path):
+def test_main_run_ends_with_done_and_sigterm_ends_with_a_checkpoint(data, tmp_path):
     """One process after the other: stopped in mid-training, then resumed to the end."""
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(supervised(data, epochs=30).as_json()))
@@ -51,7 +51,7 @@ def test_run_ends_with_done_and_sigterm_ends_with_a_checkpoint(data, tmp_path):
     assert answer["accuracy"] == lines[-1]["report"]["student"]["accuracy"]
 
 
-def test_lines_go_to_the_descriptor_asked_for(tmp_path):
+def test_main_lines_go_to_the_descriptor_asked_for(tmp_path):
     (tmp_path / "spec.json").write_text('{"dataset": "digits", "student": "resnet21", "method": "supervised"}')
     read, write = os.pipe()
     process = engine("run", tmp_path / "spec.json", "--out", tmp_path, "--events-fd", write, pass_fds=[write])
@@ -63,7 +63,7 @@ def test_lines_go_to_the_descriptor_asked_for(tmp_path):
     assert lines[1]["code"] == "spec_invalid" and "resnet21" in lines[1]["message"] and lines[1]["retryable"] is False
 
 
-def test_inspections_answer_with_facts_or_with_the_reason(data, tmp_path):
+def test_main_inspections_answer_with_facts_or_with_the_reason(data, tmp_path):
     answer = json.loads(engine("inspect", "dataset", data).communicate()[0])
     assert answer["ok"] and answer["facts"]["num_classes"] == 3 and answer["facts"]["train"] == 120
     broken = tmp_path / "broken.npz"

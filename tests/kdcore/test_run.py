@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from base import files
 from base.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
 from kdcore import models
-from kdcore.run import Stopped, run
+from kdcore.checkpoint import Stopped
+from kdcore.run import run
 from kdcore.spec import parse
-from kdcore.training import Training
-from tests.kdcore.engine import distilled, lines, place, same, supervised, write_arrays
+from kdcore.training import StageTraining
+from tests.kdcore.engine import distilled, events, same, supervised, workspace, write_arrays
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +23,21 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(data, tmp_path_factory):
-    where, _ = place(tmp_path_factory.mktemp("teacher"))
+    where, _ = workspace(tmp_path_factory.mktemp("teacher"))
     run(supervised(data, epochs=4), where)
     return where.out / "student.safetensors"
 
 
 def finish(spec, folder):
-    where, stream = place(folder)
+    where, stream = workspace(folder)
     report = run(spec, where)
     return report, load_file(where.out / "student.safetensors"), stream
 
 
-def test_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
+def test_run_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
     report, weights, stream = finish(distilled(data, teacher), tmp_path)
-    assert [line["phase"] for line in lines(stream, "phase")] == ["preparing", "training", "evaluating", "exporting"]
-    assert {line["name"] for line in lines(stream, "artifact")} == {"student.safetensors", "report.json", "spec.json"}
+    assert [line["phase"] for line in events(stream, "phase")] == ["preparing", "training", "evaluating", "exporting"]
+    assert {line["name"] for line in events(stream, "artifact")} == {"student.safetensors", "report.json", "spec.json"}
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]
     assert report["test_samples"] == 30 and 0 <= report["student"]["agreement"] <= 1
@@ -45,7 +46,7 @@ def test_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
     assert sum(p.numel() for p in plain.parameters()) == report["student"]["parameters"]
 
 
-def test_the_exported_file_says_how_to_use_it(data, teacher, tmp_path):
+def test_run_the_exported_file_says_how_to_use_it(data, teacher, tmp_path):
     finish(distilled(data, teacher, baseline="none"), tmp_path)
     with safe_open(tmp_path / "student.safetensors", "pt") as file:
         said = json.loads(file.metadata()["distillery"])
@@ -53,15 +54,15 @@ def test_the_exported_file_says_how_to_use_it(data, teacher, tmp_path):
     assert said["spec"]["training"]["seed"] == 0 and len(said["mean"]) == 1 and "accuracy" in said["metrics"]
 
 
-def test_the_same_spec_and_seed_give_the_same_bits(data, teacher, tmp_path):
+def test_run_the_same_spec_and_seed_give_the_same_bits(data, teacher, tmp_path):
     spec = distilled(data, teacher, mix="mixup", ema=0.9, label_smoothing=0.1)
     _, once, first = finish(spec, tmp_path / "once")
     _, twice, second = finish(spec, tmp_path / "twice")
     assert same(once, twice)
-    assert lines(first, "metric") == lines(second, "metric")
+    assert events(first, "metric") == events(second, "metric")
 
 
-def test_another_seed_gives_other_weights(data, tmp_path):
+def test_run_another_seed_gives_other_weights(data, tmp_path):
     _, one, _ = finish(supervised(data, seed=1), tmp_path / "one")
     _, two, _ = finish(supervised(data, seed=2), tmp_path / "two")
     assert not same(one, two)
@@ -69,14 +70,14 @@ def test_another_seed_gives_other_weights(data, tmp_path):
 
 def stop_after(steps, monkeypatch, where):
     """Ask for a stop once `steps` steps are done, as SIGTERM would."""
-    done, step = [0], Training._step
+    done, step = [0], StageTraining._step
 
     def counted(self, batch):
         step(self, batch)
         done[0] += 1
-        where.stop_asked = done[0] == steps
+        where.stop_requested = done[0] == steps
 
-    monkeypatch.setattr(Training, "_step", counted)
+    monkeypatch.setattr(StageTraining, "_step", counted)
 
 
 @pytest.mark.parametrize(
@@ -89,22 +90,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
     With a first stage of six: in it, at its end, and after it."""
     spec = distilled(data, teacher, method=method, ema=0.8, clip_norm=1.0)
     report, whole, undisturbed = finish(spec, tmp_path / "whole")
-    where, stream = place(tmp_path / "stopped")
+    where, stream = workspace(tmp_path / "stopped")
     with monkeypatch.context() as patch:
         stop_after(steps, patch, where)
         with pytest.raises(Stopped):
             run(spec, where)
-    checkpoint = where.out / lines(stream, "checkpoint")[-1]["path"]
-    onward, later = place(tmp_path / "resumed")
+    checkpoint = where.out / events(stream, "checkpoint")[-1]["path"]
+    onward, later = workspace(tmp_path / "resumed")
     resumed = run(spec, onward, checkpoint)
     assert same(whole, load_file(onward.out / "student.safetensors"))
-    assert lines(stream, "metric") + lines(later, "metric") == lines(undisturbed, "metric")
+    assert events(stream, "metric") + events(later, "metric") == events(undisturbed, "metric")
     assert {**resumed, "seconds": 0} == {**report, "seconds": 0}
 
 
-def test_checkpoints_are_numbered_by_the_jobs_steps_and_two_are_kept(data, teacher, tmp_path):
+def test_run_checkpoints_are_numbered_by_the_jobs_steps_and_two_are_kept(data, teacher, tmp_path):
     _, _, stream = finish(distilled(data, teacher, checkpoint_every_s=0), tmp_path)
-    steps = [line["step"] for line in lines(stream, "checkpoint")]
+    steps = [line["step"] for line in events(stream, "checkpoint")]
     assert steps == list(range(1, 25))
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
@@ -118,68 +119,68 @@ def full(monkeypatch):
         if any(name in path.name for name in names):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "_sync", sync)
+    monkeypatch.setattr(files, "sync", sync)
     return names
 
 
-def test_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(data, tmp_path, full):
+def test_run_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(data, tmp_path, full):
     spec = supervised(data, checkpoint_every_s=0)
     _, undisturbed, _ = finish(spec, tmp_path / "roomy")
     full |= {f"{step:09d}.pt" for step in (3, 4, 5, 9)}
     _, weights, stream = finish(spec, tmp_path / "full")
-    assert [line["step"] for line in lines(stream, "checkpoint")] == [1, 2, 6, 7, 8, 10, 11, 12]
-    warnings = lines(stream, "warning")
+    assert [line["step"] for line in events(stream, "checkpoint")] == [1, 2, 6, 7, 8, 10, 11, 12]
+    warnings = events(stream, "warning")
     assert [warning["code"] for warning in warnings] == ["storage_full"] * 2
-    assert "no room to write 000000003.pt" in warnings[0]["message"] and "000000009.pt" in warnings[1]["message"]
+    assert "no disk space to write 000000003.pt" in warnings[0]["message"] and "000000009.pt" in warnings[1]["message"]
     assert same(weights, undisturbed)
     assert not list((tmp_path / "full").rglob("*.tmp"))
 
 
-def test_asked_to_stop_over_a_full_disk_it_says_so_and_the_last_good_state_stays(data, tmp_path, full, monkeypatch):
+def test_run_asked_to_stop_over_a_full_disk_it_says_so_and_the_last_good_state_stays(data, tmp_path, full, monkeypatch):
     full |= {f"{step:09d}.pt" for step in range(3, 13)}
-    where, stream = place(tmp_path)
+    where, stream = workspace(tmp_path)
     stop_after(5, monkeypatch, where)
     with pytest.raises(StorageFull, match=r"000000005\.pt"):
         run(supervised(data, checkpoint_every_s=0), where)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["000000001.pt", "000000002.pt"]
-    assert len(lines(stream, "warning")) == 1
+    assert len(events(stream, "warning")) == 1
 
 
-def test_results_that_find_no_room_are_an_error(data, tmp_path, full):
+def test_run_results_that_find_no_room_are_an_error(data, tmp_path, full):
     full.add("student.safetensors")
-    where, stream = place(tmp_path)
+    where, stream = workspace(tmp_path)
     with pytest.raises(StorageFull, match="student"):
         run(supervised(data), where)
-    assert not lines(stream, "artifact")
+    assert not events(stream, "artifact")
 
 
-def test_progress_covers_the_baseline_too(data, teacher, tmp_path):
+def test_run_progress_covers_the_baseline_too(data, teacher, tmp_path):
     _, _, stream = finish(distilled(data, teacher), tmp_path)
-    last = lines(stream, "progress")[-1]
+    last = events(stream, "progress")[-1]
     assert (last["trial"], last["step"], last["total_steps"], last["percent"]) == ("alone", 24, 24, 100)
 
 
 @pytest.mark.parametrize("form", ["kl", "cross_entropy", "logits_l2", "probabilities_l2"])
-def test_every_form_teaches_the_student_and_never_the_teacher(form, data, teacher, tmp_path):
+def test_run_every_form_teaches_the_student_and_never_the_teacher(form, data, teacher, tmp_path):
     before = load_file(teacher)
     report, weights, stream = finish(
         distilled(data, teacher, "none", {"name": "kd", "form": form, "standardize": form == "kl"}), tmp_path
     )
     assert same(before, load_file(teacher)) and not same(before, weights)
-    assert all("train/distillation_loss" in line["values"] for line in lines(stream, "metric"))
+    assert all("train/distillation_loss" in line["values"] for line in events(stream, "metric"))
     assert report["alone"] is None and report["gain"] is None
 
 
-def test_a_baseline_of_an_earlier_job_is_measured_not_trained(data, teacher, tmp_path):
+def test_run_a_baseline_of_an_earlier_job_is_measured_not_trained(data, teacher, tmp_path):
     earlier, _, _ = finish(supervised(data), tmp_path / "earlier")
     baseline = f"file:{tmp_path / 'earlier' / 'student.safetensors'}"
     report, _, stream = finish(distilled(data, teacher, baseline), tmp_path / "later")
     assert report["alone"]["accuracy"] == earlier["student"]["accuracy"]
     assert report["alone"]["agreement"] is not None and report["gain"] is not None
-    assert {line["trial"] for line in lines(stream, "metric")} == {"student"}
+    assert {line["trial"] for line in events(stream, "metric")} == {"student"}
 
 
-def test_a_baseline_of_another_network_is_refused(data, teacher, tmp_path):
+def test_run_a_baseline_of_another_network_is_refused(data, teacher, tmp_path):
     with pytest.raises(SpecInvalid, match="the baseline is a convnet8"):
         other = {**supervised(data).as_json(), "student": "convnet8", "training": {"epochs": 1, "batch_size": 16}}
         finish(parse(other), tmp_path / "other")
@@ -187,21 +188,21 @@ def test_a_baseline_of_another_network_is_refused(data, teacher, tmp_path):
         finish(distilled(data, teacher, baseline), tmp_path / "later")
 
 
-def test_a_loss_that_leaves_the_reals_is_named(data, tmp_path):
+def test_run_a_loss_that_leaves_the_reals_is_named(data, tmp_path):
     with pytest.raises(LossDiverged, match="epoch 1") as caught:
         finish(supervised(data, optimizer={"name": "sgd", "lr": 99, "momentum": 0.999}, epochs=40), tmp_path)
     assert "lr" in caught.value.hint
 
 
-def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(data, teacher, tmp_path):
+def test_run_a_teacher_of_other_classes_is_refused_before_anything_is_trained(data, teacher, tmp_path):
     two = write_arrays(tmp_path / "two.npz", classes=2)
-    where, stream = place(tmp_path / "run")
-    with pytest.raises(TeacherMismatch, match="3 classes apart, the data set has 2"):
+    where, stream = workspace(tmp_path / "run")
+    with pytest.raises(TeacherMismatch, match="3 classes"):
         run(distilled(two, teacher), where)
-    assert not lines(stream, "metric") and not list(where.out.glob("*.safetensors"))
+    assert not events(stream, "metric") and not list(where.out.glob("*.safetensors"))
 
 
-def test_a_resolved_spec_runs_the_same(data, teacher, tmp_path):
+def test_run_a_resolved_spec_runs_the_same(data, teacher, tmp_path):
     _, once, _ = finish(distilled(data, teacher, "none"), tmp_path / "once")
     resolved = parse(json.loads((tmp_path / "once" / "spec.json").read_text()))
     _, twice, _ = finish(resolved, tmp_path / "twice")

@@ -1,21 +1,21 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from base.errors import LossDiverged
-from kdcore.classifier import Classifier
-from kdcore.data import Images
-from kdcore.data.material import Material, material
-from kdcore.lesson import Lesson
+from kdcore.classifier import Classifier, FrozenTeacher
+from kdcore.data.images import Images, TrainingSet
+from kdcore.lesson import Lesson, Needs, Scheme
 from kdcore.objectives import Objective, Setting, build
-from kdcore.schemes.alone import Alone
 from kdcore.schemes.mutual import Mutual
-from kdcore.schemes.offline import Offline
-from kdcore.schemes.preparation import Preparation
-from kdcore.spec import Training as Recipe
-from kdcore.spec.methods import Crd, Kd, Pair
-from kdcore.teacher import FrozenTeacher
-from kdcore.training import Observer, Scheme, Stage, Training
+from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.spec import Cosine, Multistep, Training
+from kdcore.spec.methods.relations import Crd
+from kdcore.spec.methods.response import Kd
+from kdcore.spec.vocabulary import Pair
+from kdcore.training import Observer, StageTraining, hits, known, label_loss, learning_rate
 from tests.kdcore.engine import copied, same
 
 RECIPE = {"epochs": 1, "batch_size": 18, "augmentation": "none"}
@@ -33,8 +33,8 @@ def images(count: int = 40) -> Images:
     return Images(pixels, torch.arange(count) % 2)
 
 
-def whole_material(recipe: Recipe) -> Material:
-    return material(images(), recipe)
+def all_images(recipe: Training) -> TrainingSet:
+    return TrainingSet.of(images(), recipe)
 
 
 def training(
@@ -43,13 +43,13 @@ def training(
     alpha: float = 1.0,
     beta: float = 0.0,
     objective: Objective | None = None,
-    material: Material | None = None,
+    training_set: TrainingSet | None = None,
     **observe,
-) -> Training:
+) -> StageTraining:
     observer = Observer(**{"metric": lambda *_: None, "after_step": lambda _: None, **observe})
-    spec = Recipe(**{**RECIPE, **(recipe or {})})
-    stage = Stage(spec.epochs, alpha, beta, objective)
-    return Training(scheme, stage, spec, material or whole_material(spec), 2, observer)
+    spec = Training(**{**RECIPE, **(recipe or {})})
+    training_set = training_set or all_images(spec)
+    return StageTraining(scheme, objective, alpha, beta, 0.0, spec.epochs, spec, training_set, 2, observer)
 
 
 def setting(temperature: float | None = 4.0) -> Setting:
@@ -57,7 +57,7 @@ def setting(temperature: float | None = 4.0) -> Setting:
 
 
 def kd_objective() -> Objective:
-    return build((Kd(),), setting()).mainly
+    return build((Kd(),), setting())[-1]
 
 
 class Regressor(Objective):
@@ -70,7 +70,7 @@ class Regressor(Objective):
         return (self.layer(lesson.student.logits) - lesson.teacher.logits).square().mean()
 
 
-def test_two_steps_change_every_weight_of_the_student_and_none_of_the_teacher():
+def test_stage_training_two_steps_change_every_weight_of_the_student_and_none_of_the_teacher():
     student, teacher = classifier(0), FrozenTeacher(classifier(1))
     before, frozen = copied(student.state_dict()), copied(teacher.state_dict())
     training(Offline(student, teacher), {}, 0.1, 0.9, kd_objective()).run()
@@ -78,7 +78,7 @@ def test_two_steps_change_every_weight_of_the_student_and_none_of_the_teacher():
     assert same(teacher.state_dict(), frozen)
 
 
-def test_the_loss_is_alpha_labels_plus_beta_distillation():
+def test_stage_training_the_loss_is_alpha_labels_plus_beta_distillation():
     points = []
     scheme = Offline(classifier(0), FrozenTeacher(classifier(1)))
     training(scheme, {}, 0.3, 0.7, kd_objective(), metric=lambda *point: points.append(point)).run()
@@ -88,11 +88,11 @@ def test_the_loss_is_alpha_labels_plus_beta_distillation():
     assert values["train/loss"] == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_one_sgd_step_as_worked_out_with_autograd():
+def test_stage_training_one_sgd_step_as_worked_out_with_autograd():
     """One batch of all 36 training rows: w - lr · (gradient + decay · w)."""
     student = classifier(0)
     one = training(Alone(student), {"batch_size": 36, "optimizer": {"name": "sgd", "lr": 0.5, "weight_decay": 0.1}})
-    rows = one.material.images.take(one.material.rows)
+    rows = one.training_set.images.take(one.training_set.rows)
     loss = nn.functional.cross_entropy(student(rows.pixels).logits, rows.labels)
     weight = student.network[1].weight
     (gradient,) = torch.autograd.grad(loss, weight)
@@ -105,7 +105,7 @@ def moved(model: nn.Module, start: list[Tensor]) -> float:
     return torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), start, strict=True)]).norm().item()
 
 
-def test_clipping_bounds_the_step_of_each_student_by_itself():
+def test_stage_training_clipping_bounds_the_step_of_each_student_by_itself():
     """Were the gradients of both clipped as one, the two ways would only together be as long as that."""
     recipe = {"batch_size": 36, "clip_norm": 1e-3, "optimizer": {"name": "sgd", "lr": 1.0, "weight_decay": 0}}
     for students in ([classifier(0)], [classifier(0), classifier(1)]):
@@ -116,16 +116,16 @@ def test_clipping_bounds_the_step_of_each_student_by_itself():
         assert ways == pytest.approx([1e-3] * len(students), rel=1e-3)
 
 
-def test_every_student_has_an_optimizer_of_its_own_and_what_an_objective_owns_joins_the_first():
+def test_stage_training_every_student_has_an_optimizer_of_its_own_and_what_an_objective_owns_joins_the_first():
     students = [classifier(0), classifier(1)]
     one = training(Mutual(students), {}, 1.0, 1.0, Regressor())
     held = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in one.optimizers]
     assert [len(parameters) for parameters in held] == [4 + 2, 4]
     assert {id(p) for p in students[1].parameters()} == {id(p) for p in held[1]}
-    assert {id(p) for p in one.stage.objective.parameters()} <= {id(p) for p in held[0]}
+    assert {id(p) for p in one.objective.parameters()} <= {id(p) for p in held[0]}
 
 
-def test_peers_that_ignore_each_other_learn_as_if_alone():
+def test_stage_training_peers_that_ignore_each_other_learn_as_if_alone():
     """With beta 0 nothing of one student reaches the other."""
     together, alone = [classifier(0), classifier(1)], classifier(1)
     training(Mutual(together), {}, 1.0, 0.0).run()
@@ -133,11 +133,11 @@ def test_peers_that_ignore_each_other_learn_as_if_alone():
     assert same(together[1].state_dict(), alone.state_dict())
 
 
-def test_what_weighs_nothing_is_not_even_decayed():
+def test_stage_training_what_weighs_nothing_is_not_even_decayed():
     """A stage that only compares hidden features leaves the classifier above them as it found it."""
 
     class Hidden(Objective):
-        student_taps = teacher_taps = ("2",)
+        needs = Needs(("2",), ("2",))
 
         def forward(self, lesson: Lesson) -> Tensor:
             return (lesson.student.taps["2"] - lesson.teacher.taps["2"]).square().mean()
@@ -150,14 +150,14 @@ def test_what_weighs_nothing_is_not_even_decayed():
     assert same_names == {"network.4.weight", "network.4.bias"}
 
 
-def test_a_stage_that_weighs_nothing_at_all_changes_nothing():
+def test_stage_training_a_stage_that_weighs_nothing_at_all_changes_nothing():
     student = classifier(0)
     before = copied(student.state_dict())
     training(Offline(student, FrozenTeacher(classifier(1))), {}, 0.0, 0.0, kd_objective()).run()
     assert same(student.state_dict(), before)
 
 
-def test_without_a_student_only_the_objective_learns_and_nothing_comes_out():
+def test_stage_training_without_a_student_only_the_objective_learns_and_nothing_comes_out():
     teacher, objective, points = FrozenTeacher(classifier(1)), Regressor(), []
     frozen = copied(teacher.state_dict())
     one = training(
@@ -170,9 +170,9 @@ def test_without_a_student_only_the_objective_learns_and_nothing_comes_out():
     assert set(points[0]) == {"train/loss", "train/label_loss", "train/distillation_loss", "train/lr"}
 
 
-def test_unknown_labels_are_counted_neither_in_the_loss_nor_in_the_accuracy():
+def test_known_unknown_labels_are_counted_neither_in_the_loss_nor_in_the_accuracy():
     """Images of row 20 and later have lost their labels."""
-    labelled = whole_material(Recipe(**RECIPE))
+    labelled = all_images(Training(**RECIPE))
     rows = labelled.rows
     unknown = Images(labelled.images.pixels, torch.where(torch.arange(40) < 20, labelled.images.labels, -1))
     student, points = classifier(0), []
@@ -180,14 +180,14 @@ def test_unknown_labels_are_counted_neither_in_the_loss_nor_in_the_accuracy():
     expected = nn.functional.cross_entropy(student(known.pixels).logits, known.labels).item()
     right = (student(known.pixels).logits.argmax(1) == known.labels).float().mean().item()
     training(
-        Alone(student), {"batch_size": 36}, material=Material(unknown, rows, labelled.held_out),
+        Alone(student), {"batch_size": 36}, training_set=TrainingSet(unknown, rows, labelled.held_out),
         metric=lambda *point: points.append(point[2]),
     ).run()  # fmt: skip
     assert points[0]["train/label_loss"] == pytest.approx(expected, rel=1e-5)
     assert points[0]["train/accuracy"] == pytest.approx(right)
 
 
-def test_the_average_is_exported_and_the_network_trains_on_undisturbed():
+def test_stage_training_the_average_is_exported_and_the_network_trains_on_undisturbed():
     plain, averaged = classifier(0), classifier(0)
     one = training(Alone(plain), {"epochs": 3}).run()["student"]
     other = training(Alone(averaged), {"epochs": 3, "ema": 0.5}).run()["student"]
@@ -218,16 +218,16 @@ def test_each_model_that_comes_out_is_graded_and_kept_at_its_own_best():
     assert not same(done["student"].last, done["student-2"].last)
 
 
-def test_no_held_out_image_is_trained_on():
+def test_stage_training_no_held_out_image_is_trained_on():
     seen = set()
     one = training(Alone(classifier(0)), {"epochs": 4, "validation_fraction": 0.25, "batch_size": 5})
     batch = one._batch
     one._batch = lambda index: (seen.update(index.tolist()), batch(index))[1]
     one.run()
-    assert len(seen) == 30 and len(one.material.held_out) == 10
+    assert len(seen) == 30 and len(one.training_set.held_out) == 10
 
 
-def test_a_batch_knows_its_epoch_from_one_on():
+def test_stage_training_a_batch_knows_its_epoch_from_one_on():
     epochs = []
     one = training(Alone(classifier(0)), {"epochs": 3})
     batch = one._batch
@@ -236,7 +236,7 @@ def test_a_batch_knows_its_epoch_from_one_on():
     assert epochs == [1, 1, 2, 2, 3, 3]
 
 
-def test_an_objective_is_built_from_a_lesson_that_moves_nothing():
+def test_stage_training_an_objective_is_built_from_a_lesson_that_moves_nothing():
     student = Classifier(nn.Sequential(nn.Conv2d(1, 2, 4), nn.BatchNorm2d(2), nn.Flatten()), [0.5], [0.5])
     before, modes = copied(student.state_dict()), []
 
@@ -249,7 +249,7 @@ def test_an_objective_is_built_from_a_lesson_that_moves_nothing():
     assert modes == [(False, False)] and same(student.state_dict(), before)
 
 
-def test_figures_that_an_objective_observes_are_averaged_over_the_steps_of_a_point():
+def test_stage_training_figures_that_an_objective_observes_are_averaged_over_the_steps_of_a_point():
     class Counting(Regressor):
         steps = 0
 
@@ -264,7 +264,7 @@ def test_figures_that_an_objective_observes_are_averaged_over_the_steps_of_a_poi
     assert [values["train/steps"] for values in points] == [1.5, 3.5]
 
 
-def test_a_loss_that_is_no_number_ends_the_training():
+def test_stage_training_a_loss_that_is_no_number_ends_the_training():
     class Broken(Regressor):
         def forward(self, lesson: Lesson) -> Tensor:
             return super().forward(lesson) * float("nan")
@@ -273,7 +273,7 @@ def test_a_loss_that_is_no_number_ends_the_training():
         training(Offline(classifier(0), FrozenTeacher(classifier(1))), {}, 1.0, 1.0, Broken()).run()
 
 
-def test_a_student_that_a_last_step_broke_ends_the_training_too():
+def test_stage_training_a_student_that_a_last_step_broke_ends_the_training_too():
     """The step itself sees a loss that is a number; weight decay of 10 at a rate of 100 makes weights of 1e39."""
     student = classifier(0)
     with torch.no_grad():
@@ -299,7 +299,7 @@ def peers(seed: int) -> dict:
 def contrastive(seed: int) -> dict:
     """Negatives are drawn at every step; memories and normalisers are remembered."""
     tap = Pair(student="4@in", teacher="4@in")
-    objective = build((Crd(tap=tap, negatives=4, width=8),), setting(None)).mainly
+    objective = build((Crd(tap=tap, negatives=4, width=8),), setting(None))[-1]
     scheme = Offline(classifier(seed), FrozenTeacher(classifier(9)), objective.needs)
     return {"scheme": scheme, "beta": 1.0, "objective": objective}
 
@@ -312,7 +312,7 @@ def prepared(seed: int) -> dict:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("made", [alone, with_dropout, peers, contrastive, prepared])
-def test_a_state_restored_anywhere_goes_on_to_the_same_bits(made, optimizer):
+def test_stage_training_a_state_restored_anywhere_goes_on_to_the_same_bits(made, optimizer):
     """Restored into a training that began otherwise, after every step of three epochs."""
     recipe, states, points = {"epochs": 3, "ema": 0.9, "optimizer": optimizer}, [], []
     whole = training(
@@ -333,11 +333,80 @@ def test_a_state_restored_anywhere_goes_on_to_the_same_bits(made, optimizer):
         assert same(again.state()["objective"], states[-1][0]["objective"])
 
 
-def test_what_a_stage_learned_is_adopted_without_its_optimizer():
+def test_stage_training_what_a_stage_learned_is_adopted_without_its_optimizer():
     one = training(**contrastive(0))
     one.run()
     other = training(**contrastive(5))
     other.adopt(one.learned())
     assert same(other.learners.state_dict(), one.learners.state_dict())
-    assert same(other.stage.objective.state_dict(), one.stage.objective.state_dict())
+    assert same(other.objective.state_dict(), one.objective.state_dict())
     assert other.position.epoch == 0 and not other.optimizers[0].state
+
+
+def test_learning_rate_multistep_falls_at_the_start_of_its_epoch():
+    schedule = Multistep(milestones=(2, 3))
+    rates = [learning_rate(1.0, schedule, step, steps_per_epoch=10, epochs=4) for step in (0, 19, 20, 29, 30, 39)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_learning_rate_cosine_starts_at_the_base_passes_the_middle_and_ends_low():
+    rates = [learning_rate(2.0, Cosine(final_fraction=0.1), step, 10, 10) for step in (0, 50, 100)]
+    assert rates == pytest.approx([2.0, 2.0 * 0.55, 0.2])
+
+
+def test_learning_rate_warm_up_rises_in_a_line_and_hands_over_at_the_base():
+    rates = [learning_rate(1.0, Cosine(warmup_epochs=1), step, steps_per_epoch=4, epochs=3) for step in range(5)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+LOGITS = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
+
+
+def test_label_loss_value_worked_out_by_hand():
+    """p of the right class: 3/4 and 1/2."""
+    by_hand = -(math.log(0.75) + math.log(0.5)) / 2
+    assert label_loss(LOGITS, torch.tensor([0, 1])).item() == pytest.approx(by_hand)
+
+
+def test_label_loss_smoothing_moves_its_share_to_all_classes():
+    """s = 0.2 on two classes: targets 0.9 and 0.1."""
+    by_hand = -(0.9 * math.log(0.75) + 0.1 * math.log(0.25))
+    assert label_loss(LOGITS[:1], torch.tensor([0]), smoothing=0.2).item() == pytest.approx(by_hand)
+
+
+def test_label_loss_mixed_labels_weigh_both_classes():
+    by_hand = -(0.3 * math.log(0.75) + 0.7 * math.log(0.25))
+    assert label_loss(LOGITS[:1], torch.tensor([[0.3, 0.7]])).item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_label_loss_an_unknown_label_is_left_out_of_sum_and_count(smoothing):
+    """The mean is over the known ones: as if the others were not in the batch, and with no gradient for them."""
+    logits = torch.cat([LOGITS, torch.tensor([[5.0, -5.0]])]).requires_grad_()
+    loss = label_loss(logits, torch.tensor([0, 1, -1]), smoothing=smoothing)
+    assert loss.item() == pytest.approx(label_loss(LOGITS, torch.tensor([0, 1]), smoothing=smoothing).item())
+    loss.backward()
+    assert logits.grad[2].abs().sum() == 0 and (logits.grad[:2].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_label_loss_a_batch_of_unknown_labels_costs_nothing_and_teaches_nothing(smoothing):
+    logits = LOGITS.clone().requires_grad_()
+    loss = label_loss(logits, torch.tensor([-1, -1]), smoothing=smoothing)
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().sum() == 0
+
+
+def test_known_counts_what_hits_are_a_share_of():
+    assert known(torch.tensor([0, -1, 1])).item() == 2
+    assert known(torch.tensor([-1, -1])).item() == 1
+    assert known(torch.tensor([[0.3, 0.7], [0.5, 0.5]])).item() == 2
+
+
+def test_hits_count_the_heavier_of_two_mixed_labels():
+    assert hits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0])).item() == 1
+    assert hits(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.6, 0.4]])).item() == 1
+
+
+def test_hits_an_answer_to_an_unknown_label_is_no_hit():
+    assert hits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([-1, 1])).item() == 1

@@ -13,7 +13,7 @@ def test_torchvision_imports_beside_this_torch():
     assert vision.torchvision() is library
 
 
-def test_it_is_not_imported_on_start():
+def test_vision_it_is_not_imported_on_start():
     program = "import sys, kdcore.vision, kdcore.models, kdcore.weights; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 

@@ -56,7 +56,7 @@ def test_published_teachers_load(depth: int, parameters: int):
     weights.load_into(models.build(f"resnet{depth}", 100), teacher.state, "the teacher")
 
 
-def test_a_cifar_resnet_is_measured_by_its_file(tmp_path: Path):
+def test_inspect_a_cifar_resnet_is_measured_by_its_file(tmp_path: Path):
     path = tmp_path / "teacher.pth"
     torch.save(models.build("resnet20", 17, channels=1).state_dict(), path)
     facts = weights.inspect(path, "resnet20")
@@ -67,7 +67,7 @@ def test_a_cifar_resnet_is_measured_by_its_file(tmp_path: Path):
 
 @pytest.mark.parametrize("num_classes", [1000, 5])
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v2"])
-def test_torchvisions_state_dicts_fit_with_any_class_count(tmp_path: Path, name: str, num_classes: int):
+def test_inspect_torchvisions_state_dicts_fit_with_any_class_count(tmp_path: Path, name: str, num_classes: int):
     torch.save(models.build(f"torchvision/{name}", num_classes).state_dict(), tmp_path / "t.pth")
     facts = weights.inspect(tmp_path / "t.pth", f"torchvision/{name}")
     assert (facts.num_classes, facts.channels) == (num_classes, 3)
@@ -107,7 +107,7 @@ def test_wrappers_prefixes_and_notes_are_undone(tmp_path: Path, network: nn.Modu
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
-def test_numbers_of_old_and_new_numpy_are_passed_over(tmp_path: Path, network: nn.Module, module: str):
+def test_read_numbers_of_old_and_new_numpy_are_passed_over(tmp_path: Path, network: nn.Module, module: str):
     """Under either name that numpy's reader has had."""
     path = tmp_path / "t.pth"
     torch.save({"net": network.state_dict(), "acc": np.float64(1)}, path, _use_new_zipfile_serialization=False)
@@ -122,7 +122,7 @@ def test_safetensors_are_read(tmp_path: Path, network: nn.Module):
     assert weights.inspect(tmp_path / "t.safetensors", NAME).format == "safetensors"
 
 
-def test_a_student_of_ours_says_all_by_itself(tmp_path: Path, state: dict[str, torch.Tensor]):
+def test_inspect_a_student_of_ours_says_all_by_itself(tmp_path: Path, state: dict[str, torch.Tensor]):
     notes = {"architecture": NAME, "num_classes": 10, "class_names": list("0123456789"), "mean": [0.3], "std": [0.4]}
     save_file(state, tmp_path / "t.safetensors", {"distillery": json.dumps(notes)})
     facts = weights.inspect(tmp_path / "t.safetensors", None)
@@ -144,7 +144,7 @@ def test_notes_that_make_no_sense_are_refused(tmp_path: Path, state: dict[str, t
     assert words in refusal(tmp_path / "t.safetensors").message
 
 
-def test_half_precision_and_missing_counters_are_forgiven(tmp_path: Path, network: nn.Module):
+def test_load_into_half_precision_and_missing_counters_are_forgiven(tmp_path: Path, network: nn.Module):
     old = {k: v.half() for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "t.pth")
     twin = models.build(NAME, 10, channels=1)
@@ -152,7 +152,7 @@ def test_half_precision_and_missing_counters_are_forgiven(tmp_path: Path, networ
     assert torch.allclose(twin.fc.weight, network.fc.weight, atol=1e-3)
 
 
-def test_auxiliary_heads_and_densenets_old_names_are_forgiven():
+def test_load_into_auxiliary_heads_and_densenets_old_names_are_forgiven():
     googlenet = models.build("torchvision/googlenet", 4)
     weights.load_into(googlenet, googlenet.state_dict() | {"aux1.fc2.weight": torch.zeros(4, 1)}, "the teacher")
     densenet = models.build("torchvision/densenet121", 4)
@@ -164,7 +164,7 @@ def test_auxiliary_heads_and_densenets_old_names_are_forgiven():
 # Misfits
 
 
-def test_a_misfit_names_the_first_keys_and_the_likely_architecture(tmp_path: Path):
+def test_inspect_a_misfit_names_the_first_keys_and_the_likely_architecture(tmp_path: Path):
     torch.save(models.build("resnet14", 10).state_dict(), tmp_path / "t.pth")
     error = refusal(tmp_path / "t.pth", "resnet20")
     assert "28 of 128 keys are missing, first layer1.2.conv1.weight" not in error.message, "counters are forgiven"
@@ -172,7 +172,7 @@ def test_a_misfit_names_the_first_keys_and_the_likely_architecture(tmp_path: Pat
     assert error.hint == "its 175,258 parameters are those of resnet14"
 
 
-def test_unexpected_and_misshapen_keys_are_named(state: dict[str, torch.Tensor]):
+def test_load_into_unexpected_and_misshapen_keys_are_named(state: dict[str, torch.Tensor]):
     wrong = state | {"extra": torch.zeros(1), "fc.weight": torch.zeros(10, 9)}
     with pytest.raises(TeacherMismatch) as caught:
         weights.load_into(models.build(NAME, 10, channels=1), wrong, "the teacher job:1")
@@ -182,23 +182,23 @@ def test_unexpected_and_misshapen_keys_are_named(state: dict[str, torch.Tensor])
     )
 
 
-def test_a_checkpoint_without_classifier_says_so(tmp_path: Path, state: dict[str, torch.Tensor]):
+def test_inspect_a_checkpoint_without_classifier_says_so(tmp_path: Path, state: dict[str, torch.Tensor]):
     torch.save({key: value for key, value in state.items() if not key.startswith("fc.")}, tmp_path / "t.pth")
     assert "2 of 20 keys are missing, first fc.weight" in refusal(tmp_path / "t.pth").message
 
 
-def test_data_of_other_channels_is_refused(tmp_path: Path, state: dict[str, torch.Tensor]):
+def test_inspect_data_of_other_channels_is_refused(tmp_path: Path, state: dict[str, torch.Tensor]):
     torch.save(state, tmp_path / "t.pth")
     with pytest.raises(TeacherMismatch, match="images of 1 channels, the data has 3"):
         weights.inspect(tmp_path / "t.pth", NAME, channels=3)
 
 
-def test_without_architecture_nothing_is_guessed(tmp_path: Path, state: dict[str, torch.Tensor]):
+def test_inspect_without_architecture_nothing_is_guessed(tmp_path: Path, state: dict[str, torch.Tensor]):
     torch.save(state, tmp_path / "t.pth")
     assert "does not say its architecture" in refusal(tmp_path / "t.pth", None).message
 
 
-def test_an_unknown_architecture_is_the_specs_fault(tmp_path: Path, state: dict[str, torch.Tensor]):
+def test_inspect_an_unknown_architecture_is_the_specs_fault(tmp_path: Path, state: dict[str, torch.Tensor]):
     torch.save(state, tmp_path / "t.pth")
     with pytest.raises(SpecInvalid, match="convnet4"):
         weights.inspect(tmp_path / "t.pth", "convnet5")
@@ -226,7 +226,7 @@ def test_quantised_weights_are_refused(tmp_path: Path, state: dict[str, torch.Te
         ({"a": torch.zeros(2, 2).to_sparse()}, "entry 'a'"),
     ],
 )
-def test_what_is_no_state_dict_is_named(tmp_path: Path, content: object, words: str):
+def test_inspect_what_is_no_state_dict_is_named(tmp_path: Path, content: object, words: str):
     torch.save(content, tmp_path / "t.pth")
     assert words in refusal(tmp_path / "t.pth").message
 
@@ -276,7 +276,7 @@ def plain_now(content: object, path: Path) -> None:
 @pytest.mark.parametrize(
     ("trap", "named"), [(Trap, "getattr|pathlib"), (ShellTrap, r"(posix|nt)\.system"), (EvalTrap, r"builtins\.eval")]
 )
-def test_a_trap_is_named_and_does_not_spring(tmp_path: Path, state: dict, save, trap: type[Trap], named: str):
+def test_read_a_trap_is_named_and_does_not_spring(tmp_path: Path, state: dict, save, trap: type[Trap], named: str):
     sprung, path = tmp_path / "sprung", tmp_path / "t.pth"
     save({"state_dict": state, "note": trap(sprung)}, path)
     with pytest.raises(TeacherMismatch, match=f"refused: it names .*({named})"):
@@ -284,7 +284,7 @@ def test_a_trap_is_named_and_does_not_spring(tmp_path: Path, state: dict, save, 
     assert not sprung.exists()
 
 
-def test_the_traps_would_spring(tmp_path: Path):
+def test_read_the_traps_would_spring(tmp_path: Path):
     """Else the tests above prove nothing."""
     for trap in (Trap, ShellTrap):
         sprung = tmp_path / trap.__name__
@@ -293,7 +293,7 @@ def test_the_traps_would_spring(tmp_path: Path):
 
 
 @pytest.mark.parametrize("save", [zipped, legacy])
-def test_a_whole_network_is_refused_with_advice(tmp_path: Path, network: nn.Module, save):
+def test_inspect_a_whole_network_is_refused_with_advice(tmp_path: Path, network: nn.Module, save):
     save(network, tmp_path / "t.pth")
     error = refusal(tmp_path / "t.pth")
     assert "whole pickled network (kdcore.models.convnet.ConvNet)" in error.message
@@ -342,21 +342,21 @@ def old_tar() -> bytes:
     # Not the contents: an archive holds the time, and each process would name its tests otherwise.
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_files_are_named(tmp_path: Path, content: bytes, words: str):
+def test_inspect_other_files_are_named(tmp_path: Path, content: bytes, words: str):
     (tmp_path / "t.pth").write_bytes(content)
     assert words in refusal(tmp_path / "t.pth").message
 
 
 @pytest.mark.parametrize("save", [zipped, legacy])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_file_cut_short_is_refused(tmp_path: Path, state: dict, save, share: float):
+def test_inspect_a_file_cut_short_is_refused(tmp_path: Path, state: dict, save, share: float):
     path = tmp_path / "t.pth"
     save(state, path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     assert "cut short" in refusal(path).message
 
 
-def test_safetensors_cut_short_are_refused(tmp_path: Path, state: dict):
+def test_inspect_safetensors_cut_short_are_refused(tmp_path: Path, state: dict):
     path = tmp_path / "t.safetensors"
     save_file(state, path)
     path.write_bytes(path.read_bytes()[:-10])
@@ -390,12 +390,12 @@ def test_published_weights_come_with_their_facts(hub, name: str):
     assert teacher.state is hub.state
 
 
-def test_googlenet_normalises_twice_so_its_numbers_are_halves(hub):
+def test_published_googlenet_normalises_twice_so_its_numbers_are_halves(hub):
     hub.state = models.build("torchvision/googlenet", 1000).state_dict()
     assert weights.published("torchvision/googlenet").facts.std == [0.5, 0.5, 0.5]
 
 
-def test_without_network_the_way_out_is_named(hub):
+def test_published_without_network_the_way_out_is_named(hub):
     hub.error = URLError("no route")
     with pytest.raises(Internal, match=r"could not be downloaded from https://.*no route") as caught:
         weights.published("ResNet18_Weights.IMAGENET1K_V1")

@@ -11,7 +11,7 @@ from kdcore.classifier import Classifier
 from kdcore.lesson import Batch
 
 
-class Says(nn.Module):
+class ConstantNetwork(nn.Module):
     """Gives every image the same logits, which are its parameters: those of the probabilities given."""
 
     def __init__(self, probabilities: Sequence[float]) -> None:
@@ -22,8 +22,8 @@ class Says(nn.Module):
         return self.logits.expand(len(images), -1)
 
 
-def says(*probabilities: float) -> Classifier:
-    return Classifier(Says(probabilities), [0.5], [0.5])
+def constant(*probabilities: float) -> Classifier:
+    return Classifier(ConstantNetwork(probabilities), [0.5], [0.5])
 
 
 def linear(seed: int, classes: int = 3) -> Classifier:

@@ -3,20 +3,21 @@ import pytest
 from store import attempts, checkpoints, lifecycle
 from store.database import Database
 from store.errors import LeaseLost
-from tests.store.scene import ERROR, SHA256, claimed, lapse, running
+from tests.clock import SettableClock
+from tests.store.helpers import ERROR, LEASE_S, SHA256, claimed, running
 
 
-def test_the_history_of_a_bad_night(database: Database):
-    """Lost at step 0, failed at step 10, then still running."""
+def test_list_attempts_after_a_lost_and_a_failed_one(database: Database, clock: SettableClock):
+    """Lost at step 0, failed at step 10, now running."""
     job_id = running(database).job.id
-    lapse(database, job_id)
-    second = claimed(database, owner="another", rescue=True)
+    clock.advance(LEASE_S + 1)
+    second = claimed(database, owner="another", takeover=True)
     with database.begin() as connection:
         checkpoints.record(connection, job_id, second.fence, step=10, sha256=SHA256, bytes=1, path="x")
         lifecycle.finish_failed(connection, job_id, second.fence, ERROR, 0)
     claimed(database)
     with database.connect() as connection:
-        history = attempts.list(connection, job_id)
+        history = attempts.list_attempts(connection, job_id)
     assert [(attempt.fence, attempt.attempts_without_progress, attempt.owner, attempt.how) for attempt in history] == [
         (1, 1, "worker", "lost"),
         (2, 2, "another", "failed"),
@@ -26,7 +27,7 @@ def test_the_history_of_a_bad_night(database: Database):
     assert all((attempt.ended_at is None) == (attempt.how is None) for attempt in history)
 
 
-def test_a_batch_is_begun_until_it_is_in(database: Database):
+def test_begin_batch_is_true_until_the_batch_is_committed(database: Database):
     claim = running(database)
 
     def begin(batch: int) -> bool:
@@ -36,7 +37,7 @@ def test_a_batch_is_begun_until_it_is_in(database: Database):
     assert [begin(1), begin(1), begin(2), begin(1), begin(4)] == [True, False, True, False, True]
 
 
-def test_a_batch_that_is_rolled_back_is_not_in(database: Database):
+def test_begin_batch_again_after_a_rollback(database: Database):
     claim = running(database)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), database.begin() as connection:
@@ -44,16 +45,16 @@ def test_a_batch_that_is_rolled_back_is_not_in(database: Database):
             _ = 1 / 0
 
 
-def test_batches_are_counted_for_each_attempt(database: Database):
+def test_begin_batch_counts_for_each_attempt(database: Database, clock: SettableClock):
     first = running(database)
-    lapse(database, first.job.id)
-    second = claimed(database, owner="another", rescue=True)
+    clock.advance(LEASE_S + 1)
+    second = claimed(database, owner="another", takeover=True)
     with database.begin() as connection:
         assert attempts.begin_batch(connection, first.job.id, second.fence, 1)
         assert attempts.begin_batch(connection, first.job.id, first.fence, 1)
 
 
-def test_no_batch_is_begun_where_there_is_no_attempt(database: Database):
+def test_begin_batch_without_an_attempt_raises_lease_lost(database: Database):
     claim = running(database)
     with pytest.raises(LeaseLost), database.begin() as connection:
         attempts.begin_batch(connection, claim.job.id, claim.fence + 1, 1)

@@ -3,10 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from store.blobs import BlobStore
+from store.file_store import FileStore
 
 
-def test_the_command_makes_the_tables_and_says_where(tmp_path: Path):
+def test_migrate_makes_the_tables_and_prints_the_url(tmp_path: Path):
     environment = {**os.environ, "DISTILLERY_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "store", "migrate"]
     for _ in range(2):
@@ -15,15 +15,15 @@ def test_the_command_makes_the_tables_and_says_where(tmp_path: Path):
     assert (tmp_path / "distillery.db").exists()
 
 
-def test_without_a_command_it_says_which_there_are():
+def test_main_without_a_command_lists_the_commands():
     done = subprocess.run([sys.executable, "-m", "store"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "COMMAND" in done.stderr
 
 
-def test_collect_tells_what_went_and_rehearses_where_asked(sqlite_database_url: str, tmp_path: Path):
-    files = BlobStore(tmp_path / "home" / "files")
-    sha256 = files.put_stream([b"of nobody"]).sha256
+def test_collect_lists_what_it_removes_and_dry_run_removes_nothing(sqlite_database_url: str, tmp_path: Path):
+    files = FileStore(tmp_path / "home" / "files")
+    sha256 = files.put_stream([b"not named"]).sha256
     os.utime(files.path(sha256), (0, 0))
     half_decoded = tmp_path / "home" / "cache" / "cifar10-native-v1.partial"
     half_decoded.mkdir(parents=True)
@@ -36,11 +36,13 @@ def test_collect_tells_what_went_and_rehearses_where_asked(sqlite_database_url: 
     assert files.trash_path(sha256).exists() and not half_decoded.exists()
 
 
-def test_collect_without_tables_says_how_to_make_them(tmp_path: Path):
+def test_collect_without_tables_names_the_command_that_makes_them(tmp_path: Path):
     tmp_path.joinpath("home").mkdir()
     refused = collect(f"sqlite:///{tmp_path}/home/new.db", tmp_path / "home")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("store: the database is not as it should be, `python -m store migrate`")
+    assert refused.stderr.startswith(
+        "store: the database does not have the expected tables; run `python -m store migrate`"
+    )
 
 
 def collect(url: str, home: Path, *options: str) -> subprocess.CompletedProcess[str]:

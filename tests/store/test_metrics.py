@@ -5,10 +5,10 @@ import pytest
 from store import metrics
 from store.database import Database
 from store.metrics import thinned
-from tests.store.scene import running
+from tests.store.helpers import running
 
 
-def test_curves_come_back_by_trial_and_key(database: Database):
+def test_series_by_trial_and_key(database: Database):
     job_id = running(database).job.id
     with database.begin() as connection:
         metrics.record(connection, job_id, 1, "alone", step=2, epoch=0.5, values={"train/loss": 3.0})
@@ -24,7 +24,7 @@ def test_curves_come_back_by_trial_and_key(database: Database):
         assert metrics.series(connection, job_id, after_step=2) == {}
 
 
-def test_a_resumed_attempt_writes_over_the_steps_that_it_repeats(database: Database):
+def test_record_replaces_a_repeated_step(database: Database):
     job_id = running(database).job.id
     with database.begin() as connection:
         for value in (1.0, 0.75):
@@ -33,33 +33,33 @@ def test_a_resumed_attempt_writes_over_the_steps_that_it_repeats(database: Datab
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
-def test_what_is_no_number_is_a_hole_in_the_curve(database: Database, value: float | None):
+def test_record_stores_what_is_no_number_as_none(database: Database, value: float | None):
     job_id = running(database).job.id
     with database.begin() as connection:
         metrics.record(connection, job_id, 1, "student", step=1, epoch=1, values={"loss": value})
         assert metrics.series(connection, job_id) == {"student": {"loss": [(1, None)]}}
 
 
-def test_few_points_are_all_kept():
+def test_thinned_returns_few_points_unchanged():
     points = [(step, float(step)) for step in range(10)]
     assert thinned(points, 10) == points
 
 
-def test_thinning_keeps_ends_peak_and_valley():
-    """1,000 flat points with one spike up and one down; at most 10 points may stay."""
+def test_thinned_keeps_the_ends_and_extremes():
+    """1,000 equal points but for one high and one low, thinned to 10."""
     points = [(step, 1.0) for step in range(1000)]
     points[333], points[777] = (333, 9.0), (777, -9.0)
-    kept = thinned(points, 10)
-    assert len(kept) <= 10
-    assert kept == sorted(kept)
-    assert {points[0], points[333], points[777], points[-1]} <= set(kept)
+    chosen = thinned(points, 10)
+    assert len(chosen) <= 10
+    assert chosen == sorted(chosen)
+    assert {points[0], points[333], points[777], points[-1]} <= set(chosen)
 
 
 @pytest.mark.parametrize("max_points", [2, 3, 4, 7, 500])
-def test_thinning_never_gives_more_than_asked(max_points: int):
+def test_thinned_never_exceeds_max_points(max_points: int):
     points = [(step, math.sin(step)) for step in range(3000)]
     assert 2 <= len(thinned(points, max_points)) <= max_points
 
 
-def test_a_curve_of_holes_stays_one():
+def test_thinned_curve_without_values():
     assert {value for _, value in thinned([(step, None) for step in range(100)], 10)} == {None}

@@ -1,60 +1,74 @@
-from types import ModuleType
-
 import pytest
 
-from store import datasets, models
 from store.database import Database
 from store.errors import NameTaken, NotFound
-from tests.store.scene import SHA256, at_once
+from store.registry import Registry, datasets, get_inspection, models, put_inspection
+from tests.store.helpers import SHA256, run_concurrently
 
 
 @pytest.fixture(params=[models, datasets], ids=["models", "datasets"])
-def shelf(request: pytest.FixtureRequest) -> ModuleType:
+def registry(request: pytest.FixtureRequest) -> Registry:
     return request.param
 
 
-def test_found_by_name_and_by_id_in_its_project_only(database: Database, shelf: ModuleType):
+def test_get_finds_an_entry_by_name_or_id_in_its_project_only(database: Database, registry: Registry):
     with database.begin() as connection:
-        entry = shelf.register(connection, "ours", "resnet56", SHA256, {"num_classes": 100})
+        entry = registry.register(connection, "ours", "resnet56", SHA256, {"num_classes": 100})
         assert entry.id.startswith(("mdl_", "ds_"))
         assert (entry.sha256, entry.facts) == (SHA256, {"num_classes": 100})
-        assert shelf.get(connection, "ours", "resnet56") == shelf.get(connection, "ours", entry.id) == entry
+        assert registry.get(connection, "ours", "resnet56") == registry.get(connection, "ours", entry.id) == entry
         with pytest.raises(NotFound, match="'resnet56'"):
-            shelf.get(connection, "theirs", "resnet56")
+            registry.get(connection, "theirs", "resnet56")
 
 
-def test_a_name_is_given_once_in_a_project(database: Database, shelf: ModuleType):
+def test_register_takes_a_name_once_in_a_project(database: Database, registry: Registry):
     with database.begin() as connection:
-        shelf.register(connection, "ours", "resnet56", SHA256, {})
-        shelf.register(connection, "theirs", "resnet56", SHA256, {})
-        with pytest.raises(NameTaken, match="named 'resnet56' already"):
-            shelf.register(connection, "ours", "resnet56", SHA256, {})
+        registry.register(connection, "ours", "resnet56", SHA256, {})
+        registry.register(connection, "theirs", "resnet56", SHA256, {})
+        with pytest.raises(NameTaken, match=r"there is already a .* named 'resnet56'"):
+            registry.register(connection, "ours", "resnet56", SHA256, {})
 
 
-def test_racing_registrations_of_a_name_leave_one(database: Database, shelf: ModuleType):
+def test_register_concurrently_adds_one_entry(database: Database, registry: Registry):
     def register() -> object:
         with database.begin() as connection:
-            return shelf.register(connection, "ours", "resnet56", SHA256, {})
+            return registry.register(connection, "ours", "resnet56", SHA256, {})
 
-    assert sorted(type(answer).__name__ for answer in at_once([register] * 5))[1:] == ["NameTaken"] * 4
+    assert sorted(type(result).__name__ for result in run_concurrently([register] * 5))[1:] == ["NameTaken"] * 4
 
 
-def test_pages_newest_first(database: Database, shelf: ModuleType):
+def test_list_page_is_newest_first(database: Database, registry: Registry):
     with database.begin() as connection:
         for name in "abc":
-            shelf.register(connection, "ours", name, SHA256, {})
-        page, after = shelf.list_page(connection, "ours", limit=2)
-        rest, end = shelf.list_page(connection, "ours", limit=2, after=after)
-        assert shelf.list_page(connection, "theirs", limit=2) == ([], None)
+            registry.register(connection, "ours", name, SHA256, {})
+        page, after = registry.list_page(connection, "ours", limit=2)
+        rest, end = registry.list_page(connection, "ours", limit=2, after=after)
+        assert registry.list_page(connection, "theirs", limit=2) == ([], None)
     assert (len(page), len(rest), after, end) == (2, 1, page[-1].id, None)
-    everything = [entry.id for entry in (*page, *rest)]
-    assert everything == sorted(everything, reverse=True)
+    ids = [entry.id for entry in (*page, *rest)]
+    assert ids == sorted(ids, reverse=True)
 
 
-def test_a_forgotten_name_may_be_given_again(database: Database, shelf: ModuleType):
+def test_delete_frees_the_name(database: Database, registry: Registry):
     with database.begin() as connection:
-        shelf.register(connection, "ours", "resnet56", SHA256, {})
-        shelf.delete(connection, "ours", "resnet56")
+        registry.register(connection, "ours", "resnet56", SHA256, {})
+        registry.delete(connection, "ours", "resnet56")
         with pytest.raises(NotFound):
-            shelf.delete(connection, "ours", "resnet56")
-        shelf.register(connection, "ours", "resnet56", SHA256, {})
+            registry.delete(connection, "ours", "resnet56")
+        registry.register(connection, "ours", "resnet56", SHA256, {})
+
+
+def test_get_inspection_by_digest_kind_and_key(database: Database):
+    with database.begin() as connection:
+        assert get_inspection(connection, SHA256, "model", "resnet20") is None
+        put_inspection(connection, SHA256, "model", "resnet20", {"num_classes": 10})
+        assert get_inspection(connection, SHA256, "model", "resnet20") == {"num_classes": 10}
+        assert get_inspection(connection, SHA256, "model", "resnet56") is None
+        assert get_inspection(connection, SHA256, "dataset", "resnet20") is None
+
+
+def test_put_inspection_replaces_an_earlier_one(database: Database):
+    with database.begin() as connection:
+        put_inspection(connection, SHA256, "dataset", "", {"train": 1})
+        put_inspection(connection, SHA256, "dataset", "", {"train": 2})
+        assert get_inspection(connection, SHA256, "dataset") == {"train": 2}

@@ -10,7 +10,7 @@ KEY_HASH = "a" * 64
 ANYWHERE = ".".join("0000")
 
 
-def test_left_alone_all_is_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_settings_by_default_are_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     settings = Settings()
     assert settings.home == tmp_path / "distillery-data"
@@ -19,12 +19,12 @@ def test_left_alone_all_is_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert (settings.host, settings.broker_url, settings.admin_key_hash) == ("127.0.0.1", "memory://", None)
 
 
-def test_home_places_what_no_other_setting_places(tmp_path: Path):
+def test_settings_home_is_the_default_place(tmp_path: Path):
     settings = Settings(home=tmp_path, files=tmp_path / "volume")
     assert (settings.database_url, settings.files) == (f"sqlite:///{tmp_path}/distillery.db", tmp_path / "volume")
 
 
-def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("DISTILLERY_HOME", str(tmp_path))
     monkeypatch.setenv("DISTILLERY_LEASE_S", "2")
     monkeypatch.setenv("DISTILLERY_HEARTBEAT_S", "0.5")
@@ -34,7 +34,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("values", "message"),
     [
         ({"lease_s": 19}, "lease_s 19 is shorter than four heartbeats of 5 s.* set lease_s to 20 or more"),
         ({"look_s": 8}, "look_s 8 is more than a quarter of lease_s 30.* set look_s to 7.5 or less"),
@@ -54,36 +54,36 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ({"cache_max_bytes": -1}, "cache_max_bytes"),
     ],
 )
-def test_what_cannot_work_is_refused_in_words_that_say_what_would(given: dict[str, Any], told: str):
-    with pytest.raises(ValidationError, match=told):
-        Settings(**given)
+def test_settings_refuse_an_invalid_value_and_name_a_valid_one(values: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
+        Settings(**values)
 
 
-def test_a_secret_that_was_mistaken_for_its_hash_is_not_repeated():
+def test_settings_error_does_not_repeat_a_secret():
     with pytest.raises(ValidationError) as refused:
         Settings(admin_key_hash="my secret")
     assert "my secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_this_machine_needs_no_key(host: str):
+def test_settings_need_no_key_on_loopback(host: str):
     assert Settings(host=host).host == host
 
 
-def test_any_address_will_do_with_a_key():
+def test_settings_with_a_key_take_any_address():
     assert Settings(host=ANYWHERE, admin_key_hash=KEY_HASH).host == ANYWHERE
     assert Settings(lease_s=20).lease_s == 20
 
 
-def test_a_program_that_cannot_start_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_settings_or_exit_prints_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DISTILLERY_LEASE_S", "19")
     with pytest.raises(SystemExit, match=r"^api: lease_s 19 is shorter than four heartbeats"):
         settings_or_exit("api")
 
 
 @pytest.mark.parametrize(
-    ("host", "here"),
+    ("host", "expected"),
     [("127.0.0.1", True), ("::1", True), ("127.9.9.9", True), ("localhost", True), ("", False), ("10.0.0.1", False)],
 )
-def test_loopback(host: str, here: bool) -> None:
-    assert is_loopback(host) is here
+def test_is_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected

@@ -6,11 +6,11 @@ from sqlalchemy.exc import IntegrityError
 
 from store.database import Database
 from store.tables import jobs, metadata
-from tests.store.scene import submitted
+from tests.store.helpers import submitted
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "values",
     [
         {"status": "stuck"},
         {"status": "running"},
@@ -20,11 +20,11 @@ from tests.store.scene import submitted
     ],
     ids=" ".join,
 )
-def test_the_database_itself_refuses_a_row_that_makes_no_sense(database: Database, nonsense: dict[str, Any]):
+def test_jobs_table_refuses_a_contradictory_row(database: Database, values: dict[str, Any]):
     submitted(database)
     with pytest.raises(IntegrityError), database.begin() as connection:
-        connection.execute(update(jobs).values(**nonsense))
+        connection.execute(update(jobs).values(**values))
 
 
-def test_every_constraint_has_a_name_so_that_a_migration_can_reach_it():
+def test_every_constraint_has_a_name_for_migrations():
     assert all(constraint.name for table in metadata.tables.values() for constraint in table.constraints)

@@ -6,9 +6,9 @@ import pytest
 
 from base.files import make_folder
 from store import uploads
-from store.blobs import Blob, BlobStore
 from store.database import Database
 from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
+from store.file_store import Blob, FileStore
 from store.uploads import Upload
 
 CONTENT = b"0123456789" * 100
@@ -16,8 +16,8 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> BlobStore:
-    return BlobStore(tmp_path / "files")
+def files(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "files")
 
 
 def created(database: Database, bytes: int | None = None, sha256: str | None = None) -> Upload:
@@ -25,132 +25,130 @@ def created(database: Database, bytes: int | None = None, sha256: str | None = N
         return uploads.create(connection, "ours", filename="teacher.pt", bytes=bytes, sha256=sha256)
 
 
-def sent(database: Database, files: BlobStore, upload: Upload, content: bytes) -> Upload:
-    with uploads.part(files, upload) as file:
+def appended(database: Database, files: FileStore, upload: Upload, content: bytes) -> Upload:
+    with uploads.open_part(files, upload) as file:
         file.write(content)
     with database.begin() as connection:
         return uploads.append(connection, "ours", upload.id, offset=upload.offset, length=len(content))
 
 
-def completed(database: Database, files: BlobStore, upload: Upload) -> Upload:
+def completed(database: Database, files: FileStore, upload: Upload) -> Upload:
     blob = uploads.adopt(files, upload)
     with database.begin() as connection:
         return uploads.complete(connection, "ours", upload.id, blob)
 
 
-def test_parts_become_a_blob(database: Database, files: BlobStore):
+def test_append_and_complete_make_a_blob_of_the_parts(database: Database, files: FileStore):
     upload = created(database, len(CONTENT), DIGEST)
     assert (upload.status, upload.offset, upload.filename) == ("open", 0, "teacher.pt")
     for part in (CONTENT[:400], CONTENT[400:]):
-        upload = sent(database, files, upload, part)
+        upload = appended(database, files, upload, part)
     done = completed(database, files, upload)
     assert (done.status, done.bytes, done.sha256) == ("complete", len(CONTENT), DIGEST)
     assert files.path(DIGEST).read_bytes() == CONTENT
     assert not files.upload_path(upload.id).exists()
 
 
-def test_what_was_announced_by_nobody_is_found(database: Database, files: BlobStore):
-    done = completed(database, files, sent(database, files, created(database), CONTENT))
+def test_complete_writes_size_and_digest_that_were_not_announced(database: Database, files: FileStore):
+    done = completed(database, files, appended(database, files, created(database), CONTENT))
     assert (done.bytes, done.sha256) == (len(CONTENT), DIGEST)
 
 
-def test_a_part_cut_off_is_sent_again_from_the_offset_of_the_row(database: Database, files: BlobStore):
-    upload = sent(database, files, created(database, len(CONTENT), DIGEST), CONTENT[:400])
-    with pytest.raises(ConnectionResetError), uploads.part(files, upload) as file:
+def test_open_part_continues_at_the_offset_after_a_broken_part(database: Database, files: FileStore):
+    upload = appended(database, files, created(database, len(CONTENT), DIGEST), CONTENT[:400])
+    with pytest.raises(ConnectionResetError), uploads.open_part(files, upload) as file:
         file.write(b"torn" * 500)
         raise ConnectionResetError
-    assert completed(database, files, sent(database, files, upload, CONTENT[400:])).sha256 == DIGEST
+    assert completed(database, files, appended(database, files, upload, CONTENT[400:])).sha256 == DIGEST
 
 
-def test_a_part_for_another_place_is_refused_with_the_right_one(database: Database, files: BlobStore):
-    upload = sent(database, files, created(database), CONTENT[:400])
-    with pytest.raises(OffsetConflict, match="goes on at byte 400, not at 0"), database.begin() as connection:
+def test_append_at_another_offset_raises_offset_conflict(database: Database, files: FileStore):
+    upload = appended(database, files, created(database), CONTENT[:400])
+    with pytest.raises(OffsetConflict, match="continues at byte 400, not at 0"), database.begin() as connection:
         uploads.append(connection, "ours", upload.id, offset=0, length=10)
 
 
-def test_two_parts_at_once_cannot_mix(database: Database, files: BlobStore):
+def test_open_part_while_another_is_open_raises_upload_busy(database: Database, files: FileStore):
     upload = created(database)
-    with uploads.part(files, upload):
-        with pytest.raises(UploadBusy), uploads.part(files, upload):
+    with uploads.open_part(files, upload):
+        with pytest.raises(UploadBusy), uploads.open_part(files, upload):
             pass
         with pytest.raises(UploadBusy):
             uploads.adopt(files, upload)
 
 
-def test_a_stale_request_cannot_shorten_what_is_acknowledged(database: Database, files: BlobStore):
+def test_open_part_of_a_stale_request_does_not_truncate(database: Database, files: FileStore):
     stale = created(database, len(CONTENT), DIGEST)
-    upload = sent(database, files, stale, CONTENT)
-    with uploads.part(files, stale) as file:
+    upload = appended(database, files, stale, CONTENT)
+    with uploads.open_part(files, stale) as file:
         file.write(CONTENT[:5])
     assert completed(database, files, upload).sha256 == DIGEST
 
 
 @pytest.mark.parametrize(
-    ("announced", "told"),
-    [((len(CONTENT) + 1, None), "announced 1001 bytes, found 1000 bytes"), ((None, "00" * 32), f"found {DIGEST}")],
+    ("announced", "message"),
+    [((len(CONTENT) + 1, None), "expected 1001 bytes, got 1000 bytes"), ((None, "00" * 32), f"got {DIGEST}")],
     ids=["size", "digest"],
 )
-def test_what_is_not_as_announced_becomes_no_blob(
-    database: Database, files: BlobStore, announced: tuple[int | None, str | None], told: str
+def test_adopt_raises_blob_mismatch_if_not_as_announced(
+    database: Database, files: FileStore, announced: tuple[int | None, str | None], message: str
 ):
-    upload = sent(database, files, created(database, *announced), CONTENT)
-    with pytest.raises(BlobMismatch, match=told):
+    upload = appended(database, files, created(database, *announced), CONTENT)
+    with pytest.raises(BlobMismatch, match=message):
         uploads.adopt(files, upload)
     assert not files.exists(DIGEST)
 
 
-def test_completing_twice_is_completing_once(database: Database, files: BlobStore):
-    upload = sent(database, files, created(database, len(CONTENT), DIGEST), CONTENT)
+def test_adopt_and_complete_are_idempotent(database: Database, files: FileStore):
+    upload = appended(database, files, created(database, len(CONTENT), DIGEST), CONTENT)
     first = completed(database, files, upload)
     assert completed(database, files, first) == completed(database, files, upload) == first
 
 
-def test_bytes_that_are_gone_are_not_made_up(database: Database, files: BlobStore):
-    upload = sent(database, files, created(database), CONTENT)
-    uploads.discard(files, upload.id)
+def test_adopt_without_the_file_raises_not_found(database: Database, files: FileStore):
+    upload = appended(database, files, created(database), CONTENT)
+    uploads.delete_file(files, upload.id)
     with pytest.raises(NotFound, match=upload.id):
         uploads.adopt(files, upload)
 
 
-def test_acknowledged_bytes_that_are_gone_are_not_made_up_of_zeros(database: Database, files: BlobStore):
-    upload = sent(database, files, created(database), CONTENT[:400])
+def test_adopt_and_open_part_of_a_shortened_file_raise_not_found(database: Database, files: FileStore):
+    upload = appended(database, files, created(database), CONTENT[:400])
     files.upload_path(upload.id).write_bytes(CONTENT[:399])
     with pytest.raises(NotFound, match=upload.id):
         uploads.adopt(files, upload)
-    with pytest.raises(NotFound, match=upload.id), uploads.part(files, upload):
+    with pytest.raises(NotFound, match=upload.id), uploads.open_part(files, upload):
         pass
 
 
-def test_the_first_part_is_durable_under_its_name(
-    database: Database, files: BlobStore, monkeypatch: pytest.MonkeyPatch
+def test_open_part_syncs_the_file_and_then_the_folder(
+    database: Database, files: FileStore, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its bytes first, then the folder that names it."""
-    upload, done, fsync = created(database), [], os.fsync
+    upload, synced, fsync = created(database), [], os.fsync
     make_folder(files.upload_path(upload.id).parent)
 
-    def noted(descriptor: int) -> None:
+    def recorded_fsync(descriptor: int) -> None:
         fsync(descriptor)
-        done.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
 
-    monkeypatch.setattr(os, "fsync", noted)
-    upload = sent(database, files, upload, CONTENT[:400])
-    mine = [name for name in done if name in (upload.id, "uploads")]
-    assert mine == [upload.id, "uploads"]
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    upload = appended(database, files, upload, CONTENT[:400])
+    assert [name for name in synced if name in (upload.id, "uploads")] == [upload.id, "uploads"]
 
 
-def test_nothing_is_added_to_what_is_complete(database: Database, files: BlobStore):
-    done = completed(database, files, sent(database, files, created(database), CONTENT))
+def test_append_to_a_complete_upload_raises_offset_conflict(database: Database, files: FileStore):
+    done = completed(database, files, appended(database, files, created(database), CONTENT))
     with pytest.raises(OffsetConflict), database.begin() as connection:
         uploads.append(connection, "ours", done.id, offset=done.offset, length=1)
 
 
-def test_another_size_than_the_rows_is_refused(database: Database):
+def test_complete_with_another_size_raises_blob_mismatch(database: Database):
     upload = created(database)
     with pytest.raises(BlobMismatch), database.begin() as connection:
         uploads.complete(connection, "ours", upload.id, Blob(DIGEST, 5))
 
 
-def test_an_upload_is_seen_in_its_project_only(database: Database):
+def test_get_finds_an_upload_in_its_project_only(database: Database):
     upload = created(database)
     with database.connect() as connection:
         assert uploads.get(connection, "ours", upload.id) == upload

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from kdcore import order
+from kdcore import protocol
 
 STOPPED = 75
 
@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument("--events-fd", type=int)
     arguments = parser.parse_args()
     if arguments.wait is not None:
-        arguments = parser.parse_args(["run", *order.wait(arguments.wait, lambda: None)])
+        arguments = parser.parse_args(["run", *protocol.receive_order(arguments.wait, lambda: None)])
     return Engine(arguments).run()
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from store import artifacts, events, jobs
-from store.attempts import Attempt
-from store.attempts import list as list_attempts
-from store.blobs import BlobStore
+from store.attempts import Attempt, list_attempts
 from store.database import Database
-from store.rows import Job
+from store.file_store import FileStore
+from store.records import Job
 from store.settings import Settings
+from tests.store.helpers import new_job
 from tests.worker.fake_engine import weights_after
 from tests.worker.processes import FAKE_ENGINE, until
 from worker.context import Options
@@ -31,21 +31,12 @@ class JobDatabase:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.database = Database(settings.database_url)
-        self.files = BlobStore(settings.files)
+        self.files = FileStore(settings.files)
 
     def submit(self, max_attempts: int = 3, deadline_s: float | None = None, **fake: Any) -> str:
+        new = new_job(project="p", resolved_spec={"fake": fake}, max_attempts=max_attempts, deadline_s=deadline_s)
         with self.database.begin() as connection:
-            job, _ = jobs.submit(
-                connection,
-                project="p",
-                spec={},
-                resolved={"fake": fake},
-                name=None,
-                method="kd",
-                spec_sha256="0" * 64,
-                max_attempts=max_attempts,
-                deadline_s=deadline_s,
-            )
+            job, _ = jobs.submit(connection, new)
         return job.id
 
     def request(self, action: Any, job_id: str) -> Job:
@@ -60,7 +51,7 @@ class JobDatabase:
 
     def events(self, job_id: str) -> list[events.Event]:
         with self.database.connect() as connection:
-            return events.after(connection, job_id, 0, 1000)
+            return events.list_events(connection, job_id, 0, 1000)
 
     def types(self, job_id: str) -> list[str]:
         return [event.type for event in self.events(job_id)]

@@ -41,7 +41,7 @@ def test_run_job_from_claim_to_artifacts(db: JobDatabase, start_worker: Start):
     assert phases == ["validating", "training", "exporting", "publishing"]
     with db.database.connect() as connection:
         curve = metrics.series(connection, job_id)["student"]["train/loss"]
-        kept = checkpoints.newest(connection, job_id)
+        kept = checkpoints.list_checkpoints(connection, job_id)
     assert [step for step, _ in curve] == list(range(1, 11))
     assert [checkpoint.step for checkpoint in kept] == [10, 8]
     assert sorted(path.name for path in (db.files.folder / "checkpoints").rglob("*.pt")) == [
@@ -128,7 +128,7 @@ def test_run_job_ends_when_its_claim_is_overtaken(db: JobDatabase, settings: Set
     engines = EnginePool(context, CPU)
     claimed_at = boottime()
     with context.database.begin() as connection:
-        claim = lifecycle.claim(connection, context.owner, settings.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, context.owner, settings.lease_s, takeover=False)
     if move == "cancel":
         db.request(jobs.cancel, job_id)
     else:
@@ -292,7 +292,7 @@ def test_run_job_skips_a_damaged_checkpoint_with_a_warning(db: JobDatabase, star
     until(lambda: "checkpoint" in db.types(job_id) and (db.job(job_id).checkpoint_step or 0) > 4, "checkpoints")
     first.stop()
     with db.database.connect() as connection:
-        newest, before = checkpoints.newest(connection, job_id)
+        newest, before = checkpoints.list_checkpoints(connection, job_id)
     (db.files.folder / newest.path).write_bytes(b"half a")
     start_worker()
     until(lambda: len(db.attempts(job_id)) == 2 and "warning" in db.types(job_id), "the warning")

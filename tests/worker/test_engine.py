@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from base.clock import boottime
-from kdcore.order import Order
+from kdcore.protocol import Order
 from store.settings import Settings
 from tests.worker.conftest import CPU
 from tests.worker.job_database import OPTIONS, JobDatabase, waiting_engines, worker_process

@@ -34,7 +34,7 @@ def test_lease_keeper_never_sets_an_earlier_deadline_after_a_heartbeat_that_hung
     context = WorkerContext(short_lease, OPTIONS, wake_workers=lambda: None)
     process, claimed_at = FakeProcess(), boottime()
     with context.begin() as (connection, _):
-        claim = lifecycle.claim(connection, context.owner, short_lease.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, context.owner, short_lease.lease_s, takeover=False)
     assert claim is not None
     renewals: list[float] = []
     with LeaseKeeper(claim, context, claimed_at, lambda: renewals.append(boottime())) as lease:
@@ -69,7 +69,7 @@ def test_heartbeat_deadline_is_not_extended_by_a_late_answer(short_lease: Settin
     db.submit()
     context = WorkerContext(short_lease, OPTIONS, wake_workers=lambda: None)
     with context.begin() as (connection, _):
-        claim = lifecycle.claim(connection, context.owner, short_lease.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, context.owner, short_lease.lease_s, takeover=False)
     assert claim is not None
     with db.database.begin():
         heartbeat = _Heartbeat(claim, context)
@@ -87,7 +87,7 @@ def test_lease_keeper_sends_the_next_heartbeat_after_one_that_could_not_be_sent(
     db.submit()
     context = WorkerContext(short_lease, OPTIONS, wake_workers=lambda: None)
     with context.begin() as (connection, _):
-        claim = lifecycle.claim(connection, context.owner, short_lease.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, context.owner, short_lease.lease_s, takeover=False)
     assert claim is not None
     sent: list[None] = []
 

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import insert
 
 from store import collections, tables
-from store.clock import database_now
 from store.collections import Collection as Row
+from store.records import database_now
 from store.settings import Settings
-from tests.store.scene import at_once
+from tests.store.helpers import run_concurrently
 from tests.worker.job_database import OPTIONS, JobDatabase
 from tests.worker.processes import until
 from worker.context import WorkerContext
@@ -51,7 +51,7 @@ def often(settings: Settings) -> Settings:
 
 def rows(db: JobDatabase) -> list[Row]:
     with db.database.connect() as connection:
-        return list(collections.list(connection))
+        return list(collections.list_collections(connection))
 
 
 def collected_before(db: JobDatabase) -> None:
@@ -121,7 +121,7 @@ def test_collection_runs_in_one_of_many_workers_and_each_trims_its_own_cache(con
     ]
     entries = [old_entry(other, "set-native-v1") for other in others]
     try:
-        removed = at_once([Collection(each).collect for each in (context, *others)])
+        removed = run_concurrently([Collection(each).collect for each in (context, *others)])
     finally:
         for other in others:
             other.close()

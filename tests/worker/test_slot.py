@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from store import tables, workers
 from store.settings import Settings
-from tests.store.disks import with_disks
+from tests.disks import with_disks
 from tests.worker.conftest import CPU
 from tests.worker.job_database import ENDED, OPTIONS, JobDatabase
 from tests.worker.processes import until
@@ -35,7 +35,7 @@ def device_row(db: JobDatabase) -> workers.Device:
 
 def worker_rows(db: JobDatabase) -> Sequence[workers.Worker]:
     with db.database.connect() as connection:
-        return workers.list(connection)
+        return workers.list_workers(connection)
 
 
 def test_slot_is_proven_by_its_polls_while_idle_and_by_heartbeats_while_busy(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from base.errors import DatabaseUnavailable
-from store.blobs import BlobStore
+from store.file_store import FileStore
 from store.settings import Settings
 from tests.worker.conftest import CPU
 from tests.worker.job_database import OPTIONS, JobDatabase, engines, waiting_engines
@@ -71,7 +71,7 @@ def test_worker_drain_lets_a_job_finish_that_is_being_published(
     db: JobDatabase, start_worker: Start, monkeypatch: pytest.MonkeyPatch
 ):
     worker = start_worker()
-    when(monkeypatch, BlobStore, "put_file", worker.drain)
+    when(monkeypatch, FileStore, "put_file", worker.drain)
     job_id = db.submit(steps=2, checkpoint_every=100)
     db.assert_trained(job_id, 2)
     assert_leaves(worker, db)

@@ -44,7 +44,7 @@ def writer_of_a_claim(db: JobDatabase, away: float = 0, lost: bool = False, drai
     """The writer of a job that has just been claimed. `away`: how often the database cannot be reached."""
     db.submit()
     with db.database.begin() as connection:
-        claim = lifecycle.claim(connection, "owner", lease_s=60, rescue=False)
+        claim = lifecycle.claim(connection, "owner", lease_s=60, takeover=False)
     assert claim is not None
     context = SimpleNamespace(database=AwayDatabase(db, away), drain=SimpleNamespace(is_over=drain_over))
     was_lost = threading.Event()
@@ -131,8 +131,8 @@ def test_attempt_writer_writes_nothing_under_a_stale_fence(db: JobDatabase):
     """Another attempt has claimed the job meanwhile."""
     db.submit()
     with db.database.begin() as connection:
-        first = lifecycle.claim(connection, "first", lease_s=-1, rescue=False)
-        second = lifecycle.claim(connection, "second", lease_s=60, rescue=True)
+        first = lifecycle.claim(connection, "first", lease_s=-1, takeover=False)
+        second = lifecycle.claim(connection, "second", lease_s=60, takeover=True)
     assert first is not None and second is not None
     lost = threading.Event()
     context = SimpleNamespace(database=db.database, drain=SimpleNamespace(is_over=False))

@@ -1,64 +1,38 @@
-"""The methods that a spec may name, and their options: one class each, its bounds and defaults from its paper."""
+"""The methods that a spec may name: one class each, in the file of its family."""
 
+from collections.abc import Sequence
 from typing import Annotated, get_args
 
 from pydantic import Field
 
-from kdcore.spec.base import named
-from kdcore.spec.methods.base import OnLogits, Options, Pair, Taps
-from kdcore.spec.methods.features import (
-    ActivationBoundary,
-    Attention,
-    FactorTransfer,
-    Feature,
-    Features,
-    FitNet,
-    Fsp,
-    Nst,
-    Ofd,
-    ReviewKd,
-    Vid,
-)
-from kdcore.spec.methods.relations import Cc, Crd, Pkt, Relations, Rkd, Sp
-from kdcore.spec.methods.response import Dist, Dkd, Kd, Nkd, Response, Ttm
-from kdcore.spec.methods.schemes import BornAgain, Byot, Dml, One, Schemes, Supervised
+from kdcore.spec.methods.features import Features
+from kdcore.spec.methods.options import FirstStage, MethodFacts, Networks, Options, SchemeOptions
+from kdcore.spec.methods.relations import Relations
+from kdcore.spec.methods.response import Response
+from kdcore.spec.methods.schemes import Schemes
+from kdcore.spec.vocabulary import named
 
 __all__ = [
-    "NAMES",
-    "ActivationBoundary",
-    "Attention",
-    "BornAgain",
-    "Byot",
-    "Cc",
-    "Crd",
-    "Dist",
-    "Dkd",
-    "Dml",
-    "FactorTransfer",
-    "Feature",
-    "FitNet",
-    "Fsp",
-    "Kd",
+    "METHODS",
+    "FirstStage",
     "Method",
-    "Nkd",
-    "Nst",
-    "Ofd",
-    "OnLogits",
-    "One",
+    "MethodFacts",
+    "Networks",
     "Options",
-    "Pair",
-    "Pkt",
-    "ReviewKd",
-    "Rkd",
-    "Sp",
-    "Supervised",
-    "Taps",
-    "Ttm",
-    "Vid",
+    "SchemeOptions",
+    "scheme_of",
 ]
 
-Anything = Schemes | Response | Features | Relations
+_Any = Schemes | Response | Features | Relations
 
-NAMES: tuple[str, ...] = tuple(options.model_fields["name"].default for options in get_args(Anything))
+METHODS: dict[str, type[Options]] = {options.model_fields["name"].default: options for options in get_args(_Any)}
+"""The class of each method, by the name that a job gives it."""
 
-Method = Annotated[Anything, Field(discriminator="name"), named("name", Anything, NAMES)]
+Method = Annotated[_Any, Field(discriminator="name"), named("name", _Any, tuple(METHODS))]
+
+
+def scheme_of(methods: Sequence[Options]) -> SchemeOptions:
+    """Who teaches whom in a job of these methods. A scheme comes before a plain objective, and that before labels."""
+    rank = {"offline": 1, "alone": 2}
+    schemes = (method.scheme for method in methods)
+    return min(schemes, key=lambda scheme: rank.get(scheme.kind, 0), default=SchemeOptions("alone"))

@@ -1,14 +1,32 @@
-"""Options of the methods that teach by relations between samples: who resembles whom."""
+"""The methods that compare relations between the images of a batch."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from kdcore.spec.methods.base import OnEmbeddings, Options, Tap
+from kdcore.spec.methods.options import MethodFacts, OnEmbeddings, Options
+from kdcore.spec.vocabulary import Tap
+
+_COST = "supervised plus one forward pass of the teacher a step, and matrices of batch x batch"
+_CRD_CODE = "CRD's code (RepDistiller, run_cifar_distill.sh)"
 
 
 class Rkd(OnEmbeddings):
     """Park et al., CVPR 2019 (arXiv:1904.05068): distances between two samples, angles between three."""
+
+    facts = MethodFacts(
+        title="Relational knowledge distillation",
+        paper="Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068",
+        family="relations",
+        matches="distances between two samples and angles between three",
+        needs=["embedding"],
+        taps="embedding",
+        alpha=1,
+        beta=1,
+        defaults_from=f"{_CRD_CODE}: 25 for distances, 50 for angles, -b 1",
+        cost=f"{_COST}; angles batch x batch x batch",
+    )
+    loss_parts = ("distance_weight", "angle_weight")
 
     name: Literal["rkd"] = "rkd"
     distance_weight: float = Field(default=25.0, ge=0, le=1e6, description="The paper's lambda_D. Default: CRD's code.")
@@ -16,23 +34,62 @@ class Rkd(OnEmbeddings):
 
 
 class Sp(Options):
-    """Tung & Mori, ICCV 2019 (arXiv:1907.09682): which samples of the batch activate alike."""
+    """Tung & Mori, ICCV 2019 (arXiv:1907.09682): which samples of the batch have similar activations."""
+
+    facts = MethodFacts(
+        title="Similarity-preserving distillation",
+        paper="Tung & Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv:1907.09682",
+        family="relations",
+        matches="which samples of the batch have similar activations",
+        needs=["maps"],
+        taps="last_stage",
+        alpha=1,
+        beta=3000,
+        defaults_from=f"{_CRD_CODE}: -b 3000",
+        cost=_COST,
+    )
 
     name: Literal["sp"] = "sp"
     tap: Tap | None = Field(
-        default=None,
-        description="The activations whose likeness is kept. Default: the last stages' ends, as the paper.",
+        default=None, description="The activations that are compared. Default: the last stages' ends, as the paper."
     )
 
 
 class Pkt(OnEmbeddings):
     """Passalis & Tefas, ECCV 2018 (arXiv:1803.10837): each sample's probabilities of being another's neighbour."""
 
+    facts = MethodFacts(
+        title="Probabilistic knowledge transfer",
+        paper="Passalis & Tefas, Learning Deep Representations with PKT, ECCV 2018, arXiv:1803.10837",
+        family="relations",
+        matches="each sample's probabilities of being another's neighbour",
+        needs=["embedding"],
+        taps="embedding",
+        alpha=1,
+        beta=30000,
+        defaults_from=f"{_CRD_CODE}: -b 30000, which belongs to a mean over batch x batch",
+        cost=_COST,
+    )
+
     name: Literal["pkt"] = "pkt"
 
 
 class Cc(OnEmbeddings):
     """Peng et al., ICCV 2019 (arXiv:1904.01802): correlation congruence."""
+
+    facts = MethodFacts(
+        title="Correlation congruence",
+        paper="Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, arXiv:1904.01802",
+        family="relations",
+        matches="how samples of the batch correlate",
+        needs=["embedding"],
+        taps="embedding",
+        alpha=1,
+        beta=0.02,
+        defaults_from=f"{_CRD_CODE}: -b 0.02, which belongs to the form 'pairs'; 1 for 'gaussian' is ours",
+        owns="a linear embedding of each side",
+        cost=_COST,
+    )
 
     name: Literal["cc"] = "cc"
     form: Literal["pairs", "gaussian"] = Field(
@@ -48,36 +105,53 @@ class Cc(OnEmbeddings):
         description="Both sides are mapped linearly to this width first. Default: CRD's code.",
     )
     gamma: float = Field(
-        default=0.4, gt=0, le=10, description="Of gaussian's RBF kernel. Default: as public code has it."
+        default=0.4, gt=0, le=10, description="Of gaussian's RBF kernel. Default: that of public code."
     )
-    order: int = Field(
-        default=2, ge=1, le=5, description="Of gaussian's Taylor series. Default: as public code has it."
-    )
+    order: int = Field(default=2, ge=1, le=5, description="Of gaussian's Taylor series. Default: that of public code.")
+
+    @property
+    def own_beta(self) -> float | None:
+        """No weight of the gaussian form is published; 0.02 belongs to pairs."""
+        return 1.0 if self.form == "gaussian" else self.facts.beta
 
 
 class Crd(OnEmbeddings):
-    """Tian, Krishnan & Isola, ICLR 2020 (arXiv:1910.10699): tell the teacher's view of this image from others'."""
+    """Tian, Krishnan & Isola, ICLR 2020 (arXiv:1910.10699): match the teacher's embedding of an image, not others'."""
+
+    facts = MethodFacts(
+        title="Contrastive representation distillation",
+        paper="Tian, Krishnan & Isola, Contrastive Representation Distillation, ICLR 2020, arXiv:1910.10699",
+        family="relations",
+        matches="the teacher's embedding of the same image, against those of thousands of others",
+        needs=["embedding", "sample_index"],
+        taps="embedding",
+        alpha=1,
+        beta=0.8,
+        defaults_from=f"{_CRD_CODE}: -b 0.8, 16384 negatives of other classes, tau 0.07, momentum 0.5",
+        owns="a linear embedding of each side, and two memories of 128 numbers for every training image",
+        cost="supervised plus one forward pass of the teacher, and batch x negatives x 128 products a step",
+    )
 
     name: Literal["crd"] = "crd"
-    width: int = Field(default=128, ge=1, le=4096, description="Of both embeddings. Default: the authors' code.")
+    width: int = Field(default=128, ge=1, le=4096, description="Width of both embeddings. Default: the authors' code.")
     negatives: int = Field(
         default=16384,
         ge=1,
         le=1_000_000,
-        description="Drawn for each sample, from other classes as far as labels are known. Default: the authors' code.",
+        description="Negatives of each sample, from other classes where labels are known. Default: the authors' code.",
     )
     temperature: float = Field(
         default=0.07,
         ge=0.02,
         le=10,
-        description="The paper's tau, and its default; the job's temperature is another. From 0.02: exp(1/tau) has to "
-        "stay a number of float32.",
+        description="The paper's tau, and its default; it is not the job's temperature. At least 0.02: exp(1/tau) must "
+        "be finite in float32.",
     )
     momentum: float = Field(
         default=0.5,
         ge=0,
         lt=1,
-        description="Of the memory: how much of it stays when a sample is seen again. Default: the authors' code.",
+        description="Part of a memory that is kept when its sample is seen again. Default: the authors' code.",
     )
 
 

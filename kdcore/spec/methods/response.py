@@ -1,14 +1,32 @@
-"""Options of the methods that teach by the teacher's answers: its logits."""
+"""The methods that compare the logits of student and teacher."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdcore.spec.methods.base import Epochs, OnLogits
+from base.errors import Fault
+from kdcore.spec.methods.options import Epochs, MethodFacts, OnLogits, PublishedEpochs, SchemeKind
+
+_COST = "supervised plus one forward pass of the teacher a step"
 
 
 class Kd(OnLogits):
     """Hinton, Vinyals & Dean 2015 (arXiv:1503.02531): match the teacher's softened probabilities."""
+
+    facts = MethodFacts(
+        title="Knowledge distillation of logits",
+        paper="Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531",
+        family="response",
+        matches="the teacher's class probabilities, softened by a temperature",
+        needs=["logits"],
+        alpha=0.1,
+        beta=0.9,
+        temperature=4,
+        defaults_from="CRD's code (RepDistiller, run_cifar_distill.sh): -r 0.1 -a 0.9, T 4; standardized: beta 9 and T "
+        "2 of the authors of logit standardisation",
+        cost=_COST,
+    )
 
     name: Literal["kd"] = "kd"
     form: Literal["kl", "cross_entropy", "logits_l2", "probabilities_l2"] = Field(
@@ -24,24 +42,59 @@ class Kd(OnLogits):
         "as theirs.",
     )
 
+    @property
+    def own_beta(self) -> float | None:
+        """Standardised logits carry less gradient: their authors' weight is larger."""
+        return 9.0 if self.standardize else self.facts.beta
+
+    @property
+    def own_temperature(self) -> float | None:
+        if self.form == "logits_l2":
+            return None
+        return 2.0 if self.standardize else self.facts.temperature
+
+    @property
+    def no_temperature(self) -> str:
+        return f"the form {self.form!r} has no temperature"
+
+    def contradictions(self, teachers: int | None, scheme: SchemeKind | None) -> Iterator[Fault]:
+        if self.form == "logits_l2" and teachers is not None and teachers > 1:
+            text = "of several teachers only the probabilities are averaged, so there are no logits to match"
+            yield Fault("/form", text, "not_allowed", ["kl", "cross_entropy", "probabilities_l2"], self.form)
+
 
 class Dkd(OnLogits):
     """Zhao et al., CVPR 2022 (arXiv:2203.08679): the target class and the other classes apart."""
 
+    facts = MethodFacts(
+        title="Decoupled knowledge distillation",
+        paper="Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, arXiv:2203.08679",
+        family="response",
+        matches="the target class's probability, and how the rest is shared among the other classes",
+        needs=["logits", "labels"],
+        alpha=1,
+        beta=1,
+        temperature=4,
+        defaults_from="the authors' code (mdistiller): CE 1, T 4, warm-up 20 of 240 epochs, beta 2 for ResNet-56 to 20",
+        cost=_COST,
+    )
+    published_epochs = PublishedEpochs("warmup_epochs", 20, of=240)
+    loss_parts = ("target_weight", "non_target_weight")
+
     name: Literal["dkd"] = "dkd"
     target_weight: float = Field(
-        default=1.0, ge=0, le=1000, description="The paper's alpha, and its 1: of the target class."
+        default=1.0, ge=0, le=1000, description="Weight of the target class: the paper's alpha. Default: its 1."
     )
     non_target_weight: float = Field(
         default=2.0,
         ge=0,
         le=1000,
-        description="The paper's beta, of the other classes. The authors' code has 2 for ResNet-56 to ResNet-20 "
-        "(default) and 8 for most pairs; of two classes there is one other, and this part is 0.",
+        description="Weight of the other classes: the paper's beta. The authors' code has 2 for ResNet-56 to "
+        "ResNet-20 (default) and 8 for most pairs. With two classes this part is 0.",
     )
     warmup_epochs: Annotated[Epochs, Field(ge=0)] | None = Field(
         default=None,
-        description="The loss grows linearly over so many epochs. Default: 20 of 240, as the authors' code, scaled to "
+        description="Epochs over which the loss grows linearly. Default: 20 of 240, as the authors' code, scaled to "
         "the job's epochs.",
     )
 
@@ -49,18 +102,47 @@ class Dkd(OnLogits):
 class Nkd(OnLogits):
     """Yang et al., ICCV 2023 (arXiv:2303.13005): the target's probability, and the others' normalised."""
 
+    facts = MethodFacts(
+        title="Normalized knowledge distillation",
+        paper="Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, ICCV 2023, arXiv:2303.13005",
+        family="response",
+        matches="the target class's probability, and the other classes' normalised to one",
+        needs=["logits", "labels"],
+        alpha=1,
+        beta=1,
+        temperature=1,
+        defaults_from="the authors' code (cls_KD) for ImageNet: gamma 1.5, T 1; its CIFAR-100 recipe for ResNet-34 to "
+        "ResNet-18 has gamma 3.5, T 3",
+        cost=_COST,
+    )
+
     name: Literal["nkd"] = "nkd"
     gamma: float = Field(
         default=1.5,
         ge=0,
         le=1000,
-        description="Weight of the classes but the label. Default: the authors' for ImageNet; their CIFAR-100 recipe "
-        "for ResNet-34 to ResNet-18 has 3.5, with temperature 3.",
+        description="Weight of the classes other than the label. Default: the authors' for ImageNet; their CIFAR-100 "
+        "recipe for ResNet-34 to ResNet-18 has 3.5, with temperature 3.",
     )
 
 
 class Dist(OnLogits):
     """Huang et al., NeurIPS 2022 (arXiv:2205.10536): correlations between and within classes, not exact values."""
+
+    facts = MethodFacts(
+        title="Distillation from a stronger teacher",
+        paper="Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, arXiv:2205.10536",
+        family="response",
+        matches="how probabilities correlate, between the classes of a sample and within a class over the batch",
+        needs=["logits"],
+        alpha=1,
+        beta=2,
+        temperature=4,
+        defaults_from="as others report them for CIFAR-100, not read in the authors' code: 2 over all, T 4; that code "
+        "has both relations at 1, and T 1 for ImageNet",
+        cost=_COST,
+    )
+    loss_parts = ("between_weight", "within_weight")
 
     name: Literal["dist"] = "dist"
     between_weight: float = Field(
@@ -80,7 +162,21 @@ class Dist(OnLogits):
 
 
 class Ttm(OnLogits):
-    """Zheng & Yang, ICLR 2024 (arXiv:2402.11148): the temperature on the teacher alone, unsure answers weighed up."""
+    """Zheng & Yang, ICLR 2024 (arXiv:2402.11148): only the teacher's logits are divided by the temperature."""
+
+    facts = MethodFacts(
+        title="Transformed teacher matching",
+        paper="Zheng & Yang, Knowledge Distillation Based on Transformed Teacher Matching, ICLR 2024, arXiv:2402.11148",
+        family="response",
+        matches="the teacher's probabilities raised to a power, by the student's plain ones",
+        needs=["logits"],
+        alpha=1,
+        beta=4,
+        temperature=5,
+        defaults_from="the authors' code, its example of WTTM (vgg13 to vgg8, beside CRD): CE 1, beta 4, "
+        "gamma 0.2, which is T 5; they choose both by the pair",
+        cost=_COST,
+    )
 
     name: Literal["ttm"] = "ttm"
     weighted: bool = Field(

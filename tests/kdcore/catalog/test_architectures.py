@@ -6,19 +6,19 @@ from pydantic import TypeAdapter
 
 from kdcore.catalog.architectures import ARCHITECTURES, TORCHVISION, UnknownName, architecture
 from kdcore.catalog.facts import ArchitectureFacts
-from kdcore.spec.methods.base import TapPath
+from kdcore.spec.vocabulary import TapPath
 
 
-def test_every_row_knows_its_own_name():
+def test_architectures_are_listed_by_their_name():
     assert all(facts.name == name for name, facts in ARCHITECTURES.items())
 
 
-def test_parameters_add_up_by_hand():
+def test_parameters_equal_a_count_by_hand():
     """convnet4 on grey images, ten classes: 36 + 288 + 576 weights, 2 * (4 + 8 + 8) of batch norm, 8 * 10 + 10."""
     assert architecture("convnet4").parameters(10, 1) == 900 + 40 + 90
 
 
-def test_torchvision_is_found_under_its_prefix():
+def test_architecture_finds_torchvision_by_its_prefix():
     facts = architecture("torchvision/resnet18")
     assert (facts.source, facts.channels, facts.parameters(1000)) == ("torchvision", 3, 11_689_512)
 
@@ -27,13 +27,13 @@ def test_torchvision_has_eighty_classifiers():
     assert len(TORCHVISION) == 80
 
 
-def test_any_timm_name_is_believed_but_not_measured():
+def test_architecture_accepts_any_timm_name_without_numbers():
     facts = architecture("timm/resnet18.a1_in1k")
     assert (facts.source, facts.channels, facts.parameters(10)) == ("timm", "any", None)
 
 
 @pytest.mark.parametrize("name", ["timm/", "timm/../secrets", "timm/hf-hub:somebody/model", "timm/a/b"])
-def test_a_timm_name_is_a_name_and_no_address(name: str):
+def test_architecture_refuses_a_timm_address(name: str):
     with pytest.raises(UnknownName):
         architecture(name)
 
@@ -47,37 +47,37 @@ def test_a_timm_name_is_a_name_and_no_address(name: str):
         ("shufflenet", "shufflenetv1"),
     ],
 )
-def test_a_wrong_name_hears_the_nearest_ones(wrong: str, right: str):
+def test_unknown_name_suggests_similar_ones(wrong: str, right: str):
     with pytest.raises(UnknownName) as caught:
         architecture(wrong)
     assert right in caught.value.nearest
     assert wrong in str(caught.value) and right in str(caught.value)
 
 
-def test_a_name_like_none_has_no_suggestion():
+def test_unknown_name_has_no_suggestion_without_a_similar_one():
     with pytest.raises(UnknownName) as caught:
         architecture("q9")
     assert caught.value.nearest == [] and "did you mean" not in str(caught.value)
 
 
-def test_unknown_names_are_value_errors():
+def test_unknown_name_is_a_value_error():
     """So that pydantic turns one into a fault of its field."""
     assert issubclass(UnknownName, ValueError)
 
 
-def test_attention_takes_one_image_size():
+def test_architecture_of_a_transformer_has_one_image_size():
     facts = architecture("torchvision/vit_b_16")
     assert facts.min_image == facts.max_image == 224
 
 
 @pytest.mark.parametrize("facts", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_what_belongs_to_each_tap_is_there_for_each(facts: ArchitectureFacts):
+def test_architecture_facts_have_entries_for_each_tap(facts: ArchitectureFacts):
     assert facts.taps and len(facts.tap_widths) == len(facts.taps)
     assert len(facts.preactivations) in (0, len(facts.taps)) and len(facts.margins) in (0, len(facts.preactivations))
 
 
 @pytest.mark.parametrize("facts", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_every_tap_may_stand_in_a_spec(facts: ArchitectureFacts):
+def test_architecture_taps_are_valid_tap_paths(facts: ArchitectureFacts):
     for path in (*facts.taps, *facts.preactivations, *([facts.embedding] if facts.embedding else [])):
         TypeAdapter(TapPath).validate_python(path)
 
@@ -96,11 +96,11 @@ def test_every_tap_may_stand_in_a_spec(facts: ArchitectureFacts):
         ("torchvision/vgg11_bn", "features.1", "features.1"),
     ],
 )
-def test_what_stands_before_the_first_stages_relu(name: str, preactivation: str, margin: str):
+def test_architecture_preactivations_and_margins_of_the_first_stage(name: str, preactivation: str, margin: str):
     assert (architecture(name).preactivations[0], architecture(name).margins[0]) == (preactivation, margin)
 
 
-def test_a_transformer_is_tapped_at_each_quarter_of_its_depth():
+def test_architecture_taps_of_a_transformer_are_quarters():
     assert [tap.removeprefix("encoder.layers.") for tap in architecture("torchvision/vit_l_32").taps] == [
         "encoder_layer_5@tokens",
         "encoder_layer_11@tokens",
@@ -109,6 +109,6 @@ def test_a_transformer_is_tapped_at_each_quarter_of_its_depth():
     ]
 
 
-def test_the_catalogue_needs_no_torch():
+def test_architectures_load_no_torch():
     program = "import sys, kdcore.catalog.architectures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -20,31 +20,31 @@ def tar_with(path: Path, *members: tarfile.TarInfo) -> Path:
     return path
 
 
-def test_members_in_order(pack):
+def test_entries_members_in_order(pack):
     members = {"b/2": b"two", "a/1": b"one", "./c": b""}
     assert contents(pack(members)) == {"b/2": b"two", "a/1": b"one", "c": b""}
 
 
-def test_what_operating_systems_leave_behind_is_passed_over(pack):
+def test_entries_what_operating_systems_leave_behind_is_passed_over(pack):
     clutter = (".DS_Store", "a/.hidden/x", "__MACOSX/a/._1", "a/Thumbs.db", "a/desktop.ini")
     assert list(contents(pack({"a/1": b"one", **dict.fromkeys(clutter, b"?")}))) == ["a/1"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:/evil", "a\\..\\..\\evil"])
-def test_names_that_climb_out_are_refused(pack, name):
+def test_entries_names_that_climb_out_are_refused(pack, name):
     with pytest.raises(DatasetUnreadable, match="a path outside itself"):
         contents(pack({"a/1": b"one", name: b"evil"}))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+def test_entries_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
     link = tarfile.TarInfo("a/link")
     link.type, link.linkname = kind, "/etc/passwd"
     with pytest.raises(DatasetUnreadable, match="a/link is a link or a device"):
         contents(tar_with(tmp_path / "t", link))
 
 
-def test_a_link_in_a_zip_is_refused(tmp_path):
+def test_entries_a_link_in_a_zip_is_refused(tmp_path):
     path = tmp_path / "z"
     with zipfile.ZipFile(path, "w") as archive:
         link = zipfile.ZipInfo("a/link")
@@ -54,7 +54,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path):
         contents(path)
 
 
-def test_folders_are_seen(tmp_path):
+def test_entries_folders_are_seen(tmp_path):
     folder = tarfile.TarInfo("empty")
     folder.type = tarfile.DIRTYPE
     assert contents(tar_with(tmp_path / "t", folder)) == {"empty": None}
@@ -63,22 +63,22 @@ def test_folders_are_seen(tmp_path):
     assert contents(tmp_path / "z") == {"empty": None}
 
 
-def test_too_many_members(pack):
+def test_entries_too_many_members(pack):
     with pytest.raises(DatasetUnreadable, match="more than 2 members"):
         contents(pack({str(n): b"" for n in range(3)}), Limits(members=2))
 
 
-def test_a_member_too_large(pack):
+def test_entries_a_member_too_large(pack):
     with pytest.raises(DatasetUnreadable, match="b unpacks to 11 bytes; the most is 10"):
         contents(pack({"a": b"0123456789", "b": b"01234567890"}), Limits(member_bytes=10))
 
 
-def test_too_much_in_all(pack):
+def test_entries_too_much_in_all(pack):
     with pytest.raises(DatasetUnreadable, match="more than 25,000 bytes"):
         contents(pack({str(n): b"x" * 10_000 for n in range(4)}), Limits(total_bytes=25_000))
 
 
-def test_a_bomb(pack_zip, tmp_path):
+def test_entries_a_bomb(pack_zip, tmp_path):
     zeros = bytes(1 << 20)
     bomb = pack_zip({"zeros": zeros})
     with pytest.raises(DatasetUnreadable, match="looks like a bomb"):
@@ -91,14 +91,14 @@ def test_a_bomb(pack_zip, tmp_path):
         contents(tmp_path / "bomb", Limits(ratio_from_bytes=1000))
 
 
-def test_a_cut_archive_is_an_error(pack):
+def test_entries_a_cut_archive_is_an_error(pack):
     path = pack({str(n): bytes([n] * 3000) + str(n * 7919).encode() * 500 for n in range(20)})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     with pytest.raises(DatasetUnreadable, match="cannot be"):
         contents(path)
 
 
-def test_a_flipped_byte_in_a_zip_names_the_member(pack_zip):
+def test_entries_a_flipped_byte_in_a_zip_names_the_member(pack_zip):
     path = pack_zip({"a/1.png": b"incompressible?" * 3})
     blob = bytearray(path.read_bytes())
     blob[45] ^= 0xFF
@@ -108,14 +108,14 @@ def test_a_flipped_byte_in_a_zip_names_the_member(pack_zip):
 
 
 @pytest.mark.parametrize("blob", [b"", b"PK", b"\x1f\x8b", b"just text " * 200], ids=["empty", "zip", "gzip", "text"])
-def test_what_is_no_archive_is_an_error(tmp_path, blob):
+def test_entries_what_is_no_archive_is_an_error(tmp_path, blob):
     path = tmp_path / "x"
     path.write_bytes(blob)
     with pytest.raises(DatasetUnreadable, match="cannot be read"):
         contents(path)
 
 
-def test_a_password_is_an_error(pack_zip):
+def test_entries_a_password_is_an_error(pack_zip):
     path = pack_zip({"a/1.png": b"secret"})
     blob = bytearray(path.read_bytes())
     directory = blob.index(b"PK\x01\x02")

@@ -23,7 +23,7 @@ def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def test_channels_last_channels_first_and_grey(npz):
+def test_open_arrays_channels_last_channels_first_and_grey(npz):
     x = images(6, 4, 5, 3)
     assert (pixels(open_arrays(npz(x_train=x, x_test=x[:3]), None)) == x.transpose(0, 3, 1, 2)).all()
     first = x.transpose(0, 3, 1, 2).copy()
@@ -33,12 +33,12 @@ def test_channels_last_channels_first_and_grey(npz):
     assert source.channels == 1 and (pixels(source)[:, 0] == grey).all()
 
 
-def test_memory_order_does_not_matter(npz):
+def test_open_arrays_memory_order_does_not_matter(npz):
     x = images(6, 4, 4, 3)
     assert (pixels(open_arrays(npz(x_train=np.asfortranarray(x)), None)) == x.transpose(0, 3, 1, 2)).all()
 
 
-def test_many_small_chunks_are_one_array(npz, monkeypatch):
+def test_open_arrays_many_small_chunks_are_one_array(npz, monkeypatch):
     monkeypatch.setattr(arrays, "_CHUNK_BYTES", 100)
     x = images(6, 4, 4, 3)
     path = npz(x_train=x, y_train=np.array([0, 1] * 3), x_test=None, y_test=None)
@@ -48,7 +48,7 @@ def test_many_small_chunks_are_one_array(npz, monkeypatch):
     assert sorted(image.tobytes() for image in both) == sorted(image.tobytes() for image in x.transpose(0, 3, 1, 2))
 
 
-def test_carved_labels_stay_with_their_images(npz):
+def test_open_arrays_carved_labels_stay_with_their_images(npz):
     y = np.arange(50) % 5
     x = np.repeat(y, 48).astype(np.uint8).reshape(50, 4, 4, 3)
     source = open_arrays(npz(x_train=x, y_train=y, x_test=None, y_test=None), None)
@@ -57,25 +57,25 @@ def test_carved_labels_stay_with_their_images(npz):
         assert len(source.labels[split]) == count
 
 
-def test_an_image_size_resizes(npz):
+def test_open_arrays_an_image_size_resizes(npz):
     x = np.full((6, 4, 8, 3), 9, np.uint8)
     source = open_arrays(npz(x_train=x, x_test=x[:3]), 6)
     assert pixels(source).shape == (6, 3, 6, 6) and (pixels(source) == 9).all()
 
 
 @pytest.mark.parametrize("names", [np.array(["a", "b", "é"]), np.array(["a", "b", "é".encode()], dtype="S2")])
-def test_class_names(npz, names):
+def test_open_arrays_class_names(npz, names):
     assert open_arrays(npz(class_names=names), None).class_names == ("a", "b", "é")
 
 
-def test_numbers_stand_in_for_missing_names_and_columns_of_labels_are_read(npz):
+def test_open_arrays_numbers_stand_in_for_missing_names_and_columns_of_labels_are_read(npz):
     source = open_arrays(npz(y_train=np.array([[0], [1], [2], [0], [1], [2]], dtype=np.uint8)), None)
     assert source.class_names == ("0", "1", "2")
     assert source.labels["train"].dtype == np.int64
 
 
 @pytest.mark.parametrize("name", ["x", "x_train"])
-def test_images_alone_have_no_labels(tmp_path, name):
+def test_open_arrays_images_alone_have_no_labels(tmp_path, name):
     x = images(5, 4, 6, 3)
     np.savez(tmp_path / "pool.npz", **{name: x})
     source = open_arrays(tmp_path / "pool.npz", None)
@@ -122,13 +122,13 @@ OBJECTS = np.array([{}, [], "x"], dtype=object)
         ({"x_train": np.array([None] * 6)}, "x_train holds Python objects", "plain"),
     ],
 )
-def test_what_is_refused(npz, change, said, hint):
+def test_open_arrays_what_is_refused(npz, change, said, hint):
     with pytest.raises(DatasetUnreadable, match=said) as caught:
         open_arrays(npz(**change), None)
     assert hint in (caught.value.hint or "")
 
 
-def test_a_header_that_claims_more_than_there_is(npz, tmp_path):
+def test_open_arrays_a_header_that_claims_more_than_there_is(npz, tmp_path):
     """A shape of terabytes must not be believed."""
     header = io.BytesIO()
     npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (6, 1 << 20, 1 << 20, 3)})
@@ -142,13 +142,13 @@ def test_a_header_that_claims_more_than_there_is(npz, tmp_path):
     [b"", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|u1', (", b"\x93NUMPY\x07\x00" + bytes(99), b"\x80\x04pickle"],
     ids=["empty", "cut header", "unknown version", "pickle"],
 )
-def test_members_that_are_no_arrays_are_named(npz, tmp_path, blob):
+def test_open_arrays_members_that_are_no_arrays_are_named(npz, tmp_path, blob):
     for name in ("x_train", "y_train"):
         with pytest.raises(DatasetUnreadable, match=f"{name} cannot be read"):
             open_arrays(with_member(npz(), tmp_path, name, blob), None)
 
 
-def test_a_damaged_array_is_named(npz):
+def test_open_arrays_a_damaged_array_is_named(npz):
     path = npz()
     blob = bytearray(path.read_bytes())
     blob[blob.index(bytes(range(64, 80)))] ^= 0xFF
@@ -157,7 +157,7 @@ def test_a_damaged_array_is_named(npz):
         list(open_arrays(path, None).pieces())
 
 
-def test_labels_of_absurd_length_are_not_read(npz, monkeypatch):
+def test_open_arrays_labels_of_absurd_length_are_not_read(npz, monkeypatch):
     monkeypatch.setattr(arrays, "_SMALL_BYTES", 100)
     with pytest.raises(DatasetUnreadable, match="y_train has 176 bytes; the most is 100"):
         open_arrays(npz(), None)
@@ -173,7 +173,7 @@ def test_labels_of_absurd_length_are_not_read(npz, monkeypatch):
     ],
     ids=["floats", "no rows", "flat rows", "objects"],
 )
-def test_images_alone_are_held_to_the_same_rules(tmp_path, x, said):
+def test_open_arrays_images_alone_are_held_to_the_same_rules(tmp_path, x, said):
     np.savez(tmp_path / "pool.npz", x=x)
     with pytest.raises(DatasetUnreadable, match=said):
         open_arrays(tmp_path / "pool.npz", None)

@@ -7,8 +7,8 @@ import pytest
 
 from base.errors import DatasetUnreadable
 from kdcore.data.archive import Limits
+from kdcore.data.decoding import Source
 from kdcore.data.folders import open_folders
-from kdcore.data.source import Source
 from tests.kdcore.data.making import class_folders, png
 
 
@@ -21,7 +21,7 @@ def values(source: Source, split: str) -> list[int]:
     return found.tolist()
 
 
-def test_train_and_test(pack):
+def test_open_folders_train_and_test(pack):
     source = open_folders(pack(class_folders()), None)
     assert source.class_names == ("cat", "dog") and not source.test_carved
     assert (source.channels, source.height, source.width) == (3, 4, 4)
@@ -29,12 +29,12 @@ def test_train_and_test(pack):
     assert values(source, "train") == values(source, "test") == [10, 11, 12, 200, 201, 202]
 
 
-def test_rows_do_not_depend_on_the_archives_order(pack):
+def test_open_folders_rows_do_not_depend_on_the_archives_order(pack):
     backwards = dict(reversed(class_folders().items()))
     assert values(open_folders(pack(backwards), None), "train") == [10, 11, 12, 200, 201, 202]
 
 
-def test_class_folders_alone_get_a_tenth_carved(pack):
+def test_open_folders_class_folders_alone_get_a_tenth_carved(pack):
     source = open_folders(pack(class_folders(("",), each=20)), None)
     assert source.test_carved
     assert np.bincount(source.labels["train"]).tolist() == [18, 18]
@@ -45,56 +45,56 @@ def test_class_folders_alone_get_a_tenth_carved(pack):
 
 
 @pytest.mark.parametrize("name", ["test", "val", "valid", "validation", "Test", "VAL"])
-def test_what_a_test_folder_may_be_called(pack_zip, name):
+def test_open_folders_what_a_test_folder_may_be_called(pack_zip, name):
     source = open_folders(pack_zip(class_folders(("Train/", f"{name}/"))), None)
     assert not source.test_carved and len(source.labels["test"]) == 6
 
 
-def test_of_test_and_val_test_is_taken(pack_zip):
+def test_open_folders_of_test_and_val_test_is_taken(pack_zip):
     members = class_folders(("train/", "val/")) | class_folders(("test/",), each=1)
     assert len(open_folders(pack_zip(members), None).labels["test"]) == 2
 
 
-def test_unlabelled_test_images_are_left_alone(pack_zip):
+def test_open_folders_unlabelled_test_images_are_left_alone(pack_zip):
     members = class_folders(("train/", "val/")) | {"test/1.png": png(), "test/2.png": png()}
     assert len(open_folders(pack_zip(members), None).labels["test"]) == 6
 
 
-def test_a_wrapping_folder_and_notes_are_looked_through(pack):
+def test_open_folders_a_wrapping_folder_and_notes_are_looked_through(pack):
     members = {f"flowers/{name}": blob for name, blob in class_folders().items()}
     notes = {"flowers/README.md": b"?", "flowers/train/labels.csv": b"?", "flowers/LICENSE": b"?", "LICENSE": b"?"}
     source = open_folders(pack(members | notes), None)
     assert source.class_names == ("cat", "dog") and values(source, "test")[0] == 10
 
 
-def test_wrapped_class_folders_alone(pack_zip):
+def test_open_folders_wrapped_class_folders_alone(pack_zip):
     members = {f"pets/{name}": blob for name, blob in class_folders(("",), each=5).items()}
     assert open_folders(pack_zip(members), None).class_names == ("cat", "dog")
 
 
-def test_images_may_lie_deeper(pack_zip):
+def test_open_folders_images_may_lie_deeper(pack_zip):
     members = {name.replace("/cat/", "/cat/images/"): blob for name, blob in class_folders().items()}
     assert open_folders(pack_zip(members), None).class_names == ("cat", "dog")
 
 
-def test_a_class_may_be_called_train(pack_zip):
+def test_open_folders_a_class_may_be_called_train(pack_zip):
     members = {f"{name}/{n}.png": png() for name in ("train", "car", "test") for n in range(5)}
     assert open_folders(pack_zip(members), None).class_names == ("car", "test", "train")
 
 
-def test_classes_are_numbered_by_sorted_name(pack_zip):
+def test_open_folders_classes_are_numbered_by_sorted_name(pack_zip):
     members = {f"{split}/{name}/1.png": png() for split in ("train", "test") for name in ("10", "9", "B", "a")}
     assert open_folders(pack_zip(members), None).class_names == ("10", "9", "B", "a")
 
 
-def test_all_grey_is_one_channel_and_one_colour_image_makes_three(pack_zip):
+def test_open_folders_all_grey_is_one_channel_and_one_colour_image_makes_three(pack_zip):
     grey = class_folders(mode="L")
     assert open_folders(pack_zip(grey), None).channels == 1
     assert open_folders(pack_zip(grey | {"test/cat/0.png": png()}), None).channels == 3
 
 
 @pytest.mark.parametrize("folder", ["", "pictures/", "train/"])
-def test_pictures_side_by_side_have_no_labels(pack, folder):
+def test_open_folders_pictures_side_by_side_have_no_labels(pack, folder):
     members = {f"{folder}{name}.png": png(value=value) for name, value in (("b", 2), ("c", 3), ("a", 1))}
     source = open_folders(pack(members | {f"{folder}notes.txt": b"?", "README.md": b"?"}), None)
     assert source.class_names == () and source.labels["train"].tolist() == [-1] * 3
@@ -102,19 +102,19 @@ def test_pictures_side_by_side_have_no_labels(pack, folder):
     assert values(source, "train") == [1, 2, 3]
 
 
-def test_a_broken_picture_without_a_label_is_named(pack):
+def test_open_folders_a_broken_picture_without_a_label_is_named(pack):
     with pytest.raises(DatasetUnreadable, match=r"pictures/2\.png"):
         open_folders(pack({"pictures/1.png": png(), "pictures/2.png": b"not a picture"}), None)
 
 
-def test_pictures_without_labels_may_differ_in_size_where_one_is_asked_for(pack_zip):
+def test_open_folders_pictures_without_labels_may_differ_in_size_where_one_is_asked_for(pack_zip):
     path = pack_zip({"1.png": png(), "2.png": png(width=6)})
     with pytest.raises(DatasetUnreadable, match="differ in size"):
         open_folders(path, None)
     assert open_folders(path, 4).width == 4
 
 
-def test_differing_sizes_need_an_image_size(pack):
+def test_open_folders_differing_sizes_need_an_image_size(pack):
     path = pack(class_folders() | {"test/dog/9.png": png(width=6)})
     with pytest.raises(DatasetUnreadable, match=r"differ in size: 4x4 \(12 images\), 6x4 \(1 images\)") as caught:
         open_folders(path, None)
@@ -125,13 +125,13 @@ def test_differing_sizes_need_an_image_size(pack):
 
 
 @pytest.mark.parametrize("blob", [b"", b"not a picture", png()[:-30]], ids=["empty", "text", "cut"])
-def test_a_broken_image_is_named(pack, blob):
+def test_open_folders_a_broken_image_is_named(pack, blob):
     with pytest.raises(DatasetUnreadable, match=r"train/cat/1\.png"):
         for _ in open_folders(pack(class_folders() | {"train/cat/1.png": blob}), None).pieces():
             pass
 
 
-def test_one_broken_jpeg_is_named(pack_zip):
+def test_open_folders_one_broken_jpeg_is_named(pack_zip):
     noise = io.BytesIO()
     from PIL import Image
 
@@ -150,12 +150,12 @@ def test_one_broken_jpeg_is_named(pack_zip):
         ({"train/bird/notes.txt": b"?", "train/bird/": b""}, "'bird' in train holds no images"),
     ],
 )
-def test_what_does_not_fit_is_named(pack_zip, change, said):
+def test_open_folders_what_does_not_fit_is_named(pack_zip, change, said):
     with pytest.raises(DatasetUnreadable, match=said):
         open_folders(pack_zip(class_folders() | change), None)
 
 
-def test_a_split_without_images(tmp_path):
+def test_open_folders_a_split_without_images(tmp_path):
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name, blob in class_folders(("train/",)).items():
@@ -165,7 +165,7 @@ def test_a_split_without_images(tmp_path):
         open_folders(path, None)
 
 
-def test_an_empty_class_folder_in_a_tar(tmp_path):
+def test_open_folders_an_empty_class_folder_in_a_tar(tmp_path):
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as archive:
         for name, blob in class_folders().items():
@@ -184,18 +184,18 @@ def test_an_empty_class_folder_in_a_tar(tmp_path):
     [
         ({}, "holds no images"),
         ({"readme.txt": b"?"}, "holds no images"),
-        ({"1.png": png(), "cat/2.png": png()}, "1.png lies in no class folder"),
+        ({"1.png": png(), "cat/2.png": png()}, "1.png is in no class folder"),
         ({"x/only/1.png": png(), "x/only/2.png": png()}, "only one class, 'only'"),
         (class_folders(("test/",)), "a folder 'test' but none named 'train'"),
         (class_folders(("",), each=1), "too few to set some aside"),
     ],
     ids=["nothing", "notes", "stray", "one class", "no train", "too few"],
 )
-def test_archives_without_a_data_set(pack_zip, members, said):
+def test_open_folders_archives_without_a_data_set(pack_zip, members, said):
     with pytest.raises(DatasetUnreadable, match=said):
         open_folders(pack_zip(members), None)
 
 
-def test_limits_hold_here_too(pack):
+def test_open_folders_limits_hold_here_too(pack):
     with pytest.raises(DatasetUnreadable, match="more than 3 members"):
         open_folders(pack(class_folders()), None, Limits(members=3))

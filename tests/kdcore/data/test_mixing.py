@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from kdcore.data import counters, mixing
+from kdcore.data import counter_rng, mixing
 
 
 def states(n: int = 16, key: int = 0) -> torch.Tensor:
-    return counters.streams(key, torch.arange(n))
+    return counter_rng.streams(key, torch.arange(n))
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 3.0, 100.0])
-def test_quantiles_have_the_moments_of_beta(alpha):
+def test_beta_quantiles_quantiles_have_the_moments_of_beta(alpha):
     """Mean ½, variance 1 / (4·(2α + 1)), symmetric."""
     quantiles = mixing.beta_quantiles(alpha)
     assert quantiles.mean().item() == pytest.approx(0.5)
@@ -18,7 +18,7 @@ def test_quantiles_have_the_moments_of_beta(alpha):
     assert (quantiles.diff() >= 0).all() and quantiles[0] >= 0
 
 
-def test_alpha_1_is_even():
+def test_beta_quantiles_alpha_1_is_even():
     expected = (torch.arange(mixing.QUANTILES, dtype=torch.float64) + 0.5) / mixing.QUANTILES
     assert torch.allclose(mixing.beta_quantiles(1.0), expected)
 

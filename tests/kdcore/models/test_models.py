@@ -6,7 +6,7 @@ import torch
 from base.errors import SpecInvalid
 from kdcore import models
 from kdcore.catalog.architectures import ARCHITECTURES, FIELD, architecture
-from kdcore.models.skeleton import skeleton
+from kdcore.models.networks import skeleton
 from kdcore.taps import Taps
 
 # Computed from the distillation papers' reference definitions. name: (100 classes, 10 classes)
@@ -47,20 +47,20 @@ def images(count: int, channels: int, size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_the_published_ones(name: str):
+def test_skeleton_parameters_are_the_published_ones(name: str):
     for num_classes, published in zip((100, 10), PUBLISHED[name], strict=True):
         assert published in (None, count(name, num_classes))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_catalogue_counts_as_the_network_does(name: str):
+def test_skeleton_the_catalogue_counts_as_the_network_does(name: str):
     facts = architecture(name)
     builds = [(100, 3), (10, 3), (10, 1)] if facts.channels == "any" else [(7, 3)]
     for num_classes, channels in builds:
         assert facts.parameters(num_classes, channels) in (None, count(name, num_classes, channels))
 
 
-def test_only_odd_classifiers_go_uncounted():
+def test_build_only_odd_classifiers_go_uncounted():
     assert {name for name, facts in ARCHITECTURES.items() if facts.parameters(10) is None} == {
         "torchvision/maxvit_t",
         "torchvision/squeezenet1_0",
@@ -68,12 +68,12 @@ def test_only_odd_classifiers_go_uncounted():
     }
 
 
-def test_every_name_of_ours_is_in_the_catalogue_and_the_reverse():
+def test_build_every_name_of_ours_is_in_the_catalogue_and_the_reverse():
     assert list(models.NETWORKS) == list(FIELD)
 
 
 @pytest.mark.parametrize("name", FIELD)
-def test_taps_and_embedding_are_where_the_catalogue_says(name: str):
+def test_build_taps_and_embedding_are_where_the_catalogue_says(name: str):
     """At the smallest image: taps shrink from stage to stage, the embedding has its width, logits their shape."""
     facts = architecture(name)
     network = models.build(name, 5, channels=2).eval()
@@ -92,7 +92,7 @@ TORCHVISION_KINDS += ["squeezenet1_1", "mnasnet0_5", "regnet_y_400mf", "googlene
 
 
 @pytest.mark.parametrize("name", TORCHVISION_KINDS)
-def test_torchvisions_taps_are_where_the_catalogue_says(name: str):
+def test_build_torchvisions_taps_are_where_the_catalogue_says(name: str):
     facts = architecture(f"torchvision/{name}")
     network = models.build(facts.name, 5).eval()
     taps = Taps(network, [*facts.taps, *([facts.embedding] if facts.embedding else [])])
@@ -106,14 +106,14 @@ def test_torchvisions_taps_are_where_the_catalogue_says(name: str):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_training_reaches_every_weight(name: str):
+def test_build_training_reaches_every_weight(name: str):
     network = models.build(name, 3)
     network(images(4, 3, 32)).logsumexp(1).sum().backward()
     assert [key for key, weight in network.named_parameters() if weight.grad is None] == []
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_the_three_parts_make_the_whole(name: str):
+def test_build_the_three_parts_make_the_whole(name: str):
     network = models.build(name, 3).eval()
     with torch.no_grad():
         maps = network.stem(images(2, 3, 32))
@@ -123,23 +123,23 @@ def test_the_three_parts_make_the_whole(name: str):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "convnet4", "vgg8"])
-def test_digits_of_eight_pixels_fit(name: str):
+def test_build_digits_of_eight_pixels_fit(name: str):
     assert models.build(name, 10, channels=1).eval()(images(2, 1, 8)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", FIELD)
-def test_no_activation_works_in_place(name: str):
+def test_skeleton_no_activation_works_in_place(name: str):
     relus = [module for module in skeleton(name, 2).modules() if isinstance(module, torch.nn.ReLU)]
     assert not any(relu.inplace for relu in relus)
 
 
-def test_an_unknown_name_is_the_specs_fault():
+def test_build_an_unknown_name_is_the_specs_fault():
     with pytest.raises(SpecInvalid, match=r"did you mean .*resnet20"):
         models.build("resnet-20", 10)
 
 
 @pytest.mark.parametrize(("channels", "works"), [(3, True), (1, False)])
-def test_torchvision_sees_colour_only(channels: int, works: bool):
+def test_build_torchvision_sees_colour_only(channels: int, works: bool):
     if works:
         assert models.build("torchvision/resnet18", 4, channels)(images(2, 3, 32)).shape == (2, 4)
         return

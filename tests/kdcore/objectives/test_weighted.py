@@ -2,18 +2,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcore.lesson import Batch, Lesson, View
+from kdcore.lesson import Batch, Lesson, Needs, View
 from kdcore.objectives.objective import Objective
 from kdcore.objectives.weighted import WeightedSum
 
 
 class Squared(Objective):
-    """Mean square of the student's logits, times what it has learned; sees what it is told to."""
+    """Mean square of the student's logits times a parameter, with the given needs."""
 
     def __init__(self, taps: tuple[str, ...] = (), layers: tuple[str, ...] = (), gradient: bool = False) -> None:
         super().__init__()
-        self.student_taps = self.teacher_taps = taps
-        self.teacher_layers, self.needs_input_gradient = layers, gradient
+        self.needs = Needs(taps, taps, layers, gradient)
 
     def build(self, lesson: Lesson) -> None:
         self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
@@ -42,19 +41,19 @@ def made(*terms: tuple[str, float, Objective]) -> WeightedSum:
     return objective
 
 
-def test_the_value_worked_out_by_hand():
+def test_weighted_sum_equals_a_value_computed_by_hand():
     objective = made(("squared", 0.5, Squared()), ("distance", 10, Distance()))
     assert objective(lesson()).item() == pytest.approx(0.5 * 5 + 10 * 2)
 
 
-def test_the_gradient_is_the_weighted_sum_of_theirs():
+def test_weighted_sum_has_the_weighted_sum_of_the_gradients():
     """Of the mean square: (1, 3); of the mean distance: (-1/2, -1/2)."""
     seen = lesson()
     made(("squared", 0.5, Squared()), ("distance", 10, Distance()))(seen).backward()
     assert seen.student.logits.grad[0].tolist() == pytest.approx([0.5 * 1 - 5, 0.5 * 3 - 5])
 
 
-def test_each_value_is_observed_unweighed_under_its_name_beside_what_the_members_observe():
+def test_weighted_sum_observes_each_value_without_its_weight_and_what_its_members_observe():
     objective = made(("first", 0.5, Squared()), ("second", 10, Distance()))
     objective(lesson())
     assert {name: value.item() for name, value in objective.observed.items()} == {
@@ -63,18 +62,18 @@ def test_each_value_is_observed_unweighed_under_its_name_beside_what_the_members
     assert not any(value.requires_grad for value in objective.observed.values())
 
 
-def test_it_asks_for_all_that_its_members_need_once():
+def test_weighted_sum_needs_what_its_members_need_once():
     first, second = Squared(("a", "b"), ("norm",)), Squared(("b", "c"), gradient=True)
     needs = WeightedSum([("first", 1, first), ("second", 1, second)]).needs
     assert needs.student_taps == needs.teacher_taps == ("a", "b", "c")
     assert needs.teacher_layers == ("norm",) and needs.input_gradient
 
 
-def test_without_need_of_it_no_input_gradient_is_taken():
+def test_weighted_sum_needs_no_input_gradient_if_no_member_does():
     assert not WeightedSum([("distance", 2, Distance())]).needs.input_gradient
 
 
-def test_what_its_members_own_is_trained_and_saved_with_it():
+def test_weighted_sum_trains_and_saves_what_its_members_own():
     objective = made(("squared", 0.5, Squared()), ("distance", 10, Distance()))
     assert [tuple(p.shape) for p in objective.parameters()] == [()]
     objective(lesson()).backward()
@@ -87,7 +86,7 @@ def test_what_its_members_own_is_trained_and_saved_with_it():
     assert other(lesson()).item() == objective(lesson()).item() == pytest.approx(0.5 * 15 + 20)
 
 
-def test_its_mode_is_that_of_its_members():
+def test_weighted_sum_passes_its_mode_to_its_members():
     objective = made(("squared", 1, Squared()), ("distance", 1, Distance()))
     objective.eval()
     assert not any(member.training for member in objective.objectives)

@@ -37,7 +37,7 @@ def run(of: Graph, x: torch.Tensor, device: torch.device = CPU) -> Any:
 X = torch.arange(6.0).view(2, 3)
 
 
-def test_arguments_of_every_kind():
+def test_graph_arguments_of_every_kind():
     calls = graph(
         node("torch.ops.aten.sym_size.int", [{"as_sym_int": {"as_name": "n"}}], tensor("x"), {"as_int": 0}),
         node("_operator.mul", [{"as_sym_int": {"as_name": "m"}}], {"as_sym_int": {"as_name": "n"}}, {"as_int": 3}),
@@ -56,7 +56,7 @@ def test_arguments_of_every_kind():
     assert calls.run({"x": X, "i": index}, CPU)[0].tolist() == [5, 0, 0]
 
 
-def test_results_of_every_kind():
+def test_graph_results_of_every_kind():
     calls = graph(
         node("torch.ops.aten.max.dim", [tensor("most"), tensor("unused")], tensor("x"), {"as_int": 1}),
         node("torch.ops.aten.unbind.int", [{"as_tensors": [{"name": "one"}, {"name": "two"}]}], tensor("x")),
@@ -66,7 +66,7 @@ def test_results_of_every_kind():
     assert run(calls, X).tolist() == [73, 74, 75]
 
 
-def test_values_are_let_go_once_they_are_spent():
+def test_graph_values_are_let_go_once_they_are_spent():
     names = "xabcdy"
     calls = graph(*(node("torch.ops.aten.relu.default", [tensor(to)], tensor(of)) for of, to in pairwise(names)))
     assert [call.spent for call in calls.calls] == [frozenset(name) for name in "xabcd"]
@@ -86,7 +86,7 @@ def test_a_device_in_the_graph_is_the_one_that_it_runs_on():
     assert run(calls, X.to("meta"), torch.device("meta")).device.type == "meta"
 
 
-def test_what_tracing_asserted_is_left_out():
+def test_graph_what_tracing_asserted_is_left_out():
     calls = graph(
         node("torch.ops.aten._assert_tensor_metadata.default", [], tensor("x"), device={"as_device": {"type": "cuda"}}),
         node("torch.ops.aten.relu.default", [tensor("y")], tensor("x")),
@@ -95,8 +95,8 @@ def test_what_tracing_asserted_is_left_out():
 
 
 @pytest.mark.parametrize("argument", [{"as_custom_obj": {}}, {"as_operator": "os.system"}, {"as_new_kind": 3}])
-def test_arguments_that_are_no_tensors_or_numbers_are_refused(argument: dict[str, Any]):
-    with pytest.raises(TeacherMismatch, match=f"not known here .{next(iter(argument))}"):
+def test_graph_arguments_that_are_no_tensors_or_numbers_are_refused(argument: dict[str, Any]):
+    with pytest.raises(TeacherMismatch, match=f"of an unknown kind .{next(iter(argument))}"):
         graph(node("torch.ops.aten.relu.default", [tensor("y")], argument))
 
 
@@ -118,7 +118,7 @@ class Frozen(nn.Module):
         return self.head(features.mean((2, 3)) * scale[:, None])
 
 
-def test_a_part_without_gradients_runs_inside(tmp_path: Path):
+def test_graph_a_part_without_gradients_runs_inside(tmp_path: Path):
     torch.manual_seed(0)
     network, images = Frozen().eval(), torch.randn(4, 3, 6, 6)
     program = programs.open_program(exported(network, tmp_path / "frozen.pt2", images))
@@ -142,7 +142,7 @@ class Block(nn.Module):
         return self.head(self.layer(images).mean((2, 3)))
 
 
-def test_a_part_in_other_precision_is_refused(tmp_path: Path):
+def test_graph_a_part_in_other_precision_is_refused(tmp_path: Path):
     network = nn.Sequential(Autocast(48, 3), nn.ReLU())
     with pytest.raises(TeacherMismatch, match=r"wrap_with_autocast.*otherwise than the rest"):
         programs.inspect(exported(network, tmp_path / "t.pt2", torch.zeros(2, 3, 4, 4)))
@@ -152,7 +152,7 @@ def test_a_part_in_other_precision_is_refused(tmp_path: Path):
     "layer", [nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Dropout2d(0.5)], ids=lambda it: it._get_name()
 )
 @pytest.mark.parametrize("plainer", [False, True], ids=["", "plainer"])
-def test_train_mode_is_refused(tmp_path: Path, layer: nn.Module, plainer: bool):
+def test_graph_train_mode_is_refused(tmp_path: Path, layer: nn.Module, plainer: bool):
     images = torch.zeros(2, 3, 4, 4)
     with pytest.raises(TeacherMismatch) as caught:
         programs.inspect(exported(Block(layer).train(), tmp_path / "t.pt2", images, plainer=plainer))
@@ -160,7 +160,7 @@ def test_train_mode_is_refused(tmp_path: Path, layer: nn.Module, plainer: bool):
     programs.inspect(exported(Block(layer).eval(), tmp_path / "e.pt2", images, plainer=plainer))
 
 
-def test_instance_norm_is_no_train_mode(tmp_path: Path):
+def test_graph_instance_norm_is_no_train_mode(tmp_path: Path):
     torch.manual_seed(0)
     network, images = Block(nn.InstanceNorm2d(3)).eval(), torch.randn(3, 3, 6, 6) ** 2
     program = programs.open_program(exported(network, tmp_path / "t.pt2", images, plainer=True))
@@ -177,14 +177,14 @@ class Standardized(nn.Conv2d):
 
 
 @pytest.mark.parametrize("plainer", [False, True], ids=["", "plainer"])
-def test_weight_standardisation_is_no_train_mode(tmp_path: Path, plainer: bool):
+def test_graph_weight_standardisation_is_no_train_mode(tmp_path: Path, plainer: bool):
     torch.manual_seed(0)
     network, images = Block(Standardized(3, 3, 2)).eval(), torch.randn(3, 3, 6, 6)
     program = programs.open_program(exported(network, tmp_path / "t.pt2", images, plainer=plainer))
     assert torch.allclose(program(images), network(images), atol=1e-6)
 
 
-def test_batch_norm_without_memory_is_found_out_by_trial(tmp_path: Path):
+def test_graph_batch_norm_without_memory_is_found_out_by_trial(tmp_path: Path):
     network = Block(nn.BatchNorm2d(3, track_running_stats=False)).eval()
     network.layer.weight.data = torch.tensor([1.0, 2.0, 3.0])
     path = exported(network, tmp_path / "t.pt2", torch.zeros(2, 3, 4, 4))
@@ -194,7 +194,7 @@ def test_batch_norm_without_memory_is_found_out_by_trial(tmp_path: Path):
 
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"])
-def test_attention_draws_only_with_dropout(name: str, p: float):
+def test_graph_attention_draws_only_with_dropout(name: str, p: float):
     outputs = [tensor("y"), tensor("sums")] if name.startswith("_") else [tensor("y")]
     call = node(f"torch.ops.aten.{name}.default", outputs, tensor("x"), tensor("x"), tensor("x"))
     call["inputs"].append({"name": "dropout_p", "arg": {"as_float": p}, "kind": 2})

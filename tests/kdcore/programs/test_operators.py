@@ -15,7 +15,7 @@ TEXT = {
 """What text means in the operators that are allowed: never a file."""
 
 
-def test_operators_are_found_in_place_or_not():
+def test_find_operators_are_found_in_place_or_not():
     assert operators.find("torch.ops.aten.relu.default") is torch.ops.aten.relu.default
     assert operators.find("torch.ops.aten.relu_.default") is torch.ops.aten.relu_.default
     assert operators.find("torch.ops.aten.__and__.Tensor") is torch.ops.aten.__and__.Tensor
@@ -42,14 +42,14 @@ def test_operators_are_found_in_place_or_not():
         "",
     ],
 )
-def test_what_is_not_on_the_list_is_refused_by_name(target: str):
+def test_find_what_is_not_on_the_list_is_refused_by_name(target: str):
     with pytest.raises(TeacherMismatch, match=r"which is not among what a program may call") as caught:
         operators.find(target)
     assert f"calls {target}," in caught.value.message
 
 
 @pytest.mark.parametrize("target", ["torch.ops.aten.relu.out", "torch.ops.aten.mul.Fancy", "torch.ops.aten.mul"])
-def test_what_this_pytorch_lacks_is_told_apart(target: str):
+def test_find_what_this_pytorch_lacks_is_told_apart(target: str):
     with pytest.raises(
         TeacherMismatch, match=rf"which PyTorch {torch.__version__.split('+')[0]}.* does not have|no new"
     ):
@@ -59,12 +59,12 @@ def test_what_this_pytorch_lacks_is_told_apart(target: str):
 @pytest.mark.parametrize(
     "target", ["torch.ops.aten.mul.out", "torch.ops.aten.pow.int_to_int", "torch.ops.aten.add.str"]
 )
-def test_only_what_computes_a_new_tensor_is_called(target: str):
+def test_find_only_what_computes_a_new_tensor_is_called(target: str):
     with pytest.raises(TeacherMismatch, match="computes no new tensor"):
         operators.find(target)
 
 
-def test_every_name_on_the_list_is_an_operator_and_none_takes_a_files_name():
+def test_find_every_name_on_the_list_is_an_operator_and_none_takes_a_files_name():
     for name in operators.ATEN:
         packet = getattr(torch.ops.aten, name)
         for overload in packet.overloads():
@@ -77,7 +77,7 @@ def test_every_name_on_the_list_is_an_operator_and_none_takes_a_files_name():
 
 
 @pytest.mark.parametrize("target", operators.ANYWHERE)
-def test_attention_is_computed_wherever_the_tensors_are(target: str):
+def test_find_attention_is_computed_wherever_the_tensors_are(target: str):
     """However the device spells it that the program was decomposed on."""
     name = target.split(".")[3]
     schema = getattr(torch.ops.aten, name).default._schema
@@ -90,7 +90,7 @@ def test_attention_is_computed_wherever_the_tensors_are(target: str):
     assert "dropout_p" in {one.name for one in schema.arguments}
 
 
-def test_dropout_draws_and_relu_does_not():
+def test_is_random_dropout_draws_and_relu_does_not():
     assert operators.is_random(torch.ops.aten.dropout.default)
     assert operators.is_random(torch.ops.aten.scaled_dot_product_attention.default)
     assert not operators.is_random(torch.ops.aten.relu.default) and not operators.is_random(operator.add)

@@ -33,7 +33,7 @@ def refusal(network: nn.Module, path: Path, *images: Tensor, **options: object) 
     return caught.value
 
 
-def test_a_fixed_batch_is_refused_with_the_way_out(tmp_path: Path):
+def test_logits_a_fixed_batch_is_refused_with_the_way_out(tmp_path: Path):
     error = refusal(Does(lambda logits: logits), tmp_path, IMAGES, shapes=None)
     assert error.message == "the program was exported for batches of exactly 2" and error.hint == DYNAMIC_BATCH
 
@@ -71,23 +71,23 @@ class Bare(nn.Module):
         ((IMAGES.flatten(1),), "takes float32 of shape any x 192, not"),
     ],
 )
-def test_what_takes_no_images_is_refused(tmp_path: Path, inputs: tuple[Tensor, ...], words: str):
+def test_inputs_what_takes_no_images_is_refused(tmp_path: Path, inputs: tuple[Tensor, ...], words: str):
     shapes = tuple({0: Dim("batch")} for _ in inputs)
     assert words in refusal(Bare(), tmp_path, *inputs, shapes=shapes).message
 
 
-def test_an_option_left_alone_is_no_input(tmp_path: Path):
+def test_shape_an_option_left_alone_is_no_input(tmp_path: Path):
     shapes = ({0: Dim("batch")}, None)
     assert programs.inspect(exported(Bare(), tmp_path / "t.pt2", IMAGES, None, shapes=shapes)).num_classes == 192  # type: ignore[arg-type]
 
 
-def test_sizes_may_be_any_and_batches_bounded(tmp_path: Path):
+def test_logits_sizes_may_be_any_and_batches_bounded(tmp_path: Path):
     shapes = ({0: Dim("batch", max=64), 2: Dim("height"), 3: Dim("width")},)
     facts = programs.inspect(exported(Does(lambda logits: logits), tmp_path / "t.pt2", IMAGES, shapes=shapes))
     assert facts.image_size == (None, None) and facts.batch == 64
 
 
-def test_fixed_sizes_are_known(program: Path):
+def test_shape_fixed_sizes_are_known(program: Path):
     facts = programs.inspect(program)
     assert facts.image_size == (8, 8) and facts.batch == "any"
 
@@ -104,7 +104,7 @@ class Counting(nn.Module):
         return images.mean((2, 3)) + self.runs
 
 
-def test_what_changes_itself_is_refused(tmp_path: Path):
+def test_shape_what_changes_itself_is_refused(tmp_path: Path):
     assert "changes its own buffers" in refusal(Counting(), tmp_path, IMAGES, plainer=True).message
 
 

@@ -6,10 +6,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore import models
 from kdcore.catalog import architecture
+from kdcore.evaluate import parameters
 from kdcore.objectives import Setting, build
-from kdcore.report import parameters
 from kdcore.schemes.ensemble import NativeEnsemble, rampup
-from kdcore.spec.methods import One
+from kdcore.spec.methods.schemes import One
 from tests.kdcore.tiny import batch, named
 
 SIDES = {
@@ -62,7 +62,7 @@ def images(name: str) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["convnet4", "mobilenetv2_x0_5"])
 def test_a_step_moves_the_trunk_that_is_exported(name):
     one = scheme(name, branches=2)
-    done = one.round(batch([0, 1, 2, 0], side=SIDES[name]))
+    done = one.run(batch([0, 1, 2, 0], side=SIDES[name]))
     done.views[1].logits.square().sum().backward()
     exported = one.models["student"].network
     moved = {path for path, parameter in exported.named_parameters() if parameter.grad is not None}
@@ -73,7 +73,7 @@ def test_a_step_moves_the_trunk_that_is_exported(name):
 
 
 def test_every_branch_and_the_ensemble_are_graded_and_the_ensemble_teaches_every_branch():
-    done = scheme().round(batch([0, 1, 2, 0], side=8))
+    done = scheme().run(batch([0, 1, 2, 0], side=8))
     *branches, ensemble = done.views
     assert len(branches) == 3 and [lesson.student for lesson in done.lessons] == branches
     for lesson in done.lessons:
@@ -81,7 +81,7 @@ def test_every_branch_and_the_ensemble_are_graded_and_the_ensemble_teaches_every
     assert ensemble.logits.requires_grad
 
 
-def test_the_ensemble_is_the_branches_weighed_by_a_gate_that_sums_to_one():
+def test_native_ensemble_the_ensemble_is_the_branches_weighed_by_a_gate_that_sums_to_one():
     one = scheme()
     one.ensemble.eval()
     network = one.ensemble.network
@@ -95,19 +95,19 @@ def test_the_ensemble_is_the_branches_weighed_by_a_gate_that_sums_to_one():
     assert torch.allclose(seen.logits, by_hand, atol=1e-6)
 
 
-def test_the_divergence_reaches_the_branches_and_never_the_gate():
+def test_native_ensemble_the_divergence_reaches_the_branches_and_never_the_gate():
     one = scheme()
-    objective = build((One(),), Setting(3.0, 3, 1, torch.zeros(4).long(), torch.arange(4))).mainly
-    done = one.round(batch([0, 1, 2, 0], side=8))
+    objective = build((One(),), Setting(3.0, 3, 1, torch.zeros(4).long(), torch.arange(4)))[-1]
+    done = one.run(batch([0, 1, 2, 0], side=8))
     sum(lesson.share * objective(lesson) for lesson in done.lessons).backward()
     network = one.ensemble.network
     assert all(parameter.grad is None for parameter in network.gate.parameters())
     assert all(branch.network.fc.weight.grad.abs().sum() > 0 for branch in network.branches)
 
 
-def test_the_labels_reach_the_gate_through_the_ensemble():
+def test_native_ensemble_the_labels_reach_the_gate_through_the_ensemble():
     one = scheme()
-    one.round(batch([0, 1, 2, 0], side=8)).views[-1].logits[:, 0].sum().backward()
+    one.run(batch([0, 1, 2, 0], side=8)).views[-1].logits[:, 0].sum().backward()
     assert one.ensemble.network.gate[0].weight.grad.abs().sum() > 0
 
 
@@ -116,17 +116,17 @@ def test_the_labels_reach_the_gate_through_the_ensemble():
     [(1, math.exp(-5 * (1 - 1 / 80) ** 2)), (40, math.exp(-1.25)), (80, 1), (81, 1), (300, 1)],
     ids=str,
 )
-def test_the_weight_rises_as_in_the_authors_code(epoch, weight):
+def test_rampup_the_weight_rises_as_in_the_authors_code(epoch, weight):
     assert rampup(epoch, 80) == pytest.approx(weight)
-    (lesson, *_) = scheme(rampup_epochs=80).round(batch([0, 1, 2, 0], side=8, epoch=epoch)).lessons
+    (lesson, *_) = scheme(rampup_epochs=80).run(batch([0, 1, 2, 0], side=8, epoch=epoch)).lessons
     assert lesson.share == pytest.approx(weight)
 
 
-def test_without_a_ramp_the_weight_is_one_from_the_start():
+def test_rampup_without_a_ramp_the_weight_is_one_from_the_start():
     assert rampup(1, 0) == 1
 
 
-def test_making_it_moves_no_running_statistic():
+def test_native_ensemble_making_it_moves_no_running_statistic():
     first = named("convnet4")
     before = first.network.layer1[1].running_mean.clone()
     NativeEnsemble([first, named("convnet4", 1)], (8, 8), 0)
@@ -136,5 +136,5 @@ def test_making_it_moves_no_running_statistic():
 def test_the_trunk_runs_once_a_step():
     one, runs = scheme(), []
     one.models["student"].network.layer1.register_forward_hook(lambda *_: runs.append(1))
-    one.round(batch([0, 1], side=8))
+    one.run(batch([0, 1], side=8))
     assert len(runs) == 1

@@ -5,8 +5,8 @@ from torch import nn
 from base.errors import SpecInvalid
 from kdcore import models
 from kdcore.catalog import architecture
+from kdcore.evaluate import parameters
 from kdcore.lesson import EMBEDDING
-from kdcore.report import parameters
 from kdcore.schemes.exits import Exits
 from tests.kdcore.tiny import batch, named
 
@@ -30,7 +30,7 @@ def test_an_exit_halves_the_map_once_for_each_stage_that_it_leaves_out():
     assert strides == [[layer.kernel_size[0] for layer in three] for three in layers]
 
 
-def test_a_map_too_small_to_be_halved_so_often_becomes_one_place():
+def test_exits_a_map_too_small_to_be_halved_so_often_becomes_one_place():
     """A VGG's maps on 8 pixels are 8, 4, 2 and 1 wide at its exits, which leave out 4, 3, 2 and 1 stages."""
     assert [three[1].stride[0] for three in convolutions(scheme("vgg8"))] == [8, 4, 2, 1]
 
@@ -44,7 +44,7 @@ def test_an_exit_narrows_to_a_quarter_and_ends_as_wide_as_the_deepest_features()
 
 
 def test_the_deepest_is_graded_first_then_the_exits_and_teaches_each_of_them():
-    done = scheme().round(BATCH)
+    done = scheme().run(BATCH)
     deepest, *early = done.views
     assert [lesson.student for lesson in done.lessons] == early and len(early) == 2
     for lesson in done.lessons:
@@ -57,7 +57,7 @@ def test_the_deepest_is_graded_first_then_the_exits_and_teaches_each_of_them():
 
 def test_the_gradient_of_an_exit_reaches_the_stages_below_it_and_none_above():
     one = scheme()
-    (first, _) = one.round(BATCH).lessons
+    (first, _) = one.run(BATCH).lessons
     (first.student.logits - first.teacher.logits).square().sum().backward()
     network = one.student.network
     assert network.layer1[0].weight.grad.abs().sum() > 0
@@ -82,12 +82,12 @@ def test_the_student_comes_out_without_its_exits():
 def test_a_model_that_is_left_early_answers_as_its_exit_does():
     one = scheme()
     nn.ModuleList(one.learners()).eval()
-    early = one.round(BATCH).views[1:]
+    early = one.run(BATCH).views[1:]
     for number, view in enumerate(early, 1):
         assert torch.equal(one.models[f"exit-{number}"](BATCH.inputs).logits, view.logits)
 
 
-def test_making_it_moves_no_running_statistic():
+def test_exits_making_it_moves_no_running_statistic():
     student = named("convnet4")
     Exits(student, ["layer1"], "fc@in", 3, (8, 8))
     assert student.network.layer1[1].running_mean.abs().sum() == 0

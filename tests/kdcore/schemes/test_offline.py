@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from base.errors import SpecInvalid
+from kdcore.classifier import FrozenTeacher, TeacherEnsemble
 from kdcore.lesson import Needs
-from kdcore.objectives.labels import label_loss
-from kdcore.schemes.offline import Offline
-from kdcore.teacher import FrozenTeacher, TeacherEnsemble
-from tests.kdcore.tiny import batch, linear, named, says
+from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.training import label_loss
+from tests.kdcore.tiny import batch, constant, linear, named
 
 KNOWN = batch([0, 1, 2, 0])
 PARTLY = batch([0, -1, 2, -1])
@@ -20,9 +20,9 @@ def count(teacher: FrozenTeacher) -> list[int]:
     return runs
 
 
-def test_student_and_teacher_see_the_same_batch_and_only_the_student_learns():
+def test_offline_student_and_teacher_see_the_same_batch_and_only_the_student_learns():
     student, teacher = linear(0), FrozenTeacher(linear(1))
-    done = Offline(student, teacher).round(KNOWN)
+    done = Offline(student, teacher).run(KNOWN)
     (lesson,) = done.lessons
     assert done.views == (lesson.student,) and lesson.share == 1
     assert torch.equal(lesson.teacher.logits, teacher.classifier(KNOWN.inputs).logits)
@@ -31,29 +31,29 @@ def test_student_and_teacher_see_the_same_batch_and_only_the_student_learns():
     assert not lesson.teacher.logits.requires_grad and teacher.classifier.network[1].weight.grad is None
 
 
-def test_only_the_student_is_trained_and_comes_out():
+def test_offline_only_the_student_is_trained_and_comes_out():
     scheme = Offline(linear(0), FrozenTeacher(linear(1)))
     assert scheme.learners() == [scheme.student] and scheme.models == {"student": scheme.student}
 
 
-def test_the_teachers_answers_stand_in_for_labels_that_nobody_knows():
+def test_offline_the_teachers_answers_stand_in_for_labels_that_nobody_knows():
     """The teacher finds class 1 most likely, whatever it sees."""
-    scheme = Offline(linear(0), FrozenTeacher(says(0.2, 0.5, 0.3)), answers=True)
-    done = scheme.round(PARTLY)
+    scheme = Offline(linear(0), FrozenTeacher(constant(0.2, 0.5, 0.3)), answers=True)
+    done = scheme.run(PARTLY)
     (lesson,) = done.lessons
     assert done.labels.tolist() == lesson.batch.labels.tolist() == [0, 1, 2, 1]
     assert PARTLY.labels.tolist() == [0, -1, 2, -1]
 
 
-def test_several_teachers_answer_as_one():
+def test_offline_several_teachers_answer_as_one():
     """0.9 and 0.1 on one side, 0.3 and 0.7 on the other: 0.6 for the first class, though both do not agree."""
-    teacher = TeacherEnsemble([FrozenTeacher(says(0.9, 0.1)), FrozenTeacher(says(0.3, 0.7))], [1, 1], 4.0)
-    done = Offline(says(0.5, 0.5), teacher, answers=True).round(batch([-1, 1]))
+    teacher = TeacherEnsemble([FrozenTeacher(constant(0.9, 0.1)), FrozenTeacher(constant(0.3, 0.7))], [1, 1], 4.0)
+    done = Offline(constant(0.5, 0.5), teacher, answers=True).run(batch([-1, 1]))
     assert done.labels.tolist() == [0, 1]
 
 
-def test_without_answers_an_unknown_label_stays_unknown_and_is_not_graded():
-    done = Offline(linear(0), FrozenTeacher(linear(1))).round(PARTLY)
+def test_offline_without_answers_an_unknown_label_stays_unknown_and_is_not_graded():
+    done = Offline(linear(0), FrozenTeacher(linear(1))).run(PARTLY)
     assert done.labels.tolist() == done.lessons[0].batch.labels.tolist() == [0, -1, 2, -1]
     known = done.views[0].logits[[0, 2]]
     assert torch.equal(label_loss(done.views[0].logits, done.labels), label_loss(known, torch.tensor([0, 2])))
@@ -61,17 +61,17 @@ def test_without_answers_an_unknown_label_stays_unknown_and_is_not_graded():
 
 @pytest.mark.parametrize("needs", [Needs(), Needs(input_gradient=True)], ids=["logits", "input gradient"])
 @pytest.mark.parametrize("answers", [False, True], ids=["labels known", "teacher answers"])
-def test_student_and_teacher_run_once_a_step(needs, answers):
+def test_offline_student_and_teacher_run_once_a_step(needs, answers):
     student, teacher = linear(0), FrozenTeacher(linear(1))
     runs, learned = count(teacher), []
     student.network.register_forward_hook(lambda *_: learned.append(1))
-    Offline(student, teacher, needs, answers).round(PARTLY if answers else KNOWN)
+    Offline(student, teacher, needs, answers).run(PARTLY if answers else KNOWN)
     assert len(runs) == len(learned) == 1
 
 
-def test_both_views_hold_the_input_gradient_and_only_the_students_can_be_learned_from():
+def test_offline_both_views_hold_the_input_gradient_and_only_the_students_can_be_learned_from():
     student, teacher = linear(0), FrozenTeacher(linear(1))
-    (lesson,) = Offline(student, teacher, Needs(input_gradient=True)).round(KNOWN).lessons
+    (lesson,) = Offline(student, teacher, Needs(input_gradient=True)).run(KNOWN).lessons
     assert lesson.student.input_gradient.shape == lesson.teacher.input_gradient.shape == (4, 1, 4, 4)
     assert torch.equal(lesson.teacher.input_gradient, teacher.classifier(KNOWN.inputs, KNOWN.labels).input_gradient)
     assert not lesson.teacher.input_gradient.requires_grad
@@ -79,18 +79,18 @@ def test_both_views_hold_the_input_gradient_and_only_the_students_can_be_learned
     assert student.network[1].weight.grad.abs().sum() > 0 and teacher.classifier.network[1].weight.grad is None
 
 
-def test_the_input_gradients_of_both_are_taken_at_the_teachers_answers():
+def test_offline_the_input_gradients_of_both_are_taken_at_the_teachers_answers():
     student, teacher = linear(0), FrozenTeacher(linear(1))
-    done = Offline(student, teacher, Needs(input_gradient=True), answers=True).round(PARTLY)
+    done = Offline(student, teacher, Needs(input_gradient=True), answers=True).run(PARTLY)
     (lesson,) = done.lessons
     for view, classifier in ((lesson.student, student), (lesson.teacher, teacher.classifier)):
         assert torch.equal(view.input_gradient, classifier(PARTLY.inputs, done.labels).input_gradient)
 
 
-def test_views_hold_what_an_objective_asks_of_each_side():
+def test_offline_views_hold_what_an_objective_asks_of_each_side():
     student, teacher = named("convnet4"), FrozenTeacher(named("convnet8", 1))
     needs = Needs(("layer1", "fc@in"), ("layer2",), ("layer2.1", "layer3.1"))
-    (lesson,) = Offline(student, teacher, needs).round(batch([0, 1], side=8)).lessons
+    (lesson,) = Offline(student, teacher, needs).run(batch([0, 1], side=8)).lessons
     assert {path: tap.shape for path, tap in lesson.student.taps.items()} == {
         "layer1": (2, 4, 8, 8),
         "fc@in": (2, 8),
@@ -106,10 +106,38 @@ def test_another_scheme_over_the_same_networks_sees_what_it_asks_for_alone():
     """As the stages of a method follow each other."""
     student, teacher = named("convnet4"), FrozenTeacher(named("convnet4", 1))
     Offline(student, teacher, Needs(("layer1",), ("layer1",), (), input_gradient=True))
-    (lesson,) = Offline(student, teacher).round(batch([0, 1], side=8)).lessons
+    (lesson,) = Offline(student, teacher).run(batch([0, 1], side=8)).lessons
     assert lesson.student.taps == {} and lesson.teacher.taps == {} and lesson.teacher.input_gradient is None
 
 
-def test_a_place_that_a_network_has_not_is_named_before_anything_runs():
+def test_offline_a_place_that_a_network_has_not_is_named_before_anything_runs():
     with pytest.raises(SpecInvalid, match="layer4"):
         Offline(named("convnet4"), FrozenTeacher(named("convnet4")), Needs(teacher_taps=("layer4",)))
+
+
+def test_alone_there_is_no_lesson():
+    scheme = Alone(linear(0))
+    seen = batch([0, 1, 2, 0])
+    done = scheme.run(seen)
+    assert done.lessons == () and done.labels is seen.labels
+    assert len(done.views) == 1 and done.views[0].logits.shape == (4, 3)
+
+
+def test_alone_the_student_is_what_learns_and_what_comes_out():
+    scheme = Alone(student := linear(0))
+    assert scheme.learners() == [student] and scheme.models == {"student": student}
+
+
+def test_preparation_the_teacher_is_seen_on_both_sides_and_nothing_is_graded():
+    teacher = FrozenTeacher(named("convnet4"))
+    seen = batch([0, 1], side=8)
+    done = Preparation(teacher, Needs(teacher_taps=("layer3",))).run(seen)
+    (lesson,) = done.lessons
+    assert done.views == () and done.labels is seen.labels
+    assert lesson.student is lesson.teacher and lesson.teacher.taps["layer3"].shape == (2, 8, 4, 4)
+    assert not lesson.student.logits.requires_grad
+
+
+def test_preparation_no_network_learns_and_none_comes_out():
+    scheme = Preparation(FrozenTeacher(named("convnet4")), Needs())
+    assert scheme.learners() == [] and scheme.models == {}

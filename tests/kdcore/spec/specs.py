@@ -1,10 +1,10 @@
-"""A sound spec, what is known of all that it names, and what is told about changes to it."""
+"""A valid spec, the facts of what it names, and the faults of changed specs."""
 
 from typing import Any
 
 from base.errors import Fault
 from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.catalog.programs import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts
 from kdcore.spec import JobSpec, Known, as_typed, each_teacher, fit, parse, read, resolve
 
 SOUND = {
@@ -25,7 +25,7 @@ POOL = DATA.model_copy(update={"labelled": False, "num_classes": 0, "class_names
 TEACHER = ModelFacts(architecture="resnet56", num_classes=3, channels=3, parameters=1, bytes=4, format="pytorch")
 TRACED = ProgramFacts(num_classes=3, channels=3, parameters=1, bytes=4, image_size=(32, 32))
 
-Told = list[tuple[str, str, str]]
+Faults = list[tuple[str, str, str]]
 """Pointer, code and message of each fault."""
 
 
@@ -33,16 +33,16 @@ def body(**changes: Any) -> dict[str, Any]:
     return {**SOUND, **changes}
 
 
-def of_rules(**changes: Any) -> Told:
-    """What a changed spec is told before anything is looked up."""
-    return told(read(body(**changes))[2])
+def rule_faults(**changes: Any) -> Faults:
+    """The faults of a changed spec before anything is looked up."""
+    return as_tuples(read(body(**changes))[2])
 
 
 def known(spec: dict[str, Any], network: ModelFacts | str = TEACHER, **more: Any) -> Known:
-    """All that a spec names, found: each checkpoint holds the same network."""
+    """The facts of all that a spec names. Each checkpoint holds the same network."""
     _, fields, _ = read(spec)
     facts = network if isinstance(network, ModelFacts) else TEACHER.model_copy(update={"architecture": network})
-    teachers = {at: TRACED if asked.program is not None else facts for at, asked in each_teacher(fields)}
+    teachers = {at: TRACED if teacher.program is not None else facts for at, teacher in each_teacher(fields)}
     found: dict[str, Any] = {
         "dataset": DATA,
         "teachers": teachers,
@@ -51,11 +51,11 @@ def known(spec: dict[str, Any], network: ModelFacts | str = TEACHER, **more: Any
     return Known(**{**found, **more})
 
 
-def of_fit(*, network: ModelFacts | str = TEACHER, more: dict[str, Any] | None = None, **changes: Any) -> Told:
-    """What a changed spec is told once all that it names has been found."""
+def fit_faults(*, network: ModelFacts | str = TEACHER, more: dict[str, Any] | None = None, **changes: Any) -> Faults:
+    """The faults of a changed spec after all that it names was found."""
     spec = body(**changes)
-    assert of_rules(**changes) == []
-    return told(as_typed(fit(read(spec)[1], known(spec, network, **(more or {}))), spec))
+    assert rule_faults(**changes) == []
+    return as_tuples(as_typed(fit(read(spec)[1], known(spec, network, **(more or {}))), spec))
 
 
 def resolved(*, network: ModelFacts | str = TEACHER, more: dict[str, Any] | None = None, **changes: Any) -> JobSpec:
@@ -63,5 +63,5 @@ def resolved(*, network: ModelFacts | str = TEACHER, more: dict[str, Any] | None
     return resolve(parse(spec), known(spec, network, **(more or {})))
 
 
-def told(faults: list[Fault]) -> Told:
+def as_tuples(faults: list[Fault]) -> Faults:
     return [(fault.pointer, fault.code, fault.message) for fault in faults]

@@ -1,12 +1,13 @@
-"""What looked-up facts say: each misfit as it is told, and a near miss that fits."""
+"""Each fault of a spec beside the facts of what it names, and a near miss that fits."""
 
 from typing import Any
 
 import pytest
 
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
-from kdcore.spec import Known, Training, Unlabelled, fit, images_to_train_on, read
-from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, body, of_fit, told
+from kdcore.spec import Known, Training, Unlabelled, fit, read
+from kdcore.spec.fitting import images_to_train_on
+from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, as_tuples, body, fit_faults
 
 GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
 
@@ -34,17 +35,21 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
     # The data.
     "data without labels": (
         {"more": data(labelled=False, num_classes=0, class_names=[])},
-        ("/dataset", "not_allowed", "the data set holds no labels: a student is measured on labelled images"),
+        ("/dataset", "not_allowed", "the data set has no labels, and a student is measured on labelled images"),
         {"more": data(class_names=["a", "b", "c"])},
     ),
     "a pool of other channels": (
         {"unlabelled": "theirs", "more": {"unlabelled": POOL.model_copy(update=GREY)}},
-        ("/unlabelled", "not_allowed", "the data set's images have channels 3, these 1"),
+        ("/unlabelled", "not_allowed", "the data set's images have channels 3, these have 1"),
         {"unlabelled": "theirs"},
     ),
     "a pool of another size": (
         {"unlabelled": {"source": "theirs"}, "more": {"unlabelled": POOL.model_copy(update={"image_size": (64, 32)})}},
-        ("/unlabelled/source", "not_allowed", "the data set's images have height and width [32, 32], these [64, 32]"),
+        (
+            "/unlabelled/source",
+            "not_allowed",
+            "the data set's images have height and width [32, 32], these have [64, 32]",
+        ),
         {"unlabelled": {"source": "theirs"}, "more": {"unlabelled": POOL.model_copy(update={"train": 5})}},
     ),
     "less than a batch": (
@@ -64,7 +69,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
     # The teacher.
     "a teacher of other classes": (
         other(num_classes=10),
-        ("/teacher/checkpoint", "teacher_mismatch", "the teacher tells 10 classes apart, the data set has 3"),
+        ("/teacher/checkpoint", "teacher_mismatch", "the teacher has 10 classes, the data set has 3"),
         other(class_names=["a", "b", "c"]),
     ),
     "a teacher of classes in another order": (
@@ -72,7 +77,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/teacher/checkpoint",
             "teacher_mismatch",
-            "the teacher's classes are named or ordered otherwise than the data set's",
+            "the teacher's class names, or their order, differ from the data set's",
         ),
         other(class_names=None),
     ),
@@ -134,7 +139,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
             "teacher": [ONE, OTHER],
             "more": {"teachers": {"/teacher/0": TEACHER, "/teacher/1": TEACHER.model_copy(update={"num_classes": 9})}},
         },
-        ("/teacher/1/checkpoint", "teacher_mismatch", "the teacher tells 9 classes apart, the data set has 3"),
+        ("/teacher/1/checkpoint", "teacher_mismatch", "the teacher has 9 classes, the data set has 3"),
         {"teacher": [ONE, OTHER]},
     ),
     "a teacher's normalisation": (
@@ -186,7 +191,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/method/1",
             "missing",
-            "'crd' finds no place to compare resnet20 with torchvision/squeezenet1_0 by itself: name its tap",
+            "'crd' has no default places to compare resnet20 with torchvision/squeezenet1_0: name its tap",
         ),
         {
             "method": ["kd", {"name": "crd", "tap": {"student": "fc@in", "teacher": "features.12"}}],
@@ -198,7 +203,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/method/taps",
             "missing",
-            "'activation_boundary' finds no place to compare resnet20 with shufflenetv2 by itself: name its taps",
+            "'activation_boundary' has no default places to compare resnet20 with shufflenetv2: name its taps",
         ),
         {"method": {"name": "activation_boundary"}, "network": "shufflenetv1"},
     ),
@@ -207,8 +212,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/method",
             "missing",
-            "'ofd' finds no place to compare resnet20 with torchvision/vgg11 by itself: name its taps (the teacher's "
-            "need a batch norm right before their ReLU)",
+            "'ofd' has no default places to compare resnet20 with torchvision/vgg11: name its taps (the teacher's "
+            "taps need a batch norm directly before their ReLU)",
         ),
         {"method": "ofd", "network": "torchvision/vgg11_bn", "more": data(image_size=(64, 64))},
     ),
@@ -272,7 +277,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
     ),
     "an exit at a vector": (
         {"teacher": None, "method": {"name": "byot", "exits": ["layer1", "fc@in"]}, **shapes(**{"fc@in": [64]})},
-        ("/method/exits/1", "not_allowed", "fc@in of resnet20 gives 64 for each image; 'byot' leaves at a map"),
+        ("/method/exits/1", "not_allowed", "fc@in of resnet20 gives 64 for each image; an exit of 'byot' needs a map"),
         {"teacher": None, "method": {"name": "byot", "exits": ["layer1"]}, **shapes(layer1=[16, 32, 32])},
     ),
     "features that nobody knows": (
@@ -280,7 +285,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/method",
             "not_allowed",
-            "'byot' teaches the features that torchvision/squeezenet1_0 classifies by, and where they are is not known",
+            "'byot' compares the input of the classifier, and its place in torchvision/squeezenet1_0 is not known",
         ),
         {"teacher": None, "method": "byot", "student": "torchvision/resnet18"},
     ),
@@ -302,17 +307,17 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
                 }
             },
         },
-        ("/method/exits", "missing", "timm/plain has no known stages to leave it at: name the exits"),
+        ("/method/exits", "missing", "timm/plain has no known places for exits: name the exits"),
         {"teacher": None, "method": {"name": "byot"}, "student": "timm/plain"},
     ),
 }
 
 
 @pytest.mark.parametrize(("wrong", "fault", "near_miss"), CASES.values(), ids=CASES)
-def test_a_misfit_is_told_alone_and_a_near_miss_fits(wrong, fault, near_miss):
+def test_fit_returns_one_fault_and_none_for_a_near_miss(wrong, fault, near_miss):
     """The last near miss is a network of timm's that nobody has built: what cannot be known is no fault."""
-    assert of_fit(**wrong) == [fault]
-    assert of_fit(**near_miss) == []
+    assert fit_faults(**wrong) == [fault]
+    assert fit_faults(**near_miss) == []
 
 
 @pytest.mark.parametrize(
@@ -330,11 +335,11 @@ def test_a_misfit_is_told_alone_and_a_near_miss_fits(wrong, fault, near_miss):
     ],
     ids=str,
 )
-def test_what_fits_or_cannot_be_known_is_not_complained_about(changes):
-    assert of_fit(**changes) == []
+def test_fit_accepts_what_fits_or_is_not_known(changes):
+    assert fit_faults(**changes) == []
 
 
-def test_misfits_of_all_kinds_come_back_together():
+def test_fit_returns_all_faults_together():
     spec = body(teacher=[ONE, PROGRAM], student={"architecture": "torchvision/resnet18"}, assistants=["vgg8"])
     tiny = DATA.model_copy(update={"image_size": (4, 4), **GREY})
     found = Known(
@@ -342,7 +347,7 @@ def test_misfits_of_all_kinds_come_back_together():
         unlabelled=POOL,
         teachers={"/teacher/0": TEACHER.model_copy(update={"num_classes": 9}), "/teacher/1": TRACED},
     )
-    assert [(pointer, code) for pointer, code, _ in told(fit(read(spec)[1], found))] == [
+    assert [(pointer, code) for pointer, code, _ in as_tuples(fit(read(spec)[1], found))] == [
         ("/unlabelled/source", "not_allowed"),
         ("/unlabelled/source", "not_allowed"),
         ("/teacher/0/checkpoint", "teacher_mismatch"),
@@ -365,7 +370,7 @@ def test_misfits_of_all_kinds_come_back_together():
         (4, 0.1, None, True, 3),
     ],
 )
-def test_an_epoch_sees_what_is_not_held_out(train, fraction, pool, labelled_too, left):
+def test_images_to_train_on_excludes_held_out_images(train, fraction, pool, labelled_too, left):
     """Of 45 a tenth is 4.5, rounded to the even 4; of 4 one is held out, though a tenth would be none."""
     dataset = DATA.model_copy(update={"train": train})
     images = None if pool is None else POOL.model_copy(update={"train": pool})

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from kdcore.classifier import Classifier
-from kdcore.data import Images, material, with_unlabelled
+from kdcore.data.images import Images, TrainingSet
 from kdcore.models import build
-from kdcore.schemes.alone import Alone
-from kdcore.spec import GIVEN, Leg, Unlabelled, legs, numbered, trials
-from kdcore.training import Observer, Stage, Training
+from kdcore.schemes.offline import Alone
+from kdcore.spec import GIVEN, Stage, Unlabelled, numbered, trials
+from kdcore.training import Observer, StageTraining
 from tests.kdcore.spec.specs import DATA, POOL, resolved
 
 NINE = {"training": {"epochs": 9, "batch_size": 100, "seed": 5}}
@@ -27,31 +27,32 @@ def planned(**changes: Any) -> list[tuple[str, list[str], str | None, list[str],
             [method.name for method in trial.methods],
             trial.seed,
         )
-        for trial in trials(resolved(**{**NINE, **changes}))
+        for trial in trials(resolved(**{**NINE, **changes}), DATA, POOL if "unlabelled" in changes else None)
     ]
 
 
 def in_steps(**changes: Any) -> list[tuple[str, int, int]]:
     spec = resolved(**{**NINE, **changes})
-    return [(leg.name, leg.epochs, leg.steps) for leg in legs(spec, DATA, POOL if "unlabelled" in changes else None)]
+    planned = trials(spec, DATA, POOL if "unlabelled" in changes else None)
+    return [(stage.name, stage.epochs, stage.steps) for trial in planned for stage in trial.stages]
 
 
-def test_one_student_of_one_teacher():
+def test_trials_one_student_of_one_teacher():
     assert planned() == [("student", ["resnet20"], GIVEN, ["kd"], 5)]
     assert in_steps() == [("student", 9, 81)]
 
 
-def test_a_student_of_labels_alone():
+def test_trials_a_student_of_labels_alone():
     assert planned(method="supervised", teacher=None) == [("student", ["resnet20"], None, [], 5)]
 
 
-def test_a_baseline_comes_last_from_the_same_seed():
+def test_trials_a_baseline_comes_last_from_the_same_seed():
     assert planned(baseline="train")[1:] == [("alone", ["resnet20"], None, [], 5)]
     assert in_steps(baseline="train") == [("student", 9, 81), ("alone", 9, 81)]
     assert len(planned(baseline="job:job_1")) == 1
 
 
-def test_methods_of_two_stages_each_have_one_before_the_labels():
+def test_trials_methods_of_two_stages_each_have_one_before_the_labels():
     """30 of 240 epochs are 1.125 of nine, rounded to one; the baseline has no such stage."""
     assert in_steps(method=["fsp", "kd", "factor_transfer"], baseline="train") == [
         ("student/fsp", 1, 9),
@@ -64,13 +65,13 @@ def test_methods_of_two_stages_each_have_one_before_the_labels():
     assert in_steps(method="fitnet") == [("student", 9, 81)]
 
 
-def test_stages_of_the_same_method_are_told_apart():
+def test_numbered_stages_of_the_same_method_are_told_apart():
     early, late = ({"name": "fsp", "taps": taps} for taps in (["layer1", "layer2"], ["layer2", "layer3"]))
     assert [name for name, _, _ in in_steps(method=[early, late])] == ["student/fsp", "student/fsp-2", "student"]
     assert numbered(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]
 
 
-def test_a_chain_is_walked_from_the_teacher_down():
+def test_trials_a_chain_is_walked_from_the_teacher_down():
     assert planned(assistants=["resnet44", "resnet32"], baseline="train") == [
         ("assistant-1", ["resnet44"], GIVEN, ["kd"], 5),
         ("assistant-2", ["resnet32"], "assistant-1", ["kd"], 5),
@@ -80,7 +81,7 @@ def test_a_chain_is_walked_from_the_teacher_down():
     assert [steps for _, _, steps in in_steps(assistants=["resnet44", "resnet32"])] == [81, 81, 81]
 
 
-def test_generations_of_a_teacher():
+def test_trials_generations_of_a_teacher():
     assert planned(method="born_again") == [
         ("generation-1", ["resnet20"], GIVEN, ["born_again"], 5),
         ("generation-2", ["resnet20"], "generation-1", ["born_again"], 6),
@@ -88,7 +89,7 @@ def test_generations_of_a_teacher():
     ]
 
 
-def test_generations_of_nobody_begin_with_labels_alone():
+def test_trials_generations_of_nobody_begin_with_labels_alone():
     assert planned(method="born_again", teacher=None, baseline="train") == [
         ("generation-1", ["resnet20"], None, [], 5),
         ("generation-2", ["resnet20"], "generation-1", ["born_again"], 6),
@@ -102,20 +103,20 @@ def test_generations_of_nobody_begin_with_labels_alone():
     ]
 
 
-def test_a_generation_is_tapped_alike_on_both_sides():
+def test_trials_a_generation_is_tapped_alike_on_both_sides():
     """Only the first generation learns from the teacher that was given, and looks at its layers."""
     spec = resolved(method=["born_again", "attention"], network="wrn_40_2")
-    taps = [[(pair.student, pair.teacher) for pair in trial.methods[1].pairs] for trial in trials(spec)]
+    taps = [[(pair.student, pair.teacher) for pair in trial.methods[1].pairs] for trial in trials(spec, DATA, None)]
     assert taps[0][0] == ("layer1", "block1")
     assert taps[1][0] == taps[2][0] == ("layer1", "layer1")
 
 
-def test_staged_methods_begin_every_generation_that_is_taught():
+def test_trials_staged_methods_begin_every_generation_that_is_taught():
     names = [name for name, _, _ in in_steps(method=["born_again", "fsp"], teacher=None)]
     assert names == ["generation-1", "generation-2/fsp", "generation-2", "student/fsp", "student"]
 
 
-def test_one_generation_is_the_student():
+def test_trials_one_generation_is_the_student():
     one = {"name": "born_again", "generations": 1}
     assert planned(method=one) == [("student", ["resnet20"], GIVEN, ["born_again"], 5)]
 
@@ -133,7 +134,7 @@ def test_parts_of_one_network_train_in_one_trial(method: str):
 
 
 @pytest.mark.parametrize(("labelled_too", "steps"), [(True, 14), (False, 5)])
-def test_a_pool_makes_epochs_longer_but_for_the_baseline(labelled_too: bool, steps: int):
+def test_trials_a_pool_makes_epochs_longer_but_for_the_baseline(labelled_too: bool, steps: int):
     """900 labelled images and 500 others, in batches of 100."""
     pool = {"source": "theirs", "labelled_too": labelled_too}
     assert in_steps(unlabelled=pool, method="fsp", baseline="train") == [
@@ -148,24 +149,28 @@ def test_a_pool_makes_epochs_longer_but_for_the_baseline(labelled_too: bool, ste
     ("train", "pool", "fraction", "batch_size"),
     [(100, 0, 0.1, 10), (97, 0, 0.1, 8), (45, 13, 0.1, 7), (40, 9, 0.33, 4), (9, 3, 0.05, 2)],
 )
-def test_the_engine_takes_as_many_steps_as_the_plan_says(train, pool, fraction, batch_size, labelled_too):
+def test_trials_the_engine_takes_as_many_steps_as_the_plan_says(train, pool, fraction, batch_size, labelled_too):
     asked = Unlabelled(source="theirs", labelled_too=labelled_too) if pool else None
     training = {"epochs": 3, "batch_size": batch_size, "validation_fraction": fraction}
     spec = resolved(training=training, **({"unlabelled": asked.model_dump()} if asked else {}))
     data, more = DATA.model_copy(update={"train": train}), POOL.model_copy(update={"train": pool})
-    (leg,) = legs(spec, data, more if asked else None)
-    learned_from = material(_images(train, labels=3), spec.training)
+    ((stage,),) = (trial.stages for trial in trials(spec, data, more if asked else None))
+    training_set = TrainingSet.of(_images(train, labels=3), spec.training)
     if asked is not None:
-        learned_from = with_unlabelled(learned_from, _images(pool, labels=0), asked)
-    engine = Training(
+        training_set = training_set.with_unlabelled(_images(pool, labels=0), asked)
+    engine = StageTraining(
         scheme=Alone(Classifier(build("convnet4", 3, 3), [0.5] * 3, [0.2] * 3)),
-        stage=Stage(leg.epochs, 1.0, 0.0, None),
+        objective=None,
+        alpha=1.0,
+        beta=0.0,
+        smoothing=0.0,
+        epochs=stage.epochs,
         recipe=spec.training,
-        material=learned_from,
+        training_set=training_set,
         num_classes=3,
         observer=Observer(metric=lambda *_: None, after_step=lambda _: None),
     )
-    assert leg == Leg("student", 3, 3 * engine.steps_per_epoch)
+    assert stage == Stage("student", 3, 3 * engine.steps_per_epoch)
 
 
 def _images(count: int, labels: int) -> Images:

@@ -1,8 +1,9 @@
 import pytest
 
 from base.errors import Fault, SpecFaults
-from kdcore.spec import JobSpec, Kd, Supervised, as_typed, parse, read
-from kdcore.spec.methods import NAMES
+from kdcore.spec import METHODS, JobSpec, as_typed, parse, read
+from kdcore.spec.methods.response import Kd
+from kdcore.spec.methods.schemes import Supervised
 
 SOUND = {
     "dataset": "cifar100",
@@ -20,19 +21,19 @@ def faults(**changes) -> dict[str, str]:
     return {fault.pointer: fault.message for fault in found}
 
 
-def test_a_plain_name_stands_for_an_object():
+def test_parse_reads_a_plain_name_as_an_object():
     spec = parse({**SOUND, "student": "resnet8", "training": {"optimizer": "adamw", "augmentation": "none"}})
     assert spec.method == Kd() and spec.dataset.source == "cifar100"
     assert spec.student.architecture == "resnet8"
     assert spec.training.optimizer.name == "adamw" and spec.training.augmentation.name == "none"
 
 
-def test_what_was_read_reads_back():
+def test_parse_reads_its_own_json():
     spec = parse({**SOUND, "training": {"mix": {"name": "cutmix", "alpha": 0.5}, "schedule": "cosine"}})
     assert parse(spec.as_json()) == spec
 
 
-def test_many_mistakes_of_many_kinds_come_back_together():
+def test_read_returns_all_faults_together():
     found = faults(
         temprature=4,
         student={"architecture": "resnet21"},
@@ -56,26 +57,26 @@ def test_many_mistakes_of_many_kinds_come_back_together():
     assert "did you mean 'momentum'" in found["/training/optimizer/momentun"]
 
 
-def test_a_bad_field_hides_no_contradiction_between_good_ones():
+def test_read_applies_rules_to_the_valid_fields():
     found = faults(method="supervised", temperature=3, student="nonsense")
     assert set(found) == {"/student", "/teacher", "/temperature"}
 
 
-def test_required_fields_are_named():
+def test_read_names_required_fields():
     assert set(faults(dataset=None, student=None, method=None)) == {"/dataset", "/student", "/method"}
     assert set(faults(teacher={})) == {"/teacher/checkpoint"}
 
 
-def test_unknown_names_offer_the_nearest():
+def test_read_suggests_similar_names():
     _, _, (fault,) = read({**SOUND, "student": "resnet21"})
     assert fault.got == "resnet21" and "resnet20" in fault.allowed
     _, _, (fault,) = read({**SOUND, "method": {"name": "kdd"}})
-    assert fault.pointer == "/method/name" and fault.allowed == list(NAMES)
+    assert fault.pointer == "/method/name" and fault.allowed == list(METHODS)
     assert fault.message == "no such name: 'kdd'; did you mean 'kd'?"
 
 
 @pytest.mark.parametrize("body", [None, [], "kd", 3], ids=str)
-def test_a_body_that_is_no_object(body):
+def test_read_refuses_a_body_that_is_no_object(body):
     spec, partial, (fault,) = read(body)
     assert spec is None and partial == {} and fault.pointer == ""
 
@@ -185,12 +186,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("changes", "fault"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_where_it_was_typed(changes, fault):
+def test_read_points_to_the_field_as_written(changes, fault):
     _, _, found = read({**SOUND, **changes})
     assert [(one.pointer, one.code, one.message) for one in found] == [fault]
 
 
-def test_mistakes_in_several_lists_come_back_together():
+def test_read_returns_faults_of_several_lists_together():
     found = faults(
         teacher=[{"checkpoint": "model:a"}, {"checkpoint": "b"}],
         student=["resnet20", {"architecture": "q9"}, "q10"],
@@ -207,12 +208,12 @@ def test_mistakes_in_several_lists_come_back_together():
     }
 
 
-def test_numbers_that_are_none_are_refused():
+def test_read_refuses_nan_and_out_of_range_numbers():
     assert set(faults(alpha=float("nan"))) == {"/alpha"}
     assert set(faults(temperature=0)) == {"/temperature"}
 
 
-def test_a_spec_is_frozen_and_parse_raises_with_all_faults():
+def test_parse_returns_a_frozen_spec_or_raises_all_faults():
     spec = parse({**SOUND, "method": "supervised", "teacher": None})
     assert isinstance(spec.method, Supervised)
     with pytest.raises(ValueError, match="frozen"):
@@ -222,7 +223,7 @@ def test_a_spec_is_frozen_and_parse_raises_with_all_faults():
     assert [fault.pointer for fault in caught.value.faults] == ["/alpha", "/beta"]
 
 
-def test_every_field_says_what_it_means_and_every_number_has_bounds():
+def test_job_spec_schema_has_descriptions_and_bounds():
     schema = JobSpec.model_json_schema()
     assert "T²" in schema["description"]
     words = [*schema["$defs"].items(), ("JobSpec", schema)]
@@ -242,14 +243,14 @@ def bounded(field: dict) -> bool:
     return all((low & set(part) and high & set(part)) or known & set(part) for part in numbers)
 
 
-def test_the_schema_shows_plain_names_and_lists():
+def test_job_spec_schema_shows_plain_names_and_lists():
     """What a client's own validator refuses because of our schema, it can never send."""
     schema = JobSpec.model_json_schema()
     one, several = schema["properties"]["method"]["oneOf"]
     assert several["type"] == "array" and several["items"] == one
     plain, objects = one["anyOf"]
-    assert plain["enum"] == list(NAMES)
-    assert set(objects["discriminator"]["mapping"]) == set(NAMES)
+    assert plain["enum"] == list(METHODS)
+    assert set(objects["discriminator"]["mapping"]) == set(METHODS)
     assert all(schema["$defs"][ref.rpartition("/")[2]]["required"] == ["name"] for ref in refs(objects["oneOf"]))
     assert schema["properties"]["dataset"]["anyOf"][0] == {"type": "string"}
     assert schema["$defs"]["Crd"]["properties"]["tap"]["anyOf"][0]["type"] == "string"
@@ -259,7 +260,7 @@ def refs(parts: list[dict]) -> list[str]:
     return [part["$ref"] for part in parts]
 
 
-def test_faults_point_at_what_was_typed():
+def test_as_typed_points_to_the_plain_name():
     """A plain name is one value; inside a real object, or at a field that is missing, the pointer stays."""
     body = {"student": "resnet8", "teacher": {"checkpoint": "x"}, "training": {"schedule": "cosine"}}
     asked = [

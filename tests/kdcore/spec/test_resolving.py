@@ -4,11 +4,20 @@ from typing import Any
 
 import pytest
 
-from kdcore.catalog import METHODS, architecture
-from kdcore.spec import CropFlip, JobSpec, Known, NoAugmentation, RandomResizedCrop, parse, read, resolve, takes_taps
-from kdcore.spec.methods import NAMES, Ofd
-from kdcore.spec.weights import is_staged
-from tests.kdcore.spec.specs import DATA, ONE, OTHER, PROGRAM, TEACHER, body, known, of_fit, resolved
+from kdcore.catalog import architecture
+from kdcore.spec import (
+    METHODS,
+    CropFlip,
+    JobSpec,
+    Known,
+    NoAugmentation,
+    RandomResizedCrop,
+    parse,
+    read,
+    resolve,
+)
+from kdcore.spec.methods.features import Ofd
+from tests.kdcore.spec.specs import DATA, ONE, OTHER, PROGRAM, TEACHER, body, fit_faults, known, resolved
 
 PAIRS = [
     ("resnet56", "resnet20"),
@@ -21,22 +30,22 @@ PAIRS = [
 
 def alone(name: str, student: str) -> dict[str, Any]:
     """A job of one method with whatever it needs, and nothing else."""
-    teacher = None if METHODS[name].teacher == "none" else {"checkpoint": "model:big"}
+    teacher = None if METHODS[name].facts.teacher == "none" else {"checkpoint": "model:big"}
     return {"method": name, "teacher": teacher, "student": [student, student] if name == "dml" else student}
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_method_alone_is_spelled_out(name: str, teacher: str, student: str):
+@pytest.mark.parametrize("name", METHODS)
+def test_resolve_writes_out_every_default_of_every_method(name: str, teacher: str, student: str):
     if name == "one" and architecture(student).source != "kdcore":
         return
     changes = alone(name, student)
     widths_differ = name == "fsp" and student != "resnet20"
-    assert [pointer for pointer, _, _ in of_fit(network=teacher, **changes)] == ["/method"] * widths_differ
+    assert [pointer for pointer, _, _ in fit_faults(network=teacher, **changes)] == ["/method"] * widths_differ
     spec = resolved(network=teacher, **changes)
-    facts, (method,) = METHODS[name], spec.methods
+    facts, (method,) = METHODS[name].facts, spec.methods
     assert (spec.alpha, spec.beta, spec.temperature) == (facts.alpha, facts.beta, facts.temperature)
-    assert bool(method.pairs) == takes_taps(method)
+    assert bool(method.pairs) == method.compares_taps
     left = {option for option, value in method.model_dump().items() if value is None}
     assert left <= {"weight"} | ({"pretraining_epochs"} if name == "fitnet" else set())
     again = parse(spec.as_json())
@@ -49,7 +58,7 @@ def test_every_method_alone_is_spelled_out(name: str, teacher: str, student: str
 @pytest.mark.parametrize(
     ("epochs", "warmup", "rampup", "pretraining"), [(240, 20, 64, 30), (60, 5, 16, 8), (8, 1, 2, 1), (2, 0, 1, 1)]
 )
-def test_stages_and_warm_ups_scale_with_the_epochs(epochs, warmup, rampup, pretraining):
+def test_resolve_scales_stages_and_warm_ups_with_the_epochs(epochs, warmup, rampup, pretraining):
     """20 and 30 of 240 epochs, 80 of 300; a stage has one epoch at least, a warm-up may be none."""
     training = {"training": {"epochs": epochs}}
     for name in ("dkd", "reviewkd"):
@@ -58,11 +67,11 @@ def test_stages_and_warm_ups_scale_with_the_epochs(epochs, warmup, rampup, pretr
     two_stages = {"name": "fitnet", "stages": "two"}
     for method in (two_stages, "factor_transfer", "activation_boundary", "fsp"):
         staged = resolved(method=method, **training).methods[0]
-        assert is_staged(staged) and staged.pretraining_epochs == pretraining
+        assert staged.first_stage is not None and staged.pretraining_epochs == pretraining
     assert resolved(method="fitnet", **training).methods[0].pretraining_epochs is None
 
 
-def test_what_was_given_stays():
+def test_resolve_keeps_given_values():
     spec = resolved(temperature=1.5, alpha=0.0, beta=2.0)
     assert (spec.temperature, spec.alpha, spec.beta) == (1.5, 0.0, 2.0)
     method = {"name": "dkd", "warmup_epochs": 0}
@@ -71,14 +80,14 @@ def test_what_was_given_stays():
     assert [pair.student for pair in resolved(method=named).methods[0].pairs] == ["layer1.0"]
 
 
-def test_kd_has_the_weights_of_crds_code_and_standardized_those_of_its_paper():
+def test_resolve_kd_has_crds_weights_and_standardized_its_papers():
     spec = resolved()
     assert (spec.temperature, spec.alpha, spec.beta) == (4.0, 0.1, 0.9)
     spec = resolved(method={"name": "kd", "standardize": True})
     assert (spec.temperature, spec.alpha, spec.beta) == (2.0, 0.1, 9.0)
 
 
-def test_a_sum_has_weights_of_its_own_and_beta_1():
+def test_resolve_gives_a_sum_own_weights_and_beta_1():
     spec = resolved(method=["kd", "attention", {"name": "crd", "weight": 0.5}])
     assert [method.weight for method in spec.methods] == [0.9, 1000.0, 0.5]
     assert (spec.temperature, spec.alpha, spec.beta) == (4.0, 0.1, 1.0)
@@ -92,7 +101,7 @@ def test_a_sum_has_weights_of_its_own_and_beta_1():
     [(["kd"], None, 0.9), (["kd"], 2.0, 2.0), ([{"name": "kd", "weight": 0.5}], None, 1.0)],
     ids=str,
 )
-def test_a_list_of_one_means_what_that_one_means(method, beta, resolved_beta):
+def test_resolve_treats_a_list_of_one_as_that_method(method, beta, resolved_beta):
     spec = resolved(method=method, beta=beta)
     assert isinstance(spec.method, tuple) and spec.beta == resolved_beta
     assert spec.methods[0].weight == (None if method == ["kd"] else 0.5)
@@ -115,19 +124,19 @@ def test_a_list_of_one_means_what_that_one_means(method, beta, resolved_beta):
     ],
     ids=str,
 )
-def test_resolving_twice_changes_nothing(changes):
+def test_resolve_is_idempotent(changes):
     spec = resolved(**changes)
     found = known(body(**changes))
     assert resolve(spec, found) == spec == resolve(parse(spec.as_json()), found)
     assert read(spec.as_json())[2] == []
 
 
-def test_nothing_is_left_to_guess():
+def test_resolve_leaves_no_default_open():
     left = [name for name, value in resolved().as_json().items() if value is None]
     assert left == ["name", "unlabelled"]
 
 
-def test_a_method_on_a_network_that_only_a_download_tells_of_waits_for_its_taps():
+def test_resolve_leaves_taps_open_until_the_teacher_is_known():
     changes = {"method": ["kd", "attention"], "teacher": {"checkpoint": "weights:resnet50"}}
     spec = resolve(parse(body(**changes)), Known(dataset=DATA))
     assert spec.methods[1].pairs == () and spec.methods[1].weight == 1000
@@ -135,12 +144,12 @@ def test_a_method_on_a_network_that_only_a_download_tells_of_waits_for_its_taps(
     assert len(resolve(spec, found).methods[1].pairs) == 3
 
 
-def test_supervised_has_one_weight():
+def test_resolve_supervised_has_only_alpha():
     spec = resolved(method="supervised", teacher=None)
     assert (spec.temperature, spec.alpha, spec.beta, spec.teacher) == (None, 1.0, None, None)
 
 
-def test_each_model_is_normalised_its_own_way():
+def test_resolve_normalises_each_model_its_own_way():
     own = TEACHER.model_copy(update={"mean": [0.1] * 3, "std": [0.9] * 3})
     spec = resolved(network=own, assistants=["resnet32"])
     assert spec.teachers[0].preprocessing.mean == (0.1, 0.1, 0.1)
@@ -149,7 +158,7 @@ def test_each_model_is_normalised_its_own_way():
     assert spec.teachers[0].architecture == "resnet56"
 
 
-def test_several_teachers_weigh_alike_and_a_program_has_no_architecture():
+def test_resolve_weighs_several_teachers_equally():
     teachers = resolved(teacher=[ONE, {**PROGRAM, "weight": 3}]).teachers
     assert [(one.weight, one.architecture) for one in teachers] == [(1.0, "resnet56"), (3.0, None)]
     assert all(one.preprocessing is not None for one in teachers)
@@ -157,11 +166,11 @@ def test_several_teachers_weigh_alike_and_a_program_has_no_architecture():
 
 
 @pytest.mark.parametrize(("epochs", "milestones"), [(240, (150, 180, 210)), (60, (38, 45, 52)), (2, (1,)), (1, ())])
-def test_milestones_scale_with_the_epochs(epochs, milestones):
+def test_resolve_scales_milestones_with_the_epochs(epochs, milestones):
     assert resolved(training={"epochs": epochs}).training.schedule.milestones == milestones
 
 
-def test_augmentation_follows_the_images():
+def test_resolve_chooses_augmentation_by_the_images():
     def of(**update: Any) -> JobSpec:
         return resolved(more={"dataset": DATA.model_copy(update=update)})
 

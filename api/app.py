@@ -1,0 +1,96 @@
+"""The application: its routes, what they share (database, files, inspections), the sweep, and the OpenAPI document."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from api import problems
+from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
+from api.middleware import Middleware
+from api.routes import (
+    architectures,
+    artifacts,
+    attempts,
+    datasets,
+    events,
+    jobs,
+    logs,
+    methods,
+    metrics,
+    models,
+    monitoring,
+    page,
+    uploads,
+)
+from api.sweep import Sweep
+from base.folders import remove_abandoned
+from kdcore.spec import JobSpec
+from store.database import Database
+from store.file_store import FileStore
+from store.settings import Settings
+
+V1 = (jobs, attempts, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, monitoring)
+
+
+def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: Inspector | None = None) -> FastAPI:
+    """The application. `wake_workers` is called after a commit; it must return at once and never raise."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.database_url)
+        files = FileStore(settings.files)
+        scratch = settings.home / "inspect"
+        remove_abandoned(scratch, FOREIGN_AFTER_S)
+        app.state.settings = settings
+        app.state.wake_workers = wake_workers
+        app.state.database = database
+        app.state.files = files
+        app.state.inspections = Inspections(database, files, inspector or Inspector(scratch))
+        sweeping = asyncio.create_task(Sweep(database, settings, wake_workers).run())
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            await asyncio.wait([sweeping])
+            await database.close()
+
+    app = FastAPI(
+        title="Distillery",
+        version=version("distillery"),
+        summary="Distils a large image classifier into a small one, and proves that it helped.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    problems.install(app)
+    v1 = APIRouter(responses=problems.responses(*problems.EVERYWHERE))
+    for resource in V1:
+        v1.include_router(resource.router)
+    app.include_router(v1)
+    app.include_router(monitoring.probes)
+    app.include_router(page.router)
+    app.mount("/static", page.static)
+    app.add_middleware(Middleware)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the schemas of the job spec and of problems, and the key."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        for name, model in (("JobSpec", JobSpec), ("Problem", problems.ProblemView)):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[name] = schema
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}, {}]
+        app.openapi_schema = document
+    return app.openapi_schema

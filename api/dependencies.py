@@ -1,0 +1,40 @@
+"""Dependencies of routes: the caller, database, files, settings, and services that the application holds.
+
+Every dependency is a coroutine: FastAPI would run a plain function in a thread, which costs each request a hop.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from api.auth import Member, member
+from api.inspections import Inspections
+from api.references import References
+from store.database import Database
+from store.file_store import FileStore
+from store.settings import Settings
+
+
+def _held(name: str) -> Any:
+    """A dependency on what `create_app` has put into the application's state under this name."""
+
+    async def held(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(held)
+
+
+Caller = Annotated[Member, Depends(member)]
+Config = Annotated[Settings, _held("settings")]
+Db = Annotated[Database, _held("database")]
+Files = Annotated[FileStore, _held("files")]
+InspectionsDep = Annotated[Inspections, _held("inspections")]
+WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
+
+
+async def references(db: Db, inspections: InspectionsDep, caller: Caller) -> References:
+    return References(db, inspections, caller)
+
+
+ReferencesDep = Annotated[References, Depends(references)]

@@ -1,0 +1,115 @@
+"""The state of the service for its operator: health, numbers for Prometheus, workers, storage."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Query
+from sqlalchemy import Connection, text
+from starlette.responses import PlainTextResponse, Response
+
+from api.dependencies import Caller, Config, Db, Files
+from api.problems import Unauthorized, Unavailable, responses
+from api.schemas import CollectionView, Json, Page, StorageView, WorkerView, page
+from base.errors import StorageFull
+from store import collections, jobs, workers
+from store.file_store import FileStore, usage
+
+probes = APIRouter(tags=["service"])
+router = APIRouter(prefix="/v1", tags=["service"])
+
+READY_S = 3.0
+"""A load balancer waits for /readyz less long than a client waits for an answer."""
+
+
+@probes.get("/healthz")
+async def healthz() -> Response:
+    """The process answers. The database is not checked: a restart of this process would not repair it."""
+    return Json({"status": "ok"})
+
+
+@probes.get("/readyz", responses=responses(Unavailable))
+async def readyz(db: Db, files: Files, settings: Config) -> Response:
+    """Jobs can be accepted and started: a write succeeded in time, and there is disk space for files."""
+    try:
+        async with asyncio.timeout(READY_S):
+            await db.write(_try_write)
+            fault = await to_thread.run_sync(_files_fault, files, settings.min_free_bytes, abandon_on_cancel=True)
+    except TimeoutError:
+        fault = f"no write succeeded within {READY_S:g} s"
+    except StorageFull as error:
+        fault = str(error)
+    if fault is not None:
+        raise Unavailable(fault)
+    return Json({"status": "ready"})
+
+
+@probes.get("/metrics", response_class=PlainTextResponse, responses=responses(Unauthorized, Unavailable))
+async def prometheus(caller: Caller, db: Db, settings: Config) -> PlainTextResponse:
+    """Jobs by status and the number of working workers, in the text format of Prometheus."""
+    lines = await db.read(_prometheus_lines, settings.lease_s)
+    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/workers", response_model=Page[WorkerView])
+async def listing(caller: Caller, db: Db, settings: Config) -> Response:
+    """Workers and their slots. A worker that was killed is listed for a day, as not `alive`."""
+    return page([WorkerView.of(worker, settings.lease_s) for worker in await db.read(workers.list_workers)])
+
+
+@router.get("/storage", response_model=StorageView)
+async def storage(
+    *,
+    caller: Caller,
+    db: Db,
+    files: Files,
+    settings: Config,
+    limit: Annotated[int, Query(ge=0, le=collections.MAX_ROWS, description="The number of collections to list.")] = 10,
+) -> Response:
+    """Files and bytes by kind, the free disk space, and the newest collections.
+
+    Every file is counted, which is slow if there are many. `cache` is the one of the server's own host.
+    """
+    newest = await db.read(collections.list_collections, limit)
+    return Json(
+        {
+            "usage": await to_thread.run_sync(usage, files, settings.home / "cache"),
+            "free_bytes": await to_thread.run_sync(files.free_bytes),
+            "min_free_bytes": settings.min_free_bytes,
+            "collections": [CollectionView.of(collection) for collection in newest],
+        }
+    )
+
+
+def _try_write(connection: Connection) -> None:
+    """Write without changing anything. It fails on a read-only disk, and if the tables do not exist."""
+    connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+
+
+def _files_fault(files: FileStore, min_free_bytes: int) -> str | None:
+    """The reason why no file can be stored or no job started, or None. Jobs are accepted all the same, and wait."""
+    try:
+        free = files.free_bytes()
+    except OSError as error:
+        return f"no file can be stored: {error}"
+    if free < min_free_bytes:
+        return f"{free} bytes are free for files, {min_free_bytes} are needed to start a job"
+    return None if os.access(files.folder, os.W_OK) else f"no file can be stored: {files.folder} cannot be written to"
+
+
+def _prometheus_lines(connection: Connection, lease_s: float) -> list[str]:
+    by_status = {f'{{status="{name}"}}': n for name, n in sorted(jobs.count_by_status(connection).items())}
+    working = {"": len(workers.list_consuming(connection, lease_s))}
+    return [
+        *_gauge("distillery_jobs", "Jobs by status.", by_status),
+        *_gauge("distillery_workers", "Workers that take jobs.", working),
+    ]
+
+
+def _gauge(name: str, meaning: str, values: dict[str, Any]) -> Iterator[str]:
+    yield f"# HELP {name} {meaning}"
+    yield f"# TYPE {name} gauge"
+    for labels, value in values.items():
+        yield f"{name}{labels} {value}"

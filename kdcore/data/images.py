@@ -1,0 +1,159 @@
+"""Decoded images: bytes in one block, in memory or mapped from a file; and how they are divided for a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kdcore.catalog.facts import DatasetFacts
+from kdcore.data import counter_rng
+from kdcore.spec import Training, Unlabelled
+
+Labels = npt.NDArray[np.int64]
+
+
+class Stacked:
+    """The rows of several pixel tensors, one tensor after the other, without a copy: mapped files stay mapped.
+
+    It has the methods of a tensor that a batch needs. On a GPU it becomes a tensor: all rows are copied there anyway.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, *stores: Tensor) -> None:
+        self.stores = stores
+        self.shape = torch.Size([sum(map(len, stores)), *stores[0].shape[1:]])
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        rows = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8)
+        start = 0
+        for store in self.stores:
+            inside = (start <= index) & (index < start + len(store))
+            rows[inside] = store.index_select(dim, index[inside] - start)
+            start += len(store)
+        return rows
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.index_select(0, torch.arange(*rows.indices(self.shape[0])))
+
+    def to(self, device: torch.device | str) -> Tensor | Stacked:
+        if torch.device(device).type == "cpu":
+            return self
+        whole = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        start = 0
+        for store in self.stores:
+            whole[start : start + len(store)] = store
+            start += len(store)
+        return whole
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: pixels uint8 N × C × H × W, labels int64 N (-1 where there is none). A batch is a gather of rows."""
+
+    pixels: Tensor | Stacked
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Images:
+        """The split on another device; a mapped one is read whole by this."""
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+    def take(self, index: Tensor) -> Images:
+        """A copy of some rows. Views are drawn by row, so the images of a training stay whole and are indexed."""
+        index = index.to(self.pixels.device)
+        return Images(self.pixels.index_select(0, index), self.labels.index_select(0, index))
+
+    def joined(self, others: Images) -> Images:
+        """These images and others as one split, without a copy; the others' rows come after these."""
+        stores = [
+            store
+            for pixels in (self.pixels, others.pixels)
+            for store in (pixels.stores if isinstance(pixels, Stacked) else (pixels,))
+        ]
+        return Images(Stacked(*stores), torch.cat([self.labels, others.labels]))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A decoded data set with its facts."""
+
+    train: Images
+    test: Images
+    class_names: tuple[str, ...]
+    facts: DatasetFacts
+
+    def to(self, device: torch.device | str) -> Data:
+        return Data(self.train.to(device), self.test.to(device), self.class_names, self.facts)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a trial learns from, and the held-out images that choose its best epoch."""
+
+    images: Images
+    rows: Tensor
+    """int64, on the images' device: those that are trained on. Views are drawn by row, so the images stay whole."""
+    held_out: Images
+
+    @classmethod
+    def of(cls, train: Images, recipe: Training) -> TrainingSet:
+        """The labelled training images without a stratified part, which is held out."""
+        rows, held_out = split(train, recipe.validation_fraction, recipe.seed)
+        return cls(train, rows.to(train.labels.device), train.take(held_out))
+
+    def with_unlabelled(self, images: Images, options: Unlabelled) -> TrainingSet:
+        """The same set with unlabelled images added, or in the place of the labelled ones; it holds out the same."""
+        count = len(self.images)
+        added = torch.arange(count, count + len(images), device=self.rows.device)
+        rows = torch.cat([self.rows, added]) if options.labelled_too else added
+        return TrainingSet(self.images.joined(images), rows, self.held_out)
+
+    def to(self, device: torch.device) -> TrainingSet:
+        return TrainingSet(self.images.to(device), self.rows.to(device), self.held_out.to(device))
+
+
+def split(images: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows to validate on, both rising; see `set_aside`.
+
+    Rows without a label (-1) stay in training: nothing can be measured on them.
+    """
+    labels = images.labels.cpu().numpy()
+    labelled = np.flatnonzero(labels >= 0)
+    aside = np.zeros(len(labels), dtype=np.bool_)
+    aside[labelled] = set_aside(labels[labelled], fraction, seed)
+    return torch.from_numpy(np.flatnonzero(~aside)), torch.from_numpy(np.flatnonzero(aside))
+
+
+def set_aside(labels: Labels, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """True for the rows that are set aside: `fraction` of all, rounded, at least one, each class in proportion.
+
+    A class never loses its last sample. A fraction of 0 sets nothing aside.
+    """
+    aside = np.zeros(len(labels), dtype=np.bool_)
+    if fraction <= 0:
+        return aside
+    states = counter_rng.streams(counter_rng.key(seed), torch.arange(len(labels)))
+    shuffled = torch.argsort(counter_rng.draws(states, 1)[0], stable=True).numpy()
+    quotas = _quotas(np.bincount(labels), fraction)
+    for label in np.flatnonzero(quotas):
+        of_class = shuffled[labels[shuffled] == label]
+        aside[of_class[: quotas[label]]] = True
+    return aside
+
+
+def _quotas(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
+    """How many of each class: the whole part of its share, then one more where the remainder is largest."""
+    shares = counts * fraction
+    quotas = shares.astype(np.int64)
+    wanted = max(1, round(float(counts.sum()) * fraction))
+    for label in np.argsort(quotas - shares, kind="stable")[: max(0, wanted - int(quotas.sum()))]:
+        quotas[label] += 1
+    capped: npt.NDArray[np.int64] = np.minimum(quotas, np.maximum(counts - 1, 0))
+    return capped

@@ -1,0 +1,97 @@
+"""The data set that a spec names: a built-in one, or a file of arrays or of class folders."""
+
+import zipfile
+from pathlib import Path
+
+import torch
+
+from base.errors import DatasetUnreadable
+from base.files import sha256
+from kdcore.catalog.datasets import DATASETS
+from kdcore.catalog.facts import DatasetFacts
+from kdcore.data.arrays import open_arrays
+from kdcore.data.builtin import open_digits, open_named
+from kdcore.data.decoding import Source, Sums, cached, decoded
+from kdcore.data.folders import open_folders
+from kdcore.data.images import Data, Images
+from kdcore.spec import Dataset
+
+_FORMAT = 1
+"""Part of every cache key: raise it when the same file would be decoded to other bytes."""
+
+
+def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
+    """The data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`.
+
+    Raises DatasetUnreadable where it has no labels: a student could not be measured on it.
+    """
+    loaded = _load(dataset, path, cache)
+    if not loaded.facts.labelled:
+        raise DatasetUnreadable(
+            f"{dataset.source} holds images without labels; a student is measured on labelled ones.",
+            "Add y_train to the arrays, or put each picture in the folder of its class. Images without labels can only "
+            "be distilled onto, beside a labelled data set.",
+        )
+    return loaded
+
+
+def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: DatasetFacts) -> Images:
+    """Images to distil onto, each labelled -1: those of a file without labels, or any data set's training split with
+    its labels dropped. Raises DatasetUnreadable where they differ from `like` in channels or size."""
+    loaded = _load(dataset, path, cache)
+    if loaded.facts.channels != like.channels:
+        raise DatasetUnreadable(
+            f"The images of {dataset.source} have {loaded.facts.channels} channels, those of the data set "
+            f"{like.channels}.",
+            f"Convert them to {'grey' if like.channels == 1 else 'RGB'} first.",
+        )
+    if loaded.facts.image_size != like.image_size:
+        (height, width), (wanted_height, wanted_width) = loaded.facts.image_size, like.image_size
+        raise DatasetUnreadable(
+            f"The images of {dataset.source} are {width} x {height} pixels, those of the data set "
+            f"{wanted_width} x {wanted_height}.",
+            "Bring both to one size with image_size, or resize the files.",
+        )
+    return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
+
+
+def inspect(path: Path, image_size: int | None) -> DatasetFacts:
+    """Facts of a file, every image decoded on the way. Raises DatasetUnreadable naming the file or row at fault."""
+    source = _open(path, image_size)
+    sums = Sums(source.channels)
+    for name, _, pixels in source.pieces():
+        if name == "train":
+            sums.add(pixels)
+    mean, std = sums.mean_and_std()
+    return source.facts(mean, std, f"sha256:{sha256(path)}")
+
+
+def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
+    name, size = dataset.source, dataset.image_size
+    if path is not None:
+        digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256(path)}"
+        return cached(_key(digest.removeprefix("sha256:"), size), digest, cache, lambda: _open(path, size))
+    if name not in DATASETS:
+        raise DatasetUnreadable(f"There is no built-in data set {name!r}.", "Built in are " + ", ".join(DATASETS) + ".")
+    if DATASETS[name].source == "bundled":
+        return decoded(open_digits(size))
+    return cached(_key(name, size), None, cache, lambda: open_named(name, size, cache / "downloads"))
+
+
+def _key(source: str, size: int | None) -> str:
+    return f"{source}-{size or 'native'}-v{_FORMAT}"
+
+
+def _open(path: Path, image_size: int | None) -> Source:
+    """By content, not by name: both an `.npz` and a `.zip` are zip files."""
+    if not path.is_file():
+        raise DatasetUnreadable(f"{path.name} is not a file.", "Pack a folder into a .zip or .tar.gz first.")
+    return open_arrays(path, image_size) if _holds_arrays(path) else open_folders(path, image_size)
+
+
+def _holds_arrays(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") and "/" not in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False

@@ -1,0 +1,102 @@
+"""How the engine's process and the program that started it communicate: one order in, JSON lines out. Loads no torch.
+
+A worker starts `python -m kdcore run --wait N` before it has a job; N is the engine's end of a Unix socket. The engine
+imports what any job may need, sends READY and waits. The order is one JSON line: the arguments of `run`, the folder to
+work in, and variables to add to the environment. Three descriptors come with it: for the JSON lines, for everything
+else that is printed, and a lock that other processes can test to see whether the engine still runs. The engine then
+runs this one job and exits; no process runs two.
+"""
+
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+PROGRESS_EVERY_S = 1.0
+READY = b"\n"
+EXIT_STOPPED = os.EX_TEMPFAIL
+"""Exit code of an engine that was stopped by SIGTERM and has saved a checkpoint."""
+DESCRIPTORS = 3
+CHUNK_BYTES = 65536
+
+
+class Lines:
+    """Writes events to a stream, one JSON object a line; `progress_is_due` at most once a second."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last_progress = float("-inf")
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self._stream.write(json.dumps({"event": event, **fields}, allow_nan=False) + "\n")
+        self._stream.flush()
+
+    def phase(self, phase: str) -> None:
+        self.emit("phase", phase=phase)
+
+    def progress_is_due(self) -> bool:
+        return time.monotonic() - self._last_progress >= PROGRESS_EVERY_S
+
+    def progress(self, **fields: Any) -> None:
+        self._last_progress = time.monotonic()
+        self.emit("progress", **fields)
+
+    def metric(self, trial: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        self.emit("metric", trial=trial, step=step, epoch=epoch, values=dict(values))
+
+    def warning(self, code: str, message: str) -> None:
+        self.emit("warning", code=code, message=message)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job for a waiting engine. `arguments` are those of `python -m kdcore run`, without `--events-fd`."""
+
+    arguments: Sequence[str]
+    folder: str
+    environment: Mapping[str, str]
+
+
+def send_order(channel: socket.socket, order: Order, *, events: int, log: int, lock: int) -> None:
+    """Send the order and its descriptors (the worker's side). The engine may still be importing."""
+    message = json.dumps(asdict(order)).encode() + b"\n"
+    sent = socket.send_fds(channel, [message], [events, log, lock])
+    channel.sendall(message[sent:])
+
+
+def receive_order(descriptor: int, prepare: Callable[[], object]) -> list[str]:
+    """Call `prepare`, wait for the order, and return the complete arguments of `run` (the engine's side).
+
+    Exits (SystemExit 0) if the worker closes the socket without an order.
+    """
+    with socket.socket(fileno=descriptor) as channel:
+        prepare()
+        with suppress(BrokenPipeError):
+            channel.sendall(READY)
+        message, descriptors = b"", list[int]()
+        while not message.endswith(b"\n"):
+            chunk, more, _, _ = socket.recv_fds(channel, CHUNK_BYTES, DESCRIPTORS)
+            if not chunk:
+                sys.exit(0)
+            message += chunk
+            descriptors += more
+    return _apply(Order(**json.loads(message)), *descriptors)
+
+
+def _apply(order: Order, events: int, log: int, lock: int) -> list[str]:
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    # Never closed here: the system closes it when this process and all its children have ended.
+    os.set_inheritable(lock, True)
+    os.chdir(order.folder)
+    os.environ.update(order.environment)
+    # An import may have called gettempdir(), which caches the TMPDIR of that time.
+    tempfile.tempdir = None
+    return [*order.arguments, "--events-fd", str(events)]

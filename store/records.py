@@ -1,0 +1,121 @@
+"""Rows as frozen records, and what every table needs: ids, the database's time, INSERT … ON CONFLICT.
+
+A record's fields are named after the table's columns. A new field of a job is one line in `NewJob` (or in `Job`), one
+in `tables.jobs`, and a migration.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from sqlalchemy import Column, Connection, Double, Row, Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import FunctionElement
+
+from store import tables
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What a client sends, together with what resolving the spec added."""
+
+    project: str
+    name: str | None
+    method: str
+    spec: dict[str, Any]
+    """As sent."""
+    resolved_spec: dict[str, Any]
+    spec_sha256: str
+    """Digest of the body: the same idempotency key with another digest is a conflict."""
+    idempotency_key: str | None
+    priority: int
+    max_attempts: int
+    deadline_s: float | None
+
+
+@dataclass(frozen=True)
+class Job(NewJob):
+    """One row of `jobs`."""
+
+    id: str
+    status: str
+    phase: str | None
+    requested: str | None
+    """The client's request to a running job: `cancel` or `pause`."""
+    fence: int
+    """The fencing token: the number of claims. Writes that carry an older number are refused."""
+    owner: str | None
+    lease_until: float | None
+    attempts_without_progress: int
+    """Claims since the job's last progress."""
+    checkpoint_step: int | None
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    """The report of a succeeded job."""
+    error: dict[str, Any] | None
+    event_seq: int
+    """The number of the job's last event."""
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    not_before: float | None
+    deadline_at: float | None
+
+
+def columns(table: Table, record: type[Any]) -> list[Column[Any]]:
+    """Return the columns that the record's fields are named after, in the order of the fields."""
+    return [table.c[field.name] for field in fields(record)]
+
+
+def as_record(record: type[T], row: Row[*tuple[Any, ...]]) -> T:
+    """Make a record from a row of exactly these columns."""
+    return record(*row)
+
+
+JOB_COLUMNS = columns(tables.jobs, Job)
+
+
+DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Crockford's base 32: in ASCII order, and without letters that look like another digit."""
+
+
+def new_id(prefix: str) -> str:
+    """Return an id such as `job_01k3m0v2xw8r…`: 10 digits of time in ms, 14 random ones (70 bits).
+
+    Ids sort by age; pages of a list are ordered by them.
+    """
+    return f"{prefix}_{_base32(time.time_ns() // 1_000_000, 10)}{_base32(secrets.randbits(70), 14)}"
+
+
+def _base32(number: int, width: int) -> str:
+    return "".join(DIGITS[(number >> 5 * place) & 31] for place in reversed(range(width)))
+
+
+class database_now(FunctionElement[float]):
+    """The database's time at this moment (not at the start of the transaction), in seconds since 1970.
+
+    Leases are measured by this clock only: the clock of a worker's host may be hours off.
+    """
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(database_now, "postgresql")
+def _now_on_postgres(element: database_now, compiler: Any, **options: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+@compiles(database_now, "sqlite")
+def _now_on_sqlite(element: database_now, compiler: Any, **options: Any) -> str:
+    # Before SQLite 3.42 unixepoch('subsec') is NULL without an error, and a lease would never expire.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+def upsert(connection: Connection, table: Table) -> Any:
+    """Return an INSERT with `on_conflict_do_nothing` and `on_conflict_do_update`, in the connection's dialect."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)

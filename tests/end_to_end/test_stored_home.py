@@ -1,0 +1,135 @@
+"""A home of an earlier version: the server migrates it, answers with the same content, and continues its jobs.
+
+`tests/golden/make_home.py` made the home, with a job of every kind. `known.json` has the API's answers of that version.
+The teacher and the data set are registered under the name `theirs`.
+"""
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.embedded_server import EmbeddedServer, embedded_server
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+QUEUED = ("stopped", "queued")
+"""Jobs that run as soon as a server is started."""
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """The server on the home, and the content of `known.json`."""
+    folder = tmp_path_factory.mktemp("stored")
+    with tarfile.open(GOLDEN / "home_af300df.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    with embedded_server(folder / "home", DISTILLERY_LOOK_S="0.3") as server:
+        yield server, json.loads((folder / "known.json").read_text())
+        assert server.stop() == 0
+
+
+def test_stored_jobs_have_the_same_answers(opened):
+    server, known = opened
+    for name in ("succeeded", "failed", "cancelled"):
+        expected, job_id = known["told"][name], known["jobs"][name]
+        job = server.get(f"/v1/jobs/{job_id}")
+        assert {field: job[field] for field in expected["job"]} == expected["job"]
+        assert events(server, job_id) == expected["events"]
+        assert attempts(server, job_id, "how") == expected["attempts"]
+        assert metrics(server, job_id) == expected["metrics"]
+        if expected["attempts"]:
+            assert "training" in server.http.get(f"/v1/jobs/{job_id}/logs").text
+
+
+def test_stored_artifacts_have_the_same_digests(opened):
+    server, known = opened
+    job_id, digests = known["jobs"]["succeeded"], known["told"]["succeeded"]["artifacts"]
+    listed = server.get(f"/v1/jobs/{job_id}/artifacts")["data"]
+    assert {artifact["name"]: artifact["sha256"] for artifact in listed} == digests
+    for artifact in listed:
+        assert sha256(server, artifact["href"]) == digests[artifact["name"]]
+    assert sha256(server, f"/v1/jobs/{job_id}/checkpoint") == digests["student.safetensors"]
+
+
+def test_stored_idempotency_key_answers_with_the_same_job(opened):
+    server, known = opened
+    answer = server.post("/v1/jobs", known["spec"], headers={"Idempotency-Key": known["key"]})
+    assert (answer.status_code, answer.json()["id"]) == (200, known["jobs"]["succeeded"])
+
+
+def test_stored_models_data_sets_and_students_can_be_used(opened):
+    server, known = opened
+    assert server.get("/v1/models/theirs")["blob"] == known["model"]
+    assert server.get("/v1/datasets/theirs")["blob"] == known["dataset"]
+    job_id = known["jobs"]["succeeded"]
+    spec = {
+        "dataset": "theirs",
+        "teacher": [{"checkpoint": "model:theirs"}, {"checkpoint": f"job:{job_id}"}],
+        "student": "convnet4",
+        "method": "kd",
+        "training": {"epochs": 1, "batch_size": 16},
+        "baseline": f"job:{job_id}",
+    }
+    alone = server.ended(server.submit(spec))["result"]["alone"]
+    student = known["told"]["succeeded"]["job"]["result"]["student"]
+    assert (alone["parameters"], alone["accuracy"]) == (student["parameters"], student["accuracy"])
+
+
+def test_stored_queued_jobs_run(opened):
+    """One job had saved a checkpoint when its server was stopped; the other one had never begun."""
+    server, known = opened
+    stopped, queued = (known["jobs"][name] for name in QUEUED)
+    server.ended(stopped)
+    server.ended(queued)
+    assert attempts(server, stopped, "first_step") == [None, known["steps"]["stopped"]]
+    assert attempts(server, queued, "first_step") == [None]
+    assert events(server, stopped)[-1] == events(server, queued)[-1] == "succeeded"
+
+
+def test_stored_paused_job_is_resumed_from_its_checkpoint(opened):
+    """The job was in the second of two stages. Its earlier metrics are unchanged, and every epoch is there once."""
+    server, known = opened
+    job_id, expected = known["jobs"]["paused"], known["told"]["paused"]
+    job = server.get(f"/v1/jobs/{job_id}")
+    assert {field: job[field] for field in expected["job"]} == expected["job"]
+    assert job["checkpoint_step"] == known["steps"]["paused"]
+    assert (events(server, job_id), metrics(server, job_id)) == (expected["events"], expected["metrics"])
+
+    assert server.post(f"/v1/jobs/{job_id}/resume").status_code == 200
+    job = server.ended(job_id)
+    *before, last = attempts(server, job_id, "first_step")
+    assert len(before) == len(expected["attempts"]) and last == known["steps"]["paused"]
+    assert events(server, job_id)[: len(expected["events"])] == expected["events"]
+    measured = metrics(server, job_id)
+    for trial, series in expected["metrics"].items():
+        for key, points in series.items():
+            assert measured[trial][key][: len(points)] == points
+    training = job["resolved_spec"]["training"]
+    steps = [step for step, _ in measured["student"]["validation/accuracy"]]
+    assert steps == [27 * epoch for epoch in range(1, training["epochs"] + 1)]
+    listed = server.get(f"/v1/jobs/{job_id}/artifacts")["data"]
+    assert sha256(server, f"/v1/jobs/{job_id}/checkpoint") in {artifact["sha256"] for artifact in listed}
+
+
+def events(server: EmbeddedServer, job_id: str) -> list[str]:
+    """The types of a job's events; their numbers must have no gap."""
+    rows = server.get(f"/v1/jobs/{job_id}/events", limit=1000)["data"]
+    assert [event["seq"] for event in rows] == list(range(1, len(rows) + 1))
+    return [event["type"] for event in rows]
+
+
+def attempts(server: EmbeddedServer, job_id: str, field: str) -> list[Any]:
+    return [attempt[field] for attempt in server.get(f"/v1/jobs/{job_id}/attempts")["data"]]
+
+
+def metrics(server: EmbeddedServer, job_id: str) -> dict[str, Any]:
+    series: dict[str, Any] = server.get(f"/v1/jobs/{job_id}/metrics", max_points=10_000)["series"]
+    return series
+
+
+def sha256(server: EmbeddedServer, path: str) -> str:
+    answer = server.http.get(path)
+    assert answer.status_code == 200, answer.text
+    return hashlib.sha256(answer.content).hexdigest()

@@ -1,0 +1,31 @@
+"""What a run loads: a job's first step waits for every import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.kdcore.engine import write_arrays
+
+ROOT = Path(__file__).parents[2]
+RUNS = """
+import sys
+from pathlib import Path
+from kdcore.run import run
+from tests.kdcore.engine import workspace, supervised
+
+folder = Path(sys.argv[1])
+for optimizer in ("sgd", "adamw"):
+    spec = supervised(folder / "data.npz", epochs=1, optimizer=optimizer, checkpoint_every_s=0)
+    run(spec, workspace(folder / optimizer)[0])
+    run(spec, workspace(folder / "again")[0], min((folder / optimizer / "checkpoints").iterdir()))
+print(*sys.modules)
+"""
+
+
+def test_run_runs_and_resumes_import_neither_pytorchs_compiler_nor_torchvision(tmp_path):
+    """The compiler alone (with sympy) takes longer to import than torch, and is asked for in odd places."""
+    write_arrays(tmp_path / "data.npz")
+    done = subprocess.run([sys.executable, "-c", RUNS, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "kdcore.training" in loaded and "torch.optim.adamw" in loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor", "sympy", "torchvision", "timm"}
