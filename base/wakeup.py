@@ -28,11 +28,6 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
     }
 
 
-def transport_options(broker_url: str) -> dict[str, Any]:
-    """Socket time limits of a broker that is reached by network."""
-    return {} if broker_url.startswith(MEMORY) else {"socket_timeout": SOCKET_S, "socket_connect_timeout": SOCKET_S}
-
-
 def send_wakeup(app: Any) -> None:
     """Send one message with a Celery application. Raises whatever the broker's library raises."""
     app.send_task(TASK, queue=QUEUE, expires=EXPIRES_S, ignore_result=True, retry=False)

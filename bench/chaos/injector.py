@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from base.clock import boottime
-from base.wakeup import EXPIRES_S, QUEUE, TASK, transport_options
+from base.wakeup import celery_settings, send_wakeup
 from bench.chaos.plan import Fault
 from bench.chaos.system import ENGINE_MODULE, MIN_FREE_BYTES, System
 from bench.processes import (
@@ -206,13 +206,13 @@ def _after(seconds: float) -> Callable[[], bool]:
 
 def _send_wake_ups(celery: Celery) -> None:
     for _ in range(WAKE_UPS):
-        celery.send_task(TASK, queue=QUEUE, expires=EXPIRES_S, ignore_result=True, retry=False)
+        send_wakeup(celery)
 
 
 def _with_broker(url: str, act: Callable[[Celery], object]) -> bool:
     """Return False if the broker cannot be reached: it may just have been killed."""
     celery = Celery("chaos", broker=url, set_as_current=False)
-    celery.conf.update(task_default_queue=QUEUE, broker_transport_options=transport_options(url))
+    celery.conf.update(celery_settings(url))
     try:
         act(celery)
     except (OperationalError, RedisError, OSError):
