@@ -17,7 +17,9 @@ def test_the_import_arrows_of_pyproject_hold():
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("room", ["api.app", "worker.worker", "client.cli", "store.jobs", "kdcore.spec", "kdcore.protocol"])
+@pytest.mark.parametrize(
+    "room", ["api.app", "worker.worker", "client.cli", "store.jobs", "kdcore.spec", "kdcore.protocol"]
+)
 def test_packages_but_the_engine_do_not_load_torch(room: str):
     look = f"import sys, {room}; sys.exit(bool({{'torch', 'torchvision'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=False)
