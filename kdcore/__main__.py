@@ -17,7 +17,6 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,11 +50,11 @@ def _run(arguments: argparse.Namespace) -> int:
         spec = parse(_spec_body(arguments.spec))
         # Torch is imported only for a valid spec, so that a mistyped field fails at once.
         from kdcore import prepare, run
-        from kdcore.checkpoint import Stopped
+        from kdcore.checkpoint import Stopped, stop_on_sigterm
 
         cache = arguments.cache or arguments.out / "cache"
         workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(workspace, "stop_requested", True))
+        stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
         try:
             report = run.run(spec, workspace, arguments.resume)

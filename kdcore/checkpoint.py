@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ log = logging.getLogger("kdcore")
 
 class Stopped(Exception):
     """The engine was stopped on request; a checkpoint is saved."""
+
+
+def stop_on_sigterm(workspace: Workspace) -> None:
+    """Make SIGTERM stop the training: `Watch.after_step` then saves a checkpoint and raises Stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: setattr(workspace, "stop_requested", True))
 
 
 @dataclass

@@ -5,11 +5,12 @@ Read `StageTraining._step` first. Shapes: N batch, K classes.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,7 @@ from kdcore.data.images import TrainingSet
 from kdcore.data.views import Views, order
 from kdcore.lesson import Batch, Scheme, StepOutput
 from kdcore.objectives import Objective
-from kdcore.optim import Average, optimizer_for
-from kdcore.spec import Multistep, Schedule, Training
+from kdcore.spec import AdamW, Multistep, Optimizer, Schedule, Training
 
 POINT_EVERY_STEPS = 200
 """Within an epoch a metric point covers this many steps; the epoch's end makes another point."""
@@ -281,6 +281,50 @@ def learning_rate(base: float, schedule: Schedule, step: int, steps_per_epoch: i
         return base * schedule.gamma**passed
     done = (step - warmup) / max(1.0, epochs * steps_per_epoch - warmup)
     return base * (schedule.final_fraction + (1 - schedule.final_fraction) * (1 + math.cos(math.pi * done)) / 2)
+
+
+Kind = TypeVar("Kind", bound=type[torch.optim.Optimizer])
+
+
+def _uncompiled(kind: Kind) -> Kind:
+    """PyTorch's optimizer without the wrappers that keep `torch.compile` out of it.
+
+    Their first call imports the compiler, which takes longer than torch itself; nothing is compiled here.
+    """
+    wrapped = ("add_param_group", "zero_grad", "step", "state_dict", "load_state_dict")
+    written = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
+    plain = type(kind.__name__, (kind,), {**written, "step": torch.no_grad()(written["step"])})
+    return cast(Kind, plain)
+
+
+_AdamW, _Sgd = _uncompiled(torch.optim.AdamW), _uncompiled(torch.optim.SGD)
+
+
+def optimizer_for(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
+    if isinstance(spec, AdamW):
+        return _AdamW(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
+    return _Sgd(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
+
+
+class Average:
+    """An exponential moving average of a network's weights (Polyak & Juditsky 1992).
+
+    Parameters and running statistics: average ← decay · average + (1 - decay) · value. Counters are copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        for name, value in network.state_dict().items():
+            average = self.state[name]
+            if average.is_floating_point():
+                average.lerp_(value, 1 - self.decay)
+            else:
+                average.copy_(value)
 
 
 def label_loss(logits_NK: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:

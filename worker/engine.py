@@ -52,7 +52,7 @@ How = Literal["done", "error", "stopped", "out_of_memory", "killed", "crashed", 
 
 
 class EngineProcess:
-    """A guard and the engine below it, in a session of their own. The engine waits for its order (`kdcore.order`).
+    """A guard and the engine below it, in a session of their own. The engine waits for its order (`kdcore.protocol`).
 
     `deadline` and every later one are times of `boottime()` at which the guard kills the session. A context manager:
     no process is left at its end.

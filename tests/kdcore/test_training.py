@@ -11,11 +11,20 @@ from kdcore.lesson import Lesson, Needs, Scheme
 from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import Cosine, Multistep, Training
+from kdcore.spec import AdamW, Cosine, Multistep, Sgd, Training
 from kdcore.spec.methods.relations import Crd
 from kdcore.spec.methods.response import Kd
 from kdcore.spec.vocabulary import Pair
-from kdcore.training import Observer, StageTraining, hits, known, label_loss, learning_rate
+from kdcore.training import (
+    Average,
+    Observer,
+    StageTraining,
+    hits,
+    known,
+    label_loss,
+    learning_rate,
+    optimizer_for,
+)
 from tests.kdcore.engine import copied, same
 
 RECIPE = {"epochs": 1, "batch_size": 18, "augmentation": "none"}
@@ -410,3 +419,32 @@ def test_hits_count_the_heavier_of_two_mixed_labels():
 
 def test_hits_an_answer_to_an_unknown_label_is_no_hit():
     assert hits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([-1, 1])).item() == 1
+
+
+def test_optimizer_for_sgd_takes_one_step_as_worked_out_by_hand():
+    """w = 1, gradient 2, decay 0.5: w - 0.1 · (2 + 0.5 · 1) = 0.75."""
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = optimizer_for(Sgd(lr=0.1, weight_decay=0.5), [weight])
+    weight.grad = torch.tensor([2.0])
+    optimizer.step()
+    assert weight.item() == pytest.approx(0.75)
+
+
+def test_optimizer_for_adamw_is_pytorchs():
+    optimizer = optimizer_for(AdamW(lr=0.01, betas=(0.8, 0.9)), [nn.Parameter(torch.ones(1))])
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_average_weights_follow_and_counters_are_copied():
+    """Decay 0.9: 0.9 · 1 + 0.1 · 3 = 1.2."""
+    net = nn.BatchNorm1d(1)
+    average = Average(net, 0.9)
+    with torch.no_grad():
+        net.weight.fill_(3.0)
+        net.running_mean.fill_(10.0)
+        net.num_batches_tracked.fill_(7)
+    average.update(net)
+    assert average.state["weight"].item() == pytest.approx(1.2)
+    assert average.state["running_mean"].item() == pytest.approx(1.0)
+    assert average.state["num_batches_tracked"].item() == 7
