@@ -38,6 +38,9 @@ class SpecInvalid(EngineError):
 
 
 class TeacherMismatch(EngineError):
+    """Raised by whatever reads a teacher: `kdcore/weights.py` and `kdcore/programs/` (its file), `prepare.py` and
+    `evaluate.py` (with the data). At submit `kdcore/spec/fitting.py` returns faults of this code."""
+
     code = "teacher_mismatch"
 
 

@@ -58,7 +58,8 @@ class Job(NewJob):
     requested: str | None
     """The client's request to a running job: `cancel` or `pause`."""
     fence: int
-    """The fencing token: the number of claims. Writes that carry an older number are refused."""
+    """The fencing token: it increases with every claim, and when a job is ended from outside. Writes that carry an older
+    number are refused."""
     owner: str | None
     lease_until: float | None
     attempts_without_progress: int

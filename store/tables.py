@@ -51,7 +51,7 @@ jobs = Table(
     Column("phase", String(32)),
     Column("requested", String(16)),
     Column("priority", Integer, nullable=False, server_default=text("0")),
-    # The fencing token: the number of claims. Only writes with the newest number are accepted.
+    # The fencing token. Only writes with the newest number are accepted.
     Column("fence", BigInteger, nullable=False, server_default=text("0")),
     Column("owner", Text),
     Column("lease_until", Double),
