@@ -58,7 +58,7 @@ class Job(NewJob):
     requested: str | None
     """The client's request to a running job: `cancel` or `pause`."""
     fence: int
-    """The fencing token: it increases with every claim, and when a job is ended from outside. Writes that carry an older
+    """The fencing token. It increases with every claim, and when a job is ended from outside; writes with an older
     number are refused."""
     owner: str | None
     lease_until: float | None

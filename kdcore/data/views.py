@@ -1,6 +1,6 @@
 """Augmented views of samples: pure functions of (seed, epoch, row), computed for a whole batch at once.
 
-Without mixing, a sample's view does not depend on the batch around it. It never depends on the device: every random number is a hash
+A view does not depend on the device nor, unless images are mixed, on the batch around it: every random number is a hash
 (`counter_rng`), and all arithmetic on pixels is on integers. So a resumed run gets the same views, and a teacher's
 outputs can be cached by row and view id. Padding is black before normalisation, as in the field's RandomCrop →
 ToTensor → Normalize.
