@@ -10,8 +10,7 @@ from pydantic import BaseModel
 from api.auth import Member
 from api.inspections import Inspections, Refused
 from base.errors import Fault
-from base.references import DIGEST
-from base.wire import STUDENT_FILE
+from base.references import BLOB, DIGEST, FILE, STUDENT_FILE
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.spec import Dataset, JobSpec, Student, Teacher
@@ -57,7 +56,7 @@ class References:
     async def dataset(self, dataset: Dataset, size_at: str = "/dataset/image_size") -> Target[DatasetFacts]:
         """`size_at` points to the field that is wrong if the images cannot have the requested size."""
         source = dataset.source
-        if source.startswith("file:"):
+        if source.startswith(FILE):
             raise ReferenceFault(
                 "the service opens no files by path; upload the data and register it", "not_allowed", got=source
             )
@@ -77,7 +76,7 @@ class References:
         facts = DatasetFacts.model_validate(registered.facts)
         if dataset.image_size is not None and facts.image_size != (dataset.image_size, dataset.image_size):
             facts = await self._file_facts(DatasetFacts, registered.sha256, image_size=dataset.image_size)
-        return Target(facts, f"blob:sha256:{registered.sha256}")
+        return Target(facts, f"{BLOB}{registered.sha256}")
 
     async def teacher(self, teacher: Teacher) -> Target[ModelFacts]:
         if teacher.program is not None:
@@ -114,7 +113,7 @@ class References:
         if data is not None and source != data.reference:
             raise ReferenceFault(f"job {job.id} learned from other data", "not_allowed", data.reference, source)
         file = await self.db.read(artifacts.get, job.id, STUDENT_FILE)
-        return Target(job, f"blob:sha256:{file.sha256}")
+        return Target(job, f"{BLOB}{file.sha256}")
 
     async def network(self, name: str, data: DatasetFacts) -> Target[ArchitectureFacts]:
         """A network of timm is known only by building it."""
@@ -135,7 +134,7 @@ class References:
                 row.name for row in (await self.db.read(registry.models.list_page, self.caller.project, limit=100))[0]
             ]
             raise _unknown("model", name, names) from None
-        return Target(ModelFacts.model_validate(model.facts), f"blob:sha256:{model.sha256}")
+        return Target(ModelFacts.model_validate(model.facts), f"{BLOB}{model.sha256}")
 
     async def _student_of(self, job_id: str) -> Target[ModelFacts]:
         job = await self._job(job_id)
@@ -147,7 +146,7 @@ class References:
             text = f"job {job_id} delivered an ensemble of {_members(job)} networks; one of them can teach, not all"
             raise ReferenceFault(text, "not_allowed", got=f"job:{job_id}")
         file = await self.db.read(artifacts.get, job_id, STUDENT_FILE)
-        return Target(student_facts(job, file.sha256, file.bytes), f"blob:sha256:{file.sha256}")
+        return Target(student_facts(job, file.sha256, file.bytes), f"{BLOB}{file.sha256}")
 
     async def _uploaded_model(self, reference: str, network: str | None) -> Target[ModelFacts]:
         digest = await self._digest(reference)

@@ -15,10 +15,11 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from sqlalchemy import Connection
 
 from base.clock import boottime
-from base.errors import DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
+from base.errors import CODES, DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
 from base.failpoints import failpoint
 from base.files import DISK_FULL, sha256
 from base.folders import LockedFolder
+from base.references import BLOB
 from kdcore.protocol import Order
 from store import checkpoints, events, lifecycle
 from store.artifacts import NewArtifact
@@ -43,8 +44,6 @@ Outcome = Literal["progressed", "failed_early", "neither"]
 LISTEN_S = 0.2
 BACK_OFF_GROWTH = 3
 LONGEST_BACK_OFF_S = 600.0
-BLOB = "blob:sha256:"
-CODES = {error.code for error in EngineError.__subclasses__()}
 STALE_FENCE = "job %s: fence %d is stale, another attempt owns the job"
 
 

@@ -14,7 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 from api.dependencies import Caller, Db, Files
 from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
 from api.schemas import Page, artifact_view, page
-from base.wire import STUDENT_FILE, ArtifactView
+from base.references import STUDENT_FILE
+from base.wire import ArtifactView
 from store import artifacts, errors, jobs
 from store.artifacts import Artifact
 
