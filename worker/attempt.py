@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from base.clock import boottime
 from base.errors import CODES, DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
 from base.failpoints import failpoint
-from base.files import DISK_FULL, sha256
+from base.files import DISK_FULL, sha256_of
 from base.folders import LockedFolder
 from base.references import BLOB
 from kdcore.protocol import Order
@@ -155,7 +155,7 @@ class Attempt:
         path = self.context.files.path(digest)
         if not path.is_file():
             raise Internal(f"the input {BLOB}{digest} is not in the file store", hint="upload it again, then retry")
-        if sha256(path) != digest:
+        if sha256_of(path) != digest:
             raise Internal(f"the input {BLOB}{digest} is damaged on disk", hint="upload it again, then retry")
         return path
 
@@ -342,7 +342,7 @@ def _fault(path: Path, checkpoint: Checkpoint) -> str | None:
     """Why a checkpoint cannot be used, or None."""
     if not path.is_file():
         return "is gone"
-    return None if sha256(path) == checkpoint.sha256 else "is damaged"
+    return None if sha256_of(path) == checkpoint.sha256 else "is damaged"
 
 
 def _deadline(claim: Claim, lease_s: float) -> float:
