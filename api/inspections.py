@@ -49,6 +49,9 @@ FOREIGN_AFTER_S = 86_400.0
 _INHERITED_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
+NOT_UPLOADED = "these bytes have not been uploaded; POST them to /v1/uploads first"
+
+
 class Refused(Exception):
     """An inspection failed. A final refusal is about the file or the network; the others are about the inspection."""
 
