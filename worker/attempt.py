@@ -29,7 +29,7 @@ from store.lifecycle import Claim
 from worker.context import WorkerContext
 from worker.engine import Ending, EnginePool, EngineProcess, EngineRun
 from worker.lease import LeaseKeeper
-from worker.scratch import attempts_in_use, kill_session, scratch_folder, write_session
+from worker.scratch import attempts_in_use, end_outlived, scratch_folder, write_session
 from worker.writer import AnnouncedArtifact, AttemptWriter, DrainOver, LineWriter
 
 log = logging.getLogger("distillery.attempt")
@@ -118,13 +118,10 @@ class Attempt:
     # ── prepare ──
 
     def _end_older_engines(self) -> None:
-        """End an engine of an earlier attempt that lives on this host: its guard was frozen and its worker died."""
+        """End engines of earlier attempts at this job that live on this host."""
         for older, lock in attempts_in_use(self.context.scratch).items():
-            is_older = older.job_id == self.claim.job.id and older.fence < self.claim.fence
-            if is_older and kill_session(lock):
-                log.warning(
-                    "job %s: killed the engine of fence %d, which outlived its lease", older.job_id, older.fence
-                )
+            if older.job_id == self.claim.job.id and older.fence < self.claim.fence:
+                end_outlived(older, lock)
 
     def _prepare(self, folder: Path) -> list[str]:
         """The engine's arguments: the spec, each input by its digest, and the newest checkpoint that is undamaged."""
