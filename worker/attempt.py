@@ -319,7 +319,7 @@ class Attempt:
 
     @property
     def _back_off_s(self) -> float:
-        growth = BACK_OFF_GROWTH ** (self.claim.attempts_without_progress - 1)
+        growth = BACK_OFF_GROWTH ** (self.claim.job.attempts_without_progress - 1)
         return float(min(self.context.options.back_off_s * growth, LONGEST_BACK_OFF_S))
 
 

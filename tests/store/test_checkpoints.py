@@ -76,7 +76,7 @@ def test_delete_broken_counts_progress_from_the_furthest_that_is_left(database: 
             recorded(connection, job_id, fence, reached)
         assert read_job(database, job_id).checkpoint_step == reached
     clock.advance(LEASE_S + 1)
-    assert claimed(database, takeover=True).attempts_without_progress == 1
+    assert claimed(database, takeover=True).job.attempts_without_progress == 1
 
 
 def test_delete_broken_of_the_only_one_leaves_no_checkpoint_step(database: Database):
