@@ -19,9 +19,9 @@ from pathlib import Path
 import uvicorn
 from pydantic import ValidationError
 
-from api.__main__ import STREAMS_END_S
-from api.app import create_app
+from api.app import SERVER_OPTIONS, create_app
 from api.wakeup_sender import WakeUpSender
+from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
 from base.processes import log_to_stderr
@@ -48,13 +48,8 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
         worker, sender = Worker(settings), WakeUpSender(settings.broker_url)
-        config = uvicorn.Config(
-            create_app(settings, wake_workers=sender.wake_workers),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=STREAMS_END_S,
-        )
+        app = create_app(settings, wake_workers=sender.wake_workers)
+        config = uvicorn.Config(app, access_log=False, **SERVER_OPTIONS)
         url = _url(listener)
         server = _Server(config, on_ready=lambda: (ready or _print_ready)(url), on_leaving=worker.drain)
         with _signals_only_stop(server):
@@ -144,8 +139,8 @@ def _print_ready(url: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serve", description="API, page and worker in one process.")
-    parser.add_argument("--host", help="default: 127.0.0.1; any other needs DISTILLERY_ADMIN_KEY_HASH")
-    parser.add_argument("--port", type=int, help="default: 8000; 0 takes a free one")
+    parser.add_argument("--host", help=f"default: {HOST}; any other needs DISTILLERY_ADMIN_KEY_HASH")
+    parser.add_argument("--port", type=int, help=f"default: {PORT}; 0 takes a free one")
     parser.add_argument("--home", type=Path, help="folder of all data; default: ./distillery-data")
     parser.add_argument("--ready-file", type=Path, help='file for {"url", "pid"} as JSON when requests are answered')
     options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}

@@ -11,7 +11,7 @@ import uvicorn
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from api.app import create_app
+from api.app import SERVER_OPTIONS, create_app
 from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
 from base.processes import log_to_stderr
@@ -19,8 +19,6 @@ from base.wakeup import MEMORY
 from store.database import MIGRATIONS, Database
 from store.settings import settings_or_exit
 
-STREAMS_END_S = 3
-"""Event streams stay open for as long as a job runs. At shutdown they are cut, and browsers reconnect."""
 RETRY_S = 1.0
 """Between two attempts to reach the database at start."""
 
@@ -35,14 +33,7 @@ def main() -> None:
     sender = None if settings.broker_url.startswith(MEMORY) else WakeUpSender(settings.broker_url)
     app = create_app(settings, wake_workers=sender.wake_workers if sender else lambda: None)
     try:
-        uvicorn.run(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=STREAMS_END_S,
-        )
+        uvicorn.run(app, host=settings.host, port=settings.port, **SERVER_OPTIONS)
     finally:
         if sender:
             sender.close()

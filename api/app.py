@@ -34,6 +34,10 @@ from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
 
+SERVER_OPTIONS: dict[str, Any] = {"log_config": None, "server_header": False, "timeout_graceful_shutdown": 3}
+"""Of uvicorn. Event streams stay open for as long as a job runs: at shutdown they are cut after so many seconds, and
+browsers reconnect."""
+
 V1 = (jobs, attempts, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, monitoring)
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from api.problems import Forbidden, Unauthorized
-from store.settings import is_loopback
+from base.defaults import is_loopback
 
 
 @dataclass(frozen=True)

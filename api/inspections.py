@@ -10,10 +10,8 @@ import hashlib
 import logging
 import os
 import secrets
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
+from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.facts import ProgramFacts
 from store import registry
@@ -47,6 +46,9 @@ OUTPUT_BYTES = 4 << 20
 FOREIGN_AFTER_S = 86_400.0
 """The age at which scratch folders of other hosts are removed. No inspection lasts a day."""
 _INHERITED_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+
+
+NOT_UPLOADED = "these bytes have not been uploaded; POST them to /v1/uploads first"
 
 
 class Refused(Exception):
@@ -104,7 +106,9 @@ class Inspector:
         except TimeoutError:
             raise Refused("timeout", f"the inspection took longer than {self._timeout_s:g} s", final=False) from None
         finally:
-            await _kill_session(child)
+            # The child leads a session: all that it has started ends too.
+            kill_group(child.pid)
+            await child.wait()
         return _facts(output, errors.decode(errors="replace"), child.returncode)
 
 
@@ -157,13 +161,6 @@ async def _head(stream: asyncio.StreamReader | None) -> bytes:
     while stream and (chunk := await stream.read(65_536)):
         head += chunk[: OUTPUT_BYTES - len(head)]
     return bytes(head)
-
-
-async def _kill_session(child: asyncio.subprocess.Process) -> None:
-    """Kill the child and all that it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    await child.wait()
 
 
 def _facts(output: bytes, errors: str, exit_code: int | None) -> dict[str, Any]:

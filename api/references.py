@@ -8,17 +8,17 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from api.auth import Member
-from api.inspections import Inspections, Refused
+from api.inspections import NOT_UPLOADED, Inspections, Refused
 from base.errors import Fault
-from base.references import DIGEST
-from base.wire import STUDENT_FILE
+from base.references import BLOB, DIGEST, FILE, STUDENT_FILE
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.spec import Dataset, JobSpec, Student, Teacher
 from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
-from store.records import Job
+from store.records import Job, PageQuery
+from store.registry import Registry
 
 T = TypeVar("T")
 F = TypeVar("F", bound=BaseModel)
@@ -57,7 +57,7 @@ class References:
     async def dataset(self, dataset: Dataset, size_at: str = "/dataset/image_size") -> Target[DatasetFacts]:
         """`size_at` points to the field that is wrong if the images cannot have the requested size."""
         source = dataset.source
-        if source.startswith("file:"):
+        if source.startswith(FILE):
             raise ReferenceFault(
                 "the service opens no files by path; upload the data and register it", "not_allowed", got=source
             )
@@ -70,14 +70,12 @@ class References:
             # A registered name hides a built-in one: without internet, a user registers a cifar100 of their own.
             if source in DATASETS:
                 return Target(_named(source, dataset.image_size, size_at), source)
-            registered_names = [
-                row.name for row in (await self.db.read(registry.datasets.list_page, self.caller.project, limit=100))[0]
-            ]
-            raise _unknown("data set", source, [*DATASETS, *registered_names]) from None
+            names = [*DATASETS, *await self._names(registry.datasets)]
+            raise _unknown("data set", source, names) from None
         facts = DatasetFacts.model_validate(registered.facts)
         if dataset.image_size is not None and facts.image_size != (dataset.image_size, dataset.image_size):
             facts = await self._file_facts(DatasetFacts, registered.sha256, image_size=dataset.image_size)
-        return Target(facts, f"blob:sha256:{registered.sha256}")
+        return Target(facts, f"{BLOB}{registered.sha256}")
 
     async def teacher(self, teacher: Teacher) -> Target[ModelFacts]:
         if teacher.program is not None:
@@ -114,7 +112,7 @@ class References:
         if data is not None and source != data.reference:
             raise ReferenceFault(f"job {job.id} learned from other data", "not_allowed", data.reference, source)
         file = await self.db.read(artifacts.get, job.id, STUDENT_FILE)
-        return Target(job, f"blob:sha256:{file.sha256}")
+        return Target(job, f"{BLOB}{file.sha256}")
 
     async def network(self, name: str, data: DatasetFacts) -> Target[ArchitectureFacts]:
         """A network of timm is known only by building it."""
@@ -131,11 +129,13 @@ class References:
         try:
             model = await self.db.read(registry.models.get, self.caller.project, name)
         except NotFound:
-            names = [
-                row.name for row in (await self.db.read(registry.models.list_page, self.caller.project, limit=100))[0]
-            ]
-            raise _unknown("model", name, names) from None
-        return Target(ModelFacts.model_validate(model.facts), f"blob:sha256:{model.sha256}")
+            raise _unknown("model", name, await self._names(registry.models)) from None
+        return Target(ModelFacts.model_validate(model.facts), f"{BLOB}{model.sha256}")
+
+    async def _names(self, kind: Registry[Any]) -> list[str]:
+        """The newest registered names, among which a similar one is looked for."""
+        rows, _ = await self.db.read(kind.list_page, self.caller.project, PageQuery(limit=100))
+        return [row.name for row in rows]
 
     async def _student_of(self, job_id: str) -> Target[ModelFacts]:
         job = await self._job(job_id)
@@ -147,7 +147,7 @@ class References:
             text = f"job {job_id} delivered an ensemble of {_members(job)} networks; one of them can teach, not all"
             raise ReferenceFault(text, "not_allowed", got=f"job:{job_id}")
         file = await self.db.read(artifacts.get, job_id, STUDENT_FILE)
-        return Target(student_facts(job, file.sha256, file.bytes), f"blob:sha256:{file.sha256}")
+        return Target(student_facts(job, file.sha256, file.bytes), f"{BLOB}{file.sha256}")
 
     async def _uploaded_model(self, reference: str, network: str | None) -> Target[ModelFacts]:
         digest = await self._digest(reference)
@@ -183,7 +183,7 @@ class References:
             raise ReferenceFault("a blob is named sha256: and 64 hexadecimal digits", "not_allowed", got=reference)
         digest = name.removeprefix("sha256:")
         if not await self.inspections.has(digest):
-            raise ReferenceFault("these bytes have not been uploaded; POST them to /v1/uploads first", got=reference)
+            raise ReferenceFault(NOT_UPLOADED, got=reference)
         return digest
 
     async def _job(self, job_id: str) -> Job:

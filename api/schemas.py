@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from base.jobs import allowed_actions
+from base.references import DIGEST
 from base.wire import ArtifactView, AttemptView, JobView, Links, Time, UploadView, WaitingView, WorkerView
 from kdcore.catalog import DatasetFacts, ModelFacts
 from store.artifacts import Artifact
@@ -154,7 +155,7 @@ class NewModel(Schema):
     """A teacher's checkpoint that has been uploaded."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    blob: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    blob: str = Field(pattern=f"^{DIGEST.pattern}$")
     architecture: str | None = Field(default=None, description="Not needed if the file's metadata has it.")
     preprocessing: PreprocessingView | None = Field(default=None, description="Default: the file's own, if it has one.")
 
@@ -164,7 +165,7 @@ class NewDataset(Schema):
     student can only be distilled onto it, together with a labelled data set."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    blob: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    blob: str = Field(pattern=f"^{DIGEST.pattern}$")
     image_size: int | None = Field(
         default=None, ge=4, le=1024, description="Height and width that images of different sizes are brought to."
     )

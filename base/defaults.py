@@ -1,5 +1,15 @@
-"""The address of a server that is started without settings."""
+"""The address of a server that is started without settings, and which addresses are of this machine."""
+
+import ipaddress
 
 HOST = "127.0.0.1"
 PORT = 8000
 DEFAULT_URL = f"http://{HOST}:{PORT}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for a host that only this machine can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

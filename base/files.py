@@ -30,7 +30,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         sync(temporary)
-        digest = sha256(temporary)
+        digest = sha256_of(temporary)
         temporary.replace(path)
     except Exception as error:
         if (cause := _disk_full(error)) is not None:
@@ -50,7 +50,7 @@ def write_text(path: Path, text: str) -> Written:
     return write_whole(path, lambda temporary: temporary.write_text(text))
 
 
-def sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

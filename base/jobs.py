@@ -1,9 +1,8 @@
 """Statuses of a job, the actions that a client may request in each, why a job waits, and states of a worker's slot."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
-STATUSES: tuple[Status, ...] = get_args(Status)
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """A job with one of these does not change any more, unless it is retried."""
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1
 # Looked up here, not in `end_with_parent`: between fork and exec as little as possible may happen.
@@ -63,7 +64,7 @@ def run_until_stdin_closes(command: list[str]) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=_stop_at_end_of_input, args=(child,), daemon=True).start()
     code = child.wait()
-    _kill_group(child)
+    kill_group(child.pid)
     return code if code >= 0 else 128 - code
 
 
@@ -75,14 +76,13 @@ def _stop_at_end_of_input(child: subprocess.Popen[bytes]) -> None:
     try:
         child.wait(STOP_GRACE_S)
     except subprocess.TimeoutExpired:
-        _kill_group(child)
+        kill_group(child.pid)
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def kill_group(leader: int) -> None:
+    """Kill all processes of a group, by the id of its leader. There may be none left."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 if __name__ == "__main__":

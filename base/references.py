@@ -2,5 +2,12 @@
 
 import re
 
-REFERENCE_PREFIXES = ("model:", "job:", "blob:sha256:", "weights:", "file:")
+BLOB = "blob:sha256:"
+"""The prefix of references to bytes by their digest."""
+FILE = "file:"
+"""The prefix of references to local files, by path. A service opens none."""
+REFERENCE_PREFIXES = ("model:", "job:", BLOB, "weights:", FILE)
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+STUDENT_FILE = "student.safetensors"
+"""The file of a job that `job:<id>` stands for."""

@@ -11,8 +11,6 @@ from typing_extensions import TypedDict  # pydantic reads no other TypedDict bef
 from base.errors import Code
 from base.jobs import Reason, SlotState, Status
 
-STUDENT_FILE = "student.safetensors"
-
 Time = Annotated[str, "A record has seconds since 1970 here."]
 
 

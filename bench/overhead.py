@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from base.files import sha256
+from base.files import sha256_of
 from bench.engine_run import run_engine, spec_lasting
 from bench.processes import exit_on_sigterm
 from bench.service import SETTINGS, await_workers, open_folder
@@ -58,7 +58,7 @@ def _rounds(spec: Mapping[str, Any], arguments: argparse.Namespace, folder: Path
             student = service.download(job_id, to=folder / f"service-{number}.safetensors")
             time.sleep(REST_S)
             engine_s = run_engine(service.job(job_id)["resolved_spec"], engine_folder).seconds
-            if sha256(student) != sha256(engine_folder / "out" / "student.safetensors"):
+            if sha256_of(student) != sha256_of(engine_folder / "out" / "student.safetensors"):
                 raise SystemExit(f"round {number}: the student of the service differs from that of the engine alone")
             print(
                 f"round {number}: service {service_s:.2f} s, engine alone {engine_s:.2f} s, equal students", flush=True

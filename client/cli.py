@@ -16,7 +16,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
-from base.wire import STUDENT_FILE, JobView
+from base.references import STUDENT_FILE
+from base.wire import JobView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command

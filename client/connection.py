@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from base.defaults import is_loopback
 from client.errors import ApiError, UnexpectedAnswer, Unreachable
 
 NOT_EXECUTED = 429
@@ -44,7 +45,7 @@ class Connection:
                 timeout=httpx.Timeout(timeout_s, connect=5),
                 transport=transport,
                 # A proxy named in the environment cannot reach the loopback address of this machine.
-                trust_env=httpx.URL(self.base_url).host not in ("127.0.0.1", "localhost", "::1"),
+                trust_env=not is_loopback(httpx.URL(self.base_url).host),
             )
         except httpx.InvalidURL as error:
             raise Unreachable(base_url, error) from error

@@ -21,7 +21,8 @@ from typing import Any
 from rich.console import Console
 
 from base.defaults import DEFAULT_URL
-from base.wire import STUDENT_FILE, JobView, Report
+from base.references import STUDENT_FILE
+from base.wire import JobView, Report
 from client import tables
 from client.errors import DistilleryError
 from client.local_server import LocalServer, local_server

@@ -20,8 +20,8 @@ import httpx
 
 from base.defaults import DEFAULT_URL
 from base.jobs import TERMINAL
+from base.references import STUDENT_FILE
 from base.wire import (
-    STUDENT_FILE,
     ArtifactView,
     AttemptView,
     Dataset,

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from base.references import REFERENCE_PREFIXES
+from base.references import FILE, REFERENCE_PREFIXES
 from client.errors import ApiError, InvalidInput
 from client.sdk import Distillery
 from client.transfer import OnProgress, digest_of
@@ -40,8 +40,6 @@ SHORT_FOR = {
 DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
 PROGRAM_SUFFIX = ".pt2"
 """A file of torch.export: a teacher that is a program, not a checkpoint."""
-
-LOCAL = "file:"
 
 UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
@@ -185,7 +183,7 @@ def _set_source(teacher: Spec, text: str) -> None:
             raise InvalidInput(
                 f"--teacher {text!r} is neither a local file nor a reference ({', '.join(REFERENCE_PREFIXES)})"
             )
-        text = LOCAL + text
+        text = FILE + text
     for kind in ("checkpoint", "program"):
         teacher.pop(kind, None)
     teacher["program" if _is_local(text) and text.endswith(PROGRAM_SUFFIX) else "checkpoint"] = text
@@ -193,8 +191,8 @@ def _set_source(teacher: Spec, text: str) -> None:
 
 def set_data(spec: Spec, source: str, field: str = "dataset") -> None:
     """Set `dataset` or `unlabelled`: the name of a data set, or the path of a local file."""
-    if not source.startswith((LOCAL, "blob:")) and (source.endswith(DATA_SUFFIXES) or "/" in source):
-        source = LOCAL + source
+    if not source.startswith((FILE, "blob:")) and (source.endswith(DATA_SUFFIXES) or "/" in source):
+        source = FILE + source
     previous = spec.get(field)
     spec[field] = {**previous, "source": source} if isinstance(previous, dict) else source
 
@@ -261,11 +259,11 @@ def _name(path: Path, detail: str | None, digest: str) -> str:
 
 
 def _is_local(reference: Any) -> bool:
-    return isinstance(reference, str) and reference.startswith(LOCAL)
+    return isinstance(reference, str) and reference.startswith(FILE)
 
 
 def _path(reference: str, field: str) -> Path:
-    path = Path(reference.removeprefix(LOCAL)).expanduser()
+    path = Path(reference.removeprefix(FILE)).expanduser()
     if path.is_dir():
         raise InvalidInput(f"{field}: {path} is a folder; pack it as .zip or .tar")
     if not path.is_file():

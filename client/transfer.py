@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import httpx
 
-from base.files import sha256
+from base.files import sha256_of
 from base.wire import ArtifactView, UploadView
 from client.connection import Connection
 from client.errors import ApiError, Damaged, InvalidInput, UnexpectedAnswer, Unreachable
@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal. Raises InvalidInput if it cannot be read."""
     try:
-        return sha256(path)
+        return sha256_of(path)
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
 

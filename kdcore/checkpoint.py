@@ -15,10 +15,9 @@ import torch
 from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
 from kdcore.prepare import PreparedJob, Workspace
+from kdcore.protocol import CHECKPOINTS_KEPT
 from kdcore.spec import Stage
 from kdcore.training import Outcome, StageTraining
-
-KEPT = 2
 
 log = logging.getLogger("kdcore")
 
@@ -43,7 +42,7 @@ class Progress:
 
 
 def save(folder: Path, step: int, progress: Progress) -> Written:
-    """Write `<folder>/<step>.pt` whole and durable, and delete all but the last two."""
+    """Write `<folder>/<step>.pt` whole and durable, and delete all but the last `CHECKPOINTS_KEPT`."""
     finished = {
         trial: {model: vars(outcome) for model, outcome in outcomes.items()}
         for trial, outcomes in progress.finished.items()
@@ -56,7 +55,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
             torch.save(state, file)
 
     written = write_whole(folder / f"{step:09d}.pt", write)
-    for old in sorted(folder.glob("*.pt"))[:-KEPT]:
+    for old in sorted(folder.glob("*.pt"))[:-CHECKPOINTS_KEPT]:
         old.unlink()
     return written
 

@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from base.files import Written, write_text, write_whole
+from base.references import STUDENT_FILE
 from kdcore import report
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import Student
@@ -25,7 +26,7 @@ def write(
 ) -> None:
     """Write the student, its peers where several learned from each other, the report and the resolved spec."""
     delivered, students = report.delivered(job, finished), job.spec.students
-    path = workspace.out / "student.safetensors"
+    path = workspace.out / STUDENT_FILE
     written = student(path, delivered.weights, students[0], job, summary["student"], delivered.members)
     workspace.announce("artifact", written, name=path.name, media_type=WEIGHTS)
     for number, peer in enumerate(students[1:], 2):

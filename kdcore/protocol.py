@@ -24,6 +24,8 @@ EXIT_STOPPED = os.EX_TEMPFAIL
 """Exit code of an engine that was stopped by SIGTERM and has saved a checkpoint."""
 DESCRIPTORS = 3
 CHUNK_BYTES = 65536
+CHECKPOINTS_KEPT = 2
+"""The engine keeps so many files in its folder, and the worker so many of a job: if one is damaged, another is left."""
 
 
 class Lines:

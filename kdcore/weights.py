@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from base.errors import Internal, SpecInvalid, TeacherMismatch
-from base.files import sha256
+from base.files import sha256_of
 from kdcore import vision
 from kdcore.catalog.architectures import ARCHITECTURES
 from kdcore.catalog.facts import ModelFacts
@@ -131,7 +131,7 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
         mean=notes.mean,
         std=notes.std,
         class_names=notes.class_names,
-        digest=f"sha256:{sha256(path)}",
+        digest=f"sha256:{sha256_of(path)}",
     )
     if channels is not None and channels != facts.channels:
         raise TeacherMismatch(f"the teacher takes images of {facts.channels} channels, the data has {channels}")

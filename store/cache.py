@@ -1,9 +1,4 @@
-"""This host's cache of data sets, trimmed to a size. `kdcore.data` fills it, and holds these locks meanwhile:
-
-    <key>/              decoded            <key>.lock, while it is decoded, or found and marked as used
-    <key>.partial/      being decoded
-    downloads/<name>/   as published       downloads/<name>.lock; it is also in use while a lock `<name>-….lock` is held
-    downloads/<name>.partial/
+"""This host's cache of data sets, trimmed to a size. `base.data_cache` has the names of its folders and locks.
 
 An entry is deleted under its locks, and only if it was not used lately: an engine opens the files of its entry after it
 has released the lock. Files that are open or mapped stay readable. Lock files are never deleted: a process could lock
@@ -18,10 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from base.data_cache import DOWNLOADS, LOCK, is_partial, lock_of, partial_of
 from base.files import modified_at
 from store.file_store import Usage, measured
 
-PARTIAL, LOCK, DOWNLOADS = ".partial", ".lock", "downloads"
 IN_USE_S = 3600.0
 """The longest time between finding an entry and having opened all its files."""
 
@@ -32,25 +27,20 @@ class Entry:
     size: Usage
     used_at: float
 
-    @property
-    def is_partial(self) -> bool:
-        return self.folder.name.endswith(PARTIAL)
-
     def locks(self) -> list[Path]:
         """Return its lock files, in the order in which the engine locks them."""
-        name = self.folder.name.removesuffix(PARTIAL)
-        own = self.folder.with_name(name + LOCK)
+        own = lock_of(self.folder)
         is_download = self.folder.parent.name == DOWNLOADS
-        return [own, *sorted(self.folder.parents[1].glob(f"{name}-*{LOCK}"))] if is_download else [own]
+        return [own, *sorted(self.folder.parents[1].glob(f"{own.stem}-*{LOCK}"))] if is_download else [own]
 
 
 def trim(cache: Path, max_bytes: int, dry_run: bool = False) -> list[Entry]:
     """Delete unfinished entries, then the least recently used until the rest fits into `max_bytes`. Returns them."""
-    entries = sorted(_entries(cache), key=lambda entry: (not entry.is_partial, entry.used_at))
+    entries = sorted(_entries(cache), key=lambda entry: (not is_partial(entry.folder), entry.used_at))
     excess_bytes = sum(entry.size.bytes for entry in entries) - max_bytes
     deleted = []
     for entry in entries:
-        if (excess_bytes > 0 or entry.is_partial) and _delete(entry, dry_run):
+        if (excess_bytes > 0 or is_partial(entry.folder)) and _delete(entry, dry_run):
             excess_bytes -= entry.size.bytes
             deleted.append(entry)
     return deleted
@@ -67,7 +57,7 @@ def _delete(entry: Entry, dry_run: bool) -> bool:
     """Return False if the entry is in use."""
     with _try_lock(entry.locks()) as locked:
         # The mtime is read again under the lock.
-        if not locked or not (entry.is_partial or time.time() - modified_at(entry.folder) > IN_USE_S):
+        if not locked or not (is_partial(entry.folder) or time.time() - modified_at(entry.folder) > IN_USE_S):
             return False
         if not dry_run:
             _delete_tree(entry.folder)
@@ -76,7 +66,7 @@ def _delete(entry: Entry, dry_run: bool) -> bool:
 
 def _delete_tree(folder: Path) -> None:
     """Rename the folder to `….partial` first: a process killed half way must not leave an entry that looks complete."""
-    partial = folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
+    partial = partial_of(folder)
     if partial != folder:
         shutil.rmtree(partial, ignore_errors=True)
         folder.rename(partial)

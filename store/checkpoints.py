@@ -50,7 +50,7 @@ def list_checkpoints(connection: Connection, job_id: str) -> list[Checkpoint]:
     return [as_record(Checkpoint, row) for row in connection.execute(furthest_first)]
 
 
-def delete_superseded(connection: Connection, job_id: str, keep: int = 2) -> list[Checkpoint]:
+def delete_superseded(connection: Connection, job_id: str, keep: int) -> list[Checkpoint]:
     """Delete the rows of all but the newest `keep` checkpoints. Returns them: delete their files after the commit."""
     old = list_checkpoints(connection, job_id)[keep:]
     for checkpoint in old:

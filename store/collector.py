@@ -37,6 +37,7 @@ from base.errors import DatabaseUnavailable, StorageFull
 from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
+from base.references import BLOB
 from store import checkpoints, collections, tables, uploads
 from store.collections import Removed
 from store.database import Database
@@ -50,8 +51,7 @@ T = TypeVar("T")
 BATCH = 200
 JOBS_PER_TRANSACTION = 25
 PAUSE_S = 0.12
-_BLOB = "blob:sha256:"
-_NAMED = re.compile(_BLOB + "([0-9a-f]{64})")
+_NAMED = re.compile(BLOB + "([0-9a-f]{64})")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _JOB = re.compile("job_[0-9a-z]{24}")
 _FENCE = re.compile("[0-9]+")
@@ -330,7 +330,7 @@ def _named(connection: Connection) -> Iterator[Iterable[str]]:
     for table in (tables.artifacts, tables.models, tables.datasets, tables.uploads):
         yield connection.scalars(select(table.c.sha256).distinct()).all()
     spec, after = cast(jobs.c.resolved_spec, Text), ""
-    naming = select(jobs.c.id, spec.label("spec")).where(spec.contains(_BLOB)).order_by(jobs.c.id).limit(BATCH)
+    naming = select(jobs.c.id, spec.label("spec")).where(spec.contains(BLOB)).order_by(jobs.c.id).limit(BATCH)
     while rows := connection.execute(naming.where(jobs.c.id > after)).all():
         yield (digest for row in rows for digest in _NAMED.findall(row.spec))
         after = rows[-1].id

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from base.failpoints import failpoint
-from base.files import DISK_FULL, disk_full_as_storage_full, files_in, make_folder, modified_at, sync
+from base.files import DISK_FULL, disk_full_as_storage_full, files_in, make_folder, modified_at, sha256_of, sync
 from store.errors import BlobMismatch
 
 CHUNK_BYTES = 1 << 20
@@ -57,8 +57,7 @@ class FileStore:
 
     def adopt(self, source: Path, sha256: str | None = None) -> Blob:
         """Move a durable file of this folder among the blobs. Raises BlobMismatch if its digest is not `sha256`."""
-        with source.open("rb") as file:
-            blob = Blob(hashlib.file_digest(file, "sha256").hexdigest(), source.stat().st_size)
+        blob = Blob(sha256_of(source), source.stat().st_size)
         if sha256 is not None and blob.sha256 != sha256:
             raise BlobMismatch(source.name, sha256, blob.sha256)
         target = self._blob_path(blob.sha256)

@@ -1,9 +1,9 @@
 """A client's actions: submit, find, cancel, pause, resume, retry, delete. `lifecycle` has the workers' transitions."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select
 from sqlalchemy import delete as delete_from
 
@@ -11,8 +11,10 @@ from base.failpoints import failpoint
 from base.jobs import TERMINAL, Status, allowed_actions
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
-from store.records import JOB_COLUMNS, Job, NewJob, as_record, database_now, new_id, upsert
+from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page, upsert
 from store.tables import checkpoints, jobs, metrics
+
+T = TypeVar("T")
 
 _ACTION_OF = {"cancelled": "cancel", "paused": "pause"}
 """The action that leads to a status."""
@@ -69,17 +71,19 @@ def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
     return as_record(Job, row)
 
 
-class JobQuery(BaseModel):
+def read_of_job(connection: Connection, job_id: str, project: str, read: Callable[..., T], *args: Any) -> T:
+    """Return `read(connection, job_id, *args)`. Raises NotFound if the project has no such job."""
+    get(connection, job_id, project)
+    return read(connection, job_id, *args)
+
+
+class JobQuery(PageQuery):
     """The page and the filters of a list of jobs, as query parameters. A filter is a field and a condition."""
 
-    limit: int = Field(default=20, ge=1, le=100)
-    after: str | None = Field(default=None, max_length=100, description="`next` of the page before.")
     status: Status | None = None
     method: str | None = Field(default=None, max_length=100)
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
-        if self.after is not None:
-            yield jobs.c.id < self.after
         if self.status is not None:
             yield jobs.c.status == self.status
         if self.method is not None:
@@ -88,10 +92,7 @@ class JobQuery(BaseModel):
 
 def list_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[list[Job], str | None]:
     """Return a page of jobs, newest first, and the `after` of the next page, None at the end."""
-    matching = select(*JOB_COLUMNS).where(jobs.c.project == project, *query.conditions())
-    rows = connection.execute(matching.order_by(jobs.c.id.desc()).limit(query.limit + 1)).all()
-    page = [as_record(Job, row) for row in rows[: query.limit]]
-    return page, page[-1].id if len(rows) > query.limit else None
+    return read_page(connection, jobs, Job, query, jobs.c.project == project, *query.conditions())
 
 
 def count_by_status(connection: Connection, project: str | None = None) -> dict[str, int]:

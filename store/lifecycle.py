@@ -41,11 +41,11 @@ class Claim:
     """A job that this worker owns until the lease expires. `checkpoints` are those to continue from, newest first."""
 
     job: Job
-    fence: int
-    attempts_without_progress: int
     checkpoints: list[Checkpoint]
-    takeover: bool
-    """The job was running, and the lease of its former owner had expired."""
+
+    @property
+    def fence(self) -> int:
+        return self.job.fence
 
 
 def claim(
@@ -77,8 +77,7 @@ def claim(
     was_running = close_attempt(connection, job, "lost")
     open_attempt(connection, job, device)
     append_event(connection, job, "claimed", attempt=job.fence, worker=owner, device=device, takeover=was_running)
-    checkpoints = list_checkpoints(connection, job.id)
-    return Claim(job, job.fence, job.attempts_without_progress, checkpoints, was_running)
+    return Claim(job, list_checkpoints(connection, job.id))
 
 
 def has_claimable(connection: Connection, takeover: bool) -> bool:

@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Column, Connection, Double, Row, Table
+from pydantic import BaseModel, Field
+from sqlalchemy import Column, ColumnElement, Connection, Double, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
@@ -89,6 +90,25 @@ def as_record(record: type[T], row: Row[*tuple[Any, ...]]) -> T:
 
 
 JOB_COLUMNS = columns(tables.jobs, Job)
+
+
+class PageQuery(BaseModel):
+    """A page of a list, as query parameters."""
+
+    limit: int = Field(default=20, ge=1, le=100)
+    after: str | None = Field(default=None, max_length=100, description="`next` of the page before.")
+
+
+def read_page(
+    connection: Connection, table: Table, record: type[T], query: PageQuery, *conditions: ColumnElement[bool]
+) -> tuple[list[T], str | None]:
+    """Return a page of records, newest first, and the `after` of the next page, None at the end."""
+    matching = select(*columns(table, record)).where(*conditions)
+    if query.after is not None:
+        matching = matching.where(table.c.id < query.after)
+    rows = connection.execute(matching.order_by(table.c.id.desc()).limit(query.limit + 1)).all()
+    page = [as_record(record, row) for row in rows[: query.limit]]
+    return page, rows[query.limit - 1].id if len(rows) > query.limit else None
 
 
 DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, or_, sele
 
 from store import tables
 from store.errors import NameTaken, NotFound
-from store.records import as_record, columns, database_now, new_id, upsert
+from store.records import PageQuery, as_record, columns, database_now, new_id, read_page, upsert
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,9 @@ class Registry(Generic[E]):
             raise NotFound(self.kind, name_or_id)
         return as_record(self.record, row)
 
-    def list_page(
-        self, connection: Connection, project: str, *, limit: int, after: str | None = None
-    ) -> tuple[list[E], str | None]:
-        """Return a page, newest first, that begins after the id `after`; and the next `after`, None at the end."""
-        query = select(*self._columns()).where(self.table.c.project == project)
-        if after is not None:
-            query = query.where(self.table.c.id < after)
-        rows = connection.execute(query.order_by(self.table.c.id.desc()).limit(limit + 1)).all()
-        page = [as_record(self.record, row) for row in rows[:limit]]
-        return page, page[-1].id if len(rows) > limit else None
+    def list_page(self, connection: Connection, project: str, query: PageQuery) -> tuple[list[E], str | None]:
+        """Return a page of entries, newest first, and the `after` of the next page, None at the end."""
+        return read_page(connection, self.table, self.record, query, self.table.c.project == project)
 
     def delete(self, connection: Connection, project: str, name_or_id: str) -> None:
         """Delete an entry. Jobs name digests, so no job is affected."""

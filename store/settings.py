@@ -1,6 +1,5 @@
 """The settings of an operator, read from the environment as DISTILLERY_… and checked at start."""
 
-import ipaddress
 import re
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from base.defaults import HOST, PORT
+from base.defaults import HOST, PORT, is_loopback
 
 
 class Settings(BaseSettings):
@@ -121,13 +120,6 @@ class Settings(BaseSettings):
                 "DISTILLERY_ADMIN_KEY_HASH to the SHA-256 of a key, or DISTILLERY_HOST to 127.0.0.1"
             )
         return self
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def settings_or_exit(program: str, *further: type[BaseSettings]) -> tuple[Any, ...]:

@@ -60,6 +60,14 @@ def test_serve_wakes_its_worker_for_a_posted_job(tmp_path: Path):
         until(lambda: call(f"{url}/v1/jobs/{job['id']}")["status"] == "succeeded", "the job to succeed")
 
 
+def assert_requeued_at_exit(server: subprocess.Popen[bytes], db: JobDatabase, job_id: str) -> None:
+    assert server.wait(30) == 0
+    job = db.job(job_id)
+    assert (job.status, job.attempts_without_progress) == ("queued", 0)
+    db.assert_nothing_left()
+    db.database.dispose()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_requeues_its_job_on_a_signal(tmp_path: Path, number: signal.Signals):
     with serving(tmp_path) as (server, url):
@@ -69,11 +77,7 @@ def test_serve_requeues_its_job_on_a_signal(tmp_path: Path, number: signal.Signa
         call(f"{url}/v1/jobs", SPEC)
         db.until_checkpoint(job_id)
         server.send_signal(number)
-        assert server.wait(30) == 0
-        job = db.job(job_id)
-        assert (job.status, job.attempts_without_progress) == ("queued", 0)
-        db.assert_nothing_left()
-        db.database.dispose()
+        assert_requeued_at_exit(server, db, job_id)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -87,11 +91,7 @@ def test_serve_requeues_its_job_on_a_second_signal_while_it_saves_its_state(tmp_
         # It stops after its step, which takes long: the second signal comes before.
         until(lambda: "trainings save their state" in (tmp_path / "log").read_text(), "the last answers to be sent")
         server.send_signal(number)
-        assert server.wait(30) == 0
-        job = db.job(job_id)
-        assert (job.status, job.attempts_without_progress) == ("queued", 0)
-        db.assert_nothing_left()
-        db.database.dispose()
+        assert_requeued_at_exit(server, db, job_id)
 
 
 def test_serve_killed_and_started_again_continues_its_job_at_once(tmp_path: Path):

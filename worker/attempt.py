@@ -15,10 +15,11 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from sqlalchemy import Connection
 
 from base.clock import boottime
-from base.errors import DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
+from base.errors import CODES, DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
 from base.failpoints import failpoint
-from base.files import DISK_FULL, sha256
+from base.files import DISK_FULL, sha256_of
 from base.folders import LockedFolder
+from base.references import BLOB
 from kdcore.protocol import Order
 from store import checkpoints, events, lifecycle
 from store.artifacts import NewArtifact
@@ -28,7 +29,7 @@ from store.lifecycle import Claim
 from worker.context import WorkerContext
 from worker.engine import Ending, EnginePool, EngineProcess, EngineRun
 from worker.lease import LeaseKeeper
-from worker.scratch import attempts_in_use, kill_session, scratch_folder, write_session
+from worker.scratch import attempts_in_use, end_outlived, scratch_folder, write_session
 from worker.writer import AnnouncedArtifact, AttemptWriter, DrainOver, LineWriter
 
 log = logging.getLogger("distillery.attempt")
@@ -43,8 +44,6 @@ Outcome = Literal["progressed", "failed_early", "neither"]
 LISTEN_S = 0.2
 BACK_OFF_GROWTH = 3
 LONGEST_BACK_OFF_S = 600.0
-BLOB = "blob:sha256:"
-CODES = {error.code for error in EngineError.__subclasses__()}
 STALE_FENCE = "job %s: fence %d is stale, another attempt owns the job"
 
 
@@ -119,13 +118,10 @@ class Attempt:
     # ── prepare ──
 
     def _end_older_engines(self) -> None:
-        """End an engine of an earlier attempt that lives on this host: its guard was frozen and its worker died."""
+        """End engines of earlier attempts at this job that live on this host."""
         for older, lock in attempts_in_use(self.context.scratch).items():
-            is_older = older.job_id == self.claim.job.id and older.fence < self.claim.fence
-            if is_older and kill_session(lock):
-                log.warning(
-                    "job %s: killed the engine of fence %d, which outlived its lease", older.job_id, older.fence
-                )
+            if older.job_id == self.claim.job.id and older.fence < self.claim.fence:
+                end_outlived(older, lock)
 
     def _prepare(self, folder: Path) -> list[str]:
         """The engine's arguments: the spec, each input by its digest, and the newest checkpoint that is undamaged."""
@@ -156,7 +152,7 @@ class Attempt:
         path = self.context.files.path(digest)
         if not path.is_file():
             raise Internal(f"the input {BLOB}{digest} is not in the file store", hint="upload it again, then retry")
-        if sha256(path) != digest:
+        if sha256_of(path) != digest:
             raise Internal(f"the input {BLOB}{digest} is damaged on disk", hint="upload it again, then retry")
         return path
 
@@ -323,7 +319,7 @@ class Attempt:
 
     @property
     def _back_off_s(self) -> float:
-        growth = BACK_OFF_GROWTH ** (self.claim.attempts_without_progress - 1)
+        growth = BACK_OFF_GROWTH ** (self.claim.job.attempts_without_progress - 1)
         return float(min(self.context.options.back_off_s * growth, LONGEST_BACK_OFF_S))
 
 
@@ -343,7 +339,7 @@ def _fault(path: Path, checkpoint: Checkpoint) -> str | None:
     """Why a checkpoint cannot be used, or None."""
     if not path.is_file():
         return "is gone"
-    return None if sha256(path) == checkpoint.sha256 else "is damaged"
+    return None if sha256_of(path) == checkpoint.sha256 else "is damaged"
 
 
 def _deadline(claim: Claim, lease_s: float) -> float:

@@ -23,6 +23,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, Self
 
 from base.clock import boottime
+from base.processes import kill_group
 from kdcore.protocol import EXIT_STOPPED, Order, send_order
 from worker import guard
 from worker.context import WorkerContext
@@ -129,7 +130,7 @@ class EngineProcess:
     def kill_rest(self) -> None:
         """Send SIGKILL to processes that an engine which has ended may have left."""
         if self._process.returncode is None:
-            _kill_group(self.pid)
+            kill_group(self.pid)
 
     def has_ended(self) -> bool:
         """Whether the guard has ended. It is not reaped, so that the number of its process group is not used again."""
@@ -141,7 +142,7 @@ class EngineProcess:
         """Wait for the end. Returns the guard's exit code, which is derived from the engine's."""
         if self._process.returncode is None:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            _kill_group(self.pid)
+            kill_group(self.pid)
         return self._process.wait()
 
     def early_output(self, since: int = 0) -> bytes:
@@ -361,13 +362,6 @@ def _readable(descriptor: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
-
-
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from store.attempts import is_owner
 from store.collections import Removed
 from store.collector import Collector, Retention, collect
 from worker.context import UNAVAILABLE, WorkerContext
-from worker.scratch import AttemptId, attempts_in_use, kill_session, remove_dead
+from worker.scratch import AttemptId, attempts_in_use, end_outlived, remove_dead
 from worker.slot import Slot
 
 log = logging.getLogger("distillery.periodic")
@@ -89,17 +89,14 @@ class Sweep(PeriodicTask):
         return waiting
 
     def _end_outlived_engines(self) -> None:
-        """End engines of this host that have lost their job, and whose guard was frozen and whose worker died."""
+        """End engines of this host that have lost their job."""
         in_use = attempts_in_use(self._context.scratch)
         if not in_use:
             return
         with self._context.database.connect() as connection:
             outlived = [one for one in in_use if not is_owner(connection, one.job_id, one.fence)]
         for attempt in outlived:
-            if kill_session(in_use[attempt]):
-                log.warning(
-                    "job %s: killed the engine of fence %d, which outlived its lease", attempt.job_id, attempt.fence
-                )
+            end_outlived(attempt, in_use[attempt])
 
     def _requeue(self, dead: AttemptId) -> None:
         """Requeue the job of a worker that was killed on this host. The attempt counts: the job may be the cause."""

@@ -5,6 +5,7 @@ that all of them are dead, so the job need not wait for its lease to expire. A l
 them lives; then the lease decides.
 """
 
+import logging
 import os
 import signal
 import time
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base.folders import LockedFolder, locked_folder, remove_abandoned, used_folders
+
+log = logging.getLogger("distillery.scratch")
 
 FOREIGN_AFTER_S = 30 * 86_400
 """The age at which folders of other hosts are removed: no training lasts a month."""
@@ -65,6 +68,12 @@ def kill_session(lock: Path) -> bool:
                 time.sleep(0.01)
             return True
     return False
+
+
+def end_outlived(attempt: AttemptId, lock: Path) -> None:
+    """End the engine of an attempt that has lost its job: its guard was frozen, and its worker died."""
+    if kill_session(lock):
+        log.warning("job %s: killed the engine of fence %d, which outlived its lease", attempt.job_id, attempt.fence)
 
 
 def _holders(lock: Path, session: int) -> list[int]:

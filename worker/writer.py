@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from base.errors import StorageFull
 from base.failpoints import failpoint
+from kdcore.protocol import CHECKPOINTS_KEPT
 from store import attempts, checkpoints, events, lifecycle, metrics
 from store.errors import BlobMismatch, LeaseLost
 from store.lifecycle import Claim
@@ -30,7 +31,6 @@ Write = Callable[[Connection], Iterable[Path]]
 
 BATCH_S = 0.2
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
-CHECKPOINTS_KEPT = 2
 
 
 class DrainOver(Exception):
@@ -187,7 +187,7 @@ class LineWriter:
         try:
             blob = self._files.put_checkpoint(self._job_id, self._fence, step, path, digest)
         except FileNotFoundError:
-            # The engine keeps its last two files. It has deleted this one already, and newer ones follow.
+            # The engine keeps its last files only. It has deleted this one already, and newer ones follow.
             return
         except (BlobMismatch, StorageFull, OSError) as error:
             self._warn("checkpoint_not_kept", f"the checkpoint of step {step} was not kept: {error}")

@@ -2,7 +2,6 @@
 
 import base64
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from anyio import to_thread
@@ -14,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 from api.dependencies import Caller, Db, Files
 from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
 from api.schemas import Page, artifact_view, page
-from base.wire import STUDENT_FILE, ArtifactView
+from base.references import STUDENT_FILE
+from base.wire import ArtifactView
 from store import artifacts, errors, jobs
 from store.artifacts import Artifact
 
@@ -31,12 +31,8 @@ A_FILE: dict[int | str, dict[str, Any]] = {
 @router.get("/artifacts", response_model=Page[ArtifactView], responses=responses(NotFound))
 async def listing(job_id: str, caller: Caller, db: Db) -> Response:
     """The job's files, with size and SHA-256. A job publishes all of them at once, when it succeeds."""
-
-    def read(connection: Connection) -> Sequence[Artifact]:
-        jobs.get(connection, job_id, project=caller.project)
-        return artifacts.list_artifacts(connection, job_id)
-
-    return page([artifact_view(artifact) for artifact in await db.read(read)])
+    rows = await db.read(jobs.read_of_job, job_id, caller.project, artifacts.list_artifacts)
+    return page([artifact_view(artifact) for artifact in rows])
 
 
 @router.api_route("/checkpoint", methods=["HEAD"], include_in_schema=False)

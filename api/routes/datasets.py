@@ -11,6 +11,7 @@ from api.routes.models import uploaded
 from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
 from store import errors, registry
+from store.records import PageQuery
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -35,14 +36,9 @@ async def register(new: NewDataset, caller: Caller, db: Db, inspections: Inspect
 
 
 @router.get("", response_model=Page[DatasetView])
-async def listing(
-    caller: Caller,
-    db: Db,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
-) -> Response:
+async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
     """Registered data sets, newest first. The built-in ones, which have no id, follow on the last page."""
-    rows, following = await db.read(registry.datasets.list_page, caller.project, limit=limit, after=after)
+    rows, following = await db.read(registry.datasets.list_page, caller.project, query)
     built_in = [] if following else [_built_in(name) for name in sorted(DATASETS)]
     return page([*(dataset_view(dataset) for dataset in rows), *built_in], following)
 

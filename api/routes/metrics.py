@@ -1,9 +1,8 @@
 """A job's curves: the values measured while it trained."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
-from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.dependencies import Caller, Db
@@ -29,9 +28,5 @@ async def series(
 ) -> Response:
     """Each curve by trial (`student`, `alone`) and key, such as `validation/accuracy`, as [step, value] points."""
     names = [key for key in keys.split(",") if key] if keys else None
-
-    def read(connection: Connection) -> Any:
-        jobs.get(connection, job_id, project=caller.project)
-        return metrics.series(connection, job_id, names, after_step, max_points)
-
-    return Json({"series": await db.read(read)})
+    curves = await db.read(jobs.read_of_job, job_id, caller.project, metrics.series, names, after_step, max_points)
+    return Json({"series": curves})

@@ -6,12 +6,13 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api.dependencies import Caller, Db, InspectionsDep
-from api.inspections import Inspections
+from api.inspections import NOT_UPLOADED, Inspections
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
 from api.schemas import Json, ModelView, NewModel, Page, PreprocessingView, model_view, page
 from base.errors import Fault
 from kdcore.catalog import ModelFacts, UnknownName, architecture
 from store import registry
+from store.records import PageQuery
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -35,14 +36,9 @@ async def register(new: NewModel, caller: Caller, db: Db, inspections: Inspectio
 
 
 @router.get("", response_model=Page[ModelView])
-async def listing(
-    caller: Caller,
-    db: Db,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
-) -> Response:
+async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
     """Registered models, newest first."""
-    rows, following = await db.read(registry.models.list_page, caller.project, limit=limit, after=after)
+    rows, following = await db.read(registry.models.list_page, caller.project, query)
     return page([model_view(model) for model in rows], following)
 
 
@@ -63,7 +59,7 @@ async def uploaded(blob: str, inspections: Inspections) -> str:
     """The digest of uploaded bytes. Raises NotFound."""
     digest = blob.removeprefix("sha256:")
     if not await inspections.has(digest):
-        raise NotFound("these bytes have not been uploaded; POST them to /v1/uploads first", blob=blob)
+        raise NotFound(NOT_UPLOADED, blob=blob)
     return digest
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from base.references import BLOB
 from bench.chaos import plan
 from bench.chaos.clients import Clients
 from bench.chaos.injector import Injector
@@ -25,7 +26,6 @@ PRINT_EVERY_S = 15
 JOBS_PER_WORKER = 3
 """Jobs under way at any time, for each worker: some jobs are always queued."""
 TEACHER = PlannedJob("teacher", "teacher", senders=2, action="none", action_after_s=0)
-BLOB = "blob:sha256:"
 
 Log = Callable[[str], None]
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from base.data_cache import lock_of, partial_of
 from base.errors import DatasetUnreadable
 from kdcore import vision
 from kdcore.catalog.datasets import DATASETS
@@ -98,10 +99,11 @@ def open_named(name: str, image_size: int | None, downloads: Path) -> Source:
 
 def _fetched(name: str, downloads: Path) -> dict[Split, Any]:
     """Both splits. A folder of that name is whole: downloading and unpacking happen under another name."""
-    root, partial_root = downloads / name, downloads / f"{name}.partial"
+    root = downloads / name
+    partial_root = partial_of(root)
     try:
         downloads.mkdir(parents=True, exist_ok=True)
-        with alone(downloads / f"{name}.lock"):
+        with alone(lock_of(root)):
             if not root.exists():
                 shutil.rmtree(partial_root, ignore_errors=True)
                 partial_root.mkdir()

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from base.errors import DatasetUnreadable, StorageFull
-from base.files import DISK_FULL, sync
+from base.data_cache import lock_of, partial_of
+from base.errors import DatasetUnreadable
+from base.files import disk_full_as_storage_full, sync
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.data.images import Data, Images, Labels, set_aside
 
@@ -139,19 +140,13 @@ def cached(
 ) -> Data:
     """The data set under `key`, decoded from `source` if the cache does not hold it."""
     folder = cache / key
-    try:
+    with disk_full_as_storage_full(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        with alone(cache / f"{key}.lock"):
+        with alone(lock_of(folder)):
             if not folder.exists():
                 _fill(folder, digest, source())
             # Under the lock: trimming the cache deletes entries by the time of their last use.
             os.utime(folder)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise StorageFull(
-                f"Out of disk space while decoding the data set: {error.strerror}.", "Free some disk space."
-            ) from error
-        raise
     facts = DatasetFacts.model_validate_json((folder / _FACTS).read_bytes())
     train, test = (_images(folder, split, resident_bytes) for split in _SPLITS)
     return Data(train, test, tuple(facts.class_names), facts)
@@ -166,7 +161,7 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 def _fill(folder: Path, digest: str | None, source: Source) -> None:
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     pixels = {split: _mapped(_pixels(partial, split), source.shape(split)) for split in _SPLITS}

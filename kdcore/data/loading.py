@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
+from base.data_cache import DOWNLOADS
 from base.errors import DatasetUnreadable
-from base.files import sha256
+from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DatasetFacts
 from kdcore.data.arrays import open_arrays
@@ -63,19 +64,19 @@ def inspect(path: Path, image_size: int | None) -> DatasetFacts:
         if name == "train":
             sums.add(pixels)
     mean, std = sums.mean_and_std()
-    return source.facts(mean, std, f"sha256:{sha256(path)}")
+    return source.facts(mean, std, f"sha256:{sha256_of(path)}")
 
 
 def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
     name, size = dataset.source, dataset.image_size
     if path is not None:
-        digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256(path)}"
+        digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256_of(path)}"
         return cached(_key(digest.removeprefix("sha256:"), size), digest, cache, lambda: _open(path, size))
     if name not in DATASETS:
         raise DatasetUnreadable(f"There is no built-in data set {name!r}.", "Built in are " + ", ".join(DATASETS) + ".")
     if DATASETS[name].source == "bundled":
         return decoded(open_digits(size))
-    return cached(_key(name, size), None, cache, lambda: open_named(name, size, cache / "downloads"))
+    return cached(_key(name, size), None, cache, lambda: open_named(name, size, cache / DOWNLOADS))
 
 
 def _key(source: str, size: int | None) -> str:

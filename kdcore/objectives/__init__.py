@@ -26,9 +26,9 @@ from kdcore.objectives.standardized import Standardized
 from kdcore.objectives.ttm import TransformedTeacher
 from kdcore.objectives.vid import VariationalInformation
 from kdcore.objectives.weighted import WeightedSum
-from kdcore.spec import Method, Options, numbered
+from kdcore.spec import Method, numbered
 
-__all__ = ["PAGES", "Objective", "Setting", "TwoStages", "build", "of_page"]
+__all__ = ["PAGES", "Objective", "Setting", "TwoStages", "build"]
 
 PAGES: dict[str, Callable[[Any, Setting], Objective | TwoStages]] = {
     "kd": KnowledgeDistillation,
@@ -62,29 +62,22 @@ def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]
     terms: list[tuple[str, float, Objective]] = []
     for method in methods:
         objective: Objective | None
-        match of_page(method.loss_options, setting):
+        options = method.loss_options
+        match PAGES[options.name](options, setting):
             case TwoStages(first=early, then=objective):
                 first.append(early)
             case objective:
                 pass
         if objective is not None:
-            terms.append((method.name, weight(method), _standardized(method, objective)))
+            objective = Standardized(objective) if method.standardizes else objective
+            terms.append((method.name, weight(method), objective))
     names = numbered([name for name, _, _ in terms])
     return [*first, _sum([(name, *term[1:]) for name, term in zip(names, terms, strict=True)])]
-
-
-def of_page(options: Options, setting: Setting) -> Objective | TwoStages:
-    """The objective, or the two stages, of these options."""
-    return PAGES[options.name](options, setting)
 
 
 def weight(method: Method) -> float:
     """A method's share among others; one that stands alone has the whole."""
     return 1.0 if method.weight is None else method.weight
-
-
-def _standardized(method: Method, objective: Objective) -> Objective:
-    return Standardized(objective) if getattr(method, "standardize", False) else objective
 
 
 def _sum(terms: Sequence[tuple[str, float, Objective]]) -> Objective | None:

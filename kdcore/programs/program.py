@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import TeacherMismatch
-from base.files import sha256
+from base.files import sha256_of
 from kdcore.catalog.facts import DatasetFacts, ProgramFacts
 from kdcore.programs import pt2, signature
 from kdcore.programs.graph import EVAL_FIRST, Graph
@@ -92,7 +92,7 @@ def open_program(path: Path, data: DatasetFacts | None = None) -> Program:
         channels=shape.channels,
         parameters=sum(parameters.values()),
         bytes=path.stat().st_size,
-        digest=f"sha256:{sha256(path)}",
+        digest=f"sha256:{sha256_of(path)}",
         image_size=(shape.height, shape.width),
         batch=shape.largest_batch or "any",
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 
-from base.references import REFERENCE_PREFIXES
+from base.references import BLOB, FILE, REFERENCE_PREFIXES
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
 from kdcore.spec.vocabulary import Vocabulary, named
@@ -69,7 +69,7 @@ class Teacher(Vocabulary):
         description="model:<name or id>, job:<id> (its student), blob:sha256:<hex>, weights:<torchvision weights>, "
         "or, for the engine by hand, file:<path>.",
     )
-    program: Annotated[str, Field(pattern=r"^(blob:sha256:|file:).+$")] | None = Field(
+    program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
         description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a torch.export program (.pt2) "
         "that maps normalised images to logits. It has no taps: only methods on logits can use it.",

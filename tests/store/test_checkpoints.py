@@ -41,12 +41,12 @@ def test_delete_superseded_keeps_two_and_returns_the_others(database: Database):
     job_id = running(database).job.id
     with database.begin() as connection:
         recorded(connection, job_id, 1, 10, 20, 30, 40)
-        assert [checkpoint.path for checkpoint in checkpoints.delete_superseded(connection, job_id)] == [
+        assert [checkpoint.path for checkpoint in checkpoints.delete_superseded(connection, job_id, 2)] == [
             "1/20.pt",
             "1/10.pt",
         ]
         assert [checkpoint.step for checkpoint in checkpoints.list_checkpoints(connection, job_id)] == [40, 30]
-        assert checkpoints.delete_superseded(connection, job_id) == []
+        assert checkpoints.delete_superseded(connection, job_id, 2) == []
 
 
 def test_delete_broken_adds_a_warning(database: Database):
@@ -76,7 +76,7 @@ def test_delete_broken_counts_progress_from_the_furthest_that_is_left(database: 
             recorded(connection, job_id, fence, reached)
         assert read_job(database, job_id).checkpoint_step == reached
     clock.advance(LEASE_S + 1)
-    assert claimed(database, takeover=True).attempts_without_progress == 1
+    assert claimed(database, takeover=True).job.attempts_without_progress == 1
 
 
 def test_delete_broken_of_the_only_one_leaves_no_checkpoint_step(database: Database):

@@ -2,6 +2,7 @@ import pytest
 
 from store.database import Database
 from store.errors import NameTaken, NotFound
+from store.records import PageQuery
 from store.registry import Registry, datasets, get_inspection, models, put_inspection
 from tests.store.helpers import SHA256, run_concurrently
 
@@ -41,9 +42,9 @@ def test_list_page_is_newest_first(database: Database, registry: Registry):
     with database.begin() as connection:
         for name in "abc":
             registry.register(connection, "ours", name, SHA256, {})
-        page, after = registry.list_page(connection, "ours", limit=2)
-        rest, end = registry.list_page(connection, "ours", limit=2, after=after)
-        assert registry.list_page(connection, "theirs", limit=2) == ([], None)
+        page, after = registry.list_page(connection, "ours", PageQuery(limit=2))
+        rest, end = registry.list_page(connection, "ours", PageQuery(limit=2, after=after))
+        assert registry.list_page(connection, "theirs", PageQuery(limit=2)) == ([], None)
     assert (len(page), len(rest), after, end) == (2, 1, page[-1].id, None)
     ids = [entry.id for entry in (*page, *rest)]
     assert ids == sorted(ids, reverse=True)

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from store.settings import Settings, is_loopback, settings_or_exit
+from base.defaults import is_loopback
+from store.settings import Settings, settings_or_exit
 
 KEY_HASH = "a" * 64
 ANYWHERE = ".".join("0000")

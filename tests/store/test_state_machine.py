@@ -245,8 +245,10 @@ class StoreAndModel(RuleBasedStateMachine):
             assert claim is None
             return
         job, was_running = expected
-        assert (claim.job.id, claim.fence, claim.takeover) == (job.id, job.fence, was_running)
-        assert claim.attempts_without_progress == job.attempts_without_progress
+        assert (claim.job.id, claim.fence) == (job.id, job.fence)
+        (event,) = self.call(events.list_events, job.id, claim.job.event_seq - 1, 1)
+        assert (event.type, event.data["takeover"]) == ("claimed", was_running)
+        assert claim.job.attempts_without_progress == job.attempts_without_progress
         assert [(one.step, one.fence) for one in claim.checkpoints] == job.newest_checkpoints()
         self.claims.append(claim)
 

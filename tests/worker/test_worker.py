@@ -59,7 +59,7 @@ def test_worker_drain_requeues_a_job_that_is_being_prepared(
     """The request to leave comes while an input is checked."""
     blob = db.files.put_stream([b"a teacher"])
     worker = start_worker()
-    when(monkeypatch, attempt, "sha256", worker.drain)
+    when(monkeypatch, attempt, "sha256_of", worker.drain)
     job_id = db.submit(steps=2, teacher=f"blob:sha256:{blob.sha256}")
     until(lambda: "released" in db.types(job_id), "the job to be requeued")
     assert_leaves(worker, db)

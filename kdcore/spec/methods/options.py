@@ -169,6 +169,11 @@ class Options(Vocabulary):
         return None
 
     @property
+    def standardizes(self) -> bool:
+        """True where logits are standardised before they are compared."""
+        return False
+
+    @property
     def compares_gradients(self) -> bool:
         """True where the teacher's gradient at the image is compared."""
         return False
@@ -298,6 +303,10 @@ class OnLogits(Options):
         description="Bring each sample's logits, the student's and the teacher's, to mean 0 and standard deviation 1 "
         "first (Sun et al., CVPR 2024, arXiv:2403.01427). Default: off, as in the method's own paper.",
     )
+
+    @property
+    def standardizes(self) -> bool:
+        return self.standardize
 
 
 class OnEmbeddings(Options):

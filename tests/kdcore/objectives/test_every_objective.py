@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from base.errors import EngineError, SpecInvalid
 from kdcore.lesson import EMBEDDING, Batch, Lesson, View
-from kdcore.objectives import of_page
+from kdcore.objectives import PAGES
 from kdcore.objectives.objective import Objective, TwoStages
 from kdcore.objectives.standardized import Standardized
 from kdcore.spec.methods import METHODS, Method, Options
@@ -58,6 +58,11 @@ HELD_CONSTANT = {"nst kernel=gaussian"}
 """A part of the loss is constant for its gradient, so that the numerical gradient differs; its own test compares it."""
 
 
+def made_by(method: Options) -> Objective | TwoStages:
+    options = method.loss_options
+    return PAGES[options.name](options, setting(temperature=3.0))
+
+
 @dataclass(frozen=True)
 class Case:
     """One form of one method, and which of its two stages."""
@@ -76,11 +81,11 @@ class Case:
 
     def objective(self) -> Objective:
         torch.manual_seed(0)
-        made = of_page(self.options.loss_options, setting(temperature=3.0))
+        made = made_by(self.options)
         if isinstance(made, TwoStages):
             made = made.first if self.stage == "first" else made.then
             assert made is not None
-        return Standardized(made) if getattr(self.options, "standardize", False) else made
+        return Standardized(made) if self.options.standardizes else made
 
     @property
     def teacher_sizes(self) -> dict[str, tuple[int, ...]]:
@@ -112,7 +117,7 @@ def cases() -> Iterator[Case]:
         fields = METHODS[name].model_fields
         for form in forms(fields):
             options = method.validate_python({"name": name, **needed(fields), **form})
-            made = of_page(options.loss_options, setting(temperature=3.0))
+            made = made_by(options)
             text = ",".join(f"{key}={value}" for key, value in form.items())
             if isinstance(made, TwoStages):
                 yield Case(name, text, "first", options)

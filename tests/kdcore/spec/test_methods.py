@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from kdcore.catalog import architecture
-from kdcore.objectives import Objective, Setting, TwoStages, of_page
+from kdcore.objectives import PAGES, Objective, Setting, TwoStages
 from kdcore.spec import METHODS, Method, Options, Pair
 from kdcore.spec.methods import Networks, scheme_of
 from kdcore.spec.methods.options import OnLogits, SchemeOptions
@@ -227,7 +227,8 @@ def test_first_stage_agrees_with_the_page_of_the_method(given):
     students = ["resnet20", "resnet20"] if METHODS[name].facts.scheme == "mutual" else "resnet20"
     changes = {"teacher": None, "student": students} if needs_no_teacher else {}
     method = resolved(method=given, **changes).methods[0]
-    made = of_page(method.loss_options, setting)
+    options = method.loss_options
+    made = PAGES[options.name](options, setting)
     assert isinstance(made, TwoStages) == (method.first_stage is not None)
     if isinstance(made, TwoStages):
         assert method.first_stage is not None and (made.then is None) == method.first_stage.then_labels_alone

@@ -1,0 +1,27 @@
+"""The names in the cache of data sets. The engine fills the cache and holds these locks meanwhile; the store trims it.
+
+<key>/              decoded            <key>.lock, while it is decoded, or found and marked as used
+<key>.partial/      being decoded
+downloads/<name>/   as published       downloads/<name>.lock; it is also in use while a lock `<name>-….lock` is held
+downloads/<name>.partial/
+"""
+
+from pathlib import Path
+
+DOWNLOADS = "downloads"
+LOCK = ".lock"
+_PARTIAL = ".partial"
+
+
+def lock_of(entry: Path) -> Path:
+    """Return the lock file of an entry, which is the same for a partial one."""
+    return entry.with_name(entry.name.removesuffix(_PARTIAL) + LOCK)
+
+
+def partial_of(entry: Path) -> Path:
+    """Return the folder of an entry while it is filled or deleted."""
+    return entry.with_name(entry.name.removesuffix(_PARTIAL) + _PARTIAL)
+
+
+def is_partial(entry: Path) -> bool:
+    return entry.name.endswith(_PARTIAL)
