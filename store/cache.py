@@ -1,13 +1,13 @@
-"""This host's cache of data sets, trimmed to a size. `kdcore.data` fills it, and holds these locks meanwhile:
+"""This host's cache of data sets, trimmed to a size. `kdcore.data` fills it and holds these locks while it does:
 
-    <key>/              decoded            <key>.lock, while it is decoded, or found and marked as used
+    <key>/              decoded            <key>.lock, while it is decoded, or opened and marked as used
     <key>.partial/      being decoded
-    downloads/<name>/   as published       downloads/<name>.lock; it is also in use while a lock `<name>-….lock` is held
+    downloads/<name>/   as published       downloads/<name>.lock; a held `<name>-….lock` means that it is in use, too
     downloads/<name>.partial/
 
-An entry is deleted under its locks, and only if it was not used lately: an engine opens the files of its entry after it
-has released the lock. Files that are open or mapped stay readable. Lock files are never deleted: a process could lock
-the old file while another locks a new one.
+An entry is deleted under its locks, and only if it was not used lately, because an engine opens the files of its entry
+after it has released the lock. Files that are open or mapped stay readable. Lock files are never deleted: a process
+could lock the old file while another locks a new one.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from store.file_store import Usage, measured
 
 PARTIAL, LOCK, DOWNLOADS = ".partial", ".lock", "downloads"
 IN_USE_S = 3600.0
-"""The longest time between finding an entry and having opened all its files."""
+"""The longest time from the look-up of an entry until all its files are open."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Entry:
 
 
 def trim(cache: Path, max_bytes: int, dry_run: bool = False) -> list[Entry]:
-    """Delete unfinished entries, then the least recently used until the rest fits into `max_bytes`. Returns them."""
+    """Delete unfinished entries, then the least recently used until the rest fits into `max_bytes`. Returns all these."""
     entries = sorted(_entries(cache), key=lambda entry: (not entry.is_partial, entry.used_at))
     excess_bytes = sum(entry.size.bytes for entry in entries) - max_bytes
     deleted = []
@@ -66,7 +66,7 @@ def _entries(cache: Path) -> Iterator[Entry]:
 def _delete(entry: Entry, dry_run: bool) -> bool:
     """Return False if the entry is in use."""
     with _try_lock(entry.locks()) as locked:
-        # The mtime is read again under the lock.
+        # Read the mtime again, now under the lock.
         if not locked or not (entry.is_partial or time.time() - modified_at(entry.folder) > IN_USE_S):
             return False
         if not dry_run:
@@ -75,7 +75,7 @@ def _delete(entry: Entry, dry_run: bool) -> bool:
 
 
 def _delete_tree(folder: Path) -> None:
-    """Rename the folder to `….partial` first: a process killed half way must not leave an entry that looks complete."""
+    """Rename the folder to `….partial` first, so that a killed process leaves no entry that seems to be complete."""
     partial = folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
     if partial != folder:
         shutil.rmtree(partial, ignore_errors=True)
