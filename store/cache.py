@@ -45,7 +45,7 @@ class Entry:
 
 
 def trim(cache: Path, max_bytes: int, dry_run: bool = False) -> list[Entry]:
-    """Delete unfinished entries, then the least recently used until the rest fits into `max_bytes`. Returns all these."""
+    """Delete unfinished entries, then the least recently used until the rest fits into `max_bytes`. Returns them."""
     entries = sorted(_entries(cache), key=lambda entry: (not entry.is_partial, entry.used_at))
     excess_bytes = sum(entry.size.bytes for entry in entries) - max_bytes
     deleted = []

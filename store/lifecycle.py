@@ -226,7 +226,7 @@ def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15) -> li
 def _end_abandoned(connection: Connection, job_id: str) -> None:
     """End one job. Each UPDATE checks its condition again: the owner may have extended its lease since the query."""
     expired = and_(jobs.c.id == job_id, _lease_expired(jobs))
-    # The owner must not write any more if it comes back.
+    # If the owner comes back, it must not write any more.
     fence = jobs.c.fence + 1
     # A job without attempts would wait for ever once it is resumed.
     can_pause = and_(jobs.c.requested == "pause", _has_attempts(jobs))
@@ -287,7 +287,7 @@ def _waits_past_deadline(job: FromClause) -> ColumnElement[bool]:
 
 
 def _has_attempts(job: FromClause) -> ColumnElement[bool]:
-    """The condition that attempts are left. Only attempts without progress count, not those of lost workers in general."""
+    """The condition that attempts are left. Only attempts without progress count."""
     return or_(job.c.attempts_without_progress < job.c.max_attempts, _made_progress(job))
 
 

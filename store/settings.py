@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         # Longer than any request: the inspection of a large upload takes half an hour, and may wait for others.
         default=86_400,
         ge=3600,
-        description="Time without use until a blob that no row names goes to the trash; it is deleted after the same time there.",
+        description="Time without use until a blob that no row names goes to the trash, and until it is deleted there.",
     )
     retain_checkpoints_s: float = Field(
         default=7 * 86_400,
