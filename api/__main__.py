@@ -1,6 +1,6 @@
 """`python -m api`: the REST server and the web page, configured by DISTILLERY_… variables.
 
-It does not migrate the database: `python -m store migrate` does, once, before servers and workers start.
+It does not migrate the database: run `python -m store migrate` once, before servers and workers start.
 """
 
 import logging
@@ -22,7 +22,7 @@ from store.settings import settings_or_exit
 STREAMS_END_S = 3
 """Event streams stay open for as long as a job runs. At shutdown they are cut, and browsers reconnect."""
 RETRY_S = 1.0
-"""Between two attempts to reach the database at start."""
+"""The time between two attempts to reach the database at start."""
 
 log = logging.getLogger("distillery.api")
 
@@ -31,7 +31,7 @@ def main() -> None:
     (settings,) = settings_or_exit("api")
     log_to_stderr()
     _refuse_an_old_schema(settings.database_url)
-    # A broker in memory cannot reach other processes: workers then find jobs by polling.
+    # A broker in memory cannot reach other processes; then workers poll for jobs.
     sender = None if settings.broker_url.startswith(MEMORY) else WakeUpSender(settings.broker_url)
     app = create_app(settings, wake_workers=sender.wake_workers if sender else lambda: None)
     try:
@@ -62,7 +62,7 @@ def _refuse_an_old_schema(url: str) -> None:
 
 
 def _revision(database: Database) -> str | None:
-    """The revision of the tables. Waits for a database server that cannot be reached, but not for a missing file."""
+    """Return the tables' revision. Waits for a database server that cannot be reached, but not for a missing file."""
     logged = False
     while True:
         try:

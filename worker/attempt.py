@@ -119,7 +119,7 @@ class Attempt:
     # ── prepare ──
 
     def _end_older_engines(self) -> None:
-        """End an engine of an earlier attempt that still runs on this host: its guard was frozen and its worker died."""
+        """End an engine of an earlier attempt that still runs here: its guard was frozen and its worker died."""
         for older, lock in attempts_in_use(self.context.scratch).items():
             is_older = older.job_id == self.claim.job.id and older.fence < self.claim.fence
             if is_older and kill_session(lock):
@@ -145,7 +145,7 @@ class Attempt:
         return arguments
 
     def _assert_mounted(self, kind: str, needed: Sequence[object]) -> None:
-        """Raise an error if the folder of all files of this kind is missing: its disk is not mounted, no file is lost."""
+        """Raise an error if the folder of these files is missing: its disk is not mounted, no file is lost."""
         if needed and not (self.context.files.folder / kind).is_dir():
             raise StorageFull(
                 f"the file store at {self.context.files.folder} has no folder {kind}: is it mounted?",

@@ -24,7 +24,7 @@ LEAVES_IN_S = 5.0
 
 
 class Worker:
-    """A worker: call `start`, then `drain` and `stop`. With `listens` it receives wake-up messages, else it only polls."""
+    """A worker: call `start`, then `drain` and `stop`. It polls, and with `listens` also receives wake-up messages."""
 
     def __init__(
         self,
