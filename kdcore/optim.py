@@ -13,7 +13,7 @@ Kind = TypeVar("Kind", bound=type[torch.optim.Optimizer])
 
 
 def _uncompiled(kind: Kind) -> Kind:
-    """PyTorch's optimizer without the wrappers that keep `torch.compile` out of it.
+    """Return PyTorch's optimizer without the wrappers that exclude it from `torch.compile`.
 
     Their first call imports the compiler, which takes longer than torch itself; nothing is compiled here.
     """
@@ -27,7 +27,7 @@ _AdamW, _Sgd = _uncompiled(torch.optim.AdamW), _uncompiled(torch.optim.SGD)
 
 
 def optimizer_for(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
+    """Return the optimizer. Weight decay applies to every parameter, also batch norm's, as in the published recipes."""
     if isinstance(spec, AdamW):
         return _AdamW(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
     return _Sgd(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)

@@ -46,7 +46,7 @@ def _each(pointer: str, given: T | tuple[T, ...] | None) -> list[tuple[str, T]]:
 
 
 def scheme_kind(fields: Fields) -> SchemeKind | None:
-    """The scheme of the job; None where its methods are not valid."""
+    """The scheme of the job; None if its methods are not valid."""
     methods = [method for _, method in each_method(fields)]
     return scheme_of(methods).kind if methods else None
 

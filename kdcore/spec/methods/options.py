@@ -72,9 +72,9 @@ class FirstStage:
     epochs: int | None
     """None until the spec is resolved."""
     trains_student: bool = True
-    """False where the stage trains only what the objective owns."""
+    """False if the stage trains only what the objective owns."""
     then_labels_alone: bool = False
-    """True where the method adds no loss to the labels afterwards."""
+    """True if the method adds no loss to the labels afterwards."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class SchemeOptions:
     """Module paths, shallow to deep."""
     generations: int = 0
     ensemble_is_result: bool = False
-    """True where all generations together are exported, not only the last."""
+    """True if all generations together are exported, not only the last."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Networks:
         return self.shapes.get((network.name, path))
 
     def width(self, network: ArchitectureFacts, path: str) -> int | None:
-        """Channels at a place; None where they are not known."""
+        """Channels at a place; None if they are not known."""
         shape = self.shape(network, path)
         return shape[0] if shape else dict(zip(network.taps, network.tap_widths, strict=False)).get(path)
 
@@ -144,7 +144,7 @@ class Options(Vocabulary):
 
     @property
     def own_temperature(self) -> float | None:
-        """The default temperature; None where these options use none."""
+        """The default temperature; None if these options use none."""
         return self.defaults.temperature
 
     @property
@@ -170,22 +170,22 @@ class Options(Vocabulary):
 
     @property
     def compares_gradients(self) -> bool:
-        """True where the teacher's gradient at the image is compared."""
+        """True if the teacher's gradient at the image is compared."""
         return False
 
     @property
     def compares_taps(self) -> bool:
-        """True where activations of a teacher are compared."""
+        """True if activations of a teacher are compared."""
         return self.facts.taps != "none" and not self.compares_gradients
 
     @property
     def looks_inside(self) -> bool:
-        """True where more of a teacher is needed than its logits."""
+        """True if more of a teacher is needed than its logits."""
         return self.compares_taps or self.compares_gradients
 
     @property
     def compares_at_label(self) -> bool:
-        """True where the loss reads the one label of an image."""
+        """True if the loss reads the one label of an image."""
         return self.compares_gradients or "labels" in self.facts.needs
 
     # Places in networks.
@@ -207,7 +207,7 @@ class Options(Vocabulary):
 
     @property
     def places_are_open(self) -> bool:
-        """True where places in the networks are still to be chosen."""
+        """True if places in the networks are still to be chosen."""
         return self.compares_taps and not self.pairs
 
     def named_places(self) -> Iterator[tuple[str, Literal["student", "teacher"], tuple[str, ...]]]:
