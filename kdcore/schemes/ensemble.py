@@ -76,7 +76,7 @@ class Trunk(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        assert isinstance(network, Network), "rules let only the field's networks be cut"
+        assert isinstance(network, Network), "rules allow this scheme only for kdcore's own networks"
         self.network = network
         self.parts = _last_group(network)
 
@@ -92,7 +92,7 @@ class Branch(nn.Module):
 
     def __init__(self, network: nn.Module, trunk: Trunk) -> None:
         super().__init__()
-        assert isinstance(network, Network), "rules let only the field's networks be cut"
+        assert isinstance(network, Network), "rules allow this scheme only for kdcore's own networks"
         _share(network, trunk.network, before=network.trunk()[trunk.parts])
         self.network, self.parts = network, trunk.parts
 

@@ -315,7 +315,11 @@ CASES = {
     ),
     "a memory of mixed images": (
         {"method": "crd", **mixed()},
-        ("/training/mix", "not_allowed", "'crd' keeps a memory of each training image; a mixed image is none of them"),
+        (
+            "/training/mix",
+            "not_allowed",
+            "'crd' stores an embedding of each training image, but a mixed image is not a training image",
+        ),
         {"method": "cc", **mixed()},
     ),
     # Numbers that nothing uses.
@@ -434,12 +438,12 @@ CASES = {
     ),
     "falling milestones": (
         schedule(name="multistep", milestones=[5, 4]),
-        ("/training/schedule/milestones", "not_allowed", "milestones must rise and lie before the last epoch"),
+        ("/training/schedule/milestones", "not_allowed", "milestones must rise and be before the last epoch"),
         schedule(name="multistep", milestones=[4, 5]),
     ),
     "a milestone after the end": (
         schedule(name="multistep", milestones=[9]),
-        ("/training/schedule/milestones", "not_allowed", "milestones must rise and lie before the last epoch"),
+        ("/training/schedule/milestones", "not_allowed", "milestones must rise and be before the last epoch"),
         schedule(name="multistep", milestones=[8]),
     ),
     "a range from large to small": (
