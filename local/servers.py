@@ -111,7 +111,7 @@ def _program(name: str, wheel: str, remedy: str) -> Path:
 
 
 @contextmanager
-def _accessible(program: Path, kept: Path | None) -> Iterator[Path]:
+def _accessible(program: Path, folder: Path | None) -> Iterator[Path]:
     """Yield the program, or a copy of it if its user may not enter its folder, such as root's home.
 
     If the server's data is kept, the copy is kept beside it, for the next start of the server.
@@ -119,7 +119,7 @@ def _accessible(program: Path, kept: Path | None) -> Iterator[Path]:
     if _open_to_all(program.parent):
         yield program
         return
-    with _folder(None if kept is None else kept / "program") as elsewhere:
+    with _folder(None if folder is None else folder / "program") as elsewhere:
         copy = elsewhere / program.relative_to(SITE)
         # An existing copy may be running: it is replaced only by another version.
         if not (copy.exists() and filecmp.cmp(program, copy)):
@@ -147,9 +147,9 @@ def _open_to_all(folder: Path) -> bool:
 
 
 @contextmanager
-def _folder(kept: Path | None) -> Iterator[Path]:
+def _folder(folder: Path | None) -> Iterator[Path]:
     """Yield the server's home: the given folder, or a temporary one that is removed at the end."""
-    home = Path(tempfile.mkdtemp(prefix="distillery-")) if kept is None else kept.absolute()
+    home = Path(tempfile.mkdtemp(prefix="distillery-")) if folder is None else folder.absolute()
     home.mkdir(parents=True, exist_ok=True)
     if not _open_to_all(home.parent):
         raise PermissionError(
@@ -161,7 +161,7 @@ def _folder(kept: Path | None) -> Iterator[Path]:
     try:
         yield home
     finally:
-        if kept is None:
+        if folder is None:
             shutil.rmtree(home, ignore_errors=True)
 
 

@@ -62,7 +62,7 @@ class ProgramFacts(ModelFacts):
     """The largest batch that it was exported for."""
 
     def takes(self, image_size: tuple[int, int]) -> bool:
-        return all(own in (None, asked) for own, asked in zip(self.image_size, image_size, strict=True))
+        return all(own in (None, requested) for own, requested in zip(self.image_size, image_size, strict=True))
 
 
 class ArchitectureFacts(Facts):

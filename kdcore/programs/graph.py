@@ -97,9 +97,9 @@ def _operator(target: str, given: list[tuple[str, int, Any]]) -> Callable[..., A
             f"the program calls {target}: a part of its network runs otherwise than the rest",
             hint="export without autocast, checkpointing, conditions or loops inside forward",
         )
-    found = operators.find(target)
-    _refuse_training(target, operators.is_random(found), {name: value for name, _, value in given})
-    return found
+    operator = operators.find(target)
+    _refuse_training(target, operators.is_random(operator), {name: value for name, _, value in given})
+    return operator
 
 
 def _refuse_training(target: str, is_random: bool, given: Mapping[str, Any]) -> None:

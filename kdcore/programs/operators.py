@@ -144,18 +144,18 @@ def find(target: str) -> Callable[..., Any]:
             f"the program calls {target}, which PyTorch {torch.__version__} does not have",
             hint="export it with the version of PyTorch that runs here",
         )
-    found: torch._ops.OpOverload = getattr(packet, overload)
+    op: torch._ops.OpOverload = getattr(packet, overload)
     # TorchScript's overloads, on plain numbers and text, return no tensor; overloads with `out` write into any tensor.
-    computes = any("Tensor" in str(result.type) for result in found._schema.returns) or name.startswith("sym_")
-    if not computes or any(argument.is_out for argument in found._schema.arguments):
+    computes = any("Tensor" in str(result.type) for result in op._schema.returns) or name.startswith("sym_")
+    if not computes or any(argument.is_out for argument in op._schema.arguments):
         raise TeacherMismatch(f"the program calls {target}, which computes no new tensor", hint=ADVICE)
-    return found
+    return op
 
 
 def _in_place_or_not(name: str) -> str:
     return name if name.startswith("__") else name.removesuffix("_")
 
 
-def is_random(found: Callable[..., Any]) -> bool:
-    """Return True for an operator that can draw random numbers; dropout and attention may have that switched off."""
-    return torch.Tag.nondeterministic_seeded in getattr(found, "tags", ())
+def is_random(op: Callable[..., Any]) -> bool:
+    """Return True for an op that can draw random numbers; dropout and attention may have that switched off."""
+    return torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())

@@ -45,12 +45,12 @@ class Trial:
 
 def trials(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> tuple[Trial, ...]:
     """Return a job's trials with their stages. The student's is the last, except for its baseline."""
-    found = list(_generations(spec) if spec.scheme.generations else _chain(spec))
+    planned = list(_generations(spec) if spec.scheme.generations else _chain(spec))
     if spec.baseline == "train":
-        found.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
+        planned.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
     return tuple(
         replace(trial, stages=tuple(_stages(trial, spec, dataset, unlabelled if trial.name != "alone" else None)))
-        for trial in found
+        for trial in planned
     )
 
 

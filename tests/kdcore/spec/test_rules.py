@@ -221,7 +221,7 @@ CASES = {
         ),
         {"teacher": None, "method": "one", "student": {"architecture": "vgg8"}},
     ),
-    "one generation of nobody": (
+    "one generation without a teacher": (
         {"teacher": None, "method": {"name": "born_again", "generations": 1}},
         (
             "/method/generations",
@@ -251,7 +251,7 @@ CASES = {
         {"method": ["kd", BY_GRADIENT], "assistants": ["resnet32"]},
     ),
     # Images without labels.
-    "a pool that nobody answers for": (
+    "a pool without a teacher": (
         {"method": "born_again", "unlabelled": POOLED},
         (
             "/unlabelled",
@@ -378,7 +378,7 @@ CASES = {
         ("/alpha", "not_allowed", "with alpha 0 there is nothing to learn from"),
         {"alpha": 0},
     ),
-    "peers that nobody tells what is right": (
+    "peers without labels": (
         {**PEERS, "method": "dml", "alpha": 0},
         ("/alpha", "not_allowed", "'dml' has no trained teacher: with alpha 0 nothing is learned from the labels"),
         {"teacher": None, "method": "born_again", "alpha": 0},
