@@ -33,7 +33,7 @@ from worker.worker import Worker
 log = logging.getLogger("distillery")
 
 IN_MEMORY = f"{MEMORY}//localhost/"
-"""Celery warns about a broker URL without a host, although a broker in memory has none."""
+"""The broker in memory. It needs no host, but Celery would warn about a URL without one."""
 QUIET = ("alembic", "celery", "kombu", "uvicorn")
 
 
@@ -63,7 +63,7 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Calls `on_ready` when it answers, and `on_leaving` when it stops: trainings stop during the last answers."""
+    """A server that calls `on_ready` when it answers and `on_leaving` when it stops, before its last answers."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_leaving: Callable[[], None]) -> None:
         super().__init__(config)
@@ -75,14 +75,14 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Not in the signal handler: it must not take locks that the interrupted code may hold.
+        # Not in the signal handler, which must not take locks that the interrupted code may hold.
         self._on_leaving()
         await super().shutdown(sockets)
 
 
 @contextmanager
 def _sole_server(settings: Settings) -> Iterator[None]:
-    """Lock the home: two embedded servers would share a database, but not their wake-up messages."""
+    """Lock the home, because two embedded servers would share a database, but not their wake-up messages."""
     settings.home.mkdir(parents=True, exist_ok=True)
     with (settings.home / "server.lock").open("a+") as lock:
         try:
@@ -113,7 +113,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 def _signals_only_stop(server: uvicorn.Server) -> Iterator[None]:
     """Make SIGINT and SIGTERM stop the server and nothing else until the drain is over.
 
-    A second signal must not cut the drain short, nor the first one, which uvicorn sends again at its end.
+    Neither a second signal nor the first one, which uvicorn sends again at its end, may interrupt the drain.
     """
 
     def stop(*_: object) -> None:

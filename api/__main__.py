@@ -1,6 +1,6 @@
 """`python -m api`: the REST server and the web page, configured by DISTILLERY_… variables.
 
-It does not migrate the database: `python -m store migrate` does, once, before servers and workers start.
+It does not migrate the database: run `python -m store migrate` once, before servers and workers start.
 """
 
 import logging
@@ -20,7 +20,7 @@ from store.database import MIGRATIONS, Database
 from store.settings import settings_or_exit
 
 RETRY_S = 1.0
-"""Between two attempts to reach the database at start."""
+"""The time between two attempts to reach the database at start."""
 
 log = logging.getLogger("distillery.api")
 
@@ -29,7 +29,7 @@ def main() -> None:
     (settings,) = settings_or_exit("api")
     log_to_stderr()
     _refuse_an_old_schema(settings.database_url)
-    # A broker in memory cannot reach other processes: workers then find jobs by polling.
+    # A broker in memory cannot reach other processes; then workers poll for jobs.
     sender = None if settings.broker_url.startswith(MEMORY) else WakeUpSender(settings.broker_url)
     app = create_app(settings, wake_workers=sender.wake_workers if sender else lambda: None)
     try:
@@ -53,7 +53,7 @@ def _refuse_an_old_schema(url: str) -> None:
 
 
 def _revision(database: Database) -> str | None:
-    """The revision of the tables. Waits for a database server that cannot be reached, but not for a missing file."""
+    """Return the tables' revision. Waits for a database server that cannot be reached, but not for a missing file."""
     logged = False
     while True:
         try:

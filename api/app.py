@@ -1,4 +1,4 @@
-"""The application: its routes, what they share (database, files, inspections), the sweep, and the OpenAPI document."""
+"""The application: routes, shared objects (database, files, inspections), the sweep, and the OpenAPI document."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -42,7 +42,7 @@ V1 = (jobs, attempts, events, metrics, logs, artifacts, uploads, models, dataset
 
 
 def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: Inspector | None = None) -> FastAPI:
-    """The application. `wake_workers` is called after a commit; it must return at once and never raise."""
+    """Return the application. `wake_workers` is called after a commit; it must return at once and never raise."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,7 +85,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the schemas of the job spec and of problems, and the key."""
+    """Return FastAPI's document, extended by the schemas of the job spec and of problems, and the key."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         components = document.setdefault("components", {})

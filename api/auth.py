@@ -21,7 +21,7 @@ class Member:
 
 
 async def member(request: Request) -> Member:
-    """The caller. Raises Unauthorized if a key is needed and is missing or wrong."""
+    """Return the caller. Raises Unauthorized if a key is needed and is missing or wrong."""
     key_hash: str | None = request.app.state.settings.admin_key_hash
     if key_hash is None:
         _require_local(request)
@@ -35,7 +35,7 @@ async def member(request: Request) -> Member:
 
 
 def _require_local(request: Request) -> None:
-    """Refuse names of other machines and pages of other origins: one could use the service through a local browser."""
+    """Refuse host names of other machines and pages of other origins, which could use the service through a browser."""
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if not (is_loopback(host) or host.endswith(".localhost")):
         raise Forbidden(f"without a key the service answers to 127.0.0.1 or localhost only, not to {host!r}")

@@ -1,6 +1,6 @@
 """Dependencies of routes: the caller, database, files, settings, and services that the application holds.
 
-Every dependency is a coroutine: FastAPI would run a plain function in a thread, which costs each request a hop.
+Every dependency is a coroutine, because FastAPI would run a plain function in another thread, which is slower.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from store.settings import Settings
 
 
 def _held(name: str) -> Any:
-    """A dependency on what `create_app` has put into the application's state under this name."""
+    """Return a dependency on the object that `create_app` has put into the application's state under this name."""
 
     async def held(request: Request) -> Any:
         return getattr(request.app.state, name)

@@ -1,8 +1,8 @@
 """Inspections: the facts of an uploaded file or of a network, read by a child process and cached by digest.
 
-The server never opens a file from outside itself. The child is `python -m kdcore inspect …`: it has a session of its
+The server itself never opens an uploaded file. The child is `python -m kdcore inspect …`: it has a session of its
 own, few environment variables, a scratch folder, and limits on time, memory and disk; two run at a time. It ends with
-the server, however that ends. It prints one JSON object: the facts, or the error.
+the server, even if the server is killed. It prints one JSON object: the facts, or the error.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ KINDS: dict[type[BaseModel], str] = {**OF_FILES, ArchitectureFacts: "architectur
 ENGINE = (sys.executable, "-m", "kdcore")
 PARALLEL = 2
 TIMEOUT_S = 1800.0
-"""Every image of a large archive is decoded once; the request waits as long."""
+"""The request waits while every image of a large archive is decoded once."""
 MEMORY_BYTES = 8 << 30
 FILE_BYTES = 8 << 30
 OUTPUT_BYTES = 4 << 20
@@ -52,7 +52,7 @@ NOT_UPLOADED = "these bytes have not been uploaded; POST them to /v1/uploads fir
 
 
 class Refused(Exception):
-    """An inspection failed. A final refusal is about the file or the network; the others are about the inspection."""
+    """An inspection failed. A final refusal is due to the file or the network: another inspection would fail, too."""
 
     def __init__(self, code: str, message: str, hint: str | None = None, final: bool = True) -> None:
         super().__init__(message)
@@ -124,7 +124,7 @@ class Inspections:
         return await to_thread.run_sync(self.files.exists, digest)
 
     async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
-        """The facts of a blob (`subject` is its digest), or of a network (its name, for taps also their paths).
+        """Return the facts of a blob (`subject`: its digest) or of a network (its name, for taps also their paths).
 
         Raises Refused.
         """
@@ -156,7 +156,7 @@ def _flags(options: dict[str, Any]) -> Iterator[str]:
 
 
 async def _head(stream: asyncio.StreamReader | None) -> bytes:
-    """The first bytes of a stream. The rest is read and dropped, so that the child never blocks."""
+    """Return the first bytes of a stream. The rest is read and dropped, so that the child never blocks."""
     head = bytearray()
     while stream and (chunk := await stream.read(65_536)):
         head += chunk[: OUTPUT_BYTES - len(head)]
@@ -164,7 +164,7 @@ async def _head(stream: asyncio.StreamReader | None) -> bytes:
 
 
 def _facts(output: bytes, errors: str, exit_code: int | None) -> dict[str, Any]:
-    """The facts in the last line of the output. Raises Refused."""
+    """Return the facts in the last line of the output. Raises Refused."""
     lines = output.decode(errors="replace").strip().splitlines()
     try:
         result = _Output.model_validate_json(lines[-1] if lines else "")

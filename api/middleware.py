@@ -12,7 +12,7 @@ from api.problems import ServerError, TooLarge
 log = logging.getLogger("distillery.api")
 
 JSON_BODY_BYTES = 1_000_000
-"""A job spec of a thousand lines is much smaller. Uploads have a limit of their own."""
+"""The largest JSON body. Job specs are much smaller; uploads have a limit of their own."""
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,80}")
 
@@ -25,7 +25,7 @@ _HEADERS = {
 
 
 class Middleware:
-    """Plain ASGI rather than BaseHTTPMiddleware, so that streams pass through unchanged."""
+    """The middleware. It is plain ASGI, not BaseHTTPMiddleware, so that streams pass through unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

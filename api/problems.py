@@ -22,7 +22,7 @@ Problem
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
  └─ StorageFull         507
 
-Exceptions of the other rooms become problems here too: each class names the exception that it `stands_for`.
+Exceptions of other packages become problems here too: each class names the exception that it `stands_for`.
 """
 
 import logging
@@ -50,7 +50,7 @@ RETRY_AFTER_S = 2
 
 
 class FaultView(BaseModel):
-    """One thing wrong with a request: where, what, and what would work."""
+    """One fault of a request: its place, a message, and what would work."""
 
     pointer: str = Field(description='RFC 6901 pointer into the body; "" is the whole body; "?name" is a parameter.')
     message: str
@@ -74,7 +74,7 @@ class ProblemView(BaseModel):
 
 
 class Problem(HTTPException):
-    """Base of all. A subclass is a code; `extra` are further members of the body."""
+    """Base of all problems. Each subclass has one code; `extra` are further members of the body."""
 
     status: ClassVar[int]
     code: ClassVar[str]
@@ -94,7 +94,7 @@ class Problem(HTTPException):
 
     @classmethod
     def of(cls, error: Any) -> Self:
-        """The problem for an exception of the type that the class stands for."""
+        """Return the problem for an exception of the type that the class stands for."""
         return cls(str(error))
 
     def response(self, request_id: str) -> Response:
@@ -222,7 +222,7 @@ class StorageFull(Problem):
 
 
 EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, Invalid, ServerError, Unavailable)
-"""The problems that any route may answer; declared once, on the router of all routes."""
+"""The problems that any route may return; declared once, on the router of all routes."""
 
 
 def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
@@ -276,7 +276,7 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
 
 
 def _http_methods(document: Mapping[str, Any], path: str) -> list[str]:
-    """Those of all routes at this path: the framework's own list has only the first route's."""
+    """Return the methods of all routes at this path; the framework's own list has only those of the first route."""
     methods: set[str] = set()
     for template, operations in document["paths"].items():
         if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path):
@@ -297,7 +297,7 @@ def malformed_json(reason: str) -> MalformedBody:
 
 
 def _fault(detail: Mapping[str, Any]) -> Fault:
-    """One of pydantic's errors, with a pointer into the body or `?name` for a parameter."""
+    """Return one of pydantic's errors as a fault, with a pointer into the body or `?name` for a parameter."""
     place, *path = detail["loc"]
     steps = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
     pointer = steps if place == "body" else "?" + steps.removeprefix("/")
@@ -310,7 +310,7 @@ def _fault(detail: Mapping[str, Any]) -> Fault:
 
 
 def summary(faults: list[Fault]) -> str:
-    """The first three faults in one line, and the number of the others."""
+    """Return the first three faults in one line, and the number of the others."""
     return "; ".join(f"{fault.pointer or 'body'}: {fault.message}" for fault in faults[:3]) + (
         f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
     )

@@ -12,7 +12,7 @@ from base.processes import end_with_parent
 
 
 def main(parent: str, cpu_s: str, memory_bytes: str, file_bytes: str, *command: str) -> None:
-    # The event loop starts inspections, and its thread lives as long as the server.
+    # The kernel watches the thread that started this process: the event loop's, which lives as long as the server.
     end_with_parent(int(parent))
     for limit, value in (
         (resource.RLIMIT_CPU, int(cpu_s)),

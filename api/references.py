@@ -1,4 +1,4 @@
-"""The look-up of what a spec names: data sets, teachers, a baseline, networks. A failure is a fault of the spec."""
+"""The look-up of a spec's references: data sets, teachers, a baseline, networks. A failure is a fault of the spec."""
 
 import difflib
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ F = TypeVar("F", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Target(Generic[T]):
-    """The target of a reference: its facts, if they can be known, and the reference that a resolved spec holds."""
+    """The target of a reference: its facts, if they are known, and the reference for the resolved spec."""
 
     facts: T | None
     reference: str
@@ -42,20 +42,20 @@ class ReferenceFault(Exception):
         self.message, self.code, self.allowed, self.got, self.pointer = message, code, allowed, got, pointer
 
     def at(self, pointer: str) -> Fault:
-        """The fault at the reference itself, unless another field of the spec has caused it."""
+        """Return the fault at `pointer`, the reference itself, unless another field of the spec has caused it."""
         return Fault(self.pointer or pointer, self.message, self.code, self.allowed, self.got)
 
 
 @dataclass(frozen=True)
 class References:
-    """Looks up what a spec names, as one caller may see it. Every method raises ReferenceFault."""
+    """Looks up references within what one caller may see. Every method raises ReferenceFault."""
 
     db: Database
     inspections: Inspections
     caller: Member
 
     async def dataset(self, dataset: Dataset, size_at: str = "/dataset/image_size") -> Target[DatasetFacts]:
-        """`size_at` points to the field that is wrong if the images cannot have the requested size."""
+        """Look up a data set. `size_at`: the field that is at fault if the images cannot have the requested size."""
         source = dataset.source
         if source.startswith(FILE):
             raise ReferenceFault(
@@ -94,7 +94,7 @@ class References:
         raise ReferenceFault("the service opens no files by path; upload the weights", "not_allowed", got=reference)
 
     async def baseline(self, reference: str, data: Target[DatasetFacts] | None, student: Student | None) -> Target[Job]:
-        """A job that measured the same student on the same data."""
+        """Look up a job that measured the same student on the same data."""
         kind, _, name = reference.partition(":")
         if kind != "job":
             raise ReferenceFault("a baseline is an earlier job's student", "not_allowed", "job:<id>", reference)
@@ -115,14 +115,14 @@ class References:
         return Target(job, f"{BLOB}{file.sha256}")
 
     async def network(self, name: str, data: DatasetFacts) -> Target[ArchitectureFacts]:
-        """A network of timm is known only by building it."""
+        """Look up a network. The facts of timm's networks are known only after building them."""
         facts = architecture(name)
         if facts.source == "timm":
             facts = await self._network_facts(ArchitectureFacts, data, name)
         return Target(facts, name)
 
     async def taps(self, name: str, paths: tuple[str, ...], data: DatasetFacts) -> Target[dict[str, list[int]]]:
-        """The shape of each tap of a network, without the batch."""
+        """Return the shape of each tap of a network, without the batch."""
         return Target((await self._network_facts(TapFacts, data, name, *paths)).shapes, name)
 
     async def _registered_model(self, name: str) -> Target[ModelFacts]:
@@ -167,7 +167,7 @@ class References:
             raise ReferenceFault(_with_hint(refused), refused.code) from None
 
     async def _network_facts(self, kind: type[F], data: DatasetFacts, name: str, *paths: str) -> F:
-        """The facts of a network that takes the images of this data set."""
+        """Return the facts of a network that takes the images of this data set."""
         shape = {"classes": data.num_classes, "channels": data.channels, "image_size": data.image_size}
         try:
             return await self.inspections.inspect(kind, name, *paths, **shape)
@@ -177,7 +177,7 @@ class References:
             raise ReferenceFault(_with_hint(refused), code, got=", ".join(paths) or name) from None
 
     async def _digest(self, reference: str) -> str:
-        """The hex digest of `blob:sha256:<hex>`, if those bytes have been uploaded."""
+        """Return the hex digest of `blob:sha256:<hex>`, if those bytes have been uploaded."""
         name = reference.removeprefix("blob:")
         if not DIGEST.fullmatch(name):
             raise ReferenceFault("a blob is named sha256: and 64 hexadecimal digits", "not_allowed", got=reference)
@@ -194,20 +194,20 @@ class References:
 
 
 def _student(job: Job) -> dict[str, Any]:
-    """The student that a job delivers: the first, if several taught each other."""
+    """Return the student that a job delivers: the first, if several taught each other."""
     student = job.resolved_spec["student"]
     first: dict[str, Any] = student[0] if isinstance(student, list) else student
     return first
 
 
 def _members(job: Job) -> int:
-    """The number of networks in a job's file: all generations, if their ensemble was requested."""
+    """Return the number of networks in a job's file: all generations, if their ensemble was requested."""
     scheme = JobSpec.model_validate(job.resolved_spec).scheme
     return scheme.generations if scheme.ensemble_is_result else 1
 
 
 def student_facts(job: Job, digest: str, size: int) -> ModelFacts:
-    """The facts of a succeeded job's student. They are in its report, so that the file need not be inspected."""
+    """Return the facts of a succeeded job's student from its report, so that the file need not be inspected."""
     report = job.result or {}
     student, dataset = _student(job), report["dataset"]
     preprocessing = student.get("preprocessing") or {}

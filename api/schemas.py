@@ -1,6 +1,6 @@
-"""Answers made from the store's records, the JSON response that carries them, and the models of bodies.
+"""Answers made from the store's records, the JSON response class, and the models of request bodies.
 
-`base/wire.py` describes the answers. They document the routes, and tests compare the answers with them; the service
+The types in `base/wire.py` document the routes, and tests compare the answers with them; the service
 sends plain dicts with their keys, because building and serializing models takes twice as long.
 """
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Json(Response):
-    """A response from dicts and lists. The `response_model` of its route documents it."""
+    """A JSON response made of dicts and lists. The `response_model` of its route documents it."""
 
     media_type = "application/json"
 
@@ -37,12 +37,12 @@ class Json(Response):
 
 
 def page(data: Sequence[Any], following: str | None = None) -> Json:
-    """The response of a list; `Page` documents it."""
+    """Return the response of a list; `Page` documents it."""
     return Json({"data": data, "next": following})
 
 
 def iso(seconds: float | None) -> str | None:
-    """Seconds since 1970, as the database counts, to ISO-8601 in UTC with milliseconds."""
+    """Return seconds since 1970 (the database's time) as ISO 8601 in UTC with milliseconds."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -52,7 +52,7 @@ def iso(seconds: float | None) -> str | None:
 
 
 def view_of(view: Any, record: Any, /, **computed: Any) -> dict[str, Any]:
-    """The answer for a record. Each field of the view is in `computed`, or the record's attribute of that name."""
+    """Return the answer for a record. Each field of the view is in `computed`, or is the record's attribute."""
     values = {**vars(record), **computed}
     answer = {name: values[name] for name in view.__annotations__}
     for name in _times(view):
@@ -62,12 +62,12 @@ def view_of(view: Any, record: Any, /, **computed: Any) -> dict[str, Any]:
 
 @cache
 def _times(view: Any) -> list[str]:
-    """The fields of type `Time`."""
+    """Return the fields of type `Time`."""
     return [name for name, kind in view.__annotations__.items() if Time in (kind, *get_args(kind))]
 
 
 def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
-    """`waiting`: of a queued job."""
+    """Return the answer for a job. `waiting`: the reason why a queued job waits."""
     here = f"/v1/jobs/{job.id}"
     links = {name: f"{here}/{name}" for name in Links.__annotations__}
     return view_of(
@@ -104,7 +104,7 @@ def worker_view(worker: Worker, lease_s: float) -> dict[str, Any]:
     return view_of(WorkerView, worker, alive=worker.consumes(lease_s))
 
 
-# Models: bodies, and the answers that hold classes of the engine.
+# Models of request bodies, and of answers that contain classes of the engine.
 
 
 class Schema(BaseModel):
@@ -114,7 +114,7 @@ class Schema(BaseModel):
 
 
 class Page(Schema, Generic[T]):
-    """One page of a list. To get the page after it, send `next` as `after`."""
+    """One page of a list. To get the next page, send `next` as `after`."""
 
     data: list[T]
     next: str | None = None
@@ -137,7 +137,7 @@ class DatasetView(Schema):
 
 
 class Retry(Schema):
-    """Where a retried job starts."""
+    """The place from which a retried job starts."""
 
     start: Literal["checkpoint", "scratch"] = Field(
         default="checkpoint",
@@ -167,5 +167,5 @@ class NewDataset(Schema):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     blob: str = Field(pattern=f"^{DIGEST.pattern}$")
     image_size: int | None = Field(
-        default=None, ge=4, le=1024, description="Height and width that images of different sizes are brought to."
+        default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
     )

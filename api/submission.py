@@ -1,9 +1,9 @@
 """The check of a client's body: a resolved spec, or every fault at once.
 
-read        the body alone: fields, types, bounds, rules between fields
-look up     what it names: data set, teacher, baseline, networks
-fit         classes, channels, image size
-resolve     write out every default, and replace every name by the digest of the bytes that it means now
+read        check the body alone: fields, types, bounds, rules between fields
+look up     get the facts of what it names: data set, teacher, baseline, networks
+fit         compare classes, channels, image size
+resolve     write out every default, and replace every name by the digest of its present bytes
 """
 
 from collections.abc import Awaitable, Mapping
@@ -46,7 +46,7 @@ class Examined:
 
 @dataclass
 class Lookup:
-    """The targets of what a spec names. A reference without one is in `faults`."""
+    """The targets of a spec's references. Each reference without a target has a fault in `faults`."""
 
     references: References
     fields: Mapping[str, Any]
@@ -54,7 +54,7 @@ class Lookup:
     data: Target[DatasetFacts] | None = None
     pool: Target[DatasetFacts] | None = None
     teachers: dict[str, Target[ModelFacts]] = field(default_factory=dict)
-    """By pointer."""
+    """By the reference's pointer."""
     baseline: Target[Job] | None = None
     networks: dict[str, ArchitectureFacts] = field(default_factory=dict)
     shapes: dict[tuple[str, str], list[int]] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Lookup:
                 self.faults.append(not_the_own_images(unlabelled))
 
     async def _networks(self, data: DatasetFacts) -> None:
-        """The facts of each network of the job, once: those of timm are known only by building it."""
+        """Look up each network of the job once: timm's networks must be built for that."""
         names = [(f"{at}/architecture", student.architecture) for at, student in each_student(self.fields)]
         names += [(f"{at}/architecture", assistant.architecture) for at, assistant in each_assistant(self.fields)]
         for at, teacher in each_teacher(self.fields):
@@ -113,7 +113,7 @@ class Lookup:
                     self.networks[name] = target.facts
 
     async def _taps(self, data: DatasetFacts) -> None:
-        """The shapes of the taps that methods name: only building a network shows whether a path exists."""
+        """Look up the shapes of the taps that methods name: a network must be built to check a path."""
         students, teachers = each_student(self.fields), each_teacher(self.fields)
         if not students:
             return
@@ -126,7 +126,7 @@ class Lookup:
                     await self._shapes(network, paths, data, f"{pointer}/{field_name}")
 
     def _network_of(self, pointer: str, teacher: Teacher) -> str | None:
-        """The network that a teacher's taps are in. A program has none."""
+        """Return the network of a teacher's taps; None for a program."""
         if teacher.program is not None:
             return None
         target = self.teachers.get(pointer)
@@ -157,7 +157,7 @@ async def examine(body: Any, references: References) -> Examined:
 
 
 def _comparable(teacher: ModelFacts, data: Target[DatasetFacts] | None) -> ModelFacts:
-    """The teacher without class names, if the data set's are not known before it is fetched: they are not compared."""
+    """Return the teacher, without class names if the data set's are not known yet: then they are not compared."""
     built_in = DATASETS.get(data.reference) if data else None
     return teacher if built_in is None or built_in.class_names else teacher.model_copy(update={"class_names": None})
 
@@ -176,7 +176,7 @@ def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts:
 
 
 def _size(spec: JobSpec, lookup: Lookup, facts: DatasetFacts) -> int | None:
-    """The size that images in folders were inspected at: their files may have others. None if it is not square."""
+    """Return the size at which images in folders were inspected; their files may differ. None if it is not square."""
     height, width = facts.image_size
     pool = lookup.pool.facts if lookup.pool else None
     in_folders = facts.kind == "folders" or (pool is not None and pool.kind == "folders")
@@ -189,7 +189,7 @@ def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:
 
 
 def estimate(examined: Examined) -> dict[str, Any] | None:
-    """The numbers that are known before the job runs; seconds and accuracy are not."""
+    """Return the numbers that are known before the job runs. Time and accuracy are not known."""
     spec, known = examined.resolved, examined.known
     if spec is None or known.dataset is None:
         return None
@@ -203,7 +203,7 @@ def estimate(examined: Examined) -> dict[str, Any] | None:
 
 
 def _teacher_parameters(spec: JobSpec, known: Known) -> int | None:
-    """The parameters of all teachers together; None without a teacher, or if one has yet to be downloaded."""
+    """Return the parameters of all teachers together; None without a teacher, or if one is not downloaded yet."""
     counts = [
         known.teachers[at].parameters if at in known.teachers else _parameters(teacher.architecture, known)
         for at, teacher in each_teacher(vars(spec))

@@ -1,7 +1,7 @@
-"""The periodic sweep, as workers do it too: deadlines and requests hold while no worker runs.
+"""The periodic sweep, which workers do too: it applies deadlines and requests while no worker runs.
 
 Any number of processes may sweep at once. A job whose lease has expired is ended only after this process has reached
-the database for one whole lease without a break: before that, the missing heartbeats may be this process's own fault.
+the database for one whole lease without a break: before that, missing heartbeats may be caused by the same outage.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ log = logging.getLogger("distillery.sweep")
 
 
 class Sweep:
-    """`run` sweeps until it is cancelled. No exception ends it."""
+    """The sweep of this process. `run` continues until it is cancelled; no exception ends it."""
 
     def __init__(self, database: Database, settings: Settings, wake_workers: Callable[[], None]) -> None:
         self._database, self._settings, self._wake_workers = database, settings, wake_workers
@@ -39,7 +39,7 @@ class Sweep:
             # Not logged: every request logs it.
             self._contact.lost()
         except Exception:
-            # The next sweep may succeed. If none followed, expired jobs would never end.
+            # The next sweep may succeed. Without further sweeps, expired jobs would never end.
             log.exception("a sweep failed")
         else:
             if waiting:
@@ -47,7 +47,7 @@ class Sweep:
                 self._wake_workers()
 
     def _sweep(self, connection: Connection, requested_at: float) -> list[str]:
-        """Returns the jobs that have been due for long."""
+        """Sweep once. Returns the jobs that have been due for long."""
         lease_s, heartbeat_s = self._settings.lease_s, self._settings.heartbeat_s
         with self._contact.takeover_gate(requested_at, lease_s=lease_s, heartbeat_s=heartbeat_s) as takeover:
             return lifecycle.sweep(connection, takeover=takeover, rering_s=self._settings.rering_s)

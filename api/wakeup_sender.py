@@ -1,6 +1,6 @@
 """The sender of wake-up messages, which make idle workers poll the database at once instead of a few seconds later.
 
-A thread of its own sends them, so that no answer waits for the broker or fails with it. A message may be lost, doubled
+A separate thread sends them, so that no answer waits for the broker or fails with it. A message may be lost, doubled
 or late: workers also poll without one.
 """
 
@@ -16,11 +16,11 @@ from base.wakeup import celery_settings, send_wakeup
 log = logging.getLogger("distillery.wakeup")
 
 MAX_PENDING = 64
-"""A burst of jobs wakes as many slots. More messages would wake no further ones."""
+"""The largest number of pending messages. More would not wake further slots."""
 
 
 class WakeUpSender:
-    """`wake_workers` queues one message; `close` ends the thread."""
+    """The sender. `wake_workers` queues one message; `close` ends the thread."""
 
     def __init__(self, broker_url: str) -> None:
         self._celery = Celery("distillery-wakeup", broker=broker_url, set_as_current=False)
@@ -31,14 +31,14 @@ class WakeUpSender:
         self._thread.start()
 
     def wake_workers(self) -> None:
-        """Return at once, also if the broker is away."""
+        """Queue one message. Returns at once, also if the broker cannot be reached."""
         try:
             self._pending.put_nowait(True)
         except queue.Full:
             return
 
     def close(self, timeout_s: float = 3) -> None:
-        """Messages that are still pending are dropped if the broker is away."""
+        """End the thread. If the broker cannot be reached, pending messages are dropped."""
         try:
             self._pending.put(False, timeout=timeout_s)
         except queue.Full:
@@ -55,7 +55,7 @@ class WakeUpSender:
         try:
             send_wakeup(self._celery)
         except Exception as error:
-            # A broker library may raise anything, and the next message must still be tried.
+            # A broker library may raise any exception; the next message must still be tried.
             if self._reachable:
                 log.warning("no wake-up message can be sent, workers find jobs by polling: %s", error)
             self._reachable = False

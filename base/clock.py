@@ -10,25 +10,25 @@ from base.errors import DatabaseUnavailable
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 offset_s = 0.0
-"""Only tests set it (`tests/clock.py`): time moves forward without waiting."""
+"""Added to the clock. Only tests set it, to move time forward without waiting (`tests/clock.py`)."""
 JITTER = 0.4
 """The random part of a period: after an outage, processes do not all query the database at the same moment."""
 
 
 def boottime() -> float:
-    """Seconds of this host's own clock. It is never set back or forth, and it counts sleep."""
+    """Return the seconds of this host's own clock, which is never adjusted and also counts sleep."""
     return time.clock_gettime(CLOCK) + offset_s
 
 
 def jittered(period_s: float) -> float:
-    """A random time between (1 - JITTER) of the period and the period."""
+    """Return a random time between (1 - JITTER) * period and the period."""
     return period_s * random.uniform(1 - JITTER, 1)  # noqa: S311
 
 
 class Contact:
-    """How long this process has been in contact with the database without a break.
+    """The time since which this process has been in contact with the database without a break.
 
-    An owner whose lease has expired may only have been unable to reach the database. So its job may be taken over only
+    An owner whose lease has expired may have been unable to reach the database. So its job may be taken over only
     by a process that has been in contact for a whole lease.
     """
 
@@ -57,7 +57,7 @@ class Contact:
 
     @contextmanager
     def takeover_gate(self, requested_at: float, *, lease_s: float, heartbeat_s: float) -> Iterator[bool]:
-        """Yield whether a write transaction may take over jobs whose lease has expired. To be entered inside it.
+        """Yield whether a transaction may take over jobs whose lease has expired. Enter it inside that transaction.
 
         `requested_at` (`boottime`): when the transaction was requested. If it had to wait longer than a heartbeat for
         its turn to write, the owners of those jobs may be waiting too, and the answer is False. If this process was

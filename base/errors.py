@@ -1,12 +1,12 @@
 """Errors of a job, each with a stable code.
 
     EngineError
-     ├─ SpecInvalid         spec_invalid          the spec contradicts itself, or what it names does not exist
+     ├─ SpecInvalid         spec_invalid          the spec contradicts itself, or a name in it does not exist
      ├─ TeacherMismatch     teacher_mismatch      the teacher's file does not fit its architecture or the data
-     ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is not what it should be
+     ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is invalid
      ├─ OutOfMemory         out_of_memory         retryable: the device may have been shared
      ├─ LossDiverged        loss_diverged         the loss is not finite
-     ├─ DeadlineExceeded    deadline_exceeded     the job took longer than it was allowed to
+     ├─ DeadlineExceeded    deadline_exceeded     the job took longer than its time limit
      ├─ WorkerLost          worker_lost           retryable: the process or its host vanished
      ├─ StorageFull         storage_full          retryable: continues when there is disk space
      └─ Internal            internal              retryable: our fault
@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 
 class EngineError(Exception):
-    """Base of all: a stable code, one sentence for the reader, and a hint at what would work."""
+    """Base of all errors: a stable code, a message of one sentence, and a hint at what would work."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
@@ -77,13 +77,13 @@ class Internal(EngineError):
 
 
 CODES = tuple(kind.code for kind in EngineError.__subclasses__())
-"""The codes above, which are all that a failed job can have."""
+"""All codes that a failed job can have."""
 Code = Literal[CODES]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a spec: where (RFC 6901 pointer, "" is the whole body), what, and what would work."""
+    """One fault of a spec: its place (RFC 6901 pointer, "" is the whole body), a message, and what would work."""
 
     pointer: str
     message: str

@@ -1,9 +1,9 @@
-"""Failpoints: a test makes a process die, freeze or fail at a named line, and not somewhere near it.
+"""Failpoints: a test makes a process die, freeze or fail at exactly one named line.
 
     DISTILLERY_FAILPOINTS="checkpoint.stored=kill:2,finish.committed=away"
 
-A name, an action, and at which pass through the line it happens (default: the first). Without the variable, a failpoint
-is one lookup in an empty dictionary. `git grep 'failpoint('` lists the names.
+An entry has a name, an action, and the pass through the line that triggers it (default: the first). Without the
+variable, a failpoint is one lookup in an empty dictionary. `git grep 'failpoint('` lists the names.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: written under a temporary name, synced, then renamed."""
+"""Files that are either complete or absent: they are written under a temporary name, synced, then renamed."""
 
 import errno
 import hashlib
@@ -56,7 +56,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _disk_full(error: BaseException | None) -> OSError | None:
-    """Return the system's error of a full disk, if it caused `error`: libraries wrap it in their own."""
+    """Return the operating system's error for a full disk if it caused `error`. Libraries wrap it in their own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return error
@@ -73,7 +73,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents durably: each one's name is synced before anything is put into it."""
+    """Make a folder and its parents durably: the name of each is synced before anything is put into it."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -82,7 +82,7 @@ def make_folder(folder: Path) -> None:
     try:
         sync(folder.parent)
     except OSError:
-        # The next caller would find it, and take it for durable.
+        # Otherwise the next caller would find the folder and assume that it is durable.
         with suppress(OSError):
             folder.rmdir()
         raise
@@ -103,7 +103,7 @@ def modified_at(path: Path) -> float:
 
 @contextmanager
 def disk_full_as_storage_full(folder: Path) -> Iterator[None]:
-    """Raise StorageFull where the block raises the error of a full, over-quota or read-only disk."""
+    """Raise StorageFull if the block raises the error of a full, over-quota or read-only disk."""
     try:
         yield
     except OSError as error:

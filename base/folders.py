@@ -61,7 +61,7 @@ def remove_abandoned(parent: Path, foreign_after_s: float) -> list[str]:
 
 
 def used_folders(parent: Path) -> dict[str, Path]:
-    """The lock files of this host that a process holds, by the name of their folder."""
+    """Return the lock files of this host that a process holds, by the name of their folder."""
     return {name: lock for name, lock in _locks_here(parent) if _is_held(lock)}
 
 
@@ -70,7 +70,7 @@ def _locks_here(parent: Path) -> list[tuple[str, Path]]:
 
 
 def _name_here(lock: Path) -> str | None:
-    """The name of a folder of this host; None for other hosts. A host's name may have dots too."""
+    """Return the name of a folder of this host; None for other hosts. A host's name may have dots too."""
     first, second, host = lock.name.removesuffix(LOCK).split(".", 2)
     return f"{first}.{second}" if host == HOST else None
 

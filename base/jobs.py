@@ -4,10 +4,10 @@ from typing import Literal
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
-"""A job with one of these does not change any more, unless it is retried."""
+"""The final statuses: a job that has one changes only if it is retried."""
 
 Reason = Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
-"""Why a queued job has not started."""
+"""The reasons why a queued job has not started."""
 SlotState = Literal["idle", "busy", "out_of_disk_space", "stuck"]
 
 ALLOWED_ACTIONS: dict[str, tuple[str, ...]] = {

@@ -1,11 +1,11 @@
-"""What the processes of the service share: logging, signals, and two ways to end with the process that started them.
+"""Helpers of all processes: logging, signals, and two ways to end a process together with its parent.
 
 `end_with_parent` is called in the child; the kernel then kills it at once. Linux only: on other systems the child of a
-killed process goes on.
+killed process keeps running.
 
 `python -m base.processes COMMAND...` runs a command until its standard input closes. The starter holds the other end of
-that pipe, which closes when the starter ends in any way. The command gets SIGTERM, time to stop, and at last SIGKILL
-with its whole process group. Works everywhere. Standard library only, so that it starts quickly.
+that pipe, which closes when the starter ends in any way. The command gets SIGTERM, time to stop, and then SIGKILL
+with its whole process group. This works on every system. It uses the standard library only, so it starts quickly.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import threading
 from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1
-# Looked up here, not in `end_with_parent`: between fork and exec as little as possible may happen.
+# Loaded here, not in `end_with_parent`: as little code as possible may run between fork and exec.
 _prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
 STOP_GRACE_S = 15
@@ -33,9 +33,9 @@ def log_to_stderr(*quiet: str) -> None:
 
 
 def stop_signals() -> int:
-    """A pipe that becomes readable when SIGINT or SIGTERM comes; nothing else happens then.
+    """Return a descriptor that becomes readable when SIGINT or SIGTERM arrives. The signals have no other effect.
 
-    A handler could not do more: it must not take locks that the interrupted code may hold.
+    A signal handler cannot do more, because it must not take locks that the interrupted code may hold.
     """
     readable, writable = os.pipe()
     os.set_blocking(writable, False)

@@ -1,4 +1,4 @@
-"""The grammar of references: the names of checkpoints in a spec, and the form of a digest."""
+"""The syntax of references (the names of checkpoints in a spec) and of digests."""
 
 import re
 

@@ -1,6 +1,7 @@
 """The wake-up message: its name, its queue, and the Celery settings of those who send and receive it.
 
-A message carries nothing. It makes one idle worker poll the database; no job is lost if it is lost, doubled or late.
+A message has no content. It makes one idle worker poll the database. If a message is lost, doubled or late, no job is
+lost.
 """
 
 from typing import Any
@@ -8,16 +9,16 @@ from typing import Any
 TASK = "distillery.look"
 QUEUE = "look"
 EXPIRES_S = 60
-"""After this time the workers have polled the database anyway."""
+"""The lifetime of a message: after this time the workers have polled the database anyway."""
 SOCKET_S = 2
 MEMORY = "memory:"
 """The prefix of broker URLs that stay inside this process."""
 POLL_S = 0.02
-"""How often a receiver polls a broker in memory; this costs a hundredth of a core."""
+"""The time between two polls of a broker in memory; polling costs 1 % of a core."""
 
 
 def celery_settings(broker_url: str) -> dict[str, Any]:
-    """Settings of a Celery application that sends or receives wake-up messages."""
+    """Return the settings of a Celery application that sends or receives wake-up messages."""
     socket = {"socket_timeout": SOCKET_S, "socket_connect_timeout": SOCKET_S}
     return {
         "task_default_queue": QUEUE,

@@ -15,7 +15,7 @@ Time = Annotated[str, "A record has seconds since 1970 here."]
 
 
 class AnyFields:
-    """Marks a field that the OpenAPI document shows as an object with any fields, so that these can grow."""
+    """Marks a field that the OpenAPI document shows as an object with any fields, so that new fields can be added."""
 
     @staticmethod
     def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
@@ -26,7 +26,7 @@ class View(TypedDict):
     """Base of all answers."""
 
 
-# Pydantic's settings: a field that is not listed is an error (the tests check answers so), docstrings are descriptions.
+# Pydantic's settings: a field that is not listed is an error (for the tests of answers), docstrings are descriptions.
 View.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
 
 
@@ -34,7 +34,7 @@ View.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 class ErrorView(View):
-    """Why a job failed. The list of codes is closed."""
+    """The error of a failed job. The list of codes is closed."""
 
     code: Code
     message: str
@@ -43,7 +43,7 @@ class ErrorView(View):
 
 
 class WaitingView(View):
-    """Why a queued job has not started."""
+    """The reason why a queued job has not started."""
 
     reason: Reason
     """`backing_off`: an attempt failed, another follows. `out_of_disk_space`: no worker has enough."""
@@ -112,16 +112,16 @@ class JobView(View):
     phase: str | None
     """The phase of a running job."""
     requested: Literal["cancel", "pause"] | None
-    """Requested of a running job and not yet done."""
+    """The action that was requested of the running job and is not done yet."""
     allowed_actions: list[str]
-    """The actions that are allowed now, of cancel, pause, resume, retry, delete."""
+    """The actions that are allowed now: some of cancel, pause, resume, retry, delete."""
     method: str
     """The names of its methods, as in kd+attention."""
     progress: Annotated[Progress, AnyFields] | None
     queue_position: int | None
     """1 is next. Null unless the job is queued and due."""
     waiting: WaitingView | None
-    """Why it has not started. Null unless it is queued."""
+    """The reason why it has not started. Null unless it is queued."""
     priority: int
     """A job with a higher priority starts first."""
     not_before: Time | None
@@ -194,7 +194,7 @@ class ArtifactView(View):
     href: str
 
 
-# A spec that is checked, not submitted
+# The answer to a spec that is checked but not submitted
 
 
 class FaultView(TypedDict, total=False):
@@ -209,13 +209,13 @@ class FaultView(TypedDict, total=False):
 
 class Parameters(View):
     teacher: int | None
-    """Of all teachers together."""
+    """The sum over all teachers."""
     student: int | None
-    """Of the first, if several learn from each other."""
+    """Of the first student, if several learn from each other."""
 
 
 class Estimate(View):
-    """Only what is known before anything has run; null is unknown, not zero."""
+    """The numbers that are known before the job runs. Null means unknown, not zero."""
 
     steps: int | None
     """Optimizer steps of the whole job: of every stage, assistant, generation and trained baseline."""
@@ -283,7 +283,7 @@ class WorkerView(View):
     id: str
     host: str
     alive: bool
-    """It sent a heartbeat within a lease, and not all of its slots are stuck."""
+    """True if it sent a heartbeat within a lease, and not all of its slots are stuck."""
     devices: list[DeviceView]
     current_job: str | None
     started_at: Time
@@ -312,7 +312,7 @@ class CollectionView(View):
     removed: dict[str, RemovedView] | None
     """By kind. What is moved to the trash (`to_trash`) is deleted by a later run."""
     error: str | None
-    """What the run could not do; it did the rest."""
+    """The steps that failed. All other steps were done."""
 
 
 class StorageView(View):

@@ -48,7 +48,7 @@ DETACHED = 130
 
 
 class Commands(TyperGroup):
-    """A group of commands. An error is printed as lines on standard error, with exit code 2 and no traceback."""
+    """A group of commands. Errors are printed as lines on standard error, with exit code 2 and without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -302,12 +302,12 @@ def show(
 
 @app.command()
 def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Follow a job to its end; exit code 0 if it succeeds, else 1. Ctrl-C detaches, and the job goes on."""
+    """Follow a job to its end; exit code 0 if it succeeds, else 1. Ctrl-C detaches, and the job continues."""
     _follow(context.obj, job_id, as_json)
 
 
 def _follow(distillery: Distillery, job_id: str, as_json: bool) -> None:
-    """Follow the job and exit: with 0 if it succeeded, else with 1."""
+    """Follow the job, then exit with 0 if it succeeded, else with 1."""
     console = Console()
     try:
         if as_json:
@@ -318,7 +318,7 @@ def _follow(distillery: Distillery, job_id: str, as_json: bool) -> None:
             job = follow(distillery, job_id, console)
     except KeyboardInterrupt:
         again = f"follow it again: distillery watch {job_id}   stop it: distillery cancel {job_id}"
-        typer.echo(f"detached; the job goes on. {again}", err=True)
+        typer.echo(f"detached; the job continues. {again}", err=True)
         raise typer.Exit(DETACHED) from None
     hint = f"fetch the student: distillery download {job_id}"
     succeeded = job["status"] == "succeeded" if as_json else print_result(job, console, hint)

@@ -1,4 +1,4 @@
-"""HTTP requests to one server. Failed requests are sent again where that is safe; refusals are raised as errors."""
+"""HTTP requests to one server. Failed requests are sent again if that is safe; refusals are raised as errors."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from base.defaults import is_loopback
 from client.errors import ApiError, UnexpectedAnswer, Unreachable
 
 NOT_EXECUTED = 429
-"""The status which guarantees that the request changed nothing."""
+"""The status that guarantees that the request changed nothing."""
 MAYBE_EXECUTED = (502, 503, 504)
 """The request may have been executed: a proxy lost the answer, or the database lost the answer to the commit."""
 IDEMPOTENT_VERBS = ("GET", "HEAD", "DELETE")
@@ -82,7 +82,7 @@ class Connection:
 
     @contextmanager
     def stream(self, path: str, *, headers: dict[str, str], read_s: float) -> Iterator[httpx.Response]:
-        """An answer whose body is read piece by piece. A broken connection raises httpx's own error."""
+        """Yield an answer whose body is read in pieces. A broken connection raises httpx's own error."""
         timeout = httpx.Timeout(read_s, connect=5)
         with self.http.stream("GET", path, headers=headers, timeout=timeout) as answer:
             if not answer.is_success:
@@ -97,7 +97,7 @@ class Connection:
 
 
 def _already_deleted(answer: httpx.Response) -> bool:
-    """True for the 404 of a repeated DELETE: the first one was executed, its answer was lost."""
+    """Return True for the 404 of a repeated DELETE: the first one was executed, but its answer was lost."""
     return answer.request.method == "DELETE" and answer.status_code == httpx.codes.NOT_FOUND
 
 

@@ -174,7 +174,7 @@ def check_measured(measured: dict[str, Any], accuracy: float, parameters: int) -
     """Raise CheckFailed if the measured student differs from the reported one."""
     if measured["parameters"] != parameters:
         raise CheckFailed(f"the student has {measured['parameters']} parameters, the report has {parameters}")
-    # With another number of threads sums are rounded differently, which can change the class of one image.
+    # With another number of threads, sums are rounded differently, which can change the class of one image.
     if abs(measured["accuracy"] - accuracy) > 1.5 / measured["test_samples"]:
         raise CheckFailed(f"the student's accuracy is {measured['accuracy']:.4f}, the report has {accuracy:.4f}")
 
@@ -189,7 +189,7 @@ def _check_gain(reports: list[Report]) -> None:
 
 @contextmanager
 def _home(to: Path, keep: bool) -> Iterator[Path]:
-    """The folder of the server's data: beside the student if it is kept, else a temporary one."""
+    """Yield the folder of the server's data: beside the student if it is kept, else a temporary one."""
     to.mkdir(parents=True, exist_ok=True)
     if keep:
         yield to / "data"

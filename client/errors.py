@@ -2,10 +2,10 @@
 
 DistilleryError
  ├─ ApiError           the service refused the request: its code, and every fault with its place in the body
- ├─ Unreachable        no answer from the address
- ├─ UnexpectedAnswer   an answer that is not in Distillery's format
- ├─ Damaged            the SHA-256 of transferred bytes is not the expected one
- ├─ NotEnded           the job has not ended within the time limit of `wait`; the job goes on
+ ├─ Unreachable        there is no answer from the address
+ ├─ UnexpectedAnswer   the answer is not in Distillery's format
+ ├─ Damaged            the SHA-256 of transferred bytes differs from the expected one
+ ├─ NotEnded           the job has not ended within the time limit of `wait`; the job continues
  └─ InvalidInput       a local file, flag or value cannot be used
 """
 
@@ -18,11 +18,11 @@ import httpx
 from base.wire import FaultView
 
 TRANSIENT_STATUSES = (429, 502, 503, 504)
-"""The server, or a proxy before it, is busy or temporarily unavailable."""
+"""Statuses of a server, or of a proxy before it, that is busy or temporarily unavailable."""
 
 
 class DistilleryError(Exception):
-    """Base of all. `transient`: the same request may succeed later."""
+    """Base of all errors. `transient`: the same request may succeed later."""
 
     transient = False
 
@@ -46,7 +46,7 @@ class ApiError(DistilleryError):
 
     @classmethod
     def of(cls, answer: httpx.Response) -> DistilleryError:
-        """The problem of an answer, or UnexpectedAnswer if the answer holds none."""
+        """Return the problem of an answer, or UnexpectedAnswer if it contains none."""
         try:
             problem = answer.json()
         except ValueError:
@@ -103,7 +103,7 @@ class Damaged(DistilleryError):
 
 class NotEnded(DistilleryError, TimeoutError):
     def __init__(self, job_id: str, status: str, timeout_s: float) -> None:
-        super().__init__(f"{job_id} is still {status} after {timeout_s:g} s; it goes on")
+        super().__init__(f"{job_id} is still {status} after {timeout_s:g} s; it continues")
 
 
 class InvalidInput(DistilleryError):

@@ -1,4 +1,4 @@
-"""The events of a job as they happen: server-sent events with reconnection, or polling where streams do not work."""
+"""The events of a job as they happen: server-sent events with reconnection, or polling if streams do not work."""
 
 import json
 import time
@@ -13,9 +13,9 @@ from client.connection import Connection
 from client.errors import ApiError, DistilleryError, Unreachable
 
 READ_TIMEOUT_S = 45.0
-"""The server sends something at least every 15 seconds; after three times that, the connection is taken for broken."""
+"""The server sends data at least every 15 seconds; after three times that, the connection counts as broken."""
 MAX_EMPTY_STREAMS = 3
-"""After so many streams in a row without an event, the client polls."""
+"""The number of streams in a row without an event after which the client polls."""
 STREAMS_UNSUPPORTED = (405, 406, 501)
 
 
@@ -48,7 +48,7 @@ def parse_events(lines: Iterable[str]) -> Iterator[ServerSentEvent]:
 class EventStream:
     """An iterator over a job's events until the job has ended: each event once, in order, also after reconnections.
 
-    `last_seq` is the number of the last event. A server that is away for longer than `max_outage_s` raises Unreachable.
+    `last_seq` is the number of the last event. An outage of more than `max_outage_s` raises Unreachable.
     """
 
     def __init__(self, connection: Connection, job_id: str, after: int = 0, max_outage_s: float = 120) -> None:
@@ -94,7 +94,7 @@ class EventStream:
 
     def _poll(self) -> Generator[EventView, None, bool]:
         """Yield the new events. Returns True if the job has ended."""
-        # The status is read first: the events of a job that has ended are then complete.
+        # Read the status first: then the events of an ended job are complete.
         ended = self.connection.json("GET", self.path)["status"] in TERMINAL
         more = True
         while more:

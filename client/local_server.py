@@ -32,9 +32,9 @@ class LocalServer:
 
 @contextmanager
 def local_server(home: Path, slots: int = 1) -> Iterator[LocalServer]:
-    """A server on a free port with its data in `home`. It stops at the end of the block, and if this process dies.
+    """Run a server on a free port with its data in `home`. It stops at the end of the block, and if this process dies.
 
-    It runs `slots` jobs at a time, but not more than there are cores.
+    It runs `slots` jobs at a time, but at most one for each core.
     """
     home.mkdir(parents=True, exist_ok=True)
     ready, log = home / "ready.json", home / "server.log"
@@ -89,6 +89,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment(slots: int) -> dict[str, str]:
-    """This process's environment without DISTILLERY_ settings, which are meant for another server."""
+    """Return this process's environment without DISTILLERY_ settings, which are meant for another server."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DISTILLERY_")}
     return {**inherited, "DISTILLERY_SLOTS": str(slots)}

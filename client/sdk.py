@@ -94,7 +94,7 @@ class Distillery:
         return job
 
     def validate(self, spec: Mapping[str, Any]) -> ValidationView:
-        """Check a spec without submitting it: every fault, the resolved spec, an estimate."""
+        """Check a spec without submitting it. Returns every fault, or the resolved spec and an estimate."""
         validation: ValidationView = self.connection.json("POST", "/v1/jobs/validate", json=dict(spec), idempotent=True)
         return validation
 
@@ -103,7 +103,7 @@ class Distillery:
         return job
 
     def jobs(self, *, limit: int = 100, **filters: Unpack[JobFilters]) -> Iterator[JobView]:
-        """All jobs, newest first. `limit` is the size of the pages, which are fetched as they are needed."""
+        """Yield all jobs, newest first. `limit` is the size of the pages, which are fetched as needed."""
         if unknown := filters.keys() - JobFilters.__annotations__.keys():
             raise TypeError(f"jobs() has no filter {', '.join(sorted(unknown))}")
         return self._pages("/v1/jobs", limit=limit, **filters)
@@ -127,11 +127,11 @@ class Distillery:
         self.connection.request("DELETE", f"/v1/jobs/{job_id}")
 
     def attempts(self, job_id: str) -> list[AttemptView]:
-        """All attempts of a job, oldest first."""
+        """Return all attempts of a job, oldest first."""
         return list(self._pages(f"/v1/jobs/{job_id}/attempts"))
 
     def events(self, job_id: str, *, after: int = 0) -> list[EventView]:
-        """The events so far, from number `after` + 1."""
+        """Return the events so far, from number `after` + 1."""
         events: list[EventView] = []
         more = True
         while more:
@@ -142,13 +142,13 @@ class Distillery:
         return events
 
     def watch(self, job_id: str, *, after: int = 0, max_outage_s: float = 120) -> Iterator[EventView]:
-        """Events as they happen, until the job has ended: each once, in order, also over restarts of the server."""
+        """Iterate over the events until the job has ended: each once, in order, also if the server restarts."""
         return iter(EventStream(self.connection, job_id, after, max_outage_s))
 
     def wait(
         self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 0.5, max_outage_s: float = 120
     ) -> JobView:
-        """Return the job when it has ended, in any status. Raises NotEnded after `timeout_s`; the job goes on.
+        """Return the job when it has ended, in any status. Raises NotEnded after `timeout_s`; the job continues.
 
         An outage of the server is tolerated for `max_outage_s`.
         """
@@ -171,8 +171,8 @@ class Distillery:
     def metrics(
         self, job_id: str, keys: list[str] | None = None, *, after_step: int | None = None, max_points: int = 500
     ) -> dict[str, dict[str, list[tuple[int, float | None]]]]:
-        """Curves by trial (`student`, `alone`, `assistant-1`, …) and key (`validation/accuracy`, …), as a list of
-        (step, value)."""
+        """Return curves by trial (`student`, `alone`, `assistant-1`, …) and key (`validation/accuracy`, …), each as a
+        list of (step, value)."""
         params = {"keys": ",".join(keys) if keys else None, "after_step": after_step, "max_points": max_points}
         answer = self.connection.json("GET", f"/v1/jobs/{job_id}/metrics", params=_without_none(params))
         return {
@@ -181,12 +181,12 @@ class Distillery:
         }
 
     def logs(self, job_id: str, *, tail: int = 1000, attempt: int | None = None) -> str:
-        """The last lines that an attempt printed. Default: the newest attempt."""
+        """Return the last lines that an attempt printed. Default: the newest attempt."""
         params = _without_none({"tail": tail, "attempt": attempt})
         return self.connection.request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
 
     def artifacts(self, job_id: str) -> list[ArtifactView]:
-        """The files of a succeeded job: name, size, SHA-256."""
+        """Return the files of a succeeded job: name, size, SHA-256."""
         artifacts: list[ArtifactView] = self.connection.json("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
         return artifacts
 
@@ -274,7 +274,7 @@ class Distillery:
     # The catalogue and the server
 
     def methods(self) -> list[dict[str, Any]]:
-        """All methods: paper, what each matches and needs, its options as a JSON schema."""
+        """Return all methods: the paper, target and needs of each, and its options as a JSON schema."""
         return list(self._pages("/v1/methods"))
 
     def method(self, name: str) -> dict[str, Any]:
@@ -284,15 +284,15 @@ class Distillery:
     def architectures(
         self, *, family: str | None = None, source: str | None = None, classes: int = 10, channels: int = 3
     ) -> list[dict[str, Any]]:
-        """All networks, each with its parameter count for these classes and channels."""
+        """Return all networks, each with its parameter count for these classes and channels."""
         return list(self._pages("/v1/architectures", family=family, source=source, classes=classes, channels=channels))
 
     def workers(self) -> list[WorkerView]:
-        """All workers with their devices. `alive` workers take jobs."""
+        """Return all workers with their devices. `alive` workers take jobs."""
         return list(self._pages("/v1/workers"))
 
     def storage(self) -> StorageView:
-        """Disk usage, free disk space, and the runs of the collector."""
+        """Return disk usage, free disk space, and the runs of the collector."""
         storage: StorageView = self.connection.json("GET", "/v1/storage")
         return storage
 
@@ -338,5 +338,5 @@ class Distillery:
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are given; the server has its own defaults for the others."""
+    """Return the values that are not None; the server has its own defaults for the others."""
     return {name: value for name, value in values.items() if value is not None}

@@ -22,7 +22,7 @@ from client.transfer import OnProgress, digest_of
 
 Spec = dict[str, Any]
 ProgressOf = Callable[[str], OnProgress | None]
-"""Makes the progress callback for a file, from the file's name."""
+"""Makes the progress callback of a file from its name."""
 
 SHORT_FOR = {
     "dataset": "source",
@@ -35,7 +35,7 @@ SHORT_FOR = {
     "augmentation": "name",
     "mix": "name",
 }
-"""The field that a plain name stands for, also inside a list: `"method": "kd"` is short for `{"name": "kd"}`."""
+"""The field that a plain name sets, also inside a list: `"method": "kd"` is short for `{"name": "kd"}`."""
 
 DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
 PROGRAM_SUFFIX = ".pt2"
@@ -60,7 +60,7 @@ def read_spec(path: str) -> Spec:
 
 
 def set_field(spec: Spec, setting: str) -> None:
-    """Set one field by its path: `training.batch_size=64`. The value is parsed as JSON; if it is none, it is text.
+    """Set one field by its path: `training.batch_size=64`. A value that is not valid JSON is text.
 
     An element of a list is selected by its index or its name: `teacher.0.weight=2`, `method.attention.p=1`.
     """
@@ -82,7 +82,7 @@ def set_field(spec: Spec, setting: str) -> None:
 
 
 def _child(parent: Any, step: str, field: str, setting: str) -> Any:
-    """The object below `parent`. A plain name becomes the object that it is short for."""
+    """Return the object below `parent`. A plain name becomes the object that it is short for."""
     if isinstance(parent, list):
         index = _index(parent, step, field, setting)
         if isinstance(parent[index], str) and field in SHORT_FOR:
@@ -101,7 +101,7 @@ def _child(parent: Any, step: str, field: str, setting: str) -> Any:
 
 
 def _index(elements: list[Any], step: str, field: str, setting: str) -> int:
-    """The place in a list: a number, or a name that only one element has."""
+    """Return the index in a list that `step` selects: a number, or a name that only one element has."""
     names = [one.get(SHORT_FOR.get(field, "")) if isinstance(one, dict) else one for one in elements]
     if step.isdigit() and int(step) < len(elements):
         return int(step)
@@ -128,7 +128,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_methods(texts: Sequence[str]) -> Any:
-    """The field `method`: one method, or the list of a weighted sum (`kd=0.9` and `attention=1000`)."""
+    """Return the field `method`: one method, or the list of a weighted sum (`kd=0.9` and `attention=1000`)."""
     methods = [_parse_method(text) for text in texts]
     return methods[0] if len(methods) == 1 else methods
 
@@ -149,7 +149,7 @@ def _parse_method(text: str) -> Any:
 def set_teachers(spec: Spec, teachers: Sequence[str], architectures: Sequence[str]) -> None:
     """Set the teachers: each is a reference such as `model:<name>`, or the path of a local file.
 
-    Architectures belong to the teachers in their order. One teacher keeps the other fields of the spec's teacher;
+    Architectures belong to the teachers in the same order. One teacher keeps the other fields of the spec's teacher;
     several replace it.
     """
     previous = spec.get("teacher") or {}
@@ -250,7 +250,7 @@ def _is_registered(get: Callable[[str], object], name: str) -> bool:
 
 
 def _name(path: Path, detail: str | None, digest: str) -> str:
-    """A name made of file, detail and digest, so that the same file is uploaded once.
+    """Return a name made of file, detail and digest, so that the same file is uploaded only once.
 
     The registry allows letters, digits, `.`, `_` and `-`, at most 100.
     """

@@ -16,7 +16,7 @@ NO_FACTS = (
     *("progress", "requested", "queue_position", "not_before", "max_attempts"),
     *("spec", "resolved_spec", "result", "error", "links"),
 )
-"""Fields of a job that are part of another field's text, or are shown below the facts."""
+"""Fields of a job that are part of another field's text, or are printed below the facts."""
 
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
 
@@ -24,7 +24,7 @@ COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "runnin
 def _table(
     *columns: str, right: Sequence[str] = (), unbroken: Sequence[str] = ("id",), box: Box = SIMPLE_HEAD
 ) -> Table:
-    """A table. Ids and other cells of `unbroken` columns stay on one line, so that they can be copied."""
+    """Return a table. Cells of `unbroken` columns, such as ids, stay on one line, so that they can be copied."""
     table = Table(header_style="bold", box=box, pad_edge=box is not SIMPLE_HEAD)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in right else "left"
@@ -51,7 +51,7 @@ def job_table(jobs: Iterable[JobView]) -> Table:
 
 
 def status_text(job: JobView) -> Text:
-    """The status, with the reason of a wait, the error, the progress and the requested action."""
+    """Return the status, with the reason of a wait, the error, the progress and the requested action."""
     text: str = job["status"]
     if job["waiting"] is not None:
         reason = job["waiting"]["reason"]
@@ -66,12 +66,12 @@ def status_text(job: JobView) -> Text:
 
 
 def phase_text(job: JobView) -> str:
-    """The phase of a running job, the status of any other."""
+    """Return the phase of a running job, or the status of any other job."""
     return _words(job["phase"] or "starting") if job["status"] == "running" else job["status"]
 
 
 def waiting_text(job: JobView) -> str:
-    """The reason why a queued job has not started, with the time when it is due; "" for any other job."""
+    """Return the reason why a queued job has not started, with the time when it is due; "" for any other job."""
     waiting = job["waiting"]
     if waiting is None:
         return ""
@@ -79,7 +79,7 @@ def waiting_text(job: JobView) -> str:
 
 
 def job_facts(job: JobView) -> Table:
-    """Every field of the job that has a value, except those in `NO_FACTS`."""
+    """Return a table of the job's fields that have a value, except those in `NO_FACTS`."""
     table = Table.grid(padding=(0, 2))
     texts: dict[str, object] = {
         "status": status_text(job),
@@ -99,7 +99,7 @@ def _fact_text(fact: object) -> object:
 
 
 def attempt_table(attempts: Iterable[AttemptView]) -> Table:
-    """The attempts of a job. The first column is the number that `/logs?attempt=` takes."""
+    """Return a table of a job's attempts. The first column is the number for `/logs?attempt=`."""
     numbers = ("attempt", "from step", "saved step")
     table = _table(*numbers, "outcome", "started at", "ended at", "device", "worker", right=numbers, unbroken=())
     for one in attempts:
@@ -110,7 +110,7 @@ def attempt_table(attempts: Iterable[AttemptView]) -> Table:
 
 
 def failure_lines(job: JobView) -> list[str]:
-    """The error of a failed job, one line each for message, hint and next commands."""
+    """Return the error of a failed job, one line each for message, hint and next commands."""
     error = job["error"]
     if error is None:
         return []
@@ -124,9 +124,9 @@ def failure_lines(job: JobView) -> list[str]:
 
 
 def report_table(reports: Sequence[Report]) -> Table:
-    """Teacher, student, the same student alone, then all other models.
+    """Return a table of the models: teacher, student, the same student alone, then all others.
 
-    Of several runs: the mean with the standard deviation. Agreement is the share of the test images on which a model
+    For several runs, it shows mean and standard deviation. Agreement is the share of the test images on which a model
     and the teacher predict the same class.
     """
     figures = ("parameters", "bytes", "accuracy", "agreement")
@@ -147,7 +147,7 @@ def report_table(reports: Sequence[Report]) -> Table:
 
 
 def _models_by_name(reports: Sequence[Report]) -> Iterator[tuple[str, list[Measured]]]:
-    """Each model's name with its figures in all reports: teacher, student and alone first, then the others."""
+    """Yield each model's name with its figures in all reports: teacher, student and alone first, then the others."""
     main: tuple[Literal["teacher", "student", "alone"], ...] = ("teacher", "student", "alone")
     for name in main:
         if models := [model for report in reports if (model := report[name]) is not None]:
@@ -158,14 +158,14 @@ def _models_by_name(reports: Sequence[Report]) -> Iterator[tuple[str, list[Measu
 
 
 def display_name(name: str) -> str:
-    """The name of a model or trial for people: `student alone`, `assistant 1`, `student, fsp stage`."""
+    """Return the display name of a model or trial: `student alone`, `assistant 1`, `student, fsp stage`."""
     trial, _, stage = name.partition("/")
     text = {"alone": "student alone", "last": "last generation"}.get(trial, trial.replace("-", " "))
     return f"{text}, {_words(stage)} stage" if stage else text
 
 
 def percent(fractions: Sequence[float]) -> str:
-    """`94.2 %`, or `94.2 ± 0.8 %` if the values differ."""
+    """Return `94.2 %`, or `94.2 ± 0.8 %` if the values differ."""
     if not fractions:
         return "–"
     mean, spread = 100 * statistics.fmean(fractions), 100 * _spread(fractions)
@@ -173,7 +173,7 @@ def percent(fractions: Sequence[float]) -> str:
 
 
 def gain_sentence(reports: Sequence[Report]) -> str:
-    """The gain of distillation: the mean, its standard deviation, and each run."""
+    """Return a sentence on the gain of distillation: the mean, its standard deviation, and each run."""
     gains = [100 * gain for report in reports if (gain := report["gain"]) is not None]
     if not gains and all(report["teacher"] is None and not report.get("models") for report in reports):
         return "Trained on labels alone: there was no teacher."
@@ -273,7 +273,7 @@ def architecture_table(architectures: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-# One method. Fields that an older or newer service does not send are left out.
+# One method. Fields that the service does not send are left out.
 
 METHOD_FACTS = {
     "matches": "matches",
@@ -296,7 +296,7 @@ Schema = dict[str, Any]
 
 
 def method_page(method: dict[str, Any]) -> Iterator[RenderableType]:
-    """A method with its paper, its needs, its default weights, and its options with their bounds."""
+    """Yield a method's page: its paper, its needs, its default weights, and its options with their bounds."""
     heading = method.get("title")
     yield Text.assemble((str(method["name"]), "bold"), f"  {heading}" if heading else "")
     yield Text(str(method.get("paper", "")), style="dim")
@@ -327,7 +327,7 @@ def _method_facts(method: dict[str, Any]) -> Table:
 
 
 def _option_table(schema: Any) -> Table | None:
-    """The method's own options, or None if it has none or if their schema is unknown."""
+    """Return a table of the method's own options; None if it has none, or if their schema is unknown."""
     fields = schema.get("properties") if isinstance(schema, dict) else None
     if not isinstance(fields, dict):
         return None
@@ -347,12 +347,12 @@ def _default(field: Schema) -> str:
 
 
 def _number(number: float) -> str:
-    """The number as a user types it: 1000, not 1000.0."""
+    """Return the number as a user types it: 1000, not 1000.0."""
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def allowed_values(field: Schema, definitions: dict[str, Schema]) -> str:
-    """The values that a JSON schema allows: `number, ≥ 1, ≤ 8`, `sum | max`, `list of text, 1 to 16 long`."""
+    """Return the values that a JSON schema allows: `number, ≥ 1, ≤ 8`, `sum | max`, `list of text, 1 to 16 long`."""
     if "$ref" in field:
         return allowed_values(definitions.get(field["$ref"].rpartition("/")[2], {}), definitions)
     if choices := field.get("anyOf") or field.get("oneOf"):
@@ -376,7 +376,7 @@ def _words(name: str) -> str:
 
 
 def age(at: str, now: datetime | None = None) -> str:
-    """The time since `at`: `3 min`, `2 h`, `5 d`."""
+    """Return the time since `at`: `3 min`, `2 h`, `5 d`."""
     past_s = ((now or datetime.now(UTC)) - datetime.fromisoformat(at)).total_seconds()
     for unit, seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if past_s >= seconds:

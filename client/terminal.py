@@ -1,4 +1,4 @@
-"""Output of the command line: lines, JSON, tables, progress bars, and a job followed to its end."""
+"""The output of the command line: lines, JSON, tables, progress bars, and the progress of a job."""
 
 import json
 import time
@@ -20,11 +20,11 @@ from client.transfer import OnProgress
 POLL_S = 0.4
 MAX_OUTAGE_S = 120.0
 SHOWN_BY_BAR = ("queued", "phase", "checkpoint", "claimed", "succeeded", "failed")
-"""Types of events that are not printed above the bar, because the bar itself shows them."""
+"""Types of events that are not printed above the bar, because the bar shows their content."""
 
 
 def output() -> Console:
-    """Standard output. Where it is not a terminal, it is wide enough for a row on one line."""
+    """Return standard output. If it is not a terminal, it is wide enough for a row on one line."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=200)
 
@@ -148,9 +148,9 @@ class _JobBar:
 
 
 def progress_text(job: JobView, accuracy: float | None) -> str:
-    """`epoch 7/15, validation accuracy 91.2 %, 8 s left`, with the name of any trial but the student's.
+    """Return `epoch 7/15, validation accuracy 91.2 %, 8 s left`, with the trial's name unless it is the student's.
 
-    For a waiting job the reason of the wait; for a succeeded one the student's accuracy on the test images.
+    For a waiting job it is the reason of the wait, for a succeeded one the student's accuracy on the test images.
     """
     if job["result"] is not None:
         return f"test accuracy {tables.percent([job['result']['student']['accuracy']])}"
@@ -171,7 +171,7 @@ def progress_text(job: JobView, accuracy: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `3 min`, `2 h 05 min`."""
+    """Return a duration such as `8 s`, `3 min`, `2 h 05 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -179,7 +179,7 @@ def duration(seconds: float) -> str:
 
 
 def event_line(event: EventView) -> str:
-    """`13:05:07  claimed  attempt=1  device=cpu`. A value with the name of the event's type is printed alone."""
+    """Return `13:05:07  claimed  attempt=1  device=cpu`. A value with the name of the event's type is printed alone."""
     fields = [
         _value_text(value) if name == event["type"] else f"{name}={_value_text(value)}"
         for name, value in event["data"].items()
@@ -189,14 +189,14 @@ def event_line(event: EventView) -> str:
 
 
 def _value_text(value: object) -> str:
-    """The value as text; objects in a list are shown by their names."""
+    """Return the value as text; objects in a list are shown by their names."""
     if isinstance(value, list):
         return ",".join(str(item["name"]) if isinstance(item, dict) and "name" in item else str(item) for item in value)
     return str(value)
 
 
 def print_result(job: JobView, console: Console, hint: str | None = None) -> bool:
-    """Print how a job ended; for a success with its report and a hint. Returns True for a success."""
+    """Print how a job ended, and for a success its report and a hint. Returns True for a success."""
     if job["status"] != "succeeded":
         print_lines(console, f"job {job['id']} {job['status']}", *tables.failure_lines(job), style="red")
         return False

@@ -1,4 +1,4 @@
-"""Uploads and downloads in parts. A broken transfer continues where it broke; the SHA-256 of the whole is checked."""
+"""Uploads and downloads in parts. A broken transfer is continued; the SHA-256 of the whole file is checked."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,10 +16,10 @@ from client.errors import ApiError, Damaged, InvalidInput, UnexpectedAnswer, Unr
 CHUNK_BYTES = 8 << 20
 READ_TIMEOUT_S = 60.0
 MAX_BREAKS = 5
-"""A transfer fails after so many breaks in a row without a new byte in between."""
+"""The number of breaks in a row, without a new byte in between, after which a transfer fails."""
 
 OnProgress = Callable[[int, int], None]
-"""Called with the transferred bytes and the size of the file."""
+"""A callback that gets the number of transferred bytes and the size of the file."""
 
 
 def digest_of(path: Path) -> str:
@@ -79,7 +79,7 @@ def _existing_upload(connection: Connection, upload_id: str, path: Path, size: i
 
 
 def _send_chunk(connection: Connection, state: UploadView, chunk: bytes, breaks: int) -> UploadView:
-    """Send one part. Returns the upload's new state, after a break as the server reports it."""
+    """Send one part. Returns the upload's new state; after a break, the state that the server reports."""
     path = f"/v1/uploads/{state['id']}"
     try:
         sent: UploadView = connection.json(

@@ -1,4 +1,4 @@
-"""The engine's command line, by hand and as a worker's child.
+"""The engine's command line, for users and for workers.
 
     python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--events-fd N]
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
@@ -9,8 +9,8 @@
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
 
-`run` writes one JSON object a line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a checkpoint is
-saved. `evaluate` and `inspect` print one JSON object.
+`run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
+checkpoint is saved. `evaluate` and `inspect` print one JSON object.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from kdcore.protocol import Lines
 from kdcore.spec import parse
 
 NO_MEMORY = "can't allocate memory"
-"""In the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has an error class of its own."""
+"""A part of the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has its own error class."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         lines.phase("validating")
         spec = parse(_spec_body(arguments.spec))
-        # Torch is imported only for a valid spec, so that a mistyped field fails at once.
+        # Torch is imported only for a valid spec, so that an invalid one fails at once.
         from kdcore import prepare, run
         from kdcore.checkpoint import Stopped, stop_on_sigterm
 
@@ -84,12 +84,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    """Print facts, or the error that makes the thing unusable: exit 0 for both."""
+    """Print facts, or the error that makes the file or network unusable: exit 0 for both."""
     return _print(lambda: {"ok": True, "facts": _facts(arguments).model_dump(mode="json")}, exit_on_error=0)
 
 
 def _facts(of: argparse.Namespace) -> Any:
-    """The facts of a file or a network. Each kind imports only what it needs."""
+    """Return the facts of a file or a network. Each kind imports only the modules that it needs."""
     match of.kind:
         case "model":
             from kdcore import weights
@@ -111,7 +111,7 @@ def _facts(of: argparse.Namespace) -> Any:
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
-    """One number is a square's side."""
+    """Return height and width; a single number is the side of a square."""
     return arguments.image_size[0], arguments.image_size[-1]
 
 
@@ -126,7 +126,7 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
 
 
 def _engine_error(error: Exception) -> EngineError:
-    """The engine's own error for any exception."""
+    """Return the engine's own error for any exception."""
     if isinstance(error, EngineError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
@@ -144,7 +144,7 @@ def _spec_body(path: Path) -> Any:
 
 
 def _events(descriptor: int | None) -> Any:
-    """The stream for the lines. By hand it is stdout, and everything else that prints there goes to stderr instead."""
+    """Return the stream for the lines. Without a descriptor it is stdout; all other output then goes to stderr."""
     if descriptor is not None:
         return os.fdopen(descriptor, "w", buffering=1)
     stream = os.fdopen(os.dup(1), "w", buffering=1)
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(verb=_evaluate)
     evaluate.add_argument("path", type=Path)
     evaluate.add_argument("--dataset", required=True)
-    evaluate.add_argument("--architecture", help="for a checkpoint that does not say it")
+    evaluate.add_argument("--architecture", help="for a checkpoint that does not name it")
     for verb in (run, evaluate):
         verb.add_argument("--input", type=_input, action="append", default=[], metavar="REF=PATH")
     run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")

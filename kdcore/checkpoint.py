@@ -1,4 +1,4 @@
-"""Progress of a job: reported while it trains, and saved in checkpoints, from which it continues bit for bit."""
+"""The progress of a job: reported during training, and saved in checkpoints, from which it continues bit for bit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
     state = {"finished": finished, "prepared": progress.prepared, "training": progress.training}
 
     def write(path: Path) -> None:
-        # Given a path, torch's own writer hides the error of a full disk.
+        # torch's own writer, which needs a path, hides the error of a full disk.
         with path.open("wb") as file:
             torch.save(state, file)
 
@@ -95,20 +95,20 @@ class Watch:
         if self.workspace.stop_requested:
             self._save(training, training.state())
             raise Stopped
-        if due and not training.ended:  # The end of a stage is saved by `run`, as its result.
+        if due and not training.ended:  # `run` saves the end of a stage, as its result.
             self.save_or_warn(training, training.state())
         if training.ended or self.workspace.lines.progress_is_due():
             self._report(training)
 
     def save_or_warn(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
-        """Save a checkpoint. If the disk is full, warn once until a save succeeds again, and let the training go on."""
+        """Save a checkpoint. If the disk is full, warn once until a save succeeds again; the training continues."""
         try:
             self._save(training, state)
             self.disk_full = False
         except StorageFull as error:
             self.saved_at = time.monotonic()
             if not self.disk_full:
-                text = f"{error.message}; the training goes on without this checkpoint"
+                text = f"{error.message}; the training continues without this checkpoint"
                 self.workspace.lines.warning(error.code, text)
             self.disk_full = True
 

@@ -1,4 +1,4 @@
-"""A network with the normalisation that belongs to it, and the teachers: classifiers that never change.
+"""Classifiers (a network with its normalisation) and teachers, which are classifiers that never change.
 
 Shapes: N batch, K classes, k members of an ensemble.
 """
@@ -41,25 +41,25 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def like(self, network: nn.Module) -> Classifier:
-        """Another network on the same device, with this one's normalisation and precision."""
+        """Return a classifier of another network, with this one's device, normalisation and precision."""
         mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
         return Classifier(network, mean, std, bf16=self.bf16).to(self.mean.device)
 
     def watch(self, paths: Sequence[str]) -> None:
-        """Tap these places and no others from now on."""
+        """Tap only these places from now on."""
         self._taps.close()
         self._taps = Taps(self.network, dict.fromkeys(paths))
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> View:
-        """Return a view. With `labels` it holds the input gradient, which can be differentiated where gradients are on;
-        where a label is unknown, the gradient is that of the network's own answer."""
+        """Return a view. With `labels` it contains the input gradient, which can be differentiated if gradients are on;
+        for an unknown label, the gradient is that of the network's own answer."""
         images = ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         if labels is None:
             return self._view_in_own_precision(images)
         learning = torch.is_grad_enabled()
         with torch.enable_grad():
             view = self._view_in_own_precision(images.requires_grad_())
-            # The sum: a mean would scale each image's gradient by the size of its batch.
+            # The sum, because a mean would scale each image's gradient by the batch size.
             loss = cross_entropy(view.logits, answered(labels, view.logits), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, images, create_graph=learning)
         return View(view.logits, view.taps, gradient if learning else gradient.detach())
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
 
 
 def answered(labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels, with the most likely class of these logits where one is unknown (-1). Mixed labels are known."""
+    """Return the labels; the most likely class of these logits replaces an unknown one (-1). Mixed ones are known."""
     return labels if labels.is_floating_point() else torch.where(labels < 0, logits.argmax(1), labels)
 
 

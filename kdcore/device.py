@@ -9,7 +9,7 @@ from kdcore.spec import Training
 
 
 def choose(training: Training) -> torch.device:
-    """The requested device; `auto` takes a GPU if there is one. Raises SpecInvalid if it is not available."""
+    """Return the requested device; `auto` takes a GPU if there is one. Raises SpecInvalid if it is not available."""
     available = torch.cuda.is_available()
     if training.device == "cuda" and not available:
         raise SpecInvalid("training.device is 'cuda', but no GPU is visible here", hint="set 'auto' or 'cpu'")

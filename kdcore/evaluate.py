@@ -1,4 +1,4 @@
-"""A model measured on images: its logits, accuracy, loss and size."""
+"""The measurement of a model on images: its logits, accuracy, loss and size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Score:
 
 @torch.no_grad()
 def logits_on(classifier: Classifier, images: Images) -> Tensor:
-    """Logits of every image in order, on the CPU: n × K, in float32 as the exported file will be used.
+    """Return the logits of every image in order, on the CPU: n × K, in float32, as for the exported file.
 
     The classifier keeps its mode and precision.
     """
@@ -61,7 +61,7 @@ def score(logits_nK: Tensor, labels_n: Tensor) -> Score:
 
 
 def agreement(logits_nK: Tensor, teacher_nK: Tensor) -> float:
-    """The fraction of images whose most likely class is the same for both."""
+    """Return the fraction of images whose most likely class is the same for both."""
     return (logits_nK.argmax(1) == teacher_nK.argmax(1)).double().mean().item()
 
 
@@ -70,15 +70,15 @@ def parameters(network: nn.Module) -> int:
 
 
 def size_bytes(network: nn.Module) -> int:
-    """Bytes of all that a checkpoint of the network holds, buffers included; shared tensors count once."""
+    """Return the bytes of all tensors in a checkpoint of the network, buffers included; shared tensors count once."""
     tensors = {(value.data_ptr(), value.shape): value for value in network.state_dict().values()}
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
 def evaluate_checkpoint(path: Path, architecture: str | None, dataset: str, workspace: Workspace) -> dict[str, Any]:
-    """Accuracy (fractions of 1), loss in nats and parameter count of the checkpoint at `path`, on test images.
+    """Return accuracy (fractions of 1), loss in nats and parameter count of the checkpoint at `path`, on test images.
 
-    Normalised by the checkpoint's mean and std, if it has them, or else by the data's own.
+    Images are normalised by the checkpoint's mean and std, if it has them, or else by the data's own.
     """
     loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
     file = weights.open_teacher(path, architecture, loaded.facts.channels)

@@ -1,4 +1,4 @@
-"""The files that a job delivers: the student as safetensors that plain PyTorch loads, the report and the spec."""
+"""The files that a job delivers: the student (a safetensors file for plain PyTorch), the report and the spec."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def write(
     finished: Mapping[str, Mapping[str, Outcome]],
     summary: Mapping[str, Any],
 ) -> None:
-    """Write the student, its peers where several learned from each other, the report and the resolved spec."""
+    """Write the student, its peers if several learned from each other, the report and the resolved spec."""
     delivered, students = report.delivered(job, finished), job.spec.students
     path = workspace.out / STUDENT_FILE
     written = student(path, delivered.weights, students[0], job, summary["student"], delivered.members)
@@ -47,10 +47,10 @@ def student(
     metrics: Mapping[str, Any],
     members: int = 1,
 ) -> Written:
-    """Write weights under the network's own names; the metadata's `distillery` is JSON with all that their use needs.
+    """Write weights under the network's own names. The metadata's `distillery` is JSON with all facts for their use.
 
-    Several members are an ensemble: each one's names follow its number, `0.conv1.weight`, and the answer is the mean of
-    their probabilities.
+    Several members are an ensemble: each one's names begin with its number, `0.conv1.weight`, and the output is the
+    mean of their probabilities.
     """
     preprocessing, dataset = spec.preprocessing, job.data.facts
     assert preprocessing is not None, "resolve() gives every student its normalisation"
@@ -72,7 +72,7 @@ def student(
 
 
 def _save(tensors: dict[str, Tensor], notes: dict[str, str], path: Path) -> None:
-    """Write the same bytes for the same student: safetensors shuffles the notes, so they are put in order again."""
+    """Write the same bytes for the same student: safetensors shuffles the metadata, so it is sorted again."""
     content = bytearray(save(tensors, notes))
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size]) | {"__metadata__": notes}

@@ -1,4 +1,4 @@
-"""The nouns of one training step.
+"""The classes of one training step.
 
     Batch → scheme → StepOutput: views, which are compared with labels, and lessons, which are compared by an objective
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdcore.spec import Pair
 
 EMBEDDING = "embedding"
-"""The tap name for an embedding that a scheme computes itself."""
+"""The tap name of an embedding that a scheme computes itself."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Batch:
     """The images and labels of one step."""
 
     inputs: Tensor
-    """Pixels in 0..255, N × C × H × W; uint8, or float32 where images were mixed. Each model normalises for itself."""
+    """Pixels in 0..255, N × C × H × W; uint8, or float32 if images are mixed. Each model normalises for itself."""
     labels: Tensor
-    """int64 N, or float32 N × K where labels were mixed; -1 where the label is unknown."""
+    """int64 N, or float32 N × K if labels are mixed; -1 is an unknown label."""
     index: Tensor
     """int64 N: the samples' rows in the training set."""
     epoch: int = 1
     """The epoch of this step, from 1: warm-ups and ramps depend on it."""
     view_ids: Tensor | None = None
-    """int64 N: which of its numbered views each sample shows. Equal rows and view ids are equal inputs, so a frozen
-    teacher's outputs can be cached under both. None where views are not numbered."""
+    """int64 N: the number of each sample's view. Equal rows and view ids are equal inputs, so a frozen
+    teacher's outputs can be cached under both. None if views are not numbered."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Needs:
 
     @classmethod
     def at(cls, pairs: Iterable[Pair], teacher_layers: Sequence[str] = ()) -> Needs:
-        """The needs of a comparison at pairs of taps."""
+        """Return the needs of a comparison at pairs of taps."""
         pairs = tuple(pairs)
         return cls(tuple(pair.student for pair in pairs), tuple(pair.teacher for pair in pairs), tuple(teacher_layers))
 
     def __or__(self, other: Needs) -> Needs:
-        """The needs of both, each path once, in order."""
+        """Return the needs of both, each path once, in order."""
         return Needs(
             tuple(dict.fromkeys((*self.student_taps, *other.student_taps))),
             tuple(dict.fromkeys((*self.teacher_taps, *other.teacher_taps))),
@@ -97,43 +97,43 @@ class Lesson:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """All that the loss of one step is computed from."""
+    """The inputs of the loss of one step."""
 
     views: tuple[View, ...]
-    """Compared with `labels`; the student's comes first."""
+    """The views that are compared with `labels`; the student's is the first."""
     labels: Tensor
-    """The batch's labels, or a teacher's classes where those are unknown."""
+    """The batch's labels; a teacher's class may replace an unknown one."""
     lessons: tuple[Lesson, ...] = ()
 
 
 class Teacher(Protocol):
-    """A trained model, or several as one, that never changes. A scheme sees no more of it than this, so a view may come
+    """A trained model, or several as one, that never changes. A scheme uses only this interface, so a view may come
     from networks, from an exported program, or from outputs that were stored by row and view id.
     """
 
     @property
     def members(self) -> Sequence[Classifier]:
-        """The networks behind the teacher. The report measures each of them, and `combined` of their logits."""
+        """Return the teacher's networks. The report measures each of them, and `combined` of their logits."""
 
     def show(self, needs: Needs) -> None:
-        """Set what the views hold from now on. Raises SpecInvalid for a path that the network does not have."""
+        """Set the content of the following views. Raises SpecInvalid for a path that the network does not have."""
 
     def __call__(self, batch: Batch) -> View:
-        """The detached view of a batch, the same one whenever the batch holds the same inputs."""
+        """Return the detached view of a batch. Equal inputs give equal views."""
 
     def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
-        """The teacher's N × K logits, given those of each member."""
+        """Return the teacher's N × K logits, given those of each member."""
 
 
 class Scheme(Protocol):
-    """The rule of which model teaches which. A scheme alone runs models."""
+    """The rule of which model teaches which. Only a scheme runs models."""
 
     @property
     def models(self) -> Mapping[str, Classifier]:
-        """The models that the stage delivers, the student first: each is validated, averaged and kept at its best."""
+        """Return the models that the stage delivers, the student first. The best epoch of each is delivered."""
 
     def learners(self) -> Sequence[nn.Module]:
-        """The modules that are trained, each by an optimizer of its own."""
+        """Return the modules that are trained, each by its own optimizer."""
 
     def run(self, batch: Batch) -> StepOutput:
         """Run the models on one batch."""

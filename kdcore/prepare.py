@@ -30,7 +30,7 @@ log = logging.getLogger("kdcore")
 
 @dataclass
 class Workspace:
-    """The places that a run reads and writes: its folder, input files by reference, the cache of decoded data, and its
+    """The files and streams of a run: its folder, input files by reference, the cache of decoded data, and its
     JSON lines. `stop_requested` is set by SIGTERM."""
 
     out: Path
@@ -40,7 +40,7 @@ class Workspace:
     stop_requested: bool = False
 
     def source(self, reference: str) -> Path | None:
-        """The file of a reference; None for a built-in name. Raises SpecInvalid where the file was not given."""
+        """Return the file of a reference; None for a built-in name. Raises SpecInvalid if the file was not given."""
         if reference in self.inputs:
             return self.inputs[reference]
         kind, _, rest = reference.partition(":")
@@ -56,7 +56,7 @@ class Workspace:
         self.lines.emit(event, path=relative, bytes=written.bytes, sha256=written.sha256, **fields)
 
     def file(self, reference: str) -> Path:
-        """The file of a reference that is no built-in name."""
+        """Return the file of a reference that is not a built-in name."""
         path = self.source(reference)
         assert path is not None, "every reference but a built-in name has a file"
         return path
@@ -75,17 +75,17 @@ class PreparedJob:
     bf16: bool
     teacher: Teacher | None
     baseline: Classifier | None
-    """The student that an earlier job trained alone: only measured."""
+    """The student that an earlier job trained alone. It is only measured."""
 
     def student(self, spec: StudentSpec) -> Classifier:
-        """A student as it begins, its weights drawn from torch's generator."""
+        """Return an untrained student, with weights drawn from torch's generator."""
         facts = self.data.facts
         assert spec.preprocessing is not None, "resolve() gives every student its normalisation"
         network = models.build(spec.architecture, facts.num_classes, facts.channels)
         return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.bf16).to(self.device)
 
     def training_set(self, trial: Trial) -> TrainingSet:
-        """The images that a trial learns from; the baseline never gets the unlabelled ones."""
+        """Return the images that a trial learns from; the baseline never gets the unlabelled ones."""
         labelled = TrainingSet.of(self.data.train, self.spec.training)
         if self.unlabelled is None or self.spec.unlabelled is None or trial.name == "alone":
             return labelled.to(self.device)
@@ -151,7 +151,7 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> Teac
 
 
 def _inspected(spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program]) -> dict[str, ArchitectureFacts]:
-    """Facts of timm's networks, which only building them shows, if a method has no taps yet."""
+    """Return the facts of timm's networks if a method has no taps yet. The networks must be built for that."""
     if not any(method.places_are_open for method in spec.methods):
         return {}
     facts = loaded.facts
@@ -166,7 +166,7 @@ def _inspected(spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Pr
 def _teacher(
     spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program], bf16: bool
 ) -> FrozenTeacher | TeacherEnsemble | None:
-    """The teacher; several as one."""
+    """Return the teacher; several become one."""
     specs = list(each_teacher({"teacher": spec.teacher}))
     each = [FrozenTeacher(_classifier(teacher, loaded, files[pointer], bf16)) for pointer, teacher in specs]
     if len(each) < 2:
@@ -176,7 +176,7 @@ def _teacher(
 
 
 def _baseline(spec: JobSpec, loaded: Data, workspace: Workspace, bf16: bool) -> Classifier | None:
-    """The student that an earlier job trained alone. Raises SpecInvalid where it is another network."""
+    """Return the student that an earlier job trained alone. Raises SpecInvalid if it is another network."""
     if spec.baseline in ("none", "train"):
         return None
     student = spec.students[0]

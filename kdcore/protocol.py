@@ -29,7 +29,7 @@ CHECKPOINTS_KEPT = 2
 
 
 class Lines:
-    """Writes events to a stream, one JSON object a line; `progress_is_due` at most once a second."""
+    """Writes events to a stream, one JSON object per line. `progress_is_due` limits progress to once a second."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

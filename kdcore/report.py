@@ -1,4 +1,4 @@
-"""The report: every model of a job, measured once on test images that no training has seen; and what is delivered.
+"""The report, with every model of a job measured once on test images not used in training; and the delivered student.
 
 Shapes: n test images, K classes, k models.
 """
@@ -31,7 +31,7 @@ class Delivered:
 
 
 def delivered(job: PreparedJob, finished: Mapping[str, Mapping[str, Outcome]]) -> Delivered:
-    """The student at its best epoch; all generations at theirs where the method asks for an ensemble."""
+    """Return the student at its best epoch; if the method delivers an ensemble, all generations at theirs."""
     if not job.spec.scheme.ensemble_is_result:
         return Delivered(finished["student"]["student"].best, 1)
     generations = [trial for trial in job.trials if trial.name != "alone"]
@@ -44,7 +44,7 @@ def delivered(job: PreparedJob, finished: Mapping[str, Mapping[str, Outcome]]) -
 
 
 def build_report(job: PreparedJob, results: Iterable[Result]) -> dict[str, Any]:
-    """The rows of teacher, student and the same student alone; `models` are all others."""
+    """Return the rows of teacher, student and the same student alone; `models` are all others."""
     labels, student_spec = job.data.test.labels, job.spec.students[0]
     rows: dict[str, Any] = {}
     teacher_nK: Tensor | None = None
@@ -77,7 +77,7 @@ def build_report(job: PreparedJob, results: Iterable[Result]) -> dict[str, Any]:
 def model_row(
     architecture: str, network: nn.Module, logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = None
 ) -> dict[str, Any]:
-    """The row of one model, compared with the teacher if its logits are given."""
+    """Return the row of one model, compared with the teacher if its logits are given."""
     return {
         "architecture": architecture,
         "parameters": evaluate.parameters(network),
@@ -87,7 +87,7 @@ def model_row(
 
 
 def logits_row(logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = None) -> dict[str, Any]:
-    """The part of a row that depends on the logits alone."""
+    """Return the part of a row that depends only on the logits."""
     score = evaluate.score(logits_nK, labels_n)
     return {
         "accuracy": score.accuracy,
@@ -98,8 +98,8 @@ def logits_row(logits_nK: Tensor, labels_n: Tensor, teacher_nK: Tensor | None = 
 
 
 def training_row(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[str, Any]:
-    """The part of a row about its training: the row's figures are those of the best epoch on held-out images, and the
-    last epoch is given beside it."""
+    """Return the part of a row about its training. The row's figures are those of the best epoch on held-out images,
+    and the last epoch is given beside them."""
     return {
         "best": {"epoch": outcome.best_epoch, "validation_accuracy": outcome.best_accuracy},
         "last": {"epoch": outcome.epochs, "accuracy": evaluate.score(last_nK, labels_n).accuracy},
@@ -107,7 +107,7 @@ def training_row(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[st
 
 
 def _teachers(job: PreparedJob) -> Iterator[tuple[str, str, nn.Module, Tensor]]:
-    """Name, architecture, network and logits: the teacher, then its members where it has several."""
+    """Yield name, architecture, network and logits of the teacher, then of its members if there are several."""
     if job.teacher is None:
         return
     names = [spec.architecture or "program" for spec in job.spec.teachers]
@@ -126,7 +126,7 @@ def _trained(
     outcomes: Mapping[str, Outcome],
     teacher_nK: Tensor | None,
 ) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
-    """Name in the report, row and logits of each model that a trial trained."""
+    """Yield the name in the report, row and logits of each model that a trial trained."""
     labels = job.data.test.labels
     for number, (name, outcome) in enumerate(outcomes.items()):
         model = models[name]
@@ -147,7 +147,7 @@ def _logits_with(model: Classifier, weights: Mapping[str, Tensor], job: Prepared
 def _generation_rows(
     last: dict[str, Any], logits_knK: list[Tensor], job: PreparedJob, teacher_nK: Tensor | None
 ) -> dict[str, Any]:
-    """The last generation, and all of them as one: one of the two is the student, the other is given beside it."""
+    """Yield the rows of the last generation and of all as an ensemble: one is the student, the other is beside it."""
     mean_nK = torch.stack([logits_nK.double().softmax(1) for logits_nK in logits_knK]).mean(0).log().float()
     count = len(logits_knK)
     ensemble = {

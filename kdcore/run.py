@@ -33,7 +33,7 @@ log = logging.getLogger("kdcore")
 def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict[str, Any]:
     """Run the whole job. Returns the report, which is also in `report.json` beside `student.safetensors`.
 
-    Raises an EngineError for what went wrong, or checkpoint.Stopped once one is saved.
+    Raises an EngineError if it fails, or checkpoint.Stopped after a requested stop, when a checkpoint is saved.
     """
     started = time.monotonic()
     job = prepare(spec, workspace)
@@ -58,7 +58,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
 
 def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
-    """Train a trial from its fresh start, stage after stage."""
+    """Train a trial from its start, stage after stage."""
     setup = TrialSetup(trial, job, _teacher(trial, job, progress))
     for number, stage in enumerate(trial.stages):
         watch = Watch(stage, job, workspace, progress)
@@ -77,7 +77,7 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
 
 
 def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:
-    """The teacher that the spec names, or the best student of an earlier trial, frozen."""
+    """Return the teacher that the spec names, or the best student of an earlier trial, frozen."""
     if trial.taught_by is None or trial.taught_by == GIVEN:
         return job.teacher if trial.taught_by == GIVEN else None
     earlier = next(one for one in job.trials if one.name == trial.taught_by)
@@ -104,7 +104,7 @@ class TrialSetup:
         self.objectives = objectives.build(trial.methods, setting)
 
     def training(self, number: int, observer: Observer) -> StageTraining:
-        """The training of a stage. It sets torch's generator, so that a trial can be resumed between two stages."""
+        """Return the training of a stage. Sets torch's generator, so that a trial can be resumed between two stages."""
         spec, stage, objective = self.job.spec, self.trial.stages[number], self.objectives[number]
         needs = objective.needs if objective is not None else NOTHING
         answers = spec.unlabelled is not None and spec.unlabelled.labels == "teacher"
@@ -115,7 +115,7 @@ class TrialSetup:
             first = stage.method.first_stage
             assert self.teacher is not None, "rules refuse a method with a first stage without a teacher"
             alpha, smoothing = 0.0, 0.0
-            # The method's weight belongs to its first stage where it has no loss in the last one.
+            # If the method has no loss in the last stage, its weight belongs to its first stage.
             beta = (spec.beta or 0.0) * objectives.weight(stage.method) if first.then_labels_alone else 1.0
             if first.trains_student:
                 scheme = Offline(self.students[0], self.teacher, needs, answers)
@@ -124,7 +124,7 @@ class TrialSetup:
         else:
             alpha, beta, smoothing = spec.alpha or 0.0, spec.beta or 0.0, spec.training.label_smoothing
             if not self.trial.methods and spec.scheme.kind != "alone":
-                alpha = 1.0  # alpha is the labels' share beside a distillation loss, and this trial has none.
+                alpha = 1.0  # alpha weighs the labels beside a distillation loss, which this trial does not have.
             scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs, answers)
         return StageTraining(
             scheme=scheme,
@@ -141,7 +141,7 @@ class TrialSetup:
 
 
 def _students(trial: Trial, job: PreparedJob) -> list[Classifier]:
-    """A trial's students as they begin; one for each branch where a student is branched."""
+    """Return a trial's untrained students; one for each branch if the student is branched."""
     return [job.student(spec) for spec in trial.students * trial.scheme.branches]
 
 
@@ -153,7 +153,7 @@ def _scheme(
     needs: Needs = NOTHING,
     answers: bool = False,
 ) -> Scheme:
-    """The scheme of a trial's last stage."""
+    """Return the scheme of a trial's last stage."""
     facts = job.data.facts
     match trial.scheme:
         case SchemeOptions("mutual"):
@@ -170,5 +170,5 @@ def _scheme(
 
 
 def _untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
-    """The models that a trial delivers, with random weights, to be loaded with those of its outcomes."""
+    """Return the models that a trial delivers, with random weights, in which its outcomes can be loaded."""
     return _scheme(trial, job, _students(trial, job), None).models

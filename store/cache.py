@@ -1,8 +1,8 @@
 """This host's cache of data sets, trimmed to a size. `base.data_cache` has the names of its folders and locks.
 
-An entry is deleted under its locks, and only if it was not used lately: an engine opens the files of its entry after it
-has released the lock. Files that are open or mapped stay readable. Lock files are never deleted: a process could lock
-the old file while another locks a new one.
+An entry is deleted under its locks, and only if it was not used lately, because an engine opens the files of its entry
+after it has released the lock. Files that are open or mapped stay readable. Lock files are never deleted: a process
+could lock the old file while another locks a new one.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from base.files import modified_at
 from store.file_store import Usage, measured
 
 IN_USE_S = 3600.0
-"""The longest time between finding an entry and having opened all its files."""
+"""The longest time from the look-up of an entry until all its files are open."""
 
 
 @dataclass(frozen=True)

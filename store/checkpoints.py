@@ -1,4 +1,4 @@
-"""Checkpoints: where a job can continue. Each row names a file that was complete and durable before the row existed."""
+"""Checkpoints, from which a job can continue. Each row names a file that was complete and durable before the row."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ class Checkpoint:
 
     job_id: str
     fence: int
-    """The attempt that wrote it. Its files are in a folder of its own, so a stale attempt damages no other's."""
+    """The attempt that wrote it. Each attempt has its own folder, so a stale one cannot damage the files of another."""
     step: int
     path: str
     """Relative to the file store's folder."""
@@ -44,7 +44,7 @@ def record(connection: Connection, job_id: str, fence: int, *, step: int, sha256
 
 
 def list_checkpoints(connection: Connection, job_id: str) -> list[Checkpoint]:
-    """Return the job's checkpoints, the furthest step first; of one step, the newest attempt's first."""
+    """Return the job's checkpoints, the furthest step first, and for equal steps the newest attempt first."""
     of_job = select(*CHECKPOINT_COLUMNS).where(tables.checkpoints.c.job_id == job_id)
     furthest_first = of_job.order_by(tables.checkpoints.c.step.desc(), tables.checkpoints.c.fence.desc())
     return [as_record(Checkpoint, row) for row in connection.execute(furthest_first)]
@@ -61,7 +61,7 @@ def delete_superseded(connection: Connection, job_id: str, keep: int) -> list[Ch
 def delete_broken(connection: Connection, job_id: str, fence: int, broken: Checkpoint, reason: str) -> None:
     """Delete the row of a checkpoint whose file does not match its digest, and add a warning to the events.
 
-    The job continues from the furthest of the others; a step beyond that is progress.
+    The job continues from the furthest remaining checkpoint; a step beyond that is progress.
     """
     others = and_(tables.checkpoints.c.job_id == job_id, not_(_is(broken)))
     furthest = select(func.max(tables.checkpoints.c.step)).where(others).scalar_subquery()
@@ -73,7 +73,7 @@ def delete_broken(connection: Connection, job_id: str, fence: int, broken: Check
 
 
 def list_expired(connection: Connection, retain_s: float) -> list[str]:
-    """Return the jobs whose checkpoints can be deleted: they succeeded, or failed or were cancelled `retain_s` ago."""
+    """Return the jobs whose checkpoints can be deleted: they succeeded, or ended otherwise `retain_s` ago."""
     with_checkpoints = select(tables.checkpoints.c.job_id)
     return list(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(with_checkpoints), _is_expired(retain_s))))
 
@@ -82,7 +82,7 @@ def delete_expired(connection: Connection, job_id: str, retain_s: float) -> None
     """Delete an ended job's checkpoints, unless it was queued again meanwhile. A later retry begins from scratch."""
     succeeded = jobs.c.status == "succeeded"
     steps = {name: case((succeeded, jobs.c[name])) for name in ("checkpoint_step", "claimed_step")}
-    # Not `update_job`: this change has no event, and must take no number.
+    # Not `update_job`: this change has no event, so it must not take an event number.
     changed = update(jobs).where(jobs.c.id == job_id, _is_expired(retain_s)).values(**steps).returning(jobs.c.id)
     if connection.execute(changed).one_or_none() is not None:
         connection.execute(delete(tables.checkpoints).where(tables.checkpoints.c.job_id == job_id))
@@ -99,5 +99,5 @@ def _is_expired(retain_s: float) -> ColumnElement[bool]:
 
 
 def _larger(connection: Connection, one: Any, other: int) -> Any:
-    """Return the larger of two values of one row. The function has another name in each database."""
+    """Return the larger of two values of one row. The function's name differs between the databases."""
     return func.greatest(one, other) if connection.dialect.name == "postgresql" else func.max(one, other)

@@ -1,4 +1,4 @@
-"""The collector's runs: one row for each, the newest hundred. They also make sure that one runs at a time."""
+"""The collector's runs: one row for each of the newest hundred. The rows also ensure that only one runs at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Collection:
     host: str
     began_at: float
     ended_at: float | None
-    """None while it runs, or if it was killed; the next collection removes the rest."""
+    """None while it runs, or if it was killed (the next collection removes the rest)."""
     removed: Removed | None
     error: str | None
 
@@ -64,12 +64,12 @@ def end(connection: Connection, collection_id: str, removed: Removed, error: str
 
 
 def has_collected_for(connection: Connection, duration_s: float) -> bool:
-    """Return whether this database has a row that old, or as many rows as it keeps."""
+    """Return whether this database has a row of that age, or the largest number of rows."""
     oldest = func.coalesce(func.min(_rows.began_at), database_now())
     long_enough = or_(oldest <= database_now() - duration_s, func.count() >= MAX_ROWS)
     return bool(connection.execute(select(long_enough).select_from(tables.collections)).scalar_one())
 
 
 def _began_within(duration_s: float) -> ColumnElement[bool]:
-    # A row in the future comes from a wrong clock: it must not delay the others until then.
+    # A start in the future comes from a wrong clock. It must not delay collections until that time.
     return exists().where(_rows.began_at > database_now() - duration_s, _rows.began_at <= database_now())

@@ -1,23 +1,23 @@
-"""The collector: deletes files and rows that nothing needs any more, and none that a row needs.
+"""The collector: deletes files and rows that are not needed any more, and no file that a row names.
 
-    blobs         that no row names: to the trash after `after_s` without use, deleted after as long again
+    blobs         that no row names: to the trash after `after_s` without use; deleted after the same time there
     checkpoints   of succeeded jobs; of failed and cancelled ones after `checkpoints_s`; files that no row can name
     logs          of deleted jobs
-    uploads       without use for `uploads_s`, row and file; the blob that an upload became is a blob like any other
-    temporaries   that killed processes left
+    uploads       without use for `uploads_s`, row and file (but not the blob of a complete upload)
+    temporaries   of killed processes
 
-Why no needed blob is lost. A process that will name a blob in a row has put it, or has requested its path, and both
-renew its last use and restore it from the trash. So a blob is deleted only `after_s` after the last moment at which a
-process could have found it; by then each such process has committed its row or has given up, and the rows are read
-once more before the deletion. All rows are read as of one moment, so a digest that moves from one row to another is not
-missed. A row may name a blob that is in the trash for a while: each collection restores such blobs, and so does every
-reader. None of this needs a lock, so it holds for any number of collectors, and for one that is killed at any line.
+No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its
+last use and restore it from the trash. So a blob is deleted only `after_s` after the last moment at which a process
+could have requested it. By then each such process has committed its row or failed, and the rows are read once more
+before the deletion. All rows are read as of one moment, so a digest that moves from one row to another is not missed. A
+row may name a blob that is in the trash for a while: each collection restores such blobs, and so does every reader.
+None of this needs a lock, so it holds for any number of collectors, and for one that is killed at any line.
 
-Why no needed checkpoint is lost. An attempt that has lost its fence, or whose job is not running, cannot add a row any
+No needed checkpoint is lost. An attempt that has lost its fence, or whose job is not running, cannot add a row any
 more. Its files are listed first, then the fence is read, then the rows: a file without a row then never gets one.
 
-A database without collections for `after_s` may be the wrong database: it names no files. Until then, files of unknown
-jobs and uploads are spared, and blobs are at most moved to the trash.
+A database without a collection older than `after_s` may be the wrong one, which names no files. Until then, files of
+unknown jobs and uploads are not deleted, and blobs are at most moved to the trash.
 """
 
 import re
@@ -60,7 +60,7 @@ _UPLOAD = re.compile("up_[0-9a-z]{24}")
 
 @dataclass(frozen=True)
 class Retention:
-    """For how many seconds files that may be needed again are kept."""
+    """The time in seconds after which files that may be needed again are deleted."""
 
     after_s: float
     checkpoints_s: float
@@ -72,13 +72,13 @@ class Retention:
 
 
 class Stopped(Exception):
-    """The process stops. The next collection continues."""
+    """The process was requested to stop. The next collection continues."""
 
 
 def collect(collector: "Collector", every_s: float) -> bool:
     """Run the collector and write its row. Returns False if another collection has begun within `every_s`.
 
-    If the disk is full it runs without a row, because it is what frees disk space.
+    If the disk is full, it runs without a row, because it frees disk space.
     """
     database = collector.database
     try:
@@ -206,7 +206,7 @@ class Collector:
 
     def _rows_of(self, job_ids: list[str]) -> "_Rows":
         with self.database.connect() as connection:
-            # The fences before the paths: an attempt that is past by now adds no row any more.
+            # Read the fences before the paths: an attempt that has ended by now adds no row any more.
             query = select(jobs.c.id, jobs.c.status, jobs.c.fence).where(jobs.c.id.in_(job_ids))
             known = {row.id: _Job(row.status, row.fence) for row in connection.execute(query)}
             rows = tables.checkpoints.c
@@ -265,7 +265,7 @@ class Collector:
     # ── for all steps ──
 
     def _do(self, kind: str, path: Path, act: Callable[..., bool], *arguments: object) -> list[Path]:
-        """Call `act`, unless this is a dry run. If it acted, count and report it, and return the path."""
+        """Call `act`, unless this is a dry run. If it removed something, count and report that, and return the path."""
         size = measured(path).bytes
         if not (self.dry_run or act(*arguments)):
             return []
@@ -315,7 +315,7 @@ class _Job:
 class _Rows:
     jobs: dict[str, _Job]
     paths: set[str]
-    """Of checkpoints, as their rows store them."""
+    """The paths of checkpoints, as their rows store them."""
 
 
 def named_digests(database: Database) -> set[str]:
@@ -347,7 +347,7 @@ def _attempts(folder: Path) -> Iterator[_Attempt]:
 
 
 def _matching(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
-    """Return the entries of a folder whose names the service gives; others are not its to delete."""
+    """Return the entries of a folder whose names the service has given. It must not delete any others."""
     return (path for path in sorted(folder.glob("*")) if name.fullmatch(path.name))
 
 

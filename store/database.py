@@ -1,4 +1,4 @@
-"""Connections. Store functions take one, and neither open nor commit one; the caller decides how it is opened.
+"""Database connections. A store function gets one from its caller, who opens and commits it in one of these ways:
 
                  SQLite                                         PostgreSQL
     read         at once, on the caller's event loop            asyncpg, through run_sync
@@ -39,7 +39,7 @@ BUSY_S = 10
 """The longest time that a SQLite writer waits for its turn."""
 CONNECT_S = 5
 ANSWER_S = 12
-"""The longest time that a coroutine waits for PostgreSQL in all; longer than the statement timeout."""
+"""The longest total time that a coroutine waits for PostgreSQL; longer than the statement timeout."""
 
 
 class Database:
@@ -87,7 +87,7 @@ class Database:
 
     def dispose(self) -> None:
         """Close the connections of threads. After `read` or `write` on PostgreSQL, `await close()` instead."""
-        # The thread first: its remaining writes would open a connection again.
+        # End the thread first: its remaining writes would open a connection again.
         if "_writer_thread" in self.__dict__:
             self.__dict__.pop("_writer_thread").shutdown()
         for name in ("_readers", "_writers"):
@@ -137,7 +137,7 @@ input/output error; and one single state: the server is read-only, such as a sta
 
 @contextmanager
 def translated_errors(*unwrapped: type[Exception]) -> Iterator[None]:
-    """Raise DatabaseUnavailable or StorageFull where a driver raises its own error for the same.
+    """Raise DatabaseUnavailable or StorageFull in place of the driver's own errors.
 
     `unwrapped` are errors that a driver does not wrap (asyncpg: OSError if the server cannot be reached).
     """
@@ -173,7 +173,8 @@ def _is_unavailable(error: DBAPIError, code: int | str | None) -> bool:
 
 # ── drivers ──
 
-# A client that vanished must not hold a row lock, which SKIP LOCKED would skip for ever; nor a server hold its client.
+# A vanished client must not hold a row lock, which SKIP LOCKED would skip for ever; a vanished server must not block
+# its clients.
 SERVER_KEEPALIVES = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
@@ -215,7 +216,7 @@ def _sqlite_engine(url: URL, begin: str, *pragmas: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, record: Any) -> None:
-        # Turns off the driver's own BEGIN, which is deferred and late.
+        # Turns off the driver's own BEGIN, which is deferred.
         connection.isolation_level = None
         for pragma in ("PRAGMA foreign_keys = ON", "PRAGMA synchronous = FULL", *pragmas):
             connection.execute(pragma)
@@ -259,7 +260,7 @@ def _postgres_async_engine(url: URL) -> AsyncEngine:
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 ADVISORY_LOCK = 7_310_577
-"""Any number that nothing else uses in this database."""
+"""The key of the migration's advisory lock; no other lock of this database uses it."""
 
 
 def migrate(url: str) -> None:
@@ -280,7 +281,7 @@ def alembic_config(connection: Connection) -> Config:
 
 @contextmanager
 def _exclusive_sqlite(url: URL) -> Iterator[Connection]:
-    """Open a connection under a lock file: SQLite enters WAL mode only if no other connection is open."""
+    """Open a connection while a lock file is held: SQLite enters WAL mode only if no other connection is open."""
     path = Path(url.database or "").absolute()
     make_folder(path.parent)
     with path.with_suffix(".migrating").open("w") as lock:
@@ -296,7 +297,7 @@ def _exclusive_sqlite(url: URL) -> Iterator[Connection]:
 @contextmanager
 def _exclusive_postgres(url: URL) -> Iterator[Connection]:
     driver = url.set(drivername="postgresql+psycopg")
-    # Without a statement timeout: a revision may take long, and so may the wait for another process's.
+    # Without a statement timeout: a revision may take long, and so may the wait for another process.
     engine = create_engine(driver, poolclass=NullPool, connect_args=_psycopg_arguments(SERVER_KEEPALIVES))
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})

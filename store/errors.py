@@ -1,4 +1,4 @@
-"""Errors of the store, in words for the client whose request failed.
+"""Errors of the store, with messages for the client whose request failed.
 
     StoreError
      ├─ NotFound              not_found              no such row in this project
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 
 class StoreError(Exception):
-    """Base of all errors that a stored fact causes: the same request would fail again."""
+    """Base of the errors that are caused by stored data: the same request would fail again."""
 
     code: ClassVar[str]
 

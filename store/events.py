@@ -1,7 +1,7 @@
 """A job's events, numbered from 1. Polling, streaming and the web page read the same rows.
 
 Every change of a job takes the next number in its own UPDATE (`update_job`) and then writes its event
-(`append_event`). So the feed of a job has no gap, no number twice, and no event of an attempt that has lost the job.
+(`append_event`). So a job's events have no gap, no duplicate number, and no event of an attempt that has lost the job.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _AFTER = (
 
 
 def update_job(connection: Connection, where: ColumnElement[bool], **values: Any) -> Job | None:
-    """Change a job and take its next event number in one conditional UPDATE. None if the condition does not hold."""
+    """Change a job and take its next event number in one conditional UPDATE. Returns None if the condition is false."""
     changed = update(jobs).where(where).values(event_seq=jobs.c.event_seq + 1, **values).returning(*JOB_COLUMNS)
     row = connection.execute(changed).one_or_none()
     return None if row is None else as_record(Job, row)

@@ -1,16 +1,16 @@
-"""The file store: one folder of files that are complete or not there.
+"""The file store: one folder of files that are either complete or absent.
 
     blobs/ab/abcdef…                      files by their sha256
-    checkpoints/<job>/<fence>/<step>.pt   by attempt, so that a stale attempt can only damage its own
+    checkpoints/<job>/<fence>/<step>.pt   by attempt, so that a stale attempt cannot damage those of another
     logs/<job>/<fence>.log                the output of an attempt
-    uploads/<id>                          files that are still arriving
-    trash/abcdef…                         blobs that no row named when the collector ran; using one restores it
+    uploads/<id>                          incomplete uploads
+    trash/abcdef…                         blobs that no row named when the collector ran; a use restores them
 
 A file is written to a temporary name in its own folder and hashed on the way; then fsync, rename, fsync of the folder.
-Without the first fsync a power cut leaves an empty file under the final name, and without the second none at all.
+Without the first fsync, a power cut could leave an empty file under the final name; without the second, no file.
 
-A blob's mtime is the time of its last use: it was put, or its path was requested. The collector spares a blob for some
-time after its last use.
+A blob's mtime is the time of its last use: the blob was stored, or its path was requested. The collector keeps a blob
+for some time after its last use.
 """
 
 import errno
@@ -48,7 +48,7 @@ class FileStore:
     # ── blobs ──
 
     def put_file(self, source: Path) -> Blob:
-        """Copy a file into the blobs. Under its digest the copy appears at once and complete."""
+        """Copy a file into the blobs. The copy appears under its digest only when it is complete."""
         with source.open("rb") as file:
             return self.put_stream(_chunks(file))
 
@@ -79,7 +79,7 @@ class FileStore:
         return self.path(sha256).is_file()
 
     def last_used_at(self, sha256: str) -> float:
-        """Return the time of a blob's last use (this call is none); minus infinity if it is not among the blobs."""
+        """Return the time of a blob's last use; minus infinity if it is not among the blobs. This call is not a use."""
         try:
             return self._blob_path(sha256).stat().st_mtime
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class FileStore:
             return False
         try:
             with disk_full_as_storage_full(path.parent):
-                # Before the move: otherwise a collector could find the old mtime among the blobs.
+                # Before the move: otherwise a collector could read the old mtime after the move.
                 os.utime(trash)
                 trash.replace(path)
         except FileNotFoundError:
@@ -145,7 +145,7 @@ class FileStore:
         return self.folder / "uploads" / upload_id
 
     def relative(self, path: Path) -> str:
-        """Return the path as rows store it, relative to the folder: the folder may move."""
+        """Return the path relative to the folder, as rows store it, because the folder may be moved."""
         return path.relative_to(self.folder).as_posix()
 
     def delete_job_files(self, job_id: str) -> None:
@@ -160,7 +160,7 @@ class FileStore:
         return shutil.disk_usage(self.folder).free
 
     def now(self) -> float:
-        """Return the time by the clock that sets the mtimes; on a network file system it is not this host's."""
+        """Return the time of the clock that sets the mtimes. On a network file system it is not this host's clock."""
         make_folder(self.folder)
         os.utime(self.folder)
         return self.folder.stat().st_mtime

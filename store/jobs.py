@@ -1,4 +1,4 @@
-"""A client's actions: submit, find, cancel, pause, resume, retry, delete. `lifecycle` has the workers' transitions."""
+"""The actions of clients: submit, find, cancel, pause, resume, retry, delete. `lifecycle` has those of workers."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -24,9 +24,9 @@ _BY_ID = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
 
 
 def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
-    """Queue a job. Returns it, and False if it was already there: the same key with the same body is the same job.
+    """Queue a job. Returns it, and False if it was queued before: the same key with the same body is the same job.
 
-    Raises IdempotencyConflict if the key was used with another body. Senders of one key that race get one job.
+    Raises IdempotencyConflict if the key was used with another body. Concurrent requests with one key get one job.
     """
     row = (
         upsert(connection, jobs)
@@ -141,7 +141,7 @@ def pause(connection: Connection, job_id: str, project: str | None = None) -> Jo
 
 
 def resume(connection: Connection, job_id: str, project: str | None = None) -> Job:
-    """Return a paused job to the queue, to its old place: the queue is ordered by age."""
+    """Return a paused job to the queue, at its old position, because the queue is ordered by age."""
     paused = and_(_is(job_id, project), jobs.c.status == "paused")
     job = update_job(connection, paused, status="queued", not_before=None)
     if job is None:
@@ -153,7 +153,7 @@ def resume(connection: Connection, job_id: str, project: str | None = None) -> J
 def retry(connection: Connection, job_id: str, project: str | None = None, *, from_scratch: bool = False) -> Job:
     """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
-    It continues from its last checkpoint; or from scratch, and then its checkpoints and curves are deleted. The
+    It continues from its last checkpoint. With `from_scratch`, its checkpoints and curves are deleted instead. The
     collector deletes their files.
     """
     values: dict[str, Any] = {"attempts_without_progress": 0, "error": None, "not_before": None, "finished_at": None}
@@ -183,7 +183,7 @@ def _is(job_id: str, project: str | None) -> ColumnElement[bool]:
 
 
 def _done_already(connection: Connection, job_id: str, project: str | None, action: str) -> Job:
-    """Return the job if the action was requested or done before, because the first answer may have been lost."""
+    """Return the job if the action was requested or done before; the client may have lost the first answer."""
     job = get(connection, job_id, project)
     if action in (job.requested, _ACTION_OF.get(job.status)):
         return job

@@ -5,7 +5,7 @@
      │  └──▶ paused ◀────┤                                │
      └──resume──┘        └──▶ queued ◀───────retry────────┘
 
-A job whose lease has expired can be claimed directly. Nothing resets it before, so an owner that comes back first
+A job whose lease has expired can be claimed directly. It is not reset before, so an owner that comes back first
 keeps its job. `fence` is the fencing token: it increases with every claim, and the WHERE clause of every write checks
 it (`attempts.owned_by`), so a worker that has lost its lease cannot change the job any more.
 """
@@ -38,7 +38,7 @@ _WORKER_LOST = WorkerLost(
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that this worker owns until the lease expires. `checkpoints` are those to continue from, newest first."""
+    """A job that this worker owns until the lease expires. It can continue from `checkpoints`, the newest first."""
 
     job: Job
     checkpoints: list[Checkpoint]
@@ -51,7 +51,7 @@ class Claim:
 def claim(
     connection: Connection, owner: str, lease_s: float, *, takeover: bool, device: str | None = None
 ) -> Claim | None:
-    """Claim the first job of the queue; with `takeover`, also a job whose lease has expired. None if there is none.
+    """Claim the first job of the queue; with `takeover`, also one whose lease has expired. Returns None without a job.
 
     A worker may take over only after one lease of unbroken contact with the database. Otherwise the lease may have
     expired because the database was out of reach, for the owner as well.
@@ -69,7 +69,7 @@ def claim(
         started_at=func.coalesce(jobs.c.started_at, database_now()),
         not_before=None,
         phase=None,
-        # The error of the attempt before stays in the events.
+        # The error of the last attempt remains in the events.
         error=None,
     )
     if job is None:
@@ -111,7 +111,7 @@ def set_phase(connection: Connection, job_id: str, fence: int, to: str) -> None:
 
 
 def set_progress(connection: Connection, job_id: str, fence: int, to: dict[str, Any]) -> None:
-    """Write the progress to the job's row only: as an event, once a second, it would flood the feed."""
+    """Write the progress to the job's row only: one event each second would flood the events."""
     changed = update(jobs).where(owned_by(job_id, fence)).values(progress=to).returning(jobs.c.id)
     if connection.execute(changed).one_or_none() is None:
         raise LeaseLost(job_id, fence)
@@ -120,7 +120,7 @@ def set_progress(connection: Connection, job_id: str, fence: int, to: dict[str, 
 def release(
     connection: Connection, job_id: str, fence: int, reason: str, to: Literal["queued", "paused"] = "queued"
 ) -> bool:
-    """Return a running job to the queue, or pause it, without spending an attempt. False if it is not owned any more.
+    """Return a running job to the queue, or pause it, without spending an attempt. Returns False if it is not owned.
 
     The job's process has ended. If the client has requested an action meanwhile, the job takes that status instead.
     """
@@ -152,10 +152,10 @@ def _release(
 def finish_succeeded(
     connection: Connection, job_id: str, fence: int, result: dict[str, Any], artifacts: Sequence[NewArtifact]
 ) -> bool:
-    """Make the report, the artifacts and `succeeded` visible together. False if another attempt owns the job.
+    """Make the report, artifacts and `succeeded` visible together. Returns False if another attempt owns the job.
 
-    All `finish_…` moves are idempotent: they return True if this attempt has made the move already, because then only
-    the answer to its commit was lost.
+    All `finish_…` functions are idempotent: they return True if this attempt has made the change already, because only
+    the answer to its commit was lost then.
     """
     job = update_job(connection, owned_by(job_id, fence), **_ended("succeeded"), result=result, error=None)
     if job is None:
@@ -195,7 +195,7 @@ def finish_failed(
 
 
 def finish_cancelled(connection: Connection, job_id: str, fence: int) -> bool:
-    """End a job whose process has ended after a cancel request. False if another attempt owns the job."""
+    """End a job whose process has ended after a cancel request. Returns False if another attempt owns the job."""
     job = update_job(connection, owned_by(job_id, fence), **_ended("cancelled"))
     if job is None:
         return _is_done(connection, job_id, fence, "cancelled")
@@ -223,9 +223,9 @@ def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15) -> li
 
 
 def _end_abandoned(connection: Connection, job_id: str) -> None:
-    """Each UPDATE checks its condition again: the owner may have extended its lease since the query."""
+    """End one job. Each UPDATE checks its condition again: the owner may have extended its lease since the query."""
     expired = and_(jobs.c.id == job_id, _lease_expired(jobs))
-    # The owner must not write any more if it comes back.
+    # If the owner comes back, it must not write any more.
     fence = jobs.c.fence + 1
     # A job without attempts would wait for ever once it is resumed.
     can_pause = and_(jobs.c.requested == "pause", _has_attempts(jobs))
@@ -286,12 +286,12 @@ def _waits_past_deadline(job: FromClause) -> ColumnElement[bool]:
 
 
 def _has_attempts(job: FromClause) -> ColumnElement[bool]:
-    """The budget limits attempts without progress (a job that kills its workers), not the number of lost workers."""
+    """The condition that attempts are left. Only attempts without progress count."""
     return or_(job.c.attempts_without_progress < job.c.max_attempts, _made_progress(job))
 
 
 def _made_progress(job: FromClause) -> ColumnElement[bool]:
-    """The job has a later checkpoint than at its last claim."""
+    """The condition that the job has a later checkpoint than at its last claim."""
     return func.coalesce(job.c.checkpoint_step, -1) > func.coalesce(job.c.claimed_step, -1)
 
 
@@ -309,6 +309,6 @@ def _requested_or(status: str) -> dict[str, Any]:
 
 
 def _is_done(connection: Connection, job_id: str, fence: int, *statuses: str) -> bool:
-    """Return whether this attempt has made the move already: the job has its fence and one of these statuses."""
+    """Return whether this attempt has made the change already: the job has its fence and one of these statuses."""
     done = select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.status.in_(statuses))
     return connection.execute(done).one_or_none() is not None

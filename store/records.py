@@ -1,8 +1,8 @@
-"""Rows as frozen records, and what every table needs: ids, the database's time, INSERT … ON CONFLICT.
+"""Rows as frozen records, and helpers for all tables: ids, the database's time, INSERT … ON CONFLICT.
 
 A record's fields are named after the table's columns. A new field of a job is one line in `NewJob` (or in `Job`), one
-in `tables.jobs`, a migration, and one line in `base.wire.JobView` if clients read it. A field of the same name in the
-spec or its scheduling is stored without more.
+in `tables.jobs`, a migration, and one line in `base.wire.JobView` if clients read it. It is filled from a field of the
+same name in the spec or its scheduling.
 """
 
 import secrets
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class NewJob:
-    """What a client sends, together with what resolving the spec added."""
+    """A job as the client sends it, together with its resolved spec."""
 
     project: str
     name: str | None
     method: str
     spec: dict[str, Any]
-    """As sent."""
+    """The spec as the client sent it."""
     resolved_spec: dict[str, Any]
     spec_sha256: str
     """Digest of the body: the same idempotency key with another digest is a conflict."""
@@ -43,7 +43,7 @@ class NewJob:
 
     @classmethod
     def of(cls, resolved: "JobSpec", **sent: Any) -> "NewJob":
-        """Make a job of a resolved spec. Each field is in `sent`, or the spec's or its scheduling's of that name."""
+        """Make a job of a resolved spec. Each field comes from `sent`, or from the field of that name in the spec."""
         named = {"method": resolved.method_name, "resolved_spec": resolved.as_json()}
         values = {**vars(resolved), **vars(resolved.scheduling), **named, **sent}
         return cls(**{field.name: values[field.name] for field in fields(cls)})
@@ -80,7 +80,7 @@ class Job(NewJob):
 
 
 def columns(table: Table, record: type[Any]) -> list[Column[Any]]:
-    """Return the columns that the record's fields are named after, in the order of the fields."""
+    """Return the columns of the record's fields, in the order of the fields."""
     return [table.c[field.name] for field in fields(record)]
 
 
@@ -112,7 +112,7 @@ def read_page(
 
 
 DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Crockford's base 32: in ASCII order, and without letters that look like another digit."""
+"""Crockford's base 32: in ASCII order, and without letters that can be confused with digits."""
 
 
 def new_id(prefix: str) -> str:

@@ -1,6 +1,6 @@
 """The registry: models (teachers) and data sets. An entry gives an inspected file a name, unique in its project.
 
-Inspections are cached by digest here as well, so that the same file is not opened twice for the same question.
+The results of inspections are cached here as well, by digest, so that no file is inspected twice in the same way.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Entry:
     name: str
     sha256: str
     facts: dict[str, Any]
-    """What an inspection found in the file."""
+    """The results of the file's inspection."""
     created_at: float
 
 
@@ -89,7 +89,7 @@ def get_inspection(connection: Connection, digest: str, kind: str, key: str = ""
 
 
 def put_inspection(connection: Connection, digest: str, kind: str, key: str, facts: dict[str, Any]) -> None:
-    """Store the result of an inspection, in place of an earlier one."""
+    """Store the result of an inspection. It replaces an earlier one."""
     values = {"digest": digest, "kind": kind, "key": key, "facts": facts, "seen_at": database_now()}
     added = upsert(connection, tables.inspections).values(**values)
     replaced = {"facts": added.excluded.facts, "seen_at": added.excluded.seen_at}

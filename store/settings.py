@@ -48,10 +48,10 @@ class Settings(BaseSettings):
     )
     collect_every_s: float = Field(default=3600, gt=0, description="Time between two runs of the collector.")
     collect_after_s: float = Field(
-        # Longer than any request: inspecting a large upload takes half an hour, and may wait for others.
+        # Longer than any request: the inspection of a large upload takes half an hour, and may wait for others.
         default=86_400,
         ge=3600,
-        description="Time without use until a blob that no row names goes to the trash, and as long again there.",
+        description="Time without use until a blob that no row names goes to the trash, and until it is deleted there.",
     )
     retain_checkpoints_s: float = Field(
         default=7 * 86_400,
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
 
 
 def settings_or_exit(program: str, *further: type[BaseSettings]) -> tuple[Any, ...]:
-    """Return the Settings and the program's `further` ones; or print a line for each invalid value, and exit."""
+    """Return the Settings and the `further` ones of the program. For invalid values, print a line each and exit."""
     kinds: tuple[type[BaseSettings], ...] = (Settings, *further)
     try:
         return tuple(kind() for kind in kinds)

@@ -61,7 +61,7 @@ jobs = Table(
     # `checkpoint_step` at the last claim: a later checkpoint is progress.
     Column("claimed_step", BigInteger),
     Column("not_before", Double),
-    # The time that the job may take from its submission or last retry; and when that time ends.
+    # The time that the job may take from its submission or last retry; and the end of that time.
     Column("deadline_s", Double),
     Column("deadline_at", Double),
     Column("event_seq", BigInteger, nullable=False, server_default=text("0")),

@@ -1,4 +1,4 @@
-"""Uploads: files that arrive in parts. Bytes of the file after the row's offset were never acknowledged.
+"""Uploads: files that arrive in parts. The file may have more bytes than the row's offset; they do not count.
 
 create ──▶ append … append ──▶ complete
 
@@ -77,7 +77,7 @@ def append(connection: Connection, project: str, upload_id: str, *, offset: int,
 
 
 def complete(connection: Connection, project: str, upload_id: str, blob: Blob) -> Upload:
-    """Write which blob the upload became. Idempotent."""
+    """Write the blob that the upload became into its row. Idempotent."""
     same_size = (_is(project, upload_id), tables.uploads.c.offset == blob.bytes)
     completed = update(tables.uploads).where(*same_size).values(status="complete", bytes=blob.bytes, sha256=blob.sha256)
     row = connection.execute(completed.returning(*UPLOAD_COLUMNS)).one_or_none()
@@ -88,7 +88,7 @@ def complete(connection: Connection, project: str, upload_id: str, blob: Blob) -
 
 @contextmanager
 def open_part(files: FileStore, upload: Upload) -> Iterator[BinaryIO]:
-    """Open the file where the next part goes. If the block ends without an exception, what it wrote is durable.
+    """Open the file at its offset, for the next part. If the block ends without an exception, its writes are durable.
 
     Raises UploadBusy while another request has it open: their bytes would mix.
     """
@@ -110,7 +110,7 @@ def open_part(files: FileStore, upload: Upload) -> Iterator[BinaryIO]:
 def adopt(files: FileStore, upload: Upload) -> Blob:
     """Hash the file and move it among the blobs. Raises BlobMismatch if its size or digest is not the announced one.
 
-    Idempotent: if a file of the announced digest was moved before, it is found among the blobs.
+    Idempotent: the file may have been moved before; then the blob of the announced digest is used.
     """
     if upload.bytes is not None and upload.offset != upload.bytes:
         raise BlobMismatch(upload.id, f"{upload.bytes} bytes", f"{upload.offset} bytes")

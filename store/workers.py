@@ -1,7 +1,7 @@
-"""The workers, as each last described itself, and why a queued job waits. Jobs do not depend on these rows.
+"""The workers, as described in their last heartbeats, and the reasons why jobs wait. Jobs do not depend on these rows.
 
-A worker proves for each slot that it takes jobs: an idle slot has polled the database lately, and the heartbeat of a
-busy one has succeeded. A slot without that proof is stuck, and a worker with stuck slots only takes no jobs.
+A worker proves for each slot that it takes jobs: an idle slot has polled the database lately; the heartbeat of a
+busy slot has succeeded. A slot without that proof is stuck; a worker whose slots are all stuck takes no jobs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +63,7 @@ def delete_worker(connection: Connection, worker_id: str) -> None:
 
 
 def list_workers(connection: Connection) -> Sequence[Worker]:
-    """Return all workers, the longest running first; for a day also those that do not respond."""
+    """Return all workers, the longest running first. Those that do not respond are included for a day."""
     rows = select(tables.workers, (database_now() - tables.workers.c.seen_at).label("silent_s"))
     ordered = rows.order_by(tables.workers.c.started_at, tables.workers.c.id)
     return [_worker(row) for row in connection.execute(ordered).mappings()]
@@ -81,7 +81,7 @@ def _worker(row: Mapping[Any, Any]) -> Worker:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a queued job has not started."""
+    """The reason why a queued job has not started."""
 
     reason: Reason
     message: str
@@ -104,7 +104,7 @@ _POSITIONS = select(_QUEUE.c.id, _QUEUE.c.position).where(_QUEUE.c.id.in_(bindpa
 
 
 def waiting_reasons(connection: Connection, page: Iterable[Job], lease_s: float) -> dict[str, Waiting]:
-    """Return why each queued job of these waits, by its id. Runs no query if none is queued."""
+    """Return the reasons why the queued ones of these jobs wait, by id. Runs no query if none is queued."""
     queued = [job for job in page if job.status == "queued"]
     if not queued:
         return {}

@@ -1,8 +1,8 @@
-"""What the service says of itself, as files: rewritten on purpose by
+"""The service's answers about itself, as files. They are rewritten by
 
     python -m tests.golden_make
 
-and held against the service by `tests/test_golden.py`. All of it is asked for over REST, so that it stays the same
+and compared with the service by `tests/test_golden.py`. All of it is fetched over REST, so that it stays the same
 question however the code behind it is arranged. Nothing there is edited by hand: a change is made here, and its diff
 reviewed.
 """
@@ -309,7 +309,7 @@ async def _post(service: Service, path: str, body: Any, status: int) -> Any:
 
 
 def made(name: str, home: Path) -> str:
-    """What the file is to hold, by a server in this process on a new home."""
+    """Return the new content of a golden file, from a server in this process on a new home."""
 
     async def ask() -> Golden:
         async with serving(settings) as service:

@@ -1,8 +1,8 @@
 """One attempt at one job, top to bottom: prepare, supervise, publish, finish.
 
-In any case the engine's process has ended and the scratch folder is removed when `run_job` returns. If another attempt
-owns the job, nothing more is written. If the database cannot be reached, the next attempt repeats the work from the
-last checkpoint.
+When `run_job` returns, the engine's process has ended and the scratch folder is removed, in every case. If another
+attempt owns the job, nothing more is written. If the database cannot be reached, the next attempt repeats the work
+from the last checkpoint.
 """
 
 import json
@@ -36,10 +36,10 @@ log = logging.getLogger("distillery.attempt")
 
 P = ParamSpec("P")
 StopReason = Literal["cancel", "pause", "drain", "deadline", "lease_lost", "unproven", "broken"]
-"""Why a training is stopped before its end. `unproven`: the database was out of reach for too long to know who owns
-the job. `broken`: the engine's lines cannot be written."""
+"""The reason why a training is stopped before its end. `unproven`: the database was out of reach for so long that
+another attempt may own the job. `broken`: the engine's lines cannot be written."""
 Outcome = Literal["progressed", "failed_early", "neither"]
-"""What an attempt shows of its slot. `failed_early`: it failed before any progress, by an error that may pass."""
+"""The result of an attempt for its slot. `failed_early`: it failed before any progress, by a temporary error."""
 
 LISTEN_S = 0.2
 BACK_OFF_GROWTH = 3
@@ -69,7 +69,7 @@ def run_job(
     except DrainOver:
         log.warning("job %s: left unfinished, the database could not be reached in time", job.id)
     except Exception as error:
-        # The last resort, so that no job ends a slot: the lease expires, and the attempt counts.
+        # No job may end its slot. The lease of this one expires, and its attempt counts.
         log.exception("job %s: the attempt could not be brought to an end: %s", job.id, error)
         return "failed_early"
     return "neither"
@@ -85,7 +85,7 @@ class Attempt:
     stop_reason: StopReason | None = None
     artifacts: list[AnnouncedArtifact] = field(default_factory=list)
     failed: bool = False
-    """By an error that may not come again in another attempt."""
+    """True if the attempt failed by an error that another attempt may not have."""
     _deadline: float = float("inf")
     _kill_at: float = float("inf")
 
@@ -124,7 +124,7 @@ class Attempt:
                 end_outlived(older, lock)
 
     def _prepare(self, folder: Path) -> list[str]:
-        """The engine's arguments: the spec, each input by its digest, and the newest checkpoint that is undamaged."""
+        """Return the engine's arguments: the spec, each input by its digest, and the newest undamaged checkpoint."""
         digests = sorted(set(_digests(self.claim.job.resolved_spec)))
         self._assert_mounted("blobs", digests)
         self._assert_mounted("checkpoints", self.claim.checkpoints)
@@ -141,7 +141,7 @@ class Attempt:
         return arguments
 
     def _assert_mounted(self, kind: str, needed: Sequence[object]) -> None:
-        """If the folder of all files of this kind is missing, its disk is not mounted: no file is lost."""
+        """Raise an error if the folder of these files is missing: its disk is not mounted, no file is lost."""
         if needed and not (self.context.files.folder / kind).is_dir():
             raise StorageFull(
                 f"the file store at {self.context.files.folder} has no folder {kind}: is it mounted?",
@@ -174,7 +174,7 @@ class Attempt:
     # ── supervise ──
 
     def _supervise(self, arguments: list[str], scratch: LockedFolder) -> Ending | None:
-        """Run the engine to its end. Returns None if no engine got the order, because the job was to stop already."""
+        """Run the engine to its end. Returns None if no engine got the order, because the job had to stop before."""
         self._deadline = _deadline(self.claim, self.context.settings.lease_s)
         self.stop_reason = self._reason_to_stop()
         if self._must_stop:
@@ -194,7 +194,7 @@ class Attempt:
         return self.stop_reason is not None or self.lease.lost.is_set()
 
     def _run_engine(self, process: EngineProcess, order: Order, scratch: LockedFolder) -> tuple[Ending, bool]:
-        """Returns how the engine ended, and whether it had begun."""
+        """Run one engine. Returns how it ended, and whether it had begun."""
         log_path = self.context.files.log_path(self.claim.job.id, self.claim.fence)
         with process, EngineRun(process, order, log_path=log_path, lock=scratch.lock) as run:
             write_session(scratch, process.pid)
@@ -217,7 +217,7 @@ class Attempt:
         return run.ending()
 
     def _steer(self, run: EngineRun) -> None:
-        """Request a stop if there is a reason; kill an engine that does not stop in time, or must not run any more."""
+        """Request a stop if there is a reason. Kill an engine that does not stop in time, or must not run any more."""
         if self.lease.lost.is_set():
             self.stop_reason = self.stop_reason or "lease_lost"
             run.process.kill()
@@ -308,10 +308,10 @@ class Attempt:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
-        """Commit a move of the job. `committed`: the failpoint after the commit."""
+        """Commit a change of the job. `committed`: the failpoint after the commit."""
 
         def write(connection: Connection) -> None:
-            # False: the move is not allowed any more. Moves that return nothing raise LeaseLost themselves.
+            # False: the change is not allowed any more. Changes that return nothing raise LeaseLost themselves.
             if move(connection, self.claim.job.id, self.claim.fence, *args, **kwargs) is False:
                 raise LeaseLost(self.claim.job.id, self.claim.fence)
 
@@ -324,7 +324,7 @@ class Attempt:
 
 
 def _digests(value: Any) -> Iterator[str]:
-    """The digest of every blob that a resolved spec names, at any depth."""
+    """Yield the digest of every blob that a resolved spec names, at any depth."""
     if isinstance(value, str) and value.startswith(BLOB):
         yield value.removeprefix(BLOB)
     elif isinstance(value, dict):
@@ -336,14 +336,14 @@ def _digests(value: Any) -> Iterator[str]:
 
 
 def _fault(path: Path, checkpoint: Checkpoint) -> str | None:
-    """Why a checkpoint cannot be used, or None."""
+    """Return the reason why a checkpoint cannot be used, or None."""
     if not path.is_file():
         return "is gone"
     return None if sha256_of(path) == checkpoint.sha256 else "is damaged"
 
 
 def _deadline(claim: Claim, lease_s: float) -> float:
-    """The job's own deadline on this host's clock (`boottime`)."""
+    """Return the job's own deadline on this host's clock (`boottime`)."""
     job = claim.job
     if job.deadline_at is None or job.lease_until is None:
         return float("inf")
@@ -352,7 +352,7 @@ def _deadline(claim: Claim, lease_s: float) -> float:
 
 
 def _reported_error(ending: Ending) -> dict[str, Any]:
-    """The error that the engine reported; an unknown code becomes `internal`."""
+    """Return the error that the engine reported; an unknown code becomes `internal`."""
     line = ending.last_line or {}
     message, hint = str(line.get("message") or "the engine failed"), line.get("hint")
     code = line.get("code") if line.get("code") in CODES else Internal.code
@@ -361,7 +361,7 @@ def _reported_error(ending: Ending) -> dict[str, Any]:
 
 
 def _observed_error(ending: Ending) -> dict[str, Any]:
-    """An error for an engine that ended without reporting one, with the last line that it printed."""
+    """Return the error of an engine that ended without reporting one, with the last line that it printed."""
     message = f"{ending.message}; it last printed: {ending.log_tail[-1]}" if ending.log_tail else ending.message
     match ending.how:
         case "out_of_memory":
@@ -374,7 +374,7 @@ def _observed_error(ending: Ending) -> dict[str, Any]:
 
 
 def _evidence(ending: Ending) -> dict[str, Any]:
-    """The data of the event `engine_ended`: what was observed from outside."""
+    """Return the data of the event `engine_ended`, as observed from outside."""
     observed = {"how": ending.how, "exit_code": ending.exit_code, "log": ending.log_tail}
     return {"code": "engine_ended", "message": ending.message, **observed}
 

@@ -1,9 +1,9 @@
-"""The Celery side of a worker: it receives wake-up messages. A message carries nothing, so losing one costs nothing.
+"""The Celery part of a worker, which receives wake-up messages. A message has no content and may be lost.
 
 The settings, which were measured (see the README's Decisions): a pool of threads, since the task only wakes slots;
 messages are acknowledged before they are run, since a lost one is harmless; no results, time limits, revokes,
 countdowns or messages between workers, since the database does all that; reconnecting without end. A worker whose slots
-are all busy takes no message: it is left for a worker with a free slot.
+are all busy takes no message, so that a worker with a free slot gets it.
 """
 
 import logging
@@ -25,7 +25,7 @@ START_AGAIN_S = 5.0
 
 
 def make_app(broker_url: str, wake_up: Callable[[], None]) -> Celery:
-    """An application with one task, `distillery.look`, which calls `wake_up`."""
+    """Return an application with one task, `distillery.look`, which calls `wake_up`."""
     app = Celery("distillery-worker", broker=broker_url, set_as_current=False)
     app.conf.update(
         wakeup.celery_settings(broker_url),
@@ -49,11 +49,11 @@ def make_app(broker_url: str, wake_up: Callable[[], None]) -> Celery:
 
 
 def wake_workers(app: Celery) -> None:
-    """Wake a worker that listens. Without a broker no message is sent, and the workers poll anyway."""
+    """Wake a worker that listens. If the broker cannot be reached, no message is sent; the workers poll anyway."""
     try:
         wakeup.send_wakeup(app)
     except Exception as error:
-        # Of any kind: an error of a broker's library must not stop the worker.
+        # Any exception: an error of a broker's library must not stop the worker.
         log.warning("the wake-up message cannot be sent: %s", error)
 
 
@@ -74,11 +74,11 @@ class Listener:
         self._thread.start()
 
     def stop(self, timeout_s: float = 5) -> None:
-        """Celery checks this flag between messages; there is no other way to stop it from another thread."""
+        """Stop the thread. Celery checks this flag between messages; another thread cannot stop it in another way."""
         self._stopping.set()
         state.should_stop = os.EX_OK  # type: ignore[assignment]
         if self._thread.is_alive():
-            # In memory it would wait two seconds for a message, and once more after it has read the flag.
+            # From a broker in memory, Celery waits two seconds for a message, and once more after it has read the flag.
             for _ in range(2 if self._in_memory else 0):
                 wake_workers(self._app)
             self._thread.join(timeout_s)
@@ -106,7 +106,7 @@ class Listener:
 
 
 def _only_when(is_idle: Callable[[], bool]) -> type[bootsteps.StartStopStep]:
-    """A step of Celery's consumer that makes it take no message while this worker has no free slot.
+    """Return a step of Celery's consumer that makes it take no message while this worker has no free slot.
 
     It replaces the channel's `can_consume`, as Celery's own `worker_disable_prefetch` does; Celery has no hook for it.
     """

@@ -1,4 +1,4 @@
-"""What all threads of one worker share: settings, database, files, and the request to leave."""
+"""The objects that all threads of one worker share: settings, database, files, and the request to drain."""
 
 import os
 import secrets
@@ -38,14 +38,16 @@ class Options(BaseSettings):
         default=True,
         description="Keep an engine ready in each idle slot: jobs start at once, for some 250 MB of memory.",
     )
-    room_wait_s: float = Field(default=30, gt=0, description="Wait of a job that met a full disk; it costs no attempt.")
+    room_wait_s: float = Field(
+        default=30, gt=0, description="Wait after a job failed on a full disk; it costs no attempt."
+    )
     back_off_s: float = Field(
         default=5, gt=0, description="Wait before the second attempt; each further wait is three times as long."
     )
 
 
 class Drain:
-    """The request to leave: trainings are stopped at a checkpoint, and their jobs go back to the queue."""
+    """The request to drain the worker: trainings are stopped at a checkpoint, and their jobs are requeued."""
 
     def __init__(self, grace_s: float) -> None:
         self._requested = threading.Event()
@@ -53,7 +55,7 @@ class Drain:
         self._leave_at = float("inf")
 
     def request(self) -> None:
-        """Idempotent: a second request does not extend the time to leave."""
+        """Request the drain. Idempotent: a second request does not extend the grace time."""
         if not self._requested.is_set():
             self._leave_at = boottime() + self._grace_s
             self._requested.set()
@@ -64,7 +66,7 @@ class Drain:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time to leave has passed: what is not written yet is left to the next attempt."""
+        """True if the grace time has passed: the next attempt repeats what is not written yet."""
         return boottime() > self._leave_at
 
     def wait(self, timeout_s: float) -> bool:
@@ -72,13 +74,13 @@ class Drain:
 
 
 class WorkerContext:
-    """`wake_workers` wakes a worker after a job was requeued; it returns at once and never raises."""
+    """The shared objects of a worker. `wake_workers` is called after a job was requeued; it never blocks or raises."""
 
     def __init__(self, settings: Settings, options: Options, wake_workers: Callable[[], None]) -> None:
         self.settings, self.options, self.wake_workers = settings, options, wake_workers
         self.owner = new_owner()
         self.database = Database(settings.database_url)
-        # Heartbeats only: a lease must not be lost because the other pool has no free connection.
+        # For heartbeats only: a lease must not be lost because the other pool has no free connection.
         self.heartbeat_database = Database(settings.database_url)
         self.files = FileStore(settings.files)
         self.drain = Drain(settings.stop_grace_s)

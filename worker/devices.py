@@ -39,8 +39,8 @@ def discover(
 ) -> list[Device]:
     """Return one device for each GPU, or a single CPU; with `slots` that many, which share the GPUs or the CPU.
 
-    Threads of one engine: `threads`, or OMP_NUM_THREADS, which holds for every program, or the cores divided by the
-    slots.
+    Threads of one engine: `threads`, else OMP_NUM_THREADS, which applies to every program, else the cores divided by
+    the slots.
     """
     gpus = _gpus(environment)
     number = slots or len(gpus) or 1
@@ -52,7 +52,7 @@ def discover(
 
 
 def engine_environment(device: Device, temporary: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The engine's environment variables. It reads untrusted files, so it gets no address or key of our services."""
+    """Return the engine's environment, without addresses and keys of our services, because it reads untrusted files."""
     passed_on = {
         name: value
         for name, value in environment.items()
@@ -73,7 +73,7 @@ def engine_environment(device: Device, temporary: Path, environment: Mapping[str
 
 
 def cores() -> int:
-    """The number of cores that this process may use, by affinity and by the container's quota."""
+    """Return the number of cores that this process may use, by affinity and by the container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, _quota(Path("/sys/fs/cgroup/cpu.max")) or allowed))
 
@@ -87,7 +87,7 @@ def _quota(path: Path) -> int | None:
 
 
 def _gpus(environment: Mapping[str, str]) -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES. If the operator has set that variable, only GPUs in it; "" and "-1" mean none."""
+    """Return names for CUDA_VISIBLE_DEVICES. If the operator has set it, only its GPUs; "" and "-1" mean none."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
@@ -114,7 +114,7 @@ def _query_driver() -> list[str]:
 
 
 def _engine_home() -> Path:
-    """The folder that `kdcore` is imported from, also when the engine works in another folder."""
+    """Return the folder that `kdcore` is imported from, because the engine works in another folder."""
     engine = find_spec("kdcore")
     if engine is None or engine.origin is None:
         raise ModuleNotFoundError("the engine (kdcore) is not installed beside the worker")

@@ -1,8 +1,8 @@
-"""The engine's process: started ahead of a job, given its order, read line by line, and judged by how it ended.
+"""The engine's process. It is started before a job, gets its order, is read line by line, and its end is classified.
 
     EngineProcess    the guard and the engine, in a process session of their own
     EngineRun        one engine at work on one job: its lines, its log and its ending
-    EnginePool       where a slot gets its engines from; it keeps one ready
+    EnginePool       the engines of a slot, of which one is kept ready
 
 An engine writes JSON lines to a pipe. What it prints goes to the attempt's log file, which outlives both.
 """
@@ -32,18 +32,18 @@ from worker.devices import Device, engine_environment
 log = logging.getLogger("distillery.engine")
 
 SAFE_PART = 0.8
-"""The guard's deadline as a part of a lease: the training is dead before another worker may claim the job."""
+"""The guard's deadline as a fraction of a lease: the training ends before another worker may claim the job."""
 STARTS_IN_S = 120.0
-"""Time limit of an engine's imports, on a disk that has never read them."""
+"""Time limit of an engine's imports, from a disk without cached files."""
 BEGINS_IN_S = 5.0
 """Time limit between the order and the first line of an engine that was ready."""
 LONGEST_LINE_BYTES = 16 * 1024 * 1024
 LAST_BYTES = 64 * 1024
 LAST_LINES = 20
 PIPE_CLOSES_IN_S = 10
-"""How long the pipe is read after the engine has ended: a killed process may take a moment to close it."""
+"""Time limit for reading the pipe after the engine has ended: a killed process may take a moment to close it."""
 ENDS_SOON_S = 0.02
-"""Between polls of an engine that has closed its pipe."""
+"""The time between two polls of an engine that has closed its pipe."""
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 """Signals that a program causes by its own fault."""
@@ -64,7 +64,7 @@ class EngineProcess:
         self.deadline = deadline
         self.killed = False
         self.channel, theirs = socket.socketpair()
-        # For what is printed before the order, which names the log file.
+        # For output before the order, which names the log file.
         self._early_output = TemporaryFile()  # noqa: SIM115 - closed with the process
         deadlines, self._deadlines = os.pipe()
         try:
@@ -106,11 +106,11 @@ class EngineProcess:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine has imported everything and waits for its order."""
+        """True if the engine has imported everything and waits for its order."""
         return _readable(self.channel.fileno(), timeout_s=0) and not self.has_ended()
 
     def extend(self, deadline: float) -> None:
-        """Set a later deadline. If the pipe is full, the guard still has others to read."""
+        """Set a later deadline. If the pipe is full, the guard still has earlier ones to read."""
         try:
             os.write(self._deadlines, f"{deadline!r}\n".encode())
         except (BlockingIOError, BrokenPipeError):
@@ -128,12 +128,12 @@ class EngineProcess:
         self.kill_rest()
 
     def kill_rest(self) -> None:
-        """Send SIGKILL to processes that an engine which has ended may have left."""
+        """Send SIGKILL to the remaining processes of an engine that has ended."""
         if self._process.returncode is None:
             kill_group(self.pid)
 
     def has_ended(self) -> bool:
-        """Whether the guard has ended. It is not reaped, so that the number of its process group is not used again."""
+        """True if the guard has ended. It is not reaped, so that its process group id is not used again."""
         if self._process.returncode is not None:
             return True
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -146,7 +146,7 @@ class EngineProcess:
         return self._process.wait()
 
     def early_output(self, since: int = 0) -> bytes:
-        """What was printed before the order, and what the guard printed, from byte `since` on."""
+        """Return the output before the order, and that of the guard, from byte `since` on."""
         descriptor = self._early_output.fileno()
         return os.pread(descriptor, max(0, os.fstat(descriptor).st_size - since), since)
 
@@ -158,7 +158,7 @@ class EngineProcess:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an engine ended, observed from outside: its exit code, its last line, and the last lines of its log."""
+    """The end of an engine, observed from outside: its exit code, its last line, and the last lines of its log."""
 
     how: How
     message: str
@@ -176,7 +176,7 @@ class EngineRun:
     def __init__(self, process: EngineProcess, order: Order, *, log_path: Path, lock: int) -> None:
         self.process = process
         self.began = False
-        """Whether a line has come. Until then nothing is lost if the engine ends."""
+        """True after the first line. Until then, nothing is lost if the engine ends."""
         self._log_path = log_path
         self._unfinished = bytearray()
         self._last_line: Line | None = None
@@ -192,7 +192,7 @@ class EngineRun:
             self._begins_by = begins_by if process.is_ready else max(begins_by, process.started_at + STARTS_IN_S)
             send_order(process.channel, order, events=events, log=self._log, lock=lock)
         except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
-            # No line will come, and `is_overdue` or the exit code will show it.
+            # No line follows; `is_overdue` or the exit code then shows the failure.
             log.warning("an engine does not accept its order: %s", error)
         except BaseException:
             self._close()
@@ -208,14 +208,14 @@ class EngineRun:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether no line has come for so long after the order that the engine must be frozen."""
+        """True if there was no line for so long after the order that the engine must be frozen."""
         return not self.began and boottime() > self._begins_by
 
     def lines(self, timeout_s: float) -> tuple[list[Line], bool]:
         """Wait at most `timeout_s` for lines. Returns them, and whether more may come."""
         ended = self.process.has_ended()
         if ended:
-            # Processes that the engine left could keep the pipe open for ever.
+            # Remaining child processes of the engine could keep the pipe open for ever.
             self.process.kill_rest()
             timeout_s = PIPE_CLOSES_IN_S
         readable = _readable(self._events, timeout_s)
@@ -226,7 +226,7 @@ class EngineRun:
         return self._split(chunk), bool(chunk) or not ended
 
     def ending(self) -> Ending:
-        """How the engine ended. To be called when `lines` has returned that no more may come."""
+        """Return how the engine ended. Call it after `lines` has returned that no more may come."""
         if self._ending is None:
             code = self.process.reap()
             self._copy_early_output()
@@ -239,7 +239,7 @@ class EngineRun:
             os.close(descriptor)
 
     def _copy_early_output(self) -> None:
-        """Copy to the log what was printed without one: before the order, and by the guard."""
+        """Copy to the log the output before the order and that of the guard."""
         output = self.process.early_output(self._copied_bytes)
         self._copied_bytes += len(output)
         os.write(self._log, output)
@@ -286,7 +286,7 @@ class EngineRun:
         return judged
 
     def _judge_signal(self, number: int, engine: bool) -> tuple[How, str]:
-        """`engine`: the signal ended the engine, as the guard's exit code shows; else it ended the guard."""
+        """Classify an end by a signal. `engine`: the signal ended the engine, not the guard."""
         if self.process.killed:
             begun = "" if self.began else ", which had not begun"
             return "killed", f"the worker killed the engine{begun}"
@@ -304,8 +304,8 @@ class EngineRun:
 class EnginePool:
     """The engines of one slot; used by the slot's thread only.
 
-    Importing torch takes seconds. So one engine is started before there is a job, imports, and waits for its order. It
-    costs memory meanwhile, but no processor time. One that dies or freezes while it waits is replaced; no job fails.
+    The import of torch takes seconds. So one engine is started before there is a job, imports, and waits for its order.
+    It costs memory meanwhile, but no processor time. One that dies or freezes while it waits is replaced; no job fails.
     """
 
     def __init__(self, context: WorkerContext, device: Device) -> None:
@@ -314,11 +314,11 @@ class EnginePool:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a job would begin at once."""
+        """True if a job would begin at once."""
         return self._ready is not None and self._ready.is_ready
 
     def refill(self) -> None:
-        """Keep one engine ready for most of a lease. To be called again before that time is over."""
+        """Keep one engine ready for most of a lease. Call it again before that time is over."""
         if self._ready is not None and self._ready.has_ended():
             output = self._ready.early_output().decode(errors="replace").strip()
             log.warning("%s: an engine ended while it waited; it printed: %s", self.device.name, output or "nothing")
@@ -330,7 +330,7 @@ class EnginePool:
             self._ready = self._start_ahead(deadline)
 
     def take(self) -> EngineProcess | None:
-        """Return the engine that is ready, if there is one; the caller has to close it."""
+        """Return the engine that is ready, or None. The caller has to close it."""
         process, self._ready = self._ready, None
         if process is not None and process.has_ended():
             process.close()
@@ -358,7 +358,7 @@ class EnginePool:
 
 
 def _readable(descriptor: int, timeout_s: float) -> bool:
-    """Whether there is data or an end of file to read. Not `select`: it takes no descriptor above 1023."""
+    """Return whether there is data or an end of file to read. `select` would not accept descriptors above 1023."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
@@ -372,7 +372,7 @@ def _last_lines(path: Path) -> list[str]:
 
 
 def _oom_kills() -> int:
-    """The number of processes that this kernel has killed because memory was short; 0 if it does not count them."""
+    """Return the number of processes that this kernel has killed for lack of memory; 0 if it does not count them."""
     try:
         counters = Path("/proc/vmstat").read_text()
     except OSError:

@@ -37,7 +37,7 @@ def main() -> int:
             engine.terminate()
         left_s = max(0.0, deadline - time.clock_gettime(CLOCK))
         readable, _, _ = select.select([STDIN, signals], [], [], min(left_s, LONGEST_WAIT_S))
-        # Before the pipe is read: a deadline that was written while the guard was frozen came too late.
+        # Before the pipe is read: a deadline that arrived while the guard was frozen came too late.
         if time.clock_gettime(CLOCK) >= deadline:
             os.killpg(0, signal.SIGKILL)
         if signals in readable:

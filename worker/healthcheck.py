@@ -1,6 +1,6 @@
 """`python -m worker.healthcheck`: exit status 0 if a worker of this host consumes jobs, as its row proves.
 
-It queries the database and not the process: a worker that hangs, or has lost the database, runs and does no work.
+It queries the database, not the process: the process of a worker that hangs, or has lost the database, still runs.
 """
 
 import socket

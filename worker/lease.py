@@ -41,11 +41,11 @@ class LeaseKeeper:
         self.lost = threading.Event()
         """Set when another attempt owns the job, or when the attempt's writes have ended before it did."""
         self.unproven = False
-        """Whether the database has been out of reach for longer than `max_unproven_s`."""
+        """True if the database has been out of reach for longer than `max_unproven_s`."""
 
     def __enter__(self) -> Self:
         if boottime() - self._renewed_at > self._context.settings.heartbeat_s:
-            # The claim was slow, so the deadline may be over although the lease has just begun.
+            # After a slow claim, the deadline may be over although the lease has just begun.
             self._beat()
         self._thread.start()
         return self
@@ -73,7 +73,7 @@ class LeaseKeeper:
         try:
             self._pending = self._pending or _Heartbeat(self._claim, self._context)
         except RuntimeError as error:
-            # This process may have no further thread at the moment.
+            # The system may have no free thread at the moment.
             log.warning("job %s: no heartbeat can be sent: %s", self._claim.job.id, error)
             self._continue_unproven()
             return
@@ -89,7 +89,7 @@ class LeaseKeeper:
             self.lost.set()
         elif heartbeat.accepted:
             self._renewed_at, self.requested = heartbeat.sent_at, heartbeat.requested
-            # While it hung, later deadlines may have been set without it.
+            # While the heartbeat hung, later deadlines may have been set.
             self._deadline = max(self._deadline, heartbeat.deadline)
             self._context.contact.made()
             self._on_renewed()

@@ -1,4 +1,4 @@
-"""What a worker does now and then for all: sweep (end what dead workers left), and collect garbage."""
+"""The periodic tasks of a worker: the sweep, which handles the jobs of dead workers, and the garbage collection."""
 
 import logging
 import socket
@@ -19,9 +19,9 @@ from worker.slot import Slot
 log = logging.getLogger("distillery.periodic")
 
 FIRST_CHECK_S = 60.0
-"""A worker first runs jobs, then checks whether a collection is due."""
+"""The time after start until a worker checks whether a collection is due."""
 CHECKS = 4
-"""How often a worker checks, in the time between two collections, whether the next one is due."""
+"""The number of checks by a worker, in the time between two collections, whether the next one is due."""
 
 
 class PeriodicTask(ABC):
@@ -40,7 +40,7 @@ class PeriodicTask(ABC):
         self._thread.start()
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """Request the end and wait for it. Returns False if it has not come in time."""
+        """Request the end and wait for it. Returns False if the task has not ended in time."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -52,13 +52,13 @@ class PeriodicTask(ABC):
             try:
                 self.run()
             except Exception:
-                # The next run may succeed. Without any, abandoned jobs would wait and the disk would fill up.
+                # The next run may succeed. Without further runs, abandoned jobs would wait and the disk would fill up.
                 log.exception("the %s failed", self._name)
             wait_s = jittered(self._every_s)
 
 
 class Sweep(PeriodicTask):
-    """Ends what dead workers left, wakes workers for jobs that have waited too long, and updates this worker's row."""
+    """Ends abandoned jobs and engines, wakes workers for jobs that wait too long, and updates this worker's row."""
 
     def __init__(self, context: WorkerContext, slots: Sequence[Slot]) -> None:
         # A sweep takes the database's write lock, which a poll does not: it need not run more often than heartbeats.
@@ -77,7 +77,7 @@ class Sweep(PeriodicTask):
             self._context.wake_workers()
 
     def sweep(self) -> list[str]:
-        """Returns the ids of jobs that have been due for long."""
+        """Sweep once. Returns the ids of jobs that have been due for long."""
         context, devices = self._context, [slot.describe() for slot in self._slots]
         current_job = next((device["job"] for device in devices if device["job"]), None)
         for dead in remove_dead(context.scratch):
@@ -109,7 +109,7 @@ class Sweep(PeriodicTask):
 
 
 class Collection(PeriodicTask):
-    """Collects garbage when it is due, in one worker of all, and trims the cache of this host."""
+    """Collects garbage when it is due and no other worker does, and trims the cache of this host."""
 
     def __init__(self, context: WorkerContext) -> None:
         check_s = context.settings.collect_every_s / CHECKS
@@ -149,5 +149,5 @@ class Collection(PeriodicTask):
 
 
 def summary(removed: Removed) -> str:
-    """`2 blobs (1.3 MB), 1 logs (0.0 MB)`"""
+    """Return a text such as `2 blobs (1.3 MB), 1 logs (0.0 MB)`."""
     return ", ".join(f"{size['count']} {kind} ({size['bytes'] / 1e6:.1f} MB)" for kind, size in removed.items())

@@ -20,7 +20,7 @@ log = logging.getLogger("distillery.scratch")
 FOREIGN_AFTER_S = 30 * 86_400
 """The age at which folders of other hosts are removed: no training lasts a month."""
 DEAD_IN_S = 10.0
-"""How long killed processes may take to end."""
+"""The longest time that killed processes may take to end."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def remove_dead(parent: Path) -> list[AttemptId]:
 
 
 def attempts_in_use(parent: Path) -> dict[AttemptId, Path]:
-    """The attempts of this host whose lock a process holds, with the lock's file."""
+    """Return the attempts of this host whose lock a process holds, with the lock's file."""
     return {AttemptId.parse(name): lock for name, lock in used_folders(parent).items()}
 
 
@@ -77,7 +77,7 @@ def end_outlived(attempt: AttemptId, lock: Path) -> None:
 
 
 def _holders(lock: Path, session: int) -> list[int]:
-    """Living processes of a session that hold this lock, as Linux's `/proc` shows; none on other systems."""
+    """Return the living processes of a session that hold this lock, from Linux's `/proc`; none on other systems."""
     file = lock.stat()
     return [process for process in _members(session) if _holds(process, file)]
 
@@ -92,7 +92,7 @@ def _members(session: int) -> list[int]:
 
 
 def _holds(process: int, lock: os.stat_result) -> bool:
-    # Nothing can be read about a process that has just ended, or that another user runs.
+    # Processes that have just ended, or that another user runs, cannot be read.
     with suppress(OSError):
         for descriptor in Path(f"/proc/{process}/fd").iterdir():
             with suppress(OSError):

@@ -49,7 +49,7 @@ class Slot:
 
     @property
     def is_free(self) -> bool:
-        """Whether a wake-up message would make it claim a job at once."""
+        """True if a wake-up message would make the slot claim a job at once."""
         return self.job is None and not self._pausing
 
     def describe(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Slot:
 
     def _run(self) -> None:
         while not self._context.drain.requested:
-            # Before the poll: a wake-up that comes during it may be for a job that the poll has not seen.
+            # Before the poll: a wake-up during the poll may be for a job that the poll does not return.
             self._wake_up.clear()
             worked = self._try_to_work()
             self.has_polled = True
@@ -89,7 +89,7 @@ class Slot:
             self.engines.refill()
             return self._work()
         except Exception:
-            # A lack of threads, descriptors or engines must not end the slot: it may be over later.
+            # A lack of threads, descriptors or engines may be temporary, so it must not end the slot.
             log.exception("%s: no job can be run", self.device.name)
             return False
 
@@ -116,7 +116,7 @@ class Slot:
         return True
 
     def _poll(self) -> tuple[Claim, float] | None:
-        """Claim the first job that waits, if there is one and disk space for it. Returns it, and the time before."""
+        """Claim the first waiting job if there is disk space for it. Returns it, and the time before the claim."""
         if not self._has_disk_space():
             self._prove()
             return None
@@ -142,12 +142,12 @@ class Slot:
             context.contact.lost()
             log.warning("the database cannot be reached, trying again in %g s: %s", context.settings.look_s, error)
         except Exception:
-            # Of any kind: an error of a driver must not end the slot, since no other thread serves this device.
+            # Any exception: a driver's error must not end the slot, since no other thread serves this device.
             log.exception("the database could not be polled")
         return None
 
     def _has_disk_space(self) -> bool:
-        """Below the limit no job is started: it would only fail, and use up the disk space that the database needs."""
+        """Return False below the limit. A job would fail then, and use the disk space that the database needs."""
         fault = self._disk_fault()
         if fault is not None and not self._short_of_disk_space:
             log.error("%s: no job is started: %s", self.device.name, fault)
@@ -157,11 +157,11 @@ class Slot:
         return fault is None
 
     def _disk_fault(self) -> str | None:
-        """Why no job can write here, for the operator; None if it can."""
+        """Return the reason why no job can write here, for the operator, or None."""
         context, needed = self._context, self._context.settings.min_free_bytes
         try:
             context.scratch.mkdir(parents=True, exist_ok=True)
-            # They may be on two disks: one for the files, and one for scratch folders and SQLite.
+            # The two may be on different disks: one for the files, one for scratch folders and SQLite.
             free = {
                 context.files.folder: context.files.free_bytes(),
                 context.scratch: shutil.disk_usage(context.scratch).free,
@@ -181,7 +181,7 @@ class BackOff:
     """The pause of one slot after jobs that failed early, one after the other.
 
     A slot with a fault (a lost device, a broken environment) fails each job within seconds, so without a pause it
-    would claim most of them. One job may fail by its own fault; several in a row show that of the slot.
+    would claim most of them. One job may fail by its own fault; several in a row show that the slot has a fault.
     """
 
     def __init__(self, name: str, first_pause_s: float) -> None:

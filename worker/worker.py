@@ -18,13 +18,13 @@ log = logging.getLogger("distillery.worker")
 
 WAIT_S = 1.0
 MARGIN_S = 5.0
-"""After the grace period: time to write that the job was requeued."""
+"""The time after the grace period in which the requeueing of jobs is written."""
 LEAVES_IN_S = 5.0
-"""How long a database that hangs may delay each thread that has no job to requeue."""
+"""The longest time that a hanging database may delay each thread that has no job to requeue."""
 
 
 class Worker:
-    """Call `start`, then `drain` and `stop`. With `listens` it receives wake-up messages; else it only polls."""
+    """A worker: call `start`, then `drain` and `stop`. It polls, and with `listens` also receives wake-up messages."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Worker:
             slot.wake_up()
 
     def is_idle(self) -> bool:
-        """Whether a slot is free to claim a job."""
+        """True if a slot is free to claim a job."""
         return any(slot.is_free for slot in self.slots)
 
     def start(self) -> None:
@@ -58,7 +58,7 @@ class Worker:
 
     @property
     def has_polled(self) -> bool:
-        """Whether every slot has polled the database at least once."""
+        """True if every slot has polled the database at least once."""
         return all(slot.has_polled for slot in self.slots)
 
     def drain(self) -> None:
@@ -106,11 +106,11 @@ class Worker:
         return not thread.is_alive()
 
     def _wake_workers(self) -> None:
-        """On a thread of its own: a broker that is away answers only after seconds."""
+        """Wake workers on another thread: an unreachable broker would block this one for seconds."""
         threading.Thread(target=wake_workers, args=(self._app,), name="wake-up", daemon=True).start()
 
     def _database_answers(self) -> bool:
-        """Wait for the database and its tables, which `python -m store migrate` may make later."""
+        """Wait for the database and its tables, which `python -m store migrate` may create later."""
         logged = False
         while not self.context.drain.requested:
             try:

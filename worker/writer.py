@@ -27,14 +27,14 @@ log = logging.getLogger("distillery.writer")
 P = ParamSpec("P")
 T = TypeVar("T")
 Write = Callable[[Connection], Iterable[Path]]
-"""Writes rows, and returns the files that may be deleted after the commit."""
+"""A function that writes rows and returns the files that may be deleted after the commit."""
 
 BATCH_S = 0.2
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
 
 
 class DrainOver(Exception):
-    """The worker has to leave before the database can be reached; the next attempt repeats the work."""
+    """The worker has to end before the database can be reached; the next attempt repeats the work."""
 
 
 class AttemptWriter:
@@ -81,7 +81,7 @@ class AttemptWriter:
     def commit(self, write: Callable[[Connection], T], committed: str = "lines.committed") -> T:
         """Write one transaction, exactly once, and try again until it is committed. Returns what `write` returns.
 
-        Raises LeaseLost, or DrainOver if the worker has to leave. Used by one thread at a time: the writer's own until
+        Raises LeaseLost, or DrainOver if the worker has to end. Used by one thread at a time: the writer's own until
         it is closed, another one if nothing has been written yet. `committed`: the failpoint after the commit.
         """
         job_id, fence, wait_s = self._claim.job.id, self._claim.fence, FIRST_WAIT_S
@@ -89,7 +89,7 @@ class AttemptWriter:
         while True:
             try:
                 with self._context.database.begin() as connection:
-                    # False: an earlier try was committed, although its answer was lost. It has set `result`.
+                    # False: an earlier try, whose answer was lost, was committed. It has set `result`.
                     if attempts.begin_batch(connection, job_id, fence, self._batches):
                         result = write(connection)
                 failpoint(committed)
@@ -110,12 +110,12 @@ class AttemptWriter:
                 self._write_batch()
                 if self._closing.is_set() and not self._waiting:
                     return
-                # After a write, not before it: the first line of all does not wait for others.
+                # Wait after a write, not before it, so that the very first line is written at once.
                 self._closing.wait(BATCH_S)
         except (LeaseLost, DrainOver):
             self._lost.set()
         except Exception as error:
-            # Of any kind: the attempt reads `error` and fails.
+            # Any exception: the attempt reads `error` and fails.
             log.exception("job %s: the engine's lines cannot be written", self._claim.job.id)
             self.error = error
 
@@ -138,7 +138,7 @@ class AttemptWriter:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                # No row names it any more, and the collector tries again.
+                # No row names the file any more, and the collector tries again.
                 log.warning("job %s: an old checkpoint cannot be deleted: %s", job.id, error)
 
 
@@ -153,7 +153,7 @@ class AnnouncedArtifact:
 
 
 class LineWriter:
-    """Writes each line of the engine as the row that its event stands for. `out`: the engine's folder for its files."""
+    """Writes each line of the engine as the row of its event. `out`: the engine's folder for its files."""
 
     def __init__(self, claim: Claim, context: WorkerContext, writer: AttemptWriter, out: Path) -> None:
         self._job_id, self._fence = claim.job.id, claim.fence
@@ -161,7 +161,7 @@ class LineWriter:
         self.artifacts: list[AnnouncedArtifact] = []
 
     def write(self, line: Line) -> None:
-        """A line that lacks a field of its event is logged; it does not stop the training."""
+        """Write one line. A line without a required field is logged; it does not stop the training."""
         try:
             match line["event"]:
                 case "phase":
@@ -225,7 +225,7 @@ class LineWriter:
         self._writer.write(write)
 
     def _inside(self, path: str) -> Path:
-        """A file of the engine's own folder. ValueError for any other: the engine may have read hostile input."""
+        """Return the path of a file in the engine's folder. Raises ValueError for any other (hostile input)."""
         inside = (self._out / path).resolve()
         if not inside.is_relative_to(self._out):
             raise ValueError(f"{path!r} is not in the engine's folder")

@@ -1,1 +1,1 @@
-"""One file per resource. A route declares its problems, and its docstring is its page in the manual."""
+"""The routes: one file per resource. Each declares its problems; its docstring is its text in the API manual."""

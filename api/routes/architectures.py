@@ -25,7 +25,7 @@ async def listing(
     classes: Annotated[int, Query(ge=2, le=1_000_000)] = 10,
     channels: Annotated[int, Query(ge=1, le=64)] = 3,
 ) -> Response:
-    """Every architecture, with its parameters for so many classes and channels where these can be counted."""
+    """Every architecture, with its number of parameters for these classes and channels, if that is known."""
     return page(
         [
             {**facts.model_dump(mode="json"), "parameters_counted": facts.parameters(classes, channels)}

@@ -79,7 +79,7 @@ def _download(artifact: Artifact, request: Request, files: Files) -> Response:
 
 
 class Download(FileResponse):
-    """A file response that answers a range it cannot satisfy with a problem."""
+    """A file response that turns an unsatisfiable range into a problem."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = False

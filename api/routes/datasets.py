@@ -25,7 +25,7 @@ async def register(new: NewDataset, caller: Caller, db: Db, inspections: Inspect
     Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.
 
-    A process of its own reads every row first; the answer names the file or row that cannot be used.
+    A separate process reads every row first; the answer names the file or row that cannot be used.
     """
     digest = await uploaded(new.blob, inspections)
     facts = await inspections.inspect(DatasetFacts, digest, image_size=new.image_size)

@@ -69,14 +69,14 @@ async def stream(
 
 
 async def _messages(db: Database, job_id: str, project: str, last: int) -> AsyncIterator[bytes]:
-    """The events after number `last` until the job has ended, and a ping while none happens."""
+    """Yield the events after number `last` until the job has ended, and pings between them."""
     yield b"retry: 2000\n\n"
     sent_at = time.monotonic()
     while True:
         try:
             rows, ended = await db.read(_read, job_id, project, last, BATCH)
         except (errors.NotFound, DatabaseUnavailable):
-            # The client reconnects, and is then answered 404 or 503.
+            # The client reconnects and then gets 404 or 503.
             return
         for event in rows:
             yield _message(view_of(EventView, event))
@@ -95,7 +95,7 @@ def _message(event: dict[str, Any]) -> bytes:
 
 
 def _read(connection: Connection, job_id: str, project: str, after: int, limit: int) -> tuple[list[Event], bool]:
-    """The events after a number, and whether the job has ended. If it has, its last event is among them or before."""
-    # The status is read first: an end that is committed between the two reads is not missed.
+    """Return the events after a number, and whether the job has ended. Then no event follows the newest one."""
+    # Read the status first, so that an end that is committed between the two reads is not missed.
     ended = jobs.get(connection, job_id, project=project).status in TERMINAL
     return events.list_events(connection, job_id, after, limit), ended

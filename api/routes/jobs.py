@@ -42,7 +42,7 @@ SPEC_BODY = {
 
 
 async def body(request: Request) -> Any:
-    """The JSON as it was sent. The spec's own reader checks it, so that all faults are answered at once."""
+    """Return the JSON as it was sent. The spec's own reader checks it, so that all faults are returned at once."""
     try:
         return from_json(await request.body(), allow_inf_nan=False)
     except ValueError as error:
@@ -72,11 +72,11 @@ async def submit(
 ) -> Response:
     """Submit a job. Every fault of the spec is answered at once; an accepted spec never changes.
 
-    With an `Idempotency-Key`, sending the same body again is answered with 200, the same job, and the header
+    With an `Idempotency-Key`, a second request with the same body is answered with 200, the same job, and the header
     `Idempotent-Replayed: true`; another body under that key is refused.
     """
     digest = hashlib.sha256(to_json(spec)).hexdigest()
-    # A replay is answered before the spec is checked: what the spec names may have been deleted since.
+    # Replays do not check the spec: what it names may have been deleted since.
     if idempotency_key:
         job = await db.read(_view_of, jobs.find_by_key, settings.lease_s, caller.project, idempotency_key, digest)
         if job is not None:
@@ -189,14 +189,14 @@ def _replayed(job: dict[str, Any]) -> Response:
     return Json(job, 200, {**_location(job), "Idempotent-Replayed": "true"})
 
 
-# An action and the answer to it are one transaction: an outage between the two would answer 503 to an action that
-# was done.
+# An action and its answer are one transaction: otherwise an outage between the two would cause a 503 for an action
+# that was done.
 
 
 def _view_of(
     connection: Connection, /, action: Callable[..., Job | None], lease_s: float, *args: Any, **kwargs: Any
 ) -> Any:
-    """Run a store function that returns a job. Returns the job's view."""
+    """Run a store function that returns a job, and return the job's view."""
     job = action(connection, *args, **kwargs)
     return None if job is None else _views(connection, [job], lease_s)[0]
 

@@ -73,7 +73,7 @@ def _from(path: Path, offset: int) -> Part:
 
 
 def _end(path: Path, lines: int) -> Part:
-    """The last lines within the last chunk. A file that still grows is read up to its size now."""
+    """Return the last lines within the last chunk. A growing file is read up to its present size."""
     with path.open("rb") as log:
         size = log.seek(0, os.SEEK_END)
         begin = max(0, size - CHUNK_BYTES)

@@ -43,10 +43,10 @@ class MethodView(MethodFacts, _Named):
     """A method's facts, what it can be combined with, and its options."""
 
     works_with: list[Companion] = Field(
-        description="What else a job of this method with default options may have: several teachers, a torch.export "
+        description="Features that a job of this method with default options may use: several teachers, a torch.export "
         "program as a teacher, assistants, unlabelled images, mixed images."
     )
-    sums_with: list[str] = Field(description="Other methods that a list may hold beside it.")
+    sums_with: list[str] = Field(description="Other methods that a list may contain beside it.")
     options: dict[str, Any] = Field(
         description="JSON schema of the method's object in a job: each option with its bounds, its default and the "
         "source of the default. The name alone means all defaults."
@@ -62,7 +62,7 @@ async def listing(caller: Caller) -> Response:
 
 @router.get("/{name}", response_model=MethodView, responses=responses(NotFound))
 async def one(name: str, caller: Caller) -> Response:
-    """A method: paper, what it matches, what it needs, its options with their defaults, and an example."""
+    """A method: its paper, the quantity that it matches, its needs, its options with their defaults, and an example."""
     if name not in METHODS:
         raise NotFound(f"there is no method {name!r}", allowed=sorted(METHODS))
     return Json(_view(name))
@@ -82,7 +82,7 @@ def _view(name: str) -> dict[str, Any]:
 
 
 def _job(*names: str) -> dict[str, Any]:
-    """A job of these methods with what they need, and nothing else."""
+    """Return a job of these methods with the fields that they need, and no others."""
     spec: dict[str, Any] = {"dataset": "cifar100", "student": "resnet20"}
     schemes = {METHODS[name].facts.scheme for name in names}
     if schemes == {"offline"}:

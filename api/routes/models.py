@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 async def register(new: NewModel, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
     """Register an uploaded checkpoint as a teacher.
 
-    A process of its own opens it first and reads its classes and images, and whether it fits the architecture. A file
+    A separate process first reads its classes and images and checks that it fits the architecture. A file
     that cannot be used is not registered, and the answer has the reason.
     """
     if new.architecture is not None:
@@ -56,7 +56,7 @@ async def delete(name_or_id: str, caller: Caller, db: Db) -> Response:
 
 
 async def uploaded(blob: str, inspections: Inspections) -> str:
-    """The digest of uploaded bytes. Raises NotFound."""
+    """Return the digest of uploaded bytes. Raises NotFound."""
     digest = blob.removeprefix("sha256:")
     if not await inspections.has(digest):
         raise NotFound(NOT_UPLOADED, blob=blob)

@@ -22,7 +22,7 @@ probes = APIRouter(tags=["service"])
 router = APIRouter(prefix="/v1", tags=["service"])
 
 READY_S = 3.0
-"""A load balancer waits for /readyz less long than a client waits for an answer."""
+"""Time limit of /readyz: load balancers wait less time than clients."""
 
 
 @probes.get("/healthz")
@@ -85,12 +85,12 @@ async def storage(
 
 
 def _try_write(connection: Connection) -> None:
-    """Write without changing anything. It fails on a read-only disk, and if the tables do not exist."""
+    """Write without a change. It fails on a read-only disk, and if the tables do not exist."""
     connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
 
 def _files_fault(files: FileStore, min_free_bytes: int) -> str | None:
-    """The reason why no file can be stored or no job started, or None. Jobs are accepted all the same, and wait."""
+    """Return the reason why no file can be stored or no job started, or None. Jobs are accepted anyway, and wait."""
     try:
         free = files.free_bytes()
     except OSError as error:

@@ -38,7 +38,7 @@ async def reference() -> Response:
 
 
 class Static(StaticFiles):
-    """Browsers check each time whether their copy is current, so that a new version shows at once."""
+    """Static files that browsers check on each use, so that a new version appears at once."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -1,4 +1,4 @@
-"""Uploads: bytes in, a digest out. In one request, or in parts, each of which continues at an offset."""
+"""Uploads: a file is sent in one request, or in parts that each continue at an offset. The result is its digest."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
 BUFFER_BYTES = 1 << 20
 SILENCE_S = 60.0
-"""A client that sends nothing for this time is disconnected. It would hold the upload's lock for ever."""
+"""A client that sends nothing for this time is disconnected, because it holds the upload's lock."""
 
 RAW_BODY = {
     "requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -95,7 +95,7 @@ async def append(
     upload = await db.read(uploads.get, caller.project, upload_id)
     if upload.status == "complete" or offset != upload.offset:
         raise OffsetConflict(f"the upload continues at byte {upload.offset}, not at {offset}", offset=upload.offset)
-    # An open upload may have all its bytes: the process ended before the row was completed. Then only that is left.
+    # An open upload may have all its bytes: the process ended before it completed the row. Then only complete the row.
     if upload.offset != upload.bytes:
         size = upload.bytes if upload.bytes is not None else settings.upload_max_bytes
         received = await _receive_part(request, upload, files, size - offset)
@@ -114,7 +114,7 @@ async def one(upload_id: str, caller: Caller, db: Db) -> Response:
 
 
 async def _receive_whole(request: Request, upload: Upload, db: Database, files: FileStore, limit: int) -> Upload:
-    """One body is one file. A body that is cut off or too large leaves nothing behind."""
+    """Store the body as one file. A body that is incomplete or too large leaves no upload behind."""
     try:
         received = await _receive_part(request, upload, files, limit)
         if not received.whole or received.length == 0:
@@ -145,7 +145,7 @@ class Received:
 
 
 async def _receive_part(request: Request, upload: Upload, files: FileStore, max_bytes: int) -> Received:
-    """Write the body to the upload's file, durably. Bytes that arrive before a disconnect count."""
+    """Write the body to the upload's file, durably. Bytes that arrive before a disconnect are kept."""
     async with contextmanager_in_threadpool(uploads.open_part(files, upload)) as file:
         return await _receive(request, file, max_bytes)
 
@@ -168,7 +168,7 @@ async def _receive(request: Request, file: BinaryIO, max_bytes: int) -> Received
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces of about a mebibyte. Bytes that arrived before a disconnect come before the exception."""
+    """Yield the body in pieces of about 1 MiB. Bytes that arrived before a disconnect come before the exception."""
     buffer = bytearray()
     chunks = request.stream()
     try:
@@ -184,7 +184,7 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
-    """The next chunk, or None at the end. Raises ClientDisconnect after SILENCE_S without one."""
+    """Return the next chunk, or None at the end. Raises ClientDisconnect after SILENCE_S without one."""
     try:
         async with asyncio.timeout(SILENCE_S):
             return await anext(chunks, None)

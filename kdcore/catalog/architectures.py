@@ -1,4 +1,4 @@
-"""The facts of every network that has a name, without torch and without building it.
+"""The facts of every named network, without torch and without building it.
 
 Plain names such as `resnet20` are the usual networks for small images; `torchvision/<name>` and `timm/<name>` are those
 of the two libraries. The numbers are exact: tests compare them with the networks.
@@ -39,7 +39,7 @@ def _nearest(name: str) -> list[str]:
     return list(dict.fromkeys(names[match] for match in close))
 
 
-# The field's networks. family: (embedding, smallest image, taps)
+# The usual networks for small images. family: (embedding, smallest image, taps)
 FIELD_FAMILIES: dict[str, tuple[str, int, list[str]]] = {
     "resnet": ("fc@in", 4, ["layer1", "layer2", "layer3"]),
     "resnet50": ("linear@in", 8, ["layer1", "layer2", "layer3", "layer4"]),
@@ -89,7 +89,7 @@ FIELD: dict[str, tuple[str, int, int, int]] = {
     "convnet64": ("convnet", 221_824, 576, 128),
 }
 
-# torchvision's classifiers, those that 0.26 and 0.28 share. Below 16 pixels the padded ones still run, on nothing.
+# torchvision's classifiers that both 0.26 and 0.28 have. Below 16 pixels, padded ones still run, but on padding only.
 # family: (embedding, smallest image, taps); vit's taps depend on its depth.
 TORCHVISION_FAMILIES: dict[str, tuple[str | None, int, list[str]]] = {
     "alexnet": ("classifier.6@in", 63, ["features.2", "features.5", "features.12"]),
@@ -122,7 +122,7 @@ TORCHVISION_FAMILIES: dict[str, tuple[str | None, int, list[str]]] = {
 }
 ONE_IMAGE_SIZE = ("maxvit", "vit")
 
-# name: (family, body parameters, stem parameters per input channel, embedding width, channels at each tap); None where
+# name: (family, body parameters, stem parameters per input channel, embedding width, channels at each tap); None if
 # the classifier is not a linear layer with bias.
 TORCHVISION: dict[str, tuple[str, int | None, int, int | None, list[int]]] = {
     "alexnet": ("alexnet", 56_980_608, 7_744, 4_096, [64, 192, 256]),
@@ -268,7 +268,7 @@ def _field_before_relus(name: str, family: str, taps: list[str]) -> tuple[list[s
     if family == "vgg":
         norms = [f"{tap}.{3 * layers - 2}" for tap, layers in zip(taps, VGG_LAYERS[name], strict=True)]
     elif family == "wrn":
-        # A stage ends in a plain sum: the batch norm before the next ReLU is the next stage's first.
+        # A stage ends in a plain sum. The batch norm before the next ReLU belongs to the next stage.
         norms = ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"]
     else:
         norms = _each(taps, "1") if family == "convnet" else []
@@ -306,14 +306,14 @@ def _torchvision_before_relus(name: str, family: str, taps: list[str]) -> tuple[
     """Return preactivations and margins.
 
     Families with ReLU that have none: densenet overwrites the input of its last ReLU; googlenet, inception, shufflenet
-    and squeezenet concatenate the outputs of several; regnet's are not listed.
+    and squeezenet concatenate the outputs of several ReLUs; regnet's are not listed.
     """
     if family == "resnet":
         depth = _depth(name)
         blocks = [f"{tap}.{count - 1}" for tap, count in zip(taps, RESNET_BLOCKS[depth], strict=True)]
         return _each(blocks, "last_relu@in"), _each(blocks, "bn2" if depth < 50 else "bn3")
     if family == "alexnet" or family.startswith("vgg"):
-        # A tap is a pooling. Before it come its ReLU, and before that a batch norm or a convolution.
+        # A tap is a pooling. Before it is a ReLU, and before that a batch norm or a convolution.
         before = [f"features.{int(tap.removeprefix('features.')) - 2}" for tap in taps]
         return before, before if family.endswith("_bn") else []
     if family == "mobilenet_v2":

@@ -1,6 +1,6 @@
 """The data sets that a spec may name without an upload.
 
-Mean and std are over the training split. Where images differ in size they depend on the requested size: for photographs
+Mean and std are over the training split. If images differ in size, they depend on the requested size: for photographs
 they are ImageNet's usual numbers. Data sets whose labels torchvision reads with scipy are left out.
 """
 

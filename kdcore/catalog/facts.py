@@ -27,7 +27,7 @@ class DatasetFacts(Facts):
     test: int
     """Images in the test split."""
     test_carved: bool = False
-    """True where the data had no test split and a tenth of the training images was set aside."""
+    """True if the data had no test split and a tenth of the training images was set aside."""
     mean: list[float]
     """Per channel, of pixels scaled to 0..1, over the training split."""
     std: list[float]
@@ -45,7 +45,7 @@ class ModelFacts(Facts):
     bytes: int
     format: Literal["safetensors", "pytorch"]
     mean: list[float] | None = None
-    """The normalisation that the model was trained with; None where the file does not contain it."""
+    """The normalisation that the model was trained with; None if the file does not contain it."""
     std: list[float] | None = None
     class_names: list[str] | None = None
     digest: str | None = None
@@ -55,14 +55,14 @@ class ProgramFacts(ModelFacts):
     """The facts of a torch.export program, from an inspection. A program is its own architecture."""
 
     architecture: str = "program"
-    format: Literal["pt2"] = "pt2"  # type: ignore[assignment]  # neither of the formats that checkpoints have
+    format: Literal["pt2"] = "pt2"  # type: ignore[assignment]  # not a format of checkpoints
     image_size: tuple[int | None, int | None]
-    """Height and width in pixels; None where the program takes any."""
+    """Height and width in pixels; None if the program takes any."""
     batch: int | Literal["any"] = "any"
     """The largest batch that it was exported for."""
 
     def takes(self, image_size: tuple[int, int]) -> bool:
-        return all(own in (None, asked) for own, asked in zip(self.image_size, image_size, strict=True))
+        return all(own in (None, requested) for own, requested in zip(self.image_size, image_size, strict=True))
 
 
 class ArchitectureFacts(Facts):
@@ -81,10 +81,10 @@ class ArchitectureFacts(Facts):
     tap_widths: list[int] = []
     """Channels at each of `taps`."""
     preactivations: list[str] = []
-    """Taps of the stage ends before their ReLU, one for each of `taps` and of the same width; the end itself for a
-    stage that ends without a ReLU. Empty where the network has no such places, or they cannot be tapped."""
+    """Taps of the stage ends before their ReLU, one for each of `taps` and of the same width. For a stage that ends
+    without a ReLU it is the end itself. Empty if the network has no such places, or they cannot be tapped."""
     margins: list[str] = []
-    """Module paths of the batch norms that feed `preactivations`, alone or as one summand. Empty where none do."""
+    """Module paths of the batch norms that feed `preactivations`, alone or as one summand. Empty if there are none."""
     embedding: str | None = None
     """Tap of the penultimate activation: the classifier's input, such as `fc@in`."""
     embedding_width: int | None = None
@@ -93,7 +93,7 @@ class ArchitectureFacts(Facts):
     stem_parameters_per_channel: int | None = None
 
     def parameters(self, num_classes: int, channels: int = 3) -> int | None:
-        """Return the exact number of parameters; None where the network must be built to count them."""
+        """Return the exact number of parameters; None if the network must be built to count them."""
         if self.body_parameters is None or self.stem_parameters_per_channel is None or self.embedding_width is None:
             return None
         classifier = num_classes * (self.embedding_width + 1)
@@ -115,12 +115,12 @@ class NamedDataset(Facts):
     source: Literal["bundled", "torchvision"]
     num_classes: int
     class_names: list[str] = []
-    """Empty where they are known only after the data is fetched."""
+    """Empty if they are known only after the data is fetched."""
     channels: int
     image_size: tuple[int, int]
     """The native size, or the size to which images of different sizes are resized."""
     resizable: bool = False
-    """True where images differ in size: a job may give another `image_size`."""
+    """True if images differ in size: a job may give another `image_size`."""
     train: int
     test: int
     mean: list[float]

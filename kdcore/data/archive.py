@@ -1,4 +1,4 @@
-"""Reader of untrusted archives: members come one by one, checked, and are never unpacked to the disk.
+"""Reader of untrusted archives: members are read and checked one by one, and never unpacked to the disk.
 
 Refused: paths outside the archive and absolute paths, links and devices, encryption, and bombs.
 """
@@ -31,13 +31,13 @@ _READING_FAILED = (
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that an archive may hold, unpacked."""
+    """The largest unpacked content of an archive."""
 
     members: int = 5_000_000
     member_bytes: int = 256 << 20
     total_bytes: int = 256 << 30
     ratio: int = 100
-    """Unpacked to packed size, from `ratio_from_bytes` on: images hardly compress, bombs do."""
+    """The ratio of unpacked to packed size, from `ratio_from_bytes` on: images hardly compress, bombs do."""
     ratio_from_bytes: int = 1 << 30
 
 
@@ -54,7 +54,7 @@ class Entry:
 
 
 def entries(path: Path, limits: Limits) -> Iterator[Entry]:
-    """Every member in the archive's own order, without files of operating systems (.DS_Store, __MACOSX)."""
+    """Yield every member in the archive's own order, without files of operating systems (.DS_Store, __MACOSX)."""
     try:
         with path.open("rb") as file:
             start = file.read(2)
@@ -95,7 +95,7 @@ def _tar(path: Path, limits: Limits, packed: bool) -> Iterator[Entry]:
     with (
         path.open("rb") as raw,
         gzip.open(raw) if packed else raw as unpacked,
-        # A stream: each member comes once, in order, so that a packed one is never unpacked twice.
+        # A stream: each member is read once, in order, so that a packed archive is never unpacked twice.
         tarfile.open(fileobj=_Metered(unpacked, budget), mode="r|") as archive,
     ):
         for member in archive:

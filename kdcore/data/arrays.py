@@ -2,7 +2,7 @@
 of x_train) holds images without labels.
 
 Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or N × H × W; labels are integers from 0. Without
-x_test and y_test a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are
+x_test and y_test, a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are
 read in chunks, so a file may be larger than memory.
 """
 
@@ -36,7 +36,7 @@ _FLOAT_HINT = "Store bytes: for floats in 0..1, (x * 255).round().astype('uint8'
 
 @dataclass(frozen=True)
 class _Images:
-    """Shape and layout of an image array, from its header."""
+    """The shape and layout of an image array, from its header."""
 
     name: str
     shape: tuple[int, ...]
@@ -168,7 +168,7 @@ def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
-    """Labels or names, read whole."""
+    """Return an array of labels or names."""
     size = archive.getinfo(f"{name}.npy").file_size
     if size > _SMALL_BYTES:
         raise DatasetUnreadable(f"{name} has {size:,} bytes; the most is {_SMALL_BYTES:,}.")
@@ -231,7 +231,7 @@ def _pieces(
 
 
 def _chunks(path: Path, images: _Images) -> Iterator[Pixels]:
-    """The array as stored, a few rows at a time."""
+    """Yield the array as stored, a few rows at a time."""
     count, *row = images.shape
     row_bytes = int(np.prod(row))
     with _reading(images.name), zipfile.ZipFile(path) as archive, archive.open(f"{images.name}.npy") as file:
@@ -246,7 +246,7 @@ def _chunks(path: Path, images: _Images) -> Iterator[Pixels]:
 
 
 def resized(pixels: Pixels, size: int | None) -> Pixels:
-    """Images n × C × H × W resized to a square of the given size, as image files are."""
+    """Return images n × C × H × W resized to a square of the given size, as image files are."""
     if size is None or pixels.shape[2:] == (size, size):
         return pixels
     return np.stack([_resize(image, size) for image in pixels])

@@ -1,6 +1,6 @@
 """The built-in data sets: handwritten digits that come with the package, and those that torchvision downloads.
 
-`digits` are 1,797 images of 8 × 8 pixels, small enough to try everything in seconds; their source is in
+`digits` are 1,797 images of 8 × 8 pixels, on which every method can be tried in seconds; their source is in
 files/README.md. 360 of them, each digit in proportion, are the test split. Downloads go to the cache folder, once, and
 torchvision compares their checksums.
 """
@@ -54,7 +54,7 @@ def open_digits(image_size: int | None) -> Source:
 
 
 _Opener = Callable[[Any, Path, Split], Any]
-"""From torchvision's `datasets`, a folder and a split to something with len() and [i] → (picture, label)."""
+"""A function of torchvision's `datasets`, a folder and a split. Its result has len() and [i] → (picture, label)."""
 
 
 def _by_flag(name: str, datasets: Any, root: Path, split: Split) -> Any:
@@ -80,7 +80,7 @@ OPENERS: dict[str, _Opener] = {
 
 
 def open_named(name: str, image_size: int | None, downloads: Path) -> Source:
-    """A data set of torchvision's, downloaded if it is not there. Raises DatasetUnreadable where that fails."""
+    """Open a data set of torchvision, downloaded if needed. Raises DatasetUnreadable if that fails."""
     facts = DATASETS[name]
     splits = _fetched(name, downloads)
     height, width = (image_size, image_size) if image_size else facts.image_size
@@ -123,7 +123,7 @@ def _open(name: str, root: Path) -> dict[Split, Any]:
 
 
 def _labels(dataset: Any) -> Labels:
-    """torchvision's data sets keep their labels under different names, or only beside each picture."""
+    """Return the labels, which torchvision's data sets store under different names, or only beside each picture."""
     labels = next((getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None)
     if labels is None:
         labels = [label for _, label in (dataset[row] for row in range(len(dataset)))]

@@ -23,23 +23,23 @@ def key(*words: int) -> int:
 
 
 def streams(key: int, index: Tensor) -> Tensor:
-    """One SplitMix64 state for each sample index (int64)."""
+    """Return one SplitMix64 state for each sample index (int64)."""
     return _mix(index * _signed(_GOLDEN) + key)
 
 
 def draws(states: Tensor, count: int) -> Tensor:
-    """The first outputs of every stream, `count` × N: 64 random bits each, as int64."""
+    """Return the first outputs of every stream, `count` × N: 64 random bits each, as int64."""
     steps = torch.arange(1, count + 1, device=states.device) * _signed(_GOLDEN)
     return _mix(states + steps.view(-1, *[1] * states.dim()))
 
 
 def below(bits: Tensor, bound: int) -> Tensor:
-    """Integers in 0..bound-1, for bounds up to 2³¹."""
+    """Return integers in 0..bound-1, for bounds up to 2³¹."""
     return (_shift(bits, 32) * bound) >> 32
 
 
 def unit(bits: Tensor) -> Tensor:
-    """float64 in [0, 1)."""
+    """Return float64 in [0, 1)."""
     return _shift(bits, 11).double() * 2.0**-53
 
 

@@ -1,11 +1,11 @@
-"""From a file to pixels: what every kind of data set gives to be decoded, and its decoding, once, into the cache.
+"""The decoding of data sets: a `Source` for every kind of file, which is decoded once, into the cache.
 
-A source has its labels before any image is decoded. Its pixels come in pieces with the rows that they belong to, in the
+A source has its labels before any image is decoded. Its pixels come in pieces with their row numbers, in the
 file's own order, so that one pass over an archive is enough.
 
 The cache holds each data set's pixels and labels as `.npy` files in a folder named by the file's digest. The folder
-appears whole or not at all: it is filled under another name, synced, then renamed. A lock is held while it is filled,
-so two jobs never decode the same archive side by side, and a folder that a killed job left half filled is deleted.
+is complete or absent: it is filled under another name, synced, then renamed. A lock is held while it is filled,
+so two jobs never decode the same archive at the same time. The incomplete folder of a killed job is deleted.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 CARVED_FRACTION = 0.1
 _CARVING_SEED = 0
 RESIDENT_BYTES = 2 << 30
-"""Splits larger than this stay in their file and are mapped into memory."""
+"""Splits larger than this are not loaded; their file is mapped into memory."""
 _SPLITS: tuple[Split, Split] = ("train", "test")
 _FACTS = "facts.json"
 
@@ -94,18 +94,18 @@ class Sums:
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         mean = self._sum / self._count
         variance = self._squares / self._count - mean**2
-        # A constant channel would make normalisation divide by zero: its deviation counts as one grey level.
+        # A constant channel would make normalisation divide by zero. Its deviation counts as one grey level.
         std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1.0)
         return [round(float(m) / 255, 6) for m in mean], [round(float(s) / 255, 6) for s in std]
 
 
 def no_labels(images: int) -> dict[Split, Labels]:
-    """The labels of unlabelled images: -1 for each, and an empty test split."""
+    """Return the labels of unlabelled images: -1 for each, and an empty test split."""
     return {"train": np.full(images, -1, dtype=np.int64), "test": np.empty(0, dtype=np.int64)}
 
 
 def carve(labels: Labels) -> npt.NDArray[np.bool_]:
-    """True for the rows that become the test split of a data set without one: a tenth, always the same."""
+    """Return True for the rows that become the test split of a data set without one: a tenth, always the same."""
     aside = set_aside(labels, CARVED_FRACTION, _CARVING_SEED)
     if not aside.any():
         raise DatasetUnreadable(
@@ -116,7 +116,7 @@ def carve(labels: Labels) -> npt.NDArray[np.bool_]:
 
 
 def require_all_classes(labels: Labels, class_names: tuple[str, ...]) -> None:
-    """Raise DatasetUnreadable where a class has no training image; nearly always the labels then start at 1."""
+    """Raise DatasetUnreadable if a class has no training image. The usual reason is that the labels start at 1."""
     if len(class_names) < 2:
         raise DatasetUnreadable(f"There is only one class, {class_names[0]!r}.", "A classifier needs two or more.")
     absent = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
@@ -128,7 +128,7 @@ def require_all_classes(labels: Labels, class_names: tuple[str, ...]) -> None:
 
 
 def decoded(source: Source) -> Data:
-    """The data set in memory, without the cache: for small ones."""
+    """Decode a small data set into memory, without the cache."""
     pixels = {split: np.empty(source.shape(split), dtype=np.uint8) for split in _SPLITS}
     mean, std = _decode(source, pixels)
     splits = {s: Images(torch.from_numpy(pixels[s]), torch.from_numpy(source.labels[s])) for s in _SPLITS}
@@ -138,14 +138,14 @@ def decoded(source: Source) -> Data:
 def cached(
     key: str, digest: str | None, cache: Path, source: Callable[[], Source], resident_bytes: int = RESIDENT_BYTES
 ) -> Data:
-    """The data set under `key`, decoded from `source` if the cache does not hold it."""
+    """Return the data set under `key`, decoded from `source` if it is not in the cache."""
     folder = cache / key
     with disk_full_as_storage_full(cache):
         cache.mkdir(parents=True, exist_ok=True)
         with alone(lock_of(folder)):
             if not folder.exists():
                 _fill(folder, digest, source())
-            # Under the lock: trimming the cache deletes entries by the time of their last use.
+            # Under the lock, because the trimming of the cache deletes entries by the time of their last use.
             os.utime(folder)
     facts = DatasetFacts.model_validate_json((folder / _FACTS).read_bytes())
     train, test = (_images(folder, split, resident_bytes) for split in _SPLITS)
@@ -177,7 +177,7 @@ def _fill(folder: Path, digest: str | None, source: Source) -> None:
 
 
 def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
-    """A new array on disk, its blocks allocated: writing to a map on a full disk would kill the process."""
+    """Make an array on disk with allocated blocks, because a write to a map on a full disk would kill the process."""
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:

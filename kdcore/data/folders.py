@@ -1,8 +1,8 @@
 """Class folders in an archive: `train/<class>/…` with `test|val/<class>/…`, or `<class>/…` alone. Images without class
 folders have no labels.
 
-One folder around everything is ignored. Images may be deeper inside their class folder. Class numbers follow the sorted
-folder names, as torchvision's ImageFolder does, so teachers trained on the same folders fit.
+One outer folder around everything is ignored. Images may be deeper inside their class folder. Class numbers follow the
+sorted folder names, as in torchvision's ImageFolder, so teachers trained on the same folders fit.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class _Member:
-    """A file (or, without a header, a folder): its position in the archive, its name, and its path below the folder
+    """A file, or a folder (which has no header): its position in the archive, its name, and its path below the folder
     that is read."""
 
     ordinal: int
@@ -41,7 +41,7 @@ class _Member:
 
     @property
     def is_stray(self) -> bool:
-        """A file directly in this folder."""
+        """True for a file directly in this folder."""
         return self.header is not None and len(self.below) == 1
 
     @property
@@ -112,7 +112,7 @@ def _read_entries(path: Path, limits: Limits) -> list[_Member]:
 
 
 def _header(entry: Entry) -> Header | DatasetUnreadable:
-    """The header, or the error: a file that is no image is a fault only if it is a sample, which shows later."""
+    """Return the header, or the error: it is a fault only if the file is a sample, which is not known yet."""
     try:
         return image_files.header(entry.read(), str(entry.path))
     except DatasetUnreadable as error:
@@ -120,7 +120,7 @@ def _header(entry: Entry) -> Header | DatasetUnreadable:
 
 
 def _layout(members: list[_Member]) -> dict[Split, _Classes]:
-    """Images by split and class. Without a test part in the archive there is only `train`."""
+    """Return images by split and class. Without a test part in the archive there is only `train`."""
     tops = _folders(members)
     if len(tops) == 1 and not _split_names(tops) and all(len(i.below) > 2 for i in members if i.is_image):
         members = next(iter(tops.values()))
@@ -140,7 +140,7 @@ def _layout(members: list[_Member]) -> dict[Split, _Classes]:
 
 
 def _flat(members: list[_Member]) -> list[_Member]:
-    """Images without class folders, in the order of their names: directly here or in one folder around all of them.
+    """Return images without class folders, by name: directly here, or in one folder around all of them.
     Empty if there are class folders."""
     tops = _folders(members)
     if len(tops) == 1 and all(len(item.below) == 2 for item in members if item.is_image):
@@ -155,13 +155,13 @@ def _split_names(folders: Iterable[str]) -> set[str]:
 
 
 def _is_flat(inside: list[_Member]) -> bool:
-    """True for images that are in no folder: images without labels, or a class that is named `train`."""
+    """Return True if images are in no folder: they have no labels, or `train` is the name of a class."""
     depths = [len(item.below) for item in inside if item.is_image]
     return bool(depths) and max(depths) == 1
 
 
 def _folders(members: list[_Member]) -> dict[str, list[_Member]]:
-    """The content of each folder directly here."""
+    """Return the content of each folder directly here."""
     folders: dict[str, list[_Member]] = {}
     for item in members:
         if item.below and not item.is_stray:
@@ -170,7 +170,7 @@ def _folders(members: list[_Member]) -> dict[str, list[_Member]]:
 
 
 def _classes(members: list[_Member]) -> _Classes:
-    """Files by class; classes and files are in the order of their names."""
+    """Return files by class; classes and files are in the order of their names."""
     stray = next((item for item in members if item.is_stray and item.is_image), None)
     if stray is not None:
         raise DatasetUnreadable(f"{stray.name} is in no class folder.", "Put each image in the folder of its class.")
@@ -200,7 +200,7 @@ def _check(split: Split, classes: _Classes, train: _Classes) -> None:
 
 
 def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[int, int, int]:
-    """Height, width and channels of all images: one channel only if all are grey."""
+    """Return height, width and channels of all images: one channel only if all are grey."""
     headers = [
         file.header
         for classes in layout.values()
@@ -240,7 +240,7 @@ def _pieces(
 
 
 def by_split(splits: Iterable[Split], rows: np.ndarray, pixels: np.ndarray) -> Iterator[Piece]:
-    """One piece for each split that occurs."""
+    """Yield one piece for each split that occurs."""
     of = np.array(list(splits))
     for split in ("train", "test"):
         if (here := of == split).any():

@@ -1,4 +1,4 @@
-"""One image file: from bytes to pixels of a given size, or to an error that names the file."""
+"""The decoding of one image file to pixels of a given size, or to an error that names the file."""
 
 import io
 import struct
@@ -33,7 +33,7 @@ def header(blob: bytes, name: str) -> Header:
 
 
 def decode(blob: bytes, name: str, channels: int, size: int | None) -> Pixels:
-    """uint8 C × H × W. With a size: the shorter side resized to it (bilinear, antialiased), then the centre.
+    """Return uint8 C × H × W. With a size: the shorter side resized to it (bilinear, antialiased), then the centre.
 
     Transparency is dropped and a camera's orientation tag is not applied, as in torchvision's loader.
     """
@@ -45,7 +45,7 @@ def decode(blob: bytes, name: str, channels: int, size: int | None) -> Pixels:
 
 
 def planes(image: Image.Image, channels: int, size: int | None) -> Pixels:
-    """An opened image as uint8 C × H × W; see `decode`."""
+    """Return an opened image as uint8 C × H × W; see `decode`."""
     if image.mode == "P":
         image = image.convert("RGBA")
     image = image.convert("L" if channels == 1 else "RGB")
@@ -54,7 +54,7 @@ def planes(image: Image.Image, channels: int, size: int | None) -> Pixels:
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square, at the given size; rounds as torchvision's Resize and CenterCrop do."""
+    """Return the largest centred square, at the given size; rounds as torchvision's Resize and CenterCrop do."""
     if image.size == (size, size):
         return image
     shorter = min(image.size)

@@ -1,4 +1,4 @@
-"""Decoded images: bytes in one block, in memory or mapped from a file; and how they are divided for a training."""
+"""Decoded images (bytes in one block, in memory or mapped from a file), and their division for a training."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Images:
-    """One split: pixels uint8 N × C × H × W, labels int64 N (-1 where there is none). A batch is a gather of rows."""
+    """One split: pixels uint8 N × C × H × W, labels int64 N (-1 without a label). A batch is a gather of rows."""
 
     pixels: Tensor | Stacked
     labels: Tensor
@@ -62,16 +62,16 @@ class Images:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Images:
-        """The split on another device; a mapped one is read whole by this."""
+        """Return the split on another device. A mapped split is then read completely."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
     def take(self, index: Tensor) -> Images:
-        """A copy of some rows. Views are drawn by row, so the images of a training stay whole and are indexed."""
+        """Return a copy of some rows. The images of a training are indexed instead: views depend on the row number."""
         index = index.to(self.pixels.device)
         return Images(self.pixels.index_select(0, index), self.labels.index_select(0, index))
 
     def joined(self, others: Images) -> Images:
-        """These images and others as one split, without a copy; the others' rows come after these."""
+        """Return these images and others as one split, without a copy; the others' rows come after these."""
         stores = [
             store
             for pixels in (self.pixels, others.pixels)
@@ -99,17 +99,17 @@ class TrainingSet:
 
     images: Images
     rows: Tensor
-    """int64, on the images' device: those that are trained on. Views are drawn by row, so the images stay whole."""
+    """int64, on the images' device: the rows that are trained on. Views depend on the row, so `images` has all rows."""
     held_out: Images
 
     @classmethod
     def of(cls, train: Images, recipe: Training) -> TrainingSet:
-        """The labelled training images without a stratified part, which is held out."""
+        """Return the labelled training images without a stratified part, which is held out."""
         rows, held_out = split(train, recipe.validation_fraction, recipe.seed)
         return cls(train, rows.to(train.labels.device), train.take(held_out))
 
     def with_unlabelled(self, images: Images, options: Unlabelled) -> TrainingSet:
-        """The same set with unlabelled images added, or in the place of the labelled ones; it holds out the same."""
+        """Return the set with unlabelled images added or in place of the labelled ones, and the same held-out rows."""
         count = len(self.images)
         added = torch.arange(count, count + len(images), device=self.rows.device)
         rows = torch.cat([self.rows, added]) if options.labelled_too else added
@@ -120,9 +120,9 @@ class TrainingSet:
 
 
 def split(images: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows to validate on, both rising; see `set_aside`.
+    """Return the rows to train on and the rows to validate on, in rising order; see `set_aside`.
 
-    Rows without a label (-1) stay in training: nothing can be measured on them.
+    Rows without a label (-1) are used for training, because nothing can be measured on them.
     """
     labels = images.labels.cpu().numpy()
     labelled = np.flatnonzero(labels >= 0)
@@ -132,7 +132,7 @@ def split(images: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def set_aside(labels: Labels, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """True for the rows that are set aside: `fraction` of all, rounded, at least one, each class in proportion.
+    """Return True for the rows that are set aside: `fraction` of all, rounded, at least one, each class in proportion.
 
     A class never loses its last sample. A fraction of 0 sets nothing aside.
     """
@@ -149,7 +149,7 @@ def set_aside(labels: Labels, fraction: float, seed: int) -> npt.NDArray[np.bool
 
 
 def _quotas(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
-    """The number of each class: the whole part of its share, then one more where the remainder is largest."""
+    """Return the number of each class: the integer part of its share, plus one for the largest remainders."""
     shares = counts * fraction
     quotas = shares.astype(np.int64)
     wanted = max(1, round(float(counts.sum()) * fraction))

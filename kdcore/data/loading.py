@@ -18,13 +18,13 @@ from kdcore.data.images import Data, Images
 from kdcore.spec import Dataset
 
 _FORMAT = 1
-"""Part of every cache key: raise it when the same file would be decoded to other bytes."""
+"""A part of every cache key. Increase it when the same file is decoded to other bytes than before."""
 
 
 def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
-    """The data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`.
+    """Return the data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`.
 
-    Raises DatasetUnreadable where it has no labels: a student could not be measured on it.
+    Raises DatasetUnreadable if it has no labels: a student could not be measured on it.
     """
     loaded = _load(dataset, path, cache)
     if not loaded.facts.labelled:
@@ -37,8 +37,8 @@ def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
 
 
 def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: DatasetFacts) -> Images:
-    """Images to distil onto, each labelled -1: those of a file without labels, or any data set's training split with
-    its labels dropped. Raises DatasetUnreadable where they differ from `like` in channels or size."""
+    """Return images to distil onto, each labelled -1: those of a file without labels, or any training split with
+    its labels dropped. Raises DatasetUnreadable if they differ from `like` in channels or size."""
     loaded = _load(dataset, path, cache)
     if loaded.facts.channels != like.channels:
         raise DatasetUnreadable(
@@ -57,7 +57,7 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
 
 
 def inspect(path: Path, image_size: int | None) -> DatasetFacts:
-    """Facts of a file, every image decoded on the way. Raises DatasetUnreadable naming the file or row at fault."""
+    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault."""
     source = _open(path, image_size)
     sums = Sums(source.channels)
     for name, _, pixels in source.pieces():

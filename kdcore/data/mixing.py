@@ -7,7 +7,7 @@ arXiv:1905.04899.
     λ ~ Beta(α, α), one for a batch      x̃ = λ·x + (1 - λ)·x'      ỹ = λ·y + (1 - λ)·y'
 
 In cutmix a box of x', of area 1 - λ before the image's edge clips it, covers x, and λ becomes the uncovered part.
-Each image's partner is the next one in a circle of hashed order, so no image is its own partner; it depends on the rows
+Each image's partner is the next one in a circle of hashed order, so no image is its own partner. It depends on the rows
 of the batch, not on their order. The authors' code draws a permutation that may leave some images unmixed.
 
 Shapes: N batch, C channels, H × W places, K classes.
@@ -46,7 +46,7 @@ def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tenso
 
 
 def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sample's partner in the batch, and one state for the draws that the batch has in common."""
+    """Return each sample's partner in the batch, and one state for the draws of the whole batch."""
     hashed = counter_rng.draws(states_N, 1)[0]
     circle = torch.argsort(hashed, stable=True)
     partner = torch.empty_like(circle)
@@ -56,9 +56,9 @@ def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def beta_quantiles(alpha: float) -> Tensor:
-    """λ at `QUANTILES` evenly spread probabilities: drawing one of them at random draws from Beta(α, α).
+    """Return λ at `QUANTILES` evenly spaced probabilities: a random one of them is a draw from Beta(α, α).
 
-    The density λ^(α-1)·(1-λ)^(α-1) has a pole at 0 where α < 1, which u = λ^α removes. The upper half is mirrored.
+    For α < 1 the density λ^(α-1)·(1-λ)^(α-1) has a pole at 0, which u = λ^α removes. The upper half is mirrored.
     """
     power = min(alpha, 1.0)
     u = np.linspace(0, 0.5**power, 20_001)
@@ -70,7 +70,7 @@ def beta_quantiles(alpha: float) -> Tensor:
 
 
 def _span(bits: Tensor, side: Tensor, size: int) -> Tensor:
-    """True for the places of one dimension that a box of relative length `side` around a random middle covers."""
+    """Return True for the places of one dimension that a box covers: length `side` of 1, with a random middle."""
     length = (size * side).long()
     first = counter_rng.below(bits, size) - length // 2
     place = torch.arange(size, device=bits.device)

@@ -2,7 +2,7 @@
 
 A view does not depend on the device nor, unless images are mixed, on the batch around it: every random number is a hash
 (`counter_rng`), and all arithmetic on pixels is on integers. So a resumed run gets the same views, and a teacher's
-outputs can be cached by row and view id. Padding is black before normalisation, as in the field's RandomCrop →
+outputs can be cached by row and view id. Padding is black before normalisation, as in the usual RandomCrop →
 ToTensor → Normalize.
 
 Shapes: N batch, C channels, H height, W width, K classes.
@@ -25,7 +25,7 @@ _WEIGHT_BITS = 7
 
 
 def order(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """The permutation of 0..n-1 in which an epoch goes through n samples."""
+    """Return the order of the n samples in an epoch, a permutation of 0..n-1."""
     states = counter_rng.streams(counter_rng.key(_ORDER, seed, epoch), torch.arange(n, device=device))
     return torch.argsort(counter_rng.draws(states, 1)[0], stable=True)
 
@@ -40,10 +40,10 @@ class Views:
         self._quantiles = mixing.beta_quantiles(mix.alpha) if mix is not None else None
 
     def batch(self, images: Images, index: Tensor, seed: int, epoch: int) -> Batch:
-        """Views of the rows `index` in an epoch, here counted from 0: pixels uint8 N × C × H × W and labels int64 N.
+        """Return views of the rows `index` in an epoch, counted from 0: pixels uint8 N × C × H × W, labels int64 N.
 
-        Mixed: pixels float32 in 0..255 and labels float32 N × K; the batch's rows decide which image is mixed with
-        which. An image without a label (-1) then has weight 0 in every class.
+        Mixed images are float32 in 0..255 and their labels float32 N × K. The batch's rows determine which images are
+        mixed. An image without a label (-1) then has weight 0 in every class.
         """
         index = index.to(images.pixels.device)
         states = counter_rng.streams(counter_rng.key(_VIEW, seed, epoch), index)
@@ -58,7 +58,7 @@ class Views:
         return Batch(*mix(pixels, targets_NK, states, self._quantiles), index, epoch + 1)
 
     def _augmented(self, pixels: Tensor, states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Views and their ids: 0..161 for a crop of 32 from 40 with flips, 0 without augmentation, none for boxes."""
+        """Return views and ids: 0..161 for a crop of 32 from 40 with flips, 0 without augmentation, None for boxes."""
         match self.augmentation:
             case CropFlip(padding=padding, flip=flip) as how:
                 top, left, flipped = _offsets(how, states)
@@ -106,9 +106,9 @@ class Boxes(NamedTuple):
 
 
 def resized_crop(pixels: Tensor, boxes: Boxes, flipped_N: Tensor) -> Tensor:
-    """Cut a box from each image, resize it to full size (bilinear, as a crop only grows), mirror where `flipped` is 1.
+    """Cut a box from each image, resize it to full size (bilinear, as a crop only grows), mirror if `flipped` is 1.
 
-    Rows first, then columns, each rounded to bytes, as Pillow does.
+    It resizes rows first, then columns, each rounded to bytes, as Pillow does.
     """
     height, width = pixels.shape[2:]
     tall = _stretched(pixels, *_neighbours(boxes.top_N, boxes.height_N, height))
@@ -119,7 +119,7 @@ def resized_crop(pixels: Tensor, boxes: Boxes, flipped_N: Tensor) -> Tensor:
 
 
 def _stretched(pixels: Tensor, low_NH: Tensor, high_NH: Tensor, weight_NH: Tensor) -> Tensor:
-    """Each output row is a blend of two source rows; int16 holds a byte times 2⁷ exactly."""
+    """Return rows that each blend two source rows; int16 holds a byte times 2⁷ exactly."""
     count, channels, height, width = pixels.shape
     rows = pixels.reshape(-1, width)
     plane_NC = torch.arange(count * channels, device=pixels.device).view(count, channels, 1) * height
@@ -130,7 +130,7 @@ def _stretched(pixels: Tensor, low_NH: Tensor, high_NH: Tensor, weight_NH: Tenso
 
 
 def _offsets(how: CropFlip, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Top and left in 0..2·padding, and 1 where mirrored."""
+    """Return top and left in 0..2·padding, and 1 for a mirrored image."""
     top, left, coin = counter_rng.draws(states, 3)
     places = 2 * how.padding + 1
     flipped = counter_rng.below(coin, 2) if how.flip else torch.zeros_like(coin)
@@ -138,7 +138,7 @@ def _offsets(how: CropFlip, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _boxes(how: RandomResizedCrop, draws: list[Tensor], height: int, width: int) -> Boxes:
-    """Boxes of random area and random aspect ratio (uniform in its logarithm).
+    """Return boxes of random area and random aspect ratio (uniform in its logarithm).
 
     A box that is wider or taller than the image is cut to it; torchvision draws again instead, up to ten times.
     """
@@ -155,7 +155,7 @@ def _boxes(how: RandomResizedCrop, draws: list[Tensor], height: int, width: int)
 
 
 def _root_ratios(ratio: tuple[float, float]) -> Tensor:
-    """A table of square roots of aspect ratios, because exp on a CPU and a GPU differ in the last bit."""
+    """Return a table of square roots of aspect ratios, because exp differs in the last bit between CPU and GPU."""
     low, high = torch.tensor(ratio, dtype=torch.float64).log()
     middles = (torch.arange(_RATIO_STEPS, dtype=torch.float64) + 0.5) / _RATIO_STEPS
     roots: Tensor = ((low + (high - low) * middles) / 2).exp()
@@ -163,7 +163,7 @@ def _root_ratios(ratio: tuple[float, float]) -> Tensor:
 
 
 def _neighbours(start_N: Tensor, length_N: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each output position: the two source positions around its centre, and the second's weight in units of 2⁻⁷."""
+    """Return the two source positions around each output position's centre, and the second's weight in units of 2⁻⁷."""
     whole = 2 * size
     middle = (2 * torch.arange(size, device=start_N.device) + 1) * length_N[:, None] - size
     middle = middle.clamp(min=0)

@@ -1,4 +1,4 @@
-"""Networks by name, untrained: built, outlined without memory, or looked at."""
+"""Untrained networks by name: built, built without memory, or inspected."""
 
 from kdcore.models.inspection import inspect, inspect_taps
 from kdcore.models.networks import NETWORKS, build, skeleton

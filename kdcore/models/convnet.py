@@ -1,4 +1,4 @@
-"""A plain little network for little images: three 3×3 convolutions, the second with stride 2.
+"""A small plain network for small images: three 3×3 convolutions, the second with stride 2.
 
 Widths w, 2w, 2w; `convnet4` has w = 4 and, on one channel and ten classes, 1,030 parameters; `convnet64` 223,690.
 It trains in seconds on a CPU, and is so small that distillation helps it on 8×8 digits.

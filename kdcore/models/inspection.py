@@ -1,4 +1,4 @@
-"""Facts that only building a network can give: whether it takes these images, shapes at its taps, and timm's taps.
+"""Facts that need a built network: if it accepts these images, the shapes at its taps, and the taps of timm's networks.
 
 The catalogue has no taps for timm's networks. Nearly all of them list modules at the ends of their block groups, with
 channels and reduction (`feature_info`). Where these cannot be tapped, the last activation of each size is taken. Every
@@ -19,11 +19,11 @@ from kdcore.models.networks import build, skeleton
 from kdcore.taps import Taps
 
 MOST = 4
-"""Block ends that are tapped, from the deepest; everything before them counts as stem."""
+"""The number of block ends that are tapped, from the deepest; everything before them counts as stem."""
 
 
 def inspect(name: str, num_classes: int, channels: int, image_size: tuple[int, int]) -> ArchitectureFacts:
-    """Facts of a network, after a pass over two images of this size. Raises SpecInvalid where that fails."""
+    """Return the facts of a network after a pass over two images of this size. Raises SpecInvalid if that fails."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # The facts depend on name and images only.
         network = build(name, num_classes, channels).eval()
@@ -42,7 +42,7 @@ def inspect(name: str, num_classes: int, channels: int, image_size: tuple[int, i
 def inspect_taps(
     name: str, num_classes: int, channels: int, image_size: tuple[int, int], paths: Sequence[str]
 ) -> TapFacts:
-    """Shapes at taps for one image of this size. Raises SpecInvalid for a tap that cannot be read."""
+    """Return the shapes at taps for one image of this size. Raises SpecInvalid for a tap that cannot be read."""
     with torch.random.fork_rng(devices=[]):
         network = build(name, num_classes, channels).eval()
         taps = Taps(network, paths)
@@ -64,7 +64,7 @@ def _run(network: nn.Module, name: str, num_classes: int, images: Tensor) -> Non
 
 
 def _counts(network: nn.Module, name: str, images: Tensor) -> dict[str, Any]:
-    """Embedding and its width, if one module makes the logits; parameters, if that is a linear layer with bias."""
+    """Return the embedding and its width if one module makes the logits, and parameters if it is linear with bias."""
     channels = images.shape[1]
     one, other = skeleton(name, 2, channels), skeleton(name, 3, channels)
     shapes = {key: weight.shape for key, weight in other.named_parameters()}
@@ -89,7 +89,7 @@ def _parameters(network: nn.Module) -> int:
 
 
 def block_ends(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Taps of a network in eval mode, shallow to deep, and the channels at each."""
+    """Return the taps of a network in eval mode, shallow to deep, and the channels at each."""
     images = _probe_images(*image_shape)
     outputs = _outputs(network, images)
     listed = _tappable(network, images, _listed_by_timm(network, outputs))
@@ -99,7 +99,7 @@ def block_ends(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
 
 
 def before_relus(network: nn.Module, image_shape: tuple[int, int, int], ends: list[str]) -> tuple[list[str], list[str]]:
-    """Taps before the ReLUs whose outputs are `ends`, and batch norms before those; each list is complete or empty."""
+    """Return the taps before the ReLUs whose outputs are `ends`, and their batch norms. A list is complete or empty."""
     images = _probe_images(*image_shape)
     relus = _relus(network, images, ends)
     taps = [f"{relu}@in" for relu in relus if relu is not None]
@@ -111,9 +111,9 @@ def before_relus(network: nn.Module, image_shape: tuple[int, int, int], ends: li
 
 
 def _relus(network: nn.Module, images: Tensor, ends: list[str]) -> list[str | None]:
-    """For each block end, the ReLU that made it, if any."""
+    """Return the ReLU that made each block end, or None."""
     outputs: dict[int, str] = {}
-    held: list[Tensor] = []  # While a tensor is held, no other one can have its id.
+    held: list[Tensor] = []  # While a tensor is referenced, no other tensor can have its id.
 
     def note(path: str, output: Tensor) -> None:
         held.append(output)
@@ -131,7 +131,7 @@ def _relus(network: nn.Module, images: Tensor, ends: list[str]) -> list[str | No
 
 
 def _feeding_norm(network: nn.Module, images: Tensor, tap: str, maps_NCHW: Tensor) -> str | None:
-    """The batch norm beside a ReLU whose shift is added to the ReLU's input; if several, the last on the main path, not
+    """Return the batch norm whose shift is added to a ReLU's input; of several, the last on the main path, not
     on the shortcut, which timm calls `downsample`."""
     block, width = tap.rpartition(".")[0], maps_NCHW.shape[1]
     norms = {
@@ -149,7 +149,7 @@ def _feeding_norm(network: nn.Module, images: Tensor, tap: str, maps_NCHW: Tenso
 
 
 def _probe_images(channels: int, height: int, width: int) -> Tensor:
-    """A black image, one with noise in its upper right corner, and one with noise in its lower left."""
+    """Return a black image, one with noise in its upper right corner, and one with noise in its lower left."""
     images = torch.rand(3, channels, height, width)
     images[0] = 0
     images[1, :, height // 2 :] = images[1, :, :, : width // 2] = 0
@@ -158,7 +158,7 @@ def _probe_images(channels: int, height: int, width: int) -> Tensor:
 
 
 def _outputs(network: nn.Module, images: Tensor) -> dict[str, torch.Size]:
-    """Output shapes of modules that run once, in the order in which they end: maps or tokens, one for each image."""
+    """Return the output shapes of modules that run once, in the order of their ends: maps or tokens for each image."""
     shapes: dict[str, list[torch.Size | None]] = {}
 
     def note(path: str, output: Any) -> None:
@@ -177,7 +177,7 @@ def _outputs(network: nn.Module, images: Tensor) -> dict[str, torch.Size]:
 
 
 def _listed_by_timm(network: nn.Module, outputs: dict[str, torch.Size]) -> list[str]:
-    """The last module that timm lists for each size; in a network of one size, the one at each quarter of its depth."""
+    """Return the last module that timm lists for each size; for a single size, the one at each quarter of the depth."""
     info: Any = getattr(network, "feature_info", [])
     named: dict[Any, list[str]] = {}
     for feature in info if isinstance(info, list) else info.get_dicts():
@@ -193,9 +193,9 @@ def _listed_by_timm(network: nn.Module, outputs: dict[str, torch.Size]) -> list[
 
 
 def _last_of_each_size(network: nn.Module, outputs: dict[str, torch.Size]) -> list[str]:
-    """The last module of each size, large maps first, without maps of one place.
+    """Return the last module of each size, large maps first, without maps of one place.
 
-    Deeply nested modules are left out: queries and keys end no block.
+    Deeply nested modules, such as queries and keys, are left out, because they end no block.
     """
     last: dict[int, str] = {}
     for path, shape in outputs.items():
@@ -221,12 +221,12 @@ def _tap(path: str, shape: torch.Size, channels_last: bool) -> str:
 
 
 def _tappable(network: nn.Module, images: Tensor, paths: list[str]) -> dict[str, int]:
-    """The taps that can be read, and the channels at each."""
+    """Return the taps that can be read, and the channels at each."""
     return {path: maps.shape[1] for path, maps in readable(network, images, paths).items() if _keeps_places(path, maps)}
 
 
 def readable(network: nn.Module, images: Tensor, paths: list[str]) -> dict[str, Tensor]:
-    """Activations at the taps that can be read: all in one pass if possible, otherwise one by one."""
+    """Return the activations at the taps that can be read: all in one pass if possible, otherwise one by one."""
     taps = Taps(network, paths)
     try:
         with torch.no_grad():
@@ -243,7 +243,7 @@ def readable(network: nn.Module, images: Tensor, paths: list[str]) -> dict[str, 
 def _keeps_places(path: str, maps_NCHW: Tensor) -> bool:
     """Return True if the noise is still in its corner: some transformers keep their tokens in another order.
 
-    True where it cannot be decided, because no few places changed far more than the rest: some layers mix all places.
+    Also True if that is unknown because no small part of the places changed far more than the rest.
     """
     rows, columns = maps_NCHW.shape[2] // 2, maps_NCHW.shape[3] // 2
     if not path.endswith("@tokens") or rows == 0:

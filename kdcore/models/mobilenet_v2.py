@@ -51,7 +51,7 @@ class MobileNetV2(Network):
 
 
 class InvertedResidual(nn.Module):
-    """Wide inside, narrow at both ends; a shortcut adds the input where both ends have one shape."""
+    """A block that is wide inside and narrow at both ends; a shortcut adds the input if both ends have one shape."""
 
     def __init__(self, width_in: int, width_out: int, stride: int, expansion: int) -> None:
         super().__init__()

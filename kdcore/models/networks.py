@@ -1,6 +1,6 @@
-"""Networks by name, untrained: this folder's, and torchvision's and timm's under their prefix.
+"""Untrained networks by name: those of this folder, and those of torchvision and timm under their prefix.
 
-The libraries' networks compute what they always do, from the same weights. Two things are changed for taps: no ReLU
+The libraries' networks compute their usual outputs from their usual weights. Two things change for taps: no ReLU
 works in place, and the last ReLU of a torchvision residual block has a name of its own. This costs no memory in
 training: a ReLU saves its output for the backward pass and a batch norm its input.
 """
@@ -68,7 +68,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
-    """An untrained network: float NCHW images in, N × `num_classes` logits out.
+    """Return an untrained network: float NCHW images in, N × `num_classes` logits out.
 
     Raises SpecInvalid for an unknown name, and for images that the network cannot take.
     """
@@ -85,7 +85,7 @@ def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
 
 
 def skeleton(name: str, num_classes: int, channels: int = 3) -> nn.Module:
-    """The network of `build` without memory and initialisation: its tensors have names and shapes only."""
+    """Return the network of `build` without memory and initialisation: its tensors have names and shapes only."""
     try:
         with _WithoutMemory():
             return build(name, num_classes, channels)
@@ -94,10 +94,10 @@ def skeleton(name: str, num_classes: int, channels: int = 3) -> nn.Module:
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Layers allocate by `torch.empty`: that goes to the meta device, and drawing random numbers is left out.
+    """A mode in which `torch.empty`, used by layers, allocates on the meta device, and no random numbers are drawn.
 
-    `torch.device("meta")` would do for most networks, but not for those that compute their widths with tensors, and
-    random numbers on it import PyTorch's whole compiler, for seconds.
+    `torch.device("meta")` would suffice for most networks, but not for those that compute their widths with tensors,
+    and random numbers on it import PyTorch's compiler, which takes seconds.
     """
 
     def __torch_function__(
@@ -116,7 +116,7 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 def _from_torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
-    """Auxiliary heads are left out: a classifier returns one tensor of logits."""
+    """Build a network of torchvision without auxiliary heads: a classifier returns one tensor of logits."""
     if channels != 3:
         raise SpecInvalid(
             f"torchvision/{name} takes images of 3 channels, not {channels}",
@@ -129,7 +129,7 @@ def _from_torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
 
 
 def _from_timm(name: str, num_classes: int, channels: int) -> nn.Module:
-    """The name may have a tag of weights (`resnet18.a1_in1k`); they are not downloaded."""
+    """Build a network of timm. The name may have a tag of weights (`resnet18.a1_in1k`); they are not downloaded."""
     timm = vision.timm()
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
@@ -146,7 +146,7 @@ def _none_in_place(network: nn.Module) -> nn.Module:
 
 
 def _name_last_relus(network: nn.Module) -> None:
-    """torchvision's residual blocks call one ReLU after every layer, so its path does not name the last call."""
+    """Give last ReLUs their own names: torchvision's residual blocks call one ReLU module after every layer."""
     resnet = vision.torchvision().models.resnet
     for block in network.modules():
         if isinstance(block, (resnet.BasicBlock, resnet.Bottleneck)):

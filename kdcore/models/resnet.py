@@ -53,7 +53,7 @@ class ResNet(Network):
 
 
 def basic_group(width_in: int, width_out: int, blocks: int, stride: int, option_a: bool) -> nn.Sequential:
-    """Blocks at one size; the first one changes width and size."""
+    """Return blocks of one size; the first one changes width and size."""
     rest = [BasicBlock(width_out, width_out, 1, option_a) for _ in range(blocks - 1)]
     return nn.Sequential(BasicBlock(width_in, width_out, stride, option_a), *rest)
 

@@ -35,13 +35,13 @@ class ShuffleNetV1(Network):
 
 
 def group(width_in: int, width_out: int, blocks: int) -> nn.Sequential:
-    """The first block halves the size and adds channels by concatenation; the others keep both."""
+    """Return blocks. The first halves the size and adds channels by concatenation; the others keep both."""
     rest = [Unit(width_out, width_out, stride=1) for _ in range(blocks - 1)]
     return nn.Sequential(Unit(width_in, width_out - width_in, stride=2), *rest)
 
 
 class Unit(nn.Module):
-    """Squeeze to a quarter, shuffle, depthwise 3×3, expand to `width_out` channels beside the shortcut's."""
+    """A block: squeeze to a quarter of `width_out`, shuffle, depthwise 3×3, expand to `width_out`; and a shortcut."""
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()

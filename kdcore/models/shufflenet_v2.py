@@ -37,12 +37,12 @@ class ShuffleNetV2(Network):
 
 
 def group(width_in: int, width_out: int, units: int) -> nn.Sequential:
-    """One unit that halves the size, then `units` that keep it."""
+    """Return one unit that halves the size, then `units` that keep it."""
     return nn.Sequential(DownUnit(width_in, width_out), *(Unit(width_out) for _ in range(units)))
 
 
 class Unit(nn.Module):
-    """Half of the channels go through the convolutions, the other half is passed on."""
+    """A unit that convolves half of its channels and passes the other half unchanged."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Unit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Both branches take all channels and halve the size; together they have the new width."""
+    """A unit whose two branches take all channels and halve the size; together they have the new width."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()

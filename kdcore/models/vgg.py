@@ -1,7 +1,7 @@
 """VGG for small images: five groups of 3×3 convolutions with batch norm, one linear classifier.
 
 Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv:1409.1556,
-table 1. vgg8, one convolution a group, is the distillation papers' own.
+table 1. vgg8, with one convolution in each group, comes from the distillation papers.
 
 Parameters with 100 classes: vgg8 3,965,028; vgg11 9,277,284; vgg13 9,462,180; vgg16 14,774,436; vgg19 20,086,692.
 The fourth pooling acts only on images of 64 pixels and more: those of 32 keep 4 × 4 places for the last group.
@@ -62,7 +62,7 @@ def group(width_in: int, widths: tuple[int, ...]) -> nn.Sequential:
 
 
 class PoolIfLarge(nn.Module):
-    """Halves maps of eight pixels and more: those of an image of 64 after three poolings."""
+    """A pooling that acts only on maps of eight pixels and more: those of an image of 64 after three poolings."""
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
         return F.max_pool2d(maps_NCHW, 2) if maps_NCHW.shape[2] >= 8 else maps_NCHW

@@ -36,7 +36,7 @@ class WideResNet(Network):
 
 
 class Group(nn.Module):
-    """Published checkpoints call the list of blocks `layer`."""
+    """A group of blocks. Published checkpoints call the list of blocks `layer`."""
 
     def __init__(self, width_in: int, width_out: int, blocks: int, stride: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Group(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm and ReLU come before each convolution; a block that widens normalises its shortcut too."""
+    """A block with batch norm and ReLU before each convolution. A block that widens also normalises its shortcut."""
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is compared: one page for each paper. An objective gets a Lesson; it runs no model and knows no scheme.
+"""The objectives: one module for each paper. An objective gets a Lesson; it runs no model and uses no scheme.
 
 `PAGES` lists them.
 """
@@ -53,11 +53,11 @@ PAGES: dict[str, Callable[[Any, Setting], Objective | TwoStages]] = {
     "crd": ContrastiveRepresentation,
     "byot": SelfDistillation,
 }
-"""By the name of its options: what makes a method's objective, or both stages of it."""
+"""By the name of its options: the function that makes a method's objective, or its two stages."""
 
 
 def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]:
-    """The objective of each stage of a trial: of its first stages, then of the last (None: labels alone)."""
+    """Return the objective of each stage of a trial: the first stages, then the last (None: labels alone)."""
     first: list[Objective | None] = []
     terms: list[tuple[str, float, Objective]] = []
     for method in methods:
@@ -76,7 +76,7 @@ def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]
 
 
 def weight(method: Method) -> float:
-    """A method's share among others; one that stands alone has the whole."""
+    """Return a method's weight among others; a single method has weight 1."""
     return 1.0 if method.weight is None else method.weight
 
 

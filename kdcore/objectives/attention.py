@@ -59,7 +59,7 @@ def attention_loss(
 
 
 def attention_map(maps_NCHW: Tensor, *, mapping: Mapping, p: float) -> Tensor:
-    """Where the channels are active: N × P, rows of length 1."""
+    """Return the map of activity over all channels: N × P, rows of length 1."""
     strength_NCHW = maps_NCHW.abs()
     # Q does not depend on the scale of A. Unscaled, the squares of |A|^8 overflow float32 where |A| is a few hundred.
     largest_N111 = strength_NCHW.detach().amax(dim=(1, 2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: tell the teacher's embedding of the same image from those of other classes.
+"""Contrastive representation distillation: separate the teacher's embedding of an image from those of other classes.
 
 Tian, Krishnan & Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699, eq. 18, in the form of
 their code (RepDistiller, crd/), with which the published numbers were made.
@@ -40,7 +40,9 @@ def crd_nce_loss(scores_N1K: Tensor, *, data_size: int) -> Tensor:
     """Noise-contrastive loss of the scores P. Returns a scalar ≥ 0. The first score of a row is the positive one."""
     noise = (scores_N1K.shape[1] - 1) / data_size
     true_N, false_NK = scores_N1K[:, 0], scores_N1K[:, 1:]
-    true_N = true_N.clamp(min=torch.finfo(true_N.dtype).tiny)  # A score may round to 0; its logarithm may not be -inf.
+    true_N = true_N.clamp(
+        min=torch.finfo(true_N.dtype).tiny
+    )  # A score may round to 0, but its logarithm must not be -inf.
     positive = ((true_N + noise + _EPSILON).log() - true_N.log()).sum()
     negative = ((false_NK + _EPSILON) / noise).log1p().sum()
     return (positive + negative) / len(scores_N1K)
@@ -54,7 +56,7 @@ def crd_scores(embedding_ND: Tensor, memory_MD: Tensor, rows_N1K: Tensor, *, tem
 def _products(embedding_ND: Tensor, memory_MD: Tensor, rows_N1K: Tensor) -> Tensor:
     """Inner products, the cheaper of two ways: with all of the memory, or with a copy of the rows for each sample."""
     if len(memory_MD) <= _PRODUCT_PAYS * rows_N1K.shape[1]:
-        # A copy: the memory changes before backward, which needs its present values.
+        # A copy, because the memory changes before the backward pass, which needs its present values.
         return (embedding_ND @ memory_MD.clone().T).gather(1, rows_N1K)
     fetched_N1KD = memory_MD[rows_N1K]
     return torch.bmm(fetched_N1KD, embedding_ND[:, :, None]).squeeze(2)
@@ -121,7 +123,9 @@ class ContrastiveRepresentation(Objective):
     def _contrast(self, embedding_ND: Tensor, memory_MD: Tensor, rows_N1K: Tensor, constant: Tensor) -> Tensor:
         scores_N1K = crd_scores(embedding_ND, memory_MD, rows_N1K, temperature=self.options.temperature)
         first = scores_N1K.detach().mean() * len(memory_MD)
-        normalizer = torch.where(constant > 0, constant, first)  # No `if`: the host would wait for the device.
+        normalizer = torch.where(
+            constant > 0, constant, first
+        )  # Without an `if`, for which the host would wait for the device.
         if self.training:
             constant.copy_(normalizer)
         return crd_nce_loss(scores_N1K / normalizer, data_size=len(memory_MD))

@@ -19,8 +19,8 @@ two classes `between` only counts the samples whose order is reversed and has al
 `within` and the classes in a batch of two.
 
 A row or column in which the teacher is constant (every column in a batch of one) counts 0; in the authors' code it is a
-constant 1. One in which only the student is constant counts 1, as theirs. Its gradient has length 1 and points to the
-teacher's; theirs has the same direction and a length of up to 1e8.
+constant 1. One in which only the student is constant counts 1, as in theirs. Its gradient has length 1 and points to
+the teacher's; theirs has the same direction and a length of up to 1e8.
 Shapes: N batch, K classes, R rows of M numbers each.
 """
 

@@ -13,7 +13,7 @@ class Setting:
     """The facts of a trial that its objectives may use."""
 
     temperature: float | None
-    """None where the method has none."""
+    """None for a method without one."""
     num_classes: int
     epochs: int
     labels: Tensor
@@ -26,18 +26,18 @@ class Objective(nn.Module, ABC):
     """A scalar to be minimised, averaged over the batch; its gradient reaches the student and its own parameters.
 
     Parameters (regressors, connectors) are made by `build`, from the shapes of a first lesson. They are trained and
-    checkpointed with the student, and never exported. So is every buffer (memories, frozen parts).
+    checkpointed with the student, and never exported. The same holds for every buffer (memories, frozen parts).
     """
 
     needs: Needs = NOTHING
-    """Its inputs beyond logits; a scheme makes its models provide them."""
+    """The objective's inputs beyond logits; a scheme makes its models provide them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.observed: dict[str, Tensor] = {}
-        """Figures about the last lesson that are reported but not minimised, by name; detached scalars."""
+        """Values of the last lesson that are reported but not minimised, by name; detached scalars."""
 
-    def build(self, lesson: Lesson) -> None:  # Most objectives own nothing.
+    def build(self, lesson: Lesson) -> None:  # Most objectives have no modules.
         """Make the objective's own modules, from a first lesson in eval mode and without gradients."""
 
     @abstractmethod

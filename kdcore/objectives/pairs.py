@@ -51,7 +51,7 @@ def embeddings(lesson: Lesson, pair: Pair) -> tuple[Tensor, Tensor]:
 
 
 def same_size(student_NCHW: Tensor, teacher_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps averaged down to the smaller height and the smaller width of the two."""
+    """Return both maps averaged down to the smaller height and the smaller width of the two."""
     size = [min(pair) for pair in zip(student_NCHW.shape[2:], teacher_NCHW.shape[2:], strict=True)]
     return _pooled(student_NCHW, size), _pooled(teacher_NCHW, size)
 
@@ -90,7 +90,7 @@ def _pooled(maps_NCHW: Tensor, size: list[int]) -> Tensor:
     if list(own) == size:
         return maps_NCHW
     if not any(whole % part for whole, part in zip(own, size, strict=True)):
-        # The same averages. On a GPU, adaptive pooling sums its gradient in no fixed order; average pooling does.
+        # The averages are the same, but on a GPU adaptive pooling sums its gradient in no fixed order.
         return avg_pool2d(maps_NCHW, [whole // part for whole, part in zip(own, size, strict=True)])
     return adaptive_avg_pool2d(maps_NCHW, (size[0], size[1]))
 

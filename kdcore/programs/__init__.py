@@ -1,6 +1,6 @@
-"""Teachers that are programs: networks that torch.export wrote down, run as the graph that they became.
+"""Teachers that are programs: graphs of networks, as written by torch.export.
 
-A file may come from anybody. It is read (`pt2`), compared with what a teacher has to be (`signature`) and run (`graph`)
+A file may be untrusted. It is read (`pt2`), compared with the requirements of a teacher (`signature`) and run (`graph`)
 by calls to a list of operators (`operators`). It can cause nothing else to happen.
 """
 

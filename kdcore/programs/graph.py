@@ -15,19 +15,19 @@ from kdcore.programs import operators
 from kdcore.programs.pt2 import DTYPES, KEYWORD, MEMORY_FORMATS, STRIDED
 
 NO_GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
-"""`with torch.no_grad():` inside a network, as a graph names it. Nothing has gradients here."""
+"""The graph's name of `with torch.no_grad():` inside a network. It has no effect: nothing has gradients here."""
 EVAL_FIRST = "call model.eval() before torch.export.export"
 
 
 @dataclass(frozen=True)
 class Named:
-    """A reference, in a call, to a value that was computed before."""
+    """A reference, in a call, to a value that was computed earlier."""
 
     name: str
 
 
 DEVICE = Named("the device")
-"""In the place of the device that the graph was traced on: the images' device."""
+"""A placeholder for the images' device, in place of the device that the graph was traced on."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _call(node: Mapping[str, Any], needed: set[str]) -> Call:
     arguments = [value for _, kind, value in given if kind != KEYWORD]
     options = {name: value for name, kind, value in given if kind == KEYWORD}
     outputs = [_value(output) for output in node["outputs"]]
-    # A single result is returned as it is; but a graph within a graph returns a list, even of one.
+    # A single result is returned without a list, except by a graph within a graph.
     results = outputs[0] if len(outputs) == 1 and (target != NO_GRAD or isinstance(outputs[0], list)) else outputs
     touched = {*_names([arguments, *options.values(), results])}
     return Call(_operator(target, given), arguments, options, results, frozenset(touched - needed - {DEVICE.name}))
@@ -97,16 +97,16 @@ def _operator(target: str, given: list[tuple[str, int, Any]]) -> Callable[..., A
             f"the program calls {target}: a part of its network runs otherwise than the rest",
             hint="export without autocast, checkpointing, conditions or loops inside forward",
         )
-    found = operators.find(target)
-    _refuse_training(target, operators.is_random(found), {name: value for name, _, value in given})
-    return found
+    operator = operators.find(target)
+    _refuse_training(target, operators.is_random(operator), {name: value for name, _, value in given})
+    return operator
 
 
 def _refuse_training(target: str, is_random: bool, given: Mapping[str, Any]) -> None:
     """Raise TeacherMismatch for dropout and batch norm in train mode.
 
     A batch norm without running statistics may be standardised weights or a decomposed instance norm: whether it mixes
-    images shows when the program is tried.
+    images is found when the program is tried.
     """
     training = given.get("train", given.get("training", None if "dropout" in target else False))
     draws = given.get("dropout_p", 0) != 0 or (is_random and training is not False)
@@ -115,7 +115,7 @@ def _refuse_training(target: str, is_random: bool, given: Mapping[str, Any]) -> 
 
 
 def _value(argument: Mapping[str, Any]) -> Any:
-    """An argument of the JSON as a number, a named value, or a list of them."""
+    """Return an argument of the JSON as a number, a named value, or a list of them."""
     [(kind, value)] = argument.items()
     if kind not in _VALUES:
         raise TeacherMismatch(
@@ -129,7 +129,7 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "as_tensor": lambda one: Named(one["name"]),
     "as_tensors": lambda several: [Named(one["name"]) for one in several],
     "as_name": Named,
-    # JSON has no infinity: it is text.
+    # JSON has no infinity, so it is text.
     "as_float": float,
     "as_floats": lambda several: [float(one) for one in several],
     "as_scalar_type": DTYPES.__getitem__,
@@ -155,7 +155,7 @@ def _names(value: Any) -> Iterator[str]:
 
 
 def _filled(value: Any, values: Mapping[str, Any]) -> Any:
-    """The argument with each named value replaced by the value itself."""
+    """Return the argument with each named value replaced by the value itself."""
     if isinstance(value, Named):
         return values[value.name]
     if isinstance(value, list):

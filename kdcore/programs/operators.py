@@ -1,7 +1,7 @@
-"""The operators that a program from outside may call: those of image networks, as torch.export and its decompositions
+"""The operators that an untrusted program may call: those of image networks, as torch.export and its decompositions
 spell them.
 
-The list says what is allowed, not what is forbidden: PyTorch has thousands of operators, some of which open files
+The list contains what is allowed, not what is forbidden: PyTorch has thousands of operators, some of which open files
 (`aten.from_file`), trust raw pointers (`aten.fbgemm_*`) or draw random numbers, and any library may add more. A name
 includes all its overloads on tensors and the operator in place (`relu_`).
 """
@@ -82,7 +82,7 @@ _ASSERTIONS = """
     _functional_sym_constrain_range_for_size
 """
 ASSERTIONS = frozenset(_ASSERTIONS.split())
-"""They compare a run with the traced one, also its devices and strides, and compute nothing: they are left out."""
+"""Operators that only compare a run with the traced one, also its devices and strides. They are left out."""
 
 _ARITHMETIC = "add sub mul floordiv truediv mod neg pos eq ne le lt ge gt and_ or_"
 _SYMBOLIC = "sym_float sym_int sym_ite sym_max sym_min sym_not"
@@ -91,7 +91,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     **{f"torch.{name}": getattr(torch, name) for name in _SYMBOLIC.split()},
     "math.trunc": math.trunc,
 }
-"""Arithmetic on sizes. No powers: a few of them make a number that fills the memory."""
+"""Arithmetic on sizes. Powers are not allowed: a few of them make a number that fills the memory."""
 
 
 def _attention_for_cpu(
@@ -120,7 +120,7 @@ ANYWHERE: dict[str, Callable[..., Any]] = {
     "torch.ops.aten._scaled_dot_product_flash_attention.default": _flash_attention,
     "torch.ops.aten._scaled_dot_product_efficient_attention.default": _efficient_attention,
 }
-"""Attention, which decompositions name by device kind. The other values that they return are for gradients only."""
+"""Attention, which decompositions name by device kind. Their other results are for gradients only."""
 
 ADVICE = (
     "export a network of PyTorch's own layers; ExportedProgram.run_decompositions() may spell it in plainer operators"
@@ -132,7 +132,7 @@ def is_assertion(target: str) -> bool:
 
 
 def find(target: str) -> Callable[..., Any]:
-    """The operator of a target. Raises TeacherMismatch where it is not allowed or does not exist."""
+    """Return the operator of a target. Raises TeacherMismatch if it is not allowed or does not exist."""
     if target in (ours := NUMBERS | ANYWHERE):
         return ours[target]
     name, _, overload = target.removeprefix("torch.ops.aten.").partition(".")
@@ -144,18 +144,18 @@ def find(target: str) -> Callable[..., Any]:
             f"the program calls {target}, which PyTorch {torch.__version__} does not have",
             hint="export it with the version of PyTorch that runs here",
         )
-    found: torch._ops.OpOverload = getattr(packet, overload)
+    op: torch._ops.OpOverload = getattr(packet, overload)
     # TorchScript's overloads, on plain numbers and text, return no tensor; overloads with `out` write into any tensor.
-    computes = any("Tensor" in str(result.type) for result in found._schema.returns) or name.startswith("sym_")
-    if not computes or any(argument.is_out for argument in found._schema.arguments):
+    computes = any("Tensor" in str(result.type) for result in op._schema.returns) or name.startswith("sym_")
+    if not computes or any(argument.is_out for argument in op._schema.arguments):
         raise TeacherMismatch(f"the program calls {target}, which computes no new tensor", hint=ADVICE)
-    return found
+    return op
 
 
 def _in_place_or_not(name: str) -> str:
     return name if name.startswith("__") else name.removesuffix("_")
 
 
-def is_random(found: Callable[..., Any]) -> bool:
-    """Return True for an operator that can draw random numbers; dropout and attention may have that switched off."""
-    return torch.Tag.nondeterministic_seeded in getattr(found, "tags", ())
+def is_random(op: Callable[..., Any]) -> bool:
+    """Return True for an op that can draw random numbers; dropout and attention may have that switched off."""
+    return torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())

@@ -14,14 +14,14 @@ from kdcore.programs.graph import EVAL_FIRST, Graph
 
 TRIED = 3
 CLOSE = 1e-2
-"""The most that an image's logits may change with the batch around it, as a part of the largest: rounding differs
+"""The largest allowed change of an image's logits with its batch, as a fraction of the largest logit: rounding differs
 between kernels; batch norm in train mode changes more."""
 
 
 class Program(nn.Module):
-    """Normalised images, float32 N × C × H × W, to logits, float32 N × K.
+    """A frozen network from normalised images, float32 N × C × H × W, to logits, float32 N × K.
 
-    Frozen: it has no train mode and no gradients. It computes in the types that it was exported with, outside autocast,
+    It has no train mode and no gradients. It computes in the types that it was exported with, outside autocast,
     on the device that it is moved to.
     """
 
@@ -36,7 +36,7 @@ class Program(nn.Module):
         super().__init__()
         self.facts = facts
         self._graph, self._images, self._memory_format = graph, images, memory_format
-        # A module does not allow every name that a graph may have.
+        # Some names of a graph are not allowed as names of a module's attributes.
         self._places = {one.name: f"tensor_{at}" for at, one in enumerate(own)}
         # Tied weights, one tensor under two names, stay one parameter: counted once, moved once.
         parameters: dict[int, nn.Parameter] = {}
@@ -72,14 +72,14 @@ class Program(nn.Module):
 
 
 def inspect(path: Path) -> ProgramFacts:
-    """Facts of a program. Raises TeacherMismatch where it cannot teach."""
+    """Return the facts of a program. Raises TeacherMismatch if it cannot be a teacher."""
     return open_program(path).facts
 
 
 def open_program(path: Path, data: DatasetFacts | None = None) -> Program:
     """Read a program, compare it with the data, and try it on a few images of their size.
 
-    Without `data` that is the size it was exported for; a program for any size is not tried then.
+    Without `data` the images have the size that it was exported for; a program for any size is not tried then.
     """
     contents = pt2.read(path)
     with pt2.reading():

@@ -8,7 +8,7 @@ bytes, and only those are read. Pickles are never opened, and a program that nee
 The layout is that of PyTorch 2.11 to 2.13:
 
     models/model.json                             the graph
-    data/weights/model_weights_config.json        which bytes are which parameter or buffer; weight_0, weight_1, …
+    data/weights/model_weights_config.json        the bytes of each parameter or buffer; weight_0, weight_1, …
     data/constants/model_constants_config.json    the same for constants; tensor_0, …
     data/sample_inputs/model.pt                   a pickle of the example inputs: never opened
 """
@@ -30,7 +30,7 @@ from base.errors import TeacherMismatch
 MODEL = "models/model.json"
 JSON_BYTES = 256 << 20
 SCHEMA = 8
-"""The major version of the graph's JSON, in PyTorch 2.11 as in 2.13."""
+"""The major version of the graph's JSON, in PyTorch 2.11 and in 2.13."""
 EXPORT_AGAIN = "export it again with PyTorch 2.11 or newer"
 SAVE_PROGRAM = "save it with torch.export.save(torch.export.export(model.eval(), ...), 'teacher.pt2')"
 
@@ -91,7 +91,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> Mapping[str, zipfile.ZipInfo]:
-    """Members by their names below the archive's top folder.
+    """Return members by their names below the archive's top folder.
 
     PyTorch compresses nothing, so a compressed member is refused; without compression there can be no zip bomb.
     """
@@ -136,7 +136,7 @@ def _read(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name
 def _tensors(
     archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], folder: str, config: str
 ) -> dict[str, Tensor]:
-    """Tensors by name. Tensors that share bytes in the file, as tied weights do, share them in memory."""
+    """Return tensors by name. Tensors that share bytes in the file, such as tied weights, share them in memory."""
     if folder + config not in members:
         raise TeacherMismatch("the program keeps its weights as older versions of PyTorch did", hint=EXPORT_AGAIN)
     stores: dict[str, Tensor] = {}
@@ -151,7 +151,7 @@ def _tensors(
             )
         if file not in stores:
             stores[file] = _bytes(archive.read(members[file]))
-        # By the whole entry, so that tied weights are one tensor.
+        # Cached by the whole entry, so that tied weights are one tensor.
         tensors[name] = views.setdefault(json.dumps(payload), _strided(name, stores[file], meta))
     return tensors
 

@@ -27,7 +27,7 @@ class Own(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Required sizes of images and logits; None where any is accepted."""
+    """Required sizes of images and logits; None accepts any size."""
 
     channels: int
     height: int | None
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
 
 def inputs(contents: Contents) -> tuple[str, list[Own]]:
-    """The name of the images, and the program's own tensors."""
+    """Return the name of the images, and the program's own tensors."""
     images: list[str | None] = []
     own: list[Own] = []
     for spec in contents.model["graph_module"]["signature"]["input_specs"]:
@@ -63,7 +63,7 @@ def inputs(contents: Contents) -> tuple[str, list[Own]]:
 
 
 def logits(contents: Contents) -> str:
-    """The name of the one output."""
+    """Return the name of the only output."""
     specs = contents.model["graph_module"]["signature"]["output_specs"]
     if any(kind.endswith("mutation") for spec in specs for kind in spec):
         raise TeacherMismatch("the program changes its own buffers as it runs", hint=EVAL_FIRST)
@@ -75,7 +75,7 @@ def logits(contents: Contents) -> str:
 
 
 def shape(contents: Contents, images: str, logits: str) -> Shape:
-    """Raise TeacherMismatch where the input is no batch of images or the output no batch of logits."""
+    """Return the sizes. Raises TeacherMismatch unless the input is a batch of images and the output one of logits."""
     known = contents.model["graph_module"]["graph"]["tensor_values"]
     _refuse_other_tensors("takes", known[images], "N x C x H x W")
     _refuse_other_tensors("returns", known[logits], "N x K")
@@ -107,11 +107,11 @@ def _refuse_other_tensors(verb: str, meta: Mapping[str, Any], dimensions: str) -
 
 
 def _size(size: Mapping[str, Any]) -> int | None:
-    """The size; None where it may vary."""
+    """Return the size; None if it may vary."""
     return size.get("as_int")
 
 
 def _largest(expression: str, ranges: Mapping[str, Mapping[str, int | None]]) -> int | None:
-    """The maximum of a symbolic size, written `s77` or `Symbol('s77', positive=True, integer=True)`."""
+    """Return the maximum of a symbolic size, written `s77` or `Symbol('s77', positive=True, integer=True)`."""
     symbol = re.fullmatch(r"(?:Symbol\(')?(\w+)(?:'.*\))?", expression)
     return ranges.get(symbol[1], {}).get("max_val") if symbol else None

@@ -1,1 +1,1 @@
-"""The schemes: which model teaches which. A scheme alone runs models, and does not depend on the objective."""
+"""The schemes, which define which model teaches which. Only they run models; they do not depend on the objective."""

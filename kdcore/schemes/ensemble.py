@@ -7,8 +7,8 @@ Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS
     loss = Σ_i CE_i + CE_e + w(epoch) · T² Σ_i KL(p_e ‖ p_i)   eqs. 6 to 8; p_e is detached in the divergence
     w(epoch) = exp(-5 (1 - epoch / ramp)²), 1 from `ramp` on   the authors' code
 
-A branch is the student's last block group with its classifier; everything before is the shared trunk. The first branch
-on the trunk is exactly the student and is what is delivered; the whole ensemble is measured beside it.
+A branch is the student's last block group with its classifier; the part before it is the shared trunk. The first branch
+on the trunk is exactly the student and is delivered; the whole ensemble is measured beside it.
 Shapes: N batch, M branches, K classes.
 """
 
@@ -76,7 +76,7 @@ class Trunk(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        assert isinstance(network, Network), "rules let only the field's networks be cut"
+        assert isinstance(network, Network), "rules allow this scheme only for kdcore's own networks"
         self.network = network
         self.parts = _last_group(network)
 
@@ -88,11 +88,11 @@ class Trunk(nn.Module):
 
 
 class Branch(nn.Module):
-    """A network from its last block group on. The modules before it are the trunk's, so that none is trained twice."""
+    """A network from its last block group. The modules before it are the trunk's, so that none is trained twice."""
 
     def __init__(self, network: nn.Module, trunk: Trunk) -> None:
         super().__init__()
-        assert isinstance(network, Network), "rules let only the field's networks be cut"
+        assert isinstance(network, Network), "rules allow this scheme only for kdcore's own networks"
         _share(network, trunk.network, before=network.trunk()[trunk.parts])
         self.network, self.parts = network, trunk.parts
 
@@ -119,7 +119,7 @@ def _last_group(network: Network) -> int:
 
 @torch.no_grad()
 def _width(trunk: Trunk, image_shape: tuple[int, int, int]) -> int:
-    """Channels of the trunk's maps, from a pass in eval mode, which changes no statistics."""
+    """Return the channels of the trunk's maps, from a pass in eval mode, which changes no statistics."""
     device = next(trunk.parameters()).device
     width: int = trunk.eval()(torch.zeros(1, *image_shape, device=device)).shape[1]
     trunk.train()

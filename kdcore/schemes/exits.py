@@ -4,8 +4,8 @@ Zhang et al., "Be Your Own Teacher: Improve the Performance of CNNs via Self Dis
 arXiv:1905.08094, section 3.
 
 An exit is a bottleneck (1×1 to a quarter of the width, k×k of stride k, 1×1, each with batch norm and ReLU), averaged
-to an embedding as wide as the deepest one, and a linear classifier. k halves the map once for each exit place that
-comes after. The deepest logits and features are detached where they teach; the exits' gradients reach the blocks below
+to an embedding as wide as the deepest one, and a linear classifier. k halves the map once for each exit place after
+it. The deepest logits and features are detached as targets; the exits' gradients reach the blocks below
 them. The delivered student is the plain network without exits.
 """
 
@@ -51,7 +51,7 @@ class Exits:
 
 
 class Exit(nn.Module):
-    """A map in, a view out. `halvings` counts the exit places from here to the end."""
+    """An exit from a map to a view. `halvings` counts the exit places from here to the end."""
 
     def __init__(self, channels: int, width: int, num_classes: int, halvings: int, size: Sequence[int]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Exit(nn.Module):
 
 
 class Early(nn.Module):
-    """A student that ends at one of its exits: images in, logits out. Only measured, not delivered."""
+    """A student that ends at one of its exits: images in, logits out. It is only measured, not delivered."""
 
     def __init__(self, student: Classifier, path: str, module: nn.Module) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def _layer(width_in: int, width_out: int, stride: int) -> tuple[nn.Module, ...]:
 
 @torch.no_grad()
 def _shapes(student: Classifier, image_size: tuple[int, int]) -> dict[str, torch.Size]:
-    """Shape of each tap for one image, from a pass in eval mode, which changes no statistics."""
+    """Return the shape of each tap for one image, from a pass in eval mode, which changes no statistics."""
     student.eval()
     taps = student(torch.zeros(1, student.mean.numel(), *image_size, device=student.mean.device)).taps
     student.train()

@@ -25,7 +25,7 @@ class Mutual:
         first, *others = self.students
         self.models = {"student": first} | {f"student-{number}": peer for number, peer in enumerate(others, 2)}
         for student in self.students:
-            # Each student is on both sides: it learns at one tap of a pair and teaches at the other.
+            # Each student has both roles: it learns at one tap of a pair and teaches at the other.
             student.watch([*needs.student_taps, *needs.teacher_taps])
 
     def learners(self) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""The facts that a spec's names stand for, and the faults of teacher, student and method beside them."""
+"""The facts of a spec's references, and the faults that follow from them for teacher, student and method."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,19 +13,19 @@ from kdcore.spec.rules import Fields, each_assistant, each_method, each_student,
 
 @dataclass(frozen=True)
 class Known:
-    """The facts that were found for what a spec names. What is missing was not found, or needs a download."""
+    """The known facts of a spec's references. Missing facts were not found, or need a download."""
 
     dataset: DatasetFacts | None = None
     unlabelled: DatasetFacts | None = None
     teachers: Mapping[str, ModelFacts] = field(default_factory=dict)
     """By their pointer in the spec."""
     inspected: Mapping[str, ArchitectureFacts] = field(default_factory=dict)
-    """Networks that had to be built to be known, by name."""
+    """The facts of networks that must be built to be inspected, by name."""
     shapes: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
     """Shapes, without the batch, of the taps that the spec names, by architecture and path."""
 
     def network(self, name: str | None) -> ArchitectureFacts | None:
-        """The facts of an architecture."""
+        """Return the facts of an architecture."""
         if name is None or name in self.inspected:
             return self.inspected.get(name or "")
         try:
@@ -39,7 +39,7 @@ class Known:
 
 
 def fit(fields: Fields, known: Known) -> list[Fault]:
-    """The faults of a spec beside the facts of what it names. No network is built."""
+    """Return the faults of a spec, given the facts of its references. No network is built."""
     dataset = known.dataset
     if dataset is None:
         return []
@@ -62,7 +62,7 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
 
 
 def teacher_network(fields: Fields, known: Known) -> ArchitectureFacts | None:
-    """The network whose activations teach: the first teacher's, or the student's in a scheme without a teacher."""
+    """Return the network whose activations teach: the first teacher's, or in a scheme without one the student's."""
     given = each_teacher(fields)
     if not given:
         return next((known.network(student.architecture) for _, student in each_student(fields)), None)
@@ -72,7 +72,7 @@ def teacher_network(fields: Fields, known: Known) -> ArchitectureFacts | None:
 
 
 def _places_fit(fields: Fields, known: Known) -> Iterator[Fault]:
-    """The places in the networks that methods compare: those that a spec names, and those that are left open."""
+    """Yield the faults of the places that methods compare: those that a spec names, and those that it leaves open."""
     named = each_student(fields)
     student = known.network(named[0][1].architecture) if named else None
     teacher = teacher_network(fields, known)
@@ -170,7 +170,7 @@ def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fie
 def images_to_train_on(
     dataset: DatasetFacts, pool: DatasetFacts | None, unlabelled: Unlabelled | None, training: Training
 ) -> int:
-    """The number of images in an epoch. At least one image is held out."""
+    """Return the number of images in an epoch. At least one image is held out."""
     labelled = dataset.train - max(1, round(dataset.train * training.validation_fraction))
     if pool is None or unlabelled is None:
         return labelled

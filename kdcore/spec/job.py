@@ -54,7 +54,7 @@ class Preprocessing(Vocabulary):
 class Dataset(Vocabulary):
     source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
         description="A built-in name (digits, cifar100, ...), a registered data set's name or id, blob:sha256:<hex>, "
-        "or, for the engine by hand, file:<path>."
+        "or file:<path> (only for `python -m kdcore`)."
     )
     image_size: int | None = Field(
         default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
@@ -67,7 +67,7 @@ class Teacher(Vocabulary):
     checkpoint: Reference | None = Field(
         default=None,
         description="model:<name or id>, job:<id> (its student), blob:sha256:<hex>, weights:<torchvision weights>, "
-        "or, for the engine by hand, file:<path>.",
+        "or file:<path> (only for `python -m kdcore`).",
     )
     program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
@@ -103,11 +103,11 @@ class Unlabelled(Vocabulary):
     )
     labels: Literal["teacher", "none"] = Field(
         default="teacher",
-        description="What is used as their labels. teacher: the class with the teacher's highest probability (Kim & "
+        description="Their labels. teacher: the class with the teacher's highest probability (Kim & "
         "Rush 2016, arXiv:1606.07947). none: no label; only the distillation loss uses these images.",
     )
     labelled_too: bool = Field(
-        default=True, description="Whether the data set's own labelled images are trained on too."
+        default=True, description="True: the data set's own labelled images are trained on, too."
     )
 
 
@@ -151,7 +151,7 @@ class Cosine(Vocabulary):
 
     name: Literal["cosine"] = "cosine"
     final_fraction: float = Field(
-        default=0, ge=0, le=1, description="Part of the learning rate that is left at the end."
+        default=0, ge=0, le=1, description="The learning rate at the end, as a fraction of its start."
     )
     warmup_epochs: WarmUp = 0
 
@@ -161,7 +161,7 @@ Schedule = Multistep | Cosine
 
 
 class NoAugmentation(Vocabulary):
-    """Images as they are."""
+    """Images without a change."""
 
     name: Literal["none"] = "none"
 
@@ -208,7 +208,7 @@ Mix = Mixup | Cutmix
 
 
 class Training(Vocabulary):
-    """How the student is trained. Defaults: the CIFAR-100 recipe of CRD, which the published tables use."""
+    """The recipe of the training. Defaults: the CIFAR-100 recipe of CRD, which the published tables use."""
 
     model_config = ConfigDict(title="Training")
 
@@ -219,7 +219,7 @@ class Training(Vocabulary):
         default=64, ge=2, le=65_536, description="Images in a batch. The remainder of an epoch is left out."
     )
     seed: int = Field(
-        default=0, ge=0, lt=2**63, description="Of first weights, held-out images, order and augmentation."
+        default=0, ge=0, lt=2**63, description="Seed of first weights, held-out images, order and augmentation."
     )
     optimizer: Annotated[Optimizer, Field(discriminator="name"), named("name", Optimizer)] = Field(
         default=Sgd(), description="Default: SGD, as CRD's code."
@@ -254,7 +254,7 @@ class Training(Vocabulary):
 
 OneStudent = Annotated[Student, named("architecture", Student)]
 
-# The JSON type decides between one and several, so that a fault names the fields of what the client meant only.
+# The JSON type decides between one and several, so that a fault names only fields of that form.
 OneOrSeveralTeachers = Annotated[
     Annotated[Teacher, Tag("single")]
     | Annotated[tuple[Teacher, ...], Field(min_length=1, max_length=16), Tag("several")],
@@ -272,14 +272,17 @@ OneOrSeveralMethods = Annotated[
 
 
 class Scheduling(Vocabulary):
-    """How the service schedules the job. It changes nothing of what is trained; the engine by hand ignores it."""
+    """The scheduling of the job by the service. It does not change the training; `python -m kdcore` ignores it."""
 
     priority: int = Field(
-        default=0, ge=-100, le=100, description="The highest first, then the oldest. Running jobs go on."
+        default=0,
+        ge=-100,
+        le=100,
+        description="Jobs of the highest priority start first, then the oldest. Running jobs are not interrupted.",
     )
     deadline_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = Field(
         default=None,
-        description="Seconds after being accepted, or last retried, by which the job must have ended, its waiting and "
+        description="Seconds after its acceptance, or last retry, within which the job must end, its waiting and "
         "pauses included; then it fails with deadline_exceeded. Default: none.",
     )
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = Field(
@@ -297,7 +300,7 @@ class JobSpec(Vocabulary):
     """
 
     name: str | None = Field(
-        default=None, min_length=1, max_length=200, description="A name for readers; it need not be unique."
+        default=None, min_length=1, max_length=200, description="A name for people; it need not be unique."
     )
     dataset: Annotated[Dataset, named("source", Dataset)] = Field(
         description="The images to train on and to measure every model on. A plain string is their source."
@@ -336,13 +339,13 @@ class JobSpec(Vocabulary):
         description="Weight of the distillation loss. Default: the method's own (GET /v1/methods); 1 where methods "
         "have weights of their own, as in a list of several.",
     )
-    training: Training = Field(default=Training(), description="How the student is trained.")
+    training: Training = Field(default=Training(), description="The recipe of the training.")
     baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
         default="none",
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
-        "an earlier job; by hand file:<path> of its student.safetensors.",
+        "an earlier job; for `python -m kdcore` also file:<path> of its student.safetensors.",
     )
-    scheduling: Scheduling = Field(default=Scheduling(), description="How the service schedules the job.")
+    scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -356,17 +359,17 @@ class JobSpec(Vocabulary):
 
     @property
     def students(self) -> tuple[Student, ...]:
-        """The first is the result of the job."""
+        """The students; the first is the result of the job."""
         return self.student if isinstance(self.student, tuple) else (self.student,)
 
     @property
     def method_name(self) -> str:
-        """Names of all methods, as in `kd+attention`."""
+        """The names of all methods, as in `kd+attention`."""
         return "+".join(method.name for method in self.methods)
 
     @property
     def scheme(self) -> SchemeOptions:
-        """Who teaches whom."""
+        """The scheme: which model teaches which."""
         return scheme_of(self.methods)
 
     def as_json(self) -> dict[str, Any]:

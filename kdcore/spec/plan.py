@@ -1,4 +1,4 @@
-"""What a job trains, in order: its trials, each from a fresh start, and the stages of each trial."""
+"""The plan of a job: its trials in order, each from a new start, and the stages of each trial."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,58 +10,58 @@ from kdcore.spec.methods import Method, SchemeOptions, scheme_of
 from kdcore.spec.vocabulary import Pair
 
 GIVEN = "teacher"
-"""`taught_by` of a trial whose teacher (or teachers) the spec names."""
+"""The value of `taught_by` for a trial whose teacher (or teachers) the spec names."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a trial: `<trial>/<method>` teaches one method before the labels; the last has the trial's name."""
+    """One stage of a trial. `<trial>/<method>` trains one method before the labels; the last has the trial's name."""
 
     name: str
     epochs: int
     steps: int
     method: Method | None = None
-    """The method of a stage before the labels; None in the last stage, where all methods are taught beside them."""
+    """The method of a stage before the labels; None in the last stage, which uses all methods and the labels."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A training from a fresh start: the student's, an assistant's, a generation's or the baseline's."""
+    """A training from a new start: of the student, an assistant, a generation or the baseline."""
 
     name: str
     students: tuple[Student, ...]
     taught_by: str | None
     """GIVEN, the name of an earlier trial, or None: no teacher, or the students themselves."""
     methods: tuple[Method, ...]
-    """Empty for labels alone."""
+    """The methods; empty for labels alone."""
     seed: int
     stages: tuple[Stage, ...] = ()
 
     @property
     def scheme(self) -> SchemeOptions:
-        """Who teaches whom."""
+        """The scheme: which model teaches which."""
         return scheme_of(self.methods)
 
 
 def trials(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> tuple[Trial, ...]:
-    """A job's trials with their stages: the student's comes last, except for its baseline."""
-    found = list(_generations(spec) if spec.scheme.generations else _chain(spec))
+    """Return a job's trials with their stages. The student's is the last, except for its baseline."""
+    planned = list(_generations(spec) if spec.scheme.generations else _chain(spec))
     if spec.baseline == "train":
-        found.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
+        planned.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
     return tuple(
         replace(trial, stages=tuple(_stages(trial, spec, dataset, unlabelled if trial.name != "alone" else None)))
-        for trial in found
+        for trial in planned
     )
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Distinct names: a, b, a-2, a-3."""
+    """Return distinct names: a, b, a-2, a-3."""
     times = [names[:position].count(name) for position, name in enumerate(names, 1)]
     return [name if time == 1 else f"{name}-{time}" for name, time in zip(names, times, strict=True)]
 
 
 def _stages(trial: Trial, spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> Iterator[Stage]:
-    """Every stage with its length in steps; only whole batches count."""
+    """Yield every stage with its length in steps; only whole batches count."""
     images = images_to_train_on(dataset, unlabelled, spec.unlabelled, spec.training)
     steps_per_epoch = images // spec.training.batch_size
     first = [(method, method.first_stage) for method in trial.methods if method.first_stage is not None]
@@ -73,7 +73,7 @@ def _stages(trial: Trial, spec: JobSpec, dataset: DatasetFacts, unlabelled: Data
 
 
 def _chain(spec: JobSpec) -> Iterator[Trial]:
-    """The assistants, each taught by the one before it, then the student."""
+    """Yield the assistants, each taught by the one before it, then the student."""
     methods = () if spec.scheme.kind == "alone" else spec.methods
     taught_by = GIVEN if spec.teachers else None
     for number, assistant in enumerate(spec.assistants, 1):
@@ -83,7 +83,7 @@ def _chain(spec: JobSpec) -> Iterator[Trial]:
 
 
 def _generations(spec: JobSpec) -> Iterator[Trial]:
-    """The generations, each with a seed of its own and taught by the one before it."""
+    """Yield the generations, each with its own seed and taught by the one before it."""
     count = spec.scheme.generations
     taught_by = GIVEN if spec.teachers else None
     methods = spec.methods if spec.teachers else ()
@@ -94,6 +94,6 @@ def _generations(spec: JobSpec) -> Iterator[Trial]:
 
 
 def _among_twins(method: Method) -> Method:
-    """The method for a teacher that is an earlier student: its taps are the student's."""
+    """Return the method for a teacher that is an earlier student: its taps are the student's."""
     pairs = tuple(Pair(student=pair.student, teacher=pair.student) for pair in method.pairs)
     return method.at(pairs) if pairs else method

@@ -1,4 +1,4 @@
-"""Reading of a client's body, with all faults at once. Each fault points to the field as the client wrote it."""
+"""The reading of a client's body. All faults are found at once; each points to the field as the client wrote it."""
 
 import difflib
 import types
@@ -55,7 +55,7 @@ def read(body: Any) -> tuple[JobSpec | None, Fields, list[Fault]]:
 
 
 def as_typed(faults: Iterable[Fault], body: Any) -> list[Fault]:
-    """Point faults to what the client wrote: to the plain name where it stands for an object."""
+    """Point faults to what the client wrote: to the plain name if it is short for an object."""
     return _once(replace(fault, pointer=_typed(fault.pointer, body)) for fault in faults)
 
 
@@ -76,12 +76,12 @@ def _item(body: list[Any], step: str) -> Any:
 
 
 def _follows(detail: ErrorDetails) -> bool:
-    """Return True for a fault that follows from another: pydantic calls a list with bad items too short as well."""
+    """Return True for a fault that follows from another: for pydantic, a list with bad items is too short as well."""
     return detail["type"] == "too_short" and len(detail["input"]) > detail["ctx"]["actual_length"]
 
 
 def _once(faults: Iterable[Fault]) -> list[Fault]:
-    """The faults without repetitions. One plain value can stand for two fields with the same fault."""
+    """Return the faults without repetitions: one plain value can set two fields with the same fault."""
     seen: list[Fault] = []
     for fault in faults:
         if fault not in seen:
@@ -105,7 +105,7 @@ def _readable(body: dict[str, Any]) -> Fields:
 
 @cache
 def _adapter(field: str) -> TypeAdapter[Any]:
-    """The cached validator of a field. Building it takes longer than reading a spec."""
+    """Return the validator of a field, cached because building it takes longer than reading a spec."""
     return TypeAdapter(JobSpec.model_fields[field].rebuild_annotation())
 
 
@@ -130,7 +130,7 @@ def _fault(detail: ErrorDetails, body: dict[str, Any]) -> Fault:
 
 
 def _out_of_bounds(pointer: str, detail: ErrorDetails, given: Any) -> Fault:
-    """The fault of a value of another type, or outside its bounds."""
+    """Return the fault of a value of another type, or outside its bounds."""
     kind, context = detail["type"], detail.get("ctx", {})
     bound = next((text.format(context[key]) for key, text in _BOUNDS.items() if key in context), None)
     message, code = f"{detail['msg']}, got {given!r}", kind
@@ -155,7 +155,7 @@ def _unknown_variant(path: list[str | int], context: Mapping[str, Any], given: A
 
 
 def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[BaseModel] | None, Any]:
-    """The path as the client wrote it, without pydantic's tags of unions; the model of the last step; and the value
+    """Return the path as the client wrote it, without pydantic's tags of unions; the model of the last step; the value
     there."""
     path: list[str | int] = []
     here: Any = body
@@ -175,7 +175,7 @@ def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[Base
 
 
 def _annotation(annotation: Any, model: type[BaseModel] | None, step: str | int) -> Any:
-    """The type at a step: of a field of the model, or of an item of the list."""
+    """Return the type at a step: of a field of the model, or of an item of the list."""
     if isinstance(step, int):
         return _item_type(annotation)
     return model.model_fields[step].annotation if model is not None and step in model.model_fields else None

@@ -1,4 +1,4 @@
-"""Defaults of a spec, resolved with the facts of what it names. Resolving is idempotent."""
+"""The resolving of a spec's defaults, with the facts of its references. Resolving is idempotent."""
 
 from kdcore.catalog import DatasetFacts, ModelFacts
 from kdcore.spec.fitting import Known, teacher_network
@@ -20,7 +20,7 @@ from kdcore.spec.rules import each_teacher
 
 
 def resolve(spec: JobSpec, known: Known) -> JobSpec:
-    """The spec with every default written out, except what depends on a file that must be downloaded first."""
+    """Return the spec with every default written out, except those that depend on a file not downloaded yet."""
     dataset = known.dataset
     assert dataset is not None, "a spec is resolved after its data set is known"
     methods, teachers = _methods(spec, known), _teachers(spec, known)
@@ -40,19 +40,19 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
 
 
 def preprocessing(model: ModelFacts | None, dataset: DatasetFacts) -> Preprocessing:
-    """The normalisation of the model's file if it has one, else the mean and std of the data."""
+    """Return the normalisation of the model's file if it has one, else the mean and std of the data."""
     if model is not None and model.mean and model.std:
         return Preprocessing(mean=tuple(model.mean), std=tuple(model.std))
     return Preprocessing(mean=tuple(dataset.mean), std=tuple(dataset.std))
 
 
 def _temperature(methods: tuple[Method, ...]) -> float | None:
-    """The default of the first method that uses one."""
+    """Return the default temperature of the first method that uses one."""
     return next((method.own_temperature for method in methods if method.own_temperature is not None), None)
 
 
 def _beta(methods: tuple[Method, ...]) -> float | None:
-    """The default beta: 1 where methods have weights of their own, as in a list of several."""
+    """Return the default beta: 1 if methods have their own weights, as in a list of several."""
     weighed = len(methods) > 1 or methods[0].weight is not None
     return 1.0 if weighed else methods[0].own_beta
 
@@ -64,7 +64,7 @@ def _methods(spec: JobSpec, known: Known) -> tuple[Method, ...]:
 
 
 def _weighed(method: Method) -> Method:
-    """The same member of a list with its weight. A single method is weighed by beta instead."""
+    """Return a member of a list with its weight. A single method is weighed by beta instead."""
     return method if method.weight is not None else method.model_copy(update={"weight": method.own_beta})
 
 
@@ -103,7 +103,7 @@ def _schedule(schedule: Schedule, epochs: int) -> Schedule:
 
 
 def _augmentation(dataset: DatasetFacts) -> Augmentation:
-    """The default augmentation. Named grey sets are digits and letters: a mirrored one is not of its class."""
+    """Return the default augmentation. Named grey sets are digits and letters, which must not be mirrored."""
     side = min(dataset.image_size)
     if dataset.kind == "named" and dataset.channels == 1:
         return NoAugmentation()

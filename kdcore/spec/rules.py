@@ -20,22 +20,22 @@ T = TypeVar("T")
 
 
 def each_method(fields: Fields) -> list[tuple[str, Method]]:
-    """The methods, each with its pointer."""
+    """Return the methods, each with its pointer."""
     return _each("/method", fields.get("method"))
 
 
 def each_teacher(fields: Fields) -> list[tuple[str, Teacher]]:
-    """The teachers, each with its pointer."""
+    """Return the teachers, each with its pointer."""
     return _each("/teacher", fields.get("teacher"))
 
 
 def each_student(fields: Fields) -> list[tuple[str, Student]]:
-    """The students, each with its pointer. The first is the result of the job."""
+    """Return the students, each with its pointer. The first is the result of the job."""
     return _each("/student", fields.get("student"))
 
 
 def each_assistant(fields: Fields) -> list[tuple[str, Student]]:
-    """The assistants, each with its pointer."""
+    """Return the assistants, each with its pointer."""
     return _each("/assistants", fields.get("assistants"))
 
 
@@ -46,13 +46,13 @@ def _each(pointer: str, given: T | tuple[T, ...] | None) -> list[tuple[str, T]]:
 
 
 def scheme_kind(fields: Fields) -> SchemeKind | None:
-    """The scheme of the job; None where its methods are not valid."""
+    """Return the scheme of the job; None if its methods are not valid."""
     methods = [method for _, method in each_method(fields)]
     return scheme_of(methods).kind if methods else None
 
 
 def rules(fields: Fields) -> list[Fault]:
-    """Every contradiction between these fields."""
+    """Return every contradiction between these fields."""
     return [fault for rule in _RULES for fault in rule(fields)]
 
 
@@ -73,7 +73,7 @@ def _methods_go_together(fields: Fields) -> Iterator[Fault]:
 
 
 def _added_to(scheme: Method, method: Method, pointer: str, fields: Fields) -> Iterator[Fault]:
-    """The faults of a method beside a scheme. Peers, branches and exits share one loss, which cannot own parameters
+    """Yield the faults of a method beside a scheme. Peers, branches and exits share a loss, which cannot own parameters
     for each pair of them."""
     if scheme.facts.scheme == "generations":
         if "batch_norm" in method.facts.needs:
@@ -120,7 +120,7 @@ def _weights_are_for_sums(fields: Fields) -> Iterator[Fault]:
 
 
 def _nothing_is_listed_twice(fields: Fields) -> Iterator[Fault]:
-    """An entry that is repeated with a weight of its own is allowed: it is meant."""
+    """Yield the faults of repeated entries. A repetition with its own weight is intended and therefore allowed."""
     for what, named in (("method", each_method(fields)), ("teacher", each_teacher(fields))):
         for position, (pointer, one) in enumerate(named):
             if one.weight is None and any(one == earlier for _, earlier in named[:position]):
@@ -199,7 +199,7 @@ def _students_fit_the_scheme(fields: Fields) -> Iterator[Fault]:
     if scheme == "ensemble" and facts.source != "kdcore":
         branched = next(method.name for _, method in each_method(fields) if _is_scheme(method))
         text = f"{branched!r} branches the student before its last stage, and that place in {facts.name} is not known"
-        yield Fault(f"{pointer}/architecture", text, "not_allowed", "one of the field's networks", facts.name)
+        yield Fault(f"{pointer}/architecture", text, "not_allowed", "one of kdcore's own networks", facts.name)
 
 
 def _assistants_have_a_teacher(fields: Fields) -> Iterator[Fault]:
@@ -245,7 +245,7 @@ def _unlabelled_images_have_a_teacher(fields: Fields) -> Iterator[Fault]:
 
 
 def not_the_own_images(unlabelled: Unlabelled) -> Fault:
-    """The fault of unlabelled images that are the data set itself."""
+    """Return the fault of unlabelled images that are the data set itself."""
     text = "these are the data set's own training images, and some of them are held out to choose the best epoch"
     return Fault("/unlabelled/source", text, "not_allowed", "other images", unlabelled.source)
 
@@ -261,7 +261,9 @@ def _mixed_images_have_no_one_label(fields: Fields) -> Iterator[Fault]:
             text = f"{method.name!r} needs one label for each image; mixed images have two"
             yield Fault("/training/mix", text, "not_allowed", "null", training.mix.name)
         elif "sample_index" in method.facts.needs:
-            text = f"{method.name!r} keeps a memory of each training image; a mixed image is none of them"
+            text = (
+                f"{method.name!r} stores an embedding of each training image, but a mixed image is not a training image"
+            )
             yield Fault("/training/mix", text, "not_allowed", "null", training.mix.name)
 
 
@@ -330,7 +332,7 @@ def _schedule_fits_epochs(fields: Fields) -> Iterator[Fault]:
         rising = all(a < b for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False))
         if not rising or schedule.milestones[-1] >= training.epochs:
             yield Fault(
-                "/training/schedule/milestones", "milestones must rise and lie before the last epoch", "not_allowed",
+                "/training/schedule/milestones", "milestones must rise and be before the last epoch", "not_allowed",
                 f"< {training.epochs}", list(schedule.milestones),
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The base class of every object in a job spec, and the words for a place in a network."""
+"""The base class of every object in a job spec, and the type of a place in a network."""
 
 from typing import Annotated, Any, Literal, Union
 
@@ -20,7 +20,7 @@ class Vocabulary(BaseModel):
 
 
 def named(field: str, of: Any, names: tuple[str, ...] = ()) -> BeforeValidator:
-    """A validator that reads a plain string as an object of type `of` with only this field; the schema shows both."""
+    """Return a validator that reads a plain string as an object with only this field; the schema shows both."""
     plain: Any = Literal[names] if names else str
     discriminated = Annotated[of, Field(discriminator="name")] if field == "name" else of
     return BeforeValidator(
@@ -33,7 +33,7 @@ TapPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0
 
 
 class Pair(Vocabulary):
-    """Where student and teacher are compared: module paths, `layer3` for an output, `fc@in` for an input."""
+    """The places at which student and teacher are compared, as module paths: an output `layer3`, an input `fc@in`."""
 
     student: TapPath
     teacher: TapPath
@@ -44,6 +44,6 @@ def _same_on_both_sides(given: Any) -> Any:
 
 
 Tap = Annotated[Pair, BeforeValidator(_same_on_both_sides, json_schema_input_type=TapPath | Pair)]
-"""A pair of places. A plain path means the same path in both networks."""
+"""Return a pair of places. A plain path means the same path in both networks."""
 
 Taps = Annotated[tuple[Tap, ...], Field(min_length=1, max_length=16)]

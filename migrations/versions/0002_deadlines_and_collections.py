@@ -1,4 +1,4 @@
-"""How long a job may take, so that a retry can be given as long again; the last batch of writes of an attempt; and what
+"""Add the time limit of a job, which a retry gets again; the last batch of writes of an attempt; and what
 each collection removed.
 """
 

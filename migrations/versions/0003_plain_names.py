@@ -69,13 +69,13 @@ def _rename_constraint(old: str, new: str) -> None:
 
 
 def _to_plain(data: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in data.items() if name not in ("fence", "rescued")}
-    return {**kept, "attempt": data["fence"], "takeover": data["rescued"]}
+    rest = {name: value for name, value in data.items() if name not in ("fence", "rescued")}
+    return {**rest, "attempt": data["fence"], "takeover": data["rescued"]}
 
 
 def _from_plain(data: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in data.items() if name != "takeover"}
-    return {**kept, "fence": data["attempt"], "rescued": data["takeover"]}
+    rest = {name: value for name, value in data.items() if name != "takeover"}
+    return {**rest, "fence": data["attempt"], "rescued": data["takeover"]}
 
 
 def _rewrite_claims(rewritten: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -81,7 +81,7 @@ def test_worker_killed_job_continues_from_its_newest_row(
         last = workers.db.attempts(job_id)[-1]
         assert last.first_step == safe
         log = workers.db.files.log_path(job_id, last.fence).read_text()
-        assert (f"goes on after step {safe}\n" in log) == (safe is not None)
+        assert (f"continues after step {safe}\n" in log) == (safe is not None)
         workers.assert_nothing_left()
 
 

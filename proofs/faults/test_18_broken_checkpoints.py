@@ -92,5 +92,5 @@ def _skipped(workers: Workers, job_id: str) -> list[int]:
 def _resumed_after(workers: Workers, job_id: str) -> str | None:
     """The step that the engine printed."""
     log = workers.db.files.log_path(job_id, 2).read_text()
-    _, resumed, rest = log.partition("goes on after step ")
+    _, resumed, rest = log.partition("continues after step ")
     return rest.split()[0] if resumed else None

@@ -146,7 +146,7 @@ def frozen(db: JobDatabase, processes: Iterable[int]) -> Iterator[None]:
 
 
 def alive(process: int) -> bool:
-    """Whether it has not ended. A zombie has, and is not reaped yet."""
+    """Return True if the process has not ended. A zombie has ended, but is not reaped yet."""
     try:
         _, _, rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")
     except OSError:

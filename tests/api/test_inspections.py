@@ -115,7 +115,7 @@ async def test_inspector_kills_a_child_that_hangs_and_all_that_it_started(tmp_pa
 
 
 def ended(pid: int) -> bool:
-    """Whether it is gone or a zombie; the signal may take a moment to arrive."""
+    """Return True if the process has ended or is a zombie; the signal may take a moment to arrive."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

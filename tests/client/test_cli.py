@@ -227,7 +227,7 @@ def test_watch_detaches_on_ctrl_c(monkeypatch: pytest.MonkeyPatch):
     fake = FakeService({"GET /v1/jobs/job_1": job(status="running")})
     done = run(fake, "watch", "job_1")
     assert done.exit_code == 130
-    assert "the job goes on" in done.stderr
+    assert "the job continues" in done.stderr
     assert fake.requests_to("POST /v1/jobs/job_1/cancel") == []
 
 

@@ -20,7 +20,7 @@ from tests.end_to_end.embedded_server import EmbeddedServer, embedded_server, wa
 from tests.kdcore.engine import write_arrays, write_teacher
 
 HOST = "a-host"
-"""In the place of the name of whoever's machine this is: workers are called after it."""
+"""A placeholder for this machine's name, which is part of the workers' names."""
 TIMINGS = {"DISTILLERY_LEASE_S": "3", "DISTILLERY_HEARTBEAT_S": "0.5", "DISTILLERY_LOOK_S": "0.3"}
 LEFT_OUT = ("cache", "scratch", "inspect", "server.lock", "distillery.migrating")
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _story(one: EmbeddedServer, folder: Path) -> dict[str, Any]:
-    """What a test may know of it, beside the home itself."""
+    """Return the facts that tests need beside the home itself."""
     model = one.upload(write_teacher(folder / "teacher.safetensors", "convnet8"))
     assert one.post("/v1/models", {"name": "theirs", "blob": model}).status_code == 201
     data = one.upload(write_arrays(folder / "data.npz"))
@@ -108,7 +108,7 @@ def _reaches(one: EmbeddedServer, job_id: str, step: int) -> None:
 
 
 def _told(one: EmbeddedServer, job_id: str) -> dict[str, Any]:
-    """What the API tells of a job."""
+    """Return the API's answers about a job."""
     job = one.get(f"/v1/jobs/{job_id}")
     return {
         "job": {name: job[name] for name in ("status", "name", "method", "resolved_spec", "result", "error")},

@@ -92,7 +92,7 @@ def method_job(name: str, data: Path, teacher: Path, **fields: Any) -> JobSpec:
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two states hold the same bits."""
+    """Return True if two states hold the same bits."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -142,7 +142,7 @@ def test_run_an_ensemble_holds_every_generation_behind_its_number(together):
 
 
 def test_run_an_ensemble_is_measured_by_the_mean_of_its_members_probabilities(together, folder):
-    """As whoever takes the file would compute it."""
+    """As a user of the file would compute it."""
     with safe_open(together.out / "student.safetensors", "pt") as file:
         notes = json.loads(file.metadata()["distillery"])
     test = load(Dataset(source="data"), folder / "data.npz", folder / "cache").test

@@ -54,8 +54,8 @@ def waiting(*command: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.soc
 
 
 @contextmanager
-def given(channel: socket.socket, order: Order, folder: Path) -> Iterator[int]:
-    """What is read there are the lines of an engine that was given this order."""
+def ordered(channel: socket.socket, order: Order, folder: Path) -> Iterator[int]:
+    """Send the order. Yields the descriptor from which the lines of its engine are read."""
     read, events = os.pipe()
     with (folder / "log").open("ab") as log, (folder / "lock").open("w") as lock:
         send_order(channel, order, events=events, log=log.fileno(), lock=lock.fileno())
@@ -76,7 +76,7 @@ def test_receive_order_applies_the_order_before_it_returns(tmp_path: Path):
         "os.write(int(arguments[-1]), json.dumps(received).encode())\n"
     )
     order = Order(["x" * 100] * 5000, str(tmp_path), {"TMPDIR": str(tmp_path)})
-    with waiting("-c", program) as (process, channel), given(channel, order, tmp_path) as lines:
+    with waiting("-c", program) as (process, channel), ordered(channel, order, tmp_path) as lines:
         with os.fdopen(os.dup(lines)) as stream:
             received = json.load(stream)
         assert process.wait(60) == 0
@@ -116,7 +116,7 @@ def test_receive_order_and_run_by_hand_give_the_same_bits(tmp_path: Path):
     ):
         assert channel.recv(1) == READY
         assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 1, "no thread is left of the imports"
-        with given(channel, order, tmp_path) as lines, os.fdopen(os.dup(lines)) as stream:
+        with ordered(channel, order, tmp_path) as lines, os.fdopen(os.dup(lines)) as stream:
             events = [json.loads(line)["event"] for line in stream]
         assert process.wait(60) == other.wait(60) == 0
     assert (events[0], events[-1]) == ("phase", "done")

@@ -82,7 +82,7 @@ def proven(folder, out, teacher: object = None, **fields) -> dict:
 
 
 def from_file(path, data: Data, architecture: str | None = None) -> Classifier:
-    """As whoever takes the file would build it."""
+    """As a user of the file would build it."""
     with safe_open(path, "pt") as file:
         notes = json.loads(file.metadata()["distillery"])
     network = models.build(architecture or notes["architecture"], 3, 1)

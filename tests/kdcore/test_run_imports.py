@@ -1,4 +1,4 @@
-"""What a run loads: a job's first step waits for every import."""
+"""The imports of a run: a job's first step waits for all of them."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ print(*sys.modules)
 
 
 def test_run_runs_and_resumes_import_neither_pytorchs_compiler_nor_torchvision(tmp_path):
-    """The compiler alone (with sympy) takes longer to import than torch, and is asked for in odd places."""
+    """The compiler alone (with sympy) takes longer to import than torch, and some rare functions import it."""
     write_arrays(tmp_path / "data.npz")
     done = subprocess.run([sys.executable, "-c", RUNS, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())

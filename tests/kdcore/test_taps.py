@@ -52,7 +52,7 @@ def test_taps_an_input_by_name_is_an_input():
 
 
 class Gives(nn.Module):
-    """A network of one layer that gives what it is told."""
+    """A network of one layer that returns the given tensor."""
 
     def __init__(self, activation: object, **attributes: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_taps_patches_of_no_square_are_refused_where_that_can_be_known():
 
 
 @pytest.mark.parametrize(
-    ("path", "activation", "told"),
+    ("path", "activation", "reason"),
     [
         ("layer@nhwc", torch.zeros(2, 49, 8), "gives 2 x 49 x 8, not N x H x W x C"),
         ("layer@tokens", torch.zeros(2, 8, 7, 7), "gives 2 x 8 x 7 x 7, not N x L x D"),
@@ -103,8 +103,8 @@ def test_taps_patches_of_no_square_are_refused_where_that_can_be_known():
         ("layer@in", None, "gives a NoneType, not a tensor"),
     ],
 )
-def test_taps_an_activation_of_another_shape_is_told(path: str, activation: object, told: str):
-    with pytest.raises(SpecInvalid, match=told):
+def test_taps_refuses_an_activation_of_another_shape(path: str, activation: object, reason: str):
+    with pytest.raises(SpecInvalid, match=reason):
         seen_of(path, activation)
 
 

@@ -329,12 +329,12 @@ def test_stage_training_a_state_restored_anywhere_goes_on_to_the_same_bits(made,
         after_step=lambda t: states.append((copied(t.state()), len(points))),
     ).run()  # fmt: skip
     assert len(states) == 6
-    for state, told in states:
+    for state, count in states:
         later = []
         again = training(**made(5), recipe=recipe, metric=lambda *point: later.append(point))  # noqa: B023
         again.restore(state)
         done = again.run()
-        assert points[:told] + later == points
+        assert points[:count] + later == points
         assert done.keys() == whole.keys()
         for name, outcome in whole.items():
             assert same(done[name].last, outcome.last) and same(done[name].best, outcome.best)

@@ -77,7 +77,7 @@ def test_inspect_torchvisions_state_dicts_fit_with_any_class_count(tmp_path: Pat
 
 
 def lies(network: nn.Module, path: Path) -> bool:
-    """Whether the file gives back the network's own weights under their own names."""
+    """Return True if the file gives back the network's own weights under their own names."""
     read = weights.read(path).state
     return read.keys() == network.state_dict().keys() and all(
         torch.equal(read[key], value) for key, value in network.state_dict().items()

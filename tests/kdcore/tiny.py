@@ -33,7 +33,7 @@ def linear(seed: int, classes: int = 3) -> Classifier:
 
 
 def named(architecture: str, seed: int = 0, classes: int = 3) -> Classifier:
-    """One of the field's networks, for one channel."""
+    """A network of kdcore's own, for one channel."""
     torch.manual_seed(seed)
     return Classifier(models.build(architecture, classes, 1), [0.5], [0.25])
 

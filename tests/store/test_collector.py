@@ -1,4 +1,4 @@
-"""What the collector deletes, and when; and above all what it keeps. `in_days` sets the file store's clock."""
+"""The files that the collector deletes, and those that it must not delete. `in_days` sets the file store's clock."""
 
 import hashlib
 import os

@@ -69,7 +69,7 @@ NEVER = {
     "has a checkpoint beyond checkpoint_step": """
         SELECT id FROM jobs JOIN checkpoints ON job_id = id WHERE step > coalesce(checkpoint_step, -1)""",
 }
-"""What no job may ever be: the query returns the jobs that are. The size of a test's artifact is its writer's fence."""
+"""Queries for jobs in a state that must not occur. The size of a test's artifact is its writer's fence."""
 VIOLATIONS = " UNION ALL ".join(f"SELECT '{what}', id FROM ({rows}) AS violating" for what, rows in NEVER.items())  # noqa: S608
 
 JOBS = """

@@ -73,7 +73,7 @@ class Engine:
         if self.resume:
             state = json.loads(self.resume.read_text())
             step, weights = state["step"], state["weights"]
-            self.print(f"goes on after step {step}")
+            self.print(f"continues after step {step}")
         steps = self.options.get("steps", 10)
         while step < steps:
             step, weights = step + 1, trained(weights, step + 1)

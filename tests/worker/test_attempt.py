@@ -297,10 +297,10 @@ def test_run_job_skips_a_damaged_checkpoint_with_a_warning(db: JobDatabase, star
     start_worker()
     until(lambda: len(db.attempts(job_id)) == 2 and "warning" in db.types(job_id), "the warning")
     log = db.files.log_path(job_id, 2)
-    until(lambda: log.exists() and "goes on" in log.read_text(), "the second attempt to resume")
+    until(lambda: log.exists() and "continues" in log.read_text(), "the second attempt to resume")
     warning = next(event.data for event in db.events(job_id) if event.type == "warning")
     assert (warning["code"], warning["step"]) == ("checkpoint_skipped", newest.step)
-    assert f"goes on after step {before.step}\n" in log.read_text()
+    assert f"continues after step {before.step}\n" in log.read_text()
 
 
 @pytest.mark.parametrize("kind", ["blobs", "checkpoints"])

@@ -32,7 +32,7 @@ Method = Annotated[_Any, Field(discriminator="name"), named("name", _Any, tuple(
 
 
 def scheme_of(methods: Sequence[Options]) -> SchemeOptions:
-    """Who teaches whom in a job of these methods. A scheme comes before a plain objective, and that before labels."""
+    """Return the scheme of these methods: that of `dml` and the like, else offline, else labels alone."""
     rank = {"offline": 1, "alone": 2}
     schemes = (method.scheme for method in methods)
     return min(schemes, key=lambda scheme: rank.get(scheme.kind, 0), default=SchemeOptions("alone"))

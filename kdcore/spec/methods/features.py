@@ -73,7 +73,7 @@ class FitNet(Options):
 
     @property
     def defaults(self) -> MethodFacts:
-        """In two stages the labels stand beside kd."""
+        """The facts with the default weights: in two stages, those of kd, beside which the labels are used."""
         return Kd.facts if self.stages == "two" else self.facts
 
     @property
@@ -97,7 +97,7 @@ class Attention(Options):
         title="Attention transfer",
         paper="Zagoruyko & Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv:1612.03928",
         family="features",
-        matches="where in the image the teacher's activations (or its loss's gradient) are large",
+        matches="the places of the image at which the teacher's activations (or its loss's gradient) are large",
         needs=["maps"],
         taps="stages",
         takes="maps",
@@ -129,7 +129,7 @@ class Attention(Options):
 
     @property
     def own_beta(self) -> float | None:
-        """1000 belongs to the mean of squares."""
+        """The default beta: 1000 belongs to the mean of squares."""
         if self.compares_gradients:
             return 1.0
         return 10.0 if self.reduction == "norms" else self.facts.beta
@@ -147,14 +147,14 @@ class Attention(Options):
 
 
 class Nst(OnStages):
-    """Huang & Wang 2017 (arXiv:1707.01219): match the distribution of where each channel fires (MMD)."""
+    """Huang & Wang 2017 (arXiv:1707.01219): match the distribution of the places at which channels are active (MMD)."""
 
     facts = MethodFacts(
         title="Neuron selectivity transfer",
         paper="Huang & Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017, "
         "arXiv:1707.01219",
         family="features",
-        matches="the distribution of where the channels fire",
+        matches="the distribution of the places at which the channels are active",
         needs=["maps"],
         taps="stages",
         takes="maps",
@@ -180,7 +180,7 @@ class FactorTransfer(Options):
         paper="Kim, Park & Kwak, Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018, "
         "arXiv:1802.04977",
         family="features",
-        matches="a paraphrase of the teacher's last maps, learned without labels beforehand",
+        matches="a compressed form of the teacher's last maps, learned first and without labels",
         needs=["maps"],
         taps="last_stage",
         takes="maps",
@@ -219,13 +219,13 @@ class FactorTransfer(Options):
 
 
 class ActivationBoundary(Options):
-    """Heo et al., AAAI 2019 (arXiv:1811.03233): which neurons fire, learned before the labels."""
+    """Heo et al., AAAI 2019 (arXiv:1811.03233): match which neurons are active, before the labels are used."""
 
     facts = MethodFacts(
         title="Activation boundaries",
         paper="Heo et al., Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019, arXiv:1811.03233",
         family="features",
-        matches="which neurons fire, before any label is seen",
+        matches="which neurons are active, before the labels are used",
         needs=["preactivations"],
         taps="preactivations",
         takes="maps",
@@ -308,11 +308,11 @@ class Fsp(Options):
 
 
 class Feature(Options):
-    """The plainest feature distillation: match one activation, through a projector where widths differ."""
+    """The simplest feature distillation: match one activation, through a projector if the widths differ."""
 
     facts = MethodFacts(
         title="Feature matching",
-        paper="the plainest form, as in FitNets (arXiv:1412.6550) and timm's feature distillation",
+        paper="the simplest form, as in FitNets (arXiv:1412.6550) and timm's feature distillation",
         family="features",
         matches="one activation: its values, its direction, or its shares over channels",
         needs=["embedding"],
@@ -351,7 +351,7 @@ class Vid(OnStages):
         title="Variational information distillation",
         paper="Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019, arXiv:1904.05835",
         family="features",
-        matches="the stages' maps, by a Gaussian whose variance is learned channel by channel",
+        matches="the stages' maps, by a Gaussian with a learned variance for each channel",
         needs=["maps"],
         taps="stages",
         takes="maps",
@@ -366,7 +366,7 @@ class Vid(OnStages):
 
 
 class Ofd(Options):
-    """Heo et al., ICCV 2019 (arXiv:1904.01866): before the ReLU, with a margin and a partial distance."""
+    """Heo et al., ICCV 2019 (arXiv:1904.01866): match maps before the ReLU, with a margin and a partial distance."""
 
     facts = MethodFacts(
         title="A comprehensive overhaul of feature distillation",

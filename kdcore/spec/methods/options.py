@@ -1,6 +1,6 @@
 """The base class of every method: its facts as data, its options as fields, and the hooks that the engine calls.
 
-A method overrides only the hooks in which it differs. No code outside this package and `kdcore/objectives/` asks which
+A method overrides only the hooks in which it differs. Only code in this package and `kdcore/objectives/` depends on
 method it has.
 """
 
@@ -23,26 +23,26 @@ PretrainingEpochs = Annotated[Epochs, Field(ge=1)]
 
 
 class MethodFacts(Facts):
-    """What a method is, what it needs of a job, and its default weights."""
+    """The facts of a method: its source, what it needs of a job, and its default weights."""
 
     title: str
     paper: str
     """Citation."""
     family: Literal["reference", "response", "features", "relations", "schemes"]
     matches: str
-    """What of the teacher the student has to match."""
+    """The quantity of the teacher that the student matches."""
     scheme: SchemeKind = "offline"
-    """Who teaches whom. alone: there is no teacher. offline: a trained teacher. mutual: students teach each other.
+    """The roles. alone: there is no teacher. offline: a trained teacher. mutual: students teach each other.
     ensemble: the branches of a student together teach each. exits: a student's deepest part teaches the shallower ones.
     generations: each network teaches the next."""
     teacher: Literal["required", "optional", "none"] = "required"
-    """Whether a job names a teacher."""
+    """The teacher in a job: required, optional, or not allowed."""
     needs: list[Need]
-    """What it reads, with its default options."""
+    """The inputs that it reads, with its default options."""
     taps: TapKind = "none"
-    """Which activations of student and teacher it compares by default."""
+    """The activations of student and teacher that it compares by default."""
     takes: Literal["anything", "maps", "maps_or_vectors"] = "anything"
-    """What a tap must give for each image: maps are channels x height x width, and a vector may count as a map of one
+    """The required shape of a tap for an image: maps are channels x height x width; a vector may count as a map of one
     place."""
     alpha: float
     """Default weight of the labels' loss."""
@@ -53,7 +53,7 @@ class MethodFacts(Facts):
     defaults_from: str
     """The source of the default weights, temperature and options."""
     owns: str = "nothing"
-    """What is trained beside the student and not exported."""
+    """The parts that are trained beside the student and not exported."""
     cost: str
 
 
@@ -72,14 +72,14 @@ class FirstStage:
     epochs: int | None
     """None until the spec is resolved."""
     trains_student: bool = True
-    """False where the stage trains only what the objective owns."""
+    """False if the stage trains only the objective's own parameters."""
     then_labels_alone: bool = False
-    """True where the method adds no loss to the labels afterwards."""
+    """True if the method adds no loss to the labels afterwards."""
 
 
 @dataclass(frozen=True)
 class SchemeOptions:
-    """Who teaches whom in a job, with the numbers that belong to it."""
+    """The scheme of a job (which model teaches which), with its numbers."""
 
     kind: SchemeKind
     branches: int = 1
@@ -89,7 +89,7 @@ class SchemeOptions:
     """Module paths, shallow to deep."""
     generations: int = 0
     ensemble_is_result: bool = False
-    """True where all generations together are exported, not only the last."""
+    """True if all generations together are exported, not only the last."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Networks:
         return self.shapes.get((network.name, path))
 
     def width(self, network: ArchitectureFacts, path: str) -> int | None:
-        """Channels at a place; None where they are not known."""
+        """Channels at a place; None if they are not known."""
         shape = self.shape(network, path)
         return shape[0] if shape else dict(zip(network.taps, network.tap_widths, strict=False)).get(path)
 
@@ -119,7 +119,7 @@ class Options(Vocabulary):
     facts: ClassVar[MethodFacts]
     published_epochs: ClassVar[PublishedEpochs | None] = None
     needs_places: ClassVar[str] = ""
-    """What the fault adds where no default places are found."""
+    """The end of the fault's text if no default places are found."""
     loss_parts: ClassVar[tuple[str, ...]] = ()
     """Options that weigh the parts of the loss. They cannot all be 0."""
 
@@ -144,15 +144,15 @@ class Options(Vocabulary):
 
     @property
     def own_temperature(self) -> float | None:
-        """The default temperature; None where these options use none."""
+        """The default temperature; None if these options use none."""
         return self.defaults.temperature
 
     @property
     def no_temperature(self) -> str:
-        """The fault's text for a job that gives a temperature where these options use none."""
+        """The text of the fault if a job gives a temperature that these options do not use."""
         return f"the method {self.name!r} has no temperature"
 
-    # What is compared.
+    # The comparison.
 
     @property
     def loss_options(self) -> "Options":
@@ -175,22 +175,22 @@ class Options(Vocabulary):
 
     @property
     def compares_gradients(self) -> bool:
-        """True where the teacher's gradient at the image is compared."""
+        """True if the teacher's gradient at the image is compared."""
         return False
 
     @property
     def compares_taps(self) -> bool:
-        """True where activations of a teacher are compared."""
+        """True if activations of a teacher are compared."""
         return self.facts.taps != "none" and not self.compares_gradients
 
     @property
     def looks_inside(self) -> bool:
-        """True where more of a teacher is needed than its logits."""
+        """True if more of a teacher is needed than its logits."""
         return self.compares_taps or self.compares_gradients
 
     @property
     def compares_at_label(self) -> bool:
-        """True where the loss reads the one label of an image."""
+        """True if the loss reads the one label of an image."""
         return self.compares_gradients or "labels" in self.facts.needs
 
     # Places in networks.
@@ -207,35 +207,35 @@ class Options(Vocabulary):
 
     @property
     def takes(self) -> Literal["anything", "maps", "maps_or_vectors"]:
-        """What a tap must give for one image."""
+        """The required shape of a tap for one image."""
         return self.facts.takes
 
     @property
     def places_are_open(self) -> bool:
-        """True where places in the networks are still to be chosen."""
+        """True if places in the networks are still to be chosen."""
         return self.compares_taps and not self.pairs
 
     def named_places(self) -> Iterator[tuple[str, Literal["student", "teacher"], tuple[str, ...]]]:
-        """The module paths that a spec names: field, network, paths."""
+        """Yield the module paths that a spec names: field, network, paths."""
         yield self.tap_field, "student", tuple(pair.student for pair in self.pairs)
         yield self.tap_field, "teacher", tuple(pair.teacher for pair in self.pairs)
 
     def choose(self, student: ArchitectureFacts, teacher: ArchitectureFacts) -> tuple[Pair, ...]:
-        """The default taps; none where a network has no such place that is known."""
+        """Return the default taps; none if such a place is not known in one of the networks."""
         return choose(self.facts.taps, student, teacher)
 
     def at(self, pairs: tuple[Pair, ...]) -> Self:
-        """The same method with these taps."""
+        """Return the same method with these taps."""
         return self.model_copy(update={self.tap_field: pairs if self.tap_field == "taps" else pairs[0]})
 
     # Steps from a spec to a job.
 
     def contradictions(self, teachers: int | None, scheme: SchemeKind | None) -> Iterator[Fault]:
-        """The faults of its options, also beside this number of teachers and this scheme; None for an invalid field."""
+        """Yield the faults of its options, also with this number of teachers and scheme (None for an invalid field)."""
         yield from ()
 
     def misfits(self, networks: Networks) -> Iterator[Fault]:
-        """Faults of its places in these networks."""
+        """Yield the faults of its places in these networks."""
         if not self.compares_taps:
             return
         yield from self._misshapen(networks)
@@ -246,16 +246,16 @@ class Options(Vocabulary):
             yield self._no_place(networks)
 
     def misfit_pairs(self, pairs: tuple[Pair, ...], networks: Networks) -> Iterator[Fault]:
-        """Faults of these taps, named or chosen."""
+        """Yield the faults of these taps, named or chosen."""
         yield from ()
 
     def resolved(self, epochs: int, student: ArchitectureFacts | None, teacher: ArchitectureFacts | None) -> Self:
-        """The same method with its epochs counted, and with its places chosen where both networks are known."""
+        """Return the same method with its epochs resolved, and with its places if both networks are known."""
         method = self._in_epochs(epochs)
         return method if student is None or teacher is None else method.with_places(student, teacher)
 
     def with_places(self, student: ArchitectureFacts, teacher: ArchitectureFacts) -> Self:
-        """The same method with its default places, where a spec names none."""
+        """Return the same method with its default places, if the spec names none."""
         pairs = self.choose(student, teacher) if self.places_are_open else ()
         return self.at(pairs) if pairs else self
 
@@ -313,7 +313,7 @@ class OnEmbeddings(Options):
     """The options of a method that compares one vector for each image."""
 
     tap: Tap | None = Field(
-        default=None, description="Where the vectors are read. Default: the classifiers' inputs, as the paper."
+        default=None, description="The taps of the vectors. Default: the classifiers' inputs, as in the paper."
     )
 
 

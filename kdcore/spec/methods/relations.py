@@ -111,7 +111,7 @@ class Cc(OnEmbeddings):
 
     @property
     def own_beta(self) -> float | None:
-        """No weight of the gaussian form is published; 0.02 belongs to pairs."""
+        """The default beta. No weight of the gaussian form is published; 0.02 belongs to pairs."""
         return 1.0 if self.form == "gaussian" else self.facts.beta
 
 

@@ -44,7 +44,7 @@ class Kd(OnLogits):
 
     @property
     def own_beta(self) -> float | None:
-        """Standardised logits carry less gradient: their authors' weight is larger."""
+        """The default beta. Standardised logits give less gradient, so their authors' weight is larger."""
         return 9.0 if self.standardize else self.facts.beta
 
     @property
@@ -64,7 +64,7 @@ class Kd(OnLogits):
 
 
 class Dkd(OnLogits):
-    """Zhao et al., CVPR 2022 (arXiv:2203.08679): the target class and the other classes apart."""
+    """Zhao et al., CVPR 2022 (arXiv:2203.08679): match the target class and the other classes separately."""
 
     facts = MethodFacts(
         title="Decoupled knowledge distillation",
@@ -100,7 +100,7 @@ class Dkd(OnLogits):
 
 
 class Nkd(OnLogits):
-    """Yang et al., ICCV 2023 (arXiv:2303.13005): the target's probability, and the others' normalised."""
+    """Yang et al., ICCV 2023 (arXiv:2303.13005): match the target's probability, and the others' normalised."""
 
     facts = MethodFacts(
         title="Normalized knowledge distillation",
@@ -168,7 +168,7 @@ class Ttm(OnLogits):
         title="Transformed teacher matching",
         paper="Zheng & Yang, Knowledge Distillation Based on Transformed Teacher Matching, ICLR 2024, arXiv:2402.11148",
         family="response",
-        matches="the teacher's probabilities raised to a power, by the student's plain ones",
+        matches="the teacher's probabilities raised to a power; the student has no temperature",
         needs=["logits"],
         alpha=1,
         beta=4,

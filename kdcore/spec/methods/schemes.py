@@ -1,4 +1,4 @@
-"""The methods that decide who teaches whom, and the training on labels alone."""
+"""The methods that define which model teaches which, and the training on labels alone."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self

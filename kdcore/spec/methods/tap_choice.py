@@ -13,7 +13,7 @@ Pairs = tuple[Pair, ...]
 
 
 def choose(kind: TapKind, student: ArchitectureFacts, teacher: ArchitectureFacts) -> Pairs:
-    """The default pairs of a kind; none where one of the networks has no such place, or none that is known."""
+    """Return the default pairs of a kind; none if one of the networks has no such place, or no known one."""
     return _CHOICES[kind](student, teacher)
 
 
@@ -22,7 +22,7 @@ def _none(student: ArchitectureFacts, teacher: ArchitectureFacts) -> Pairs:
 
 
 def _paired(student: list[str], teacher: list[str]) -> Pairs:
-    """Pair from the deepest place backwards, where the maps of two networks are most alike in size."""
+    """Pair from the deepest place backwards, because the deepest maps of two networks are most similar in size."""
     count = min(len(student), len(teacher))
     pairs = zip(student[len(student) - count :], teacher[len(teacher) - count :], strict=True)
     return tuple(Pair(student=one, teacher=other) for one, other in pairs)
@@ -48,15 +48,15 @@ def _last_stage(student: ArchitectureFacts, teacher: ArchitectureFacts) -> Pairs
 
 
 def _flows(student: ArchitectureFacts, teacher: ArchitectureFacts) -> Pairs:
-    """The input of the first stage, then the end of each. An input cannot be rearranged, so `@` paths have none."""
+    """Pair the first stage's input, then the end of each. An input cannot be rearranged, so `@` paths have none."""
     pairs = _stages(student, teacher)
     plain = [pair for pair in pairs[:1] if "@" not in pair.student + pair.teacher]
     return (*(Pair(student=f"{pair.student}@in", teacher=f"{pair.teacher}@in") for pair in plain), *pairs)
 
 
 def _preactivations(student: ArchitectureFacts, teacher: ArchitectureFacts) -> Pairs:
-    """The teacher must have places before a ReLU. A student without them is tapped after it: its connector can
-    produce negative values."""
+    """Pair the places before a ReLU, which the teacher must have. A student without them is tapped after it, because
+    its connector can produce negative values."""
     return _paired(student.preactivations or student.taps, teacher.preactivations)
 
 

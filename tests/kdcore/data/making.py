@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def png(width: int = 4, height: int = 4, mode: str = "RGB", value: int = 100, kind: str = "PNG") -> bytes:
-    """An even picture; lossless, so its value can be asked for again."""
+    """An even picture; lossless, so its value can be read again."""
     blob = io.BytesIO()
     Image.new(mode, (width, height), (value,) * len(mode) if mode != "L" else value).save(blob, kind)
     return blob.getvalue()

@@ -71,35 +71,35 @@ def pool(count: int = 5) -> Images:
     return Images(torch.arange(100, 100 + count, dtype=torch.uint8).view(count, 1, 1, 1), torch.full((count,), -1))
 
 
-def seen(images: Images) -> list[int]:
+def values(images: Images) -> list[int]:
     return images.pixels[0 : len(images)].flatten().tolist()
 
 
 def test_training_set_each_image_is_either_trained_on_or_held_out():
     found = TrainingSet.of(labelled(), RECIPE)
-    trained = seen(found.images.take(found.rows))
-    assert sorted([*trained, *seen(found.held_out)]) == list(range(20))
+    trained = values(found.images.take(found.rows))
+    assert sorted([*trained, *values(found.held_out)]) == list(range(20))
     assert len(found.held_out) == 4 and found.held_out.labels.sum() == 2
 
 
 def test_split_the_held_out_part_is_that_of_the_recipe():
     rows, held_out = split(labelled(), 0.2, 3)
     found = TrainingSet.of(labelled(), RECIPE)
-    assert torch.equal(found.rows, rows) and seen(found.held_out) == held_out.tolist()
+    assert torch.equal(found.rows, rows) and values(found.held_out) == held_out.tolist()
 
 
 def test_unlabelled_images_stand_behind_the_labelled_ones_and_none_is_held_out():
     before = TrainingSet.of(labelled(), RECIPE)
     found = before.with_unlabelled(pool(), Unlabelled(source="pool"))
     assert found.rows.tolist() == [*before.rows.tolist(), 20, 21, 22, 23, 24]
-    assert seen(found.images) == [*range(20), *range(100, 105)]
+    assert values(found.images) == [*range(20), *range(100, 105)]
     assert found.images.labels.tolist() == [*labelled().labels.tolist(), -1, -1, -1, -1, -1]
     assert found.held_out is before.held_out and (found.held_out.labels >= 0).all()
 
 
 def test_the_pool_alone_is_trained_on_where_labelled_images_are_not_wanted():
     found = TrainingSet.of(labelled(), RECIPE).with_unlabelled(pool(), Unlabelled(source="pool", labelled_too=False))
-    assert seen(found.images.take(found.rows)) == [100, 101, 102, 103, 104]
+    assert values(found.images.take(found.rows)) == [100, 101, 102, 103, 104]
     assert len(found.held_out) == 4
 
 

@@ -133,8 +133,8 @@ def test_load_unlabelled_images_that_do_not_fit_the_data_set_are_refused(npz, tm
 def test_load_unlabelled_a_size_asked_for_makes_them_fit(npz, tmp_path):
     path = tmp_path / "pool.npz"
     np.savez(path, x=np.zeros((5, 8, 6, 3), np.uint8))
-    asked = Dataset(source="file:pool", image_size=4)
-    assert load_unlabelled(asked, path, tmp_path / "cache", inspect(npz(), None)).pixels.shape == (5, 3, 4, 4)
+    dataset = Dataset(source="file:pool", image_size=4)
+    assert load_unlabelled(dataset, path, tmp_path / "cache", inspect(npz(), None)).pixels.shape == (5, 3, 4, 4)
 
 
 def test_load_views_of_joined_images_are_those_of_each(pool, npz, tmp_path):

@@ -1,6 +1,6 @@
-"""What the catalogue says of the ends of stages, held against every network.
+"""The catalogue's ends of stages, compared with every network.
 
-Shapes are asked of networks that hold nothing; what stands before a ReLU, and which batch norm feeds it, of real ones.
+Shapes are compared with networks without memory; the places before a ReLU and their batch norms with real networks.
 """
 
 import pytest

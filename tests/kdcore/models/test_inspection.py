@@ -120,9 +120,9 @@ def test_inspect_taps_taps_tell_what_they_give_for_one_image():
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "reason"),
     [("layer4", "no such module"), ("layer2@tokens", "gives 2 x 32 x 8 x 6, not N x L x D")],
 )
-def test_inspect_taps_a_tap_that_cannot_be_read_says_why(path: str, told: str):
-    with pytest.raises(SpecInvalid, match=told):
+def test_inspect_taps_a_tap_that_cannot_be_read_says_why(path: str, reason: str):
+    with pytest.raises(SpecInvalid, match=reason):
         models.inspect_taps("resnet8", 10, 1, (16, 12), [path])

@@ -37,9 +37,9 @@ def rewritten(program: Path, to: Path, changes: Mapping[str, bytes | Callable[[A
         members = {name.partition("/")[2]: old.read(name) for name in old.namelist()}
         for name, change in changes.items():
             if callable(change):
-                told = json.loads(members[name])
-                change(told)
-                members[name] = json.dumps(told).encode()
+                content = json.loads(members[name])
+                change(content)
+                members[name] = json.dumps(content).encode()
             elif change is None:
                 del members[name]
             else:

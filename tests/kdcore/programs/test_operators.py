@@ -12,7 +12,7 @@ TEXT = {
     # Names of dimensions, which PyTorch has given up.
     "dim", "dim0", "dim1", "dim2", "dims", "end_dim", "names", "out_dim", "outdim", "start_dim",
 }  # fmt: skip
-"""What text means in the operators that are allowed: never a file."""
+"""The meanings of text arguments in the allowed operators: never a file."""
 
 
 def test_find_operators_are_found_in_place_or_not():

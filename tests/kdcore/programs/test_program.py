@@ -191,17 +191,17 @@ class Viewed(nn.Module):
 
 
 @pytest.mark.parametrize("traced", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
-@pytest.mark.parametrize("asked", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("target", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 def test_open_program_its_own_memory_format_is_kept(
-    tmp_path: Path, traced: torch.memory_format, asked: torch.memory_format
+    tmp_path: Path, traced: torch.memory_format, target: torch.memory_format
 ):
     torch.manual_seed(0)
     images = torch.randn(3, 3, 6, 6)
     network = Viewed(traced).eval()
     of_its_format = images.to(memory_format=traced)
     teacher = programs.open_program(exported(network, tmp_path / "t.pt2", of_its_format))
-    teacher = teacher.to(memory_format=asked)  # type: ignore[call-overload]
-    assert torch.allclose(teacher(images.to(memory_format=asked)), network(of_its_format), atol=1e-6)
+    teacher = teacher.to(memory_format=target)  # type: ignore[call-overload]
+    assert torch.allclose(teacher(images.to(memory_format=target)), network(of_its_format), atol=1e-6)
 
 
 def test_open_program_a_classifier_teaches_with_it(program: Path, network: nn.Module):

@@ -99,7 +99,7 @@ def size_trap(sprung: Path) -> dict[str, Any]:
 
 
 def guard_trap(sprung: Path) -> dict[str, Any]:
-    """What was assumed of the inputs is Python, compiled when the program is made a module."""
+    """Guards on the inputs are Python code, which would be compiled when the program becomes a module."""
     text = f"__import__('os').system('touch {sprung}') == 0"
     return {MODEL: lambda model: model.update(guards_code=[text])}
 
@@ -238,22 +238,22 @@ def test_read_every_part_of_the_graph_may_be_missing(program: Path, tmp_path: Pa
     with zipfile.ZipFile(program) as file:
         model = json.loads(file.read(next(name for name in file.namelist() if name.endswith(MODEL))))
 
-    def places(told: Any, path: tuple[Any, ...] = ()) -> Any:
-        for key in told if isinstance(told, dict) else range(len(told)) if isinstance(told, list) else ():
+    def places(content: Any, path: tuple[Any, ...] = ()) -> Any:
+        for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
             if key not in ("metadata", "module_call_graph"):
                 yield (*path, key)
-                yield from places(told[key], (*path, key))
+                yield from places(content[key], (*path, key))
 
-    def without(told: Any, path: tuple[Any, ...]) -> None:
+    def without(content: Any, path: tuple[Any, ...]) -> None:
         for key in path[:-1]:
-            told = told[key]
-        del told[path[-1]]
+            content = content[key]
+        del content[path[-1]]
 
     refused = 0
     for path in list(places(model))[::29]:
         try:
             programs.open_program(
-                rewritten(program, tmp_path / "t.pt2", {MODEL: lambda told, path=path: without(told, path)})
+                rewritten(program, tmp_path / "t.pt2", {MODEL: lambda content, path=path: without(content, path)})
             )
         except TeacherMismatch:
             refused += 1

@@ -280,7 +280,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         ("/method/exits/1", "not_allowed", "fc@in of resnet20 gives 64 for each image; an exit of 'byot' needs a map"),
         {"teacher": None, "method": {"name": "byot", "exits": ["layer1"]}, **shapes(layer1=[16, 32, 32])},
     ),
-    "features that nobody knows": (
+    "unknown features": (
         {"teacher": None, "method": "byot", "student": "torchvision/squeezenet1_0"},
         (
             "/method",
@@ -289,7 +289,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         ),
         {"teacher": None, "method": "byot", "student": "torchvision/resnet18"},
     ),
-    "stages that nobody knows": (
+    "unknown stages": (
         {
             "teacher": None,
             "method": {"name": "byot"},
@@ -315,7 +315,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
 
 @pytest.mark.parametrize(("wrong", "fault", "near_miss"), CASES.values(), ids=CASES)
 def test_fit_returns_one_fault_and_none_for_a_near_miss(wrong, fault, near_miss):
-    """The last near miss is a network of timm's that nobody has built: what cannot be known is no fault."""
+    """The last near miss is a network of timm that was not built: unknown facts are no fault."""
     assert fit_faults(**wrong) == [fault]
     assert fit_faults(**near_miss) == []
 
@@ -374,5 +374,5 @@ def test_images_to_train_on_excludes_held_out_images(train, fraction, pool, labe
     """Of 45 a tenth is 4.5, rounded to the even 4; of 4 one is held out, though a tenth would be none."""
     dataset = DATA.model_copy(update={"train": train})
     images = None if pool is None else POOL.model_copy(update={"train": pool})
-    asked = Unlabelled(source="theirs", labelled_too=labelled_too)
-    assert images_to_train_on(dataset, images, asked, Training(validation_fraction=fraction)) == left
+    unlabelled = Unlabelled(source="theirs", labelled_too=labelled_too)
+    assert images_to_train_on(dataset, images, unlabelled, Training(validation_fraction=fraction)) == left

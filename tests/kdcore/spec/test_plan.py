@@ -1,4 +1,4 @@
-"""What a job trains, in order, written out by hand."""
+"""The plans of jobs, compared with plans that are written out here."""
 
 from typing import Any
 
@@ -150,14 +150,14 @@ def test_trials_a_pool_makes_epochs_longer_but_for_the_baseline(labelled_too: bo
     [(100, 0, 0.1, 10), (97, 0, 0.1, 8), (45, 13, 0.1, 7), (40, 9, 0.33, 4), (9, 3, 0.05, 2)],
 )
 def test_trials_the_engine_takes_as_many_steps_as_the_plan_says(train, pool, fraction, batch_size, labelled_too):
-    asked = Unlabelled(source="theirs", labelled_too=labelled_too) if pool else None
+    unlabelled = Unlabelled(source="theirs", labelled_too=labelled_too) if pool else None
     training = {"epochs": 3, "batch_size": batch_size, "validation_fraction": fraction}
-    spec = resolved(training=training, **({"unlabelled": asked.model_dump()} if asked else {}))
+    spec = resolved(training=training, **({"unlabelled": unlabelled.model_dump()} if unlabelled else {}))
     data, more = DATA.model_copy(update={"train": train}), POOL.model_copy(update={"train": pool})
-    ((stage,),) = (trial.stages for trial in trials(spec, data, more if asked else None))
+    ((stage,),) = (trial.stages for trial in trials(spec, data, more if unlabelled else None))
     training_set = TrainingSet.of(_images(train, labels=3), spec.training)
-    if asked is not None:
-        training_set = training_set.with_unlabelled(_images(pool, labels=0), asked)
+    if unlabelled is not None:
+        training_set = training_set.with_unlabelled(_images(pool, labels=0), unlabelled)
     engine = StageTraining(
         scheme=Alone(Classifier(build("convnet4", 3, 3), [0.5] * 3, [0.2] * 3)),
         objective=None,

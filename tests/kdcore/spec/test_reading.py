@@ -263,13 +263,13 @@ def refs(parts: list[dict]) -> list[str]:
 def test_as_typed_points_to_the_plain_name():
     """A plain name is one value; inside a real object, or at a field that is missing, the pointer stays."""
     body = {"student": "resnet8", "teacher": {"checkpoint": "x"}, "training": {"schedule": "cosine"}}
-    asked = [
+    pointers = [
         "/student/architecture",
         "/teacher/architecture",
         "/teacher/checkpoint",
         "/training/schedule/warmup_epochs",
     ]
-    pointed = as_typed([Fault(pointer, "", "") for pointer in [*asked, "/method/name", ""]], body)
+    pointed = as_typed([Fault(pointer, "", "") for pointer in [*pointers, "/method/name", ""]], body)
     assert [fault.pointer for fault in pointed] == [
         "/student", "/teacher/architecture", "/teacher/checkpoint", "/training/schedule", "/method/name", "",
     ]  # fmt: skip

@@ -221,7 +221,7 @@ CASES = {
         ),
         {"teacher": None, "method": "one", "student": {"architecture": "vgg8"}},
     ),
-    "one generation of nobody": (
+    "one generation without a teacher": (
         {"teacher": None, "method": {"name": "born_again", "generations": 1}},
         (
             "/method/generations",
@@ -251,7 +251,7 @@ CASES = {
         {"method": ["kd", BY_GRADIENT], "assistants": ["resnet32"]},
     ),
     # Images without labels.
-    "a pool that nobody answers for": (
+    "a pool without a teacher": (
         {"method": "born_again", "unlabelled": POOLED},
         (
             "/unlabelled",
@@ -315,7 +315,11 @@ CASES = {
     ),
     "a memory of mixed images": (
         {"method": "crd", **mixed()},
-        ("/training/mix", "not_allowed", "'crd' keeps a memory of each training image; a mixed image is none of them"),
+        (
+            "/training/mix",
+            "not_allowed",
+            "'crd' stores an embedding of each training image, but a mixed image is not a training image",
+        ),
         {"method": "cc", **mixed()},
     ),
     # Numbers that nothing uses.
@@ -374,7 +378,7 @@ CASES = {
         ("/alpha", "not_allowed", "with alpha 0 there is nothing to learn from"),
         {"alpha": 0},
     ),
-    "peers that nobody tells what is right": (
+    "peers without labels": (
         {**PEERS, "method": "dml", "alpha": 0},
         ("/alpha", "not_allowed", "'dml' has no trained teacher: with alpha 0 nothing is learned from the labels"),
         {"teacher": None, "method": "born_again", "alpha": 0},
@@ -434,12 +438,12 @@ CASES = {
     ),
     "falling milestones": (
         schedule(name="multistep", milestones=[5, 4]),
-        ("/training/schedule/milestones", "not_allowed", "milestones must rise and lie before the last epoch"),
+        ("/training/schedule/milestones", "not_allowed", "milestones must rise and be before the last epoch"),
         schedule(name="multistep", milestones=[4, 5]),
     ),
     "a milestone after the end": (
         schedule(name="multistep", milestones=[9]),
-        ("/training/schedule/milestones", "not_allowed", "milestones must rise and lie before the last epoch"),
+        ("/training/schedule/milestones", "not_allowed", "milestones must rise and be before the last epoch"),
         schedule(name="multistep", milestones=[8]),
     ),
     "a range from large to small": (
