@@ -349,7 +349,7 @@ const noReport = (job) => h("span", { class: "quiet" }, TERMINAL.includes(job.st
 
 function sentence(job, teacher, student, alone, gain) {
   const parts = [];
-  const supervised = job.resolved_spec?.beta == null; // No loss of a distillation.
+  const supervised = job.resolved_spec?.beta == null; // A job without a distillation loss.
   const baseline = job.resolved_spec?.baseline;
   if (teacher) {
     const times = teacher.parameters / student.parameters;
