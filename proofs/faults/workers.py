@@ -12,6 +12,7 @@ from typing import Any, Self
 from store import artifacts, checkpoints, jobs, metrics
 from store.checkpoints import Checkpoint
 from store.settings import Settings
+from tests.store.helpers import new_job
 from tests.worker.job_database import OPTIONS, JobDatabase, until_at_work, worker_process
 from tests.worker.processes import until
 from worker.attempt import STALE_FENCE
@@ -47,9 +48,9 @@ class Workers:
 
     def submit(self, spec: dict[str, Any], max_attempts: int = 3) -> str:
         """Submit a job for the real engine."""
-        fields = {"project": "p", "name": None, "method": spec["method"], "spec_sha256": "0" * 64}
+        new = new_job(project="p", method=spec["method"], spec=spec, resolved_spec=spec, max_attempts=max_attempts)
         with self.db.database.begin() as connection:
-            job, _ = jobs.submit(connection, spec=spec, resolved=spec, max_attempts=max_attempts, **fields)
+            job, _ = jobs.submit(connection, new)
         return job.id
 
     def start_process(self, failpoints: str = "", **more: str) -> subprocess.Popen[bytes]:

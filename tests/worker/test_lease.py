@@ -57,7 +57,7 @@ def test_lease_keeper_sends_a_heartbeat_at_once_after_a_slow_claim(settings: Set
     context = WorkerContext(settings, OPTIONS, wake_workers=lambda: None)
     claimed_at = boottime() - settings.lease_s
     with context.begin() as (connection, _):
-        claim = lifecycle.claim(connection, context.owner, settings.lease_s, rescue=False)
+        claim = lifecycle.claim(connection, context.owner, settings.lease_s, takeover=False)
     assert claim is not None
     with LeaseKeeper(claim, context, claimed_at, lambda: None) as lease:
         assert lease.deadline > boottime() + SAFE_PART * settings.lease_s / 2
