@@ -35,7 +35,9 @@ def until_expired(workers: Workers, job_id: str) -> None:
     def expired() -> bool:
         with workers.db.database.connect() as connection:
             now = connection.execute(select(database_now())).scalar_one()
-        return (workers.db.job(job_id).lease_until or now) < now
+        lease_until = workers.db.job(job_id).lease_until
+        assert lease_until is not None, workers.db.attempts(job_id)
+        return lease_until < now
 
     until(expired, "the lease to expire")
 

@@ -170,7 +170,7 @@ def test_retry_restores_all_attempts_and_keeps_checkpoints(database: Database):
         job = jobs.retry(connection, claim.job.id)
     assert (job.status, job.attempts_without_progress, job.error, job.finished_at) == ("queued", 0, None, None)
     again = claimed(database)
-    assert (again.fence, again.attempts_without_progress, again.checkpoints[0].step) == (2, 1, 7)
+    assert (again.fence, again.job.attempts_without_progress, again.checkpoints[0].step) == (2, 1, 7)
     assert event_types(database, job.id) == ["queued", "claimed", "checkpoint", "failed", "retried", "claimed"]
 
 
