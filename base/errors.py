@@ -38,8 +38,9 @@ class SpecInvalid(EngineError):
 
 
 class TeacherMismatch(EngineError):
-    """Raised by whatever reads a teacher: `kdcore/weights.py` and `kdcore/programs/` (its file), `prepare.py` and
-    `evaluate.py` (with the data). At submit `kdcore/spec/fitting.py` returns faults of this code."""
+    """Raised by `kdcore/weights.py` and `kdcore/programs/`, which read a teacher's file, and by `kdcore/prepare.py`,
+    `evaluate.py` and `objectives/pairs.py`, which use it. At submit `kdcore/spec/fitting.py` returns faults of this code.
+    """
 
     code = "teacher_mismatch"
 

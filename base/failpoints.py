@@ -9,6 +9,7 @@ variable, a failpoint is one lookup in an empty dictionary. `git grep 'failpoint
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 from base.errors import DatabaseUnavailable
@@ -17,7 +18,8 @@ VARIABLE = "DISTILLERY_FAILPOINTS"
 
 
 def _send(number: signal.Signals) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
+    # To this thread: a signal to the process may let it go on for a moment.
+    return lambda: signal.pthread_kill(threading.get_ident(), number)
 
 
 def _hang() -> None:

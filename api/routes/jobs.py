@@ -139,8 +139,8 @@ async def one(job_id: str, caller: Caller, db: Db, settings: Config) -> Response
 async def cancel(job_id: str, caller: Caller, db: Db) -> Response:
     """Cancel a job. A queued or paused job is cancelled immediately.
 
-    A running job is stopped first: its status becomes `cancelled` when its process has ended, or `succeeded` if it was
-    already publishing its files. Cancelling is idempotent.
+    A running job is stopped first: its status becomes `cancelled` when its process has ended, or `succeeded` if its
+    training had already ended. Cancelling is idempotent.
     """
     return Json(job_view(await db.write(jobs.cancel, job_id, project=caller.project)))
 

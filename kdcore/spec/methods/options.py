@@ -1,7 +1,7 @@
 """The base class of every method: its facts as data, its options as fields, and the hooks that the engine calls.
 
 A method overrides only the hooks in which it differs. Only code in this package and `kdcore/objectives/` depends on
-method it has.
+which method a job has.
 """
 
 from collections.abc import Iterator, Mapping
