@@ -39,8 +39,7 @@ class SpecInvalid(EngineError):
 
 class TeacherMismatch(EngineError):
     """Raised by `kdcore/weights.py` and `kdcore/programs/`, which read a teacher's file, and by `kdcore/prepare.py`,
-    `evaluate.py` and `objectives/pairs.py`, which use it. At submit `kdcore/spec/fitting.py` returns faults of this code.
-    """
+    `evaluate.py` and `objectives/pairs.py`, which use it. At submit `kdcore/spec/fitting.py` returns such faults."""
 
     code = "teacher_mismatch"
 
