@@ -138,11 +138,21 @@ def frozen(db: JobDatabase, processes: Iterable[int]) -> Iterator[None]:
     with db.database.begin():
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
+        # The signal takes a moment: a thread that still runs could begin a write once ours has ended.
+        until(lambda: all(map(is_stopped, stopped)), "the processes to stop")
     try:
         yield
     finally:
         for process in filter(lambda one: Path(f"/proc/{one}").exists(), stopped):
             os.kill(process, signal.SIGCONT)
+
+
+def is_stopped(process: int) -> bool:
+    """Return True if no thread of the process runs."""
+    states = [
+        (task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{process}/task").iterdir()
+    ]
+    return all(state in "TtZX" for state in states)
 
 
 def alive(process: int) -> bool:
