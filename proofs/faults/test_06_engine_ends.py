@@ -6,6 +6,7 @@ A segfault, SIGKILL, a MemoryError, exits without an error, and an engine that i
 
 import json
 import secrets
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from proofs.faults.workers import LONG_LEASE, Workers, family, until_gone
+from tests.worker.job_database import REPOSITORY
 from tests.worker.processes import FAKE_ENGINE, until
 
 LARGE_JOB = {
@@ -21,8 +23,9 @@ LARGE_JOB = {
     "method": "supervised",
     "training": {"epochs": 1, "batch_size": 1290},
 }
-ADDRESS_SPACE = 1_500_000_000
-"""Bytes: enough for torch, but not for that network with this batch."""
+IMPORTED = "import kdcore.run; print(open('/proc/self/status').read().split('VmPeak:')[1].split()[0])"
+SPARE_BYTES = 600_000_000
+"""Enough to start, but not for that network with this batch."""
 
 LITTLE_BYTES = 200_000_000
 
@@ -69,7 +72,9 @@ def test_engine_that_holds_the_interpreter_does_not_outlive_its_worker(tmp_path:
 def test_engine_without_enough_address_space_is_out_of_memory(tmp_path: Path, sqlite_database_url: str):
     """The real engine, with less address space than its network needs."""
     with Workers(tmp_path, sqlite_database_url, **LONG_LEASE) as workers:
-        engine = ["prlimit", f"--as={ADDRESS_SPACE}", sys.executable, "-m", "kdcore", "run"]
+        # A build of torch for GPUs takes gigabytes of address space by its import alone.
+        imported = int(subprocess.check_output([sys.executable, "-c", IMPORTED], cwd=REPOSITORY)) * 1024
+        engine = ["prlimit", f"--as={imported + SPARE_BYTES}", sys.executable, "-m", "kdcore", "run"]
         workers.start_process(DISTILLERY_ENGINE=json.dumps(engine), DISTILLERY_WARM="false")
         job_id = workers.submit(LARGE_JOB, max_attempts=1)
         until(lambda: workers.db.job(job_id).status == "failed", "the engine to run out of memory", timeout_s=120)

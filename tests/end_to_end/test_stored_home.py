@@ -25,7 +25,7 @@ def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
     with tarfile.open(GOLDEN / "home_af300df.tar.xz") as archive:
         # Python before 3.11.4 has no filters.
-        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # noqa: S202
     with embedded_server(folder / "home", DISTILLERY_LOOK_S="0.3") as server:
         yield server, json.loads((folder / "known.json").read_text())
         assert server.stop() == 0
