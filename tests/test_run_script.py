@@ -124,7 +124,9 @@ def test_command_adds_extras_and_never_removes_any(ready: Path):
 
 def test_test_runs_in_several_processes(ready: Path):
     assert run(ready, "test").stdout.startswith("python -m pytest -n ")
-    assert run(ready, "test", DISTILLERY_TEST_PROCESSES="7").stdout.startswith("python -m pytest -n 7 --dist worksteal\n")
+    assert run(ready, "test", DISTILLERY_TEST_PROCESSES="7").stdout.startswith(
+        "python -m pytest -n 7 --dist worksteal\n"
+    )
 
 
 def test_setup_installs_again_after_a_change_of_pyproject(ready: Path):
