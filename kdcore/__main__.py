@@ -50,16 +50,13 @@ def _run(arguments: argparse.Namespace) -> int:
         spec = parse(_spec_body(arguments.spec))
         # Torch is imported only for a valid spec, so that an invalid one fails at once.
         from kdcore import prepare, run
-        from kdcore.checkpoint import Stopped, stop_on_sigterm
+        from kdcore.checkpoint import stop_on_sigterm
 
         cache = arguments.cache or arguments.out / "cache"
         workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines)
         stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        try:
-            report = run.run(spec, workspace, arguments.resume)
-        except Stopped:
-            return protocol.EXIT_STOPPED
+        report = run.run(spec, workspace, arguments.resume)
     except Exception as error:
         engine_error = _engine_error(error)
         lines.emit("error", **engine_error.as_dict())

@@ -15,15 +15,18 @@ import torch
 from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
 from kdcore.prepare import PreparedJob, Workspace
-from kdcore.protocol import CHECKPOINTS_KEPT
+from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED
 from kdcore.spec import Stage
 from kdcore.training import Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
 
 
-class Stopped(Exception):
-    """The engine was stopped on request; a checkpoint is saved."""
+class Stopped(SystemExit):
+    """The engine was stopped on request, and a checkpoint is saved; the process ends with `EXIT_STOPPED`."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_STOPPED)
 
 
 def stop_on_sigterm(workspace: Workspace) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
+from base.errors import TeacherMismatch
+
 if TYPE_CHECKING:
     from kdcore.classifier import Classifier
     from kdcore.spec import Pair
@@ -94,6 +96,11 @@ class Lesson:
     batch: Batch
     share: float = 1.0
 
+    @property
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """Student's and teacher's logits, N × K. Raises TeacherMismatch if their shapes differ."""
+        return equal_shapes("logits", self.student.logits, self.teacher.logits)
+
 
 @dataclass(frozen=True)
 class StepOutput:
@@ -137,3 +144,11 @@ class Scheme(Protocol):
 
     def run(self, batch: Batch) -> StepOutput:
         """Run the models on one batch."""
+
+
+def equal_shapes(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both tensors. Raises TeacherMismatch if their shapes differ."""
+    if student.shape != teacher.shape:
+        shapes = [" x ".join(map(str, shape)) for shape in (student.shape, teacher.shape)]
+        raise TeacherMismatch(f"the student's {name} are {shapes[0]}, the teacher's {shapes[1]}")
+    return student, teacher

@@ -17,7 +17,7 @@ from torch.nn.functional import log_softmax, softmax
 
 from kdcore.lesson import EMBEDDING, Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.pairs import embeddings, logits
+from kdcore.objectives.pairs import embeddings
 from kdcore.spec.methods.schemes import Byot
 from kdcore.spec.vocabulary import Pair
 
@@ -44,6 +44,6 @@ class SelfDistillation(Objective):
         self.temperature, self.hint_weight = setting.temperature, options.hint_weight
 
     def forward(self, lesson: Lesson) -> Tensor:
-        logits_loss = exit_logits_loss(*logits(lesson), temperature=self.temperature)
+        logits_loss = exit_logits_loss(*lesson.logits, temperature=self.temperature)
         features_loss = exit_features_loss(*embeddings(lesson, _FEATURES))
         return logits_loss + self.hint_weight * features_loss

@@ -29,7 +29,6 @@ from torch.nn.functional import softmax
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.pairs import logits
 from kdcore.spec.methods.response import Dist
 
 
@@ -81,7 +80,7 @@ class CorrelationKd(Objective):
 
     def forward(self, lesson: Lesson) -> Tensor:
         return dist_loss(
-            *logits(lesson),
+            *lesson.logits,
             temperature=self.temperature,
             between_weight=self.between_weight,
             within_weight=self.within_weight,

@@ -23,7 +23,6 @@ from torch.nn.functional import log_softmax, logsigmoid
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.pairs import logits
 from kdcore.spec.methods.response import Dkd
 
 
@@ -79,7 +78,7 @@ class DecoupledKd(Objective):
 
     def forward(self, lesson: Lesson) -> Tensor:
         loss = dkd_loss(
-            *logits(lesson),
+            *lesson.logits,
             lesson.batch.labels,
             temperature=self.temperature,
             target_weight=self.target_weight,

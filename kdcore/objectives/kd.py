@@ -19,7 +19,6 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.pairs import logits
 from kdcore.spec.methods.response import Kd
 
 
@@ -60,7 +59,7 @@ class KnowledgeDistillation(Objective):
         self.temperature = setting.temperature
 
     def forward(self, lesson: Lesson) -> Tensor:
-        student_NK, teacher_NK = logits(lesson)
+        student_NK, teacher_NK = lesson.logits
         if self.form == "logits_l2":
             return kd_logits_l2_loss(student_NK, teacher_NK)
         assert self.temperature is not None, "resolve() gives every softened form its temperature"

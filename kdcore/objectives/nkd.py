@@ -25,7 +25,6 @@ from torch.nn.functional import log_softmax, softmax
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.pairs import logits
 from kdcore.spec.methods.response import Nkd
 
 
@@ -54,6 +53,6 @@ class NormalizedKd(Objective):
         self.temperature = setting.temperature
 
     def forward(self, lesson: Lesson) -> Tensor:
-        student_NK, teacher_NK = logits(lesson)
+        student_NK, teacher_NK = lesson.logits
         labels_N = lesson.batch.labels
         return nkd_loss(student_NK, teacher_NK, labels_N, gamma=self.gamma, temperature=self.temperature)

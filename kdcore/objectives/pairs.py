@@ -11,21 +11,16 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, batch_norm
 
-from base.errors import SpecInvalid, TeacherMismatch
-from kdcore.lesson import Lesson
+from base.errors import SpecInvalid
+from kdcore.lesson import Lesson, equal_shapes
 from kdcore.spec import Pair
-
-
-def logits(lesson: Lesson) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's logits, N × K. Raises TeacherMismatch if their shapes differ."""
-    return _equal_shapes("logits", lesson.student.logits, lesson.teacher.logits)
 
 
 def input_gradients(lesson: Lesson) -> tuple[Tensor, Tensor]:
     """Student's and teacher's gradients at the images, N × C × H × W. Raises TeacherMismatch if their shapes differ."""
     student_NCHW, teacher_NCHW = lesson.student.input_gradient, lesson.teacher.input_gradient
     assert student_NCHW is not None and teacher_NCHW is not None, "the objective's needs name the input gradient"
-    return _equal_shapes("input gradients", student_NCHW, teacher_NCHW)
+    return equal_shapes("input gradients", student_NCHW, teacher_NCHW)
 
 
 def maps(lesson: Lesson, pairs: Sequence[Pair]) -> list[tuple[Tensor, Tensor]]:
@@ -93,12 +88,6 @@ def _pooled(maps_NCHW: Tensor, size: list[int]) -> Tensor:
         # The averages are the same, but on a GPU adaptive pooling sums its gradient in no fixed order.
         return avg_pool2d(maps_NCHW, [whole // part for whole, part in zip(own, size, strict=True)])
     return adaptive_avg_pool2d(maps_NCHW, (size[0], size[1]))
-
-
-def _equal_shapes(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    if student.shape != teacher.shape:
-        raise TeacherMismatch(f"the student's {name} are {_text(student.shape)}, the teacher's {_text(teacher.shape)}")
-    return student, teacher
 
 
 def _read(lesson: Lesson, pairs: Sequence[Pair]) -> list[tuple[Tensor, Tensor, Pair]]:

@@ -17,7 +17,6 @@ from torch.nn.functional import log_softmax
 
 from kdcore.lesson import Lesson
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.pairs import logits
 from kdcore.spec.methods.response import Ttm
 
 
@@ -40,5 +39,5 @@ class TransformedTeacher(Objective):
         self.temperature, self.weighted = setting.temperature, options.weighted
 
     def forward(self, lesson: Lesson) -> Tensor:
-        student_NK, teacher_NK = logits(lesson)
+        student_NK, teacher_NK = lesson.logits
         return ttm_loss(student_NK, teacher_NK, temperature=self.temperature, weighted=self.weighted)

@@ -3,16 +3,16 @@ import torch
 from torch import nn
 
 from base.errors import SpecInvalid, TeacherMismatch
-from kdcore.objectives.pairs import BatchNorm, embeddings, logits, map_or_embedding, maps, same_size, unit
+from kdcore.objectives.pairs import BatchNorm, embeddings, map_or_embedding, maps, same_size, unit
 from kdcore.spec.vocabulary import Pair
 from tests.kdcore.objectives.lessons import lesson, normal
 
 PAIR, OTHER = Pair(student="fc@in", teacher="head@in"), Pair(student="layer1", teacher="block1")
 
 
-def test_logits_of_unequal_shapes_are_refused():
+def test_lesson_logits_of_unequal_shapes_are_refused():
     with pytest.raises(TeacherMismatch, match="the student's logits are 4 x 3, the teacher's 4 x 10"):
-        logits(lesson(normal(4, 3), normal(4, 10)))
+        _ = lesson(normal(4, 3), normal(4, 10)).logits
 
 
 @pytest.mark.parametrize("read", [map_or_embedding, embeddings, lambda seen, pair: maps(seen, [pair])])
