@@ -15,6 +15,7 @@ Problem
  ├─ RangeUnsatisfiable  416
  ├─ Invalid             422  parameters or a body that do not match their schema, every fault at once
  │   ├─ SpecInvalid
+ │   ├─ WarningRefused       `strict`, and something is guessed or looks wrong
  │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
@@ -178,6 +179,10 @@ class Invalid(Problem):
 
 class SpecInvalid(Invalid):
     code, title = "spec_invalid", "The job spec cannot work"
+
+
+class WarningRefused(Invalid):
+    code, title = "warning_refused", "Something is guessed or looks wrong"
 
 
 class Unusable(Invalid):

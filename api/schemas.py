@@ -15,7 +15,17 @@ from starlette.responses import Response
 
 from base.jobs import allowed_actions
 from base.references import DIGEST
-from base.wire import ArtifactView, AttemptView, JobView, Links, Time, UploadView, WaitingView, WorkerView
+from base.wire import (
+    ArtifactView,
+    AttemptView,
+    JobView,
+    Links,
+    Time,
+    UploadView,
+    WaitingView,
+    WarningView,
+    WorkerView,
+)
 from kdcore.catalog import DatasetFacts, ModelFacts
 from store.artifacts import Artifact
 from store.attempts import Attempt
@@ -125,6 +135,7 @@ class ModelView(Schema):
     name: str
     blob: str
     facts: ModelFacts
+    warnings: list[WarningView]
     created_at: Time
 
 
@@ -133,6 +144,7 @@ class DatasetView(Schema):
     name: str
     blob: str | None
     facts: DatasetFacts
+    warnings: list[WarningView]
     created_at: Time | None
 
 
@@ -151,6 +163,9 @@ class PreprocessingView(Schema):
     std: list[float] = Field(min_length=1, max_length=4)
 
 
+STRICT = "True: a warning is an error, warning_refused, and nothing is registered."
+
+
 class NewModel(Schema):
     """A teacher's checkpoint that has been uploaded."""
 
@@ -158,6 +173,7 @@ class NewModel(Schema):
     blob: str = Field(pattern=f"^{DIGEST.pattern}$")
     architecture: str | None = Field(default=None, description="Not needed if the file's metadata has it.")
     preprocessing: PreprocessingView | None = Field(default=None, description="Default: the file's own, if it has one.")
+    strict: bool = Field(default=False, description=STRICT)
 
 
 class NewDataset(Schema):
@@ -169,3 +185,4 @@ class NewDataset(Schema):
     image_size: int | None = Field(
         default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
     )
+    strict: bool = Field(default=False, description=STRICT)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from api.references import ReferenceFault, References, Target
-from base.errors import Fault
+from base.errors import Fault, WarningRefused
+from base.warning import WarningItem, refused_if_strict, warning_faults
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.spec import (
     Dataset,
@@ -28,6 +29,7 @@ from kdcore.spec import (
     not_the_own_images,
     read,
     resolve,
+    spec_warnings,
     trials,
 )
 from store.records import Job
@@ -42,6 +44,12 @@ class Examined:
     faults: list[Fault]
     resolved: JobSpec | None = None
     known: Known = field(default_factory=Known)
+    warnings: list[WarningItem] = field(default_factory=list)
+
+    @property
+    def is_refused_for_warnings(self) -> bool:
+        """True if the spec is valid, but `strict`, and something about it is doubtful."""
+        return bool(self.faults) and all(fault.code == WarningRefused.code for fault in self.faults)
 
 
 @dataclass
@@ -153,7 +161,10 @@ async def examine(body: Any, references: References) -> Examined:
     faults += fit(fields, known)
     if faults or spec is None or lookup.data is None or known.dataset is None:
         return Examined(as_typed(faults, body), known=known)
-    return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known)
+    warnings = spec_warnings(spec, known)
+    if spec.strict and (refused := refused_if_strict(warnings)):
+        return Examined(as_typed(warning_faults(refused), body), known=known, warnings=warnings)
+    return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known, warnings)
 
 
 def _comparable(teacher: ModelFacts, data: Target[DatasetFacts] | None) -> ModelFacts:

@@ -2,7 +2,9 @@
 
     EngineError
      ├─ SpecInvalid         spec_invalid          the spec contradicts itself, or a name in it does not exist
+     ├─ WarningRefused      warning_refused       `strict`, and a warning is known before the training
      ├─ TeacherMismatch     teacher_mismatch      the teacher's file does not fit its architecture or the data
+     ├─ TeacherUnavailable  teacher_unavailable   the job whose student should teach did not succeed
      ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is invalid
      ├─ OutOfMemory         out_of_memory         retryable: the device may have been shared
      ├─ LossDiverged        loss_diverged         the loss is not finite
@@ -37,11 +39,21 @@ class SpecInvalid(EngineError):
     code = "spec_invalid"
 
 
+class WarningRefused(EngineError):
+    """A spec is `strict`, and something about it is guessed or looks wrong (`base/warning.py`)."""
+
+    code = "warning_refused"
+
+
 class TeacherMismatch(EngineError):
     """Raised by `kdcore/weights.py` and `kdcore/programs/`, which read a teacher's file, and by `kdcore/prepare.py`,
     `evaluate.py` and `objectives/pairs.py`, which use it. At submit `kdcore/spec/fitting.py` returns such faults."""
 
     code = "teacher_mismatch"
+
+
+class TeacherUnavailable(EngineError):
+    code = "teacher_unavailable"
 
 
 class DatasetUnreadable(EngineError):

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict  # pydantic reads no other TypedDict bef
 
 from base.errors import Code
 from base.jobs import Reason, SlotState, Status
+from base.warning import Code as WarningCode
 
 Time = Annotated[str, "A record has seconds since 1970 here."]
 
@@ -28,6 +29,16 @@ class View(TypedDict):
 
 # Pydantic's settings: a field that is not listed is an error (for the tests of answers), docstrings are descriptions.
 View.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
+
+
+class WarningView(View):
+    """Something that was guessed, left out or looks wrong. The list of codes is closed: `docs/warnings.md`."""
+
+    code: WarningCode
+    pointer: str
+    """A place in the spec or registration (a JSON pointer), or empty if it concerns no field."""
+    message: str
+    hint: str | None
 
 
 # A job
@@ -90,6 +101,19 @@ class Report(TypedDict):
     """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
     test_samples: int
     seconds: float
+    warnings: list[WarningView]
+
+
+class TeacherCheck(TypedDict):
+    """The teacher on a sample of the test images, before anything is trained."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    """95 % (Wilson) interval of the accuracy on all test images."""
+    images: int
+    """The images that were used, the same number of each class as far as possible."""
+    test_samples: int
+    """All test images."""
 
 
 class Links(View):
@@ -138,6 +162,10 @@ class JobView(View):
     result: Annotated[Report, AnyFields] | None
     """The report: teacher, student, the student alone, and the gain."""
     error: ErrorView | None
+    teacher_check: Annotated[TeacherCheck, AnyFields] | None
+    """The teacher's accuracy, measured before the training. Null before that, and without a teacher."""
+    warnings: list[WarningView]
+    """What was guessed, left out or looks wrong, in the order in which it was found."""
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
@@ -227,6 +255,8 @@ class Estimate(View):
 class ValidationView(View):
     valid: bool
     errors: list[Annotated[FaultView, AnyFields]]
+    warnings: list[WarningView]
+    """What is guessed or looks wrong; with `strict` in the spec, these are errors."""
     resolved_spec: dict[str, Any] | None
     estimate: Estimate | None
 
@@ -252,6 +282,7 @@ class Model(TypedDict):
     name: str
     blob: str
     facts: dict[str, Any]
+    warnings: list[WarningView]
     created_at: Time
 
 
@@ -262,6 +293,7 @@ class Dataset(TypedDict):
     name: str
     blob: str | None
     facts: dict[str, Any]
+    warnings: list[WarningView]
     created_at: Time | None
 
 

@@ -1,6 +1,6 @@
 """The engine's command line, for users and for workers.
 
-    python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--events-fd N]
+    python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--known FILE]
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
     python -m kdcore inspect model PATH --architecture NAME
@@ -25,7 +25,7 @@ from typing import Any
 from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from base.files import DISK_FULL
 from kdcore import protocol
-from kdcore.protocol import Lines
+from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import parse
 
 NO_MEMORY = "can't allocate memory"
@@ -53,7 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
         from kdcore.checkpoint import stop_on_sigterm
 
         cache = arguments.cache or arguments.out / "cache"
-        workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines)
+        known = KnownBefore.read(arguments.known) if arguments.known else protocol.NOTHING_KNOWN
+        workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines, known)
         stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
         report = run.run(spec, workspace, arguments.resume)
@@ -169,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", type=int, metavar="N", help="receive the other arguments over this socket, from a worker"
     )
     run.add_argument("--events-fd", type=int)
+    run.add_argument("--known", type=Path, help="what the service knows about the job already (protocol.KnownBefore)")
 
     evaluate = verbs.add_parser("evaluate", help="measure a checkpoint on a data set's test images")
     evaluate.set_defaults(verb=_evaluate)

@@ -14,6 +14,7 @@ import torch
 
 from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
+from base.warning import WarningItem
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED
 from kdcore.spec import Stage
@@ -112,7 +113,8 @@ class Watch:
             self.saved_at = time.monotonic()
             if not self.disk_full:
                 text = f"{error.message}; the training continues without this checkpoint"
-                self.workspace.lines.warning(error.code, text)
+                hint = "free some disk space: the next checkpoint is tried as usual"
+                self.workspace.warn(WarningItem("checkpoint_not_saved", "", text, hint))
             self.disk_full = True
 
     def _save(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:

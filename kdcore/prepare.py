@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from base.errors import SpecFaults, SpecInvalid, TeacherMismatch
+from base.errors import SpecFaults, SpecInvalid, TeacherMismatch, WarningRefused
 from base.files import Written
+from base.warning import WarningItem, refused_if_strict
 from kdcore import data, models, weights
 from kdcore import device as devices
 from kdcore.catalog import ArchitectureFacts
@@ -19,8 +20,8 @@ from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.data.images import Data, Images, TrainingSet
 from kdcore.lesson import Teacher
 from kdcore.programs import Program, open_program
-from kdcore.protocol import Lines
-from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, trials
+from kdcore.protocol import NOTHING_KNOWN, KnownBefore, Lines
+from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, spec_warnings, trials
 from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.weights import TeacherFile
@@ -37,7 +38,19 @@ class Workspace:
     inputs: Mapping[str, Path]
     cache: Path
     lines: Lines
+    known: KnownBefore = NOTHING_KNOWN
     stop_requested: bool = False
+    warnings: list[WarningItem] = field(init=False)
+    """All warnings of the job so far; the report lists them."""
+
+    def __post_init__(self) -> None:
+        self.warnings = list(self.known.warnings)
+
+    def warn(self, warning: WarningItem) -> None:
+        """Add a warning, and emit it, unless the job has it already."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+            self.lines.warning(warning)
 
     def source(self, reference: str) -> Path | None:
         """Return the file of a reference; None for a built-in name. Raises SpecInvalid if the file was not given."""
@@ -109,6 +122,9 @@ def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
         raise TeacherMismatch(str(SpecFaults(faults)))
     if faults:
         raise SpecFaults(faults)
+    for warning in spec_warnings(spec, known):
+        workspace.warn(warning)
+    refuse_if_strict(spec, workspace)
     spec = resolve(spec, known)
     device = devices.choose(spec.training)
     devices.make_exact(spec.training.seed)
@@ -131,6 +147,13 @@ def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
         teacher=teacher.to(device) if teacher else None,
         baseline=baseline.to(device) if baseline else None,
     )
+
+
+def refuse_if_strict(spec: JobSpec, workspace: Workspace) -> None:
+    """Raise WarningRefused if the spec is strict and a warning is known before the training."""
+    refused = refused_if_strict(workspace.warnings) if spec.strict else []
+    if refused:
+        raise WarningRefused("; ".join(f"{one.code}: {one.message}" for one in refused), refused[0].hint)
 
 
 def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | None:

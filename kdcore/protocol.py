@@ -7,6 +7,8 @@ else that is printed, and a lock that other processes can test to see whether th
 runs this one job and exits; no process runs two.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import socket
@@ -16,7 +18,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TextIO
+
+from base.warning import WarningItem
 
 PROGRESS_EVERY_S = 1.0
 READY = b"\n"
@@ -26,6 +31,27 @@ DESCRIPTORS = 3
 CHUNK_BYTES = 65536
 CHECKPOINTS_KEPT = 2
 """The engine keeps so many files in its folder, and the worker so many of a job: if one is damaged, another is left."""
+
+
+@dataclass(frozen=True)
+class KnownBefore:
+    """What the service knows about a job before its engine starts: the file of `--known`."""
+
+    warnings: Sequence[WarningItem] = ()
+    """Found at registration, at submit and by earlier attempts; the report lists them, too."""
+    teacher_check: Mapping[str, Any] | None = None
+    """The result of an earlier check of the same teacher on the same data."""
+
+    @classmethod
+    def read(cls, path: Path) -> KnownBefore:
+        content = json.loads(path.read_text())
+        return cls([WarningItem(**one) for one in content["warnings"]], content["teacher_check"])
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
+
+
+NOTHING_KNOWN = KnownBefore()
 
 
 class Lines:
@@ -52,8 +78,8 @@ class Lines:
     def metric(self, trial: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
         self.emit("metric", trial=trial, step=step, epoch=epoch, values=dict(values))
 
-    def warning(self, code: str, message: str) -> None:
-        self.emit("warning", code=code, message=message)
+    def warning(self, warning: WarningItem) -> None:
+        self.emit("warning", **warning.as_dict())
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
     summary = report.build_report(job, results)
     summary["seconds"] = round(time.monotonic() - started, 3)
+    summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
     export.write(job, workspace, progress.finished, summary)

@@ -5,10 +5,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, not_, or_, select, update
 
+from base.warning import WarningItem
 from store import tables
 from store.attempts import owned_by
 from store.errors import LeaseLost
-from store.events import append_event, update_job
+from store.events import append_event, append_warning, update_job
 from store.records import as_record, columns, database_now, upsert
 from store.tables import jobs
 
@@ -65,11 +66,14 @@ def delete_broken(connection: Connection, job_id: str, fence: int, broken: Check
     """
     others = and_(tables.checkpoints.c.job_id == job_id, not_(_is(broken)))
     furthest = select(func.max(tables.checkpoints.c.step)).where(others).scalar_subquery()
-    job = update_job(connection, owned_by(job_id, fence), checkpoint_step=furthest, claimed_step=furthest)
-    if job is None:
+    changed = update(jobs).where(owned_by(job_id, fence)).values(checkpoint_step=furthest, claimed_step=furthest)
+    if connection.execute(changed.returning(jobs.c.id)).one_or_none() is None:
         raise LeaseLost(job_id, fence)
     connection.execute(delete(tables.checkpoints).where(_is(broken)))
-    append_event(connection, job, "warning", code="checkpoint_skipped", message=reason, step=broken.step)
+    hint = "the job continues from an earlier checkpoint; check the disk that holds the service's files"
+    append_warning(
+        connection, job_id, fence, WarningItem("checkpoint_skipped", "", reason, hint), {"step": broken.step}
+    )
 
 
 def list_expired(connection: Connection, retain_s: float) -> list[str]:

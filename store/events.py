@@ -4,11 +4,13 @@ Every change of a job takes the next number in its own UPDATE (`update_job`) and
 (`append_event`). So a job's events have no gap, no duplicate number, and no event of an attempt that has lost the job.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Integer, bindparam, insert, select, update
 
+from base.warning import WarningItem
 from store.attempts import owned_by
 from store.errors import LeaseLost, NotFound
 from store.records import JOB_COLUMNS, Job, as_record, columns, database_now
@@ -55,6 +57,25 @@ def append_note(connection: Connection, job_id: str, fence: int | None, type: st
         raise NotFound("job", job_id) if fence is None else LeaseLost(job_id, fence)
     append_event(connection, job, type, **data)
     return list_events(connection, job_id, job.event_seq - 1, 1)[0]
+
+
+def append_warning(
+    connection: Connection, job_id: str, fence: int, warning: WarningItem, more: Mapping[str, Any] | None = None
+) -> None:
+    """Add a warning to the job's list and to its events; `more` is added to the event only.
+
+    A warning that is on the list already, because an earlier attempt or the API found it, adds nothing.
+    """
+    known = connection.execute(select(jobs.c.warnings).where(owned_by(job_id, fence))).scalar_one_or_none()
+    if known is None:
+        raise LeaseLost(job_id, fence)
+    item = warning.as_dict()
+    if item in known and not more:
+        return
+    job = update_job(connection, owned_by(job_id, fence), warnings=known if item in known else [*known, item])
+    if job is None:
+        raise LeaseLost(job_id, fence)
+    append_event(connection, job, "warning", **item, **(more or {}))
 
 
 def list_events(connection: Connection, job_id: str, seq: int, limit: int) -> list[Event]:

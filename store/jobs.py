@@ -9,6 +9,7 @@ from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
 from base.jobs import TERMINAL, Status, allowed_actions
+from base.warning import CODES, KNOWN_AT_SUBMIT
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
 from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page, upsert
@@ -158,7 +159,8 @@ def retry(connection: Connection, job_id: str, project: str | None = None, *, fr
     """
     values: dict[str, Any] = {"attempts_without_progress": 0, "error": None, "not_before": None, "finished_at": None}
     if from_scratch:
-        values |= {"checkpoint_step": None, "claimed_step": None, "progress": None}
+        early = [one for one in get(connection, job_id, project).warnings if CODES[one["code"]] in KNOWN_AT_SUBMIT]
+        values |= {"checkpoint_step": None, "claimed_step": None, "progress": None, "warnings": early}
     ended = and_(_is(job_id, project), jobs.c.status.in_(("failed", "cancelled")))
     deadline_at = database_now() + jobs.c.deadline_s
     job = update_job(connection, ended, status="queued", deadline_at=deadline_at, **values)

@@ -30,6 +30,8 @@ class NewJob:
 
     project: str
     name: str | None
+    kind: str
+    """`distillation` or `evaluation`."""
     method: str
     spec: dict[str, Any]
     """The spec as the client sent it."""
@@ -40,12 +42,14 @@ class NewJob:
     priority: int
     max_attempts: int
     deadline_s: float | None
+    warnings: list[dict[str, Any]]
+    """What is doubtful about the job (`base/warning.py`); its attempts add to it."""
 
     @classmethod
     def of(cls, resolved: "JobSpec", **sent: Any) -> "NewJob":
         """Make a job of a resolved spec. Each field comes from `sent`, or from the field of that name in the spec."""
         named = {"method": resolved.method_name, "resolved_spec": resolved.as_json()}
-        values = {**vars(resolved), **vars(resolved.scheduling), **named, **sent}
+        values = {**vars(resolved), **vars(resolved.scheduling), "kind": "distillation", **named, **sent}
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
@@ -67,6 +71,8 @@ class Job(NewJob):
     """Claims since the job's last progress."""
     checkpoint_step: int | None
     progress: dict[str, Any] | None
+    teacher_check: dict[str, Any] | None
+    """The teacher's accuracy on test images, measured before the training."""
     result: dict[str, Any] | None
     """The report of a succeeded job."""
     error: dict[str, Any] | None

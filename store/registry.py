@@ -14,13 +14,21 @@ from store.records import PageQuery, as_record, columns, database_now, new_id, r
 
 
 @dataclass(frozen=True)
-class Entry:
-    id: str
+class NewEntry:
+    """A file that was inspected, to be registered."""
+
     project: str
     name: str
     sha256: str
     facts: dict[str, Any]
     """The results of the file's inspection."""
+    warnings: list[dict[str, Any]]
+    """What is doubtful about it (`base/warning.py`)."""
+
+
+@dataclass(frozen=True)
+class Entry(NewEntry):
+    id: str
     created_at: float
 
 
@@ -44,13 +52,13 @@ class Registry(Generic[E]):
     kind: str
     prefix: str
 
-    def register(self, connection: Connection, project: str, name: str, sha256: str, facts: dict[str, Any]) -> E:
+    def register(self, connection: Connection, new: NewEntry) -> E:
         """Add an entry. Raises NameTaken if the project already has one of this name."""
-        values = {"id": new_id(self.prefix), "project": project, "name": name, "sha256": sha256, "facts": facts}
+        values = {"id": new_id(self.prefix), **vars(new)}
         added = upsert(connection, self.table).values(**values, created_at=database_now()).on_conflict_do_nothing()
         row = connection.execute(added.returning(*self._columns())).one_or_none()
         if row is None:
-            raise NameTaken(self.kind, name)
+            raise NameTaken(self.kind, new.name)
         return as_record(self.record, row)
 
     def get(self, connection: Connection, project: str, name_or_id: str) -> E:

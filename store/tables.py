@@ -42,6 +42,8 @@ jobs = Table(
     Column("id", ID, primary_key=True),
     Column("project", String(100), nullable=False),
     Column("name", Text),
+    # What the job makes: a student (`distillation`), or the accuracy of a registered model (`evaluation`).
+    Column("kind", String(16), nullable=False, server_default=text("'distillation'")),
     Column("method", Text, nullable=False),
     Column("spec", DOCUMENT, nullable=False),
     Column("resolved_spec", DOCUMENT, nullable=False),
@@ -66,6 +68,8 @@ jobs = Table(
     Column("deadline_at", Double),
     Column("event_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("progress", DOCUMENT),
+    Column("warnings", DOCUMENT, nullable=False, server_default=text("'[]'")),
+    Column("teacher_check", DOCUMENT),
     Column("result", DOCUMENT),
     Column("error", DOCUMENT),
     Column("created_at", Double, nullable=False),
@@ -85,6 +89,15 @@ Index(
     sqlite_where=jobs.c.status.in_(("queued", "running")),
     postgresql_where=jobs.c.status.in_(("queued", "running")),
 )
+
+# The jobs whose students teach a job, while they have not ended: it waits for them.
+job_teachers = Table(
+    "job_teachers",
+    metadata,
+    _job_id(),
+    Column("teacher_job_id", ID, primary_key=True),
+)
+Index("ix_job_teachers_teacher_job_id", job_teachers.c.teacher_job_id)
 
 job_attempts = Table(
     "job_attempts",
@@ -171,6 +184,7 @@ def _registered(name: str) -> Table:
         Column("name", String(100), nullable=False),
         Column("sha256", SHA256, nullable=False),
         Column("facts", DOCUMENT, nullable=False),
+        Column("warnings", DOCUMENT, nullable=False, server_default=text("'[]'")),
         Column("created_at", Double, nullable=False),
         UniqueConstraint("project", "name"),
     )
@@ -187,6 +201,18 @@ inspections = Table(
     Column("key", String(200), primary_key=True),
     Column("facts", DOCUMENT, nullable=False),
     Column("seen_at", Double, nullable=False),
+)
+
+# What was measured once, so that the next job need not pay for it again: the accuracy of a teacher on a data set
+# (`evaluation`), the time and memory of a training step (`cost`). By project: none learns what another has.
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("project", String(100), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("key", SHA256, primary_key=True),
+    Column("figures", DOCUMENT, nullable=False),
+    Column("measured_at", Double, nullable=False),
 )
 
 workers = Table(

@@ -20,7 +20,8 @@ from base.failpoints import failpoint
 from base.files import DISK_FULL, sha256_of
 from base.folders import LockedFolder
 from base.references import BLOB
-from kdcore.protocol import Order
+from base.warning import WarningItem
+from kdcore.protocol import KnownBefore, Order
 from store import checkpoints, events, lifecycle
 from store.artifacts import NewArtifact
 from store.checkpoints import Checkpoint
@@ -133,7 +134,9 @@ class Attempt:
         out = folder / "out"
         out.mkdir()
         self.context.cache.mkdir(parents=True, exist_ok=True)
-        arguments = [str(spec), "--out", str(out), "--cache", str(self.context.cache)]
+        known = folder / "known.json"
+        KnownBefore([WarningItem(**warning) for warning in self.claim.job.warnings]).write(known)
+        arguments = [str(spec), "--out", str(out), "--cache", str(self.context.cache), "--known", str(known)]
         for digest in digests:
             arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
         if resume := self._newest_undamaged():
@@ -297,7 +300,10 @@ class Attempt:
         self.failed = bool(error["retryable"])
         log.warning("job %s: %s: %s", job_id, error["code"], error["message"])
         if ending is not None:
-            self._commit("append.committed", events.append_note, type="warning", data=_evidence(ending))
+            hint = "see /logs of this attempt; the event has the log's last lines"
+            warning = WarningItem("engine_ended", "", ending.message, hint)
+            observed = {"how": ending.how, "exit_code": ending.exit_code, "log": ending.log_tail}
+            self._commit("append.committed", events.append_warning, warning=warning, more=observed)
         retry_in_s = self._back_off_s if self.failed else None
         self._commit("finish_failed.committed", lifecycle.finish_failed, error=error, retry_in_s=retry_in_s)
 
@@ -371,12 +377,6 @@ def _observed_error(ending: Ending) -> dict[str, Any]:
         case _:
             error = WorkerLost(message, hint="the log of this attempt has more")
     return error.as_dict()
-
-
-def _evidence(ending: Ending) -> dict[str, Any]:
-    """Return the data of the event `engine_ended`, as observed from outside."""
-    observed = {"how": ending.how, "exit_code": ending.exit_code, "log": ending.log_tail}
-    return {"code": "engine_ended", "message": ending.message, **observed}
 
 
 def _as_engine_error(error: OSError) -> EngineError:

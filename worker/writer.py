@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from base.errors import StorageFull
 from base.failpoints import failpoint
+from base.warning import WarningItem
 from kdcore.protocol import CHECKPOINTS_KEPT
 from store import attempts, checkpoints, events, lifecycle, metrics
 from store.errors import BlobMismatch, LeaseLost
@@ -178,7 +179,7 @@ class LineWriter:
                     path, digest = self._inside(line["path"]), str(line["sha256"])
                     self.artifacts.append(AnnouncedArtifact(name, path, digest, media_type))
                 case "warning":
-                    self._warn(str(line["code"]), str(line["message"]))
+                    self._warn(WarningItem(**{name: line[name] for name in ("code", "pointer", "message", "hint")}))
         except (KeyError, TypeError, ValueError) as error:
             log.warning("job %s: a line of the engine cannot be read: %r", self._job_id, error)
 
@@ -190,7 +191,10 @@ class LineWriter:
             # The engine keeps its last files only. It has deleted this one already, and newer ones follow.
             return
         except (BlobMismatch, StorageFull, OSError) as error:
-            self._warn("checkpoint_not_kept", f"the checkpoint of step {step} was not kept: {error}")
+            text = f"the checkpoint of step {step} was not kept: {error}"
+            self._warn(
+                WarningItem("checkpoint_not_kept", "", text, "free some disk space; the next one is tried as usual")
+            )
             return
         failpoint("checkpoint.stored")
         stored = self._files.relative(self._files.checkpoint_path(self._job_id, self._fence, step))
@@ -210,8 +214,8 @@ class LineWriter:
 
         self._writer.write(write)
 
-    def _warn(self, code: str, message: str) -> None:
-        self._write(events.append_note, type="warning", data={"code": code, "message": message})
+    def _warn(self, warning: WarningItem) -> None:
+        self._write(events.append_warning, warning=warning)
 
     def _write(
         self, record: Callable[Concatenate[Connection, str, int, P], object], *args: P.args, **kwargs: P.kwargs

@@ -6,18 +6,23 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api.dependencies import Caller, Db, InspectionsDep
-from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
-from api.routes.models import uploaded
+from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses
+from api.routes.models import accepted, uploaded
 from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
+from kdcore.spec import dataset_warnings
 from store import errors, registry
 from store.records import PageQuery
+from store.registry import NewEntry
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
 @router.post(
-    "", status_code=201, response_model=DatasetView, responses=responses(NotFound, NameTaken, Unusable, StorageFull)
+    "",
+    status_code=201,
+    response_model=DatasetView,
+    responses=responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
 )
 async def register(new: NewDataset, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
     """Register an uploaded data set: `.npz` arrays, or an archive with one folder of images per class.
@@ -29,9 +34,9 @@ async def register(new: NewDataset, caller: Caller, db: Db, inspections: Inspect
     """
     digest = await uploaded(new.blob, inspections)
     facts = await inspections.inspect(DatasetFacts, digest, image_size=new.image_size)
-    dataset = await db.write(
-        registry.datasets.register, caller.project, new.name, digest, facts.model_dump(mode="json")
-    )
+    warnings = accepted(dataset_warnings(facts), new.strict)
+    entry = NewEntry(caller.project, new.name, digest, facts.model_dump(mode="json"), warnings)
+    dataset = await db.write(registry.datasets.register, entry)
     return Json(dataset_view(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})
 
 
@@ -63,4 +68,4 @@ async def delete(name_or_id: str, caller: Caller, db: Db) -> Response:
 
 def _built_in(name: str) -> dict[str, Any]:
     facts = named_facts(name).model_dump(mode="json")
-    return {"id": None, "name": name, "blob": None, "facts": facts, "created_at": None}
+    return {"id": None, "name": name, "blob": None, "facts": facts, "warnings": [], "created_at": None}

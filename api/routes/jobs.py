@@ -19,6 +19,7 @@ from api.problems import (
     SpecInvalid,
     StorageFull,
     TooLarge,
+    WarningRefused,
     malformed_json,
     responses,
     summary,
@@ -57,7 +58,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     "",
     status_code=201,
     response_model=JobView,
-    responses=responses(MalformedBody, TooLarge, SpecInvalid, IdempotencyConflict, StorageFull),
+    responses=responses(MalformedBody, TooLarge, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
     openapi_extra=SPEC_BODY,
 )
 async def submit(
@@ -83,7 +84,8 @@ async def submit(
             return _replayed(job)
     examined = await examine(spec, references)
     if examined.resolved is None:
-        raise SpecInvalid(summary(examined.faults), examined.faults)
+        problem = WarningRefused if examined.is_refused_for_warnings else SpecInvalid
+        raise problem(summary(examined.faults), examined.faults)
     new = NewJob.of(
         examined.resolved,
         project=caller.project,
@@ -91,6 +93,7 @@ async def submit(
         spec_sha256=digest,
         idempotency_key=idempotency_key,
         max_attempts=examined.resolved.scheduling.max_attempts or settings.max_attempts,
+        warnings=[warning.as_dict() for warning in examined.warnings],
     )
     job, created = await db.write(_submit, new, settings.lease_s)
     failpoint("submit.committed")
@@ -112,6 +115,7 @@ async def validate(spec: Body, references: ReferencesDep) -> Response:
         {
             "valid": examined.resolved is not None,
             "errors": [fault.as_dict() for fault in examined.faults],
+            "warnings": [warning.as_dict() for warning in examined.warnings],
             "resolved_spec": examined.resolved.as_json() if examined.resolved else None,
             "estimate": estimate(examined),
         }

@@ -1,24 +1,31 @@
 """Registered teachers: checkpoints that were inspected first, so that no job fails because of what is in the file."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api.dependencies import Caller, Db, InspectionsDep
 from api.inspections import NOT_UPLOADED, Inspections
-from api.problems import NameTaken, NotFound, StorageFull, Unusable, responses
+from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
 from api.schemas import Json, ModelView, NewModel, Page, PreprocessingView, model_view, page
 from base.errors import Fault
+from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, UnknownName, architecture
+from kdcore.spec import model_warnings
 from store import registry
 from store.records import PageQuery
+from store.registry import NewEntry
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.post(
-    "", status_code=201, response_model=ModelView, responses=responses(NotFound, NameTaken, Unusable, StorageFull)
+    "",
+    status_code=201,
+    response_model=ModelView,
+    responses=responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
 )
 async def register(new: NewModel, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
     """Register an uploaded checkpoint as a teacher.
@@ -31,7 +38,9 @@ async def register(new: NewModel, caller: Caller, db: Db, inspections: Inspectio
     digest = await uploaded(new.blob, inspections)
     facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
     facts = _with_preprocessing(facts, new.preprocessing)
-    model = await db.write(registry.models.register, caller.project, new.name, digest, facts.model_dump(mode="json"))
+    warnings = accepted(model_warnings(facts), new.strict)
+    entry = NewEntry(caller.project, new.name, digest, facts.model_dump(mode="json"), warnings)
+    model = await db.write(registry.models.register, entry)
     return Json(model_view(model), 201, {"Location": f"/v1/models/{model.id}"})
 
 
@@ -53,6 +62,15 @@ async def delete(name_or_id: str, caller: Caller, db: Db) -> Response:
     """Delete a model. Jobs that were accepted with it name its bytes by digest and are not affected."""
     await db.write(registry.models.delete, caller.project, name_or_id)
     return Response(status_code=204)
+
+
+def accepted(warnings: Iterable[WarningItem], strict: bool) -> list[dict[str, Any]]:
+    """Return the warnings of a registration as they are stored. Raises WarningRefused for any if it is strict."""
+    found = list(warnings)
+    if strict and found:
+        faults = warning_faults(found)
+        raise WarningRefused(summary(faults), faults)
+    return [warning.as_dict() for warning in found]
 
 
 async def uploaded(blob: str, inspections: Inspections) -> str:

@@ -1,5 +1,6 @@
 """The job spec: its classes, how a body is read, the rules between its fields, and how its defaults are resolved."""
 
+from kdcore.spec.doubts import dataset_warnings, model_warnings, spec_warnings
 from kdcore.spec.fitting import Known, fit
 from kdcore.spec.job import (
     AdamW,
@@ -65,16 +66,19 @@ __all__ = [
     "Trial",
     "Unlabelled",
     "as_typed",
+    "dataset_warnings",
     "each_assistant",
     "each_method",
     "each_student",
     "each_teacher",
     "fit",
+    "model_warnings",
     "not_the_own_images",
     "numbered",
     "parse",
     "preprocessing",
     "read",
     "resolve",
+    "spec_warnings",
     "trials",
 ]

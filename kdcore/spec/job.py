@@ -345,6 +345,10 @@ class JobSpec(Vocabulary):
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
         "an earlier job; for `python -m kdcore` also file:<path> of its student.safetensors.",
     )
+    strict: bool = Field(
+        default=False,
+        description="True: a warning that is known before the training is an error, warning_refused.",
+    )
     scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
     @property

@@ -6,7 +6,8 @@ def test_engine_errors_have_the_closed_list_of_codes():
         return {cls.code}.union(*(codes(sub) for sub in cls.__subclasses__()))
 
     assert codes(EngineError) == {
-        "spec_invalid", "teacher_mismatch", "dataset_unreadable", "out_of_memory", "loss_diverged",
+        "spec_invalid", "warning_refused", "teacher_mismatch", "teacher_unavailable",
+        "dataset_unreadable", "out_of_memory", "loss_diverged",
         "deadline_exceeded", "worker_lost", "storage_full", "internal",
     }  # fmt: skip
 

@@ -1,0 +1,75 @@
+"""Warnings: what was guessed, left out, reinterpreted or looks wrong; the job goes on. Each has a stable code.
+
+The codes are a closed list that clients may rely on; `docs/warnings.md` has the cause and the cure of each. A spec or
+a registration with `strict` is refused (`warning_refused`) for a warning that is known before the training.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from base.errors import Fault, WarningRefused
+
+When = Literal["registration", "submit", "teacher_check", "training", "result"]
+
+CODES: dict[str, When] = {
+    "normalization_guessed": "registration",
+    "test_split_carved": "registration",
+    "class_order_changed": "submit",
+    "image_size_differs": "submit",
+    "budget_short": "submit",
+    "memory_short": "submit",
+    "class_order_wrong": "teacher_check",
+    "normalization_wrong": "teacher_check",
+    "channel_order_wrong": "teacher_check",
+    "teacher_near_chance": "teacher_check",
+    "distillation_loss_zero": "training",
+    "distillation_loss_constant": "training",
+    "student_at_chance": "training",
+    "teacher_saturated": "training",
+    "batch_norm_not_converged": "training",
+    "bits_not_repeatable": "training",
+    "checkpoint_not_saved": "training",
+    "checkpoint_not_kept": "training",
+    "checkpoint_skipped": "training",
+    "engine_ended": "training",
+    "student_ended_at_chance": "result",
+    "student_below_baseline": "result",
+    "teacher_below_baseline": "result",
+}
+"""All codes, and when each can first be known."""
+NAMES = tuple(CODES)
+Code = Literal[NAMES]  # type: ignore[valid-type]
+
+REFUSED_IF_STRICT: tuple[When, ...] = ("registration", "submit", "teacher_check")
+"""`strict` refuses what is known before the training; never what only the training shows."""
+KNOWN_AT_SUBMIT: tuple[When, ...] = ("registration", "submit")
+"""A job that is retried from scratch keeps these warnings; its attempts find the others again."""
+
+
+@dataclass(frozen=True)
+class WarningItem:
+    """One warning. `pointer` is a place in the spec or the registration (RFC 6901), "" if it concerns no field."""
+
+    code: str
+    pointer: str
+    message: str
+    hint: str | None = None
+    """What to do about it."""
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"{self.code!r} is not in the closed list of codes")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def refused_if_strict(warnings: Iterable[WarningItem]) -> list[WarningItem]:
+    """Return the warnings that `strict` refuses."""
+    return [warning for warning in warnings if CODES[warning.code] in REFUSED_IF_STRICT]
+
+
+def warning_faults(refused: Iterable[WarningItem]) -> list[Fault]:
+    """Return refused warnings as faults: `allowed` says what would work."""
+    return [Fault(one.pointer, f"{one.code}: {one.message}", WarningRefused.code, one.hint) for one in refused]
