@@ -37,7 +37,8 @@ def finish(spec, folder):
 def test_run_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
     report, weights, stream = finish(distilled(data, teacher), tmp_path)
     assert [line["phase"] for line in events(stream, "phase")] == ["preparing", "training", "evaluating", "exporting"]
-    assert {line["name"] for line in events(stream, "artifact")} == {"student.safetensors", "report.json", "spec.json"}
+    files = {"student.safetensors", "alone.safetensors", "report.json", "spec.json"}
+    assert {line["name"] for line in events(stream, "artifact")} == files
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]
     assert report["test_samples"] == 30 and 0 <= report["student"]["agreement"] <= 1
