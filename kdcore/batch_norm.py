@@ -29,7 +29,8 @@ from kdcore.data.views import order
 IMAGES = 2048
 """The images that are measured, or all if there are fewer. The paper finds 10^3 to 10^4 enough. With 50,000 training
 images this is 1.5 % of the forward and backward passes of an epoch."""
-STATISTICS, COUNT = ("running_mean", "running_var"), "num_batches_tracked"
+STATISTICS = ("running_mean", "running_var")
+TENSORS = (*STATISTICS, "num_batches_tracked")
 
 
 def batches_in(training_images: int, batch_size: int) -> int:
@@ -45,7 +46,7 @@ def batches(training_set: TrainingSet, batch_size: int) -> Iterator[Tensor]:
     """
     rows, count = training_set.rows, batches_in(len(training_set.rows), batch_size)
     chosen = rows[order(len(rows), 0, 0)[: count * batch_size].to(rows.device)]
-    for index in chosen.split(batch_size):
+    for index in torch.split(chosen, batch_size):
         yield training_set.images.pixels.index_select(0, index)
 
 
@@ -92,13 +93,13 @@ def measured(
 @contextmanager
 def _counting_anew(layers: set[_BatchNorm]) -> Iterator[None]:
     """Let layers average anew, in tensors of their own; afterwards they have their former ones."""
-    former = [(layer, layer.momentum, {n: getattr(layer, n) for n in (*STATISTICS, COUNT)}) for layer in layers]
+    former = [(layer, layer.momentum, {name: getattr(layer, name) for name in TENSORS}) for layer in layers]
     try:
-        for layer in layers:
-            # None is PyTorch's word for an average in which every batch has the same weight.
-            layer.momentum, layer.training = None, True  # type: ignore[assignment]  # absent in torch's stub
-            layer.running_mean, layer.running_var = map(torch.zeros_like, (layer.running_mean, layer.running_var))
-            layer.num_batches_tracked = torch.zeros_like(layer.num_batches_tracked)
+        for layer, _, tensors in former:
+            for name, tensor in tensors.items():
+                setattr(layer, name, torch.zeros_like(tensor))
+            layer.momentum = None  # PyTorch's way to say that every batch has the same weight in the average.
+            layer.training = True
         yield
     finally:
         for layer, momentum, tensors in former:

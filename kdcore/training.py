@@ -143,7 +143,7 @@ class StageTraining:
         for weights in (outcome.best, {**outcome.best, **other}):
             with _loaded(model.network, weights):
                 logits.append(evaluate.logits_on(model, held_out, self._evaluated))
-        if evaluate.paired_p(*logits, held_out.labels) >= NOISE_P:
+        if evaluate.paired_p(logits[0], logits[1], held_out.labels) >= NOISE_P:
             return None
         used, unused = (evaluate.score(each, held_out.labels).accuracy for each in logits)
         if not measures:
