@@ -181,7 +181,8 @@ class Meter:
         self.report(self.last, self.last.epochs, self.steps, self.total + 1)
 
     def report(self, stage: Stage, epoch: int, step: int, done: int) -> None:
-        """Write a progress line. Writing the files counts as one: before that no job is done to 100 %."""
+        """Write a progress line. Writing the files counts as one: before that no job is done to 100 %, not even where
+        the percent is shown as a whole number."""
         now, total = time.monotonic(), self.total + 1
         began_at, began_with = self.began = self.began or (now, done)
         per_unit_s = (now - began_at) / (done - began_with) if done > began_with else None
@@ -191,7 +192,7 @@ class Meter:
             epochs=stage.epochs,
             step=step,
             total_steps=self.steps,
-            percent=math.floor(10_000 * done / total) / 100,
+            percent=100.0 if done == total else min(99.49, math.floor(10_000 * done / total) / 100),
             seconds_remaining=None if per_unit_s is None else round(per_unit_s * (total - done), 1),
         )
 

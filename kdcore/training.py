@@ -124,10 +124,11 @@ class StageTraining:
             self._epoch()
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
             self.observer.after_step(self)
-        return {
-            name: Outcome(best.weights, self._graded(name)[0], best.epoch, best.accuracy, self.epochs)
-            for name, best in self.best.items()
-        }
+        return {name: self._outcome(name, best) for name, best in self.best.items()}
+
+    def _outcome(self, name: str, best: Best) -> Outcome:
+        last = best.weights if best.epoch == self.epochs else self._graded(name)[0]
+        return Outcome(best.weights, last, best.epoch, best.accuracy, self.epochs)
 
     def compare_statistics(self, name: str, outcome: Outcome) -> tuple[float, float] | None:
         """Return the accuracies on held-out images, at the best epoch, by measured batch-norm statistics and by running
