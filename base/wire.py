@@ -164,8 +164,6 @@ class JobView(View):
 
     id: str
     name: str | None
-    kind: Kind
-    """`distillation` trains a student; `evaluation` measures a registered model on test images."""
     status: Status
     phase: str | None
     """The phase of a running job."""
@@ -173,6 +171,8 @@ class JobView(View):
     """The action that was requested of the running job and is not done yet."""
     allowed_actions: list[str]
     """The actions that are allowed now: some of cancel, pause, resume, retry, delete."""
+    kind: Kind
+    """`distillation` trains a student; `evaluation` measures a registered model on test images."""
     method: str
     """The names of its methods, as in kd+attention; `evaluation` for a job of that kind."""
     progress: Annotated[Progress, AnyFields] | None

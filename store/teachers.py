@@ -115,16 +115,19 @@ def _write_digest(connection: Connection, job_id: str, teacher_id: str, sha256: 
 
 def _fail_waiting(connection: Connection, ended: Job) -> None:
     """Fail the jobs that wait for a job that has ended without a student, and the jobs that wait for those."""
-    waiting: list[tuple[str, dict[str, Any]]] = []
+    waiting: list[str] = []
+    errors_by_job: dict[str, dict[str, Any]] = {}
 
     def add(teacher: Job) -> None:
-        error = _unavailable(teacher)
         for job_id in _waiting_for(connection, teacher.id):
-            heappush(waiting, (job_id, error))
+            if job_id not in errors_by_job:
+                errors_by_job[job_id] = _unavailable(teacher)
+                heappush(waiting, job_id)
 
     add(ended)
     while waiting:
-        job_id, error = heappop(waiting)
+        job_id = heappop(waiting)
+        error = errors_by_job[job_id]
         open_job = and_(jobs.c.id == job_id, jobs.c.status.in_(("queued", "paused")))
         job = update_job(connection, open_job, status="failed", finished_at=database_now(), error=error)
         if job is not None:
@@ -134,6 +137,8 @@ def _fail_waiting(connection: Connection, ended: Job) -> None:
 
 def _unavailable(teacher: Job) -> dict[str, Any]:
     how = f"failed with {teacher.error['code']}" if teacher.error else f"is {teacher.status}"
+    if teacher.status == "succeeded":
+        how = f"delivered no {STUDENT_FILE}"
     return errors.TeacherUnavailable(
         f"job {teacher.id}, whose student should teach, {how}", f"retry job {teacher.id} first, then this one"
     ).as_dict()

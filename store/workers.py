@@ -115,9 +115,9 @@ def waiting_reasons(connection: Connection, page: Iterable[Job], lease_s: float)
     queued = [job for job in page if job.status == "queued"]
     if not queued:
         return {}
-    ids = [job.id for job in queued]
-    positions = {id: place for id, place in connection.execute(_POSITIONS, {"ids": ids})}
-    awaited = list_awaited(connection, ids)
+    positions = {id: place for id, place in connection.execute(_POSITIONS, {"ids": [job.id for job in queued]})}
+    not_due = [job.id for job in queued if job.id not in positions]
+    awaited = list_awaited(connection, not_due) if not_due else {}
     consuming_workers = list_consuming(connection, lease_s)
     waits = {
         job.id: _for_teacher(awaited[job.id])

@@ -45,9 +45,11 @@ def job(**changes: Any) -> dict[str, Any]:
     }
 
 
-def waiting(position: int | None, reason: str, message: str = "", until: str | None = None) -> dict[str, Any]:
+def waiting(
+    position: int | None, reason: str, message: str = "", until: str | None = None, jobs: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Fields of a queued job."""
-    reasons = {"reason": reason, "message": message, "until": until}
+    reasons = {"reason": reason, "message": message, "until": until, "jobs": list(jobs)}
     return {"status": "queued", "queue_position": position, "waiting": reasons}
 
 
