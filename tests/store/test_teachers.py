@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -237,11 +238,11 @@ def test_end_of_a_teacher_that_is_not_committed_changes_nothing(database: Databa
 
 @pytest.mark.parametrize("how", ["succeeded", "failed"])
 def test_submits_that_race_with_the_end_of_the_teacher_never_wait_for_ever(database: Database, how: str):
+    end = succeed if how == "succeeded" else fail
     for _ in range(5):
         teacher = submitted(database)
-        claim = claimed(database)
-        end = succeed if how == "succeeded" else fail
-        results = run_concurrently([lambda: end(database, claim), *[lambda: pupil(database, teacher)] * 4])
+        ends, follows = partial(end, database, claimed(database)), partial(pupil, database, teacher)
+        results = run_concurrently([ends, *[follows] * 4])
         assert results[0] is None
         for result in results[1:]:
             if isinstance(result, Job):
@@ -263,7 +264,7 @@ def test_two_teachers_that_succeed_at_once_are_both_written(database: Database):
         first, second = submitted(database), submitted(database)
         waiting = pupil(database, first, second)
         claims = [claimed(database), claimed(database)]
-        assert run_concurrently([lambda claim=claim: succeed(database, claim) for claim in claims]) == [None, None]
+        assert run_concurrently([partial(succeed, database, claim) for claim in claims]) == [None, None]
         job = read_job(database, waiting.id)
         assert [one["checkpoint"] for one in job.resolved_spec["teacher"]] == [f"blob:sha256:{SHA256}"] * 2
         assert event_types(database, waiting.id) == ["queued", "teacher_ready", "teacher_ready"]
