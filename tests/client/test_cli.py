@@ -370,13 +370,12 @@ def test_models_and_datasets_list_and_add(tmp_path: Path):
 def evaluating(**changes: Any) -> FakeService:
     done = evaluation(**changes)
     events = [event(1, "queued"), event(2, "phase", phase="evaluating"), event(3, done["status"])]
-    lines = (f"id: {one['seq']}\nevent: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in events)
-    stream = httpx.Response(200, text="".join(lines), headers={"Content-Type": "text/event-stream"})
     return FakeService(
         {
             "POST /v1/models/big/evaluations": {**done, "status": "queued", "result": None},
             "GET /v1/jobs/job_1": done,
-            "GET /v1/jobs/job_1/events/stream": stream,
+            "GET /v1/jobs/job_1/events/stream": problem(501, "none"),
+            "GET /v1/jobs/job_1/events": page(events),
         }
     )
 
