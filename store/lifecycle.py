@@ -25,7 +25,7 @@ from store.errors import LeaseLost
 from store.events import append_event, update_job
 from store.records import Job, database_now
 from store.tables import jobs
-from store.teachers import append_change, waits_for_teacher
+from store.teachers import append_change, lock_with_waiting, waits_for_teacher
 
 _NO_OWNER: dict[str, Any] = {"owner": None, "lease_until": None, "requested": None, "phase": None}
 _DEADLINE_EXCEEDED = DeadlineExceeded(
@@ -213,12 +213,16 @@ def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15) -> li
     expired and that cannot be claimed: cancel or pause is requested, the deadline has passed, or no attempt is left.
     Any number of sweeps may run at the same time.
     """
-    for job_id in connection.scalars(select(jobs.c.id).where(_waits_past_deadline(jobs)).order_by(jobs.c.id)).all():
-        _fail(connection, and_(jobs.c.id == job_id, _waits_past_deadline(jobs)), _DEADLINE_EXCEEDED)
+    must_end = _waits_past_deadline(jobs)
     if takeover:
         unclaimable = or_(jobs.c.requested.is_not(None), _is_past_deadline(jobs), ~_has_attempts(jobs))
-        abandoned = select(jobs.c.id).where(_lease_expired(jobs), unclaimable).order_by(jobs.c.id)
-        for job_id in connection.scalars(abandoned).all():
+        must_end = or_(must_end, and_(_lease_expired(jobs), unclaimable))
+    ending = connection.scalars(select(jobs.c.id).where(must_end).order_by(jobs.c.id)).all()
+    if ending:
+        lock_with_waiting(connection, ending)
+    for job_id in ending:
+        _fail(connection, and_(jobs.c.id == job_id, _waits_past_deadline(jobs)), _DEADLINE_EXCEEDED)
+        if takeover:
             _end_abandoned(connection, job_id)
     missed = select(jobs.c.id).where(_is_due(jobs), _due_since(jobs) < database_now() - rering_s)
     return list(connection.scalars(missed.order_by(jobs.c.priority.desc(), jobs.c.created_at).limit(100)))

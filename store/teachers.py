@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, and_, delete, func, insert, literal, select
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, delete, func, insert, literal, or_, select
 
 from base import errors
 from base.jobs import TERMINAL
@@ -64,6 +64,12 @@ def lock_awaited(connection: Connection, job_id: str) -> TeacherUnavailable | No
         if _has_no_student(status):
             return TeacherUnavailable(teacher_id, status)
     return None
+
+
+def lock_with_waiting(connection: Connection, job_ids: Sequence[str]) -> None:
+    """Lock these jobs and all that wait for a teacher, until the commit: whoever ends several jobs ends others, too."""
+    several = or_(jobs.c.id.in_(job_ids), and_(jobs.c.status.in_(("queued", "paused")), waits_for_teacher(jobs)))
+    connection.execute(select(jobs.c.id).where(several).order_by(jobs.c.id).with_for_update(key_share=True))
 
 
 def list_awaited(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[tuple[str, str | None]]]:

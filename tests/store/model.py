@@ -283,13 +283,11 @@ class Model:
 
     def sweep(self, takeover: bool) -> list[str]:
         """Return the jobs whose wake-up was lost."""
-        by_id = sorted(self.jobs.values(), key=lambda job: job.id)
-        for job in by_id:
+        for job in sorted(self.jobs.values(), key=lambda job: job.id):
             if job.status in ("queued", "paused") and self._is_past_deadline(job):
                 job.error = "deadline_exceeded"
                 self._move(job, "failed", "failed")
-        for job in by_id if takeover else ():
-            if self._lease_expired(job):
+            elif takeover and self._lease_expired(job):
                 self._end_abandoned(job)
         return [job.id for job in self._in_order() if self._is_due(job) and self._due_since(job) < self.now - RERING]
 

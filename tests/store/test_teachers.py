@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from base.errors import DatabaseUnavailable
 from base.jobs import TERMINAL
 from store import jobs, lifecycle, teachers
 from store.artifacts import NewArtifact
@@ -257,6 +258,27 @@ def test_submits_that_race_with_the_end_of_the_teacher_never_wait_for_ever(datab
                 assert how == "failed" and isinstance(result, TeacherUnavailable)
         with database.connect() as connection:
             assert set(jobs.count_by_status(connection)) <= set(TERMINAL)
+
+
+def test_ends_of_a_web_of_jobs_at_once_do_not_block_each_other(database: Database, clock: SettableClock):
+    """The first ends, two of the middle are cancelled, a sweep fails the others: all lock rows in the same order."""
+    for _ in range(8):
+        first = submitted(database)
+        claim = claimed(database)
+        left, right = pupil(database, first, deadline_s=60), pupil(database, first, deadline_s=60)
+        below = pupil(database, left, deadline_s=60)
+        last = pupil(database, below, right)
+        clock.advance(61)
+
+        def sweep() -> None:
+            with database.begin() as connection:
+                lifecycle.sweep(connection, takeover=False)
+
+        stops = [partial(act, database, jobs.cancel, job) for job in (right, left, last)]
+        for result in run_concurrently([partial(fail, database, claim), sweep, *stops]):
+            assert not isinstance(result, DatabaseUnavailable), result
+        for job in (left, right, below, last):
+            assert read_job(database, job.id).status in ("failed", "cancelled")
 
 
 def test_two_teachers_that_succeed_at_once_are_both_written(database: Database):
