@@ -153,7 +153,7 @@ def progress_text(job: JobView, accuracy: float | None) -> str:
     For a waiting job it is the reason of the wait, for a succeeded one the student's accuracy on the test images.
     """
     if job["result"] is not None:
-        return f"test accuracy {tables.percent([job['result']['student']['accuracy']])}"
+        return f"test accuracy {tables.accuracy_text(job)}"
     if job["waiting"] is not None:
         return tables.waiting_text(job)
     progress = job["progress"] or {}
@@ -195,14 +195,23 @@ def _value_text(value: object) -> str:
     return str(value)
 
 
+def print_report(job: JobView, console: Console) -> None:
+    """Print the report of a job that has one."""
+    if job["result"] is None:
+        return
+    if job["kind"] == "evaluation":
+        print_lines(console, *tables.evaluation_lines(job))
+    else:
+        console.print(tables.report_table([job["result"]]))
+        print_lines(console, tables.gain_sentence([job["result"]]))
+
+
 def print_result(job: JobView, console: Console, hint: str | None = None) -> bool:
     """Print how a job ended, and for a success its report and a hint. Returns True for a success."""
     if job["status"] != "succeeded":
         print_lines(console, f"job {job['id']} {job['status']}", *tables.failure_lines(job), style="red")
         return False
-    if job["result"] is not None:
-        console.print(tables.report_table([job["result"]]))
-        print_lines(console, tables.gain_sentence([job["result"]]))
+    print_report(job, console)
     if hint:
         print_lines(console, hint)
     return True

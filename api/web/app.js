@@ -79,7 +79,7 @@ function listPage(signal) {
 }
 
 function cells(job) {
-  const student = job.result?.student;
+  const student = job.kind === "evaluation" ? job.result : job.result?.student;
   const gain = job.result?.gain;
   return [
     h("td", null, pill(job), h("span", { class: "waiting", title: job.waiting?.message }, waitingText(job)), bar(job)),

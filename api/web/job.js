@@ -301,12 +301,13 @@ function failureText(error) {
     h("h2", null, error.code.replaceAll("_", " ")),
     h("p", null, error.message),
     error.hint && h("p", { class: "hint" }, error.hint),
-    h("p", { class: "hint quiet" }, error.retryable ? "A retry may help." : "A retry of the same spec would fail again."),
+    h("p", { class: "hint quiet" }, error.retryable ? "A retry may help." : "A retry alone does not help."),
   ];
 }
 
 /** The report: teacher, student and the same student alone, on the same test images. */
 function report(job) {
+  if (job.kind === "evaluation") return evaluation(job);
   const { teacher, student, alone, gain, models: others } = job.result || {};
   const baseline = job.resolved_spec?.baseline;
   const columns = [
@@ -328,6 +329,24 @@ function report(job) {
         job.resolved_spec.teacher && row("Agrees with teacher", (model) => percent(model.agreement)))),
     h("p", { class: "sentence" }, student ? sentence(job, teacher, student, alone, gain) : noReport(job)),
     Object.keys(others || {}).length > 0 && otherModels(others),
+  ];
+}
+
+/** The result of an evaluation: one model on all test images, then each class. */
+function evaluation({ result, status }) {
+  if (!result) return [h("p", { class: "quiet" }, TERMINAL.includes(status)
+    ? "This job ended before the model was measured."
+    : "The figures appear here when the model has been measured on the test images.")];
+  const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
+  return [
+    h("table", null, h("tbody", null,
+      fact("Accuracy", percent(result.accuracy)),
+      fact("95 % interval", `${percent(result.interval[0])} to ${percent(result.interval[1])}`),
+      fact("Top-5 accuracy", percent(result.accuracy_top5)),
+      fact("Test images", count(result.test_samples)),
+      fact("Parameters", count(result.parameters)))),
+    h("details", null, h("summary", null, "Accuracy of each class"), h("table", null, h("tbody", null,
+      result.per_class.map((one) => fact(one.name, percent(one.accuracy)))))),
   ];
 }
 

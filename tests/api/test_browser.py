@@ -205,6 +205,35 @@ def test_job_page_of_peers_has_no_teacher(settings: Settings, address: str, tmp_
     assert "Distilled without a teacher: 90.0 % accuracy" in shown
 
 
+def test_page_shows_an_evaluation_and_a_job_that_waits_for_its_teacher(
+    settings: Settings, address: str, tmp_path: Path
+) -> None:
+    uploaded = teacher(address)
+    blob = uploaded["checkpoint"].removeprefix("blob:")
+    httpx.post(f"{address}/v1/models", json={"name": "big", "blob": blob, "architecture": uploaded["architecture"]})
+    asked = {"dataset": "digits", "name": "how good"}
+    job = httpx.post(f"{address}/v1/models/big/evaluations", json=asked).json()
+    database, fence = claim_job(settings, job, {}, {"percent": 50.0, "seconds_remaining": 3.0})
+    shown = " ".join(page_text(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    assert "50 %" in shown and "The figures appear here when the model has been measured" in shown
+    result = {
+        **measured(0.912, "convnet32"),
+        "interval": [0.88, 0.936],
+        "accuracy_top5": 0.99,
+        "test_samples": 360,
+        "per_class": [{"name": "zero", "accuracy": 0.5, "test_samples": 36}],
+    }
+    with database.begin() as connection:
+        assert lifecycle.finish_succeeded(connection, job["id"], fence, result, [])
+    database.dispose()
+    shown = " ".join(page_text(tmp_path, f"{address}/#/jobs/{job['id']}").split())
+    assert "Accuracy 91.2 % 95 % interval 88.0 % to 93.6 %" in shown and "evaluation" in shown
+    first = submit(address, SUPERVISED)
+    submit(address, {**SUPERVISED, "method": "kd", "teacher": {"checkpoint": f"job:{first['id']}"}})
+    listed = " ".join(page_text(tmp_path, address).split())
+    assert "waits for its teacher" in listed and "how good convnet32" in listed and "91.2 %" in listed
+
+
 def test_docs_page_lists_every_route(address: str, tmp_path: Path) -> None:
     text = page_text(tmp_path, f"{address}/docs")
     for path in httpx.get(f"{address}/openapi.json").json()["paths"]:

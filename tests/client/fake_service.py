@@ -45,9 +45,11 @@ def job(**changes: Any) -> dict[str, Any]:
     }
 
 
-def waiting(position: int | None, reason: str, message: str = "", until: str | None = None) -> dict[str, Any]:
+def waiting(
+    position: int | None, reason: str, message: str = "", until: str | None = None, jobs: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Fields of a queued job."""
-    reasons = {"reason": reason, "message": message, "until": until}
+    reasons = {"reason": reason, "message": message, "until": until, "jobs": list(jobs)}
     return {"status": "queued", "queue_position": position, "waiting": reasons}
 
 
@@ -89,6 +91,21 @@ def report(student: float = 0.95, alone: float | None = 0.9) -> dict[str, Any]:
         "seconds": 2.0,
         "warnings": [],
     }
+
+
+def evaluation(accuracy: float = 0.75, **changes: Any) -> dict[str, Any]:
+    """A succeeded job that has measured a model."""
+    figures = {**measured(accuracy), "interval": [0.7012, 0.7944], "test_samples": 1400, "seconds": 2.0, "warnings": []}
+    del figures["agreement"]
+    rows = (("cat", 0.9), ("dog", 0.5), ("eel", None), ("fox", 0.7), ("gnu", 0.8))
+    classes = [{"name": name, "accuracy": fraction, "test_samples": 350} for name, fraction in rows]
+    fields = {
+        "kind": "evaluation",
+        "method": "evaluation",
+        "resolved_spec": {"model": {"architecture": "convnet4"}},
+        "result": {**figures, "per_class": classes},
+    }
+    return job(**{**fields, **changes})
 
 
 def event(seq: int, type: str = "phase", **data: Any) -> dict[str, Any]:

@@ -11,7 +11,17 @@ from typer.testing import CliRunner
 
 from client import cli
 from client.cli import app
-from tests.client.fake_service import FakeFiles, FakeService, attempt, event, job, page, problem, report
+from tests.client.fake_service import (
+    FakeFiles,
+    FakeService,
+    attempt,
+    evaluation,
+    event,
+    job,
+    page,
+    problem,
+    report,
+)
 
 JOBS = "POST /v1/jobs"
 PROMISED = (
@@ -355,6 +365,68 @@ def test_models_and_datasets_list_and_add(tmp_path: Path):
         assert done.exit_code == 0, done.output
         assert f"{one['name']}\n" in done.stderr
         assert fake.bodies(f"POST /v1/{kind}")[0]["name"] == "t"
+
+
+def evaluating(**changes: Any) -> FakeService:
+    done = evaluation(**changes)
+    events = [event(1, "queued"), event(2, "phase", phase="evaluating"), event(3, done["status"])]
+    return FakeService(
+        {
+            "POST /v1/models/big/evaluations": {**done, "status": "queued", "result": None},
+            "GET /v1/jobs/job_1": done,
+            "GET /v1/jobs/job_1/events/stream": problem(501, "none"),
+            "GET /v1/jobs/job_1/events": page(events),
+        }
+    )
+
+
+def test_models_evaluate_prints_accuracy_and_interval_and_warnings_on_standard_error():
+    warning = {
+        "code": "normalization_guessed",
+        "pointer": "/preprocessing",
+        "message": "nothing says how",
+        "hint": "say",
+    }
+    fake = evaluating(warnings=[warning])
+    done = run(fake, "models", "evaluate", "big", "--dataset", "digits", "--image-size", "8", "--strict")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        "accuracy 75.0 % (95 % interval 70.1 to 79.4 %, 1,400 test images)",
+        "top-5 accuracy 100.0 %, loss 0.1",
+        "convnet4, 1,030 parameters",
+        "least accurate classes: dog 50.0 %, fox 70.0 %, gnu 80.0 %",
+    ]
+    assert "warning normalization_guessed: nothing says how; say\n" in done.stderr
+    assert "phase  evaluating" in done.stderr
+    assert fake.bodies("POST /v1/models/big/evaluations") == [{"dataset": "digits", "image_size": 8, "strict": True}]
+
+
+def test_models_evaluate_json_prints_only_the_job_on_standard_output():
+    done = run(evaluating(), "models", "evaluate", "big", "--dataset", "digits", "--json")
+    assert json.loads(done.stdout)["result"]["accuracy"] == 0.75
+
+
+def test_models_evaluate_that_fails_exits_with_1():
+    error = {"code": "teacher_mismatch", "message": "it does not fit", "retryable": False, "hint": None}
+    fake = evaluating(status="failed", error=error, result=None)
+    done = run(fake, "models", "evaluate", "big", "--dataset", "digits")
+    assert done.exit_code == 1 and done.stdout == "" and "teacher_mismatch: it does not fit" in done.stderr
+
+
+def test_models_evaluate_refused_prints_the_faults():
+    fault = {"pointer": "/dataset", "message": "there is no data set", "code": "not_found"}
+    fake = FakeService({"POST /v1/models/big/evaluations": problem(422, "spec_invalid", errors=[fault])})
+    done = run(fake, "models", "evaluate", "big", "--dataset", "digitz")
+    assert done.exit_code == 2 and "/dataset: there is no data set" in done.stderr
+
+
+def test_list_and_show_an_evaluation():
+    done = evaluation()
+    attempts = "GET /v1/jobs/job_1/attempts"
+    fake = FakeService({"GET /v1/jobs": page([done]), "GET /v1/jobs/job_1": done, attempts: page([])})
+    assert "75.0 %" in run(fake, "list", "--kind", "evaluation").stdout
+    assert fake.requests[0].url.params["kind"] == "evaluation"
+    assert "95 % interval 70.1 to 79.4 %" in run(fake, "show", "job_1").stdout
 
 
 def test_models_add_prints_the_faults_of_an_inspection(tmp_path: Path):
