@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -97,3 +98,13 @@ def evaluate_checkpoint(path: Path, architecture: str | None, dataset: str, work
         "loss": measured.loss,
         "test_samples": len(loaded.test),
     }
+
+
+def write_test_images(path: Path, dataset: str, workspace: Workspace) -> dict[str, Any]:
+    """Write a data set's test images to a safetensors file, as a network gets them before its normalization.
+
+    `images`: N x channels x height x width, uint8; `labels`: N, int64. Returns the number of images.
+    """
+    loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
+    save_file({"images": loaded.test.pixels[:].contiguous(), "labels": loaded.test.labels.contiguous()}, path)
+    return {"test_samples": len(loaded.test)}
