@@ -45,6 +45,7 @@ from client.terminal import (
     print_json,
     print_lines,
     print_list,
+    print_report,
     print_result,
     print_warnings,
 )
@@ -311,8 +312,7 @@ def show(
     if attempts := distillery.attempts(job_id):
         console.print(tables.attempt_table(attempts))
     if job["result"]:
-        console.print(tables.report_table([job["result"]]))
-        print_lines(console, tables.gain_sentence([job["result"]]))
+        print_report(job["result"], console)
     print_lines(console, *tables.failure_lines(job), style="red")
 
 
@@ -420,9 +420,13 @@ def add_model(
     name: FileName = None,
     mean: Annotated[
         str | None,
-        typer.Option(metavar="NUMBERS", help="Mean of the training images' pixels in 0..1, for each channel: 0.5,0.4,0.4."),
+        typer.Option(
+            metavar="NUMBERS", help="Mean of the training images' pixels in 0..1, for each channel: 0.5,0.4,0.4."
+        ),
     ] = None,
-    std: Annotated[str | None, typer.Option(metavar="NUMBERS", help="Their standard deviation, in the same way.")] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Their standard deviation, in the same way.")
+    ] = None,
     class_names: Annotated[
         str | None,
         typer.Option(

@@ -56,8 +56,7 @@ def job_table(jobs: Iterable[JobView]) -> Table:
     columns = ("id", "status", "accuracy", "age", "method", "name")
     table = _table(*columns, right=("accuracy",), unbroken=columns[:-1])
     for job in jobs:
-        result = job["result"]
-        accuracy = percent([result["student"]["accuracy"]]) if result else ""
+        accuracy = "" if job["result"] is None else percent([accuracy_of(job["result"])])
         _add_row(table, job["id"], status_text(job), accuracy, age(job["created_at"]), job["method"], job["name"])
     return table
 
@@ -149,6 +148,26 @@ def failure_lines(job: JobView) -> list[str]:
 
 
 # Reports
+
+
+def accuracy_of(result: Report) -> float:
+    """Return the student's accuracy; the result of an evaluation is the measurement of one model itself."""
+    measured: Any = result.get("student", result)
+    accuracy: float = measured["accuracy"]
+    return accuracy
+
+
+def is_evaluation(result: Report) -> bool:
+    return "student" not in result
+
+
+def evaluation_sentence(measured: Any) -> str:
+    """Return the accuracy that an evaluation measured, with its interval."""
+    interval = ""
+    if "interval" in measured:
+        low, high = measured["interval"]
+        interval = f" (95 % interval: {100 * low:.1f} to {percent([high])})"
+    return f"Accuracy: {percent([measured['accuracy']])} on {measured['test_samples']:,} test images{interval}."
 
 
 def verdict_lines(report: Report) -> list[str]:

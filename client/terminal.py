@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from base.jobs import TERMINAL
-from base.wire import EventView, JobView, TeacherCheck, WarningView
+from base.wire import EventView, JobView, Report, TeacherCheck, WarningView
 from client import tables
 from client.errors import DistilleryError
 from client.sdk import Distillery
@@ -194,10 +194,10 @@ class _JobBar:
 def progress_text(job: JobView, accuracy: float | None) -> str:
     """Return `epoch 7/15, validation accuracy 91.2 %, 8 s left`, with the trial's name unless it is the student's.
 
-    For a waiting job it is the reason of the wait, for a succeeded one the student's accuracy on the test images.
+    For a waiting job it is the reason of the wait, for a succeeded one the accuracy on the test images.
     """
     if job["result"] is not None:
-        return f"test accuracy {tables.percent([job['result']['student']['accuracy']])}"
+        return f"test accuracy {tables.percent([tables.accuracy_of(job['result'])])}"
     if job["waiting"] is not None:
         return tables.waiting_text(job)
     progress = job["progress"] or {}
@@ -245,6 +245,15 @@ def _value_text(value: object) -> str:
     return str(value)
 
 
+def print_report(result: Report, console: Console) -> None:
+    """Print a table of the models and what distillation gained; for an evaluation, its figure."""
+    if tables.is_evaluation(result):
+        print_lines(console, tables.evaluation_sentence(result))
+        return
+    console.print(tables.report_table([result]))
+    print_lines(console, tables.gain_sentence([result]))
+
+
 def print_result(job: JobView, console: Console, hint: str | None = None) -> bool:
     """Print how a job ended, and for a success its report and a hint. Returns True for a success."""
     if job["status"] != "succeeded":
@@ -252,8 +261,7 @@ def print_result(job: JobView, console: Console, hint: str | None = None) -> boo
         return False
     if job["result"] is not None:
         print_lines(console, *tables.verdict_lines(job["result"]))
-        console.print(tables.report_table([job["result"]]))
-        print_lines(console, tables.gain_sentence([job["result"]]))
+        print_report(job["result"], console)
     if hint:
         print_lines(console, hint)
     return True

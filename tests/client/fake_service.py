@@ -45,6 +45,14 @@ def job(**changes: Any) -> dict[str, Any]:
     }
 
 
+def warning(code: str = "normalization_guessed", pointer: str = "/teacher/preprocessing") -> dict[str, Any]:
+    return {"code": code, "pointer": pointer, "message": "the data's mean is used", "hint": "give the teacher's"}
+
+
+def teacher_check(accuracy: float = 0.702, images: int = 1000) -> dict[str, Any]:
+    return {"accuracy": accuracy, "interval": [0.67, 0.73], "images": images, "test_samples": 10_000}
+
+
 def waiting(position: int | None, reason: str, message: str = "", until: str | None = None) -> dict[str, Any]:
     """Fields of a queued job."""
     reasons = {"reason": reason, "message": message, "until": until}

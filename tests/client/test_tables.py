@@ -6,7 +6,7 @@ from rich.table import Table
 
 from client import tables
 from tests.client.console import console, printed
-from tests.client.fake_service import attempt, job, measured, report, waiting
+from tests.client.fake_service import attempt, job, measured, report, teacher_check, waiting, warning
 
 
 def text(table: Table, width: int = 140) -> str:
@@ -154,12 +154,41 @@ def test_job_facts_are_the_fields_that_have_a_value():
         ["name", "first light"],
         ["status", "succeeded"],
         ["allowed actions", "delete"],
+        ["kind", "distillation"],
         ["method", "kd"],
         ["deadline", "2026-01-03"],
         ["attempts without progress", "1 of 3"],
         ["checkpoint step", "40"],
         ["created", "2026-01-02T03:04:05.678Z"],
     ]
+
+
+def test_teacher_check_text():
+    assert tables.teacher_check_text(teacher_check()) == "70.2 % on 1,000 of 10,000 test images"
+    assert tables.teacher_check_text({**teacher_check(), "test_samples": 1000}) == "70.2 % on all 1,000 test images"
+
+
+def test_warning_lines():
+    assert tables.warning_lines(warning("student_at_chance", "")) == [
+        "warning: student_at_chance",
+        "  the data's mean is used",
+        "  hint: give the teacher's",
+    ]
+    without_hint = {**warning("budget_short", "/training"), "hint": None}
+    assert tables.warning_lines(without_hint, "m") == [
+        "warning: budget_short (m, /training)",
+        "  the data's mean is used",
+    ]
+
+
+def test_evaluation_sentence():
+    measured = {"accuracy": 0.5, "test_samples": 4}
+    assert tables.evaluation_sentence(measured) == "Accuracy: 50.0 % on 4 test images."
+
+
+def test_job_table_shows_the_accuracy_of_an_evaluation():
+    evaluation = job(kind="evaluation", result={"accuracy": 0.7263, "test_samples": 10})
+    assert "72.6 %" in text(tables.job_table([evaluation]))
 
 
 def test_failure_lines():

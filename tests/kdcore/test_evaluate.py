@@ -1,12 +1,18 @@
 import math
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from kdcore import data
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
-from kdcore.evaluate import agreement, logits_on, score
+from kdcore.evaluate import agreement, logits_on, score, write_test_images
+from kdcore.prepare import Workspace
+from kdcore.protocol import Lines
+from kdcore.spec import Dataset
 
 
 def test_score_worked_out_by_hand():
@@ -33,3 +39,12 @@ def test_logits_on_every_image_is_seen_once_in_order_and_the_mode_is_left_alone(
     logits = logits_on(classifier, images)
     assert torch.equal(logits[:, 0], images.pixels.flatten().float() / 255)
     assert classifier.training and classifier.bf16 and not logits.requires_grad
+
+
+def test_write_test_images_writes_the_images_that_a_report_is_measured_on(tmp_path):
+    workspace = Workspace(tmp_path, {}, tmp_path / "cache", Lines(sys.stderr))
+    assert write_test_images(tmp_path / "test.safetensors", "digits", workspace) == {"test_samples": 360}
+    written = load_file(tmp_path / "test.safetensors")
+    split = data.load(Dataset(source="digits"), None, tmp_path / "cache").test
+    assert written["images"].shape == (360, 1, 8, 8)
+    assert torch.equal(written["images"], split.pixels) and torch.equal(written["labels"], split.labels)
