@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,7 +73,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil a large image classifier into a small one, and measure what the teacher was worth.",
 )
-models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, remove.")
+models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, evaluate, remove.")
 datasets_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Data sets: list, add, remove.")
 keys_app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys.")
 app.add_typer(models_app, name="models")
@@ -273,13 +274,14 @@ def _validate(distillery: Distillery, spec: Spec, as_json: bool) -> None:
 def list_jobs(
     context: typer.Context,
     status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
+    kind: Annotated[str | None, typer.Option(help="distillation or evaluation. Default: all.")] = None,
     method: Annotated[str | None, typer.Option(help="Jobs of this method; a sum is written as kd+dkd.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The largest number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     distillery: Distillery = context.obj
-    jobs = islice(distillery.jobs(status=status, method=method, limit=min(limit, 100)), limit)
+    jobs = islice(distillery.jobs(status=status, kind=kind, method=method, limit=min(limit, 100)), limit)
     print_list(list(jobs), as_json, tables.job_table, "no jobs yet: distillery submit --help")
 
 
@@ -306,13 +308,11 @@ def show(
         print_json(job)
         return
     console = output()
-    if job["result"]:
-        print_lines(console, *tables.verdict_lines(job["result"]))
+    print_lines(console, *tables.verdict_lines(job))
     console.print(tables.job_facts(job))
     if attempts := distillery.attempts(job_id):
         console.print(tables.attempt_table(attempts))
-    if job["result"]:
-        print_report(job["result"], console)
+    print_report(job, console)
     print_lines(console, *tables.failure_lines(job), style="red")
 
 
@@ -325,7 +325,7 @@ def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> Non
 def _follow(distillery: Distillery, job_id: str, as_json: bool, shown: Sequence[WarningView] = ()) -> None:
     """Follow the job, then exit with 0 if it succeeded, else with 1. Warnings that were shown are not repeated."""
     console = Console()
-    try:
+    with _detachable(job_id):
         if as_json:
             for event in distillery.watch(job_id):
                 typer.echo(json.dumps(event))
@@ -333,13 +333,20 @@ def _follow(distillery: Distillery, job_id: str, as_json: bool, shown: Sequence[
             NewWarnings(shown).print(job["warnings"])
         else:
             job = follow(distillery, job_id, console, shown=shown)
+    hint = f"fetch the student: distillery download {job_id}" if job["kind"] == "distillation" else None
+    succeeded = job["status"] == "succeeded" if as_json else print_result(job, console, hint)
+    raise typer.Exit(0 if succeeded else 1)
+
+
+@contextmanager
+def _detachable(job_id: str) -> Iterator[None]:
+    """Let Ctrl-C end the command, and not the job that it follows."""
+    try:
+        yield
     except KeyboardInterrupt:
         again = f"follow it again: distillery watch {job_id}   stop it: distillery cancel {job_id}"
         typer.echo(f"detached; the job continues. {again}", err=True)
         raise typer.Exit(DETACHED) from None
-    hint = f"fetch the student: distillery download {job_id}"
-    succeeded = job["status"] == "succeeded" if as_json else print_result(job, console, hint)
-    raise typer.Exit(0 if succeeded else 1)
 
 
 @app.command()
@@ -457,6 +464,35 @@ def add_model(
     output().print(tables.model_table([model]))
     print_warnings(model["warnings"])
     typer.echo(f"use it: --teacher model:{model['name']}", err=True)
+
+
+@models_app.command("evaluate")
+def evaluate_model(
+    context: typer.Context,
+    name: NameOrId,
+    dataset: Annotated[str, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file.")],
+    image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A warning is an error.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on the test images of a data set; exit code 0 if that succeeds. Warnings go to standard error."""
+    distillery: Distillery = context.obj
+    fields: Spec = {"dataset": {"source": dataset, "image_size": image_size} if image_size else dataset}
+    set_data(fields, dataset)
+    with TransferBars() as bars:
+        data = upload_files(distillery, fields, bars.add)["dataset"]
+    source = data["source"] if isinstance(data, dict) else data
+    job = distillery.evaluate_model(name, source, image_size=image_size, strict=strict)
+    console = Console(stderr=True)
+    with _detachable(job["id"]):
+        job = follow(distillery, job["id"], console, f"evaluation of {name}")
+    if as_json:
+        print_json(job)
+    elif job["status"] == "succeeded":
+        print_report(job, output())
+    else:
+        print_lines(console, f"job {job['id']} {job['status']}", *tables.failure_lines(job), style="red")
+    raise typer.Exit(0 if job["status"] == "succeeded" else 1)
 
 
 @models_app.command("remove")

@@ -277,6 +277,33 @@ class Distillery:
     def delete_model(self, name_or_id: str) -> None:
         self.connection.request("DELETE", f"/v1/models/{name_or_id}")
 
+    def evaluate_model(
+        self,
+        name_or_id: str,
+        dataset: str,
+        *,
+        image_size: int | None = None,
+        preprocessing: Mapping[str, list[float]] | None = None,
+        strict: bool = False,
+        idempotency_key: str | None = None,
+    ) -> JobView:
+        """Queue a job that measures a registered model on all test images of a data set. `wait` for it: its `result`
+        is an `Evaluation`. The idempotency key is that of `submit`."""
+        body = {
+            "dataset": dataset,
+            "image_size": image_size,
+            "preprocessing": None if preprocessing is None else dict(preprocessing),
+            "strict": strict or None,
+        }
+        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
+        path = f"/v1/models/{name_or_id}/evaluations"
+        job: JobView = self.connection.json("POST", path, json=_without_none(body), headers=headers, idempotent=True)
+        return job
+
+    def evaluations(self, name_or_id: str) -> Iterator[JobView]:
+        """Yield the evaluations of a registered model, newest first."""
+        return self._pages(f"/v1/models/{name_or_id}/evaluations", limit=100)
+
     def datasets(self) -> Iterator[Dataset]:
         return self._pages("/v1/datasets", limit=100)
 

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
 from rich.console import RenderableType
@@ -14,6 +14,7 @@ from base.wire import (
     AttemptView,
     CollectionView,
     Dataset,
+    Evaluation,
     JobView,
     Measured,
     Model,
@@ -30,6 +31,8 @@ NO_FACTS = (
 )
 """Fields of a job that are part of another field's text, or are printed below the facts."""
 
+WORST_CLASSES = 3
+"""So many classes are named under the result of an evaluation."""
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
 
 
@@ -56,9 +59,18 @@ def job_table(jobs: Iterable[JobView]) -> Table:
     columns = ("id", "status", "accuracy", "age", "method", "name")
     table = _table(*columns, right=("accuracy",), unbroken=columns[:-1])
     for job in jobs:
-        accuracy = "" if job["result"] is None else percent([accuracy_of(job["result"])])
-        _add_row(table, job["id"], status_text(job), accuracy, age(job["created_at"]), job["method"], job["name"])
+        _add_row(
+            table, job["id"], status_text(job), accuracy_text(job), age(job["created_at"]), job["method"], job["name"]
+        )
     return table
+
+
+def accuracy_text(job: JobView) -> str:
+    """Return the accuracy that a job has measured: of its student, or of the evaluated model. "" before that."""
+    if job["result"] is None:
+        return ""
+    measured = evaluation(job) if job["kind"] == "evaluation" else job["result"]["student"]
+    return percent([measured["accuracy"]])
 
 
 def status_text(job: JobView) -> Text:
@@ -66,7 +78,10 @@ def status_text(job: JobView) -> Text:
     text: str = job["status"]
     if job["waiting"] is not None:
         reason = job["waiting"]["reason"]
-        text += f", position {job['queue_position']}" if reason == "behind_others" else f", {_words(reason)}"
+        if reason == "behind_others":
+            text += f", position {job['queue_position']}"
+        else:
+            text += ", waits for its teacher" if reason == "teacher" else f", {_words(reason)}"
     if job["error"] is not None:
         text += f": {job['error']['code']}"
     if job["status"] == "running" and "percent" in (progress := job["progress"] or {}):
@@ -150,30 +165,29 @@ def failure_lines(job: JobView) -> list[str]:
 # Reports
 
 
-def accuracy_of(result: Report) -> float:
-    """Return the student's accuracy; the result of an evaluation is the measurement of one model itself."""
-    measured: Any = result.get("student", result)
-    accuracy: float = measured["accuracy"]
-    return accuracy
-
-
-def is_evaluation(result: Report) -> bool:
-    return "student" not in result
-
-
-def evaluation_sentence(measured: Any) -> str:
-    """Return the accuracy that an evaluation measured, with its interval."""
-    interval = ""
-    if "interval" in measured:
-        low, high = measured["interval"]
-        interval = f" (95 % interval: {100 * low:.1f} to {percent([high])})"
-    return f"Accuracy: {percent([measured['accuracy']])} on {measured['test_samples']:,} test images{interval}."
-
-
-def verdict_lines(report: Report) -> list[str]:
-    """Return the sentence that sums up a report; none if the service has not written one."""
-    verdict = report.get("verdict")
+def verdict_lines(job: JobView) -> list[str]:
+    """Return the sentence that sums up the report of a job; none for an evaluation, or of an earlier version."""
+    verdict = None if job["result"] is None else job["result"].get("verdict")
     return [str(verdict)] if verdict else []
+
+
+def evaluation(job: JobView) -> Evaluation:
+    """Return the result of a succeeded job of the kind `evaluation`."""
+    return cast(Evaluation, job["result"])
+
+
+def evaluation_lines(job: JobView) -> Iterator[str]:
+    """Yield the figures of an evaluation: accuracy with its interval, top-5, loss, and the classes with the least."""
+    result = evaluation(job)
+    low, high = (f"{100 * bound:.1f}" for bound in result["interval"])
+    images = f"{result['test_samples']:,} test images"
+    yield f"accuracy {percent([result['accuracy']])} (95 % interval {low} to {high} %, {images})"
+    yield f"top-5 accuracy {percent([result['accuracy_top5']])}, loss {result['loss']:.4g}"
+    yield f"{result['architecture']}, {result['parameters']:,} parameters"
+    measured = [(one["accuracy"], one["name"]) for one in result["per_class"] if one["accuracy"] is not None]
+    if len(measured) > 1:
+        worst = sorted(measured, key=lambda one: one[0])[:WORST_CLASSES]
+        yield "least accurate classes: " + ", ".join(f"{name} {percent([accuracy])}" for accuracy, name in worst)
 
 
 def report_table(reports: Sequence[Report]) -> Table:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from base.jobs import TERMINAL
-from base.wire import EventView, JobView, Report, TeacherCheck, WarningView
+from base.wire import EventView, JobView, TeacherCheck, WarningView
 from client import tables
 from client.errors import DistilleryError
 from client.sdk import Distillery
@@ -197,7 +197,7 @@ def progress_text(job: JobView, accuracy: float | None) -> str:
     For a waiting job it is the reason of the wait, for a succeeded one the accuracy on the test images.
     """
     if job["result"] is not None:
-        return f"test accuracy {tables.percent([tables.accuracy_of(job['result'])])}"
+        return f"test accuracy {tables.accuracy_text(job)}"
     if job["waiting"] is not None:
         return tables.waiting_text(job)
     progress = job["progress"] or {}
@@ -245,13 +245,15 @@ def _value_text(value: object) -> str:
     return str(value)
 
 
-def print_report(result: Report, console: Console) -> None:
-    """Print a table of the models and what distillation gained; for an evaluation, its figure."""
-    if tables.is_evaluation(result):
-        print_lines(console, tables.evaluation_sentence(result))
+def print_report(job: JobView, console: Console) -> None:
+    """Print the report of a job that has one."""
+    if job["result"] is None:
         return
-    console.print(tables.report_table([result]))
-    print_lines(console, tables.gain_sentence([result]))
+    if job["kind"] == "evaluation":
+        print_lines(console, *tables.evaluation_lines(job))
+    else:
+        console.print(tables.report_table([job["result"]]))
+        print_lines(console, tables.gain_sentence([job["result"]]))
 
 
 def print_result(job: JobView, console: Console, hint: str | None = None) -> bool:
@@ -259,9 +261,8 @@ def print_result(job: JobView, console: Console, hint: str | None = None) -> boo
     if job["status"] != "succeeded":
         print_lines(console, f"job {job['id']} {job['status']}", *tables.failure_lines(job), style="red")
         return False
-    if job["result"] is not None:
-        print_lines(console, *tables.verdict_lines(job["result"]))
-        print_report(job["result"], console)
+    print_lines(console, *tables.verdict_lines(job))
+    print_report(job, console)
     if hint:
         print_lines(console, hint)
     return True

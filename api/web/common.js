@@ -89,6 +89,7 @@ export function pill(job) {
 /** The reason why a queued job has not started: "no worker", "position 3"; "" for a job that is starting. */
 export function waitingText({ waiting, queue_position: position }) {
   if (!waiting || waiting.reason === "starting") return "";
+  if (waiting.reason === "teacher") return "waits for its teacher";
   return waiting.reason === "behind_others" ? `position ${position}` : waiting.reason.replaceAll("_", " ");
 }
 
@@ -102,10 +103,10 @@ export function bar(job) {
   }, fill);
 }
 
-/** Teacher, assistants and student: "resnet56 → resnet20"; of an evaluation, the model that it measures. */
+/** Teacher, assistants and student: "resnet56 → resnet20"; of an evaluation the model, by the name that was sent. */
 export function models(job) {
-  const spec = job.resolved_spec || job.spec;
   if (job.kind === "evaluation") return joined(job.spec.model);
+  const spec = job.resolved_spec || job.spec;
   return [spec.teacher, ...(spec.assistants || []), spec.student].map(joined).filter(Boolean).join(" → ");
 }
 

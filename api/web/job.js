@@ -96,8 +96,7 @@ export function jobPage(main, id, signal, showError) {
     if (job.error) show(failure, job.error, failureText);
     warnings.hidden = !job.warnings.length;
     show(warnings, job.warnings, warningTexts);
-    show(result, [job.result, job.resolved_spec?.baseline, job.status, job.teacher_check],
-      () => (job.kind === "evaluation" ? evaluation(job) : report(job)));
+    show(result, [job.result, job.resolved_spec?.baseline, job.status, job.teacher_check], () => report(job));
     show(spec, [job.spec, job.resolved_spec], specs);
   }
 
@@ -317,7 +316,7 @@ function failureText(error) {
     h("h2", null, error.code.replaceAll("_", " ")),
     h("p", null, error.message),
     error.hint && h("p", { class: "hint" }, error.hint),
-    h("p", { class: "hint quiet" }, error.retryable ? "A retry may help." : "A retry of the same spec would fail again."),
+    h("p", { class: "hint quiet" }, error.retryable ? "A retry may help." : "A retry alone does not help."),
   ];
 }
 
@@ -331,25 +330,9 @@ function warningTexts(warnings) {
   ];
 }
 
-/** What an evaluation measured: one model on the test images of one data set. */
-function evaluation(job) {
-  const measured = job.result;
-  if (!measured) return [h("p", null, h("span", { class: "quiet" }, TERMINAL.includes(job.status)
-    ? "This job ended before the model was measured." : "The accuracy appears here when the model has been measured."))];
-  const [low, high] = measured.interval || [];
-  const rows = [
-    ["Accuracy", percent(measured.accuracy), "first"],
-    low != null && ["95 % interval", `${percent(low)} to ${percent(high)}`],
-    measured.accuracy_top5 != null && ["Among the first five", percent(measured.accuracy_top5)],
-    ["Test images", count(measured.test_samples)],
-    measured.parameters != null && ["Parameters", count(measured.parameters)],
-  ].filter(Boolean);
-  return [h("table", null, h("tbody", null, rows.map(([name, value, css]) =>
-    h("tr", { class: css }, h("th", { scope: "row" }, name), h("td", { class: "number" }, value)))))];
-}
-
 /** The report: teacher, student and the same student alone, on the same test images. */
 function report(job) {
+  if (job.kind === "evaluation") return evaluation(job);
   const { teacher, student, alone, gain, models: others } = job.result || {};
   const baseline = job.resolved_spec?.baseline;
   const columns = [
@@ -372,6 +355,24 @@ function report(job) {
         job.resolved_spec.teacher && row("Agrees with teacher", (model) => percent(model.agreement)))),
     h("p", { class: "sentence" }, student ? sentence(job, teacher, student, alone, gain) : noReport(job)),
     Object.keys(others || {}).length > 0 && otherModels(others),
+  ];
+}
+
+/** The result of an evaluation: one model on all test images, then each class. */
+function evaluation({ result, status }) {
+  if (!result) return [h("p", { class: "quiet" }, TERMINAL.includes(status)
+    ? "This job ended before the model was measured."
+    : "The figures appear here when the model has been measured on the test images.")];
+  const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
+  return [
+    h("table", null, h("tbody", null,
+      h("tr", { class: "first" }, h("th", { scope: "row" }, "Accuracy"), h("td", { class: "number" }, percent(result.accuracy))),
+      fact("95 % interval", `${percent(result.interval[0])} to ${percent(result.interval[1])}`),
+      fact("Top-5 accuracy", percent(result.accuracy_top5)),
+      fact("Test images", count(result.test_samples)),
+      fact("Parameters", count(result.parameters)))),
+    h("details", null, h("summary", null, "Accuracy of each class"), h("table", null, h("tbody", null,
+      result.per_class.map((one) => fact(one.name, percent(one.accuracy)))))),
   ];
 }
 

@@ -121,7 +121,9 @@ class Client:
         if self.files.exists(sha256):
             self.pause()
             name = f"model {self.chance.random()}"
-            self.name(lambda connection: registry.models.register(connection, NewEntry("ours", name, sha256, {}, [])), sha256)
+            self.name(
+                lambda connection: registry.models.register(connection, NewEntry("ours", name, sha256, {}, [])), sha256
+            )
 
     def upload(self) -> None:
         content = self.chance.choice(CONTENTS)

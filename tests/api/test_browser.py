@@ -14,10 +14,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-
-from api.app import create_app
 from sqlalchemy import update
 
+from api.app import create_app
 from store import checkpoints, lifecycle, metrics
 from store.artifacts import NewArtifact
 from store.database import Database
@@ -337,7 +336,13 @@ def test_job_page_of_a_job_that_failed_before_its_training_has_no_charts(
 def test_job_page_of_an_evaluation(settings: Settings, address: str, browser: Browser) -> None:
     job = submit(address, SUPERVISED)
     database, fence = claim_job(settings, job, {}, {})
-    result = {"accuracy": 0.7263, "interval": [0.7175, 0.7349], "accuracy_top5": 0.9194, "test_samples": 10_000}
+    result = {
+        **measured(0.7263, "resnet56"),
+        "interval": [0.7175, 0.7349],
+        "accuracy_top5": 0.9194,
+        "test_samples": 10_000,
+        "per_class": [{"name": "apple", "accuracy": 0.5, "test_samples": 100}],
+    }
     with database.begin() as connection:
         assert lifecycle.finish_succeeded(connection, job["id"], fence, result, [])
     database.dispose()

@@ -99,6 +99,23 @@ def report(student: float = 0.95, alone: float | None = 0.9) -> dict[str, Any]:
     }
 
 
+def evaluation() -> dict[str, Any]:
+    classes = [("a", 0.5, 4), ("b", 0.1, 4), ("c", None, 0)]
+    return {
+        "architecture": "resnet56",
+        "parameters": 861_620,
+        "bytes": 3_500_000,
+        "accuracy": 0.7263,
+        "interval": [0.717, 0.735],
+        "accuracy_top5": 0.9194,
+        "loss": 1.5,
+        "test_samples": 10_000,
+        "per_class": [dict(zip(("name", "accuracy", "test_samples"), one, strict=True)) for one in classes],
+        "seconds": 2.0,
+        "warnings": [],
+    }
+
+
 def event(seq: int, type: str = "phase", **data: Any) -> dict[str, Any]:
     return {"seq": seq, "at": f"2026-01-02T03:04:{seq:02d}.000Z", "type": type, "data": data}
 

@@ -15,6 +15,7 @@ from tests.client.fake_service import (
     FakeFiles,
     FakeService,
     attempt,
+    evaluation,
     event,
     job,
     page,
@@ -506,12 +507,28 @@ def test_show_has_verdict_teacher_check_and_warnings():
 
 
 def test_show_of_an_evaluation():
-    result = {"accuracy": 0.7263, "interval": [0.717, 0.735], "test_samples": 10_000}
-    fake = FakeService({"GET /v1/jobs/job_1": job(kind="evaluation", method="evaluation", result=result)})
+    fake = FakeService({"GET /v1/jobs/job_1": job(kind="evaluation", method="evaluation", result=evaluation())})
     fake.routes["GET /v1/jobs/job_1/attempts"] = page([])
     done = run(fake, "show", "job_1")
     assert done.exit_code == 0, done.output
-    assert "Accuracy: 72.6 % on 10,000 test images (95 % interval: 71.7 to 73.5 %)." in done.stdout
+    assert "accuracy 72.6 % (95 % interval 71.7 to 73.5 %, 10,000 test images)" in done.stdout
+
+
+def test_models_evaluate_prints_figures_and_each_warning_once():
+    ended = job(kind="evaluation", method="evaluation", result=evaluation(), warnings=[warning()])
+    fake = FakeService(
+        {
+            "POST /v1/models/m/evaluations": job(kind="evaluation", status="queued", warnings=[warning()]),
+            "GET /v1/jobs/job_1": ended,
+            "GET /v1/jobs/job_1/events/stream": problem(501, "none"),
+            "GET /v1/jobs/job_1/events": page([event(1, "queued"), event(2, "succeeded")]),
+        }
+    )
+    done = run(fake, "models", "evaluate", "m", "--dataset", "digits")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("accuracy 72.6 %")
+    assert done.stderr.count("warning: normalization_guessed") == 1
+    assert json.loads(run(fake, "models", "evaluate", "m", "--dataset", "digits", "--json").stdout) == ended
 
 
 def test_models_add_prints_the_faults_of_an_inspection(tmp_path: Path):

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from client import tables
 from tests.client.console import console, printed
-from tests.client.fake_service import attempt, job, measured, report, teacher_check, waiting, warning
+from tests.client.fake_service import attempt, evaluation, job, measured, report, teacher_check, waiting, warning
 
 
 def text(table: Table, width: int = 140) -> str:
@@ -152,9 +152,9 @@ def test_job_facts_are_the_fields_that_have_a_value():
     assert shown == [
         ["id", "job_1"],
         ["name", "first light"],
+        ["kind", "distillation"],
         ["status", "succeeded"],
         ["allowed actions", "delete"],
-        ["kind", "distillation"],
         ["method", "kd"],
         ["deadline", "2026-01-03"],
         ["attempts without progress", "1 of 3"],
@@ -181,14 +181,15 @@ def test_warning_lines():
     ]
 
 
-def test_evaluation_sentence():
-    measured = {"accuracy": 0.5, "test_samples": 4}
-    assert tables.evaluation_sentence(measured) == "Accuracy: 50.0 % on 4 test images."
-
-
-def test_job_table_shows_the_accuracy_of_an_evaluation():
-    evaluation = job(kind="evaluation", result={"accuracy": 0.7263, "test_samples": 10})
-    assert "72.6 %" in text(tables.job_table([evaluation]))
+def test_evaluation_lines_and_accuracy_text():
+    done = job(kind="evaluation", result=evaluation())
+    assert list(tables.evaluation_lines(done)) == [
+        "accuracy 72.6 % (95 % interval 71.7 to 73.5 %, 10,000 test images)",
+        "top-5 accuracy 91.9 %, loss 1.5",
+        "resnet56, 861,620 parameters",
+        "least accurate classes: b 10.0 %, a 50.0 %",
+    ]
+    assert "72.6 %" in text(tables.job_table([done]))
 
 
 def test_failure_lines():

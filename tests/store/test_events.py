@@ -6,6 +6,7 @@ from store.database import Database
 from store.errors import LeaseLost
 from tests.store.helpers import WARNING, event_types, read_job, run_concurrently, running
 
+
 def test_list_events_after_a_number(database: Database):
     claim = running(database)
     with database.begin() as connection:

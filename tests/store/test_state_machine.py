@@ -90,7 +90,7 @@ OTHER_TABLES = {
 
 STEPS = st.integers(1, 6)
 WRITE_NAMES = st.sampled_from(
-    ["heartbeat", "set_phase", "set_progress", "append_note", "metric", "checkpoint", "checkpoint", "checkpoint"]
+    ["heartbeat", "set_phase", "set_progress", "append_warning", "metric", "checkpoint", "checkpoint", "checkpoint"]
 )
 AGES = st.integers(0, 3)
 """Jobs and claims are chosen by age: 0 is the newest."""
