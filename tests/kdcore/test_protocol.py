@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcore.__main__ import main
 from base.warning import WarningItem
+from kdcore.__main__ import main
 from kdcore.protocol import READY, Lines, Order, send_order
 from tests.kdcore.engine import job, write_arrays, write_teacher
 
