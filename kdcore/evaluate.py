@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -224,3 +225,13 @@ def _logits_with_progress(classifier: Classifier, images: Images, workspace: Wor
             workspace.lines.progress(step=done, total_steps=total, percent=percent, seconds_remaining=seconds)
 
     return logits_on(classifier, images, on_images)
+
+
+def write_test_images(path: Path, dataset: str, workspace: Workspace) -> dict[str, Any]:
+    """Write a data set's test images to a safetensors file, as a network gets them before its normalization.
+
+    `images`: N x channels x height x width, uint8; `labels`: N, int64. Returns the number of images.
+    """
+    loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
+    save_file({"images": loaded.test.pixels[:].contiguous(), "labels": loaded.test.labels.contiguous()}, path)
+    return {"test_samples": len(loaded.test)}

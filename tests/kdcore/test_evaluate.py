@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from kdcore.evaluate import (
     run_evaluation,
     score,
     wilson,
+    write_test_images,
 )
-from kdcore.protocol import EXIT_STOPPED
+from kdcore.prepare import Workspace
+from kdcore.protocol import EXIT_STOPPED, Lines
 from kdcore.spec import Dataset, EvaluationSpec, Preprocessing, Teacher
 from tests.kdcore.engine import events, workspace, write_arrays, write_teacher
 
@@ -199,3 +202,12 @@ def test_run_evaluation_obeys_a_stop_after_a_batch(files, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         run_evaluation(spec_of(files), place)
     assert stopped.value.code == EXIT_STOPPED and events(stream, "artifact") == []
+
+
+def test_write_test_images_writes_the_images_that_a_report_is_measured_on(tmp_path):
+    workspace = Workspace(tmp_path, {}, tmp_path / "cache", Lines(sys.stderr))
+    assert write_test_images(tmp_path / "test.safetensors", "digits", workspace) == {"test_samples": 360}
+    written = load_file(tmp_path / "test.safetensors")
+    split = data.load(Dataset(source="digits"), None, tmp_path / "cache").test
+    assert written["images"].shape == (360, 1, 8, 8)
+    assert torch.equal(written["images"], split.pixels) and torch.equal(written["labels"], split.labels)
