@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Literal
 
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
@@ -10,7 +11,18 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from base.wire import AttemptView, CollectionView, Dataset, JobView, Measured, Model, Report, StorageView, WorkerView
+from base.wire import (
+    AttemptView,
+    CollectionView,
+    Dataset,
+    Estimate,
+    JobView,
+    Measured,
+    Model,
+    Report,
+    StorageView,
+    WorkerView,
+)
 
 NO_FACTS = (
     *("progress", "requested", "queue_position", "not_before", "max_attempts"),
@@ -186,6 +198,50 @@ def gain_sentence(reports: Sequence[Report]) -> str:
     runs = ", ".join(f"{gain:+.1f}" for gain in gains)
     mean, spread = statistics.fmean(gains), _spread(gains)
     return f"Gain over the same student alone: {mean:+.1f} ± {spread:.1f} points of accuracy, runs {runs} ({scale})."
+
+
+# Estimates
+
+BASES = {
+    "measured": "as measured in earlier jobs",
+    "probe": "from a probe of a few steps",
+    "parameters": "by the parameters alone",
+}
+
+
+def estimate_lines(estimate: Estimate) -> list[str]:
+    """Return what a job will probably take, in a line or two."""
+    seconds, memory = estimate.get("seconds"), estimate.get("memory_bytes")
+    basis = BASES.get(str(estimate.get("basis")), "")
+    if seconds is None:
+        least = "" if memory is None else f"; at least {memory / 1e6:,.0f} MB of memory, {basis}"
+        return [f"estimate: {estimate['steps']:,} steps; their time was never measured{least}"]
+    parts = [f"{phase} {duration(value)}" for phase, value in _phases(estimate) if value is not None]
+    unknown = [phase for phase, value in _phases(estimate) if value is None]
+    without = f", without {' and '.join(unknown)}" if unknown else ""
+    lines = [f"estimate: about {duration(seconds)} ({', '.join(parts)}){without}"]
+    needs = "" if memory is None else f"{memory / 1e6:,.0f} MB of memory on "
+    return [*lines, f"  {needs}{estimate['device']}, {basis}"]
+
+
+def _phases(estimate: Estimate) -> list[tuple[str, float | None]]:
+    phases = estimate["seconds_by_phase"]
+    return [("preparing", phases["preparing"]), ("training", phases["training"]), ("evaluating", phases["evaluating"])]
+
+
+def duration(seconds: float) -> str:
+    """Return `8.4 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for (unit, size), (smaller, part) in pairwise(UNITS):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
+UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def _spread(values: Sequence[float]) -> float:

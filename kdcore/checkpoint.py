@@ -15,6 +15,7 @@ import torch
 from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
 from base.warning import WarningItem
+from kdcore.cost import Meter
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED
 from kdcore.spec import Stage
@@ -38,11 +39,12 @@ def stop_on_sigterm(workspace: Workspace) -> None:
 @dataclass
 class Progress:
     """The state of a job: outcomes of trials that have ended, by trial and model; what the ended stages of the current
-    trial have learned, by stage; and the state of the stage in training."""
+    trial have learned, by stage; the state of the stage in training; and what the job has cost so far."""
 
     finished: dict[str, dict[str, Outcome]] = field(default_factory=dict)
     prepared: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    meter: Meter = field(default_factory=Meter, compare=False)
 
 
 def save(folder: Path, step: int, progress: Progress) -> Written:
@@ -51,7 +53,12 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         trial: {model: vars(outcome) for model, outcome in outcomes.items()}
         for trial, outcomes in progress.finished.items()
     }
-    state = {"finished": finished, "prepared": progress.prepared, "training": progress.training}
+    state = {
+        "finished": finished,
+        "prepared": progress.prepared,
+        "training": progress.training,
+        "cost": progress.meter.state(),
+    }
 
     def write(path: Path) -> None:
         # torch's own writer, which needs a path, hides the error of a full disk.
@@ -72,7 +79,8 @@ def load(path: Path, device: torch.device) -> Progress:
             trial: {model: Outcome(**saved) for model, saved in outcomes.items()}
             for trial, outcomes in state["finished"].items()
         }
-        return Progress(finished, dict(state["prepared"]), state["training"])
+        # A checkpoint of an earlier version has no cost: only the seconds from here on are counted.
+        return Progress(finished, dict(state["prepared"]), state["training"], Meter(state.get("cost")))
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error
 

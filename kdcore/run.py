@@ -41,6 +41,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     if resume is not None:
         log.info("resuming from %s", resume.name)
         progress = checkpoint.load(resume, job.device)
+    progress.meter.prepared(job.device, started)
 
     workspace.lines.phase("training")
     for trial in job.trials:
@@ -49,8 +50,10 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
-    summary = report.build_report(job, results)
-    summary["seconds"] = round(time.monotonic() - started, 3)
+    with progress.meter.measuring(len(job.data.test)):
+        summary = report.build_report(job, results)
+    summary["seconds"] = round(progress.meter.seconds, 3)
+    summary["cost"] = progress.meter.cost(job.bf16).model_dump(mode="json")
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
@@ -62,8 +65,9 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
     """Train a trial from its start, stage after stage."""
     setup = TrialSetup(trial, job, _teacher(trial, job, progress))
     for number, stage in enumerate(trial.stages):
-        watch = Watch(stage, job, workspace, progress)
-        training = setup.training(number, Observer(metric=watch.metric, after_step=watch.after_step))
+        watch, clock = Watch(stage, job, workspace, progress), progress.meter.stage(stage.name)
+        observer = Observer(watch.metric, clock.around(watch.after_step), clock.before_evaluation)
+        training = setup.training(number, observer)
         if stage.name in progress.prepared:
             training.adopt(progress.prepared[stage.name])
             continue

@@ -63,10 +63,12 @@ class Outcome:
 
 @dataclass
 class Observer:
-    """Callbacks of a stage. `after_step` runs between steps, when the state is consistent; it may raise to stop."""
+    """Callbacks of a stage. `after_step` runs between steps, when the state is consistent; it may raise to stop.
+    `before_evaluation` runs after the last step of an epoch, before the models are measured."""
 
     metric: Callable[[int, int, Mapping[str, float]], None]
     after_step: Callable[[StageTraining], None]
+    before_evaluation: Callable[[StageTraining], None] = lambda _: None
 
 
 @dataclass
@@ -198,6 +200,7 @@ class StageTraining:
 
     def _end_epoch(self) -> None:
         """Measure each model on the held-out images, keep its best weights, and report the epoch."""
+        self.observer.before_evaluation(self)
         validation: dict[str, float] = {}
         for name, model in self.scheme.models.items():
             weights = self._weights(name)
