@@ -278,11 +278,13 @@ class Attempt:
 
     def _cost(self, report: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Return what the job has cost, by key: the estimates of later ones are made of it. No job fails for that."""
+        if "cost" not in report:
+            return {}
         try:
             cost, dataset = JobCost.model_validate(report["cost"]), DatasetFacts.model_validate(report["dataset"])
             return cost_rows(JobSpec.model_validate(self.claim.job.resolved_spec), Known(dataset=dataset), cost)
         except (KeyError, ValidationError) as error:
-            log.warning("job %s: its report has no cost: %s", self.claim.job.id, error)
+            log.warning("job %s: the cost in its report cannot be kept: %s", self.claim.job.id, error)
             return {}
 
     # ── finish ──

@@ -33,7 +33,7 @@ def test_save_and_load_return_the_same_progress(tmp_path):
 def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
     """An older version's checkpoints resume, and this one's will: the names are part of the format."""
     state = torch.load(checkpoint.save(tmp_path, 7, progress()).path, weights_only=True)
-    assert list(state) == ["finished", "prepared", "training"]
+    assert list(state) == ["finished", "prepared", "training", "cost"]
     assert list(state["finished"]["assistant-1"]["student"]) == [
         "best",
         "last",
