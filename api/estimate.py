@@ -92,7 +92,8 @@ def _cost(prediction: Prediction | None, teacher: int | None, student: int | Non
 
 
 def _rounded(seconds: float) -> float:
-    return round(seconds, 1 if seconds < 100 else 0)
+    """Return three significant digits: more would promise too much, and a short phase is not 0."""
+    return float(f"{seconds:.3g}")
 
 
 async def _measured(

@@ -67,7 +67,7 @@ class PublishedEpochs(NamedTuple):
 
 class ShortBudget(NamedTuple):
     """The longest training for which the method was measured here, and did not help: docs/methods.md ("Results at a
-    short budget") and README ("What was measured"), ResNet-56 to ResNet-20 on CIFAR-100."""
+    short budget") and docs/measured.md, ResNet-56 to ResNet-20 on CIFAR-100."""
 
     images_per_class: int
     """Images that the student sees: epochs x training images / classes."""
