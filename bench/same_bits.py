@@ -4,7 +4,7 @@
 
 Small jobs are run by `python -m kdcore run` in both checkouts; only the command line and its files are used. Compared
 are the students' files (best epochs), all tensors of the last checkpoint (last epochs), the points of the metrics, the
-resolved spec, and the report without its seconds. Jobs that can be stopped in an interesting place have two more lines:
+resolved spec, and the report without its seconds and its cost. Jobs that can be stopped in an interesting place have two more lines:
 
 - resumed: stopped twice by SIGTERM and resumed in this checkout; the result must equal the uninterrupted run of the
   other checkout;
@@ -128,7 +128,7 @@ class RunResult:
 
     @property
     def report(self) -> dict[str, Any]:
-        return {**json.loads((self.out / "report.json").read_text()), "seconds": None}
+        return {**json.loads((self.out / "report.json").read_text()), "seconds": None, "cost": None}
 
     @property
     def step(self) -> int:

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any, Literal
 
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
@@ -230,18 +229,11 @@ def _phases(estimate: Estimate) -> list[tuple[str, float | None]]:
 
 
 def duration(seconds: float) -> str:
-    """Return `8.4 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for (unit, size), (smaller, part) in pairwise(UNITS):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
-
-
-UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    """Return a duration such as `8 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _spread(values: Sequence[float]) -> float:
