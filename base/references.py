@@ -11,3 +11,5 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 STUDENT_FILE = "student.safetensors"
 """The file of a job that `job:<id>` stands for."""
+ALONE_FILE = "alone.safetensors"
+"""The file of a job's baseline, the student that it trained without the teacher."""

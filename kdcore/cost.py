@@ -27,7 +27,7 @@ WARM_UP_STEPS = 3
 """The first steps of a stage are not counted: they allocate memory and choose kernels."""
 
 
-class Meter:
+class CostMeter:
     """The cost of a job over all of its attempts. `before`: what `state` returned in an earlier attempt."""
 
     def __init__(self, before: Mapping[str, Any] | None = None) -> None:
@@ -91,7 +91,7 @@ class Meter:
 class StageMeter:
     """Divides the time of a stage into steps and evaluations; what happens between two steps counts as neither."""
 
-    def __init__(self, meter: Meter, name: str) -> None:
+    def __init__(self, meter: CostMeter, name: str) -> None:
         self._meter, self._name = meter, name
         self._step_s: list[float] = []
         self._image_s: list[float] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,9 @@ from kdcore.spec import Dataset
 if TYPE_CHECKING:
     from kdcore.prepare import Workspace
 
-BATCH = 256
+LARGEST_BATCH = 256
+BATCH_PIXELS = 2**20
+"""Height x width of all images in a batch: 256 images up to 64 pixels wide, 64 of 128, 20 of 224."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,26 @@ class Score:
     loss: float
 
 
+def batch_size(height: int, width: int) -> int:
+    """Return the number of images in a batch of an evaluation, so that it needs less memory than a training step."""
+    return max(1, min(LARGEST_BATCH, BATCH_PIXELS // (height * width)))
+
+
 @torch.no_grad()
-def logits_on(classifier: Classifier, images: Images) -> Tensor:
+def logits_on(classifier: Classifier, images: Images, on_images: Callable[[int], None] | None = None) -> Tensor:
     """Return the logits of every image in order, on the CPU: n × K, in float32, as for the exported file.
 
-    The classifier keeps its mode and precision.
+    The classifier keeps its mode and precision. `on_images` is called after each batch with its number of images.
     """
     was_training, was_bf16 = classifier.training, classifier.bf16
     classifier.train(False)
     classifier.bf16 = False
-    parts = [
-        classifier(images.pixels[at : at + BATCH].to(classifier.mean.device)).logits
-        for at in range(0, len(images), BATCH)
-    ]
+    parts, size = [], batch_size(*images.pixels.shape[2:])
+    for at in range(0, len(images), size):
+        pixels = images.pixels[at : at + size].to(classifier.mean.device)
+        parts.append(classifier(pixels).logits)
+        if on_images is not None:
+            on_images(len(pixels))
     classifier.train(was_training)
     classifier.bf16 = was_bf16
     return torch.cat(parts).cpu()
@@ -63,6 +74,24 @@ def score(logits_nK: Tensor, labels_n: Tensor) -> Score:
 def agreement(logits_nK: Tensor, teacher_nK: Tensor) -> float:
     """Return the fraction of images whose most likely class is the same for both."""
     return (logits_nK.argmax(1) == teacher_nK.argmax(1)).double().mean().item()
+
+
+def paired_p(one_nK: Tensor, other_nK: Tensor, labels_n: Tensor) -> float:
+    """Return the two-sided p-value of McNemar's exact test: that two models are right equally often on these images.
+
+    Only images on which one model is right and the other one wrong count. If the models are equally good, each of
+    these m images is a fair coin: p = 2 · P(Binomial(m, 1/2) ≤ the smaller count), at most 1.
+    """
+    labels_n = labels_n.cpu()
+    one, other = (logits_nK.argmax(1) == labels_n for logits_nK in (one_nK, other_nK))
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    count = only_one + only_other
+    log_half = count * math.log(0.5)
+    tail = sum(
+        math.exp(math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + log_half)
+        for k in range(min(only_one, only_other) + 1)
+    )
+    return min(1.0, 2 * tail)
 
 
 def parameters(network: nn.Module) -> int:

@@ -16,8 +16,8 @@ from statistics import median
 import torch
 
 from base.errors import SpecInvalid
+from kdcore import batch_norm, evaluate, models
 from kdcore import device as devices
-from kdcore import evaluate, models
 from kdcore.catalog import DatasetFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.cost import device_name, peak_memory
@@ -25,9 +25,10 @@ from kdcore.data.images import Data, Images
 from kdcore.lesson import Teacher
 from kdcore.prepare import PreparedJob
 from kdcore.run import TrialSetup
-from kdcore.spec import GIVEN, JobSpec, Known, Trial, trials
+from kdcore.spec import GIVEN, JobSpec, Known, Training, Trial, trials
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.spec.cost import JobCost, ProbeRequest, StageCost
+from kdcore.spec.fitting import images_to_train_on
 from kdcore.training import Observer, StageTraining
 
 BUDGET_S = 6.0
@@ -94,6 +95,7 @@ class _Prober:
                 measured[stage.name] = found[alike]
         teacher_image_s = sum(self._image_s(member) for member in self.members)
         students_image_s = sum(measured[trial.stages[-1].name].image_s for trial in self.planned)
+        after_epoch = self._per_held_out_image(self.spec.training)
         given_baseline = self.spec.baseline not in ("none", "train")
         baseline_image_s = measured["student"].image_s if given_baseline else 0.0
         return JobCost(
@@ -103,7 +105,10 @@ class _Prober:
             threads=torch.get_num_threads(),
             precision="bf16" if self.bf16 else "fp32",
             preparing_s=None,
-            stages={name: StageCost(step_s=one.step_s, held_out_image_s=one.image_s) for name, one in measured.items()},
+            stages={
+                name: StageCost(step_s=one.step_s, held_out_image_s=one.image_s * after_epoch)
+                for name, one in measured.items()
+            },
             test_image_s=teacher_image_s + MODELS_AT_THE_END * students_image_s + baseline_image_s,
             memory_bytes=max(one.memory_bytes for one in measured.values()),
             memory_fixed_bytes=self.memory_fixed,
@@ -143,6 +148,14 @@ class _Prober:
         lengths = [end - start for start, end in pairwise(ends)] or [ends[0] - began]
         image_s = sum(self._image_s(model) for model in training.scheme.models.values())
         return median(lengths), image_s
+
+    def _per_held_out_image(self, training: Training) -> float:
+        """Return the images on which a model is run after an epoch, its statistics included, for each held-out one."""
+        if training.batch_norm == "running":
+            return 1.0
+        images = images_to_train_on(self.facts, None, None, training)
+        statistics = batch_norm.batches_in(images, training.batch_size) * training.batch_size
+        return 1 + statistics / (self.facts.train - images)
 
     def _image_s(self, model: Classifier) -> float:
         """Return seconds of evaluating one image; of a few images first, then of more if there is time."""

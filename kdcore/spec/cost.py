@@ -37,7 +37,8 @@ class StageCost(Facts):
     step_s: float
     """Seconds of an optimizer step: teacher, student, objective, update. A median, without the first steps."""
     held_out_image_s: float
-    """Seconds of measuring the stage's models after an epoch, for each held-out image."""
+    """Seconds of measuring the stage's models after an epoch, batch-norm statistics included, for each held-out
+    image."""
 
 
 class JobCost(Facts):
@@ -186,6 +187,7 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
         "augmentation": spec.training.augmentation.name if spec.training.augmentation else None,
         "mix": spec.training.mix.name if spec.training.mix else None,
         "ema": spec.training.ema is not None,
+        "batch_norm": spec.training.batch_norm,
     }
     planned = trials(spec, dataset, known.unlabelled)
     stages = [_stage(spec, trial, stage, planned) for trial in planned for stage in trial.stages]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdcore import cost
-from kdcore.cost import Meter, peak_memory
+from kdcore.cost import CostMeter, peak_memory
 from kdcore.spec.cost import StageCost
 
 CPU = torch.device("cpu")
@@ -38,13 +38,13 @@ def epoch(clock, stage, steps, evaluation_s, save_s=0.0, held_out=10):
 
 
 def test_stage_meter_leaves_out_the_first_steps_and_the_saves(clock):
-    meter = Meter()
+    meter = CostMeter()
     epoch(clock, meter.stage("student"), [9, 9, 9, 2, 3, 4], evaluation_s=5, save_s=100)
     assert meter.stages == {"student": pytest.approx({"step_s": 3, "held_out_image_s": 0.5})}
 
 
 def test_stage_meter_takes_the_median_of_the_epochs(clock):
-    meter = Meter()
+    meter = CostMeter()
     stage = meter.stage("student")
     for step_s, evaluation_s in ((1, 10), (2, 40), (9, 20)):
         epoch(clock, stage, [step_s] * 4, evaluation_s)
@@ -52,7 +52,7 @@ def test_stage_meter_takes_the_median_of_the_epochs(clock):
 
 
 def test_stage_meter_of_very_short_epochs_drops_the_first_as_soon_as_there_is_a_second(clock):
-    meter = Meter()
+    meter = CostMeter()
     stage = meter.stage("student")
     epoch(clock, stage, [8, 4], 1)
     assert meter.stages["student"]["step_s"] == pytest.approx(6)
@@ -66,17 +66,17 @@ def test_stage_meter_lets_a_stop_through(clock):
 
     training = SimpleNamespace(position=SimpleNamespace(step=1))
     with pytest.raises(KeyboardInterrupt):
-        Meter().stage("student").around(stop)(training)
+        CostMeter().stage("student").around(stop)(training)
 
 
 def test_meter_adds_up_the_attempts(clock):
-    first = Meter()
+    first = CostMeter()
     first.prepared(CPU, clock.now - 7)
     epoch(clock, first.stage("student"), [1, 1], 1)
     state = first.state()
     assert state["seconds"] == pytest.approx(10)
     clock.pass_by(500)
-    second = Meter({**state, "memory_bytes": 1 << 50})
+    second = CostMeter({**state, "memory_bytes": 1 << 50})
     second.prepared(CPU, clock.now)
     clock.pass_by(5)
     assert second.seconds == pytest.approx(15)
@@ -85,7 +85,7 @@ def test_meter_adds_up_the_attempts(clock):
 
 
 def test_meter_gives_the_cost_of_a_job(clock):
-    meter = Meter()
+    meter = CostMeter()
     meter.prepared(CPU, clock.now - 7)
     epoch(clock, meter.stage("student"), [1, 1], 1)
     with meter.measuring(50):
@@ -108,6 +108,6 @@ def test_peak_memory_rises_with_what_is_used_and_never_falls():
 
 
 def test_meter_reads_the_hosts_clock():
-    meter = Meter()
+    meter = CostMeter()
     meter.prepared(CPU, time.monotonic() - 3)
     assert 3 <= meter.seconds < 60

@@ -75,9 +75,10 @@ def test_predict_knows_no_preparation_of_other_data():
         {"training": {"precision": "bf16"}},
         {"training": {"optimizer": {"name": "adamw"}}},
         {"training": {"ema": 0.9}},
+        {"training": {"batch_norm": "running"}},
         {"more": {"dataset": DATA.model_copy(update={"image_size": (64, 64)})}},
     ],
-    ids=lambda changes: "-".join(changes),
+    ids="-".join,
 )
 def test_predict_returns_none_where_a_part_of_the_job_was_never_measured(changes):
     facts = known({"dataset": "mine"}, **{"dataset": DATA, **changes.get("more", {})})
