@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import ceil
 from statistics import median
@@ -25,7 +26,7 @@ from kdcore.data.images import Data, Images
 from kdcore.lesson import Teacher
 from kdcore.prepare import PreparedJob
 from kdcore.run import TrialSetup
-from kdcore.spec import GIVEN, JobSpec, Known, Training, Trial, trials
+from kdcore.spec import GIVEN, JobSpec, Known, Trial, trials
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.spec.cost import JobCost, ProbeRequest, StageCost
 from kdcore.spec.fitting import images_to_train_on
@@ -36,7 +37,6 @@ BUDGET_S = 6.0
 STEPS = 3
 """Measured steps of a stage, after one that is not counted."""
 SMALL_BATCH = 8
-EVALUATED_IMAGES = 64
 MODELS_AT_THE_END = 2
 """The report measures a trained model at its best epoch and at its last one."""
 
@@ -53,6 +53,8 @@ class _Measured:
     memory_bytes: int
     image_s: float
     """Seconds of running all of the stage's models on one image."""
+    statistics_s: float
+    """The same while their batch-norm statistics are measured."""
 
 
 def probe(request: ProbeRequest) -> JobCost:
@@ -77,7 +79,7 @@ class _Prober:
         members = [FrozenTeacher(self._classifier(teacher)) for teacher in spec.teachers]
         self.members = [member.classifier for member in members]
         self.teacher = _joined(members, spec)
-        self.images = _random_images(facts, EVALUATED_IMAGES)
+        self.images = _random_images(facts, evaluate.batch_size(*facts.image_size))
         # All pixels are made before the memory is read: they are no part of what a step needs.
         self.jobs = {size: self._job(size) for size in sorted({self._batch, min(SMALL_BATCH, self._batch)})}
         self.memory_fixed = peak_memory(device)
@@ -95,7 +97,6 @@ class _Prober:
                 measured[stage.name] = found[alike]
         teacher_image_s = sum(self._image_s(member) for member in self.members)
         students_image_s = sum(measured[trial.stages[-1].name].image_s for trial in self.planned)
-        after_epoch = self._per_held_out_image(self.spec.training)
         given_baseline = self.spec.baseline not in ("none", "train")
         baseline_image_s = measured["student"].image_s if given_baseline else 0.0
         return JobCost(
@@ -106,7 +107,7 @@ class _Prober:
             precision="bf16" if self.bf16 else "fp32",
             preparing_s=None,
             stages={
-                name: StageCost(step_s=one.step_s, held_out_image_s=one.image_s * after_epoch)
+                name: StageCost(step_s=one.step_s, held_out_image_s=self._held_out_image_s(one))
                 for name, one in measured.items()
             },
             test_image_s=teacher_image_s + MODELS_AT_THE_END * students_image_s + baseline_image_s,
@@ -121,16 +122,16 @@ class _Prober:
     def _stage(self, trial: Trial, number: int) -> _Measured:
         """Measure a stage on a small batch, then on the real one if that fits into the stage's share of the time."""
         small = min(self.jobs)
-        step_s, image_s = self._steps(trial, number, small)
-        memory = self.memory_fixed + (peak_memory(self.device) - self.memory_fixed) * self._batch // small
-        scaled_s = step_s * self._batch / small
+        found = self._steps(trial, number, small)
+        of_the_batch = found.memory_bytes - self.memory_fixed
+        scaled_s = found.step_s * self._batch / small
         if small == self._batch or scaled_s * (STEPS + 1) > self.share_s:
-            return _Measured(scaled_s, memory, image_s)
-        step_s, image_s = self._steps(trial, number, self._batch)
-        return _Measured(step_s, peak_memory(self.device), image_s)
+            memory = self.memory_fixed + of_the_batch * self._batch // small
+            return replace(found, step_s=scaled_s, memory_bytes=memory)
+        return self._steps(trial, number, self._batch)
 
-    def _steps(self, trial: Trial, number: int, size: int) -> tuple[float, float]:
-        """Return seconds of a step with batches of this size, and of running the stage's models on an image."""
+    def _steps(self, trial: Trial, number: int, size: int) -> _Measured:
+        """Measure a stage with batches of this size."""
         ends: list[float] = []
 
         def after_step(_: StageTraining) -> None:
@@ -146,23 +147,32 @@ class _Prober:
             training.run()
         # The first step also chooses kernels; it counts if there was time for no other.
         lengths = [end - start for start, end in pairwise(ends)] or [ends[0] - began]
-        image_s = sum(self._image_s(model) for model in training.scheme.models.values())
-        return median(lengths), image_s
+        # The kernel counts pages in batches, and may say a little less than before.
+        memory, models = max(peak_memory(self.device), self.memory_fixed), training.scheme.models.values()
+        batch = self.jobs[size].data.train.pixels[:size]
+        return _Measured(
+            step_s=median(lengths),
+            memory_bytes=memory,
+            image_s=sum(self._image_s(model) for model in models),
+            statistics_s=sum(self._seconds(partial(batch_norm.measured, one, [batch])) for one in models) / size,
+        )
 
-    def _per_held_out_image(self, training: Training) -> float:
-        """Return the images on which a model is run after an epoch, its statistics included, for each held-out one."""
+    def _held_out_image_s(self, found: _Measured) -> float:
+        """Return seconds of measuring a stage's models after an epoch, for each held-out image."""
+        training = self.spec.training
         if training.batch_norm == "running":
-            return 1.0
+            return found.image_s
         images = images_to_train_on(self.facts, None, None, training)
         statistics = batch_norm.batches_in(images, training.batch_size) * training.batch_size
-        return 1 + statistics / (self.facts.train - images)
+        return found.image_s + found.statistics_s * statistics / (self.facts.train - images)
 
     def _image_s(self, model: Classifier) -> float:
-        """Return seconds of evaluating one image; of a few images first, then of more if there is time."""
+        """Return seconds of evaluating one image; of a few images first, then of a whole batch if there is
+        time."""
         few = Images(self.images.pixels[:SMALL_BATCH], self.images.labels[:SMALL_BATCH])
-        seconds = self._seconds(lambda: evaluate.logits_on(model, few)) / len(few)
+        seconds = self._seconds(partial(evaluate.logits_on, model, few)) / len(few)
         if seconds * len(self.images) < self.share_s / 4:
-            seconds = self._seconds(lambda: evaluate.logits_on(model, self.images)) / len(self.images)
+            seconds = self._seconds(partial(evaluate.logits_on, model, self.images)) / len(self.images)
         return seconds
 
     def _seconds(self, measured: Callable[[], object]) -> float:
