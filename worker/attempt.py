@@ -275,6 +275,8 @@ class Attempt:
             return done
 
         self._commit("finish_succeeded.committed", succeed)
+        # Jobs may have waited for this one's student.
+        self.context.wake_workers()
 
     def _cost(self, report: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Return what the job has cost, by key: the estimates of later ones are made of it. No job fails for that."""

@@ -66,8 +66,8 @@ class Teacher(Vocabulary):
 
     checkpoint: Reference | None = Field(
         default=None,
-        description="model:<name or id>, job:<id> (its student), blob:sha256:<hex>, weights:<torchvision weights>, "
-        "or file:<path> (only for `python -m kdcore`).",
+        description="model:<name or id>, job:<id> (its student; if the job has not ended, this one waits for it), "
+        "blob:sha256:<hex>, weights:<torchvision weights>, or file:<path> (only for `python -m kdcore`).",
     )
     program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
@@ -348,8 +348,9 @@ class JobSpec(Vocabulary):
     training: Training = Field(default=Training(), description="The recipe of the training.")
     baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
         default="none",
-        description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
-        "an earlier job; for `python -m kdcore` also file:<path> of its student.safetensors.",
+        description="none, train (the same student, recipe and seed without the teacher), or job:<id>: of an "
+        "earlier job, a supervised one, or one that trained its own student alone, with the same network, data, recipe "
+        "and seed; for `python -m kdcore` also file:<path> of its weights.",
     )
     strict: bool = Field(
         default=False,
