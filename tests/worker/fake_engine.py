@@ -88,7 +88,9 @@ class Engine:
         self.write_line("phase", phase="exporting")
         self.announce("artifact", self.out / "student.safetensors", weights, name="student.safetensors", media_type="application/octet-stream")  # fmt: skip  # noqa: E501
         self.announce("artifact", self.out / "report.json", "{}", name="report.json", media_type="application/json")
-        self.write_line("done", report={"student": {"accuracy": 0.5}, "weights": weights})
+        self.write_line(
+            "done", report={"student": {"accuracy": 0.5}, "weights": weights, **self.options.get("report", {})}
+        )
         return 0
 
     def checkpoint(self, step: int, weights: str) -> None:
