@@ -178,7 +178,10 @@ def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts:
     update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))}
     if spec.unlabelled is not None and lookup.pool is not None:
         update["unlabelled"] = spec.unlabelled.model_copy(update={"source": lookup.pool.reference})
-    teachers = tuple(_teacher_by_digest(teacher, lookup.teachers[at]) for at, teacher in each_teacher(vars(spec)))
+    teachers = tuple(
+        _teacher_by_digest(teacher, lookup.teachers[at], lookup.known.teachers.get(at))
+        for at, teacher in each_teacher(vars(spec))
+    )
     if teachers:
         update["teacher"] = teachers if isinstance(spec.teacher, tuple) else teachers[0]
     if lookup.baseline is not None:
@@ -194,9 +197,13 @@ def _size(spec: JobSpec, lookup: Lookup, facts: DatasetFacts) -> int | None:
     return height if spec.dataset.image_size is None and in_folders and height == width else spec.dataset.image_size
 
 
-def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:
-    name = "program" if teacher.program is not None else "checkpoint"
-    return teacher.model_copy(update={name: target.reference})
+def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts], compared: ModelFacts | None) -> Teacher:
+    update: dict[str, Any] = {"program" if teacher.program is not None else "checkpoint": target.reference}
+    registered = target.facts.class_names if target.facts else None
+    if teacher.class_names is None and registered and compared is not None and compared.class_names is None:
+        # They could not be compared yet, and the engine gets only the digest.
+        update["class_names"] = tuple(registered)
+    return teacher.model_copy(update=update)
 
 
 def estimate(examined: Examined) -> dict[str, Any] | None:

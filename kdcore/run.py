@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from kdcore import checkpoint, device, export, objectives, report
+from kdcore import alarms, chance, checkpoint, device, export, objectives, report, teacher_check
+from kdcore.alarms import Alarms
 from kdcore.checkpoint import Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.objectives import Setting
-from kdcore.prepare import PreparedJob, Workspace, prepare
+from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
 from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
@@ -41,6 +42,10 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     if resume is not None:
         log.info("resuming from %s", resume.name)
         progress = checkpoint.load(resume, job.device)
+    elif job.teacher is not None:
+        teacher_check.check(spec, job, workspace)
+        refuse_if_strict(spec, workspace)
+        alarms.warn_if_saturated(job, workspace)
 
     workspace.lines.phase("training")
     for trial in job.trials:
@@ -49,7 +54,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
-    summary = report.build_report(job, results)
+    summary = report.build_report(job, results, workspace.warn)
     summary["seconds"] = round(time.monotonic() - started, 3)
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
@@ -64,6 +69,8 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
     for number, stage in enumerate(trial.stages):
         watch = Watch(stage, job, workspace, progress)
         training = setup.training(number, Observer(metric=watch.metric, after_step=watch.after_step))
+        if stage is trial.stages[-1]:
+            training.alarms = _alarms(trial, job, training, workspace)
         if stage.name in progress.prepared:
             training.adopt(progress.prepared[stage.name])
             continue
@@ -75,6 +82,19 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
         else:
             progress.prepared[stage.name] = training.learned()
         watch.save_or_warn(training, None)
+
+
+def _alarms(trial: Trial, job: PreparedJob, training: StageTraining, workspace: Workspace) -> Alarms:
+    """Return the alarms of a trial's last stage. The loss of an earlier one may be constant, as it has no student."""
+    held_out = training.training_set.held_out
+    counts = torch.bincount(held_out.labels.cpu(), minlength=job.data.facts.num_classes).tolist()
+    return Alarms(
+        workspace.warn,
+        trial="the student" if trial.name == "student" else trial.name,
+        level=chance.chance_level(counts),
+        held_out=len(held_out),
+        objective=training.objective is not None and training.beta > 0,
+    )
 
 
 def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:

@@ -94,6 +94,7 @@ class Notes(BaseModel):
     mean: list[float] | None = None
     std: list[float] | None = None
     class_names: list[str] | None = None
+    image_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
         mean=notes.mean,
         std=notes.std,
         class_names=notes.class_names,
+        image_size=notes.image_size,
         digest=f"sha256:{sha256_of(path)}",
     )
     if channels is not None and channels != facts.channels:

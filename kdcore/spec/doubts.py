@@ -1,11 +1,11 @@
 """The warnings about a spec and its files that are known before anything runs: at registration, at submit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from base.warning import WarningItem
-from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec.fitting import Known
-from kdcore.spec.job import JobSpec
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
+from kdcore.spec.fitting import Known, class_names, class_order
+from kdcore.spec.job import JobSpec, Teacher
 from kdcore.spec.rules import each_teacher
 
 
@@ -38,6 +38,8 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
         warnings += dataset_warnings(known.dataset, "/dataset")
     for pointer, teacher in each_teacher(vars(spec)):
         facts = known.teachers.get(pointer)
+        if facts is not None and known.dataset is not None:
+            warnings += _teacher_warnings(teacher, facts, known.dataset, pointer)
         if facts is not None and teacher.preprocessing is None and (facts.mean is None or facts.std is None):
             warnings.append(
                 WarningItem(
@@ -48,3 +50,37 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
                 )
             )
     return warnings
+
+
+def _teacher_warnings(
+    teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts, pointer: str
+) -> Iterator[WarningItem]:
+    """Yield what is doubtful about a teacher on these images. A resolved spec gets the same words as the one sent."""
+    names = class_names(teacher, facts)
+    if names and class_order(names, dataset):
+        yield WarningItem(
+            "class_order_changed",
+            f"{pointer}/class_names",
+            f"the teacher's classes are the data set's in another order ({_first(names)} and not "
+            f"{_first(dataset.class_names)}): its outputs are put into the data set's order",
+            "nothing to do if the names are right: they decide which output belongs to which class",
+        )
+    if isinstance(facts, ProgramFacts) or facts.image_size is None:
+        return  # Whether a program takes images of this size is a matter of fit(), not of doubt.
+    if facts.image_size != dataset.image_size:
+        own, given = (" x ".join(map(str, size)) for size in (facts.image_size, dataset.image_size))
+        yield WarningItem(
+            "image_size_differs",
+            "/dataset/image_size",
+            f"the teacher{_which(pointer)} learned from images of {own} pixels, the data set has {given}",
+            "set dataset.image_size to the teacher's, or look at its accuracy in the teacher check",
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _which(pointer: str) -> str:
+    """Return which of several teachers: nothing for the only one."""
+    return "" if pointer == "/teacher" else f" {pointer}"
