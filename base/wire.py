@@ -141,6 +141,7 @@ class JobView(View):
     """The action that was requested of the running job and is not done yet."""
     allowed_actions: list[str]
     """The actions that are allowed now: some of cancel, pause, resume, retry, delete."""
+    kind: Literal["distillation", "evaluation"]
     method: str
     """The names of its methods, as in kd+attention."""
     progress: Annotated[Progress, AnyFields] | None

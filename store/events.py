@@ -50,15 +50,6 @@ def append_event(connection: Connection, job: Job, type: str, **data: Any) -> No
     connection.execute(insert(job_events).values(row))
 
 
-def append_note(connection: Connection, job_id: str, fence: int | None, type: str, data: dict[str, Any]) -> Event:
-    """Add an event that changes nothing else, such as a warning. With a fence, only while that attempt owns the job."""
-    job = update_job(connection, jobs.c.id == job_id if fence is None else owned_by(job_id, fence))
-    if job is None:
-        raise NotFound("job", job_id) if fence is None else LeaseLost(job_id, fence)
-    append_event(connection, job, type, **data)
-    return list_events(connection, job_id, job.event_seq - 1, 1)[0]
-
-
 def append_warning(
     connection: Connection, job_id: str, fence: int, warning: WarningItem, more: Mapping[str, Any] | None = None
 ) -> None:

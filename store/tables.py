@@ -16,6 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.dialects import postgresql
 
 metadata = MetaData(
     naming_convention={
@@ -28,6 +29,8 @@ metadata = MetaData(
 )
 
 DOCUMENT = JSON(none_as_null=True)
+# PostgreSQL compares only jsonb, so a default, which Alembic compares, needs it.
+LIST = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 SHA256 = String(64)
 ID = String(40)
 
@@ -68,7 +71,7 @@ jobs = Table(
     Column("deadline_at", Double),
     Column("event_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("progress", DOCUMENT),
-    Column("warnings", DOCUMENT, nullable=False, server_default=text("'[]'")),
+    Column("warnings", LIST, nullable=False, server_default=text("'[]'")),
     Column("teacher_check", DOCUMENT),
     Column("result", DOCUMENT),
     Column("error", DOCUMENT),
@@ -184,7 +187,7 @@ def _registered(name: str) -> Table:
         Column("name", String(100), nullable=False),
         Column("sha256", SHA256, nullable=False),
         Column("facts", DOCUMENT, nullable=False),
-        Column("warnings", DOCUMENT, nullable=False, server_default=text("'[]'")),
+        Column("warnings", LIST, nullable=False, server_default=text("'[]'")),
         Column("created_at", Double, nullable=False),
         UniqueConstraint("project", "name"),
     )

@@ -4,6 +4,7 @@ teacher, and what was measured once for later jobs.
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0004"
 down_revision = "0003"
@@ -11,12 +12,12 @@ branch_labels = None
 depends_on = None
 
 WARNED = ("jobs", "models", "datasets")
+LIST = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 
 
 def upgrade() -> None:
     for table in WARNED:
-        empty = sa.text("'[]'")
-        op.add_column(table, sa.Column("warnings", sa.JSON(none_as_null=True), nullable=False, server_default=empty))
+        op.add_column(table, sa.Column("warnings", LIST, nullable=False, server_default=sa.text("'[]'")))
     kind = sa.Column("kind", sa.String(length=16), nullable=False, server_default=sa.text("'distillation'"))
     op.add_column("jobs", kind)
     op.add_column("jobs", sa.Column("teacher_check", sa.JSON(none_as_null=True)))

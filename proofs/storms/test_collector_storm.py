@@ -25,6 +25,7 @@ from store.database import Database
 from store.errors import ActionNotAllowed, NotFound
 from store.file_store import FileStore
 from store.records import PageQuery
+from store.registry import NewEntry
 from tests.store.helpers import new_job, run_concurrently, submitted
 
 CONTENTS = [f"weights {number}".encode() for number in range(8)]
@@ -120,7 +121,9 @@ class Client:
         if self.files.exists(sha256):
             self.pause()
             name = f"model {self.chance.random()}"
-            self.name(lambda connection: registry.models.register(connection, "ours", name, sha256, {}), sha256)
+            self.name(
+                lambda connection: registry.models.register(connection, NewEntry("ours", name, sha256, {}, [])), sha256
+            )
 
     def upload(self) -> None:
         content = self.chance.choice(CONTENTS)

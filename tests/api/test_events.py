@@ -7,7 +7,6 @@ import pytest
 from api.routes import events
 from api.schemas import Page
 from base.wire import EventView
-from store import events as store_events
 from tests.api.conftest import Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -75,14 +74,14 @@ async def test_messages_sends_events_as_they_happen(service: Service, monkeypatc
     stream = events._messages(service.db, job_id, "default", 1)
     assert await anext(stream) == b"retry: 2000\n\n"
     assert await anext(stream) == b": still here\n\n"
-    await service.db.write(store_events.append_note, job_id, None, "warning", {"message": "careful"})
+    await service.http.post(f"/v1/jobs/{job_id}/pause")
     message = await anext(stream)
     while message.startswith(b":"):
         message = await anext(stream)
-    assert messages(message.decode())[0]["event"] == "warning"
-    await service.fail(job_id)
+    assert messages(message.decode())[0]["event"] == "paused"
+    await service.http.post(f"/v1/jobs/{job_id}/cancel")
     rest = b"".join([message async for message in stream])
-    assert [message["event"] for message in messages(rest.decode())] == ["claimed", "failed"]
+    assert [message["event"] for message in messages(rest.decode())] == ["cancelled"]
 
 
 async def test_messages_ends_when_the_job_is_deleted(service: Service) -> None:

@@ -82,3 +82,16 @@ async def test_delete_model(service: Service) -> None:
     assert (await service.http.delete("/v1/models/teacher")).status_code == 204
     problem(await service.http.get("/v1/models/teacher"), 404, "not_found")
     problem(await service.http.delete("/v1/models/teacher"), 404, "not_found")
+
+
+async def test_register_model_without_preprocessing_warns_and_strict_refuses_it(service: Service) -> None:
+    body = await register(service)
+    assert [(one["code"], one["pointer"]) for one in body["warnings"]] == [("normalization_guessed", "/preprocessing")]  # type: ignore[attr-defined]
+    stated = await register(service, "stated", preprocessing={"mean": [0.1], "std": [0.2]}, strict=True)
+    assert stated["warnings"] == []
+    blob = await service.upload(b"weights of strict")
+    answer = await service.http.post("/v1/models", json={"name": "strict", "blob": blob, "strict": True})
+    (fault,) = problem(answer, 422, "warning_refused")["errors"]
+    assert (fault["pointer"], fault["code"]) == ("/preprocessing", "warning_refused")
+    assert "mean and std" in fault["allowed"]
+    problem(await service.http.get("/v1/models/strict"), 404, "not_found")

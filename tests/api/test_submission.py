@@ -471,3 +471,28 @@ async def test_resolved_spec_can_be_parsed(service: Service) -> None:
     ):
         resolved = await accepted(service, kd(**changes))
         assert parse(resolved).as_json() == resolved
+
+
+async def test_submit_warns_of_a_guess_and_strict_refuses_it(service: Service) -> None:
+    await teacher(service)
+    answer = await service.http.post("/v1/jobs", json=kd())
+    assert [(one["code"], one["pointer"]) for one in answer.json()["warnings"]] == [
+        ("normalization_guessed", "/teacher/preprocessing")
+    ]
+    checked = (await service.http.post("/v1/jobs/validate", json=kd())).json()
+    assert (checked["valid"], checked["warnings"]) == (True, answer.json()["warnings"])
+    refused = problem(await service.http.post("/v1/jobs", json=kd(strict=True)), 422, "warning_refused")
+    (fault,) = refused["errors"]
+    assert fault["pointer"] == "/teacher/preprocessing"
+    assert fault["message"].startswith("normalization_guessed: ")
+    checked = (await service.http.post("/v1/jobs/validate", json=kd(strict=True))).json()
+    assert (checked["valid"], checked["errors"]) == (False, [fault])
+    stated = {"checkpoint": "model:big", "preprocessing": {"mean": [0.5], "std": [0.25]}}
+    answer = await service.http.post("/v1/jobs", json=kd(teacher=stated, strict=True))
+    assert (answer.status_code, answer.json()["warnings"]) == (201, [])
+
+
+async def test_submit_of_a_strict_spec_with_faults_names_the_faults(service: Service) -> None:
+    await teacher(service)
+    faults = await faults_of(service, kd(strict=True, alpha=-1))
+    assert set(faults) == {"/alpha"}

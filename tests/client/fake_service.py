@@ -35,6 +35,9 @@ def job(**changes: Any) -> dict[str, Any]:
         "resolved_spec": {},
         "result": None,
         "error": None,
+        "kind": "distillation",
+        "teacher_check": None,
+        "warnings": [],
         "created_at": "2026-01-02T03:04:05.678Z",
         "started_at": None,
         "finished_at": None,
@@ -84,6 +87,7 @@ def report(student: float = 0.95, alone: float | None = 0.9) -> dict[str, Any]:
         "gain": None if alone is None else student - alone,
         "test_samples": 400,
         "seconds": 2.0,
+        "warnings": [],
     }
 
 

@@ -130,7 +130,7 @@ def test_run_a_training_goes_on_over_a_full_disk_and_says_so_once_a_shortage(dat
     _, weights, stream = finish(spec, tmp_path / "full")
     assert [line["step"] for line in events(stream, "checkpoint")] == [1, 2, 6, 7, 8, 10, 11, 12]
     warnings = events(stream, "warning")
-    assert [warning["code"] for warning in warnings] == ["storage_full"] * 2
+    assert [warning["code"] for warning in warnings] == ["checkpoint_not_saved"] * 2
     assert "no disk space to write 000000003.pt" in warnings[0]["message"] and "000000009.pt" in warnings[1]["message"]
     assert same(weights, undisturbed)
     assert not list((tmp_path / "full").rglob("*.tmp"))

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import update
 
+from base.warning import WarningItem
 from store import events, jobs, lifecycle
 from store.database import Database
 from store.lifecycle import Claim
@@ -17,6 +18,7 @@ T = TypeVar("T")
 
 SHA256 = "5" * 64
 ERROR = {"code": "out_of_memory", "message": "the device is full", "retryable": True, "hint": None}
+WARNING = WarningItem("checkpoint_not_kept", "", "the disk is full", "free some disk space")
 LEASE_S = 30
 
 
@@ -24,6 +26,7 @@ def new_job(**changes: Any) -> NewJob:
     fields = {
         "project": "ours",
         "name": "a job",
+        "kind": "distillation",
         "method": "kd",
         "spec": {"method": "kd"},
         "resolved_spec": {"method": {"name": "kd"}},
@@ -32,6 +35,7 @@ def new_job(**changes: Any) -> NewJob:
         "priority": 0,
         "max_attempts": 3,
         "deadline_s": None,
+        "warnings": [],
     }
     return NewJob(**{**fields, **changes})
 

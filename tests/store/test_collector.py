@@ -18,6 +18,7 @@ from store.collector import Collector, Retention, collect, named_digests
 from store.database import Database
 from store.file_store import FileStore
 from store.records import Job, database_now, new_id
+from store.registry import NewEntry
 from tests.store.helpers import ERROR, claimed, expire_lease, read_job, running, submitted
 
 DAY = 86_400.0
@@ -130,12 +131,12 @@ def name_by_artifact(database: Database, sha256: str) -> None:
 
 def name_by_model(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        registry.models.register(connection, "ours", "resnet", sha256, {})
+        registry.models.register(connection, NewEntry("ours", "resnet", sha256, {}, []))
 
 
 def name_by_dataset(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        registry.datasets.register(connection, "ours", "flowers", sha256, {})
+        registry.datasets.register(connection, NewEntry("ours", "flowers", sha256, {}, []))
 
 
 def name_by_upload(database: Database, sha256: str) -> None:

@@ -15,6 +15,7 @@ from tests.store.helpers import (
     ERROR,
     LEASE_S,
     SHA256,
+    WARNING,
     claimed,
     event_types,
     read_job,
@@ -31,7 +32,7 @@ FENCED: dict[str, Callable[[Connection, str, int], Any]] = {
     "heartbeat": lambda c, job, fence: lifecycle.heartbeat(c, job, fence, 30),
     "phase": lambda c, job, fence: lifecycle.set_phase(c, job, fence, "training"),
     "progress": lambda c, job, fence: lifecycle.set_progress(c, job, fence, {"percent": 1}),
-    "event": lambda c, job, fence: events.append_note(c, job, fence, "warning", {}),
+    "event": lambda c, job, fence: events.append_warning(c, job, fence, WARNING),
     "metric": lambda c, job, fence: metrics.record(c, job, fence, "student", step=1, epoch=1, values={"loss": 1}),
     "checkpoint": lambda c, job, fence: checkpoints.record(
         c, job, fence, step=1, sha256=SHA256, bytes=1, path="checkpoints/1"

@@ -11,7 +11,7 @@ from tests.store.helpers import SHA256, read_job, submitted
 
 
 def test_columns_of_a_job_are_those_its_fields_are_named_after(database: Database):
-    assert [column.name for column in columns(tables.jobs, Job)][:3] == ["project", "name", "method"]
+    assert [column.name for column in columns(tables.jobs, Job)][:3] == ["project", "name", "kind"]
     job = submitted(database, priority=3)
     assert read_job(database, job.id) == job
     assert (job.priority, job.spec_sha256, job.status) == (3, SHA256, "queued")

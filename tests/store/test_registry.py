@@ -3,7 +3,7 @@ import pytest
 from store.database import Database
 from store.errors import NameTaken, NotFound
 from store.records import PageQuery
-from store.registry import Registry, datasets, get_inspection, models, put_inspection
+from store.registry import NewEntry, Registry, datasets, get_inspection, models, put_inspection
 from tests.store.helpers import SHA256, run_concurrently
 
 
@@ -14,7 +14,7 @@ def registry(request: pytest.FixtureRequest) -> Registry:
 
 def test_get_finds_an_entry_by_name_or_id_in_its_project_only(database: Database, registry: Registry):
     with database.begin() as connection:
-        entry = registry.register(connection, "ours", "resnet56", SHA256, {"num_classes": 100})
+        entry = registry.register(connection, NewEntry("ours", "resnet56", SHA256, {"num_classes": 100}, []))
         assert entry.id.startswith(("mdl_", "ds_"))
         assert (entry.sha256, entry.facts) == (SHA256, {"num_classes": 100})
         assert registry.get(connection, "ours", "resnet56") == registry.get(connection, "ours", entry.id) == entry
@@ -24,16 +24,16 @@ def test_get_finds_an_entry_by_name_or_id_in_its_project_only(database: Database
 
 def test_register_takes_a_name_once_in_a_project(database: Database, registry: Registry):
     with database.begin() as connection:
-        registry.register(connection, "ours", "resnet56", SHA256, {})
-        registry.register(connection, "theirs", "resnet56", SHA256, {})
+        registry.register(connection, NewEntry("ours", "resnet56", SHA256, {}, []))
+        registry.register(connection, NewEntry("theirs", "resnet56", SHA256, {}, []))
         with pytest.raises(NameTaken, match=r"there is already a .* named 'resnet56'"):
-            registry.register(connection, "ours", "resnet56", SHA256, {})
+            registry.register(connection, NewEntry("ours", "resnet56", SHA256, {}, []))
 
 
 def test_register_concurrently_adds_one_entry(database: Database, registry: Registry):
     def register() -> object:
         with database.begin() as connection:
-            return registry.register(connection, "ours", "resnet56", SHA256, {})
+            return registry.register(connection, NewEntry("ours", "resnet56", SHA256, {}, []))
 
     assert sorted(type(result).__name__ for result in run_concurrently([register] * 5))[1:] == ["NameTaken"] * 4
 
@@ -41,7 +41,7 @@ def test_register_concurrently_adds_one_entry(database: Database, registry: Regi
 def test_list_page_is_newest_first(database: Database, registry: Registry):
     with database.begin() as connection:
         for name in "abc":
-            registry.register(connection, "ours", name, SHA256, {})
+            registry.register(connection, NewEntry("ours", name, SHA256, {}, []))
         page, after = registry.list_page(connection, "ours", PageQuery(limit=2))
         rest, end = registry.list_page(connection, "ours", PageQuery(limit=2, after=after))
         assert registry.list_page(connection, "theirs", PageQuery(limit=2)) == ([], None)
@@ -52,11 +52,11 @@ def test_list_page_is_newest_first(database: Database, registry: Registry):
 
 def test_delete_frees_the_name(database: Database, registry: Registry):
     with database.begin() as connection:
-        registry.register(connection, "ours", "resnet56", SHA256, {})
+        registry.register(connection, NewEntry("ours", "resnet56", SHA256, {}, []))
         registry.delete(connection, "ours", "resnet56")
         with pytest.raises(NotFound):
             registry.delete(connection, "ours", "resnet56")
-        registry.register(connection, "ours", "resnet56", SHA256, {})
+        registry.register(connection, NewEntry("ours", "resnet56", SHA256, {}, []))
 
 
 def test_get_inspection_by_digest_kind_and_key(database: Database):

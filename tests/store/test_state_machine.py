@@ -30,7 +30,7 @@ from store.errors import StoreError
 from store.lifecycle import Claim
 from store.records import Job, NewJob
 from tests.clock import SettableClock
-from tests.store.helpers import ERROR, SHA256, expire_lease, new_job
+from tests.store.helpers import ERROR, SHA256, WARNING, expire_lease, new_job
 from tests.store.model import DEADLINE, ENDED, LEASE, RERING, WAIT, Model, ModelJob
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ OTHER_TABLES = {
 
 STEPS = st.integers(1, 6)
 WRITE_NAMES = st.sampled_from(
-    ["heartbeat", "set_phase", "set_progress", "append_note", "metric", "checkpoint", "checkpoint", "checkpoint"]
+    ["heartbeat", "set_phase", "set_progress", "append_warning", "metric", "checkpoint", "checkpoint", "checkpoint"]
 )
 AGES = st.integers(0, 3)
 """Jobs and claims are chosen by age: 0 is the newest."""
@@ -109,8 +109,9 @@ WRITES: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] = {
         lambda c, job, fence, step: lifecycle.set_progress(c, job, fence, {"step": step}),
         lambda model, job, fence, step: model.write(job, fence, None),
     ),
-    "append_note": (
-        lambda c, job, fence, step: events.append_note(c, job, fence, "warning", {"author": fence}),
+    "append_warning": (
+        # `more` makes an event each time.
+        lambda c, job, fence, step: events.append_warning(c, job, fence, WARNING, {"author": fence}),
         lambda model, job, fence, step: model.write(job, fence, "warning"),
     ),
     "metric": (
