@@ -59,7 +59,13 @@ class Alarms:
     ) -> None:
         self.warn, self.trial, self.level, self.held_out = warn, trial, level, held_out
         self.objective = objective
-        self.state: dict[str, Any] = {"points": 0, "lowest": math.inf, "highest": -math.inf, "decided": False, "compared": False}
+        self.state: dict[str, Any] = {
+            "points": 0,
+            "lowest": math.inf,
+            "highest": -math.inf,
+            "decided": False,
+            "compared": False,
+        }
         """Plain numbers, which a checkpoint keeps."""
 
     def see(self, step: int, steps: int, values: Mapping[str, float], images: int) -> None:

@@ -47,9 +47,7 @@ def delivered(job: PreparedJob, finished: Mapping[str, Mapping[str, Outcome]]) -
     return Delivered(weights, len(generations))
 
 
-def build_report(
-    job: PreparedJob, results: Iterable[Result], warn: Callable[[WarningItem], None]
-) -> dict[str, Any]:
+def build_report(job: PreparedJob, results: Iterable[Result], warn: Callable[[WarningItem], None]) -> dict[str, Any]:
     """Return the rows of teacher, student and the same student alone, and the verdict; `models` are all others."""
     labels, student_spec = job.data.test.labels, job.spec.students[0]
     rows: dict[str, Any] = {}

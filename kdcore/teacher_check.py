@@ -353,7 +353,9 @@ def _order_warning(
     found: Fitting, outputs: Sequence[str], names: Sequence[str], who: str, pointer: str, images: int
 ) -> WarningItem:
     """`outputs`: the names of the teacher's outputs, in their order; `names`: those of the data's classes."""
-    pairs = [f"output {at} is {own}" for at, (own, other) in enumerate(zip(outputs, names, strict=True)) if own != other]
+    pairs = [
+        f"output {at} is {own}" for at, (own, other) in enumerate(zip(outputs, names, strict=True)) if own != other
+    ]
     return WarningItem(
         "class_order_wrong",
         f"{pointer}/class_names",

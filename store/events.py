@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Integer, bindparam, insert, se
 
 from base.warning import WarningItem
 from store.attempts import owned_by
-from store.errors import LeaseLost, NotFound
+from store.errors import LeaseLost
 from store.records import JOB_COLUMNS, Job, as_record, columns, database_now
 from store.tables import job_events, jobs
 
