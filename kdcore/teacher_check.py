@@ -53,6 +53,8 @@ GAIN = 0.05
 """The smallest rise of the accuracy that is worth a warning."""
 FITS = 0.25
 """The smallest accuracy under another order, on the classes that it moves, at which that order is said to fit."""
+SPREAD = 0.8
+"""The smallest part of the classes that it moves which an order must make right, of those that chance would reach."""
 MOST_CLASSES = 200
 """With more classes no order without a name is looked for: a sample has too few images of each."""
 
@@ -272,10 +274,14 @@ def _fits(labels_n: Order, answers_n: Order, order: Order, tests: int) -> bool:
     accuracy = float(other[moved].mean())
     if accuracy < max(FITS, 3 * float(own[moved].mean())):
         return False
-    gains = [
-        int(other[labels_n == label].sum()) - int(own[labels_n == label].sum()) for label in np.unique(labels_n[moved])
-    ]
-    return sum(gain > 0 for gain in gains) >= 0.6 * len(gains) and sum(gain < 0 for gain in gains) <= 0.1 * len(gains)
+    gaining, losing, expected = 0, 0, 0.0
+    for label in np.unique(labels_n[moved]):
+        of_class = labels_n == label
+        gain = int(other[of_class].sum()) - int(own[of_class].sum())
+        gaining, losing = gaining + (gain > 0), losing + (gain < 0)
+        # If right answers fall on all classes alike, so many classes have one at least.
+        expected += 1 - (1 - accuracy) ** int(of_class.sum())
+    return gaining >= SPREAD * expected and losing <= 0.1 * gaining
 
 
 def _first_half(labels_n: Order) -> npt.NDArray[np.bool_]:
@@ -442,7 +448,8 @@ def _right(member: Classifier, images: Images, rows: Tensor, under: Normalizatio
     assert isinstance(seen.pixels, Tensor), "take() copies into one tensor"
     pixels = seen.pixels.flip(1) if under.bgr else seen.pixels
     order = None if member.order is None else member.order.tolist()
-    tried = Classifier(member.network, under.mean, under.std, order=order).to(member.mean.device)
+    # In eval mode from the start: the network is the teacher's own, and must stay in it.
+    tried = Classifier(member.network, under.mean, under.std, order=order).to(member.mean.device).eval()
     return evaluate.logits_on(tried, Images(pixels, seen.labels)).argmax(1) == seen.labels.cpu()
 
 
