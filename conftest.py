@@ -1,5 +1,6 @@
 """Real databases and brokers for every room: each test gets a migrated and empty database for itself."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,26 @@ def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.dispose()
+
+
+LONG = ("proofs/", "tests/end_to_end/", "tests/local/", "tests/worker/", "tests/test_serve.py")
+"""Tests that start processes and wait for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every test process but the last begin with its share of the long tests, so that the run does not end with
+    one process that still has them. pytest-xdist deals the list out in equal parts, then moves tests to idle processes.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes == 1:
+        return
+    long = [item for item in items if item.nodeid.startswith(LONG)]
+    short = [item for item in items if not item.nodeid.startswith(LONG)]
+    shares = [long[number :: processes - 1] for number in range(processes - 1)]
+    size = -(-len(items) // processes)
+    ordered: list[pytest.Item] = []
+    for share in shares:
+        fill = max(0, size - len(share))
+        ordered += [*share, *short[:fill]]
+        short = short[fill:]
+    items[:] = [*ordered, *short]

@@ -4,6 +4,8 @@ import ipaddress
 
 HOST = "127.0.0.1"
 PORT = 8000
+"""Texts that cannot import it repeat it: `run`, Dockerfile, docker-compose.yml, .env.example, README, docs/. A test
+(`tests/base/test_defaults.py`) compares them."""
 DEFAULT_URL = f"http://{HOST}:{PORT}"
 
 

@@ -47,7 +47,7 @@ class WarningRefused(EngineError):
 
 class TeacherMismatch(EngineError):
     """Raised by `kdcore/weights.py` and `kdcore/programs/`, which read a teacher's file, and by `kdcore/prepare.py`,
-    `evaluate.py` and `objectives/pairs.py`, which use it. At submit `kdcore/spec/fitting.py` returns such faults."""
+    `evaluate.py` and `lesson.py`, which use it. At submit `kdcore/spec/fitting.py` returns such faults."""
 
     code = "teacher_mismatch"
 

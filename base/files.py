@@ -27,7 +27,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write(temporary)
         sync(temporary)
         digest = sha256_of(temporary)

@@ -1,6 +1,6 @@
 """The Celery part of a worker, which receives wake-up messages. A message has no content and may be lost.
 
-The settings, which were measured (see the README's Decisions): a pool of threads, since the task only wakes slots;
+The settings, which were measured (docs/developing.md, Decisions): a pool of threads, since the task only wakes slots;
 messages are acknowledged before they are run, since a lost one is harmless; no results, time limits, revokes,
 countdowns or messages between workers, since the database does all that; reconnecting without end. A worker whose slots
 are all busy takes no message, so that a worker with a free slot gets it.

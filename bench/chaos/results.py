@@ -4,6 +4,7 @@ Nothing here uses the code under test. Results are plain data, so that the check
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import sqlite3
@@ -22,7 +23,7 @@ from bench.processes import UnexpectedExit, processes_in, processes_using
 
 TEMPORARY = ".tmp"
 SQLITE = "sqlite:///"
-DOCUMENTS = ("spec", "resolved_spec", "progress", "result", "error", "data")
+DOCUMENTS = ("spec", "resolved_spec", "progress", "warnings", "teacher_check", "result", "error", "data")
 
 Row = dict[str, Any]
 
@@ -142,17 +143,21 @@ def read_steps(records: Path) -> list[Step]:
 def find_leftovers(root: Path, home: Path, servers: Sequence[Path]) -> Leftovers:
     """Call this after all programs have been stopped. The servers, which work in the given folders, may still run."""
     server_processes = {pid for folder in servers for pid in processes_in(folder)}
-    inodes = {path.stat().st_ino: str(path) for path in home.rglob("*") if path.is_file()}
     scratch = home / "scratch"
     files = [*scratch.rglob("*"), *(path for path in home.rglob(f"*{TEMPORARY}") if not path.is_relative_to(scratch))]
     return Leftovers(
         processes=[f"{pid}: {line}" for pid, line in processes_using(root).items() if pid not in server_processes],
-        locks=[inodes[inode] for inode in _locked_inodes() if inode in inodes],
+        locks=[str(path) for path in home.rglob("*") if path.is_file() and is_locked(path)],
         files=[str(path.relative_to(home)) for path in files],
     )
 
 
-def _locked_inodes() -> list[int]:
-    """Inodes of all locked files on this machine. Inodes of different devices are not distinguished."""
-    lines = Path("/proc/locks").read_text().splitlines()
-    return [int(word.split(":")[2]) for line in lines for word in line.split() if word.count(":") == 2]
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock of either kind (flock, POSIX) on the file."""
+    with path.open("r+b") as file:
+        for lock in (fcntl.flock, fcntl.lockf):
+            try:
+                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False

@@ -1,5 +1,8 @@
 """A short run of `bench/chaos` in both settings, and its checks, each with results that it must reject."""
 
+import fcntl
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +17,7 @@ from bench.chaos.clients import Answer
 from bench.chaos.injector import Injection
 from bench.chaos.plan import PlannedJob
 from bench.chaos.report import figures, recovery_times
-from bench.chaos.results import File, Leftovers, Reference, Results, Rows, Step
+from bench.chaos.results import File, Leftovers, Reference, Results, Rows, Step, is_locked
 from bench.chaos.run import RunOptions, run
 from bench.processes import UnexpectedExit
 
@@ -41,6 +44,28 @@ def test_run_loses_duplicates_and_damages_no_job(options: RunOptions, root: Path
     assert sum(counts["kills"].values()) == options.kills
     assert counts["students_equal"] == counts["statuses"]["succeeded"] >= 1
     assert max(step.fence for step in results.steps) > 1, "no job needed a second attempt"
+
+
+@pytest.mark.parametrize("lock", [fcntl.flock, fcntl.lockf], ids=["flock", "POSIX"])
+def test_is_locked_finds_the_lock_of_another_process(lock: Callable[..., None], tmp_path: Path):
+    path = tmp_path / "file"
+    path.touch()
+    assert not is_locked(path)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import fcntl; f = open({str(path)!r}, 'r+'); fcntl.{lock.__name__}(f, 2); print(); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert is_locked(path)
+        holder.communicate(b"\n")
+    assert not is_locked(path)
 
 
 # ── the plan ──

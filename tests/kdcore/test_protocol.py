@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from base.warning import WarningItem
 from kdcore.__main__ import main
 from kdcore.protocol import READY, Lines, Order, send_order
 from tests.kdcore.engine import job, write_arrays, write_teacher
@@ -20,7 +21,7 @@ def test_lines_one_object_a_line():
     lines = Lines(stream)
     lines.phase("training")
     lines.metric("student", 5, 1, {"train/loss": 0.5})
-    lines.warning("slow", "is slow")
+    lines.warning(WarningItem("teacher_near_chance", "/teacher", "it guesses"))
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["phase", "metric", "warning"]
 
 

@@ -200,6 +200,7 @@ def main() -> int:
     parser.add_argument("--input", action="append", default=[])
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--known", type=Path)
     parser.add_argument("--events-fd", type=int)
     arguments = parser.parse_args()
     if arguments.wait is not None:

@@ -165,7 +165,9 @@ def test_open_program_stays_in_eval_mode_and_has_no_gradients(program: Path, net
     logits = teacher(images)
     assert not logits.requires_grad and not any(parameter.requires_grad for parameter in teacher.parameters())
     with torch.no_grad():
-        assert torch.equal(logits, network(images)) and torch.equal(teacher(images), logits)
+        # Batch statistics would differ by far more than the last bits, in which two graphs of one network may differ.
+        torch.testing.assert_close(logits, network(images))
+        assert torch.equal(teacher(images), logits)
 
 
 def test_open_program_computes_in_full_precision_inside_autocast(program: Path, images: torch.Tensor):
