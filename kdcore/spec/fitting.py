@@ -140,19 +140,23 @@ def _class_names_fit(
         yield _mismatch(at, text, dataset.class_names[:10], names[:10])
 
 
+def preprocessing_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """Return why a mean and std that a file or a registration states cannot be used; None if they can."""
+    try:
+        Preprocessing(mean=tuple(mean), std=tuple(std))
+    except ValidationError as error:
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return None
+
+
 def _own_preprocessing_fits(facts: ModelFacts, pointer: str) -> Iterator[Fault]:
     """Yield the fault of a mean or std that an earlier version registered without checking them."""
     if facts.mean is None or facts.std is None:
         return
-    if len(facts.mean) != facts.channels or len(facts.std) != facts.channels:
-        text = f"the model's own mean and std are not one number for each of its {facts.channels} channels"
-    else:
-        try:
-            Preprocessing(mean=tuple(facts.mean), std=tuple(facts.std))
-            return
-        except ValidationError as error:
-            text = f"the model's own mean and std cannot be used: {error.errors()[0]['msg']}"
-    yield _mismatch(pointer, text, "give them here, or register the model again", [facts.mean, facts.std])
+    fault = preprocessing_fault(facts.mean, facts.std)
+    if fault is not None:
+        text = f"the model's own mean and std cannot be used: {fault}"
+        yield _mismatch(pointer, text, "give them here, or register the model again", f"{facts.mean}, {facts.std}")
 
 
 def _program_fit(dataset: DatasetFacts, facts: ProgramFacts, pointer: str) -> Iterator[Fault]:
