@@ -70,9 +70,9 @@ class Lookup:
     @property
     def known(self) -> Known:
         return Known(
-            dataset=self.data.facts if self.data else None,
+            dataset=_comparable(self.data) if self.data else None,
             unlabelled=self.pool.facts if self.pool else None,
-            teachers={at: _comparable(one.facts, self.data) for at, one in self.teachers.items() if one.facts},
+            teachers={at: one.facts for at, one in self.teachers.items() if one.facts},
             inspected=self.networks,
             shapes=self.shapes,
         )
@@ -167,10 +167,13 @@ async def examine(body: Any, references: References) -> Examined:
     return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known, warnings)
 
 
-def _comparable(teacher: ModelFacts, data: Target[DatasetFacts] | None) -> ModelFacts:
-    """Return the teacher, without class names if the data set's are not known yet: then they are not compared."""
-    built_in = DATASETS.get(data.reference) if data else None
-    return teacher if built_in is None or built_in.class_names else teacher.model_copy(update={"class_names": None})
+def _comparable(data: Target[DatasetFacts]) -> DatasetFacts | None:
+    """Return the data's facts, without class names if they are known only after a download: then the engine compares
+    them with the teacher's."""
+    built_in = DATASETS.get(data.reference)
+    if data.facts is None or built_in is None or built_in.class_names:
+        return data.facts
+    return data.facts.model_copy(update={"class_names": []})
 
 
 def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> JobSpec:
@@ -178,10 +181,7 @@ def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts:
     update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))}
     if spec.unlabelled is not None and lookup.pool is not None:
         update["unlabelled"] = spec.unlabelled.model_copy(update={"source": lookup.pool.reference})
-    teachers = tuple(
-        _teacher_by_digest(teacher, lookup.teachers[at], lookup.known.teachers.get(at))
-        for at, teacher in each_teacher(vars(spec))
-    )
+    teachers = tuple(_teacher_by_digest(teacher, lookup.teachers[at]) for at, teacher in each_teacher(vars(spec)))
     if teachers:
         update["teacher"] = teachers if isinstance(spec.teacher, tuple) else teachers[0]
     if lookup.baseline is not None:
@@ -197,13 +197,9 @@ def _size(spec: JobSpec, lookup: Lookup, facts: DatasetFacts) -> int | None:
     return height if spec.dataset.image_size is None and in_folders and height == width else spec.dataset.image_size
 
 
-def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts], compared: ModelFacts | None) -> Teacher:
-    update: dict[str, Any] = {"program" if teacher.program is not None else "checkpoint": target.reference}
-    registered = target.facts.class_names if target.facts else None
-    if teacher.class_names is None and registered and compared is not None and compared.class_names is None:
-        # They could not be compared yet, and the engine gets only the digest.
-        update["class_names"] = tuple(registered)
-    return teacher.model_copy(update=update)
+def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:
+    name = "program" if teacher.program is not None else "checkpoint"
+    return teacher.model_copy(update={name: target.reference})
 
 
 def estimate(examined: Examined) -> dict[str, Any] | None:

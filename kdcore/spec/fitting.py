@@ -118,9 +118,9 @@ def class_names(teacher: Teacher, facts: ModelFacts | None) -> list[str] | None:
 def class_order(names: Sequence[str] | None, dataset: DatasetFacts) -> tuple[int, ...] | None:
     """Return, for each class of the data, the output of the teacher that has its name.
 
-    None if nothing has to be reordered: the names are not known, or are in the data's order. The names are the data's.
+    None if nothing has to be reordered: names are not known, or are in the data's order. The names are the data's.
     """
-    if not names or list(names) == dataset.class_names:
+    if not names or not dataset.class_names or list(names) == dataset.class_names:
         return None
     places = {name: place for place, name in enumerate(names)}
     return tuple(places[name] for name in dataset.class_names)
@@ -132,10 +132,11 @@ def _class_names_fit(
     names, at = class_names(teacher, facts), f"{pointer}/class_names" if teacher.class_names else file
     if not names or names == dataset.class_names:
         return
+    known = bool(dataset.class_names)
     if len(names) != facts.num_classes:
         text = f"{len(names)} class names, and the teacher has {facts.num_classes} classes"
         yield _mismatch(at, text, facts.num_classes, len(names))
-    elif len(set(names)) < len(names) or set(names) != set(dataset.class_names):
+    elif known and (len(set(names)) < len(names) or set(names) != set(dataset.class_names)):
         text = "the teacher's class names differ from the data set's"
         yield _mismatch(at, text, dataset.class_names[:10], names[:10])
 
