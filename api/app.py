@@ -17,6 +17,7 @@ from api.routes import (
     artifacts,
     attempts,
     datasets,
+    evaluations,
     events,
     jobs,
     logs,
@@ -38,7 +39,21 @@ SERVER_OPTIONS: dict[str, Any] = {"log_config": None, "server_header": False, "t
 """Of uvicorn. Event streams stay open for as long as a job runs: at shutdown they are cut after so many seconds, and
 browsers reconnect."""
 
-V1 = (jobs, attempts, events, metrics, logs, artifacts, uploads, models, datasets, methods, architectures, monitoring)
+V1 = (
+    jobs,
+    attempts,
+    events,
+    metrics,
+    logs,
+    artifacts,
+    uploads,
+    models,
+    evaluations,
+    datasets,
+    methods,
+    architectures,
+    monitoring,
+)
 
 
 def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: Inspector | None = None) -> FastAPI:

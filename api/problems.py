@@ -7,6 +7,7 @@ Problem
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, route
  ├─ MethodNotAllowed    405
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
+ ├─ TeacherUnavailable  409  the job whose student should teach has ended without one
  ├─ NotReady            409  the job has not made this yet
  ├─ NameTaken           409
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
@@ -141,6 +142,15 @@ class ActionNotAllowed(Problem):
     @classmethod
     def of(cls, error: store_errors.ActionNotAllowed) -> Self:
         return cls(str(error), job_status=error.status, allowed_actions=error.allowed_actions)
+
+
+class TeacherUnavailable(Problem):
+    status, code, title = 409, "teacher_unavailable", "The job whose student should teach has none"
+    stands_for = store_errors.TeacherUnavailable
+
+    @classmethod
+    def of(cls, error: store_errors.TeacherUnavailable) -> Self:
+        return cls(str(error), teacher_job=error.job_id)
 
 
 class NotReady(Problem):

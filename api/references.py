@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from api.auth import Member
 from api.inspections import NOT_UPLOADED, Inspections, Refused
 from base.errors import Fault
-from base.references import BLOB, DIGEST, FILE, STUDENT_FILE
+from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
 from kdcore.catalog.facts import ProgramFacts
-from kdcore.spec import Dataset, JobSpec, Student, Teacher
+from kdcore.spec import Dataset, JobSpec, Teacher
 from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
@@ -93,25 +93,33 @@ class References:
                 return Target(None, reference)
         raise ReferenceFault("the service opens no files by path; upload the weights", "not_allowed", got=reference)
 
-    async def baseline(self, reference: str, data: Target[DatasetFacts] | None, student: Student | None) -> Target[Job]:
-        """Look up a job that measured the same student on the same data."""
-        kind, _, name = reference.partition(":")
-        if kind != "job":
+    async def baseline(self, reference: str) -> Target[Job]:
+        """Look up a job that trained a student without a teacher: a supervised job, or one with a baseline of its own.
+
+        `submission` compares its spec with the job's.
+        """
+        if not reference.startswith(JOB):
             raise ReferenceFault("a baseline is an earlier job's student", "not_allowed", "job:<id>", reference)
-        job = await self._job(name)
+        job = await self._distillation(reference.removeprefix(JOB))
         if job.status != "succeeded":
             raise ReferenceFault(
                 f"job {job.id} is {job.status}: it has no measured student", "not_ready", got=job.status
             )
-        trained = _student(job)["architecture"]
-        if student is not None and trained != student.architecture:
+        spec = JobSpec.model_validate(job.resolved_spec)
+        is_supervised = spec.scheme.kind == "alone"
+        if not is_supervised and spec.baseline != "train":
             raise ReferenceFault(
-                f"job {job.id} trained a {trained}, not the same student", "not_allowed", student.architecture, trained
+                f"job {job.id} trained no student alone: its method is {job.method}, and its baseline is "
+                f"{'none' if spec.baseline == 'none' else 'that of another job'}",
+                "not_allowed",
+                "a supervised job, or one with baseline: train",
+                reference,
             )
-        source = job.resolved_spec["dataset"]["source"]
-        if data is not None and source != data.reference:
-            raise ReferenceFault(f"job {job.id} learned from other data", "not_allowed", data.reference, source)
-        file = await self.db.read(artifacts.get, job.id, STUDENT_FILE)
+        try:
+            file = await self.db.read(artifacts.get, job.id, STUDENT_FILE if is_supervised else ALONE_FILE)
+        except NotFound:
+            text = f"job {job.id} did not keep its student alone: it ran in an earlier version of the service"
+            raise ReferenceFault(text, "not_ready", "a job of this version", reference) from None
         return Target(job, f"{BLOB}{file.sha256}")
 
     async def network(self, name: str, data: DatasetFacts) -> Target[ArchitectureFacts]:
@@ -138,16 +146,46 @@ class References:
         return [row.name for row in rows]
 
     async def _student_of(self, job_id: str) -> Target[ModelFacts]:
-        job = await self._job(job_id)
-        if job.status != "succeeded" or job.result is None:
-            raise ReferenceFault(
-                f"job {job_id} is {job.status}: only a succeeded job's student can teach", "not_ready", got=job.status
-            )
+        """Look up the student of a job. Before the job has ended, its facts follow from its spec, and the reference
+        remains the job's: `store/teachers.py` replaces it when the job succeeds."""
+        job = await self._distillation(job_id)
         if _members(job) > 1:
-            text = f"job {job_id} delivered an ensemble of {_members(job)} networks; one of them can teach, not all"
-            raise ReferenceFault(text, "not_allowed", got=f"job:{job_id}")
+            text = f"job {job_id} delivers an ensemble of {_members(job)} networks; one of them can teach, not all"
+            raise ReferenceFault(text, "not_allowed", got=f"{JOB}{job_id}")
+        if job.status in ("failed", "cancelled"):
+            text = f"job {job_id} is {job.status}: it has no student that can teach; retry it first"
+            raise ReferenceFault(text, "not_ready", got=job.status)
+        if job.status != "succeeded" or job.result is None:
+            return Target(await self._future_student(job), f"{JOB}{job_id}")
         file = await self.db.read(artifacts.get, job_id, STUDENT_FILE)
         return Target(student_facts(job, file.sha256, file.bytes), f"{BLOB}{file.sha256}")
+
+    async def _future_student(self, job: Job) -> ModelFacts:
+        """Return the facts that the student of a job will have, from the job's resolved spec."""
+        spec = JobSpec.model_validate(job.resolved_spec)
+        student, source = spec.students[0], spec.dataset.source
+        if source.startswith(BLOB):
+            digest = source.removeprefix(BLOB)
+            data = await self._file_facts(DatasetFacts, digest, image_size=spec.dataset.image_size)
+        else:
+            # A resolved spec has a name only for a built-in set, also if one of that name is registered now.
+            data = named_facts(source, spec.dataset.image_size)
+        network = (await self.network(student.architecture, data)).facts
+        parameters = network.parameters(data.num_classes, data.channels) if network else None
+        if parameters is None:
+            network = await self._network_facts(ArchitectureFacts, data, student.architecture)
+            parameters = network.parameters(data.num_classes, data.channels) or 0
+        return ModelFacts(
+            architecture=student.architecture,
+            num_classes=data.num_classes,
+            channels=data.channels,
+            parameters=parameters,
+            bytes=4 * parameters,
+            format="safetensors",
+            mean=list(student.preprocessing.mean) if student.preprocessing else None,
+            std=list(student.preprocessing.std) if student.preprocessing else None,
+            class_names=data.class_names or None,
+        )
 
     async def _uploaded_model(self, reference: str, network: str | None) -> Target[ModelFacts]:
         digest = await self._digest(reference)
@@ -186,11 +224,16 @@ class References:
             raise ReferenceFault(NOT_UPLOADED, got=reference)
         return digest
 
-    async def _job(self, job_id: str) -> Job:
+    async def _distillation(self, job_id: str) -> Job:
+        """Return a job that trains a student."""
         try:
-            return await self.db.read(jobs.get, job_id, project=self.caller.project)
+            job = await self.db.read(jobs.get, job_id, project=self.caller.project)
         except NotFound:
-            raise ReferenceFault(f"there is no job {job_id!r}", got=f"job:{job_id}") from None
+            raise ReferenceFault(f"there is no job {job_id!r}", got=f"{JOB}{job_id}") from None
+        if job.kind != "distillation":
+            text = f"job {job_id} is an {job.kind}: it trains no student"
+            raise ReferenceFault(text, "not_allowed", "a job that trains a student", f"{JOB}{job_id}")
+        return job
 
 
 def _student(job: Job) -> dict[str, Any]:

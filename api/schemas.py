@@ -27,7 +27,8 @@ from base.wire import (
     WorkerView,
 )
 from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec.job import ClassNames, Preprocessing
+from kdcore.spec import Preprocessing, Scheduling
+from kdcore.spec.job import ClassNames
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.records import Job
@@ -174,6 +175,23 @@ class NewModel(Schema):
         description="In the order of its outputs. Jobs compare them with the data's by name. Default: the file's own.",
     )
     strict: bool = Field(default=False, description=STRICT)
+
+
+class NewEvaluation(Schema):
+    """The measurement of a registered model on the test images of a data set."""
+
+    dataset: str = Field(
+        min_length=1, max_length=300, description="A built-in name, a registered data set, or blob:sha256:<hex>."
+    )
+    image_size: int | None = Field(
+        default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
+    )
+    preprocessing: Preprocessing | None = Field(
+        default=None, description="Default: that of the registered model if it has one, else the data's mean and std."
+    )
+    name: str | None = Field(default=None, min_length=1, max_length=200, description="A name for the job.")
+    strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
+    scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
 
 class NewDataset(Schema):

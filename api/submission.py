@@ -6,8 +6,8 @@ fit         compare classes, channels, image size
 resolve     write out every default, and replace every name by the digest of its present bytes
 """
 
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from api.references import ReferenceFault, References, Target
@@ -16,19 +16,25 @@ from base.warning import WarningItem, refused_if_strict, warning_faults
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.spec import (
     Dataset,
+    EvaluationSpec,
     JobSpec,
     Known,
     Teacher,
     Unlabelled,
+    alone,
     as_typed,
+    differences,
     each_assistant,
     each_method,
     each_student,
     each_teacher,
+    evaluation_warnings,
     fit,
+    fit_evaluation,
     not_the_own_images,
     read,
     resolve,
+    resolve_evaluation,
     spec_warnings,
     trials,
 )
@@ -85,11 +91,9 @@ class Lookup:
                 continue
             if target := await self._find(self.references.teacher(teacher), at):
                 self.teachers[pointer] = target
-        students = each_student(self.fields)
         baseline = self.fields.get("baseline", "none")
         if baseline not in ("none", "train"):
-            first = students[0][1] if students else None
-            self.baseline = await self._find(self.references.baseline(baseline, self.data, first), "/baseline")
+            self.baseline = await self._find(self.references.baseline(baseline), "/baseline")
         if self.data is not None and self.data.facts is not None:
             await self._networks(self.data.facts)
             await self._taps(self.data.facts)
@@ -159,6 +163,8 @@ async def examine(body: Any, references: References) -> Examined:
     await lookup.run()
     known = lookup.known
     faults += fit(fields, known)
+    if spec is not None and lookup.data is not None and known.dataset is not None:
+        faults += _baseline_faults(spec, lookup, lookup.data, known.dataset)
     if faults or spec is None or lookup.data is None or known.dataset is None:
         return Examined(as_typed(faults, body), known=known)
     warnings = spec_warnings(spec, known)
@@ -176,6 +182,53 @@ def _comparable(data: Target[DatasetFacts]) -> DatasetFacts | None:
     return data.facts.model_copy(update={"class_names": []})
 
 
+def _baseline_faults(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> Iterator[Fault]:
+    """Yield the fault of a baseline that is not this job's student alone, with every field that differs."""
+    job = lookup.baseline.facts if lookup.baseline is not None else None
+    if job is None or not facts.labelled:
+        return
+    mine = resolve(alone(spec), Known(dataset=facts))
+    mine = mine.model_copy(update={"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))})
+    if found := differences(mine, job.resolved_spec):
+        text = f"job {job.id} did not train the same student alone: {'; '.join(map(str, found))}"
+        allowed = [f"{one.field}: {one.here}" for one in found]
+        got = [f"{one.field}: {one.there}" for one in found]
+        yield Fault("/baseline", text, "not_allowed", allowed, got)
+
+
+@dataclass(frozen=True)
+class ExaminedEvaluation:
+    """The result of the check of an evaluation: a resolved spec, or faults."""
+
+    faults: list[Fault]
+    resolved: EvaluationSpec | None = None
+    warnings: list[WarningItem] = field(default_factory=list)
+    is_refused_for_warnings: bool = False
+
+
+async def examine_evaluation(spec: EvaluationSpec, model: ModelFacts, references: References) -> ExaminedEvaluation:
+    """Check an evaluation of a registered model. Pointers are those of the request, whose path names the model."""
+    try:
+        data = await references.dataset(spec.dataset, size_at="/image_size")
+    except ReferenceFault as fault:
+        return ExaminedEvaluation([fault.at("/dataset")])
+    facts = _comparable(data)
+    assert facts is not None, "a data set is inspected, or built in"  # noqa: S101
+    if faults := fit_evaluation(spec, model, facts):
+        return ExaminedEvaluation([replace(fault, pointer=_of_request(fault.pointer)) for fault in faults])
+    warnings = list(evaluation_warnings(spec, model, facts))
+    if spec.strict and (refused := refused_if_strict(warnings)):
+        return ExaminedEvaluation(warning_faults(refused), warnings=warnings, is_refused_for_warnings=True)
+    dataset = Dataset(source=data.reference, image_size=_own_size(spec.dataset, facts))
+    resolved = resolve_evaluation(spec, model, facts).model_copy(update={"dataset": dataset})
+    return ExaminedEvaluation([], resolved, warnings)
+
+
+def _of_request(pointer: str) -> str:
+    """Return the field of the request; what does not fit the model is the data set's fault."""
+    return pointer.removeprefix("/model") if pointer.startswith("/model/preprocessing") else "/dataset"
+
+
 def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> JobSpec:
     """Replace names by digests: a name can be given to other bytes later, and an accepted job must not change."""
     update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))}
@@ -190,11 +243,16 @@ def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts:
 
 
 def _size(spec: JobSpec, lookup: Lookup, facts: DatasetFacts) -> int | None:
+    """Return the size at which the images are read. Unlabelled ones in folders are resized to that of the labelled."""
+    pool = lookup.pool.facts if lookup.pool else None
+    return _own_size(spec.dataset, facts, pool is not None and pool.kind == "folders")
+
+
+def _own_size(dataset: Dataset, facts: DatasetFacts, resized: bool = False) -> int | None:
     """Return the size at which images in folders were inspected; their files may differ. None if it is not square."""
     height, width = facts.image_size
-    pool = lookup.pool.facts if lookup.pool else None
-    in_folders = facts.kind == "folders" or (pool is not None and pool.kind == "folders")
-    return height if spec.dataset.image_size is None and in_folders and height == width else spec.dataset.image_size
+    in_folders = facts.kind == "folders" or resized
+    return height if dataset.image_size is None and in_folders and height == width else dataset.image_size
 
 
 def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:

@@ -1,12 +1,15 @@
-"""Statuses of a job, the actions that a client may request in each, why a job waits, and states of a worker's slot."""
+"""Kinds and statuses of jobs, the actions that a client may request, why a job waits, and states of a worker's slot."""
 
 from typing import Literal
+
+Kind = Literal["distillation", "evaluation"]
+"""The kinds of jobs: one trains a student, the other measures a registered model on test images."""
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """The final statuses: a job that has one changes only if it is retried."""
 
-Reason = Literal["backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
+Reason = Literal["teacher", "backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
 """The reasons why a queued job has not started."""
 SlotState = Literal["idle", "busy", "out_of_disk_space", "stuck"]
 

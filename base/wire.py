@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from typing_extensions import TypedDict  # pydantic reads no other TypedDict before Python 3.12
 
 from base.errors import Code
-from base.jobs import Reason, SlotState, Status
+from base.jobs import Kind, Reason, SlotState, Status
 from base.warning import Code as WarningCode
 
 Time = Annotated[str, "A record has seconds since 1970 here."]
@@ -57,10 +57,13 @@ class WaitingView(View):
     """The reason why a queued job has not started."""
 
     reason: Reason
-    """`backing_off`: an attempt failed, another follows. `out_of_disk_space`: no worker has enough."""
+    """`teacher`: a job whose student teaches it has not succeeded yet. `backing_off`: an attempt failed, another
+    follows. `out_of_disk_space`: no worker has enough."""
     message: str
     until: Time | None
     """When the job is due again; null if that is not known."""
+    jobs: list[str]
+    """The jobs whose students it waits for, with the reason `teacher`."""
 
 
 class Progress(TypedDict, total=False):
@@ -87,6 +90,9 @@ class Measured(TypedDict):
     loss: float
     agreement: float | None
     """Share of the test images on which the model and the teacher predict the same class."""
+    accuracy_running_averages: NotRequired[float]
+    """With the running averages of its batch norms in the place of measured statistics; only if they differ by more
+    than noise (warning `batch_norm_not_converged`)."""
 
 
 class Report(TypedDict):
@@ -102,6 +108,35 @@ class Report(TypedDict):
     models: NotRequired[dict[str, Measured]]
     """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
     test_samples: int
+    seconds: float
+    warnings: list[WarningView]
+
+
+class ClassFigures(TypedDict):
+    """One class of a data set, in the order of its classes."""
+
+    name: str
+    accuracy: float | None
+    """Null without test images."""
+    test_samples: int
+
+
+class Evaluation(TypedDict):
+    """The result of a job of the kind `evaluation`: a registered model on all test images of a data set."""
+
+    architecture: str
+    parameters: int
+    bytes: int
+    accuracy: float
+    interval: tuple[float, float]
+    """95 % (Wilson) interval of the accuracy."""
+    accuracy_top5: float
+    loss: float
+    test_samples: int
+    per_class: list[ClassFigures]
+    preprocessing: dict[str, list[float]]
+    """Mean and std for each channel, of pixels in 0..1, by which the images were normalised."""
+    dataset: dict[str, Any]
     seconds: float
     warnings: list[WarningView]
 
@@ -141,9 +176,10 @@ class JobView(View):
     """The action that was requested of the running job and is not done yet."""
     allowed_actions: list[str]
     """The actions that are allowed now: some of cancel, pause, resume, retry, delete."""
-    kind: Literal["distillation", "evaluation"]
+    kind: Kind
+    """`distillation` trains a student; `evaluation` measures a registered model on test images."""
     method: str
-    """The names of its methods, as in kd+attention."""
+    """The names of its methods, as in kd+attention; `evaluation` for a job of that kind."""
     progress: Annotated[Progress, AnyFields] | None
     queue_position: int | None
     """1 is next. Null unless the job is queued and due."""
@@ -163,7 +199,7 @@ class JobView(View):
     spec: dict[str, Any]
     resolved_spec: dict[str, Any]
     result: Annotated[Report, AnyFields] | None
-    """The report: teacher, student, the student alone, and the gain."""
+    """The report: teacher, student, the student alone, and the gain. Of an evaluation: an `Evaluation`."""
     error: ErrorView | None
     teacher_check: Annotated[TeacherCheck, AnyFields] | None
     """The teacher's accuracy, measured before the training. Null before that, and without a teacher."""
@@ -179,6 +215,7 @@ class JobFilters(TypedDict, total=False):
     """The filters of a list of jobs, as a client sends them. `store.jobs.JobQuery` applies them."""
 
     status: str | None
+    kind: str | None
     method: str | None
 
 

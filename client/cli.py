@@ -1,12 +1,15 @@
 """The command line `distillery`. Exit codes: 0 success, 1 the job did not succeed, 2 an error, 130 interrupted.
 
-Errors are lines on standard error, one for each fault. `--json` prints the service's answer for programs.
+Errors are lines on standard error, one for each fault. Warnings are blocks of lines there, and change no exit code.
+`--json` prints the service's answer for programs.
 """
 
 import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +20,7 @@ from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
 from base.references import STUDENT_FILE
-from base.wire import JobView
+from base.wire import JobView, WarningView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
@@ -26,6 +29,8 @@ from client.spec import (
     Spec,
     parse_duration,
     parse_methods,
+    parse_numbers,
+    read_class_names,
     read_spec,
     set_data,
     set_field,
@@ -33,6 +38,7 @@ from client.spec import (
     upload_files,
 )
 from client.terminal import (
+    NewWarnings,
     TransferBars,
     event_line,
     follow,
@@ -40,7 +46,9 @@ from client.terminal import (
     print_json,
     print_lines,
     print_list,
+    print_report,
     print_result,
+    print_warnings,
 )
 from client.transfer import digest_of
 
@@ -65,7 +73,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil a large image classifier into a small one, and measure what the teacher was worth.",
 )
-models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, remove.")
+models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, evaluate, remove.")
 datasets_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Data sets: list, add, remove.")
 keys_app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys.")
 app.add_typer(models_app, name="models")
@@ -75,6 +83,7 @@ app.add_typer(keys_app, name="keys")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
 NameOrId = Annotated[str, typer.Argument(help="Name or id.")]
+Strict = Annotated[bool, typer.Option("--strict", help="A warning is an error: nothing is registered.")]
 FileName = Annotated[str | None, typer.Option("--name", help="Default: the file's name.")]
 
 
@@ -188,6 +197,9 @@ def submit(
             help="Any field: training.batch_size=64. A method's option: method.p=1; in a sum: method.attention.p=1.",
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A warning that is known before the training is an error.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job to its end.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec, and print it resolved.")] = False,
     idempotency_key: Annotated[
@@ -207,6 +219,7 @@ def submit(
         "beta": beta,
         "baseline": baseline,
         "name": name,
+        "strict": True if strict else None,
     }
     fields.update({field: value for field, value in flags.items() if value is not None})
     if dataset is not None:
@@ -232,12 +245,13 @@ def submit(
         _validate(distillery, fields, as_json)
         return
     job = distillery.submit(fields, idempotency_key=idempotency_key)
+    print_warnings(job["warnings"])
     if as_json and not watch:
         print_json(job)
         return
     typer.echo(job["id"])
     if watch:
-        _follow(distillery, job["id"], as_json)
+        _follow(distillery, job["id"], as_json, job["warnings"])
     else:
         typer.echo(f"follow it: distillery watch {job['id']}", err=True)
 
@@ -253,19 +267,21 @@ def _validate(distillery: Distillery, spec: Spec, as_json: bool) -> None:
             typer.echo(fault_line(fault), err=True)
     if not validation["valid"]:
         raise typer.Exit(2)
+    print_warnings(validation["warnings"])
 
 
 @app.command("list")
 def list_jobs(
     context: typer.Context,
     status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
+    kind: Annotated[str | None, typer.Option(help="distillation or evaluation. Default: all.")] = None,
     method: Annotated[str | None, typer.Option(help="Jobs of this method; a sum is written as kd+dkd.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The largest number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     distillery: Distillery = context.obj
-    jobs = islice(distillery.jobs(status=status, method=method, limit=min(limit, 100)), limit)
+    jobs = islice(distillery.jobs(status=status, kind=kind, method=method, limit=min(limit, 100)), limit)
     print_list(list(jobs), as_json, tables.job_table, "no jobs yet: distillery submit --help")
 
 
@@ -287,16 +303,16 @@ def show(
             typer.echo(json.dumps(event) if as_json else event_line(event))
         return
     job = distillery.job(job_id)
+    print_warnings(job["warnings"])
     if as_json:
         print_json(job)
         return
     console = output()
+    print_lines(console, *tables.verdict_lines(job))
     console.print(tables.job_facts(job))
     if attempts := distillery.attempts(job_id):
         console.print(tables.attempt_table(attempts))
-    if job["result"]:
-        console.print(tables.report_table([job["result"]]))
-        print_lines(console, tables.gain_sentence([job["result"]]))
+    print_report(job, console)
     print_lines(console, *tables.failure_lines(job), style="red")
 
 
@@ -306,23 +322,31 @@ def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> Non
     _follow(context.obj, job_id, as_json)
 
 
-def _follow(distillery: Distillery, job_id: str, as_json: bool) -> None:
-    """Follow the job, then exit with 0 if it succeeded, else with 1."""
+def _follow(distillery: Distillery, job_id: str, as_json: bool, shown: Sequence[WarningView] = ()) -> None:
+    """Follow the job, then exit with 0 if it succeeded, else with 1. Warnings that were shown are not repeated."""
     console = Console()
-    try:
+    with _detachable(job_id):
         if as_json:
             for event in distillery.watch(job_id):
                 typer.echo(json.dumps(event))
             job = distillery.job(job_id)
+            NewWarnings(shown).print(job["warnings"])
         else:
-            job = follow(distillery, job_id, console)
+            job = follow(distillery, job_id, console, shown=shown)
+    hint = f"fetch the student: distillery download {job_id}" if job["kind"] == "distillation" else None
+    succeeded = job["status"] == "succeeded" if as_json else print_result(job, console, hint)
+    raise typer.Exit(0 if succeeded else 1)
+
+
+@contextmanager
+def _detachable(job_id: str) -> Iterator[None]:
+    """Let Ctrl-C end the command, and not the job that it follows."""
+    try:
+        yield
     except KeyboardInterrupt:
         again = f"follow it again: distillery watch {job_id}   stop it: distillery cancel {job_id}"
         typer.echo(f"detached; the job continues. {again}", err=True)
         raise typer.Exit(DETACHED) from None
-    hint = f"fetch the student: distillery download {job_id}"
-    succeeded = job["status"] == "succeeded" if as_json else print_result(job, console, hint)
-    raise typer.Exit(0 if succeeded else 1)
 
 
 @app.command()
@@ -389,7 +413,10 @@ def download(
 def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
         none_yet = "no models yet: distillery models add FILE --architecture resnet56"
-        print_list(list(context.obj.models()), as_json, tables.model_table, none_yet)
+        models = list(context.obj.models())
+        print_list(models, as_json, tables.model_table, none_yet)
+        for model in models:
+            print_warnings(model["warnings"], model["name"])
 
 
 @models_app.command("add")
@@ -398,12 +425,74 @@ def add_model(
     file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint.")],
     architecture: Annotated[str | None, typer.Option(help="Needed if the file does not name it.")] = None,
     name: FileName = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS", help="Mean of the training images' pixels in 0..1, for each channel: 0.5,0.4,0.4."
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Their standard deviation, in the same way.")
+    ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|a,b,c",
+            help="The names of the outputs in their order: in a file one on each line or a JSON list, or here.",
+        ),
+    ] = None,
+    strict: Strict = False,
 ) -> None:
     """Upload a checkpoint and register it as a teacher. The server inspects it first."""
+    if (mean is None) != (std is None):
+        raise InvalidInput("--mean and --std belong together: give both")
+    preprocessing = None
+    if mean is not None and std is not None:
+        preprocessing = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std)}
+    names = None if class_names is None else read_class_names(class_names)
+    distillery: Distillery = context.obj
     with TransferBars() as bars:
-        model = context.obj.register_model(name or _stem(file), file, architecture, on_progress=bars.add(file.name))
+        model = distillery.register_model(
+            name or _stem(file),
+            file,
+            architecture,
+            preprocessing=preprocessing,
+            class_names=names,
+            strict=strict,
+            on_progress=bars.add(file.name),
+        )
     output().print(tables.model_table([model]))
+    print_warnings(model["warnings"])
     typer.echo(f"use it: --teacher model:{model['name']}", err=True)
+
+
+@models_app.command("evaluate")
+def evaluate_model(
+    context: typer.Context,
+    name: NameOrId,
+    dataset: Annotated[str, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file.")],
+    image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A warning is an error.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on the test images of a data set; exit code 0 if that succeeds. Warnings go to standard error."""
+    distillery: Distillery = context.obj
+    fields: Spec = {"dataset": {"source": dataset, "image_size": image_size} if image_size else dataset}
+    set_data(fields, dataset)
+    with TransferBars() as bars:
+        data = upload_files(distillery, fields, bars.add)["dataset"]
+    source = data["source"] if isinstance(data, dict) else data
+    job = distillery.evaluate_model(name, source, image_size=image_size, strict=strict)
+    console = Console(stderr=True)
+    with _detachable(job["id"]):
+        job = follow(distillery, job["id"], console, f"evaluation of {name}")
+    if as_json:
+        print_json(job)
+    elif job["status"] == "succeeded":
+        print_report(job, output())
+    else:
+        print_lines(console, f"job {job['id']} {job['status']}", *tables.failure_lines(job), style="red")
+    raise typer.Exit(0 if job["status"] == "succeeded" else 1)
 
 
 @models_app.command("remove")
@@ -416,7 +505,10 @@ def remove_model(context: typer.Context, name: NameOrId) -> None:
 @datasets_app.callback()
 def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
-        print_list(list(context.obj.datasets()), as_json, tables.dataset_table, "no data sets")
+        datasets = list(context.obj.datasets())
+        print_list(datasets, as_json, tables.dataset_table, "no data sets")
+        for dataset in datasets:
+            print_warnings(dataset["warnings"], dataset["name"])
 
 
 @datasets_app.command("add")
@@ -425,13 +517,16 @@ def add_dataset(
     file: Annotated[Path, typer.Argument(help=".npz arrays, or a .zip or .tar with one folder for each class.")],
     name: FileName = None,
     image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
+    strict: Strict = False,
 ) -> None:
     """Upload a data set and register it. The server reads every row first."""
+    distillery: Distillery = context.obj
     with TransferBars() as bars:
-        dataset = context.obj.register_dataset(
-            name or _stem(file), file, image_size=image_size, on_progress=bars.add(file.name)
+        dataset = distillery.register_dataset(
+            name or _stem(file), file, image_size=image_size, strict=strict, on_progress=bars.add(file.name)
         )
     output().print(tables.dataset_table([dataset]))
+    print_warnings(dataset["warnings"])
     typer.echo(f"use it: --dataset {dataset['name']}", err=True)
 
 

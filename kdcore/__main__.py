@@ -3,6 +3,7 @@
     python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--known FILE]
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
+    python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
     python -m kdcore inspect model PATH --architecture NAME
     python -m kdcore inspect program PATH
     python -m kdcore inspect dataset PATH [--image-size N]
@@ -10,7 +11,9 @@
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
-checkpoint is saved. `evaluate` and `inspect` print one JSON object.
+checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
+`images` writes the test images of a data set, to check a student outside of the engine. It,
+`evaluate` and `inspect` print one JSON object.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, Storage
 from base.files import DISK_FULL
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
-from kdcore.spec import parse
+from kdcore.spec import EvaluationSpec, JobSpec, parse, parse_evaluation
 
 NO_MEMORY = "can't allocate memory"
 """A part of the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has its own error class."""
@@ -47,9 +50,9 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
         lines.phase("validating")
-        spec = parse(_spec_body(arguments.spec))
+        spec = _spec(arguments.spec)
         # Torch is imported only for a valid spec, so that an invalid one fails at once.
-        from kdcore import prepare, run
+        from kdcore import evaluate, prepare, run
         from kdcore.checkpoint import stop_on_sigterm
 
         cache = arguments.cache or arguments.out / "cache"
@@ -57,7 +60,10 @@ def _run(arguments: argparse.Namespace) -> int:
         workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines, known)
         stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        report = run.run(spec, workspace, arguments.resume)
+        if isinstance(spec, EvaluationSpec):
+            report = evaluate.run_evaluation(spec, workspace)
+        else:
+            report = run.run(spec, workspace, arguments.resume)
     except Exception as error:
         engine_error = _engine_error(error)
         lines.emit("error", **engine_error.as_dict())
@@ -79,6 +85,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
     return _print(lambda: evaluate_checkpoint(arguments.path, arguments.architecture, arguments.dataset, workspace))
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    from kdcore.evaluate import write_test_images
+    from kdcore.prepare import Workspace
+
+    workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
+    return _print(lambda: write_test_images(arguments.path, arguments.dataset, workspace))
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -134,11 +148,15 @@ def _engine_error(error: Exception) -> EngineError:
     return Internal(f"{type(error).__name__}: {error}")
 
 
-def _spec_body(path: Path) -> Any:
+def _spec(path: Path) -> JobSpec | EvaluationSpec:
+    """Read the spec of a job. The field `kind` tells an evaluation; without it, it is a distillation."""
     try:
-        return json.loads(path.read_text())
+        body = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SpecInvalid(f"{path} holds no JSON: {error}") from error
+    if isinstance(body, dict) and body.get("kind") == "evaluation":
+        return parse_evaluation(body)
+    return parse(body)
 
 
 def _events(descriptor: int | None) -> Any:
@@ -177,10 +195,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("path", type=Path)
     evaluate.add_argument("--dataset", required=True)
     evaluate.add_argument("--architecture", help="for a checkpoint that does not name it")
-    for verb in (run, evaluate):
+    images = verbs.add_parser("images", help="write a data set's test images")
+    images.set_defaults(verb=_images)
+    images.add_argument("path", type=Path)
+    images.add_argument("--dataset", required=True)
+    for verb in (run, evaluate, images):
         verb.add_argument("--input", type=_input, action="append", default=[], metavar="REF=PATH")
     run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")
-    evaluate.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
+    for verb in (evaluate, images):
+        verb.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
 
     inspect = verbs.add_parser("inspect", help="print facts of a file or a network")
     inspect.set_defaults(verb=_inspect)

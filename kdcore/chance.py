@@ -18,9 +18,9 @@ def wilson(accuracy: float, images: float) -> tuple[float, float]:
 
     The number may be fractional: the effective size of a weighted sample.
     """
-    spread = Z95**2 / images
-    centre = (accuracy + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * math.sqrt(accuracy * (1 - accuracy) / images + spread / (4 * images))
+    right, square = accuracy * images, Z95 * Z95
+    centre = (right + square / 2) / (images + square)
+    half = Z95 / (images + square) * math.sqrt(right * (images - right) / images + square / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from base.errors import TeacherMismatch
-from kdcore import data, models, weights
+from base.errors import SpecFaults, TeacherMismatch, WarningRefused
+from base.files import write_text
+from base.references import FILE
+from base.warning import refused_if_strict
+from kdcore import chance, data, device, models, weights
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
-from kdcore.spec import Dataset
+from kdcore.protocol import EXIT_STOPPED
+from kdcore.spec import (
+    Dataset,
+    EvaluationSpec,
+    Teacher,
+    Training,
+    evaluation_warnings,
+    fit_evaluation,
+    resolve_evaluation,
+)
+from kdcore.spec.fitting import class_order
 
 if TYPE_CHECKING:
     from kdcore.prepare import Workspace
 
-BATCH = 256
+LARGEST_BATCH = 256
+BATCH_PIXELS = 2**20
+"""Height x width of all images in a batch: 256 images up to 64 pixels wide, 64 of 128, 20 of 224."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +51,26 @@ class Score:
     loss: float
 
 
+def batch_size(height: int, width: int) -> int:
+    """Return the number of images in a batch of an evaluation, so that it needs less memory than a training step."""
+    return max(1, min(LARGEST_BATCH, BATCH_PIXELS // (height * width)))
+
+
 @torch.no_grad()
-def logits_on(classifier: Classifier, images: Images) -> Tensor:
+def logits_on(classifier: Classifier, images: Images, on_images: Callable[[int], None] | None = None) -> Tensor:
     """Return the logits of every image in order, on the CPU: n × K, in float32, as for the exported file.
 
-    The classifier keeps its mode and precision.
+    The classifier keeps its mode and precision. `on_images` is called after each batch with its number of images.
     """
     was_training, was_bf16 = classifier.training, classifier.bf16
     classifier.train(False)
     classifier.bf16 = False
-    parts = [
-        classifier(images.pixels[at : at + BATCH].to(classifier.mean.device)).logits
-        for at in range(0, len(images), BATCH)
-    ]
+    parts, size = [], batch_size(*images.pixels.shape[2:])
+    for at in range(0, len(images), size):
+        pixels = images.pixels[at : at + size].to(classifier.mean.device)
+        parts.append(classifier(pixels).logits)
+        if on_images is not None:
+            on_images(len(pixels))
     classifier.train(was_training)
     classifier.bf16 = was_bf16
     return torch.cat(parts).cpu()
@@ -65,6 +92,18 @@ def agreement(logits_nK: Tensor, teacher_nK: Tensor) -> float:
     return (logits_nK.argmax(1) == teacher_nK.argmax(1)).double().mean().item()
 
 
+def paired_p(one_nK: Tensor, other_nK: Tensor, labels_n: Tensor) -> float:
+    """Return the two-sided p-value of McNemar's exact test: that two models are right equally often on these images.
+
+    Only images on which one model is right and the other one wrong count. If the models are equally good, each of
+    these m images is a fair coin: p = 2 · P(Binomial(m, 1/2) ≤ the smaller count), at most 1.
+    """
+    labels_n = labels_n.cpu()
+    one, other = (logits_nK.argmax(1) == labels_n for logits_nK in (one_nK, other_nK))
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    return min(1.0, 2 * chance.sign_test(max(only_one, only_other), min(only_one, only_other)))
+
+
 def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -75,25 +114,114 @@ def size_bytes(network: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of the fraction `correct / total` (Wilson 1927, JASA 22(158)).
+
+    Unlike the normal approximation, it is meaningful for few images and near 0 and 1. Raises ValueError without images.
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"{correct} of {total} is no fraction")
+    return chance.wilson(correct / total, total)
+
+
+def per_class(logits_nK: Tensor, labels_n: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return name, accuracy and test images of each class, in the order of classes; a class without images has None."""
+    labels_n, classes = labels_n.cpu(), logits_nK.shape[1]
+    totals = torch.bincount(labels_n, minlength=classes).tolist()
+    rights = torch.bincount(labels_n[logits_nK.argmax(1) == labels_n], minlength=classes).tolist()
+    return [
+        {"name": name, "accuracy": right / total if total else None, "test_samples": total}
+        for name, right, total in zip(class_names, rights, totals, strict=True)
+    ]
+
+
 def evaluate_checkpoint(path: Path, architecture: str | None, dataset: str, workspace: Workspace) -> dict[str, Any]:
-    """Return accuracy (fractions of 1), loss in nats and parameter count of the checkpoint at `path`, on test images.
+    """Return the figures of the checkpoint at `path` on all test images; see `run_evaluation`.
 
     Images are normalised by the checkpoint's mean and std, if it has them, or else by the data's own.
     """
-    loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
-    file = weights.open_teacher(path, architecture, loaded.facts.channels)
-    if file.facts.num_classes != loaded.facts.num_classes:
-        given, needed = file.facts.num_classes, loaded.facts.num_classes
-        raise TeacherMismatch(f"the checkpoint has {given} classes, the data set has {needed}")
+    model = Teacher(checkpoint=f"{FILE}{path}", architecture=architecture)
+    return _measured(EvaluationSpec(model=model, dataset=Dataset(source=dataset)), workspace)
+
+
+def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
+    """Run a job of the kind `evaluation`. Returns its report, which is also in `report.json`.
+
+    Raises an EngineError if it fails. A stop ends the process: an evaluation is short, so it saves no checkpoint and
+    starts again.
+    """
+    started = time.monotonic()
+    report = _measured(spec, workspace)
+    report["seconds"] = round(time.monotonic() - started, 3)
+    workspace.lines.phase("exporting")
+    written = write_text(workspace.out / "report.json", json.dumps(report, indent=2) + "\n")
+    workspace.announce("artifact", written, name="report.json", media_type="application/json")
+    return report
+
+
+def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
+    workspace.lines.phase("preparing")
+    source, checkpoint = spec.dataset.source, spec.model.checkpoint or ""
+    loaded = data.load(spec.dataset, workspace.source(source), workspace.cache)
+    facts = loaded.facts
+    file = weights.open_teacher(workspace.file(checkpoint), spec.model.architecture, facts.channels)
+    if faults := fit_evaluation(spec, file.facts, facts):
+        raise TeacherMismatch(str(SpecFaults(faults)))
+    for warning in evaluation_warnings(spec, file.facts, facts):
+        workspace.warn(warning)
+    if refused := refused_if_strict(workspace.warnings) if spec.strict else []:
+        raise WarningRefused("; ".join(f"{one.code}: {one.message}" for one in refused), refused[0].hint)
+    spec = resolve_evaluation(spec, file.facts, facts)
+    assert spec.model.preprocessing is not None, "resolve_evaluation() gives the model its normalisation"
+    device.make_exact(0)
     network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
-    weights.load_into(network, file.state, str(path))
-    mean, std = file.facts.mean or loaded.facts.mean, file.facts.std or loaded.facts.std
-    measured = score(logits_on(Classifier(network, mean, std), loaded.test), loaded.test.labels)
+    weights.load_into(network, file.state, checkpoint)
+    mean, std = spec.model.preprocessing.mean, spec.model.preprocessing.std
+    classifier = Classifier(network, mean, std, order=class_order(spec.model.class_names, facts))
+
+    workspace.lines.phase("evaluating")
+    labels = loaded.test.labels
+    logits_nK = _logits_with_progress(classifier.to(device.choose(Training())), loaded.test, workspace)
+    measured = score(logits_nK, labels)
+    classes = per_class(logits_nK, labels, facts.class_names)
     return {
         "architecture": file.facts.architecture,
         "parameters": parameters(network),
+        "bytes": size_bytes(network),
         "accuracy": measured.accuracy,
+        "interval": wilson(round(measured.accuracy * len(labels)), len(labels)),
         "accuracy_top5": measured.accuracy_top5,
         "loss": measured.loss,
-        "test_samples": len(loaded.test),
+        "test_samples": len(labels),
+        "per_class": classes,
+        "preprocessing": spec.model.preprocessing.model_dump(mode="json"),
+        "dataset": facts.model_dump(mode="json"),
+        "warnings": [warning.as_dict() for warning in workspace.warnings],
     }
+
+
+def _logits_with_progress(classifier: Classifier, images: Images, workspace: Workspace) -> Tensor:
+    """Return `logits_on` of all images: after each batch the progress is reported, and a stop is obeyed."""
+    began, total, done = time.monotonic(), len(images), 0
+
+    def on_images(count: int) -> None:
+        nonlocal done
+        done += count
+        if workspace.stop_requested:
+            sys.exit(EXIT_STOPPED)
+        if done == total or workspace.lines.progress_is_due():
+            left_s = (time.monotonic() - began) / done * (total - done)
+            percent, seconds = round(100 * done / total, 2), round(left_s, 1)
+            workspace.lines.progress(step=done, total_steps=total, percent=percent, seconds_remaining=seconds)
+
+    return logits_on(classifier, images, on_images)
+
+
+def write_test_images(path: Path, dataset: str, workspace: Workspace) -> dict[str, Any]:
+    """Write a data set's test images to a safetensors file, as a network gets them before its normalization.
+
+    `images`: N x channels x height x width, uint8; `labels`: N, int64. Returns the number of images.
+    """
+    loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
+    save_file({"images": loaded.test.pixels[:].contiguous(), "labels": loaded.test.labels.contiguous()}, path)
+    return {"test_samples": len(loaded.test)}

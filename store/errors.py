@@ -3,6 +3,7 @@
     StoreError
      ├─ NotFound              not_found              no such row in this project
      ├─ ActionNotAllowed      action_not_allowed     the job's status does not allow the action
+     ├─ TeacherUnavailable    teacher_unavailable    the job whose student should teach has ended without one
      ├─ LeaseLost             lease_lost             another attempt owns the job: stop at once
      ├─ IdempotencyConflict   idempotency_conflict   the key was used for another body
      ├─ NameTaken             name_taken             names are unique within a project
@@ -46,6 +47,16 @@ class ActionNotAllowed(StoreError):
             allowed_actions=allowed_actions,
         )
         self.status, self.action, self.allowed_actions = status, action, allowed_actions
+
+
+class TeacherUnavailable(StoreError):
+    code = "teacher_unavailable"
+
+    def __init__(self, job_id: str, status: str | None) -> None:
+        """`status` is that of the teacher's job, None if it does not exist any more."""
+        state = "was deleted: submit a new job" if status is None else f"is {status}: retry it first"
+        super().__init__(f"job {job_id}, whose student should teach, {state}", teacher_job=job_id)
+        self.job_id, self.status = job_id, status
 
 
 class LeaseLost(StoreError):

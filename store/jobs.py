@@ -8,12 +8,14 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, o
 from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
-from base.jobs import TERMINAL, Status, allowed_actions
+from base.jobs import TERMINAL, Kind, Status, allowed_actions
+from base.references import BLOB
 from base.warning import CODES, KNOWN_AT_SUBMIT
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
 from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page, upsert
 from store.tables import checkpoints, jobs, metrics
+from store.teachers import append_change, await_teachers, lock_awaited
 
 T = TypeVar("T")
 
@@ -28,6 +30,7 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     """Queue a job. Returns it, and False if it was queued before: the same key with the same body is the same job.
 
     Raises IdempotencyConflict if the key was used with another body. Concurrent requests with one key get one job.
+    Raises TeacherUnavailable if a job that should teach this one has ended without a student.
     """
     row = (
         upsert(connection, jobs)
@@ -49,6 +52,7 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
         return known, False
     job = as_record(Job, inserted)
     append_event(connection, job, "queued")
+    job = await_teachers(connection, job)
     failpoint("submit.before_commit")
     return job, True
 
@@ -82,11 +86,14 @@ class JobQuery(PageQuery):
     """The page and the filters of a list of jobs, as query parameters. A filter is a field and a condition."""
 
     status: Status | None = None
+    kind: Kind | None = Field(default=None, description="Default: jobs of all kinds.")
     method: str | None = Field(default=None, max_length=100)
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         if self.status is not None:
             yield jobs.c.status == self.status
+        if self.kind is not None:
+            yield jobs.c.kind == self.kind
         if self.method is not None:
             yield jobs.c.method == self.method
 
@@ -94,6 +101,14 @@ class JobQuery(PageQuery):
 def list_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[list[Job], str | None]:
     """Return a page of jobs, newest first, and the `after` of the next page, None at the end."""
     return read_page(connection, jobs, Job, query, jobs.c.project == project, *query.conditions())
+
+
+def list_evaluations(
+    connection: Connection, project: str, model_sha256: str, query: PageQuery
+) -> tuple[list[Job], str | None]:
+    """Return a page of the evaluations of a model's bytes, under any name, newest first; see `list_jobs`."""
+    measured = jobs.c.resolved_spec["model"]["checkpoint"].as_string() == BLOB + model_sha256
+    return read_page(connection, jobs, Job, query, jobs.c.project == project, jobs.c.kind == "evaluation", measured)
 
 
 def count_by_status(connection: Connection, project: str | None = None) -> dict[str, int]:
@@ -118,7 +133,7 @@ def cancel(connection: Connection, job_id: str, project: str | None = None) -> J
     )
     if job is None:
         return _done_already(connection, job_id, project, "cancel")
-    append_event(connection, job, "cancelled" if job.status == "cancelled" else "cancel_requested")
+    append_change(connection, job, "cancelled" if job.status == "cancelled" else "cancel_requested")
     return job
 
 
@@ -155,17 +170,21 @@ def retry(connection: Connection, job_id: str, project: str | None = None, *, fr
     """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
     It continues from its last checkpoint. With `from_scratch`, its checkpoints and curves are deleted instead. The
-    collector deletes their files.
+    collector deletes their files. Raises TeacherUnavailable if a job whose student should teach it has failed, was
+    cancelled or deleted; a job that waits for its teacher is queued again only while a student can still come.
     """
     values: dict[str, Any] = {"attempts_without_progress": 0, "error": None, "not_before": None, "finished_at": None}
     if from_scratch:
         early = [one for one in get(connection, job_id, project).warnings if CODES[one["code"]] in KNOWN_AT_SUBMIT]
         values |= {"checkpoint_step": None, "claimed_step": None, "progress": None, "warnings": early}
     ended = and_(_is(job_id, project), jobs.c.status.in_(("failed", "cancelled")))
+    unavailable = lock_awaited(connection, job_id)
     deadline_at = database_now() + jobs.c.deadline_s
     job = update_job(connection, ended, status="queued", deadline_at=deadline_at, **values)
     if job is None:
         raise _not_allowed(get(connection, job_id, project), "retry")
+    if unavailable is not None:
+        raise unavailable
     if from_scratch:
         for table in (checkpoints, metrics):
             connection.execute(delete_from(table).where(table.c.job_id == job_id))

@@ -5,9 +5,10 @@
      │  └──▶ paused ◀────┤                                │
      └──resume──┘        └──▶ queued ◀───────retry────────┘
 
-A job whose lease has expired can be claimed directly. It is not reset before, so an owner that comes back first
-keeps its job. `fence` is the fencing token: it increases with every claim, and the WHERE clause of every write checks
-it (`attempts.owned_by`), so a worker that has lost its lease cannot change the job any more.
+A queued job that waits for its teacher (`teachers.py`) cannot be claimed. A job whose lease has expired can be claimed
+directly. It is not reset before, so an owner that comes back first keeps its job. `fence` is the fencing token: it
+increases with every claim, and the WHERE clause of every write checks it (`attempts.owned_by`), so a worker that has
+lost its lease cannot change the job any more.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from store.errors import LeaseLost
 from store.events import append_event, update_job
 from store.records import Job, database_now
 from store.tables import jobs
+from store.teachers import append_change, lock_with_waiting, waits_for_teacher
 
 _NO_OWNER: dict[str, Any] = {"owner": None, "lease_until": None, "requested": None, "phase": None}
 _DEADLINE_EXCEEDED = DeadlineExceeded(
@@ -167,7 +169,7 @@ def _release(
         return _is_done(connection, job_id, fence, "queued", "paused", "cancelled")
     released = "released" if job.status == "queued" else job.status
     close_attempt(connection, job, released)
-    append_event(connection, job, released, **data)
+    append_change(connection, job, released, **data)
     return True
 
 
@@ -184,7 +186,7 @@ def finish_succeeded(
         return _is_done(connection, job_id, fence, "succeeded")
     publish(connection, job_id, artifacts)
     close_attempt(connection, job, "succeeded")
-    append_event(connection, job, "succeeded", artifacts=[asdict(artifact) for artifact in artifacts])
+    append_change(connection, job, "succeeded", artifacts=[asdict(artifact) for artifact in artifacts])
     return True
 
 
@@ -206,7 +208,7 @@ def finish_failed(
         )
         if job is not None:
             close_attempt(connection, job, "failed")
-            append_event(connection, job, job.status, error=error, retry_in_s=retry_in_s)
+            append_change(connection, job, job.status, error=error, retry_in_s=retry_in_s)
             return True
     job = _fail(connection, owned_by(job_id, fence), error)
     if job is None:
@@ -222,7 +224,7 @@ def finish_cancelled(connection: Connection, job_id: str, fence: int) -> bool:
     if job is None:
         return _is_done(connection, job_id, fence, "cancelled")
     close_attempt(connection, job, "cancelled")
-    append_event(connection, job, "cancelled")
+    append_change(connection, job, "cancelled")
     return True
 
 
@@ -233,12 +235,16 @@ def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15) -> li
     expired and that cannot be claimed: cancel or pause is requested, the deadline has passed, or no attempt is left.
     Any number of sweeps may run at the same time.
     """
-    for job_id in connection.scalars(select(jobs.c.id).where(_waits_past_deadline(jobs)).order_by(jobs.c.id)).all():
-        _fail(connection, and_(jobs.c.id == job_id, _waits_past_deadline(jobs)), _DEADLINE_EXCEEDED)
+    must_end = _waits_past_deadline(jobs)
     if takeover:
         unclaimable = or_(jobs.c.requested.is_not(None), _is_past_deadline(jobs), ~_has_attempts(jobs))
-        abandoned = select(jobs.c.id).where(_lease_expired(jobs), unclaimable).order_by(jobs.c.id)
-        for job_id in connection.scalars(abandoned).all():
+        must_end = or_(must_end, and_(_lease_expired(jobs), unclaimable))
+    ending = connection.scalars(select(jobs.c.id).where(must_end).order_by(jobs.c.id)).all()
+    if ending:
+        lock_with_waiting(connection, ending)
+    for job_id in ending:
+        _fail(connection, and_(jobs.c.id == job_id, _waits_past_deadline(jobs)), _DEADLINE_EXCEEDED)
+        if takeover:
             _end_abandoned(connection, job_id)
     missed = select(jobs.c.id).where(_is_due(jobs), _due_since(jobs) < database_now() - rering_s)
     return list(connection.scalars(missed.order_by(jobs.c.priority.desc(), jobs.c.created_at).limit(100)))
@@ -252,7 +258,7 @@ def _end_abandoned(connection: Connection, job_id: str) -> None:
     # A job without attempts would wait for ever once it is resumed.
     can_pause = and_(jobs.c.requested == "pause", _has_attempts(jobs))
     if job := update_job(connection, and_(expired, jobs.c.requested == "cancel"), **_ended("cancelled"), fence=fence):
-        append_event(connection, job, "cancelled", reason="the worker stopped responding")
+        append_change(connection, job, "cancelled", reason="the worker stopped responding")
     elif job := update_job(connection, and_(expired, can_pause), status="paused", **_NO_OWNER, fence=fence):
         append_event(connection, job, "paused", reason="the worker stopped responding")
     else:
@@ -265,7 +271,7 @@ def _end_abandoned(connection: Connection, job_id: str) -> None:
 def _fail(connection: Connection, where: ColumnElement[bool], error: dict[str, Any], **values: Any) -> Job | None:
     job = update_job(connection, where, **_ended("failed"), error=error, **values)
     if job is not None:
-        append_event(connection, job, "failed", error=error)
+        append_change(connection, job, "failed", error=error)
     return job
 
 
@@ -288,7 +294,7 @@ def _first_claimable(takeover: bool) -> Any:
 
 
 def _is_due(job: FromClause) -> ColumnElement[bool]:
-    return and_(job.c.status == "queued", _due_since(job) <= database_now())
+    return and_(job.c.status == "queued", _due_since(job) <= database_now(), ~waits_for_teacher(job))
 
 
 def _due_since(job: FromClause) -> ColumnElement[float]:

@@ -19,7 +19,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from store import tables
 
 if TYPE_CHECKING:
-    from kdcore.spec import JobSpec
+    from kdcore.spec import EvaluationSpec, JobSpec
 
 T = TypeVar("T")
 
@@ -46,10 +46,10 @@ class NewJob:
     """What is doubtful about the job (`base/warning.py`); its attempts add to it."""
 
     @classmethod
-    def of(cls, resolved: "JobSpec", **sent: Any) -> "NewJob":
+    def of(cls, resolved: "JobSpec | EvaluationSpec", **sent: Any) -> "NewJob":
         """Make a job of a resolved spec. Each field comes from `sent`, or from the field of that name in the spec."""
         named = {"method": resolved.method_name, "resolved_spec": resolved.as_json()}
-        values = {**vars(resolved), **vars(resolved.scheduling), "kind": "distillation", **named, **sent}
+        values = {"kind": "distillation", **vars(resolved), **vars(resolved.scheduling), **named, **sent}
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 

@@ -14,6 +14,7 @@ from base.jobs import Reason, SlotState
 from store import tables
 from store.records import Job, database_now, upsert
 from store.tables import jobs
+from store.teachers import list_awaited, waits_for_teacher
 
 RETAIN_S = 86_400.0
 """A worker that was killed stays listed for a day, so that a user sees that it is missing."""
@@ -89,6 +90,8 @@ class Waiting:
     """When a job that backs off is due, in seconds since 1970 by the database's clock."""
     position: int | None = None
     """Its place among the jobs that are due; 1 is next."""
+    jobs: tuple[str, ...] = ()
+    """The jobs whose students it waits for."""
 
 
 # Built once, and run once for a whole page of jobs: it reads the queue.
@@ -97,7 +100,11 @@ _QUEUE = (
         jobs.c.id,
         func.row_number().over(order_by=(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)).label("position"),
     )
-    .where(jobs.c.status == "queued", func.coalesce(jobs.c.not_before, jobs.c.created_at) <= database_now())
+    .where(
+        jobs.c.status == "queued",
+        func.coalesce(jobs.c.not_before, jobs.c.created_at) <= database_now(),
+        ~waits_for_teacher(jobs),
+    )
     .subquery("queue")
 )
 _POSITIONS = select(_QUEUE.c.id, _QUEUE.c.position).where(_QUEUE.c.id.in_(bindparam("ids", expanding=True)))
@@ -109,8 +116,15 @@ def waiting_reasons(connection: Connection, page: Iterable[Job], lease_s: float)
     if not queued:
         return {}
     positions = {id: place for id, place in connection.execute(_POSITIONS, {"ids": [job.id for job in queued]})}
+    not_due = [job.id for job in queued if job.id not in positions]
+    awaited = list_awaited(connection, not_due) if not_due else {}
     consuming_workers = list_consuming(connection, lease_s)
-    waits = {job.id: _waiting(job, positions.get(job.id), consuming_workers) for job in queued}
+    waits = {
+        job.id: _for_teacher(awaited[job.id])
+        if job.id in awaited
+        else _waiting(job, positions.get(job.id), consuming_workers)
+        for job in queued
+    }
     return {id: waiting for id, waiting in waits.items() if waiting is not None}
 
 
@@ -134,6 +148,11 @@ def _waiting(job: Job, position: int | None, workers: Sequence[Worker]) -> Waiti
     else:
         reason, message = "starting", "a worker with an idle slot will claim it within seconds"
     return Waiting(reason, message, position=position)
+
+
+def _for_teacher(awaited: Sequence[tuple[str, str | None]]) -> Waiting:
+    named = ", ".join(f"job {id}, which is {status}" for id, status in awaited)
+    return Waiting("teacher", f"it waits for the student of {named}", jobs=tuple(id for id, _ in awaited))
 
 
 def _backs_off(job: Job) -> str:

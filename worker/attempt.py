@@ -278,6 +278,8 @@ class Attempt:
         failpoint("publish.stored")
         report = (ending.last_line or {}).get("report") or {}
         self._commit("finish_succeeded.committed", lifecycle.finish_succeeded, result=report, artifacts=stored)
+        # Jobs may have waited for this one's student.
+        self.context.wake_workers()
 
     # ── finish ──
 

@@ -18,6 +18,7 @@ from api.problems import (
     NotFound,
     SpecInvalid,
     StorageFull,
+    TeacherUnavailable,
     TooLarge,
     WarningRefused,
     malformed_json,
@@ -29,8 +30,10 @@ from api.submission import estimate, examine
 from base.failpoints import failpoint
 from base.wire import JobView, ValidationView
 from store import jobs, workers
+from store.database import Database
 from store.jobs import JobQuery
 from store.records import Job, NewJob
+from store.settings import Settings
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -58,7 +61,9 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     "",
     status_code=201,
     response_model=JobView,
-    responses=responses(MalformedBody, TooLarge, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
+    responses=responses(
+        MalformedBody, TooLarge, SpecInvalid, WarningRefused, IdempotencyConflict, TeacherUnavailable, StorageFull
+    ),
     openapi_extra=SPEC_BODY,
 )
 async def submit(
@@ -75,13 +80,13 @@ async def submit(
 
     With an `Idempotency-Key`, a second request with the same body is answered with 200, the same job, and the header
     `Idempotent-Replayed: true`; another body under that key is refused.
+
+    A teacher `job:<id>` may be a job that has not ended: the new job stays `queued` (`waiting`: `teacher`) until that
+    job succeeds, and fails with `teacher_unavailable` if it ends otherwise.
     """
     digest = hashlib.sha256(to_json(spec)).hexdigest()
-    # Replays do not check the spec: what it names may have been deleted since.
-    if idempotency_key:
-        job = await db.read(_view_of, jobs.find_by_key, settings.lease_s, caller.project, idempotency_key, digest)
-        if job is not None:
-            return _replayed(job)
+    if known := await replay(db, settings, caller.project, idempotency_key, digest):
+        return known
     examined = await examine(spec, references)
     if examined.resolved is None:
         problem = WarningRefused if examined.is_refused_for_warnings else SpecInvalid
@@ -95,10 +100,7 @@ async def submit(
         max_attempts=examined.resolved.scheduling.max_attempts or settings.max_attempts,
         warnings=[warning.as_dict() for warning in examined.warnings],
     )
-    job, created = await db.write(_submit, new, settings.lease_s)
-    failpoint("submit.committed")
-    wake_workers()
-    return Json(job, 201, _location(job)) if created else _replayed(job)
+    return await accept(new, db, settings, wake_workers)
 
 
 @router.post(
@@ -124,11 +126,11 @@ async def validate(spec: Body, references: ReferencesDep) -> Response:
 
 @router.get("", response_model=Page[JobView])
 async def listing(caller: Caller, db: Db, settings: Config, query: Annotated[JobQuery, Query()]) -> Response:
-    """Jobs, newest first."""
+    """Jobs, newest first: of all kinds, because they share one queue; `kind` selects one."""
 
     def read(connection: Connection) -> Response:
         rows, following = jobs.list_jobs(connection, caller.project, query)
-        return page(_views(connection, rows, settings.lease_s), following)
+        return page(views(connection, rows, settings.lease_s), following)
 
     return await db.read(read)
 
@@ -163,13 +165,19 @@ async def resume(job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers,
     return Json(job)
 
 
-@router.post("/{job_id}/retry", response_model=JobView, responses=responses(MalformedBody, NotFound, ActionNotAllowed))
+@router.post(
+    "/{job_id}/retry",
+    response_model=JobView,
+    responses=responses(MalformedBody, NotFound, ActionNotAllowed, TeacherUnavailable),
+)
 async def retry(
     *, job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config, sent: Retry | None = None
 ) -> Response:
     """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
-    It resumes from its newest checkpoint; with `{"from": "scratch"}` it starts from the beginning.
+    It resumes from its newest checkpoint; with `{"from": "scratch"}` it starts from the beginning. A job that failed
+    because its teacher's job did not succeed waits for it again; as long as that one has not been retried, too, the
+    answer is 409, `teacher_unavailable`.
     """
     scratch = sent is not None and sent.start == "scratch"
     job = await db.write(_view_of, jobs.retry, settings.lease_s, job_id, project=caller.project, from_scratch=scratch)
@@ -183,6 +191,22 @@ async def delete(job_id: str, caller: Caller, db: Db, files: Files) -> Response:
     await db.write(jobs.delete, job_id, project=caller.project)
     await to_thread.run_sync(files.delete_job_files, job_id)
     return Response(status_code=204)
+
+
+async def replay(db: Database, settings: Settings, project: str, key: str | None, digest: str) -> Response | None:
+    """Return the answer to a request whose key is known. A replay checks nothing: what it names may be deleted now."""
+    if key is None:
+        return None
+    job = await db.read(_view_of, jobs.find_by_key, settings.lease_s, project, key, digest)
+    return None if job is None else _replayed(job)
+
+
+async def accept(new: NewJob, db: Database, settings: Settings, wake_workers: Callable[[], None]) -> Response:
+    """Store a job that was checked, wake a worker, and return the answer."""
+    job, created = await db.write(_submit, new, settings.lease_s)
+    failpoint("submit.committed")
+    wake_workers()
+    return Json(job, 201, _location(job)) if created else _replayed(job)
 
 
 def _location(job: dict[str, Any]) -> dict[str, str]:
@@ -202,14 +226,14 @@ def _view_of(
 ) -> Any:
     """Run a store function that returns a job, and return the job's view."""
     job = action(connection, *args, **kwargs)
-    return None if job is None else _views(connection, [job], lease_s)[0]
+    return None if job is None else views(connection, [job], lease_s)[0]
 
 
 def _submit(connection: Connection, new: NewJob, lease_s: float) -> tuple[dict[str, Any], bool]:
     job, created = jobs.submit(connection, new)
-    return _views(connection, [job], lease_s)[0], created
+    return views(connection, [job], lease_s)[0], created
 
 
-def _views(connection: Connection, rows: Iterable[Job], lease_s: float) -> list[dict[str, Any]]:
+def views(connection: Connection, rows: Iterable[Job], lease_s: float) -> list[dict[str, Any]]:
     reasons = workers.waiting_reasons(connection, rows, lease_s)
     return [job_view(job, reasons.get(job.id)) for job in rows]

@@ -15,7 +15,7 @@ from api.problems import Unauthorized, Unavailable, responses
 from api.schemas import Json, Page, page, view_of, worker_view
 from base.errors import StorageFull
 from base.wire import CollectionView, StorageView, WorkerView
-from store import collections, jobs, workers
+from store import collections, jobs, teachers, workers
 from store.file_store import FileStore, usage
 
 probes = APIRouter(tags=["service"])
@@ -102,9 +102,11 @@ def _files_fault(files: FileStore, min_free_bytes: int) -> str | None:
 
 def _prometheus_lines(connection: Connection, lease_s: float) -> list[str]:
     by_status = {f'{{status="{name}"}}': n for name, n in sorted(jobs.count_by_status(connection).items())}
+    for_teachers = {"": teachers.count_waiting(connection)}
     working = {"": len(workers.list_consuming(connection, lease_s))}
     return [
         *_gauge("distillery_jobs", "Jobs by status.", by_status),
+        *_gauge("distillery_jobs_waiting_for_teacher", "Queued jobs that no worker can start yet.", for_teachers),
         *_gauge("distillery_workers", "Workers that take jobs.", working),
     ]
 

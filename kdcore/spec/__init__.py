@@ -1,6 +1,14 @@
 """The job spec: its classes, how a body is read, the rules between its fields, and how its defaults are resolved."""
 
+from kdcore.spec.baselines import Difference, alone, differences
 from kdcore.spec.doubts import dataset_warnings, model_warnings, spec_warnings
+from kdcore.spec.evaluation import (
+    EvaluationSpec,
+    evaluation_warnings,
+    fit_evaluation,
+    parse_evaluation,
+    resolve_evaluation,
+)
 from kdcore.spec.fitting import Known, fit
 from kdcore.spec.job import (
     AdamW,
@@ -15,8 +23,10 @@ from kdcore.spec.job import (
     Multistep,
     NoAugmentation,
     Optimizer,
+    Preprocessing,
     RandomResizedCrop,
     Schedule,
+    Scheduling,
     Sgd,
     Student,
     Teacher,
@@ -45,6 +55,8 @@ __all__ = [
     "CropFlip",
     "Cutmix",
     "Dataset",
+    "Difference",
+    "EvaluationSpec",
     "JobSpec",
     "Known",
     "Method",
@@ -56,8 +68,10 @@ __all__ = [
     "Optimizer",
     "Options",
     "Pair",
+    "Preprocessing",
     "RandomResizedCrop",
     "Schedule",
+    "Scheduling",
     "Sgd",
     "Stage",
     "Student",
@@ -65,20 +79,26 @@ __all__ = [
     "Training",
     "Trial",
     "Unlabelled",
+    "alone",
     "as_typed",
     "dataset_warnings",
+    "differences",
     "each_assistant",
     "each_method",
     "each_student",
     "each_teacher",
+    "evaluation_warnings",
     "fit",
+    "fit_evaluation",
     "model_warnings",
     "not_the_own_images",
     "numbered",
     "parse",
+    "parse_evaluation",
     "preprocessing",
     "read",
     "resolve",
+    "resolve_evaluation",
     "spec_warnings",
     "trials",
 ]

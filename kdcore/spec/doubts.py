@@ -39,7 +39,7 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
     for pointer, teacher in each_teacher(vars(spec)):
         facts = known.teachers.get(pointer)
         if facts is not None and known.dataset is not None:
-            warnings += _teacher_warnings(teacher, facts, known.dataset, pointer)
+            warnings += teacher_warnings(teacher, facts, known.dataset, pointer)
         if facts is not None and teacher.preprocessing is None and (facts.mean is None or facts.std is None):
             warnings.append(
                 WarningItem(
@@ -52,16 +52,14 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
     return warnings
 
 
-def _teacher_warnings(
-    teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts, pointer: str
-) -> Iterator[WarningItem]:
+def teacher_warnings(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts, pointer: str) -> Iterator[WarningItem]:
     """Yield what is doubtful about a teacher on these images. A resolved spec gets the same words as the one sent."""
     names = class_names(teacher, facts)
     if names and class_order(names, dataset):
         yield WarningItem(
             "class_order_changed",
             f"{pointer}/class_names",
-            f"the teacher's classes are the data set's in another order ({_first(names)} and not "
+            f"the classes of {_who(pointer)} are the data set's in another order ({_first(names)} and not "
             f"{_first(dataset.class_names)}): its outputs are put into the data set's order",
             "nothing to do if the names are right: they decide which output belongs to which class",
         )
@@ -72,8 +70,8 @@ def _teacher_warnings(
         yield WarningItem(
             "image_size_differs",
             "/dataset/image_size",
-            f"the teacher{_which(pointer)} learned from images of {own} pixels, the data set has {given}",
-            "set dataset.image_size to the teacher's, or look at its accuracy in the teacher check",
+            f"{_who(pointer)} learned from images of {own} pixels, the data set has {given}",
+            "bring the images to that size with dataset.image_size, or compare its accuracy with the one that it had",
         )
 
 
@@ -81,6 +79,6 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
-def _which(pointer: str) -> str:
-    """Return which of several teachers: nothing for the only one."""
-    return "" if pointer == "/teacher" else f" {pointer}"
+def _who(pointer: str) -> str:
+    """Return which model: one of several teachers is told by its place in the spec."""
+    return f"the {pointer.removeprefix('/')}" if pointer.count("/") == 1 else f"the teacher {pointer}"

@@ -90,8 +90,8 @@ class Teacher(Vocabulary):
 
     checkpoint: Reference | None = Field(
         default=None,
-        description="model:<name or id>, job:<id> (its student), blob:sha256:<hex>, weights:<torchvision weights>, "
-        "or file:<path> (only for `python -m kdcore`).",
+        description="model:<name or id>, job:<id> (its student; if the job has not ended, this one waits for it), "
+        "blob:sha256:<hex>, weights:<torchvision weights>, or file:<path> (only for `python -m kdcore`).",
     )
     program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
@@ -270,6 +270,12 @@ class Training(Vocabulary):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="Decay per step of an exponential moving average of the weights, which is exported."
     )
+    batch_norm: Literal["measured", "running"] = Field(
+        default="measured",
+        description="The batch-norm statistics of what is evaluated, teaches later networks and is exported. measured: "
+        "anew on training images, for the weights as they are (Wu & Johnson 2021, arXiv:2105.07576). running: the "
+        "running averages of the training.",
+    )
     clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(default=None, description="Largest gradient norm.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast on a GPU that supports it, else fp32."
@@ -371,8 +377,9 @@ class JobSpec(Vocabulary):
     training: Training = Field(default=Training(), description="The recipe of the training.")
     baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
         default="none",
-        description="none, train (the same student, recipe and seed without the teacher), or job:<id>: the student of "
-        "an earlier job; for `python -m kdcore` also file:<path> of its student.safetensors.",
+        description="none, train (the same student, recipe and seed without the teacher), or job:<id>: of an "
+        "earlier job, a supervised one, or one that trained its own student alone, with the same network, data, recipe "
+        "and seed; for `python -m kdcore` also file:<path> of its weights.",
     )
     strict: bool = Field(
         default=False,

@@ -96,12 +96,13 @@ class Service:
         assert claim.job.id == job_id
         return claim.fence
 
-    async def succeed(self, job_id: str, **report: Any) -> dict[str, str]:
-        """Claim and finish the job. Returns the digests of its files, by name."""
+    async def succeed(self, job_id: str, files: dict[str, bytes] | None = None, **report: Any) -> dict[str, str]:
+        """Claim and finish the job, with these files beside its own. Returns the digests of all, by name."""
         fence = await self.claim(job_id)
         digests = {}
         made = []
-        for name, content in (("student.safetensors", b"weights of " + job_id.encode()), ("report.json", b"{}")):
+        own = {"student.safetensors": b"weights of " + job_id.encode(), "report.json": b"{}"}
+        for name, content in {**own, **(files or {})}.items():
             blob = self.files.put_stream([content])
             digests[name] = blob.sha256
             made.append(NewArtifact(name, blob.sha256, blob.bytes, "application/octet-stream"))

@@ -155,22 +155,115 @@ async def test_submit_refuses_blobs_that_were_not_uploaded(service: Service) -> 
 
 async def test_references_teacher_of_another_job(service: Service) -> None:
     job_id = await service.submit(student="convnet32")
-    early = await faults_of(service, kd(teacher={"checkpoint": f"job:{job_id}"}))
-    assert early["/teacher/checkpoint"]["code"] == "not_ready"
+    early = (await service.http.post("/v1/jobs", json=kd(teacher={"checkpoint": f"job:{job_id}"}))).json()
     made = await service.succeed(job_id)
-    job = (await service.http.post("/v1/jobs", json=kd(teacher={"checkpoint": f"job:{job_id}"}))).json()
-    assert job["resolved_spec"]["teacher"]["checkpoint"] == f"blob:sha256:{made['student.safetensors']}"
-    assert job["resolved_spec"]["teacher"]["architecture"] == "convnet32"
+    late = (await service.http.post("/v1/jobs", json=kd(teacher={"checkpoint": f"job:{job_id}"}))).json()
+    assert late["resolved_spec"]["teacher"]["checkpoint"] == f"blob:sha256:{made['student.safetensors']}"
+    assert late["resolved_spec"]["teacher"]["architecture"] == "convnet32"
+    waited = (await service.http.get(f"/v1/jobs/{early['id']}")).json()
+    assert waited["resolved_spec"] == late["resolved_spec"], "the facts of a student follow from its job's spec"
 
 
-async def test_references_baseline_must_be_the_same_student_on_the_same_data(service: Service) -> None:
+async def test_references_teacher_of_a_job_that_has_not_ended(service: Service) -> None:
+    job_id = await service.submit(student="convnet32")
+    answer = await service.http.post("/v1/jobs", json=kd(teacher=[{"checkpoint": f"job:{job_id}"}]))
+    assert answer.status_code == 201
+    job = answer.json()
+    assert job["resolved_spec"]["teacher"][0]["checkpoint"] == f"job:{job_id}"
+    assert (job["status"], job["queue_position"]) == ("queued", None)
+    message = f"it waits for the student of job {job_id}, which is queued"
+    assert job["waiting"] == {"reason": "teacher", "message": message, "until": None, "jobs": [job_id]}
+    gauge = "distillery_jobs_waiting_for_teacher"
+    assert f"{gauge} 1" in (await service.http.get("/metrics")).text
+    estimate = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"checkpoint": f"job:{job_id}"}))).json()
+    assert estimate["estimate"]["parameters"]["teacher"] == 56_554
+    await service.fail(job_id)
+    failed = (await service.http.get(f"/v1/jobs/{job['id']}")).json()
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "teacher_unavailable")
+    refused = problem(await service.http.post(f"/v1/jobs/{job['id']}/retry"), 409, "teacher_unavailable")
+    assert refused["teacher_job"] == job_id
+    faults = await faults_of(service, kd(teacher={"checkpoint": f"job:{job_id}"}))
+    assert faults["/teacher/checkpoint"]["code"] == "not_ready"
+    assert (await service.http.post(f"/v1/jobs/{job_id}/retry")).status_code == 200
+    assert (await service.http.post(f"/v1/jobs/{job['id']}/retry")).json()["waiting"]["reason"] == "teacher"
+
+
+async def test_references_teacher_to_come_must_fit_the_data(service: Service) -> None:
+    blob = await service.upload(b"four classes")
+    assert (await service.http.post("/v1/datasets", json={"name": "four", "blob": blob})).status_code == 201
+    job_id = await service.submit(dataset="four", student="convnet32")
+    faults = await faults_of(service, kd(teacher={"checkpoint": f"job:{job_id}"}))
+    assert (faults["/teacher/checkpoint"]["allowed"], faults["/teacher/checkpoint"]["got"]) == (10, 4)
+    assert (
+        await service.http.post("/v1/jobs", json=kd(dataset="four", teacher={"checkpoint": f"job:{job_id}"}))
+    ).json()["waiting"]["jobs"] == [job_id]
+
+
+async def test_references_baseline_of_a_supervised_job_must_be_the_same_in_all_fields(service: Service) -> None:
+    """The names of the jobs, their scheduling, the device and the time between checkpoints may differ."""
     await teacher(service)
-    right, wrong = await service.submit(student="convnet8"), await service.submit(student="convnet16")
-    await service.succeed(right)
-    await service.succeed(wrong)
-    assert (await service.http.post("/v1/jobs", json=kd(baseline=f"job:{right}"))).status_code == 201
-    faults = await faults_of(service, kd(baseline=f"job:{wrong}"))
-    assert faults["/baseline"]["got"] == "convnet16"
+    recipe = {"epochs": 3, "seed": 4}
+    free = {"device": "cpu", "checkpoint_every_s": 5}
+    right = await service.submit(training={**recipe, **free})
+    wrong = await service.submit(student="convnet16", training={"epochs": 5, "optimizer": {"name": "adamw"}}, alpha=0.5)
+    for job_id in (right, wrong):
+        await service.succeed(job_id)
+    resolved = await accepted(service, kd(training=recipe, baseline=f"job:{right}"))
+    assert resolved["baseline"].startswith("blob:sha256:")
+    fault = (await faults_of(service, kd(training=recipe, baseline=f"job:{wrong}")))["/baseline"]
+    assert fault["code"] == "not_allowed"
+    assert fault["allowed"] == [
+        "student.architecture: convnet8",
+        "alpha: 1.0",
+        "training.epochs: 3",
+        "training.seed: 4",
+        "training.optimizer: sgd",
+        "training.schedule.milestones: [2]",
+    ]
+    assert fault["got"] == [
+        "student.architecture: convnet16",
+        "alpha: 0.5",
+        "training.epochs: 5",
+        "training.seed: 0",
+        "training.optimizer: adamw",
+        "training.schedule.milestones: [3, 4]",
+    ]
+    for field in ("student.architecture is convnet8 here and convnet16 there", "training.epochs is 3 here and 5 there"):
+        assert field in fault["message"]
+
+
+async def test_references_baseline_differences_are_beside_the_other_faults(service: Service) -> None:
+    await teacher(service, num_classes=100)
+    other = await service.submit()
+    await service.succeed(other)
+    faults = await faults_of(service, kd(training={"seed": 1}, baseline=f"job:{other}"))
+    assert set(faults) == {"/teacher/checkpoint", "/baseline"}
+    assert "training.seed is 1 here and 0 there" in faults["/baseline"]["message"]
+
+
+async def test_references_baseline_of_a_distilled_job_is_its_own_student_alone(service: Service) -> None:
+    await teacher(service)
+    with_alone = (await service.http.post("/v1/jobs", json=kd(baseline="train"))).json()["id"]
+    made = await service.succeed(with_alone, files={"alone.safetensors": b"weights of the student alone"})
+    resolved = await accepted(service, kd(method="dkd", baseline=f"job:{with_alone}"))
+    assert resolved["baseline"] == f"blob:sha256:{made['alone.safetensors']}"
+    await service.succeed((await service.http.get("/v1/jobs")).json()["data"][0]["id"])
+    fault = (await faults_of(service, kd(training={"batch_size": 8}, baseline=f"job:{with_alone}")))["/baseline"]
+    assert (fault["allowed"], fault["got"]) == (["training.batch_size: 8"], ["training.batch_size: 64"])
+
+
+async def test_references_baseline_without_a_student_alone_is_refused(service: Service) -> None:
+    await teacher(service)
+    ids = []
+    for baseline in ("none", "train"):
+        ids.append((await service.http.post("/v1/jobs", json=kd(baseline=baseline))).json()["id"])
+        await service.succeed(ids[-1])
+    distilled, older = [(await faults_of(service, kd(baseline=f"job:{id}")))["/baseline"] for id in ids]
+    assert "trained no student alone: its method is kd, and its baseline is none" in distilled["message"]
+    assert distilled["allowed"] == "a supervised job, or one with baseline: train"
+    assert "did not keep its student alone: it ran in an earlier version" in older["message"]
+    queued = await service.submit()
+    assert (await faults_of(service, kd(baseline=f"job:{queued}")))["/baseline"]["code"] == "not_ready"
     assert (await faults_of(service, kd(baseline="job:job_0")))["/baseline"]["code"] == "not_found"
 
 
@@ -454,9 +547,11 @@ async def test_references_teacher_can_be_the_first_of_several_students_but_no_en
     body = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"checkpoint": f"job:{peers}"}))).json()
     assert body["resolved_spec"]["teacher"]["architecture"] == "convnet32"
     together = await service.submit(method={"name": "born_again", "answer": "ensemble"})
+    early = await faults_of(service, kd(teacher={"checkpoint": f"job:{together}"}))
     await service.succeed(together)
-    faults = await faults_of(service, kd(teacher={"checkpoint": f"job:{together}"}))
-    assert "delivered an ensemble of 3 networks" in faults["/teacher/checkpoint"]["message"]
+    late = await faults_of(service, kd(teacher={"checkpoint": f"job:{together}"}))
+    for faults in (early, late):
+        assert "delivers an ensemble of 3 networks" in faults["/teacher/checkpoint"]["message"]
 
 
 async def test_resolved_spec_can_be_parsed(service: Service) -> None:

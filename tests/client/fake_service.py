@@ -45,9 +45,19 @@ def job(**changes: Any) -> dict[str, Any]:
     }
 
 
-def waiting(position: int | None, reason: str, message: str = "", until: str | None = None) -> dict[str, Any]:
+def warning(code: str = "normalization_guessed", pointer: str = "/teacher/preprocessing") -> dict[str, Any]:
+    return {"code": code, "pointer": pointer, "message": "the data's mean is used", "hint": "give the teacher's"}
+
+
+def teacher_check(accuracy: float = 0.702, images: int = 1000) -> dict[str, Any]:
+    return {"accuracy": accuracy, "interval": [0.67, 0.73], "images": images, "test_samples": 10_000}
+
+
+def waiting(
+    position: int | None, reason: str, message: str = "", until: str | None = None, jobs: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Fields of a queued job."""
-    reasons = {"reason": reason, "message": message, "until": until}
+    reasons = {"reason": reason, "message": message, "until": until, "jobs": list(jobs)}
     return {"status": "queued", "queue_position": position, "waiting": reasons}
 
 
@@ -86,6 +96,38 @@ def report(student: float = 0.95, alone: float | None = 0.9) -> dict[str, Any]:
         "alone": None if alone is None else measured(alone),
         "gain": None if alone is None else student - alone,
         "test_samples": 400,
+        "seconds": 2.0,
+        "warnings": [],
+    }
+
+
+def evaluation_job(accuracy: float = 0.75, **changes: Any) -> dict[str, Any]:
+    """A succeeded job that has measured a model."""
+    figures = {**measured(accuracy), "interval": [0.7012, 0.7944], "test_samples": 1400, "seconds": 2.0, "warnings": []}
+    del figures["agreement"]
+    rows = (("cat", 0.9), ("dog", 0.5), ("eel", None), ("fox", 0.7), ("gnu", 0.8))
+    classes = [{"name": name, "accuracy": fraction, "test_samples": 350} for name, fraction in rows]
+    fields = {
+        "kind": "evaluation",
+        "method": "evaluation",
+        "resolved_spec": {"model": {"architecture": "convnet4"}},
+        "result": {**figures, "per_class": classes},
+    }
+    return job(**{**fields, **changes})
+
+
+def evaluation() -> dict[str, Any]:
+    classes = [("a", 0.5, 4), ("b", 0.1, 4), ("c", None, 0)]
+    return {
+        "architecture": "resnet56",
+        "parameters": 861_620,
+        "bytes": 3_500_000,
+        "accuracy": 0.7263,
+        "interval": [0.717, 0.735],
+        "accuracy_top5": 0.9194,
+        "loss": 1.5,
+        "test_samples": 10_000,
+        "per_class": [dict(zip(("name", "accuracy", "test_samples"), one, strict=True)) for one in classes],
         "seconds": 2.0,
         "warnings": [],
     }

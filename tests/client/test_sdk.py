@@ -48,6 +48,22 @@ def test_submit_twice_makes_two_jobs_unless_the_keys_are_equal():
     assert keys[2] == "mine"
 
 
+def test_evaluate_model_repeated_after_a_break_makes_one_job():
+    path = "POST /v1/models/big/evaluations"
+    fake = FakeService({path: [httpx.ReadError("cut"), job(kind="evaluation", status="queued")]})
+    given = {"mean": [0.5], "std": [0.25]}
+    assert fake.client().evaluate_model("big", "digits", preprocessing=given)["kind"] == "evaluation"
+    first, second = fake.requests
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"] != ""
+    assert fake.bodies(path) == [{"dataset": "digits", "preprocessing": given}] * 2
+
+
+def test_evaluations_of_a_model_are_fetched_in_pages():
+    pages = [page([job(id="job_2")], "job_2"), page([job(id="job_1")])]
+    fake = FakeService({"GET /v1/models/big/evaluations": pages})
+    assert [one["id"] for one in fake.client().evaluations("big")] == ["job_2", "job_1"]
+
+
 def test_jobs_are_fetched_in_pages():
     fake = FakeService({"GET /v1/jobs": [page([job(id="job_3"), job(id="job_2")], "job_2"), page([job(id="job_1")])]})
     assert [one["id"] for one in fake.client().jobs(status="failed", limit=2)] == ["job_3", "job_2", "job_1"]

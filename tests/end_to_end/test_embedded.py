@@ -60,7 +60,7 @@ def test_submitted_job_gives_a_student_that_loads_in_plain_pytorch(server, teach
 
     checkpoint = server.http.get(f"/v1/jobs/{job_id}/checkpoint")
     artifacts = {artifact["name"]: artifact for artifact in server.get(f"/v1/jobs/{job_id}/artifacts")["data"]}
-    assert set(artifacts) == {"student.safetensors", "report.json", "spec.json"}
+    assert set(artifacts) == {"student.safetensors", "alone.safetensors", "report.json", "spec.json"}
     assert hashlib.sha256(checkpoint.content).hexdigest() == artifacts["student.safetensors"]["sha256"]
 
     path = tmp_path / "student.safetensors"
@@ -95,9 +95,61 @@ def test_teacher_is_measured_once_for_a_project(server, teacher_job):
     assert jobs[0]["result"]["warnings"] == jobs[1]["result"]["warnings"]
 
 
+def test_teacher_and_student_can_be_submitted_together(server):
+    """The student's job waits for its teacher's, and its result is that of a job with the finished student."""
+    teacher = server.submit({**TEACHER, "training": {**TRAINING, "epochs": 4}})
+    student = server.submit(distillation(teacher, baseline="none"))
+    waiting = server.get(f"/v1/jobs/{student}")
+    assert (waiting["status"], waiting["waiting"]["reason"]) == ("queued", "teacher")
+    job = server.ended(student)
+    order = [one for one in event_types(server, student) if one in ("teacher_ready", "claimed")]
+    assert order == ["teacher_ready", "claimed"]
+    afterwards = server.ended(server.submit(distillation(teacher, baseline="none")))
+    assert job["resolved_spec"] == afterwards["resolved_spec"]
+    students = [
+        {one["name"]: one["sha256"] for one in server.get(f"/v1/jobs/{id}/artifacts")["data"]}["student.safetensors"]
+        for id in (student, afterwards["id"])
+    ]
+    assert students[0] == students[1], "the same bits"
+
+
+def test_student_of_a_teacher_that_is_cancelled_fails(server):
+    teacher = server.submit({**TEACHER, "training": {**TRAINING, "epochs": 5000}})
+    student = server.submit(distillation(teacher))
+    server.wait_until(lambda: server.get(f"/v1/jobs/{teacher}")["progress"] is not None, 60)
+    server.post(f"/v1/jobs/{teacher}/cancel")
+    server.ended(teacher, "cancelled")
+    error = server.ended(student, "failed")["error"]
+    assert error["code"] == "teacher_unavailable"
+    assert error["message"] == f"job {teacher}, whose student should teach, is cancelled"
+
+
+def test_evaluation_of_a_registered_model_is_its_accuracy_in_the_report(server, teacher_job, tmp_path):
+    """The student of a job, registered as a model, has on request the accuracy that its job's report has."""
+    path = tmp_path / "student.safetensors"
+    path.write_bytes(server.http.get(f"/v1/jobs/{teacher_job}/checkpoint").content)
+    assert server.post("/v1/models", {"name": "convnet8", "blob": server.upload(path)}).status_code == 201
+    answer = server.post("/v1/models/convnet8/evaluations", {"dataset": "digits", "strict": True})
+    assert answer.status_code == 201, answer.text
+    job = server.ended(answer.json()["id"])
+    result, expected = job["result"], server.get(f"/v1/jobs/{teacher_job}")["result"]["student"]
+    for figure in ("accuracy", "accuracy_top5", "loss", "parameters"):
+        assert result[figure] == pytest.approx(expected[figure]), figure
+    low, high = result["interval"]
+    assert low < result["accuracy"] < high and result["test_samples"] == 360
+    assert [one["name"] for one in result["per_class"]] == [str(digit) for digit in range(10)]
+    assert [one["name"] for one in server.get(f"/v1/jobs/{job['id']}/artifacts")["data"]] == ["report.json"]
+    assert job["progress"]["percent"] == 100 and "phase" in event_types(server, job["id"])
+    assert [one["id"] for one in server.get("/v1/models/convnet8/evaluations")["data"]] == [job["id"]]
+    assert server.http.get(f"/v1/jobs/{job['id']}/checkpoint").status_code in (404, 409)
+
+
 def test_baseline_can_be_an_earlier_job(server, teacher_job):
     alone = server.submit({**TEACHER, "student": "convnet4"})
     server.ended(alone)
+    other = server.post("/v1/jobs", distillation(teacher_job, baseline=f"job:{teacher_job}"))
+    (fault,) = other.json()["errors"]
+    assert (fault["allowed"], fault["got"]) == (["student.architecture: convnet4"], ["student.architecture: convnet8"])
     job = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{alone}")))
     assert job["result"]["alone"]["accuracy"] == server.get(f"/v1/jobs/{alone}")["result"]["student"]["accuracy"]
 

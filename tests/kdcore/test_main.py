@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kdcore.engine import supervised, write_arrays
+from tests.kdcore.engine import supervised, write_arrays, write_teacher
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +49,25 @@ def test_main_run_ends_with_done_and_sigterm_ends_with_a_checkpoint(data, tmp_pa
                       "--cache", tmp_path / "cache")  # fmt: skip
     answer = json.loads(measured.communicate()[0])
     assert answer["accuracy"] == lines[-1]["report"]["student"]["accuracy"]
+
+
+def test_main_run_of_an_evaluation_ends_with_its_figures(data, tmp_path):
+    """The same verb as a distillation: the field `kind` of the spec decides."""
+    model = write_teacher(tmp_path / "teacher.safetensors")
+    spec = tmp_path / "spec.json"
+    body = {"kind": "evaluation", "model": {"checkpoint": f"file:{model}"}, "dataset": {"source": f"file:{data}"}}
+    spec.write_text(json.dumps(body))
+    with engine("run", spec, "--out", tmp_path / "out") as process:
+        lines = [json.loads(line) for line in process.stdout]
+    assert process.returncode == 0
+    assert [line["phase"] for line in lines if line["event"] == "phase"] == [
+        "validating", "preparing", "evaluating", "exporting",
+    ]  # fmt: skip
+    assert lines[-1]["event"] == "done" and lines[-1]["report"]["test_samples"] == 30
+    spec.write_text(json.dumps({**body, "epochs": 3}))
+    with engine("run", spec, "--out", tmp_path / "out") as process:
+        lines = [json.loads(line) for line in process.stdout]
+    assert process.returncode == 1 and lines[-1]["code"] == "spec_invalid" and "/epochs" in lines[-1]["message"]
 
 
 def test_main_lines_go_to_the_descriptor_asked_for(tmp_path):

@@ -9,6 +9,7 @@ LEASE, WAIT, DEADLINE, RERING = 1.5, 1.5, 1.5, 1.25
 """In units of time. None is a whole number, so that nothing is due exactly at the moment of a check."""
 
 LEASE_LOST, NOT_ALLOWED, NOT_FOUND, CONFLICT = "LeaseLost", "ActionNotAllowed", "NotFound", "IdempotencyConflict"
+UNAVAILABLE = "TeacherUnavailable"
 ENDED = ("succeeded", "failed", "cancelled")
 FAILED = "out_of_memory"
 
@@ -36,6 +37,8 @@ class ModelJob:
     lease_until: float | None = None
     not_before: float | None = None
     error: str | None = None
+    teacher: str | None = None
+    """The job whose student it waits for."""
     events: list[str] = field(default_factory=lambda: ["queued"])
     attempts: list[tuple[int, str | None]] = field(default_factory=list)
     """Fence, and how it ended; None while it is open."""
@@ -83,6 +86,34 @@ class Model:
                 return (job.id, False) if job.body == body else CONFLICT
         return None
 
+    def add(self, job: ModelJob, teacher: str | None) -> None:
+        """Submit a job; its teacher is one that `teaches` now."""
+        self.jobs[job.id] = job
+        job.teacher = teacher
+        self._tell_of_ends()
+
+    def teaches(self, teacher: str | None) -> bool:
+        """Return whether this job may be named as a teacher: it exists, and its student is there or can still come."""
+        job = self.jobs.get(teacher or "")
+        return teacher is None or (job is not None and job.status not in ("failed", "cancelled"))
+
+    def _move(self, job: ModelJob, status: str, event: str, how: str | None = None) -> None:
+        job.move(status, event, how)
+        self._tell_of_ends()
+
+    def _tell_of_ends(self) -> None:
+        """Give jobs the students that they wait for, and fail those whose teacher has ended without one."""
+        for job in sorted(self.jobs.values(), key=lambda job: job.id):
+            teacher = self.jobs.get(job.teacher or "")
+            if teacher is None or teacher.status not in ENDED:
+                continue
+            if teacher.status == "succeeded":
+                job.teacher = None
+                job.events.append("teacher_ready")
+            elif job.status in ("queued", "paused"):
+                job.error = "teacher_unavailable"
+                self._move(job, "failed", "failed")
+
     def cancel(self, job_id: str) -> str:
         job = self.jobs.get(job_id)
         if job is None:
@@ -91,7 +122,7 @@ class Model:
             return NOT_ALLOWED
         if job.status in ("queued", "paused"):
             job.fence += 1
-            job.move("cancelled", "cancelled")
+            self._move(job, "cancelled", "cancelled")
         elif job.status == "running" and job.requested != "cancel":
             job.requested = "cancel"
             job.events.append("cancel_requested")
@@ -104,7 +135,7 @@ class Model:
         if job.status in ENDED or job.requested == "cancel":
             return NOT_ALLOWED
         if job.status == "queued":
-            job.move("paused", "paused")
+            self._move(job, "paused", "paused")
         elif job.status == "running" and job.requested is None:
             job.requested = "pause"
             job.events.append("pause_requested")
@@ -114,6 +145,9 @@ class Model:
         return self._queue_again(job_id, ("paused",), "resumed")
 
     def retry(self, job_id: str, from_scratch: bool = False) -> str:
+        failed = self.jobs.get(job_id)
+        if failed is not None and failed.status in ("failed", "cancelled") and not self.teaches(failed.teacher):
+            return UNAVAILABLE
         result = self._queue_again(job_id, ("failed", "cancelled"), "retried")
         if result == "queued":
             job = self.jobs[job_id]
@@ -131,7 +165,7 @@ class Model:
         if job.status not in allowed:
             return NOT_ALLOWED
         job.not_before = None
-        job.move("queued", event)
+        self._move(job, "queued", event)
         return job.status
 
     def delete(self, job_id: str) -> str | None:
@@ -215,7 +249,7 @@ class Model:
             job.error, job.not_before = FAILED, self.now + wait
         status = job.requested_or(to)
         released = "released" if status == "queued" else status
-        job.move(status, released, released)
+        self._move(job, status, released, released)
         return True
 
     def succeed(self, job_id: str, fence: int) -> bool:
@@ -223,7 +257,7 @@ class Model:
         if job is None:
             return self.is_done(job_id, fence, "succeeded")
         job.error, job.published_by = None, fence
-        job.move("succeeded", "succeeded", "succeeded")
+        self._move(job, "succeeded", "succeeded", "succeeded")
         return True
 
     def fail(self, job_id: str, fence: int, wait: float | None) -> bool:
@@ -235,24 +269,24 @@ class Model:
         status = "failed"
         if wait is not None and job.has_attempts:
             status, job.not_before = job.requested_or("queued"), self.now + wait
-        job.move(status, status, "failed")
+        self._move(job, status, status, "failed")
         return True
 
     def finish_cancelled(self, job_id: str, fence: int) -> bool:
         job = self.owned(job_id, fence)
         if job is None:
             return self.is_done(job_id, fence, "cancelled")
-        job.move("cancelled", "cancelled", "cancelled")
+        self._move(job, "cancelled", "cancelled", "cancelled")
         return True
 
     # ── time and sweep ──
 
     def sweep(self, takeover: bool) -> list[str]:
         """Return the jobs whose wake-up was lost."""
-        for job in self.jobs.values():
+        for job in sorted(self.jobs.values(), key=lambda job: job.id):
             if job.status in ("queued", "paused") and self._is_past_deadline(job):
                 job.error = "deadline_exceeded"
-                job.move("failed", "failed")
+                self._move(job, "failed", "failed")
             elif takeover and self._lease_expired(job):
                 self._end_abandoned(job)
         return [job.id for job in self._in_order() if self._is_due(job) and self._due_since(job) < self.now - RERING]
@@ -265,7 +299,7 @@ class Model:
         else:
             return
         job.fence += 1
-        job.move(status, status, "lost")
+        self._move(job, status, status, "lost")
 
     def _in_order(self) -> list[ModelJob]:
         return sorted(self.jobs.values(), key=lambda job: (-job.priority, job.created_at, job.id))
@@ -275,7 +309,7 @@ class Model:
         return (self._is_due(job) or can_take_over) and job.has_attempts and not self._is_past_deadline(job)
 
     def _is_due(self, job: ModelJob) -> bool:
-        return job.status == "queued" and (job.not_before is None or job.not_before <= self.now)
+        return job.status == "queued" and job.teacher is None and (job.not_before is None or job.not_before <= self.now)
 
     def _due_since(self, job: ModelJob) -> float:
         return job.submitted_at if job.not_before is None else job.not_before

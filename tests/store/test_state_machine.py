@@ -31,7 +31,7 @@ from store.lifecycle import Claim
 from store.records import Job, NewJob
 from tests.clock import SettableClock
 from tests.store.helpers import ERROR, SHA256, WARNING, expire_lease, new_job
-from tests.store.model import DEADLINE, ENDED, LEASE, RERING, WAIT, Model, ModelJob
+from tests.store.model import DEADLINE, ENDED, LEASE, RERING, UNAVAILABLE, WAIT, Model, ModelJob
 
 T = TypeVar("T")
 
@@ -62,6 +62,10 @@ NEVER = {
             SELECT 1 FROM job_attempts a WHERE job_id = id AND a.fence = jobs.fence AND ended_at IS NULL)""",
     "has artifacts without success, or of another attempt": """
         SELECT id FROM jobs JOIN artifacts ON job_id = id WHERE status <> 'succeeded' OR bytes <> fence""",
+    "waits for a job that has ended": """
+        SELECT w.id FROM jobs w JOIN job_teachers ON job_id = w.id LEFT JOIN jobs t ON t.id = teacher_job_id
+        WHERE w.status IN ('queued', 'paused') AND coalesce(t.status, 'failed') IN ('succeeded', 'failed', 'cancelled')
+           OR t.status = 'succeeded' OR w.status IN ('running', 'succeeded')""",
     "succeeded with an error": "SELECT id FROM jobs WHERE status = 'succeeded' AND error IS NOT NULL",
     "has a gap in its events": """
         SELECT id FROM jobs LEFT JOIN job_events ON job_id = id GROUP BY id, event_seq
@@ -197,18 +201,31 @@ class StoreAndModel(RuleBasedStateMachine):
         priority=st.integers(0, 1),
         max_attempts=st.integers(1, 3),
         deadline=DEADLINES,
+        teacher_age=st.sampled_from([None, 0, 1]),
     )
-    def submit(self, key: str | None, body: str, priority: int, max_attempts: int, deadline: float | None) -> None:
-        result = self.call(jobs.submit, _new_job(key, body, priority, max_attempts, deadline))
+    def submit(
+        self,
+        key: str | None,
+        body: str,
+        priority: int,
+        max_attempts: int,
+        deadline: float | None,
+        teacher_age: int | None = None,
+    ) -> None:
+        teacher = None if teacher_age is None else _by_age(self.submitted, teacher_age)
+        result = self.call(jobs.submit, _new_job(key, body, priority, max_attempts, deadline, teacher))
         expected = self.model.find_by_key(key, body)
         if expected is not None:
             assert (result if isinstance(result, str) else (result[0].id, result[1])) == expected
+            return
+        if not self.model.teaches(teacher):
+            assert result == UNAVAILABLE
             return
         job, is_new = result
         assert is_new
         now = self.model.now
         self.submitted.append(job.id)
-        self.model.jobs[job.id] = ModelJob(
+        new = ModelJob(
             id=job.id,
             key=key,
             body=body,
@@ -219,6 +236,7 @@ class StoreAndModel(RuleBasedStateMachine):
             created_at=job.created_at,
             deadline_at=None if deadline is None else now + deadline,
         )
+        self.model.add(new, teacher)
 
     @rule(age=AGES, action=st.sampled_from(["cancel", "pause", "resume", "retry", "delete"]))
     def request(self, age: int, action: str) -> None:
@@ -361,8 +379,11 @@ def _by_age(items: list[T], age: int) -> T:
     return items[-1 - age % len(items)]
 
 
-def _new_job(key: str | None, body: str, priority: int, max_attempts: int, deadline: float | None) -> NewJob:
+def _new_job(
+    key: str | None, body: str, priority: int, max_attempts: int, deadline: float | None, teacher: str | None
+) -> NewJob:
     return new_job(
+        resolved_spec={"teacher": None if teacher is None else {"checkpoint": f"job:{teacher}"}},
         spec_sha256=body * 64,
         idempotency_key=key,
         priority=priority,

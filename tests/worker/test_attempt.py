@@ -121,6 +121,21 @@ def test_run_job_that_waits_for_disk_space_can_be_cancelled(db: JobDatabase, sta
     assert db.request(jobs.cancel, job_id).status == "cancelled"
 
 
+def test_run_job_wakes_the_workers_for_the_jobs_that_waited_for_its_student(db: JobDatabase, settings: Settings):
+    teacher = db.submit(steps=1)
+    wake_ups: list[str] = []
+    context = WorkerContext(settings, OPTIONS, wake_workers=lambda: wake_ups.append(db.job(teacher).status))
+    engines = EnginePool(context, CPU)
+    claimed_at = boottime()
+    with context.database.begin() as connection:
+        claim = lifecycle.claim(connection, context.owner, settings.lease_s, takeover=False)
+    assert claim is not None
+    run_job(claim, context, engines, claimed_at, lambda: None)
+    engines.close()
+    context.close()
+    assert wake_ups == ["succeeded"], "after the commit"
+
+
 @pytest.mark.parametrize("move", ["cancel", "delete", "lose"])
 def test_run_job_ends_when_its_claim_is_overtaken(db: JobDatabase, settings: Settings, move: str):
     """Between the claim and its attempt the job is cancelled, deleted, or claimed by another attempt."""

@@ -1,0 +1,87 @@
+"""Evaluations of registered models: jobs that measure a model on all test images of a data set."""
+
+import hashlib
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic_core import to_json
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from api.dependencies import Caller, Config, Db, ReferencesDep, WakeWorkers
+from api.problems import IdempotencyConflict, NotFound, SpecInvalid, StorageFull, WarningRefused, responses, summary
+from api.routes.jobs import Key, accept, replay, views
+from api.schemas import NewEvaluation, Page, page
+from api.submission import examine_evaluation
+from base.references import BLOB
+from base.wire import JobView
+from kdcore.catalog import ModelFacts
+from kdcore.spec import Dataset, EvaluationSpec, Teacher
+from store import jobs, registry
+from store.records import NewJob, PageQuery
+
+router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=JobView,
+    responses=responses(NotFound, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
+)
+async def submit(
+    *,
+    name_or_id: str,
+    sent: NewEvaluation,
+    references: ReferencesDep,
+    caller: Caller,
+    db: Db,
+    wake_workers: WakeWorkers,
+    settings: Config,
+    idempotency_key: Key = None,
+) -> Response:
+    """Submit a job that measures a model on all test images of a data set.
+
+    The job has the kind `evaluation`, and is read, watched, cancelled and retried as any other, at `/v1/jobs/{id}`. Its
+    `result` has the accuracy with its 95 % interval, the top-5 accuracy, the loss, and the accuracy of each class.
+    """
+    spec = {"model": name_or_id, **sent.model_dump(mode="json", exclude_unset=True)}
+    digest = hashlib.sha256(to_json(spec)).hexdigest()
+    if known := await replay(db, settings, caller.project, idempotency_key, digest):
+        return known
+    model = await db.read(registry.models.get, caller.project, name_or_id)
+    asked = EvaluationSpec(
+        name=sent.name,
+        model=Teacher(checkpoint=f"{BLOB}{model.sha256}", preprocessing=sent.preprocessing),
+        dataset=Dataset(source=sent.dataset, image_size=sent.image_size),
+        strict=sent.strict,
+        scheduling=sent.scheduling,
+    )
+    examined = await examine_evaluation(asked, ModelFacts.model_validate(model.facts), references)
+    if examined.resolved is None:
+        problem = WarningRefused if examined.is_refused_for_warnings else SpecInvalid
+        raise problem(summary(examined.faults), examined.faults)
+    new = NewJob.of(
+        examined.resolved,
+        project=caller.project,
+        spec=spec,
+        spec_sha256=digest,
+        idempotency_key=idempotency_key,
+        max_attempts=sent.scheduling.max_attempts or settings.max_attempts,
+        warnings=[warning.as_dict() for warning in examined.warnings],
+    )
+    return await accept(new, db, settings, wake_workers)
+
+
+@router.get("", response_model=Page[JobView], responses=responses(NotFound))
+async def listing(
+    name_or_id: str, caller: Caller, db: Db, settings: Config, query: Annotated[PageQuery, Query()]
+) -> Response:
+    """The evaluations of a model, newest first: of its bytes, also if they were registered under another name."""
+
+    def read(connection: Connection) -> Response:
+        model = registry.models.get(connection, caller.project, name_or_id)
+        rows, following = jobs.list_evaluations(connection, caller.project, model.sha256, query)
+        return page(views(connection, rows, settings.lease_s), following)
+
+    return await db.read(read)

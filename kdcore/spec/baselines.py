@@ -1,0 +1,87 @@
+"""The comparison of a job with an earlier one that is to be its baseline: the same student, trained alone."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdcore.spec.job import JobSpec
+from kdcore.spec.methods.schemes import Supervised
+
+DO_NOT_COUNT = ("checkpoint_every_s", "device")
+"""Fields of the training that do not change which student it makes."""
+NOT_RECORDED = "not recorded"
+"""Stands for a field that the stored spec of a job lacks: the version that ran it did not have the field."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field of a resolved spec, `training.epochs`, with its values in this job and in the other one."""
+
+    field: str
+    here: Any
+    there: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} is {_text(self.here)} here and {_text(self.there)} there"
+
+
+def alone(spec: JobSpec) -> JobSpec:
+    """Return the supervised job that trains a spec's student alone: its baseline, as a job of its own."""
+    return spec.model_copy(
+        update={
+            "method": Supervised(),
+            "teacher": None,
+            "assistants": (),
+            "student": spec.students[0],
+            "unlabelled": None,
+            "temperature": None,
+            "alpha": None,
+            "beta": None,
+            "baseline": "none",
+        }
+    )
+
+
+def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
+    """Return all fields in which the student that another job trained alone differs from this job's student alone.
+
+    `spec` is resolved, of any method. `stored` is the resolved spec of the other job as it was stored: of a supervised
+    job, or of one that trained its own baseline. Compared are network and normalisation, data set, labels' weight and
+    recipe (seed and start included); names, scheduling, the device and the time between checkpoints are not.
+    """
+    mine = spec.as_json()
+    # A baseline has only the labels' loss, with weight 1. A supervised job has an alpha of its own.
+    supervised = JobSpec.model_validate(stored).scheme.kind == "alone"
+    return [
+        *_compare("student", _first(mine["student"]), _first(stored["student"])),
+        *_compare("dataset", mine["dataset"], stored["dataset"]),
+        *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
+        *_compare("training", _that_count(mine["training"]), _that_count(stored["training"])),
+    ]
+
+
+def _first(student: Any) -> Any:
+    return student[0] if isinstance(student, list) else student
+
+
+def _that_count(training: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in training.items() if name not in DO_NOT_COUNT}
+
+
+def _compare(field: str, here: Any, there: Any) -> Iterator[Difference]:
+    """Yield the fields that differ. Of two objects with different names, only the names are given."""
+    if not isinstance(here, dict) or not isinstance(there, dict):
+        if here != there:
+            yield Difference(field, here, there)
+    elif here.get("name") != there.get("name"):
+        yield Difference(field, here["name"], there["name"])
+    else:
+        for name in dict.fromkeys((*here, *there)):
+            value = here.get(name)
+            # A field that is new and not set means what its absence meant.
+            yield from _compare(f"{field}.{name}", value, there.get(name, value and NOT_RECORDED))
+
+
+def _text(value: Any) -> str:
+    name = value.get("name") if isinstance(value, dict) else value
+    return "none" if name is None else str(name)

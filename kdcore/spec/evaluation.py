@@ -1,0 +1,72 @@
+"""The spec of an evaluation: a job that measures a model on the test images of a data set, and trains nothing."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from base.errors import Fault, SpecFaults
+from base.warning import WarningItem
+from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.spec.doubts import dataset_warnings, model_warnings, teacher_warnings
+from kdcore.spec.fitting import Known, class_names, fit
+from kdcore.spec.job import Dataset, Preprocessing, Scheduling, Teacher
+from kdcore.spec.resolving import preprocessing
+from kdcore.spec.vocabulary import Vocabulary
+
+
+class EvaluationSpec(Vocabulary):
+    """What a job of the kind `evaluation` runs, and `python -m kdcore run` accepts beside a `JobSpec`."""
+
+    kind: Literal["evaluation"] = Field(default="evaluation", description="Tells it from the spec of a distillation.")
+    name: str | None = Field(default=None, min_length=1, max_length=200, description="A name for people.")
+    model: Teacher = Field(description="The model: a checkpoint, with its architecture and preprocessing.")
+    dataset: Dataset = Field(description="The model is measured on all its test images.")
+    strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
+    scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
+
+    @property
+    def method_name(self) -> str:
+        return self.kind
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def parse_evaluation(body: dict[str, Any]) -> EvaluationSpec:
+    """Return the spec. Raises SpecFaults with every fault."""
+    try:
+        return EvaluationSpec.model_validate(body)
+    except ValidationError as error:
+        faults = (
+            Fault("".join(f"/{step}" for step in detail["loc"]), detail["msg"], detail["type"], got=detail["input"])
+            for detail in error.errors(include_url=False)
+        )
+        raise SpecFaults(list(faults)) from error
+
+
+def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> list[Fault]:
+    """Return the faults of a spec, given the facts of its model and its data set; pointers are those of the spec."""
+    known = Known(dataset=dataset, teachers={"/teacher": model})
+    faults = fit({"teacher": spec.model}, known)
+    return [
+        Fault(fault.pointer.replace("/teacher", "/model", 1), fault.message, fault.code, fault.allowed, fault.got)
+        for fault in faults
+    ]
+
+
+def evaluation_warnings(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> Iterator[WarningItem]:
+    """Yield what is doubtful about a spec, before `resolve_evaluation` writes out its defaults."""
+    yield from dataset_warnings(dataset, "/dataset")
+    if spec.model.preprocessing is None:
+        yield from model_warnings(model)
+    yield from teacher_warnings(spec.model, model, dataset, "/model")
+
+
+def resolve_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> EvaluationSpec:
+    """Return the spec with every default written out."""
+    own: Preprocessing = spec.model.preprocessing or preprocessing(model, dataset)
+    update: dict[str, Any] = {"architecture": model.architecture, "preprocessing": own}
+    names = class_names(spec.model, model)
+    update["class_names"] = tuple(names) if names and names != dataset.class_names else None
+    return spec.model_copy(update={"model": spec.model.model_copy(update=update)})

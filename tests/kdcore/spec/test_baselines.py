@@ -1,0 +1,97 @@
+import pytest
+
+from kdcore.catalog import named_facts
+from kdcore.spec import JobSpec, Known, alone, differences, parse, resolve
+
+DIGITS = named_facts("digits", None)
+
+
+def resolved(**fields) -> JobSpec:
+    spec = parse({"dataset": "digits", "student": "convnet4", "method": "supervised", **fields})
+    return resolve(spec, Known(dataset=DIGITS))
+
+
+def texts(spec: JobSpec, other: JobSpec) -> list[str]:
+    return [str(one) for one in differences(spec, other.as_json())]
+
+
+def test_differences_of_equal_recipes_are_none():
+    mine = resolved(training={"epochs": 4, "seed": 2}, name="mine")
+    free = {"device": "cpu", "checkpoint_every_s": 1}
+    theirs = resolved(training={"epochs": 4, "seed": 2, **free}, name="theirs", scheduling={"priority": 3}, strict=True)
+    assert differences(mine, theirs.as_json()) == []
+
+
+def test_differences_compare_defaults_that_are_written_out():
+    """The default milestones depend on the epochs: naming the same ones is no difference."""
+    named = {"name": "multistep", "milestones": [5, 6, 7]}
+    assert texts(resolved(training={"epochs": 8}), resolved(training={"epochs": 8, "schedule": named})) == []
+
+
+@pytest.mark.parametrize(
+    ("training", "field", "here", "there"),
+    [
+        ({"epochs": 241}, "training.epochs", 240, 241),
+        ({"batch_size": 32}, "training.batch_size", 64, 32),
+        ({"seed": 1}, "training.seed", 0, 1),
+        ({"optimizer": {"name": "sgd", "lr": 0.1}}, "training.optimizer.lr", 0.05, 0.1),
+        ({"optimizer": {"name": "adamw"}}, "training.optimizer", "sgd", "adamw"),
+        ({"schedule": {"name": "cosine"}}, "training.schedule", "multistep", "cosine"),
+        ({"augmentation": {"name": "crop_flip"}}, "training.augmentation", "none", "crop_flip"),
+        ({"label_smoothing": 0.1}, "training.label_smoothing", 0.0, 0.1),
+        ({"ema": 0.9}, "training.ema", None, 0.9),
+        ({"clip_norm": 5}, "training.clip_norm", None, 5.0),
+        ({"precision": "bf16"}, "training.precision", "auto", "bf16"),
+        ({"validation_fraction": 0.2}, "training.validation_fraction", 0.1, 0.2),
+    ],
+)
+def test_differences_name_each_field_of_the_recipe(training, field, here, there):
+    first = differences(resolved(), resolved(training=training).as_json())[0]
+    assert (first.field, first.here, first.there) == (field, here, there)
+
+
+def test_differences_in_mixing_name_the_method():
+    (found,) = differences(resolved(), resolved(training={"mix": {"name": "mixup"}}).as_json())
+    assert str(found) == "training.mix is none here and mixup there"
+
+
+def test_differences_in_network_normalisation_and_data():
+    other = resolved(student={"architecture": "convnet8", "preprocessing": {"mean": [0.5], "std": [0.5]}}).as_json()
+    other["dataset"]["source"] = "blob:sha256:" + "5" * 64
+    fields = [one.field for one in differences(resolved(), other)]
+    assert fields == [
+        "student.architecture", "student.preprocessing.mean", "student.preprocessing.std", "dataset.source",
+    ]  # fmt: skip
+
+
+def test_differences_read_the_student_alone_of_a_distilled_job():
+    """Its own alpha weighs the labels beside the teacher; its baseline has the labels' loss alone."""
+    distilled = {
+        **resolved().as_json(),
+        "method": {"name": "kd"},
+        "alpha": 0.1,
+        "student": [resolved().as_json()["student"]],
+    }
+    assert differences(resolved(), distilled) == []
+    assert texts(resolved(), resolved(alpha=0.5)) == ["alpha is 1.0 here and 0.5 there"]
+
+
+def test_differences_of_a_job_that_an_earlier_version_ran():
+    """A field that its spec lacks is a difference, unless it is not set here either."""
+    stored = resolved().as_json()
+    del stored["training"]["precision"], stored["training"]["ema"]
+    assert [str(one) for one in differences(resolved(), stored)] == [
+        "training.precision is auto here and not recorded there"
+    ]
+
+
+def test_alone_is_a_valid_supervised_job():
+    spec = parse({
+        "dataset": "digits", "teacher": {"checkpoint": "model:big"}, "student": "convnet4", "method": "kd",
+        "assistants": ["convnet8"], "temperature": 3, "alpha": 0.1, "beta": 2, "baseline": "train",
+        "unlabelled": "more",
+    })  # fmt: skip
+    body = resolve(alone(spec), Known(dataset=DIGITS)).as_json()
+    assert parse(body).as_json() == body
+    assert (body["method"]["name"], body["alpha"]) == ("supervised", 1.0)
+    assert body["teacher"] is body["unlabelled"] is body["beta"] is None
