@@ -28,6 +28,7 @@ Exceptions of other packages become problems here too: each class names the exce
 """
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -321,7 +322,10 @@ def _fault(detail: Mapping[str, Any]) -> Fault:
     allowed = next((text.format(context[key]) for key, text in bounds.items() if key in context), None)
     value = detail.get("input")
     got = value if isinstance(value, int | float | str | bool) and detail["type"] != "missing" else None
-    return Fault(pointer, str(detail["msg"]), str(detail["type"]), allowed, got)
+    if isinstance(got, float) and not math.isfinite(got):
+        got = str(got)  # JSON has no word for it.
+    message = str(context["error"]) if detail["type"] == "value_error" else str(detail["msg"])
+    return Fault(pointer, message, str(detail["type"]), allowed, got)
 
 
 def summary(faults: list[Fault]) -> str:

@@ -264,6 +264,7 @@ def student_facts(job: Job, digest: str, size: int) -> ModelFacts:
         mean=preprocessing.get("mean"),
         std=preprocessing.get("std"),
         class_names=dataset.get("class_names") or None,
+        image_size=dataset.get("image_size"),
         digest=f"sha256:{digest}",
     )
 

@@ -28,6 +28,7 @@ from base.wire import (
 )
 from kdcore.catalog import DatasetFacts, ModelFacts
 from kdcore.spec import Preprocessing, Scheduling
+from kdcore.spec.job import ClassNames
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.records import Job
@@ -159,11 +160,6 @@ class Retry(Schema):
     )
 
 
-class PreprocessingView(Schema):
-    mean: list[float] = Field(min_length=1, max_length=4)
-    std: list[float] = Field(min_length=1, max_length=4)
-
-
 STRICT = "True: a warning is an error, warning_refused, and nothing is registered."
 
 
@@ -173,7 +169,11 @@ class NewModel(Schema):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     blob: str = Field(pattern=f"^{DIGEST.pattern}$")
     architecture: str | None = Field(default=None, description="Not needed if the file's metadata has it.")
-    preprocessing: PreprocessingView | None = Field(default=None, description="Default: the file's own, if it has one.")
+    preprocessing: Preprocessing | None = Field(default=None, description="Default: the file's own, if it has one.")
+    class_names: ClassNames | None = Field(
+        default=None,
+        description="In the order of its outputs. Jobs compare them with the data's by name. Default: the file's own.",
+    )
     strict: bool = Field(default=False, description=STRICT)
 
 

@@ -75,9 +75,9 @@ class Lookup:
     @property
     def known(self) -> Known:
         return Known(
-            dataset=self.data.facts if self.data else None,
+            dataset=_comparable(self.data) if self.data else None,
             unlabelled=self.pool.facts if self.pool else None,
-            teachers={at: _comparable(one.facts, self.data) for at, one in self.teachers.items() if one.facts},
+            teachers={at: one.facts for at, one in self.teachers.items() if one.facts},
             inspected=self.networks,
             shapes=self.shapes,
         )
@@ -172,6 +172,15 @@ async def examine(body: Any, references: References) -> Examined:
     return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known, warnings)
 
 
+def _comparable(data: Target[DatasetFacts]) -> DatasetFacts | None:
+    """Return the data's facts, without class names if they are known only after a download: then the engine compares
+    them with the teacher's."""
+    built_in = DATASETS.get(data.reference)
+    if data.facts is None or built_in is None or built_in.class_names:
+        return data.facts
+    return data.facts.model_copy(update={"class_names": []})
+
+
 def _baseline_faults(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> Iterator[Fault]:
     """Yield the fault of a baseline that is not this job's student alone, with every field that differs."""
     job = lookup.baseline.facts if lookup.baseline is not None else None
@@ -202,27 +211,21 @@ async def examine_evaluation(spec: EvaluationSpec, model: ModelFacts, references
         data = await references.dataset(spec.dataset, size_at="/image_size")
     except ReferenceFault as fault:
         return ExaminedEvaluation([fault.at("/dataset")])
-    assert data.facts is not None, "a data set is inspected, or built in"  # noqa: S101
-    facts = _comparable(model, data)
-    if faults := fit_evaluation(spec, facts, data.facts):
+    facts = _comparable(data)
+    assert facts is not None, "a data set is inspected, or built in"  # noqa: S101
+    if faults := fit_evaluation(spec, model, facts):
         return ExaminedEvaluation([replace(fault, pointer=_of_request(fault.pointer)) for fault in faults])
-    warnings = list(evaluation_warnings(spec, facts, data.facts))
+    warnings = list(evaluation_warnings(spec, model, facts))
     if spec.strict and (refused := refused_if_strict(warnings)):
         return ExaminedEvaluation(warning_faults(refused), warnings=warnings, is_refused_for_warnings=True)
-    dataset = Dataset(source=data.reference, image_size=_own_size(spec.dataset, data.facts))
-    resolved = resolve_evaluation(spec, facts, data.facts).model_copy(update={"dataset": dataset})
+    dataset = Dataset(source=data.reference, image_size=_own_size(spec.dataset, facts))
+    resolved = resolve_evaluation(spec, model, facts).model_copy(update={"dataset": dataset})
     return ExaminedEvaluation([], resolved, warnings)
 
 
 def _of_request(pointer: str) -> str:
     """Return the field of the request; what does not fit the model is the data set's fault."""
     return pointer.removeprefix("/model") if pointer.startswith("/model/preprocessing") else "/dataset"
-
-
-def _comparable(teacher: ModelFacts, data: Target[DatasetFacts] | None) -> ModelFacts:
-    """Return the teacher, without class names if the data set's are not known yet: then they are not compared."""
-    built_in = DATASETS.get(data.reference) if data else None
-    return teacher if built_in is None or built_in.class_names else teacher.model_copy(update={"class_names": None})
 
 
 def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> JobSpec:

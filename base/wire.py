@@ -103,6 +103,8 @@ class Report(TypedDict):
     student: Measured
     alone: Measured | None
     gain: float | None
+    verdict: NotRequired[str]
+    """What the job has shown, in one sentence: whether distilling helped, harmed, or made no certain difference."""
     models: NotRequired[dict[str, Measured]]
     """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
     test_samples: int

@@ -19,11 +19,13 @@ class Classifier(nn.Module):
     """Normalises pixels in 0..255 by `mean` and `std` (per channel, of pixels in 0..1) and runs the network.
 
     The network computes in bfloat16 if `bf16` is set. Its outputs are at least float32, so that losses need no casts.
+    `order` says, for each class of the data, which of the network's outputs is its logit; None if they agree.
     """
 
     network: nn.Module
     mean: Tensor
     std: Tensor
+    order: Tensor | None
 
     def __init__(
         self,
@@ -32,6 +34,7 @@ class Classifier(nn.Module):
         std: Sequence[float],
         taps: Sequence[str] = (),
         bf16: bool = False,
+        order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent in torch's stub
@@ -39,6 +42,7 @@ class Classifier(nn.Module):
         self._taps = Taps(network, taps)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
 
     def like(self, network: nn.Module) -> Classifier:
         """Return a classifier of another network, with this one's device, normalisation and precision."""
@@ -71,6 +75,8 @@ class Classifier(nn.Module):
     def view(self, images: Tensor) -> View:
         """Return a view of images that are normalised already, in the precision of the caller."""
         logits = self.network(images)
+        if self.order is not None:
+            logits = logits.index_select(1, self.order)
         return View(_lifted(logits), {path: _lifted(tap) for path, tap in self._taps.read().items()})
 
 
@@ -115,6 +121,10 @@ class FrozenTeacher(nn.Module):
         (logits_NK,) = logits_kNK
         return logits_NK
 
+    def soft_targets(self, logits_kNK: Sequence[Tensor], temperature: float) -> Tensor:
+        """Return the probabilities at a temperature: N × K, given the logits of each member."""
+        return (self.combined(logits_kNK) / temperature).softmax(1)
+
 
 class TeacherEnsemble(nn.Module):
     """A teacher of several networks, whose probabilities are averaged by weight.
@@ -140,6 +150,13 @@ class TeacherEnsemble(nn.Module):
 
     def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
         """T · log of the averaged probabilities: N × K."""
+        return self.temperature * self._log_mean(logits_kNK, self.temperature)
+
+    def soft_targets(self, logits_kNK: Sequence[Tensor], temperature: float) -> Tensor:
+        """Return the averaged probabilities at a temperature: N × K, given the logits of each member."""
+        return self._log_mean(logits_kNK, temperature).exp()
+
+    def _log_mean(self, logits_kNK: Sequence[Tensor], temperature: float) -> Tensor:
         logs = zip(self.log_weights, logits_kNK, strict=True)
-        terms = [log_weight + log_softmax(z_NK / self.temperature, dim=1) for log_weight, z_NK in logs]
-        return self.temperature * torch.stack(terms).logsumexp(0)
+        terms = [log_weight + log_softmax(z_NK / temperature, dim=1) for log_weight, z_NK in logs]
+        return torch.stack(terms).logsumexp(0)

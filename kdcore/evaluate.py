@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from base.errors import SpecFaults, TeacherMismatch, WarningRefused
 from base.files import write_text
 from base.references import FILE
 from base.warning import refused_if_strict
-from kdcore import data, device, models, weights
+from kdcore import chance, data, device, models, weights
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
 from kdcore.protocol import EXIT_STOPPED
@@ -33,6 +32,7 @@ from kdcore.spec import (
     fit_evaluation,
     resolve_evaluation,
 )
+from kdcore.spec.fitting import class_order
 
 if TYPE_CHECKING:
     from kdcore.prepare import Workspace
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 256
 BATCH_PIXELS = 2**20
 """Height x width of all images in a batch: 256 images up to 64 pixels wide, 64 of 128, 20 of 224."""
-Z_95 = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +101,7 @@ def paired_p(one_nK: Tensor, other_nK: Tensor, labels_n: Tensor) -> float:
     labels_n = labels_n.cpu()
     one, other = (logits_nK.argmax(1) == labels_n for logits_nK in (one_nK, other_nK))
     only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
-    count = only_one + only_other
-    log_half = count * math.log(0.5)
-    tail = sum(
-        math.exp(math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + log_half)
-        for k in range(min(only_one, only_other) + 1)
-    )
-    return min(1.0, 2 * tail)
+    return min(1.0, 2 * chance.sign_test(max(only_one, only_other), min(only_one, only_other)))
 
 
 def parameters(network: nn.Module) -> int:
@@ -129,10 +121,7 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     """
     if total < 1 or not 0 <= correct <= total:
         raise ValueError(f"{correct} of {total} is no fraction")
-    square = Z_95 * Z_95
-    centre = (correct + square / 2) / (total + square)
-    half = Z_95 / (total + square) * math.sqrt(correct * (total - correct) / total + square / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return chance.wilson(correct / total, total)
 
 
 def per_class(logits_nK: Tensor, labels_n: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -187,7 +176,8 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     device.make_exact(0)
     network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
     weights.load_into(network, file.state, checkpoint)
-    classifier = Classifier(network, spec.model.preprocessing.mean, spec.model.preprocessing.std)
+    mean, std = spec.model.preprocessing.mean, spec.model.preprocessing.std
+    classifier = Classifier(network, mean, std, order=class_order(spec.model.class_names, facts))
 
     workspace.lines.phase("evaluating")
     labels = loaded.test.labels

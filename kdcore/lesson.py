@@ -131,6 +131,9 @@ class Teacher(Protocol):
     def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
         """Return the teacher's N × K logits, given those of each member."""
 
+    def soft_targets(self, logits_kNK: Sequence[Tensor], temperature: float) -> Tensor:
+        """Return the teacher's N × K probabilities at a temperature, given the logits of each member."""
+
 
 class Scheme(Protocol):
     """The rule of which model teaches which. Only a scheme runs models."""

@@ -24,6 +24,7 @@ from kdcore.protocol import NOTHING_KNOWN, KnownBefore, Lines
 from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, spec_warnings, trials
 from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
+from kdcore.spec.fitting import class_order
 from kdcore.weights import TeacherFile
 
 log = logging.getLogger("kdcore")
@@ -213,10 +214,11 @@ def _baseline(spec: JobSpec, loaded: Data, workspace: Workspace, bf16: bool) -> 
 def _classifier(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile | Program, bf16: bool) -> Classifier:
     assert spec.preprocessing is not None, "resolve() gives every model its normalisation"
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
+    order = class_order(spec.class_names, loaded.facts) if isinstance(spec, TeacherSpec) else None
     if isinstance(file, Program):
         # A program's graph sets its precision itself.
-        return Classifier(file, mean, std)
+        return Classifier(file, mean, std, order=order)
     assert spec.architecture is not None, "resolve() names every teacher's architecture"
     network = models.build(spec.architecture, loaded.facts.num_classes, loaded.facts.channels)
     weights.load_into(network, file.state, f"the file of {spec.architecture}")
-    return Classifier(network, mean, std, bf16=bf16)
+    return Classifier(network, mean, std, bf16=bf16, order=order)

@@ -5,18 +5,22 @@ Shapes: n test images, K classes, k models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcore import evaluate
+from base.warning import WarningItem
+from kdcore import chance, evaluate
 from kdcore.classifier import Classifier
 from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial
 from kdcore.training import Outcome
+
+CERTAIN = 0.01
+"""The largest probability under chance, two-sided, at which one model is called better than another."""
 
 Result = tuple[Trial, Mapping[str, Classifier], Mapping[str, Outcome]]
 """A finished trial, its models, and their outcomes by the same names."""
@@ -46,9 +50,12 @@ def delivered(job: PreparedJob, finished: Mapping[str, Mapping[str, Outcome]]) -
 
 
 def build_report(
-    job: PreparedJob, results: Iterable[Result], on_images: Callable[[int], None] | None = None
+    job: PreparedJob,
+    results: Iterable[Result],
+    warn: Callable[[WarningItem], None],
+    on_images: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the rows of teacher, student and the same student alone; `models` are all others.
+    """Return the rows of teacher, student and the same student alone, and the verdict; `models` are all others.
 
     `on_images` is called with the numbers of images that models have been run on.
     """
@@ -58,23 +65,33 @@ def build_report(
 
     labels, student_spec = job.data.test.labels, job.spec.students[0]
     rows: dict[str, Any] = {}
+    right: dict[str, Tensor] = {}
     teacher_nK: Tensor | None = None
     for name, architecture, network, logits_nK in _teachers(job, logits_of):
         teacher_nK = logits_nK if name == "teacher" else teacher_nK
         rows[name] = model_row(architecture, network, logits_nK, labels)
+        right[name] = is_right(logits_nK, labels)
     generations: list[Tensor] = []
     for result in results:
         for name, row, logits_nK in _trained(job, *result, teacher_nK, logits_of):
-            rows[name] = row
+            rows[name], right[name] = row, is_right(logits_nK, labels)
             if name == "student" or name.startswith("generation-"):
                 generations.append(logits_nK)
     if len(generations) > 1:
-        rows |= _generation_rows(rows["student"], generations, job, teacher_nK)
+        ensemble_nK = _ensemble(generations)
+        rows |= _generation_rows(rows["student"], ensemble_nK, len(generations), job, teacher_nK)
+        if job.spec.scheme.ensemble_is_result:
+            right["student"] = is_right(ensemble_nK, labels)
     if job.baseline is not None:
         logits_nK = logits_of(job.baseline)
         rows["alone"] = model_row(student_spec.architecture, job.baseline.network, logits_nK, labels, teacher_nK)
+        right["alone"] = is_right(logits_nK, labels)
     student, alone = rows["student"], rows.get("alone")
+    judged = verdict(right, torch.bincount(labels.cpu(), minlength=job.data.facts.num_classes).tolist())
+    for warning in judged.warnings:
+        warn(warning)
     return {
+        "verdict": judged.sentence,
         "teacher": rows.pop("teacher", None),
         "student": rows.pop("student"),
         "alone": rows.pop("alone", None),
@@ -83,6 +100,66 @@ def build_report(
         "test_samples": len(labels),
         "dataset": job.data.facts.model_dump(mode="json"),
     }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a job has shown, in one sentence, and what is wrong with it."""
+
+    sentence: str
+    warnings: list[WarningItem]
+
+
+def is_right(logits_nK: Tensor, labels_n: Tensor) -> Tensor:
+    """Return whether each answer is the label: bool n, on the CPU."""
+    return logits_nK.argmax(1).cpu() == labels_n.cpu()
+
+
+def verdict(right: Mapping[str, Tensor], counts: Sequence[int]) -> Verdict:
+    """Judge a job by which test images its teacher, its student and the student alone are right on.
+
+    `right`: bool n for each model that there is. `counts`: test images by class. A difference is certain if an exact
+    paired test (McNemar 1947) says so: only images on which one of two models is right tell them apart.
+    """
+    images, level = sum(counts), chance.chance_level(counts)
+    accuracy = {name: float(one.double().mean()) for name, one in right.items()}
+    student, warnings = right["student"], list[WarningItem]()
+    figures = f"{_percent(accuracy['student'])} of {images} test images"
+    sentences = [f"The student is right on {figures}"]
+    if chance.is_at_chance(accuracy["student"], images, level):
+        sentences = [f"The student has learned nothing: it is right on {figures}, and guessing gives {_percent(level)}"]
+        hint = "look at the curves and at the other warnings; a smaller training.optimizer.lr often helps"
+        warnings.append(WarningItem("student_ended_at_chance", "", f"{sentences[0]}.", hint))
+    alone = right.get("alone")
+    if alone is not None:
+        gain = accuracy["student"] - accuracy["alone"]
+        points = f"{abs(100 * gain):.1f} points"
+        if _certainly_better(student, alone):
+            sentences.append(f"distilling helped: {points} above the same student alone")
+        elif _certainly_better(alone, student):
+            sentences.append(f"distilling harmed: it is {points} below the same student alone")
+            text = f"The student ended {points} below the same student trained alone ({_percent(accuracy['alone'])})."
+            hint = "try another method, a smaller beta or more epochs, or use the student alone"
+            warnings.append(WarningItem("student_below_baseline", "/method", text, hint))
+        else:
+            side = "above" if gain >= 0 else "below"
+            sentences.append(f"that is {points} {side} the same student alone, no certain difference on these images")
+    teacher = right.get("teacher")
+    if teacher is not None and alone is not None and _certainly_better(alone, teacher):
+        sentences.append("the student alone is better than its teacher")
+        text = f"The teacher ({_percent(accuracy['teacher'])}) is worse than the student alone "
+        text += f"({_percent(accuracy['alone'])}): it has nothing to teach."
+        warnings.append(WarningItem("teacher_below_baseline", "/teacher", text, "train or take a better teacher"))
+    return Verdict("; ".join(sentences) + ".", warnings)
+
+
+def _certainly_better(one: Tensor, other: Tensor) -> bool:
+    better, worse = int((one & ~other).sum()), int((other & ~one).sum())
+    return 2 * chance.sign_test(better, worse) < CERTAIN
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
 
 
 def model_row(
@@ -159,12 +236,15 @@ def _with(model: Classifier, weights: Mapping[str, Tensor]) -> Classifier:
     return model
 
 
+def _ensemble(logits_knK: list[Tensor]) -> Tensor:
+    """Return the log of the mean probabilities: n × K."""
+    return torch.stack([logits_nK.double().softmax(1) for logits_nK in logits_knK]).mean(0).log().float()
+
+
 def _generation_rows(
-    last: dict[str, Any], logits_knK: list[Tensor], job: PreparedJob, teacher_nK: Tensor | None
+    last: dict[str, Any], mean_nK: Tensor, count: int, job: PreparedJob, teacher_nK: Tensor | None
 ) -> dict[str, Any]:
     """Yield the rows of the last generation and of all as an ensemble: one is the student, the other is beside it."""
-    mean_nK = torch.stack([logits_nK.double().softmax(1) for logits_nK in logits_knK]).mean(0).log().float()
-    count = len(logits_knK)
     ensemble = {
         **logits_row(mean_nK, job.data.test.labels, teacher_nK),
         "architecture": f"{count} x {last['architecture']}",

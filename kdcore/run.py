@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from base.warning import WarningItem
-from kdcore import checkpoint, device, evaluate, export, objectives, report
+from kdcore import alarms, chance, checkpoint, device, evaluate, export, objectives, report, teacher_check
+from kdcore.alarms import Alarms
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.objectives import Setting
-from kdcore.prepare import PreparedJob, Workspace, prepare
+from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
 from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
@@ -43,6 +44,10 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         log.info("resuming from %s", resume.name)
         progress = checkpoint.load(resume, job.device)
         _continue_as_begun(job, workspace, progress)
+    elif job.teacher is not None:
+        teacher_check.check(spec, job, workspace)
+        refuse_if_strict(spec, workspace)
+        alarms.warn_if_saturated(job, workspace)
     meter = Meter(job, workspace.lines)
     progress.cost.prepared(job.device, started)
 
@@ -54,7 +59,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
     with progress.cost.measuring(len(job.data.test)):
-        summary = report.build_report(job, results, meter.measuring)
+        summary = report.build_report(job, results, workspace.warn, meter.measuring)
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.bf16).model_dump(mode="json")
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
@@ -88,6 +93,8 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
         after_step = clock.around(watch.after_step)
         observer = Observer(watch.metric, after_step, clock.before_evaluation, watch.evaluated)
         training = setup.training(number, observer)
+        if stage is trial.stages[-1]:
+            training.alarms = _alarms(trial, job, training, workspace)
         if stage.name in progress.prepared:
             training.adopt(progress.prepared[stage.name])
             continue
@@ -100,6 +107,19 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
         else:
             progress.prepared[stage.name] = training.learned()
         watch.save_or_warn(training, None)
+
+
+def _alarms(trial: Trial, job: PreparedJob, training: StageTraining, workspace: Workspace) -> Alarms:
+    """Return the alarms of a trial's last stage. The loss of an earlier one may be constant, as it has no student."""
+    held_out = training.training_set.held_out
+    counts = torch.bincount(held_out.labels.cpu(), minlength=job.data.facts.num_classes).tolist()
+    return Alarms(
+        workspace.warn,
+        trial="the student" if trial.name == "student" else trial.name,
+        level=chance.chance_level(counts),
+        held_out=len(held_out),
+        objective=training.objective is not None and training.beta > 0,
+    )
 
 
 def _compare_statistics(

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from base.errors import LossDiverged
 from kdcore import batch_norm, evaluate
+from kdcore.alarms import Alarms
 from kdcore.classifier import Classifier
 from kdcore.data.images import TrainingSet
 from kdcore.data.views import Views, order
@@ -96,6 +97,7 @@ class StageTraining:
     training_set: TrainingSet
     num_classes: int
     observer: Observer
+    alarms: Alarms = field(default_factory=Alarms)
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
@@ -283,6 +285,8 @@ class StageTraining:
         means = {f"train/{name}": value / steps for name, value in values.items()}
         means["train/lr"] = float(self.optimizers[0].param_groups[0]["lr"])
         self.observer.metric(self.global_step, self.position.epoch + 1, {**means, **validation})
+        in_all = self.epochs * self.steps_per_epoch
+        self.alarms.see(self.global_step, in_all, {**means, **validation}, steps * self.recipe.batch_size)
 
     def learned(self) -> dict[str, Any]:
         """Return the weights from which the next stage of the trial starts."""
@@ -304,6 +308,7 @@ class StageTraining:
             "averages": {name: average.state for name, average in self.averages.items()},
             "best": {name: vars(best).copy() for name, best in self.best.items()},
             "sums": dict(self.sums),
+            "alarms": dict(self.alarms.state),
             "random": _random_state(),
         }
 
@@ -317,6 +322,8 @@ class StageTraining:
             average.state = dict(state["averages"][name])
         self.best = {name: Best(**saved) for name, saved in state["best"].items()}
         self.sums = dict(state["sums"])
+        if "alarms" in state:  # Absent in a checkpoint of an earlier version.
+            self.alarms.restore(state["alarms"])
         _restore_random_state(state["random"])
 
     def _weights(self, name: str) -> Weights:

@@ -32,6 +32,7 @@ from kdcore import vision
 from kdcore.catalog.architectures import ARCHITECTURES
 from kdcore.catalog.facts import ModelFacts
 from kdcore.models.networks import skeleton
+from kdcore.spec.fitting import preprocessing_fault
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
@@ -94,6 +95,7 @@ class Notes(BaseModel):
     mean: list[float] | None = None
     std: list[float] | None = None
     class_names: list[str] | None = None
+    image_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
         mean=notes.mean,
         std=notes.std,
         class_names=notes.class_names,
+        image_size=notes.image_size,
         digest=f"sha256:{sha256_of(path)}",
     )
     if channels is not None and channels != facts.channels:
@@ -142,6 +145,9 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
     ):
         if values is not None and len(values) != count:
             raise TeacherMismatch(f"the file notes {len(values)} {what}, its weights have {count}")
+    fault = preprocessing_fault(facts.mean, facts.std) if facts.mean and facts.std else None
+    if fault is not None:
+        raise TeacherMismatch(f"the mean and std that the file notes cannot be used: {fault}")
     return TeacherFile(facts, weights.state)
 
 

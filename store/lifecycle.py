@@ -18,6 +18,8 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, false, func, or_, select, update
 
 from base.errors import DeadlineExceeded, WorkerLost
+from base.wire import TeacherCheck
+from store import measurements
 from store.artifacts import NewArtifact, publish
 from store.attempts import close_attempt, open_attempt, owned_by
 from store.checkpoints import Checkpoint, list_checkpoints
@@ -110,6 +112,26 @@ def set_phase(connection: Connection, job_id: str, fence: int, to: str) -> None:
     if job is None:
         raise LeaseLost(job_id, fence)
     append_event(connection, job, "phase", phase=to)
+
+
+def set_teacher_check(connection: Connection, job_id: str, fence: int, to: dict[str, Any], key: str | None) -> None:
+    """Keep the check of the job's teacher: with the job, in its events, and under `key` for the project's later jobs.
+
+    An attempt that repeats the check with the same result adds no event.
+    """
+    shown = {name: to[name] for name in TeacherCheck.__annotations__}
+    known = connection.execute(
+        select(jobs.c.project, jobs.c.teacher_check).where(owned_by(job_id, fence))
+    ).one_or_none()
+    if known is None:
+        raise LeaseLost(job_id, fence)
+    if known.teacher_check != shown:
+        job = update_job(connection, owned_by(job_id, fence), teacher_check=shown)
+        if job is None:
+            raise LeaseLost(job_id, fence)
+        append_event(connection, job, "teacher_check", **shown)
+    if key is not None:
+        measurements.put(connection, known.project, "evaluation", key, to)
 
 
 def set_progress(connection: Connection, job_id: str, fence: int, to: dict[str, Any]) -> None:

@@ -26,12 +26,13 @@ from kdcore.catalog import DatasetFacts
 from kdcore.protocol import KnownBefore, Order
 from kdcore.spec import JobSpec, Known
 from kdcore.spec.cost import JobCost, cost_rows
+from kdcore.spec.measured import teacher_check_key
 from store import checkpoints, events, lifecycle, measurements
 from store.artifacts import NewArtifact
 from store.checkpoints import Checkpoint
 from store.errors import LeaseLost
 from store.lifecycle import Claim
-from worker.context import WorkerContext
+from worker.context import UNAVAILABLE, WorkerContext
 from worker.engine import Ending, EnginePool, EngineProcess, EngineRun
 from worker.lease import LeaseKeeper
 from worker.scratch import attempts_in_use, end_outlived, scratch_folder, write_session
@@ -139,13 +140,28 @@ class Attempt:
         out.mkdir()
         self.context.cache.mkdir(parents=True, exist_ok=True)
         known = folder / "known.json"
-        KnownBefore([WarningItem(**warning) for warning in self.claim.job.warnings]).write(known)
+        warnings = [WarningItem(**warning) for warning in self.claim.job.warnings]
+        KnownBefore(warnings, self._teacher_check()).write(known)
         arguments = [str(spec), "--out", str(out), "--cache", str(self.context.cache), "--known", str(known)]
         for digest in digests:
             arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
         if resume := self._newest_undamaged():
             arguments += ["--resume", str(resume)]
         return arguments
+
+    def _teacher_check(self) -> dict[str, Any] | None:
+        """Return the check of the same teacher on the same data by an earlier job of this project, with its key."""
+        job = self.claim.job
+        key = teacher_check_key(job.resolved_spec)
+        if key is None or self.claim.checkpoints:
+            return None
+        try:
+            with self.context.database.begin() as connection:
+                figures = measurements.get(connection, job.project, "evaluation", key)
+        except UNAVAILABLE as error:
+            log.warning("job %s: its teacher will be measured again: %s", job.id, error)
+            return None
+        return None if figures is None else {**figures, "key": key}
 
     def _assert_mounted(self, kind: str, needed: Sequence[object]) -> None:
         """Raise an error if the folder of these files is missing: its disk is not mounted, no file is lost."""

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from base.errors import StorageFull
 from base.failpoints import failpoint
 from base.warning import WarningItem
+from base.wire import TeacherCheck
 from kdcore.protocol import CHECKPOINTS_KEPT
 from store import attempts, checkpoints, events, lifecycle, metrics
 from store.errors import BlobMismatch, LeaseLost
@@ -178,6 +179,9 @@ class LineWriter:
                     name, media_type = str(line["name"]), str(line["media_type"])
                     path, digest = self._inside(line["path"]), str(line["sha256"])
                     self.artifacts.append(AnnouncedArtifact(name, path, digest, media_type))
+                case "teacher_check":
+                    check = {name: line[name] for name in (*TeacherCheck.__annotations__, "warnings")}
+                    self._write(lifecycle.set_teacher_check, to=check, key=line["key"])
                 case "warning":
                     self._warn(WarningItem(**{name: line[name] for name in ("code", "pointer", "message", "hint")}))
         except (KeyError, TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from api.dependencies import Caller, Db, InspectionsDep
 from api.inspections import NOT_UPLOADED, Inspections
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
-from api.schemas import Json, ModelView, NewModel, Page, PreprocessingView, model_view, page
+from api.schemas import Json, ModelView, NewModel, Page, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, UnknownName, architecture
@@ -37,7 +37,7 @@ async def register(new: NewModel, caller: Caller, db: Db, inspections: Inspectio
         _require_known(new.architecture)
     digest = await uploaded(new.blob, inspections)
     facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
-    facts = _with_preprocessing(facts, new.preprocessing)
+    facts = _as_stated(facts, new)
     warnings = accepted(model_warnings(facts), new.strict)
     entry = NewEntry(caller.project, new.name, digest, facts.model_dump(mode="json"), warnings)
     model = await db.write(registry.models.register, entry)
@@ -89,11 +89,21 @@ def _require_known(name: str) -> None:
         raise Unusable(str(unknown), [fault]) from None
 
 
-def _with_preprocessing(facts: ModelFacts, preprocessing: PreprocessingView | None) -> ModelFacts:
-    if preprocessing is None:
-        return facts
-    for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
-        if len(values) != facts.channels:
-            text = f"one number for each of the model's {facts.channels} channels"
-            raise Unusable(text, [Fault(f"/preprocessing/{name}", text, "not_allowed", facts.channels, len(values))])
-    return facts.model_copy(update={"mean": preprocessing.mean, "std": preprocessing.std})
+def _as_stated(facts: ModelFacts, new: NewModel) -> ModelFacts:
+    """Return the facts with what the client states about the model. Raises Unusable if it does not fit the file."""
+    stated: dict[str, Any] = {}
+    faults: list[Fault] = []
+    if new.preprocessing is not None:
+        for name, values in (("mean", new.preprocessing.mean), ("std", new.preprocessing.std)):
+            stated[name] = list(values)
+            if len(values) != facts.channels:
+                text = f"one number for each of the model's {facts.channels} channels"
+                faults.append(Fault(f"/preprocessing/{name}", text, "not_allowed", facts.channels, len(values)))
+    if new.class_names is not None:
+        stated["class_names"] = list(new.class_names)
+        if len(new.class_names) != facts.num_classes:
+            text = f"one name for each of the model's {facts.num_classes} classes, in the order of its outputs"
+            faults.append(Fault("/class_names", text, "not_allowed", facts.num_classes, len(new.class_names)))
+    if faults:
+        raise Unusable(summary(faults), faults)
+    return facts.model_copy(update=stated)

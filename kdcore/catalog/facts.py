@@ -48,6 +48,9 @@ class ModelFacts(Facts):
     """The normalisation that the model was trained with; None if the file does not contain it."""
     std: list[float] | None = None
     class_names: list[str] | None = None
+    """In the order of its outputs; None if neither the file nor its registration names them."""
+    image_size: tuple[int | None, int | None] | None = None
+    """Height and width in pixels of the images that it learned from; None if the file does not say it."""
     digest: str | None = None
 
 

@@ -1,11 +1,11 @@
 """The warnings about a spec and its files that are known before anything runs: at registration, at submit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from base.warning import WarningItem
-from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec.fitting import Known, images_to_train_on
-from kdcore.spec.job import JobSpec
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
+from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on
+from kdcore.spec.job import JobSpec, Teacher
 from kdcore.spec.rules import each_method, each_teacher
 
 HELPED_SOONER = "nst, feature, ofd and reviewkd"
@@ -41,6 +41,8 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
         warnings += dataset_warnings(known.dataset, "/dataset")
     for pointer, teacher in each_teacher(vars(spec)):
         facts = known.teachers.get(pointer)
+        if facts is not None and known.dataset is not None:
+            warnings += teacher_warnings(teacher, facts, known.dataset, pointer)
         if facts is not None and teacher.preprocessing is None and (facts.mean is None or facts.std is None):
             warnings.append(
                 WarningItem(
@@ -85,3 +87,35 @@ def budget_warnings(spec: JobSpec, known: Known) -> Iterator[WarningItem]:
                 f"the first stage of {method.name} has {steps} steps; with so few it was measured to harm",
                 "give it more pretraining_epochs, or more epochs: the published training has 30 epochs of 240",
             )
+
+
+def teacher_warnings(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts, pointer: str) -> Iterator[WarningItem]:
+    """Yield what is doubtful about a teacher on these images. A resolved spec gets the same words as the one sent."""
+    names = class_names(teacher, facts)
+    if names and class_order(names, dataset):
+        yield WarningItem(
+            "class_order_changed",
+            f"{pointer}/class_names",
+            f"the classes of {_who(pointer)} are the data set's in another order ({_first(names)} and not "
+            f"{_first(dataset.class_names)}): its outputs are put into the data set's order",
+            "nothing to do if the names are right: they decide which output belongs to which class",
+        )
+    if isinstance(facts, ProgramFacts) or facts.image_size is None:
+        return  # Whether a program takes images of this size is a matter of fit(), not of doubt.
+    if facts.image_size != dataset.image_size:
+        own, given = (" x ".join(map(str, size)) for size in (facts.image_size, dataset.image_size))
+        yield WarningItem(
+            "image_size_differs",
+            "/dataset/image_size",
+            f"{_who(pointer)} learned from images of {own} pixels, the data set has {given}",
+            "bring the images to that size with dataset.image_size, or compare its accuracy with the one that it had",
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _who(pointer: str) -> str:
+    """Return which model: one of several teachers is told by its place in the spec."""
+    return f"the {pointer.removeprefix('/')}" if pointer.count("/") == 1 else f"the teacher {pointer}"

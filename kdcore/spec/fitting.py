@@ -1,8 +1,10 @@
 """The facts of a spec's references, and the faults that follow from them for teacher, student and method."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import ValidationError
 
 from base.errors import Fault
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts, UnknownName, architecture
@@ -99,12 +101,63 @@ def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: K
     if facts.num_classes != dataset.num_classes:
         text = f"the teacher has {facts.num_classes} classes, the data set has {dataset.num_classes}"
         yield _mismatch(file, text, dataset.num_classes, facts.num_classes)
-    elif facts.class_names and facts.class_names != dataset.class_names:
-        text = "the teacher's class names, or their order, differ from the data set's"
-        yield _mismatch(file, text, dataset.class_names[:10], facts.class_names[:10])
+    else:
+        yield from _class_names_fit(dataset, teacher, facts, pointer, file)
+    if teacher.preprocessing is None:
+        yield from _own_preprocessing_fits(facts, f"{pointer}/preprocessing")
     if facts.channels != dataset.channels:
         text = f"the teacher takes images of {facts.channels} channels, the data set has {dataset.channels}"
         yield _mismatch(file, text, dataset.channels, facts.channels)
+
+
+def class_names(teacher: Teacher, facts: ModelFacts | None) -> list[str] | None:
+    """Return the names of a teacher's classes in the order of its outputs: those of the spec, else the file's."""
+    return list(teacher.class_names) if teacher.class_names else (facts.class_names if facts else None)
+
+
+def class_order(names: Sequence[str] | None, dataset: DatasetFacts) -> tuple[int, ...] | None:
+    """Return, for each class of the data, the output of the teacher that has its name.
+
+    None if nothing has to be reordered: names are not known, or are in the data's order. The names are the data's.
+    """
+    if not names or not dataset.class_names or list(names) == dataset.class_names:
+        return None
+    places = {name: place for place, name in enumerate(names)}
+    return tuple(places[name] for name in dataset.class_names)
+
+
+def _class_names_fit(
+    dataset: DatasetFacts, teacher: Teacher, facts: ModelFacts, pointer: str, file: str
+) -> Iterator[Fault]:
+    names, at = class_names(teacher, facts), f"{pointer}/class_names" if teacher.class_names else file
+    if not names or names == dataset.class_names:
+        return
+    known = bool(dataset.class_names)
+    if len(names) != facts.num_classes:
+        text = f"{len(names)} class names, and the teacher has {facts.num_classes} classes"
+        yield _mismatch(at, text, facts.num_classes, len(names))
+    elif known and (len(set(names)) < len(names) or set(names) != set(dataset.class_names)):
+        text = "the teacher's class names differ from the data set's"
+        yield _mismatch(at, text, dataset.class_names[:10], names[:10])
+
+
+def preprocessing_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """Return why a mean and std that a file or a registration states cannot be used; None if they can."""
+    try:
+        Preprocessing(mean=tuple(mean), std=tuple(std))
+    except ValidationError as error:
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return None
+
+
+def _own_preprocessing_fits(facts: ModelFacts, pointer: str) -> Iterator[Fault]:
+    """Yield the fault of a mean or std that an earlier version registered without checking them."""
+    if facts.mean is None or facts.std is None:
+        return
+    fault = preprocessing_fault(facts.mean, facts.std)
+    if fault is not None:
+        text = f"the model's own mean and std cannot be used: {fault}"
+        yield _mismatch(pointer, text, "give them here, or register the model again", f"{facts.mean}, {facts.std}")
 
 
 def _program_fit(dataset: DatasetFacts, facts: ProgramFacts, pointer: str) -> Iterator[Fault]:

@@ -33,7 +33,29 @@ def _known_reference(reference: str) -> str:
 
 Architecture = Annotated[str, AfterValidator(_known_architecture)]
 Reference = Annotated[str, AfterValidator(_known_reference)]
-Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
+FAR_ABOVE_ONE = 3.0
+"""The largest size of a mean or std of pixels in 0..1. Those of pixels in 0..255 are above it, but for black images."""
+
+
+def _of_scaled_pixels(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(abs(value) > FAR_ABOVE_ONE for value in values):
+        raise ValueError(f"{list(values)} are not of pixels in 0..1: divide by 255")
+    return values
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"each class has one name; {', '.join(map(repr, twice[:3]))} is there twice")
+    return names
+
+
+ClassNames = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
+    Field(min_length=2, max_length=100_000),
+    AfterValidator(_each_once),
+]
+Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4), AfterValidator(_of_scaled_pixels)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of the rate from zero, in epochs.")]
 MixAlpha = Annotated[
@@ -46,9 +68,11 @@ class Preprocessing(Vocabulary):
     """The normalisation of a model's input: (pixel - mean) / std for each channel, of pixels in 0..1."""
 
     mean: Channelwise = Field(description="One number for each channel, of pixels in 0..1.")
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=4)] = Field(
-        description="One number for each channel, of pixels in 0..1."
-    )
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...],
+        Field(min_length=1, max_length=4),
+        AfterValidator(_of_scaled_pixels),
+    ] = Field(description="One number for each channel, of pixels in 0..1.")
 
 
 class Dataset(Vocabulary):
@@ -79,6 +103,11 @@ class Teacher(Vocabulary):
     )
     preprocessing: Preprocessing | None = Field(
         default=None, description="Default: the checkpoint's own if it has one, else the data's mean and std."
+    )
+    class_names: ClassNames | None = Field(
+        default=None,
+        description="The names of its classes, in the order of its outputs. In another order than the data's, its "
+        "outputs are put into that of the data. Default: the names in its file or registration, if there are any.",
     )
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         default=None, description="Its share in the averaged probabilities of several teachers. Default: equal."

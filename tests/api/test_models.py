@@ -53,6 +53,62 @@ async def test_register_model_refuses_preprocessing_for_other_channels(service: 
     assert problem(answer, 422, "unusable")["errors"][0]["pointer"] == "/preprocessing/mean"
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "pointer", "told"),
+    [
+        ("[0.5]", "[0]", "/preprocessing/std/0", "greater than 0"),
+        ("[0.5]", "[-0.2]", "/preprocessing/std/0", "greater than 0"),
+        ("[NaN]", "[1]", "/preprocessing/mean/0", "finite"),
+        ("[1e999]", "[1]", "/preprocessing/mean/0", "finite"),
+        ("[-Infinity]", "[1]", "/preprocessing/mean/0", "finite"),
+        ("[0.5]", "[Infinity]", "/preprocessing/std/0", "finite"),
+        ("[123.675]", "[0.2]", "/preprocessing/mean", "[123.675] are not of pixels in 0..1: divide by 255"),
+        ("[0.485]", "[58.395]", "/preprocessing/std", "[58.395] are not of pixels in 0..1: divide by 255"),
+        ("[33.3]", "[78.6]", "/preprocessing/mean", "divide by 255"),
+    ],
+)
+async def test_register_model_refuses_a_normalization_as_a_job_spec_does(
+    service: Service, mean: str, std: str, pointer: str, told: str
+) -> None:
+    blob = await service.upload(b"weights")
+    content = f'{{"name": "x", "blob": "{blob}", "preprocessing": {{"mean": {mean}, "std": {std}}}}}'
+    answer = await service.http.post("/v1/models", content=content, headers={"content-type": "application/json"})
+    fault = problem(answer, 422, "invalid_request")["errors"][0]
+    assert fault["pointer"] == pointer and told in fault["message"]
+    assert "NaN" not in answer.text.replace('"nan"', "") and "Infinity" not in answer.text
+    teacher = f'{{"checkpoint": "blob:{blob}", "preprocessing": {{"mean": {mean}, "std": {std}}}}}'
+    body = f'{{"dataset": "digits", "teacher": {teacher}, "student": "convnet8", "method": "kd"}}'
+    answer = await service.http.post("/v1/jobs/validate", content=body, headers={"content-type": "application/json"})
+    if "NaN" in body or "Infinity" in body:  # No words of JSON: the reader of specs is strict.
+        problem(answer, 400, "malformed_body")
+        return
+    pointers = [one["pointer"] for one in answer.json()["errors"] if told in one["message"]]
+    assert f"/teacher{pointer}" in pointers
+
+
+async def test_register_model_keeps_its_class_names(service: Service) -> None:
+    names = [f"class {number}" for number in range(MODEL.num_classes)]
+    body = await register(service, class_names=names)
+    assert body["facts"]["class_names"] == names  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "told"),
+    [
+        (["a", "b"], "unusable", "one name for each of the model's"),
+        (["a"] * MODEL.num_classes, "invalid_request", "each class has one name; 'a' is there twice"),
+        ([], "invalid_request", "at least 2 items"),
+    ],
+)
+async def test_register_model_refuses_class_names_that_cannot_be_its_own(
+    service: Service, names: list[str], code: str, told: str
+) -> None:
+    blob = await service.upload(b"weights")
+    answer = await service.http.post("/v1/models", json={"name": "x", "blob": blob, "class_names": names})
+    fault = problem(answer, 422, code)["errors"][0]
+    assert fault["pointer"] == "/class_names" and told in fault["message"]
+
+
 async def test_register_model_refuses_an_unknown_architecture_without_inspection(service: Service) -> None:
     blob = await service.upload(b"weights")
     answer = await service.http.post("/v1/models", json={"name": "x", "blob": blob, "architecture": "resnet21"})

@@ -591,3 +591,52 @@ async def test_submit_of_a_strict_spec_with_faults_names_the_faults(service: Ser
     await teacher(service)
     faults = await faults_of(service, kd(strict=True, alpha=-1))
     assert set(faults) == {"/alpha"}
+
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+async def registered(service: Service, **more: Any) -> None:
+    blob = await service.upload(b"weights of big")
+    service.inspector.answers[blob.removeprefix("sha256:")] = MODEL.model_copy(update={"mean": [0.5], "std": [0.5]})
+    answer = await service.http.post(
+        "/v1/models", json={"name": "big", "architecture": "convnet32", "blob": blob, **more}
+    )
+    assert answer.status_code == 201, answer.text
+
+
+async def test_submit_with_registered_class_names_in_another_order_warns_and_tells_the_engine(service: Service) -> None:
+    await registered(service, class_names=DIGITS[::-1])
+    answer = await service.http.post("/v1/jobs", json=kd())
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["resolved_spec"]["teacher"]["class_names"] == DIGITS[::-1]
+    assert [warning["code"] for warning in answer.json()["warnings"]] == ["class_order_changed"]
+    strict = problem(await service.http.post("/v1/jobs", json=kd(strict=True)), 422, "warning_refused")
+    assert strict["errors"][0]["pointer"] == "/teacher/class_names"
+
+
+async def test_submit_with_registered_class_names_in_the_datas_order_is_as_without(service: Service) -> None:
+    await registered(service, class_names=DIGITS)
+    answer = await service.http.post("/v1/jobs", json=kd())
+    assert answer.json()["resolved_spec"]["teacher"]["class_names"] is None and answer.json()["warnings"] == []
+
+
+async def test_submit_refuses_registered_class_names_that_are_not_the_datas(service: Service) -> None:
+    await registered(service, class_names=[*DIGITS[:9], "ten"])
+    fault = (await faults_of(service, kd()))["/teacher/checkpoint"]
+    assert fault["code"] == "teacher_mismatch"
+
+
+async def test_resolved_spec_keeps_registered_class_names_until_those_of_the_data_are_known(service: Service) -> None:
+    """A built-in set's names are known only when it is fetched: then the engine compares them."""
+    names = [f"breed {number}" for number in range(37)]
+    blob = await service.upload(b"weights of big")
+    facts = {"num_classes": 37, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    service.inspector.answers[blob.removeprefix("sha256:")] = MODEL.model_copy(update=facts)
+    new = {"name": "big", "architecture": "convnet32", "blob": blob, "class_names": names}
+    assert (await service.http.post("/v1/models", json=new)).status_code == 201
+    resolved = await accepted(service, kd(dataset="oxford_iiit_pet"))
+    assert resolved["teacher"]["class_names"] == names
+    stated = {"checkpoint": "model:big", "class_names": names[::-1]}
+    resolved = await accepted(service, kd(dataset="oxford_iiit_pet", teacher=stated))
+    assert resolved["teacher"]["class_names"] == names[::-1]

@@ -96,6 +96,20 @@ def test_events_have_no_gap_and_metrics_are_series(server, teacher_job):
     assert "train/distillation_loss" in series
 
 
+def test_teacher_is_measured_once_for_a_project(server, teacher_job):
+    """The second job is told the result; both show it on the job and in an event."""
+    jobs = [server.ended(server.submit(distillation(teacher_job, training={**TRAINING, "seed": 5}))) for _ in range(2)]
+    for number, job in enumerate(jobs):
+        events = server.get(f"/v1/jobs/{job['id']}/events", limit=100)["data"]
+        (event,) = [event for event in events if event["type"] == "teacher_check"]
+        assert event["data"] == job["teacher_check"]
+        assert job["teacher_check"]["accuracy"] == pytest.approx(job["result"]["teacher"]["accuracy"])
+        log = server.http.get(f"/v1/jobs/{job['id']}/logs").text
+        assert ("the teacher was measured by an earlier job" in log) == (number == 1)
+    assert jobs[0]["teacher_check"] == jobs[1]["teacher_check"]
+    assert jobs[0]["result"]["warnings"] == jobs[1]["result"]["warnings"]
+
+
 def test_teacher_and_student_can_be_submitted_together(server):
     """The student's job waits for its teacher's, and its result is that of a job with the finished student."""
     teacher = server.submit({**TEACHER, "training": {**TRAINING, "epochs": 4}})

@@ -181,3 +181,27 @@ def test_teacher_ensemble_several_teachers_are_frozen_too():
     nn.ModuleList([both]).train()
     assert not any(parameter.requires_grad for parameter in both.parameters())
     assert not any(member.training for member in both.members) and not both(BATCH).logits.requires_grad
+
+
+def test_classifier_outputs_are_put_into_the_datas_order():
+    """Class 0 of the data is the network's output 2, class 1 its output 0, class 2 its output 1."""
+    classifier, pixels = two_pixels()
+    ordered = Classifier(classifier.network, [0.4], [0.5], order=[2, 0, 1])
+    assert torch.equal(ordered(pixels).logits, classifier(pixels).logits[:, [2, 0, 1]])
+    assert "order" not in ordered.state_dict()
+
+
+def test_classifier_input_gradient_is_that_of_the_label_in_the_datas_order():
+    classifier, pixels = two_pixels()
+    ordered = Classifier(classifier.network, [0.4], [0.5], order=[2, 0, 1])
+    labels = torch.tensor([0, 1, 2, 0])
+    in_own_order = torch.tensor([2, 0, 1, 2])
+    gradient = ordered(pixels, labels).input_gradient
+    assert torch.allclose(gradient, classifier(pixels, in_own_order).input_gradient, atol=1e-7)
+
+
+def test_teacher_ensemble_averages_members_of_different_orders_class_by_class():
+    one = constant(0.7, 0.2, 0.1)
+    other = Classifier(constant(0.1, 0.7, 0.2).network, [0.5], [0.5], order=[1, 2, 0])
+    view = ensemble(one, other)(BATCH)
+    assert view.logits.softmax(1)[0].tolist() == pytest.approx([0.7, 0.2, 0.1], rel=1e-5)

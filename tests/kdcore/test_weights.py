@@ -137,6 +137,8 @@ def test_inspect_a_student_of_ours_says_all_by_itself(tmp_path: Path, state: dic
         ('{"mean": "grey"}', "cannot be read"),
         ('{"class_names": ["a"]}', "notes 1 class names, its weights have 10"),
         ('{"std": [1, 1, 1]}', "notes 3 channels of its standard deviation, its weights have 1"),
+        ('{"mean": [0.5], "std": [0]}', "the mean and std that the file notes cannot be used: Input should be greater"),
+        ('{"mean": [123.7], "std": [58.4]}', "are not of pixels in 0..1: divide by 255"),
     ],
 )
 def test_notes_that_make_no_sense_are_refused(tmp_path: Path, state: dict[str, torch.Tensor], notes: str, words: str):

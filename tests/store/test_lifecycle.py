@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection
 
 from base.errors import StorageFull
-from store import artifacts, attempts, checkpoints, events, jobs, lifecycle, metrics
+from store import artifacts, attempts, checkpoints, events, jobs, lifecycle, measurements, metrics
 from store.artifacts import NewArtifact
 from store.database import Database
 from store.errors import LeaseLost
@@ -28,10 +28,13 @@ STUDENT = NewArtifact("student.safetensors", SHA256, 12, "application/octet-stre
 
 DISK_FULL = StorageFull("no disk space").as_dict()
 
+CHECK = {"accuracy": 0.7, "interval": [0.6, 0.8], "images": 100, "test_samples": 1000, "warnings": []}
+
 FENCED: dict[str, Callable[[Connection, str, int], Any]] = {
     "heartbeat": lambda c, job, fence: lifecycle.heartbeat(c, job, fence, 30),
     "phase": lambda c, job, fence: lifecycle.set_phase(c, job, fence, "training"),
     "progress": lambda c, job, fence: lifecycle.set_progress(c, job, fence, {"percent": 1}),
+    "teacher_check": lambda c, job, fence: lifecycle.set_teacher_check(c, job, fence, CHECK, "f" * 64),
     "event": lambda c, job, fence: events.append_warning(c, job, fence, WARNING),
     "metric": lambda c, job, fence: metrics.record(c, job, fence, "student", step=1, epoch=1, values={"loss": 1}),
     "checkpoint": lambda c, job, fence: checkpoints.record(
@@ -412,3 +415,33 @@ def test_claim_and_cancel_concurrently(database: Database):
 def attempt_ends(database: Database, job_id: str) -> list[str | None]:
     with database.connect() as connection:
         return [attempt.how for attempt in attempts.list_attempts(connection, job_id)]
+
+
+def test_set_teacher_check_is_kept_with_the_job_its_events_and_for_the_project(database: Database):
+    claim = running(database, project="ours")
+    with database.begin() as connection:
+        lifecycle.set_teacher_check(connection, claim.job.id, claim.fence, CHECK, "a" * 64)
+    job = read_job(database, claim.job.id)
+    shown = {name: value for name, value in CHECK.items() if name != "warnings"}
+    assert job.teacher_check == shown
+    with database.connect() as connection:
+        event = events.list_events(connection, job.id, job.event_seq - 1, 1)[0]
+        assert (event.type, event.data) == ("teacher_check", shown)
+        assert measurements.get(connection, "ours", "evaluation", "a" * 64) == CHECK
+        assert measurements.get(connection, "theirs", "evaluation", "a" * 64) is None
+
+
+def test_set_teacher_check_again_adds_no_event(database: Database):
+    claim = running(database)
+    for check in (CHECK, CHECK, {**CHECK, "accuracy": 0.71}):
+        with database.begin() as connection:
+            lifecycle.set_teacher_check(connection, claim.job.id, claim.fence, check, None)
+    assert event_types(database, claim.job.id).count("teacher_check") == 2
+
+
+def test_set_teacher_check_of_a_lost_job_keeps_nothing(database: Database):
+    claim = running(database)
+    with pytest.raises(LeaseLost), database.begin() as connection:
+        lifecycle.set_teacher_check(connection, claim.job.id, claim.fence + 1, CHECK, "a" * 64)
+    with database.connect() as connection:
+        assert measurements.get(connection, "ours", "evaluation", "a" * 64) is None

@@ -51,6 +51,7 @@ class Engine:
         self.lines = os.fdopen(arguments.events_fd, "w", buffering=1) if arguments.events_fd else sys.stdout
         self.stop_requested = False
         self.resume: Path | None = arguments.resume
+        self.known: Path | None = arguments.known
 
     def write_line(self, event: str, **fields: Any) -> None:
         self.lines.write(json.dumps({"event": event, **fields}) + "\n")
@@ -68,6 +69,8 @@ class Engine:
         self.print("the fake engine starts")
         signal.signal(signal.SIGTERM, self.stop)
         self.write_line("phase", phase="validating")
+        if "teacher_check" in self.options:
+            self.write_line("teacher_check", **self.options["teacher_check"])
         self.write_line("phase", phase="training")
         step, weights = 0, "initial"
         if self.resume:
@@ -88,9 +91,9 @@ class Engine:
         self.write_line("phase", phase="exporting")
         self.announce("artifact", self.out / "student.safetensors", weights, name="student.safetensors", media_type="application/octet-stream")  # fmt: skip  # noqa: E501
         self.announce("artifact", self.out / "report.json", "{}", name="report.json", media_type="application/json")
-        self.write_line(
-            "done", report={"student": {"accuracy": 0.5}, "weights": weights, **self.options.get("report", {})}
-        )
+        known = protocol.KnownBefore.read(self.known).teacher_check if self.known else None
+        report = {"student": {"accuracy": 0.5}, "weights": weights, "known": known, **self.options.get("report", {})}
+        self.write_line("done", report=report)
         return 0
 
     def checkpoint(self, step: int, weights: str) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,16 @@ class JobDatabase:
         self.database = Database(settings.database_url)
         self.files = FileStore(settings.files)
 
-    def submit(self, max_attempts: int = 3, deadline_s: float | None = None, **fake: Any) -> str:
-        new = new_job(project="p", resolved_spec={"fake": fake}, max_attempts=max_attempts, deadline_s=deadline_s)
+    def submit(
+        self,
+        max_attempts: int = 3,
+        deadline_s: float | None = None,
+        project: str = "p",
+        resolved: Mapping[str, Any] | None = None,
+        **fake: Any,
+    ) -> str:
+        spec = {"fake": fake, **(resolved or {})}
+        new = new_job(project=project, resolved_spec=spec, max_attempts=max_attempts, deadline_s=deadline_s)
         with self.database.begin() as connection:
             job, _ = jobs.submit(connection, new)
         return job.id

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from base.clock import boottime
+from kdcore.spec.measured import teacher_check_key
 from store import checkpoints, jobs, lifecycle, metrics, tables
 from store.errors import NotFound
 from store.settings import Settings
@@ -409,3 +410,36 @@ def test_run_job_requeues_a_job_after_too_long_without_the_database(
     until(lambda: "released" in db.types(job_id), "the job to be requeued")
     db.assert_trained(job_id, 100)
     assert [attempt.how for attempt in db.attempts(job_id)] == ["released", "succeeded"]
+
+
+CHECK = {"accuracy": 0.7, "interval": [0.6, 0.8], "images": 100, "test_samples": 1000, "warnings": []}
+TAUGHT = {
+    "dataset": {"source": "digits", "image_size": None},
+    "teacher": {"checkpoint": "weights:ResNet18_Weights.IMAGENET1K_V1", "preprocessing": None},
+}
+
+
+def test_run_job_keeps_the_check_of_its_teacher_for_later_jobs_of_its_project_only(
+    db: JobDatabase, start_worker: Start
+):
+    line = {**CHECK, "key": teacher_check_key(TAUGHT)}
+    start_worker()
+    known = {}
+    for name, project in (("first", "p"), ("second", "p"), ("theirs", "other")):
+        job_id = db.submit(project=project, resolved=TAUGHT, steps=1, teacher_check=line)
+        db.until(job_id, "succeeded")
+        job = db.job(job_id)
+        assert job.teacher_check == {name: value for name, value in CHECK.items() if name != "warnings"}
+        assert db.types(job_id).count("teacher_check") == 1
+        assert job.result is not None
+        known[name] = job.result["known"]
+    assert known == {"first": None, "second": line, "theirs": None}
+
+
+def test_run_job_without_a_key_keeps_no_check(db: JobDatabase, start_worker: Start):
+    start_worker()
+    for _ in range(2):
+        job_id = db.submit(resolved=TAUGHT, steps=1, teacher_check={**CHECK, "key": None})
+        db.until(job_id, "succeeded")
+        result = db.job(job_id).result
+        assert result is not None and result["known"] is None

@@ -16,6 +16,11 @@ from kdcore import models, programs
 from kdcore.catalog import DatasetFacts
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.classifier import Classifier, FrozenTeacher
+from kdcore.data import load
+from kdcore.evaluate import logits_on
+from kdcore.run import run
+from kdcore.spec import Dataset, parse
+from tests.kdcore.engine import events, workspace
 from tests.kdcore.programs.making import MODEL, WEIGHTS, exported, rewritten
 
 DATA = DatasetFacts(
@@ -241,3 +246,19 @@ def test_open_program_an_answer_of_another_shape_than_promised_is_refused(progra
     path = rewritten(program, tmp_path / "t.pt2", {WEIGHTS: change})
     with pytest.raises(TeacherMismatch, match="the program"):
         programs.open_program(path)
+
+
+def test_program_outputs_are_put_into_the_datas_order_by_its_class_names(
+    program: Path, network: nn.Module, tmp_path: Path
+):
+    names = [str(digit) for digit in (3, 1, 4, 5, 9, 2, 6, 8, 7, 0)]
+    teacher = {"program": f"file:{program}", "class_names": names}
+    body = {"dataset": "digits", "student": "convnet4", "method": "kd", "teacher": teacher}
+    where, stream = workspace(tmp_path)
+    report = run(parse({**body, "training": {"epochs": 1, "batch_size": 512}}), where)
+    assert "class_order_changed" in [line["code"] for line in events(stream, "warning")]
+    data = load(Dataset(source="digits"), None, tmp_path)
+    answers = logits_on(Classifier(network, data.facts.mean, data.facts.std), data.test).argmax(1)
+    right = [int(names[answer]) == label for answer, label in zip(answers, data.test.labels.tolist(), strict=True)]
+    assert report["teacher"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert events(stream, "teacher_check")[0]["accuracy"] == pytest.approx(sum(right) / len(right))

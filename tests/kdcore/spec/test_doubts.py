@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcore.spec import METHODS, dataset_warnings, model_warnings, parse, spec_warnings
-from tests.kdcore.spec.specs import DATA, ONE, OTHER, TEACHER, body, known
+from kdcore.spec import METHODS, dataset_warnings, model_warnings, parse, resolve, spec_warnings
+from tests.kdcore.spec.specs import DATA, ONE, OTHER, PROGRAM, TEACHER, TRACED, body, known
 
 NORMALIZED = TEACHER.model_copy(update={"mean": [0.5] * 3, "std": [0.25] * 3})
 STATED = {"checkpoint": "model:big", "preprocessing": {"mean": [0.5] * 3, "std": [0.25] * 3}}
@@ -127,3 +127,56 @@ def test_short_budgets_are_those_of_the_table_in_the_docs():
     assert "With 3 epochs the gain was +0.06 points" in (root / "docs" / "measured.md").read_text()
     assert (cited["kd"].images_per_class, cited["kd"].gain) == (9000 * 3 // 100, 0.06)
     assert cited["kd"].helped_at == 9000 * 8 // 100
+
+
+def named(*names):
+    return NORMALIZED.model_copy(update={"class_names": list(names)})
+
+
+def test_spec_warnings_about_classes_in_another_order_in_the_same_words_for_the_resolved_spec():
+    spec = body()
+    facts = known(spec, named("c", "a", "b"))
+    (warning,) = spec_warnings(parse(spec), facts)
+    assert (warning.code, warning.pointer) == ("class_order_changed", "/teacher/class_names")
+    assert "(c, a, b and not a, b, c)" in warning.message
+    bare = known(spec, NORMALIZED)  # The engine reads the file, which does not say what was registered.
+    assert spec_warnings(resolve(parse(spec), facts), bare) == [warning]
+
+
+@pytest.mark.parametrize(
+    ("stated", "file", "expected"),
+    [
+        (["a", "b", "c"], None, []),
+        (["b", "a", "c"], None, [("class_order_changed", "/teacher/class_names")]),
+        (["a", "b", "c"], ("c", "b", "a"), []),  # The spec knows better than the file.
+        (None, ("a", "b", "c"), []),
+    ],
+)
+def test_spec_warnings_about_class_names_of_the_spec_and_the_file(stated, file, expected):
+    spec = body(teacher={"checkpoint": "model:big", "class_names": stated})
+    network = named(*file) if file else NORMALIZED
+    assert codes(spec_warnings(parse(spec), known(spec, network))) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((32, 32), []),
+        (None, []),
+        ((64, 64), [("image_size_differs", "/dataset/image_size")]),
+        ((32, 64), [("image_size_differs", "/dataset/image_size")]),
+    ],
+)
+def test_spec_warnings_about_the_size_of_the_images_that_a_teacher_learned_from(size, expected):
+    network = NORMALIZED.model_copy(update={"image_size": size})
+    warnings = spec_warnings(parse(body()), known(body(), network))
+    assert codes(warnings) == expected
+    if warnings:
+        assert "pixels, the data set has 32 x 32" in warnings[0].message
+
+
+def test_spec_warnings_say_nothing_about_a_program_of_another_size():
+    """fit() refuses it."""
+    spec = body(teacher=PROGRAM)
+    program = TRACED.model_copy(update={"image_size": (64, 64), "mean": [0.5] * 3, "std": [0.5] * 3})
+    assert spec_warnings(parse(spec), known(spec, teachers={"/teacher": program})) == []

@@ -6,7 +6,7 @@ import pytest
 
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
 from kdcore.spec import Known, Training, Unlabelled, fit, read
-from kdcore.spec.fitting import images_to_train_on
+from kdcore.spec.fitting import class_order, images_to_train_on
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, as_tuples, body, fit_faults
 
 GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
@@ -72,14 +72,14 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         ("/teacher/checkpoint", "teacher_mismatch", "the teacher has 10 classes, the data set has 3"),
         other(class_names=["a", "b", "c"]),
     ),
-    "a teacher of classes in another order": (
-        other(class_names=["c", "b", "a"]),
+    "a teacher of other class names": (
+        other(class_names=["c", "b", "z"]),
         (
             "/teacher/checkpoint",
             "teacher_mismatch",
-            "the teacher's class names, or their order, differ from the data set's",
+            "the teacher's class names differ from the data set's",
         ),
-        other(class_names=None),
+        other(class_names=["c", "b", "a"]),
     ),
     "a teacher of grey images": (
         other(channels=1),
@@ -376,3 +376,37 @@ def test_images_to_train_on_excludes_held_out_images(train, fraction, pool, labe
     images = None if pool is None else POOL.model_copy(update={"train": pool})
     unlabelled = Unlabelled(source="theirs", labelled_too=labelled_too)
     assert images_to_train_on(dataset, images, unlabelled, Training(validation_fraction=fraction)) == left
+
+
+@pytest.mark.parametrize(
+    ("names", "pointer", "told"),
+    [
+        (["a", "b"], "/teacher/class_names", "2 class names, and the teacher has 3 classes"),
+        (["a", "b", "x"], "/teacher/class_names", "the teacher's class names differ from the data set's"),
+    ],
+)
+def test_fit_refuses_class_names_of_a_spec_that_are_not_the_datas(names, pointer, told):
+    given = {"teacher": {"checkpoint": "model:big", "class_names": names}}
+    assert fit_faults(**given) == [(pointer, "teacher_mismatch", told)]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "told"),
+    [
+        ([0.5] * 3, [0.0, 0.2, 0.2], "Input should be greater than 0"),
+        ([float("nan")] * 3, [0.2] * 3, "Input should be a finite number"),
+        ([123.0] * 3, [58.0] * 3, "[123.0, 123.0, 123.0] are not of pixels in 0..1: divide by 255"),
+    ],
+)
+def test_fit_refuses_a_normalization_that_was_registered_before_it_was_checked(mean, std, told):
+    network = TEACHER.model_copy(update={"mean": mean, "std": std})
+    text = f"the model's own mean and std cannot be used: {told}"
+    assert fit_faults(network=network) == [("/teacher/preprocessing", "teacher_mismatch", text)]
+    stated = {"checkpoint": "model:big", "preprocessing": {"mean": [0.5] * 3, "std": [0.2] * 3}}
+    assert fit_faults(network=network, teacher=stated) == []
+
+
+def test_class_order_gives_the_output_of_each_class():
+    assert class_order(["c", "a", "b"], DATA) == (1, 2, 0)
+    assert class_order(["a", "b", "c"], DATA) is None
+    assert class_order(None, DATA) is None

@@ -178,3 +178,22 @@ def test_resolve_chooses_augmentation_by_the_images():
     assert isinstance(of(image_size=(128, 128)).training.augmentation, RandomResizedCrop)
     grey = of(kind="named", channels=1, image_size=(8, 8), mean=[0.5], std=[0.2])
     assert isinstance(grey.training.augmentation, NoAugmentation)
+
+
+@pytest.mark.parametrize(
+    ("stated", "registered", "written"),
+    [
+        (None, None, None),
+        (None, ["a", "b", "c"], None),
+        (None, ["c", "a", "b"], ("c", "a", "b")),
+        (["b", "c", "a"], ["c", "a", "b"], ("b", "c", "a")),
+        (["a", "b", "c"], ["c", "a", "b"], None),
+    ],
+)
+def test_resolve_writes_out_class_names_only_in_another_order(stated, registered, written):
+    """The engine gets the file by its digest, and not what was registered with it."""
+    spec = body(teacher={"checkpoint": "model:big", "class_names": stated})
+    facts = known(spec, TEACHER.model_copy(update={"class_names": registered}))
+    once = resolve(parse(spec), facts)
+    assert once.teachers[0].class_names == written
+    assert resolve(once, known(spec)).teachers[0].class_names == written

@@ -1,0 +1,37 @@
+"""The keys under which results are kept for later jobs: a digest of everything that decides the result."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from base.references import FILE
+
+TEACHER_CHECK_VERSION = 1
+"""Increase it when `kdcore/teacher_check.py` would answer otherwise than before."""
+_DECIDING = ("checkpoint", "program", "architecture", "preprocessing", "class_names", "weight")
+
+
+def teacher_check_key(resolved: Mapping[str, Any]) -> str | None:
+    """Return the key of the check of a job's teacher (sha256, hex), from its resolved spec as JSON.
+
+    None if the job has no teacher, or if a file is named by its path: its bytes may change.
+    """
+    given = resolved.get("teacher")
+    if not given:
+        return None
+    each = given if isinstance(given, list) else [given]
+    # Fields that are not set are left out, so that a spec which an earlier version resolved has the same key.
+    teachers = [{name: one[name] for name in _DECIDING if one.get(name) is not None} for one in each]
+    dataset = resolved["dataset"]
+    references = [dataset["source"], *(one.get("program") or one.get("checkpoint") or "" for one in each)]
+    if any(reference.startswith(FILE) for reference in references):
+        return None
+    decides = {
+        "version": TEACHER_CHECK_VERSION,
+        "dataset": {"source": dataset["source"], "image_size": dataset.get("image_size")},
+        "teachers": teachers,
+        # Several teachers answer as one at the job's temperature.
+        "temperature": resolved.get("temperature") if len(each) > 1 else None,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
