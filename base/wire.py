@@ -90,6 +90,9 @@ class Measured(TypedDict):
     loss: float
     agreement: float | None
     """Share of the test images on which the model and the teacher predict the same class."""
+    accuracy_running_averages: NotRequired[float]
+    """With the running averages of its batch norms in the place of measured statistics; only if they differ by more
+    than noise (warning `batch_norm_not_converged`)."""
 
 
 class Report(TypedDict):

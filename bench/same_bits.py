@@ -2,14 +2,16 @@
 
     python -m bench.same_bits --old PATH [--folder DIR] [--processes N] [JOB ...]
 
-Small jobs are run by `python -m kdcore run` in both checkouts; only the command line and its files are used. Compared
-are the students' files (best epochs), all tensors of the last checkpoint (last epochs), the points of the metrics, the
-resolved spec, and the report without its seconds. Jobs that can be stopped in an interesting place have two more lines:
+Small jobs are run by `python -m kdcore run` in both checkouts; only the command line and its files are used. This
+checkout's have `training.batch_norm: running`, which was the only kind before there was an option. Compared are the
+students' files (best epochs), all tensors of the last checkpoint (last epochs), the points of the metrics, the resolved
+spec, and the report without its seconds. A file or a field of a document that only this checkout has is no difference.
+Jobs that can be stopped in an interesting place have two more lines:
 
 - resumed: stopped twice by SIGTERM and resumed in this checkout; the result must equal the uninterrupted run of the
   other checkout;
-- taken over: stopped in the other checkout and resumed in this one; the result must be equal, or the checkpoint is
-  refused with a message, which is printed.
+- taken over: stopped in the other checkout and resumed in this one, with the other's spec; the result must be equal, or
+  the checkpoint is refused with a message, which is printed.
 
 `--folder` keeps the inputs and the results of the other checkout, until its code or this file changes. JOB is part of a
 job's name. Exit code 1 if anything differs. Takes four minutes on one core, less with a kept folder.
@@ -156,12 +158,13 @@ class RunResult:
 
 @dataclass
 class Checkout:
-    """One of the two checkouts: the folders of its code, its results and the inputs."""
+    """One of the two checkouts: the folders of its code, its results and the inputs, and additions to recipes."""
 
     name: str
     tree: Path
     folder: Path
     inputs: Path
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, spec: Spec, name: str, resume: Path | None = None, stop_at: int | None = None) -> RunResult:
         """Run one engine process to its end, or stop it by SIGTERM at the first checkpoint from step `stop_at` on."""
@@ -265,21 +268,25 @@ class _Job:
     new: Checkout
 
     @property
+    def new_spec(self) -> Spec:
+        return {**self.spec, "training": {**self.spec["training"], **self.new.recipe}}
+
+    @property
     def expected(self) -> RunResult:
         return self.old.cached(partial(self.old.run_to_end, self.spec, self.slug), self.slug)
 
 
 def _uninterrupted(name: str, job: _Job) -> Check:
-    expected, result = job.expected, job.new.run_to_end(job.spec, job.slug)
+    expected, result = job.expected, job.new.run_to_end(job.new_spec, job.slug)
     return Check(name, list(differences(expected, result)), result.seconds, f"{expected.seconds:.1f} s in the other")
 
 
 def _resumed(name: str, job: _Job) -> Check:
     """Stop early, in the first of several stages or trials, and again late."""
     total = job.expected.step
-    first = job.new.run_until(job.spec, f"{job.slug}-first", total // 6)
-    second = job.new.run_until(job.spec, f"{job.slug}-second", total * 6 // 10, first.checkpoint)
-    last = job.new.run(job.spec, f"{job.slug}-last", second.checkpoint)
+    first = job.new.run_until(job.new_spec, f"{job.slug}-first", total // 6)
+    second = job.new.run_until(job.new_spec, f"{job.slug}-second", total * 6 // 10, first.checkpoint)
+    last = job.new.run(job.new_spec, f"{job.slug}-last", second.checkpoint)
     seconds = first.seconds + second.seconds + last.seconds
     note = f"stopped at {first.step} and {second.step} of {total}"
     if last.exit:
@@ -303,13 +310,14 @@ def _taken_over(name: str, job: _Job) -> Check:
 
 
 def differences(expected: RunResult, result: RunResult) -> Iterator[str]:
-    names = {path.name for out in (expected.out, result.out) for path in out.glob("*.safetensors")}
-    for name in sorted(names):
-        old, new = expected.out / name, result.out / name
-        if not old.exists() or not new.exists():
-            yield f"{name}: only in {old.parent if old.exists() else new.parent}"
-        elif _sha256(old.read_bytes()) != _sha256(new.read_bytes()):
-            yield f"{name}: {'only the metadata differ' if _tensors(old) == _tensors(new) else 'the weights differ'}"
+    for old in sorted(expected.out.glob("*.safetensors")):
+        new = result.out / old.name
+        if not new.exists():
+            yield f"{old.name}: only in {old.parent}"
+        elif _tensors(old) != _tensors(new):
+            yield f"{old.name}: the weights differ"
+        else:
+            yield from _document_differences(f"{old.name}, metadata", _metadata(old), _metadata(new))
     missing, added = expected.tensors - result.tensors, result.tensors - expected.tensors
     if missing or added:
         yield f"last checkpoint: {missing.total()} tensors of the other are missing here, {added.total()} are new"
@@ -334,8 +342,8 @@ def _metric_differences(expected: RunResult, result: RunResult) -> Iterator[str]
 
 def _document_differences(path: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
-            yield from _document_differences(f"{path} {name}", old.get(name, "absent"), new.get(name, "absent"))
+        for name in old:
+            yield from _document_differences(f"{path} {name}", old[name], new.get(name, "absent"))
     elif old != new:
         yield f"{path}: {old}, here {new}"
 
@@ -354,6 +362,12 @@ def _tensors(path: Path) -> tuple[Mapping[str, Any], bytes]:
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     return {name: value for name, value in header.items() if name != "__metadata__"}, content[end:]
+
+
+def _metadata(path: Path) -> Any:
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["distillery"])
 
 
 def _events(lines: Sequence[Line], event: str) -> list[Line]:
@@ -393,7 +407,8 @@ def main() -> int:
         tree = arguments.old.resolve()
         cache = folder / _sha256(b"".join(map(Path.read_bytes, [Path(__file__), *_code(tree)])))[:12]
         old = Checkout("the other", tree, cache / "old", cache / "inputs")
-        new = Checkout("this one", REPOSITORY, Path(temporary) / "new", cache / "inputs")
+        running = {"batch_norm": "running"}
+        new = Checkout("this one", REPOSITORY, Path(temporary) / "new", cache / "inputs", running)
         for side in (old, new):
             side.check_import()
         make_inputs(old)

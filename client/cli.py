@@ -1,13 +1,14 @@
 """The command line `distillery`. Exit codes: 0 success, 1 the job did not succeed, 2 an error, 130 interrupted.
 
-Errors are lines on standard error, one for each fault. `--json` prints the service's answer for programs.
+Errors are lines on standard error, one for each fault. Warnings are blocks of lines there, and change no exit code.
+`--json` prints the service's answer for programs.
 """
 
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
 from base.references import STUDENT_FILE
-from base.wire import JobView
+from base.wire import JobView, WarningView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
@@ -28,6 +29,8 @@ from client.spec import (
     Spec,
     parse_duration,
     parse_methods,
+    parse_numbers,
+    read_class_names,
     read_spec,
     set_data,
     set_field,
@@ -35,6 +38,7 @@ from client.spec import (
     upload_files,
 )
 from client.terminal import (
+    NewWarnings,
     TransferBars,
     event_line,
     follow,
@@ -44,6 +48,7 @@ from client.terminal import (
     print_list,
     print_report,
     print_result,
+    print_warnings,
 )
 from client.transfer import digest_of
 
@@ -78,6 +83,7 @@ app.add_typer(keys_app, name="keys")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
 NameOrId = Annotated[str, typer.Argument(help="Name or id.")]
+Strict = Annotated[bool, typer.Option("--strict", help="A warning is an error: nothing is registered.")]
 FileName = Annotated[str | None, typer.Option("--name", help="Default: the file's name.")]
 
 
@@ -191,6 +197,9 @@ def submit(
             help="Any field: training.batch_size=64. A method's option: method.p=1; in a sum: method.attention.p=1.",
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A warning that is known before the training is an error.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job to its end.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec, and print it resolved.")] = False,
     idempotency_key: Annotated[
@@ -210,6 +219,7 @@ def submit(
         "beta": beta,
         "baseline": baseline,
         "name": name,
+        "strict": True if strict else None,
     }
     fields.update({field: value for field, value in flags.items() if value is not None})
     if dataset is not None:
@@ -235,12 +245,13 @@ def submit(
         _validate(distillery, fields, as_json)
         return
     job = distillery.submit(fields, idempotency_key=idempotency_key)
+    print_warnings(job["warnings"])
     if as_json and not watch:
         print_json(job)
         return
     typer.echo(job["id"])
     if watch:
-        _follow(distillery, job["id"], as_json)
+        _follow(distillery, job["id"], as_json, job["warnings"])
     else:
         typer.echo(f"follow it: distillery watch {job['id']}", err=True)
 
@@ -256,6 +267,7 @@ def _validate(distillery: Distillery, spec: Spec, as_json: bool) -> None:
             typer.echo(fault_line(fault), err=True)
     if not validation["valid"]:
         raise typer.Exit(2)
+    print_warnings(validation["warnings"])
 
 
 @app.command("list")
@@ -291,10 +303,12 @@ def show(
             typer.echo(json.dumps(event) if as_json else event_line(event))
         return
     job = distillery.job(job_id)
+    print_warnings(job["warnings"])
     if as_json:
         print_json(job)
         return
     console = output()
+    print_lines(console, *tables.verdict_lines(job))
     console.print(tables.job_facts(job))
     if attempts := distillery.attempts(job_id):
         console.print(tables.attempt_table(attempts))
@@ -308,16 +322,17 @@ def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> Non
     _follow(context.obj, job_id, as_json)
 
 
-def _follow(distillery: Distillery, job_id: str, as_json: bool) -> None:
-    """Follow the job, then exit with 0 if it succeeded, else with 1."""
+def _follow(distillery: Distillery, job_id: str, as_json: bool, shown: Sequence[WarningView] = ()) -> None:
+    """Follow the job, then exit with 0 if it succeeded, else with 1. Warnings that were shown are not repeated."""
     console = Console()
     with _detachable(job_id):
         if as_json:
             for event in distillery.watch(job_id):
                 typer.echo(json.dumps(event))
             job = distillery.job(job_id)
+            NewWarnings(shown).print(job["warnings"])
         else:
-            job = follow(distillery, job_id, console)
+            job = follow(distillery, job_id, console, shown=shown)
     hint = f"fetch the student: distillery download {job_id}" if job["kind"] == "distillation" else None
     succeeded = job["status"] == "succeeded" if as_json else print_result(job, console, hint)
     raise typer.Exit(0 if succeeded else 1)
@@ -398,7 +413,10 @@ def download(
 def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
         none_yet = "no models yet: distillery models add FILE --architecture resnet56"
-        print_list(list(context.obj.models()), as_json, tables.model_table, none_yet)
+        models = list(context.obj.models())
+        print_list(models, as_json, tables.model_table, none_yet)
+        for model in models:
+            print_warnings(model["warnings"], model["name"])
 
 
 @models_app.command("add")
@@ -407,11 +425,44 @@ def add_model(
     file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint.")],
     architecture: Annotated[str | None, typer.Option(help="Needed if the file does not name it.")] = None,
     name: FileName = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS", help="Mean of the training images' pixels in 0..1, for each channel: 0.5,0.4,0.4."
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Their standard deviation, in the same way.")
+    ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|a,b,c",
+            help="The names of the outputs in their order: in a file one on each line or a JSON list, or here.",
+        ),
+    ] = None,
+    strict: Strict = False,
 ) -> None:
     """Upload a checkpoint and register it as a teacher. The server inspects it first."""
+    if (mean is None) != (std is None):
+        raise InvalidInput("--mean and --std belong together: give both")
+    preprocessing = None
+    if mean is not None and std is not None:
+        preprocessing = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std)}
+    names = None if class_names is None else read_class_names(class_names)
+    distillery: Distillery = context.obj
     with TransferBars() as bars:
-        model = context.obj.register_model(name or _stem(file), file, architecture, on_progress=bars.add(file.name))
+        model = distillery.register_model(
+            name or _stem(file),
+            file,
+            architecture,
+            preprocessing=preprocessing,
+            class_names=names,
+            strict=strict,
+            on_progress=bars.add(file.name),
+        )
     output().print(tables.model_table([model]))
+    print_warnings(model["warnings"])
     typer.echo(f"use it: --teacher model:{model['name']}", err=True)
 
 
@@ -435,9 +486,6 @@ def evaluate_model(
     console = Console(stderr=True)
     with _detachable(job["id"]):
         job = follow(distillery, job["id"], console, f"evaluation of {name}")
-    for warning in job["warnings"]:
-        hint = f"; {warning['hint']}" if warning["hint"] else ""
-        typer.echo(f"warning {warning['code']}: {warning['message']}{hint}", err=True)
     if as_json:
         print_json(job)
     elif job["status"] == "succeeded":
@@ -457,7 +505,10 @@ def remove_model(context: typer.Context, name: NameOrId) -> None:
 @datasets_app.callback()
 def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
-        print_list(list(context.obj.datasets()), as_json, tables.dataset_table, "no data sets")
+        datasets = list(context.obj.datasets())
+        print_list(datasets, as_json, tables.dataset_table, "no data sets")
+        for dataset in datasets:
+            print_warnings(dataset["warnings"], dataset["name"])
 
 
 @datasets_app.command("add")
@@ -466,13 +517,16 @@ def add_dataset(
     file: Annotated[Path, typer.Argument(help=".npz arrays, or a .zip or .tar with one folder for each class.")],
     name: FileName = None,
     image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
+    strict: Strict = False,
 ) -> None:
     """Upload a data set and register it. The server reads every row first."""
+    distillery: Distillery = context.obj
     with TransferBars() as bars:
-        dataset = context.obj.register_dataset(
-            name or _stem(file), file, image_size=image_size, on_progress=bars.add(file.name)
+        dataset = distillery.register_dataset(
+            name or _stem(file), file, image_size=image_size, strict=strict, on_progress=bars.add(file.name)
         )
     output().print(tables.dataset_table([dataset]))
+    print_warnings(dataset["warnings"])
     typer.echo(f"use it: --dataset {dataset['name']}", err=True)
 
 

@@ -10,7 +10,7 @@ The defaults of the address and the key are DISTILLERY_URL and DISTILLERY_API_KE
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -230,24 +230,40 @@ class Distillery:
         architecture: str | None = None,
         *,
         preprocessing: Mapping[str, list[float]] | None = None,
+        class_names: Sequence[str] | None = None,
+        strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Model:
         """Register a checkpoint as a teacher. `file` is a path, which is uploaded, or a blob. The server inspects
-        it first."""
+        it first; what it had to guess is in the model's `warnings`, and with `strict` an ApiError instead.
+
+        `preprocessing` is `{"mean": [...], "std": [...]}`, one number for each channel, of pixels in 0..1.
+        `class_names` are the names of the outputs, in their order.
+        """
         body = {
             "name": name,
             "blob": self._blob(file, on_progress),
             "architecture": architecture,
             "preprocessing": None if preprocessing is None else dict(preprocessing),
+            "class_names": None if class_names is None else list(class_names),
+            "strict": strict or None,
         }
         model: Model = self.connection.json("POST", "/v1/models", json=_without_none(body), timeout=INSPECTION_S)
         return model
 
     def register_dataset(
-        self, name: str, file: str | Path, *, image_size: int | None = None, on_progress: OnProgress | None = None
+        self,
+        name: str,
+        file: str | Path,
+        *,
+        image_size: int | None = None,
+        strict: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> Dataset:
-        """Register `.npz` arrays or an archive of class folders as a data set. The server reads every row first."""
-        body = {"name": name, "blob": self._blob(file, on_progress), "image_size": image_size}
+        """Register `.npz` arrays or an archive of class folders as a data set. The server reads every row first; what
+        it had to decide itself is in the data set's `warnings`, and with `strict` an ApiError instead."""
+        blob = self._blob(file, on_progress)
+        body = {"name": name, "blob": blob, "image_size": image_size, "strict": strict or None}
         dataset: Dataset = self.connection.json("POST", "/v1/datasets", json=_without_none(body), timeout=INSPECTION_S)
         return dataset
 

@@ -37,6 +37,9 @@ SHORT_FOR = {
 }
 """The field that a plain name sets, also inside a list: `"method": "kd"` is short for `{"name": "kd"}`."""
 
+DEFAULT_NAMES = {"optimizer": "sgd", "schedule": "multistep"}
+"""What `--set training.optimizer.lr=0.1` changes where the spec names none: the service's default."""
+
 DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
 PROGRAM_SUFFIX = ".pt2"
 """A file of torch.export: a teacher that is a program, not a checkpoint."""
@@ -82,7 +85,8 @@ def set_field(spec: Spec, setting: str) -> None:
 
 
 def _child(parent: Any, step: str, field: str, setting: str) -> Any:
-    """Return the object below `parent`. A plain name becomes the object that it is short for."""
+    """Return the object below `parent`. A plain name becomes the object that it is short for, and a field that is not
+    set its default object."""
     if isinstance(parent, list):
         index = _index(parent, step, field, setting)
         if isinstance(parent[index], str) and field in SHORT_FOR:
@@ -92,7 +96,7 @@ def _child(parent: Any, step: str, field: str, setting: str) -> Any:
         raise InvalidInput(f"--set {setting!r}: {field} has no field {step!r}")
     child = parent.get(step)
     if child is None:
-        parent[step] = {}
+        parent[step] = {SHORT_FOR[step]: DEFAULT_NAMES[step]} if step in DEFAULT_NAMES else {}
     elif isinstance(child, str):
         if step not in SHORT_FOR:
             raise InvalidInput(f"--set {setting!r}: {step} is {child!r} and has no fields")
@@ -125,6 +129,38 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != whole:
         raise InvalidInput(f"--deadline {text!r}: write it in seconds, or as 30m, 8h, 1h30m or 2d")
     return sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)
+
+
+def parse_numbers(flag: str, text: str) -> list[float]:
+    """Return the numbers of `0.507,0.487,0.441`, one for each channel."""
+    parts = text.replace(",", " ").split()
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise InvalidInput(f"{flag} {text!r}: write one number for each channel, such as 0.507,0.487,0.441")
+    return numbers
+
+
+def read_class_names(text: str) -> list[str]:
+    """Return the class names of `cat,dog,…`, or of a file: a name on each line, or a JSON list. In the order of the
+    network's outputs."""
+    path = Path(text).expanduser()
+    if not path.is_file():
+        if "," not in text:
+            raise InvalidInput(
+                f"--class-names {text!r}: there is no such file; give a file with one name on each line, or a,b,c"
+            )
+        return [name.strip() for name in text.split(",")]
+    try:
+        content = path.read_text(encoding="utf-8")
+        names = json.loads(content) if path.suffix == ".json" else [line.strip() for line in content.splitlines()]
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"--class-names: cannot read {path}: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(f"--class-names: {path} must be a JSON list of names, in the order of the network's outputs")
+    return [name for name in names if name]
 
 
 def parse_methods(texts: Sequence[str]) -> Any:

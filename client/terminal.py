@@ -1,9 +1,10 @@
 """The output of the command line: lines, JSON, tables, progress bars, and the progress of a job."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import typer
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from base.jobs import TERMINAL
-from base.wire import EventView, JobView
+from base.wire import EventView, JobView, TeacherCheck, WarningView
 from client import tables
 from client.errors import DistilleryError
 from client.sdk import Distillery
@@ -19,8 +20,8 @@ from client.transfer import OnProgress
 
 POLL_S = 0.4
 MAX_OUTAGE_S = 120.0
-SHOWN_BY_BAR = ("queued", "phase", "checkpoint", "claimed", "succeeded", "failed")
-"""Types of events that are not printed above the bar, because the bar shows their content."""
+SHOWN_BY_BAR = ("queued", "phase", "checkpoint", "claimed", "succeeded", "failed", "warning", "teacher_check")
+"""Types of events that are not printed above the bar: it shows their content, or they are printed from the job."""
 
 
 def output() -> Console:
@@ -33,6 +34,26 @@ def print_lines(console: Console, *lines: str, style: str | None = None) -> None
     """Print lines without markup and wrapping."""
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True, style=style)
+
+
+def print_warnings(warnings: Iterable[WarningView], about: str = "") -> None:
+    """Print warnings on standard error, a block of lines each; also when standard output is JSON for a program."""
+    for warning in warnings:
+        for line in tables.warning_lines(warning, about):
+            typer.echo(line, err=True)
+
+
+class NewWarnings:
+    """Prints each warning of a job once, however often the job is read."""
+
+    def __init__(self, shown: Iterable[WarningView] = ()) -> None:
+        """`shown` are those that the user has seen already."""
+        self.shown = list(shown)
+
+    def print(self, warnings: Iterable[WarningView]) -> None:
+        new = [warning for warning in warnings if warning not in self.shown]
+        self.shown += new
+        print_warnings(new)
 
 
 def print_json(answer: Any) -> None:
@@ -69,35 +90,50 @@ class TransferBars:
         return lambda done, total: self.progress.update(bar, completed=done, total=total)
 
 
-def follow(distillery: Distillery, job_id: str, console: Console, title: str | None = None) -> JobView:
+def follow(
+    distillery: Distillery,
+    job_id: str,
+    console: Console,
+    title: str | None = None,
+    shown: Iterable[WarningView] = (),
+) -> JobView:
     """Show a job until it has ended, and return it: a bar on a terminal, else one line for each event.
 
-    KeyboardInterrupt does not affect the job.
+    Its warnings go to standard error, except those that were shown before. KeyboardInterrupt does not affect the job.
     """
+    warnings = NewWarnings(shown)
     if not console.is_terminal:
         print_lines(console, f"{title or 'job'}: {job_id}")
         for event in distillery.watch(job_id):
-            if event["type"] != "checkpoint":
+            if event["type"] == "warning":
+                warnings.print(distillery.job(job_id)["warnings"])
+            elif event["type"] != "checkpoint":
                 print_lines(console, event_line(event))
-        return distillery.job(job_id)
+        job = distillery.job(job_id)
+        warnings.print(job["warnings"])
+        return job
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[details]}"),
     )
-    with Progress(*columns, console=console, auto_refresh=False) as progress:
-        bar = _JobBar(distillery, job_id, progress, title)
+    # Standard error is drawn above the bar only if it is the same terminal, not if it is a file.
+    with Progress(*columns, console=console, auto_refresh=False, redirect_stderr=sys.stderr.isatty()) as progress:
+        bar = _JobBar(distillery, job_id, progress, title, warnings)
         while not bar.update():
             time.sleep(POLL_S)
     return bar.job
 
 
 class _JobBar:
-    """The bar of one job. Unusual events are printed above it."""
+    """The bar of one job. Unusual events, its warnings and its teacher's accuracy are printed above it."""
 
-    def __init__(self, distillery: Distillery, job_id: str, progress: Progress, title: str | None) -> None:
-        self.distillery, self.progress, self.title = distillery, progress, title
+    def __init__(
+        self, distillery: Distillery, job_id: str, progress: Progress, title: str | None, warnings: NewWarnings
+    ) -> None:
+        self.distillery, self.progress, self.title, self.warnings = distillery, progress, title, warnings
+        self.teacher_is_shown = False
         self.job = distillery.job(job_id)
         self.last_seq = 0
         self.answered_at = time.monotonic()
@@ -110,6 +146,8 @@ class _JobBar:
         try:
             self.job = self.distillery.job(self.job["id"])
             self._print_events()
+            self._print_teacher()
+            self.warnings.print(self.job["warnings"])
             self._fetch_accuracy()
             self.answered_at = time.monotonic()
         except DistilleryError as error:
@@ -125,6 +163,12 @@ class _JobBar:
             self.last_seq = event["seq"]
             if event["type"] not in SHOWN_BY_BAR:
                 print_lines(self.progress.console, event_line(event))
+
+    def _print_teacher(self) -> None:
+        check = self.job["teacher_check"]
+        if check is not None and not self.teacher_is_shown:
+            self.teacher_is_shown = True
+            print_lines(self.progress.console, f"teacher: {tables.teacher_check_text(check)}")
 
     def _fetch_accuracy(self) -> None:
         """Fetch the newest accuracy, once for each epoch."""
@@ -150,7 +194,7 @@ class _JobBar:
 def progress_text(job: JobView, accuracy: float | None) -> str:
     """Return `epoch 7/15, validation accuracy 91.2 %, 8 s left`, with the trial's name unless it is the student's.
 
-    For a waiting job it is the reason of the wait, for a succeeded one the student's accuracy on the test images.
+    For a waiting job it is the reason of the wait, for a succeeded one the accuracy on the test images.
     """
     if job["result"] is not None:
         return f"test accuracy {tables.accuracy_text(job)}"
@@ -179,7 +223,13 @@ def duration(seconds: float) -> str:
 
 
 def event_line(event: EventView) -> str:
-    """Return `13:05:07  claimed  attempt=1  device=cpu`. A value with the name of the event's type is printed alone."""
+    """Return `13:05:07  claimed  attempt=1  device=cpu`. A value with the name of the event's type is printed alone.
+
+    The measurement of the teacher is a sentence: `13:05:08  teacher: 70.2 % on 1,000 of 10,000 test images`.
+    """
+    if event["type"] == "teacher_check" and TeacherCheck.__required_keys__ <= event["data"].keys():
+        check = cast(TeacherCheck, event["data"])
+        return f"{event['at'][11:19]}  teacher: {tables.teacher_check_text(check)}"
     fields = [
         _value_text(value) if name == event["type"] else f"{name}={_value_text(value)}"
         for name, value in event["data"].items()
@@ -211,6 +261,7 @@ def print_result(job: JobView, console: Console, hint: str | None = None) -> boo
     if job["status"] != "succeeded":
         print_lines(console, f"job {job['id']} {job['status']}", *tables.failure_lines(job), style="red")
         return False
+    print_lines(console, *tables.verdict_lines(job))
     print_report(job, console)
     if hint:
         print_lines(console, hint)

@@ -3,6 +3,7 @@
     python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--known FILE]
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
+    python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
     python -m kdcore inspect model PATH --architecture NAME
     python -m kdcore inspect program PATH
     python -m kdcore inspect dataset PATH [--image-size N]
@@ -11,6 +12,7 @@
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
 checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
+`images` writes the test images of a data set, to check a student outside of the engine. It,
 `evaluate` and `inspect` print one JSON object.
 """
 
@@ -83,6 +85,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
     return _print(lambda: evaluate_checkpoint(arguments.path, arguments.architecture, arguments.dataset, workspace))
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    from kdcore.evaluate import write_test_images
+    from kdcore.prepare import Workspace
+
+    workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
+    return _print(lambda: write_test_images(arguments.path, arguments.dataset, workspace))
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -185,10 +195,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("path", type=Path)
     evaluate.add_argument("--dataset", required=True)
     evaluate.add_argument("--architecture", help="for a checkpoint that does not name it")
-    for verb in (run, evaluate):
+    images = verbs.add_parser("images", help="write a data set's test images")
+    images.set_defaults(verb=_images)
+    images.add_argument("path", type=Path)
+    images.add_argument("--dataset", required=True)
+    for verb in (run, evaluate, images):
         verb.add_argument("--input", type=_input, action="append", default=[], metavar="REF=PATH")
     run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")
-    evaluate.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
+    for verb in (evaluate, images):
+        verb.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
 
     inspect = verbs.add_parser("inspect", help="print facts of a file or a network")
     inspect.set_defaults(verb=_inspect)

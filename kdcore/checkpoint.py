@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ import torch
 from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
 from base.warning import WarningItem
+from kdcore import batch_norm
 from kdcore.prepare import PreparedJob, Workspace
-from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED
-from kdcore.spec import Stage
+from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
+from kdcore.spec import GIVEN, Stage, Trial
 from kdcore.training import Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
+
+FORMAT = 2
+"""The number of a checkpoint's format. Before it was counted, a checkpoint had no number: 1."""
 
 
 class Stopped(SystemExit):
@@ -43,6 +48,12 @@ class Progress:
     finished: dict[str, dict[str, Outcome]] = field(default_factory=dict)
     prepared: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    batch_norm: str = "measured"
+    """`training.batch_norm` of the job that began: one job keeps to one kind of statistics."""
+    warnings: Sequence[WarningItem] = ()
+    """The warnings of the job up to here."""
+    format: int = FORMAT
+    """The format of the file from which this was read."""
 
 
 def save(folder: Path, step: int, progress: Progress) -> Written:
@@ -51,7 +62,14 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         trial: {model: vars(outcome) for model, outcome in outcomes.items()}
         for trial, outcomes in progress.finished.items()
     }
-    state = {"finished": finished, "prepared": progress.prepared, "training": progress.training}
+    state = {
+        "format": FORMAT,
+        "finished": finished,
+        "prepared": progress.prepared,
+        "training": progress.training,
+        "batch_norm": progress.batch_norm,
+        "warnings": [warning.as_dict() for warning in progress.warnings],
+    }
 
     def write(path: Path) -> None:
         # torch's own writer, which needs a path, hides the error of a full disk.
@@ -65,36 +83,137 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
 
 
 def load(path: Path, device: torch.device) -> Progress:
-    """Read a checkpoint. Tensors of models come to `device`; random states stay on the CPU."""
+    """Read a checkpoint. Tensors of models come to `device`; random states stay on the CPU.
+
+    Before format 2, every job used the running averages of its batch norms.
+    """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         finished = {
             trial: {model: Outcome(**saved) for model, saved in outcomes.items()}
             for trial, outcomes in state["finished"].items()
         }
-        return Progress(finished, dict(state["prepared"]), state["training"])
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        number = state.get("format", 1)
+        if number > FORMAT:
+            raise ValueError(f"format {number} is of a newer version")
+        return Progress(
+            finished,
+            dict(state["prepared"]),
+            state["training"],
+            state.get("batch_norm", "running"),
+            [WarningItem(**warning) for warning in state.get("warnings", ())],
+            number,
+        )
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a stage, in images that one network is run on; a step of a learning network counts as three, because
+    its backward pass costs about twice its forward pass. All networks count alike."""
+
+    step: int
+    epoch_end: int
+    stage_end: int
+
+    @classmethod
+    def of(cls, trial: Trial, stage: Stage, job: PreparedJob) -> Work:
+        recipe = job.spec.training
+        learners, models, teachers = len(trial.students) * trial.scheme.branches, _models(trial), 0
+        if trial.methods and trial.taught_by is not None:
+            teachers = len(job.spec.teachers) if trial.taught_by == GIVEN else 1
+        first = stage.method.first_stage if stage.method is not None else None
+        if first is not None and not first.trains_student:
+            learners = models = 0
+        held_out = max(1, round(job.data.facts.train * recipe.validation_fraction))
+        measured = 0
+        if recipe.batch_norm == "measured":
+            rows = recipe.batch_size * (stage.steps // stage.epochs)
+            measured = recipe.batch_size * batch_norm.batches_in(rows, recipe.batch_size)
+        return cls(
+            step=recipe.batch_size * (3 * learners + teachers),
+            epoch_end=models * (held_out + measured),
+            stage_end=models * 2 * held_out if stage is trial.stages[-1] else 0,
+        )
+
+    def of_stage(self, stage: Stage) -> int:
+        return stage.steps * self.step + stage.epochs * self.epoch_end + self.stage_end
+
+
+def _models(trial: Trial) -> int:
+    """Return the networks that are run to evaluate a trial once: a branch or an exit counts as one."""
+    scheme = trial.scheme
+    if scheme.kind == "ensemble":
+        return 1 + scheme.branches
+    return len(trial.students) + len(scheme.exits or ())
+
+
+class Meter:
+    """The share of a job that is done, every evaluation included, and the time that the rest will take."""
+
+    def __init__(self, job: PreparedJob, lines: Lines) -> None:
+        self.lines = lines
+        plan = [(trial, stage) for trial in job.trials for stage in trial.stages]
+        self.last = plan[-1][1]
+        self.work = {stage.name: Work.of(trial, stage, job) for trial, stage in plan}
+        self.before: dict[str, int] = {}
+        self.steps_before: dict[str, int] = {}
+        self.training = self.steps = 0
+        for _, stage in plan:
+            self.before[stage.name], self.steps_before[stage.name] = self.training, self.steps
+            self.training += self.work[stage.name].of_stage(stage)
+            self.steps += stage.steps
+        # Each model is measured on the test images at its best and at its last epoch.
+        models = 2 * sum(_models(trial) for trial in job.trials) + len(job.spec.teachers) + (job.baseline is not None)
+        self.total = self.training + models * len(job.data.test)
+        self.measured = 0
+        self.began: tuple[float, int] | None = None
+
+    def measuring(self, images: int) -> None:
+        """Count images of the final evaluation."""
+        self.measured += images
+        if self.lines.progress_is_due():
+            self.report(self.last, self.last.epochs, self.steps, min(self.training + self.measured, self.total))
+
+    def end(self) -> None:
+        """Report that the job is done, its files written."""
+        self.report(self.last, self.last.epochs, self.steps, self.total + 1)
+
+    def report(self, stage: Stage, epoch: int, step: int, done: int) -> None:
+        """Write a progress line. Writing the files counts as one: before that no job is done to 100 %, not even where
+        the percent is shown as a whole number."""
+        now, total = time.monotonic(), self.total + 1
+        began_at, began_with = self.began = self.began or (now, done)
+        per_unit_s = (now - began_at) / (done - began_with) if done > began_with else None
+        self.lines.progress(
+            trial=stage.name,
+            epoch=epoch,
+            epochs=stage.epochs,
+            step=step,
+            total_steps=self.steps,
+            percent=100.0 if done == total else min(99.49, math.floor(10_000 * done / total) / 100),
+            seconds_remaining=None if per_unit_s is None else round(per_unit_s * (total - done), 1),
+        )
 
 
 class Watch:
     """Reports a stage's progress, saves checkpoints, and stops the training on request."""
 
-    def __init__(self, stage: Stage, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
-        self.name, self.workspace, self.progress = stage.name, workspace, progress
-        plan = [one for trial in job.trials for one in trial.stages]
-        self.steps_before = sum(one.steps for one in plan[: plan.index(stage)])
-        self.steps_in_all = sum(one.steps for one in plan)
+    def __init__(self, stage: Stage, meter: Meter, workspace: Workspace, progress: Progress) -> None:
+        self.stage, self.meter, self.workspace, self.progress = stage, meter, workspace, progress
+        self.work, self.steps_before = meter.work[stage.name], meter.steps_before[stage.name]
+        self.evaluated_images = 0
         self.saved_at = time.monotonic()
         self.disk_full = False
-        self.began: tuple[float, int] | None = None
 
     def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        self.workspace.lines.metric(self.name, step, epoch, values)
+        self.workspace.lines.metric(self.stage.name, step, epoch, values)
         figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.info("%s, epoch %d, step %d: %s", self.name, epoch, step, figures)
+        log.info("%s, epoch %d, step %d: %s", self.stage.name, epoch, step, figures)
 
     def after_step(self, training: StageTraining) -> None:
+        self.evaluated_images = 0
         due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
         if self.workspace.stop_requested:
             self._save(training, training.state())
@@ -102,6 +221,12 @@ class Watch:
         if due and not training.ended:  # `run` saves the end of a stage, as its result.
             self.save_or_warn(training, training.state())
         if training.ended or self.workspace.lines.progress_is_due():
+            self._report(training)
+
+    def evaluated(self, training: StageTraining, images: int) -> None:
+        """Count images of an evaluation between two steps."""
+        self.evaluated_images += images
+        if self.workspace.lines.progress_is_due():
             self._report(training)
 
     def save_or_warn(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
@@ -119,23 +244,16 @@ class Watch:
 
     def _save(self, training: StageTraining, state: Mapping[str, Any] | None) -> None:
         """Write a checkpoint under the job's own count of steps: the highest number is always the furthest."""
-        self.progress.training = state
+        self.progress.training, self.progress.warnings = state, tuple(self.workspace.warnings)
         step = self.steps_before + training.global_step
         written = save(self.workspace.out / "checkpoints", step, self.progress)
         self.workspace.announce("checkpoint", written, step=step)
         self.saved_at = time.monotonic()
 
     def _report(self, training: StageTraining) -> None:
-        now = time.monotonic()
-        done, total = self.steps_before + training.global_step, self.steps_in_all
-        began_at, began_step = self.began = self.began or (now, done)
-        per_step_s = (now - began_at) / (done - began_step) if done > began_step else None
-        self.workspace.lines.progress(
-            trial=self.name,
-            epoch=min(training.position.epoch + 1, training.epochs),
-            epochs=training.epochs,
-            step=done,
-            total_steps=total,
-            percent=round(100 * done / total, 2),
-            seconds_remaining=None if per_step_s is None else round(per_step_s * (total - done), 1),
-        )
+        work, position = self.work, training.position
+        done = self.meter.before[self.stage.name] + training.global_step * work.step + position.epoch * work.epoch_end
+        # What an evaluation needs may differ from the estimate; the next step corrects it.
+        done += min(self.evaluated_images, work.stage_end if training.ended else work.epoch_end)
+        epoch = min(position.epoch + 1, training.epochs)
+        self.meter.report(self.stage, epoch, self.steps_before + training.global_step, done)

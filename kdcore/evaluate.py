@@ -6,12 +6,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -36,9 +37,9 @@ from kdcore.spec import (
 if TYPE_CHECKING:
     from kdcore.prepare import Workspace
 
-BATCH = 256
-PART = 1024
-"""An evaluation reports its progress after so many images."""
+LARGEST_BATCH = 256
+BATCH_PIXELS = 2**20
+"""Height x width of all images in a batch: 256 images up to 64 pixels wide, 64 of 128, 20 of 224."""
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
 
@@ -52,19 +53,26 @@ class Score:
     loss: float
 
 
+def batch_size(height: int, width: int) -> int:
+    """Return the number of images in a batch of an evaluation, so that it needs less memory than a training step."""
+    return max(1, min(LARGEST_BATCH, BATCH_PIXELS // (height * width)))
+
+
 @torch.no_grad()
-def logits_on(classifier: Classifier, images: Images) -> Tensor:
+def logits_on(classifier: Classifier, images: Images, on_images: Callable[[int], None] | None = None) -> Tensor:
     """Return the logits of every image in order, on the CPU: n × K, in float32, as for the exported file.
 
-    The classifier keeps its mode and precision.
+    The classifier keeps its mode and precision. `on_images` is called after each batch with its number of images.
     """
     was_training, was_bf16 = classifier.training, classifier.bf16
     classifier.train(False)
     classifier.bf16 = False
-    parts = [
-        classifier(images.pixels[at : at + BATCH].to(classifier.mean.device)).logits
-        for at in range(0, len(images), BATCH)
-    ]
+    parts, size = [], batch_size(*images.pixels.shape[2:])
+    for at in range(0, len(images), size):
+        pixels = images.pixels[at : at + size].to(classifier.mean.device)
+        parts.append(classifier(pixels).logits)
+        if on_images is not None:
+            on_images(len(pixels))
     classifier.train(was_training)
     classifier.bf16 = was_bf16
     return torch.cat(parts).cpu()
@@ -84,6 +92,24 @@ def score(logits_nK: Tensor, labels_n: Tensor) -> Score:
 def agreement(logits_nK: Tensor, teacher_nK: Tensor) -> float:
     """Return the fraction of images whose most likely class is the same for both."""
     return (logits_nK.argmax(1) == teacher_nK.argmax(1)).double().mean().item()
+
+
+def paired_p(one_nK: Tensor, other_nK: Tensor, labels_n: Tensor) -> float:
+    """Return the two-sided p-value of McNemar's exact test: that two models are right equally often on these images.
+
+    Only images on which one model is right and the other one wrong count. If the models are equally good, each of
+    these m images is a fair coin: p = 2 · P(Binomial(m, 1/2) ≤ the smaller count), at most 1.
+    """
+    labels_n = labels_n.cpu()
+    one, other = (logits_nK.argmax(1) == labels_n for logits_nK in (one_nK, other_nK))
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    count = only_one + only_other
+    log_half = count * math.log(0.5)
+    tail = sum(
+        math.exp(math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + log_half)
+        for k in range(min(only_one, only_other) + 1)
+    )
+    return min(1.0, 2 * tail)
 
 
 def parameters(network: nn.Module) -> int:
@@ -185,16 +211,27 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
 
 
 def _logits_with_progress(classifier: Classifier, images: Images, workspace: Workspace) -> Tensor:
-    """Return `logits_on` of all images, in parts: after each one the progress is reported, and a stop is obeyed."""
-    parts: list[Tensor] = []
-    began, total = time.monotonic(), len(images)
-    for start in range(0, total, PART):
-        end = min(start + PART, total)
-        parts.append(logits_on(classifier, images.take(torch.arange(start, end))))
+    """Return `logits_on` of all images: after each batch the progress is reported, and a stop is obeyed."""
+    began, total, done = time.monotonic(), len(images), 0
+
+    def on_images(count: int) -> None:
+        nonlocal done
+        done += count
         if workspace.stop_requested:
             sys.exit(EXIT_STOPPED)
-        if end == total or workspace.lines.progress_is_due():
-            left_s = (time.monotonic() - began) / end * (total - end)
-            percent, seconds = round(100 * end / total, 2), round(left_s, 1)
-            workspace.lines.progress(step=end, total_steps=total, percent=percent, seconds_remaining=seconds)
-    return torch.cat(parts)
+        if done == total or workspace.lines.progress_is_due():
+            left_s = (time.monotonic() - began) / done * (total - done)
+            percent, seconds = round(100 * done / total, 2), round(left_s, 1)
+            workspace.lines.progress(step=done, total_steps=total, percent=percent, seconds_remaining=seconds)
+
+    return logits_on(classifier, images, on_images)
+
+
+def write_test_images(path: Path, dataset: str, workspace: Workspace) -> dict[str, Any]:
+    """Write a data set's test images to a safetensors file, as a network gets them before its normalization.
+
+    `images`: N x channels x height x width, uint8; `labels`: N, int64. Returns the number of images.
+    """
+    loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
+    save_file({"images": loaded.test.pixels[:].contiguous(), "labels": loaded.test.labels.contiguous()}, path)
+    return {"test_samples": len(loaded.test)}

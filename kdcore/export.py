@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from base.files import Written, write_text, write_whole
-from base.references import STUDENT_FILE
+from base.references import ALONE_FILE, STUDENT_FILE
 from kdcore import report
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import Student
@@ -24,7 +24,8 @@ def write(
     finished: Mapping[str, Mapping[str, Outcome]],
     summary: Mapping[str, Any],
 ) -> None:
-    """Write the student, its peers if several learned from each other, the report and the resolved spec."""
+    """Write the student, its peers if several learned from each other, the student alone if the job trained it, the
+    report and the resolved spec."""
     delivered, students = report.delivered(job, finished), job.spec.students
     path = workspace.out / STUDENT_FILE
     written = student(path, delivered.weights, students[0], job, summary["student"], delivered.members)
@@ -33,6 +34,10 @@ def write(
         path = workspace.out / f"student-{number}.safetensors"
         best = finished["student"][path.stem].best
         written = student(path, best, peer, job, summary["models"][path.stem])
+        workspace.announce("artifact", written, name=path.name, media_type=WEIGHTS)
+    if "alone" in finished:
+        path = workspace.out / ALONE_FILE
+        written = student(path, finished["alone"]["student"].best, students[0], job, summary["alone"])
         workspace.announce("artifact", written, name=path.name, media_type=WEIGHTS)
     for name, content in (("report.json", summary), ("spec.json", job.spec.as_json())):
         written = write_text(workspace.out / name, json.dumps(content, indent=2) + "\n")

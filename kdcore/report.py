@@ -5,7 +5,7 @@ Shapes: n test images, K classes, k models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from kdcore.training import Outcome
 
 Result = tuple[Trial, Mapping[str, Classifier], Mapping[str, Outcome]]
 """A finished trial, its models, and their outcomes by the same names."""
+LogitsOf = Callable[[Classifier], Tensor]
+"""Measures a model on the test images."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +45,33 @@ def delivered(job: PreparedJob, finished: Mapping[str, Mapping[str, Outcome]]) -
     return Delivered(weights, len(generations))
 
 
-def build_report(job: PreparedJob, results: Iterable[Result]) -> dict[str, Any]:
-    """Return the rows of teacher, student and the same student alone; `models` are all others."""
+def build_report(
+    job: PreparedJob, results: Iterable[Result], on_images: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Return the rows of teacher, student and the same student alone; `models` are all others.
+
+    `on_images` is called with the numbers of images that models have been run on.
+    """
+
+    def logits_of(model: Classifier) -> Tensor:
+        return evaluate.logits_on(model, job.data.test, on_images)
+
     labels, student_spec = job.data.test.labels, job.spec.students[0]
     rows: dict[str, Any] = {}
     teacher_nK: Tensor | None = None
-    for name, architecture, network, logits_nK in _teachers(job):
+    for name, architecture, network, logits_nK in _teachers(job, logits_of):
         teacher_nK = logits_nK if name == "teacher" else teacher_nK
         rows[name] = model_row(architecture, network, logits_nK, labels)
     generations: list[Tensor] = []
     for result in results:
-        for name, row, logits_nK in _trained(job, *result, teacher_nK):
+        for name, row, logits_nK in _trained(job, *result, teacher_nK, logits_of):
             rows[name] = row
             if name == "student" or name.startswith("generation-"):
                 generations.append(logits_nK)
     if len(generations) > 1:
         rows |= _generation_rows(rows["student"], generations, job, teacher_nK)
     if job.baseline is not None:
-        logits_nK = evaluate.logits_on(job.baseline, job.data.test)
+        logits_nK = logits_of(job.baseline)
         rows["alone"] = model_row(student_spec.architecture, job.baseline.network, logits_nK, labels, teacher_nK)
     student, alone = rows["student"], rows.get("alone")
     return {
@@ -106,13 +117,13 @@ def training_row(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[st
     }
 
 
-def _teachers(job: PreparedJob) -> Iterator[tuple[str, str, nn.Module, Tensor]]:
+def _teachers(job: PreparedJob, logits_of: LogitsOf) -> Iterator[tuple[str, str, nn.Module, Tensor]]:
     """Yield name, architecture, network and logits of the teacher, then of its members if there are several."""
     if job.teacher is None:
         return
     names = [spec.architecture or "program" for spec in job.spec.teachers]
     networks = [member.network for member in job.teacher.members]
-    logits_knK = [evaluate.logits_on(member, job.data.test) for member in job.teacher.members]
+    logits_knK = [logits_of(member) for member in job.teacher.members]
     yield "teacher", " + ".join(names), nn.ModuleList(networks), job.teacher.combined(logits_knK)
     if len(networks) > 1:
         for number, row in enumerate(zip(names, networks, logits_knK, strict=True), 1):
@@ -125,23 +136,27 @@ def _trained(
     models: Mapping[str, Classifier],
     outcomes: Mapping[str, Outcome],
     teacher_nK: Tensor | None,
+    logits_of: LogitsOf,
 ) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
     """Yield the name in the report, row and logits of each model that a trial trained."""
     labels = job.data.test.labels
     for number, (name, outcome) in enumerate(outcomes.items()):
         model = models[name]
-        best_nK = _logits_with(model, outcome.best, job)
+        best_nK = logits_of(_with(model, outcome.best))
         last_is_best = outcome.best_epoch == outcome.epochs
-        last_nK = best_nK if last_is_best else _logits_with(model, outcome.last, job)
+        last_nK = best_nK if last_is_best else logits_of(_with(model, outcome.last))
         spec = trial.students[number] if len(trial.students) > 1 else trial.students[0]
         row = model_row(spec.architecture, model.network, best_nK, labels, teacher_nK)
         row |= training_row(outcome, last_nK, labels)
+        if outcome.running:
+            running_nK = logits_of(_with(model, {**outcome.best, **outcome.running}))
+            row["accuracy_running_averages"] = evaluate.score(running_nK, labels).accuracy
         yield name if trial.name == "student" else trial.name, row, best_nK
 
 
-def _logits_with(model: Classifier, weights: Mapping[str, Tensor], job: PreparedJob) -> Tensor:
+def _with(model: Classifier, weights: Mapping[str, Tensor]) -> Classifier:
     model.network.load_state_dict(weights)
-    return evaluate.logits_on(model, job.data.test)
+    return model
 
 
 def _generation_rows(

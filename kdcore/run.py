@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from kdcore import checkpoint, device, export, objectives, report
-from kdcore.checkpoint import Progress, Watch
+from base.warning import WarningItem
+from kdcore import checkpoint, device, evaluate, export, objectives, report
+from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.objectives import Setting
@@ -25,7 +26,7 @@ from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
 from kdcore.spec import GIVEN, JobSpec, Trial
 from kdcore.spec.methods import SchemeOptions
-from kdcore.training import Observer, StageTraining
+from kdcore.training import Observer, Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
 
@@ -37,33 +38,52 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     """
     started = time.monotonic()
     job = prepare(spec, workspace)
-    progress = Progress()
+    progress = Progress(batch_norm=job.spec.training.batch_norm)
     if resume is not None:
         log.info("resuming from %s", resume.name)
         progress = checkpoint.load(resume, job.device)
+        _continue_as_begun(job, workspace, progress)
+    meter = Meter(job, workspace.lines)
 
     workspace.lines.phase("training")
     for trial in job.trials:
         if trial.name not in progress.finished:
-            _train(trial, job, workspace, progress)
+            _train(trial, job, workspace, progress, meter)
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
-    summary = report.build_report(job, results)
+    summary = report.build_report(job, results, meter.measuring)
     summary["seconds"] = round(time.monotonic() - started, 3)
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
     export.write(job, workspace, progress.finished, summary)
+    meter.end()
     return summary
 
 
-def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
+def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
+    """Keep to the batch-norm statistics and the warnings of the job that the checkpoint continues."""
+    for warning in progress.warnings:
+        workspace.warn(warning)
+    recipe = job.spec.training.model_copy(update={"batch_norm": progress.batch_norm})
+    job.spec = job.spec.model_copy(update={"training": recipe})
+    height, width = job.data.facts.image_size
+    if progress.format < checkpoint.FORMAT and evaluate.batch_size(height, width) != evaluate.LARGEST_BATCH:
+        text = (
+            "the checkpoint is of an earlier version, which evaluated 256 images at a time: accuracies and losses of "
+            "further epochs may differ in their last bits, and so may the choice of the best epoch"
+        )
+        workspace.warn(WarningItem("bits_not_repeatable", "", text, "submit the job again for figures of one kind"))
+
+
+def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress, meter: Meter) -> None:
     """Train a trial from its start, stage after stage."""
     setup = TrialSetup(trial, job, _teacher(trial, job, progress))
     for number, stage in enumerate(trial.stages):
-        watch = Watch(stage, job, workspace, progress)
-        training = setup.training(number, Observer(metric=watch.metric, after_step=watch.after_step))
+        watch = Watch(stage, meter, workspace, progress)
+        observer = Observer(metric=watch.metric, after_step=watch.after_step, evaluated=watch.evaluated)
+        training = setup.training(number, observer)
         if stage.name in progress.prepared:
             training.adopt(progress.prepared[stage.name])
             continue
@@ -71,10 +91,34 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
             training.restore(progress.training)
         outcomes = training.run()
         if stage is trial.stages[-1]:
+            _compare_statistics(trial, training, outcomes, workspace)
             progress.finished[trial.name], progress.prepared = outcomes, {}
         else:
             progress.prepared[stage.name] = training.learned()
         watch.save_or_warn(training, None)
+
+
+def _compare_statistics(
+    trial: Trial, training: StageTraining, outcomes: Mapping[str, Outcome], workspace: Workspace
+) -> None:
+    """Warn for each model whose running averages of batch-norm statistics give another accuracy, by more than noise."""
+    for name, outcome in outcomes.items():
+        accuracies = training.compare_statistics(name, outcome)
+        if accuracies is None:
+            continue
+        measured, running = accuracies
+        model = name if trial.name == "student" else trial.name if name == "student" else f"{trial.name}/{name}"
+        text = (
+            f"{model}: with the running averages of its batch norms {running:.1%} of the held-out images are right, "
+            f"with statistics measured anew {measured:.1%}"
+        )
+        if training.recipe.batch_norm == "measured":
+            text += ", which the report and the file have"
+            hint = "nothing needs to be done; more steps bring the two closer"
+        else:
+            text += "; the report and the file have the running averages"
+            hint = "submit the job with training.batch_norm 'measured', the default"
+        workspace.warn(WarningItem("batch_norm_not_converged", "/training", text, hint))
 
 
 def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from base.errors import LossDiverged
-from kdcore import evaluate
+from kdcore import batch_norm, evaluate
+from kdcore.classifier import Classifier
 from kdcore.data.images import TrainingSet
 from kdcore.data.views import Views, order
 from kdcore.lesson import Batch, Scheme, StepOutput
@@ -26,6 +27,8 @@ from kdcore.spec import AdamW, Multistep, Optimizer, Schedule, Training
 
 POINT_EVERY_STEPS = 200
 """The number of steps in a metric point; the end of an epoch also makes a point."""
+NOISE_P = 0.01
+"""Two accuracies on the same images differ by more than noise if a paired test gives a smaller p."""
 UNKNOWN = -1
 """The label of an image whose class is unknown."""
 
@@ -48,6 +51,8 @@ class Best:
     weights: Weights
     epoch: int = 0
     accuracy: float = -1.0
+    running: Weights = field(default_factory=dict)
+    """The running averages of its batch norms, which measured statistics have replaced in `weights`."""
 
 
 @dataclass
@@ -59,6 +64,9 @@ class Outcome:
     best_epoch: int
     best_accuracy: float
     epochs: int
+    running: Weights = field(default_factory=dict)
+    """The running averages of the best epoch's batch norms, if they give another accuracy than measured statistics,
+    by more than noise."""
 
 
 @dataclass
@@ -67,6 +75,8 @@ class Observer:
 
     metric: Callable[[int, int, Mapping[str, float]], None]
     after_step: Callable[[StageTraining], None]
+    evaluated: Callable[[StageTraining, int], None] = lambda *_: None
+    """Called during an evaluation with the number of images that a model has just been run on."""
 
 
 @dataclass
@@ -114,10 +124,33 @@ class StageTraining:
             self._epoch()
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
             self.observer.after_step(self)
-        return {
-            name: Outcome(best.weights, self._weights(name), best.epoch, best.accuracy, self.epochs)
-            for name, best in self.best.items()
-        }
+        return {name: self._outcome(name, best) for name, best in self.best.items()}
+
+    def _outcome(self, name: str, best: Best) -> Outcome:
+        last = best.weights if best.epoch == self.epochs else self._graded(name)[0]
+        return Outcome(best.weights, last, best.epoch, best.accuracy, self.epochs)
+
+    def compare_statistics(self, name: str, outcome: Outcome) -> tuple[float, float] | None:
+        """Return the accuracies on held-out images, at the best epoch, by measured batch-norm statistics and by running
+        averages, if they differ by more than noise: then the outcome gets the averages, too. Else None."""
+        model, held_out, measures = self.scheme.models[name], self.training_set.held_out, self._measures
+        other = self.best[name].running
+        if not measures:
+            with _loaded(model.network, outcome.best):
+                other = self._statistics(model)
+        if not other:
+            return None
+        logits = []
+        for weights in (outcome.best, {**outcome.best, **other}):
+            with _loaded(model.network, weights):
+                logits.append(evaluate.logits_on(model, held_out, self._evaluated))
+        if evaluate.paired_p(logits[0], logits[1], held_out.labels) >= NOISE_P:
+            return None
+        used, unused = (evaluate.score(each, held_out.labels).accuracy for each in logits)
+        if not measures:
+            return unused, used
+        outcome.running = other
+        return used, unused
 
     def _build_objective(self) -> None:
         """Give the objective a first lesson, in eval mode and without gradients, from which it builds its modules."""
@@ -199,16 +232,38 @@ class StageTraining:
     def _end_epoch(self) -> None:
         """Measure each model on the held-out images, keep its best weights, and report the epoch."""
         validation: dict[str, float] = {}
+        held_out = self.training_set.held_out
         for name, model in self.scheme.models.items():
-            weights = self._weights(name)
-            with _loaded(model.network, weights if self.averages else None):
-                held_out = self.training_set.held_out
-                score = evaluate.score(evaluate.logits_on(model, held_out), held_out.labels)
+            weights, running = self._graded(name)
+            with _loaded(model.network, weights if self.averages or running else None):
+                score = evaluate.score(evaluate.logits_on(model, held_out, self._evaluated), held_out.labels)
             if score.accuracy > self.best[name].accuracy:
-                self.best[name] = Best(weights, self.position.epoch + 1, score.accuracy)
+                self.best[name] = Best(weights, self.position.epoch + 1, score.accuracy, running)
             prefix = "validation" if name == "student" else f"validation/{name}"
             validation |= {f"{prefix}/accuracy": score.accuracy, f"{prefix}/loss": score.loss}
         self._point(validation)
+
+    def _graded(self, name: str) -> tuple[Weights, Weights]:
+        """Return a model's weights as they are graded, kept and delivered: with measured batch-norm statistics, unless
+        the recipe says otherwise; and the running averages in whose place these are. The training keeps its own."""
+        weights = self._weights(name)
+        if not self._measures:
+            return weights, {}
+        model = self.scheme.models[name]
+        with _loaded(model.network, weights if self.averages else None):
+            statistics = self._statistics(model)
+        return {**weights, **statistics}, {name: weights[name] for name in statistics}
+
+    @property
+    def _measures(self) -> bool:
+        return self.recipe.batch_norm == "measured"
+
+    def _statistics(self, model: Classifier) -> Weights:
+        batches = batch_norm.batches(self.training_set, self.recipe.batch_size)
+        return batch_norm.measured(model, batches, self._evaluated)
+
+    def _evaluated(self, images: int) -> None:
+        self.observer.evaluated(self, images)
 
     def _point(self, validation: Mapping[str, float]) -> None:
         """Read the sums, the only place where the host waits for the device, and report their means."""

@@ -1,6 +1,6 @@
 // The page: which view the address names, the list of jobs, and the form for a key.
 
-import { age, bar, h, json, key, method, models, percent, pill, points, Problem, repeatedly, request, short, show, waitingText } from "./common.js";
+import { age, bar, dataset, h, json, key, method, models, percent, pill, points, Problem, repeatedly, request, short, show, waitingText } from "./common.js";
 import { jobPage } from "./job.js";
 
 const main = document.getElementById("main");
@@ -82,10 +82,11 @@ function cells(job) {
   const student = job.kind === "evaluation" ? job.result : job.result?.student;
   const gain = job.result?.gain;
   return [
-    h("td", null, pill(job), h("span", { class: "waiting", title: job.waiting?.message }, waitingText(job)), bar(job)),
+    h("td", null, pill(job), h("span", { class: "waiting", title: job.waiting?.message }, waitingText(job)),
+      job.warnings.length > 0 && h("span", { class: "warned" }, warnedText(job)), bar(job)),
     h("td", null,
       h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
-      h("div", { class: "models" }, models(job))),
+      h("div", { class: "models" }, [models(job), dataset(job)].filter(Boolean).join(", "))),
     h("td", { class: "wide" }, method(job)),
     h("td", { class: "number" }, percent(student?.accuracy)),
     h("td", { class: `number ${gain > 0 ? "up" : gain < 0 ? "down" : ""}` }, points(gain)),
@@ -93,6 +94,8 @@ function cells(job) {
     h("td", { class: "number wide quiet" }, age(job.created_at)),
   ];
 }
+
+const warnedText = ({ warnings: { length } }) => `${length} warning${length === 1 ? "" : "s"}`;
 
 function emptyState(origin) {
   const spec = JSON.stringify({

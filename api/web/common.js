@@ -103,10 +103,23 @@ export function bar(job) {
   }, fill);
 }
 
-/** Teacher, assistants and student: "resnet56 → resnet20"; of an evaluation the model. */
+/** Teacher, assistants and student: "resnet56 → resnet20"; of an evaluation the model, by the name that was sent. */
 export function models(job) {
+  if (job.kind === "evaluation") return joined(job.spec.model);
   const spec = job.resolved_spec || job.spec;
-  return [spec.model, spec.teacher, ...(spec.assistants || []), spec.student].map(joined).filter(Boolean).join(" → ");
+  return [spec.teacher, ...(spec.assistants || []), spec.student].map(joined).filter(Boolean).join(" → ");
+}
+
+/** The data set as the client named it; bytes without a name by the start of their digest. */
+export function dataset(job) {
+  const given = (job.spec || {}).dataset;
+  const name = typeof given === "string" ? given : given?.source;
+  return name?.startsWith("blob:sha256:") ? `${name.slice(0, 24)}…` : name || "";
+}
+
+/** "70.2 % on 1,000 of 10,000 test images": the teacher before anything was trained. */
+export function teacherCheck({ accuracy, images, test_samples: all }) {
+  return `${percent(accuracy)} on ${images < all ? `${count(images)} of ${count(all)}` : `all ${count(images)}`} test images`;
 }
 
 /** One network or several: "resnet56 + wrn_40_2", "2 × convnet4". */

@@ -1,7 +1,8 @@
 // The page of one job: its state, its report, its curves, files, attempts, events and log.
 
 import {
-  age, bar, bytes, clock, count, displayName, duration, h, json, key, method, models, percent, pill, points, repeatedly, request, show, TERMINAL,
+  age, bar, bytes, clock, count, dataset, displayName, duration, h, json, key, method, models, percent, pill, points, repeatedly, request, show,
+  teacherCheck, TERMINAL,
 } from "./common.js";
 import { chart } from "./chart.js";
 
@@ -41,6 +42,7 @@ export function jobPage(main, id, signal, showError) {
   const part = (tag, name) => h(tag, { class: name });
   const head = part("section", "card job-head");
   const failure = part("section", "card failure");
+  const warnings = part("section", "card warnings");
   const result = part("section", "card result");
   const accuracyPlace = part("section", "card chart");
   const lossPlace = part("section", "card chart");
@@ -51,9 +53,10 @@ export function jobPage(main, id, signal, showError) {
   const log = h("pre", { class: "log", tabindex: 0, "aria-label": "Log" });
   const follow = h("input", { type: "checkbox", checked: true });
   const notice = h("p", { class: "notice", role: "alert" });
-  failure.hidden = files.hidden = attempts.hidden = true;
-  main.append(h("div", { class: "job" }, head, failure, result,
-    h("div", { class: "two" }, accuracyPlace, lossPlace),
+  const charts = h("div", { class: "two" }, accuracyPlace, lossPlace);
+  failure.hidden = warnings.hidden = charts.hidden = files.hidden = attempts.hidden = true;
+  main.append(h("div", { class: "job" }, head, failure, warnings, result,
+    charts,
     files,
     attempts,
     h("div", { class: "two" },
@@ -88,10 +91,12 @@ export function jobPage(main, id, signal, showError) {
 
   function draw() {
     document.title = `${job.name || job.id} · ${job.status} · Distillery`;
-    show(head, [job.status, job.phase, job.requested, job.progress, job.waiting, job.name, age(job.created_at)], header);
+    show(head, [job.status, job.phase, job.requested, job.progress, job.waiting, job.name, job.teacher_check, age(job.created_at)], header);
     failure.hidden = !job.error;
     if (job.error) show(failure, job.error, failureText);
-    show(result, [job.result, job.resolved_spec?.baseline, job.status], () => report(job));
+    warnings.hidden = !job.warnings.length;
+    show(warnings, job.warnings, warningTexts);
+    show(result, [job.result, job.resolved_spec?.baseline, job.status, job.teacher_check], () => report(job));
     show(spec, [job.spec, job.resolved_spec], specs);
   }
 
@@ -114,6 +119,8 @@ export function jobPage(main, id, signal, showError) {
         h("div", { class: "verbs" }, ACTIONS.filter(({ verb, when }) => job.allowed_actions.includes(verb) && (!when || when(job))).map(button))),
       h("div", { class: "facts" },
         h("span", null, models(job)), h("span", null, method(job)),
+        dataset(job) && h("span", null, `data ${dataset(job)}`),
+        job.teacher_check && !job.result && h("span", null, `teacher ${teacherCheck(job.teacher_check)}`),
         h("span", { class: "mono" }, job.id, " ", h("button", { class: "plain", type: "button", onclick: copy }, "copy")),
         facts.filter(Boolean).map((fact) => h("span", null, fact))),
       bar(job),
@@ -148,11 +155,13 @@ export function jobPage(main, id, signal, showError) {
   }
 
   async function drawMetrics() {
-    const state = JSON.stringify([job.status, job.attempts_without_progress, job.progress?.trial, job.progress?.step]);
+    const state = JSON.stringify([job.status, job.attempts_without_progress, job.progress?.trial, job.progress?.step, job.teacher_check]);
     if (state === metricsState) return;
     const { series } = await json(`${at}/metrics?max_points=300&keys=${CURVES}`, { signal });
     metricsState = state;
-    accuracyChart.update(...accuracies(series, job.result?.teacher?.accuracy));
+    // Nothing will be measured any more in a job that has ended without a measurement, and nothing in an evaluation.
+    charts.hidden = !Object.keys(series).length && (done() || job.kind === "evaluation");
+    accuracyChart.update(...accuracies(series, job.result?.teacher?.accuracy ?? job.teacher_check?.accuracy));
     lossChart.update(...losses(series));
   }
 
@@ -226,7 +235,7 @@ export function jobPage(main, id, signal, showError) {
     lastSeq = Number(seq);
     const { type, at: when, data } = JSON.parse(text);
     const scrolledUp = feed.scrollHeight - feed.scrollTop - feed.clientHeight > 40;
-    feed.append(h("li", null, h("time", { datetime: when, title: when }, clock(when)), h("span", null, type.replaceAll("_", " ")), h("span", { class: "data" }, eventText(data))));
+    feed.append(h("li", null, h("time", { datetime: when, title: when }, clock(when)), h("span", null, type.replaceAll("_", " ")), h("span", { class: "data" }, eventText(type, data))));
     if (!scrolledUp) feed.scrollTop = feed.scrollHeight;
   }
 
@@ -287,8 +296,14 @@ async function readEvents(stream, each) {
   }
 }
 
-/** An event's data in a few words. */
-const eventText = (data) => Object.entries(data?.error || data || {})
+/** An event's data in a few words. The box of warnings has the rest of a warning. */
+function eventText(type, data) {
+  if (type === "warning") return data.message;
+  if (type === "teacher_check") return teacherCheck(data);
+  return fieldsText(data);
+}
+
+const fieldsText = (data) => Object.entries(data?.error || data || {})
   .filter(([name, value]) => value !== null && value !== false && typeof value !== "object" && !HIDDEN.includes(name))
   .map(([name, value]) => {
     if (["phase", "reason", "message"].includes(name)) return String(value).replaceAll("_", " ");
@@ -302,6 +317,16 @@ function failureText(error) {
     h("p", null, error.message),
     error.hint && h("p", { class: "hint" }, error.hint),
     h("p", { class: "hint quiet" }, error.retryable ? "A retry may help." : "A retry alone does not help."),
+  ];
+}
+
+function warningTexts(warnings) {
+  return [
+    h("h2", null, warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`),
+    h("ul", null, warnings.map(({ code, pointer, message, hint }) => h("li", null,
+      h("p", null, message),
+      hint && h("p", { class: "hint" }, hint),
+      h("p", { class: "mono quiet" }, [code, pointer].filter(Boolean).join(" "))))),
   ];
 }
 
@@ -319,6 +344,7 @@ function report(job) {
     columns.map(([, model, css]) => h("td", { class: `number ${css}` }, model ? value(model) : "–")));
   if (!student && TERMINAL.includes(job.status)) return [h("p", null, noReport(job))];
   return [
+    job.result?.verdict && h("p", { class: "verdict" }, job.result.verdict),
     h("table", null,
       h("thead", null, h("tr", null, h("td", null, ""), columns.map(([name, model]) =>
         h("th", { scope: "col" }, name, h("span", { class: "models" }, model?.architecture || "\u00a0"))))),
@@ -340,7 +366,7 @@ function evaluation({ result, status }) {
   const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
   return [
     h("table", null, h("tbody", null,
-      fact("Accuracy", percent(result.accuracy)),
+      h("tr", { class: "first" }, h("th", { scope: "row" }, "Accuracy"), h("td", { class: "number" }, percent(result.accuracy))),
       fact("95 % interval", `${percent(result.interval[0])} to ${percent(result.interval[1])}`),
       fact("Top-5 accuracy", percent(result.accuracy_top5)),
       fact("Test images", count(result.test_samples)),
@@ -362,9 +388,11 @@ function otherModels(others) {
       h("td", { class: "number wide" }, bytes(model.bytes)), h("td", { class: "number wide" }, percent(model.agreement))))));
 }
 
-const noReport = (job) => h("span", { class: "quiet" }, TERMINAL.includes(job.status)
-  ? "This job ended before its models were measured."
-  : "The report appears here when the models have been measured on the test images.");
+const noReport = (job) => h("span", { class: "quiet" },
+  job.teacher_check && `Before the training, the teacher has ${teacherCheck(job.teacher_check)}. `,
+  TERMINAL.includes(job.status)
+    ? "This job ended before its models were measured."
+    : "The report appears here when the models have been measured on the test images.");
 
 function sentence(job, teacher, student, alone, gain) {
   const parts = [];

@@ -241,6 +241,12 @@ class Training(Vocabulary):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="Decay per step of an exponential moving average of the weights, which is exported."
     )
+    batch_norm: Literal["measured", "running"] = Field(
+        default="measured",
+        description="The batch-norm statistics of what is evaluated, teaches later networks and is exported. measured: "
+        "anew on training images, for the weights as they are (Wu & Johnson 2021, arXiv:2105.07576). running: the "
+        "running averages of the training.",
+    )
     clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(default=None, description="Largest gradient norm.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast on a GPU that supports it, else fp32."

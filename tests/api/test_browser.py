@@ -1,5 +1,7 @@
 """The web page in a real browser: Chromium renders it, and the tests read its text."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,14 +14,21 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import update
 
 from api.app import create_app
 from store import checkpoints, lifecycle, metrics
+from store.artifacts import NewArtifact
 from store.database import Database
 from store.settings import Settings
+from store.tables import jobs
 from tests.api.conftest import SUPERVISED, FakeInspector
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+)  # fmt: skip
 
 pytestmark = [
     pytest.mark.browser,
@@ -42,16 +51,84 @@ def address(settings: Settings) -> Iterator[str]:
     thread.join()
 
 
+class Browser:
+    """Chromium, driven over a pair of pipes (its DevTools protocol): for what the text alone does not show."""
+
+    def __init__(self, commands: int, answers: int) -> None:
+        self._commands, self._answers = commands, answers
+        self._buffer, self._count = b"", 0
+        self._session: str | None = None
+        (page,) = [one for one in self._call("Target.getTargets")["targetInfos"] if one["type"] == "page"]
+        attached = self._call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+
+    def open(self, url: str, width: int, until: str) -> None:
+        """Open a page in a window of this width and wait until a text is visible."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self._call("Page.navigate", url="about:blank")
+        self._call("Page.navigate", url=url)
+        deadline = time.monotonic() + 30
+        while until not in (text := self.value("document.body?.innerText || ''")):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+
+    def value(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page, as JSON."""
+        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def _call(self, method: str, **parameters: Any) -> Any:
+        self._count += 1
+        session = {"sessionId": self._session} if self._session else {}
+        message = {"id": self._count, "method": method, "params": parameters, **session}
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = json.loads(self._next())
+            if answer.get("id") == self._count:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _next(self) -> bytes:
+        while b"\0" not in self._buffer:
+            read = os.read(self._answers, 1 << 20)
+            assert read, "Chromium has ended"
+            self._buffer += read
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return message
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    assert CHROMIUM is not None
+    theirs, commands = os.pipe()
+    answers, ours = os.pipe()
+    # Chromium reads commands from descriptor 3 and writes answers to 4.
+    script = f'exec "$@" 3<&{theirs} 4>&{ours}'
+    flags = ("--headless", "--remote-debugging-pipe", f"--user-data-dir={tmp_path / 'profile'}", *FLAGS, "about:blank")
+    command = ["bash", "-c", script, "bash", CHROMIUM, *flags]
+    with subprocess.Popen(command, pass_fds=(theirs, ours), stderr=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        os.close(ours)
+        try:
+            yield Browser(commands, answers)
+        finally:
+            process.terminate()
+            os.close(commands)
+            os.close(answers)
+
+
 def page_text(tmp_path: Path, url: str) -> str:
     """The page's text after its scripts have run. A message on the console fails the test, as of a broken policy."""
     assert CHROMIUM is not None
-    flags = (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-        "--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000", f"--user-data-dir={tmp_path / 'profile'}",
-    )  # fmt: skip
+    logging = ("--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
     ended = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=60, check=True
+        [CHROMIUM, "--headless", *FLAGS, *logging, profile, "--dump-dom", url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     messages = [line for line in ended.stderr.splitlines() if ":CONSOLE" in line and "[DOM]" not in line]
     assert messages == []
@@ -232,6 +309,114 @@ def test_page_shows_an_evaluation_and_a_job_that_waits_for_its_teacher(
     submit(address, {**SUPERVISED, "method": "kd", "teacher": {"checkpoint": f"job:{first['id']}"}})
     listed = " ".join(page_text(tmp_path, address).split())
     assert "waits for its teacher" in listed and "how good convnet32" in listed and "91.2 %" in listed
+
+
+WARNING = {
+    "code": "normalization_guessed",
+    "pointer": "/teacher/preprocessing",
+    "message": "nothing says how <b>its</b> images were normalized",
+    "hint": "give <script>mean</script> and std",
+}
+CHECK = {"accuracy": 0.702, "interval": [0.67, 0.73], "images": 1_000, "test_samples": 10_000}
+
+
+def change_job(settings: Settings, job: dict[str, Any], **values: Any) -> None:
+    database = Database(settings.database_url)
+    with database.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job["id"]).values(**values))
+    database.dispose()
+
+
+def test_job_page_shows_data_teacher_and_warnings(settings: Settings, address: str, browser: Browser) -> None:
+    job = submit(address, {**SUPERVISED, "method": "kd", "teacher": teacher(address)})
+    database, _ = claim_job(settings, job, {}, {})
+    database.dispose()
+    change_job(settings, job, warnings=[WARNING, {**WARNING, "pointer": "", "hint": None}], teacher_check=CHECK)
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "2 WARNINGS")
+    text = browser.value("document.body.innerText")
+    for part in (
+        "data digits",
+        "teacher 70.2 % on 1,000 of 10,000 test images",
+        "nothing says how <b>its</b> images were normalized",
+        "give <script>mean</script> and std",
+        "normalization_guessed /teacher/preprocessing",
+    ):
+        assert part in text, part
+    assert browser.value("document.querySelectorAll('.warnings b, .warnings script').length") == 0
+    browser.open(address, 1200, "2 warnings")
+
+
+def test_job_page_of_a_job_that_failed_before_its_training_has_no_charts(
+    settings: Settings, address: str, browser: Browser
+) -> None:
+    job = submit(address, SUPERVISED)
+    database, fence = claim_job(settings, job, {}, {})
+    error = {"code": "dataset_unreadable", "message": "a bad file", "retryable": False, "hint": None}
+    with database.begin() as connection:
+        assert lifecycle.finish_failed(connection, job["id"], fence, error, retry_in_s=None)
+    database.dispose()
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "a bad file")
+    text = browser.value("document.body.innerText")
+    assert "No measurement yet" not in text
+    assert "ended before its models were measured" in text
+    assert "WARNING" not in text
+
+
+def test_job_page_of_an_evaluation(settings: Settings, address: str, browser: Browser) -> None:
+    job = submit(address, SUPERVISED)
+    database, fence = claim_job(settings, job, {}, {})
+    result = {
+        **measured(0.7263, "resnet56"),
+        "interval": [0.7175, 0.7349],
+        "accuracy_top5": 0.9194,
+        "test_samples": 10_000,
+        "per_class": [{"name": "apple", "accuracy": 0.5, "test_samples": 100}],
+    }
+    with database.begin() as connection:
+        assert lifecycle.finish_succeeded(connection, job["id"], fence, result, [])
+    database.dispose()
+    spec = {"model": "cifar100-resnet56", "dataset": "cifar100"}
+    change_job(settings, job, kind="evaluation", method="evaluation", spec=spec, resolved_spec=spec)
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "72.6 %")
+    text = browser.value("document.body.innerText")
+    for part in ("cifar100-resnet56", "data cifar100", "71.8 % to 73.5 %", "10,000"):
+        assert part in text, part
+    assert "No measurement yet" not in text
+    assert "Student" not in text
+    browser.open(address, 1200, "72.6 %")
+
+
+def test_pages_fit_a_narrow_window(settings: Settings, address: str, browser: Browser) -> None:
+    """At 420 pixels nothing is scrolled sideways, except for code inside of its box."""
+    long = {**WARNING, "message": "x" * 300, "hint": f"blob:sha256:{'0' * 64}"}
+    spec = {**SUPERVISED, "method": ["kd", "dkd"], "teacher": teacher(address), "name": "a long name " * 8}
+    job = submit(address, spec)
+    curves = {"student": {"validation/accuracy": 0.633, "train/loss": 0.655}}
+    database, fence = claim_job(settings, job, curves, {})
+    change_job(settings, job, warnings=[long], teacher_check=CHECK)
+    models = {"teacher-1": measured(0.91, "torchvision/mobilenet_v3_small"), "assistant-1": measured(0.8, "convnet16")}
+    report = {
+        "teacher": measured(0.95, "torchvision/mobilenet_v3_large"),
+        "student": measured(0.9, "torchvision/mobilenet_v3_small"),
+        "alone": measured(0.85, "torchvision/mobilenet_v3_small"),
+        "gain": 0.05,
+        "models": models,
+    }
+    file = NewArtifact("student.safetensors", "5" * 64, 123_456, "application/octet-stream")
+    with database.begin() as connection:
+        checkpoints.record(connection, job["id"], fence, step=40, sha256="5" * 64, bytes=1, path="x")
+        assert lifecycle.finish_succeeded(connection, job["id"], fence, report, [file])
+    database.dispose()
+    out_of_sight = (
+        "[...document.querySelectorAll('body *')].filter((one) => !one.closest('pre')"
+        " && one.getBoundingClientRect().right > document.documentElement.clientWidth + 1)"
+        ".map((one) => `${one.tagName}.${one.className}`)"
+    )
+    for path, until in ((f"#/jobs/{job['id']}", "student.safetensors"), ("", "Accuracy"), ("docs", "/v1/jobs")):
+        browser.open(f"{address}/{path}", 420, until)
+        browser.value("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert browser.value("document.documentElement.scrollWidth") <= 420, path
+        assert browser.value(out_of_sight) == [], path
 
 
 def test_docs_page_lists_every_route(address: str, tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def job(**changes: Any) -> dict[str, Any]:
     }
 
 
+def warning(code: str = "normalization_guessed", pointer: str = "/teacher/preprocessing") -> dict[str, Any]:
+    return {"code": code, "pointer": pointer, "message": "the data's mean is used", "hint": "give the teacher's"}
+
+
+def teacher_check(accuracy: float = 0.702, images: int = 1000) -> dict[str, Any]:
+    return {"accuracy": accuracy, "interval": [0.67, 0.73], "images": images, "test_samples": 10_000}
+
+
 def waiting(
     position: int | None, reason: str, message: str = "", until: str | None = None, jobs: tuple[str, ...] = ()
 ) -> dict[str, Any]:
@@ -93,7 +101,7 @@ def report(student: float = 0.95, alone: float | None = 0.9) -> dict[str, Any]:
     }
 
 
-def evaluation(accuracy: float = 0.75, **changes: Any) -> dict[str, Any]:
+def evaluation_job(accuracy: float = 0.75, **changes: Any) -> dict[str, Any]:
     """A succeeded job that has measured a model."""
     figures = {**measured(accuracy), "interval": [0.7012, 0.7944], "test_samples": 1400, "seconds": 2.0, "warnings": []}
     del figures["agreement"]
@@ -106,6 +114,23 @@ def evaluation(accuracy: float = 0.75, **changes: Any) -> dict[str, Any]:
         "result": {**figures, "per_class": classes},
     }
     return job(**{**fields, **changes})
+
+
+def evaluation() -> dict[str, Any]:
+    classes = [("a", 0.5, 4), ("b", 0.1, 4), ("c", None, 0)]
+    return {
+        "architecture": "resnet56",
+        "parameters": 861_620,
+        "bytes": 3_500_000,
+        "accuracy": 0.7263,
+        "interval": [0.717, 0.735],
+        "accuracy_top5": 0.9194,
+        "loss": 1.5,
+        "test_samples": 10_000,
+        "per_class": [dict(zip(("name", "accuracy", "test_samples"), one, strict=True)) for one in classes],
+        "seconds": 2.0,
+        "warnings": [],
+    }
 
 
 def event(seq: int, type: str = "phase", **data: Any) -> dict[str, Any]:

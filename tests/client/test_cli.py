@@ -16,11 +16,14 @@ from tests.client.fake_service import (
     FakeService,
     attempt,
     evaluation,
+    evaluation_job,
     event,
     job,
     page,
     problem,
     report,
+    teacher_check,
+    warning,
 )
 
 JOBS = "POST /v1/jobs"
@@ -183,6 +186,7 @@ def test_submit_dry_run_prints_the_resolved_spec_or_every_fault():
     answer: dict[str, Any] = {
         "valid": True,
         "errors": [],
+        "warnings": [],
         "resolved_spec": {"alpha": 0.1},
         "estimate": {"steps": 5},
     }
@@ -230,7 +234,7 @@ def test_watch_json_prints_a_line_for_each_event():
 
 
 def test_watch_detaches_on_ctrl_c(monkeypatch: pytest.MonkeyPatch):
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "follow", interrupted)
@@ -351,9 +355,9 @@ def test_delete_and_remove():
 
 def test_models_and_datasets_list_and_add(tmp_path: Path):
     facts = {"architecture": "resnet56", "num_classes": 100, "parameters": 861_620}
-    model = {"name": "t", "facts": facts, "id": "mdl_1"}
+    model = {"name": "t", "facts": facts, "warnings": [], "id": "mdl_1"}
     facts = {"num_classes": 10, "channels": 1, "image_size": [8, 8], "train": 1437, "test": 360}
-    dataset = {"name": "digits", "facts": facts, "id": None}
+    dataset = {"name": "digits", "facts": facts, "warnings": [], "id": None}
     file = tmp_path / "t.pth"
     file.write_bytes(b"bytes")
     for kind, one, extra in (("models", model, ["--architecture", "resnet56"]), ("datasets", dataset, [])):
@@ -368,7 +372,7 @@ def test_models_and_datasets_list_and_add(tmp_path: Path):
 
 
 def evaluating(**changes: Any) -> FakeService:
-    done = evaluation(**changes)
+    done = evaluation_job(**changes)
     events = [event(1, "queued"), event(2, "phase", phase="evaluating"), event(3, done["status"])]
     return FakeService(
         {
@@ -396,7 +400,7 @@ def test_models_evaluate_prints_accuracy_and_interval_and_warnings_on_standard_e
         "convnet4, 1,030 parameters",
         "least accurate classes: dog 50.0 %, fox 70.0 %, gnu 80.0 %",
     ]
-    assert "warning normalization_guessed: nothing says how; say\n" in done.stderr
+    assert "warning: normalization_guessed (/preprocessing)\n" in done.stderr
     assert "phase  evaluating" in done.stderr
     assert fake.bodies("POST /v1/models/big/evaluations") == [{"dataset": "digits", "image_size": 8, "strict": True}]
 
@@ -421,12 +425,173 @@ def test_models_evaluate_refused_prints_the_faults():
 
 
 def test_list_and_show_an_evaluation():
-    done = evaluation()
+    done = evaluation_job()
     attempts = "GET /v1/jobs/job_1/attempts"
     fake = FakeService({"GET /v1/jobs": page([done]), "GET /v1/jobs/job_1": done, attempts: page([])})
     assert "75.0 %" in run(fake, "list", "--kind", "evaluation").stdout
     assert fake.requests[0].url.params["kind"] == "evaluation"
     assert "95 % interval 70.1 to 79.4 %" in run(fake, "show", "job_1").stdout
+
+
+WARNED = [
+    "warning: normalization_guessed (/teacher/preprocessing)",
+    "  the data's mean is used",
+    "  hint: give the teacher's",
+]
+
+
+def test_submit_prints_warnings_on_standard_error():
+    fake = FakeService({JOBS: job(status="queued", warnings=[warning()])})
+    done = run(fake, "submit", "--dataset", "digits")
+    assert (done.exit_code, done.stdout) == (0, "job_1\n")
+    assert done.stderr.splitlines() == [*WARNED, "follow it: distillery watch job_1"]
+    done = run(fake, "submit", "--dataset", "digits", "--json")
+    assert json.loads(done.stdout)["warnings"] == [warning()]
+    assert done.stderr.splitlines() == WARNED
+
+
+def test_submit_dry_run_prints_warnings_on_standard_error():
+    answer = {"valid": True, "errors": [], "warnings": [warning()], "resolved_spec": {}, "estimate": None}
+    for flags in ([], ["--json"]):
+        done = run(
+            FakeService({"POST /v1/jobs/validate": answer}), "submit", "--dataset", "digits", "--dry-run", *flags
+        )
+        assert done.exit_code == 0
+        assert done.stderr.splitlines() == WARNED
+        assert "warning: " not in done.stdout
+
+
+def test_submit_watch_prints_each_warning_once():
+    at_submit, later = warning(), warning("student_at_chance", "")
+    fake = ending("succeeded")
+    fake.routes[JOBS] = job(status="queued", warnings=[at_submit])
+    fake.routes["GET /v1/jobs/job_1"]["warnings"] = [at_submit, later]
+    events = [event(1, "queued"), event(2, "warning", **later), event(3, "succeeded")]
+    fake.routes["GET /v1/jobs/job_1/events"] = page(events)
+    for flags in ([], ["--json"]):
+        done = run(fake, "submit", "--dataset", "digits", "--watch", *flags)
+        assert done.exit_code == 0, done.output
+        headings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+        assert headings == [WARNED[0], "warning: student_at_chance"]
+        assert "warning: " not in done.stdout
+
+
+def test_submit_strict_refuses_warnings(tmp_path: Path):
+    faults = [{"pointer": "/dataset", "message": "test_split_carved: no test split", "allowed": "add a folder test"}]
+    fake = FakeService({JOBS: problem(422, "warning_refused", errors=faults)})
+    done = run(fake, "submit", "--dataset", "digits", "--strict")
+    assert fake.bodies(JOBS) == [{"dataset": "digits", "strict": True}]
+    assert done.exit_code == 2
+    assert done.stderr.splitlines() == [
+        "error: warning refused",
+        "  /dataset: test_split_carved: no test split (allowed: add a folder test)",
+    ]
+
+
+def test_submit_without_strict_keeps_the_one_of_the_file(tmp_path: Path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("{dataset: digits, strict: true}")
+    fake = FakeService({JOBS: job(status="queued")})
+    run(fake, "submit", str(spec))
+    assert fake.bodies(JOBS) == [{"dataset": "digits", "strict": True}]
+
+
+def registered(kind: str, **changes: Any) -> dict[str, Any]:
+    facts = {"architecture": "resnet56", "num_classes": 100, "parameters": 861_620}
+    if kind == "datasets":
+        facts = {"num_classes": 10, "channels": 1, "image_size": [8, 8], "train": 1437, "test": 360}
+    return {"name": "t", "facts": facts, "warnings": [warning(pointer="/blob")], "id": "x_1", **changes}
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets"])
+def test_models_and_datasets_print_warnings_on_standard_error(kind: str, tmp_path: Path):
+    file = tmp_path / "t.pth"
+    file.write_bytes(b"bytes")
+    fake = FakeFiles().service()
+    fake.routes.update({f"GET /v1/{kind}": page([registered(kind)]), f"POST /v1/{kind}": registered(kind)})
+    done = run(fake, kind, "add", str(file), "--strict")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[:3] == ["warning: normalization_guessed (/blob)", *WARNED[1:]]
+    assert fake.bodies(f"POST /v1/{kind}")[0]["strict"] is True
+    done = run(fake, kind)
+    assert done.exit_code == 0
+    assert done.stderr.splitlines() == ["warning: normalization_guessed (t, /blob)", *WARNED[1:]]
+    assert json.loads(run(fake, kind, "--json").stdout) == [registered(kind)]
+
+
+def test_models_add_sends_normalization_and_class_names(tmp_path: Path):
+    checkpoint, names = tmp_path / "t.pth", tmp_path / "names.txt"
+    checkpoint.write_bytes(b"bytes")
+    names.write_text("cat\n\n  sea lion\n")
+    fake = FakeFiles().service()
+    fake.routes["POST /v1/models"] = registered("models")
+    flags = ["--mean", "0.5,0.4,0.3", "--std", "0.2 0.2 0.25"]
+    assert run(fake, "models", "add", str(checkpoint), *flags, "--class-names", str(names)).exit_code == 0
+    assert run(fake, "models", "add", str(checkpoint), "--class-names", "cat, sea lion").exit_code == 0
+    first, second = fake.bodies("POST /v1/models")
+    assert first["preprocessing"] == {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.25]}
+    assert first["class_names"] == second["class_names"] == ["cat", "sea lion"]
+    assert "strict" not in first
+    assert "preprocessing" not in second
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--mean", "0.5"], "--mean and --std belong together: give both"),
+        (["--mean", "half", "--std", "1"], "--mean 'half': write one number for each channel, such as 0.507,0.487"),
+        (["--mean", "0.5", "--std", "nan"], "--std 'nan': write one number for each channel"),
+        (["--class-names", "nowhere.txt"], "--class-names 'nowhere.txt': there is no such file; give a file with one"),
+    ],
+)
+def test_models_add_refuses_bad_flags_before_the_upload(flags: list[str], expected: str, tmp_path: Path):
+    (tmp_path / "t.pth").write_bytes(b"bytes")
+    fake = FakeFiles().service()
+    done = run(fake, "models", "add", str(tmp_path / "t.pth"), *flags)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {expected}")
+    assert fake.requests == []
+
+
+def test_show_has_verdict_teacher_check_and_warnings():
+    ended = job(
+        kind="distillation",
+        result={**report(), "verdict": "The student is worse than the student alone."},
+        teacher_check=teacher_check(),
+        warnings=[warning()],
+    )
+    fake = FakeService({"GET /v1/jobs/job_1": ended, "GET /v1/jobs/job_1/attempts": page([])})
+    done = run(fake, "show", "job_1")
+    assert done.stdout.splitlines()[0] == "The student is worse than the student alone."
+    assert re.search(r"^teacher check +70\.2 % on 1,000 of 10,000 test images", done.stdout, re.MULTILINE)
+    assert re.search(r"^kind +distillation", done.stdout, re.MULTILINE)
+    assert done.stderr.splitlines() == WARNED
+    assert json.loads(run(fake, "show", "job_1", "--json").stdout) == ended
+
+
+def test_show_of_an_evaluation():
+    fake = FakeService({"GET /v1/jobs/job_1": job(kind="evaluation", method="evaluation", result=evaluation())})
+    fake.routes["GET /v1/jobs/job_1/attempts"] = page([])
+    done = run(fake, "show", "job_1")
+    assert done.exit_code == 0, done.output
+    assert "accuracy 72.6 % (95 % interval 71.7 to 73.5 %, 10,000 test images)" in done.stdout
+
+
+def test_models_evaluate_prints_figures_and_each_warning_once():
+    ended = job(kind="evaluation", method="evaluation", result=evaluation(), warnings=[warning()])
+    fake = FakeService(
+        {
+            "POST /v1/models/m/evaluations": job(kind="evaluation", status="queued", warnings=[warning()]),
+            "GET /v1/jobs/job_1": ended,
+            "GET /v1/jobs/job_1/events/stream": problem(501, "none"),
+            "GET /v1/jobs/job_1/events": page([event(1, "queued"), event(2, "succeeded")]),
+        }
+    )
+    done = run(fake, "models", "evaluate", "m", "--dataset", "digits")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("accuracy 72.6 %")
+    assert done.stderr.count("warning: normalization_guessed") == 1
+    assert json.loads(run(fake, "models", "evaluate", "m", "--dataset", "digits", "--json").stdout) == ended
 
 
 def test_models_add_prints_the_faults_of_an_inspection(tmp_path: Path):

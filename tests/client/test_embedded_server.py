@@ -167,6 +167,30 @@ def test_catalogue_commands(distillery: Distillery):
         assert run(distillery, command).exit_code == 0
 
 
+def test_datasets_add_and_submit_warn_and_are_refused_if_strict(distillery: Distillery, tmp_path: Path):
+    """Data without a test split: the service sets images aside, and says so wherever the data are used."""
+    labels = np.arange(200) % 2
+    np.savez(
+        tmp_path / "unsplit.npz", x_train=np.full((200, 8, 8), 100 * labels[:, None, None], np.uint8), y_train=labels
+    )
+    refused = run(distillery, "datasets", "add", str(tmp_path / "unsplit.npz"), "--strict")
+    assert refused.exit_code == 2
+    assert "/blob: test_split_carved: the data has no test split" in refused.stderr
+    added = run(distillery, "datasets", "add", str(tmp_path / "unsplit.npz"))
+    assert added.exit_code == 0, added.output
+    assert added.stderr.startswith("warning: test_split_carved (/blob)\n  the data has no test split")
+    spec = "submit --dataset unsplit --student convnet4 --method supervised --set training.optimizer.lr=0.1 --epochs 1"
+    checked = run(distillery, *spec.split(), "--dry-run")
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout)["resolved_spec"]["training"]["optimizer"]["lr"] == 0.1
+    assert "warning: test_split_carved (/dataset)" in checked.stderr
+    for flags in (["--strict"], ["--strict", "--dry-run"]):
+        refused = run(distillery, *spec.split(), *flags)
+        assert refused.exit_code == 2
+        assert "/dataset: test_split_carved: the data has no test split" in refused.stderr
+        assert "warning: " not in refused.stderr
+
+
 def test_submit_prints_the_faults_of_the_readme(
     distillery: Distillery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

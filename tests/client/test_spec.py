@@ -7,7 +7,20 @@ from httpx import MockTransport
 
 from client.errors import ApiError, InvalidInput
 from client.sdk import Distillery
-from client.spec import parse_duration, parse_methods, read_spec, set_data, set_field, set_teachers, upload_files
+from client.spec import (
+    DEFAULT_NAMES,
+    parse_duration,
+    parse_methods,
+    parse_numbers,
+    read_class_names,
+    read_spec,
+    set_data,
+    set_field,
+    set_teachers,
+    upload_files,
+)
+from kdcore.spec import parse
+from kdcore.spec.job import Multistep, Sgd, Training
 from tests.client.fake_service import FakeFiles, problem
 
 
@@ -79,6 +92,42 @@ def test_set_field(before: dict[str, Any], setting: str, after: dict[str, Any]):
 def test_set_field_refuses_a_wrong_path(setting: str):
     with pytest.raises(InvalidInput, match="--set"):
         set_field({"name": "a", "teacher": [{}], "alpha": 1}, setting)
+
+
+def test_set_field_of_an_optimizer_without_a_name_changes_the_services_default():
+    spec: dict[str, Any] = {}
+    set_field(spec, "training.optimizer.lr=0.1")
+    set_field(spec, "training.schedule.gamma=0.2")
+    training = parse({"dataset": "digits", "student": "convnet4", "method": "supervised", **spec}).training
+    assert training.optimizer == Sgd(lr=0.1)
+    assert training.schedule == Multistep(gamma=0.2)
+    assert spec["training"]["optimizer"]["name"] == Training().optimizer.name == DEFAULT_NAMES["optimizer"]
+    assert spec["training"]["schedule"]["name"] == Training().schedule.name == DEFAULT_NAMES["schedule"]
+    set_field(spec, "training.optimizer.name=adamw")
+    assert spec["training"]["optimizer"] == {"name": "adamw", "lr": 0.1}
+
+
+def test_parse_numbers():
+    assert parse_numbers("--mean", "0.5, 0.25 1") == [0.5, 0.25, 1.0]
+    for bad in ("", ",", "a", "0.5;0.4", "inf"):
+        with pytest.raises(InvalidInput, match=r"--mean .* one number for each channel"):
+            parse_numbers("--mean", bad)
+
+
+def test_read_class_names(tmp_path: Path):
+    listed = tmp_path / "names.json"
+    listed.write_text('["cat", "sea, lion"]')
+    assert read_class_names(str(listed)) == ["cat", "sea, lion"]
+    listed.write_text('{"0": "cat"}')
+    with pytest.raises(InvalidInput, match="must be a JSON list of names"):
+        read_class_names(str(listed))
+    lines = tmp_path / "names.txt"
+    lines.write_bytes(b"cat\r\n dog \n\n")
+    assert read_class_names(str(lines)) == ["cat", "dog"]
+    lines.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidInput, match="cannot read"):
+        read_class_names(str(lines))
+    assert read_class_names("cat,dog") == ["cat", "dog"]
 
 
 def test_set_field_in_a_list_needs_an_index_or_a_unique_name():

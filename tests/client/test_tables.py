@@ -6,7 +6,7 @@ from rich.table import Table
 
 from client import tables
 from tests.client.console import console, printed
-from tests.client.fake_service import attempt, job, measured, report, waiting
+from tests.client.fake_service import attempt, evaluation, job, measured, report, teacher_check, waiting, warning
 
 
 def text(table: Table, width: int = 140) -> str:
@@ -152,15 +152,44 @@ def test_job_facts_are_the_fields_that_have_a_value():
     assert shown == [
         ["id", "job_1"],
         ["name", "first light"],
+        ["kind", "distillation"],
         ["status", "succeeded"],
         ["allowed actions", "delete"],
-        ["kind", "distillation"],
         ["method", "kd"],
         ["deadline", "2026-01-03"],
         ["attempts without progress", "1 of 3"],
         ["checkpoint step", "40"],
         ["created", "2026-01-02T03:04:05.678Z"],
     ]
+
+
+def test_teacher_check_text():
+    assert tables.teacher_check_text(teacher_check()) == "70.2 % on 1,000 of 10,000 test images"
+    assert tables.teacher_check_text({**teacher_check(), "test_samples": 1000}) == "70.2 % on all 1,000 test images"
+
+
+def test_warning_lines():
+    assert tables.warning_lines(warning("student_at_chance", "")) == [
+        "warning: student_at_chance",
+        "  the data's mean is used",
+        "  hint: give the teacher's",
+    ]
+    without_hint = {**warning("budget_short", "/training"), "hint": None}
+    assert tables.warning_lines(without_hint, "m") == [
+        "warning: budget_short (m, /training)",
+        "  the data's mean is used",
+    ]
+
+
+def test_evaluation_lines_and_accuracy_text():
+    done = job(kind="evaluation", result=evaluation())
+    assert list(tables.evaluation_lines(done)) == [
+        "accuracy 72.6 % (95 % interval 71.7 to 73.5 %, 10,000 test images)",
+        "top-5 accuracy 91.9 %, loss 1.5",
+        "resnet56, 861,620 parameters",
+        "least accurate classes: b 10.0 %, a 50.0 %",
+    ]
+    assert "72.6 %" in text(tables.job_table([done]))
 
 
 def test_failure_lines():

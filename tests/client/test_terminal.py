@@ -3,11 +3,11 @@ from typing import Any
 import httpx
 import pytest
 
-from client import terminal
+from client import tables, terminal
 from client.errors import Unreachable
 from client.terminal import duration, event_line, follow, print_result, progress_text
 from tests.client.console import console, printed
-from tests.client.fake_service import FakeService, event, job, page, problem, report, waiting
+from tests.client.fake_service import FakeService, event, job, page, problem, report, teacher_check, waiting, warning
 
 PROGRESS = {"trial": "student", "epoch": 7, "epochs": 15, "percent": 40.0, "seconds_remaining": 8.4}
 
@@ -44,15 +44,17 @@ def test_event_line():
     assert event_line(event(8, "phase", phase="training")) == "03:04:08  phase  training"
 
 
-def test_follow_on_a_terminal_shows_a_bar_and_unusual_events():
+def test_follow_on_a_terminal_shows_a_bar_and_unusual_events(capsys: pytest.CaptureFixture[str]):
+    found = {"teacher_check": teacher_check(), "warnings": [warning()]}
+    events = [event(1, "queued"), event(2, "resumed"), event(3, "teacher_check", **teacher_check())]
     fake = FakeService(
         {
             "GET /v1/jobs/job_1": [
                 job(**waiting(1, "starting", "in seconds")),
-                job(status="running", phase="training", progress=PROGRESS),
-                job(result=report(0.95)),
+                job(status="running", phase="training", progress=PROGRESS, **found),
+                job(result=report(0.95), **found),
             ],
-            "GET /v1/jobs/job_1/events": [page([event(1, "queued"), event(2, "warning", code="slow")]), page([])],
+            "GET /v1/jobs/job_1/events": [page(events), page([])],
             "GET /v1/jobs/job_1/metrics": {"series": {"student": {"validation/accuracy": [[1, 0.8], [2, 0.912]]}}},
         }
     )
@@ -61,7 +63,9 @@ def test_follow_on_a_terminal_shows_a_bar_and_unusual_events():
     text = printed(screen)
     assert "first light: training" in text
     assert "epoch 7/15, validation accuracy 91.2 %, 8 s left" in text
-    assert "warning  code=slow" in text
+    assert "03:04:02  resumed" in text
+    assert text.count("teacher: 70.2 % on 1,000 of 10,000 test images") == 1
+    assert capsys.readouterr().err.splitlines() == tables.warning_lines(warning())
     assert "03:04:01  queued" not in text
     assert "test accuracy 95.0 %" in text
 
@@ -93,6 +97,24 @@ def test_follow_without_a_terminal_prints_a_line_for_each_event():
     screen = console(is_terminal=False)
     follow(fake.client(), "job_1", screen, "teacher")
     assert printed(screen).splitlines() == ["teacher: job_1", "03:04:01  queued", "03:04:03  succeeded"]
+
+
+def test_follow_without_a_terminal_prints_warnings_and_the_teachers_accuracy(capsys: pytest.CaptureFixture[str]):
+    events = [event(1, "teacher_check", **teacher_check()), event(2, "warning", **warning()), event(3, "succeeded")]
+    at_the_end = warning("student_below_baseline", "")
+    fake = FakeService(
+        {
+            "GET /v1/jobs/job_1/events/stream": httpx.Response(501, json={"code": "none"}),
+            "GET /v1/jobs/job_1/events": page(events),
+            "GET /v1/jobs/job_1": job(warnings=[warning("test_split_carved", "/dataset"), warning(), at_the_end]),
+        }
+    )
+    screen = console(is_terminal=False)
+    follow(fake.client(), "job_1", screen, shown=[warning("test_split_carved", "/dataset")])
+    lines = printed(screen).splitlines()
+    assert lines[1:] == ["03:04:01  teacher: 70.2 % on 1,000 of 10,000 test images", "03:04:03  succeeded"]
+    expected = tables.warning_lines(warning()) + tables.warning_lines(at_the_end)
+    assert capsys.readouterr().err.splitlines() == expected
 
 
 @pytest.mark.parametrize(

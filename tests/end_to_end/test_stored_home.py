@@ -112,6 +112,9 @@ def test_stored_paused_job_is_resumed_from_its_checkpoint(opened):
     training = job["resolved_spec"]["training"]
     steps = [step for step, _ in measured["student"]["validation/accuracy"]]
     assert steps == [27 * epoch for epoch in range(1, training["epochs"] + 1)]
+    spec = server.http.get(f"/v1/jobs/{job_id}/artifacts/spec.json").json()
+    assert spec["training"]["batch_norm"] == "running", "the statistics of the version that began the job"
+    assert "bits_not_repeatable" not in {warning["code"] for warning in job["warnings"]}
     listed = server.get(f"/v1/jobs/{job_id}/artifacts")["data"]
     assert sha256(server, f"/v1/jobs/{job_id}/checkpoint") in {artifact["sha256"] for artifact in listed}
 

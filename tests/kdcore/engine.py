@@ -103,3 +103,16 @@ def copied(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {name: copied(value) for name, value in state.items()}
     return [copied(value) for value in state] if isinstance(state, list) else state
+
+
+def as_by_the_version_before(path: Path) -> None:
+    """Write a checkpoint as it was before formats had a number."""
+    state = torch.load(path, weights_only=True)
+    for name in ("format", "batch_norm", "warnings"):
+        del state[name]
+    for outcomes in state["finished"].values():
+        for outcome in outcomes.values():
+            del outcome["running"]
+    for best in (state["training"] or {}).get("best", {}).values():
+        del best["running"]
+    torch.save(state, path)

@@ -5,10 +5,12 @@ import torch
 
 from base.errors import Internal, StorageFull
 from base.files import write_whole
+from base.warning import WarningItem
 from kdcore import checkpoint, export
 from kdcore.checkpoint import Progress
 from kdcore.training import Outcome
 from tests.disks import with_disks
+from tests.kdcore.engine import as_by_the_version_before
 
 CPU = torch.device("cpu")
 
@@ -33,14 +35,36 @@ def test_save_and_load_return_the_same_progress(tmp_path):
 def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
     """An older version's checkpoints resume, and this one's will: the names are part of the format."""
     state = torch.load(checkpoint.save(tmp_path, 7, progress()).path, weights_only=True)
-    assert list(state) == ["finished", "prepared", "training"]
+    assert list(state) == ["format", "finished", "prepared", "training", "batch_norm", "warnings"]
     assert list(state["finished"]["assistant-1"]["student"]) == [
         "best",
         "last",
         "best_epoch",
         "best_accuracy",
         "epochs",
+        "running",
     ]
+
+
+def test_save_and_load_keep_the_kind_of_statistics_and_the_warnings(tmp_path):
+    warning = WarningItem("teacher_saturated", "/teacher", "its soft targets are its labels", "another teacher")
+    saved = Progress(batch_norm="running", warnings=[warning])
+    loaded = checkpoint.load(checkpoint.save(tmp_path, 7, saved).path, CPU)
+    assert (loaded.batch_norm, loaded.warnings, loaded.format) == ("running", [warning], checkpoint.FORMAT)
+
+
+def test_load_a_checkpoint_without_a_format_used_running_averages(tmp_path):
+    path = checkpoint.save(tmp_path, 7, progress()).path
+    as_by_the_version_before(path)
+    loaded = checkpoint.load(path, CPU)
+    assert (loaded.batch_norm, loaded.warnings, loaded.format) == ("running", [], 1)
+    assert loaded.finished["assistant-1"]["student"].running == {}
+
+
+def test_load_refuses_the_format_of_a_newer_version(tmp_path):
+    torch.save({"format": checkpoint.FORMAT + 1, "finished": {}, "prepared": {}, "training": None}, tmp_path / "1.pt")
+    with pytest.raises(Internal, match="is of a newer version"):
+        checkpoint.load(tmp_path / "1.pt", CPU)
 
 
 def test_save_keeps_the_last_two(tmp_path):

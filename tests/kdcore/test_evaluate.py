@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -7,11 +8,23 @@ from safetensors.torch import load_file
 from torch import nn
 
 from base.errors import TeacherMismatch, WarningRefused
-from kdcore import data, models
+from kdcore import data, evaluate, models
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
-from kdcore.evaluate import agreement, evaluate_checkpoint, logits_on, per_class, run_evaluation, score, wilson
-from kdcore.protocol import EXIT_STOPPED
+from kdcore.evaluate import (
+    agreement,
+    batch_size,
+    evaluate_checkpoint,
+    logits_on,
+    paired_p,
+    per_class,
+    run_evaluation,
+    score,
+    wilson,
+    write_test_images,
+)
+from kdcore.prepare import Workspace
+from kdcore.protocol import EXIT_STOPPED, Lines
 from kdcore.spec import Dataset, EvaluationSpec, Preprocessing, Teacher
 from tests.kdcore.engine import events, workspace, write_arrays, write_teacher
 
@@ -40,6 +53,56 @@ def test_logits_on_every_image_is_seen_once_in_order_and_the_mode_is_left_alone(
     logits = logits_on(classifier, images)
     assert torch.equal(logits[:, 0], images.pixels.flatten().float() / 255)
     assert classifier.training and classifier.bf16 and not logits.requires_grad
+
+
+def test_logits_on_counts_the_images_of_each_batch():
+    images, counts = Images(torch.zeros(600, 1, 1, 1, dtype=torch.uint8), torch.zeros(600).long()), []
+    logits_on(Classifier(nn.Flatten(), [0.0], [1.0]), images, counts.append)
+    assert counts == [256, 256, 88]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "images"),
+    [(8, 8, 256), (64, 64, 256), (64, 128, 128), (128, 128, 64), (224, 224, 20), (2000, 2000, 1)],
+)
+def test_batch_size_falls_with_the_pixels_of_an_image(height, width, images):
+    assert batch_size(height, width) == images
+
+
+def test_logits_on_do_not_depend_on_the_batch_size(monkeypatch):
+    torch.manual_seed(0)
+    model = Classifier(models.build("convnet8", 3, 1), [0.5], [0.25])
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    images = Images(pixels, torch.zeros(40).long())
+    whole = logits_on(model, images)
+    monkeypatch.setattr(evaluate, "BATCH_PIXELS", 3 * 64)
+    assert torch.allclose(logits_on(model, images), whole, atol=1e-5)
+
+
+def answers(*right: bool) -> torch.Tensor:
+    """Logits of two classes; the right one is the first."""
+    return torch.tensor([[float(one), float(not one)] for one in right])
+
+
+def test_paired_p_worked_out_by_hand():
+    """Of 12 images both are right on one and both wrong on two: 1 against 8 decide. 2 · (1 + 9) / 2⁹."""
+    one = answers(True, False, False, *[True] * 1, *[False] * 8)
+    other = answers(True, False, False, *[False] * 1, *[True] * 8)
+    labels = torch.zeros(12).long()
+    assert paired_p(one, other, labels) == pytest.approx(20 / 512)
+    assert paired_p(other, one, labels) == pytest.approx(20 / 512)
+
+
+def test_paired_p_of_the_same_answers_is_one():
+    assert paired_p(answers(True, False), answers(True, False), torch.zeros(2).long()) == 1
+
+
+def test_paired_p_of_equal_counts_is_one_and_of_many_images_a_number():
+    assert paired_p(answers(True, False), answers(False, True), torch.zeros(2).long()) == 1
+    many = torch.zeros(100_000).long()
+    one = torch.eye(2).repeat(50_000, 1)
+    assert paired_p(one, one.flip(1), many) == 1
+    assert paired_p(answers(*[True] * 2000), answers(*[False] * 2000), many[:2000]) == 0
 
 
 @pytest.mark.parametrize(
@@ -80,7 +143,7 @@ def test_per_class_counts_by_the_true_class():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A data set of more test images than fit in one part, and an untrained network."""
+    """A data set of more test images than fit in one batch, and an untrained network."""
     folder = tmp_path_factory.mktemp("files")
     return write_arrays(folder / "blobs.npz", test=1500), write_teacher(folder / "teacher.safetensors")
 
@@ -133,9 +196,18 @@ def test_run_evaluation_strict_refuses_a_guess_and_a_misfit_is_named(files, tmp_
         run_evaluation(digits, place)
 
 
-def test_run_evaluation_obeys_a_stop_after_a_part(files, tmp_path):
+def test_run_evaluation_obeys_a_stop_after_a_batch(files, tmp_path):
     place, stream = workspace(tmp_path)
     place.stop_requested = True
     with pytest.raises(SystemExit) as stopped:
         run_evaluation(spec_of(files), place)
     assert stopped.value.code == EXIT_STOPPED and events(stream, "artifact") == []
+
+
+def test_write_test_images_writes_the_images_that_a_report_is_measured_on(tmp_path):
+    workspace = Workspace(tmp_path, {}, tmp_path / "cache", Lines(sys.stderr))
+    assert write_test_images(tmp_path / "test.safetensors", "digits", workspace) == {"test_samples": 360}
+    written = load_file(tmp_path / "test.safetensors")
+    split = data.load(Dataset(source="digits"), None, tmp_path / "cache").test
+    assert written["images"].shape == (360, 1, 8, 8)
+    assert torch.equal(written["images"], split.pixels) and torch.equal(written["labels"], split.labels)

@@ -13,9 +13,9 @@ from kdcore.data import load
 from kdcore.data.images import Data
 from kdcore.report import logits_row
 from kdcore.run import run
-from kdcore.spec import Dataset
+from kdcore.spec import Dataset, parse
 from kdcore.training import Outcome
-from tests.kdcore.engine import job, workspace, write_arrays, write_teacher
+from tests.kdcore.engine import events, job, workspace, write_arrays, write_teacher
 
 LABELS = torch.tensor([0, 1, 2, 0])
 # Right, right, wrong, wrong; the right class of the third is its second choice.
@@ -170,3 +170,46 @@ def test_build_report_a_baseline_of_an_earlier_job_is_held_against_the_teacher_t
     teacher_nK = evaluate.logits_on(from_file(folder / "convnet8.safetensors", data), data.test)
     assert [report["alone"][name] for name in FIGURES] == measured(from_file(path, data), data, teacher_nK)
     assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]
+
+
+def by_hand(path) -> float:
+    """Accuracy of a delivered file on the digits' test images, with the network and PyTorch alone."""
+    with safe_open(path, "pt") as file:
+        notes = json.loads(file.metadata()["distillery"])
+    network = models.build(notes["architecture"], notes["num_classes"], notes["channels"]).eval()
+    network.load_state_dict(load_file(path))
+    test = load(Dataset(source="digits"), None, path.parent).test
+    mean, std = (torch.tensor(notes[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        return (network((test.pixels / 255 - mean) / std).argmax(1) == test.labels).double().mean().item()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "supervised"},
+        {"method": "supervised", "training": {"ema": 0.5}},
+        {"method": {"name": "born_again", "generations": 2}, "baseline": "train"},
+        {"method": "dml", "student": ["convnet4", "convnet8"], "baseline": "train"},
+        {"method": "kd", "assistants": ["convnet4"], "baseline": "train"},
+    ],
+    ids=["supervised", "ema", "born_again", "dml", "assistants"],
+)
+def test_build_report_says_what_a_file_achieves_whose_running_averages_are_far_off(fields, tmp_path):
+    """Ten steps, so that an average of momentum 0.1 still holds much of its start: the rows show both accuracies."""
+    training = {"epochs": 2, "batch_size": 256, "optimizer": {"name": "sgd", "lr": 0.2}, **fields.get("training", {})}
+    body = {"dataset": "digits", "student": "convnet4", **fields, "training": training}
+    if fields["method"] == "kd":
+        body["teacher"] = {"checkpoint": f"file:{write_teacher(tmp_path / 'teacher', classes=10)}"}
+    where, stream = workspace(tmp_path / "run")
+    report = run(parse(body), where)
+    rows = {"student": report["student"], "alone": report["alone"], **report["models"]}
+    files = list(where.out.glob("*.safetensors"))
+    assert {path.stem for path in files} >= {name for name in ("student", "alone") if rows[name]}
+    for path in files:
+        assert rows[path.stem]["accuracy"] == by_hand(path)
+    warned = [line for line in events(stream, "warning") if line["code"] == "batch_norm_not_converged"]
+    flagged = {name for name, row in rows.items() if row and "accuracy_running_averages" in row}
+    assert {line["message"].partition(":")[0] for line in warned} == flagged
+    assert flagged and all(line["pointer"] == "/training" for line in warned)
+    assert all(rows[name]["accuracy"] > rows[name]["accuracy_running_averages"] + 0.1 for name in flagged)

@@ -8,12 +8,24 @@ from safetensors.torch import load_file
 
 from base import files
 from base.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
-from kdcore import models
+from base.warning import WarningItem
+from kdcore import evaluate, models
 from kdcore.checkpoint import Stopped
+from kdcore.protocol import Lines
 from kdcore.run import run
+from kdcore.spec import METHODS as METHODS_BY_NAME
 from kdcore.spec import parse
 from kdcore.training import StageTraining
-from tests.kdcore.engine import distilled, events, same, supervised, workspace, write_arrays
+from tests.kdcore.engine import (
+    as_by_the_version_before,
+    distilled,
+    events,
+    job,
+    same,
+    supervised,
+    workspace,
+    write_arrays,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +49,8 @@ def finish(spec, folder):
 def test_run_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
     report, weights, stream = finish(distilled(data, teacher), tmp_path)
     assert [line["phase"] for line in events(stream, "phase")] == ["preparing", "training", "evaluating", "exporting"]
-    assert {line["name"] for line in events(stream, "artifact")} == {"student.safetensors", "report.json", "spec.json"}
+    files = {"student.safetensors", "alone.safetensors", "report.json", "spec.json"}
+    assert {line["name"] for line in events(stream, "artifact")} == files
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]
     assert report["test_samples"] == 30 and 0 <= report["student"]["agreement"] <= 1
@@ -103,6 +116,65 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
     assert {**resumed, "seconds": 0} == {**report, "seconds": 0}
 
 
+def stopped(spec, folder, steps, monkeypatch, resume=None):
+    """Return the workspace and the lines of a run that was stopped, and its last checkpoint."""
+    where, stream = workspace(folder)
+    with monkeypatch.context() as patch:
+        stop_after(steps, patch, where)
+        with pytest.raises(Stopped):
+            run(spec, where, resume)
+    return stream, where.out / events(stream, "checkpoint")[-1]["path"]
+
+
+@pytest.mark.parametrize("steps", [3, 9, 12, 20])
+def test_run_a_job_of_the_version_before_continues_with_running_averages_to_the_same_bits(
+    steps, data, teacher, tmp_path, monkeypatch
+):
+    """Neither its spec nor its checkpoint says anything about batch norms. The second attempt is stopped, too."""
+    running, spec = (distilled(data, teacher, ema=0.8, **kind) for kind in ({"batch_norm": "running"}, {}))
+    _, whole, _ = finish(running, tmp_path / "whole")
+    _, checkpoint = stopped(running, tmp_path / "before", steps, monkeypatch)
+    as_by_the_version_before(checkpoint)
+    second, checkpoint = stopped(spec, tmp_path / "second", 2, monkeypatch, checkpoint)
+    where, third = workspace(tmp_path / "third")
+    run(spec, where, checkpoint)
+    assert same(whole, load_file(where.out / "student.safetensors"))
+    assert json.loads((where.out / "spec.json").read_text())["training"]["batch_norm"] == "running"
+    codes = {line["code"] for stream in (second, third) for line in events(stream, "warning")}
+    assert "bits_not_repeatable" not in codes
+
+
+def test_run_a_job_of_the_version_before_with_large_images_says_that_its_bits_are_not_repeatable(
+    data, tmp_path, monkeypatch
+):
+    """Evaluations of images as large are in smaller batches now. A job of this version has none of that."""
+    monkeypatch.setattr(evaluate, "BATCH_PIXELS", 8 * 8 * 4)
+    _, checkpoint = stopped(supervised(data), tmp_path / "before", 3, monkeypatch)
+    where, stream = workspace(tmp_path / "of this one")
+    assert "bits_not_repeatable" not in {one["code"] for one in run(supervised(data), where, checkpoint)["warnings"]}
+    as_by_the_version_before(checkpoint)
+    where, stream = workspace(tmp_path / "of the one before")
+    report = run(supervised(data), where, checkpoint)
+    assert next(line["code"] for line in events(stream, "warning")) == "bits_not_repeatable"
+    assert report["warnings"][0]["code"] == "bits_not_repeatable"
+
+
+def test_run_a_resumed_job_keeps_the_warnings_of_its_earlier_attempt(data, tmp_path, monkeypatch):
+    warning = WarningItem("teacher_saturated", "/teacher", "its soft targets are its labels")
+    where, stream = workspace(tmp_path / "before")
+    where.warn(warning)
+    stop_after(3, monkeypatch, where)
+    with pytest.raises(Stopped):
+        run(supervised(data), where)
+    onward, _ = workspace(tmp_path / "after")
+    report = run(supervised(data), onward, where.out / events(stream, "checkpoint")[-1]["path"])
+    assert warning.as_dict() in report["warnings"]
+    again, lines = workspace(tmp_path / "known")
+    again.warnings.append(warning)
+    run(supervised(data), again, where.out / events(stream, "checkpoint")[-1]["path"])
+    assert again.warnings.count(warning) == 1 and warning.code not in {e["code"] for e in events(lines, "warning")}
+
+
 def test_run_checkpoints_are_numbered_by_the_jobs_steps_and_two_are_kept(data, teacher, tmp_path):
     _, _, stream = finish(distilled(data, teacher, checkpoint_every_s=0), tmp_path)
     steps = [line["step"] for line in events(stream, "checkpoint")]
@@ -158,6 +230,57 @@ def test_run_progress_covers_the_baseline_too(data, teacher, tmp_path):
     _, _, stream = finish(distilled(data, teacher), tmp_path)
     last = events(stream, "progress")[-1]
     assert (last["trial"], last["step"], last["total_steps"], last["percent"]) == ("alone", 24, 24, 100)
+    assert last["seconds_remaining"] == 0
+
+
+@pytest.fixture
+def each_progress(monkeypatch):
+    """Every progress line is due."""
+    monkeypatch.setattr(Lines, "progress_is_due", lambda _: True)
+
+
+METHODS = [
+    {"method": "supervised"},
+    {"method": "kd", "baseline": "train", "assistants": ["convnet4"]},
+    {"method": {"name": "factor_transfer", "pretraining_epochs": 1}, "baseline": "train"},
+    {"method": {"name": "fitnet", "stages": "two", "pretraining_epochs": 1}},
+    {"method": "dml", "student": ["convnet4", "convnet4"]},
+    {"method": "one"},
+    {"method": "byot"},
+    {"method": {"name": "born_again", "generations": 2}},
+]
+
+
+@pytest.mark.parametrize("fields", METHODS, ids=lambda fields: str(fields["method"]))
+def test_run_progress_counts_evaluations_never_falls_and_ends_with_the_job(
+    fields, data, teacher, tmp_path, each_progress
+):
+    needs = METHODS_BY_NAME[fields["method"] if isinstance(fields["method"], str) else fields["method"]["name"]]
+    _, _, stream = finish(job(data, teacher if needs.facts.teacher == "required" else None, **fields), tmp_path)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    shown = [line["percent"] for line in lines if line["event"] == "progress"]
+    assert shown == sorted(shown)
+    assert lines[-1]["event"] == "progress" and shown[-1] == 100 and shown[-2] < 100
+    phases = [line.get("phase") for line in lines]
+    evaluating, exporting = phases.index("evaluating"), phases.index("exporting")
+    measuring = [line["percent"] for line in lines[evaluating:exporting] if line["event"] == "progress"]
+    assert measuring[0] > max(line["percent"] for line in lines[:evaluating] if line["event"] == "progress")
+    assert measuring[-1] > measuring[0]
+    steps = [line["step"] for line in lines if line["event"] == "progress"]
+    assert steps == sorted(steps) and steps[-1] == lines[-1]["total_steps"]
+
+
+@pytest.mark.parametrize("steps", [1, 6, 12, 13, 20])
+def test_run_progress_does_not_fall_when_a_stopped_job_is_resumed(
+    steps, data, teacher, tmp_path, monkeypatch, each_progress
+):
+    spec = distilled(data, teacher)
+    stream, checkpoint = stopped(spec, tmp_path / "stopped", steps, monkeypatch)
+    shown = [line["percent"] for line in events(stream, "progress")]
+    where, later = workspace(tmp_path / "resumed")
+    run(spec, where, checkpoint)
+    shown += [line["percent"] for line in events(later, "progress")]
+    assert shown == sorted(shown) and shown[-1] == 100
 
 
 @pytest.mark.parametrize("form", ["kl", "cross_entropy", "logits_l2", "probabilities_l2"])

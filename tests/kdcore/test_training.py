@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import LossDiverged
+from kdcore import batch_norm
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data.images import Images, TrainingSet
 from kdcore.lesson import Lesson, Needs, Scheme
@@ -301,6 +302,13 @@ def with_dropout(seed: int) -> dict:
     return {"scheme": Alone(classifier(seed, dropout=0.5))}
 
 
+def with_batch_norm(seed: int, momentum: float | None = 0.01) -> dict:
+    """Its running averages are far from its statistics after a few steps."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2)]
+    return {"scheme": Alone(Classifier(nn.Sequential(*layers, nn.Linear(16, 2)), [0.5], [0.5]))}
+
+
 def peers(seed: int) -> dict:
     return {"scheme": Mutual([classifier(seed, 0.2), classifier(seed + 1)]), "beta": 1.0, "objective": kd_objective()}
 
@@ -313,6 +321,97 @@ def contrastive(seed: int) -> dict:
     return {"scheme": scheme, "beta": 1.0, "objective": objective}
 
 
+STATISTICS = {"1.running_mean", "1.running_var"}
+
+
+def test_stage_training_delivers_measured_statistics_and_trains_on_with_its_own():
+    """The two kinds of statistics make the same training: the same points of it, and the same weights."""
+    ended, points = {}, {}
+    for kind in ("measured", "running"):
+        one = training(
+            **with_batch_norm(0), recipe={"epochs": 3, "batch_norm": kind},
+            metric=lambda *point: points.setdefault(kind, []).append(point[2]),  # noqa: B023
+        )  # fmt: skip
+        ended[kind] = one, one.run()["student"]
+    measured, running = (one for one, _ in ended.values())
+    assert same(measured.learners.state_dict(), running.learners.state_dict())
+    own = measured.scheme.models["student"].network.state_dict()
+    assert own["1.num_batches_tracked"].item() == 6
+    for one, other in zip(*points.values(), strict=True):
+        assert {k for k in one if one[k] != other[k]} <= {"validation/accuracy", "validation/loss"}
+        assert one["validation/loss"] != other["validation/loss"]
+    deliver = ended["measured"][1].last
+    assert {name for name, value in deliver.items() if not torch.equal(value, own[name])} == STATISTICS
+    assert same(ended["running"][1].last, own)
+
+
+def recomputed(one: StageTraining, weights: dict) -> Tensor:
+    """The mean of the first layer, by hand: its batches have equal size, so it is the mean over all their images."""
+    chosen = torch.cat(list(batch_norm.batches(one.training_set, one.recipe.batch_size)))
+    images = (chosen.float() / 255 - 0.5) / 0.5
+    return nn.functional.conv2d(images, weights["0.weight"], weights["0.bias"]).mean((0, 2, 3))
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_stage_training_the_statistics_are_those_of_the_delivered_weights_averaged_or_not(ema):
+    one = training(**with_batch_norm(0), recipe={"epochs": 4, "ema": ema})
+    outcome = one.run()["student"]
+    for weights in (outcome.best, outcome.last):
+        assert torch.allclose(weights["1.running_mean"], recomputed(one, weights), atol=1e-6)
+    network = one.scheme.models["student"].network
+    assert torch.equal(outcome.last["0.weight"], network[0].weight) == (ema is None)
+
+
+def test_stage_training_draws_nothing_for_the_measurement():
+    one = training(**with_batch_norm(0))
+    state = torch.get_rng_state()
+    one._end_epoch = lambda: None
+    one.run()
+    assert torch.equal(torch.get_rng_state(), state) is False, "the dropout of the steps draws"
+    state = torch.get_rng_state()
+    one._graded("student")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_stage_training_without_batch_norm_both_kinds_of_statistics_are_the_same_bits():
+    made = [training(**with_dropout(0), recipe={"epochs": 2, "batch_norm": kind}) for kind in ("measured", "running")]
+    states = []
+    for one in made:
+        torch.manual_seed(1)
+        outcome = one.run()["student"]
+        assert one.compare_statistics("student", outcome) is None
+        states.append((outcome.best, outcome.last))
+    assert same(states[0][0], states[1][0]) and same(states[0][1], states[1][1])
+
+
+def bright_or_dark() -> TrainingSet:
+    """Two classes that one place tells apart; 100 images are held out."""
+    labels = torch.arange(300) % 2
+    pixels = torch.randint(0, 40, (300, 1, 4, 4), generator=torch.Generator().manual_seed(0)) + 120
+    pixels[labels == 1] += 60
+    images = Images(pixels.to(torch.uint8), labels)
+    return TrainingSet(images, torch.arange(200), images.take(torch.arange(200, 300)))
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("measured", STATISTICS), ("running", set())])
+def test_stage_training_compare_statistics_finds_averages_that_have_not_converged(kind, kept):
+    one = training(**with_batch_norm(0, 1e-6), recipe={"epochs": 4, "batch_norm": kind}, training_set=bright_or_dark())
+    outcome = one.run()["student"]
+    weights = copied(one.learners.state_dict())
+    measured, running = one.compare_statistics("student", outcome)
+    assert measured > running + 0.2
+    assert outcome.best_accuracy == (measured if kind == "measured" else running)
+    assert set(outcome.running) == kept
+    assert same(one.learners.state_dict(), weights)
+
+
+def test_stage_training_compare_statistics_is_content_with_averages_that_have_converged():
+    recipe = {"epochs": 8, "optimizer": {"name": "sgd", "lr": 1e-3}}
+    one = training(**with_batch_norm(0, 0.1), recipe=recipe, training_set=bright_or_dark())
+    outcome = one.run()["student"]
+    assert one.compare_statistics("student", outcome) is None and outcome.running == {}
+
+
 def prepared(seed: int) -> dict:
     torch.manual_seed(seed)
     return {"scheme": Preparation(FrozenTeacher(classifier(9)), Regressor().needs), "alpha": 0.0, "beta": 1.0,
@@ -320,7 +419,7 @@ def prepared(seed: int) -> dict:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("made", [alone, with_dropout, peers, contrastive, prepared])
+@pytest.mark.parametrize("made", [alone, with_dropout, with_batch_norm, peers, contrastive, prepared])
 def test_stage_training_a_state_restored_anywhere_goes_on_to_the_same_bits(made, optimizer):
     """Restored into a training that began otherwise, after every step of three epochs."""
     recipe, states, points = {"epochs": 3, "ema": 0.9, "optimizer": optimizer}, [], []
