@@ -152,9 +152,9 @@ def test_job_facts_are_the_fields_that_have_a_value():
     assert shown == [
         ["id", "job_1"],
         ["name", "first light"],
-        ["kind", "distillation"],
         ["status", "succeeded"],
         ["allowed actions", "delete"],
+        ["kind", "distillation"],
         ["method", "kd"],
         ["deadline", "2026-01-03"],
         ["attempts without progress", "1 of 3"],
