@@ -169,6 +169,17 @@ def test_baseline_can_be_an_earlier_job(server, teacher_job):
     assert job["result"]["alone"]["accuracy"] == server.get(f"/v1/jobs/{alone}")["result"]["student"]["accuracy"]
 
 
+def test_baseline_can_be_the_student_alone_of_a_distilled_job(server, teacher_job):
+    """Never its distilled student. The student alone is the same as that of a supervised job with this recipe."""
+    first = server.ended(server.submit(distillation(teacher_job)))
+    supervised = server.ended(server.submit({**TEACHER, "student": "convnet4"}))["result"]["student"]
+    changes = {"method": "dkd", "temperature": None, "alpha": None, "beta": None}
+    second = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{first['id']}", **changes)))
+    alone = second["result"]["alone"]
+    assert alone["accuracy"] == first["result"]["alone"]["accuracy"] == supervised["accuracy"]
+    assert alone["loss"] == pytest.approx(supervised["loss"])
+
+
 def test_submit_reports_five_faults_in_one_answer(server):
     answer = server.post(
         "/v1/jobs",
