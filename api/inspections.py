@@ -24,6 +24,7 @@ from base.folders import locked_folder
 from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.facts import ProgramFacts
+from kdcore.spec.cost import JobCost
 from store import registry
 from store.database import Database
 from store.file_store import FileStore
@@ -33,7 +34,7 @@ F = TypeVar("F", bound=BaseModel)
 log = logging.getLogger("distillery.inspections")
 
 OF_FILES: dict[type[BaseModel], str] = {ModelFacts: "model", ProgramFacts: "program", DatasetFacts: "dataset"}
-KINDS: dict[type[BaseModel], str] = {**OF_FILES, ArchitectureFacts: "architecture", TapFacts: "taps"}
+KINDS: dict[type[BaseModel], str] = {**OF_FILES, ArchitectureFacts: "architecture", TapFacts: "taps", JobCost: "cost"}
 """The verbs of `python -m kdcore inspect`, by the facts that they print."""
 
 ENGINE = (sys.executable, "-m", "kdcore")

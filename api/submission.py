@@ -36,7 +36,6 @@ from kdcore.spec import (
     resolve,
     resolve_evaluation,
     spec_warnings,
-    trials,
 )
 from store.records import Job
 
@@ -258,33 +257,3 @@ def _own_size(dataset: Dataset, facts: DatasetFacts, resized: bool = False) -> i
 def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:
     name = "program" if teacher.program is not None else "checkpoint"
     return teacher.model_copy(update={name: target.reference})
-
-
-def estimate(examined: Examined) -> dict[str, Any] | None:
-    """Return the numbers that are known before the job runs. Time and accuracy are not known."""
-    spec, known = examined.resolved, examined.known
-    if spec is None or known.dataset is None:
-        return None
-    teacher = _teacher_parameters(spec, known)
-    student = _parameters(spec.students[0].architecture, known)
-    return {
-        "steps": sum(stage.steps for trial in trials(spec, known.dataset, known.unlabelled) for stage in trial.stages),
-        "parameters": {"teacher": teacher, "student": student},
-        "compression": round(teacher / student, 2) if teacher and student else None,
-    }
-
-
-def _teacher_parameters(spec: JobSpec, known: Known) -> int | None:
-    """Return the parameters of all teachers together; None without a teacher, or if one is not downloaded yet."""
-    counts = [
-        known.teachers[at].parameters if at in known.teachers else _parameters(teacher.architecture, known)
-        for at, teacher in each_teacher(vars(spec))
-    ]
-    return None if not counts or None in counts else sum(filter(None, counts))
-
-
-def _parameters(name: str | None, known: Known) -> int | None:
-    network = known.network(name)
-    if network is None or known.dataset is None:
-        return None
-    return network.parameters(known.dataset.num_classes, known.dataset.channels)

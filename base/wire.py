@@ -109,6 +109,9 @@ class Report(TypedDict):
     """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
     test_samples: int
     seconds: float
+    """Of all attempts together."""
+    cost: NotRequired[dict[str, Any]]
+    """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
     warnings: list[WarningView]
 
 
@@ -282,6 +285,17 @@ class Parameters(View):
     """Of the first student, if several learn from each other."""
 
 
+class PhaseSeconds(View):
+    """Seconds by the phases of a job. Null means unknown, not zero."""
+
+    preparing: float | None
+    """Reading data and teacher. Null if it was not measured with this data set; the sum is then without it."""
+    training: float | None
+    """All optimizer steps, of every stage of every trial."""
+    evaluating: float | None
+    """The held-out images after each epoch, and the test images at the end."""
+
+
 class Estimate(View):
     """The numbers that are known before the job runs. Null means unknown, not zero."""
 
@@ -290,6 +304,16 @@ class Estimate(View):
     parameters: Parameters
     compression: float | None
     """The teacher's parameters divided by the student's."""
+    seconds: float | None
+    """Of the whole job: its training and all evaluations, without the time in the queue."""
+    seconds_by_phase: PhaseSeconds
+    memory_bytes: int | None
+    """The largest memory of the engine (on a GPU, of the device). With the basis `parameters`: at least so much."""
+    device: str | None
+    """Where seconds and memory were measured: `cpu, 2 threads`, `cuda, NVIDIA H200`."""
+    basis: Literal["measured", "probe", "parameters"] | None
+    """`measured`: by earlier jobs of the project with the same networks. `probe`: a few steps on the server's machine.
+    `parameters`: nothing was measured."""
 
 
 class ValidationView(View):
@@ -349,6 +373,8 @@ class DeviceView(View):
     """`out_of_disk_space`: too little to start a job. `stuck`: it neither polls for jobs nor runs one."""
     seen_s: float
     """Seconds from the slot's last activity to the worker's `seen_at`."""
+    memory_bytes: int | None
+    """Memory of the GPU, or of the host; slots of one device share it."""
 
 
 class WorkerView(View):

@@ -5,7 +5,7 @@
 Small jobs are run by `python -m kdcore run` in both checkouts; only the command line and its files are used. This
 checkout's have `training.batch_norm: running`, which was the only kind before there was an option. Compared are the
 students' files (best epochs), all tensors of the last checkpoint (last epochs), the points of the metrics, the resolved
-spec, and the report without its seconds. A file or a field of a document that only this checkout has is no difference.
+spec, and the report without its cost. A file or a field of a document that only this checkout has is no difference.
 Jobs that can be stopped in an interesting place have two more lines:
 
 - resumed: stopped twice by SIGTERM and resumed in this checkout; the result must equal the uninterrupted run of the
@@ -130,7 +130,7 @@ class RunResult:
 
     @property
     def report(self) -> dict[str, Any]:
-        return {**json.loads((self.out / "report.json").read_text()), "seconds": None}
+        return {**json.loads((self.out / "report.json").read_text()), "seconds": None, "cost": None}
 
     @property
     def step(self) -> int:

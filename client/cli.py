@@ -262,6 +262,8 @@ def _validate(distillery: Distillery, spec: Spec, as_json: bool) -> None:
         print_json(validation)
     elif validation["valid"]:
         print_json({"resolved_spec": validation["resolved_spec"], "estimate": validation["estimate"]})
+        for line in tables.estimate_lines(validation["estimate"]) if validation["estimate"] else ():
+            typer.echo(line, err=True)
     else:
         for fault in validation["errors"]:
             typer.echo(fault_line(fault), err=True)

@@ -93,9 +93,14 @@ class Distillery:
         job: JobView = self.connection.json("POST", "/v1/jobs", json=dict(spec), headers=headers, idempotent=True)
         return job
 
-    def validate(self, spec: Mapping[str, Any]) -> ValidationView:
-        """Check a spec without submitting it. Returns every fault, or the resolved spec and an estimate."""
-        validation: ValidationView = self.connection.json("POST", "/v1/jobs/validate", json=dict(spec), idempotent=True)
+    def validate(self, spec: Mapping[str, Any], *, probe: bool = True) -> ValidationView:
+        """Check a spec without submitting it. Returns every fault, or the resolved spec and an estimate.
+
+        If the cost of such a job was never measured, the server runs a few of its steps, which takes some seconds;
+        not with `probe=False`.
+        """
+        path = "/v1/jobs/validate" + ("" if probe else "?probe=false")
+        validation: ValidationView = self.connection.json("POST", path, json=dict(spec), idempotent=True)
         return validation
 
     def job(self, job_id: str) -> JobView:

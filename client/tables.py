@@ -14,6 +14,7 @@ from base.wire import (
     AttemptView,
     CollectionView,
     Dataset,
+    Estimate,
     Evaluation,
     JobView,
     Measured,
@@ -253,6 +254,43 @@ def gain_sentence(reports: Sequence[Report]) -> str:
     runs = ", ".join(f"{gain:+.1f}" for gain in gains)
     mean, spread = statistics.fmean(gains), _spread(gains)
     return f"Gain over the same student alone: {mean:+.1f} ± {spread:.1f} points of accuracy, runs {runs} ({scale})."
+
+
+# Estimates
+
+BASES = {
+    "measured": "as measured in earlier jobs",
+    "probe": "from a probe of a few steps",
+    "parameters": "by the parameters alone",
+}
+
+
+def estimate_lines(estimate: Estimate) -> list[str]:
+    """Return what a job will probably take, in a line or two."""
+    seconds, memory = estimate.get("seconds"), estimate.get("memory_bytes")
+    basis = BASES.get(str(estimate.get("basis")), "")
+    if seconds is None:
+        least = "" if memory is None else f"; at least {memory / 1e6:,.0f} MB of memory, {basis}"
+        return [f"estimate: {estimate['steps']:,} steps; their time was never measured{least}"]
+    parts = [f"{phase} {duration(value)}" for phase, value in _phases(estimate) if value is not None]
+    unknown = [phase for phase, value in _phases(estimate) if value is None]
+    without = f", without {' and '.join(unknown)}" if unknown else ""
+    lines = [f"estimate: about {duration(seconds)} ({', '.join(parts)}){without}"]
+    needs = "" if memory is None else f"{memory / 1e6:,.0f} MB of memory on "
+    return [*lines, f"  {needs}{estimate['device']}, {basis}"]
+
+
+def _phases(estimate: Estimate) -> list[tuple[str, float | None]]:
+    phases = estimate["seconds_by_phase"]
+    return [("preparing", phases["preparing"]), ("training", phases["training"]), ("evaluating", phases["evaluating"])]
+
+
+def duration(seconds: float) -> str:
+    """Return a duration such as `8 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _spread(values: Sequence[float]) -> float:

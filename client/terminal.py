@@ -16,6 +16,7 @@ from base.wire import EventView, JobView, TeacherCheck, WarningView
 from client import tables
 from client.errors import DistilleryError
 from client.sdk import Distillery
+from client.tables import duration
 from client.transfer import OnProgress
 
 POLL_S = 0.4
@@ -212,14 +213,6 @@ def progress_text(job: JobView, accuracy: float | None) -> str:
     if left_s is not None and job["phase"] == "training":
         parts.append(f"{duration(left_s)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration such as `8 s`, `3 min`, `2 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def event_line(event: EventView) -> str:

@@ -9,6 +9,7 @@
     python -m kdcore inspect dataset PATH [--image-size N]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
+    python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
 checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
@@ -30,6 +31,7 @@ from base.files import DISK_FULL
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import EvaluationSpec, JobSpec, parse, parse_evaluation
+from kdcore.spec.cost import ProbeRequest
 
 NO_MEMORY = "can't allocate memory"
 """A part of the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has its own error class."""
@@ -115,6 +117,10 @@ def _facts(of: argparse.Namespace) -> Any:
             from kdcore import data
 
             return data.inspect(of.path, of.image_size)
+        case "cost":
+            from kdcore.probe import probe
+
+            return probe(ProbeRequest.model_validate_json(of.request))
         case _:
             from kdcore import models
 
@@ -221,6 +227,8 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--channels", type=int, required=True)
         kind.add_argument("--image-size", type=int, nargs="+", required=True)
     taps.add_argument("paths", nargs="+", metavar="PATH")
+    cost = kinds.add_parser("cost")
+    cost.add_argument("request")
     return parser
 
 

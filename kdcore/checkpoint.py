@@ -17,6 +17,7 @@ from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
 from base.warning import WarningItem
 from kdcore import batch_norm
+from kdcore.cost import CostMeter
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
 from kdcore.spec import GIVEN, Stage, Trial
@@ -43,7 +44,7 @@ def stop_on_sigterm(workspace: Workspace) -> None:
 @dataclass
 class Progress:
     """The state of a job: outcomes of trials that have ended, by trial and model; what the ended stages of the current
-    trial have learned, by stage; and the state of the stage in training."""
+    trial have learned, by stage; the state of the stage in training; and what the job has cost so far."""
 
     finished: dict[str, dict[str, Outcome]] = field(default_factory=dict)
     prepared: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Progress:
     """The warnings of the job up to here."""
     format: int = FORMAT
     """The format of the file from which this was read."""
+    cost: CostMeter = field(default_factory=CostMeter, compare=False)
 
 
 def save(folder: Path, step: int, progress: Progress) -> Written:
@@ -69,6 +71,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         "training": progress.training,
         "batch_norm": progress.batch_norm,
         "warnings": [warning.as_dict() for warning in progress.warnings],
+        "cost": progress.cost.state(),
     }
 
     def write(path: Path) -> None:
@@ -103,6 +106,8 @@ def load(path: Path, device: torch.device) -> Progress:
             state.get("batch_norm", "running"),
             [WarningItem(**warning) for warning in state.get("warnings", ())],
             number,
+            # Before format 2 no cost was kept: only the seconds from here on are counted.
+            CostMeter(state.get("cost")),
         )
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error

@@ -49,6 +49,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         refuse_if_strict(spec, workspace)
         alarms.warn_if_saturated(job, workspace)
     meter = Meter(job, workspace.lines)
+    progress.cost.prepared(job.device, started)
 
     workspace.lines.phase("training")
     for trial in job.trials:
@@ -57,8 +58,10 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
-    summary = report.build_report(job, results, workspace.warn, meter.measuring)
-    summary["seconds"] = round(time.monotonic() - started, 3)
+    with progress.cost.measuring(len(job.data.test)):
+        summary = report.build_report(job, results, workspace.warn, meter.measuring)
+    summary["seconds"] = round(progress.cost.seconds, 3)
+    summary["cost"] = progress.cost.cost(job.bf16).model_dump(mode="json")
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
@@ -86,8 +89,9 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
     """Train a trial from its start, stage after stage."""
     setup = TrialSetup(trial, job, _teacher(trial, job, progress))
     for number, stage in enumerate(trial.stages):
-        watch = Watch(stage, meter, workspace, progress)
-        observer = Observer(metric=watch.metric, after_step=watch.after_step, evaluated=watch.evaluated)
+        watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage.name)
+        after_step = clock.around(watch.after_step)
+        observer = Observer(watch.metric, after_step, clock.before_evaluation, watch.evaluated)
         training = setup.training(number, observer)
         if stage is trial.stages[-1]:
             training.alarms = _alarms(trial, job, training, workspace)

@@ -72,10 +72,12 @@ class Outcome:
 
 @dataclass
 class Observer:
-    """Callbacks of a stage. `after_step` runs between steps, when the state is consistent; it may raise to stop."""
+    """Callbacks of a stage. `after_step` runs between steps, when the state is consistent; it may raise to stop.
+    `before_evaluation` runs after the last step of an epoch, before the models are measured."""
 
     metric: Callable[[int, int, Mapping[str, float]], None]
     after_step: Callable[[StageTraining], None]
+    before_evaluation: Callable[[StageTraining], None] = lambda _: None
     evaluated: Callable[[StageTraining, int], None] = lambda *_: None
     """Called during an evaluation with the number of images that a model has just been run on."""
 
@@ -233,6 +235,7 @@ class StageTraining:
 
     def _end_epoch(self) -> None:
         """Measure each model on the held-out images, keep its best weights, and report the epoch."""
+        self.observer.before_evaluation(self)
         validation: dict[str, float] = {}
         held_out = self.training_set.held_out
         for name, model in self.scheme.models.items():

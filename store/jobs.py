@@ -15,7 +15,7 @@ from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
 from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page, upsert
 from store.tables import checkpoints, jobs, metrics
-from store.teachers import append_change, await_teachers, lock_awaited
+from store.teachers import append_change, await_teachers, lock_awaited, take_students
 
 T = TypeVar("T")
 
@@ -171,25 +171,23 @@ def retry(connection: Connection, job_id: str, project: str | None = None, *, fr
 
     It continues from its last checkpoint. With `from_scratch`, its checkpoints and curves are deleted instead. The
     collector deletes their files. Raises TeacherUnavailable if a job whose student should teach it has failed, was
-    cancelled or deleted; a job that waits for its teacher is queued again only while a student can still come.
+    cancelled or deleted; if that job has succeeded by now, its student's digest is taken.
     """
     values: dict[str, Any] = {"attempts_without_progress": 0, "error": None, "not_before": None, "finished_at": None}
     if from_scratch:
         early = [one for one in get(connection, job_id, project).warnings if CODES[one["code"]] in KNOWN_AT_SUBMIT]
         values |= {"checkpoint_step": None, "claimed_step": None, "progress": None, "warnings": early}
     ended = and_(_is(job_id, project), jobs.c.status.in_(("failed", "cancelled")))
-    unavailable = lock_awaited(connection, job_id)
+    lock_awaited(connection, job_id)
     deadline_at = database_now() + jobs.c.deadline_s
     job = update_job(connection, ended, status="queued", deadline_at=deadline_at, **values)
     if job is None:
         raise _not_allowed(get(connection, job_id, project), "retry")
-    if unavailable is not None:
-        raise unavailable
     if from_scratch:
         for table in (checkpoints, metrics):
             connection.execute(delete_from(table).where(table.c.job_id == job_id))
     append_event(connection, job, "retried", **{"from": "scratch" if from_scratch else "checkpoint"})
-    return job
+    return take_students(connection, job)
 
 
 def delete(connection: Connection, job_id: str, project: str | None = None) -> None:

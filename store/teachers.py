@@ -3,7 +3,8 @@
 A row of `job_teachers` stands for such a name in a resolved spec. It is written with the job, and while a job has one,
 no worker can claim it. When the named job succeeds, the same transaction writes the digest of its student in the place
 of the name, and deletes the row. When it ends otherwise, the same transaction fails the waiting job, and then the jobs
-that wait for that one. A failed job keeps its rows, so a retry waits again.
+that wait for that one. A job that has ended keeps its rows: no event follows its end, and a retry waits again, or takes
+the digest of a student that is there by then.
 
 A job can name only jobs that exist already, so jobs never wait for each other in a circle. For the same reason a
 teacher's id is the smaller one: rows of jobs are locked in the order of ids, which prevents deadlocks.
@@ -46,24 +47,34 @@ def await_teachers(connection: Connection, job: Job) -> Job:
     Raises TeacherUnavailable if a teacher's job has ended in another way since the spec was checked.
     """
     for teacher_id in _named(job.resolved_spec):
-        status = _lock_status(connection, teacher_id)
-        if _has_no_student(status):
-            raise TeacherUnavailable(teacher_id, status)
         connection.execute(insert(job_teachers).values(job_id=job.id, teacher_job_id=teacher_id))
+    return take_students(connection, job)
+
+
+def take_students(connection: Connection, job: Job) -> Job:
+    """Write the digests of students that are there into the spec of a job that is queued now. Returns the job.
+
+    Raises TeacherUnavailable if a job that should teach it has failed, was cancelled or deleted.
+    """
+    for teacher_id, status in lock_awaited(connection, job.id).items():
+        if status in (None, "failed", "cancelled"):
+            raise TeacherUnavailable(teacher_id, status)
         if status == "succeeded":
             file = artifacts.get(connection, teacher_id, STUDENT_FILE)
-            job = _write_digest(connection, job.id, teacher_id, file.sha256)
+            job = _write_digest(connection, job.id, teacher_id, file.sha256) or job
     return job
 
 
-def lock_awaited(connection: Connection, job_id: str) -> TeacherUnavailable | None:
-    """Lock the jobs that a job waits for, until the commit. Returns an error if one of them has no student to come."""
+def lock_awaited(connection: Connection, job_id: str) -> dict[str, str | None]:
+    """Lock the jobs that a job waits for: their statuses, which this returns, cannot change until the commit.
+
+    None stands for a job that was deleted. A row's own job is locked after these, never before.
+    """
     awaited = select(job_teachers.c.teacher_job_id).where(job_teachers.c.job_id == job_id)
-    for teacher_id in connection.scalars(awaited.order_by(job_teachers.c.teacher_job_id)).all():
-        status = _lock_status(connection, teacher_id)
-        if _has_no_student(status):
-            return TeacherUnavailable(teacher_id, status)
-    return None
+    ids = connection.scalars(awaited.order_by(job_teachers.c.teacher_job_id)).all()
+    statuses = select(jobs.c.id, jobs.c.status).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update(read=True)
+    found = {id: status for id, status in connection.execute(statuses)} if ids else {}
+    return {id: found.get(id) for id in ids}
 
 
 def lock_with_waiting(connection: Connection, job_ids: Sequence[str]) -> None:
@@ -93,7 +104,7 @@ def count_waiting(connection: Connection) -> int:
 
 
 def _give_student(connection: Connection, teacher: Job) -> None:
-    """Write the digest of a job's student into all jobs that name the job, whatever their status."""
+    """Write the digest of a job's student into the jobs that wait for it."""
     waiting = _waiting_for(connection, teacher.id)
     if not waiting:
         return
@@ -106,10 +117,13 @@ def _give_student(connection: Connection, teacher: Job) -> None:
         _write_digest(connection, job_id, teacher.id, file.sha256)
 
 
-def _write_digest(connection: Connection, job_id: str, teacher_id: str, sha256: str) -> Job:
+def _write_digest(connection: Connection, job_id: str, teacher_id: str, sha256: str) -> Job | None:
+    """Write a student's digest into the spec of a job, if that has not ended: no event follows the end of a job."""
     # Lock the row before its spec is read: another of its teachers may succeed at the same time.
-    locked = select(jobs.c.resolved_spec).where(jobs.c.id == job_id).with_for_update(key_share=True)
-    spec = connection.execute(locked).scalar_one()
+    locked = select(jobs.c.resolved_spec).where(_is_open(job_id)).with_for_update(key_share=True)
+    spec = connection.execute(locked).scalar_one_or_none()
+    if spec is None:
+        return None
     teacher = _replaced(spec["teacher"], JOB + teacher_id, BLOB + sha256)
     job = update_job(connection, jobs.c.id == job_id, resolved_spec={**spec, "teacher": teacher})
     assert job is not None, "the row is locked"  # noqa: S101
@@ -134,8 +148,7 @@ def _fail_waiting(connection: Connection, ended: Job) -> None:
     while waiting:
         job_id = heappop(waiting)
         error = errors_by_job[job_id]
-        open_job = and_(jobs.c.id == job_id, jobs.c.status.in_(("queued", "paused")))
-        job = update_job(connection, open_job, status="failed", finished_at=database_now(), error=error)
+        job = update_job(connection, _is_open(job_id), status="failed", finished_at=database_now(), error=error)
         if job is not None:
             append_event(connection, job, "failed", error=error)
             add(job)
@@ -155,15 +168,9 @@ def _waiting_for(connection: Connection, teacher_id: str) -> Sequence[str]:
     return connection.scalars(waiting.order_by(job_teachers.c.job_id)).all()
 
 
-def _lock_status(connection: Connection, job_id: str) -> str | None:
-    """Return the status of a job, which cannot change until the commit; None if there is no such job."""
-    status = select(jobs.c.status).where(jobs.c.id == job_id).with_for_update(read=True)
-    found: str | None = connection.execute(status).scalar_one_or_none()
-    return found
-
-
-def _has_no_student(status: str | None) -> bool:
-    return status in (None, "failed", "cancelled")
+def _is_open(job_id: str) -> ColumnElement[bool]:
+    """The condition that a job that waits for a teacher has not ended."""
+    return and_(jobs.c.id == job_id, jobs.c.status.in_(("queued", "paused")))
 
 
 def _named(resolved_spec: dict[str, Any]) -> list[str]:

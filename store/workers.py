@@ -6,7 +6,7 @@ busy slot has succeeded. A slot without that proof is stuck; a worker whose slot
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, bindparam, delete, func, select
 
@@ -30,6 +30,12 @@ class Device:
     """out_of_disk_space: the slot polls, but starts no job before some disk space is free."""
     seen_s: float = 0.0
     """Seconds between the slot's last proof and the worker's last heartbeat."""
+    memory_bytes: int | None = None
+    """Memory of the GPU or of the host; None if it is not known."""
+
+    @property
+    def kind(self) -> Literal["cuda", "cpu"]:
+        return "cuda" if self.name.startswith("cuda") else "cpu"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
+from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from base.clock import boottime
@@ -21,7 +22,10 @@ from base.files import DISK_FULL, sha256_of
 from base.folders import LockedFolder
 from base.references import BLOB
 from base.warning import WarningItem
+from kdcore.catalog import DatasetFacts
 from kdcore.protocol import KnownBefore, Order
+from kdcore.spec import JobSpec, Known
+from kdcore.spec.cost import JobCost, cost_rows
 from kdcore.spec.measured import teacher_check_key
 from store import checkpoints, events, lifecycle, measurements
 from store.artifacts import NewArtifact
@@ -277,9 +281,29 @@ class Attempt:
             stored.append(NewArtifact(artifact.name, blob.sha256, blob.bytes, artifact.media_type))
         failpoint("publish.stored")
         report = (ending.last_line or {}).get("report") or {}
-        self._commit("finish_succeeded.committed", lifecycle.finish_succeeded, result=report, artifacts=stored)
+        cost = self._cost(report)
+
+        def succeed(connection: Connection, job_id: str, fence: int) -> bool:
+            done = lifecycle.finish_succeeded(connection, job_id, fence, report, stored)
+            # Sorted: two jobs that write the same rows must not wait for each other.
+            for key in sorted(cost) if done else ():
+                measurements.put(connection, self.claim.job.project, "cost", key, cost[key])
+            return done
+
+        self._commit("finish_succeeded.committed", succeed)
         # Jobs may have waited for this one's student.
         self.context.wake_workers()
+
+    def _cost(self, report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return what the job has cost, by key: the estimates of later ones are made of it. No job fails for that."""
+        if "cost" not in report:
+            return {}
+        try:
+            cost, dataset = JobCost.model_validate(report["cost"]), DatasetFacts.model_validate(report["dataset"])
+            return cost_rows(JobSpec.model_validate(self.claim.job.resolved_spec), Known(dataset=dataset), cost)
+        except (KeyError, ValidationError) as error:
+            log.warning("job %s: the cost in its report cannot be kept: %s", self.claim.job.id, error)
+            return {}
 
     # ── finish ──
 

@@ -32,6 +32,8 @@ class Device:
     name: str
     visible: str
     threads: int
+    memory_bytes: int | None = None
+    """Memory of the GPU, or of the host for a CPU; None if it is not known. Slots of one device share it."""
 
 
 def discover(
@@ -47,8 +49,11 @@ def discover(
     omp_threads = environment.get(THREADS[0], "")
     threads = threads or (int(omp_threads) if omp_threads.isdecimal() else 0) or max(1, cores() // number)
     if not gpus:
-        return [Device("cpu" if number == 1 else f"cpu:{slot}", "", threads) for slot in range(number)]
-    return [Device(f"cuda:{slot % len(gpus)}", gpus[slot % len(gpus)], threads) for slot in range(number)]
+        memory = host_memory()
+        return [Device("cpu" if number == 1 else f"cpu:{slot}", "", threads, memory) for slot in range(number)]
+    turns = [slot % len(gpus) for slot in range(number)]
+    memories = _gpu_memories()
+    return [Device(f"cuda:{turn}", gpus[turn], threads, memories.get(gpus[turn])) for turn in turns]
 
 
 def engine_environment(device: Device, temporary: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -78,6 +83,23 @@ def cores() -> int:
     return max(1, min(allowed, _quota(Path("/sys/fs/cgroup/cpu.max")) or allowed))
 
 
+def host_memory() -> int | None:
+    """Return the bytes of memory that this process may use, by the host's size and by the container's limit."""
+    try:
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    return min(host, _memory_limit(Path("/sys/fs/cgroup/memory.max")) or host)
+
+
+def _memory_limit(path: Path) -> int | None:
+    try:
+        limit = path.read_text().strip()
+    except OSError:
+        return None
+    return int(limit) if limit.isdecimal() else None
+
+
 def _quota(path: Path) -> int | None:
     try:
         quota, period = path.read_text().split()
@@ -97,12 +119,23 @@ def _gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def _query_driver() -> list[str]:
+    return [uuid for _, uuid, _ in _gpu_rows() if uuid.startswith("GPU-")]
+
+
+def _gpu_memories() -> dict[str, int]:
+    """Return each GPU's memory in bytes, by both names that CUDA_VISIBLE_DEVICES may have for it."""
+    mebibytes = [(names, size) for *names, size in _gpu_rows() if size.isdecimal()]
+    return {name: int(size) << 20 for names, size in mebibytes for name in names}
+
+
+def _gpu_rows() -> list[tuple[str, str, str]]:
+    """Return number, UUID and memory in MiB of each GPU, as the driver prints them; none without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     try:
         output = subprocess.run(
-            [program, "--query-gpu=uuid", "--format=csv,noheader"],
+            [program, "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=30,
@@ -110,7 +143,8 @@ def _query_driver() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in output.stdout.splitlines() if line.startswith("GPU-")]
+    rows = (tuple(field.strip() for field in line.split(",")) for line in output.stdout.splitlines())
+    return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
 
 
 def _engine_home() -> Path:

@@ -67,7 +67,8 @@ class Slot:
             state = "stuck"
         else:
             state = "out_of_disk_space" if self._short_of_disk_space else "idle"
-        return {"name": self.device.name, "job": job, "state": state, "seen_s": round(seen_s, 3)}
+        device = {"name": self.device.name, "memory_bytes": self.device.memory_bytes}
+        return {**device, "job": job, "state": state, "seen_s": round(seen_s, 3)}
 
     def _prove(self) -> None:
         self._proven_at = boottime()

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.dependencies import Caller, Config, Db, Files, ReferencesDep, WakeWorkers
+from api.estimate import estimated
 from api.problems import (
     ActionNotAllowed,
     IdempotencyConflict,
@@ -26,7 +27,7 @@ from api.problems import (
     summary,
 )
 from api.schemas import Json, Page, Retry, job_view, page
-from api.submission import estimate, examine
+from api.submission import examine
 from base.failpoints import failpoint
 from base.wire import JobView, ValidationView
 from store import jobs, workers
@@ -54,6 +55,7 @@ async def body(request: Request) -> Any:
 
 
 Body = Annotated[Any, Depends(body)]
+Probe = Annotated[bool, Query(description="Run a few steps if the cost of the job was never measured.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
@@ -87,7 +89,8 @@ async def submit(
     digest = hashlib.sha256(to_json(spec)).hexdigest()
     if known := await replay(db, settings, caller.project, idempotency_key, digest):
         return known
-    examined = await examine(spec, references)
+    # A job does not wait for a probe: only what is measured already can make a warning.
+    examined = (await estimated(await examine(spec, references), references, settings, probe=False)).examined
     if examined.resolved is None:
         problem = WarningRefused if examined.is_refused_for_warnings else SpecInvalid
         raise problem(summary(examined.faults), examined.faults)
@@ -109,17 +112,22 @@ async def submit(
     responses=responses(MalformedBody, TooLarge),
     openapi_extra=SPEC_BODY,
 )
-async def validate(spec: Body, references: ReferencesDep) -> Response:
+async def validate(spec: Body, references: ReferencesDep, settings: Config, probe: Probe = True) -> Response:
     """Check a spec as `POST /v1/jobs` does, without submitting it. Returns its faults, or the resolved spec and an
-    estimate."""
-    examined = await examine(spec, references)
+    estimate.
+
+    The estimate's seconds and memory are those of earlier jobs. Where none has measured them, a probe runs a few steps
+    on the server's machine, which takes some seconds; `probe=false` leaves it out.
+    """
+    result = await estimated(await examine(spec, references), references, settings, probe=probe)
+    examined = result.examined
     return Json(
         {
             "valid": examined.resolved is not None,
             "errors": [fault.as_dict() for fault in examined.faults],
             "warnings": [warning.as_dict() for warning in examined.warnings],
             "resolved_spec": examined.resolved.as_json() if examined.resolved else None,
-            "estimate": estimate(examined),
+            "estimate": result.estimate if examined.resolved else None,
         }
     )
 

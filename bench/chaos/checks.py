@@ -256,4 +256,4 @@ def _count_differences(one: dict[Any, Any], other: dict[Any, Any]) -> int:
 
 
 def _without_seconds(report: Row | None) -> Row:
-    return {name: value for name, value in (report or {}).items() if name != "seconds"}
+    return {name: value for name, value in (report or {}).items() if name not in ("seconds", "cost")}

@@ -110,7 +110,7 @@ class Done:
 
     @property
     def report(self) -> dict:
-        return {**json.loads((self.out / "report.json").read_text()), "seconds": 0}
+        return {**json.loads((self.out / "report.json").read_text()), "seconds": 0, "cost": 0}
 
     @property
     def weights(self) -> dict[str, dict]:

@@ -16,6 +16,7 @@ from api.app import create_app
 from api.inspections import KINDS, OF_FILES, F, Inspector, Refused
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture
 from kdcore.catalog.facts import ProgramFacts
+from kdcore.spec.cost import JobCost, ProbeRequest
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
 from store.database import Database, migrate
@@ -49,9 +50,13 @@ class FakeInspector(Inspector):
         self.shapes: dict[str, list[int]] = {}
         """Of taps, by path; others are maps of four channels."""
         self.requests: list[tuple[Any, ...]] = []
-        """Kind, subject (the digest of a file), and the options that were given."""
+        """Kind, subject (the digest of a file), and the options that were given; without probes."""
+        self.cost: JobCost | Refused = Refused("internal", "this test has no probe", final=False)
+        self.probes: list[ProbeRequest] = []
 
     async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
+        if kind is JobCost:
+            return self._probe(kind, *subject)
         subject = (Path(subject[0]).name,) if kind in OF_FILES else subject
         self.requests.append((KINDS[kind], *subject, {name: value for name, value in options.items() if value}))
         answer = self.answers.get(subject[0], self._default(kind, *subject))
@@ -59,6 +64,13 @@ class FakeInspector(Inspector):
             raise answer
         assert isinstance(answer, kind)
         return answer
+
+    def _probe(self, kind: type[F], request: str) -> F:
+        self.probes.append(ProbeRequest.model_validate_json(request))
+        if isinstance(self.cost, Refused):
+            raise self.cost
+        assert isinstance(self.cost, kind)
+        return self.cost
 
     def _default(self, kind: type[BaseModel], name: str, *paths: str) -> BaseModel | Refused:
         if kind is TapFacts:

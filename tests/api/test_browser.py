@@ -308,7 +308,7 @@ def test_page_shows_an_evaluation_and_a_job_that_waits_for_its_teacher(
     first = submit(address, SUPERVISED)
     submit(address, {**SUPERVISED, "method": "kd", "teacher": {"checkpoint": f"job:{first['id']}"}})
     listed = " ".join(page_text(tmp_path, address).split())
-    assert "waits for its teacher" in listed and "how good convnet32" in listed and "91.2 %" in listed
+    assert "waits for its teacher" in listed and "how good big, digits" in listed and "91.2 %" in listed
 
 
 WARNING = {

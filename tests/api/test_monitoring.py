@@ -177,8 +177,8 @@ async def test_readyz_fails_with_a_read_only_postgres(postgres_database_url: str
             operator.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
 
 
-BUSY = {"name": "cuda:0", "job": "job_1", "state": "busy", "seen_s": 2.5}
-STUCK = {"name": "cuda:1", "job": None, "state": "stuck", "seen_s": 40.0}
+BUSY = {"name": "cuda:0", "job": "job_1", "state": "busy", "seen_s": 2.5, "memory_bytes": 80_000_000_000}
+STUCK = {"name": "cuda:1", "job": None, "state": "stuck", "seen_s": 40.0, "memory_bytes": None}
 
 
 async def test_workers_listing_shows_workers_alive_unless_all_slots_are_stuck(service: Service) -> None:

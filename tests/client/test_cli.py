@@ -193,6 +193,7 @@ def test_submit_dry_run_prints_the_resolved_spec_or_every_fault():
     fake = FakeService({"POST /v1/jobs/validate": answer})
     done = run(fake, "submit", "--dataset", "digits", "--dry-run")
     assert json.loads(done.stdout) == {"resolved_spec": {"alpha": 0.1}, "estimate": {"steps": 5}}
+    assert done.stderr == "estimate: 5 steps; their time was never measured\n"
     fake.routes["POST /v1/jobs/validate"] = {
         **answer,
         "valid": False,

@@ -152,9 +152,9 @@ def test_job_facts_are_the_fields_that_have_a_value():
     assert shown == [
         ["id", "job_1"],
         ["name", "first light"],
-        ["kind", "distillation"],
         ["status", "succeeded"],
         ["allowed actions", "delete"],
+        ["kind", "distillation"],
         ["method", "kd"],
         ["deadline", "2026-01-03"],
         ["attempts without progress", "1 of 3"],
@@ -321,3 +321,38 @@ def test_method_page_without_options(options: Any):
 )
 def test_allowed_values(field: dict[str, Any], expected: str):
     assert tables.allowed_values(field, {}) == expected
+
+
+MEASURED: Any = {
+    "steps": 1000,
+    "parameters": {"teacher": 5, "student": 1},
+    "compression": 5.0,
+    "seconds": 4000.0,
+    "seconds_by_phase": {"preparing": 3.2, "training": 3876.8, "evaluating": 120.0},
+    "memory_bytes": 640_000_000,
+    "device": "cpu, 2 threads",
+    "basis": "measured",
+}
+
+
+def test_estimate_lines_give_time_by_phase_and_memory():
+    assert tables.estimate_lines(MEASURED) == [
+        "estimate: about 1 h 07 min (preparing 3 s, training 1 h 05 min, evaluating 2 min)",
+        "  640 MB of memory on cpu, 2 threads, as measured in earlier jobs",
+    ]
+
+
+def test_estimate_lines_name_a_phase_that_is_not_known():
+    phases = {**MEASURED["seconds_by_phase"], "preparing": None}
+    lines = tables.estimate_lines({**MEASURED, "basis": "probe", "seconds_by_phase": phases})
+    assert lines[0].endswith("(training 1 h 05 min, evaluating 2 min), without preparing")
+    assert lines[1].endswith("from a probe of a few steps")
+
+
+@pytest.mark.parametrize(
+    ("memory", "basis", "end"),
+    [(2_000_000, "parameters", "; at least 2 MB of memory, by the parameters alone"), (None, None, "")],
+)
+def test_estimate_lines_without_a_measurement_give_no_time(memory: int | None, basis: str | None, end: str):
+    unknown: Any = {**MEASURED, "seconds": None, "memory_bytes": memory, "device": None, "basis": basis}
+    assert tables.estimate_lines(unknown) == [f"estimate: 1,000 steps; their time was never measured{end}"]

@@ -70,6 +70,21 @@ def test_submitted_job_gives_a_student_that_loads_in_plain_pytorch(server, teach
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_validate_estimates_a_job_from_one_like_it_and_probes_another(server, teacher_job):
+    """Another seed and other epochs of the same job; then a job with a network that has not been trained here."""
+    server.ended(server.submit(distillation(teacher_job)))
+    spec = distillation(teacher_job, training={**TRAINING, "epochs": 4, "seed": 7})
+    estimate = server.post("/v1/jobs/validate", spec).json()["estimate"]
+    assert estimate["basis"] == "measured" and estimate["device"].startswith("cpu, ")
+    assert all(seconds > 0 for seconds in estimate["seconds_by_phase"].values())
+    assert 100e6 < estimate["memory_bytes"] < 2e9
+    (worker,) = server.get("/v1/workers")["data"]
+    assert all(device["memory_bytes"] > estimate["memory_bytes"] for device in worker["devices"])
+    estimate = server.post("/v1/jobs/validate", {**spec, "student": "convnet16"}).json()["estimate"]
+    assert estimate["basis"] == "probe" and estimate["seconds"] > 0
+    assert estimate["seconds_by_phase"]["preparing"] is None
+
+
 def test_events_have_no_gap_and_metrics_are_series(server, teacher_job):
     job_id = server.submit(distillation(teacher_job, baseline="none"))
     server.ended(job_id)
@@ -154,6 +169,17 @@ def test_baseline_can_be_an_earlier_job(server, teacher_job):
     assert (fault["allowed"], fault["got"]) == (["student.architecture: convnet4"], ["student.architecture: convnet8"])
     job = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{alone}")))
     assert job["result"]["alone"]["accuracy"] == server.get(f"/v1/jobs/{alone}")["result"]["student"]["accuracy"]
+
+
+def test_baseline_can_be_the_student_alone_of_a_distilled_job(server, teacher_job):
+    """Never its distilled student. The student alone is the same as that of a supervised job with this recipe."""
+    first = server.ended(server.submit(distillation(teacher_job)))
+    supervised = server.ended(server.submit({**TEACHER, "student": "convnet4"}))["result"]["student"]
+    changes = {"method": "dkd", "temperature": None, "alpha": None, "beta": None}
+    second = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{first['id']}", **changes)))
+    alone = second["result"]["alone"]
+    assert alone["accuracy"] == first["result"]["alone"]["accuracy"] == supervised["accuracy"]
+    assert alone["loss"] == pytest.approx(supervised["loss"])
 
 
 def test_submit_reports_five_faults_in_one_answer(server):

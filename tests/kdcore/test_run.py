@@ -3,6 +3,7 @@ import json
 import os
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -15,6 +16,7 @@ from kdcore.protocol import Lines
 from kdcore.run import run
 from kdcore.spec import METHODS as METHODS_BY_NAME
 from kdcore.spec import parse
+from kdcore.spec.cost import JobCost
 from kdcore.training import StageTraining
 from tests.kdcore.engine import (
     as_by_the_version_before,
@@ -115,7 +117,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
     resumed = run(spec, onward, checkpoint)
     assert same(whole, load_file(onward.out / "student.safetensors"))
     assert events(stream, "metric") + events(later, "metric") == events(undisturbed, "metric")
-    assert {**resumed, "seconds": 0} == {**report, "seconds": 0}
+    assert {**resumed, "seconds": 0, "cost": 0} == {**report, "seconds": 0, "cost": 0}
+    assert resumed["cost"]["stages"].keys() == report["cost"]["stages"].keys()
 
 
 def stopped(spec, folder, steps, monkeypatch, resume=None):
@@ -333,3 +336,36 @@ def test_run_a_resolved_spec_runs_the_same(data, teacher, tmp_path):
     resolved = parse(json.loads((tmp_path / "once" / "spec.json").read_text()))
     _, twice, _ = finish(resolved, tmp_path / "twice")
     assert same(once, twice)
+
+
+def test_run_reports_the_cost_of_each_stage_and_of_all_attempts(data, teacher, tmp_path, monkeypatch):
+    spec = distilled(data, teacher, method="factor_transfer")
+    where, stream = workspace(tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        stop_after(14, patch, where)
+        with pytest.raises(Stopped):
+            run(spec, where)
+    checkpoint = where.out / events(stream, "checkpoint")[-1]["path"]
+    saved = torch.load(checkpoint, weights_only=True)["cost"]
+    # As if the first attempt had taken long, in much memory.
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "cost": {**saved, "seconds": 1000.0, "memory_bytes": 1 << 40}}, checkpoint)
+    report = run(spec, workspace(tmp_path / "resumed")[0], checkpoint)
+    assert saved["seconds"] > 0 and list(saved["stages"]) == ["student/factor_transfer", "student"]
+    assert 1000 < report["seconds"] < 2000
+    cost = JobCost.model_validate(report["cost"])
+    assert cost.stages.keys() == {"student/factor_transfer", "student", "alone"}
+    assert all(one.step_s > 0 and one.held_out_image_s > 0 for one in cost.stages.values())
+    assert (cost.basis, cost.device, cost.precision, cost.memory_bytes) == ("measured", "cpu", "fp32", 1 << 40)
+    assert cost.preparing_s > 0 and cost.test_image_s > 0 and 0 < cost.memory_fixed_bytes < 1 << 40
+
+
+def test_run_resumes_a_checkpoint_without_a_cost(data, teacher, tmp_path):
+    """As versions before this one have written them."""
+    _, _, stream = finish(distilled(data, teacher, checkpoint_every_s=0), tmp_path / "first")
+    checkpoint = tmp_path / "first" / events(stream, "checkpoint")[-2]["path"]
+    state = torch.load(checkpoint, weights_only=True)
+    del state["cost"]
+    torch.save(state, checkpoint)
+    report = run(distilled(data, teacher), workspace(tmp_path / "second")[0], checkpoint)
+    assert 0 < report["seconds"] < 100 and report["cost"]["stages"].keys() == {"alone"}

@@ -105,12 +105,12 @@ class Model:
         """Give jobs the students that they wait for, and fail those whose teacher has ended without one."""
         for job in sorted(self.jobs.values(), key=lambda job: job.id):
             teacher = self.jobs.get(job.teacher or "")
-            if teacher is None or teacher.status not in ENDED:
+            if teacher is None or teacher.status not in ENDED or job.status not in ("queued", "paused"):
                 continue
             if teacher.status == "succeeded":
                 job.teacher = None
                 job.events.append("teacher_ready")
-            elif job.status in ("queued", "paused"):
+            else:
                 job.error = "teacher_unavailable"
                 self._move(job, "failed", "failed")
 

@@ -65,7 +65,7 @@ NEVER = {
     "waits for a job that has ended": """
         SELECT w.id FROM jobs w JOIN job_teachers ON job_id = w.id LEFT JOIN jobs t ON t.id = teacher_job_id
         WHERE w.status IN ('queued', 'paused') AND coalesce(t.status, 'failed') IN ('succeeded', 'failed', 'cancelled')
-           OR t.status = 'succeeded' OR w.status IN ('running', 'succeeded')""",
+           OR w.status IN ('running', 'succeeded')""",
     "succeeded with an error": "SELECT id FROM jobs WHERE status = 'succeeded' AND error IS NOT NULL",
     "has a gap in its events": """
         SELECT id FROM jobs LEFT JOIN job_events ON job_id = id GROUP BY id, event_seq

@@ -92,7 +92,8 @@ class Engine:
         self.announce("artifact", self.out / "student.safetensors", weights, name="student.safetensors", media_type="application/octet-stream")  # fmt: skip  # noqa: E501
         self.announce("artifact", self.out / "report.json", "{}", name="report.json", media_type="application/json")
         known = protocol.KnownBefore.read(self.known).teacher_check if self.known else None
-        self.write_line("done", report={"student": {"accuracy": 0.5}, "weights": weights, "known": known})
+        report = {"student": {"accuracy": 0.5}, "weights": weights, "known": known, **self.options.get("report", {})}
+        self.write_line("done", report=report)
         return 0
 
     def checkpoint(self, step: int, weights: str) -> None:

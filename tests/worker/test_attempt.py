@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 
 from base.clock import boottime
 from kdcore.spec.measured import teacher_check_key
@@ -51,6 +51,15 @@ def test_run_job_from_claim_to_artifacts(db: JobDatabase, start_worker: Start):
     ]
     assert "the fake engine starts" in db.files.log_path(job_id, 1).read_text()
     db.assert_nothing_left()
+
+
+@pytest.mark.parametrize("cost", [{"stages": "none"}, None, {}])
+def test_run_job_succeeds_when_the_cost_in_its_report_cannot_be_kept(db: JobDatabase, start_worker: Start, cost: Any):
+    job_id = db.submit(steps=2, report={"cost": cost})
+    start_worker()
+    db.assert_trained(job_id, 2)
+    with db.database.connect() as connection:
+        assert connection.execute(select(tables.measurements)).all() == []
 
 
 def test_run_job_takes_jobs_one_after_the_other_by_age(db: JobDatabase, start_worker: Start):

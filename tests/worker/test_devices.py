@@ -13,13 +13,14 @@ from worker.devices import Device, discover, engine_environment
 @pytest.fixture
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "cores", lambda: 8)
+    monkeypatch.setattr(devices, "host_memory", lambda: 16 << 30)
 
 
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that answers as the driver's own does."""
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho GPU-aaaa\necho GPU-bbbb\n")
+    program.write_text("#!/bin/sh\necho 0, GPU-aaaa, 40960\necho 1, GPU-bbbb, [N/A]\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
 
@@ -27,13 +28,13 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("eight_cores")
 @pytest.mark.parametrize("visible", ["", "-1"])
 def test_discover_without_gpus_gives_one_cpu_with_all_cores(visible: str):
-    assert discover(environment={"CUDA_VISIBLE_DEVICES": visible}) == [Device("cpu", "", 8)]
+    assert discover(environment={"CUDA_VISIBLE_DEVICES": visible}) == [Device("cpu", "", 8, 16 << 30)]
 
 
 @pytest.mark.usefixtures("eight_cores")
 def test_discover_divides_the_cores_by_the_slots():
     shared = discover(3, environment={"CUDA_VISIBLE_DEVICES": ""})
-    assert shared == [Device(f"cpu:{slot}", "", 2) for slot in range(3)]
+    assert shared == [Device(f"cpu:{slot}", "", 2, 16 << 30) for slot in range(3)]
     assert discover(1, threads=5, environment={"CUDA_VISIBLE_DEVICES": ""})[0].threads == 5
 
 
@@ -47,7 +48,8 @@ def test_discover_takes_threads_from_omp_num_threads(omp_threads: str, threads: 
 
 @pytest.mark.usefixtures("eight_cores", "two_gpus")
 def test_discover_gives_one_device_for_each_gpu():
-    assert discover(environment={}) == [Device("cuda:0", "GPU-aaaa", 4), Device("cuda:1", "GPU-bbbb", 4)]
+    both = [Device("cuda:0", "GPU-aaaa", 4, 40 << 30), Device("cuda:1", "GPU-bbbb", 4, None)]
+    assert discover(environment={}) == both
     assert [device.visible for device in discover(3, environment={})] == ["GPU-aaaa", "GPU-bbbb", "GPU-aaaa"]
     assert [device.visible for device in discover(1, environment={})] == ["GPU-aaaa"]
 
@@ -58,6 +60,22 @@ def test_discover_gives_one_device_for_each_gpu():
 )
 def test_discover_keeps_to_the_operators_choice_of_gpus(visible: str, names: list[str]):
     assert [device.visible for device in discover(environment={"CUDA_VISIBLE_DEVICES": visible})] == names
+
+
+@pytest.mark.usefixtures("eight_cores", "two_gpus")
+def test_discover_finds_the_memory_of_a_gpu_by_its_number_too():
+    chosen = discover(environment={"CUDA_VISIBLE_DEVICES": "1,0,7"})
+    assert [device.memory_bytes for device in chosen] == [None, 40 << 30, None]
+
+
+@pytest.mark.parametrize(("content", "limit"), [("1048576\n", 1 << 20), ("max\n", None), (None, None)])
+def test_host_memory_is_the_containers_limit_if_it_has_one(tmp_path: Path, content: str | None, limit: int | None):
+    path = tmp_path / "memory.max"
+    if content is not None:
+        path.write_text(content)
+    assert devices._memory_limit(path) == limit
+    whole = devices.host_memory()
+    assert whole is not None and 1 << 26 < whole < 1 << 50
 
 
 def test_discover_finds_no_gpu_when_the_driver_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,7 @@ from kdcore.spec.methods.options import (
     PretrainingEpochs,
     PublishedEpochs,
     SchemeKind,
+    ShortBudget,
 )
 from kdcore.spec.methods.response import Kd
 from kdcore.spec.vocabulary import Pair, Tap, Taps
@@ -107,6 +108,7 @@ class Attention(Options):
         "10 with norms and 1 with gradients are ours",
         cost=f"{_COST}; the gradient form about doubles the step",
     )
+    short_budget = ShortBudget(216, -0.05)
 
     name: Literal["attention"] = "attention"
     mapping: Literal["sum", "sum_p", "max_p", "gradient"] = Field(
@@ -236,6 +238,7 @@ class ActivationBoundary(Options):
         cost=f"{_COST} in the first stage, supervised after it",
     )
     published_epochs = _CRD_STAGE
+    short_budget = ShortBudget(216, -6.67, first_stage_steps=84)
 
     name: Literal["activation_boundary"] = "activation_boundary"
     taps: Taps | None = Field(
@@ -279,6 +282,7 @@ class Fsp(Options):
         cost=f"{_COST} in the first stage, supervised after it",
     )
     published_epochs = _CRD_STAGE
+    short_budget = ShortBudget(216, +0.54)
 
     name: Literal["fsp"] = "fsp"
     taps: Annotated[tuple[Tap, ...], Field(min_length=2, max_length=16)] | None = Field(

@@ -65,6 +65,20 @@ class PublishedEpochs(NamedTuple):
     of: int
 
 
+class ShortBudget(NamedTuple):
+    """The longest training for which the method was measured here, and did not help: docs/methods.md ("Results at a
+    short budget") and docs/measured.md, ResNet-56 to ResNet-20 on CIFAR-100."""
+
+    images_per_class: int
+    """Images that the student sees: epochs x training images / classes."""
+    gain: float
+    """Over the same student alone, in points of accuracy."""
+    helped_at: int | None = None
+    """Images per class with which it was measured to help; None if no longer training was measured here."""
+    first_stage_steps: int = 0
+    """Steps of a first stage that were too few."""
+
+
 @dataclass(frozen=True)
 class FirstStage:
     """A stage of training before the labels are used: the method's loss alone."""
@@ -118,6 +132,7 @@ class Options(Vocabulary):
 
     facts: ClassVar[MethodFacts]
     published_epochs: ClassVar[PublishedEpochs | None] = None
+    short_budget: ClassVar[ShortBudget | None] = None
     needs_places: ClassVar[str] = ""
     """The end of the fault's text if no default places are found."""
     loss_parts: ClassVar[tuple[str, ...]] = ()

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from kdcore.spec.methods.options import MethodFacts, OnEmbeddings, Options
+from kdcore.spec.methods.options import MethodFacts, OnEmbeddings, Options, ShortBudget
 from kdcore.spec.vocabulary import Tap
 
 _COST = "supervised plus one forward pass of the teacher a step, and matrices of batch x batch"
@@ -27,6 +27,7 @@ class Rkd(OnEmbeddings):
         cost=f"{_COST}; angles batch x batch x batch",
     )
     loss_parts = ("distance_weight", "angle_weight")
+    short_budget = ShortBudget(216, -0.26)
 
     name: Literal["rkd"] = "rkd"
     distance_weight: float = Field(default=25.0, ge=0, le=1e6, description="The paper's lambda_D. Default: CRD's code.")
@@ -48,6 +49,7 @@ class Sp(Options):
         defaults_from=f"{_CRD_CODE}: -b 3000",
         cost=_COST,
     )
+    short_budget = ShortBudget(216, -0.06)
 
     name: Literal["sp"] = "sp"
     tap: Tap | None = Field(
@@ -90,6 +92,7 @@ class Cc(OnEmbeddings):
         owns="a linear embedding of each side",
         cost=_COST,
     )
+    short_budget = ShortBudget(216, -0.52)
 
     name: Literal["cc"] = "cc"
     form: Literal["pairs", "gaussian"] = Field(
@@ -131,6 +134,7 @@ class Crd(OnEmbeddings):
         owns="a linear embedding of each side, and two memories of 128 numbers for every training image",
         cost="supervised plus one forward pass of the teacher, and batch x negatives x 128 products a step",
     )
+    short_budget = ShortBudget(216, -0.59)
 
     name: Literal["crd"] = "crd"
     width: int = Field(default=128, ge=1, le=4096, description="Width of both embeddings. Default: the authors' code.")

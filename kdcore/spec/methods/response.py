@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from base.errors import Fault
-from kdcore.spec.methods.options import Epochs, MethodFacts, OnLogits, PublishedEpochs, SchemeKind
+from kdcore.spec.methods.options import Epochs, MethodFacts, OnLogits, PublishedEpochs, SchemeKind, ShortBudget
 
 _COST = "supervised plus one forward pass of the teacher a step"
 
@@ -27,6 +27,7 @@ class Kd(OnLogits):
         "2 of the authors of logit standardisation",
         cost=_COST,
     )
+    short_budget = ShortBudget(270, +0.06, helped_at=720)
 
     name: Literal["kd"] = "kd"
     form: Literal["kl", "cross_entropy", "logits_l2", "probabilities_l2"] = Field(
@@ -177,6 +178,7 @@ class Ttm(OnLogits):
         "gamma 0.2, which is T 5; they choose both by the pair",
         cost=_COST,
     )
+    short_budget = ShortBudget(216, -3.98)
 
     name: Literal["ttm"] = "ttm"
     weighted: bool = Field(

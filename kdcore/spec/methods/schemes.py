@@ -16,6 +16,7 @@ from kdcore.spec.methods.options import (
     PublishedEpochs,
     SchemeKind,
     SchemeOptions,
+    ShortBudget,
     wrong_shape,
 )
 from kdcore.spec.methods.response import Kd
@@ -87,6 +88,7 @@ class One(OnLogits):
         cost="supervised, its last stage once for each branch",
     )
     published_epochs = PublishedEpochs("rampup_epochs", 80, of=300)
+    short_budget = ShortBudget(216, +0.13)
 
     name: Literal["one"] = "one"
     branches: int = Field(

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from kdcore.spec import dataset_warnings, model_warnings, parse, resolve, spec_warnings
+from kdcore.spec import METHODS, dataset_warnings, model_warnings, parse, resolve, spec_warnings
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, PROGRAM, TEACHER, TRACED, body, known
 
 NORMALIZED = TEACHER.model_copy(update={"mean": [0.5] * 3, "std": [0.25] * 3})
@@ -51,6 +53,80 @@ def test_spec_warnings_about_a_test_split_that_was_set_aside():
     spec = body(teacher=STATED)
     carved = known(spec, dataset=DATA.model_copy(update={"test_carved": True}))
     assert codes(spec_warnings(parse(spec), carved)) == [("test_split_carved", "/dataset")]
+
+
+SMALL_DATA = DATA.model_copy(update={"train": 90, "test": 30})
+"""81 images to train on: 27 of each class in an epoch."""
+
+
+def short(epochs, **changes):
+    training = {"epochs": epochs, "batch_size": 27}
+    spec = body(**{"teacher": STATED, **changes, "training": {**training, **changes.get("training", {})}})
+    return list(spec_warnings(parse(spec), known(spec, NORMALIZED, dataset=SMALL_DATA)))
+
+
+def test_budget_short_until_the_longest_training_that_was_measured_not_to_help():
+    """kd: 270 images of each class are 10 epochs of 27; it was measured to help at 720, which are 27 epochs."""
+    (warning,) = short(10)
+    assert (warning.code, warning.pointer) == ("budget_short", "/training/epochs")
+    assert "+0.1 points with 270 images for each class; here the student sees 270" in warning.message
+    assert "at least 27 epochs" in warning.hint and "nst" in warning.hint
+    assert short(11) == []
+
+
+@pytest.mark.parametrize("method", ["supervised", "nst", "dkd", ["kd", "nst"]])
+def test_budget_short_is_silent_where_nothing_was_measured_against_the_method(method):
+    teacher = {"teacher": None} if method == "supervised" else {}
+    assert short(1, method=method, **teacher) == []
+
+
+def test_budget_short_of_a_sum_needs_all_of_its_methods_to_be_too_short():
+    """attention: up to 216 images of each class, 8 epochs; kd: 10."""
+    (warning,) = short(8, method=["kd", "attention"])
+    assert "kd+attention was measured" in warning.message and "more than 8 epochs" in warning.hint
+    assert short(9, method=["kd", "attention"]) == []
+
+
+def test_budget_short_of_a_first_stage_names_its_epochs():
+    """30 of 240 epochs, scaled to 6 of 48: 18 steps of 27 images."""
+    (warning,) = short(48, method="activation_boundary")
+    assert (warning.code, warning.pointer) == ("budget_short", "/method/pretraining_epochs")
+    assert "has 18 steps" in warning.message
+    assert short(48, method={"name": "activation_boundary", "pretraining_epochs": 29}) == []
+
+
+def test_budget_short_counts_unlabelled_images():
+    spec = body(teacher=STATED, unlabelled="pool", training={"epochs": 2, "batch_size": 27})
+    facts = known(spec, NORMALIZED, dataset=SMALL_DATA)
+    assert spec_warnings(parse(spec), facts) == []  # 581 images in an epoch
+
+
+def test_budget_short_never_warns_of_the_published_recipe_nor_of_the_demo():
+    cifar = DATA.model_copy(update={"num_classes": 100, "train": 50_000, "test": 10_000})
+    digits = DATA.model_copy(update={"num_classes": 10, "train": 1437, "test": 360})
+    for method, options in METHODS.items():
+        if options.short_budget is not None and options.facts.teacher == "required":
+            spec = body(teacher=STATED, method=method)
+            assert spec_warnings(parse(spec), known(spec, NORMALIZED, dataset=cifar)) == []
+    demo = body(teacher=STATED, training={"epochs": 10})
+    assert spec_warnings(parse(demo), known(demo, NORMALIZED, dataset=digits)) == []
+
+
+def test_short_budgets_are_those_of_the_table_in_the_docs():
+    """Every figure that a warning cites stands in docs/methods.md; kd's longer one in docs/measured.md."""
+    root = Path(__file__).parents[3]
+    rows = (line.split("|") for line in (root / "docs" / "methods.md").read_text().splitlines() if line.startswith("|"))
+    gains = {row[1].strip(): row[3].split("±")[0].strip() for row in rows if len(row) == 6}
+    cited = {name: options.short_budget for name, options in METHODS.items() if options.short_budget}
+    assert set(cited) == {
+        "kd", "fsp", "attention", "sp", "rkd", "cc", "crd", "one", "ttm", "activation_boundary"
+    }  # fmt: skip
+    for name, found in cited.items():
+        if name != "kd":
+            assert (found.images_per_class, f"{found.gain:+.2f}") == (5400 * 4 // 100, gains[name])
+    assert "With 3 epochs the gain was +0.06 points" in (root / "docs" / "measured.md").read_text()
+    assert (cited["kd"].images_per_class, cited["kd"].gain) == (9000 * 3 // 100, 0.06)
+    assert cited["kd"].helped_at == 9000 * 8 // 100
 
 
 def named(*names):

@@ -1,0 +1,166 @@
+"""What a job costs, measured while it runs: seconds of a step and of an evaluated image, its memory, and the seconds of
+all its attempts. The figures are part of checkpoints, so that a resumed job reports its whole cost.
+
+Nothing here changes a result: the meter reads clocks, and waits for the device once at the end of an epoch's training.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdcore.spec.cost import JobCost, StageCost
+
+if TYPE_CHECKING:
+    from kdcore.training import StageTraining
+
+WARM_UP_STEPS = 3
+"""The first steps of a stage are not counted: they allocate memory and choose kernels."""
+
+
+class CostMeter:
+    """The cost of a job over all of its attempts. `before`: what `state` returned in an earlier attempt."""
+
+    def __init__(self, before: Mapping[str, Any] | None = None) -> None:
+        before = before or {}
+        self.device = torch.device("cpu")
+        self.stages: dict[str, dict[str, float]] = {name: dict(one) for name, one in before.get("stages", {}).items()}
+        self.preparing_s: float | None = None
+        self.test_image_s: float | None = None
+        self._seconds_before = float(before.get("seconds", 0.0))
+        self._memory_before = int(before.get("memory_bytes", 0))
+        self._memory_fixed = 0
+        self._began = time.monotonic()
+
+    def prepared(self, device: torch.device, began: float) -> None:
+        """Note that data, teacher and networks are ready. `began` (`time.monotonic`): the start of this attempt."""
+        self.device, self._began = device, began
+        self.preparing_s = time.monotonic() - began
+        self._memory_fixed = peak_memory(device)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of this attempt and of those before it, up to the checkpoints from which the job was resumed."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    @property
+    def memory_bytes(self) -> int:
+        return max(self._memory_before, peak_memory(self.device))
+
+    def stage(self, name: str) -> StageMeter:
+        """Return the meter of a stage. Its figures replace those of an earlier attempt when it has some."""
+        return StageMeter(self, name)
+
+    @contextmanager
+    def measuring(self, images: int) -> Iterator[None]:
+        """Measure a `with` block in which all models are run on the test images."""
+        began = time.monotonic()
+        yield
+        self.test_image_s = (time.monotonic() - began) / images
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later attempt needs to continue."""
+        return {"seconds": self.seconds, "memory_bytes": self.memory_bytes, "stages": self.stages}
+
+    def cost(self, bf16: bool) -> JobCost:
+        """Return the cost of a job whose models have been measured."""
+        assert self.test_image_s is not None, "the job's models have been measured"
+        return JobCost(
+            basis="measured",
+            device="cuda" if self.device.type == "cuda" else "cpu",
+            device_name=device_name(self.device),
+            threads=torch.get_num_threads(),
+            precision="bf16" if bf16 else "fp32",
+            preparing_s=self.preparing_s,
+            stages={name: StageCost(**figures) for name, figures in self.stages.items()},
+            test_image_s=self.test_image_s,
+            memory_bytes=self.memory_bytes,
+            memory_fixed_bytes=min(self._memory_fixed, self.memory_bytes),
+        )
+
+
+class StageMeter:
+    """Divides the time of a stage into steps and evaluations; what happens between two steps counts as neither."""
+
+    def __init__(self, meter: CostMeter, name: str) -> None:
+        self._meter, self._name = meter, name
+        self._step_s: list[float] = []
+        self._image_s: list[float] = []
+        self._cold_step_s = 0.0
+        """Of a first epoch that has no steps after the first: it counts until there is a second epoch."""
+        self._is_warm = False
+        self._steps = 0
+        self._began = time.monotonic()
+        self._evaluation_began = 0.0
+
+    def before_evaluation(self, training: StageTraining) -> None:
+        """Note the end of an epoch's last step."""
+        self._wait()
+        now = self._evaluation_began = time.monotonic()
+        step_s = (now - self._began) / (self._steps + 1)
+        if self._is_warm:
+            self._step_s.append(step_s)
+        else:
+            self._cold_step_s = step_s
+
+    def around(self, after_step: Callable[[StageTraining], None]) -> Callable[[StageTraining], None]:
+        """Return `after_step` with the time taken before it, and its own time left out."""
+
+        def measured(training: StageTraining) -> None:
+            if training.position.step == 0:
+                self._epoch_ended(training)
+            else:
+                self._steps += 1
+            entered = time.monotonic()
+            try:
+                after_step(training)
+            finally:
+                self._began += time.monotonic() - entered
+            if training.position.step == 0 or (not self._is_warm and self._steps == WARM_UP_STEPS):
+                self._restart()
+
+        return measured
+
+    def _epoch_ended(self, training: StageTraining) -> None:
+        seconds = time.monotonic() - self._evaluation_began
+        self._image_s.append(seconds / len(training.training_set.held_out))
+        self._meter.stages[self._name] = {
+            "step_s": median(self._step_s or [self._cold_step_s]),
+            "held_out_image_s": median(self._image_s),
+        }
+
+    def _restart(self) -> None:
+        self._wait()
+        self._is_warm, self._steps, self._began = True, 0, time.monotonic()
+
+    def _wait(self) -> None:
+        """Wait for the device: a GPU works on after the host has given it a step."""
+        if self._meter.device.type == "cuda":
+            torch.cuda.synchronize(self._meter.device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the largest memory so far in bytes: what was allocated on a GPU, or this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: Linux hands the peak of the program that started this process on to it.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -1,0 +1,235 @@
+"""A probe of what a job will cost: a few real steps of each stage, and a few evaluated images, with random weights and
+random pixels of the job's shapes. It takes seconds for the usual small networks, and its time is bounded: what would
+take longer is measured on smaller batches and scaled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from math import ceil
+from statistics import median
+
+import torch
+
+from base.errors import SpecInvalid
+from kdcore import batch_norm, evaluate, models
+from kdcore import device as devices
+from kdcore.catalog import DatasetFacts
+from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
+from kdcore.cost import device_name, peak_memory
+from kdcore.data.images import Data, Images
+from kdcore.lesson import Teacher
+from kdcore.prepare import PreparedJob
+from kdcore.run import TrialSetup
+from kdcore.spec import GIVEN, JobSpec, Known, Trial, trials
+from kdcore.spec import Teacher as TeacherSpec
+from kdcore.spec.cost import JobCost, ProbeRequest, StageCost
+from kdcore.spec.fitting import images_to_train_on
+from kdcore.training import Observer, StageTraining
+
+BUDGET_S = 6.0
+"""Seconds for all stages and evaluations together. One step of the smallest batch is always taken."""
+STEPS = 3
+"""Measured steps of a stage, after one that is not counted."""
+SMALL_BATCH = 8
+MODELS_AT_THE_END = 2
+"""The report measures a trained model at its best epoch and at its last one."""
+
+
+class _Enough(Exception):
+    """Ends a training that was only probed."""
+
+
+@dataclass
+class _Measured:
+    """What one stage of the probe has found."""
+
+    step_s: float
+    memory_bytes: int
+    image_s: float
+    """Seconds of running all of the stage's models on one image."""
+    statistics_s: float
+    """The same while their batch-norm statistics are measured."""
+
+
+def probe(request: ProbeRequest) -> JobCost:
+    """Return the cost of a job, of which nothing is read but the spec. Raises SpecInvalid if its networks are in files:
+    a program's graph, or published weights whose architecture is not known yet."""
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    spec, facts = request.spec, request.dataset
+    unknown = [teacher.program or teacher.checkpoint for teacher in spec.teachers if teacher.architecture is None]
+    if unknown:
+        raise SpecInvalid(f"only a job that runs can measure {unknown[0]}: its network is in the file")
+    devices.make_exact(spec.training.seed)
+    device = devices.choose(spec.training)
+    prober = _Prober(spec, facts, device, devices.bf16(spec.training, device))
+    return prober.run()
+
+
+class _Prober:
+    def __init__(self, spec: JobSpec, facts: DatasetFacts, device: torch.device, bf16: bool) -> None:
+        self.spec, self.facts, self.device, self.bf16 = spec, facts, device, bf16
+        self.planned = trials(spec, facts, None)
+        members = [FrozenTeacher(self._classifier(teacher)) for teacher in spec.teachers]
+        self.members = [member.classifier for member in members]
+        self.teacher = _joined(members, spec)
+        self.images = _random_images(facts, evaluate.batch_size(*facts.image_size))
+        # All pixels are made before the memory is read: they are no part of what a step needs.
+        self.jobs = {size: self._job(size) for size in sorted({self._batch, min(SMALL_BATCH, self._batch)})}
+        self.memory_fixed = peak_memory(device)
+        self.share_s = BUDGET_S / (1 + sum(len(trial.stages) for trial in self.planned))
+
+    def run(self) -> JobCost:
+        measured = {}
+        found: dict[object, _Measured] = {}
+        for trial in self.planned:
+            for number, stage in enumerate(trial.stages):
+                # Generations and assistants of the same networks cost the same.
+                alike = (trial.students, self._taught_by(trial), trial.methods, stage.method)
+                if alike not in found:
+                    found[alike] = self._stage(trial, number)
+                measured[stage.name] = found[alike]
+        teacher_image_s = sum(self._image_s(member) for member in self.members)
+        students_image_s = sum(measured[trial.stages[-1].name].image_s for trial in self.planned)
+        given_baseline = self.spec.baseline not in ("none", "train")
+        baseline_image_s = measured["student"].image_s if given_baseline else 0.0
+        return JobCost(
+            basis="probe",
+            device="cuda" if self.device.type == "cuda" else "cpu",
+            device_name=device_name(self.device),
+            threads=torch.get_num_threads(),
+            precision="bf16" if self.bf16 else "fp32",
+            preparing_s=None,
+            stages={
+                name: StageCost(step_s=one.step_s, held_out_image_s=self._held_out_image_s(one))
+                for name, one in measured.items()
+            },
+            test_image_s=teacher_image_s + MODELS_AT_THE_END * students_image_s + baseline_image_s,
+            memory_bytes=max(one.memory_bytes for one in measured.values()),
+            memory_fixed_bytes=self.memory_fixed,
+        )
+
+    @property
+    def _batch(self) -> int:
+        return self.spec.training.batch_size
+
+    def _stage(self, trial: Trial, number: int) -> _Measured:
+        """Measure a stage on a small batch, then on the real one if that fits into the stage's share of the time."""
+        small = min(self.jobs)
+        found = self._steps(trial, number, small)
+        of_the_batch = found.memory_bytes - self.memory_fixed
+        scaled_s = found.step_s * self._batch / small
+        if small == self._batch or scaled_s * (STEPS + 1) > self.share_s:
+            memory = self.memory_fixed + of_the_batch * self._batch // small
+            return replace(found, step_s=scaled_s, memory_bytes=memory)
+        return self._steps(trial, number, self._batch)
+
+    def _steps(self, trial: Trial, number: int, size: int) -> _Measured:
+        """Measure a stage with batches of this size."""
+        ends: list[float] = []
+
+        def after_step(_: StageTraining) -> None:
+            self._wait()
+            ends.append(time.monotonic())
+            if len(ends) > STEPS or ends[-1] - began > self.share_s:
+                raise _Enough
+
+        setup = TrialSetup(trial, self.jobs[size], self._taught(trial, self.jobs[size]))
+        training = setup.training(number, Observer(lambda *_: None, after_step))
+        began = time.monotonic()
+        with suppress(_Enough):
+            training.run()
+        # The first step also chooses kernels; it counts if there was time for no other.
+        lengths = [end - start for start, end in pairwise(ends)] or [ends[0] - began]
+        # The kernel counts pages in batches, and may say a little less than before.
+        memory, models = max(peak_memory(self.device), self.memory_fixed), training.scheme.models.values()
+        batch = self.jobs[size].data.train.pixels[:size]
+        return _Measured(
+            step_s=median(lengths),
+            memory_bytes=memory,
+            image_s=sum(self._image_s(model) for model in models),
+            statistics_s=sum(self._seconds(partial(batch_norm.measured, one, [batch])) for one in models) / size,
+        )
+
+    def _held_out_image_s(self, found: _Measured) -> float:
+        """Return seconds of measuring a stage's models after an epoch, for each held-out image."""
+        training = self.spec.training
+        if training.batch_norm == "running":
+            return found.image_s
+        images = images_to_train_on(self.facts, None, None, training)
+        statistics = batch_norm.batches_in(images, training.batch_size) * training.batch_size
+        return found.image_s + found.statistics_s * statistics / (self.facts.train - images)
+
+    def _image_s(self, model: Classifier) -> float:
+        """Return seconds of evaluating one image; of a few images first, then of a whole batch if there is
+        time."""
+        few = Images(self.images.pixels[:SMALL_BATCH], self.images.labels[:SMALL_BATCH])
+        seconds = self._seconds(partial(evaluate.logits_on, model, few)) / len(few)
+        if seconds * len(self.images) < self.share_s / 4:
+            seconds = self._seconds(partial(evaluate.logits_on, model, self.images)) / len(self.images)
+        return seconds
+
+    def _seconds(self, measured: Callable[[], object]) -> float:
+        self._wait()
+        began = time.monotonic()
+        measured()
+        self._wait()
+        return time.monotonic() - began
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _classifier(self, teacher: TeacherSpec) -> Classifier:
+        assert teacher.architecture is not None and teacher.preprocessing is not None, "the spec is resolved"
+        network = models.build(teacher.architecture, self.facts.num_classes, self.facts.channels)
+        normalization = teacher.preprocessing.mean, teacher.preprocessing.std
+        return Classifier(network, *normalization, bf16=self.bf16).to(self.device)
+
+    def _taught_by(self, trial: Trial) -> object:
+        if trial.taught_by in (None, GIVEN):
+            return trial.taught_by
+        return next(one.students for one in self.planned if one.name == trial.taught_by)
+
+    def _taught(self, trial: Trial, job: PreparedJob) -> Teacher | None:
+        """Return the teacher of a trial: the given one, or an untrained student of an earlier trial."""
+        if trial.taught_by is None:
+            return None
+        if trial.taught_by == GIVEN:
+            return self.teacher
+        earlier = next(one for one in self.planned if one.name == trial.taught_by)
+        return FrozenTeacher(job.student(earlier.students[0]))
+
+    def _job(self, size: int) -> PreparedJob:
+        """Return the job on random pixels: just enough for the steps of an epoch that does not end."""
+        recipe = self.spec.training.model_copy(update={"batch_size": size})
+        rows = ceil((STEPS + 2) * size / (1 - recipe.validation_fraction)) + 2
+        images = _random_images(self.facts, rows)
+        return PreparedJob(
+            spec=self.spec.model_copy(update={"training": recipe}),
+            trials=self.planned,
+            known=Known(dataset=self.facts),
+            data=Data(images, self.images, tuple(self.facts.class_names), self.facts),
+            unlabelled=None,
+            device=self.device,
+            bf16=self.bf16,
+            teacher=self.teacher,
+            baseline=None,
+        )
+
+
+def _joined(members: Sequence[FrozenTeacher], spec: JobSpec) -> FrozenTeacher | TeacherEnsemble | None:
+    if len(members) < 2:
+        return members[0] if members else None
+    return TeacherEnsemble(members, [1.0] * len(members), spec.temperature or 1.0)
+
+
+def _random_images(facts: DatasetFacts, count: int) -> Images:
+    pixels = torch.randint(0, 256, (count, facts.channels, *facts.image_size), dtype=torch.uint8)
+    return Images(pixels, torch.arange(count) % facts.num_classes)

@@ -1,0 +1,232 @@
+"""The cost of a job before it runs, from what was measured of the same stages on the same kind of device. No torch.
+
+A job that has succeeded, or a probe of a few steps, gives a `JobCost`. `cost_rows` divides it into rows that a service
+keeps: one for each stage of each trial (seconds of a step) and one for the whole job (memory, reading of the data, the
+final measuring), each under a key of all that decides it. `predict` puts the rows of another job together again. Each
+row is also kept under a key without the batch size (and, of the whole job, without the data): its seconds are then
+scaled in proportion to the images of a batch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kdcore.catalog import DatasetFacts
+from kdcore.catalog.facts import Facts
+from kdcore.spec.fitting import Known, images_to_train_on
+from kdcore.spec.job import JobSpec, Teacher, Training
+from kdcore.spec.plan import GIVEN, Stage, Trial, trials
+
+VERSION = 1
+"""A part of every key. Increase it when the same job comes to cost something else."""
+DeviceKind = Literal["cuda", "cpu"]
+DEVICE_KINDS: tuple[DeviceKind, ...] = ("cuda", "cpu")
+Basis = Literal["measured", "probe", "parameters"]
+NOT_OF_A_STEP = {"weight", "pretraining_epochs", "warmup_epochs", "rampup_epochs", "generations", "answer"}
+"""Options of methods that change no step's cost."""
+TENSORS_OF_A_STUDENT = 4
+"""The least number of float32 copies of a student's weights in memory: the weights, their gradients, the optimizer's
+momentum, and the weights at the best epoch."""
+
+
+class StageCost(Facts):
+    """The cost of one stage of a trial."""
+
+    step_s: float
+    """Seconds of an optimizer step: teacher, student, objective, update. A median, without the first steps."""
+    held_out_image_s: float
+    """Seconds of measuring the stage's models after an epoch, batch-norm statistics included, for each held-out
+    image."""
+
+
+class JobCost(Facts):
+    """What a job has cost, or what a probe of a few of its steps has found."""
+
+    basis: Literal["measured", "probe"]
+    device: DeviceKind
+    device_name: str
+    threads: int
+    precision: Literal["fp32", "bf16"]
+    preparing_s: float | None
+    """Seconds of reading data and teacher and of building the networks; null after a probe, which reads no data."""
+    stages: dict[str, StageCost]
+    """By the names of the stages: `student`, `student/fsp`, `alone`."""
+    test_image_s: float
+    """Seconds of measuring all models at the end, for each test image."""
+    memory_bytes: int
+    """The largest memory: resident memory of the engine's process on a CPU, allocated memory of the device on a GPU."""
+    memory_fixed_bytes: int
+    """The part of it that was there before the first step. The rest grows with the batch."""
+
+
+class ProbeRequest(Facts):
+    """The argument of `python -m kdcore inspect cost`: a resolved spec and the facts of its data."""
+
+    spec: JobSpec
+    dataset: DatasetFacts
+    threads: int | None = None
+    """CPU threads; null for torch's default."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a job will cost."""
+
+    basis: Basis
+    device_kind: DeviceKind
+    device: str
+    """The device that was measured: `cpu, 2 threads` or `cuda, NVIDIA H200`."""
+    seconds_by_phase: Mapping[str, float | None]
+    memory_bytes: int
+    memory_fixed_bytes: int
+    batch_size: int
+
+    @property
+    def seconds(self) -> float:
+        """The sum over the phases that are known."""
+        return sum(seconds or 0.0 for seconds in self.seconds_by_phase.values())
+
+    def largest_batch(self, memory_bytes: int) -> int | None:
+        """Return the largest even batch that fits into this memory; None if none does."""
+        of_an_image = (self.memory_bytes - self.memory_fixed_bytes) / self.batch_size
+        if of_an_image <= 0:
+            return None
+        images = int((memory_bytes - self.memory_fixed_bytes) / of_an_image)
+        return images // 2 * 2 if images >= 2 else None
+
+
+def cost_keys(spec: JobSpec, known: Known, devices: Iterable[DeviceKind] = DEVICE_KINDS) -> list[str]:
+    """Return all keys under which the cost of a resolved spec may have been kept."""
+    keys = (key for device in devices for _, one in _parts(spec, known, device) for key in one.keys)
+    return list(dict.fromkeys(keys))
+
+
+def cost_rows(spec: JobSpec, known: Known, cost: JobCost) -> dict[str, dict[str, Any]]:
+    """Return what to keep of a measured job: figures by key. A stage without figures is left out."""
+    rows: dict[str, dict[str, Any]] = {}
+    measured = cost.model_dump(mode="json")
+    shared = {name: measured[name] for name in ("basis", "device", "device_name", "threads")}
+    shared["batch_size"] = spec.training.batch_size
+    of_job = {name: measured[name] for name in _OF_JOB}
+    for stage, part in _parts(spec, known, cost.device):
+        figures = of_job if stage is None else measured["stages"].get(stage.name)
+        for key in part.keys if figures is not None else ():
+            rows[key] = {**shared, **figures}
+    return rows
+
+
+def predict(
+    spec: JobSpec, known: Known, rows: Mapping[str, Mapping[str, Any]], device: DeviceKind
+) -> Prediction | None:
+    """Return what a resolved spec will cost on a kind of device, from rows by key; None if a part was not measured."""
+    dataset = known.dataset
+    assert dataset is not None, "a resolved spec has a data set"
+    held_out = dataset.train - images_to_train_on(dataset, None, None, spec.training)
+    training_s = evaluating_s = 0.0
+    used = []
+    for stage, part in _parts(spec, known, device):
+        row = part.of(rows)
+        if row is None:
+            return None
+        used.append(row)
+        scale = spec.training.batch_size / row["batch_size"]
+        if stage is None:
+            evaluating_s += row["test_image_s"] * dataset.test
+            fixed = row["memory_fixed_bytes"]
+            memory = fixed + round((row["memory_bytes"] - fixed) * scale)
+            preparing_s = row["preparing_s"] if part.keys[0] in rows else None
+        else:
+            training_s += row["step_s"] * scale * stage.steps
+            evaluating_s += row["held_out_image_s"] * held_out * stage.epochs
+    last = used[-1]
+    name = f"{last['threads']} thread{'s' * (last['threads'] > 1)}" if device == "cpu" else last["device_name"]
+    return Prediction(
+        basis="probe" if any(row["basis"] == "probe" for row in used) else "measured",
+        device_kind=device,
+        device=f"{device}, {name}",
+        seconds_by_phase={"preparing": preparing_s, "training": training_s, "evaluating": evaluating_s},
+        memory_bytes=memory,
+        memory_fixed_bytes=fixed,
+        batch_size=spec.training.batch_size,
+    )
+
+
+def least_memory(student_parameters: int, teacher_parameters: int) -> int:
+    """Return the bytes that a job needs at least: its weights, without activations and without the engine itself."""
+    return 4 * (TENSORS_OF_A_STUDENT * student_parameters + teacher_parameters)
+
+
+_OF_JOB = ("preparing_s", "test_image_s", "memory_bytes", "memory_fixed_bytes")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The keys of a stage, or of the whole job: the exact one, then the one from which seconds are scaled."""
+
+    keys: tuple[str, str]
+
+    def of(self, rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        return next((rows[key] for key in self.keys if key in rows), None)
+
+
+def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[Stage | None, _Part]]:
+    """Yield every stage with its keys, then None with those of the whole job."""
+    dataset = known.dataset
+    assert dataset is not None, "a resolved spec has a data set"
+    batch = {"batch_size": spec.training.batch_size}
+    shared = {
+        "version": VERSION,
+        "device": device,
+        "precision": _precision(spec.training, device),
+        "image": [dataset.channels, *dataset.image_size],
+        # A classifier of some classes more or less costs the same.
+        "classes": dataset.num_classes.bit_length(),
+        "optimizer": spec.training.optimizer.name,
+        "augmentation": spec.training.augmentation.name if spec.training.augmentation else None,
+        "mix": spec.training.mix.name if spec.training.mix else None,
+        "ema": spec.training.ema is not None,
+        "batch_norm": spec.training.batch_norm,
+    }
+    planned = trials(spec, dataset, known.unlabelled)
+    stages = [_stage(spec, trial, stage, planned) for trial in planned for stage in trial.stages]
+    for stage, facts in stages:
+        yield stage, _Part((_digest({**shared, **facts, **batch}), _digest({**shared, **facts})))
+    job = {
+        **shared,
+        "teachers": [_network(teacher) for teacher in spec.teachers],
+        "stages": [facts for _, facts in stages],
+        "baseline": spec.baseline in ("none", "train"),
+    }
+    data = {"dataset": [spec.dataset.source, spec.dataset.image_size]}
+    yield None, _Part((_digest({**job, **batch, **data}), _digest(job)))
+
+
+def _stage(spec: JobSpec, trial: Trial, stage: Stage, planned: Iterable[Trial]) -> tuple[Stage, dict[str, Any]]:
+    """Return a stage with what decides the cost of its steps, beside what all stages of a job share."""
+    if trial.taught_by == GIVEN:
+        teachers = [_network(teacher) for teacher in spec.teachers]
+    else:
+        teachers = [one.students[0].architecture for one in planned if one.name == trial.taught_by]
+    methods = trial.methods if stage.method is None else (stage.method,)
+    return stage, {
+        "students": [student.architecture for student in trial.students],
+        "teachers": teachers,
+        "methods": [method.model_dump(mode="json", exclude=NOT_OF_A_STEP) for method in methods],
+        "first_stage": stage.method is not None,
+    }
+
+
+def _network(teacher: Teacher) -> str | None:
+    """Return what decides a teacher's cost: its architecture, or the program or published weights that it names."""
+    return teacher.architecture or teacher.program or teacher.checkpoint
+
+
+def _precision(training: Training, device: DeviceKind) -> str:
+    """Return the precision as it decides the cost. Only a GPU's `auto` depends on the device itself."""
+    return "fp32" if training.precision == "auto" and device == "cpu" else training.precision
+
+
+def _digest(parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

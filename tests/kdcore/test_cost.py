@@ -1,0 +1,113 @@
+"""The meter of a job, with a clock that the test moves."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kdcore import cost
+from kdcore.cost import CostMeter, peak_memory
+from kdcore.spec.cost import StageCost
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock.pass_by(seconds)` moves the meter's clock."""
+    clock = SimpleNamespace(now=1000.0)
+    clock.pass_by = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def epoch(clock, stage, steps, evaluation_s, save_s=0.0, held_out=10):
+    """Take one epoch of steps of these lengths, each followed by a save."""
+    training = SimpleNamespace(position=SimpleNamespace(step=0), training_set=SimpleNamespace(held_out=[0] * held_out))
+    after_step = stage.around(lambda _: clock.pass_by(save_s))
+    for number, seconds in enumerate(steps, 1):
+        clock.pass_by(seconds)
+        training.position.step = number
+        if number < len(steps):
+            after_step(training)
+    stage.before_evaluation(training)
+    clock.pass_by(evaluation_s)
+    training.position.step = 0
+    after_step(training)
+
+
+def test_stage_meter_leaves_out_the_first_steps_and_the_saves(clock):
+    meter = CostMeter()
+    epoch(clock, meter.stage("student"), [9, 9, 9, 2, 3, 4], evaluation_s=5, save_s=100)
+    assert meter.stages == {"student": pytest.approx({"step_s": 3, "held_out_image_s": 0.5})}
+
+
+def test_stage_meter_takes_the_median_of_the_epochs(clock):
+    meter = CostMeter()
+    stage = meter.stage("student")
+    for step_s, evaluation_s in ((1, 10), (2, 40), (9, 20)):
+        epoch(clock, stage, [step_s] * 4, evaluation_s)
+    assert meter.stages["student"] == pytest.approx({"step_s": 2, "held_out_image_s": 2})
+
+
+def test_stage_meter_of_very_short_epochs_drops_the_first_as_soon_as_there_is_a_second(clock):
+    meter = CostMeter()
+    stage = meter.stage("student")
+    epoch(clock, stage, [8, 4], 1)
+    assert meter.stages["student"]["step_s"] == pytest.approx(6)
+    epoch(clock, stage, [2, 2], 1)
+    assert meter.stages["student"]["step_s"] == pytest.approx(2)
+
+
+def test_stage_meter_lets_a_stop_through(clock):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    training = SimpleNamespace(position=SimpleNamespace(step=1))
+    with pytest.raises(KeyboardInterrupt):
+        CostMeter().stage("student").around(stop)(training)
+
+
+def test_meter_adds_up_the_attempts(clock):
+    first = CostMeter()
+    first.prepared(CPU, clock.now - 7)
+    epoch(clock, first.stage("student"), [1, 1], 1)
+    state = first.state()
+    assert state["seconds"] == pytest.approx(10)
+    clock.pass_by(500)
+    second = CostMeter({**state, "memory_bytes": 1 << 50})
+    second.prepared(CPU, clock.now)
+    clock.pass_by(5)
+    assert second.seconds == pytest.approx(15)
+    assert second.stages == first.stages
+    assert second.memory_bytes == 1 << 50
+
+
+def test_meter_gives_the_cost_of_a_job(clock):
+    meter = CostMeter()
+    meter.prepared(CPU, clock.now - 7)
+    epoch(clock, meter.stage("student"), [1, 1], 1)
+    with meter.measuring(50):
+        clock.pass_by(25)
+    found = meter.cost(bf16=True)
+    assert found.stages == {"student": StageCost(step_s=1, held_out_image_s=0.1)}
+    assert (found.preparing_s, found.test_image_s, found.precision) == (pytest.approx(7), 0.5, "bf16")
+    assert (found.device, found.threads) == ("cpu", torch.get_num_threads())
+    assert 0 < found.memory_fixed_bytes <= found.memory_bytes
+
+
+def test_peak_memory_rises_with_what_is_used_and_never_falls():
+    before = peak_memory(CPU)
+    much = torch.ones(before + (64 << 20), dtype=torch.uint8)
+    during = peak_memory(CPU)
+    del much
+    assert during >= before + (32 << 20)
+    # The kernel counts pages in batches.
+    assert peak_memory(CPU) > during - (4 << 20)
+
+
+def test_meter_reads_the_hosts_clock():
+    meter = CostMeter()
+    meter.prepared(CPU, time.monotonic() - 3)
+    assert 3 <= meter.seconds < 60
