@@ -179,12 +179,33 @@ def test_evaluate_checkpoint_by_hand_is_the_same_measurement(files, tmp_path):
     assert {**by_hand, "seconds": report["seconds"]} == report
 
 
+def measured(files, tmp_path, mean, std, order=None):
+    """The network of the file on its test images, by hand."""
+    loaded = data.load(Dataset(source=f"file:{files[0]}"), files[0], tmp_path)
+    network = models.build("convnet8", 3, 1)
+    network.load_state_dict(load_file(files[1]))
+    return score(logits_on(Classifier(network, mean, std, order=order), loaded.test), loaded.test.labels)
+
+
 def test_run_evaluation_uses_the_normalisation_of_its_spec(files, tmp_path):
-    """A std so large that all images look alike: every image gets the same class."""
-    flat = Teacher(checkpoint=f"file:{files[1]}", preprocessing=Preprocessing(mean=(0.5,), std=(1e9,)))
+    other = Teacher(checkpoint=f"file:{files[1]}", preprocessing=Preprocessing(mean=(0.1,), std=(3.0,)))
     place, _ = workspace(tmp_path)
-    report = run_evaluation(spec_of(files).model_copy(update={"model": flat}), place)
-    assert sorted(one["accuracy"] for one in report["per_class"]) == [0, 0, 1] and report["warnings"] == []
+    report = run_evaluation(spec_of(files).model_copy(update={"model": other}), place)
+    expected = measured(files, tmp_path, [0.1], [3.0])
+    assert (report["accuracy"], report["loss"]) == (expected.accuracy, pytest.approx(expected.loss))
+    assert report["warnings"] == []
+
+
+def test_run_evaluation_puts_outputs_into_the_datas_order(files, tmp_path):
+    stated = Preprocessing(mean=(0.5,), std=(0.25,))
+    model = Teacher(checkpoint=f"file:{files[1]}", preprocessing=stated, class_names=("2", "0", "1"))
+    place, _ = workspace(tmp_path)
+    report = run_evaluation(spec_of(files).model_copy(update={"model": model}), place)
+    expected = measured(files, tmp_path, [0.5], [0.25], order=[1, 2, 0])
+    assert (report["accuracy"], report["loss"]) == (expected.accuracy, pytest.approx(expected.loss))
+    assert [(one["code"], one["pointer"]) for one in report["warnings"]] == [
+        ("class_order_changed", "/model/class_names")
+    ]
 
 
 def test_run_evaluation_strict_refuses_a_guess_and_a_misfit_is_named(files, tmp_path):

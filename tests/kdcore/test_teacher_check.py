@@ -307,7 +307,8 @@ def test_check_a_strict_job_is_refused_for_what_the_check_finds(data, tmp_path):
     where, stream = workspace(tmp_path)
     untrained = changed_notes(write_teacher(tmp_path / "untrained.safetensors"))
     with pytest.raises(WarningRefused, match="teacher_near_chance"):
-        run(job(data, untrained, method="kd", strict=True), where)
+        # So many epochs that nothing but the teacher is doubted; none of them is trained.
+        run(job(data, untrained, method="kd", strict=True, training={"epochs": 1000}), where)
     assert not events(stream, "metric")
 
 
