@@ -2,7 +2,7 @@
 
 Seconds and memory are those that this service has measured of the same stages in earlier jobs of the project
 (`kdcore/spec/cost.py`). Where a part was never measured, a probe of a few steps can be run, in a child process of the
-API as inspections are (`kdcore/probe.py`); what it finds is kept, until a job measures it.
+API as inspections are (`kdcore/measure/probe.py`); what it finds is kept, until a job measures it.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from kdcore.spec.cost import (
     least_memory,
     predict,
 )
-from store import measurements, workers
+from store import registry, workers
 from store.settings import Settings
 from store.workers import Worker
 
@@ -103,7 +103,7 @@ async def _measured(
     keys, project = cost_keys(spec, known), references.caller.project
 
     def read(connection: Connection) -> tuple[dict[str, dict[str, Any]], Sequence[Worker]]:
-        figures = {key: measurements.get(connection, project, "cost", key) for key in keys}
+        figures = {key: registry.get_measurement(connection, project, "cost", key) for key in keys}
         found = {key: row for key, row in figures.items() if row is not None}
         return found, workers.list_consuming(connection, settings.lease_s)
 
@@ -151,8 +151,8 @@ async def _probed(
 
     def keep(connection: Connection) -> None:
         for key, figures in rows.items():
-            if measurements.get(connection, project, "cost", key) is None:
-                measurements.put(connection, project, "cost", key, figures)
+            if registry.get_measurement(connection, project, "cost", key) is None:
+                registry.put_measurement(connection, project, "cost", key, figures)
 
     await references.db.write(keep)
     return rows

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from bench.engine_run import EngineRun, run_engine
 from kdcore import vision
-from kdcore.evaluate import paired_p
+from kdcore.measure.evaluate import paired_p
 
 FLOWERS = Path(__file__).parents[2] / "shared" / "data" / "flowers128.zip"
 SIDE, BATCH = 64, 64

@@ -54,8 +54,9 @@ def _run(arguments: argparse.Namespace) -> int:
         lines.phase("validating")
         spec = _spec(arguments.spec)
         # Torch is imported only for a valid spec, so that an invalid one fails at once.
-        from kdcore import evaluate, prepare, run
+        from kdcore import prepare, run
         from kdcore.checkpoint import stop_on_sigterm
+        from kdcore.measure import evaluate
 
         cache = arguments.cache or arguments.out / "cache"
         known = KnownBefore.read(arguments.known) if arguments.known else protocol.NOTHING_KNOWN
@@ -82,7 +83,7 @@ def _import_all() -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from kdcore.evaluate import evaluate_checkpoint
+    from kdcore.measure.evaluate import evaluate_checkpoint
     from kdcore.prepare import Workspace
 
     workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
@@ -90,7 +91,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _images(arguments: argparse.Namespace) -> int:
-    from kdcore.evaluate import write_test_images
+    from kdcore.measure.evaluate import write_test_images
     from kdcore.prepare import Workspace
 
     workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
@@ -118,7 +119,7 @@ def _facts(of: argparse.Namespace) -> Any:
 
             return data.inspect(of.path, of.image_size)
         case "cost":
-            from kdcore.probe import probe
+            from kdcore.measure.probe import probe
 
             return probe(ProbeRequest.model_validate_json(of.request))
         case _:

@@ -16,8 +16,8 @@ import torch
 from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
 from base.warning import WarningItem
-from kdcore import batch_norm
-from kdcore.cost import CostMeter
+from kdcore.measure import batch_norm
+from kdcore.measure.cost import CostMeter
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
 from kdcore.spec import GIVEN, Stage, Trial

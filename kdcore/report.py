@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from base.warning import WarningItem
-from kdcore import chance, evaluate
 from kdcore.classifier import Classifier
+from kdcore.measure import chance, evaluate
 from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial
 from kdcore.training import Outcome

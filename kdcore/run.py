@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from base.warning import WarningItem
-from kdcore import alarms, chance, checkpoint, device, evaluate, export, objectives, report, teacher_check
-from kdcore.alarms import Alarms
+from kdcore import checkpoint, device, export, objectives, report
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
+from kdcore.measure import alarms, chance, evaluate, teacher_check
+from kdcore.measure.alarms import Alarms
 from kdcore.objectives import Setting
 from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
 from kdcore.schemes.ensemble import NativeEnsemble

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from base.errors import LossDiverged
-from kdcore import batch_norm, evaluate
-from kdcore.alarms import Alarms
 from kdcore.classifier import Classifier
 from kdcore.data.images import TrainingSet
 from kdcore.data.views import Views, order
 from kdcore.lesson import Batch, Scheme, StepOutput
+from kdcore.measure import batch_norm, evaluate
+from kdcore.measure.alarms import Alarms
 from kdcore.objectives import Objective
 from kdcore.spec import AdamW, Multistep, Optimizer, Schedule, Training
 

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, false,
 
 from base.errors import DeadlineExceeded, WorkerLost
 from base.wire import TeacherCheck
-from store import measurements
+from store import registry
 from store.artifacts import NewArtifact, publish
 from store.attempts import close_attempt, open_attempt, owned_by
 from store.checkpoints import Checkpoint, list_checkpoints
@@ -131,7 +131,7 @@ def set_teacher_check(connection: Connection, job_id: str, fence: int, to: dict[
             raise LeaseLost(job_id, fence)
         append_event(connection, job, "teacher_check", **shown)
     if key is not None:
-        measurements.put(connection, known.project, "evaluation", key, to)
+        registry.put_measurement(connection, known.project, "evaluation", key, to)
 
 
 def set_progress(connection: Connection, job_id: str, fence: int, to: dict[str, Any]) -> None:

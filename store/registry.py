@@ -1,10 +1,11 @@
 """The registry: models (teachers) and data sets. An entry gives an inspected file a name, unique in its project.
 
-The results of inspections are cached here as well, by digest, so that no file is inspected twice in the same way.
+The results of inspections are cached here as well, by digest, so that no file is inspected twice in the same way; and
+what was measured once, by project, so that later jobs need not measure it again.
 """
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, or_, select
 
@@ -102,3 +103,22 @@ def put_inspection(connection: Connection, digest: str, kind: str, key: str, fac
     added = upsert(connection, tables.inspections).values(**values)
     replaced = {"facts": added.excluded.facts, "seen_at": added.excluded.seen_at}
     connection.execute(added.on_conflict_do_update(index_elements=["digest", "kind", "key"], set_=replaced))
+
+
+Measured = Literal["evaluation", "cost"]
+
+
+def get_measurement(connection: Connection, project: str, kind: Measured, key: str) -> dict[str, Any] | None:
+    """Return the figures under a key (a SHA-256 of all that decides them); None if nothing was measured."""
+    rows = tables.measurements.c
+    query = select(rows.figures).where(rows.project == project, rows.kind == kind, rows.key == key)
+    figures: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
+    return figures
+
+
+def put_measurement(connection: Connection, project: str, kind: Measured, key: str, figures: dict[str, Any]) -> None:
+    """Store figures. They replace earlier ones."""
+    values = {"project": project, "kind": kind, "key": key, "figures": figures, "measured_at": database_now()}
+    added = upsert(connection, tables.measurements).values(**values)
+    replaced = {"figures": added.excluded.figures, "measured_at": added.excluded.measured_at}
+    connection.execute(added.on_conflict_do_update(index_elements=["project", "kind", "key"], set_=replaced))

@@ -27,7 +27,7 @@ from kdcore.protocol import KnownBefore, Order
 from kdcore.spec import JobSpec, Known
 from kdcore.spec.cost import JobCost, cost_rows
 from kdcore.spec.measured import teacher_check_key
-from store import checkpoints, events, lifecycle, measurements
+from store import checkpoints, events, lifecycle, registry
 from store.artifacts import NewArtifact
 from store.checkpoints import Checkpoint
 from store.errors import LeaseLost
@@ -157,7 +157,7 @@ class Attempt:
             return None
         try:
             with self.context.database.begin() as connection:
-                figures = measurements.get(connection, job.project, "evaluation", key)
+                figures = registry.get_measurement(connection, job.project, "evaluation", key)
         except UNAVAILABLE as error:
             log.warning("job %s: its teacher will be measured again: %s", job.id, error)
             return None
@@ -287,7 +287,7 @@ class Attempt:
             done = lifecycle.finish_succeeded(connection, job_id, fence, report, stored)
             # Sorted: two jobs that write the same rows must not wait for each other.
             for key in sorted(cost) if done else ():
-                measurements.put(connection, self.claim.job.project, "cost", key, cost[key])
+                registry.put_measurement(connection, self.claim.job.project, "cost", key, cost[key])
             return done
 
         self._commit("finish_succeeded.committed", succeed)

@@ -8,7 +8,7 @@ from api.inspections import Refused
 from kdcore.catalog import named_facts
 from kdcore.spec import JobSpec, Known
 from kdcore.spec.cost import JobCost, StageCost, cost_rows, least_memory
-from store import measurements, workers
+from store import registry, workers
 from tests.api.conftest import SUPERVISED, Service
 from tests.api.test_submission import kd, teacher
 
@@ -45,7 +45,7 @@ async def measured(service: Service, project: str = "default", cost: JobCost = C
     """Keep the cost of a job as a worker does when it has succeeded."""
     spec = JobSpec.model_validate((await validated(service, "?probe=false", **changes))["resolved_spec"])
     for key, figures in cost_rows(spec, DIGITS, cost).items():
-        await service.db.write(measurements.put, project, "cost", key, figures)
+        await service.db.write(registry.put_measurement, project, "cost", key, figures)
 
 
 async def has_worker(service: Service, *devices: dict[str, Any]) -> None:

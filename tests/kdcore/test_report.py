@@ -7,10 +7,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from kdcore import checkpoint, evaluate, models, report
+from kdcore import checkpoint, models, report
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.data import load
 from kdcore.data.images import Data
+from kdcore.measure import evaluate
 from kdcore.report import logits_row, verdict
 from kdcore.run import run
 from kdcore.spec import Dataset, parse

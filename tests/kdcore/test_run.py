@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from base import files
 from base.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
 from base.warning import WarningItem
-from kdcore import evaluate, models
+from kdcore import models
 from kdcore.checkpoint import Stopped
+from kdcore.measure import evaluate
 from kdcore.protocol import Lines
 from kdcore.run import run
 from kdcore.spec import METHODS as METHODS_BY_NAME

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import LossDiverged
-from kdcore import batch_norm
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data.images import Images, TrainingSet
 from kdcore.lesson import Lesson, Needs, Scheme
+from kdcore.measure import batch_norm
 from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection
 
 from base.errors import StorageFull
-from store import artifacts, attempts, checkpoints, events, jobs, lifecycle, measurements, metrics
+from store import artifacts, attempts, checkpoints, events, jobs, lifecycle, metrics, registry
 from store.artifacts import NewArtifact
 from store.database import Database
 from store.errors import LeaseLost
@@ -427,8 +427,8 @@ def test_set_teacher_check_is_kept_with_the_job_its_events_and_for_the_project(d
     with database.connect() as connection:
         event = events.list_events(connection, job.id, job.event_seq - 1, 1)[0]
         assert (event.type, event.data) == ("teacher_check", shown)
-        assert measurements.get(connection, "ours", "evaluation", "a" * 64) == CHECK
-        assert measurements.get(connection, "theirs", "evaluation", "a" * 64) is None
+        assert registry.get_measurement(connection, "ours", "evaluation", "a" * 64) == CHECK
+        assert registry.get_measurement(connection, "theirs", "evaluation", "a" * 64) is None
 
 
 def test_set_teacher_check_again_adds_no_event(database: Database):
@@ -444,4 +444,4 @@ def test_set_teacher_check_of_a_lost_job_keeps_nothing(database: Database):
     with pytest.raises(LeaseLost), database.begin() as connection:
         lifecycle.set_teacher_check(connection, claim.job.id, claim.fence + 1, CHECK, "a" * 64)
     with database.connect() as connection:
-        assert measurements.get(connection, "ours", "evaluation", "a" * 64) is None
+        assert registry.get_measurement(connection, "ours", "evaluation", "a" * 64) is None

@@ -1,5 +1,6 @@
 import pytest
 
+from store import registry as store_registry
 from store.database import Database
 from store.errors import NameTaken, NotFound
 from store.records import PageQuery
@@ -73,3 +74,28 @@ def test_put_inspection_replaces_an_earlier_one(database: Database):
         put_inspection(connection, SHA256, "dataset", "", {"train": 1})
         put_inspection(connection, SHA256, "dataset", "", {"train": 2})
         assert get_inspection(connection, SHA256, "dataset") == {"train": 2}
+
+
+KEY = "a" * 64
+"""Of a measurement."""
+
+
+def test_get_measurement_returns_none_before_a_measurement(database: Database) -> None:
+    with database.begin() as connection:
+        assert store_registry.get_measurement(connection, "p", "cost", KEY) is None
+
+
+def test_put_measurement_replaces_what_was_measured_before(database: Database) -> None:
+    with database.begin() as connection:
+        store_registry.put_measurement(connection, "p", "cost", KEY, {"step_s": 1.5})
+        store_registry.put_measurement(connection, "p", "cost", KEY, {"step_s": 2.0, "stages": [1]})
+        assert store_registry.get_measurement(connection, "p", "cost", KEY) == {"step_s": 2.0, "stages": [1]}
+
+
+@pytest.mark.parametrize(("project", "kind", "key"), [("q", "cost", KEY), ("p", "evaluation", KEY), ("p", "cost", "b")])
+def test_get_measurement_does_not_find_another_projects_kinds_or_keys_figures(
+    database: Database, project: str, kind: store_registry.Measured, key: str
+) -> None:
+    with database.begin() as connection:
+        store_registry.put_measurement(connection, "p", "cost", KEY, {"step_s": 1.5})
+        assert store_registry.get_measurement(connection, project, kind, key) is None

@@ -17,7 +17,7 @@ from kdcore.catalog import DatasetFacts
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data import load
-from kdcore.evaluate import logits_on
+from kdcore.measure.evaluate import logits_on
 from kdcore.run import run
 from kdcore.spec import Dataset, parse
 from tests.kdcore.engine import events, workspace

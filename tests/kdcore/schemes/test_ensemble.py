@@ -6,7 +6,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore import models
 from kdcore.catalog import architecture
-from kdcore.evaluate import parameters
+from kdcore.measure.evaluate import parameters
 from kdcore.objectives import Setting, build
 from kdcore.schemes.ensemble import NativeEnsemble, rampup
 from kdcore.spec.methods.schemes import One

@@ -5,8 +5,8 @@ from torch import nn
 from base.errors import SpecInvalid
 from kdcore import models
 from kdcore.catalog import architecture
-from kdcore.evaluate import parameters
 from kdcore.lesson import EMBEDDING
+from kdcore.measure.evaluate import parameters
 from kdcore.schemes.exits import Exits
 from tests.kdcore.tiny import batch, named
 

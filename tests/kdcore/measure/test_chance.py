@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kdcore.chance import chance_level, is_at_chance, sign_test, wilson
+from kdcore.measure.chance import chance_level, is_at_chance, sign_test, wilson
 
 
 def test_wilson_of_a_half():

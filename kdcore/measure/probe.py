@@ -17,13 +17,14 @@ from statistics import median
 import torch
 
 from base.errors import SpecInvalid
-from kdcore import batch_norm, evaluate, models
 from kdcore import device as devices
+from kdcore import models
 from kdcore.catalog import DatasetFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
-from kdcore.cost import device_name, peak_memory
 from kdcore.data.images import Data, Images
 from kdcore.lesson import Teacher
+from kdcore.measure import batch_norm, evaluate
+from kdcore.measure.cost import device_name, peak_memory
 from kdcore.prepare import PreparedJob
 from kdcore.run import TrialSetup
 from kdcore.spec import GIVEN, JobSpec, Known, Trial, trials

@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from base.errors import TeacherMismatch, WarningRefused
-from kdcore import data, evaluate, models
+from kdcore import data, models
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
-from kdcore.evaluate import (
+from kdcore.measure import evaluate
+from kdcore.measure.evaluate import (
     agreement,
     batch_size,
     evaluate_checkpoint,

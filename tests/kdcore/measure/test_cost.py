@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcore import cost
-from kdcore.cost import CostMeter, peak_memory
+from kdcore.measure import cost
+from kdcore.measure.cost import CostMeter, peak_memory
 from kdcore.spec.cost import StageCost
 
 CPU = torch.device("cpu")

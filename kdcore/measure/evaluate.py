@@ -19,9 +19,10 @@ from base.errors import SpecFaults, TeacherMismatch, WarningRefused
 from base.files import write_text
 from base.references import FILE
 from base.warning import refused_if_strict
-from kdcore import chance, data, device, models, weights
+from kdcore import data, device, models, weights
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
+from kdcore.measure import chance
 from kdcore.protocol import EXIT_STOPPED
 from kdcore.spec import (
     Dataset,

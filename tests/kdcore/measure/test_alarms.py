@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdcore import alarms as alarms_module
-from kdcore.alarms import Alarms, mean_entropy
 from kdcore.checkpoint import Stopped
 from kdcore.classifier import FrozenTeacher, TeacherEnsemble
+from kdcore.measure import alarms as alarms_module
+from kdcore.measure.alarms import Alarms, mean_entropy
 from kdcore.objectives import kd
 from kdcore.run import run
 from kdcore.training import StageTraining

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from base.warning import WarningItem
-from kdcore import chance, evaluate, teacher_check
 from kdcore.lesson import Teacher
+from kdcore.measure import chance, evaluate, teacher_check
 
 if TYPE_CHECKING:
     from kdcore.prepare import PreparedJob, Workspace

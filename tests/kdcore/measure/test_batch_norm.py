@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcore import batch_norm
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images, TrainingSet
+from kdcore.measure import batch_norm
 from tests.kdcore.engine import copied, same
 
 

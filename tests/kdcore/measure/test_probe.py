@@ -5,10 +5,10 @@ import json
 import pytest
 
 from base.errors import SpecInvalid
-from kdcore import probe as probes
 from kdcore.__main__ import main
 from kdcore.catalog import ModelFacts, named_facts
-from kdcore.probe import probe
+from kdcore.measure import probe as probes
+from kdcore.measure.probe import probe
 from kdcore.spec import METHODS, Known, each_teacher, parse, resolve, trials
 from kdcore.spec.cost import ProbeRequest, cost_rows, predict
 from tests.kdcore.engine import SMALL

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from base.errors import TeacherMismatch, WarningRefused
-from kdcore import evaluate, models
+from kdcore import models
 from kdcore.catalog import DatasetFacts
-from kdcore.chance import wilson
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
+from kdcore.measure import evaluate
+from kdcore.measure.chance import wilson
+from kdcore.measure.teacher_check import affordable, assignment, class_order, findings, normalization, sample
 from kdcore.protocol import KnownBefore
 from kdcore.run import run
-from kdcore.teacher_check import affordable, assignment, class_order, findings, normalization, sample
 from tests.kdcore.engine import distilled, events, job, supervised, workspace, write_arrays, write_teacher
 
 
@@ -324,7 +325,7 @@ def changed_notes(path):
 
 
 def test_check_result_that_the_service_knows_is_not_measured_again(data, trained, tmp_path, monkeypatch):
-    from kdcore import teacher_check
+    from kdcore.measure import teacher_check
 
     warning = {"code": "teacher_near_chance", "pointer": "/teacher", "message": "known before", "hint": None}
     figures = {"accuracy": 0.5, "interval": [0.4, 0.6], "images": 90, "test_samples": 90, "warnings": [warning]}

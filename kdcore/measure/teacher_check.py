@@ -26,10 +26,10 @@ from torch import Tensor
 
 from base.errors import TeacherMismatch
 from base.warning import WarningItem
-from kdcore import chance, evaluate
 from kdcore.catalog import DatasetFacts
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
+from kdcore.measure import chance, evaluate
 from kdcore.spec import JobSpec, each_teacher
 from kdcore.spec.measured import teacher_check_key
 
