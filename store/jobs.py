@@ -1,6 +1,7 @@
 """The actions of clients: submit, find, cancel, pause, resume, retry, delete. `lifecycle` has those of workers."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -38,7 +39,7 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
             **vars(new),
             id=new_id("job"),
             status="queued",
-            event_seq=1,
+            event_seq=1 + len(new.warnings),
             created_at=database_now(),
             deadline_at=None if new.deadline_s is None else database_now() + new.deadline_s,
         )
@@ -51,7 +52,9 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
         assert known is not None, "the insert met a row with this key"  # noqa: S101
         return known, False
     job = as_record(Job, inserted)
-    append_event(connection, job, "queued")
+    append_event(connection, replace(job, event_seq=1), "queued")
+    for seq, warning in enumerate(new.warnings, 2):
+        append_event(connection, replace(job, event_seq=seq), "warning", **warning)
     job = await_teachers(connection, job)
     failpoint("submit.before_commit")
     return job, True

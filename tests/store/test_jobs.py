@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from base.jobs import ALLOWED_ACTIONS, allowed_actions
-from store import artifacts, checkpoints, jobs, lifecycle, metrics
+from store import artifacts, checkpoints, events, jobs, lifecycle, metrics
 from store.artifacts import NewArtifact
 from store.database import Database
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
@@ -12,7 +12,7 @@ from store.records import Job, database_now
 from store.tables import jobs as job_rows
 from store.tables import metadata
 from tests.clock import SettableClock
-from tests.store.helpers import SHA256, claimed, event_types, read_job, run_concurrently, running, submitted
+from tests.store.helpers import SHA256, WARNING, claimed, event_types, read_job, run_concurrently, running, submitted
 
 ACTIONS = {
     "cancel": jobs.cancel,
@@ -31,6 +31,16 @@ def test_submit_queues_a_job_with_its_spec_as_sent(database: Database):
     assert (job.spec, job.deadline_at - job.created_at) == ({"method": "kd", "note": "ä ∑"}, pytest.approx(60, abs=0.1))
     assert read_job(database, job.id) == job
     assert event_types(database, job.id) == ["queued"]
+
+
+def test_submit_puts_its_warnings_into_the_events_without_a_gap(database: Database):
+    job = submitted(database, warnings=[WARNING.as_dict(), {**WARNING.as_dict(), "pointer": "/dataset"}])
+    with database.begin() as connection:
+        found = events.list_events(connection, job.id, 0, 10)
+    assert [(event.seq, event.type) for event in found] == [(1, "queued"), (2, "warning"), (3, "warning")]
+    assert (found[1].data, job.event_seq) == (WARNING.as_dict(), 3)
+    claim = claimed(database)
+    assert claim.job.event_seq == 4
 
 
 def test_submit_with_the_same_key_and_body_is_the_same_job(database: Database):
