@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from base.errors import LossDiverged
 from base.warning import WarningItem
 from kdcore import checkpoint, device, export, objectives, report
 from kdcore.checkpoint import Meter, Progress, Watch
@@ -101,7 +102,11 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
             continue
         if progress.training is not None:
             training.restore(progress.training)
-        outcomes = training.run()
+        try:
+            outcomes = training.run()
+        except LossDiverged:
+            teacher_check.require_finite_in_training(job)  # Its fault is not the learning rate's.
+            raise
         if stage is trial.stages[-1]:
             _compare_statistics(trial, training, outcomes, workspace)
             progress.finished[trial.name], progress.prepared = outcomes, {}

@@ -217,6 +217,17 @@ def _require_finite(logits_nK: Tensor, member: Classifier, pointer: str) -> None
     )
 
 
+def require_finite_in_training(job: PreparedJob) -> None:
+    """Raise TeacherMismatch if an output on the training images is not finite: the loss has diverged because of it.
+
+    The check before the training sees a sample of the test images, and an image outside of it may be the only one.
+    """
+    if job.teacher is None:
+        return
+    for (pointer, _), member in zip(each_teacher({"teacher": job.spec.teacher}), job.teacher.members, strict=True):
+        _require_finite(evaluate.logits_on(member, job.data.train), member, pointer)
+
+
 # The order of the classes
 
 

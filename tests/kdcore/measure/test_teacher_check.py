@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from base.errors import TeacherMismatch, WarningRefused
@@ -262,7 +263,6 @@ def trained(data, tmp_path_factory):
 def changed(trained, path, change):
     """The teacher's file with other weights, and its notes."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
 
     with safe_open(trained / "student.safetensors", "pt") as file:
         notes = json.loads(file.metadata()["distillery"])
@@ -304,6 +304,23 @@ def test_check_refuses_answers_that_are_not_finite_and_names_the_member(value, d
         run(job(data, [{"checkpoint": f"file:{good}"}, {"checkpoint": f"file:{broken}"}], method="kd"), where)
 
 
+def test_loss_that_diverges_by_the_teachers_fault_is_a_teacher_mismatch(tmp_path):
+    """Finite on every test image, but a white one, which only the training set has, overflows its first layer."""
+    arrays = dict(np.load(write_arrays(tmp_path / "dark.npz")))
+    arrays["x_train"][::3] = 255
+    np.savez(tmp_path / "data.npz", **arrays)
+    file = write_teacher(tmp_path / "teacher.safetensors")
+    state = load_file(file)
+    state["layer1.0.weight"][:] = 3.9e37  # nine of them: 3.5e38, above float32's largest number
+    state["layer1.1.running_var"][:] = 1e38
+    notes = {"architecture": "convnet8", "mean": [0.0], "std": [1.0]}
+    save_file(state, file, {"distillery": json.dumps(notes)})
+    where, stream = workspace(tmp_path / "job")
+    with pytest.raises(TeacherMismatch, match=r"the teacher answers NaN on 40 of 120 images"):
+        run(distilled(tmp_path / "data.npz", file, baseline="none"), where)
+    assert len(events(stream, "teacher_check")) == 1
+
+
 def test_check_a_strict_job_is_refused_for_what_the_check_finds(data, tmp_path):
     where, stream = workspace(tmp_path)
     untrained = changed_notes(write_teacher(tmp_path / "untrained.safetensors"))
@@ -315,7 +332,6 @@ def test_check_a_strict_job_is_refused_for_what_the_check_finds(data, tmp_path):
 
 def changed_notes(path):
     """The same file, which also states its normalization: nothing is guessed."""
-    from safetensors.torch import load_file, save_file
 
     save_file(
         load_file(path), path,
