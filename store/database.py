@@ -18,10 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from alembic import command
-from alembic.config import Config
 from pydantic_core import from_json, to_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -31,6 +29,9 @@ from sqlalchemy.pool import NullPool
 
 from base.errors import DatabaseUnavailable, StorageFull
 from base.files import make_folder
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -265,14 +266,18 @@ ADVISORY_LOCK = 7_310_577
 
 def migrate(url: str) -> None:
     """Bring a database to the newest revision. If several processes start at once, one migrates and the others wait."""
+    from alembic import command  # takes a sixth of a worker's start, and most processes migrate nothing
+
     parsed = make_url(url)
     exclusive = _exclusive_sqlite if parsed.get_backend_name() == "sqlite" else _exclusive_postgres
     with translated_errors(), exclusive(parsed) as connection:
         command.upgrade(alembic_config(connection), "head")
 
 
-def alembic_config(connection: Connection) -> Config:
+def alembic_config(connection: Connection) -> "Config":
     """Return the configuration for Alembic's commands on a connection that the caller opens and commits."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
