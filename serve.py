@@ -27,7 +27,7 @@ from base.files import write_text
 from base.processes import log_to_stderr
 from base.wakeup import MEMORY
 from store.database import migrate
-from store.settings import Settings
+from store.settings import Settings, described
 from worker.worker import Worker
 
 log = logging.getLogger("distillery")
@@ -105,7 +105,10 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise OSError(f"{host}:{port}: {error.strerror}; --port or DISTILLERY_PORT names another port") from error
         yield listener
 
 
@@ -157,7 +160,7 @@ def main() -> int:
     except (HomeTaken, StorageFull, OSError) as error:
         return _refuse(str(error))
     except ValidationError as error:
-        return _refuse("\n".join(str(fault["msg"]) for fault in error.errors()))
+        return _refuse("\n".join(described(fault) for fault in error.errors()))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0

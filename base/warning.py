@@ -71,5 +71,8 @@ def refused_if_strict(warnings: Iterable[WarningItem]) -> list[WarningItem]:
 
 
 def warning_faults(refused: Iterable[WarningItem]) -> list[Fault]:
-    """Return refused warnings as faults: `allowed` says what would work."""
-    return [Fault(one.pointer, f"{one.code}: {one.message}", WarningRefused.code, one.hint) for one in refused]
+    """Return refused warnings as faults, each with its hint."""
+    return [
+        Fault(one.pointer, f"{one.code}: {one.message}" + (f"; {one.hint}" if one.hint else ""), WarningRefused.code)
+        for one in refused
+    ]

@@ -158,9 +158,14 @@ def failure_lines(job: JobView) -> list[str]:
     if error is None:
         return []
     hint = [f"  hint: {error['hint']}"] if error["hint"] else []
-    retry = f"a retry may help: distillery retry {job['id']}" if error["retryable"] else "a retry alone does not help"
-    logs = f"its output: distillery show {job['id']} --logs"
-    return [f"{error['code']}: {error['message']}", *hint, f"  {retry}; {logs}"]
+    if job["status"] != "failed":
+        following = "it is tried again by itself"
+    elif error["retryable"]:
+        following = f"a retry may help: distillery retry {job['id']}"
+    else:
+        following = "a retry alone does not help"
+    logs = f"; its output: distillery show {job['id']} --logs" if job["started_at"] else ""
+    return [f"{error['code']}: {error['message']}", *hint, f"  {following}{logs}"]
 
 
 # Reports

@@ -232,7 +232,9 @@ def event_line(event: EventView) -> str:
 
 
 def _value_text(value: object) -> str:
-    """Return the value as text; objects in a list are shown by their names."""
+    """Return the value as text: an error as code and message, objects in a list by their names."""
+    if isinstance(value, dict) and "message" in value:
+        return f"{value['code']}: {value['message']}"
     if isinstance(value, list):
         return ",".join(str(item["name"]) if isinstance(item, dict) and "name" in item else str(item) for item in value)
     return str(value)

@@ -139,14 +139,20 @@ def verdict(right: Mapping[str, Tensor], counts: Sequence[int]) -> Verdict:
         elif _certainly_better(alone, student):
             sentences.append(f"distilling harmed: it is {points} below the same student alone")
             text = f"The student ended {points} below the same student trained alone ({_percent(accuracy['alone'])})."
-            hint = "try another method, a smaller beta or more epochs, or use the student alone"
+            hint = (
+                "a better teacher, another method, a smaller beta or more epochs may help; else use the student alone"
+            )
             warnings.append(WarningItem("student_below_baseline", "/method", text, hint))
         else:
             side = "above" if gain >= 0 else "below"
             sentences.append(f"that is {points} {side} the same student alone, no certain difference on these images")
     teacher = right.get("teacher")
+    if teacher is not None and alone is not None and accuracy["teacher"] <= accuracy["alone"]:
+        sentences.append(
+            f"its teacher ({_percent(accuracy['teacher'])}) is no better than the student alone "
+            f"({_percent(accuracy['alone'])}), so it has little to teach"
+        )
     if teacher is not None and alone is not None and _certainly_better(alone, teacher):
-        sentences.append("the student alone is better than its teacher")
         text = f"The teacher ({_percent(accuracy['teacher'])}) is worse than the student alone "
         text += f"({_percent(accuracy['alone'])}): it has nothing to teach."
         warnings.append(WarningItem("teacher_below_baseline", "/teacher", text, "train or take a better teacher"))

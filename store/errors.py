@@ -79,7 +79,7 @@ class NameTaken(StoreError):
     code = "name_taken"
 
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"there is already a {kind} named {name!r}")
+        super().__init__(f"there is already a {kind} named {name!r}; remove it first, or choose another name")
         self.kind, self.name = kind, name
 
 

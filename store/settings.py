@@ -128,9 +128,11 @@ def settings_or_exit(program: str, *further: type[BaseSettings]) -> tuple[Any, .
     try:
         return tuple(kind() for kind in kinds)
     except ValidationError as error:
-        sys.exit("\n".join(f"{program}: {_described(fault)}" for fault in error.errors()))
+        sys.exit("\n".join(f"{program}: {described(fault)}" for fault in error.errors()))
 
 
-def _described(fault: ErrorDetails) -> str:
-    field = ".".join(map(str, fault["loc"]))
-    return f"{field}: {fault['msg']}" if field else fault["msg"].removeprefix("Value error, ")
+def described(fault: ErrorDetails) -> str:
+    """Return a fault of the settings with the variable's name. The value may be a secret."""
+    message = fault["msg"].removeprefix("Value error, ")
+    field = "_".join(map(str, fault["loc"])).upper()
+    return f"DISTILLERY_{field}: {message}" if field else message

@@ -150,7 +150,8 @@ def _waiting(job: Job, position: int | None, workers: Sequence[Worker]) -> Waiti
         )
     elif position > idle:
         reason = "behind_others"
-        message = f"{_counted(position - 1, 'job')} before it, {_counted(busy, 'slot')} busy"
+        before = f"{_counted(position - 1, 'job')} before it, " if position > 1 else ""
+        message = f"{before}{_counted(busy, 'slot')} busy"
     else:
         reason, message = "starting", "a worker with an idle slot will claim it within seconds"
     return Waiting(reason, message, position=position)

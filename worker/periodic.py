@@ -80,13 +80,17 @@ class Sweep(PeriodicTask):
         """Sweep once. Returns the ids of jobs that have been due for long."""
         context, devices = self._context, [slot.describe() for slot in self._slots]
         current_job = next((device["job"] for device in devices if device["job"]), None)
-        for dead in remove_dead(context.scratch):
-            self._requeue(dead)
+        self.requeue_dead()
         self._end_outlived_engines()
         with context.begin() as (connection, takeover):
             workers.record_heartbeat(connection, context.owner, socket.gethostname(), devices, current_job)
             waiting = lifecycle.sweep(connection, takeover=takeover, rering_s=context.settings.rering_s)
         return waiting
+
+    def requeue_dead(self) -> None:
+        """Requeue the jobs of workers that were killed on this host."""
+        for dead in remove_dead(self._context.scratch):
+            self._requeue(dead)
 
     def _end_outlived_engines(self) -> None:
         """End engines of this host that have lost their job."""

@@ -89,6 +89,7 @@ class Worker:
         if not self._database_answers():
             return
         self._began = True
+        self._requeue_dead()
         for slot in self.slots:
             slot.start()
         self._sweep.start()
@@ -96,6 +97,13 @@ class Worker:
         if self._listener:
             self._listener.start()
         log.info("worker %s is at work on %s", self.context.owner, ", ".join(slot.device.name for slot in self.slots))
+
+    def _requeue_dead(self) -> None:
+        """Before the first claim, so that a job that was interrupted keeps its place before those behind it."""
+        try:
+            self._sweep.requeue_dead()
+        except UNAVAILABLE as error:
+            log.warning("the jobs of dead workers are requeued by the sweep: %s", error)
 
     def _sign_off(self, timeout_s: float) -> bool:
         """Remove this worker's row. Returns False if that hangs; the row then expires by itself."""

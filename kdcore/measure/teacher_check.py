@@ -373,11 +373,13 @@ def _order_warning(
     pairs = [
         f"output {at} is {own}" for at, (own, other) in enumerate(zip(outputs, names, strict=True)) if own != other
     ]
+    than = "data" if pairs else "class_names that were given"
+    moved = f" ({_listed(pairs, 5)})" if pairs else ""
     return WarningItem(
         "class_order_wrong",
         f"{pointer}/class_names",
-        f"{who} has its classes in another order than the data: its answers fit the {found.title} "
-        f"({_listed(pairs, 5)}). {_percent(found.accuracy)} of {images} test images are right in that order, "
+        f"{who} has its classes in another order than the {than}: its answers fit the {found.title}{moved}. "
+        f"{_percent(found.accuracy)} of {images} test images are right in that order, "
         f"{_percent(found.before)} in the data's",
         "register the model with its class_names, or give the teacher's class_names in the spec, in the order of its "
         f"outputs: {_listed(outputs, 20)}",

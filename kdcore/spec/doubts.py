@@ -98,7 +98,7 @@ def teacher_warnings(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts,
             f"{pointer}/class_names",
             f"the classes of {_who(pointer)} are the data set's in another order ({_first(names)} and not "
             f"{_first(dataset.class_names)}): its outputs are put into the data set's order",
-            "nothing to do if the names are right: they decide which output belongs to which class",
+            "nothing to do if the names are right; a strict job needs a teacher with the data set's order",
         )
     if isinstance(facts, ProgramFacts) or facts.image_size is None:
         return  # Whether a program takes images of this size is a matter of fit(), not of doubt.

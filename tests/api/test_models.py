@@ -149,5 +149,5 @@ async def test_register_model_without_preprocessing_warns_and_strict_refuses_it(
     answer = await service.http.post("/v1/models", json={"name": "strict", "blob": blob, "strict": True})
     (fault,) = problem(answer, 422, "warning_refused")["errors"]
     assert (fault["pointer"], fault["code"]) == ("/preprocessing", "warning_refused")
-    assert "mean and std" in fault["allowed"]
+    assert "register it with the preprocessing" in fault["message"]
     problem(await service.http.get("/v1/models/strict"), 404, "not_found")

@@ -76,7 +76,6 @@ def test_warning_faults_say_what_would_work():
     (fault,) = warning_faults([WarningItem("test_split_carved", "/dataset", "no test split", "add a folder test")])
     assert fault.as_dict() == {
         "pointer": "/dataset",
-        "message": "test_split_carved: no test split",
+        "message": "test_split_carved: no test split; add a folder test",
         "code": "warning_refused",
-        "allowed": "add a folder test",
     }

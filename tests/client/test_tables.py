@@ -194,11 +194,16 @@ def test_evaluation_lines_and_accuracy_text():
 
 def test_failure_lines():
     error = {"code": "out_of_memory", "message": "the device is full", "retryable": True, "hint": "a smaller batch"}
-    assert tables.failure_lines(job(error=error)) == [
+    failed = job(error=error, status="failed", started_at="2026-01-02T03:04:06.000Z")
+    assert tables.failure_lines(failed) == [
         "out_of_memory: the device is full",
         "  hint: a smaller batch",
         "  a retry may help: distillery retry job_1; its output: distillery show job_1 --logs",
     ]
+    queued_again = tables.failure_lines({**failed, "status": "queued"})
+    assert queued_again[-1] == "  it is tried again by itself; its output: distillery show job_1 --logs"
+    never_ran = tables.failure_lines({**failed, "started_at": None, "error": {**error, "retryable": False}})
+    assert never_ran[-1] == "  a retry alone does not help"
     assert tables.failure_lines(job()) == []
 
 

@@ -42,6 +42,8 @@ def test_event_line():
     line = event_line(event(7, "released", reason="drain", none=None, artifacts=[{"name": "a"}, {"name": "b"}]))
     assert line == "03:04:07  released  reason=drain  artifacts=a,b"
     assert event_line(event(8, "phase", phase="training")) == "03:04:08  phase  training"
+    lost = {"code": "worker_lost", "message": "the worker was killed", "retryable": True, "hint": None}
+    assert event_line(event(9, "queued", error=lost)) == "03:04:09  queued  error=worker_lost: the worker was killed"
 
 
 def test_follow_on_a_terminal_shows_a_bar_and_unusual_events(capsys: pytest.CaptureFixture[str]):

@@ -194,9 +194,14 @@ def rights(**right):
         (
             {"student": (0, 80), "alone": (0, 80), "teacher": (0, 50)},
             ["teacher_below_baseline"],
-            "the student alone is better than its teacher",
+            "its teacher (50.0 %) is no better than the student alone (80.0 %), so it has little to teach.",
         ),
-        ({"student": (0, 80), "alone": (0, 80), "teacher": (0, 78)}, [], "no certain difference"),
+        (
+            {"student": (0, 80), "alone": (0, 80), "teacher": (0, 78)},
+            [],
+            "(78.0 %) is no better than the student alone",
+        ),
+        ({"student": (0, 80), "alone": (0, 80), "teacher": (0, 82)}, [], "no certain difference on these images."),
         ({"student": (0, 50), "teacher": (0, 20)}, [], "50.0 %"),
         ({"student": (0, 25)}, ["student_ended_at_chance"], "has learned nothing: it is right on 25.0 %"),
         ({"student": (0, 22)}, ["student_ended_at_chance"], "guessing gives 25.0 %"),

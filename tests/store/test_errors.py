@@ -13,7 +13,8 @@ MESSAGES = {
     ),
     errors.LeaseLost("job_1", 2): "attempt 2 does not own job job_1 any more; its writes are refused",
     errors.IdempotencyConflict("k", "job_1"): "the key 'k' was used with another body, for job job_1",
-    errors.NameTaken("model", "resnet56"): "there is already a model named 'resnet56'",
+    errors.NameTaken("model", "resnet56"): "there is already a model named 'resnet56'; remove it first, "
+    "or choose another name",
     errors.OffsetConflict("up_1", 0, 5): "upload up_1 continues at byte 5, not at 0",
     errors.UploadBusy("up_1"): "another request is writing to upload up_1",
     errors.BlobMismatch("up_1", "5 bytes", "6 bytes"): "up_1: expected 5 bytes, got 6 bytes",

@@ -80,6 +80,9 @@ def test_settings_or_exit_prints_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DISTILLERY_LEASE_S", "19")
     with pytest.raises(SystemExit, match=r"^api: lease_s 19 is shorter than four heartbeats"):
         settings_or_exit("api")
+    monkeypatch.setenv("DISTILLERY_LEASE_S", "half a minute")
+    with pytest.raises(SystemExit, match=r"^api: DISTILLERY_LEASE_S: Input should be a valid number"):
+        settings_or_exit("api")
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,8 @@ def test_waiting_reasons_as_many_jobs_start_as_slots_are_idle(
 
 def test_waiting_reasons_behind_others_counts_them(database: Database):
     queue = [submitted(database) for _ in range(3)]
+    heartbeat(database, "w1", slot("busy"))
+    assert reason(database, queue[0]).message == "1 slot is busy"
     heartbeat(database, "w1", slot("busy"), slot("idle"))
     assert reason(database, queue[1]).message == "1 job is before it, 1 slot is busy"
     assert reason(database, queue[2]).message == "2 jobs are before it, 1 slot is busy"
