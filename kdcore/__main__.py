@@ -138,8 +138,11 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
     """Print one JSON object. An unexpected exception still ends in a traceback."""
     try:
         printed, code = answer(), 0
-    except EngineError as error:
-        printed, code = {"ok": False, "error": error.as_dict()}, exit_on_error
+    except Exception as error:
+        engine_error = _engine_error(error)
+        if isinstance(engine_error, Internal):
+            raise
+        printed, code = {"ok": False, "error": engine_error.as_dict()}, exit_on_error
     print(json.dumps(printed))
     return code
 
@@ -149,7 +152,7 @@ def _engine_error(error: Exception) -> EngineError:
     if isinstance(error, EngineError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
-        return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size needs less")
+        return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size or network needs less")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return StorageFull(f"out of disk space: {error}")
     return Internal(f"{type(error).__name__}: {error}")

@@ -164,4 +164,4 @@ def warn_if_saturated(job: PreparedJob, workspace: Workspace) -> None:
 def mean_entropy(teacher: Teacher, logits_knK: list[Tensor], temperature: float) -> float:
     """Return the mean entropy in nats of the teacher's soft targets: 0 for labels, ln K for none."""
     p_nK = teacher.soft_targets([one.double() for one in logits_knK], temperature)
-    return float(-torch.special.xlogy(p_nK, p_nK).sum(1).mean())
+    return abs(float(torch.special.xlogy(p_nK, p_nK).sum(1).mean()))  # No term is positive; -0.0 is not shown.

@@ -133,16 +133,16 @@ def findings(
     found: list[WarningItem] = []
     better = normalization(member, images, answers, data)
     order = class_order(labels, answers, data.class_names)
-    if better is not None and (order is None or better.accuracy > order.accuracy):
+    if better is not None and (order is None or better.accuracy > order.accuracy - _lead(order)):
         found.append(_normalization_warning(better, who, pointer))  # Wrong pixels move whole classes, too.
     elif order is not None:
         own = order.order if member.order is None else member.order.cpu().numpy()[order.order]
         outputs = [data.class_names[at] for at in np.argsort(own)]
-        found.append(_order_warning(order, outputs, data.class_names, who, pointer, len(labels)))
+        assumed = outputs_of(member, data.class_names)
+        found.append(_order_warning(order, outputs, assumed, who, pointer, len(labels)))
     by_class = torch.zeros(data.num_classes, dtype=shares.dtype).index_add(0, images.labels.cpu(), shares)
     level = max(float(by_class.max()), 1 / data.num_classes)
-    low, _ = chance.wilson(accuracy, _effective(shares))
-    if low <= level or accuracy <= min(2 * level, level + GAIN):
+    if chance.is_at_chance(accuracy, _effective(shares), level) or accuracy <= min(2 * level, level + GAIN):
         text = f"{who} is right on {_percent(accuracy)} of {len(labels)} test images; guessing gives {_percent(level)}"
         hint = "see the other warnings" if found else "is it the right file, trained for these classes and images?"
         found.append(WarningItem("teacher_near_chance", pointer, text, hint))
@@ -231,6 +231,9 @@ def require_finite_in_training(job: PreparedJob) -> None:
 # The order of the classes
 
 
+UNNAMED = "following order"
+
+
 @dataclass(frozen=True)
 class Fitting:
     """An order under which the answers are right, and the accuracy before and with it."""
@@ -264,9 +267,21 @@ def class_order(labels_n: Order, answers_n: Order, names: Sequence[str]) -> Fitt
         np.add.at(counts_KK, (labels_n[first], answers_n[first]), 1.0)
         found = assignment(-(counts_KK + 0.5 * np.eye(classes)))  # Of equal ones, the one that moves least.
         if _fits(labels_n[~first], answers_n[~first], found, 1):
-            fitting.append(Fitting("following order", found, before, float((answers_n == found[labels_n]).mean())))
+            fitting.append(Fitting(UNNAMED, found, before, float((answers_n == found[labels_n]).mean())))
     # An order with a name is the likelier cause, if it explains as much.
-    return max(fitting, key=lambda one: one.accuracy - (GAIN if one.title == "following order" else 0), default=None)
+    return max(fitting, key=lambda one: one.accuracy - _lead(one), default=None)
+
+
+def _lead(found: Fitting) -> float:
+    """Return how much more than another cause an order must explain: one without a name is rarely the cause."""
+    return GAIN if found.title == UNNAMED else 0.0
+
+
+def outputs_of(member: Classifier, names: Sequence[str]) -> list[str]:
+    """Return the class for which each output of the network is taken."""
+    if member.order is None:
+        return list(names)
+    return [names[at] for at in torch.argsort(member.order).tolist()]
 
 
 def _fits(labels_n: Order, answers_n: Order, order: Order, tests: int) -> bool:
@@ -367,18 +382,17 @@ def assignment(costs_KK: npt.NDArray[np.float64]) -> Order:
 
 
 def _order_warning(
-    found: Fitting, outputs: Sequence[str], names: Sequence[str], who: str, pointer: str, images: int
+    found: Fitting, outputs: Sequence[str], assumed: Sequence[str], who: str, pointer: str, images: int
 ) -> WarningItem:
-    """`outputs`: the names of the teacher's outputs, in their order; `names`: those of the data's classes."""
+    """`outputs`: the names of the teacher's outputs, in their order; `assumed`: those for which they are taken."""
     pairs = [
-        f"output {at} is {own}" for at, (own, other) in enumerate(zip(outputs, names, strict=True)) if own != other
+        f"output {at} is {own}" for at, (own, other) in enumerate(zip(outputs, assumed, strict=True)) if own != other
     ]
-    than = "data" if pairs else "class_names that were given"
-    moved = f" ({_listed(pairs, 5)})" if pairs else ""
     return WarningItem(
         "class_order_wrong",
         f"{pointer}/class_names",
-        f"{who} has its classes in another order than the {than}: its answers fit the {found.title}{moved}. "
+        f"{who} has its classes in another order than they are taken for: its answers fit the {found.title} "
+        f"({_listed(pairs, 5)}). "
         f"{_percent(found.accuracy)} of {images} test images are right in that order, "
         f"{_percent(found.before)} in the data's",
         "register the model with its class_names, or give the teacher's class_names in the spec, in the order of its "
@@ -415,8 +429,8 @@ def normalization(member: Classifier, images: Images, answers_n: Order, data: Da
         return None
     own = Normalization("its own", tuple(member.mean.flatten().tolist()), tuple(member.std.flatten().tolist()))
     candidates = [one for one in _usual(data) if not _same(one, own)]
-    if data.channels == 3:
-        candidates.append(replace(own, title="BGR channels", bgr=True))
+    if data.channels == 3:  # First, because of equal ones the first is named, and this one changes least.
+        candidates.insert(0, replace(own, title="BGR channels", bgr=True))
     few = sample(labels[rows], data.num_classes, max(SELECTING, len(rows) // 4))
     gains = [int(_right(member, images, rows[few], one).sum()) for one in candidates]
     if max(gains) <= int(before[few].sum()):
@@ -425,6 +439,9 @@ def normalization(member: Classifier, images: Images, answers_n: Order, data: Da
     after = _right(member, images, rows, best)
     better, worse = int((after & ~before).sum()), int((before & ~after).sum())
     accuracy, was = float(after.double().mean()), float(before.double().mean())
+    level = chance.chance_level(torch.bincount(labels[rows], minlength=data.num_classes).tolist())
+    if chance.is_at_chance(accuracy, len(rows), level):
+        return None  # Below chance to chance: something else is wrong, such as the order of the classes.
     if accuracy - was < GAIN or chance.sign_test(better, worse) * len(candidates) > chance.CERTAIN:
         return None
     return Better(best, accuracy, was, len(rows))

@@ -39,6 +39,18 @@ def test_score_worked_out_by_hand():
     assert result.loss == pytest.approx(((log_sum - 5) + (log_sum - 4) + (log_sum - 0)) / 3)
 
 
+@pytest.mark.parametrize("classes", [2, 6, 10, 100])
+def test_score_of_equal_logits_is_that_of_argmax(classes):
+    """A network that ends in a ReLU, as SqueezeNet, often has several zeros and nothing above them."""
+    labels = torch.arange(10 * classes) % classes
+    logits = torch.randn(len(labels), classes, generator=torch.Generator().manual_seed(0)).clamp(max=0.5)
+    result = score(logits, labels)
+    assert result.accuracy == (logits.argmax(1) == labels).double().mean().item()
+    assert result.accuracy <= result.accuracy_top5
+    rows = per_class(logits, labels, [str(at) for at in range(classes)])
+    assert result.accuracy == pytest.approx(sum(row["accuracy"] for row in rows) / classes)
+
+
 def test_two_classes_have_no_top_five_but_a_score():
     assert score(torch.tensor([[1.0, 0.0]]), torch.tensor([1])).accuracy_top5 == 1
 

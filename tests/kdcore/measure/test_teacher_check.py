@@ -242,6 +242,42 @@ def test_findings_an_order_is_told_in_the_outputs_of_the_network_even_if_it_was_
     assert (warning.hint or "").endswith("7, 6, 5, 4, 3, 2, 1, 0")
 
 
+def test_findings_right_outputs_with_wrong_names_are_told_by_what_they_are():
+    pixels, images = coloured()
+    warning = found(trained_on(pixels, *IMAGENET), images, *IMAGENET, order=list(range(7, -1, -1)))[0]
+    assert warning.code == "class_order_wrong"
+    assert "(output 0 is 0, output 1 is 1, " in warning.message
+    assert (warning.hint or "").endswith("0, 1, 2, 3, 4, 5, 6, 7")
+
+
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_findings_a_right_teacher_is_not_doubted_because_there_are_few_images(names):
+    """The 95 % interval of 2 of 2 begins at 34 %: it is no reason to call 100 % hardly better than guessing."""
+    data, labels = facts(names), torch.arange(len(names))
+    images = Images(torch.nn.functional.one_hot(labels).mul(255).to(torch.uint8).view(-1, 1, 1, len(names)), labels)
+    member = Classifier(nn.Flatten(), [0.5], [0.5]).eval()
+    logits = evaluate.logits_on(member, images)
+    shares = torch.full((len(names),), 1 / len(names), dtype=torch.float64)
+    assert findings(member, images, logits, data, shares, "/teacher") == []
+
+
+def test_normalization_that_only_lifts_to_chance_is_not_named():
+    """Always wrong with its own normalization, it answers the same to all images with any other: that is no cure."""
+
+    class Confused(nn.Module):
+        def forward(self, images):
+            levels = images.mean((1, 2, 3))
+            following = (levels / 20).round().long().add(1).remainder(8)
+            return nn.functional.one_hot(torch.where(levels > 10, following, 0), 8).float()
+
+    labels = torch.arange(8).repeat_interleave(30)
+    images = Images((20 + 20 * labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2), labels)
+    member = Classifier(Confused(), [0.0], [1 / 255]).eval()
+    answers_n = evaluate.logits_on(member, images).argmax(1).numpy()
+    assert (answers_n != labels.numpy()).all()
+    assert normalization(member, images, answers_n, facts([str(n) for n in range(8)])) is None
+
+
 # check, in whole jobs
 
 
