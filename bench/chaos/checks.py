@@ -11,6 +11,8 @@ from bench.chaos.results import File, Results, Row, Step
 from bench.processes import UnexpectedExit
 
 UNAVAILABLE = 503
+OF_ATTEMPTS = ("engine_ended", "checkpoint_not_saved", "checkpoint_not_kept", "checkpoint_skipped")
+"""Codes of warnings that a job has because of what was done to it."""
 START_REFUSED = "the database cannot be opened"
 """The last line of a server that exits because it was started without a database. It is started again."""
 
@@ -163,7 +165,7 @@ def reference_differences(results: Results) -> Iterator[tuple[str, str]]:
                 yield job["id"], f"its files are {students}, those of the reference {reference.files}"
             if points != reference.points:
                 yield job["id"], f"{_count_differences(points, reference.points)} points of its metrics differ"
-            if _without_seconds(job["result"]) != _without_seconds(reference.report):
+            if _of_the_training(job["result"]) != _of_the_training(reference.report):
                 yield job["id"], "its report differs"
         elif wrong := {at: value for at, value in points.items() if reference.points.get(at, "") != value}:
             yield job["id"], f"{len(wrong)} points of its metrics differ"
@@ -255,5 +257,8 @@ def _count_differences(one: dict[Any, Any], other: dict[Any, Any]) -> int:
     return sum(one.get(at, "none") != other.get(at, "none") for at in one.keys() | other.keys())
 
 
-def _without_seconds(report: Row | None) -> Row:
-    return {name: value for name, value in (report or {}).items() if name not in ("seconds", "cost")}
+def _of_the_training(report: Row | None) -> Row:
+    """Return a report without what depends on the attempts: times, costs, and warnings about what was killed."""
+    kept = {name: value for name, value in (report or {}).items() if name not in ("seconds", "cost")}
+    warnings = [one for one in kept.get("warnings", ()) if one["code"] not in OF_ATTEMPTS]
+    return {**kept, "warnings": warnings}
