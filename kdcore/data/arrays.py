@@ -1,11 +1,13 @@
 """Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. A file of x alone (or
 of x_train) holds images without labels.
 
-Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or N × H × W; labels are integers from 0. Without
-x_test and y_test, a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are
-read in chunks, so a file may be larger than memory.
+Other usual names are read as these (`NAMES`). Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or
+N × H × W; another order of the axes is refused with the line that changes it. Labels are integers from 0. Without
+x_test and y_test, a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are read in
+chunks, so a file may be larger than memory.
 """
 
+import math
 import tokenize
 import zipfile
 import zlib
@@ -22,6 +24,7 @@ from PIL import Image
 
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
+from kdcore.data.archive import LIMITS
 from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.images import Labels
 
@@ -32,6 +35,21 @@ _READING_FAILED = (
     *(ValueError, SyntaxError, tokenize.TokenError),
 )
 _FLOAT_HINT = "Store bytes: for floats in 0..1, (x * 255).round().astype('uint8')."
+
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "x_train": ("x_train", "X_train", "train_images", "train_x", "train_X", "train_data", "images_train"),
+    "y_train": ("y_train", "Y_train", "train_labels", "train_y", "train_Y", "labels_train"),
+    "x_test": ("x_test", "X_test", "test_images", "test_x", "test_X", "test_data", "images_test"),
+    "y_test": ("y_test", "Y_test", "test_labels", "test_y", "test_Y", "labels_test"),
+    "class_names": ("class_names", "classes", "label_names", "target_names"),
+}
+"""What an array is, by the names that it may have; train_images and so on are MedMNIST's."""
+_UNSPLIT: dict[str, tuple[str, ...]] = {
+    "x_train": ("x", "X", "images", "image", "data"),
+    "y_train": ("y", "Y", "labels", "label", "targets", "target"),
+}
+"""The names of arrays that are not split."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +86,21 @@ def open_arrays(path: Path, image_size: int | None) -> Source:
 
 
 def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Source:
-    names = {name.removesuffix(".npy") for name in archive.namelist()}
-    if names in ({"x"}, {"x_train"}):
-        return _unlabelled(path, _image_header(archive, names.pop()), image_size)
-    splits = _splits(names)
-    images = {split: _image_header(archive, f"x_{split}") for split in splits}
-    labels = {split: _labels(archive, f"y_{split}", images[split].shape[0]) for split in splits}
-    class_names = _class_names(archive) if "class_names" in names else _numbered(labels["train"])
+    stored = _stored({name.removesuffix(".npy") for name in archive.namelist()})
+    if "x_train" in stored and len(archive.namelist()) == 1:
+        return _unlabelled(path, _image_header(archive, stored["x_train"]), image_size)
+    splits = _splits(stored, archive)
+    images = {split: _image_header(archive, stored[f"x_{split}"]) for split in splits}
+    labels = {split: _labels(archive, stored[f"y_{split}"], images[split]) for split in splits}
+    named = "class_names" in stored
+    class_names = _class_names(archive, stored["class_names"]) if named else _numbered(labels["train"])
     for split in splits:
-        _check_labels(f"y_{split}", labels[split], class_names)
+        _check_labels(stored[f"y_{split}"], labels[split], class_names)
     require_all_classes(labels["train"], class_names)
     if "test" in splits and images["train"].chw != images["test"].chw:
         raise DatasetUnreadable(
-            f"x_train holds images of shape {images['train'].shape[1:]}, x_test of {images['test'].shape[1:]}."
+            f"{stored['x_train']} holds images of shape {images['train'].shape[1:]}, {stored['x_test']} of "
+            f"{images['test'].shape[1:]}."
         )
     channels, height, width = images["train"].chw
     aside = {split: np.zeros(len(labels[split]), dtype=np.bool_) for split in splits}
@@ -123,15 +143,29 @@ def _reading(what: str) -> Iterator[None]:
         raise DatasetUnreadable(f"{what} cannot be read: {error}.", "Write the file again with numpy.savez.") from error
 
 
-def _splits(names: set[str]) -> tuple[Split, ...]:
+def _stored(names: set[str]) -> dict[str, str]:
+    """Return the name in the file of each array that is used. Raises DatasetUnreadable if two stand for one."""
+    stored: dict[str, str] = {}
+    for table in (NAMES, _UNSPLIT):
+        for array, usual in table.items():
+            found = sorted(names.intersection(usual))
+            if array not in stored and len(found) > 1:
+                raise DatasetUnreadable(f"{' and '.join(found)} both stand for {array}.", "Leave one of them out.")
+            if found:
+                stored.setdefault(array, found[0])
+    return stored
+
+
+def _splits(stored: dict[str, str], archive: zipfile.ZipFile) -> tuple[Split, ...]:
     wanted = ["x_train", "y_train"]
-    if names & {"x_test", "y_test"}:
+    if stored.keys() & {"x_test", "y_test"}:
         wanted += ["x_test", "y_test"]
-    if missing := [name for name in wanted if name not in names]:
-        present = ", ".join(sorted(names)) or "nothing"
+    if missing := [name for name in wanted if name not in stored]:
+        present = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist())) or "nothing"
         raise DatasetUnreadable(
             f"The file lacks {', '.join(missing)}; it holds {present}.",
-            "Name the arrays x_train, y_train, x_test, y_test and, optionally, class_names; x alone has no labels.",
+            "Name the arrays x_train, y_train, x_test, y_test and, optionally, class_names; x alone has no labels. "
+            "Names such as train_images and train_labels are known, too.",
         )
     return ("train", "test") if "x_test" in wanted else ("train",)
 
@@ -155,16 +189,34 @@ def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
     if dtype != np.uint8:
         raise DatasetUnreadable(f"{name} is {dtype}; images are uint8, 0..255.", _FLOAT_HINT)
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3) and shape[1] not in (1, 3)):
-        raise DatasetUnreadable(
-            f"{name} has shape {shape}.", "Images are N x H x W x C or N x C x H x W with C 1 or 3, or N x H x W."
-        )
+        raise DatasetUnreadable(f"{name} has shape {shape}.", _right_order(name, shape))
     if 0 in shape:
         raise DatasetUnreadable(f"{name} is empty: its shape is {shape}.")
+    if member.file_size > max(LIMITS.ratio_from_bytes, LIMITS.ratio * member.compress_size):
+        raise DatasetUnreadable(
+            f"{name} unpacks to more than {LIMITS.ratio} times its size: it looks like a bomb.",
+            "If the images are really so even, store them without compression: numpy.savez.",
+        )
     if member.file_size != start + int(np.prod(shape, dtype=object)):
         raise DatasetUnreadable(
             f"{name} is cut short: its shape is {shape}, but it has {member.file_size - start} bytes."
         )
     return _Images(name, shape, fortran_order)
+
+
+def _right_order(name: str, shape: tuple[int, ...]) -> str:
+    """Return the orders that are read, and the line that brings an array to one if its shape tells it."""
+    orders = "Images are N x H x W x C or N x C x H x W with C 1 or 3, or N x H x W"
+    if len(shape) == 4 and shape[2] in (1, 3):
+        return f"{orders}: from H x W x C x N, as MATLAB has it, {name}.transpose(3, 0, 1, 2)."
+    if len(shape) == 4 and shape[0] in (1, 3):
+        return f"{orders}: from C x N x H x W, {name}.transpose(1, 0, 2, 3)."
+    if len(shape) == 2:
+        for channels, row in ((1, ""), (3, "3, ")):
+            side = math.isqrt(shape[1] // channels)
+            if side > 1 and side * side * channels == shape[1]:
+                return f"{orders}: from flat rows, {name}.reshape(-1, {row}{side}, {side})."
+    return f"{orders}."
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
@@ -179,7 +231,7 @@ def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
     return array
 
 
-def _labels(archive: zipfile.ZipFile, name: str, images: int) -> Labels:
+def _labels(archive: zipfile.ZipFile, name: str, images: _Images) -> Labels:
     labels = _small(archive, name)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -188,15 +240,19 @@ def _labels(archive: zipfile.ZipFile, name: str, images: int) -> Labels:
             f"{name} is {labels.dtype} of shape {labels.shape}; labels are integers, one an image.",
             "For one-hot labels: y.argmax(1).",
         )
-    if len(labels) != images:
-        raise DatasetUnreadable(f"{name} has {len(labels)} labels for {images} images.")
+    if len(labels) != images.shape[0]:
+        last = images.shape[-1] == len(labels)
+        raise DatasetUnreadable(
+            f"{name} has {len(labels)} labels for {images.shape[0]} images.",
+            f"If the images are along the last axis: numpy.moveaxis({images.name}, -1, 0)." if last else None,
+        )
     return labels.astype(np.int64)
 
 
-def _class_names(archive: zipfile.ZipFile) -> tuple[str, ...]:
-    names = _small(archive, "class_names")
+def _class_names(archive: zipfile.ZipFile, name: str) -> tuple[str, ...]:
+    names = _small(archive, name)
     if names.ndim != 1 or names.dtype.kind not in "US" or len(names) == 0:
-        raise DatasetUnreadable(f"class_names is {names.dtype} of shape {names.shape}; it is a list of text.")
+        raise DatasetUnreadable(f"{name} is {names.dtype} of shape {names.shape}; it is a list of text.")
     if names.dtype.kind == "S":
         return tuple(name.decode("utf-8", "replace") for name in names.tolist())
     return tuple(names.tolist())

@@ -200,7 +200,6 @@ def _check(split: Split, classes: _Classes, train: _Classes) -> None:
 
 
 def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[int, int, int]:
-    """Return height, width and channels of all images: one channel only if all are grey."""
     headers = [
         file.header
         for classes in layout.values()
@@ -208,6 +207,11 @@ def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[in
         for file in files
         if isinstance(file.header, Header)
     ]
+    return shape_of(headers, image_size)
+
+
+def shape_of(headers: list[Header], image_size: int | None) -> tuple[int, int, int]:
+    """Return height, width and channels of all images: one channel only if all are grey."""
     channels = 1 if all(header.grey for header in headers) else 3
     if image_size is not None:
         return image_size, image_size, channels

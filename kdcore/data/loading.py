@@ -1,6 +1,5 @@
 """The data set that a spec names: a built-in one, or a file of arrays or of class folders."""
 
-import zipfile
 from pathlib import Path
 
 import torch
@@ -10,10 +9,9 @@ from base.errors import DatasetUnreadable
 from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DatasetFacts
-from kdcore.data.arrays import open_arrays
 from kdcore.data.builtin import open_digits, open_named
-from kdcore.data.decoding import Source, Sums, cached, decoded
-from kdcore.data.folders import open_folders
+from kdcore.data.decoding import Sums, cached, decoded
+from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images
 from kdcore.spec import Dataset
 
@@ -58,7 +56,7 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
 
 def inspect(path: Path, image_size: int | None) -> DatasetFacts:
     """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault."""
-    source = _open(path, image_size)
+    source = open_file(path, image_size)
     sums = Sums(source.channels)
     for name, _, pixels in source.pieces():
         if name == "train":
@@ -71,7 +69,7 @@ def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
     name, size = dataset.source, dataset.image_size
     if path is not None:
         digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256_of(path)}"
-        return cached(_key(digest.removeprefix("sha256:"), size), digest, cache, lambda: _open(path, size))
+        return cached(_key(digest.removeprefix("sha256:"), size), digest, cache, lambda: open_file(path, size))
     if name not in DATASETS:
         raise DatasetUnreadable(f"There is no built-in data set {name!r}.", "Built in are " + ", ".join(DATASETS) + ".")
     if DATASETS[name].source == "bundled":
@@ -81,18 +79,3 @@ def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
 
 def _key(source: str, size: int | None) -> str:
     return f"{source}-{size or 'native'}-v{_FORMAT}"
-
-
-def _open(path: Path, image_size: int | None) -> Source:
-    """Open a file by its content, not by its name: both an `.npz` and a `.zip` are zip files."""
-    if not path.is_file():
-        raise DatasetUnreadable(f"{path.name} is not a file.", "Pack a folder into a .zip or .tar.gz first.")
-    return open_arrays(path, image_size) if _holds_arrays(path) else open_folders(path, image_size)
-
-
-def _holds_arrays(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".npy") and "/" not in name for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
