@@ -1,9 +1,9 @@
 """Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. A file of x alone (or
 of x_train) holds images without labels.
 
-Other usual names are read as these (`NAMES`). Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or
-N × H × W; another order of the axes is refused with the line that changes it. Labels are integers from 0. Without
-x_test and y_test, a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are read in
+Other usual names are read as these (`NAMES`). Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or N × H ×
+W; another order of the axes is refused with the line that changes it. Labels are integers from 0. Without x_test and
+y_test, a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are read in
 chunks, so a file may be larger than memory.
 """
 
