@@ -14,7 +14,8 @@
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
 checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
 `images` writes the test images of a data set, to check a student outside of the engine. It,
-`evaluate` and `inspect` print one JSON object.
+`evaluate` and `inspect` print one JSON object; before it, `inspect dataset` prints lines {"progress": {"done": images,
+"total": images}}, one a second.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,7 @@ def _facts(of: argparse.Namespace) -> Any:
         case "dataset":
             from kdcore import data
 
-            return data.inspect(of.path, of.image_size)
+            return data.inspect(of.path, of.image_size, _Progress())
         case "cost":
             from kdcore.probe import probe
 
@@ -126,6 +128,18 @@ def _facts(of: argparse.Namespace) -> Any:
 
             network = of.name, of.classes, of.channels, _height_width(of)
             return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
+
+
+class _Progress:
+    """Prints the progress of an inspection as a JSON object in a line of its own, at most once a second."""
+
+    def __init__(self) -> None:
+        self._printed_at = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._printed_at >= 1:
+            self._printed_at = time.monotonic()
+            print(json.dumps({"progress": {"done": done, "total": total}}), flush=True)
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:

@@ -35,6 +35,7 @@ RESIDENT_BYTES = 2 << 30
 """Splits larger than this are not loaded; their file is mapped into memory."""
 _SPLITS: tuple[Split, Split] = ("train", "test")
 _FACTS = "facts.json"
+_SUMMED_AT_ONCE = 1 << 18
 
 
 class Piece(NamedTuple):
@@ -87,9 +88,16 @@ class Sums:
         self._squares = np.zeros(channels, dtype=np.int64)
 
     def add(self, pixels: Pixels) -> None:
-        self._count += pixels.size // pixels.shape[1]
-        self._sum += pixels.sum(axis=(0, 2, 3), dtype=np.int64)
-        self._squares += np.square(pixels, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
+        """Add images, uint8 n × C × H × W."""
+        images, channels, height, width = pixels.shape
+        self._count += images * height * width
+        # Vectors' products are several times faster than sums over axes, and exact: whole numbers below 2^53.
+        step = max(1, _SUMMED_AT_ONCE // (height * width))
+        for start in range(0, images, step):
+            for channel in range(channels):
+                values = pixels[start : start + step, channel].astype(np.float64).ravel()
+                self._sum[channel] += int(values.sum())
+                self._squares[channel] += int(values @ values)
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         mean = self._sum / self._count

@@ -7,13 +7,10 @@ sorted folder names, as in torchvision's ImageFolder, so teachers trained on the
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
@@ -21,12 +18,12 @@ from kdcore.data.archive import LIMITS, Entry, Limits, entries
 from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.image_files import Header
 from kdcore.data.images import Labels
+from kdcore.data.reading_ahead import Encoded, decode_ahead
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """In order of preference: if both `test` and `val` hold class folders, `val` is not used."""
 NOTES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".ini", ".log", ".pdf", ".db"}
 """Suffixes of files beside the images, which are ignored."""
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -230,22 +227,10 @@ def shape_of(headers: list[Header], image_size: int | None) -> tuple[int, int, i
 def _pieces(
     path: Path, limits: Limits, places: Mapping[int, tuple[Split, int]], channels: int, size: int | None
 ) -> Iterator[Piece]:
-    """Decode in the archive's order, with one thread for each of torch's (Pillow releases the GIL)."""
+    """Decode in the archive's order, on all free cores."""
     wanted = (
-        (*places[ordinal], str(entry.path), entry.read())
+        Encoded(*places[ordinal], str(entry.path), entry.read())
         for ordinal, entry in enumerate(entries(path, limits))
         if ordinal in places
     )
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        while chunk := list(islice(wanted, _CHUNK)):
-            pixels = np.stack(list(pool.map(lambda row: image_files.decode(row[3], row[2], channels, size), chunk)))
-            rows = np.array([row for _, row, _, _ in chunk], dtype=np.int64)
-            yield from by_split([split for split, *_ in chunk], rows, pixels)
-
-
-def by_split(splits: Iterable[Split], rows: np.ndarray, pixels: np.ndarray) -> Iterator[Piece]:
-    """Yield one piece for each split that occurs."""
-    of = np.array(list(splits))
-    for split in ("train", "test"):
-        if (here := of == split).any():
-            yield Piece(split, rows[here], pixels[here])
+    return decode_ahead(wanted, lambda one: image_files.decode(one.blob, one.name, channels, size))

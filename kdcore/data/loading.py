@@ -1,5 +1,6 @@
 """The data set that a spec names: a built-in one, or a file of arrays or of class folders."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -54,13 +55,21 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
     return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
 
 
-def inspect(path: Path, image_size: int | None) -> DatasetFacts:
-    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault."""
+def inspect(
+    path: Path, image_size: int | None, on_progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> DatasetFacts:
+    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault.
+
+    `on_progress` gets the number of decoded images and that of all, after every few hundred.
+    """
     source = open_file(path, image_size)
     sums = Sums(source.channels)
+    done, total = 0, sum(map(len, source.labels.values()))
     for name, _, pixels in source.pieces():
         if name == "train":
             sums.add(pixels)
+        done += len(pixels)
+        on_progress(done, total)
     mean, std = sums.mean_and_std()
     return source.facts(mean, std, f"sha256:{sha256_of(path)}")
 

@@ -12,8 +12,10 @@ import numpy as np
 from kdcore.data.decoding import Piece, Pixels, Split
 
 _CHUNK = 256
+_BATCH = 16
+_BATCH_BYTES = 256 << 10
 _AHEAD_BYTES = 64 << 20
-"""The most encoded bytes that wait for a core. One file more is always read."""
+"""The most bytes of files that wait for a core, but for one batch."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -32,34 +34,57 @@ def free_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) -> Iterator[tuple[T, R]]:
-    """Yield each item with its result, in order. Items are read while others are worked on, up to a number of bytes.
+def ahead(items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) -> Iterator[R]:
+    """Yield the result of each item, in order. Items are read while others are worked on, up to a number of bytes.
 
-    Pillow releases Python's lock while it decodes. The first error is raised at its item.
+    Threads are enough: Pillow and numpy release Python's lock while they decode and copy. The first error is raised at
+    its item.
     """
+
+    def all_of(batch: list[T]) -> list[R]:
+        return [work(item) for item in batch]
+
     cores = free_cores()
-    waiting: deque[tuple[T, Future[R]]] = deque()
+    waiting: deque[tuple[int, Future[list[R]]]] = deque()
     held = 0
     with ThreadPoolExecutor(cores) as pool:
         try:
-            for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                held += size(item)
-                while waiting and (held > _AHEAD_BYTES or len(waiting) > 16 * cores):
+            for batch, bytes_of in _batches(items, size):
+                waiting.append((bytes_of, pool.submit(all_of, batch)))
+                held += bytes_of
+                while len(waiting) > 2 * cores or (waiting and held > _AHEAD_BYTES):
                     done, result = waiting.popleft()
-                    held -= size(done)
-                    yield done, result.result()
+                    held -= done
+                    yield from result.result()
             while waiting:
-                done, result = waiting.popleft()
-                yield done, result.result()
+                yield from waiting.popleft()[1].result()
         finally:
             for _, result in waiting:
                 result.cancel()
 
 
+def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:
+    """Yield items by a few with their bytes: handing over single small files would cost more than decoding them."""
+    batch: list[T] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += size(item)
+        if len(batch) == _BATCH or held > _BATCH_BYTES:
+            yield batch, held
+            batch, held = [], 0
+    if batch:
+        yield batch, held
+
+
 def decode_ahead(files: Iterable[Encoded], decode: Callable[[Encoded], Pixels]) -> Iterator[Piece]:
     """Decode pictures in the order in which they come; one piece for each split among a few hundred of them."""
-    decoded = ((one.split, one.row, pixels) for one, pixels in ahead(files, decode, lambda one: len(one.blob)))
+
+    def work(one: Encoded) -> tuple[Split, int, Pixels]:
+        # In C order here, on every core; the arrays of Pillow have the channels last.
+        return one.split, one.row, np.ascontiguousarray(decode(one))
+
+    decoded = ahead(files, work, lambda one: len(one.blob))
     while chunk := list(islice(decoded, _CHUNK)):
         for split in dict.fromkeys(split for split, *_ in chunk):
             of = [(row, pixels) for its, row, pixels in chunk if its == split]
