@@ -55,9 +55,7 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
     return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
 
 
-def inspect(
-    path: Path, image_size: int | None, on_progress: Callable[[int, int], None] = lambda _done, _total: None
-) -> DatasetFacts:
+def inspect(path: Path, image_size: int | None, on_progress: Callable[[int, int], None] | None = None) -> DatasetFacts:
     """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault.
 
     `on_progress` gets the number of decoded images and that of all, after every few hundred.
@@ -69,7 +67,8 @@ def inspect(
         if name == "train":
             sums.add(pixels)
         done += len(pixels)
-        on_progress(done, total)
+        if on_progress is not None:
+            on_progress(done, total)
     mean, std = sums.mean_and_std()
     return source.facts(mean, std, f"sha256:{sha256_of(path)}")
 

@@ -28,6 +28,17 @@ def test_sums_are_exact_where_floats_are_not():
     assert sums._sum[0] == 500 * 10_000 * 255 - 1
 
 
+@pytest.mark.parametrize("shape", [(7, 3, 5, 4), (300, 1, 60, 60), (2, 3, 600, 600)])
+def test_sums_are_those_of_integers_in_any_memory_order(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    last = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    for given in (pixels, last):
+        sums = Sums(shape[1])
+        sums.add(given)
+        assert (sums._sum == pixels.astype(np.int64).sum(axis=(0, 2, 3))).all()
+        assert (sums._squares == (pixels.astype(np.int64) ** 2).sum(axis=(0, 2, 3))).all()
+
+
 def test_carve_a_tenth_is_carved():
     aside = carve(np.arange(200) % 4)
     assert aside.sum() == 20
