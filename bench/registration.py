@@ -1,11 +1,13 @@
 """Seconds and peak memory of looking at a data set, as a registration does, here and in other trees, interleaved.
 
-    python -m bench.registration [--pngs 60000] [--jpegs 13000] [--tar-gb 5] [--rounds 3] [--tree before=PATH]... [--cores N]
+    python -m bench.registration [--pngs 60000] [--jpegs 13000] [--tar-gb 5] [--rounds 3] [--cores N]
+                                 [--tree before=PATH]... [--to FOLDER]
 
 Makes (or finds, in --to) a zip of small PNGs of 32 x 32 pixels, a zip of JPEGs of 224 x 224 pixels, and a tar of large
-JPEGs of about --tar-gb GB, all of noise that was smoothed; 0 leaves one out. Then `python -m kdcore inspect dataset` runs
-on each in every tree in turn, round after round, so that a busy machine troubles all of them alike. `wall` and `cpu` are
-seconds and the lowest of the rounds, `peak` is the largest resident size in MB, `facts` tells whether the trees agree.
+JPEGs of about --tar-gb GB, all of noise that was smoothed; 0 leaves one out. Then `python -m kdcore inspect dataset`
+runs on each in every tree in turn, round after round, so that a busy machine troubles all of them alike. `wall` and
+`cpu` are seconds and the lowest of the rounds, `peak` is the largest resident size in MB; the same `facts` mean that
+the trees agree on classes, counts, mean and std.
 """
 
 import argparse

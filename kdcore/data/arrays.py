@@ -93,7 +93,7 @@ def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Sourc
     images = {split: _image_header(archive, stored[f"x_{split}"]) for split in splits}
     labels = {split: _labels(archive, stored[f"y_{split}"], images[split]) for split in splits}
     named = "class_names" in stored
-    class_names = _class_names(archive, stored["class_names"]) if named else _numbered(labels["train"])
+    class_names = _class_names(archive, stored["class_names"]) if named else numbered(labels["train"])
     for split in splits:
         _check_labels(stored[f"y_{split}"], labels[split], class_names)
     require_all_classes(labels["train"], class_names)
@@ -258,7 +258,14 @@ def _class_names(archive: zipfile.ZipFile, name: str) -> tuple[str, ...]:
     return tuple(names.tolist())
 
 
-def _numbered(train: Labels) -> tuple[str, ...]:
+def numbered(train: Labels) -> tuple[str, ...]:
+    """Return a number as the name of each class. Raises DatasetUnreadable, before names are made, if there are more
+    classes than images."""
+    if train.max() >= len(train):
+        raise DatasetUnreadable(
+            f"The labels of {len(train)} training images go up to {train.max()}.",
+            "Labels run from 0 to the number of classes minus one, and each must occur in the training split.",
+        )
     return tuple(str(label) for label in range(max(1, int(train.max()) + 1)))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Limits, entries
+from kdcore.data.arrays import numbered
 from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.folders import shape_of
 from kdcore.data.images import Labels
@@ -122,7 +123,7 @@ def _class_names(ordered: dict[Split, list[int | str | None]], names: list[str] 
         return tuple(names)
     if all(isinstance(value, str) for value in values):
         return tuple(sorted(str(value) for value in values))
-    return tuple(str(label) for label in range(max(int(str(value)) for value in values) + 1))
+    return numbered(np.array(ordered["train"], dtype=np.int64))
 
 
 def _labels(ordered: dict[Split, list[int | str | None]], class_names: tuple[str, ...]) -> dict[Split, Labels]:
@@ -180,7 +181,11 @@ def _columns(name: str, schema: Any, arrow: Any) -> _Columns:
         return is_bytes(kind) or (types.is_struct(kind) and any(is_bytes(f.type) for f in kind if f.name == "bytes"))
 
     def is_label(kind: Any) -> bool:
-        return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+        return bool(
+            (types.is_integer(kind) and not types.is_uint64(kind))
+            or types.is_string(kind)
+            or types.is_large_string(kind)
+        )
 
     images = [field.name for field in schema if is_image(field.type)]
     labels = [field.name for field in schema if is_label(field.type) and field.name in LABEL_COLUMNS]

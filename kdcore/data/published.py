@@ -26,7 +26,7 @@ import numpy as np
 from base.errors import DatasetUnreadable
 from kdcore.catalog.datasets import DATASETS
 from kdcore.data.archive import LIMITS, Limits, entries
-from kdcore.data.arrays import resized
+from kdcore.data.arrays import numbered, resized
 from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.images import Labels
 
@@ -135,7 +135,7 @@ def open_idx(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Sou
                 with _opened(name, io.BytesIO(blob)) as file:
                     yield from ((_idx_split(part), pixels) for pixels in _idx_chunks(file, name))
 
-    names = tuple(str(label) for label in range(int(labels["train"].max()) + 1))
+    names = numbered(labels["train"])
     of_parts: dict[str, Labels] = {split: of for split, of in labels.items()}
     return _source(of_parts, {split: split for split in labels}, names, _chw(shapes["train"]), image_size, chunks)
 

@@ -8,6 +8,7 @@ from numpy.lib import format as npy
 
 from base.errors import DatasetUnreadable
 from kdcore.data import arrays
+from kdcore.data.archive import Limits
 from kdcore.data.arrays import open_arrays
 
 
@@ -83,6 +84,45 @@ def test_open_arrays_images_alone_have_no_labels(tmp_path, name):
     assert len(source.labels["test"]) == 0 and not source.test_carved
     assert (pixels(source) == x.transpose(0, 3, 1, 2)).all()
     assert pixels(open_arrays(tmp_path / "pool.npz", 8)).shape == (5, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("X_train", "y_train", "X_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("train_x", "train_y", "test_x", "test_y"),
+    ],
+)
+def test_open_arrays_other_usual_names(tmp_path, names):
+    x, y = images(6, 4, 5, 3), np.array([0, 1, 2] * 2)
+    arrays_of = dict(zip(names, (x, y, x[:3], y[:3]), strict=True))
+    np.savez(tmp_path / "a.npz", classes=np.array(["a", "b", "c"]), **arrays_of)
+    source = open_arrays(tmp_path / "a.npz", None)
+    assert source.class_names == ("a", "b", "c") and not source.test_carved
+    assert (pixels(source) == x.transpose(0, 3, 1, 2)).all() and source.labels["train"].tolist() == y.tolist()
+
+
+def test_open_arrays_two_names_for_one_array_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=images(6, 4, 4), X_train=images(6, 4, 4), y_train=np.array([0, 1] * 3))
+    with pytest.raises(DatasetUnreadable, match="X_train and x_train both stand for x_train"):
+        open_arrays(tmp_path / "a.npz", None)
+
+
+@pytest.mark.parametrize("label", [10**9, 6, np.iinfo(np.int64).max])
+def test_open_arrays_more_classes_than_images_are_refused_before_names_are_made(npz, label):
+    with pytest.raises(DatasetUnreadable, match=f"labels of 6 training images go up to {label}"):
+        open_arrays(npz(y_train=np.array([0, 1, 2, 3, 4, label])), None)
+
+
+def test_open_arrays_is_bounded_by_the_ratio_of_archives(npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "LIMITS", Limits(ratio_from_bytes=10_000))
+    even = np.zeros((200, 32, 32, 3), np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", x=even)
+    with pytest.raises(DatasetUnreadable, match="x unpacks to more than 100 times its size"):
+        open_arrays(tmp_path / "a.npz", None)
+    np.savez(tmp_path / "a.npz", x=even)
+    assert len(open_arrays(tmp_path / "a.npz", None).labels["train"]) == 200
 
 
 def with_member(good: Path, folder: Path, name: str, blob: bytes) -> Path:

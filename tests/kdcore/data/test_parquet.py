@@ -120,6 +120,7 @@ def test_open_parquet_refuses_what_is_wrong(tmp_path):
     assert "Row 1 of train has the label 5" in str(refusal(table([0, 5], names=["a", "b"])))
     assert "The table, row 1 is not an image" in str(refusal(table([0, 1], blobs=[png(), b"text"])))
     assert "images differ in size" in str(refusal(table([0, 1], blobs=[png(), png(width=9)])))
+    assert "go up to 1000000000" in str(refusal(table([0, 10**9])))
     assert "has no rows" in str(refusal(table([0, 1]).slice(0, 0)))
     small = Limits(member_bytes=10)
     assert "a row group unpacks to" in str(refusal(table([0, 1]), small))
