@@ -9,16 +9,13 @@ from base.data_cache import DOWNLOADS
 from base.errors import DatasetUnreadable
 from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
-from kdcore.catalog.facts import DatasetFacts
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.arrays import open_arrays
 from kdcore.data.builtin import open_digits, open_named
 from kdcore.data.decoding import Source, Sums, cached, decoded
 from kdcore.data.folders import open_folders
 from kdcore.data.images import Data, Images
 from kdcore.spec import Dataset
-
-_FORMAT = 1
-"""A part of every cache key. Increase it when the same file is decoded to other bytes than before."""
 
 
 def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
@@ -80,7 +77,7 @@ def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
 
 
 def _key(source: str, size: int | None) -> str:
-    return f"{source}-{size or 'native'}-v{_FORMAT}"
+    return f"{source}-{size or 'native'}-v{DATASET_READING}"
 
 
 def _open(path: Path, image_size: int | None) -> Source:

@@ -78,8 +78,8 @@ def test_open_folders_images_may_lie_deeper(pack_zip):
 
 
 def test_open_folders_a_class_may_be_called_train(pack_zip):
-    members = {f"{name}/{n}.png": png() for name in ("train", "car", "test") for n in range(5)}
-    assert open_folders(pack_zip(members), None).class_names == ("car", "test", "train")
+    members = {f"{name}/{n}.png": png() for name in ("train", "car", "bus") for n in range(5)}
+    assert open_folders(pack_zip(members), None).class_names == ("bus", "car", "train")
 
 
 def test_open_folders_classes_are_numbered_by_sorted_name(pack_zip):
@@ -93,7 +93,7 @@ def test_open_folders_all_grey_is_one_channel_and_one_colour_image_makes_three(p
     assert open_folders(pack_zip(grey | {"test/cat/0.png": png()}), None).channels == 3
 
 
-@pytest.mark.parametrize("folder", ["", "pictures/", "train/"])
+@pytest.mark.parametrize("folder", ["", "pictures/"])
 def test_open_folders_pictures_side_by_side_have_no_labels(pack, folder):
     members = {f"{folder}{name}.png": png(value=value) for name, value in (("b", 2), ("c", 3), ("a", 1))}
     source = open_folders(pack(members | {f"{folder}notes.txt": b"?", "README.md": b"?"}), None)
