@@ -1,15 +1,15 @@
-"""Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. A file of x alone (or
-of x_train) holds images without labels.
+"""Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. Held-out splits may
+have other names (x_val, x_valid, x_eval, …; see `splits.py`). A file of x alone (or of x_train) has no labels.
 
 Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or N × H × W; labels are integers from 0. Without
 x_test and y_test, a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are
-read in chunks, so a file may be larger than memory.
+read in chunks, so a file may be larger than memory. Arrays that are not used are listed in the facts.
 """
 
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,12 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from base.errors import DatasetUnreadable
+from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
 from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.images import Labels
+from kdcore.data.layouts import shortened
+from kdcore.data.splits import by_role, held_out, split_roles
 
 _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20
@@ -72,16 +75,18 @@ def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Sourc
     if names in ({"x"}, {"x_train"}):
         return _unlabelled(path, _image_header(archive, names.pop()), image_size)
     splits = _splits(names)
-    images = {split: _image_header(archive, f"x_{split}") for split in splits}
-    labels = {split: _labels(archive, f"y_{split}", images[split].shape[0]) for split in splits}
+    images = {split: _image_header(archive, f"x_{name}") for split, name in splits.items()}
+    labels = {split: _labels(archive, f"y_{name}", images[split].shape[0]) for split, name in splits.items()}
     class_names = _class_names(archive) if "class_names" in names else _numbered(labels["train"])
-    for split in splits:
-        _check_labels(f"y_{split}", labels[split], class_names)
+    for split, name in splits.items():
+        _check_labels(f"y_{name}", labels[split], class_names)
     require_all_classes(labels["train"], class_names)
-    if "test" in splits and images["train"].chw != images["test"].chw:
-        raise DatasetUnreadable(
-            f"x_train holds images of shape {images['train'].shape[1:]}, x_test of {images['test'].shape[1:]}."
-        )
+    for split, name in splits.items():
+        if images["train"].chw != images[split].chw:
+            raise DatasetUnreadable(
+                f"x_train holds images of shape {images['train'].shape[1:]}, x_{name} of {images[split].shape[1:]}."
+            )
+    found = {name: images[split].shape[0] for split, name in splits.items()}
     channels, height, width = images["train"].chw
     aside = {split: np.zeros(len(labels[split]), dtype=np.bool_) for split in splits}
     if "test" not in splits:
@@ -96,6 +101,9 @@ def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Sourc
         labels=labels,
         test_carved="test" not in splits,
         pieces=lambda: _pieces(path, images, aside, image_size),
+        layout="arrays",
+        splits={f"x_{name}": count for name, count in found.items()},
+        left_out=_left_out(archive, names, found),
     )
 
 
@@ -111,6 +119,7 @@ def _unlabelled(path: Path, images: _Images, image_size: int | None) -> Source:
         labels=no_labels(images.shape[0]),
         test_carved=False,
         pieces=lambda: _pieces(path, {"train": images}, {"train": none_aside}, image_size),
+        layout="arrays",
     )
 
 
@@ -123,7 +132,9 @@ def _reading(what: str) -> Iterator[None]:
         raise DatasetUnreadable(f"{what} cannot be read: {error}.", "Write the file again with numpy.savez.") from error
 
 
-def _splits(names: set[str]) -> tuple[Split, ...]:
+def _splits(names: set[str]) -> dict[Split, str]:
+    """Return the splits with their names in the file. A test split must be whole; another one without labels, or
+    without images, is left out."""
     wanted = ["x_train", "y_train"]
     if names & {"x_test", "y_test"}:
         wanted += ["x_test", "y_test"]
@@ -133,7 +144,39 @@ def _splits(names: set[str]) -> tuple[Split, ...]:
             f"The file lacks {', '.join(missing)}; it holds {present}.",
             "Name the arrays x_train, y_train, x_test, y_test and, optionally, class_names; x alone has no labels.",
         )
-    return ("train", "test") if "x_test" in wanted else ("train",)
+    whole = {name[2:] for name in names if name.startswith("x_") and f"y_{name[2:]}" in names}
+    roles = {name: role for name, role in split_roles(whole).items() if role != "train"}
+    name_of = by_role(roles)
+    measures, chooses = held_out(name_of)
+    splits: dict[Split, str] = {"train": "train"}
+    if chooses is not None:
+        splits["val"] = name_of[chooses]
+    if measures is not None:
+        splits["test"] = name_of[measures]
+    return splits
+
+
+def _left_out(archive: zipfile.ZipFile, names: set[str], splits: Iterable[str]) -> list[LeftOut]:
+    """Return the arrays that are not used, with their rows."""
+    used = {"class_names", *(f"{kind}_{split}" for split in splits for kind in "xy")}
+    found = []
+    for name in sorted(names - used):
+        why = "no array of this name is read"
+        if name[:2] in ("x_", "y_") and split_roles([name[2:]]):
+            partner = f"{'y' if name[0] == 'x' else 'x'}_{name[2:]}"
+            why = "its split has no task beside the others" if partner in names else f"there is no {partner}"
+        found.append(LeftOut(what=name, count=_rows(archive, name), why=why))
+    return shortened(found)
+
+
+def _rows(archive: zipfile.ZipFile, name: str) -> int:
+    """Return the length of an array that is not used; 1 for anything else."""
+    try:
+        with archive.open(f"{name}.npy") as file:
+            shape, *_ = npy.read_array_header_1_0(file) if npy.read_magic(file) == (1, 0) else ((),)
+    except (*_READING_FAILED, KeyError):
+        return 1
+    return shape[0] if shape else 1
 
 
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
