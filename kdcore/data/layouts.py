@@ -144,21 +144,24 @@ def read_layout(members: Sequence[Member], tables: Callable[[], Tables]) -> Layo
 
 
 def _unwrapped(members: Sequence[Member]) -> list[Member]:
-    """Return what is inside of the folders around all images, above the folders of the images themselves."""
+    """Return what is inside of the folders around all images: down to folders of splits, or above those of images."""
     here = list(members)
-    while True:
-        tops = {name: inside for name, inside in _folders(here, notes=True).items()}
-        holding = [name for name, inside in tops.items() if any(one.is_image for one in inside)]
-        others_have_files = all(
-            any(one.is_note or one.header is not None for one in inside)
-            for name, inside in tops.items()
-            if name not in holding
-        )
-        if len(holding) != 1 or not others_have_files or split_roles(holding):
-            return [one for one in here if not one.is_note]
-        if any(len(one.below) < 3 for one in here if one.is_image):
-            return [one for one in here if not one.is_note]
-        here = tops[holding[0]]
+    while (inside := _only_holder(here)) is not None:
+        holds_splits = bool(split_roles(_folders(inside)))
+        if not holds_splits and any(len(one.below) < 3 for one in here if one.is_image):
+            break
+        here = inside
+    return [one for one in here if not one.is_note]
+
+
+def _only_holder(here: Sequence[Member]) -> list[Member] | None:
+    """Return the content of the one folder that holds all images. None if there are others, or empty ones, or if it is
+    a split."""
+    tops = _folders(here, notes=True)
+    holding = [name for name, inside in tops.items() if _images(inside)]
+    empty = [name for name, inside in tops.items() if all(not one.is_note and one.header is None for one in inside)]
+    strays = any(one.is_stray and one.is_image for one in here)
+    return tops[holding[0]] if len(holding) == 1 and not empty and not strays and not split_roles(holding) else None
 
 
 def _folders(members: Iterable[Member], notes: bool = False) -> dict[str, list[Member]]:
@@ -358,7 +361,8 @@ def _by_table(images: Sequence[Member], labelled: Mapping[int, Labelled], left: 
         raise DatasetUnreadable(
             f"The tables name no images of a training split, only of {', '.join(names.values())}.", READ
         )
-    return _assigned(found, names, TABLE, left)
+    layout = _assigned(found, names, TABLE, left)
+    return layout if values else replace(layout, splits={})
 
 
 def _from_tables(
