@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progres
     job.spec = job.spec.model_copy(update={"training": recipe})
     if progress.reading < 2 and job.data.val is not None:
         job.data = job.data.without_validation()
+        job.known = replace(job.known, dataset=job.data.facts)
         job.trials = trials(job.spec, job.data.facts, job.known.unlabelled)
     height, width = job.data.facts.image_size
     if progress.format < checkpoint.FORMAT and evaluate.batch_size(height, width) != evaluate.LARGEST_BATCH:

@@ -26,6 +26,7 @@ NOTES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml
 """Suffixes of texts beside the images: no samples. Tables among them are read if labels are missing."""
 _CHUNK = 256
 _MOST_NAMED = 20
+_LONGEST_NAME = 200
 
 
 def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS, encoding: str | None = None) -> Source:
@@ -90,7 +91,7 @@ def _read_entries(path: Path, limits: Limits, encoding: str | None) -> tuple[lis
         if not entry.is_folder:
             folder = entry.stored.rpartition("/")[0].removeprefix("./")
             spellings.setdefault(str(entry.path.parent), set()).add(folder)
-    merged = [folder for folder, stored in spellings.items() if len(stored) > 1]
+    merged = [folder[:_LONGEST_NAME] for folder, stored in spellings.items() if len(stored) > 1]
     if not any(item.is_image for item in members):
         first = next((str(item.header) for item in members if item.header is not None), "")
         raise DatasetUnreadable(f"The archive holds no images. {first}".strip(), READ)

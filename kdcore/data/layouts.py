@@ -32,6 +32,7 @@ READ = (
     "filename,label."
 )
 _MOST_LEFT_OUT = 20
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,11 @@ def _folder(name: str) -> str:
 
 
 def shortened(left_out: Sequence[LeftOut]) -> list[LeftOut]:
-    """Return the list with everything after the twentieth entry counted as one."""
+    """Return the list with everything after the twentieth entry counted as one, and long names cut."""
+    left_out = [one.model_copy(update={"what": one.what[:_LONGEST_NAME]}) for one in left_out]
     rest = left_out[_MOST_LEFT_OUT:]
     if not rest:
-        return list(left_out)
+        return left_out
     more = LeftOut(what=f"{len(rest)} more", count=sum(one.count for one in rest), why="of the same kinds")
     return [*left_out[:_MOST_LEFT_OUT], more]
 

@@ -6,10 +6,12 @@ ends, with or without suffix, so that a table may stand anywhere. Kaggle's Image
 """
 
 import csv
+import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -77,10 +79,13 @@ class Tables:
         """
         index, found = _Index(images, roles or {}), dict[int, Labelled]()
         for path, content in self.texts():
-            table = _parse(path, content)
-            if table is None or (folders is not None and not table.has_header):
+            try:
+                table = _parse(path, content)
+                if folders is not None and not table.has_header:
+                    continue
+                rows, matched = index.match(table)
+            except _NoTable:
                 continue
-            rows, matched = index.match(table)
             if not matched and table.has_header:
                 why = "none of the names in it is that of an image here"
                 self.useless.append(LeftOut(what=str(path), count=rows, why=why))
@@ -94,51 +99,65 @@ class Tables:
         return found if folders is None else _splits_of_folders(found, folders, index.names)
 
 
+class _NoTable(Exception):
+    """A text is no table of files and labels."""
+
+
 @dataclass(frozen=True)
 class _Table:
     path: PurePosixPath
     has_header: bool
-    rows: Sequence[tuple[str, str, str | None]]
-    """File, label and split."""
+    rows: Iterator[tuple[str, str, str | None]]
+    """File, label and split, one row at a time. Raises _NoTable at a row that is none."""
 
 
-def _parse(path: PurePosixPath, content: bytes) -> _Table | None:
-    """Return the rows of a table; None for any other text."""
+def _parse(path: PurePosixPath, content: bytes) -> _Table:
+    """Return a table, of which only the first row has been read. Raises _NoTable."""
     try:
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        lines = [line for line in text.splitlines() if line.strip()]
-        records = _records(lines)
-    except (UnicodeDecodeError, csv.Error):
-        return None
-    if not records:
-        return None
-    header = [re.sub(r"[\W_]", "", cell.lower()) for cell in records[0]]
+    except UnicodeDecodeError as error:
+        raise _NoTable from error
+    records = _records(text)
+    first = next(records, None)
+    if first is None:
+        raise _NoTable
+    header = [re.sub(r"[\W_]", "", cell.lower()) for cell in first]
     file, label, split = (_column(header, names) for names in (FILE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS))
-    has_header = file is not None and label is not None
-    if not has_header:
-        if any(len(record) != 2 for record in records):
-            return None
-        file, label, split = 0, 1, None
-    assert file is not None and label is not None
-    first_word = has_header and header[label] == "predictionstring"
+    if file is None or label is None:
+        return _Table(path, False, _pairs(chain([first], records)))
+    return _Table(path, True, _by_columns(records, file, label, split, header[label] == "predictionstring"))
+
+
+def _records(text: str) -> Iterator[list[str]]:
+    filled = (line for line in io.StringIO(text) if line.strip())
+    first = next(filled, "")
+    delimiter = max(",;\t", key=first.count)
+    lines = chain([first] if first else [], filled)
+    if delimiter not in first:
+        yield from (line.rsplit(maxsplit=1) for line in lines)
+        return
+    try:
+        yield from csv.reader(lines, delimiter=delimiter)
+    except csv.Error as error:
+        raise _NoTable from error
+
+
+def _pairs(records: Iterable[Sequence[str]]) -> Iterator[tuple[str, str, str | None]]:
+    for record in records:
+        if len(record) != 2:
+            raise _NoTable
+        yield record[0], _plain(record[1]), None
+
+
+def _by_columns(
+    records: Iterable[Sequence[str]], file: int, label: int, split: int | None, first_word: bool
+) -> Iterator[tuple[str, str, str | None]]:
+    """Yield the rows that have a label; of `first_word` labels only the first word counts."""
     width = max(file, label, split or 0) + 1
-    rows = [
-        (
-            record[file],
-            _plain(record[label].split()[0] if first_word and record[label].split() else record[label]),
-            None if split is None else record[split].strip(),
-        )
-        for record in records[1 if has_header else 0 :]
-        if len(record) >= width and record[label].strip()
-    ]
-    return _Table(path, has_header, rows)
-
-
-def _records(lines: Sequence[str]) -> list[list[str]]:
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    if lines and delimiter not in lines[0]:
-        return [line.rsplit(maxsplit=1) for line in lines]
-    return list(csv.reader(lines, delimiter=delimiter))
+    for record in records:
+        if len(record) >= width and record[label].strip():
+            name = record[label].split()[0] if first_word else record[label]
+            yield record[file], _plain(name), None if split is None else record[split].strip()
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
@@ -165,7 +184,9 @@ class _Index:
         """Return the number of rows, and what they say of the images that they name."""
         own = split_role(table.path.stem)
         matched: dict[int, Labelled] = {}
+        rows = 0
         for file, label, split in table.rows:
+            rows += 1
             said = split or (table.path.stem if own is not None and not own[1] else None)
             role = split_role(said) if said else None
             ordinal = self._find(file, table.path, role[0] if role else None)
@@ -174,7 +195,7 @@ class _Index:
             one = Labelled(label, said, str(table.path))
             if matched.setdefault(ordinal, one).label != label:
                 raise _contradiction(self.names[ordinal], matched[ordinal], one)
-        return len(table.rows), matched
+        return rows, matched
 
     def _find(self, file: str, table: PurePosixPath, role: Role | None) -> int | None:
         parts = [part for part in _plain(file.replace("\\", "/")).split("/") if part not in ("", ".")]
