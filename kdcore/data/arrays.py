@@ -1,17 +1,19 @@
-"""Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. A file of x alone (or
-of x_train) holds images without labels.
+"""Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. Held-out splits may
+have other names (x_val, x_valid, x_eval, …; see `splits.py`). A file of x alone (or of x_train) has no labels.
 
-Other usual names are read as these (`NAMES`). Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or N × H ×
-W; another order of the axes is refused with the line that changes it. Labels are integers from 0. Without x_test and
-y_test, a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are read in
-chunks, so a file may be larger than memory.
+So may all arrays: X_train, train_images and train_labels (MedMNIST), train_x, images and labels. Images are uint8,
+N × H × W × C, N × C × H × W (C is 1 or 3) or N × H × W; another order of the axes is refused with the line that changes
+it. Labels are integers from 0. Without x_test and y_test, a tenth of the training images is set aside. Nothing in the
+file is ever unpickled, and images are read in chunks, so a file may be larger than memory. Arrays that are not used are
+listed in the facts.
 """
 
 import math
+import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,13 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from base.errors import DatasetUnreadable
+from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
 from kdcore.data.archive import LIMITS
 from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.images import Labels
+from kdcore.data.layouts import shortened
+from kdcore.data.splits import by_role, held_out, split_role, split_roles
 
 _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20
@@ -37,19 +42,14 @@ _READING_FAILED = (
 _FLOAT_HINT = "Store bytes: for floats in 0..1, (x * 255).round().astype('uint8')."
 
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "x_train": ("x_train", "X_train", "train_images", "train_x", "train_X", "train_data", "images_train"),
-    "y_train": ("y_train", "Y_train", "train_labels", "train_y", "train_Y", "labels_train"),
-    "x_test": ("x_test", "X_test", "test_images", "test_x", "test_X", "test_data", "images_test"),
-    "y_test": ("y_test", "Y_test", "test_labels", "test_y", "test_Y", "labels_test"),
-    "class_names": ("class_names", "classes", "label_names", "target_names"),
-}
-"""What an array is, by the names that it may have; train_images and so on are MedMNIST's."""
-_UNSPLIT: dict[str, tuple[str, ...]] = {
-    "x_train": ("x", "X", "images", "image", "data"),
-    "y_train": ("y", "Y", "labels", "label", "targets", "target"),
+_KIND = r"(?P<images{0}>x|images?|data|pictures)|(?P<labels{0}>y|labels?|targets?)"
+_OF_SPLIT = re.compile(f"(?:{_KIND.format('')})_(?P<after>.+)|(?P<before>.+)_(?:{_KIND.format('_after')})")
+_UNSPLIT = {
+    "x_train": {"x", "X", "images", "image", "data"},
+    "y_train": {"y", "Y", "labels", "label", "targets", "target"},
 }
 """The names of arrays that are not split."""
+_CLASS_NAMES = ("class_names", "classes", "label_names", "target_names")
 
 
 @dataclass(frozen=True)
@@ -86,22 +86,25 @@ def open_arrays(path: Path, image_size: int | None) -> Source:
 
 
 def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Source:
-    stored = _stored({name.removesuffix(".npy") for name in archive.namelist()})
-    if "x_train" in stored and len(archive.namelist()) == 1:
+    present = {name.removesuffix(".npy") for name in archive.namelist()}
+    stored = _stored(present)
+    if present == {stored.get("x_train")}:
         return _unlabelled(path, _image_header(archive, stored["x_train"]), image_size)
-    splits = _splits(stored, archive)
-    images = {split: _image_header(archive, stored[f"x_{split}"]) for split in splits}
-    labels = {split: _labels(archive, stored[f"y_{split}"], images[split]) for split in splits}
+    splits = _splits(stored, present)
+    images = {split: _image_header(archive, stored[f"x_{name}"]) for split, name in splits.items()}
+    labels = {split: _labels(archive, stored[f"y_{name}"], images[split]) for split, name in splits.items()}
     named = "class_names" in stored
     class_names = _class_names(archive, stored["class_names"]) if named else numbered(labels["train"])
-    for split in splits:
-        _check_labels(stored[f"y_{split}"], labels[split], class_names)
+    for split, name in splits.items():
+        _check_labels(stored[f"y_{name}"], labels[split], class_names)
     require_all_classes(labels["train"], class_names)
-    if "test" in splits and images["train"].chw != images["test"].chw:
-        raise DatasetUnreadable(
-            f"{stored['x_train']} holds images of shape {images['train'].shape[1:]}, {stored['x_test']} of "
-            f"{images['test'].shape[1:]}."
-        )
+    for split in splits:
+        if images["train"].chw != images[split].chw:
+            raise DatasetUnreadable(
+                f"{images['train'].name} holds images of shape {images['train'].shape[1:]}, {images[split].name} of "
+                f"{images[split].shape[1:]}."
+            )
+    used = {stored[f"{kind}_{name}"] for name in splits.values() for kind in "xy"} | {stored.get("class_names")}
     channels, height, width = images["train"].chw
     aside = {split: np.zeros(len(labels[split]), dtype=np.bool_) for split in splits}
     if "test" not in splits:
@@ -116,6 +119,9 @@ def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Sourc
         labels=labels,
         test_carved="test" not in splits,
         pieces=lambda: _pieces(path, images, aside, image_size),
+        layout="arrays",
+        splits={of.name: of.shape[0] for of in images.values()},
+        left_out=_left_out(archive, stored, present - used),
     )
 
 
@@ -131,6 +137,7 @@ def _unlabelled(path: Path, images: _Images, image_size: int | None) -> Source:
         labels=no_labels(images.shape[0]),
         test_carved=False,
         pieces=lambda: _pieces(path, {"train": images}, {"train": none_aside}, image_size),
+        layout="arrays",
     )
 
 
@@ -144,30 +151,86 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def _stored(names: set[str]) -> dict[str, str]:
-    """Return the name in the file of each array that is used. Raises DatasetUnreadable if two stand for one."""
+    """Return the name in the file of each array that is known, by its plain name: x_<split>, y_<split>, class_names.
+
+    Raises DatasetUnreadable if two stand for one.
+    """
     stored: dict[str, str] = {}
-    for table in (NAMES, _UNSPLIT):
-        for array, usual in table.items():
-            found = sorted(names.intersection(usual))
-            if array not in stored and len(found) > 1:
-                raise DatasetUnreadable(f"{' and '.join(found)} both stand for {array}.", "Leave one of them out.")
-            if found:
-                stored.setdefault(array, found[0])
+    for name in sorted(names):
+        plain = _plain(name)
+        if plain is not None and plain in stored:
+            raise DatasetUnreadable(f"{stored[plain]} and {name} both stand for {plain}.", "Leave one of them out.")
+        if plain is not None:
+            stored[plain] = name
+    for plain, usual in _UNSPLIT.items():
+        found = sorted(names & usual)
+        if plain not in stored and len(found) > 1:
+            raise DatasetUnreadable(f"{' and '.join(found)} both stand for {plain}.", "Leave one of them out.")
+        if found:
+            stored.setdefault(plain, found[0])
     return stored
 
 
-def _splits(stored: dict[str, str], archive: zipfile.ZipFile) -> tuple[Split, ...]:
+def _plain(name: str) -> str | None:
+    """Return x_<split> or y_<split> for X_train, train_images, labels_val and the like; None for other names."""
+    if name in _CLASS_NAMES:
+        return "class_names"
+    part = _OF_SPLIT.fullmatch(name.lower())
+    if part is None:
+        return None
+    split = part["before"] or part["after"]
+    role = split_role(split)
+    kind = "x" if part["images"] or part["images_after"] else "y"
+    if role is None:
+        return None
+    return f"{kind}_{role[0] if role[0] in ('train', 'test') and not role[1] else split}"
+
+
+def _splits(stored: Mapping[str, str], present: set[str]) -> dict[Split, str]:
+    """Return the splits with their plain names. A test split must be whole; another one without labels, or without
+    images, is left out."""
     wanted = ["x_train", "y_train"]
     if stored.keys() & {"x_test", "y_test"}:
         wanted += ["x_test", "y_test"]
     if missing := [name for name in wanted if name not in stored]:
-        present = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist())) or "nothing"
         raise DatasetUnreadable(
-            f"The file lacks {', '.join(missing)}; it holds {present}.",
+            f"The file lacks {', '.join(missing)}; it holds {', '.join(sorted(present)) or 'nothing'}.",
             "Name the arrays x_train, y_train, x_test, y_test and, optionally, class_names; x alone has no labels. "
             "Names such as train_images and train_labels are known, too.",
         )
-    return ("train", "test") if "x_test" in wanted else ("train",)
+    whole = {name[2:] for name in stored if name.startswith("x_") and f"y_{name[2:]}" in stored}
+    roles = {name: role for name, role in split_roles(whole).items() if role != "train"}
+    name_of = by_role(roles)
+    measures, chooses = held_out(name_of)
+    splits: dict[Split, str] = {"train": "train"}
+    if chooses is not None:
+        splits["val"] = name_of[chooses]
+    if measures is not None:
+        splits["test"] = name_of[measures]
+    return splits
+
+
+def _left_out(archive: zipfile.ZipFile, stored: Mapping[str, str], unused: Iterable[str]) -> list[LeftOut]:
+    """Return the arrays that are not used, with their rows."""
+    found = []
+    for name in sorted(unused):
+        why = "no array of this name is read"
+        plain = _plain(name)
+        if plain is not None and plain[2:] != "train":
+            partner = f"{'y' if plain[0] == 'x' else 'x'}_{plain[2:]}"
+            why = "its split has no task beside the others" if partner in stored else f"there is no {partner}"
+        found.append(LeftOut(what=name, count=_rows(archive, name), why=why))
+    return shortened(found)
+
+
+def _rows(archive: zipfile.ZipFile, name: str) -> int:
+    """Return the length of an array that is not used; 1 for anything else."""
+    try:
+        with archive.open(f"{name}.npy") as file:
+            shape, *_ = npy.read_array_header_1_0(file) if npy.read_magic(file) == (1, 0) else ((),)
+    except (*_READING_FAILED, KeyError):
+        return 1
+    return shape[0] if shape else 1
 
 
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:

@@ -76,9 +76,10 @@ def _open_archive(path: Path, image_size: int | None, names: list[str]) -> Sourc
     try:
         return open_folders(path, image_size)
     except DatasetUnreadable as error:
-        if (kind := kind_of_members(names)) is not None:
-            raise _not_read(kind, "an archive with ") from error
-        raise
+        kind = kind_of_members(names)
+        if kind is None or not str(error).startswith("The archive holds no images"):
+            raise
+        raise _not_read(kind, "an archive with ") from error
 
 
 def _first_names(path: Path) -> list[str]:

@@ -9,15 +9,12 @@ from base.data_cache import DOWNLOADS
 from base.errors import DatasetUnreadable
 from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
-from kdcore.catalog.facts import DatasetFacts
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.builtin import open_digits, open_named
 from kdcore.data.decoding import Sums, cached, decoded
 from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images
 from kdcore.spec import Dataset
-
-_FORMAT = 1
-"""A part of every cache key. Increase it when the same file is decoded to other bytes than before."""
 
 
 def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
@@ -86,4 +83,4 @@ def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
 
 
 def _key(source: str, size: int | None) -> str:
-    return f"{source}-{size or 'native'}-v{_FORMAT}"
+    return f"{source}-{size or 'native'}-v{DATASET_READING}"

@@ -2,32 +2,35 @@
 
 One column holds the encoded pictures: a structure with the field `bytes` (the feature `Image`), or plain bytes. Another
 one holds the labels: integers from 0, named by the feature `ClassLabel` if the table has it, or text. A table without
-a column of labels holds images without labels. In an archive the names of the files tell the split:
-`train-00000-of-00002.parquet`, `test-00000-of-00001.parquet`; without test files, a tenth is set aside.
+a column of labels holds images without labels. In an archive the names of the files, or of their folders, tell the
+split: `train-00000-of-00002.parquet`, `test/0000.parquet`; see `splits.py`. Without such names all are training images.
 
 A few rows are in memory at a time. pyarrow is optional: without it the error has the command that installs it.
 """
 
 import json
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from base.errors import DatasetUnreadable
+from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
-from kdcore.data.archive import LIMITS, Limits, entries
+from kdcore.data.archive import LIMITS, Entry, Limits, entries
 from kdcore.data.arrays import numbered
 from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.folders import shape_of
 from kdcore.data.images import Labels
+from kdcore.data.layouts import shortened
 from kdcore.data.reading_ahead import Encoded, decode_ahead
+from kdcore.data.splits import Role, held_out, split_role
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "y", "class", "category")
-_TEST_FILES = ("test", "validation", "valid", "val")
-"""Beginnings of the names of files, in order of preference; those of the others are not read."""
+_TRAIN: Split = "train"
 _ROWS = 16
 _INSTALL = "Where the service and its workers run: pip install pyarrow (the extra `parquet` of this project)."
 
@@ -49,13 +52,9 @@ def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, ar
     """Read labels, sizes and colours of all rows: of one table, or of those in an archive."""
     headers, given = [], dict[str, list[int | str | None]]()
     names: list[str] | None = None
-    tests = ""
-    if archive:
-        files = [entry.path.name for entry in entries(path, limits) if entry.path.suffix == ".parquet"]
-        tests = next((start for start in _TEST_FILES if any(name.startswith(start) for name in files)), "")
+    split_of, left_out = _splits(path, limits) if archive else ({path.name: _TRAIN}, [])
     for file, columns, rows in _tables(path, limits, archive):
-        split = _split(file, tests)
-        if split is None:
+        if file not in split_of:
             continue
         names = names or columns.names
         labels = given.setdefault(file, [])
@@ -68,7 +67,7 @@ def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, ar
     places: dict[str, tuple[Split, int]] = {}
     ordered: dict[Split, list[int | str | None]] = {"train": []}
     for file in sorted(given):
-        split = _split(file, tests) or "train"
+        split = split_of[file]
         places[file] = split, len(ordered.setdefault(split, []))
         ordered[split] += given[file]
     class_names = _class_names(ordered, names)
@@ -99,14 +98,45 @@ def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, ar
         labels=splits,
         test_carved=bool(aside["train"].any()),
         pieces=pieces,
+        layout="parquet",
+        splits={file: len(given[file]) for file in sorted(given)} if archive else {},
+        left_out=left_out,
     )
 
 
-def _split(file: str, tests: str) -> Split | None:
-    """Return the split of a file in an archive; None if it is of a split that is not used."""
-    if tests and file.startswith(tests):
-        return "test"
-    return None if file.startswith(_TEST_FILES) and tests else "train"
+def _splits(path: Path, limits: Limits) -> tuple[dict[str, Split], list[LeftOut]]:
+    """Return the split of each table in an archive, and those that are not used."""
+    files = [str(one.path) for one in entries(path, limits) if _is_table(one)]
+    roles: dict[str, Role] = {file: role for file in files if (role := _role(PurePosixPath(file))) is not None}
+    if not roles:
+        return dict.fromkeys(files, _TRAIN), []
+    if "train" not in roles.values():
+        raise DatasetUnreadable(
+            f"No table in the archive is named like a training split: {', '.join(sorted(files)[:5])}.",
+            "Name it train.parquet, or put it in a folder train.",
+        )
+    measures, chooses = held_out(roles.values())
+    task: dict[Role | None, Split] = {chooses: "val", measures: "test", "train": "train"}
+    used = {file: task[role] for file, role in roles.items() if role in task}
+    return used, shortened(
+        [
+            LeftOut(what=file, count=1, why="its split has no task beside the others")
+            for file in files
+            if file not in used
+        ]
+    )
+
+
+def _role(file: PurePosixPath) -> Role | None:
+    """Return the split that the first word of a file, or else its folder, is named after."""
+    for name in (re.split(r"[\W\d_]", file.stem)[0], file.parent.name):
+        if (found := split_role(name)) is not None:
+            return found[0]
+    return None
+
+
+def _is_table(entry: Entry) -> bool:
+    return not entry.is_folder and entry.path.suffix == ".parquet"
 
 
 def _class_names(ordered: dict[Split, list[int | str | None]], names: list[str] | None) -> tuple[str, ...]:
@@ -144,21 +174,18 @@ def _tables(path: Path, limits: Limits, archive: bool) -> Iterator[tuple[str, _C
     """Yield every table with its columns and rows, in the archive's order. A table in an archive is in memory whole."""
     arrow, parquet = _pyarrow()
     members = (
-        (
-            (entry.path.name, entry.read)
-            for entry in entries(path, limits)
-            if not entry.is_folder and entry.path.suffix == ".parquet"
-        )
+        ((str(entry.path), entry.read) for entry in entries(path, limits) if _is_table(entry))
         if archive
-        else iter([("The table", None)])
+        else iter([(path.name, None)])
     )
     for name, read in members:
         try:
             table = parquet.ParquetFile(path if read is None else arrow.BufferReader(read()))
         except (arrow.ArrowException, OSError, ValueError) as error:
-            raise _broken(name, error) from error
-        columns = _columns(name, table.schema_arrow, arrow)
-        yield name, columns, _rows(name, table, columns, limits, arrow)
+            raise _broken(name if archive else "The table", error) from error
+        shown = name if archive else "The table"
+        columns = _columns(shown, table.schema_arrow, arrow)
+        yield name, columns, _rows(shown, table, columns, limits, arrow)
 
 
 def _pyarrow() -> tuple[Any, Any]:

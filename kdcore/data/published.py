@@ -92,7 +92,7 @@ def open_cifar(path: Path, image_size: int | None, limits: Limits = LIMITS) -> S
 
     names = class_names or tuple(DATASETS["cifar10" if ten else "cifar100"].class_names)
     splits: dict[str, Split] = {name: "test" if name.startswith("test") else "train" for name in labels}
-    return _source(labels, splits, names, _RGB, image_size, chunks)
+    return _source("CIFAR", labels, splits, names, _RGB, image_size, chunks)
 
 
 def open_idx(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
@@ -137,7 +137,9 @@ def open_idx(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Sou
 
     names = numbered(labels["train"])
     of_parts: dict[str, Labels] = {split: of for split, of in labels.items()}
-    return _source(of_parts, {split: split for split in labels}, names, _chw(shapes["train"]), image_size, chunks)
+    return _source(
+        "idx", of_parts, {split: split for split in labels}, names, _chw(shapes["train"]), image_size, chunks
+    )
 
 
 def open_idx_file(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
@@ -163,6 +165,7 @@ def open_idx_file(path: Path, image_size: int | None, limits: Limits = LIMITS) -
         labels=no_labels(shape[0]),
         test_carved=False,
         pieces=pieces,
+        layout="idx",
     )
 
 
@@ -174,6 +177,7 @@ def _members(path: Path, limits: Limits, wanted: Callable[[str], object]) -> Ite
 
 
 def _source(
+    layout: str,
     labels: Mapping[str, Labels],
     splits: Mapping[str, Split],
     class_names: tuple[str, ...],
@@ -224,6 +228,8 @@ def _source(
         labels=joined,
         test_carved=bool(aside["train"].any()),
         pieces=pieces,
+        layout=layout,
+        splits={name: len(labels[name]) for name in sorted(labels)},
     )
 
 

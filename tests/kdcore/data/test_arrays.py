@@ -125,6 +125,40 @@ def test_open_arrays_is_bounded_by_the_ratio_of_archives(npz, tmp_path, monkeypa
     assert len(open_arrays(tmp_path / "a.npz", None).labels["train"]) == 200
 
 
+def test_open_arrays_splits_without_a_task_are_left_out(npz):
+    x, y = images(3, 4, 4, 3), np.array([0, 1, 2])
+    more = {f"{kind}_{name}": array for name in ("val", "eval", "dev") for kind, array in (("x", x), ("y", y))}
+    source = open_arrays(npz(**more, class_names=np.array(list("abc")), ids=np.array([None, 1])), None)
+    assert dict(source.splits) == {"x_train": 6, "x_val": 3, "x_test": 3}
+    assert [(one.what, one.count) for one in source.left_out] == [
+        *(("ids", 2), ("x_dev", 3), ("x_eval", 3), ("y_dev", 3), ("y_eval", 3)),
+    ]
+    assert (pixels(source, "val") == x.transpose(0, 3, 1, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"y_val": np.array([0, 1, 3])}, "y_val row 2 is 3"),
+        ({"x_val": np.zeros((3, 5, 5, 3), np.uint8)}, r"x_val of \(5, 5, 3\)"),
+        (
+            {
+                "x_dev": images(3, 4, 4, 3),
+                "y_dev": np.zeros(3, int),
+                "x_devel": images(3, 4, 4, 3),
+                "y_devel": np.zeros(3, int),
+            },
+            "named like the split 'dev'",
+        ),
+    ],
+    ids=["labels", "size", "two of a name"],
+)
+def test_open_arrays_a_validation_split_must_fit(npz, change, said):
+    good = {"x_val": images(3, 4, 4, 3), "y_val": np.array([0, 1, 2])}
+    with pytest.raises(DatasetUnreadable, match=said):
+        open_arrays(npz(**(good | change)), None)
+
+
 def with_member(good: Path, folder: Path, name: str, blob: bytes) -> Path:
     """The same .npz, but for one member."""
     path = folder / "changed.npz"

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,21 @@ def test_decoded_rows_land_where_they_belong(tmp_path):
         assert data.facts.mean == pytest.approx((TRAIN.mean((0, 2, 3)) / 255).tolist(), abs=1e-6)
         assert data.facts.std == pytest.approx((TRAIN.std((0, 2, 3)) / 255).tolist(), abs=1e-6)
     assert data.facts.digest == "sha256:0"
+
+
+def test_decoded_and_cached_keep_a_validation_split(tmp_path):
+    def three() -> Source:
+        one = source()
+        labels = {**one.labels, "val": np.array([1, 1, 0])}
+        more = Piece("val", np.array([2, 0, 1]), TRAIN[:3])
+        return replace(one, labels=labels, pieces=lambda: iter([*one.pieces(), more]), splits={"dev": 3})
+
+    for data in (decoded(three()), *(cached("k", None, tmp_path, three, size) for size in (0, 1 << 30))):
+        assert (data.val.pixels.numpy() == TRAIN[[1, 2, 0]]).all() and data.val.labels.tolist() == [1, 1, 0]
+        assert data.facts.validation == 3 and data.facts.splits == {"dev": 3}
+        assert data.facts.class_counts == {"train": [2, 2], "val": [1, 2], "test": [1, 1]}
+        assert data.facts.mean == decoded(source()).facts.mean, "validation images do not count"
+    assert decoded(source()).val is None
 
 
 def test_decoded_once(tmp_path):

@@ -101,6 +101,24 @@ def test_open_parquet_shards_in_an_archive_are_splits_by_name(tmp_path, other):
 
 
 @needs_pyarrow
+def test_open_parquet_folders_tell_splits_too_and_a_spare_one_is_left_out(tmp_path):
+    path = tmp_path / "x.zip"
+    splits = {"train": [0, 1], "validation": [2, 3], "dev": [6, 7], "test": [4, 5]}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, colours in splits.items():
+            made = table([c % 2 for c in colours], names=["a", "b"], blobs=[png(value=c) for c in colours])
+            archive.write(written(tmp_path / name, made), f"default/{name}/0000.parquet")
+    source = open_parquet(path, None, archive=True)
+    assert [values(source, split) for split in ("train", "val", "test")] == [[0, 1], [2, 3], [4, 5]]
+    assert [one.what for one in source.left_out] == ["default/dev/0000.parquet"]
+    assert source.splits["default/validation/0000.parquet"] == 2
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(tmp_path / "test", "test.parquet")
+    with pytest.raises(DatasetUnreadable, match="named like a training split"):
+        open_parquet(path, None, archive=True)
+
+
+@needs_pyarrow
 def test_open_parquet_grey_pictures_have_one_channel(tmp_path):
     blobs = [png(mode="L", value=row) for row in range(20)]
     assert open_parquet(written(tmp_path / "x", table([0, 1] * 10, blobs=blobs)), None).channels == 1
