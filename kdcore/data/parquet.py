@@ -48,6 +48,12 @@ class _Row(NamedTuple):
     label: int | str | None
 
 
+class PyarrowMissing(DatasetUnreadable):
+    """A table cannot be read here, but can be as soon as pyarrow is installed: the refusal must not be remembered."""
+
+    retryable = True
+
+
 def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, archive: bool = False) -> Source:
     """Read labels, sizes and colours of all rows: of one table, or of those in an archive."""
     headers, given = [], dict[str, list[int | str | None]]()
@@ -193,7 +199,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise DatasetUnreadable("The file is a Parquet table, and pyarrow is not installed.", _INSTALL) from error
+        raise PyarrowMissing("The file is a Parquet table, and pyarrow is not installed.", _INSTALL) from error
     return pyarrow, parquet
 
 

@@ -169,3 +169,4 @@ def test_open_parquet_without_pyarrow_names_what_is_missing(tmp_path, monkeypatc
     with pytest.raises(DatasetUnreadable, match="is a Parquet table, and pyarrow is not installed") as caught:
         open_parquet(path, None)
     assert "pip install pyarrow" in str(caught.value.hint)
+    assert caught.value.retryable, "an inspection must not remember it: pyarrow may be installed later"
