@@ -51,7 +51,9 @@ def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS, en
             "test": [file for file, out in zip(files["train"], aside, strict=True) if out],
         }
         labels = {"train": labels["train"][~aside], "test": labels["train"][aside]}
-    places = {file.ordinal: (split, row) for split, rows in files.items() for row, file in enumerate(rows)}
+    places = {
+        file.ordinal: (split, row, _pixels(file)) for split, rows in files.items() for row, file in enumerate(rows)
+    }
     return Source(
         kind="folders",
         class_names=class_names,
@@ -168,18 +170,23 @@ def shape_of(headers: list[Header], image_size: int | None) -> tuple[int, int, i
     return height, width, channels
 
 
+def _pixels(file: Member) -> int:
+    return file.header.height * file.header.width if isinstance(file.header, Header) else 0
+
+
 def _pieces(
     path: Path,
     limits: Limits,
     encoding: str | None,
-    places: Mapping[int, tuple[Split, int]],
+    places: Mapping[int, tuple[Split, int, int]],
     channels: int,
     size: int | None,
 ) -> Iterator[Piece]:
     """Decode in the archive's order, on all free cores."""
     wanted = (
-        Encoded(*places[ordinal], str(entry.path), entry.read())
+        Encoded(split, row, str(entry.path), entry.read(), pixels)
         for ordinal, entry in enumerate(entries(path, limits, encoding))
         if ordinal in places
+        for split, row, pixels in [places[ordinal]]
     )
     return decode_ahead(wanted, lambda one: image_files.decode(one.blob, one.name, channels, size))

@@ -10,6 +10,7 @@ A few rows are in memory at a time. pyarrow is optional: without it the error ha
 
 import json
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ class PyarrowMissing(DatasetUnreadable):
 
 def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, archive: bool = False) -> Source:
     """Read labels, sizes and colours of all rows: of one table, or of those in an archive."""
+    pixels: dict[str, array[int]] = {}
     headers, given = [], dict[str, list[int | str | None]]()
     names: list[str] | None = None
     split_of, left_out = _splits(path, limits) if archive else ({path.name: _TRAIN}, [])
@@ -66,6 +68,7 @@ def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, ar
         labels = given.setdefault(file, [])
         for row in rows:
             headers.append(image_files.header(row.image, row.name))
+            pixels.setdefault(file, array("q")).append(headers[-1].height * headers[-1].width)
             labels.append(row.label)
     if not headers:
         raise DatasetUnreadable("The table has no rows.")
@@ -88,9 +91,9 @@ def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, ar
         for file, _, rows in _tables(path, limits, archive):
             if file in places:
                 split, first = places[file]
-                for number, row in enumerate(rows, first):
+                for number, (row, size) in enumerate(zip(rows, pixels[file], strict=True), first):
                     out = bool(aside[split][number])
-                    yield Encoded("test" if out else split, int(rows_of[split][number]), row.name, row.image)
+                    yield Encoded("test" if out else split, int(rows_of[split][number]), row.name, row.image, size)
 
     def pieces() -> Iterator[Piece]:
         return decode_ahead(encoded(), lambda one: image_files.decode(one.blob, one.name, channels, image_size))

@@ -4,7 +4,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
+from threading import Condition
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +18,9 @@ _BATCH = 16
 _BATCH_BYTES = 256 << 10
 _AHEAD_BYTES = 64 << 20
 """The most bytes of files that wait for a core, but for one batch."""
+_PIXELS_AT_ONCE = 100_000_000
+"""A picture of 250 bytes may unpack to 80,000,000 pixels, of up to ten bytes while it is converted and resized."""
+_MOST_CORES = 16
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -27,11 +32,36 @@ class Encoded(NamedTuple):
     row: int
     name: str
     blob: bytes
+    pixels: int = 0
+    """Height times width, from its header."""
+
+
+class Budget:
+    """A number of pixels that are decoded at the same time. One picture is always let in, whatever its size."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._changed = Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Wait until so many more fit."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + pixels <= self._limit)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
 
 
 def free_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, of those that one reader keeps busy."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_CORES)
 
 
 def ahead(items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) -> Iterator[R]:
@@ -80,9 +110,12 @@ def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[tuple[lis
 def decode_ahead(files: Iterable[Encoded], decode: Callable[[Encoded], Pixels]) -> Iterator[Piece]:
     """Decode pictures in the order in which they come; one piece for each split among a few hundred of them."""
 
+    budget = Budget(_PIXELS_AT_ONCE)
+
     def work(one: Encoded) -> tuple[Split, int, Pixels]:
-        # In C order here, on every core; the arrays of Pillow have the channels last.
-        return one.split, one.row, np.ascontiguousarray(decode(one))
+        with budget.of(one.pixels):
+            # In C order here, on every core; the arrays of Pillow have the channels last.
+            return one.split, one.row, np.ascontiguousarray(decode(one))
 
     decoded = ahead(files, work, lambda one: len(one.blob))
     while chunk := list(islice(decoded, _CHUNK)):

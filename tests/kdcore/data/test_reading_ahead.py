@@ -1,3 +1,4 @@
+import os
 import threading
 
 import numpy as np
@@ -70,3 +71,24 @@ def test_decode_ahead_gives_one_piece_for_each_split_in_order():
         assert rows.tolist() == [one.row for one in files if one.split == split]
         assert (pixels == (rows % 256).astype(np.uint8)[:, None, None, None]).all()
     assert all(piece.pixels.flags.c_contiguous and piece.pixels.shape[1:] == (3, 4, 5) for piece in pieces)
+
+
+def test_decode_ahead_decodes_no_more_pixels_at_once_than_its_budget(monkeypatch):
+    monkeypatch.setattr(reading_ahead, "free_cores", lambda: 4)
+    monkeypatch.setattr(reading_ahead, "_PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(reading_ahead, "_BATCH", 1)
+    sizes = [60, 60, 40, 40, 500, 10, 10, 90] * 8
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def decode(one: Encoded) -> np.ndarray:
+        with lock:
+            now[0] += one.pixels
+            most[0] = max(most[0], now[0] if now[0] != 500 else 0)
+        os.sched_yield()
+        with lock:
+            now[0] -= one.pixels
+        return np.zeros((1, 2, 2), np.uint8)
+
+    files = [Encoded("train", row, f"{row}", b"x", size) for row, size in enumerate(sizes)]
+    assert sum(len(piece.rows) for piece in decode_ahead(files, decode)) == len(sizes)
+    assert most[0] <= 100, "a picture above the budget is alone"
