@@ -23,7 +23,7 @@ from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.facts import ProgramFacts
+from kdcore.catalog.facts import DATASET_READING, ProgramFacts
 from kdcore.spec.cost import JobCost
 from store import registry
 from store.database import Database
@@ -134,7 +134,10 @@ class Inspections:
             subject = (str(self.files.path(digest)),)
         else:
             digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
-        key = digest, KINDS[kind], " ".join(str(value) for value in options.values() if value is not None)
+        options_key = " ".join(str(value) for value in options.values() if value is not None)
+        if kind is DatasetFacts:
+            options_key = f"{options_key} reading={DATASET_READING}".strip()
+        key = digest, KINDS[kind], options_key
         if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
             if "refused" in stored:
                 raise Refused(**stored["refused"])

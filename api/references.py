@@ -73,8 +73,11 @@ class References:
             names = [*DATASETS, *await self._names(registry.datasets)]
             raise _unknown("data set", source, names) from None
         facts = DatasetFacts.model_validate(registered.facts)
-        if dataset.image_size is not None and facts.image_size != (dataset.image_size, dataset.image_size):
-            facts = await self._file_facts(DatasetFacts, registered.sha256, image_size=dataset.image_size)
+        size = dataset.image_size
+        if facts.is_outdated:
+            size = size or facts.resized_to  # The size of the registration is only in its facts.
+        if facts.is_outdated or (size is not None and facts.image_size != (size, size)):
+            facts = await self._file_facts(DatasetFacts, registered.sha256, image_size=size)
         return Target(facts, f"{BLOB}{registered.sha256}")
 
     async def teacher(self, teacher: Teacher) -> Target[ModelFacts]:

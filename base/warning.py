@@ -15,6 +15,8 @@ When = Literal["registration", "submit", "teacher_check", "training", "result"]
 CODES: dict[str, When] = {
     "normalization_guessed": "registration",
     "test_split_carved": "registration",
+    "files_left_out": "registration",
+    "folders_merged": "registration",
     "class_order_changed": "submit",
     "image_size_differs": "submit",
     "budget_short": "submit",

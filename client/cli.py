@@ -50,7 +50,7 @@ from client.terminal import (
     print_result,
     print_warnings,
 )
-from client.transfer import digest_of
+from client.transfer import digest_of, packed
 
 DETACHED = 130
 
@@ -142,7 +142,8 @@ def submit(
         str | None, typer.Argument(metavar="[SPEC]", help="JSON or YAML file; - is standard input.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file.")
+        str | None,
+        typer.Option(help="A built-in set (digits, ...), a registered set, or a local file or folder (./flowers)."),
     ] = None,
     unlabelled: Annotated[
         str | None, typer.Option(help="Images without labels to distil on, in the same forms as --dataset.")
@@ -472,7 +473,9 @@ def add_model(
 def evaluate_model(
     context: typer.Context,
     name: NameOrId,
-    dataset: Annotated[str, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file.")],
+    dataset: Annotated[
+        str, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file or folder (./flowers).")
+    ],
     image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A warning is an error.")] = False,
     as_json: AsJson = False,
@@ -516,16 +519,21 @@ def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
 @datasets_app.command("add")
 def add_dataset(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help=".npz arrays, or a .zip or .tar with one folder for each class.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with one folder for each class (it is packed), a .zip or .tar of it, or .npz arrays."
+        ),
+    ],
     name: FileName = None,
     image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
     strict: Strict = False,
 ) -> None:
     """Upload a data set and register it. The server reads every row first."""
     distillery: Distillery = context.obj
-    with TransferBars() as bars:
+    with TransferBars() as bars, packed(file, bars.add(f"packing {file.name}") if file.is_dir() else None) as whole:
         dataset = distillery.register_dataset(
-            name or _stem(file), file, image_size=image_size, strict=strict, on_progress=bars.add(file.name)
+            name or _stem(whole), whole, image_size=image_size, strict=strict, on_progress=bars.add(whole.name)
         )
     output().print(tables.dataset_table([dataset]))
     print_warnings(dataset["warnings"])

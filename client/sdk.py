@@ -265,9 +265,10 @@ class Distillery:
         strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Dataset:
-        """Register `.npz` arrays or an archive of class folders as a data set. The server reads every row first; what
-        it had to decide itself is in the data set's `warnings`, and with `strict` an ApiError instead."""
-        blob = self._blob(file, on_progress)
+        """Register a data set: `.npz` arrays, an archive of class folders, or such a folder, which is packed first (its
+        progress is reported before that of the upload). The server reads every row first; what it had to decide itself
+        is in the data set's `warnings`, and with `strict` an ApiError instead."""
+        blob = self._packed_blob(file, on_progress)
         body = {"name": name, "blob": blob, "image_size": image_size, "strict": strict or None}
         dataset: Dataset = self.connection.json("POST", "/v1/datasets", json=_without_none(body), timeout=INSPECTION_S)
         return dataset
@@ -378,6 +379,12 @@ class Distillery:
             )
             raise InvalidInput(f"job {job_id} has no {name}: {files}")
         return artifacts[name]
+
+    def _packed_blob(self, file: str | Path, on_progress: OnProgress | None) -> str:
+        if isinstance(file, str) and file.removeprefix("blob:").startswith("sha256:"):
+            return self._blob(file, on_progress)
+        with transfer.packed(Path(file), on_progress) as path:
+            return self.upload(path, on_progress=on_progress)
 
     def _blob(self, file: str | Path, on_progress: OnProgress | None) -> str:
         if isinstance(file, str) and file.removeprefix("blob:").startswith("sha256:"):

@@ -18,7 +18,7 @@ import yaml
 from base.references import FILE, REFERENCE_PREFIXES
 from client.errors import ApiError, InvalidInput
 from client.sdk import Distillery
-from client.transfer import OnProgress, digest_of
+from client.transfer import OnProgress, digest_of, packed
 
 Spec = dict[str, Any]
 ProgressOf = Callable[[str], OnProgress | None]
@@ -40,7 +40,7 @@ SHORT_FOR = {
 DEFAULT_NAMES = {"optimizer": "sgd", "schedule": "multistep"}
 """What `--set training.optimizer.lr=0.1` changes where the spec names none: the service's default."""
 
-DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
+DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
 PROGRAM_SUFFIX = ".pt2"
 """A file of torch.export: a teacher that is a program, not a checkpoint."""
 
@@ -269,9 +269,11 @@ def _model(distillery: Distillery, path: Path, teacher: Spec, progress_of: Progr
 
 
 def _dataset(distillery: Distillery, path: Path, image_size: int | None, progress_of: ProgressOf) -> str:
-    name = _name(path, None if image_size is None else str(image_size), digest_of(path))
-    if not _is_registered(distillery.dataset, name):
-        distillery.register_dataset(name, path, image_size=image_size, on_progress=progress_of(path.name))
+    """Register the data set unless it is; a folder is packed first. Returns its name."""
+    with packed(path, progress_of(f"packing {path.name}") if path.is_dir() else None) as file:
+        name = _name(file, None if image_size is None else str(image_size), digest_of(file))
+        if not _is_registered(distillery.dataset, name):
+            distillery.register_dataset(name, file, image_size=image_size, on_progress=progress_of(file.name))
     return name
 
 
@@ -300,8 +302,8 @@ def _is_local(reference: Any) -> bool:
 
 def _path(reference: str, field: str) -> Path:
     path = Path(reference.removeprefix(FILE)).expanduser()
-    if path.is_dir():
-        raise InvalidInput(f"{field}: {path} is a folder; pack it as .zip or .tar")
-    if not path.is_file():
+    if path.is_dir() and field not in ("dataset", "unlabelled"):
+        raise InvalidInput(f"{field}: {path} is a folder, not a file")
+    if not path.exists():
         raise InvalidInput(f"{field}: there is no file {path}")
     return path

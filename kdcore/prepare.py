@@ -100,7 +100,7 @@ class PreparedJob:
 
     def training_set(self, trial: Trial) -> TrainingSet:
         """Return the images that a trial learns from; the baseline never gets the unlabelled ones."""
-        labelled = TrainingSet.of(self.data.train, self.spec.training)
+        labelled = TrainingSet.of(self.data.train, self.spec.training, self.data.val)
         if self.unlabelled is None or self.spec.unlabelled is None or trial.name == "alone":
             return labelled.to(self.device)
         return labelled.with_unlabelled(self.unlabelled, self.spec.unlabelled).to(self.device)

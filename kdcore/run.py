@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import GIVEN, JobSpec, Trial
+from kdcore.spec import GIVEN, JobSpec, Trial, trials
 from kdcore.spec.methods import SchemeOptions
 from kdcore.training import Observer, Outcome, StageTraining
 
@@ -73,11 +74,16 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
 
 def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
-    """Keep to the batch-norm statistics and the warnings of the job that the checkpoint continues."""
+    """Keep to the batch-norm statistics, the held-out images and the warnings of the job that the checkpoint
+    continues."""
     for warning in progress.warnings:
         workspace.warn(warning)
     recipe = job.spec.training.model_copy(update={"batch_norm": progress.batch_norm})
     job.spec = job.spec.model_copy(update={"training": recipe})
+    if progress.reading < 2 and job.data.val is not None:
+        job.data = job.data.without_validation()
+        job.known = replace(job.known, dataset=job.data.facts)
+        job.trials = trials(job.spec, job.data.facts, job.known.unlabelled)
     height, width = job.data.facts.image_size
     if progress.format < checkpoint.FORMAT and evaluate.batch_size(height, width) != evaluate.LARGEST_BATCH:
         text = (

@@ -25,7 +25,9 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
     responses=responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
 )
 async def register(new: NewDataset, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
-    """Register an uploaded data set: `.npz` arrays, or an archive with one folder of images per class.
+    """Register an uploaded data set: `.npz` arrays, or an archive of images in folders of splits and classes.
+
+    `facts` say what was read as what: layout, splits, images of each class. What is left out is also a warning.
 
     Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.

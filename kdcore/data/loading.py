@@ -1,6 +1,6 @@
 """The data set that a spec names: a built-in one, or a file of arrays or of class folders."""
 
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,16 +9,12 @@ from base.data_cache import DOWNLOADS
 from base.errors import DatasetUnreadable
 from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
-from kdcore.catalog.facts import DatasetFacts
-from kdcore.data.arrays import open_arrays
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.builtin import open_digits, open_named
-from kdcore.data.decoding import Source, Sums, cached, decoded
-from kdcore.data.folders import open_folders
+from kdcore.data.decoding import Sums, cached, decoded
+from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images
 from kdcore.spec import Dataset
-
-_FORMAT = 1
-"""A part of every cache key. Increase it when the same file is decoded to other bytes than before."""
 
 
 def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
@@ -56,13 +52,20 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
     return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
 
 
-def inspect(path: Path, image_size: int | None) -> DatasetFacts:
-    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault."""
-    source = _open(path, image_size)
+def inspect(path: Path, image_size: int | None, on_progress: Callable[[int, int], None] | None = None) -> DatasetFacts:
+    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault.
+
+    `on_progress` gets the number of decoded images and that of all, after every few hundred.
+    """
+    source = open_file(path, image_size)
     sums = Sums(source.channels)
+    done, total = 0, sum(map(len, source.labels.values()))
     for name, _, pixels in source.pieces():
         if name == "train":
             sums.add(pixels)
+        done += len(pixels)
+        if on_progress is not None:
+            on_progress(done, total)
     mean, std = sums.mean_and_std()
     return source.facts(mean, std, f"sha256:{sha256_of(path)}")
 
@@ -71,7 +74,7 @@ def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
     name, size = dataset.source, dataset.image_size
     if path is not None:
         digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256_of(path)}"
-        return cached(_key(digest.removeprefix("sha256:"), size), digest, cache, lambda: _open(path, size))
+        return cached(_key(digest.removeprefix("sha256:"), size), digest, cache, lambda: open_file(path, size))
     if name not in DATASETS:
         raise DatasetUnreadable(f"There is no built-in data set {name!r}.", "Built in are " + ", ".join(DATASETS) + ".")
     if DATASETS[name].source == "bundled":
@@ -80,19 +83,4 @@ def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
 
 
 def _key(source: str, size: int | None) -> str:
-    return f"{source}-{size or 'native'}-v{_FORMAT}"
-
-
-def _open(path: Path, image_size: int | None) -> Source:
-    """Open a file by its content, not by its name: both an `.npz` and a `.zip` are zip files."""
-    if not path.is_file():
-        raise DatasetUnreadable(f"{path.name} is not a file.", "Pack a folder into a .zip or .tar.gz first.")
-    return open_arrays(path, image_size) if _holds_arrays(path) else open_folders(path, image_size)
-
-
-def _holds_arrays(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".npy") and "/" not in name for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+    return f"{source}-{size or 'native'}-v{DATASET_READING}"

@@ -32,6 +32,21 @@ def dataset_warnings(facts: DatasetFacts, pointer: str = "/blob") -> Iterator[Wa
             f"the data has no test split: {facts.test} of its {facts.train + facts.test} images were set aside for it",
             "add a folder test/<class>/ (or arrays x_test and y_test) with images that are never trained on",
         )
+    for one in facts.left_out:
+        yield WarningItem(
+            "files_left_out",
+            pointer,
+            f"left out: {one.what} ({one.count:,}): {one.why}",
+            "nothing to do if they are not needed; docs/data.md has the layouts that are read",
+        )
+    if facts.merged:
+        yield WarningItem(
+            "folders_merged",
+            pointer,
+            "folders whose names differ only in their Unicode form or in blanks at their ends were read as one: "
+            + ", ".join(facts.merged),
+            "rename them if they are different classes",
+        )
 
 
 def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:

@@ -220,11 +220,17 @@ def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fie
             return
 
 
+def images_held_out(dataset: DatasetFacts, training: Training) -> int:
+    """Return the number of images that choose the best epoch: the data's validation split, or else a part of its
+    training split, of at least one image."""
+    return dataset.validation or max(1, round(dataset.train * training.validation_fraction))
+
+
 def images_to_train_on(
     dataset: DatasetFacts, pool: DatasetFacts | None, unlabelled: Unlabelled | None, training: Training
 ) -> int:
-    """Return the number of images in an epoch. At least one image is held out."""
-    labelled = dataset.train - max(1, round(dataset.train * training.validation_fraction))
+    """Return the number of images in an epoch."""
+    labelled = dataset.train if dataset.validation else dataset.train - images_held_out(dataset, training)
     if pool is None or unlabelled is None:
         return labelled
     return pool.train + (labelled if unlabelled.labelled_too else 0)

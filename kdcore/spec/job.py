@@ -282,7 +282,11 @@ class Training(Vocabulary):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
     validation_fraction: float = Field(
-        default=0.1, gt=0, le=0.5, description="Part of the training images held out to choose the best epoch."
+        default=0.1,
+        gt=0,
+        le=0.5,
+        description="Part of the training images held out to choose the best epoch, if the data has no validation "
+        "split; a validation split beside a test split is used instead.",
     )
     checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between checkpoints.")
 

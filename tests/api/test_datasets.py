@@ -5,6 +5,8 @@ import pytest
 from api.inspections import Refused
 from api.schemas import DatasetView, Page
 from kdcore.catalog import DATASETS
+from kdcore.catalog.facts import DATASET_READING, LeftOut
+from store import registry
 from tests.api.conftest import DATASET, Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +70,43 @@ async def test_delete_dataset(service: Service) -> None:
 async def test_register_dataset_refuses_bytes_that_were_not_uploaded(service: Service) -> None:
     answer = await service.http.post("/v1/datasets", json={"name": "x", "blob": "sha256:" + "0" * 64})
     problem(answer, 404, "not_found")
+
+
+async def test_get_dataset_shows_what_was_found_and_what_was_left_out(service: Service) -> None:
+    blob = await service.upload(b"pictures")
+    left = {"what": "extra", "count": 7, "why": "it is beside the splits and named like none"}
+    found = {"layout": "<split>/<class>/<image>", "splits": {"Training": 400, "dev": 20, "Testing": 100}}
+    counts = {"train": [100] * 4, "val": [5] * 4, "test": [25] * 4}
+    update = {**found, "validation": 20, "class_counts": counts, "left_out": [LeftOut(**left)]}
+    service.inspector.answers[blob.removeprefix("sha256:")] = DATASET.model_copy(update=update)
+    body = (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).json()
+    assert body == (await service.http.get("/v1/datasets/mine")).json()
+    assert {name: body["facts"][name] for name in found} == found
+    assert (body["facts"]["validation"], body["facts"]["class_counts"], body["facts"]["left_out"]) == (
+        20,
+        counts,
+        [left],
+    )
+    assert [(one["code"], one["pointer"]) for one in body["warnings"]] == [("files_left_out", "/blob")]
+
+
+async def test_submit_reads_again_what_was_registered_by_an_earlier_version(service: Service) -> None:
+    """Its facts say 2 classes, Testing and Training; the file has 4. Both are stored by their own version."""
+    blob = await service.upload(b"pictures")
+    digest = blob.removeprefix("sha256:")
+    before = {"reading": 1, "kind": "folders", "num_classes": 2, "class_names": ["Testing", "Training"]}
+    service.inspector.answers[digest] = DATASET.model_copy(update=before)
+    await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob, "image_size": 8})
+    now = DATASET.model_copy(update={"kind": "folders"})
+    service.inspector.answers[digest] = now
+    await service.db.write(registry.put_inspection, digest, "dataset", "8", {"refused": {}})  # As earlier versions did.
+    await service.db.write(
+        registry.put_inspection, digest, "dataset", f"8 reading={DATASET_READING}", now.model_dump(mode="json")
+    )
+    body = {"dataset": "mine", "student": "convnet4", "method": "supervised"}
+    answer = (await service.http.post("/v1/jobs/validate", json=body)).json()
+    assert answer["resolved_spec"]["dataset"] == {"source": f"blob:{blob}", "image_size": 8}
+    assert answer["estimate"] is not None
 
 
 async def test_register_dataset_without_labels(service: Service) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kdcore import __main__ as main_module
 from tests.kdcore.engine import supervised, write_arrays, write_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,15 @@ def test_main_lines_go_to_the_descriptor_asked_for(tmp_path):
     assert process.communicate()[0] == "" and process.returncode == 1
     assert [line["event"] for line in lines] == ["phase", "error"]
     assert lines[1]["code"] == "spec_invalid" and "resnet21" in lines[1]["message"] and lines[1]["retryable"] is False
+
+
+def test_main_an_inspection_prints_its_progress_if_asked(data, capsys, monkeypatch):
+    monkeypatch.setattr(main_module, "PROGRESS_S", 0.0)
+    assert main_module.main(["inspect", "dataset", str(data), "--progress"]) == 0
+    *progress, answer = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert answer["ok"]
+    total = answer["facts"]["train"] + answer["facts"]["test"]
+    assert progress[-1] == {"progress": {"done": total, "total": total}}
 
 
 def test_main_inspections_answer_with_facts_or_with_the_reason(data, tmp_path):

@@ -8,6 +8,7 @@ from numpy.lib import format as npy
 
 from base.errors import DatasetUnreadable
 from kdcore.data import arrays
+from kdcore.data.archive import Limits
 from kdcore.data.arrays import open_arrays
 
 
@@ -83,6 +84,79 @@ def test_open_arrays_images_alone_have_no_labels(tmp_path, name):
     assert len(source.labels["test"]) == 0 and not source.test_carved
     assert (pixels(source) == x.transpose(0, 3, 1, 2)).all()
     assert pixels(open_arrays(tmp_path / "pool.npz", 8)).shape == (5, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("X_train", "y_train", "X_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("train_x", "train_y", "test_x", "test_y"),
+    ],
+)
+def test_open_arrays_other_usual_names(tmp_path, names):
+    x, y = images(6, 4, 5, 3), np.array([0, 1, 2] * 2)
+    arrays_of = dict(zip(names, (x, y, x[:3], y[:3]), strict=True))
+    np.savez(tmp_path / "a.npz", classes=np.array(["a", "b", "c"]), **arrays_of)
+    source = open_arrays(tmp_path / "a.npz", None)
+    assert source.class_names == ("a", "b", "c") and not source.test_carved
+    assert (pixels(source) == x.transpose(0, 3, 1, 2)).all() and source.labels["train"].tolist() == y.tolist()
+
+
+def test_open_arrays_two_names_for_one_array_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=images(6, 4, 4), X_train=images(6, 4, 4), y_train=np.array([0, 1] * 3))
+    with pytest.raises(DatasetUnreadable, match="X_train and x_train both stand for x_train"):
+        open_arrays(tmp_path / "a.npz", None)
+
+
+@pytest.mark.parametrize("label", [10**9, 6, np.iinfo(np.int64).max])
+def test_open_arrays_more_classes_than_images_are_refused_before_names_are_made(npz, label):
+    with pytest.raises(DatasetUnreadable, match=f"labels of 6 training images go up to {label}"):
+        open_arrays(npz(y_train=np.array([0, 1, 2, 3, 4, label])), None)
+
+
+def test_open_arrays_is_bounded_by_the_ratio_of_archives(npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "LIMITS", Limits(ratio_from_bytes=10_000))
+    even = np.zeros((200, 32, 32, 3), np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", x=even)
+    with pytest.raises(DatasetUnreadable, match="x unpacks to more than 100 times its size"):
+        open_arrays(tmp_path / "a.npz", None)
+    np.savez(tmp_path / "a.npz", x=even)
+    assert len(open_arrays(tmp_path / "a.npz", None).labels["train"]) == 200
+
+
+def test_open_arrays_splits_without_a_task_are_left_out(npz):
+    x, y = images(3, 4, 4, 3), np.array([0, 1, 2])
+    more = {f"{kind}_{name}": array for name in ("val", "eval", "dev") for kind, array in (("x", x), ("y", y))}
+    source = open_arrays(npz(**more, class_names=np.array(list("abc")), ids=np.array([None, 1])), None)
+    assert dict(source.splits) == {"x_train": 6, "x_val": 3, "x_test": 3}
+    assert [(one.what, one.count) for one in source.left_out] == [
+        *(("ids", 2), ("x_dev", 3), ("x_eval", 3), ("y_dev", 3), ("y_eval", 3)),
+    ]
+    assert (pixels(source, "val") == x.transpose(0, 3, 1, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"y_val": np.array([0, 1, 3])}, "y_val row 2 is 3"),
+        ({"x_val": np.zeros((3, 5, 5, 3), np.uint8)}, r"x_val of \(5, 5, 3\)"),
+        (
+            {
+                "x_dev": images(3, 4, 4, 3),
+                "y_dev": np.zeros(3, int),
+                "x_devel": images(3, 4, 4, 3),
+                "y_devel": np.zeros(3, int),
+            },
+            "named like the split 'dev'",
+        ),
+    ],
+    ids=["labels", "size", "two of a name"],
+)
+def test_open_arrays_a_validation_split_must_fit(npz, change, said):
+    good = {"x_val": images(3, 4, 4, 3), "y_val": np.array([0, 1, 2])}
+    with pytest.raises(DatasetUnreadable, match=said):
+        open_arrays(npz(**(good | change)), None)
 
 
 def with_member(good: Path, folder: Path, name: str, blob: bytes) -> Path:

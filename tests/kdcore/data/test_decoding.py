@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,17 @@ def test_sums_are_exact_where_floats_are_not():
     sums = Sums(1)
     sums.add(pixels)
     assert sums._sum[0] == 500 * 10_000 * 255 - 1
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 5, 4), (300, 1, 60, 60), (2, 3, 600, 600)])
+def test_sums_are_those_of_integers_in_any_memory_order(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    last = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    for given in (pixels, last):
+        sums = Sums(shape[1])
+        sums.add(given)
+        assert (sums._sum == pixels.astype(np.int64).sum(axis=(0, 2, 3))).all()
+        assert (sums._squares == (pixels.astype(np.int64) ** 2).sum(axis=(0, 2, 3))).all()
 
 
 def test_carve_a_tenth_is_carved():
@@ -76,6 +88,21 @@ def test_decoded_rows_land_where_they_belong(tmp_path):
         assert data.facts.mean == pytest.approx((TRAIN.mean((0, 2, 3)) / 255).tolist(), abs=1e-6)
         assert data.facts.std == pytest.approx((TRAIN.std((0, 2, 3)) / 255).tolist(), abs=1e-6)
     assert data.facts.digest == "sha256:0"
+
+
+def test_decoded_and_cached_keep_a_validation_split(tmp_path):
+    def three() -> Source:
+        one = source()
+        labels = {**one.labels, "val": np.array([1, 1, 0])}
+        more = Piece("val", np.array([2, 0, 1]), TRAIN[:3])
+        return replace(one, labels=labels, pieces=lambda: iter([*one.pieces(), more]), splits={"dev": 3})
+
+    for data in (decoded(three()), *(cached("k", None, tmp_path, three, size) for size in (0, 1 << 30))):
+        assert (data.val.pixels.numpy() == TRAIN[[1, 2, 0]]).all() and data.val.labels.tolist() == [1, 1, 0]
+        assert data.facts.validation == 3 and data.facts.splits == {"dev": 3}
+        assert data.facts.class_counts == {"train": [2, 2], "val": [1, 2], "test": [1, 1]}
+        assert data.facts.mean == decoded(source()).facts.mean, "validation images do not count"
+    assert decoded(source()).val is None
 
 
 def test_decoded_once(tmp_path):

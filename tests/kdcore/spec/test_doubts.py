@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from kdcore.catalog.facts import LeftOut
 from kdcore.spec import METHODS, dataset_warnings, model_warnings, parse, resolve, spec_warnings
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, PROGRAM, TEACHER, TRACED, body, known
 
@@ -23,6 +24,20 @@ def test_dataset_warnings_give_the_number_of_images_set_aside():
     (warning,) = dataset_warnings(DATA.model_copy(update={"test_carved": True, "train": 90, "test": 10}))
     assert (warning.code, warning.pointer) == ("test_split_carved", "/blob")
     assert "10 of its 100 images" in warning.message
+
+
+def test_dataset_warnings_name_all_that_is_left_out_and_merged():
+    left = [
+        LeftOut(what="extra", count=1200, why="it is beside the splits"),
+        LeftOut(what="x_val", count=9, why="no y"),
+    ]
+    found = list(dataset_warnings(DATA.model_copy(update={"left_out": left, "merged": ["train/é"]}), "/dataset"))
+    assert codes(found) == [("files_left_out", "/dataset")] * 2 + [("folders_merged", "/dataset")]
+    assert [one.message for one in found[:2]] == [
+        "left out: extra (1,200): it is beside the splits",
+        "left out: x_val (9): no y",
+    ]
+    assert "train/é" in found[2].message
 
 
 @pytest.mark.parametrize(
