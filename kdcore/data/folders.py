@@ -112,8 +112,12 @@ def _texts(
     ]
     wanted = {ordinal for *_, ordinal in sorted(tables)[:MOST_TABLES]}
     for ordinal, entry in enumerate(entries(path, limits, encoding) if wanted else ()):
-        if ordinal in wanted and entry.size <= MOST_BYTES:
-            yield entry.path, entry.read()
+        if ordinal in wanted:
+            wanted.remove(ordinal)
+            if entry.size <= MOST_BYTES:
+                yield entry.path, entry.read()
+        if not wanted:
+            return
 
 
 def _header(entry: Entry) -> Header | DatasetUnreadable:
