@@ -23,6 +23,7 @@ from kdcore.spec import (
     Unlabelled,
     alone,
     as_typed,
+    data_differences,
     differences,
     each_assistant,
     each_method,
@@ -188,7 +189,8 @@ def _baseline_faults(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], 
         return
     mine = resolve(alone(spec), Known(dataset=facts))
     mine = mine.model_copy(update={"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))})
-    if found := differences(mine, job.resolved_spec):
+    stored = (job.result or {}).get("dataset", {})
+    if found := [*differences(mine, job.resolved_spec), *data_differences(facts, stored)]:
         text = f"job {job.id} did not train the same student alone: {'; '.join(map(str, found))}"
         allowed = [f"{one.field}: {one.here}" for one in found]
         got = [f"{one.field}: {one.there}" for one in found]

@@ -17,8 +17,10 @@ import torch
 from base.errors import LossDiverged
 from base.warning import WarningItem
 from kdcore import checkpoint, device, export, objectives, report
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
+from kdcore.data import layouts
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.measure import alarms, chance, evaluate, teacher_check
 from kdcore.measure.alarms import Alarms
@@ -80,7 +82,12 @@ def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progres
         workspace.warn(warning)
     recipe = job.spec.training.model_copy(update={"batch_norm": progress.batch_norm})
     job.spec = job.spec.model_copy(update={"training": recipe})
-    if progress.reading < 2 and job.data.val is not None:
+    if progress.reading < DATASET_READING and _was_read_otherwise(job.data.facts):
+        text = "the checkpoint is of an earlier version, which read this data set in another way: it continues on " + (
+            ", ".join(f"{count} images of {name}" for name, count in job.data.facts.splits.items()) or "other labels"
+        )
+        workspace.warn(WarningItem("bits_not_repeatable", "/dataset", text, "submit the job again"))
+    if progress.reading < DATASET_READING and job.data.val is not None:
         job.data = job.data.without_validation()
         job.known = replace(job.known, dataset=job.data.facts)
         job.trials = trials(job.spec, job.data.facts, job.known.unlabelled)
@@ -91,6 +98,16 @@ def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progres
             "further epochs may differ in their last bits, and so may the choice of the best epoch"
         )
         workspace.warn(WarningItem("bits_not_repeatable", "", text, "submit the job again for figures of one kind"))
+
+
+def _was_read_otherwise(facts: DatasetFacts) -> bool:
+    """Return True if versions before the second reading took other images for the training or test split. That they
+    used no validation split is not counted: a resumed job does not use it either."""
+    by_names = {"", "arrays", layouts.SPLITS, layouts.CLASSES, layouts.UNLABELLED}
+    read_before = {"train", "test", "val", "valid", "validation", "x_train", "x_test"}
+    names = [name.lower() for name in facts.splits]
+    used = [names[0], *names[2:]] if facts.validation else names
+    return facts.layout not in by_names or not read_before.issuperset(used)
 
 
 def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress, meter: Meter) -> None:

@@ -48,7 +48,8 @@ class DatasetFacts(Facts):
     layout: str = ""
     """How the file is laid out, such as `<split>/<class>/<image>` or `arrays`; empty for a named set."""
     splits: dict[str, int] = {}
-    """The names of the splits as they were found, of folders, arrays or values of a table, with their images."""
+    """The names of the splits as they were found (folders, arrays or values of a table), with their images: training,
+    validation if there is one, test."""
     class_counts: dict[str, list[int]] = {}
     """By split (train, val, test): the images of each class, in the order of `class_names`."""
     left_out: list[LeftOut] = []

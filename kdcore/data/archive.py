@@ -41,6 +41,8 @@ class Limits:
     members: int = 5_000_000
     member_bytes: int = 256 << 20
     total_bytes: int = 256 << 30
+    depth: int = 64
+    """Folders inside of each other."""
     ratio: int = 100
     """The ratio of unpacked to packed size, from `ratio_from_bytes` on: images hardly compress, bombs do."""
     ratio_from_bytes: int = 1 << 30
@@ -81,6 +83,8 @@ def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator
         for count, entry in enumerate(members):
             if count >= limits.members:
                 raise DatasetUnreadable(f"The archive holds more than {limits.members:,} members.")
+            if len(entry.path.parts) > limits.depth:
+                raise DatasetUnreadable(f"The archive holds more than {limits.depth} folders inside of each other.")
             if not _is_clutter(entry.path):
                 yield entry
     except _READING_FAILED as error:

@@ -88,8 +88,8 @@ def _read_entries(path: Path, limits: Limits, encoding: str | None) -> tuple[lis
         header = None if entry.is_folder or is_note else _header(entry)
         members.append(Member(ordinal, str(entry.path), entry.path.parts, header, is_note))
         if not entry.is_folder:
-            folder = entry.stored.rpartition("/")[0].removeprefix("./")
-            spellings.setdefault(str(entry.path.parent), set()).add(folder)
+            folder, stored = (name.rpartition("/")[0] for name in (members[-1].name, entry.stored))
+            spellings.setdefault(folder, set()).add(stored.removeprefix("./"))
     merged = [folder[:_LONGEST_NAME] for folder, stored in spellings.items() if len(stored) > 1]
     if not any(item.is_image for item in members):
         first = next((str(item.header) for item in members if item.header is not None), "")
@@ -111,8 +111,12 @@ def _texts(
     ]
     wanted = {ordinal for *_, ordinal in sorted(tables)[:MOST_TABLES]}
     for ordinal, entry in enumerate(entries(path, limits, encoding) if wanted else ()):
-        if ordinal in wanted and entry.size <= MOST_BYTES:
-            yield entry.path, entry.read()
+        if ordinal in wanted:
+            wanted.remove(ordinal)
+            if entry.size <= MOST_BYTES:
+                yield entry.path, entry.read()
+        if not wanted:
+            return
 
 
 def _header(entry: Entry) -> Header | DatasetUnreadable:

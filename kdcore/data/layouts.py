@@ -58,7 +58,7 @@ class Member:
         return isinstance(self.header, Header)
 
     def inside(self) -> "Member":
-        return replace(self, below=self.below[1:])
+        return Member(self.ordinal, self.name, self.below[1:], self.header, self.is_note)
 
 
 Classes = dict[str, list[Member]]

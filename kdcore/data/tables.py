@@ -36,6 +36,8 @@ SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset", "datasplit")
 _AGREEING = 0.5
 _WHOLE = 0.9
 _NUMBERING_FROM = 10
+_MOST_ALIKE = 100
+"""Of more images of one name, only so many are compared with a row: a bound on the work for a hostile table."""
 
 
 class Image(Protocol):
@@ -177,8 +179,9 @@ class _Index:
         self._by_name: dict[str, list[int]] = {}
         for image in images:
             path = PurePosixPath(image.name)
-            for key in {path.name, path.stem}:
-                self._by_name.setdefault(key, []).append(image.ordinal)
+            for name in {path.name, path.stem}:
+                for key in (name, f"{path.parent.name}/{name}"):
+                    self._by_name.setdefault(key, []).append(image.ordinal)
 
     def match(self, table: _Table) -> tuple[int, dict[int, Labelled]]:
         """Return the number of rows, and what they say of the images that they name."""
@@ -203,11 +206,8 @@ class _Index:
             return None
         in_folders = [found[0] for part in parts[:-1] if (found := split_role(part)) is not None and not found[1]]
         role = in_folders[-1] if in_folders else role
-        fitting = [
-            ordinal
-            for ordinal in self._by_name.get(parts[-1], ())
-            if role is None or self._roles.get(ordinal, role) == role
-        ]
+        alike = self._by_name.get("/".join(parts[-2:])) or self._by_name.get(parts[-1], [])
+        fitting = [one for one in alike[:_MOST_ALIKE] if role is None or self._roles.get(one, role) == role]
         if len(fitting) > 1:
             tails = [_tail(parts[:-1], self.names[ordinal]) for ordinal in fitting]
             fitting = [one for one, tail in zip(fitting, tails, strict=True) if tail == max(tails)]

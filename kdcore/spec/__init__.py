@@ -1,6 +1,6 @@
 """The job spec: its classes, how a body is read, the rules between its fields, and how its defaults are resolved."""
 
-from kdcore.spec.baselines import Difference, alone, differences
+from kdcore.spec.baselines import Difference, alone, data_differences, differences
 from kdcore.spec.doubts import dataset_warnings, model_warnings, spec_warnings
 from kdcore.spec.evaluation import (
     EvaluationSpec,
@@ -81,6 +81,7 @@ __all__ = [
     "Unlabelled",
     "alone",
     "as_typed",
+    "data_differences",
     "dataset_warnings",
     "differences",
     "each_assistant",

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kdcore.catalog import DatasetFacts
 from kdcore.spec.job import JobSpec
 from kdcore.spec.methods.schemes import Supervised
 
@@ -57,6 +58,18 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
         *_compare("dataset", mine["dataset"], stored["dataset"]),
         *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
         *_compare("training", _that_count(mine["training"]), _that_count(stored["training"])),
+    ]
+
+
+def data_differences(facts: DatasetFacts, stored: Mapping[str, Any]) -> list[Difference]:
+    """Return how the images differ from those of another job on the same file, which an earlier version may have read
+    in another way. `stored` are the data set's facts in that job's report."""
+    counted = {"num_classes", "train", "test", "validation"} if facts.kind != "named" else set()
+    here = facts.model_dump(include=counted)
+    return [
+        Difference(f"dataset.{name}", value, there)
+        for name, value in here.items()
+        if (there := stored.get(name, 0 if name == "validation" else value)) != value
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from base.references import FILE
 
-TEACHER_CHECK_VERSION = 2
+TEACHER_CHECK_VERSION = 3
 """Increase it when `kdcore/measure/teacher_check.py` would answer otherwise than before."""
 _DECIDING = ("checkpoint", "program", "architecture", "preprocessing", "class_names", "weight")
 

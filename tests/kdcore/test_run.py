@@ -2,6 +2,7 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -182,6 +183,21 @@ def test_run_a_job_of_the_version_before_keeps_to_its_held_out_part(teacher, tmp
     where, _ = workspace(tmp_path / "after")
     report = run(distilled(having, teacher), where, checkpoint)
     assert same(whole, load_file(where.out / "student.safetensors")) and report["dataset"]["validation"] == 0
+    assert "bits_not_repeatable" not in {one["code"] for one in report["warnings"]}
+
+
+def test_run_a_job_of_the_version_before_on_data_that_is_read_otherwise_now_says_so(teacher, tmp_path, monkeypatch):
+    """Earlier versions passed over `x_eval`, and set some of the training images aside."""
+    data = write_arrays(tmp_path / "data.npz")
+    arrays = dict(np.load(data))
+    arrays |= {"x_eval": arrays.pop("x_test"), "y_eval": arrays.pop("y_test")}
+    np.savez(data, **arrays)
+    _, checkpoint = stopped(supervised(data, batch_norm="running"), tmp_path / "before", 3, monkeypatch)
+    as_by_the_version_before(checkpoint)
+    where, _ = workspace(tmp_path / "after")
+    warnings = run(supervised(data), where, checkpoint)["warnings"]
+    (warning,) = [one for one in warnings if one["code"] == "bits_not_repeatable"]
+    assert warning["pointer"] == "/dataset" and "120 images of x_train, 30 images of x_eval" in warning["message"]
 
 
 def test_run_a_job_of_the_version_before_with_large_images_says_that_its_bits_are_not_repeatable(

@@ -68,6 +68,12 @@ def test_entries_too_many_members(pack):
         contents(pack({str(n): b"" for n in range(3)}), Limits(members=2))
 
 
+def test_entries_too_many_folders_inside_of_each_other(pack):
+    assert len(contents(pack({"a/" * 63 + "x": b""}))) == 1
+    with pytest.raises(DatasetUnreadable, match="more than 64 folders inside of each other"):
+        contents(pack({"a/" * 64 + "x": b""}))
+
+
 def test_entries_a_member_too_large(pack):
     with pytest.raises(DatasetUnreadable, match="b unpacks to 11 bytes; the most is 10"):
         contents(pack({"a": b"0123456789", "b": b"01234567890"}), Limits(member_bytes=10))

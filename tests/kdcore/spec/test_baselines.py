@@ -1,7 +1,7 @@
 import pytest
 
 from kdcore.catalog import named_facts
-from kdcore.spec import JobSpec, Known, alone, differences, parse, resolve
+from kdcore.spec import JobSpec, Known, alone, data_differences, differences, parse, resolve
 
 DIGITS = named_facts("digits", None)
 
@@ -26,6 +26,17 @@ def test_differences_compare_defaults_that_are_written_out():
     """The default milestones depend on the epochs: naming the same ones is no difference."""
     named = {"name": "multistep", "milestones": [5, 6, 7]}
     assert texts(resolved(training={"epochs": 8}), resolved(training={"epochs": 8, "schedule": named})) == []
+
+
+def test_data_differences_are_those_of_a_file_that_an_earlier_version_read_otherwise():
+    file = DIGITS.model_copy(update={"kind": "folders"})
+    stored = file.model_dump(mode="json", exclude={"validation"})
+    assert data_differences(file, stored) == [] and data_differences(file, {}) == []
+    now = file.model_copy(update={"validation": 30, "train": 1500})
+    assert [str(one) for one in data_differences(now, stored)] == [
+        "dataset.train is 1500 here and 1437 there",
+        "dataset.validation is 30 here and 0 there",
+    ]
 
 
 @pytest.mark.parametrize(
