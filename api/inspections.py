@@ -7,6 +7,7 @@ the server, even if the server is killed. It prints one JSON object: the facts, 
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -24,6 +25,7 @@ from base.folders import locked_folder
 from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.facts import ProgramFacts
+from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
 from store import registry
 from store.database import Database
@@ -36,6 +38,9 @@ log = logging.getLogger("distillery.inspections")
 OF_FILES: dict[type[BaseModel], str] = {ModelFacts: "model", ProgramFacts: "program", DatasetFacts: "dataset"}
 KINDS: dict[type[BaseModel], str] = {**OF_FILES, ArchitectureFacts: "architecture", TapFacts: "taps", JobCost: "cost"}
 """The verbs of `python -m kdcore inspect`, by the facts that they print."""
+
+VERSIONS: dict[type[BaseModel], str] = {DatasetFacts: "v2"}
+"""Change it when an inspection finds more than before, or accepts what it refused: stored results are not used then."""
 
 ENGINE = (sys.executable, "-m", "kdcore")
 PARALLEL = 2
@@ -134,7 +139,8 @@ class Inspections:
             subject = (str(self.files.path(digest)),)
         else:
             digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
-        key = digest, KINDS[kind], " ".join(str(value) for value in options.values() if value is not None)
+        values = [VERSIONS.get(kind), *options.values()]
+        key = digest, KINDS[kind], " ".join(str(value) for value in values if value is not None)
         if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
             if "refused" in stored:
                 raise Refused(**stored["refused"])
@@ -147,6 +153,13 @@ class Inspections:
             raise
         await self.db.write(registry.put_inspection, *key, facts.model_dump(mode="json"))
         return facts
+
+    async def dataset(self, digest: str, options: DataOptions) -> DatasetFacts:
+        """Return the facts of a data set that is read with these options. Raises Refused."""
+        deciding = options.deciding()
+        size = deciding.pop("image_size", None)
+        more = json.dumps(deciding, sort_keys=True) if deciding else None
+        return await self.inspect(DatasetFacts, digest, image_size=size, options=more)
 
 
 def _flags(options: dict[str, Any]) -> Iterator[str]:

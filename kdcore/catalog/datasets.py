@@ -200,5 +200,6 @@ def named_facts(name: str, image_size: int | None = None) -> DatasetFacts:
         kind="named",
         class_names=dataset.class_names or [str(label) for label in range(dataset.num_classes)],
         image_size=(image_size, image_size) if image_size else dataset.image_size,
+        grey=dataset.channels == 1,
         **shared,
     )

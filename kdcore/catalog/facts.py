@@ -1,6 +1,6 @@
 """The facts of a data set, a model file or an architecture, as published or from an inspection."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,6 +33,26 @@ class DatasetFacts(Facts):
     std: list[float]
     digest: str | None = None
     """`sha256:<hex>` of the file; None for a named set that has not been fetched yet."""
+    grey: bool = False
+    """True if all training images are grey, also if they are read with three equal channels."""
+    per_class: dict[str, list[int]] = {}
+    """For each split the number of images in each class, in the order of `class_names`. Empty if not known."""
+    pictures: dict[str, int] = {}
+    """How many image files are of a kind: grey, colour; alpha (with transparent parts, read over white), palette, cmyk,
+    sixteen_bit (grey with more than 8 bits, scaled by its own range), oriented (with a tag to turn it), animated (its
+    first frame is read), cut (resized by a crop that leaves out more than a tenth)."""
+    pixels_cut: float = 0.0
+    """The share of all pixels that the crop leaves out."""
+    skipped: int = 0
+    """Image files that could not be read and were left out, as `skip_unreadable` says."""
+    skipped_names: list[str] = []
+    """The first of them."""
+    options: dict[str, Any] = {}
+    """The options that the registration gave. Jobs that name the data set use them."""
+
+    def with_three_channels(self) -> "DatasetFacts":
+        """Return the facts of grey images when they are read with three equal channels."""
+        return self.model_copy(update={"channels": 3, "grey": True, "mean": self.mean * 3, "std": self.std * 3})
 
 
 class ModelFacts(Facts):

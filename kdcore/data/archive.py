@@ -53,12 +53,15 @@ class Entry:
     read: Callable[[], bytes]
 
 
-def entries(path: Path, limits: Limits) -> Iterator[Entry]:
-    """Yield every member in the archive's own order, without files of operating systems (.DS_Store, __MACOSX)."""
+def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator[Entry]:
+    """Yield every member in the archive's own order, without files of operating systems (.DS_Store, __MACOSX).
+
+    `encoding` is that of names in a .zip that are not marked as UTF-8.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(2)
-        members = _zip(path, limits) if start == _ZIP else _tar(path, limits, packed=start == _GZIP)
+        members = _zip(path, limits, encoding) if start == _ZIP else _tar(path, limits, packed=start == _GZIP)
         for count, entry in enumerate(members):
             if count >= limits.members:
                 raise DatasetUnreadable(f"The archive holds more than {limits.members:,} members.")
@@ -70,9 +73,9 @@ def entries(path: Path, limits: Limits) -> Iterator[Entry]:
         ) from error
 
 
-def _zip(path: Path, limits: Limits) -> Iterator[Entry]:
+def _zip(path: Path, limits: Limits, encoding: str | None) -> Iterator[Entry]:
     budget = _Budget(path, limits)
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(path, metadata_encoding=encoding) as archive:
         for info in archive.infolist():
             name = _safe(info.filename)
             mode = info.external_attr >> 16

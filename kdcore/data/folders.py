@@ -6,11 +6,13 @@ sorted folder names, as in torchvision's ImageFolder, so teachers trained on the
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +20,10 @@ import torch
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
-from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, drawn, no_labels, require_all_classes
 from kdcore.data.image_files import Header
 from kdcore.data.images import Labels
+from kdcore.spec import DataOptions
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """In order of preference: if both `test` and `val` hold class folders, `val` is not used."""
@@ -53,16 +56,25 @@ class _Member:
 
 
 _Classes = dict[str, list[_Member]]
+_Archive = Callable[[], Iterator[Entry]]
 
 
-def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
-    """Read the archive's layout, classes, sizes and colours, from the header of every image."""
-    members = _read_entries(path, limits)
+def open_folders(
+    path: Path, options: DataOptions | None = None, limits: Limits = LIMITS, encoding: str | None = None
+) -> Source:
+    """Read the archive's layout, classes, sizes and colours, from the header of every image.
+
+    `encoding` is that of names in a .zip that are not marked as UTF-8.
+    """
+    options = options or DataOptions()
+    archive = partial(entries, path, limits, encoding)
+    members = _read_entries(archive(), options)
     flat = _flat(members)
     layout: dict[Split, _Classes] = {"train": {"": flat}} if flat else _layout(members)
+    layout, skipped = _without_unreadable(archive, layout, options)
     for split, classes in layout.items():
         _check(split, classes, layout["train"])
-    height, width, channels = _shape(layout, image_size)
+    height, width, channels = _shape(layout, options.image_size)
     files: dict[Split, list[_Member]] = {s: [f for of in classes.values() for f in of] for s, classes in layout.items()}
     class_names = () if flat else tuple(layout["train"])
     labels = no_labels(len(flat)) if flat else _labels(layout, class_names)
@@ -74,6 +86,11 @@ def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) ->
             "test": [file for file, out in zip(files["train"], aside, strict=True) if out],
         }
         labels = {"train": labels["train"][~aside], "test": labels["train"][aside]}
+    kept = drawn(labels["train"], options)
+    files["train"] = [file for file, keep in zip(files["train"], kept, strict=True) if keep]
+    labels["train"] = labels["train"][kept]
+    headers = (file.header for of in files.values() for file in of if isinstance(file.header, Header))
+    pictures, pixels_cut = image_files.count(headers, options)
     places = {file.ordinal: (split, row) for split, rows in files.items() for row, file in enumerate(rows)}
     return Source(
         kind="folders",
@@ -83,8 +100,36 @@ def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) ->
         width=width,
         labels=labels,
         test_carved=test_carved,
-        pieces=lambda: _pieces(path, limits, places, channels, image_size),
+        pieces=lambda: _pieces(archive, places, channels, options),
+        pictures=pictures,
+        pixels_cut=pixels_cut,
+        skipped=skipped,
     )
+
+
+def _without_unreadable(
+    archive: _Archive, layout: dict[Split, _Classes], options: DataOptions
+) -> tuple[dict[Split, _Classes], list[str]]:
+    """Return the layout without image files that cannot be read, and their names.
+
+    Raises DatasetUnreadable, which names them all, unless they are to be skipped. If the headers are in order, and
+    nothing is to be skipped, the decoding itself finds what is broken.
+    """
+    files = [file for classes in layout.values() for of in classes.values() for file in of]
+    faults = {file.ordinal: file.header for file in files if isinstance(file.header, DatasetUnreadable)}
+    if not faults and not options.skip_unreadable:
+        return layout, []
+    rest: dict[int, tuple[Split, int]] = {file.ordinal: ("train", 0) for file in files if file.ordinal not in faults}
+    for place, result in _decoded(archive, rest, 3, options):
+        if isinstance(result, DatasetUnreadable):
+            faults[place.ordinal] = result
+    if faults and not options.skip_unreadable:
+        raise image_files.unreadable([faults[file.ordinal] for file in files if file.ordinal in faults])
+    left: dict[Split, _Classes] = {
+        split: {name: [file for file in of if file.ordinal not in faults] for name, of in classes.items()}
+        for split, classes in layout.items()
+    }
+    return left, [file.name for file in files if file.ordinal in faults]
 
 
 def _labels(layout: Mapping[Split, _Classes], class_names: tuple[str, ...]) -> dict[Split, Labels]:
@@ -96,13 +141,13 @@ def _labels(layout: Mapping[Split, _Classes], class_names: tuple[str, ...]) -> d
     return labels
 
 
-def _read_entries(path: Path, limits: Limits) -> list[_Member]:
+def _read_entries(archive: Iterator[Entry], options: DataOptions) -> list[_Member]:
     members = []
-    for ordinal, entry in enumerate(entries(path, limits)):
+    for ordinal, entry in enumerate(archive):
         if entry.is_folder:
             members.append(_Member(ordinal, str(entry.path), entry.path.parts, None))
         elif entry.path.suffix.lower() not in NOTES:
-            members.append(_Member(ordinal, str(entry.path), entry.path.parts, _header(entry)))
+            members.append(_Member(ordinal, str(entry.path), entry.path.parts, _header(entry, options)))
     if not any(item.is_image for item in members):
         first = next((str(item.header) for item in members if item.header is not None), "")
         raise DatasetUnreadable(
@@ -111,10 +156,10 @@ def _read_entries(path: Path, limits: Limits) -> list[_Member]:
     return members
 
 
-def _header(entry: Entry) -> Header | DatasetUnreadable:
+def _header(entry: Entry, options: DataOptions) -> Header | DatasetUnreadable:
     """Return the header, or the error: it is a fault only if the file is a sample, which is not known yet."""
     try:
-        return image_files.header(entry.read(), str(entry.path))
+        return image_files.header(entry.read(), str(entry.path), options)
     except DatasetUnreadable as error:
         return error
 
@@ -188,9 +233,6 @@ def _check(split: Split, classes: _Classes, train: _Classes) -> None:
     for name, files in classes.items():
         if not files:
             raise DatasetUnreadable(f"The class folder {name!r} in {split} holds no images.", "Remove it or fill it.")
-        for file in files:
-            if isinstance(file.header, DatasetUnreadable):
-                raise file.header
     extra, missing = sorted(classes.keys() - train.keys()), sorted(train.keys() - classes.keys())
     if extra or missing:
         where = "train" if extra else split
@@ -224,19 +266,50 @@ def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[in
 
 
 def _pieces(
-    path: Path, limits: Limits, places: Mapping[int, tuple[Split, int]], channels: int, size: int | None
+    archive: _Archive, places: Mapping[int, tuple[Split, int]], channels: int, options: DataOptions
 ) -> Iterator[Piece]:
-    """Decode in the archive's order, with one thread for each of torch's (Pillow releases the GIL)."""
+    """Decode in the archive's order. Raises DatasetUnreadable at the end: it names all files that cannot be read."""
+    faults: list[DatasetUnreadable] = []
+    results = _decoded(archive, places, channels, options)
+    while chunk := list(islice(results, _CHUNK)):
+        faults += [result for _, result in chunk if isinstance(result, DatasetUnreadable)]
+        good = [(place, result) for place, result in chunk if not isinstance(result, DatasetUnreadable)]
+        if good and not faults:
+            rows = np.array([place.row for place, _ in good], dtype=np.int64)
+            yield from by_split([place.split for place, _ in good], rows, np.stack([pixels for _, pixels in good]))
+    if faults:
+        raise image_files.unreadable(faults)
+
+
+class _Place(NamedTuple):
+    """A file of the archive, and the row that it fills."""
+
+    ordinal: int
+    split: Split
+    row: int
+
+
+def _decoded(
+    archive: _Archive, places: Mapping[int, tuple[Split, int]], channels: int, options: DataOptions
+) -> Iterator[tuple[_Place, Pixels | DatasetUnreadable]]:
+    """Yield each wanted file, decoded, or what is wrong with it; one thread for each of torch's (Pillow releases the
+    GIL)."""
+
+    def attempt(file: tuple[_Place, str, bytes]) -> tuple[_Place, Pixels | DatasetUnreadable]:
+        place, name, blob = file
+        try:
+            return place, image_files.decode(blob, name, channels, options)
+        except DatasetUnreadable as error:
+            return place, error
+
     wanted = (
-        (*places[ordinal], str(entry.path), entry.read())
-        for ordinal, entry in enumerate(entries(path, limits))
+        (_Place(ordinal, *places[ordinal]), str(entry.path), entry.read())
+        for ordinal, entry in enumerate(archive())
         if ordinal in places
     )
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         while chunk := list(islice(wanted, _CHUNK)):
-            pixels = np.stack(list(pool.map(lambda row: image_files.decode(row[3], row[2], channels, size), chunk)))
-            rows = np.array([row for _, row, _, _ in chunk], dtype=np.int64)
-            yield from by_split([split for split, *_ in chunk], rows, pixels)
+            yield from pool.map(attempt, chunk)
 
 
 def by_split(splits: Iterable[Split], rows: np.ndarray, pixels: np.ndarray) -> Iterator[Piece]:

@@ -9,6 +9,7 @@ from numpy.lib import format as npy
 from base.errors import DatasetUnreadable
 from kdcore.data import arrays
 from kdcore.data.arrays import open_arrays
+from kdcore.spec import DataOptions
 
 
 def pixels(source, split="train"):
@@ -59,7 +60,7 @@ def test_open_arrays_carved_labels_stay_with_their_images(npz):
 
 def test_open_arrays_an_image_size_resizes(npz):
     x = np.full((6, 4, 8, 3), 9, np.uint8)
-    source = open_arrays(npz(x_train=x, x_test=x[:3]), 6)
+    source = open_arrays(npz(x_train=x, x_test=x[:3]), DataOptions(image_size=6))
     assert pixels(source).shape == (6, 3, 6, 6) and (pixels(source) == 9).all()
 
 
@@ -82,7 +83,7 @@ def test_open_arrays_images_alone_have_no_labels(tmp_path, name):
     assert source.class_names == () and source.labels["train"].tolist() == [-1] * 5
     assert len(source.labels["test"]) == 0 and not source.test_carved
     assert (pixels(source) == x.transpose(0, 3, 1, 2)).all()
-    assert pixels(open_arrays(tmp_path / "pool.npz", 8)).shape == (5, 3, 8, 8)
+    assert pixels(open_arrays(tmp_path / "pool.npz", DataOptions(image_size=8))).shape == (5, 3, 8, 8)
 
 
 def with_member(good: Path, folder: Path, name: str, blob: bytes) -> Path:

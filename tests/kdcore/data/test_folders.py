@@ -9,6 +9,7 @@ from base.errors import DatasetUnreadable
 from kdcore.data.archive import Limits
 from kdcore.data.decoding import Source
 from kdcore.data.folders import open_folders
+from kdcore.spec import DataOptions
 from tests.kdcore.data.making import class_folders, png
 
 
@@ -111,7 +112,7 @@ def test_open_folders_pictures_without_labels_may_differ_in_size_where_one_is_as
     path = pack_zip({"1.png": png(), "2.png": png(width=6)})
     with pytest.raises(DatasetUnreadable, match="differ in size"):
         open_folders(path, None)
-    assert open_folders(path, 4).width == 4
+    assert open_folders(path, DataOptions(image_size=4)).width == 4
 
 
 def test_open_folders_differing_sizes_need_an_image_size(pack):
@@ -119,7 +120,7 @@ def test_open_folders_differing_sizes_need_an_image_size(pack):
     with pytest.raises(DatasetUnreadable, match=r"differ in size: 4x4 \(12 images\), 6x4 \(1 images\)") as caught:
         open_folders(path, None)
     assert "image_size" in str(caught.value.hint)
-    source = open_folders(path, 8)
+    source = open_folders(path, DataOptions(image_size=8))
     assert (source.height, source.width) == (8, 8)
     assert {pixels.shape[1:] for _, _, pixels in source.pieces()} == {(3, 8, 8)}
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
+from kdcore.spec import DataOptions
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
@@ -34,9 +35,9 @@ def test_decode_grey_as_one_channel_and_as_three():
 def test_decode_shorter_side_then_centre():
     """4 × 8 in four vertical bands of two columns: the centre 4 × 4 keeps the middle two."""
     bands = np.repeat(np.array([10, 20, 30, 40], np.uint8), 2)[None].repeat(4, 0)
-    assert image_files.decode(encoded(bands), "a", 1, 4)[0].tolist() == [[20, 20, 30, 30]] * 4
-    assert image_files.decode(encoded(bands), "a", 1, 2).shape == (1, 2, 2)
-    assert image_files.decode(encoded(bands), "a", 1, 9).shape == (1, 9, 9)
+    assert image_files.decode(encoded(bands), "a", 1, DataOptions(image_size=4))[0].tolist() == [[20, 20, 30, 30]] * 4
+    assert image_files.decode(encoded(bands), "a", 1, DataOptions(image_size=2)).shape == (1, 2, 2)
+    assert image_files.decode(encoded(bands), "a", 1, DataOptions(image_size=9)).shape == (1, 9, 9)
 
 
 def test_decode_transparency_is_dropped():

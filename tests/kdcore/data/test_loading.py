@@ -14,7 +14,7 @@ from kdcore.catalog import DATASETS
 from kdcore.data import inspect, load, load_unlabelled
 from kdcore.data.images import split
 from kdcore.data.views import Views, order
-from kdcore.spec import CropFlip, Dataset
+from kdcore.spec import CropFlip, DataOptions, Dataset
 from tests.kdcore.data.making import class_folders, png
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -168,7 +168,7 @@ def test_inspect_pickles_are_never_read(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not at hand")
 def test_inspect_real_flowers():
-    facts = inspect(SHARED / "flowers128.zip", 32)
+    facts = inspect(SHARED / "flowers128.zip", DataOptions(image_size=32))
     assert facts.class_names == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
     assert (facts.train, facts.test, facts.channels, facts.image_size) == (3457, 860, 3, (32, 32))
 
