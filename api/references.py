@@ -61,8 +61,11 @@ class References:
     inspections: Inspections
     caller: Member
 
-    async def dataset(self, dataset: Dataset, size_at: str = "/dataset/image_size") -> Target[DatasetFacts]:
-        """Look up a data set. `size_at`: the field that is at fault if the images cannot have the requested size."""
+    async def dataset(
+        self, dataset: Dataset, size_at: str = "/dataset/image_size", as_registered: bool = True
+    ) -> Target[DatasetFacts]:
+        """Look up a data set. `size_at`: the field that is at fault if the images cannot have the requested size.
+        `as_registered`: options that are not given are those of its registration."""
         source = dataset.source
         if source.startswith(FILE):
             raise ReferenceFault(
@@ -81,7 +84,7 @@ class References:
             raise _unknown("data set", source, names) from None
         facts = DatasetFacts.model_validate(registered.facts)
         own = _registered_options(facts)
-        options = dataset.over(own)
+        options = dataset.over(own) if as_registered else dataset.options
         if not _same_images(options, own, facts):
             facts = await self._data_facts(registered.sha256, options)
         return Target(facts, f"{BLOB}{registered.sha256}", options)

@@ -109,7 +109,8 @@ class Lookup:
         if isinstance(unlabelled, Unlabelled):
             options = self.data.options if self.data else dataset if isinstance(dataset, Dataset) else DataOptions()
             pool = Dataset.of(unlabelled.source, options.for_unlabelled())
-            search = self.references.dataset(pool, size_at="/unlabelled/source")
+            # The spec has one set of options: the engine reads both alike.
+            search = self.references.dataset(pool, size_at="/unlabelled/source", as_registered=False)
             self.pool = await self._find(search, "/unlabelled/source")
             same_name = isinstance(dataset, Dataset) and dataset.source == unlabelled.source
             if self.data and self.pool and self.data.reference == self.pool.reference and not same_name:

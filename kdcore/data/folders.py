@@ -77,7 +77,7 @@ def open_folders(
     height, width, channels = _shape(layout, options.image_size)
     files: dict[Split, list[_Member]] = {s: [f for of in classes.values() for f in of] for s, classes in layout.items()}
     class_names = () if flat else tuple(layout["train"])
-    labels = no_labels(len(flat)) if flat else _labels(layout, class_names)
+    labels = no_labels(len(layout["train"][""])) if flat else _labels(layout, class_names)
     test_carved = "test" not in labels
     if test_carved:
         aside = carve(labels["train"])

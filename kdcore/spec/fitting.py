@@ -178,7 +178,7 @@ def _channels_field(wanted: int | str) -> str:
     """Return the field that gives the images as many channels as a network takes."""
     return {
         1: "; dataset.channels: 1 reads colour images as grey",
-        3: "; dataset.channels: 3 reads grey images so",
+        3: "; dataset.channels: 3 reads grey images as colour",
     }.get(wanted if isinstance(wanted, int) else 0, "")
 
 

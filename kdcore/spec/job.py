@@ -171,6 +171,8 @@ class DataOptions(Vocabulary):
         given, base = self.given(), registered.given()
         if given.keys() & {"image_size", "resize"}:
             base.pop("resize_to", None)
+        if "resize_to" in given:
+            base.pop("resize", None)
         return DataOptions.model_validate({**base, **given})
 
     def for_unlabelled(self) -> "DataOptions":

@@ -8,7 +8,7 @@ from typing import Any
 from base.references import FILE
 from kdcore.spec.job import Dataset
 
-TEACHER_CHECK_VERSION = 1
+TEACHER_CHECK_VERSION = 2
 """Increase it when `kdcore/teacher_check.py` would answer otherwise than before."""
 _DECIDING = ("checkpoint", "program", "architecture", "preprocessing", "class_names", "weight")
 

@@ -178,3 +178,20 @@ def test_open_arrays_images_alone_are_held_to_the_same_rules(tmp_path, x, said):
     np.savez(tmp_path / "pool.npz", x=x)
     with pytest.raises(DatasetUnreadable, match=said):
         open_arrays(tmp_path / "pool.npz", None)
+
+
+def test_open_arrays_are_squashed_padded_and_cropped_as_pictures_are(npz):
+    """4 x 8 in vertical bands: the crop keeps the two in the middle, and says that half is left out."""
+    bands = np.repeat(np.array([10, 20, 30, 40], np.uint8), 2)[None].repeat(4, 0)
+    path = npz(x_train=np.stack([bands] * 6), x_test=np.stack([bands] * 3))
+
+    def read(**given):
+        source = open_arrays(path, DataOptions(image_size=4, interpolation="nearest", **given))
+        return pixels(source)[0, 0], source
+
+    crop, source = read()
+    assert crop[0].tolist() == [20, 20, 30, 30] and source.pixels_cut == 0.5 and source.pictures == {"cut": 9}
+    squashed, source = read(resize="squash")
+    assert squashed[0].tolist() == [10, 20, 30, 40] and source.pixels_cut == 0 and source.pictures == {}
+    padded, _ = read(resize="pad")
+    assert padded.tolist() == [[0] * 4, [10, 20, 30, 40], [10, 20, 30, 40], [0] * 4]

@@ -17,7 +17,9 @@ from kdcore.spec import DataOptions
 def test_open_digits_counts_and_facts_are_the_catalogs():
     digits = decoded(open_digits(None))
     assert (len(digits.train), len(digits.test)) == (1437, 360)
-    assert digits.facts == named_facts("digits")
+    per_class = digits.facts.per_class
+    assert digits.facts.model_copy(update={"per_class": {}}) == named_facts("digits")
+    assert (sum(per_class["train"]), sum(per_class["test"]), len(per_class["test"])) == (1437, 360, 10)
     assert digits.train.pixels.shape == (1437, 1, 8, 8) and digits.train.pixels.dtype == torch.uint8
 
 
