@@ -82,6 +82,18 @@ def test_main_lines_go_to_the_descriptor_asked_for(tmp_path):
     assert lines[1]["code"] == "spec_invalid" and "resnet21" in lines[1]["message"] and lines[1]["retryable"] is False
 
 
+def test_inspect_a_data_set_with_options(tmp_path):
+    data = tmp_path / "grey.npz"
+    x = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(data, x_train=x, y_train=np.arange(40) % 4, x_test=x[:8], y_test=np.arange(8) % 4)
+    options = '{"channels": 3, "limit": 8, "class_names": ["a", "b", "c", "d"]}'
+    answer = json.loads(engine("inspect", "dataset", data, "--image-size", 4, "--options", options).communicate()[0])
+    facts = answer["facts"]
+    assert (facts["channels"], facts["image_size"], facts["grey"]) == (3, [4, 4], True)
+    assert facts["class_names"] == ["a", "b", "c", "d"]
+    assert facts["per_class"] == {"train": [2, 2, 2, 2], "test": [2, 2, 2, 2]}
+
+
 def test_main_inspections_answer_with_facts_or_with_the_reason(data, tmp_path):
     answer = json.loads(engine("inspect", "dataset", data).communicate()[0])
     assert answer["ok"] and answer["facts"]["num_classes"] == 3 and answer["facts"]["train"] == 120
