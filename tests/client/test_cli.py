@@ -378,7 +378,18 @@ def test_datasets_add_sends_the_options_that_are_given(tmp_path: Path):
     file.write_bytes(b"bytes")
     fake = FakeFiles().service()
     fake.routes["POST /v1/datasets"] = {"name": "t", "facts": facts, "warnings": [], "id": "ds_1"}
-    words = ["--image-size", "224", "--resize-to", "256", "--interpolation", "bicubic", "--channels", "3", "--orientation", "apply"]
+    words = [
+        "--image-size",
+        "224",
+        "--resize-to",
+        "256",
+        "--interpolation",
+        "bicubic",
+        "--channels",
+        "3",
+        "--orientation",
+        "apply",
+    ]
     done = run(fake, "datasets", "add", str(file), *words, "--skip-unreadable", "--limit", "50", "--encoding", "cp932")
     assert done.exit_code == 0, done.output
     (body,) = fake.bodies("POST /v1/datasets")
