@@ -327,6 +327,10 @@ def _named(name: str, options: DataOptions, size_at: str = "/dataset/image_size"
     if options.channels == 1 and facts.channels == 3:
         text = f"the mean and std of {name} in grey are not known; only grey images can get other channels here"
         raise ReferenceFault(text, "not_allowed", 3, 1, pointer="/dataset/channels")
+    if options.limit is not None and options.limit < facts.num_classes:
+        text = f"{name} has {facts.num_classes} classes, and each needs an image"
+        at_least = f"≥ {facts.num_classes}"
+        raise ReferenceFault(text, "not_allowed", at_least, options.limit, pointer="/dataset/limit")
     return facts.model_copy(update={"train": min(facts.train, options.limit or facts.train)})
 
 

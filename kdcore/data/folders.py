@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import torch
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
-from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, drawn, no_labels, require_all_classes
+from kdcore.data.decoding import Piece, Source, Split, carve, drawn, no_labels, require_all_classes
 from kdcore.data.image_files import Header
 from kdcore.data.images import Labels
 from kdcore.spec import DataOptions
@@ -54,6 +54,8 @@ class _Member:
     def inside(self) -> "_Member":
         return _Member(self.ordinal, self.name, self.below[1:], self.header)
 
+
+T = TypeVar("T")
 
 _Classes = dict[str, list[_Member]]
 _Archive = Callable[[], Iterator[Entry]]
@@ -120,7 +122,12 @@ def _without_unreadable(
     if not faults and not options.skip_unreadable:
         return layout, []
     rest: dict[int, tuple[Split, int]] = {file.ordinal: ("train", 0) for file in files if file.ordinal not in faults}
-    for place, result in _decoded(archive, rest, 3, options):
+
+    def is_readable(blob: bytes, name: str) -> bool:
+        image_files.decode(blob, name, 3, options)
+        return True
+
+    for place, result in _each(archive, rest, is_readable):
         if isinstance(result, DatasetUnreadable):
             faults[place.ordinal] = result
     if faults and not options.skip_unreadable:
@@ -270,7 +277,7 @@ def _pieces(
 ) -> Iterator[Piece]:
     """Decode in the archive's order. Raises DatasetUnreadable at the end: it names all files that cannot be read."""
     faults: list[DatasetUnreadable] = []
-    results = _decoded(archive, places, channels, options)
+    results = _each(archive, places, lambda blob, name: image_files.decode(blob, name, channels, options))
     while chunk := list(islice(results, _CHUNK)):
         faults += [result for _, result in chunk if isinstance(result, DatasetUnreadable)]
         good = [(place, result) for place, result in chunk if not isinstance(result, DatasetUnreadable)]
@@ -289,16 +296,18 @@ class _Place(NamedTuple):
     row: int
 
 
-def _decoded(
-    archive: _Archive, places: Mapping[int, tuple[Split, int]], channels: int, options: DataOptions
-) -> Iterator[tuple[_Place, Pixels | DatasetUnreadable]]:
-    """Yield each wanted file, decoded, or what is wrong with it; one thread for each of torch's (Pillow releases the
-    GIL)."""
+def _each(
+    archive: _Archive, places: Mapping[int, tuple[Split, int]], work: Callable[[bytes, str], T]
+) -> Iterator[tuple[_Place, T | DatasetUnreadable]]:
+    """Yield the result of `work` for the content and name of each wanted file, or what is wrong with the file.
 
-    def attempt(file: tuple[_Place, str, bytes]) -> tuple[_Place, Pixels | DatasetUnreadable]:
+    There is one thread for each of torch's (Pillow releases the GIL).
+    """
+
+    def attempt(file: tuple[_Place, str, bytes]) -> tuple[_Place, T | DatasetUnreadable]:
         place, name, blob = file
         try:
-            return place, image_files.decode(blob, name, channels, options)
+            return place, work(blob, name)
         except DatasetUnreadable as error:
             return place, error
 

@@ -723,6 +723,7 @@ async def test_unlabelled_images_are_read_with_the_options_of_the_data_set(servi
     [
         ({"source": "digits", "orientation": "apply"}, "/dataset/orientation", "not for the built-in digits"),
         ({"source": "digits", "class_names": ["a", "b"]}, "/dataset/class_names", "not for the built-in digits"),
+        ({"source": "digits", "limit": 9}, "/dataset/limit", "digits has 10 classes, and each needs an image"),
         ({"source": "cifar10", "channels": 1}, "/dataset/channels", "the mean and std of cifar10 in grey"),
     ],
 )
