@@ -7,6 +7,7 @@ the server, even if the server is killed. It prints one JSON object: the facts, 
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -24,6 +25,7 @@ from base.folders import locked_folder
 from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.facts import DATASET_READING, ProgramFacts
+from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
 from store import registry
 from store.database import Database
@@ -150,6 +152,13 @@ class Inspections:
             raise
         await self.db.write(registry.put_inspection, *key, facts.model_dump(mode="json"))
         return facts
+
+    async def dataset(self, digest: str, options: DataOptions) -> DatasetFacts:
+        """Return the facts of a data set that is read with these options. Raises Refused."""
+        deciding = options.deciding()
+        size = deciding.pop("image_size", None)
+        more = json.dumps(deciding, sort_keys=True) if deciding else None
+        return await self.inspect(DatasetFacts, digest, image_size=size, options=more)
 
 
 def _flags(options: dict[str, Any]) -> Iterator[str]:

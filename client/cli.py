@@ -527,13 +527,38 @@ def add_dataset(
     ],
     name: FileName = None,
     image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
+    resize: Annotated[str | None, typer.Option(help="crop, squash or pad to the image size. Default: crop.")] = None,
+    resize_to: Annotated[
+        int | None, typer.Option(help="Length of the shorter side before the crop, as 256 for an image size of 224.")
+    ] = None,
+    interpolation: Annotated[str | None, typer.Option(help="bilinear, bicubic or nearest.")] = None,
+    channels: Annotated[int | None, typer.Option(help="3 for grey images and a colour teacher; 1 for grey.")] = None,
+    orientation: Annotated[str | None, typer.Option(help="apply: turn images as their camera's tag says.")] = None,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave out broken image files.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Use so many training images, evenly over the classes.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of names in a .zip that are not UTF-8, such as cp932.")] = None,
     strict: Strict = False,
 ) -> None:
     """Upload a data set and register it. The server reads every row first."""
     distillery: Distillery = context.obj
+    given = {
+        "resize": resize,
+        "resize_to": resize_to,
+        "interpolation": interpolation,
+        "channels": channels,
+        "orientation": orientation,
+        "skip_unreadable": skip_unreadable or None,
+        "limit": limit,
+        "encoding": encoding,
+    }
     with TransferBars() as bars, packed(file, bars.add(f"packing {file.name}") if file.is_dir() else None) as whole:
         dataset = distillery.register_dataset(
-            name or _stem(whole), whole, image_size=image_size, strict=strict, on_progress=bars.add(whole.name)
+            name or _stem(whole),
+            whole,
+            image_size=image_size,
+            options={option: value for option, value in given.items() if value is not None},
+            strict=strict,
+            on_progress=bars.add(whole.name),
         )
     output().print(tables.dataset_table([dataset]))
     print_warnings(dataset["warnings"])

@@ -262,14 +262,19 @@ class Distillery:
         file: str | Path,
         *,
         image_size: int | None = None,
+        options: Mapping[str, Any] | None = None,
         strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Dataset:
         """Register a data set: `.npz` arrays, an archive of class folders, or such a folder, which is packed first (its
         progress is reported before that of the upload). The server reads every row first; what it had to decide itself
-        is in the data set's `warnings`, and with `strict` an ApiError instead."""
+        is in the data set's `warnings`, and with `strict` an ApiError instead.
+
+        `options` are the other fields that say how the images are read, such as `{"resize": "pad", "channels": 3}`.
+        Jobs that name the data set read it like that.
+        """
         blob = self._packed_blob(file, on_progress)
-        body = {"name": name, "blob": blob, "image_size": image_size, "strict": strict or None}
+        body = {**(options or {}), "name": name, "blob": blob, "image_size": image_size, "strict": strict or None}
         dataset: Dataset = self.connection.json("POST", "/v1/datasets", json=_without_none(body), timeout=INSPECTION_S)
         return dataset
 

@@ -6,7 +6,7 @@
     python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
     python -m kdcore inspect model PATH --architecture NAME
     python -m kdcore inspect program PATH
-    python -m kdcore inspect dataset PATH [--image-size N] [--progress]
+    python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
@@ -32,7 +32,7 @@ from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, Storage
 from base.files import DISK_FULL
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
-from kdcore.spec import EvaluationSpec, JobSpec, parse, parse_evaluation
+from kdcore.spec import DataOptions, EvaluationSpec, JobSpec, parse, parse_evaluation
 from kdcore.spec.cost import ProbeRequest
 
 PROGRESS_S = 1.0
@@ -120,7 +120,7 @@ def _facts(of: argparse.Namespace) -> Any:
         case "dataset":
             from kdcore import data
 
-            return data.inspect(of.path, of.image_size, _Progress() if of.progress else None)
+            return data.inspect(of.path, _data_options(of), _Progress() if of.progress else None)
         case "cost":
             from kdcore.measure.probe import probe
 
@@ -142,6 +142,12 @@ class _Progress:
         if time.monotonic() - self._printed_at >= PROGRESS_S:
             self._printed_at = time.monotonic()
             print(json.dumps({"progress": {"done": done, "total": total}}), flush=True)
+
+
+def _data_options(arguments: argparse.Namespace) -> DataOptions:
+    """Return how a data set is read: the size, and the other options as JSON."""
+    given = {"image_size": arguments.image_size, **json.loads(arguments.options)}
+    return DataOptions.model_validate(given)
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
@@ -239,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
     dataset.add_argument("--image-size", type=int)
+    dataset.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
     dataset.add_argument("--progress", action="store_true")
     architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
     for kind in (architecture, taps):

@@ -160,7 +160,7 @@ def refuse_if_strict(spec: JobSpec, workspace: Workspace) -> None:
 def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | None:
     if spec.unlabelled is None:
         return None
-    source = Dataset(source=spec.unlabelled.source, image_size=spec.dataset.image_size)
+    source = Dataset.of(spec.unlabelled.source, spec.dataset.for_unlabelled())
     return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts)
 
 

@@ -101,13 +101,14 @@ def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progres
 
 
 def _was_read_otherwise(facts: DatasetFacts) -> bool:
-    """Return True if versions before the second reading took other images for the training or test split. That they
-    used no validation split is not counted: a resumed job does not use it either."""
+    """Return True if earlier versions took other images for the training or test split, or dropped the transparency of
+    pictures. That they used no validation split is not counted: a resumed job does not use it either."""
     by_names = {"", "arrays", layouts.SPLITS, layouts.CLASSES, layouts.UNLABELLED}
     read_before = {"train", "test", "val", "valid", "validation", "x_train", "x_test"}
     names = [name.lower() for name in facts.splits]
     used = [names[0], *names[2:]] if facts.validation else names
-    return facts.layout not in by_names or not read_before.issuperset(used)
+    by_other_names = facts.layout not in by_names or not read_before.issuperset(used)
+    return by_other_names or bool(facts.pictures.get("alpha"))
 
 
 def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress, meter: Meter) -> None:

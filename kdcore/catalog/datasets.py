@@ -201,5 +201,6 @@ def named_facts(name: str, image_size: int | None = None) -> DatasetFacts:
         class_names=dataset.class_names or [str(label) for label in range(dataset.num_classes)],
         image_size=(image_size, image_size) if image_size else dataset.image_size,
         reading=DATASET_READING,
+        grey=dataset.channels == 1,
         **shared,
     )

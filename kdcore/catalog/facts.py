@@ -1,10 +1,10 @@
 """The facts of a data set, a model file or an architecture, as published or from an inspection."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-DATASET_READING = 2
+DATASET_READING = 3
 """The number of the rules by which files are read as data sets: a part of the key of every stored inspection and of
 every decoded file. Increase it when the same file is read as something else, or decoded to other bytes, than before."""
 
@@ -61,6 +61,20 @@ class DatasetFacts(Facts):
     std: list[float]
     digest: str | None = None
     """`sha256:<hex>` of the file; None for a named set that has not been fetched yet."""
+    grey: bool = False
+    """True if all training images are grey, also if they are read with three equal channels."""
+    pictures: dict[str, int] = {}
+    """How many image files are of a kind: grey, colour; alpha (with transparent parts, read over white), palette, cmyk,
+    sixteen_bit (grey with more than 8 bits, scaled by its own range), oriented (with a tag to turn it), animated (its
+    first frame is read), cut (resized by a crop that leaves out more than a tenth)."""
+    pixels_cut: float = 0.0
+    """The share of all pixels that the crop leaves out."""
+    skipped: int = 0
+    """Image files that could not be read and were left out, as `skip_unreadable` says."""
+    skipped_names: list[str] = []
+    """The first of them."""
+    options: dict[str, Any] = {}
+    """The options that the registration gave. Jobs that name the data set use them."""
     reading: int = 1
     """The `DATASET_READING` by which a file was read. At submit, a file with an earlier one is read again."""
 
@@ -74,6 +88,10 @@ class DatasetFacts(Facts):
     def is_outdated(self) -> bool:
         """True if the file may be read as something else now."""
         return self.reading != DATASET_READING
+
+    def with_three_channels(self) -> "DatasetFacts":
+        """Return the facts of grey images when they are read with three equal channels."""
+        return self.model_copy(update={"channels": 3, "grey": True, "mean": self.mean * 3, "std": self.std * 3})
 
 
 class ModelFacts(Facts):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels,
 from kdcore.data.images import Labels
 from kdcore.data.layouts import shortened
 from kdcore.data.splits import by_role, held_out, split_role, split_roles
+from kdcore.spec import DataOptions
 
 _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20
@@ -79,17 +80,17 @@ class _Images:
         return chunk.transpose(0, 3, 1, 2) if self.channels_last else chunk
 
 
-def open_arrays(path: Path, image_size: int | None) -> Source:
+def open_arrays(path: Path, options: DataOptions | None = None) -> Source:
     """Check names, types, shapes and labels, without reading the images."""
     with _reading("The .npz file"), zipfile.ZipFile(path) as archive:
-        return _open(path, archive, image_size)
+        return _open(path, archive, options or DataOptions())
 
 
-def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Source:
+def _open(path: Path, archive: zipfile.ZipFile, options: DataOptions) -> Source:
     present = {name.removesuffix(".npy") for name in archive.namelist()}
     stored = _stored(present)
     if present == {stored.get("x_train")}:
-        return _unlabelled(path, _image_header(archive, stored["x_train"]), image_size)
+        return _unlabelled(path, _image_header(archive, stored["x_train"]), options)
     splits = _splits(stored, present)
     images = {split: _image_header(archive, stored[f"x_{name}"]) for split, name in splits.items()}
     labels = {split: _labels(archive, stored[f"y_{name}"], images[split]) for split, name in splits.items()}
@@ -114,31 +115,39 @@ def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Sourc
         kind="arrays",
         class_names=class_names,
         channels=channels,
-        height=image_size or height,
-        width=image_size or width,
+        height=options.image_size or height,
+        width=options.image_size or width,
         labels=labels,
         test_carved="test" not in splits,
-        pieces=lambda: _pieces(path, images, aside, image_size),
+        pieces=lambda: _pieces(path, images, aside, options),
         layout="arrays",
         splits={of.name: of.shape[0] for of in images.values()},
         left_out=_left_out(archive, stored, present - used),
+        **cut((height, width), sum(of.shape[0] for of in images.values()), options),
     )
 
 
-def _unlabelled(path: Path, images: _Images, image_size: int | None) -> Source:
+def _unlabelled(path: Path, images: _Images, options: DataOptions) -> Source:
     channels, height, width = images.chw
     none_aside = np.zeros(images.shape[0], dtype=np.bool_)
     return Source(
         kind="arrays",
         class_names=(),
         channels=channels,
-        height=image_size or height,
-        width=image_size or width,
+        height=options.image_size or height,
+        width=options.image_size or width,
         labels=no_labels(images.shape[0]),
         test_carved=False,
-        pieces=lambda: _pieces(path, {"train": images}, {"train": none_aside}, image_size),
+        pieces=lambda: _pieces(path, {"train": images}, {"train": none_aside}, options),
         layout="arrays",
+        **cut((height, width), images.shape[0], options),
     )
+
+
+def cut(size: tuple[int, int], count: int, options: DataOptions) -> dict[str, Any]:
+    """Return what a crop leaves out of so many images of one height and width: fields of the source."""
+    share = 1 - image_files.share_kept(*size, options)
+    return {"pictures": {"cut": count} if share > image_files.NOTICEABLE_CUT else {}, "pixels_cut": round(share, 4)}
 
 
 @contextmanager
@@ -341,7 +350,7 @@ def _check_labels(name: str, labels: Labels, class_names: tuple[str, ...]) -> No
 
 
 def _pieces(
-    path: Path, images: dict[Split, _Images], aside: dict[Split, npt.NDArray[np.bool_]], size: int | None
+    path: Path, images: dict[Split, _Images], aside: dict[Split, npt.NDArray[np.bool_]], options: DataOptions
 ) -> Iterator[Piece]:
     for split, of in images.items():
         out = aside[split]
@@ -349,7 +358,7 @@ def _pieces(
         start = 0
         for chunk in _chunks(path, of):
             stop = start + len(chunk)
-            pixels = resized(of.planes(chunk), size)
+            pixels = resized(of.planes(chunk), options)
             yield Piece(split, rows[start:stop][~out[start:stop]], pixels[~out[start:stop]])
             if out[start:stop].any():
                 yield Piece("test", rows[start:stop][out[start:stop]], pixels[out[start:stop]])
@@ -371,13 +380,15 @@ def _chunks(path: Path, images: _Images) -> Iterator[Pixels]:
             yield np.frombuffer(blob, dtype=np.uint8).reshape(-1, *row)
 
 
-def resized(pixels: Pixels, size: int | None) -> Pixels:
-    """Return images n × C × H × W resized to a square of the given size, as image files are."""
-    if size is None or pixels.shape[2:] == (size, size):
+def resized(pixels: Pixels, options: DataOptions) -> Pixels:
+    """Return images n × C × H × W resized to a square of `image_size`, if it is given, as image files are."""
+    size = options.image_size
+    if size is None or (pixels.shape[2:] == (size, size) and options.resize_to in (None, size)):
         return pixels
-    return np.stack([_resize(image, size) for image in pixels])
+    return np.stack([_resize(image, options) for image in pixels])
 
 
-def _resize(image: Pixels, size: int) -> Pixels:
+def _resize(image: Pixels, options: DataOptions) -> Pixels:
     channels = len(image)
-    return image_files.planes(Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)), channels, size)
+    picture = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0))
+    return image_files.planes(picture, channels, options)

@@ -5,7 +5,8 @@ ImageFolder, so teachers trained on the same folders fit.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,12 +14,13 @@ import numpy as np
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
-from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.decoding import Piece, Source, Split, carve, drawn, no_labels, require_all_classes
 from kdcore.data.image_files import Header
 from kdcore.data.images import Labels
 from kdcore.data.layouts import READ, UNLABELLED, Classes, Member, read_layout
-from kdcore.data.reading_ahead import Encoded, decode_ahead
+from kdcore.data.reading_ahead import Encoded, attempt_ahead, decode_ahead
 from kdcore.data.tables import MOST_BYTES, MOST_TABLES, SUFFIXES, Tables
+from kdcore.spec import DataOptions
 
 NOTES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".ini", ".log", ".pdf", ".db"}
 """Suffixes of texts beside the images: no samples. Tables among them are read if labels are missing."""
@@ -26,17 +28,19 @@ _MOST_NAMED = 20
 _LONGEST_NAME = 200
 
 
-def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS, encoding: str | None = None) -> Source:
-    """Read the archive's layout, classes, sizes and colours, from the header of every image.
+_Archive = Callable[[], Iterator[Entry]]
 
-    `encoding` is that of the names, if they are not UTF-8.
-    """
-    members, merged = _read_entries(path, limits, encoding)
-    layout = read_layout(members, lambda: Tables(lambda: _texts(path, limits, encoding, members)))
-    by_class = layout.classes
+
+def open_folders(path: Path, options: DataOptions | None = None, limits: Limits = LIMITS) -> Source:
+    """Read the archive's layout, classes, sizes and colours, from the header of every image."""
+    options = options or DataOptions()
+    archive = partial(entries, path, limits, options.encoding)
+    members, merged = _read_entries(archive(), options)
+    layout = read_layout(members, lambda: Tables(lambda: _texts(archive, members)))
+    by_class, skipped = _without_unreadable(archive, layout.classes, options)
     for split, classes in by_class.items():
         _check(split, classes, by_class["train"])
-    height, width, channels = _shape(by_class, image_size)
+    height, width, channels = _shape(by_class, options.image_size)
     files: dict[Split, list[Member]] = {
         split: [file for of in classes.values() for file in of] for split, classes in by_class.items()
     }
@@ -51,6 +55,11 @@ def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS, en
             "test": [file for file, out in zip(files["train"], aside, strict=True) if out],
         }
         labels = {"train": labels["train"][~aside], "test": labels["train"][aside]}
+    kept = drawn(labels["train"], options)
+    files["train"] = [file for file, keep in zip(files["train"], kept, strict=True) if keep]
+    labels["train"] = labels["train"][kept]
+    headers = (file.header for of in files.values() for file in of if isinstance(file.header, Header))
+    pictures, pixels_cut = image_files.count(headers, options)
     places = {
         file.ordinal: (split, row, _pixels(file)) for split, rows in files.items() for row, file in enumerate(rows)
     }
@@ -62,12 +71,42 @@ def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS, en
         width=width,
         labels=labels,
         test_carved=test_carved,
-        pieces=lambda: _pieces(path, limits, encoding, places, channels, image_size),
+        pieces=lambda: _pieces(archive, places, channels, options),
         layout=layout.form,
         splits=layout.splits,
         left_out=layout.left_out,
         merged=merged,
+        pictures=pictures,
+        pixels_cut=pixels_cut,
+        skipped=skipped,
     )
+
+
+def _without_unreadable(
+    archive: _Archive, layout: dict[Split, Classes], options: DataOptions
+) -> tuple[dict[Split, Classes], list[str]]:
+    """Return the layout without image files that cannot be read, and their names.
+
+    Raises DatasetUnreadable, which names them all, unless they are to be skipped. If the headers are in order, and
+    nothing is to be skipped, the decoding itself finds what is broken.
+    """
+    files = [file for classes in layout.values() for of in classes.values() for file in of]
+    faults = {file.ordinal: file.header for file in files if isinstance(file.header, DatasetUnreadable)}
+    if not faults and not options.skip_unreadable:
+        return layout, []
+    rest: dict[int, tuple[Split, int, int]] = {
+        file.ordinal: ("train", file.ordinal, _pixels(file)) for file in files if file.ordinal not in faults
+    }
+    for one in attempt_ahead(_encoded(archive, rest), lambda file: image_files.check(file.blob, file.name, options)):
+        if isinstance(one.result, DatasetUnreadable):
+            faults[one.row] = one.result
+    if faults and not options.skip_unreadable:
+        raise image_files.unreadable([faults[file.ordinal] for file in files if file.ordinal in faults])
+    left: dict[Split, Classes] = {
+        split: {name: [file for file in of if file.ordinal not in faults] for name, of in classes.items()}
+        for split, classes in layout.items()
+    }
+    return left, [file.name for file in files if file.ordinal in faults]
 
 
 def _labels(layout: Mapping[Split, Classes], class_names: tuple[str, ...]) -> dict[Split, Labels]:
@@ -79,13 +118,13 @@ def _labels(layout: Mapping[Split, Classes], class_names: tuple[str, ...]) -> di
     return labels
 
 
-def _read_entries(path: Path, limits: Limits, encoding: str | None) -> tuple[list[Member], list[str]]:
+def _read_entries(archive: Iterator[Entry], options: DataOptions) -> tuple[list[Member], list[str]]:
     """Return all members, and the folders whose names were brought to one form and so became one."""
     members = []
     spellings: dict[str, set[str]] = {}
-    for ordinal, entry in enumerate(entries(path, limits, encoding)):
+    for ordinal, entry in enumerate(archive):
         is_note = not entry.is_folder and entry.path.suffix.lower() in NOTES
-        header = None if entry.is_folder or is_note else _header(entry)
+        header = None if entry.is_folder or is_note else _header(entry, options)
         members.append(Member(ordinal, str(entry.path), entry.path.parts, header, is_note))
         if not entry.is_folder:
             folder, stored = (name.rpartition("/")[0] for name in (members[-1].name, entry.stored))
@@ -100,9 +139,7 @@ def _read_entries(path: Path, limits: Limits, encoding: str | None) -> tuple[lis
     ]
 
 
-def _texts(
-    path: Path, limits: Limits, encoding: str | None, members: Iterable[Member]
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+def _texts(archive: _Archive, members: Iterable[Member]) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Yield the texts that may be tables: those nearest to the top, and no template of answers for a competition."""
     tables = [
         (PurePosixPath(item.name).suffix.lower() == ".txt", len(item.below), item.name, item.ordinal)
@@ -110,7 +147,7 @@ def _texts(
         if item.is_note and item.name.lower().endswith(SUFFIXES) and "submission" not in item.name.lower()
     ]
     wanted = {ordinal for *_, ordinal in sorted(tables)[:MOST_TABLES]}
-    for ordinal, entry in enumerate(entries(path, limits, encoding) if wanted else ()):
+    for ordinal, entry in enumerate(archive() if wanted else ()):
         if ordinal in wanted:
             wanted.remove(ordinal)
             if entry.size <= MOST_BYTES:
@@ -119,10 +156,10 @@ def _texts(
             return
 
 
-def _header(entry: Entry) -> Header | DatasetUnreadable:
+def _header(entry: Entry, options: DataOptions) -> Header | DatasetUnreadable:
     """Return the header, or the error: it is a fault only if the file is a sample, which is not known yet."""
     try:
-        return image_files.header(entry.read(), str(entry.path))
+        return image_files.header(entry.read(), str(entry.path), options)
     except DatasetUnreadable as error:
         # Without the frames and causes that hold the file's bytes: a hostile archive has many broken files.
         return DatasetUnreadable(str(error), error.hint)
@@ -135,9 +172,6 @@ def _check(split: Split, classes: Classes, train: Classes) -> None:
     for name, files in classes.items():
         if not files and split != "val":
             raise DatasetUnreadable(f"The class folder {name!r} in {split} holds no images.", "Remove it or fill it.")
-        for file in files:
-            if isinstance(file.header, DatasetUnreadable):
-                raise file.header
     extra, missing = sorted(classes.keys() - train.keys()), sorted(train.keys() - classes.keys())
     if extra or missing:
         where = "train" if extra else split
@@ -179,18 +213,19 @@ def _pixels(file: Member) -> int:
 
 
 def _pieces(
-    path: Path,
-    limits: Limits,
-    encoding: str | None,
-    places: Mapping[int, tuple[Split, int, int]],
-    channels: int,
-    size: int | None,
+    archive: _Archive, places: Mapping[int, tuple[Split, int, int]], channels: int, options: DataOptions
 ) -> Iterator[Piece]:
     """Decode in the archive's order, on all free cores."""
-    wanted = (
+    return decode_ahead(
+        _encoded(archive, places), lambda one: image_files.decode(one.blob, one.name, channels, options)
+    )
+
+
+def _encoded(archive: _Archive, places: Mapping[int, tuple[Split, int, int]]) -> Iterator[Encoded]:
+    """Yield the files that have a split, a row and a number of pixels, by their position in the archive."""
+    return (
         Encoded(split, row, str(entry.path), entry.read(), pixels)
-        for ordinal, entry in enumerate(entries(path, limits, encoding))
+        for ordinal, entry in enumerate(archive())
         if ordinal in places
         for split, row, pixels in [places[ordinal]]
     )
-    return decode_ahead(wanted, lambda one: image_files.decode(one.blob, one.name, channels, size))

@@ -19,6 +19,7 @@ from kdcore.data.folders import open_folders
 from kdcore.data.image_files import FORMATS
 from kdcore.data.parquet import open_parquet
 from kdcore.data.published import holds_cifar, holds_idx, open_cifar, open_idx, open_idx_file
+from kdcore.spec import DataOptions
 
 READ = (
     "Arrays in a .npz, and class folders of images in a .zip, .tar or .tar.gz, are read; docs/data.md lists all forms."
@@ -28,8 +29,9 @@ _FIRST_FILES = 64
 """The number of files of a tar, whose names are not in one place, that tell its form."""
 
 
-def open_file(path: Path, image_size: int | None) -> Source:
+def open_file(path: Path, options: DataOptions | None = None) -> Source:
     """Open a file of any form that is read. Raises DatasetUnreadable, which says what another file is."""
+    options = options or DataOptions()
     if not path.is_file():
         raise DatasetUnreadable(f"{path.name} is not a file.", "Pack a folder into a .zip or .tar.gz first.")
     with path.open("rb") as file:
@@ -37,44 +39,44 @@ def open_file(path: Path, image_size: int | None) -> Source:
     if not head:
         raise DatasetUnreadable("The file is empty.", READ)
     if head.startswith(b"PK"):
-        return _open_zip(path, image_size)
+        return _open_zip(path, options)
     packed = head.startswith(b"\x1f\x8b")
     if packed:
         head = _unpacked(path)
     if _is_tar(head):
-        return _open_archive(path, image_size, _first_names(path))
+        return _open_archive(path, options, _first_names(path, options))
     if is_idx(head):
-        return open_idx_file(path, image_size)
+        return open_idx_file(path, options)
     kind = kind_of(head)
     if kind is PARQUET and not packed:
-        return open_parquet(path, image_size)
+        return open_parquet(path, options)
     raise _not_read(kind, "a gzip file of " if packed else "", head)
 
 
-def _open_zip(path: Path, image_size: int | None) -> Source:
+def _open_zip(path: Path, options: DataOptions) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
     except (zipfile.BadZipFile, OSError, NotImplementedError):
         names = []
     if any(name.endswith(".npy") and "/" not in name for name in names):
-        return open_arrays(path, image_size)
-    return _open_archive(path, image_size, names)
+        return open_arrays(path, options)
+    return _open_archive(path, options, names)
 
 
-def _open_archive(path: Path, image_size: int | None, names: list[str]) -> Source:
+def _open_archive(path: Path, options: DataOptions, names: list[str]) -> Source:
     if any(name.lower().endswith(tuple(_PICTURES)) for name in names):
         if any(name.endswith(".cls") for name in names):
             raise _not_read(WEBDATASET)
-        return open_folders(path, image_size)
+        return open_folders(path, options)
     if holds_idx(names):
-        return open_idx(path, image_size)
+        return open_idx(path, options)
     if holds_cifar(names):
-        return open_cifar(path, image_size)
+        return open_cifar(path, options)
     if any(name.endswith(".parquet") for name in names):
-        return open_parquet(path, image_size, archive=True)
+        return open_parquet(path, options, archive=True)
     try:
-        return open_folders(path, image_size)
+        return open_folders(path, options)
     except DatasetUnreadable as error:
         kind = kind_of_members(names)
         if kind is None or not str(error).startswith("The archive holds no images"):
@@ -82,10 +84,11 @@ def _open_archive(path: Path, image_size: int | None, names: list[str]) -> Sourc
         raise _not_read(kind, "an archive with ") from error
 
 
-def _first_names(path: Path) -> list[str]:
+def _first_names(path: Path, options: DataOptions) -> list[str]:
     """Return the names of the first files of a tar."""
     return [
-        str(entry.path) for entry in islice((one for one in entries(path, LIMITS) if not one.is_folder), _FIRST_FILES)
+        str(entry.path)
+        for entry in islice((one for one in entries(path, LIMITS, options.encoding) if not one.is_folder), _FIRST_FILES)
     ]
 
 

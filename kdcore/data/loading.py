@@ -1,6 +1,7 @@
 """The data set that a spec names: a built-in one, or a file of arrays or of class folders."""
 
-from collections.abc import Callable
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -11,10 +12,10 @@ from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.builtin import open_digits, open_named
-from kdcore.data.decoding import Sums, cached, decoded
+from kdcore.data.decoding import OnProgress, Source, cached, decode, decoded, with_options
 from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images
-from kdcore.spec import Dataset
+from kdcore.spec import DataOptions, Dataset
 
 
 def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
@@ -40,7 +41,8 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
         raise DatasetUnreadable(
             f"The images of {dataset.source} have {loaded.facts.channels} channels, those of the data set "
             f"{like.channels}.",
-            f"Convert them to {'grey' if like.channels == 1 else 'RGB'} first.",
+            f"Convert them to {'grey' if like.channels == 1 else 'RGB'} first, or read both with "
+            f"dataset.channels: {like.channels}.",
         )
     if loaded.facts.image_size != like.image_size:
         (height, width), (wanted_height, wanted_width) = loaded.facts.image_size, like.image_size
@@ -52,35 +54,34 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
     return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
 
 
-def inspect(path: Path, image_size: int | None, on_progress: Callable[[int, int], None] | None = None) -> DatasetFacts:
-    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault.
-
-    `on_progress` gets the number of decoded images and that of all, after every few hundred.
-    """
-    source = open_file(path, image_size)
-    sums = Sums(source.channels)
-    done, total = 0, sum(map(len, source.labels.values()))
-    for name, _, pixels in source.pieces():
-        if name == "train":
-            sums.add(pixels)
-        done += len(pixels)
-        if on_progress is not None:
-            on_progress(done, total)
-    mean, std = sums.mean_and_std()
-    return source.facts(mean, std, f"sha256:{sha256_of(path)}")
+def inspect(path: Path, options: DataOptions | None = None, on_progress: OnProgress | None = None) -> DatasetFacts:
+    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the files or row at
+    fault."""
+    source = _open(path, options or DataOptions())
+    return source.facts(decode(source, on_progress=on_progress), f"sha256:{sha256_of(path)}")
 
 
 def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
-    name, size = dataset.source, dataset.image_size
+    name, options = dataset.source, dataset.options
     if path is not None:
         digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256_of(path)}"
-        return cached(_key(digest.removeprefix("sha256:"), size), digest, cache, lambda: open_file(path, size))
+        return cached(_key(digest.removeprefix("sha256:"), options), digest, cache, lambda: _open(path, options))
     if name not in DATASETS:
         raise DatasetUnreadable(f"There is no built-in data set {name!r}.", "Built in are " + ", ".join(DATASETS) + ".")
     if DATASETS[name].source == "bundled":
-        return decoded(open_digits(size))
-    return cached(_key(name, size), None, cache, lambda: open_named(name, size, cache / DOWNLOADS))
+        return decoded(with_options(open_digits(options), options))
+    return cached(
+        _key(name, options), None, cache, lambda: with_options(open_named(name, options, cache / DOWNLOADS), options)
+    )
 
 
-def _key(source: str, size: int | None) -> str:
-    return f"{source}-{size or 'native'}-v{DATASET_READING}"
+def _key(source: str, options: DataOptions) -> str:
+    """Return the name of an entry in the cache. Options that change nothing are not in it."""
+    deciding = options.deciding()
+    size = deciding.pop("image_size", "native")
+    more = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{source}-{size}{f'-{more}' if deciding else ''}-v{DATASET_READING}"
+
+
+def _open(path: Path, options: DataOptions) -> Source:
+    return with_options(open_file(path, options), options)

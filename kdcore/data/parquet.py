@@ -11,7 +11,8 @@ A few rows are in memory at a time. pyarrow is optional: without it the error ha
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -24,10 +25,12 @@ from kdcore.data.archive import LIMITS, Entry, Limits, entries
 from kdcore.data.arrays import numbered
 from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.folders import shape_of
+from kdcore.data.image_files import Header
 from kdcore.data.images import Labels
 from kdcore.data.layouts import shortened
-from kdcore.data.reading_ahead import Encoded, decode_ahead
+from kdcore.data.reading_ahead import Encoded, attempt_ahead, decode_ahead
 from kdcore.data.splits import Role, held_out, split_role
+from kdcore.spec import DataOptions
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "y", "class", "category")
@@ -55,30 +58,45 @@ class PyarrowMissing(DatasetUnreadable):
     retryable = True
 
 
-def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, archive: bool = False) -> Source:
+def open_parquet(
+    path: Path, options: DataOptions | None = None, limits: Limits = LIMITS, archive: bool = False
+) -> Source:
     """Read labels, sizes and colours of all rows: of one table, or of those in an archive."""
-    pixels: dict[str, array[int]] = {}
-    headers, given = [], dict[str, list[int | str | None]]()
+    options = options or DataOptions()
+    members = partial(entries, path, limits, options.encoding) if archive else None
+    split_of, left_out = _splits(members) if members is not None else ({path.name: _TRAIN}, [])
+    headers: list[Header | DatasetUnreadable] = []
+    given: dict[str, list[int | str | None]] = {}
+    first_of: dict[str, int] = {}
     names: list[str] | None = None
-    split_of, left_out = _splits(path, limits) if archive else ({path.name: _TRAIN}, [])
-    for file, columns, rows in _tables(path, limits, archive):
-        if file not in split_of:
-            continue
+
+    def tables() -> Iterator[tuple[str, _Columns, Iterator[_Row]]]:
+        return (table for table in _tables(path, limits, members) if table[0] in split_of)
+
+    for file, columns, rows in tables():
         names = names or columns.names
         labels = given.setdefault(file, [])
+        first_of.setdefault(file, len(headers))
         for row in rows:
-            headers.append(image_files.header(row.image, row.name))
-            pixels.setdefault(file, array("q")).append(headers[-1].height * headers[-1].width)
+            headers.append(_header(row, options))
             labels.append(row.label)
     if not headers:
         raise DatasetUnreadable("The table has no rows.")
-    height, width, channels = shape_of(headers, image_size)
+    pixels = array("q", (one.height * one.width if isinstance(one, Header) else 0 for one in headers))
+    faults = {row: one for row, one in enumerate(headers) if isinstance(one, DatasetUnreadable)}
+    skipped: dict[int, str] = {}
+    if faults or options.skip_unreadable:
+        skipped = _unreadable_rows(tables, pixels, faults, options)
+    good = [one for row, one in enumerate(headers) if isinstance(one, Header) and row not in skipped]
+    if not good:
+        raise DatasetUnreadable("The table has no picture that can be read.")
+    height, width, channels = shape_of(good, options.image_size)
     places: dict[str, tuple[Split, int]] = {}
     ordered: dict[Split, list[int | str | None]] = {"train": []}
     for file in sorted(given):
         split = split_of[file]
         places[file] = split, len(ordered.setdefault(split, []))
-        ordered[split] += given[file]
+        ordered[split] += [label for row, label in enumerate(given[file], first_of[file]) if row not in skipped]
     class_names = _class_names(ordered, names)
     aside = {split: np.zeros(len(of), dtype=np.bool_) for split, of in ordered.items()}
     splits = no_labels(len(ordered["train"])) if not class_names else _labels(ordered, class_names)
@@ -88,16 +106,19 @@ def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, ar
 
     def encoded() -> Iterator[Encoded]:
         rows_of = {split: np.where(out, np.cumsum(out), np.cumsum(~out)) - 1 for split, out in aside.items()}
-        for file, _, rows in _tables(path, limits, archive):
-            if file in places:
-                split, first = places[file]
-                for number, (row, size) in enumerate(zip(rows, pixels[file], strict=True), first):
+        for file, _, rows in tables():
+            split, number = places[file]
+            for at, row in enumerate(rows, first_of[file]):
+                if at not in skipped:
                     out = bool(aside[split][number])
-                    yield Encoded("test" if out else split, int(rows_of[split][number]), row.name, row.image, size)
+                    place = int(rows_of[split][number])
+                    yield Encoded("test" if out else split, place, row.name, row.image, pixels[at])
+                    number += 1
 
     def pieces() -> Iterator[Piece]:
-        return decode_ahead(encoded(), lambda one: image_files.decode(one.blob, one.name, channels, image_size))
+        return decode_ahead(encoded(), lambda one: image_files.decode(one.blob, one.name, channels, options))
 
+    pictures, pixels_cut = image_files.count(good, options)
     return Source(
         kind="folders",
         class_names=class_names,
@@ -110,12 +131,49 @@ def open_parquet(path: Path, image_size: int | None, limits: Limits = LIMITS, ar
         layout="parquet",
         splits={file: len(given[file]) for file in sorted(given)} if archive else {},
         left_out=left_out,
+        pictures=pictures,
+        pixels_cut=pixels_cut,
+        skipped=list(skipped.values()),
     )
 
 
-def _splits(path: Path, limits: Limits) -> tuple[dict[str, Split], list[LeftOut]]:
+def _header(row: _Row, options: DataOptions) -> Header | DatasetUnreadable:
+    try:
+        return image_files.header(row.image, row.name, options)
+    except DatasetUnreadable as error:
+        # Without the frames and causes that hold the picture's bytes.
+        return DatasetUnreadable(str(error), error.hint)
+
+
+def _unreadable_rows(
+    tables: Callable[[], Iterator[tuple[str, _Columns, Iterator[_Row]]]],
+    pixels: Sequence[int],
+    faults: dict[int, DatasetUnreadable],
+    options: DataOptions,
+) -> dict[int, str]:
+    """Return the names of all rows that cannot be read, by their number over all tables; `faults` are those known.
+
+    Raises DatasetUnreadable, which names them all, unless they are to be skipped.
+    """
+    names: dict[int, str] = {}
+
+    def encoded() -> Iterator[Encoded]:
+        every = (row for _, _, rows in tables() for row in rows)
+        for at, row in enumerate(every):
+            names[at] = row.name
+            if at not in faults:
+                yield Encoded(_TRAIN, at, row.name, row.image, pixels[at])
+
+    found = attempt_ahead(encoded(), lambda one: image_files.check(one.blob, one.name, options))
+    broken = {one.row: one.result for one in found if isinstance(one.result, DatasetUnreadable)} | faults
+    if broken and not options.skip_unreadable:
+        raise image_files.unreadable([broken[at] for at in sorted(broken)])
+    return {at: names[at] for at in sorted(broken)}
+
+
+def _splits(members: Callable[[], Iterator[Entry]]) -> tuple[dict[str, Split], list[LeftOut]]:
     """Return the split of each table in an archive, and those that are not used."""
-    files = [str(one.path) for one in entries(path, limits) if _is_table(one)]
+    files = [str(one.path) for one in members() if _is_table(one)]
     roles: dict[str, Role] = {file: role for file in files if (role := _role(PurePosixPath(file))) is not None}
     if not roles:
         return dict.fromkeys(files, _TRAIN), []
@@ -179,12 +237,14 @@ def _labels(ordered: dict[Split, list[int | str | None]], class_names: tuple[str
     return labels
 
 
-def _tables(path: Path, limits: Limits, archive: bool) -> Iterator[tuple[str, _Columns, Iterator[_Row]]]:
+def _tables(
+    path: Path, limits: Limits, archive: Callable[[], Iterator[Entry]] | None
+) -> Iterator[tuple[str, _Columns, Iterator[_Row]]]:
     """Yield every table with its columns and rows, in the archive's order. A table in an archive is in memory whole."""
     arrow, parquet = _pyarrow()
     members = (
-        ((str(entry.path), entry.read) for entry in entries(path, limits) if _is_table(entry))
-        if archive
+        ((str(entry.path), entry.read) for entry in archive() if _is_table(entry))
+        if archive is not None
         else iter([(path.name, None)])
     )
     for name, read in members:

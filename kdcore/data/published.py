@@ -26,9 +26,10 @@ import numpy as np
 from base.errors import DatasetUnreadable
 from kdcore.catalog.datasets import DATASETS
 from kdcore.data.archive import LIMITS, Limits, entries
-from kdcore.data.arrays import numbered, resized
+from kdcore.data.arrays import cut, numbered, resized
 from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.images import Labels
+from kdcore.spec import DataOptions
 
 _CHUNK_BYTES = 16 << 20
 _MAX_OPCODES = 5_000_000
@@ -71,11 +72,12 @@ def holds_idx(names: Iterable[str]) -> bool:
     return any(_IDX_PART.fullmatch(name.rpartition("/")[2]) for name in names)
 
 
-def open_cifar(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
+def open_cifar(path: Path, options: DataOptions | None = None, limits: Limits = LIMITS) -> Source:
     """Read CIFAR's archive: labels and names of classes now, pixels in a second pass."""
+    options = options or DataOptions()
     labels: dict[str, Labels] = {}
     class_names: tuple[str, ...] = ()
-    for name, blob in _members(path, limits, lambda name: name in _CIFAR_NAMES or _CIFAR_PART.fullmatch(name)):
+    for name, blob in _members(path, limits, options, lambda name: name in _CIFAR_NAMES or _CIFAR_PART.fullmatch(name)):
         if name in _CIFAR_NAMES:
             class_names = _cifar_names(name, blob)
         elif name in labels:
@@ -87,20 +89,21 @@ def open_cifar(path: Path, image_size: int | None, limits: Limits = LIMITS) -> S
         raise DatasetUnreadable("The archive holds parts of CIFAR-10 and of CIFAR-100.", "Send one of them.")
 
     def chunks() -> Iterator[tuple[str, Pixels]]:
-        for name, blob in _members(path, limits, labels.__contains__):
+        for name, blob in _members(path, limits, options, labels.__contains__):
             yield name, _cifar_part(name, blob)[1]
 
     names = class_names or tuple(DATASETS["cifar10" if ten else "cifar100"].class_names)
     splits: dict[str, Split] = {name: "test" if name.startswith("test") else "train" for name in labels}
-    return _source("CIFAR", labels, splits, names, _RGB, image_size, chunks)
+    return _source("CIFAR", labels, splits, names, _RGB, options, chunks)
 
 
-def open_idx(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
+def open_idx(path: Path, options: DataOptions | None = None, limits: Limits = LIMITS) -> Source:
     """Read the idx files in an archive: headers and labels now, pixels in a second pass."""
+    options = options or DataOptions()
     shapes: dict[Split, tuple[int, ...]] = {}
     labels: dict[Split, Labels] = {}
     prefixes = set()
-    for name, blob in _members(path, limits, lambda name: holds_idx([name])):
+    for name, blob in _members(path, limits, options, lambda name: holds_idx([name])):
         part = _IDX_PART.fullmatch(name)
         assert part is not None, "only such members are read"
         split = _idx_split(part)
@@ -129,7 +132,7 @@ def open_idx(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Sou
             raise DatasetUnreadable(f"The images of train are {shapes['train'][1:]}, those of test {shape[1:]}.")
 
     def chunks() -> Iterator[tuple[str, Pixels]]:
-        for name, blob in _members(path, limits, lambda name: holds_idx([name])):
+        for name, blob in _members(path, limits, options, lambda name: holds_idx([name])):
             part = _IDX_PART.fullmatch(name)
             if part is not None and part["what"] == "images":
                 with _opened(name, io.BytesIO(blob)) as file:
@@ -137,13 +140,12 @@ def open_idx(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Sou
 
     names = numbered(labels["train"])
     of_parts: dict[str, Labels] = {split: of for split, of in labels.items()}
-    return _source(
-        "idx", of_parts, {split: split for split in labels}, names, _chw(shapes["train"]), image_size, chunks
-    )
+    return _source("idx", of_parts, {split: split for split in labels}, names, _chw(shapes["train"]), options, chunks)
 
 
-def open_idx_file(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
+def open_idx_file(path: Path, options: DataOptions | None = None, limits: Limits = LIMITS) -> Source:
     """Read one idx file of images, plain or gzipped. They have no labels."""
+    options = options or DataOptions()
     name = "The idx file"
     with path.open("rb") as raw, _opened(name, raw) as file:
         shape = _idx_images(file, name, limits, path.stat().st_size)
@@ -152,7 +154,7 @@ def open_idx_file(path: Path, image_size: int | None, limits: Limits = LIMITS) -
         start = 0
         with path.open("rb") as raw, _opened(name, raw) as file:
             for pixels in _idx_chunks(file, name):
-                yield Piece("train", np.arange(start, start + len(pixels)), resized(pixels, image_size))
+                yield Piece("train", np.arange(start, start + len(pixels)), resized(pixels, options))
                 start += len(pixels)
 
     channels, height, width = _chw(shape)
@@ -160,18 +162,21 @@ def open_idx_file(path: Path, image_size: int | None, limits: Limits = LIMITS) -
         kind="arrays",
         class_names=(),
         channels=channels,
-        height=image_size or height,
-        width=image_size or width,
+        height=options.image_size or height,
+        width=options.image_size or width,
         labels=no_labels(shape[0]),
         test_carved=False,
         pieces=pieces,
         layout="idx",
+        **cut((height, width), shape[0], options),
     )
 
 
-def _members(path: Path, limits: Limits, wanted: Callable[[str], object]) -> Iterator[tuple[str, bytes]]:
+def _members(
+    path: Path, limits: Limits, options: DataOptions, wanted: Callable[[str], object]
+) -> Iterator[tuple[str, bytes]]:
     """Yield the last part of the path, and the content, of each wanted file: one in memory at a time."""
-    for entry in entries(path, limits):
+    for entry in entries(path, limits, options.encoding):
         if not entry.is_folder and wanted(entry.path.name):
             yield entry.path.name, entry.read()
 
@@ -182,7 +187,7 @@ def _source(
     splits: Mapping[str, Split],
     class_names: tuple[str, ...],
     chw: tuple[int, int, int],
-    image_size: int | None,
+    options: DataOptions,
     chunks: _Chunks,
 ) -> Source:
     """Put the parts' rows one after the other, by name. Without test images, some are set aside."""
@@ -213,7 +218,7 @@ def _source(
             split, first = parts[name]
             here = slice(first + done[name], first + done[name] + len(pixels))
             done[name] += len(pixels)
-            fitted, rows, out = resized(pixels, image_size), places[split][here], aside[split][here]
+            fitted, rows, out = resized(pixels, options), places[split][here], aside[split][here]
             yield Piece(split, rows[~out], fitted[~out])
             if out.any():
                 yield Piece("test", rows[out], fitted[out])
@@ -223,13 +228,14 @@ def _source(
         kind="arrays",
         class_names=class_names,
         channels=channels,
-        height=image_size or height,
-        width=image_size or width,
+        height=options.image_size or height,
+        width=options.image_size or width,
         labels=joined,
         test_carved=bool(aside["train"].any()),
         pieces=pieces,
         layout=layout,
         splits={name: len(labels[name]) for name in sorted(labels)},
+        **cut((height, width), sum(map(len, labels.values())), options),
     )
 
 

@@ -7,11 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from threading import Condition
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from base.errors import DatasetUnreadable
 from kdcore.data.decoding import Piece, Pixels, Split
+from kdcore.data.image_files import unreadable
 
 _CHUNK = 256
 _BATCH = 16
@@ -107,18 +109,44 @@ def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[tuple[lis
         yield batch, held
 
 
-def decode_ahead(files: Iterable[Encoded], decode: Callable[[Encoded], Pixels]) -> Iterator[Piece]:
-    """Decode pictures in the order in which they come; one piece for each split among a few hundred of them."""
+class Attempt(NamedTuple, Generic[R]):
+    """The result of the work on one file, or what is wrong with the file; with the split and row that it fills."""
 
+    split: Split
+    row: int
+    result: R | DatasetUnreadable
+
+
+def attempt_ahead(files: Iterable[Encoded], work: Callable[[Encoded], R]) -> Iterator[Attempt[R]]:
+    """Yield the result for each picture, in the order in which they come: as many at once as their pixels allow."""
     budget = Budget(_PIXELS_AT_ONCE)
 
-    def work(one: Encoded) -> tuple[Split, int, Pixels]:
+    def attempt(one: Encoded) -> Attempt[R]:
         with budget.of(one.pixels):
-            # In C order here, on every core; the arrays of Pillow have the channels last.
-            return one.split, one.row, np.ascontiguousarray(decode(one))
+            try:
+                return Attempt(one.split, one.row, work(one))
+            except DatasetUnreadable as error:
+                # Without the frames and causes that hold the file's bytes: many files may be broken.
+                return Attempt(one.split, one.row, DatasetUnreadable(str(error), error.hint))
 
-    decoded = ahead(files, work, lambda one: len(one.blob))
-    while chunk := list(islice(decoded, _CHUNK)):
-        for split in dict.fromkeys(split for split, *_ in chunk):
-            of = [(row, pixels) for its, row, pixels in chunk if its == split]
-            yield Piece(split, np.array([row for row, _ in of], dtype=np.int64), np.stack([pixels for _, pixels in of]))
+    return ahead(files, attempt, lambda one: len(one.blob))
+
+
+def decode_ahead(files: Iterable[Encoded], decode: Callable[[Encoded], Pixels]) -> Iterator[Piece]:
+    """Decode pictures in the order in which they come; one piece for each split among a few hundred of them.
+
+    Raises DatasetUnreadable at the end: it names all files that cannot be read.
+    """
+    # In C order on every core; the arrays of Pillow have the channels last.
+    results = attempt_ahead(files, lambda one: np.ascontiguousarray(decode(one)))
+    faults: list[DatasetUnreadable] = []
+    while chunk := list(islice(results, _CHUNK)):
+        faults += [one.result for one in chunk if isinstance(one.result, DatasetUnreadable)]
+        if faults:
+            continue
+        for split in dict.fromkeys(one.split for one in chunk):
+            of = [(one.row, one.result) for one in chunk if one.split == split]
+            rows, pixels = zip(*of, strict=True)
+            yield Piece(split, np.array(rows, dtype=np.int64), np.stack(pixels))
+    if faults:
+        raise unreadable(faults)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcore.catalog import DatasetFacts
-from kdcore.spec.job import JobSpec
+from kdcore.spec.job import Dataset, JobSpec
 from kdcore.spec.methods.schemes import Supervised
 
 DO_NOT_COUNT = ("checkpoint_every_s", "device")
@@ -55,7 +55,8 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
     supervised = JobSpec.model_validate(stored).scheme.kind == "alone"
     return [
         *_compare("student", _first(mine["student"]), _first(stored["student"])),
-        *_compare("dataset", mine["dataset"], stored["dataset"]),
+        # Options of the data that an earlier version did not have, and so did not record, were the defaults.
+        *_compare("dataset", spec.dataset.resolved().model_dump(mode="json"), _dataset(stored)),
         *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
         *_compare("training", _that_count(mine["training"]), _that_count(stored["training"])),
     ]
@@ -75,6 +76,10 @@ def data_differences(facts: DatasetFacts, stored: Mapping[str, Any]) -> list[Dif
 
 def _first(student: Any) -> Any:
     return student[0] if isinstance(student, list) else student
+
+
+def _dataset(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return Dataset.model_validate(stored["dataset"]).resolved().model_dump(mode="json")
 
 
 def _that_count(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -199,7 +199,9 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
         "stages": [facts for _, facts in stages],
         "baseline": spec.baseline in ("none", "train"),
     }
-    data = {"dataset": [spec.dataset.source, spec.dataset.image_size]}
+    options = spec.dataset.deciding()
+    named = [spec.dataset.source, options.pop("image_size", None)]
+    data = {"dataset": [*named, options] if options else named}
     yield None, _Part((_digest({**job, **batch, **data}), _digest(job)))
 
 

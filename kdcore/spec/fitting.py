@@ -107,7 +107,7 @@ def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: K
         yield from _own_preprocessing_fits(facts, f"{pointer}/preprocessing")
     if facts.channels != dataset.channels:
         text = f"the teacher takes images of {facts.channels} channels, the data set has {dataset.channels}"
-        yield _mismatch(file, text, dataset.channels, facts.channels)
+        yield _mismatch(file, text + _channels_field(facts.channels), dataset.channels, facts.channels)
 
 
 def class_names(teacher: Teacher, facts: ModelFacts | None) -> list[str] | None:
@@ -171,7 +171,15 @@ def _program_fit(dataset: DatasetFacts, facts: ProgramFacts, pointer: str) -> It
 def _channels_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
     if facts.channels not in ("any", dataset.channels):
         text = f"{facts.name} takes images of {facts.channels} channels, the data set has {dataset.channels}"
-        yield Fault(pointer, text, "not_allowed", None, facts.name)
+        yield Fault(pointer, text + _channels_field(facts.channels), "not_allowed", None, facts.name)
+
+
+def _channels_field(wanted: int | str) -> str:
+    """Return the field that gives the images as many channels as a network takes."""
+    return {
+        1: "; dataset.channels: 1 reads colour images as grey",
+        3: "; dataset.channels: 3 reads grey images as colour",
+    }.get(wanted if isinstance(wanted, int) else 0, "")
 
 
 def _size_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:

@@ -18,7 +18,7 @@ async def test_register_dataset_stores_the_facts_of_its_inspection(service: Serv
     body = answer.json()
     assert answer.status_code == 201
     assert answer.headers["location"] == f"/v1/datasets/{body['id']}"
-    assert body["facts"] == DATASET.model_dump(mode="json")
+    assert body["facts"] == {**DATASET.model_dump(mode="json"), "options": {"image_size": 8}}
     assert service.inspector.requests == [("dataset", blob.removeprefix("sha256:"), {"image_size": 8})]
     for name in ("mine", body["id"]):
         assert (await service.http.get(f"/v1/datasets/{name}")).json() == body
@@ -119,3 +119,50 @@ async def test_register_dataset_without_labels(service: Service) -> None:
     listed = (await service.http.get("/v1/datasets")).json()
     assert Page[DatasetView].model_validate(listed)
     assert {dataset["name"]: dataset["facts"]["labelled"] for dataset in listed["data"]}["digits"] is True
+
+
+async def test_register_dataset_reads_it_with_its_options_and_stores_them(service: Service) -> None:
+    blob = await service.upload(b"pictures")
+    options = {"image_size": 8, "resize": "pad", "channels": 3, "skip_unreadable": True, "orientation": "ignore"}
+    answer = await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob, **options})
+    assert answer.status_code == 201 and answer.json()["facts"]["options"] == options
+    (request,) = service.inspector.requests
+    given = {"image_size": 8, "options": '{"channels": 3, "resize": "pad", "skip_unreadable": true}'}
+    assert request == ("dataset", blob.removeprefix("sha256:"), given), "defaults that are written out are left out"
+    assert DatasetView.model_validate(answer.json())
+
+
+async def test_register_dataset_inspects_again_only_for_other_options(service: Service) -> None:
+    blob = await service.upload(b"pictures")
+    for number, options in enumerate([{}, {"resize": "crop"}, {"limit": 5}, {"limit": 5, "limit_seed": 0}]):
+        await service.http.post("/v1/datasets", json={"name": f"d{number}", "blob": blob, **options})
+    assert [given for *_, given in service.inspector.requests] == [{}, {"options": '{"limit": 5}'}]
+
+
+@pytest.mark.parametrize(
+    ("options", "pointer"),
+    [
+        ({"resize_to": 256}, "/resize_to"),
+        ({"channels": 4}, "/channels"),
+        ({"encoding": "klingon"}, "/encoding"),
+        ({"sise": 8}, "/sise"),
+    ],
+)
+async def test_register_dataset_names_an_option_that_cannot_work(service: Service, options, pointer) -> None:
+    body = {"name": "mine", "blob": await service.upload(b"pictures"), **options}
+    answer = await service.http.post("/v1/datasets", json=body)
+    assert answer.status_code == 422 and [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
+
+
+async def test_register_dataset_warns_of_what_was_not_chosen(service: Service) -> None:
+    blob = await service.upload(b"pictures")
+    facts = DATASET.model_copy(update={"pictures": {"colour": 10, "oriented": 5, "alpha": 1}, "pixels_cut": 0.5})
+    service.inspector.answers[blob.removeprefix("sha256:")] = facts
+    answer = await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
+    codes = ["pictures_cut", "alpha_over_white", "orientation_ignored"]
+    assert [warning["code"] for warning in answer.json()["warnings"]] == codes
+    chosen = {"resize": "crop", "orientation": "ignore"}
+    answer = await service.http.post("/v1/datasets", json={"name": "other", "blob": blob, **chosen})
+    assert [warning["code"] for warning in answer.json()["warnings"]] == ["alpha_over_white"]
+    body = {"name": "third", "blob": blob, **chosen, "strict": True}
+    problem(await service.http.post("/v1/datasets", json=body), 422, "warning_refused")

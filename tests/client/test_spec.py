@@ -286,6 +286,25 @@ def test_upload_files_packs_a_folder_of_images_and_sends_it_once(tmp_path: Path)
     assert {request.method for request in fake.requests} == {"GET"}
 
 
+def test_upload_files_registers_data_as_the_spec_reads_it(tmp_path: Path):
+    """A file that is read in another way is another data set; unlabelled images have no limit by classes."""
+    images, pool = tmp_path / "birds.zip", tmp_path / "pool.zip"
+    images.write_bytes(b"images")
+    pool.write_bytes(b"more")
+    names = set()
+    for options in ({}, {"skip_unreadable": True, "limit": 50}, {"skip_unreadable": True, "limit": 60}):
+        fake = Registry().service()
+        fake.routes["POST /v1/datasets"] = {}
+        spec = {"dataset": {"source": f"file:{images}", **options}, "unlabelled": f"file:{pool}"}
+        brought = upload_files(fake.client(), spec)
+        labelled, unlabelled = fake.bodies("POST /v1/datasets")
+        assert {name: labelled.get(name) for name in options} == options
+        assert unlabelled.get("skip_unreadable") == options.get("skip_unreadable") and "limit" not in unlabelled
+        assert brought["dataset"] == {"source": labelled["name"], **options}
+        names.add(labelled["name"])
+    assert len(names) == 3
+
+
 def test_upload_files_uploads_the_same_file_once(local: dict[str, Any]):
     fake = Registry().service()
     fake.routes.update({"POST /v1/models": {}, "POST /v1/datasets": {}})

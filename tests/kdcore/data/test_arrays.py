@@ -10,6 +10,7 @@ from base.errors import DatasetUnreadable
 from kdcore.data import arrays
 from kdcore.data.archive import Limits
 from kdcore.data.arrays import open_arrays
+from kdcore.spec import DataOptions
 
 
 def pixels(source, split="train"):
@@ -60,7 +61,7 @@ def test_open_arrays_carved_labels_stay_with_their_images(npz):
 
 def test_open_arrays_an_image_size_resizes(npz):
     x = np.full((6, 4, 8, 3), 9, np.uint8)
-    source = open_arrays(npz(x_train=x, x_test=x[:3]), 6)
+    source = open_arrays(npz(x_train=x, x_test=x[:3]), DataOptions(image_size=6))
     assert pixels(source).shape == (6, 3, 6, 6) and (pixels(source) == 9).all()
 
 
@@ -83,7 +84,7 @@ def test_open_arrays_images_alone_have_no_labels(tmp_path, name):
     assert source.class_names == () and source.labels["train"].tolist() == [-1] * 5
     assert len(source.labels["test"]) == 0 and not source.test_carved
     assert (pixels(source) == x.transpose(0, 3, 1, 2)).all()
-    assert pixels(open_arrays(tmp_path / "pool.npz", 8)).shape == (5, 3, 8, 8)
+    assert pixels(open_arrays(tmp_path / "pool.npz", DataOptions(image_size=8))).shape == (5, 3, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -251,3 +252,20 @@ def test_open_arrays_images_alone_are_held_to_the_same_rules(tmp_path, x, said):
     np.savez(tmp_path / "pool.npz", x=x)
     with pytest.raises(DatasetUnreadable, match=said):
         open_arrays(tmp_path / "pool.npz", None)
+
+
+def test_open_arrays_are_squashed_padded_and_cropped_as_pictures_are(npz):
+    """4 x 8 in vertical bands: the crop keeps the two in the middle, and says that half is left out."""
+    bands = np.repeat(np.array([10, 20, 30, 40], np.uint8), 2)[None].repeat(4, 0)
+    path = npz(x_train=np.stack([bands] * 6), x_test=np.stack([bands] * 3))
+
+    def read(**given):
+        source = open_arrays(path, DataOptions(image_size=4, interpolation="nearest", **given))
+        return pixels(source)[0, 0], source
+
+    crop, source = read()
+    assert crop[0].tolist() == [20, 20, 30, 30] and source.pixels_cut == 0.5 and source.pictures == {"cut": 9}
+    squashed, source = read(resize="squash")
+    assert squashed[0].tolist() == [10, 20, 30, 40] and source.pixels_cut == 0 and source.pictures == {}
+    padded, _ = read(resize="pad")
+    assert padded.tolist() == [[0] * 4, [10, 20, 30, 40], [10, 20, 30, 40], [0] * 4]

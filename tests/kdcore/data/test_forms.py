@@ -54,8 +54,10 @@ def facts_of(content: bytes, tmp_path: Path):
 
 CIFAR_BINARY = {
     f"cifar-10-batches-bin/{name}.bin": np.column_stack(
-        [np.arange(20, dtype=np.uint8) % 10, np.zeros((20, 3072), np.uint8)]
-    ).tobytes()
+        [np.arange(20) % 10, np.arange(20).repeat(3072).reshape(20, 3072)]
+    )
+    .astype(np.uint8)
+    .tobytes()
     for name in ("data_batch_1", "test_batch")
 }
 READ = {

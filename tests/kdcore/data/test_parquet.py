@@ -12,6 +12,7 @@ import pytest
 from base.errors import DatasetUnreadable
 from kdcore.data.archive import Limits
 from kdcore.data.parquet import open_parquet
+from kdcore.spec import DataOptions
 from tests.kdcore.data.making import png
 
 try:
@@ -72,7 +73,9 @@ def test_open_parquet_one_table_with_names(tmp_path, struct):
     ids=["numbers", "text"],
 )
 def test_open_parquet_labels_without_names(tmp_path, labels, names, numbers):
-    source = open_parquet(written(tmp_path / "x", table(labels, image="img", label="fine_label")), 6)
+    source = open_parquet(
+        written(tmp_path / "x", table(labels, image="img", label="fine_label")), DataOptions(image_size=6)
+    )
     assert source.class_names == names and (source.height, source.width) == (6, 6)
     assert all(numbers[value % 4] == label for value, label in zip(values(source), source.labels["train"], strict=True))
 
@@ -170,3 +173,27 @@ def test_open_parquet_without_pyarrow_names_what_is_missing(tmp_path, monkeypatc
         open_parquet(path, None)
     assert "pip install pyarrow" in str(caught.value.hint)
     assert caught.value.retryable, "an inspection must not remember it: pyarrow may be installed later"
+
+
+def test_open_parquet_names_all_broken_pictures_or_skips_them(tmp_path):
+    blobs = [png(value=value * 5, width=40, height=40) for value in range(30)]
+    blobs[3], blobs[7] = b"text", blobs[7][:60]
+    path = written(tmp_path / "x", table([0, 1] * 15, blobs=blobs))
+    with pytest.raises(DatasetUnreadable, match=r"2 pictures cannot be read\. The table, row 3 .*row 7 .*") as caught:
+        values(open_parquet(path))
+    assert "skip_unreadable" in str(caught.value.hint)
+    source = open_parquet(path, DataOptions(skip_unreadable=True))
+    assert source.skipped == ["The table, row 3", "The table, row 7"] and source.pictures == {"colour": 28}
+    kept = [value * 5 for value in range(30) if value not in (3, 7)]
+    rows = [
+        (value, label)
+        for split in ("train", "test")
+        for value, label in zip(values(source, split), source.labels[split].tolist(), strict=True)
+    ]
+    assert sorted(rows) == [(value, value // 5 % 2) for value in kept]
+
+
+def test_open_parquet_broken_pictures_that_only_decoding_shows_are_named_at_once(tmp_path):
+    blobs = [png(value=value * 5, width=40, height=40)[: 60 if value > 27 else None] for value in range(30)]
+    with pytest.raises(DatasetUnreadable, match=r"2 pictures cannot be read\. .*row 28 .*row 29 "):
+        values(open_parquet(written(tmp_path / "x", table([0, 1] * 15, blobs=blobs))))

@@ -16,6 +16,7 @@ from base.errors import DatasetUnreadable
 from kdcore.data import published
 from kdcore.data.archive import Limits
 from kdcore.data.published import holds_cifar, holds_idx, open_cifar, open_idx, open_idx_file
+from kdcore.spec import DataOptions
 
 RNG = np.random.default_rng(0)
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -120,7 +121,7 @@ def test_open_cifar_reads_the_binary_form_however_it_is_packed(tmp_path, form):
     parts = {f"cifar-10-batches-bin/data_batch_{n}.bin": batch(20, seed=n) for n in (2, 1)}
     parts["cifar-10-batches-bin/test_batch.bin"] = batch(10, seed=3)
     members = {name: np.column_stack([np.array(y, np.uint8), x]).tobytes() for name, (x, y) in parts.items()}
-    source = open_cifar(packed(tmp_path / form, members), 8)
+    source = open_cifar(packed(tmp_path / form, members), DataOptions(image_size=8))
     assert source.class_names == tuple(TEN), "the catalogue's, since the archive has no list of names"
     assert source.labels["train"].tolist() == batch(20, seed=1)[1] + batch(20, seed=2)[1]
     assert pixels(source).shape == (40, 3, 8, 8)
@@ -262,7 +263,7 @@ def test_open_idx_file_of_images_alone_has_no_labels(tmp_path, pack):
     source = open_idx_file(path, None)
     assert source.class_names == () and source.labels["train"].tolist() == [-1] * 4
     assert (pixels(source) == x.transpose(0, 3, 1, 2)).all()
-    assert pixels(open_idx_file(path, 8)).shape == (4, 3, 8, 8)
+    assert pixels(open_idx_file(path, DataOptions(image_size=8))).shape == (4, 3, 8, 8)
 
 
 @pytest.mark.parametrize(

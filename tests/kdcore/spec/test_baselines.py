@@ -106,3 +106,12 @@ def test_alone_is_a_valid_supervised_job():
     assert parse(body).as_json() == body
     assert (body["method"]["name"], body["alpha"]) == ("supervised", 1.0)
     assert body["teacher"] is body["unlabelled"] is body["beta"] is None
+
+
+def test_differences_of_a_spec_before_the_options_of_data_are_none():
+    """Fields of the data set that a stored spec lacks mean their defaults."""
+    mine = resolved()
+    stored = {**mine.as_json(), "dataset": {"source": "digits", "image_size": None}}
+    assert differences(mine, stored) == []
+    stored["dataset"] = {"source": "digits", "channels": 3}
+    assert [str(one) for one in differences(mine, stored)] == ["dataset.channels is none here and 3 there"]

@@ -86,7 +86,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/teacher/checkpoint",
             "teacher_mismatch",
-            "the teacher takes images of 1 channels, the data set has 3",
+            "the teacher takes images of 1 channels, the data set has 3; dataset.channels: 1 reads colour images "
+            "as grey",
         ),
         other(channels=3),
     ),
@@ -153,7 +154,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/student/architecture",
             "not_allowed",
-            "torchvision/resnet18 takes images of 3 channels, the data set has 1",
+            "torchvision/resnet18 takes images of 3 channels, the data set has 1; dataset.channels: 3 reads grey "
+            "images as colour",
         ),
         {"student": {"architecture": "torchvision/resnet18"}},
     ),
