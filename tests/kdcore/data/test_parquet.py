@@ -175,6 +175,7 @@ def test_open_parquet_without_pyarrow_names_what_is_missing(tmp_path, monkeypatc
     assert caught.value.retryable, "an inspection must not remember it: pyarrow may be installed later"
 
 
+@needs_pyarrow
 def test_open_parquet_names_all_broken_pictures_or_skips_them(tmp_path):
     blobs = [png(value=value * 5, width=40, height=40) for value in range(30)]
     blobs[3], blobs[7] = b"text", blobs[7][:60]
@@ -193,6 +194,7 @@ def test_open_parquet_names_all_broken_pictures_or_skips_them(tmp_path):
     assert sorted(rows) == [(value, value // 5 % 2) for value in kept]
 
 
+@needs_pyarrow
 def test_open_parquet_broken_pictures_that_only_decoding_shows_are_named_at_once(tmp_path):
     blobs = [png(value=value * 5, width=40, height=40)[: 60 if value > 27 else None] for value in range(30)]
     with pytest.raises(DatasetUnreadable, match=r"2 pictures cannot be read\. .*row 28 .*row 29 "):
