@@ -536,7 +536,9 @@ def add_dataset(
     orientation: Annotated[str | None, typer.Option(help="apply: turn images as their camera's tag says.")] = None,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave out broken image files.")] = False,
     limit: Annotated[int | None, typer.Option(help="Use so many training images, evenly over the classes.")] = None,
-    encoding: Annotated[str | None, typer.Option(help="Of names in a .zip that are not UTF-8, such as cp932.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of names in an archive that are not UTF-8, such as cp932.")
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """Upload a data set and register it. The server reads every row first."""

@@ -132,7 +132,7 @@ class DataOptions(Vocabulary):
         "order of the data's classes.",
     )
     encoding: Annotated[str, Field(max_length=40), AfterValidator(_known_encoding)] | None = Field(
-        default=None, description="The encoding of names in a .zip that are not marked as UTF-8, such as cp932."
+        default=None, description="The encoding of names in an archive that are not UTF-8, such as cp932."
     )
 
     @field_validator("resize_to")
