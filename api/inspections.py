@@ -7,6 +7,7 @@ the server, even if the server is killed. It prints one JSON object: the facts, 
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -23,7 +24,8 @@ from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.facts import ProgramFacts
+from kdcore.catalog.facts import DATASET_READING, ProgramFacts
+from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
 from store import registry
 from store.database import Database
@@ -134,7 +136,10 @@ class Inspections:
             subject = (str(self.files.path(digest)),)
         else:
             digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
-        key = digest, KINDS[kind], " ".join(str(value) for value in options.values() if value is not None)
+        options_key = " ".join(str(value) for value in options.values() if value is not None)
+        if kind is DatasetFacts:
+            options_key = f"{options_key} reading={DATASET_READING}".strip()
+        key = digest, KINDS[kind], options_key
         if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
             if "refused" in stored:
                 raise Refused(**stored["refused"])
@@ -147,6 +152,13 @@ class Inspections:
             raise
         await self.db.write(registry.put_inspection, *key, facts.model_dump(mode="json"))
         return facts
+
+    async def dataset(self, digest: str, options: DataOptions) -> DatasetFacts:
+        """Return the facts of a data set that is read with these options. Raises Refused."""
+        deciding = options.deciding()
+        size = deciding.pop("image_size", None)
+        more = json.dumps(deciding, sort_keys=True) if deciding else None
+        return await self.inspect(DatasetFacts, digest, image_size=size, options=more)
 
 
 def _flags(options: dict[str, Any]) -> Iterator[str]:

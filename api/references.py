@@ -13,12 +13,17 @@ from base.errors import Fault
 from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
 from kdcore.catalog.facts import ProgramFacts
-from kdcore.spec import Dataset, JobSpec, Teacher
+from kdcore.spec import DataOptions, Dataset, JobSpec, Teacher
 from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
 from store.records import Job, PageQuery
 from store.registry import Registry
+
+_OF_FILES = ("orientation", "skip_unreadable", "class_names", "encoding")
+"""Options that have no meaning for built-in data sets."""
+
+NO_OPTIONS = DataOptions()
 
 T = TypeVar("T")
 F = TypeVar("F", bound=BaseModel)
@@ -30,6 +35,8 @@ class Target(Generic[T]):
 
     facts: T | None
     reference: str
+    options: DataOptions = NO_OPTIONS
+    """How a data set is read: the options of the spec, and those of its registration."""
 
 
 class ReferenceFault(Exception):
@@ -54,8 +61,11 @@ class References:
     inspections: Inspections
     caller: Member
 
-    async def dataset(self, dataset: Dataset, size_at: str = "/dataset/image_size") -> Target[DatasetFacts]:
-        """Look up a data set. `size_at`: the field that is at fault if the images cannot have the requested size."""
+    async def dataset(
+        self, dataset: Dataset, size_at: str = "/dataset/image_size", as_registered: bool = True
+    ) -> Target[DatasetFacts]:
+        """Look up a data set. `size_at`: the field that is at fault if the images cannot have the requested size.
+        `as_registered`: options that are not given are those of its registration."""
         source = dataset.source
         if source.startswith(FILE):
             raise ReferenceFault(
@@ -63,19 +73,21 @@ class References:
             )
         if source.startswith("blob:"):
             digest = await self._digest(source)
-            return Target(await self._file_facts(DatasetFacts, digest, image_size=dataset.image_size), source)
+            return Target(await self._data_facts(digest, dataset), source, dataset.options)
         try:
             registered = await self.db.read(registry.datasets.get, self.caller.project, source)
         except NotFound:
             # A registered name hides a built-in one: without internet, a user registers a cifar100 of their own.
             if source in DATASETS:
-                return Target(_named(source, dataset.image_size, size_at), source)
+                return Target(_named(source, dataset, size_at), source, dataset.options)
             names = [*DATASETS, *await self._names(registry.datasets)]
             raise _unknown("data set", source, names) from None
         facts = DatasetFacts.model_validate(registered.facts)
-        if dataset.image_size is not None and facts.image_size != (dataset.image_size, dataset.image_size):
-            facts = await self._file_facts(DatasetFacts, registered.sha256, image_size=dataset.image_size)
-        return Target(facts, f"{BLOB}{registered.sha256}")
+        own = _registered_options(facts)
+        options = dataset.over(own) if as_registered else dataset.options
+        if facts.is_outdated or not _same_images(options, own, facts):
+            facts = await self._data_facts(registered.sha256, options)
+        return Target(facts, f"{BLOB}{registered.sha256}", options)
 
     async def teacher(self, teacher: Teacher) -> Target[ModelFacts]:
         if teacher.program is not None:
@@ -165,11 +177,10 @@ class References:
         spec = JobSpec.model_validate(job.resolved_spec)
         student, source = spec.students[0], spec.dataset.source
         if source.startswith(BLOB):
-            digest = source.removeprefix(BLOB)
-            data = await self._file_facts(DatasetFacts, digest, image_size=spec.dataset.image_size)
+            data = await self._data_facts(source.removeprefix(BLOB), spec.dataset)
         else:
             # A resolved spec has a name only for a built-in set, also if one of that name is registered now.
-            data = named_facts(source, spec.dataset.image_size)
+            data = _named(source, spec.dataset)
         network = (await self.network(student.architecture, data)).facts
         parameters = network.parameters(data.num_classes, data.channels) if network else None
         if parameters is None:
@@ -197,6 +208,12 @@ class References:
         if not reference.startswith("blob:"):
             raise ReferenceFault("the service opens no files by path; upload the program", "not_allowed", got=reference)
         return Target(await self._file_facts(ProgramFacts, await self._digest(reference)), reference)
+
+    async def _data_facts(self, digest: str, options: DataOptions) -> DatasetFacts:
+        try:
+            return await self.inspections.dataset(digest, options)
+        except Refused as refused:
+            raise ReferenceFault(_with_hint(refused), refused.code) from None
 
     async def _file_facts(self, kind: type[F], digest: str, **options: Any) -> F:
         try:
@@ -269,12 +286,49 @@ def student_facts(job: Job, digest: str, size: int) -> ModelFacts:
     )
 
 
-def _named(name: str, image_size: int | None, size_at: str) -> DatasetFacts:
-    native = DATASETS[name].image_size
-    if image_size is not None and not DATASETS[name].resizable and native != (image_size, image_size):
+def as_colour(data: Target[DatasetFacts]) -> Target[DatasetFacts]:
+    """Return grey images read with three equal channels. Images whose channels were chosen are left as they are."""
+    if data.facts is None or data.facts.channels != 1 or data.options.channels is not None:
+        return data
+    options = data.options.model_copy(update={"channels": 3})
+    return Target(data.facts.with_three_channels(), data.reference, options)
+
+
+def _registered_options(facts: DatasetFacts) -> DataOptions:
+    """Return the options of a registration. Earlier versions stored only the size that came out of them."""
+    options = DataOptions.model_validate(facts.options)
+    return options if options.image_size else options.model_copy(update={"image_size": facts.resized_to})
+
+
+def _same_images(options: DataOptions, registered: DataOptions, facts: DatasetFacts) -> bool:
+    """Return True if a registered data set, read with these options, has the facts of its registration."""
+    wanted, own = options.deciding(), registered.deciding()
+    sizes = wanted.pop("image_size", None), own.pop("image_size", None)
+    as_registered = sizes[0] in (None, sizes[1]) or facts.image_size == (sizes[0], sizes[0])
+    return wanted == own and as_registered
+
+
+def _named(name: str, options: DataOptions, size_at: str = "/dataset/image_size") -> DatasetFacts:
+    dataset, size = DATASETS[name], options.image_size
+    if size is not None and not dataset.resizable and dataset.image_size != (size, size):
+        native = dataset.image_size
         text = f"the images of {name} have one size, {native[0]} x {native[1]}"
-        raise ReferenceFault(text, "not_allowed", native[0], image_size, pointer=size_at)
-    return named_facts(name, image_size)
+        raise ReferenceFault(text, "not_allowed", native[0], size, pointer=size_at)
+    for field, value in options.deciding().items():
+        if field in _OF_FILES:
+            text = f"{field} is for data sets of your own, not for the built-in {name}"
+            raise ReferenceFault(text, "not_allowed", None, value, pointer=f"/dataset/{field}")
+    facts = named_facts(name, size)
+    if options.channels == 3 and facts.channels == 1:
+        facts = facts.with_three_channels()
+    if options.channels == 1 and facts.channels == 3:
+        text = f"the mean and std of {name} in grey are not known; only grey images can get other channels here"
+        raise ReferenceFault(text, "not_allowed", 3, 1, pointer="/dataset/channels")
+    if options.limit is not None and options.limit < facts.num_classes:
+        text = f"{name} has {facts.num_classes} classes, and each needs an image"
+        at_least = f"≥ {facts.num_classes}"
+        raise ReferenceFault(text, "not_allowed", at_least, options.limit, pointer="/dataset/limit")
+    return facts.model_copy(update={"train": min(facts.train, options.limit or facts.train)})
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> ReferenceFault:

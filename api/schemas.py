@@ -27,7 +27,7 @@ from base.wire import (
     WorkerView,
 )
 from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec import Preprocessing, Scheduling
+from kdcore.spec import DataOptions, Preprocessing, Scheduling
 from kdcore.spec.job import ClassNames
 from store.artifacts import Artifact
 from store.attempts import Attempt
@@ -194,13 +194,12 @@ class NewEvaluation(Schema):
     scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
 
-class NewDataset(Schema):
+class NewDataset(DataOptions):
     """A data set that has been uploaded: `.npz` arrays, or an archive with one folder per class. If it has no labels, a
-    student can only be distilled onto it, together with a labelled data set."""
+    student can only be distilled onto it, together with a labelled data set.
+
+    Jobs that name it read it with the options given here, unless they give their own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     blob: str = Field(pattern=f"^{DIGEST.pattern}$")
-    image_size: int | None = Field(
-        default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
-    )
     strict: bool = Field(default=False, description=STRICT)

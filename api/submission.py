@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from api.references import ReferenceFault, References, Target
+from api.references import ReferenceFault, References, Target, as_colour
 from base.errors import Fault, WarningRefused
 from base.warning import WarningItem, refused_if_strict, warning_faults
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.spec import (
+    DataOptions,
     Dataset,
     EvaluationSpec,
     JobSpec,
@@ -23,6 +24,7 @@ from kdcore.spec import (
     Unlabelled,
     alone,
     as_typed,
+    data_differences,
     differences,
     each_assistant,
     each_method,
@@ -31,6 +33,7 @@ from kdcore.spec import (
     evaluation_warnings,
     fit,
     fit_evaluation,
+    grey_as_colour,
     not_the_own_images,
     read,
     resolve,
@@ -71,6 +74,8 @@ class Lookup:
     baseline: Target[Job] | None = None
     networks: dict[str, ArchitectureFacts] = field(default_factory=dict)
     shapes: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    read_as_colour: bool = False
+    """True if grey images get three channels only because the teachers take three."""
 
     @property
     def known(self) -> Known:
@@ -90,6 +95,7 @@ class Lookup:
                 continue
             if target := await self._find(self.references.teacher(teacher), at):
                 self.teachers[pointer] = target
+        self._grey_as_colour()
         baseline = self.fields.get("baseline", "none")
         if baseline not in ("none", "train"):
             self.baseline = await self._find(self.references.baseline(baseline), "/baseline")
@@ -102,13 +108,23 @@ class Lookup:
         if isinstance(dataset, Dataset):
             self.data = await self._find(self.references.dataset(dataset), "/dataset/source")
         if isinstance(unlabelled, Unlabelled):
-            size = dataset.image_size if isinstance(dataset, Dataset) else None
-            pool = Dataset(source=unlabelled.source, image_size=size)
-            search = self.references.dataset(pool, size_at="/unlabelled/source")
+            options = self.data.options if self.data else dataset if isinstance(dataset, Dataset) else DataOptions()
+            pool = Dataset.of(unlabelled.source, options.for_unlabelled())
+            # The spec has one set of options: the engine reads both alike.
+            search = self.references.dataset(pool, size_at="/unlabelled/source", as_registered=False)
             self.pool = await self._find(search, "/unlabelled/source")
             same_name = isinstance(dataset, Dataset) and dataset.source == unlabelled.source
             if self.data and self.pool and self.data.reference == self.pool.reference and not same_name:
                 self.faults.append(not_the_own_images(unlabelled))
+
+    def _grey_as_colour(self) -> None:
+        """Read grey images with three channels if that is what the teachers take, and nothing else was asked for."""
+        channels = {target.facts.channels for target in self.teachers.values() if target.facts}
+        if channels == {3} and self.data is not None:
+            given = self.data
+            self.data = as_colour(given)
+            self.read_as_colour = self.data is not given
+            self.pool = as_colour(self.pool) if self.pool is not None else None
 
     async def _networks(self, data: DatasetFacts) -> None:
         """Look up each network of the job once: timm's networks must be built for that."""
@@ -166,7 +182,10 @@ async def examine(body: Any, references: References) -> Examined:
         faults += _baseline_faults(spec, lookup, lookup.data, known.dataset)
     if faults or spec is None or lookup.data is None or known.dataset is None:
         return Examined(as_typed(faults, body), known=known)
+    spec = spec.model_copy(update={"dataset": Dataset.of(spec.dataset.source, lookup.data.options)})
     warnings = spec_warnings(spec, known)
+    if lookup.read_as_colour:
+        warnings.append(grey_as_colour())
     if spec.strict and (refused := refused_if_strict(warnings)):
         return Examined(as_typed(warning_faults(refused), body), known=known, warnings=warnings)
     return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known, warnings)
@@ -187,8 +206,9 @@ def _baseline_faults(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], 
     if job is None or not facts.labelled:
         return
     mine = resolve(alone(spec), Known(dataset=facts))
-    mine = mine.model_copy(update={"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))})
-    if found := differences(mine, job.resolved_spec):
+    mine = mine.model_copy(update={"dataset": _data_by_digest(lookup, data, facts)})
+    stored = (job.result or {}).get("dataset", {})
+    if found := [*differences(mine, job.resolved_spec), *data_differences(facts, stored)]:
         text = f"job {job.id} did not train the same student alone: {'; '.join(map(str, found))}"
         allowed = [f"{one.field}: {one.here}" for one in found]
         got = [f"{one.field}: {one.there}" for one in found]
@@ -208,17 +228,19 @@ class ExaminedEvaluation:
 async def examine_evaluation(spec: EvaluationSpec, model: ModelFacts, references: References) -> ExaminedEvaluation:
     """Check an evaluation of a registered model. Pointers are those of the request, whose path names the model."""
     try:
-        data = await references.dataset(spec.dataset, size_at="/image_size")
+        given = await references.dataset(spec.dataset, size_at="/image_size")
     except ReferenceFault as fault:
         return ExaminedEvaluation([fault.at("/dataset")])
+    data = as_colour(given) if model.channels == 3 else given
     facts = _comparable(data)
     assert facts is not None, "a data set is inspected, or built in"  # noqa: S101
+    spec = spec.model_copy(update={"dataset": Dataset.of(spec.dataset.source, data.options)})
     if faults := fit_evaluation(spec, model, facts):
         return ExaminedEvaluation([replace(fault, pointer=_of_request(fault.pointer)) for fault in faults])
-    warnings = list(evaluation_warnings(spec, model, facts))
+    warnings = [*evaluation_warnings(spec, model, facts), *([grey_as_colour()] if data is not given else [])]
     if spec.strict and (refused := refused_if_strict(warnings)):
         return ExaminedEvaluation(warning_faults(refused), warnings=warnings, is_refused_for_warnings=True)
-    dataset = Dataset(source=data.reference, image_size=_own_size(spec.dataset, facts))
+    dataset = _resolved_data(data, facts)
     resolved = resolve_evaluation(spec, model, facts).model_copy(update={"dataset": dataset})
     return ExaminedEvaluation([], resolved, warnings)
 
@@ -230,7 +252,7 @@ def _of_request(pointer: str) -> str:
 
 def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> JobSpec:
     """Replace names by digests: a name can be given to other bytes later, and an accepted job must not change."""
-    update: dict[str, Any] = {"dataset": Dataset(source=data.reference, image_size=_size(spec, lookup, facts))}
+    update: dict[str, Any] = {"dataset": _data_by_digest(lookup, data, facts)}
     if spec.unlabelled is not None and lookup.pool is not None:
         update["unlabelled"] = spec.unlabelled.model_copy(update={"source": lookup.pool.reference})
     teachers = tuple(_teacher_by_digest(teacher, lookup.teachers[at]) for at, teacher in each_teacher(vars(spec)))
@@ -241,17 +263,19 @@ def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts:
     return spec.model_copy(update=update)
 
 
-def _size(spec: JobSpec, lookup: Lookup, facts: DatasetFacts) -> int | None:
-    """Return the size at which the images are read. Unlabelled ones in folders are resized to that of the labelled."""
+def _data_by_digest(lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> Dataset:
+    """Return the data set of a resolved spec. Unlabelled images in folders are resized to the size of the labelled."""
     pool = lookup.pool.facts if lookup.pool else None
-    return _own_size(spec.dataset, facts, pool is not None and pool.kind == "folders")
+    return _resolved_data(data, facts, pool is not None and pool.kind == "folders")
 
 
-def _own_size(dataset: Dataset, facts: DatasetFacts, resized: bool = False) -> int | None:
-    """Return the size at which images in folders were inspected; their files may differ. None if it is not square."""
-    height, width = facts.image_size
-    in_folders = facts.kind == "folders" or resized
-    return height if dataset.image_size is None and in_folders and height == width else dataset.image_size
+def _resolved_data(data: Target[DatasetFacts], facts: DatasetFacts, resized: bool = False) -> Dataset:
+    """Return the data set with its options. Images in folders are read at the size at which they were inspected, as
+    their files may differ; it is None if it is not square."""
+    options, (height, width) = data.options, facts.image_size
+    if options.image_size is None and (facts.kind == "folders" or resized) and height == width:
+        options = options.model_copy(update={"image_size": height})
+    return Dataset.of(data.reference, options).resolved()
 
 
 def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:

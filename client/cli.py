@@ -50,7 +50,7 @@ from client.terminal import (
     print_result,
     print_warnings,
 )
-from client.transfer import digest_of
+from client.transfer import digest_of, packed
 
 DETACHED = 130
 
@@ -142,7 +142,8 @@ def submit(
         str | None, typer.Argument(metavar="[SPEC]", help="JSON or YAML file; - is standard input.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file.")
+        str | None,
+        typer.Option(help="A built-in set (digits, ...), a registered set, or a local file or folder (./flowers)."),
     ] = None,
     unlabelled: Annotated[
         str | None, typer.Option(help="Images without labels to distil on, in the same forms as --dataset.")
@@ -472,7 +473,9 @@ def add_model(
 def evaluate_model(
     context: typer.Context,
     name: NameOrId,
-    dataset: Annotated[str, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file.")],
+    dataset: Annotated[
+        str, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file or folder (./flowers).")
+    ],
     image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A warning is an error.")] = False,
     as_json: AsJson = False,
@@ -516,16 +519,48 @@ def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
 @datasets_app.command("add")
 def add_dataset(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help=".npz arrays, or a .zip or .tar with one folder for each class.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with one folder for each class (it is packed), a .zip or .tar of it, or .npz arrays."
+        ),
+    ],
     name: FileName = None,
     image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
+    resize: Annotated[str | None, typer.Option(help="crop, squash or pad to the image size. Default: crop.")] = None,
+    resize_to: Annotated[
+        int | None, typer.Option(help="Length of the shorter side before the crop, as 256 for an image size of 224.")
+    ] = None,
+    interpolation: Annotated[str | None, typer.Option(help="bilinear, bicubic or nearest.")] = None,
+    channels: Annotated[int | None, typer.Option(help="3 for grey images and a colour teacher; 1 for grey.")] = None,
+    orientation: Annotated[str | None, typer.Option(help="apply: turn images as their camera's tag says.")] = None,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave out broken image files.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Use so many training images, evenly over the classes.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of names in an archive that are not UTF-8, such as cp932.")
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """Upload a data set and register it. The server reads every row first."""
     distillery: Distillery = context.obj
-    with TransferBars() as bars:
+    given = {
+        "resize": resize,
+        "resize_to": resize_to,
+        "interpolation": interpolation,
+        "channels": channels,
+        "orientation": orientation,
+        "skip_unreadable": skip_unreadable or None,
+        "limit": limit,
+        "encoding": encoding,
+    }
+    with TransferBars() as bars, packed(file, bars.add(f"packing {file.name}") if file.is_dir() else None) as whole:
         dataset = distillery.register_dataset(
-            name or _stem(file), file, image_size=image_size, strict=strict, on_progress=bars.add(file.name)
+            name or _stem(whole),
+            whole,
+            image_size=image_size,
+            options={option: value for option, value in given.items() if value is not None},
+            strict=strict,
+            on_progress=bars.add(whole.name),
         )
     output().print(tables.dataset_table([dataset]))
     print_warnings(dataset["warnings"])

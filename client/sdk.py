@@ -262,13 +262,19 @@ class Distillery:
         file: str | Path,
         *,
         image_size: int | None = None,
+        options: Mapping[str, Any] | None = None,
         strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Dataset:
-        """Register `.npz` arrays or an archive of class folders as a data set. The server reads every row first; what
-        it had to decide itself is in the data set's `warnings`, and with `strict` an ApiError instead."""
-        blob = self._blob(file, on_progress)
-        body = {"name": name, "blob": blob, "image_size": image_size, "strict": strict or None}
+        """Register a data set: `.npz` arrays, an archive of class folders, or such a folder, which is packed first (its
+        progress is reported before that of the upload). The server reads every row first; what it had to decide itself
+        is in the data set's `warnings`, and with `strict` an ApiError instead.
+
+        `options` are the other fields that say how the images are read, such as `{"resize": "pad", "channels": 3}`.
+        Jobs that name the data set read it like that.
+        """
+        blob = self._packed_blob(file, on_progress)
+        body = {**(options or {}), "name": name, "blob": blob, "image_size": image_size, "strict": strict or None}
         dataset: Dataset = self.connection.json("POST", "/v1/datasets", json=_without_none(body), timeout=INSPECTION_S)
         return dataset
 
@@ -378,6 +384,12 @@ class Distillery:
             )
             raise InvalidInput(f"job {job_id} has no {name}: {files}")
         return artifacts[name]
+
+    def _packed_blob(self, file: str | Path, on_progress: OnProgress | None) -> str:
+        if isinstance(file, str) and file.removeprefix("blob:").startswith("sha256:"):
+            return self._blob(file, on_progress)
+        with transfer.packed(Path(file), on_progress) as path:
+            return self.upload(path, on_progress=on_progress)
 
     def _blob(self, file: str | Path, on_progress: OnProgress | None) -> str:
         if isinstance(file, str) and file.removeprefix("blob:").startswith("sha256:"):

@@ -4,11 +4,12 @@ A local file is written as `file:<path>`, as in the engine's own specs. Before a
 uploaded, and registered if it is a data set or a checkpoint; the spec then holds the registered name.
 """
 
+import hashlib
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 from base.references import FILE, REFERENCE_PREFIXES
 from client.errors import ApiError, InvalidInput
 from client.sdk import Distillery
-from client.transfer import OnProgress, digest_of
+from client.transfer import OnProgress, digest_of, packed
 
 Spec = dict[str, Any]
 ProgressOf = Callable[[str], OnProgress | None]
@@ -40,7 +41,9 @@ SHORT_FOR = {
 DEFAULT_NAMES = {"optimizer": "sgd", "schedule": "multistep"}
 """What `--set training.optimizer.lr=0.1` changes where the spec names none: the service's default."""
 
-DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tar.gz", ".tgz")
+DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
+OF_LABELLED = ("limit", "limit_seed", "class_names")
+"""Options of a data set that mean nothing for unlabelled images beside it."""
 PROGRAM_SUFFIX = ".pt2"
 """A file of torch.export: a teacher that is a program, not a checkpoint."""
 
@@ -237,14 +240,16 @@ def upload_files(distillery: Distillery, spec: Spec, progress_of: ProgressOf = l
     """Return the spec with every local file uploaded and registered."""
     spec = deepcopy(spec)
     dataset = spec.get("dataset")
-    # Unlabelled images get the size of the labelled ones.
-    image_size = dataset.get("image_size") if isinstance(dataset, dict) else None
-    for field in ("dataset", "unlabelled"):
+    # Unlabelled images are read like the labelled ones, which alone have classes.
+    given = dataset if isinstance(dataset, dict) else {}
+    labelled = {name: value for name, value in given.items() if name != "source" and value is not None}
+    unlabelled = {name: value for name, value in labelled.items() if name not in OF_LABELLED}
+    for field, options in (("dataset", labelled), ("unlabelled", unlabelled)):
         data = spec.get(field)
         if isinstance(data, str) and _is_local(data):
-            spec[field] = _dataset(distillery, _path(data, field), image_size, progress_of)
+            spec[field] = _dataset(distillery, _path(data, field), options, progress_of)
         elif isinstance(data, dict) and _is_local(data.get("source")):
-            data["source"] = _dataset(distillery, _path(data["source"], field), image_size, progress_of)
+            data["source"] = _dataset(distillery, _path(data["source"], field), options, progress_of)
     teachers = spec.get("teacher")
     for teacher in teachers if isinstance(teachers, list) else [teachers]:
         if isinstance(teacher, dict) and _is_local(teacher.get("checkpoint")):
@@ -268,10 +273,18 @@ def _model(distillery: Distillery, path: Path, teacher: Spec, progress_of: Progr
     return f"model:{name}"
 
 
-def _dataset(distillery: Distillery, path: Path, image_size: int | None, progress_of: ProgressOf) -> str:
-    name = _name(path, None if image_size is None else str(image_size), digest_of(path))
-    if not _is_registered(distillery.dataset, name):
-        distillery.register_dataset(name, path, image_size=image_size, on_progress=progress_of(path.name))
+def _dataset(distillery: Distillery, path: Path, options: Mapping[str, Any], progress_of: ProgressOf) -> str:
+    """Register the data set unless it is; a folder is packed first. Returns its name."""
+    more = dict(options)
+    size = more.pop("image_size", None)
+    # The options are a part of the name, so that the same file read in another way is another data set.
+    named = [] if size is None else [str(size)]
+    named += [hashlib.sha256(json.dumps(more, sort_keys=True).encode()).hexdigest()[:8]] if more else []
+    with packed(path, progress_of(f"packing {path.name}") if path.is_dir() else None) as file:
+        name = _name(file, "-".join(named), digest_of(file))
+        if not _is_registered(distillery.dataset, name):
+            progress = progress_of(file.name)
+            distillery.register_dataset(name, file, image_size=size, options=more, on_progress=progress)
     return name
 
 
@@ -300,8 +313,8 @@ def _is_local(reference: Any) -> bool:
 
 def _path(reference: str, field: str) -> Path:
     path = Path(reference.removeprefix(FILE)).expanduser()
-    if path.is_dir():
-        raise InvalidInput(f"{field}: {path} is a folder; pack it as .zip or .tar")
-    if not path.is_file():
+    if path.is_dir() and field not in ("dataset", "unlabelled"):
+        raise InvalidInput(f"{field}: {path} is a folder, not a file")
+    if not path.exists():
         raise InvalidInput(f"{field}: there is no file {path}")
     return path

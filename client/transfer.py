@@ -1,7 +1,15 @@
-"""Uploads and downloads in parts. A broken transfer is continued; the SHA-256 of the whole file is checked."""
+"""Uploads and downloads in parts. A broken transfer is continued; the SHA-256 of the whole file is checked.
+
+A folder is packed into a file first: the same files make the same bytes, and so the same digest.
+"""
 
 import os
+import shutil
+import stat
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -57,6 +65,97 @@ def upload(
     if blob != f"sha256:{digest}":
         raise Damaged(f"the upload of {path}", digest, blob.removeprefix("sha256:"))
     return blob
+
+
+@contextmanager
+def packed(path: Path, on_progress: OnProgress | None = None) -> Iterator[Path]:
+    """Give a file as it is, and a folder as a .zip of its files, which is deleted at the end.
+
+    The files are stored without compression (pictures do not get smaller), in the order of their names, without times
+    and owners. Hidden files and those of operating systems are left out; links are followed. Raises InvalidInput.
+    """
+    if not path.is_dir():
+        yield path
+        return
+    files = _files_in(path)
+    with tempfile.TemporaryDirectory(prefix="distillery-") as place:
+        target = Path(place) / f"{path.resolve().name or 'folder'}.zip"
+        try:
+            _pack(files, target, on_progress)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot pack {path} into {target}: {error.strerror or error}; TMPDIR names another place"
+            ) from error
+        yield target
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    """Return all files below a folder by their names in the archive, sorted. An empty folder's name ends with `/`."""
+    found: dict[str, Path] = {}
+    entered: dict[Path, Path] = {}
+
+    def failed(error: OSError) -> None:
+        raise InvalidInput(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for here, folders, names in os.walk(folder, onerror=failed, followlinks=True):
+        place = Path(here)
+        entered[place] = place.resolve()
+        if entered[place] in (entered.get(above) for above in place.parents):
+            raise InvalidInput(f"{place} is a link to a folder that it is in; remove the link")
+        folders[:] = [name for name in folders if not _is_clutter(name)]
+        inside = [name for name in names if not _is_clutter(name)]
+        below = place.relative_to(folder)
+        for name in inside:
+            file = place / name
+            if not stat.S_ISREG(_stat(file).st_mode):
+                raise InvalidInput(f"{file} is no file, and cannot be packed")
+            found[(below / name).as_posix()] = file
+        if not inside and not folders and place != folder:
+            found[f"{below.as_posix()}/"] = place
+    if all(name.endswith("/") for name in found):
+        raise InvalidInput(f"{folder} holds no files")
+    for name in found:
+        if not name.isascii() and not _is_unicode(name):
+            raise InvalidInput(f"the name {name!a} in {folder} is not UTF-8; rename the file")
+    return dict(sorted(found.items()))
+
+
+def _pack(files: dict[str, Path], target: Path, on_progress: OnProgress | None) -> None:
+    sizes = {name: 0 if name.endswith("/") else _stat(file).st_size for name, file in files.items()}
+    done, total = 0, sum(sizes.values())
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name, file in files.items():
+            member = zipfile.ZipInfo(name)
+            member.create_system = 3
+            member.external_attr = (0o40755 << 16 | 0x10) if name.endswith("/") else 0o100644 << 16
+            if name.endswith("/"):
+                archive.writestr(member, b"")
+                continue
+            member.file_size = sizes[name]
+            with _open(file) as source, archive.open(member, "w") as content:
+                shutil.copyfileobj(source, content, 1 << 20)
+            done += sizes[name]
+            if on_progress:
+                on_progress(done, total)
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {file}: {error.strerror}") from error
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _new_upload(connection: Connection, path: Path, size: int, digest: str) -> UploadView:
@@ -163,7 +262,7 @@ def _write(answer: httpx.Response, file: BinaryIO, written: int) -> Iterator[int
 
 def _size(path: Path) -> int:
     if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; pack it first: tar cf {path.name}.tar -C {path} .")
+        raise InvalidInput(f"{path} is a folder; only data sets may be folders")
     with _open(path) as file:
         size = file.seek(0, os.SEEK_END)
     if size == 0:

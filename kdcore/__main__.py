@@ -6,7 +6,7 @@
     python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
     python -m kdcore inspect model PATH --architecture NAME
     python -m kdcore inspect program PATH
-    python -m kdcore inspect dataset PATH [--image-size N]
+    python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
@@ -14,7 +14,8 @@
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
 checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
 `images` writes the test images of a data set, to check a student outside of the engine. It,
-`evaluate` and `inspect` print one JSON object.
+`evaluate` and `inspect` print one JSON object; with --progress, lines {"progress": {"done": images, "total": images}}
+come before it, one a second.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,10 @@ from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, Storage
 from base.files import DISK_FULL
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
-from kdcore.spec import EvaluationSpec, JobSpec, parse, parse_evaluation
+from kdcore.spec import DataOptions, EvaluationSpec, JobSpec, parse, parse_evaluation
 from kdcore.spec.cost import ProbeRequest
 
+PROGRESS_S = 1.0
 NO_MEMORY = "can't allocate memory"
 """A part of the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has its own error class."""
 
@@ -117,7 +120,7 @@ def _facts(of: argparse.Namespace) -> Any:
         case "dataset":
             from kdcore import data
 
-            return data.inspect(of.path, of.image_size)
+            return data.inspect(of.path, _data_options(of), _Progress() if of.progress else None)
         case "cost":
             from kdcore.measure.probe import probe
 
@@ -127,6 +130,24 @@ def _facts(of: argparse.Namespace) -> Any:
 
             network = of.name, of.classes, of.channels, _height_width(of)
             return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
+
+
+class _Progress:
+    """Prints the progress of an inspection as a JSON object in a line of its own, at most once in PROGRESS_S."""
+
+    def __init__(self) -> None:
+        self._printed_at = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._printed_at >= PROGRESS_S:
+            self._printed_at = time.monotonic()
+            print(json.dumps({"progress": {"done": done, "total": total}}), flush=True)
+
+
+def _data_options(arguments: argparse.Namespace) -> DataOptions:
+    """Return how a data set is read: the size, and the other options as JSON."""
+    given = {"image_size": arguments.image_size, **json.loads(arguments.options)}
+    return DataOptions.model_validate(given)
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
@@ -224,6 +245,8 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
     dataset.add_argument("--image-size", type=int)
+    dataset.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
+    dataset.add_argument("--progress", action="store_true")
     architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
     for kind in (architecture, taps):
         kind.add_argument("name")

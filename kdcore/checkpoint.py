@@ -16,11 +16,13 @@ import torch
 from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
 from base.warning import WarningItem
+from kdcore.catalog.facts import DATASET_READING
 from kdcore.measure import batch_norm
 from kdcore.measure.cost import CostMeter
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
 from kdcore.spec import GIVEN, Stage, Trial
+from kdcore.spec.fitting import images_held_out
 from kdcore.training import Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
@@ -51,6 +53,8 @@ class Progress:
     training: Mapping[str, Any] | None = None
     batch_norm: str = "measured"
     """`training.batch_norm` of the job that began: one job keeps to one kind of statistics."""
+    reading: int = DATASET_READING
+    """The rules by which the job that began read its data: before the second, no validation split was used."""
     warnings: Sequence[WarningItem] = ()
     """The warnings of the job up to here."""
     format: int = FORMAT
@@ -70,6 +74,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         "prepared": progress.prepared,
         "training": progress.training,
         "batch_norm": progress.batch_norm,
+        "reading": progress.reading,
         "warnings": [warning.as_dict() for warning in progress.warnings],
         "cost": progress.cost.state(),
     }
@@ -104,6 +109,7 @@ def load(path: Path, device: torch.device) -> Progress:
             dict(state["prepared"]),
             state["training"],
             state.get("batch_norm", "running"),
+            state.get("reading", 1),
             [WarningItem(**warning) for warning in state.get("warnings", ())],
             number,
             # Before format 2 no cost was kept: only the seconds from here on are counted.
@@ -131,7 +137,7 @@ class Work:
         first = stage.method.first_stage if stage.method is not None else None
         if first is not None and not first.trains_student:
             learners = models = 0
-        held_out = max(1, round(job.data.facts.train * recipe.validation_fraction))
+        held_out = images_held_out(job.data.facts, recipe)
         measured = 0
         if recipe.batch_norm == "measured":
             rows = recipe.batch_size * (stage.steps // stage.epochs)

@@ -100,7 +100,7 @@ class PreparedJob:
 
     def training_set(self, trial: Trial) -> TrainingSet:
         """Return the images that a trial learns from; the baseline never gets the unlabelled ones."""
-        labelled = TrainingSet.of(self.data.train, self.spec.training)
+        labelled = TrainingSet.of(self.data.train, self.spec.training, self.data.val)
         if self.unlabelled is None or self.spec.unlabelled is None or trial.name == "alone":
             return labelled.to(self.device)
         return labelled.with_unlabelled(self.unlabelled, self.spec.unlabelled).to(self.device)
@@ -160,7 +160,7 @@ def refuse_if_strict(spec: JobSpec, workspace: Workspace) -> None:
 def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | None:
     if spec.unlabelled is None:
         return None
-    source = Dataset(source=spec.unlabelled.source, image_size=spec.dataset.image_size)
+    source = Dataset.of(spec.unlabelled.source, spec.dataset.for_unlabelled())
     return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 from base.errors import LossDiverged
 from base.warning import WarningItem
 from kdcore import checkpoint, device, export, objectives, report
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
+from kdcore.data import layouts
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.measure import alarms, chance, evaluate, teacher_check
 from kdcore.measure.alarms import Alarms
@@ -27,7 +30,7 @@ from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import GIVEN, JobSpec, Trial
+from kdcore.spec import GIVEN, JobSpec, Trial, trials
 from kdcore.spec.methods import SchemeOptions
 from kdcore.training import Observer, Outcome, StageTraining
 
@@ -73,11 +76,21 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
 
 def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
-    """Keep to the batch-norm statistics and the warnings of the job that the checkpoint continues."""
+    """Keep to the batch-norm statistics, the held-out images and the warnings of the job that the checkpoint
+    continues."""
     for warning in progress.warnings:
         workspace.warn(warning)
     recipe = job.spec.training.model_copy(update={"batch_norm": progress.batch_norm})
     job.spec = job.spec.model_copy(update={"training": recipe})
+    if progress.reading < DATASET_READING and _was_read_otherwise(job.data.facts):
+        text = "the checkpoint is of an earlier version, which read this data set in another way: it continues on " + (
+            ", ".join(f"{count} images of {name}" for name, count in job.data.facts.splits.items()) or "other labels"
+        )
+        workspace.warn(WarningItem("bits_not_repeatable", "/dataset", text, "submit the job again"))
+    if progress.reading < DATASET_READING and job.data.val is not None:
+        job.data = job.data.without_validation()
+        job.known = replace(job.known, dataset=job.data.facts)
+        job.trials = trials(job.spec, job.data.facts, job.known.unlabelled)
     height, width = job.data.facts.image_size
     if progress.format < checkpoint.FORMAT and evaluate.batch_size(height, width) != evaluate.LARGEST_BATCH:
         text = (
@@ -85,6 +98,17 @@ def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progres
             "further epochs may differ in their last bits, and so may the choice of the best epoch"
         )
         workspace.warn(WarningItem("bits_not_repeatable", "", text, "submit the job again for figures of one kind"))
+
+
+def _was_read_otherwise(facts: DatasetFacts) -> bool:
+    """Return True if earlier versions took other images for the training or test split, or dropped the transparency of
+    pictures. That they used no validation split is not counted: a resumed job does not use it either."""
+    by_names = {"", "arrays", layouts.SPLITS, layouts.CLASSES, layouts.UNLABELLED}
+    read_before = {"train", "test", "val", "valid", "validation", "x_train", "x_test"}
+    names = [name.lower() for name in facts.splits]
+    used = [names[0], *names[2:]] if facts.validation else names
+    by_other_names = facts.layout not in by_names or not read_before.issuperset(used)
+    return by_other_names or bool(facts.pictures.get("alpha"))
 
 
 def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress, meter: Meter) -> None:

@@ -12,6 +12,7 @@ other name. Two things are added here: harmless notes beside the weights (a nump
 """
 
 import math
+import pickle
 import pickletools
 import re
 import warnings
@@ -27,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from base.errors import Internal, SpecInvalid, TeacherMismatch
+from base.file_kinds import HEAD_BYTES, PICKLE, TORCH, FileKind, kind_of, kind_of_members
 from base.files import sha256_of
 from kdcore import vision
 from kdcore.catalog.architectures import ARCHITECTURES
@@ -57,17 +59,6 @@ REBUILDS_TENSORS = re.compile(
     r"|torch\.(\w*Storage|Size|Tensor|device|bool|q?u?int\d+|b?float\d+\w*|complex\d+)"
 )
 
-LOOKS_LIKE = (
-    (b"<", "an HTML or XML page, as a failed download leaves it"),
-    (b"version https://git-lfs", "a Git LFS pointer; the file itself was not fetched"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes them"),
-    (b"\x93NUMPY", "a numpy array"),
-    (b"\x89PNG", "an image"),
-    (b"\xff\xd8\xff", "an image"),
-    (b"GGUF", "a GGUF file"),
-    (b"{", "JSON text"),
-)
 ADVICE = "give a PyTorch state dict (torch.save(model.state_dict(), path)) or a safetensors file"
 
 
@@ -293,7 +284,7 @@ def _likely_architectures(state: Mapping[str, Tensor]) -> str | None:
 def read(path: Path) -> Weights:
     """Return tensors by name, without wrappers and prefixes. Raises TeacherMismatch for any file but a checkpoint."""
     with path.open("rb") as file:
-        head = file.read(512)
+        head = file.read(HEAD_BYTES)
     # safetensors: the header's length in eight bytes, little end first, then the header, which is JSON.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         return _read_safetensors(path)
@@ -351,19 +342,23 @@ class Unread:
 
 
 def refuse_other_files(path: Path, head: bytes) -> None:
-    """Raise TeacherMismatch for files that are sent by mistake. `head` is the file's first 512 bytes."""
+    """Raise TeacherMismatch for files that are sent by mistake. `head` is the file's beginning."""
     if not head:
         raise TeacherMismatch("the file is empty", hint=ADVICE)
-    if head[257:262] == b"ustar" or (len(head) == 512 and head.startswith(b"sys_info\0")):
+    if head[257:262] == b"ustar" or (len(head) >= 512 and head.startswith(b"sys_info\0")):
         raise TeacherMismatch(
             "the file is a tar archive; PyTorch wrote its checkpoints so before version 0.2",
             hint="load it with the PyTorch that wrote it and save it again, or unpack the archive",
         )
-    for beginning, words in LOOKS_LIKE:
-        if head.lstrip().startswith(beginning):
-            raise TeacherMismatch(f"the file is no checkpoint: it looks like {words}", hint=ADVICE)
+    if head.startswith(b"\x1f\x8b"):
+        raise TeacherMismatch("the file is no checkpoint but a gzip archive", hint="unpack it first")
     if head.startswith(b"PK"):
         _refuse_other_archives(path)
+        return
+    kind = kind_of(head)
+    # PyTorch's former files are pickles; the reader below opens them.
+    if kind is not None and kind not in (TORCH, PICKLE):
+        raise _other(kind)
 
 
 def _refuse_other_archives(path: Path) -> None:
@@ -374,12 +369,18 @@ def _refuse_other_archives(path: Path) -> None:
         raise TeacherMismatch(
             "the checkpoint is cut short or damaged", hint="compare its size, copy it again"
         ) from error
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise TeacherMismatch("the file is a TorchScript program, not a state dict", hint=ADVICE)
-    if any(name.endswith("archive_format") for name in names):
-        raise TeacherMismatch("the file is a torch.export program, not a state dict", hint=ADVICE)
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise TeacherMismatch("the file is a zip archive, but no checkpoint", hint=ADVICE)
+    kind = kind_of_members(names)
+    if kind is not TORCH or not any(name.endswith("/data.pkl") for name in names):
+        raise _other(kind, "a zip archive, but no checkpoint")
+
+
+def _other(kind: FileKind | None, words: str = "") -> TeacherMismatch:
+    if kind is None:
+        return TeacherMismatch(f"the file is {words}", hint=ADVICE)
+    return TeacherMismatch(
+        f"the file is no checkpoint: it is {kind.words}",
+        hint=f"{kind.as_model}; or {ADVICE}" if kind.as_model else ADVICE,
+    )
 
 
 def unpickle(path: Path) -> Any:
@@ -411,9 +412,11 @@ def _explain(path: Path, error: Exception) -> Never:
             f"the checkpoint is refused: it names {', '.join(foreign[:3])}{more}, which reading weights never needs",
             hint=ADVICE,
         ) from error
-    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # PyTorch's reader of pickles advises to lift its guard, which is no advice for a service: its words are left out.
+    refused = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
+    reason = "" if refused or not str(error) else f": {str(error).splitlines()[0]}"
     raise TeacherMismatch(
-        f"the file is no checkpoint that PyTorch can read, or it is cut short: {first_line}", hint=ADVICE
+        f"the file is no checkpoint that PyTorch can read, or it is cut short{reason}", hint=ADVICE
     ) from error
 
 

@@ -9,7 +9,7 @@ from api.dependencies import Caller, Db, InspectionsDep
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses
 from api.routes.models import accepted, uploaded
 from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
-from kdcore.catalog import DATASETS, DatasetFacts, named_facts
+from kdcore.catalog import DATASETS, named_facts
 from kdcore.spec import dataset_warnings
 from store import errors, registry
 from store.records import PageQuery
@@ -25,7 +25,9 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
     responses=responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
 )
 async def register(new: NewDataset, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
-    """Register an uploaded data set: `.npz` arrays, or an archive with one folder of images per class.
+    """Register an uploaded data set: `.npz` arrays, or an archive of images in folders of splits and classes.
+
+    `facts` say what was read as what: layout, splits, images of each class. What is left out is also a warning.
 
     Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.
@@ -33,8 +35,9 @@ async def register(new: NewDataset, caller: Caller, db: Db, inspections: Inspect
     A separate process reads every row first; the answer names the file or row that cannot be used.
     """
     digest = await uploaded(new.blob, inspections)
-    facts = await inspections.inspect(DatasetFacts, digest, image_size=new.image_size)
-    warnings = accepted(dataset_warnings(facts), new.strict)
+    facts = await inspections.dataset(digest, new)
+    facts = facts.model_copy(update={"options": new.given()})
+    warnings = accepted(dataset_warnings(facts, options=new), new.strict)
     entry = NewEntry(caller.project, new.name, digest, facts.model_dump(mode="json"), warnings)
     dataset = await db.write(registry.datasets.register, entry)
     return Json(dataset_view(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})

@@ -4,7 +4,7 @@ Mean and std are over the training split. If images differ in size, they depend 
 they are ImageNet's usual numbers. Data sets whose labels torchvision reads with scipy are left out.
 """
 
-from kdcore.catalog.facts import DatasetFacts, NamedDataset
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts, NamedDataset
 
 _PHOTOGRAPHS_MEAN = [0.485, 0.456, 0.406]
 _PHOTOGRAPHS_STD = [0.229, 0.224, 0.225]
@@ -200,5 +200,7 @@ def named_facts(name: str, image_size: int | None = None) -> DatasetFacts:
         kind="named",
         class_names=dataset.class_names or [str(label) for label in range(dataset.num_classes)],
         image_size=(image_size, image_size) if image_size else dataset.image_size,
+        reading=DATASET_READING,
+        grey=dataset.channels == 1,
         **shared,
     )

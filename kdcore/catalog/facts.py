@@ -1,14 +1,28 @@
 """The facts of a data set, a model file or an architecture, as published or from an inspection."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+DATASET_READING = 3
+"""The number of the rules by which files are read as data sets: a part of the key of every stored inspection and of
+every decoded file. Increase it when the same file is read as something else, or decoded to other bytes, than before."""
 
 
 class Facts(BaseModel):
     """The base class of facts. They are never changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LeftOut(Facts):
+    """A part of a file that is not used."""
+
+    what: str
+    """A folder, an array, a table, or a kind of file."""
+    count: int
+    """Its images, rows or files."""
+    why: str
 
 
 class DatasetFacts(Facts):
@@ -28,11 +42,56 @@ class DatasetFacts(Facts):
     """Images in the test split."""
     test_carved: bool = False
     """True if the data had no test split and a tenth of the training images was set aside."""
+    validation: int = 0
+    """Images of a validation split beside the test split. It chooses the best epoch; if there is none, a part of the
+    training split does."""
+    layout: str = ""
+    """How the file is laid out, such as `<split>/<class>/<image>` or `arrays`; empty for a named set."""
+    splits: dict[str, int] = {}
+    """The names of the splits as they were found (folders, arrays or values of a table), with their images: training,
+    validation if there is one, test."""
+    class_counts: dict[str, list[int]] = {}
+    """By split (train, val, test): the images of each class, in the order of `class_names`."""
+    left_out: list[LeftOut] = []
+    """Everything in the file that is not used, without text files and hidden files."""
+    merged: list[str] = []
+    """Folders whose names differed only in their Unicode form or in blanks at their ends: they were read as one."""
     mean: list[float]
     """Per channel, of pixels scaled to 0..1, over the training split."""
     std: list[float]
     digest: str | None = None
     """`sha256:<hex>` of the file; None for a named set that has not been fetched yet."""
+    grey: bool = False
+    """True if all training images are grey, also if they are read with three equal channels."""
+    pictures: dict[str, int] = {}
+    """How many image files are of a kind: grey, colour; alpha (with transparent parts, read over white), palette, cmyk,
+    sixteen_bit (grey with more than 8 bits, scaled by its own range), oriented (with a tag to turn it), animated (its
+    first frame is read), cut (resized by a crop that leaves out more than a tenth)."""
+    pixels_cut: float = 0.0
+    """The share of all pixels that the crop leaves out."""
+    skipped: int = 0
+    """Image files that could not be read and were left out, as `skip_unreadable` says."""
+    skipped_names: list[str] = []
+    """The first of them."""
+    options: dict[str, Any] = {}
+    """The options that the registration gave. Jobs that name the data set use them."""
+    reading: int = 1
+    """The `DATASET_READING` by which a file was read. At submit, a file with an earlier one is read again."""
+
+    @property
+    def resized_to(self) -> int | None:
+        """The size to which images from folders may have been resized; None for others, and if it is no square."""
+        height, width = self.image_size
+        return height if self.kind == "folders" and height == width else None
+
+    @property
+    def is_outdated(self) -> bool:
+        """True if the file may be read as something else now."""
+        return self.reading != DATASET_READING
+
+    def with_three_channels(self) -> "DatasetFacts":
+        """Return the facts of grey images when they are read with three equal channels."""
+        return self.model_copy(update={"channels": 3, "grey": True, "mean": self.mean * 3, "std": self.std * 3})
 
 
 class ModelFacts(Facts):

@@ -1,16 +1,20 @@
 """Reader of untrusted archives: members are read and checked one by one, and never unpacked to the disk.
 
-Refused: paths outside the archive and absolute paths, links and devices, encryption, and bombs.
+Refused: paths outside the archive and absolute paths, links and devices, encryption, and bombs. Names are UTF-8, with
+or without a zip's flag for it, or in the encoding that is given; their parts are brought to one Unicode form (NFC),
+without blanks at their ends.
 """
 
 import gzip
 import io
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -26,6 +30,7 @@ _READING_FAILED = (
     OSError,
     NotImplementedError,
     RuntimeError,
+    ValueError,
 )
 
 
@@ -36,6 +41,8 @@ class Limits:
     members: int = 5_000_000
     member_bytes: int = 256 << 20
     total_bytes: int = 256 << 30
+    depth: int = 64
+    """Folders inside of each other."""
     ratio: int = 100
     """The ratio of unpacked to packed size, from `ratio_from_bytes` on: images hardly compress, bombs do."""
     ratio_from_bytes: int = 1 << 30
@@ -51,17 +58,33 @@ class Entry:
     path: PurePosixPath
     is_folder: bool
     read: Callable[[], bytes]
+    stored: str
+    """The name before its Unicode form and blanks were made one."""
+    size: int
+    """Bytes, as the archive says."""
 
 
-def entries(path: Path, limits: Limits) -> Iterator[Entry]:
-    """Yield every member in the archive's own order, without files of operating systems (.DS_Store, __MACOSX)."""
+def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator[Entry]:
+    """Yield every member in the archive's own order, without files of operating systems (.DS_Store, __MACOSX).
+
+    `encoding` is that of the names, as Python calls it (gbk, cp866). None: they must be UTF-8.
+    """
+    try:
+        "".encode(encoding or "utf-8")
+    except LookupError as error:
+        raise DatasetUnreadable(
+            f"There is no text encoding {encoding!r} (field encoding).",
+            "Known are gbk, shift_jis, cp866, cp437, latin-1.",
+        ) from error
     try:
         with path.open("rb") as file:
             start = file.read(2)
-        members = _zip(path, limits) if start == _ZIP else _tar(path, limits, packed=start == _GZIP)
+        members = _zip(path, limits, encoding) if start == _ZIP else _tar(path, limits, encoding, packed=start == _GZIP)
         for count, entry in enumerate(members):
             if count >= limits.members:
                 raise DatasetUnreadable(f"The archive holds more than {limits.members:,} members.")
+            if len(entry.path.parts) > limits.depth:
+                raise DatasetUnreadable(f"The archive holds more than {limits.depth} folders inside of each other.")
             if not _is_clutter(entry.path):
                 yield entry
     except _READING_FAILED as error:
@@ -70,49 +93,85 @@ def entries(path: Path, limits: Limits) -> Iterator[Entry]:
         ) from error
 
 
-def _zip(path: Path, limits: Limits) -> Iterator[Entry]:
+def _zip(path: Path, limits: Limits, encoding: str | None) -> Iterator[Entry]:
     budget = _Budget(path, limits)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            name = _safe(info.filename)
+            stored = _zipped_name(info, encoding)
+            name = _safe(stored)
             mode = info.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _not_a_file(info.filename)
-            budget.check(info.filename, info.file_size)
+                raise _not_a_file(str(name))
+            budget.check(str(name), info.file_size)
             budget.spend(info.file_size)
-            yield Entry(name, info.is_dir(), lambda info=info: _read_zipped(archive, info))  # type: ignore[misc]
+            read = partial(_read_zipped, archive, info, name)
+            yield Entry(name, stored.endswith("/"), read, stored, info.file_size)
 
 
-def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+_UTF8_FLAG = 0x800
+
+
+def _zipped_name(info: zipfile.ZipInfo, encoding: str | None) -> str:
+    """Return a member's name. Python decodes names without the UTF-8 flag as cp437: that gives their bytes again."""
+    if info.flag_bits & _UTF8_FLAG or info.filename != info.orig_filename.partition("\0")[0]:
+        return info.filename  # Flagged, or taken from the field for Unicode names by newer Pythons.
+    return _decoded(info.filename.encode("cp437"), encoding)
+
+
+def _decoded(name: bytes, encoding: str | None) -> str:
+    try:
+        return name.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        shown = name.decode("ascii", "backslashreplace")
+        if encoding is not None:
+            raise DatasetUnreadable(
+                f"The names in this archive are not in the encoding {encoding!r}: {shown}.",
+                "Give the one in which they were written, or none for UTF-8 (field encoding).",
+            ) from error
+        raise DatasetUnreadable(
+            f"The names in this archive are in an unknown encoding, not UTF-8: {shown}.",
+            "Give it with the field encoding (gbk, shift_jis, cp866, cp437, …), or pack the files with names in UTF-8.",
+        ) from error
+
+
+def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: PurePosixPath) -> bytes:
     try:
         return archive.read(info)
     except _READING_FAILED as error:
-        raise DatasetUnreadable(f"{info.filename} cannot be unpacked: {error}.") from error
+        raise DatasetUnreadable(f"{name} cannot be unpacked: {error}.") from error
 
 
-def _tar(path: Path, limits: Limits, packed: bool) -> Iterator[Entry]:
+def _tar(path: Path, limits: Limits, encoding: str | None, packed: bool) -> Iterator[Entry]:
     budget = _Budget(path, limits)
     with (
         path.open("rb") as raw,
         gzip.open(raw) if packed else raw as unpacked,
         # A stream: each member is read once, in order, so that a packed archive is never unpacked twice.
-        tarfile.open(fileobj=_Metered(unpacked, budget), mode="r|") as archive,
+        tarfile.open(fileobj=_Metered(unpacked, budget), mode="r|", encoding="utf-8") as archive,
     ):
         for member in archive:
-            name = _safe(member.name)
+            stored = _tarred_name(member, encoding)
+            name = _safe(stored)
             if not (member.isreg() or member.isdir()):
-                raise _not_a_file(member.name)
-            budget.check(member.name, member.size)
-            yield Entry(name, member.isdir(), lambda member=member: _read_tarred(archive, member))  # type: ignore[misc]
+                raise _not_a_file(str(name))
+            budget.check(str(name), member.size)
+            yield Entry(name, member.isdir(), partial(_read_tarred, archive, member, name), stored, member.size)
 
 
-def _read_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _tarred_name(member: tarfile.TarInfo, encoding: str | None) -> str:
+    """Return a member's name. Names in pax headers are always UTF-8; of others, bytes that are not are escapes."""
+    if "path" in member.pax_headers:
+        return member.name
+    return _decoded(member.name.encode("utf-8", "surrogateescape"), encoding)
+
+
+def _read_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath) -> bytes:
     file = archive.extractfile(member)
     assert file is not None, "regular files have content"
     try:
         return file.read()
     except _READING_FAILED as error:
-        raise DatasetUnreadable(f"{member.name} cannot be unpacked: {error}.") from error
+        raise DatasetUnreadable(f"{name} cannot be unpacked: {error}.") from error
 
 
 class _Budget:
@@ -151,7 +210,9 @@ class _Metered(io.RawIOBase):
 
 
 def _safe(name: str) -> PurePosixPath:
-    path = PurePosixPath(name.replace("\\", "/"))
+    """Return the path with every part in one Unicode form, without blanks at its end."""
+    plain = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    path = PurePosixPath("/".join(part.rstrip() or part for part in plain.split("/")))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")) or "\0" in name:
         raise DatasetUnreadable(
             f"The archive names a path outside itself: {name!r}.", "Pack it from within its folder."

@@ -1,19 +1,23 @@
-"""Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. A file of x alone (or
-of x_train) holds images without labels.
+"""Arrays in one `.npz` file: x_train, y_train, x_test, y_test, and class_names if there are any. Held-out splits may
+have other names (x_val, x_valid, x_eval, …; see `splits.py`). A file of x alone (or of x_train) has no labels.
 
-Images are uint8, N × H × W × C, N × C × H × W (C is 1 or 3) or N × H × W; labels are integers from 0. Without
-x_test and y_test, a tenth of the training images is set aside. Nothing in the file is ever unpickled, and images are
-read in chunks, so a file may be larger than memory.
+So may all arrays: X_train, train_images and train_labels (MedMNIST), train_x, images and labels. Images are uint8,
+N × H × W × C, N × C × H × W (C is 1 or 3) or N × H × W; another order of the axes is refused with the line that changes
+it. Labels are integers from 0. Without x_test and y_test, a tenth of the training images is set aside. Nothing in the
+file is ever unpickled, and images are read in chunks, so a file may be larger than memory. Arrays that are not used are
+listed in the facts.
 """
 
+import math
+import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +25,14 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from base.errors import DatasetUnreadable
+from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
+from kdcore.data.archive import LIMITS
 from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
 from kdcore.data.images import Labels
+from kdcore.data.layouts import shortened
+from kdcore.data.splits import by_role, held_out, split_role, split_roles
+from kdcore.spec import DataOptions
 
 _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20
@@ -32,6 +41,16 @@ _READING_FAILED = (
     *(ValueError, SyntaxError, tokenize.TokenError),
 )
 _FLOAT_HINT = "Store bytes: for floats in 0..1, (x * 255).round().astype('uint8')."
+
+
+_KIND = r"(?P<images{0}>x|images?|data|pictures)|(?P<labels{0}>y|labels?|targets?)"
+_OF_SPLIT = re.compile(f"(?:{_KIND.format('')})_(?P<after>.+)|(?P<before>.+)_(?:{_KIND.format('_after')})")
+_UNSPLIT = {
+    "x_train": {"x", "X", "images", "image", "data"},
+    "y_train": {"y", "Y", "labels", "label", "targets", "target"},
+}
+"""The names of arrays that are not split."""
+_CLASS_NAMES = ("class_names", "classes", "label_names", "target_names")
 
 
 @dataclass(frozen=True)
@@ -61,27 +80,32 @@ class _Images:
         return chunk.transpose(0, 3, 1, 2) if self.channels_last else chunk
 
 
-def open_arrays(path: Path, image_size: int | None) -> Source:
+def open_arrays(path: Path, options: DataOptions | None = None) -> Source:
     """Check names, types, shapes and labels, without reading the images."""
     with _reading("The .npz file"), zipfile.ZipFile(path) as archive:
-        return _open(path, archive, image_size)
+        return _open(path, archive, options or DataOptions())
 
 
-def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Source:
-    names = {name.removesuffix(".npy") for name in archive.namelist()}
-    if names in ({"x"}, {"x_train"}):
-        return _unlabelled(path, _image_header(archive, names.pop()), image_size)
-    splits = _splits(names)
-    images = {split: _image_header(archive, f"x_{split}") for split in splits}
-    labels = {split: _labels(archive, f"y_{split}", images[split].shape[0]) for split in splits}
-    class_names = _class_names(archive) if "class_names" in names else _numbered(labels["train"])
-    for split in splits:
-        _check_labels(f"y_{split}", labels[split], class_names)
+def _open(path: Path, archive: zipfile.ZipFile, options: DataOptions) -> Source:
+    present = {name.removesuffix(".npy") for name in archive.namelist()}
+    stored = _stored(present)
+    if present == {stored.get("x_train")}:
+        return _unlabelled(path, _image_header(archive, stored["x_train"]), options)
+    splits = _splits(stored, present)
+    images = {split: _image_header(archive, stored[f"x_{name}"]) for split, name in splits.items()}
+    labels = {split: _labels(archive, stored[f"y_{name}"], images[split]) for split, name in splits.items()}
+    named = "class_names" in stored
+    class_names = _class_names(archive, stored["class_names"]) if named else numbered(labels["train"])
+    for split, name in splits.items():
+        _check_labels(stored[f"y_{name}"], labels[split], class_names)
     require_all_classes(labels["train"], class_names)
-    if "test" in splits and images["train"].chw != images["test"].chw:
-        raise DatasetUnreadable(
-            f"x_train holds images of shape {images['train'].shape[1:]}, x_test of {images['test'].shape[1:]}."
-        )
+    for split in splits:
+        if images["train"].chw != images[split].chw:
+            raise DatasetUnreadable(
+                f"{images['train'].name} holds images of shape {images['train'].shape[1:]}, {images[split].name} of "
+                f"{images[split].shape[1:]}."
+            )
+    used = {stored[f"{kind}_{name}"] for name in splits.values() for kind in "xy"} | {stored.get("class_names")}
     channels, height, width = images["train"].chw
     aside = {split: np.zeros(len(labels[split]), dtype=np.bool_) for split in splits}
     if "test" not in splits:
@@ -91,27 +115,39 @@ def _open(path: Path, archive: zipfile.ZipFile, image_size: int | None) -> Sourc
         kind="arrays",
         class_names=class_names,
         channels=channels,
-        height=image_size or height,
-        width=image_size or width,
+        height=options.image_size or height,
+        width=options.image_size or width,
         labels=labels,
         test_carved="test" not in splits,
-        pieces=lambda: _pieces(path, images, aside, image_size),
+        pieces=lambda: _pieces(path, images, aside, options),
+        layout="arrays",
+        splits={of.name: of.shape[0] for of in images.values()},
+        left_out=_left_out(archive, stored, present - used),
+        **cut((height, width), sum(of.shape[0] for of in images.values()), options),
     )
 
 
-def _unlabelled(path: Path, images: _Images, image_size: int | None) -> Source:
+def _unlabelled(path: Path, images: _Images, options: DataOptions) -> Source:
     channels, height, width = images.chw
     none_aside = np.zeros(images.shape[0], dtype=np.bool_)
     return Source(
         kind="arrays",
         class_names=(),
         channels=channels,
-        height=image_size or height,
-        width=image_size or width,
+        height=options.image_size or height,
+        width=options.image_size or width,
         labels=no_labels(images.shape[0]),
         test_carved=False,
-        pieces=lambda: _pieces(path, {"train": images}, {"train": none_aside}, image_size),
+        pieces=lambda: _pieces(path, {"train": images}, {"train": none_aside}, options),
+        layout="arrays",
+        **cut((height, width), images.shape[0], options),
     )
+
+
+def cut(size: tuple[int, int], count: int, options: DataOptions) -> dict[str, Any]:
+    """Return what a crop leaves out of so many images of one height and width: fields of the source."""
+    share = 1 - image_files.share_kept(*size, options)
+    return {"pictures": {"cut": count} if share > image_files.NOTICEABLE_CUT else {}, "pixels_cut": round(share, 4)}
 
 
 @contextmanager
@@ -123,17 +159,87 @@ def _reading(what: str) -> Iterator[None]:
         raise DatasetUnreadable(f"{what} cannot be read: {error}.", "Write the file again with numpy.savez.") from error
 
 
-def _splits(names: set[str]) -> tuple[Split, ...]:
+def _stored(names: set[str]) -> dict[str, str]:
+    """Return the name in the file of each array that is known, by its plain name: x_<split>, y_<split>, class_names.
+
+    Raises DatasetUnreadable if two stand for one.
+    """
+    stored: dict[str, str] = {}
+    for name in sorted(names):
+        plain = _plain(name)
+        if plain is not None and plain in stored:
+            raise DatasetUnreadable(f"{stored[plain]} and {name} both stand for {plain}.", "Leave one of them out.")
+        if plain is not None:
+            stored[plain] = name
+    for plain, usual in _UNSPLIT.items():
+        found = sorted(names & usual)
+        if plain not in stored and len(found) > 1:
+            raise DatasetUnreadable(f"{' and '.join(found)} both stand for {plain}.", "Leave one of them out.")
+        if found:
+            stored.setdefault(plain, found[0])
+    return stored
+
+
+def _plain(name: str) -> str | None:
+    """Return x_<split> or y_<split> for X_train, train_images, labels_val and the like; None for other names."""
+    if name in _CLASS_NAMES:
+        return "class_names"
+    part = _OF_SPLIT.fullmatch(name.lower())
+    if part is None:
+        return None
+    split = part["before"] or part["after"]
+    role = split_role(split)
+    kind = "x" if part["images"] or part["images_after"] else "y"
+    if role is None:
+        return None
+    return f"{kind}_{role[0] if role[0] in ('train', 'test') and not role[1] else split}"
+
+
+def _splits(stored: Mapping[str, str], present: set[str]) -> dict[Split, str]:
+    """Return the splits with their plain names. A test split must be whole; another one without labels, or without
+    images, is left out."""
     wanted = ["x_train", "y_train"]
-    if names & {"x_test", "y_test"}:
+    if stored.keys() & {"x_test", "y_test"}:
         wanted += ["x_test", "y_test"]
-    if missing := [name for name in wanted if name not in names]:
-        present = ", ".join(sorted(names)) or "nothing"
+    if missing := [name for name in wanted if name not in stored]:
         raise DatasetUnreadable(
-            f"The file lacks {', '.join(missing)}; it holds {present}.",
-            "Name the arrays x_train, y_train, x_test, y_test and, optionally, class_names; x alone has no labels.",
+            f"The file lacks {', '.join(missing)}; it holds {', '.join(sorted(present)) or 'nothing'}.",
+            "Name the arrays x_train, y_train, x_test, y_test and, optionally, class_names; x alone has no labels. "
+            "Names such as train_images and train_labels are known, too.",
         )
-    return ("train", "test") if "x_test" in wanted else ("train",)
+    whole = {name[2:] for name in stored if name.startswith("x_") and f"y_{name[2:]}" in stored}
+    roles = {name: role for name, role in split_roles(whole).items() if role != "train"}
+    name_of = by_role(roles)
+    measures, chooses = held_out(name_of)
+    splits: dict[Split, str] = {"train": "train"}
+    if chooses is not None:
+        splits["val"] = name_of[chooses]
+    if measures is not None:
+        splits["test"] = name_of[measures]
+    return splits
+
+
+def _left_out(archive: zipfile.ZipFile, stored: Mapping[str, str], unused: Iterable[str]) -> list[LeftOut]:
+    """Return the arrays that are not used, with their rows."""
+    found = []
+    for name in sorted(unused):
+        why = "no array of this name is read"
+        plain = _plain(name)
+        if plain is not None and plain[2:] != "train":
+            partner = f"{'y' if plain[0] == 'x' else 'x'}_{plain[2:]}"
+            why = "its split has no task beside the others" if partner in stored else f"there is no {partner}"
+        found.append(LeftOut(what=name, count=_rows(archive, name), why=why))
+    return shortened(found)
+
+
+def _rows(archive: zipfile.ZipFile, name: str) -> int:
+    """Return the length of an array that is not used; 1 for anything else."""
+    try:
+        with archive.open(f"{name}.npy") as file:
+            shape, *_ = npy.read_array_header_1_0(file) if npy.read_magic(file) == (1, 0) else ((),)
+    except (*_READING_FAILED, KeyError):
+        return 1
+    return shape[0] if shape else 1
 
 
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
@@ -155,16 +261,34 @@ def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
     if dtype != np.uint8:
         raise DatasetUnreadable(f"{name} is {dtype}; images are uint8, 0..255.", _FLOAT_HINT)
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3) and shape[1] not in (1, 3)):
-        raise DatasetUnreadable(
-            f"{name} has shape {shape}.", "Images are N x H x W x C or N x C x H x W with C 1 or 3, or N x H x W."
-        )
+        raise DatasetUnreadable(f"{name} has shape {shape}.", _right_order(name, shape))
     if 0 in shape:
         raise DatasetUnreadable(f"{name} is empty: its shape is {shape}.")
+    if member.file_size > max(LIMITS.ratio_from_bytes, LIMITS.ratio * member.compress_size):
+        raise DatasetUnreadable(
+            f"{name} unpacks to more than {LIMITS.ratio} times its size: it looks like a bomb.",
+            "If the images are really so even, store them without compression: numpy.savez.",
+        )
     if member.file_size != start + int(np.prod(shape, dtype=object)):
         raise DatasetUnreadable(
             f"{name} is cut short: its shape is {shape}, but it has {member.file_size - start} bytes."
         )
     return _Images(name, shape, fortran_order)
+
+
+def _right_order(name: str, shape: tuple[int, ...]) -> str:
+    """Return the orders that are read, and the line that brings an array to one if its shape tells it."""
+    orders = "Images are N x H x W x C or N x C x H x W with C 1 or 3, or N x H x W"
+    if len(shape) == 4 and shape[2] in (1, 3):
+        return f"{orders}: from H x W x C x N, as MATLAB has it, {name}.transpose(3, 0, 1, 2)."
+    if len(shape) == 4 and shape[0] in (1, 3):
+        return f"{orders}: from C x N x H x W, {name}.transpose(1, 0, 2, 3)."
+    if len(shape) == 2:
+        for channels, row in ((1, ""), (3, "3, ")):
+            side = math.isqrt(shape[1] // channels)
+            if side > 1 and side * side * channels == shape[1]:
+                return f"{orders}: from flat rows, {name}.reshape(-1, {row}{side}, {side})."
+    return f"{orders}."
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
@@ -179,7 +303,7 @@ def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
     return array
 
 
-def _labels(archive: zipfile.ZipFile, name: str, images: int) -> Labels:
+def _labels(archive: zipfile.ZipFile, name: str, images: _Images) -> Labels:
     labels = _small(archive, name)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -188,21 +312,32 @@ def _labels(archive: zipfile.ZipFile, name: str, images: int) -> Labels:
             f"{name} is {labels.dtype} of shape {labels.shape}; labels are integers, one an image.",
             "For one-hot labels: y.argmax(1).",
         )
-    if len(labels) != images:
-        raise DatasetUnreadable(f"{name} has {len(labels)} labels for {images} images.")
+    if len(labels) != images.shape[0]:
+        last = images.shape[-1] == len(labels)
+        raise DatasetUnreadable(
+            f"{name} has {len(labels)} labels for {images.shape[0]} images.",
+            f"If the images are along the last axis: numpy.moveaxis({images.name}, -1, 0)." if last else None,
+        )
     return labels.astype(np.int64)
 
 
-def _class_names(archive: zipfile.ZipFile) -> tuple[str, ...]:
-    names = _small(archive, "class_names")
+def _class_names(archive: zipfile.ZipFile, name: str) -> tuple[str, ...]:
+    names = _small(archive, name)
     if names.ndim != 1 or names.dtype.kind not in "US" or len(names) == 0:
-        raise DatasetUnreadable(f"class_names is {names.dtype} of shape {names.shape}; it is a list of text.")
+        raise DatasetUnreadable(f"{name} is {names.dtype} of shape {names.shape}; it is a list of text.")
     if names.dtype.kind == "S":
         return tuple(name.decode("utf-8", "replace") for name in names.tolist())
     return tuple(names.tolist())
 
 
-def _numbered(train: Labels) -> tuple[str, ...]:
+def numbered(train: Labels) -> tuple[str, ...]:
+    """Return a number as the name of each class. Raises DatasetUnreadable, before names are made, if there are more
+    classes than images."""
+    if train.max() >= len(train):
+        raise DatasetUnreadable(
+            f"The labels of {len(train)} training images go up to {train.max()}.",
+            "Labels run from 0 to the number of classes minus one, and each must occur in the training split.",
+        )
     return tuple(str(label) for label in range(max(1, int(train.max()) + 1)))
 
 
@@ -215,7 +350,7 @@ def _check_labels(name: str, labels: Labels, class_names: tuple[str, ...]) -> No
 
 
 def _pieces(
-    path: Path, images: dict[Split, _Images], aside: dict[Split, npt.NDArray[np.bool_]], size: int | None
+    path: Path, images: dict[Split, _Images], aside: dict[Split, npt.NDArray[np.bool_]], options: DataOptions
 ) -> Iterator[Piece]:
     for split, of in images.items():
         out = aside[split]
@@ -223,7 +358,7 @@ def _pieces(
         start = 0
         for chunk in _chunks(path, of):
             stop = start + len(chunk)
-            pixels = resized(of.planes(chunk), size)
+            pixels = resized(of.planes(chunk), options)
             yield Piece(split, rows[start:stop][~out[start:stop]], pixels[~out[start:stop]])
             if out[start:stop].any():
                 yield Piece("test", rows[start:stop][out[start:stop]], pixels[out[start:stop]])
@@ -245,13 +380,15 @@ def _chunks(path: Path, images: _Images) -> Iterator[Pixels]:
             yield np.frombuffer(blob, dtype=np.uint8).reshape(-1, *row)
 
 
-def resized(pixels: Pixels, size: int | None) -> Pixels:
-    """Return images n × C × H × W resized to a square of the given size, as image files are."""
-    if size is None or pixels.shape[2:] == (size, size):
+def resized(pixels: Pixels, options: DataOptions) -> Pixels:
+    """Return images n × C × H × W resized to a square of `image_size`, if it is given, as image files are."""
+    size = options.image_size
+    if size is None or (pixels.shape[2:] == (size, size) and options.resize_to in (None, size)):
         return pixels
-    return np.stack([_resize(image, size) for image in pixels])
+    return np.stack([_resize(image, options) for image in pixels])
 
 
-def _resize(image: Pixels, size: int) -> Pixels:
+def _resize(image: Pixels, options: DataOptions) -> Pixels:
     channels = len(image)
-    return image_files.planes(Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)), channels, size)
+    picture = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0))
+    return image_files.planes(picture, channels, options)

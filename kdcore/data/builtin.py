@@ -25,6 +25,7 @@ from kdcore.data import image_files
 from kdcore.data.arrays import resized
 from kdcore.data.decoding import Piece, Source, Split, alone
 from kdcore.data.images import Labels, set_aside
+from kdcore.spec import DataOptions
 
 TEST_DIGITS = 360
 _SIDE = 8
@@ -33,20 +34,21 @@ _SPLIT_SEED = 0
 _CHUNK = 256
 
 
-def open_digits(image_size: int | None) -> Source:
+def open_digits(options: DataOptions | None = None) -> Source:
     """The bundled digits."""
+    options = options or DataOptions()
     packed = files("kdcore.data").joinpath("files/digits.csv.gz").read_bytes()
     table = np.array(list(csv.reader(gzip.decompress(packed).decode().splitlines())), dtype=np.int64)
     ink, digits = table[:, :-1].reshape(-1, 1, _SIDE, _SIDE), table[:, -1]
-    pixels = resized(np.rint(ink * (255 / _FULL_INK)).astype(np.uint8), image_size)
+    pixels = resized(np.rint(ink * (255 / _FULL_INK)).astype(np.uint8), options)
     held_out = set_aside(digits, TEST_DIGITS / len(digits), _SPLIT_SEED)
     splits: dict[Split, npt.NDArray[np.bool_]] = {"train": ~held_out, "test": held_out}
     return Source(
         kind="named",
         class_names=tuple("0123456789"),
         channels=1,
-        height=image_size or _SIDE,
-        width=image_size or _SIDE,
+        height=options.image_size or _SIDE,
+        width=options.image_size or _SIDE,
         labels={split: digits[rows] for split, rows in splits.items()},
         test_carved=False,
         pieces=lambda: (Piece(split, np.arange(rows.sum()), pixels[rows]) for split, rows in splits.items()),
@@ -79,12 +81,13 @@ OPENERS: dict[str, _Opener] = {
 }
 
 
-def open_named(name: str, image_size: int | None, downloads: Path) -> Source:
+def open_named(name: str, options: DataOptions | None, downloads: Path) -> Source:
     """Open a data set of torchvision, downloaded if needed. Raises DatasetUnreadable if that fails."""
-    facts = DATASETS[name]
+    facts, options = DATASETS[name], options or DataOptions()
     splits = _fetched(name, downloads)
-    height, width = (image_size, image_size) if image_size else facts.image_size
-    resize = image_size or (min(facts.image_size) if facts.resizable else None)
+    if options.image_size is None and facts.resizable:
+        options = options.model_copy(update={"image_size": min(facts.image_size)})
+    height, width = (options.image_size, options.image_size) if options.image_size else facts.image_size
     return Source(
         kind="named",
         class_names=tuple(facts.class_names) or tuple(splits["train"].classes),
@@ -93,7 +96,7 @@ def open_named(name: str, image_size: int | None, downloads: Path) -> Source:
         width=width,
         labels={split: _labels(dataset) for split, dataset in splits.items()},
         test_carved=False,
-        pieces=lambda: _pieces(splits, facts.channels, resize),
+        pieces=lambda: _pieces(splits, facts.channels, options),
     )
 
 
@@ -130,9 +133,9 @@ def _labels(dataset: Any) -> Labels:
     return np.asarray(labels, dtype=np.int64)
 
 
-def _pieces(splits: dict[Split, Any], channels: int, size: int | None) -> Iterator[Piece]:
+def _pieces(splits: dict[Split, Any], channels: int, options: DataOptions) -> Iterator[Piece]:
     for split, dataset in splits.items():
         for start in range(0, len(dataset), _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, len(dataset)))
-            pixels = [image_files.planes(dataset[int(row)][0], channels, size) for row in rows]
+            pixels = [image_files.planes(dataset[int(row)][0], channels, options) for row in rows]
             yield Piece(split, rows, np.stack(pixels))

@@ -11,9 +11,9 @@ so two jobs never decode the same archive at the same time. The incomplete folde
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,17 +24,25 @@ import torch
 from base.data_cache import lock_of, partial_of
 from base.errors import DatasetUnreadable
 from base.files import disk_full_as_storage_full, sync
-from kdcore.catalog.facts import DatasetFacts
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts, LeftOut
+from kdcore.data import counter_rng
 from kdcore.data.images import Data, Images, Labels, set_aside
+from kdcore.spec import DataOptions
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
+"""`val` chooses the best epoch; it exists only beside a test split that the data has by itself."""
 Pixels = npt.NDArray[np.uint8]
 CARVED_FRACTION = 0.1
 _CARVING_SEED = 0
+_LIMIT = 4
+"""Tells the draw of `limit` from other draws with the same seed."""
+NAMED = 20
+"""Image files that cannot be read, and are named."""
 RESIDENT_BYTES = 2 << 30
 """Splits larger than this are not loaded; their file is mapped into memory."""
-_SPLITS: tuple[Split, Split] = ("train", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _FACTS = "facts.json"
+_SUMMED_AT_ONCE = 1 << 18
 
 
 class Piece(NamedTuple):
@@ -57,8 +65,17 @@ class Source:
     labels: dict[Split, Labels]
     test_carved: bool
     pieces: Callable[[], Iterator[Piece]]
+    layout: str = ""
+    splits: Mapping[str, int] = field(default_factory=dict)
+    left_out: Sequence[LeftOut] = ()
+    merged: Sequence[str] = ()
+    pictures: Mapping[str, int] = field(default_factory=dict)
+    pixels_cut: float = 0.0
+    skipped: Sequence[str] = ()
+    """The names of image files that were left out."""
 
-    def facts(self, mean: list[float], std: list[float], digest: str | None) -> DatasetFacts:
+    def facts(self, sums: "Sums", digest: str | None) -> DatasetFacts:
+        mean, std = sums.mean_and_std()
         return DatasetFacts(
             kind=self.kind,
             labelled=bool(self.class_names),
@@ -69,27 +86,65 @@ class Source:
             train=len(self.labels["train"]),
             test=len(self.labels["test"]),
             test_carved=self.test_carved,
+            validation=len(self.labels.get("val", ())),
+            layout=self.layout,
+            splits=dict(self.splits),
+            class_counts=self._class_counts(),
+            left_out=list(self.left_out),
+            merged=list(self.merged),
+            reading=DATASET_READING,
             mean=mean,
             std=std,
             digest=digest,
+            grey=sums.grey,
+            pictures=dict(self.pictures),
+            pixels_cut=self.pixels_cut,
+            skipped=len(self.skipped),
+            skipped_names=list(self.skipped[:NAMED]),
         )
+
+    def _class_counts(self) -> dict[str, list[int]]:
+        classes = len(self.class_names)
+        return {s: np.bincount(self.labels[s], minlength=classes).tolist() for s in self.present} if classes else {}
+
+    @property
+    def present(self) -> list[Split]:
+        """The splits of this data set; a validation split is often absent."""
+        return [split for split in SPLITS if split in self.labels]
 
     def shape(self, split: Split) -> tuple[int, int, int, int]:
         return len(self.labels[split]), self.channels, self.height, self.width
 
 
 class Sums:
-    """Per-channel mean and standard deviation of pixels scaled to 0..1, from exact integer sums."""
+    """Per-channel mean and standard deviation of pixels scaled to 0..1, from exact integer sums; and if all images are
+    grey, or all the same."""
 
     def __init__(self, channels: int) -> None:
         self._count = 0
         self._sum = np.zeros(channels, dtype=np.int64)
         self._squares = np.zeros(channels, dtype=np.int64)
+        self._first: Pixels | None = None
+        self.images = 0
+        self.all_equal = True
+        self.grey = True
 
     def add(self, pixels: Pixels) -> None:
-        self._count += pixels.size // pixels.shape[1]
-        self._sum += pixels.sum(axis=(0, 2, 3), dtype=np.int64)
-        self._squares += np.square(pixels, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
+        """Add images, uint8 n × C × H × W."""
+        images, channels, height, width = pixels.shape
+        self.images += images
+        if self._first is None:
+            self._first = pixels[0].copy()
+        self.all_equal = self.all_equal and bool((pixels == self._first).all())
+        self.grey = self.grey and (channels == 1 or bool((pixels == pixels[:, :1]).all()))
+        self._count += images * height * width
+        # Vectors' products are several times faster than sums over axes, and exact: whole numbers below 2^53.
+        step = max(1, _SUMMED_AT_ONCE // (height * width))
+        for start in range(0, images, step):
+            for channel in range(channels):
+                values = pixels[start : start + step, channel].astype(np.float64).ravel()
+                self._sum[channel] += int(values.sum())
+                self._squares[channel] += int(values @ values)
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         mean = self._sum / self._count
@@ -129,10 +184,10 @@ def require_all_classes(labels: Labels, class_names: tuple[str, ...]) -> None:
 
 def decoded(source: Source) -> Data:
     """Decode a small data set into memory, without the cache."""
-    pixels = {split: np.empty(source.shape(split), dtype=np.uint8) for split in _SPLITS}
-    mean, std = _decode(source, pixels)
-    splits = {s: Images(torch.from_numpy(pixels[s]), torch.from_numpy(source.labels[s])) for s in _SPLITS}
-    return Data(splits["train"], splits["test"], source.class_names, source.facts(mean, std, None))
+    pixels = {split: np.empty(source.shape(split), dtype=np.uint8) for split in source.present}
+    sums = decode(source, pixels)
+    splits = {s: Images(torch.from_numpy(pixels[s]), torch.from_numpy(source.labels[s])) for s in source.present}
+    return Data(splits["train"], splits["test"], source.class_names, source.facts(sums, None), splits.get("val"))
 
 
 def cached(
@@ -148,8 +203,8 @@ def cached(
             # Under the lock, because the trimming of the cache deletes entries by the time of their last use.
             os.utime(folder)
     facts = DatasetFacts.model_validate_json((folder / _FACTS).read_bytes())
-    train, test = (_images(folder, split, resident_bytes) for split in _SPLITS)
-    return Data(train, test, tuple(facts.class_names), facts)
+    splits = {split: _images(folder, split, resident_bytes) for split in SPLITS if _pixels(folder, split).exists()}
+    return Data(splits["train"], splits["test"], tuple(facts.class_names), facts, splits.get("val"))
 
 
 @contextmanager
@@ -164,12 +219,12 @@ def _fill(folder: Path, digest: str | None, source: Source) -> None:
     partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    pixels = {split: _mapped(_pixels(partial, split), source.shape(split)) for split in _SPLITS}
-    mean, std = _decode(source, pixels)
-    for split in _SPLITS:
+    pixels = {split: _mapped(_pixels(partial, split), source.shape(split)) for split in source.present}
+    sums = decode(source, pixels)
+    for split in source.present:
         pixels[split].flush()
         np.save(_labels(partial, split), source.labels[split])
-    (partial / _FACTS).write_text(source.facts(mean, std, digest).model_dump_json())
+    (partial / _FACTS).write_text(source.facts(sums, digest).model_dump_json())
     for path in [*partial.iterdir(), partial]:
         sync(path)
     partial.rename(folder)
@@ -185,14 +240,120 @@ def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap[tuple[int
     return array
 
 
-def _decode(source: Source, pixels: Mapping[Split, Pixels]) -> tuple[list[float], list[float]]:
-    """Fill both splits in one pass; return mean and std of the training split."""
+OnProgress = Callable[[int, int], None]
+"""Gets the number of decoded images and that of all, after every few hundred."""
+
+
+def decode(source: Source, pixels: Mapping[Split, Pixels] | None = None, on_progress: OnProgress | None = None) -> Sums:
+    """Decode every image in one pass, into `pixels` if they are given; return the sums of the training split.
+
+    Raises DatasetUnreadable if all labelled training images are the same.
+    """
     sums = Sums(source.channels)
+    done, total = 0, sum(map(len, source.labels.values()))
     for split, rows, piece in source.pieces():
-        pixels[split][rows] = piece
-        if split == "train":
+        if pixels is not None:
+            pixels[split][rows] = piece
+        if split == "train" and len(piece):
             sums.add(piece)
-    return sums.mean_and_std()
+        done += len(piece)
+        if on_progress is not None:
+            on_progress(done, total)
+    if source.class_names and sums.all_equal:
+        raise DatasetUnreadable(
+            f"All {sums.images:,} training images are the same picture: nothing can be learned from them.",
+            "Look at the files: pictures on transparent ground, or of more than 8 bits, may have been saved empty.",
+        )
+    return sums
+
+
+def with_options(source: Source, options: DataOptions) -> Source:
+    """Return the source with its training images limited, its channels changed and its classes named."""
+    source = _limited(source, options)
+    if options.channels is not None and options.channels != source.channels:
+        source = _with_channels(source, options.channels)
+    return source if options.class_names is None else _with_class_names(source, options.class_names)
+
+
+def drawn(labels: Labels, options: DataOptions) -> npt.NDArray[np.bool_]:
+    """Return True for the rows that `limit` keeps: as many of each class, as far as there are so many.
+
+    Raises DatasetUnreadable if not each class can have one.
+    """
+    classes, numbers = np.unique(labels, return_inverse=True)
+    if options.limit is None or options.limit >= len(labels):
+        return np.ones(len(labels), dtype=np.bool_)
+    if options.limit < len(classes):
+        raise DatasetUnreadable(
+            f"limit is {options.limit}, and there are {len(classes)} classes.",
+            f"Give a limit of {len(classes)} or more: each class needs an image, and many to teach something.",
+        )
+    states = counter_rng.streams(counter_rng.key(_LIMIT, options.limit_seed or 0), torch.arange(len(labels)))
+    shuffled = torch.argsort(counter_rng.draws(states, 1)[0], stable=True).numpy()
+    by_class = shuffled[np.argsort(numbers[shuffled], kind="stable")]
+    counts = np.bincount(numbers)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = np.zeros(len(labels), dtype=np.bool_)
+    kept[by_class[np.argsort(rank, kind="stable")[: options.limit]]] = True
+    return kept
+
+
+def _limited(source: Source, options: DataOptions) -> Source:
+    kept = drawn(source.labels["train"], options)
+    if kept.all():
+        return source
+    places = np.cumsum(kept) - 1
+
+    def pieces() -> Iterator[Piece]:
+        for split, rows, pixels in source.pieces():
+            if split != "train":
+                yield Piece(split, rows, pixels)
+            elif (here := kept[rows]).any():
+                yield Piece(split, places[rows[here]], pixels[here])
+
+    return replace(source, labels={**source.labels, "train": source.labels["train"][kept]}, pieces=pieces)
+
+
+def _with_channels(source: Source, channels: int) -> Source:
+    convert = _as_grey if channels == 1 else _as_three
+    pieces = source.pieces
+    return replace(
+        source,
+        channels=channels,
+        pieces=lambda: (Piece(split, rows, convert(pixels)) for split, rows, pixels in pieces()),
+    )
+
+
+def _as_three(pixels: Pixels) -> Pixels:
+    return np.repeat(pixels, 3, axis=1)
+
+
+def _as_grey(pixels: Pixels) -> Pixels:
+    """Return the luma of ITU-R 601-2, rounded as Pillow's mode L is."""
+    red, green, blue = (pixels[:, channel].astype(np.uint32) for channel in range(3))
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)[:, None]
+
+
+def _with_class_names(source: Source, names: Sequence[str]) -> Source:
+    """Return the source with its classes in another order, or under new names. Raises DatasetUnreadable if the names
+    are neither."""
+    own = source.class_names
+    if len(names) != len(own):
+        raise DatasetUnreadable(
+            f"class_names has {len(names)} names, and the data has {len(own) or 'no'} classes.",
+            "Give one name for each class, in the order of the class numbers.",
+        )
+    if set(names) == set(own):
+        number = np.array([names.index(name) for name in own])
+        labels = {split: number[of] for split, of in source.labels.items()}
+        return replace(source, class_names=tuple(names), labels=labels)
+    if shared := [name for name in names if name in own]:
+        raise DatasetUnreadable(
+            f"class_names has {shared[0]!r}, as the data has, but not all names of the data: "
+            f"{', '.join(own[:10])}{', …' if len(own) > 10 else ''}.",
+            "Give all of the data's names in another order, or only new names, in the order of the data's classes.",
+        )
+    return replace(source, class_names=tuple(names))
 
 
 def _images(folder: Path, split: Split, resident_bytes: int) -> Images:

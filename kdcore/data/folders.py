@@ -1,71 +1,52 @@
-"""Class folders in an archive: `train/<class>/…` with `test|val/<class>/…`, or `<class>/…` alone. Images without class
-folders have no labels.
+"""Images in an archive, as `layouts.py` sorts them into splits and classes.
 
-One outer folder around everything is ignored. Images may be deeper inside their class folder. Class numbers follow the
-sorted folder names, as in torchvision's ImageFolder, so teachers trained on the same folders fit.
+Images may be deeper inside their class folder. Class numbers follow the sorted folder names, as in torchvision's
+ImageFolder, so teachers trained on the same folders fit.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
-from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.decoding import Piece, Source, Split, carve, drawn, no_labels, require_all_classes
 from kdcore.data.image_files import Header
 from kdcore.data.images import Labels
+from kdcore.data.layouts import READ, UNLABELLED, Classes, Member, read_layout
+from kdcore.data.reading_ahead import Encoded, attempt_ahead, decode_ahead
+from kdcore.data.tables import MOST_BYTES, MOST_TABLES, SUFFIXES, Tables
+from kdcore.spec import DataOptions
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
-"""In order of preference: if both `test` and `val` hold class folders, `val` is not used."""
 NOTES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".ini", ".log", ".pdf", ".db"}
-"""Suffixes of files beside the images, which are ignored."""
-_CHUNK = 256
+"""Suffixes of texts beside the images: no samples. Tables among them are read if labels are missing."""
+_MOST_NAMED = 20
+_LONGEST_NAME = 200
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A file, or a folder (which has no header): its position in the archive, its name, and its path below the folder
-    that is read."""
-
-    ordinal: int
-    name: str
-    below: tuple[str, ...]
-    header: Header | DatasetUnreadable | None
-
-    @property
-    def is_stray(self) -> bool:
-        """True for a file directly in this folder."""
-        return self.header is not None and len(self.below) == 1
-
-    @property
-    def is_image(self) -> bool:
-        return isinstance(self.header, Header)
-
-    def inside(self) -> "_Member":
-        return _Member(self.ordinal, self.name, self.below[1:], self.header)
+_Archive = Callable[[], Iterator[Entry]]
 
 
-_Classes = dict[str, list[_Member]]
-
-
-def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) -> Source:
+def open_folders(path: Path, options: DataOptions | None = None, limits: Limits = LIMITS) -> Source:
     """Read the archive's layout, classes, sizes and colours, from the header of every image."""
-    members = _read_entries(path, limits)
-    flat = _flat(members)
-    layout: dict[Split, _Classes] = {"train": {"": flat}} if flat else _layout(members)
-    for split, classes in layout.items():
-        _check(split, classes, layout["train"])
-    height, width, channels = _shape(layout, image_size)
-    files: dict[Split, list[_Member]] = {s: [f for of in classes.values() for f in of] for s, classes in layout.items()}
-    class_names = () if flat else tuple(layout["train"])
-    labels = no_labels(len(flat)) if flat else _labels(layout, class_names)
+    options = options or DataOptions()
+    archive = partial(entries, path, limits, options.encoding)
+    members, merged = _read_entries(archive(), options)
+    layout = read_layout(members, lambda: Tables(lambda: _texts(archive, members)))
+    by_class, skipped = _without_unreadable(archive, layout.classes, options)
+    for split, classes in by_class.items():
+        _check(split, classes, by_class["train"])
+    height, width, channels = _shape(by_class, options.image_size)
+    files: dict[Split, list[Member]] = {
+        split: [file for of in classes.values() for file in of] for split, classes in by_class.items()
+    }
+    flat = layout.form == UNLABELLED
+    class_names = () if flat else tuple(by_class["train"])
+    labels = no_labels(len(files["train"])) if flat else _labels(by_class, class_names)
     test_carved = "test" not in labels
     if test_carved:
         aside = carve(labels["train"])
@@ -74,7 +55,14 @@ def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) ->
             "test": [file for file, out in zip(files["train"], aside, strict=True) if out],
         }
         labels = {"train": labels["train"][~aside], "test": labels["train"][aside]}
-    places = {file.ordinal: (split, row) for split, rows in files.items() for row, file in enumerate(rows)}
+    kept = drawn(labels["train"], options)
+    files["train"] = [file for file, keep in zip(files["train"], kept, strict=True) if keep]
+    labels["train"] = labels["train"][kept]
+    headers = (file.header for of in files.values() for file in of if isinstance(file.header, Header))
+    pictures, pixels_cut = image_files.count(headers, options)
+    places = {
+        file.ordinal: (split, row, _pixels(file)) for split, rows in files.items() for row, file in enumerate(rows)
+    }
     return Source(
         kind="folders",
         class_names=class_names,
@@ -83,11 +71,45 @@ def open_folders(path: Path, image_size: int | None, limits: Limits = LIMITS) ->
         width=width,
         labels=labels,
         test_carved=test_carved,
-        pieces=lambda: _pieces(path, limits, places, channels, image_size),
+        pieces=lambda: _pieces(archive, places, channels, options),
+        layout=layout.form,
+        splits=layout.splits,
+        left_out=layout.left_out,
+        merged=merged,
+        pictures=pictures,
+        pixels_cut=pixels_cut,
+        skipped=skipped,
     )
 
 
-def _labels(layout: Mapping[Split, _Classes], class_names: tuple[str, ...]) -> dict[Split, Labels]:
+def _without_unreadable(
+    archive: _Archive, layout: dict[Split, Classes], options: DataOptions
+) -> tuple[dict[Split, Classes], list[str]]:
+    """Return the layout without image files that cannot be read, and their names.
+
+    Raises DatasetUnreadable, which names them all, unless they are to be skipped. If the headers are in order, and
+    nothing is to be skipped, the decoding itself finds what is broken.
+    """
+    files = [file for classes in layout.values() for of in classes.values() for file in of]
+    faults = {file.ordinal: file.header for file in files if isinstance(file.header, DatasetUnreadable)}
+    if not faults and not options.skip_unreadable:
+        return layout, []
+    rest: dict[int, tuple[Split, int, int]] = {
+        file.ordinal: ("train", file.ordinal, _pixels(file)) for file in files if file.ordinal not in faults
+    }
+    for one in attempt_ahead(_encoded(archive, rest), lambda file: image_files.check(file.blob, file.name, options)):
+        if isinstance(one.result, DatasetUnreadable):
+            faults[one.row] = one.result
+    if faults and not options.skip_unreadable:
+        raise image_files.unreadable([faults[file.ordinal] for file in files if file.ordinal in faults])
+    left: dict[Split, Classes] = {
+        split: {name: [file for file in of if file.ordinal not in faults] for name, of in classes.items()}
+        for split, classes in layout.items()
+    }
+    return left, [file.name for file in files if file.ordinal in faults]
+
+
+def _labels(layout: Mapping[Split, Classes], class_names: tuple[str, ...]) -> dict[Split, Labels]:
     labels: dict[Split, Labels] = {
         split: np.repeat(np.arange(len(class_names)), [len(classes[name]) for name in class_names])
         for split, classes in layout.items()
@@ -96,101 +118,60 @@ def _labels(layout: Mapping[Split, _Classes], class_names: tuple[str, ...]) -> d
     return labels
 
 
-def _read_entries(path: Path, limits: Limits) -> list[_Member]:
+def _read_entries(archive: Iterator[Entry], options: DataOptions) -> tuple[list[Member], list[str]]:
+    """Return all members, and the folders whose names were brought to one form and so became one."""
     members = []
-    for ordinal, entry in enumerate(entries(path, limits)):
-        if entry.is_folder:
-            members.append(_Member(ordinal, str(entry.path), entry.path.parts, None))
-        elif entry.path.suffix.lower() not in NOTES:
-            members.append(_Member(ordinal, str(entry.path), entry.path.parts, _header(entry)))
+    spellings: dict[str, set[str]] = {}
+    for ordinal, entry in enumerate(archive):
+        is_note = not entry.is_folder and entry.path.suffix.lower() in NOTES
+        header = None if entry.is_folder or is_note else _header(entry, options)
+        members.append(Member(ordinal, str(entry.path), entry.path.parts, header, is_note))
+        if not entry.is_folder:
+            folder, stored = (name.rpartition("/")[0] for name in (members[-1].name, entry.stored))
+            spellings.setdefault(folder, set()).add(stored.removeprefix("./"))
+    merged = [folder[:_LONGEST_NAME] for folder, stored in spellings.items() if len(stored) > 1]
     if not any(item.is_image for item in members):
         first = next((str(item.header) for item in members if item.header is not None), "")
-        raise DatasetUnreadable(
-            f"The archive holds no images. {first}".strip(), "Pack class folders of images: train/<class>/<image>."
-        )
-    return members
+        raise DatasetUnreadable(f"The archive holds no images. {first}".strip(), READ)
+    return members, [
+        *merged[:_MOST_NAMED],
+        *([f"and {len(merged) - _MOST_NAMED} more"] if merged[_MOST_NAMED:] else []),
+    ]
 
 
-def _header(entry: Entry) -> Header | DatasetUnreadable:
+def _texts(archive: _Archive, members: Iterable[Member]) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Yield the texts that may be tables: those nearest to the top, and no template of answers for a competition."""
+    tables = [
+        (PurePosixPath(item.name).suffix.lower() == ".txt", len(item.below), item.name, item.ordinal)
+        for item in members
+        if item.is_note and item.name.lower().endswith(SUFFIXES) and "submission" not in item.name.lower()
+    ]
+    wanted = {ordinal for *_, ordinal in sorted(tables)[:MOST_TABLES]}
+    for ordinal, entry in enumerate(archive() if wanted else ()):
+        if ordinal in wanted:
+            wanted.remove(ordinal)
+            if entry.size <= MOST_BYTES:
+                yield entry.path, entry.read()
+        if not wanted:
+            return
+
+
+def _header(entry: Entry, options: DataOptions) -> Header | DatasetUnreadable:
     """Return the header, or the error: it is a fault only if the file is a sample, which is not known yet."""
     try:
-        return image_files.header(entry.read(), str(entry.path))
+        return image_files.header(entry.read(), str(entry.path), options)
     except DatasetUnreadable as error:
-        return error
+        # Without the frames and causes that hold the file's bytes: a hostile archive has many broken files.
+        return DatasetUnreadable(str(error), error.hint)
 
 
-def _layout(members: list[_Member]) -> dict[Split, _Classes]:
-    """Return images by split and class. Without a test part in the archive there is only `train`."""
-    tops = _folders(members)
-    if len(tops) == 1 and not _split_names(tops) and all(len(i.below) > 2 for i in members if i.is_image):
-        members = next(iter(tops.values()))
-        tops = _folders(members)
-    splits = {
-        name.lower(): (name, inside)
-        for name, inside in tops.items()
-        if name in _split_names(tops) and not _is_flat(inside)
-    }
-    test = next((splits[name] for name in TEST_FOLDERS if name in splits), None)
-    if "train" in splits:
-        layout: dict[Split, _Classes] = {"train": _classes(splits["train"][1])}
-        return layout if test is None else {**layout, "test": _classes(test[1])}
-    if test is not None and len(tops) == len(splits):
-        raise DatasetUnreadable(f"There is a folder {test[0]!r} but none named 'train'.")
-    return {"train": _classes(members)}
-
-
-def _flat(members: list[_Member]) -> list[_Member]:
-    """Return images without class folders, by name: directly here, or in one folder around all of them.
-    Empty if there are class folders."""
-    tops = _folders(members)
-    if len(tops) == 1 and all(len(item.below) == 2 for item in members if item.is_image):
-        members = next(iter(tops.values()))
-    if not _is_flat(members):
-        return []
-    return sorted((item for item in members if item.is_stray), key=lambda item: item.name)
-
-
-def _split_names(folders: Iterable[str]) -> set[str]:
-    return {name for name in folders if name.lower() in ("train", *TEST_FOLDERS)}
-
-
-def _is_flat(inside: list[_Member]) -> bool:
-    """Return True if images are in no folder: they have no labels, or `train` is the name of a class."""
-    depths = [len(item.below) for item in inside if item.is_image]
-    return bool(depths) and max(depths) == 1
-
-
-def _folders(members: list[_Member]) -> dict[str, list[_Member]]:
-    """Return the content of each folder directly here."""
-    folders: dict[str, list[_Member]] = {}
-    for item in members:
-        if item.below and not item.is_stray:
-            folders.setdefault(item.below[0], []).append(item.inside())
-    return folders
-
-
-def _classes(members: list[_Member]) -> _Classes:
-    """Return files by class; classes and files are in the order of their names."""
-    stray = next((item for item in members if item.is_stray and item.is_image), None)
-    if stray is not None:
-        raise DatasetUnreadable(f"{stray.name} is in no class folder.", "Put each image in the folder of its class.")
-    folders = _folders(members)
-    return {
-        name: sorted((item for item in folders[name] if item.header is not None), key=lambda item: item.name)
-        for name in sorted(folders)
-    }
-
-
-def _check(split: Split, classes: _Classes, train: _Classes) -> None:
+def _check(split: Split, classes: Classes, train: Classes) -> None:
     """Raise DatasetUnreadable unless every class has readable images and both splits have the same classes."""
     if not any(classes.values()):
         raise DatasetUnreadable(f"The {split} folder holds no images.")
     for name, files in classes.items():
-        if not files:
+        if not files and split != "val":
             raise DatasetUnreadable(f"The class folder {name!r} in {split} holds no images.", "Remove it or fill it.")
-        for file in files:
-            if isinstance(file.header, DatasetUnreadable):
-                raise file.header
     extra, missing = sorted(classes.keys() - train.keys()), sorted(train.keys() - classes.keys())
     if extra or missing:
         where = "train" if extra else split
@@ -199,8 +180,7 @@ def _check(split: Split, classes: _Classes, train: _Classes) -> None:
         )
 
 
-def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[int, int, int]:
-    """Return height, width and channels of all images: one channel only if all are grey."""
+def _shape(layout: Mapping[Split, Classes], image_size: int | None) -> tuple[int, int, int]:
     headers = [
         file.header
         for classes in layout.values()
@@ -208,6 +188,11 @@ def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[in
         for file in files
         if isinstance(file.header, Header)
     ]
+    return shape_of(headers, image_size)
+
+
+def shape_of(headers: list[Header], image_size: int | None) -> tuple[int, int, int]:
+    """Return height, width and channels of all images: one channel only if all are grey."""
     channels = 1 if all(header.grey for header in headers) else 3
     if image_size is not None:
         return image_size, image_size, channels
@@ -223,25 +208,24 @@ def _shape(layout: Mapping[Split, _Classes], image_size: int | None) -> tuple[in
     return height, width, channels
 
 
+def _pixels(file: Member) -> int:
+    return file.header.height * file.header.width if isinstance(file.header, Header) else 0
+
+
 def _pieces(
-    path: Path, limits: Limits, places: Mapping[int, tuple[Split, int]], channels: int, size: int | None
+    archive: _Archive, places: Mapping[int, tuple[Split, int, int]], channels: int, options: DataOptions
 ) -> Iterator[Piece]:
-    """Decode in the archive's order, with one thread for each of torch's (Pillow releases the GIL)."""
-    wanted = (
-        (*places[ordinal], str(entry.path), entry.read())
-        for ordinal, entry in enumerate(entries(path, limits))
-        if ordinal in places
+    """Decode in the archive's order, on all free cores."""
+    return decode_ahead(
+        _encoded(archive, places), lambda one: image_files.decode(one.blob, one.name, channels, options)
     )
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        while chunk := list(islice(wanted, _CHUNK)):
-            pixels = np.stack(list(pool.map(lambda row: image_files.decode(row[3], row[2], channels, size), chunk)))
-            rows = np.array([row for _, row, _, _ in chunk], dtype=np.int64)
-            yield from by_split([split for split, *_ in chunk], rows, pixels)
 
 
-def by_split(splits: Iterable[Split], rows: np.ndarray, pixels: np.ndarray) -> Iterator[Piece]:
-    """Yield one piece for each split that occurs."""
-    of = np.array(list(splits))
-    for split in ("train", "test"):
-        if (here := of == split).any():
-            yield Piece(split, rows[here], pixels[here])
+def _encoded(archive: _Archive, places: Mapping[int, tuple[Split, int, int]]) -> Iterator[Encoded]:
+    """Yield the files that have a split, a row and a number of pixels, by their position in the archive."""
+    return (
+        Encoded(split, row, str(entry.path), entry.read(), pixels)
+        for ordinal, entry in enumerate(archive())
+        if ordinal in places
+        for split, row, pixels in [places[ordinal]]
+    )

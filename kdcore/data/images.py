@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -88,9 +88,16 @@ class Data:
     test: Images
     class_names: tuple[str, ...]
     facts: DatasetFacts
+    val: Images | None = None
+    """The data's own validation split, which chooses the best epoch."""
 
     def to(self, device: torch.device | str) -> Data:
-        return Data(self.train.to(device), self.test.to(device), self.class_names, self.facts)
+        val = None if self.val is None else self.val.to(device)
+        return Data(self.train.to(device), self.test.to(device), self.class_names, self.facts, val)
+
+    def without_validation(self) -> Data:
+        """Return the data without its validation split, as earlier versions read it."""
+        return replace(self, val=None, facts=self.facts.model_copy(update={"validation": 0}))
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,11 @@ class TrainingSet:
     held_out: Images
 
     @classmethod
-    def of(cls, train: Images, recipe: Training) -> TrainingSet:
-        """Return the labelled training images without a stratified part, which is held out."""
+    def of(cls, train: Images, recipe: Training, validation: Images | None = None) -> TrainingSet:
+        """Return the labelled training images without a stratified part, which is held out. If the data has a
+        validation split, that is held out, and all training images are trained on."""
+        if validation is not None:
+            return cls(train, torch.arange(len(train), device=train.labels.device), validation)
         rows, held_out = split(train, recipe.validation_fraction, recipe.seed)
         return cls(train, rows.to(train.labels.device), train.take(held_out))
 

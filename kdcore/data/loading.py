@@ -1,6 +1,7 @@
 """The data set that a spec names: a built-in one, or a file of arrays or of class folders."""
 
-import zipfile
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -9,16 +10,12 @@ from base.data_cache import DOWNLOADS
 from base.errors import DatasetUnreadable
 from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
-from kdcore.catalog.facts import DatasetFacts
-from kdcore.data.arrays import open_arrays
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.builtin import open_digits, open_named
-from kdcore.data.decoding import Source, Sums, cached, decoded
-from kdcore.data.folders import open_folders
+from kdcore.data.decoding import OnProgress, Source, cached, decode, decoded, with_options
+from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images
-from kdcore.spec import Dataset
-
-_FORMAT = 1
-"""A part of every cache key. Increase it when the same file is decoded to other bytes than before."""
+from kdcore.spec import DataOptions, Dataset
 
 
 def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
@@ -44,7 +41,8 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
         raise DatasetUnreadable(
             f"The images of {dataset.source} have {loaded.facts.channels} channels, those of the data set "
             f"{like.channels}.",
-            f"Convert them to {'grey' if like.channels == 1 else 'RGB'} first.",
+            f"Convert them to {'grey' if like.channels == 1 else 'RGB'} first, or read both with "
+            f"dataset.channels: {like.channels}.",
         )
     if loaded.facts.image_size != like.image_size:
         (height, width), (wanted_height, wanted_width) = loaded.facts.image_size, like.image_size
@@ -56,43 +54,34 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
     return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
 
 
-def inspect(path: Path, image_size: int | None) -> DatasetFacts:
-    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the file or row at fault."""
-    source = _open(path, image_size)
-    sums = Sums(source.channels)
-    for name, _, pixels in source.pieces():
-        if name == "train":
-            sums.add(pixels)
-    mean, std = sums.mean_and_std()
-    return source.facts(mean, std, f"sha256:{sha256_of(path)}")
+def inspect(path: Path, options: DataOptions | None = None, on_progress: OnProgress | None = None) -> DatasetFacts:
+    """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the files or row at
+    fault."""
+    source = _open(path, options or DataOptions())
+    return source.facts(decode(source, on_progress=on_progress), f"sha256:{sha256_of(path)}")
 
 
 def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
-    name, size = dataset.source, dataset.image_size
+    name, options = dataset.source, dataset.options
     if path is not None:
         digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256_of(path)}"
-        return cached(_key(digest.removeprefix("sha256:"), size), digest, cache, lambda: _open(path, size))
+        return cached(_key(digest.removeprefix("sha256:"), options), digest, cache, lambda: _open(path, options))
     if name not in DATASETS:
         raise DatasetUnreadable(f"There is no built-in data set {name!r}.", "Built in are " + ", ".join(DATASETS) + ".")
     if DATASETS[name].source == "bundled":
-        return decoded(open_digits(size))
-    return cached(_key(name, size), None, cache, lambda: open_named(name, size, cache / DOWNLOADS))
+        return decoded(with_options(open_digits(options), options))
+    return cached(
+        _key(name, options), None, cache, lambda: with_options(open_named(name, options, cache / DOWNLOADS), options)
+    )
 
 
-def _key(source: str, size: int | None) -> str:
-    return f"{source}-{size or 'native'}-v{_FORMAT}"
+def _key(source: str, options: DataOptions) -> str:
+    """Return the name of an entry in the cache. Options that change nothing are not in it."""
+    deciding = options.deciding()
+    size = deciding.pop("image_size", "native")
+    more = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{source}-{size}{f'-{more}' if deciding else ''}-v{DATASET_READING}"
 
 
-def _open(path: Path, image_size: int | None) -> Source:
-    """Open a file by its content, not by its name: both an `.npz` and a `.zip` are zip files."""
-    if not path.is_file():
-        raise DatasetUnreadable(f"{path.name} is not a file.", "Pack a folder into a .zip or .tar.gz first.")
-    return open_arrays(path, image_size) if _holds_arrays(path) else open_folders(path, image_size)
-
-
-def _holds_arrays(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".npy") and "/" not in name for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+def _open(path: Path, options: DataOptions) -> Source:
+    return with_options(open_file(path, options), options)

@@ -30,7 +30,7 @@ from kdcore.run import TrialSetup
 from kdcore.spec import GIVEN, JobSpec, Known, Trial, trials
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.spec.cost import JobCost, ProbeRequest, StageCost
-from kdcore.spec.fitting import images_to_train_on
+from kdcore.spec.fitting import images_held_out, images_to_train_on
 from kdcore.training import Observer, StageTraining
 
 BUDGET_S = 6.0
@@ -165,7 +165,7 @@ class _Prober:
             return found.image_s
         images = images_to_train_on(self.facts, None, None, training)
         statistics = batch_norm.batches_in(images, training.batch_size) * training.batch_size
-        return found.image_s + found.statistics_s * statistics / (self.facts.train - images)
+        return found.image_s + found.statistics_s * statistics / images_held_out(self.facts, training)
 
     def _image_s(self, model: Classifier) -> float:
         """Return seconds of evaluating one image; of a few images first, then of a whole batch if there is

@@ -1,7 +1,7 @@
 """The job spec: its classes, how a body is read, the rules between its fields, and how its defaults are resolved."""
 
-from kdcore.spec.baselines import Difference, alone, differences
-from kdcore.spec.doubts import dataset_warnings, model_warnings, spec_warnings
+from kdcore.spec.baselines import Difference, alone, data_differences, differences
+from kdcore.spec.doubts import dataset_warnings, grey_as_colour, model_warnings, spec_warnings
 from kdcore.spec.evaluation import (
     EvaluationSpec,
     evaluation_warnings,
@@ -16,6 +16,7 @@ from kdcore.spec.job import (
     Cosine,
     CropFlip,
     Cutmix,
+    DataOptions,
     Dataset,
     JobSpec,
     Mix,
@@ -54,6 +55,7 @@ __all__ = [
     "Cosine",
     "CropFlip",
     "Cutmix",
+    "DataOptions",
     "Dataset",
     "Difference",
     "EvaluationSpec",
@@ -81,6 +83,7 @@ __all__ = [
     "Unlabelled",
     "alone",
     "as_typed",
+    "data_differences",
     "dataset_warnings",
     "differences",
     "each_assistant",
@@ -90,6 +93,7 @@ __all__ = [
     "evaluation_warnings",
     "fit",
     "fit_evaluation",
+    "grey_as_colour",
     "model_warnings",
     "not_the_own_images",
     "numbered",

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdcore.spec.job import JobSpec
+from kdcore.catalog import DatasetFacts
+from kdcore.spec.job import Dataset, JobSpec
 from kdcore.spec.methods.schemes import Supervised
 
 DO_NOT_COUNT = ("checkpoint_every_s", "device")
@@ -54,14 +55,31 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
     supervised = JobSpec.model_validate(stored).scheme.kind == "alone"
     return [
         *_compare("student", _first(mine["student"]), _first(stored["student"])),
-        *_compare("dataset", mine["dataset"], stored["dataset"]),
+        # Options of the data that an earlier version did not have, and so did not record, were the defaults.
+        *_compare("dataset", spec.dataset.resolved().model_dump(mode="json"), _dataset(stored)),
         *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
         *_compare("training", _that_count(mine["training"]), _that_count(stored["training"])),
     ]
 
 
+def data_differences(facts: DatasetFacts, stored: Mapping[str, Any]) -> list[Difference]:
+    """Return how the images differ from those of another job on the same file, which an earlier version may have read
+    in another way. `stored` are the data set's facts in that job's report."""
+    counted = {"num_classes", "train", "test", "validation"} if facts.kind != "named" else set()
+    here = facts.model_dump(include=counted)
+    return [
+        Difference(f"dataset.{name}", value, there)
+        for name, value in here.items()
+        if (there := stored.get(name, 0 if name == "validation" else value)) != value
+    ]
+
+
 def _first(student: Any) -> Any:
     return student[0] if isinstance(student, list) else student
+
+
+def _dataset(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return Dataset.model_validate(stored["dataset"]).resolved().model_dump(mode="json")
 
 
 def _that_count(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from kdcore.catalog import DatasetFacts
 from kdcore.catalog.facts import Facts
-from kdcore.spec.fitting import Known, images_to_train_on
+from kdcore.spec.fitting import Known, images_held_out
 from kdcore.spec.job import JobSpec, Teacher, Training
 from kdcore.spec.plan import GIVEN, Stage, Trial, trials
 
@@ -123,7 +123,7 @@ def predict(
     """Return what a resolved spec will cost on a kind of device, from rows by key; None if a part was not measured."""
     dataset = known.dataset
     assert dataset is not None, "a resolved spec has a data set"
-    held_out = dataset.train - images_to_train_on(dataset, None, None, spec.training)
+    held_out = images_held_out(dataset, spec.training)
     training_s = evaluating_s = 0.0
     used = []
     for stage, part in _parts(spec, known, device):
@@ -199,7 +199,9 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
         "stages": [facts for _, facts in stages],
         "baseline": spec.baseline in ("none", "train"),
     }
-    data = {"dataset": [spec.dataset.source, spec.dataset.image_size]}
+    options = spec.dataset.deciding()
+    named = [spec.dataset.source, options.pop("image_size", None)]
+    data = {"dataset": [*named, options] if options else named}
     yield None, _Part((_digest({**job, **batch, **data}), _digest(job)))
 
 

@@ -1,15 +1,22 @@
 """The warnings about a spec and its files that are known before anything runs: at registration, at submit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on
-from kdcore.spec.job import JobSpec, Teacher
+from kdcore.spec.job import DataOptions, JobSpec, Teacher
 from kdcore.spec.rules import each_method, each_teacher
 
 HELPED_SOONER = "nst, feature, ofd and reviewkd"
 """The methods that gained 3.6 to 4.3 points with 216 images per class (docs/methods.md)."""
+
+LEAST_IMAGES = {"train": 10, "test": 5}
+"""In each class. With fewer, one image more or less is a fifth of the class's accuracy."""
+SHARE_CUT = 0.1
+"""The share of all pixels that a crop may leave out without a warning."""
+OFTEN = 0.01
+"""The share of the pictures with an orientation tag from which it is no accident."""
 
 
 def model_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
@@ -23,8 +30,14 @@ def model_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
         )
 
 
-def dataset_warnings(facts: DatasetFacts, pointer: str = "/blob") -> Iterator[WarningItem]:
-    """Yield what is doubtful about a data set; `pointer` is its place in the registration or the spec."""
+def dataset_warnings(
+    facts: DatasetFacts, pointer: str = "/blob", options: DataOptions | None = None
+) -> Iterator[WarningItem]:
+    """Yield what is doubtful about a data set; `pointer` is its place in the registration or the spec.
+
+    `options` are those that were given for it: what somebody chose is not doubtful.
+    """
+    options = options or DataOptions()
     if facts.test_carved:
         yield WarningItem(
             "test_split_carved",
@@ -32,13 +45,116 @@ def dataset_warnings(facts: DatasetFacts, pointer: str = "/blob") -> Iterator[Wa
             f"the data has no test split: {facts.test} of its {facts.train + facts.test} images were set aside for it",
             "add a folder test/<class>/ (or arrays x_test and y_test) with images that are never trained on",
         )
+    for one in facts.left_out:
+        yield WarningItem(
+            "files_left_out",
+            pointer,
+            f"left out: {one.what} ({one.count:,}): {one.why}",
+            "nothing to do if they are not needed; docs/data.md has the layouts that are read",
+        )
+    if facts.merged:
+        yield WarningItem(
+            "folders_merged",
+            pointer,
+            "folders whose names differ only in their Unicode form or in blanks at their ends were read as one: "
+            + ", ".join(facts.merged),
+            "rename them if they are different classes",
+        )
+    yield from _small_classes(facts, pointer)
+    yield from _pictures_warnings(facts, pointer, options)
+
+
+def _small_classes(facts: DatasetFacts, pointer: str) -> Iterator[WarningItem]:
+    """Yield a warning if classes have too few images to be learned, or to be measured."""
+    small: dict[str, list[str]] = {}
+    for split, least in LEAST_IMAGES.items():
+        for name, count in zip(facts.class_names, facts.class_counts.get(split, ()), strict=False):
+            if count < least:
+                small.setdefault(name, []).append(f"{count} {split}")
+    if small:
+        named = "; ".join(f"{name}: {', '.join(counts)}" for name, counts in list(small.items())[:4])
+        least_text = " or ".join(f"{least} {split}" for split, least in LEAST_IMAGES.items())
+        yield WarningItem(
+            "class_too_small",
+            pointer,
+            f"{len(small)} of {facts.num_classes} classes have fewer than {least_text} images "
+            f"({named}{'; …' if len(small) > 4 else ''}): their accuracy says little",
+            "add images of these classes, or leave the classes out",
+        )
+
+
+def _pictures_warnings(facts: DatasetFacts, pointer: str, options: DataOptions) -> Iterator[WarningItem]:
+    """Yield what was left out of image files, or read in another way than it is stored."""
+    counts = facts.pictures
+    if facts.skipped:
+        first = ", ".join(facts.skipped_names[:4]) + (", …" if facts.skipped > 4 else "")
+        yield WarningItem(
+            "pictures_skipped",
+            pointer,
+            f"{facts.skipped:,} image files cannot be read and were left out: {first}",
+            "replace them if they matter",
+        )
+    # What a crop to a smaller square leaves out of every image is what `resize_to` says.
+    inside = 1.0 if options.resize_to is None else ((options.image_size or 0) / options.resize_to) ** 2
+    if options.resize is None and facts.pixels_cut > 1 - inside + SHARE_CUT:
+        yield WarningItem(
+            "pictures_cut",
+            pointer,
+            f"the crop to a square leaves out {facts.pixels_cut:.0%} of the pixels, at the edges",
+            "resize: squash or pad keeps all of each image; resize: crop says that the middle is what counts. Read "
+            "them as the teacher did",
+        )
+    if count := counts.get("alpha"):
+        yield WarningItem(
+            "alpha_over_white",
+            pointer,
+            f"{count:,} pictures have transparent parts, which are read over white",
+            "if the teacher saw another ground, put the pictures on it before packing them (torchvision's loader drops "
+            "the transparency, so that the hidden colours show, often black)",
+        )
+    if options.orientation is None and counts.get("oriented", 0) > OFTEN * _pictures(counts):
+        yield WarningItem(
+            "orientation_ignored",
+            pointer,
+            f"{counts['oriented']:,} pictures have a camera's tag that turns or mirrors them; it is not applied",
+            "orientation: apply turns them upright; orientation: ignore if the teacher learned from them as they are "
+            "stored, as with torchvision's loader",
+        )
+    if count := counts.get("sixteen_bit"):
+        yield WarningItem(
+            "sixteen_bit_scaled",
+            pointer,
+            f"{count:,} pictures have more than 8 bits; each was scaled to 0..255 by the range of its own values",
+            "if brightness must be comparable between pictures, convert them to 8 bits with one range for all",
+        )
+    if count := counts.get("animated"):
+        yield WarningItem(
+            "frames_left_out",
+            pointer,
+            f"{count:,} pictures are animated: only the first frame of each was read",
+            "save the frames that matter as pictures of their own",
+        )
+
+
+def _pictures(counts: Mapping[str, int]) -> int:
+    return counts.get("grey", 0) + counts.get("colour", 0)
+
+
+def grey_as_colour(pointer: str = "/dataset") -> WarningItem:
+    """Return the warning that grey images get three channels because the teachers take three."""
+    return WarningItem(
+        "grey_as_colour",
+        pointer,
+        "the images are grey, and the teacher takes three channels: they are read with three equal channels",
+        "channels: 3 says it in the spec or the registration; a student of one channel needs a teacher of one",
+    )
 
 
 def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
     """Return what is doubtful about a spec as the client sent it, before `resolve` writes out its defaults."""
     warnings: list[WarningItem] = []
     if known.dataset is not None:
-        warnings += dataset_warnings(known.dataset, "/dataset")
+        warnings += dataset_warnings(known.dataset, "/dataset", spec.dataset)
     for pointer, teacher in each_teacher(vars(spec)):
         facts = known.teachers.get(pointer)
         if facts is not None and known.dataset is not None:

@@ -57,7 +57,7 @@ def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFact
 
 def evaluation_warnings(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> Iterator[WarningItem]:
     """Yield what is doubtful about a spec, before `resolve_evaluation` writes out its defaults."""
-    yield from dataset_warnings(dataset, "/dataset")
+    yield from dataset_warnings(dataset, "/dataset", spec.dataset)
     if spec.model.preprocessing is None:
         yield from model_warnings(model)
     yield from teacher_warnings(spec.model, model, dataset, "/model")
@@ -69,4 +69,4 @@ def resolve_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: Dataset
     update: dict[str, Any] = {"architecture": model.architecture, "preprocessing": own}
     names = class_names(spec.model, model)
     update["class_names"] = tuple(names) if names and names != dataset.class_names else None
-    return spec.model_copy(update={"model": spec.model.model_copy(update=update)})
+    return spec.model_copy(update={"model": spec.model.model_copy(update=update), "dataset": spec.dataset.resolved()})

@@ -107,7 +107,7 @@ def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: K
         yield from _own_preprocessing_fits(facts, f"{pointer}/preprocessing")
     if facts.channels != dataset.channels:
         text = f"the teacher takes images of {facts.channels} channels, the data set has {dataset.channels}"
-        yield _mismatch(file, text, dataset.channels, facts.channels)
+        yield _mismatch(file, text + _channels_field(facts.channels), dataset.channels, facts.channels)
 
 
 def class_names(teacher: Teacher, facts: ModelFacts | None) -> list[str] | None:
@@ -171,7 +171,15 @@ def _program_fit(dataset: DatasetFacts, facts: ProgramFacts, pointer: str) -> It
 def _channels_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
     if facts.channels not in ("any", dataset.channels):
         text = f"{facts.name} takes images of {facts.channels} channels, the data set has {dataset.channels}"
-        yield Fault(pointer, text, "not_allowed", None, facts.name)
+        yield Fault(pointer, text + _channels_field(facts.channels), "not_allowed", None, facts.name)
+
+
+def _channels_field(wanted: int | str) -> str:
+    """Return the field that gives the images as many channels as a network takes."""
+    return {
+        1: "; dataset.channels: 1 reads colour images as grey",
+        3: "; dataset.channels: 3 reads grey images as colour",
+    }.get(wanted if isinstance(wanted, int) else 0, "")
 
 
 def _size_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
@@ -220,11 +228,17 @@ def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fie
             return
 
 
+def images_held_out(dataset: DatasetFacts, training: Training) -> int:
+    """Return the number of images that choose the best epoch: the data's validation split, or else a part of its
+    training split, of at least one image."""
+    return dataset.validation or max(1, round(dataset.train * training.validation_fraction))
+
+
 def images_to_train_on(
     dataset: DatasetFacts, pool: DatasetFacts | None, unlabelled: Unlabelled | None, training: Training
 ) -> int:
-    """Return the number of images in an epoch. At least one image is held out."""
-    labelled = dataset.train - max(1, round(dataset.train * training.validation_fraction))
+    """Return the number of images in an epoch."""
+    labelled = dataset.train if dataset.validation else dataset.train - images_held_out(dataset, training)
     if pool is None or unlabelled is None:
         return labelled
     return pool.train + (labelled if unlabelled.labelled_too else 0)

@@ -6,7 +6,7 @@ A plain string stands for an object with only that field: `"method": "kd"` is `{
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from base.references import BLOB, FILE, REFERENCE_PREFIXES
 from kdcore.catalog import architecture
@@ -50,6 +50,14 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ValueError(f"there is no encoding {name!r}; Python's names are meant, such as cp932 or gb18030") from None
+    return name
+
+
 ClassNames = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
     Field(min_length=2, max_length=100_000),
@@ -75,14 +83,127 @@ class Preprocessing(Vocabulary):
     ] = Field(description="One number for each channel, of pixels in 0..1.")
 
 
-class Dataset(Vocabulary):
+class DataOptions(Vocabulary):
+    """How the images of a data set are read. A field that is not given is that of the set's registration, else the
+    default, which a resolved spec writes out."""
+
+    image_size: int | None = Field(
+        default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
+    )
+    resize: Literal["crop", "squash", "pad"] | None = Field(
+        default=None,
+        description="How an image becomes a square of image_size. crop, the default: the shorter side is resized, and "
+        "the centre cut out. squash: each side is resized by itself. pad: the longer side is resized, and black bars "
+        "fill the rest.",
+    )
+    resize_to: int | None = Field(
+        default=None,
+        ge=4,
+        le=4096,
+        description="Of a crop: the length to which the shorter side is resized before the centre is cut out, as 256 "
+        "for 224 in torchvision's evaluation. Default: image_size.",
+    )
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
+        default=None, description="Of the resizing; bilinear (the default) and bicubic are antialiased."
+    )
+    channels: Literal[1, 3] | None = Field(
+        default=None,
+        description="3: grey images get three equal channels. 1: colour images become grey (ITU-R 601 luma). Default: "
+        "1 if all are grey, else 3; grey images that only colour teachers are to see get 3.",
+    )
+    orientation: Literal["ignore", "apply"] | None = Field(
+        default=None,
+        description="What a camera's orientation tag does. ignore, the default: nothing, as in torchvision's loader. "
+        "apply: the image is turned upright.",
+    )
+    skip_unreadable: bool | None = Field(
+        default=None, description="True: image files that cannot be read are left out. Default: false, an error."
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=2,
+        le=1_000_000_000,
+        description="Use so many training images only, drawn evenly over the classes. Test images are not limited.",
+    )
+    limit_seed: int | None = Field(default=None, ge=0, lt=2**63, description="Seed of that draw. Default: 0.")
+    class_names: ClassNames | None = Field(
+        default=None,
+        description="The data's own names in another order, which then is that of the classes; or new names, in the "
+        "order of the data's classes.",
+    )
+    encoding: Annotated[str, Field(max_length=40), AfterValidator(_known_encoding)] | None = Field(
+        default=None, description="The encoding of names in an archive that are not UTF-8, such as cp932."
+    )
+
+    @field_validator("resize_to")
+    @classmethod
+    def _goes_with_a_crop(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None or "image_size" not in info.data or "resize" not in info.data:
+            return value
+        size, how = info.data["image_size"], info.data["resize"]
+        if how not in (None, "crop"):
+            raise ValueError(f"only resize: crop has it, not {how}")
+        if size is None or value < size:
+            raise ValueError("give an image_size, too, which is not larger: the part that is cut out")
+        return value
+
+    @property
+    def options(self) -> "DataOptions":
+        """The options alone."""
+        return DataOptions.model_construct(**{name: getattr(self, name) for name in DataOptions.model_fields})
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are set, as JSON."""
+        return self.options.model_dump(mode="json", exclude_none=True)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the options, as JSON, that make the data another than without any."""
+        given = {name: value for name, value in self.given().items() if value != OPTION_DEFAULTS.get(name)}
+        if "limit" not in given:
+            given.pop("limit_seed", None)
+        return given
+
+    def over(self, registered: "DataOptions") -> "DataOptions":
+        """Return these options, and those of a registration for what is not given here.
+
+        A size that is given here is a choice of its own: the registration's `resize_to` does not belong to it.
+        """
+        given, base = self.given(), registered.given()
+        if given.keys() & {"image_size", "resize"}:
+            base.pop("resize_to", None)
+        if "resize_to" in given:
+            base.pop("resize", None)
+        return DataOptions.model_validate({**base, **given})
+
+    def for_unlabelled(self) -> "DataOptions":
+        """Return the options for unlabelled images that are read like these: without those of classes."""
+        return self.options.model_copy(update={"limit": None, "limit_seed": None, "class_names": None})
+
+
+OPTION_DEFAULTS: dict[str, Any] = {
+    "resize": "crop",
+    "interpolation": "bilinear",
+    "orientation": "ignore",
+    "skip_unreadable": False,
+    "limit_seed": 0,
+}
+"""What is meant by options that are not given. Those not listed here change nothing when they are not given."""
+
+
+class Dataset(DataOptions):
     source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
         description="A built-in name (digits, cifar100, ...), a registered data set's name or id, blob:sha256:<hex>, "
         "or file:<path> (only for `python -m kdcore`)."
     )
-    image_size: int | None = Field(
-        default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
-    )
+
+    @classmethod
+    def of(cls, source: str, options: DataOptions) -> "Dataset":
+        """Return a data set that is read with these options."""
+        return cls(source=source, **options.given())
+
+    def resolved(self) -> "Dataset":
+        """Return the data set with the default of every option written out."""
+        return Dataset(source=self.source, **{**OPTION_DEFAULTS, **self.given()})
 
 
 class Teacher(Vocabulary):
@@ -258,8 +379,8 @@ class Training(Vocabulary):
     )
     augmentation: Annotated[Augmentation, Field(discriminator="name"), named("name", Augmentation)] | None = Field(
         default=None,
-        description="Default: none for named grey sets such as digits, crop_flip up to 64 pixels, else "
-        "random_resized_crop.",
+        description="Default: none for built-in grey sets such as digits, crop_flip up to 64 pixels, else "
+        "random_resized_crop; grey images, which may be digits or letters, are not mirrored.",
     )
     mix: Annotated[Mix, Field(discriminator="name"), named("name", Mix)] | None = Field(
         default=None, description="Mix images and their labels. Default: none, as in the published recipes."
@@ -282,7 +403,11 @@ class Training(Vocabulary):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
     validation_fraction: float = Field(
-        default=0.1, gt=0, le=0.5, description="Part of the training images held out to choose the best epoch."
+        default=0.1,
+        gt=0,
+        le=0.5,
+        description="Part of the training images held out to choose the best epoch, if the data has no validation "
+        "split; a validation split beside a test split is used instead.",
     )
     checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between checkpoints.")
 

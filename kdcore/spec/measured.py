@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from base.references import FILE
+from kdcore.spec.job import Dataset
 
-TEACHER_CHECK_VERSION = 2
+TEACHER_CHECK_VERSION = 3
 """Increase it when `kdcore/measure/teacher_check.py` would answer otherwise than before."""
 _DECIDING = ("checkpoint", "program", "architecture", "preprocessing", "class_names", "weight")
 
@@ -29,7 +30,7 @@ def teacher_check_key(resolved: Mapping[str, Any]) -> str | None:
         return None
     decides = {
         "version": TEACHER_CHECK_VERSION,
-        "dataset": {"source": dataset["source"], "image_size": dataset.get("image_size")},
+        "dataset": {"source": dataset["source"], "image_size": None, **Dataset.model_validate(dataset).deciding()},
         "teachers": teachers,
         # Several teachers answer as one at the job's temperature.
         "temperature": resolved.get("temperature") if len(each) > 1 else None,

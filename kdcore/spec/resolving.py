@@ -27,6 +27,7 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
     students = tuple(_student(student, dataset) for student in spec.students)
     return spec.model_copy(
         update={
+            "dataset": spec.dataset.resolved(),
             "method": methods if isinstance(spec.method, tuple) else methods[0],
             "temperature": spec.temperature if spec.temperature is not None else _temperature(spec.methods),
             "alpha": _given(spec.alpha, spec.methods[0].defaults.alpha),
@@ -106,11 +107,12 @@ def _schedule(schedule: Schedule, epochs: int) -> Schedule:
 
 
 def _augmentation(dataset: DatasetFacts) -> Augmentation:
-    """Return the default augmentation. Named grey sets are digits and letters, which must not be mirrored."""
+    """Return the default augmentation. Grey images may be digits or letters: a mirrored one is another one, or none."""
     side = min(dataset.image_size)
-    if dataset.kind == "named" and dataset.channels == 1:
+    is_grey = dataset.grey or dataset.channels == 1
+    if dataset.kind == "named" and is_grey:
         return NoAugmentation()
-    return CropFlip(padding=side // 8) if side <= 64 else RandomResizedCrop()
+    return CropFlip(padding=side // 8, flip=not is_grey) if side <= 64 else RandomResizedCrop(flip=not is_grey)
 
 
 def _given(value: float | None, default: float) -> float:

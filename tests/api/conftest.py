@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from api.app import create_app
 from api.inspections import KINDS, OF_FILES, F, Inspector, Refused
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture
-from kdcore.catalog.facts import ProgramFacts
+from kdcore.catalog.facts import DATASET_READING, ProgramFacts
 from kdcore.spec.cost import JobCost, ProbeRequest
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
@@ -32,7 +32,7 @@ SUPERVISED = {
 }
 DATASET = DatasetFacts(
     kind="arrays", num_classes=4, class_names=["a", "b", "c", "d"], channels=1, image_size=(8, 8), train=400, test=100,
-    mean=[0.5], std=[0.25],
+    mean=[0.5], std=[0.25], reading=DATASET_READING,
 )  # fmt: skip
 MODEL = ModelFacts(
     architecture="convnet32", num_classes=10, channels=1, parameters=46_410, bytes=190_000, format="safetensors"

@@ -6,6 +6,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from base.wire import JobView
+from kdcore.spec import Dataset
 from store import lifecycle
 from tests.api.conftest import DATASET, MODEL, Service, problem
 
@@ -48,7 +49,9 @@ async def test_evaluation_is_a_job_of_its_own_kind(service: Service) -> None:
         "model": "big", "dataset": "digits", "name": "how good", "scheduling": {"priority": 5, "max_attempts": 2},
     }  # fmt: skip
     resolved = job["resolved_spec"]
-    assert resolved["kind"] == "evaluation" and resolved["dataset"] == {"source": "digits", "image_size": None}
+    assert resolved["kind"] == "evaluation" and resolved["dataset"] == Dataset(source="digits").resolved().model_dump(
+        mode="json"
+    )
     assert resolved["model"]["checkpoint"] == f"blob:sha256:{digest}"
     assert resolved["model"]["architecture"] == "convnet32"
     assert resolved["model"]["preprocessing"] == {"mean": [0.25], "std": [0.5]}
@@ -134,7 +137,9 @@ async def test_evaluation_on_a_registered_data_set_names_its_bytes(service: Serv
     service.inspector.answers[blob.removeprefix("sha256:")] = facts
     assert (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).status_code == 201
     job = await evaluation(service, dataset="mine")
-    assert job["resolved_spec"]["dataset"] == {"source": f"blob:{blob}", "image_size": 8}
+    assert job["resolved_spec"]["dataset"] == Dataset(source=f"blob:{blob}", image_size=8).resolved().model_dump(
+        mode="json"
+    )
 
 
 async def test_evaluation_warns_of_a_guessed_normalisation_and_strict_refuses_it(service: Service) -> None:
@@ -156,3 +161,10 @@ async def test_evaluation_has_no_student_that_can_teach(service: Service) -> Non
     faults = {fault["pointer"]: fault["message"] for fault in problem(answer, 422, "spec_invalid")["errors"]}
     text = f"job {job_id} is an evaluation: it trains no student"
     assert faults == {"/teacher/checkpoint": text, "/baseline": text}
+
+
+async def test_evaluation_of_a_colour_model_reads_grey_images_with_three_channels(service: Service) -> None:
+    await model(service, architecture="convnet32", channels=3)
+    job = await evaluation(service, dataset="digits")
+    assert job["resolved_spec"]["dataset"]["channels"] == 3
+    assert "grey_as_colour" in [warning["code"] for warning in job["warnings"]]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from api.inspections import Refused
-from kdcore.spec import parse
+from kdcore.spec import Dataset, parse
 from tests.api.conftest import DATASET, MODEL, PROGRAM, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -102,7 +102,7 @@ async def test_resolved_spec_has_the_digest_of_a_registered_data_set(service: Se
     dataset = (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).json()
     for source in ("mine", dataset["id"], f"blob:{blob}"):
         job = (await service.http.post("/v1/jobs", json={**SUPERVISED, "dataset": source})).json()
-        assert job["resolved_spec"]["dataset"] == {"source": f"blob:{blob}", "image_size": None}
+        assert job["resolved_spec"]["dataset"] == Dataset(source=f"blob:{blob}").resolved().model_dump(mode="json")
 
 
 async def test_resolved_spec_has_the_inspected_size_of_folders(service: Service) -> None:
@@ -436,7 +436,7 @@ async def test_unlabelled_folders_determine_the_image_size(service: Service) -> 
     await teacher(service)
     await unlabelled(service, kind="folders")
     resolved = await accepted(service, kd(unlabelled="more"))
-    assert resolved["dataset"] == {"source": "digits", "image_size": 8}
+    assert resolved["dataset"] == Dataset(source="digits", image_size=8).resolved().model_dump(mode="json")
 
 
 async def test_resolved_spec_has_no_size_for_images_that_are_not_square(service: Service) -> None:
@@ -445,7 +445,7 @@ async def test_resolved_spec_has_no_size_for_images_that_are_not_square(service:
     service.inspector.answers[blob.removeprefix("sha256:")] = facts
     await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
     resolved = await accepted(service, {**SUPERVISED, "dataset": "mine"})
-    assert resolved["dataset"] == {"source": f"blob:{blob}", "image_size": None}
+    assert resolved["dataset"] == Dataset(source=f"blob:{blob}").resolved().model_dump(mode="json")
 
 
 async def test_unlabelled_images_of_one_size_refuse_another(service: Service) -> None:
@@ -640,3 +640,101 @@ async def test_resolved_spec_keeps_registered_class_names_until_those_of_the_dat
     stated = {"checkpoint": "model:big", "class_names": names[::-1]}
     resolved = await accepted(service, kd(dataset="oxford_iiit_pet", teacher=stated))
     assert resolved["teacher"]["class_names"] == names[::-1]
+
+
+async def mine(service: Service, registration: Any = None, **facts: Any) -> str:
+    """Register a data set of ten classes, like the teacher's."""
+    blob = await service.upload(b"pictures of my own")
+    names = [str(number) for number in range(10)]
+    of_ten = {"num_classes": 10, "class_names": names, "train": 1000, **facts}
+    service.inspector.answers[blob.removeprefix("sha256:")] = DATASET.model_copy(update=of_ten)
+    answer = await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob, **(registration or {})})
+    assert answer.status_code == 201, answer.text
+    return blob
+
+
+async def test_jobs_use_the_options_of_a_registration(service: Service) -> None:
+    options = {"resize": "pad", "image_size": 8, "skip_unreadable": True, "limit": 500}
+    blob = await mine(service, options)
+    resolved = await accepted(service, {**SUPERVISED, "dataset": "mine"})
+    expected = Dataset(source=f"blob:{blob}", **options).resolved()
+    assert resolved["dataset"] == expected.model_dump(mode="json")
+    assert len(service.inspector.requests) == 1, "it is not inspected again"
+    assert await accepted(service, {**SUPERVISED, "dataset": resolved["dataset"]}) == resolved
+
+
+async def test_jobs_may_read_a_registered_data_set_in_another_way(service: Service) -> None:
+    blob = await mine(service, {"resize": "pad", "image_size": 8})
+    resolved = await accepted(service, {**SUPERVISED, "dataset": {"source": "mine", "resize": "squash"}})
+    expected = Dataset(source=f"blob:{blob}", image_size=8, resize="squash").resolved()
+    assert resolved["dataset"] == expected.model_dump(mode="json")
+    *_, given = service.inspector.requests[-1]
+    assert given == {"image_size": 8, "options": '{"resize": "squash"}'}
+
+
+async def test_grey_images_get_three_channels_if_the_teacher_takes_three(service: Service) -> None:
+    await teacher(service, channels=3)
+    await mine(service)
+    answer = (await service.http.post("/v1/jobs", json=kd(dataset="mine"))).json()
+    assert answer["resolved_spec"]["dataset"]["channels"] == 3
+    assert answer["resolved_spec"]["student"]["preprocessing"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
+    assert answer["resolved_spec"]["training"]["augmentation"]["flip"] is False
+    assert "grey_as_colour" in [warning["code"] for warning in answer["warnings"]]
+    refused = await service.http.post("/v1/jobs", json=kd(dataset="mine", strict=True))
+    assert "grey_as_colour" in problem(refused, 422, "warning_refused")["detail"]
+
+
+async def test_grey_images_with_three_channels_that_were_asked_for_are_no_surprise(service: Service) -> None:
+    await teacher(service, channels=3)
+    answer = (await service.http.post("/v1/jobs", json=kd(dataset={"source": "digits", "channels": 3}))).json()
+    assert answer["resolved_spec"]["dataset"]["channels"] == 3
+    assert "grey_as_colour" not in [warning["code"] for warning in answer["warnings"]]
+
+
+async def test_grey_images_stay_grey_where_that_was_asked_for_or_a_teacher_takes_one(service: Service) -> None:
+    await teacher(service, channels=3)
+    await teacher(service, "grey")
+    faults = await faults_of(service, kd(dataset={"source": "digits", "channels": 1}))
+    assert "dataset.channels: 3" in faults["/teacher/checkpoint"]["message"]
+    two = [{"checkpoint": "model:big"}, {"checkpoint": "model:grey"}]
+    faults = await faults_of(service, kd(teacher=two))
+    assert list(faults) == ["/teacher/0/checkpoint"]
+
+
+async def test_grey_unlabelled_images_get_three_channels_too(service: Service) -> None:
+    await teacher(service, channels=3)
+    await unlabelled(service)
+    resolved = await accepted(service, kd(unlabelled="more"))
+    assert resolved["dataset"]["channels"] == 3
+
+
+async def test_unlabelled_images_are_read_with_the_options_of_the_data_set(service: Service) -> None:
+    await teacher(service)
+    blob = await unlabelled(service)
+    dataset = {"source": "digits", "limit": 700, "limit_seed": 4, "interpolation": "nearest"}
+    await accepted(service, kd(dataset=dataset, unlabelled="more"))
+    kind, digest, given = service.inspector.requests[-1]
+    assert (kind, digest) == ("dataset", blob.removeprefix("sha256:"))
+    assert given == {"options": '{"interpolation": "nearest"}'}, "a limit is one of labelled images"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "pointer", "said"),
+    [
+        ({"source": "digits", "orientation": "apply"}, "/dataset/orientation", "not for the built-in digits"),
+        ({"source": "digits", "class_names": ["a", "b"]}, "/dataset/class_names", "not for the built-in digits"),
+        ({"source": "digits", "limit": 9}, "/dataset/limit", "digits has 10 classes, and each needs an image"),
+        ({"source": "cifar10", "channels": 1}, "/dataset/channels", "the mean and std of cifar10 in grey"),
+    ],
+)
+async def test_options_that_a_built_in_data_set_cannot_have(service: Service, dataset, pointer, said) -> None:
+    faults = await faults_of(service, {**SUPERVISED, "dataset": dataset})
+    assert list(faults) == [pointer] and said in faults[pointer]["message"]
+
+
+async def test_a_limit_of_a_built_in_data_set_counts(service: Service) -> None:
+    answer = await service.http.post(
+        "/v1/jobs/validate", json={**SUPERVISED, "dataset": {"source": "digits", "limit": 640}}
+    )
+    epochs = answer.json()["resolved_spec"]["training"]["epochs"]
+    assert answer.json()["estimate"]["steps"] == epochs * 9, "576 images, after a tenth is held out"

@@ -372,6 +372,51 @@ def test_models_and_datasets_list_and_add(tmp_path: Path):
         assert fake.bodies(f"POST /v1/{kind}")[0]["name"] == "t"
 
 
+def test_datasets_add_packs_a_folder(tmp_path: Path):
+    folder = tmp_path / "flowers"
+    (folder / "rose").mkdir(parents=True)
+    (folder / "rose" / "1.png").write_bytes(b"rose")
+    files = FakeFiles()
+    fake = files.service()
+    facts = {"num_classes": 2, "channels": 3, "image_size": [8, 8], "train": 9, "test": 1}
+    fake.routes["POST /v1/datasets"] = {"name": "flowers", "facts": facts, "warnings": [], "id": "dat_1"}
+    done = run(fake, "datasets", "add", str(folder))
+    assert done.exit_code == 0, done.output
+    assert fake.bodies("POST /v1/datasets")[0]["name"] == "flowers"
+    assert b"rose/1.png" in files.taken
+    (folder / "rose" / "1.png").unlink()
+    done = run(fake, "datasets", "add", str(folder))
+    assert done.exit_code == 2 and "holds no files" in done.stderr
+
+
+def test_datasets_add_sends_the_options_that_are_given(tmp_path: Path):
+    facts = {"num_classes": 10, "channels": 1, "image_size": [8, 8], "train": 1437, "test": 360}
+    file = tmp_path / "t.zip"
+    file.write_bytes(b"bytes")
+    fake = FakeFiles().service()
+    fake.routes["POST /v1/datasets"] = {"name": "t", "facts": facts, "warnings": [], "id": "ds_1"}
+    words = [
+        "--image-size",
+        "224",
+        "--resize-to",
+        "256",
+        "--interpolation",
+        "bicubic",
+        "--channels",
+        "3",
+        "--orientation",
+        "apply",
+    ]
+    done = run(fake, "datasets", "add", str(file), *words, "--skip-unreadable", "--limit", "50", "--encoding", "cp932")
+    assert done.exit_code == 0, done.output
+    (body,) = fake.bodies("POST /v1/datasets")
+    expected = {"image_size": 224, "resize_to": 256, "interpolation": "bicubic", "channels": 3, "orientation": "apply"}
+    more = {"skip_unreadable": True, "limit": 50, "encoding": "cp932"}
+    assert {name: value for name, value in body.items() if name not in ("name", "blob")} == {**expected, **more}
+    assert run(fake, "datasets", "add", str(file), "--resize", "pad").exit_code == 0
+    assert fake.bodies("POST /v1/datasets")[-1].keys() == {"name", "blob", "resize"}
+
+
 def evaluating(**changes: Any) -> FakeService:
     done = evaluation_job(**changes)
     events = [event(1, "queued"), event(2, "phase", phase="evaluating"), event(3, done["status"])]

@@ -185,6 +185,13 @@ def test_register_dataset_by_digest():
     assert fake.bodies("POST /v1/datasets") == [{"name": "d", "blob": blob, "image_size": 32}]
 
 
+def test_register_dataset_with_options():
+    fake = FakeService({"POST /v1/datasets": {"name": "d"}})
+    blob = "sha256:" + "0" * 64
+    fake.client().register_dataset("d", f"blob:{blob}", options={"resize": "pad", "channels": 3})
+    assert fake.bodies("POST /v1/datasets") == [{"name": "d", "blob": blob, "resize": "pad", "channels": 3}]
+
+
 def test_catalogue_and_registry_methods():
     fake = FakeService(
         {

@@ -270,6 +270,41 @@ def test_upload_files_of_several_teachers(tmp_path: Path):
     assert pool["image_size"] == 32, "they are read at the size of the labelled images"
 
 
+def test_upload_files_packs_a_folder_of_images_and_sends_it_once(tmp_path: Path):
+    folder = tmp_path / "birds"
+    (folder / "train" / "owl").mkdir(parents=True)
+    (folder / "train" / "owl" / "1.png").write_bytes(b"owl")
+    fake = Registry().service()
+    fake.routes["POST /v1/datasets"] = {}
+    spec: dict[str, Any] = {}
+    set_data(spec, f"{folder}/")
+    name = upload_files(fake.client(), spec)["dataset"]
+    assert name.startswith("birds-") and name == fake.bodies("POST /v1/datasets")[0]["name"]
+    fake.routes[f"GET /v1/datasets/{name}"] = {}
+    fake.requests.clear()
+    assert upload_files(fake.client(), {"dataset": {"source": f"file:{folder}"}})["dataset"] == {"source": name}
+    assert {request.method for request in fake.requests} == {"GET"}
+
+
+def test_upload_files_registers_data_as_the_spec_reads_it(tmp_path: Path):
+    """A file that is read in another way is another data set; unlabelled images have no limit by classes."""
+    images, pool = tmp_path / "birds.zip", tmp_path / "pool.zip"
+    images.write_bytes(b"images")
+    pool.write_bytes(b"more")
+    names = set()
+    for options in ({}, {"skip_unreadable": True, "limit": 50}, {"skip_unreadable": True, "limit": 60}):
+        fake = Registry().service()
+        fake.routes["POST /v1/datasets"] = {}
+        spec = {"dataset": {"source": f"file:{images}", **options}, "unlabelled": f"file:{pool}"}
+        brought = upload_files(fake.client(), spec)
+        labelled, unlabelled = fake.bodies("POST /v1/datasets")
+        assert {name: labelled.get(name) for name in options} == options
+        assert unlabelled.get("skip_unreadable") == options.get("skip_unreadable") and "limit" not in unlabelled
+        assert brought["dataset"] == {"source": labelled["name"], **options}
+        names.add(labelled["name"])
+    assert len(names) == 3
+
+
 def test_upload_files_uploads_the_same_file_once(local: dict[str, Any]):
     fake = Registry().service()
     fake.routes.update({"POST /v1/models": {}, "POST /v1/datasets": {}})
@@ -295,8 +330,8 @@ def test_upload_files_names_the_field_of_a_missing_file(tmp_path: Path):
     for field in ("dataset", "unlabelled", "baseline"):
         with pytest.raises(InvalidInput, match=f"^{field}: there is no file "):
             upload_files(FakeFiles().service().client(), {field: f"file:{tmp_path / 'none.npz'}"})
-    with pytest.raises(InvalidInput, match=r"^dataset: .* is a folder; pack it"):
-        upload_files(FakeFiles().service().client(), {"dataset": f"file:{tmp_path}"})
+    with pytest.raises(InvalidInput, match=r"^baseline: .* is a folder, not a file"):
+        upload_files(FakeFiles().service().client(), {"baseline": f"file:{tmp_path}"})
     with pytest.raises(InvalidInput, match=r"^teacher: there is no file "):
         upload_files(FakeFiles().service().client(), {"teacher": {"program": f"file:{tmp_path / 'none.pt2'}"}})
 

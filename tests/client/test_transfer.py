@@ -1,10 +1,13 @@
 import hashlib
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from client.errors import Damaged, InvalidInput, Unreachable
+from client.transfer import digest_of, packed
 from tests.client.fake_service import FakeFiles, problem
 
 CONTENT = bytes(range(256)) * 40
@@ -153,3 +156,101 @@ def test_upload_refuses_folders_and_empty_files(tmp_path: Path, what: str):
         path.touch()
     with pytest.raises(InvalidInput, match=what):
         FakeFiles().service().client().upload(path)
+
+
+def tree(folder: Path, files: dict[str, bytes], order: int = 1) -> Path:
+    for name, content in list(files.items())[::order]:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+FILES = {
+    "train/b/2.png": b"22",
+    "train/a/1.png": b"1",
+    "test/a/3.png": b"333",
+    "notes.txt": b"x",
+    "train/ä/4.png": b"4",
+}
+
+
+def digest_of_packed(folder: Path) -> str:
+    with packed(folder) as archive:
+        return digest_of(archive)
+
+
+def test_packed_a_folder_is_a_zip_of_its_files_by_name(tmp_path: Path):
+    calls: list[tuple[int, int]] = []
+    clutter = {".DS_Store": b"d", "train/a/Thumbs.db": b"t", "__MACOSX/train/a/1.png": b"m", ".git/config": b"g"}
+    folder = tree(tmp_path / "flowers", {**FILES, **clutter})
+    with packed(folder, lambda done, total: calls.append((done, total))) as archive:
+        assert archive.name == "flowers.zip"
+        with zipfile.ZipFile(archive) as content:
+            assert content.namelist() == sorted(FILES)
+            assert {name: content.read(name) for name in content.namelist()} == FILES
+            assert {member.compress_type for member in content.infolist()} == {zipfile.ZIP_STORED}
+    assert not archive.exists()
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls) and calls[-1] == (8, 8)
+
+
+def test_packed_the_same_files_have_the_same_digest(tmp_path: Path):
+    one = tree(tmp_path / "one", FILES)
+    other = tree(tmp_path / "else" / "two", FILES, order=-1)
+    for path in other.rglob("*.png"):
+        os.utime(path, (1, 1))
+        path.chmod(0o600)
+    (other / ".DS_Store").write_bytes(b"d")
+    assert digest_of_packed(one) == digest_of_packed(other)
+    (other / "train/a/1.png").write_bytes(b"2")
+    assert digest_of_packed(one) != digest_of_packed(other)
+
+
+def test_packed_gives_a_file_as_it_is(tmp_path: Path):
+    with packed(sample(tmp_path)) as same:
+        assert same == tmp_path / "teacher.pth"
+    assert same.exists()
+
+
+def test_packed_follows_links_but_not_in_circles(tmp_path: Path):
+    folder = tree(tmp_path / "data", {"train/a/1.png": b"1"})
+    (folder / "test").symlink_to(folder / "train")
+    with packed(folder) as archive, zipfile.ZipFile(archive) as content:
+        assert content.namelist() == ["test/a/1.png", "train/a/1.png"]
+    (folder / "train" / "up").symlink_to(folder)
+    with pytest.raises(InvalidInput, match="link to a folder that it is in"), packed(folder):
+        pass
+
+
+def test_packed_keeps_empty_folders_so_that_the_server_can_name_them(tmp_path: Path):
+    folder = tree(tmp_path / "data", {"train/a/1.png": b"1"})
+    (folder / "train" / "empty").mkdir()
+    with packed(folder) as archive, zipfile.ZipFile(archive) as content:
+        assert content.namelist() == ["train/a/1.png", "train/empty/"]
+
+
+@pytest.mark.parametrize("what", ["nothing", "pipe", "broken link", "name"])
+def test_packed_refuses_what_cannot_be_packed(tmp_path: Path, what: str):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if what != "nothing":
+        (folder / "1.png").write_bytes(b"1")
+    if what == "pipe":
+        os.mkfifo(folder / "pipe")
+    if what == "broken link":
+        (folder / "link").symlink_to(tmp_path / "none")
+    if what == "name":
+        Path(os.fsdecode(bytes(folder) + b"/\xe4.png")).write_bytes(b"1")
+    said = {"nothing": "holds no files", "pipe": "pipe is no file", "broken link": "cannot read", "name": "not UTF-8"}
+    with pytest.raises(InvalidInput, match=said[what]), packed(folder):
+        pass
+
+
+def test_register_dataset_sends_a_folder_packed(tmp_path: Path):
+    folder = tree(tmp_path / "flowers", FILES)
+    files = FakeFiles()
+    fake = files.service()
+    fake.routes["POST /v1/datasets"] = {"name": "flowers"}
+    fake.client().register_dataset("flowers", folder)
+    assert zipfile.ZipFile(io.BytesIO(files.taken)).namelist() == sorted(FILES)
+    assert fake.requests_to("POST /v1/uploads")[0].url.params["filename"] == "flowers.zip"

@@ -17,7 +17,9 @@ from kdcore.protocol import Lines
 from kdcore.spec import METHODS, JobSpec, parse
 
 
-def write_arrays(path: Path, train: int = 120, test: int = 30, classes: int = 3, side: int = 8) -> Path:
+def write_arrays(
+    path: Path, train: int = 120, test: int = 30, classes: int = 3, side: int = 8, validation: int = 0
+) -> Path:
     """Class k is bright in its own corner, under noise."""
     rng = np.random.default_rng(0)
 
@@ -31,7 +33,10 @@ def write_arrays(path: Path, train: int = 120, test: int = 30, classes: int = 3,
 
     x_train, y_train = images(train)
     x_test, y_test = images(test)
-    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    if validation:
+        arrays["x_val"], arrays["y_val"] = images(validation)
+    np.savez(path, **arrays)
     return path
 
 
@@ -108,7 +113,7 @@ def copied(state: Any) -> Any:
 def as_by_the_version_before(path: Path) -> None:
     """Write a checkpoint as it was before formats had a number."""
     state = torch.load(path, weights_only=True)
-    for name in ("format", "batch_norm", "warnings"):
+    for name in ("format", "batch_norm", "reading", "warnings"):
         del state[name]
     for outcomes in state["finished"].values():
         for outcome in outcomes.values():

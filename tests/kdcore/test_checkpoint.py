@@ -35,7 +35,7 @@ def test_save_and_load_return_the_same_progress(tmp_path):
 def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
     """An older version's checkpoints resume, and this one's will: the names are part of the format."""
     state = torch.load(checkpoint.save(tmp_path, 7, progress()).path, weights_only=True)
-    assert list(state) == ["format", "finished", "prepared", "training", "batch_norm", "warnings", "cost"]
+    assert list(state) == ["format", "finished", "prepared", "training", "batch_norm", "reading", "warnings", "cost"]
     assert list(state["finished"]["assistant-1"]["student"]) == [
         "best",
         "last",
@@ -57,7 +57,7 @@ def test_load_a_checkpoint_without_a_format_used_running_averages(tmp_path):
     path = checkpoint.save(tmp_path, 7, progress()).path
     as_by_the_version_before(path)
     loaded = checkpoint.load(path, CPU)
-    assert (loaded.batch_norm, loaded.warnings, loaded.format) == ("running", [], 1)
+    assert (loaded.batch_norm, loaded.reading, loaded.warnings, loaded.format) == ("running", 1, [], 1)
     assert loaded.finished["assistant-1"]["student"].running == {}
 
 

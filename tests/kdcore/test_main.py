@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kdcore import __main__ as main_module
 from tests.kdcore.engine import supervised, write_arrays, write_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +82,27 @@ def test_main_lines_go_to_the_descriptor_asked_for(tmp_path):
     assert process.communicate()[0] == "" and process.returncode == 1
     assert [line["event"] for line in lines] == ["phase", "error"]
     assert lines[1]["code"] == "spec_invalid" and "resnet21" in lines[1]["message"] and lines[1]["retryable"] is False
+
+
+def test_main_an_inspection_prints_its_progress_if_asked(data, capsys, monkeypatch):
+    monkeypatch.setattr(main_module, "PROGRESS_S", 0.0)
+    assert main_module.main(["inspect", "dataset", str(data), "--progress"]) == 0
+    *progress, answer = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert answer["ok"]
+    total = answer["facts"]["train"] + answer["facts"]["test"]
+    assert progress[-1] == {"progress": {"done": total, "total": total}}
+
+
+def test_inspect_a_data_set_with_options(tmp_path):
+    data = tmp_path / "grey.npz"
+    x = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(data, x_train=x, y_train=np.arange(40) % 4, x_test=x[:8], y_test=np.arange(8) % 4)
+    options = '{"channels": 3, "limit": 8, "class_names": ["a", "b", "c", "d"]}'
+    answer = json.loads(engine("inspect", "dataset", data, "--image-size", 4, "--options", options).communicate()[0])
+    facts = answer["facts"]
+    assert (facts["channels"], facts["image_size"], facts["grey"]) == (3, [4, 4], True)
+    assert facts["class_names"] == ["a", "b", "c", "d"]
+    assert facts["class_counts"] == {"train": [2, 2, 2, 2], "test": [2, 2, 2, 2]}
 
 
 def test_main_inspections_answer_with_facts_or_with_the_reason(data, tmp_path):

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -148,6 +149,55 @@ def test_run_a_job_of_the_version_before_continues_with_running_averages_to_the_
     assert json.loads((where.out / "spec.json").read_text())["training"]["batch_norm"] == "running"
     codes = {line["code"] for stream in (second, third) for line in events(stream, "warning")}
     assert "bits_not_repeatable" not in codes
+
+
+@pytest.mark.parametrize("steps", [3, 9, 14])
+def test_run_a_validation_split_chooses_the_best_epoch_and_the_job_resumes_to_the_same_bits(
+    steps, teacher, tmp_path, monkeypatch
+):
+    """All 120 training images are trained on, seven batches of 16 an epoch; without the split they are 108, six."""
+    spec = distilled(write_arrays(tmp_path / "with.npz", validation=9), teacher, ema=0.8)
+    report, whole, stream = finish(spec, tmp_path / "whole")
+    assert (report["dataset"]["train"], report["dataset"]["validation"], report["test_samples"]) == (120, 9, 30)
+    assert max(line["step"] for line in events(stream, "metric")) % 7 == 0
+    accuracies = [
+        line["values"]["validation/accuracy"]
+        for line in events(stream, "metric")
+        if "validation/accuracy" in line["values"]
+    ]
+    assert accuracies and all((9 * one) == pytest.approx(round(9 * one), abs=1e-4) for one in accuracies)
+    _, checkpoint = stopped(spec, tmp_path / "stopped", steps, monkeypatch)
+    where, _ = workspace(tmp_path / "resumed")
+    run(spec, where, checkpoint)
+    assert same(whole, load_file(where.out / "student.safetensors"))
+
+
+def test_run_a_job_of_the_version_before_keeps_to_its_held_out_part(teacher, tmp_path, monkeypatch):
+    """It was accepted when validation splits were not read. A job that has no checkpoint yet uses the split."""
+    without = write_arrays(tmp_path / "without.npz")
+    having = write_arrays(tmp_path / "having.npz", validation=9)
+    running = {"batch_norm": "running"}
+    _, whole, _ = finish(distilled(without, teacher, **running), tmp_path / "whole")
+    _, checkpoint = stopped(distilled(without, teacher, **running), tmp_path / "before", 4, monkeypatch)
+    as_by_the_version_before(checkpoint)
+    where, _ = workspace(tmp_path / "after")
+    report = run(distilled(having, teacher), where, checkpoint)
+    assert same(whole, load_file(where.out / "student.safetensors")) and report["dataset"]["validation"] == 0
+    assert "bits_not_repeatable" not in {one["code"] for one in report["warnings"]}
+
+
+def test_run_a_job_of_the_version_before_on_data_that_is_read_otherwise_now_says_so(teacher, tmp_path, monkeypatch):
+    """Earlier versions passed over `x_eval`, and set some of the training images aside."""
+    data = write_arrays(tmp_path / "data.npz")
+    arrays = dict(np.load(data))
+    arrays |= {"x_eval": arrays.pop("x_test"), "y_eval": arrays.pop("y_test")}
+    np.savez(data, **arrays)
+    _, checkpoint = stopped(supervised(data, batch_norm="running"), tmp_path / "before", 3, monkeypatch)
+    as_by_the_version_before(checkpoint)
+    where, _ = workspace(tmp_path / "after")
+    warnings = run(supervised(data), where, checkpoint)["warnings"]
+    (warning,) = [one for one in warnings if one["code"] == "bits_not_repeatable"]
+    assert warning["pointer"] == "/dataset" and "120 images of x_train, 30 images of x_eval" in warning["message"]
 
 
 def test_run_a_job_of_the_version_before_with_large_images_says_that_its_bits_are_not_repeatable(

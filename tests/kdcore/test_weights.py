@@ -20,6 +20,7 @@ from torch import nn
 
 from base.errors import Internal, SpecInvalid, TeacherMismatch
 from kdcore import models, vision, weights
+from tests.base.test_file_kinds import STARTS
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "data" / "teachers"
 NAME = "convnet4"
@@ -340,6 +341,13 @@ def old_tar() -> bytes:
         (old_tar(), "tar archive"),
         ((300).to_bytes(8, "little") + b'{"a":', "safetensors file is cut short"),
         (pickle.dumps({"fc.weight": [1.0]}), "no checkpoint"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xff" + bytes(4000), "an ONNX model"),
+        (b"\x1c\x00\x00\x00TFL3" + bytes(400), "a TFLite model"),
+        (b"MATLAB 5.0 MAT-file" + bytes(600), "a MATLAB file"),
+        (b"Rar!\x1a\x07\x01\x00", "a RAR archive"),
+        (b"PAR1" + bytes(300), "a Parquet table"),
+        (archive("config.json", "model.weights.h5"), "a Keras model"),
+        (archive("m/saved_model.pb"), "a TensorFlow SavedModel"),
     ],
     # Not the contents: an archive holds the time, and each process would name its tests otherwise.
     ids=lambda value: value if isinstance(value, str) else "",
@@ -347,6 +355,23 @@ def old_tar() -> bytes:
 def test_inspect_other_files_are_named(tmp_path: Path, content: bytes, words: str):
     (tmp_path / "t.pth").write_bytes(content)
     assert words in refusal(tmp_path / "t.pth").message
+
+
+@pytest.mark.parametrize(("content", "words"), STARTS, ids=[str(number) for number in range(len(STARTS))])
+def test_inspect_no_other_file_gets_pytorchs_advice(tmp_path: Path, content: bytes, words: str):
+    """PyTorch's error tells how to lift the guard against pickles that run programs."""
+    (tmp_path / "t.pth").write_bytes(content + bytes(2000))
+    error = refusal(tmp_path / "t.pth")
+    said = f"{error.message} {error.hint}"
+    assert "weights_only" not in said and "torch.load" not in said and "state dict" in said
+
+
+@pytest.mark.parametrize("noise", range(20))
+def test_inspect_noise_gets_an_error_of_our_own(tmp_path: Path, noise: int):
+    content = np.random.default_rng(noise).integers(0, 256, 3000, dtype=np.uint8).tobytes()
+    (tmp_path / "t.pth").write_bytes((b"\x80\x02" if noise % 2 else b"") + content)
+    error = refusal(tmp_path / "t.pth")
+    assert "weights_only" not in f"{error.message} {error.hint}" and "no checkpoint" in error.message
 
 
 @pytest.mark.parametrize("save", [zipped, legacy])

@@ -68,6 +68,12 @@ def test_entries_too_many_members(pack):
         contents(pack({str(n): b"" for n in range(3)}), Limits(members=2))
 
 
+def test_entries_too_many_folders_inside_of_each_other(pack):
+    assert len(contents(pack({"a/" * 63 + "x": b""}))) == 1
+    with pytest.raises(DatasetUnreadable, match="more than 64 folders inside of each other"):
+        contents(pack({"a/" * 64 + "x": b""}))
+
+
 def test_entries_a_member_too_large(pack):
     with pytest.raises(DatasetUnreadable, match="b unpacks to 11 bytes; the most is 10"):
         contents(pack({"a": b"0123456789", "b": b"01234567890"}), Limits(member_bytes=10))
@@ -124,3 +130,81 @@ def test_entries_a_password_is_an_error(pack_zip):
     path.write_bytes(blob)
     with pytest.raises(DatasetUnreadable, match="encrypted"):
         contents(path)
+
+
+def zip_of(path: Path, *names: bytes) -> Path:
+    """Names as bytes, without the flag for UTF-8, as common archivers write them."""
+
+    class Plain(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+            return raw[self.filename], self.flag_bits & ~0x800
+
+    raw = {f"{number:03}": name for number, name in enumerate(names)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for key in raw:
+            archive.writestr(Plain(key), key)
+    return path
+
+
+def tar_of(path: Path, *names: bytes) -> Path:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+            info.size = 3
+            archive.addfile(info, io.BytesIO(f"{number:03}".encode()))
+    return path
+
+
+BOTH = pytest.mark.parametrize("make", [zip_of, tar_of])
+
+
+@BOTH
+def test_entries_names_are_utf8_without_a_flag(make, tmp_path):
+    names = ("锚/é.png", "ключ/1.png", "plain/ü.png")
+    assert list(contents(make(tmp_path / "x", *(name.encode() for name in names)))) == list(names)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("gbk", "锚/钟.png"), ("cp866", "ключ/1.png"), ("cp437", "Größe/1.png")]
+)
+def test_entries_names_in_another_encoding_are_refused_or_decoded(make, encoding, name, tmp_path):
+    path = make(tmp_path / "x", b"plain/1.png", name.encode(encoding))
+    with pytest.raises(DatasetUnreadable, match="The names in this archive are in an unknown encoding") as caught:
+        contents(path)
+    assert "encoding" in (caught.value.hint or "")
+    assert [str(entry.path) for entry in entries(path, LIMITS, encoding)] == ["plain/1.png", name]
+
+
+@BOTH
+def test_entries_an_encoding_that_does_not_fit_or_exist_is_refused(make, tmp_path):
+    path = make(tmp_path / "x", b"\xff\xff/1.png")
+    with pytest.raises(DatasetUnreadable, match=r"not in the encoding 'gbk': .xff.xff/1\.png"):
+        list(entries(path, LIMITS, "gbk"))
+    for unknown in ("klingon", "hex", "zlib"):
+        with pytest.raises(DatasetUnreadable, match=f"no text encoding '{unknown}'"):
+            list(entries(path, LIMITS, unknown))
+
+
+def test_entries_flagged_names_do_not_depend_on_the_encoding(pack_zip):
+    path = pack_zip({"锚/1.png": b"?"})
+    assert [str(entry.path) for entry in entries(path, LIMITS, "cp866")] == ["锚/1.png"]
+
+
+def test_entries_pax_names_do_not_depend_on_the_encoding(tmp_path):
+    path = tmp_path / "x"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("锚/1.png"))
+    assert [str(entry.path) for entry in entries(path, LIMITS, "cp866")] == ["锚/1.png"]
+
+
+def test_entries_unicode_forms_and_trailing_blanks_are_made_one(pack):
+    composed, split_up = "caf\u00e9/a.png", "cafe\u0301 /b.png"
+    found = [(str(entry.path), entry.stored) for entry in entries(pack({composed: b"1", split_up: b"2"}), LIMITS)]
+    assert found == [(composed, composed), ("caf\u00e9/b.png", split_up)]
+
+
+@BOTH
+def test_entries_blanks_hide_no_path_outside(make, tmp_path):
+    with pytest.raises(DatasetUnreadable, match="a path outside itself"):
+        contents(make(tmp_path / "x", b"a/.. /.. /evil"))

@@ -8,7 +8,9 @@ from numpy.lib import format as npy
 
 from base.errors import DatasetUnreadable
 from kdcore.data import arrays
+from kdcore.data.archive import Limits
 from kdcore.data.arrays import open_arrays
+from kdcore.spec import DataOptions
 
 
 def pixels(source, split="train"):
@@ -59,7 +61,7 @@ def test_open_arrays_carved_labels_stay_with_their_images(npz):
 
 def test_open_arrays_an_image_size_resizes(npz):
     x = np.full((6, 4, 8, 3), 9, np.uint8)
-    source = open_arrays(npz(x_train=x, x_test=x[:3]), 6)
+    source = open_arrays(npz(x_train=x, x_test=x[:3]), DataOptions(image_size=6))
     assert pixels(source).shape == (6, 3, 6, 6) and (pixels(source) == 9).all()
 
 
@@ -82,7 +84,80 @@ def test_open_arrays_images_alone_have_no_labels(tmp_path, name):
     assert source.class_names == () and source.labels["train"].tolist() == [-1] * 5
     assert len(source.labels["test"]) == 0 and not source.test_carved
     assert (pixels(source) == x.transpose(0, 3, 1, 2)).all()
-    assert pixels(open_arrays(tmp_path / "pool.npz", 8)).shape == (5, 3, 8, 8)
+    assert pixels(open_arrays(tmp_path / "pool.npz", DataOptions(image_size=8))).shape == (5, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("X_train", "y_train", "X_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("train_x", "train_y", "test_x", "test_y"),
+    ],
+)
+def test_open_arrays_other_usual_names(tmp_path, names):
+    x, y = images(6, 4, 5, 3), np.array([0, 1, 2] * 2)
+    arrays_of = dict(zip(names, (x, y, x[:3], y[:3]), strict=True))
+    np.savez(tmp_path / "a.npz", classes=np.array(["a", "b", "c"]), **arrays_of)
+    source = open_arrays(tmp_path / "a.npz", None)
+    assert source.class_names == ("a", "b", "c") and not source.test_carved
+    assert (pixels(source) == x.transpose(0, 3, 1, 2)).all() and source.labels["train"].tolist() == y.tolist()
+
+
+def test_open_arrays_two_names_for_one_array_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=images(6, 4, 4), X_train=images(6, 4, 4), y_train=np.array([0, 1] * 3))
+    with pytest.raises(DatasetUnreadable, match="X_train and x_train both stand for x_train"):
+        open_arrays(tmp_path / "a.npz", None)
+
+
+@pytest.mark.parametrize("label", [10**9, 6, np.iinfo(np.int64).max])
+def test_open_arrays_more_classes_than_images_are_refused_before_names_are_made(npz, label):
+    with pytest.raises(DatasetUnreadable, match=f"labels of 6 training images go up to {label}"):
+        open_arrays(npz(y_train=np.array([0, 1, 2, 3, 4, label])), None)
+
+
+def test_open_arrays_is_bounded_by_the_ratio_of_archives(npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "LIMITS", Limits(ratio_from_bytes=10_000))
+    even = np.zeros((200, 32, 32, 3), np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", x=even)
+    with pytest.raises(DatasetUnreadable, match="x unpacks to more than 100 times its size"):
+        open_arrays(tmp_path / "a.npz", None)
+    np.savez(tmp_path / "a.npz", x=even)
+    assert len(open_arrays(tmp_path / "a.npz", None).labels["train"]) == 200
+
+
+def test_open_arrays_splits_without_a_task_are_left_out(npz):
+    x, y = images(3, 4, 4, 3), np.array([0, 1, 2])
+    more = {f"{kind}_{name}": array for name in ("val", "eval", "dev") for kind, array in (("x", x), ("y", y))}
+    source = open_arrays(npz(**more, class_names=np.array(list("abc")), ids=np.array([None, 1])), None)
+    assert dict(source.splits) == {"x_train": 6, "x_val": 3, "x_test": 3}
+    assert [(one.what, one.count) for one in source.left_out] == [
+        *(("ids", 2), ("x_dev", 3), ("x_eval", 3), ("y_dev", 3), ("y_eval", 3)),
+    ]
+    assert (pixels(source, "val") == x.transpose(0, 3, 1, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"y_val": np.array([0, 1, 3])}, "y_val row 2 is 3"),
+        ({"x_val": np.zeros((3, 5, 5, 3), np.uint8)}, r"x_val of \(5, 5, 3\)"),
+        (
+            {
+                "x_dev": images(3, 4, 4, 3),
+                "y_dev": np.zeros(3, int),
+                "x_devel": images(3, 4, 4, 3),
+                "y_devel": np.zeros(3, int),
+            },
+            "named like the split 'dev'",
+        ),
+    ],
+    ids=["labels", "size", "two of a name"],
+)
+def test_open_arrays_a_validation_split_must_fit(npz, change, said):
+    good = {"x_val": images(3, 4, 4, 3), "y_val": np.array([0, 1, 2])}
+    with pytest.raises(DatasetUnreadable, match=said):
+        open_arrays(npz(**(good | change)), None)
 
 
 def with_member(good: Path, folder: Path, name: str, blob: bytes) -> Path:
@@ -177,3 +252,20 @@ def test_open_arrays_images_alone_are_held_to_the_same_rules(tmp_path, x, said):
     np.savez(tmp_path / "pool.npz", x=x)
     with pytest.raises(DatasetUnreadable, match=said):
         open_arrays(tmp_path / "pool.npz", None)
+
+
+def test_open_arrays_are_squashed_padded_and_cropped_as_pictures_are(npz):
+    """4 x 8 in vertical bands: the crop keeps the two in the middle, and says that half is left out."""
+    bands = np.repeat(np.array([10, 20, 30, 40], np.uint8), 2)[None].repeat(4, 0)
+    path = npz(x_train=np.stack([bands] * 6), x_test=np.stack([bands] * 3))
+
+    def read(**given):
+        source = open_arrays(path, DataOptions(image_size=4, interpolation="nearest", **given))
+        return pixels(source)[0, 0], source
+
+    crop, source = read()
+    assert crop[0].tolist() == [20, 20, 30, 30] and source.pixels_cut == 0.5 and source.pictures == {"cut": 9}
+    squashed, source = read(resize="squash")
+    assert squashed[0].tolist() == [10, 20, 30, 40] and source.pixels_cut == 0 and source.pictures == {}
+    padded, _ = read(resize="pad")
+    assert padded.tolist() == [[0] * 4, [10, 20, 30, 40], [10, 20, 30, 40], [0] * 4]

@@ -11,12 +11,14 @@ from kdcore import vision
 from kdcore.catalog import DATASETS, named_facts
 from kdcore.data.builtin import OPENERS, open_digits, open_named
 from kdcore.data.decoding import decoded
+from kdcore.spec import DataOptions
 
 
 def test_open_digits_counts_and_facts_are_the_catalogs():
     digits = decoded(open_digits(None))
     assert (len(digits.train), len(digits.test)) == (1437, 360)
-    assert digits.facts == named_facts("digits")
+    assert digits.facts.model_copy(update={"class_counts": {}}) == named_facts("digits")
+    assert {s: sum(counts) for s, counts in digits.facts.class_counts.items()} == {"train": 1437, "test": 360}
     assert digits.train.pixels.shape == (1437, 1, 8, 8) and digits.train.pixels.dtype == torch.uint8
 
 
@@ -39,7 +41,7 @@ def test_open_digits_the_split_never_changes():
 
 
 def test_open_digits_another_size():
-    assert decoded(open_digits(16)).test.pixels.shape == (360, 1, 16, 16)
+    assert decoded(open_digits(DataOptions(image_size=16))).test.pixels.shape == (360, 1, 16, 16)
     assert DATASETS["digits"].source == "bundled"
 
 
@@ -78,7 +80,12 @@ def test_open_named_a_fetched_set_is_decoded(tiny_cifar100):
 
 
 def test_open_named_at_another_size(tiny_cifar100):
-    assert decoded(open_named("cifar100", 16, tiny_cifar100)).test.pixels.shape == (10, 3, 16, 16)
+    assert decoded(open_named("cifar100", DataOptions(image_size=16), tiny_cifar100)).test.pixels.shape == (
+        10,
+        3,
+        16,
+        16,
+    )
 
 
 def test_open_named_without_a_network_the_hint_is_to_upload(tmp_path, monkeypatch):

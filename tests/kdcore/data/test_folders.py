@@ -1,5 +1,6 @@
 import io
 import tarfile
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -9,7 +10,10 @@ from base.errors import DatasetUnreadable
 from kdcore.data.archive import Limits
 from kdcore.data.decoding import Source
 from kdcore.data.folders import open_folders
+from kdcore.spec import DataOptions
 from tests.kdcore.data.making import class_folders, png
+
+BROKEN = {"empty": b"", "text": b"not a picture", "cut": png(40, 40)[:-30]}
 
 
 def values(source: Source, split: str) -> list[int]:
@@ -78,8 +82,8 @@ def test_open_folders_images_may_lie_deeper(pack_zip):
 
 
 def test_open_folders_a_class_may_be_called_train(pack_zip):
-    members = {f"{name}/{n}.png": png() for name in ("train", "car", "test") for n in range(5)}
-    assert open_folders(pack_zip(members), None).class_names == ("car", "test", "train")
+    members = {f"{name}/{n}.png": png() for name in ("train", "car", "bus") for n in range(5)}
+    assert open_folders(pack_zip(members), None).class_names == ("bus", "car", "train")
 
 
 def test_open_folders_classes_are_numbered_by_sorted_name(pack_zip):
@@ -93,7 +97,7 @@ def test_open_folders_all_grey_is_one_channel_and_one_colour_image_makes_three(p
     assert open_folders(pack_zip(grey | {"test/cat/0.png": png()}), None).channels == 3
 
 
-@pytest.mark.parametrize("folder", ["", "pictures/", "train/"])
+@pytest.mark.parametrize("folder", ["", "pictures/"])
 def test_open_folders_pictures_side_by_side_have_no_labels(pack, folder):
     members = {f"{folder}{name}.png": png(value=value) for name, value in (("b", 2), ("c", 3), ("a", 1))}
     source = open_folders(pack(members | {f"{folder}notes.txt": b"?", "README.md": b"?"}), None)
@@ -111,7 +115,7 @@ def test_open_folders_pictures_without_labels_may_differ_in_size_where_one_is_as
     path = pack_zip({"1.png": png(), "2.png": png(width=6)})
     with pytest.raises(DatasetUnreadable, match="differ in size"):
         open_folders(path, None)
-    assert open_folders(path, 4).width == 4
+    assert open_folders(path, DataOptions(image_size=4)).width == 4
 
 
 def test_open_folders_differing_sizes_need_an_image_size(pack):
@@ -119,7 +123,7 @@ def test_open_folders_differing_sizes_need_an_image_size(pack):
     with pytest.raises(DatasetUnreadable, match=r"differ in size: 4x4 \(12 images\), 6x4 \(1 images\)") as caught:
         open_folders(path, None)
     assert "image_size" in str(caught.value.hint)
-    source = open_folders(path, 8)
+    source = open_folders(path, DataOptions(image_size=8))
     assert (source.height, source.width) == (8, 8)
     assert {pixels.shape[1:] for _, _, pixels in source.pieces()} == {(3, 8, 8)}
 
@@ -199,3 +203,175 @@ def test_open_folders_archives_without_a_data_set(pack_zip, members, said):
 def test_open_folders_limits_hold_here_too(pack):
     with pytest.raises(DatasetUnreadable, match="more than 3 members"):
         open_folders(pack(class_folders()), None, Limits(members=3))
+
+
+@pytest.mark.parametrize("forms", [("caf\u00e9", "cafe\u0301"), ("bell", "bell ")], ids=["unicode", "blank"])
+def test_open_folders_folders_that_become_one_are_one_class_and_named(pack, forms):
+    one, other = forms
+    members = {f"{split}/dog/1.png": png(value=200) for split in ("train", "test")}
+    members |= {
+        f"train/{one}/1.png": png(value=1),
+        f"train/{other}/2.png": png(value=2),
+        f"test/{other}/3.png": png(value=3),
+    }
+    source = open_folders(pack(members), None)
+    assert source.class_names == tuple(sorted((one, "dog"))) and list(source.merged) == [f"train/{one}"]
+    assert sorted(values(source, "train")) == [1, 2, 200] and sorted(values(source, "test")) == [3, 200]
+
+
+def test_open_folders_ordinary_names_are_not_merged(pack):
+    assert open_folders(pack({f"./{name}": blob for name, blob in class_folders().items()}), None).merged == []
+
+
+def test_open_folders_names_in_another_encoding(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, blob in class_folders().items():
+            raw = name.replace("cat", "кот").encode("cp866").decode("utf-8", "surrogateescape")
+            info = tarfile.TarInfo(raw)
+            info.size = len(blob)
+            archive.addfile(info, io.BytesIO(blob))
+    source = open_folders(path, DataOptions(encoding="cp866"))
+    assert source.class_names == ("dog", "кот") and values(source, "train") == [200, 201, 202, 10, 11, 12]
+
+
+def test_open_folders_many_broken_files_keep_none_of_their_bytes(pack_zip):
+    """What is kept of a file that is no image must not grow with the file."""
+    broken = {f"train/cat/{n}.png": bytes([n]) * 200_000 for n in range(60)}
+    path = pack_zip({"train/dog/1.png": png()} | broken)
+    tracemalloc.start()
+    with pytest.raises(DatasetUnreadable, match="is not an image of a known kind"):
+        open_folders(path, None)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def read(path, **given):
+    source = open_folders(path, DataOptions.model_validate(given))
+    for _ in source.pieces():
+        pass
+    return source
+
+
+def test_open_folders_all_broken_pictures_are_named_at_once(pack):
+    """Those that a header shows, and those that only the decoding shows."""
+    broken = {
+        "train/cat/1.png": BROKEN["empty"],
+        "test/dog/0.png": BROKEN["cut"],
+        "train/dog/2.png": BROKEN["text"],
+        "test/cat/2.png": BROKEN["cut"],
+    }
+    with pytest.raises(DatasetUnreadable) as caught:
+        read(pack(class_folders(width=40, height=40) | broken))
+    assert str(caught.value).startswith("4 pictures cannot be read.")
+    assert all(name in str(caught.value) for name in broken) and "skip_unreadable" in str(caught.value.hint)
+
+
+def test_open_folders_broken_pictures_that_only_decoding_shows_are_named_at_once(pack_zip):
+    broken = {f"train/{name}/{number}.png": BROKEN["cut"] for name in ("cat", "dog") for number in range(12)}
+    with pytest.raises(DatasetUnreadable) as caught:
+        read(pack_zip(class_folders(each=20, width=40, height=40) | broken))
+    assert str(caught.value).startswith("24 pictures cannot be read.") and str(caught.value).endswith("And 4 more.")
+    assert str(caught.value).count("cannot be decoded") == 20
+
+
+@pytest.mark.parametrize("splits", [("train/", "test/"), ("",)], ids=["split", "carved"])
+def test_open_folders_skipping_is_reading_the_archive_without_them(pack, splits):
+    whole = class_folders(splits, each=20, width=40, height=40)
+    broken = {f"{splits[0]}cat/1.png": BROKEN["cut"], f"{splits[0]}dog/7.png": BROKEN["empty"]}
+    skipping = read(pack(whole | broken), skip_unreadable=True)
+    rows = {split: values(skipping, split) for split in ("train", "test")}
+    assert skipping.skipped == list(broken)
+    without = read(pack({name: blob for name, blob in whole.items() if name not in broken}))
+    assert rows == {split: values(without, split) for split in ("train", "test")}
+    assert skipping.labels["train"].tolist() == without.labels["train"].tolist() and not without.skipped
+
+
+def test_open_folders_skipping_leaves_no_class_empty(pack_zip):
+    members = class_folders(each=1) | {"train/cat/0.png": b"?"}
+    with pytest.raises(DatasetUnreadable, match="class folder 'cat' in train holds no images"):
+        read(pack_zip(members), skip_unreadable=True)
+
+
+def test_open_folders_skipping_unlabelled_pictures(pack_zip):
+    source = read(pack_zip({"1.png": png(value=1), "2.png": b"?", "3.png": png(value=3)}), skip_unreadable=True)
+    assert values(source, "train") == [1, 3] and source.skipped == ["2.png"]
+
+
+def test_open_folders_a_damaged_member_of_a_zip_is_skipped_too(pack_zip):
+    """Its bytes differ from their checksum."""
+    path = pack_zip(class_folders())
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo("train/dog/1.png").header_offset + 30 + len("train/dog/1.png") + 5
+    blob = bytearray(path.read_bytes())
+    blob[at] ^= 0xFF
+    path.write_bytes(blob)
+    with pytest.raises(DatasetUnreadable, match=r"train/dog/1\.png cannot be unpacked"):
+        read(path)
+    assert read(path, skip_unreadable=True).skipped == ["train/dog/1.png"]
+
+
+def test_open_folders_counts_what_is_peculiar(pack_zip):
+    clear = png(mode="RGBA", value=0)
+    members = class_folders() | {"train/cat/0.png": clear, "train/cat/1.png": png(mode="L"), "test/dog/0.png": clear}
+    source = open_folders(pack_zip(members))
+    assert source.pictures == {"colour": 11, "grey": 1, "alpha": 2} and source.pixels_cut == 0
+
+
+def test_open_folders_grey_pictures_of_16_bits_are_grey(pack_zip):
+    from PIL import Image
+
+    def deep(top: int) -> bytes:
+        blob = io.BytesIO()
+        Image.fromarray(np.array([[0, top], [top // 2, top // 5]], np.uint16)).save(blob, "PNG")
+        return blob.getvalue()
+
+    members = {
+        f"{split}/{name}/0.png": deep(top) for split in ("train", "test") for name, top in (("a", 500), ("b", 9))
+    }
+    source = open_folders(pack_zip(members))
+    assert source.channels == 1 and source.pictures == {"grey": 4, "sixteen_bit": 4}
+    (first, *_) = source.pieces()
+    assert first.pixels[0].tolist() == [[[0, 255], [128, 51]]]
+
+
+def test_open_folders_pictures_turned_upright_have_one_size(pack_zip):
+    from PIL import Image
+
+    def phone(sideways: bool) -> bytes:
+        exif, blob = Image.Exif(), io.BytesIO()
+        exif[0x0112] = 6 if sideways else 1
+        Image.new("RGB", (6, 4) if sideways else (4, 6), (90, 90, 90)).save(blob, "JPEG", exif=exif)
+        return blob.getvalue()
+
+    members = {
+        f"{split}/{name}/{number}.jpg": phone(bool(number))
+        for split in ("train", "test") for name in ("a", "b") for number in (0, 1)
+    }  # fmt: skip
+    path = pack_zip(members)
+    with pytest.raises(DatasetUnreadable, match="differ in size"):
+        open_folders(path)
+    source = read(path, orientation="apply")
+    assert (source.height, source.width) == (6, 4) and source.pictures == {"colour": 8, "oriented": 4}
+
+
+def test_open_folders_a_limit_decodes_no_more_than_that(pack_zip, monkeypatch):
+    from kdcore.data import image_files
+
+    decoded = []
+    decode = image_files.decode
+    monkeypatch.setattr(
+        image_files, "decode", lambda blob, name, *how: decoded.append(name) or decode(blob, name, *how)
+    )
+    source = read(pack_zip(class_folders(each=30)), limit=8)
+    assert np.bincount(source.labels["train"]).tolist() == [4, 4] and len(source.labels["test"]) == 60
+    assert len(decoded) == 68 and source.pictures["colour"] == 68
+
+
+def test_open_folders_names_of_a_zip_in_another_encoding(pack_zip):
+    members = {name.replace("cat", "\u732b"): blob for name, blob in class_folders().items()}
+    path = pack_zip(members)
+    raw = path.read_bytes()
+    encoded, marked = "\u732b".encode(), "\u732b".encode("cp932") + b"_"
+    path.write_bytes(raw.replace(encoded, marked).replace(b"\x00\x08\x08\x00", b"\x00\x00\x08\x00"))
+    assert open_folders(path, DataOptions(encoding="cp932")).class_names == ("dog", "\u732b_")

@@ -88,6 +88,20 @@ def test_split_the_held_out_part_is_that_of_the_recipe():
     assert torch.equal(found.rows, rows) and values(found.held_out) == held_out.tolist()
 
 
+def test_training_set_with_a_validation_split_trains_on_every_training_image():
+    found = TrainingSet.of(labelled(), RECIPE, images(2))
+    assert found.rows.tolist() == list(range(20)) and found.held_out.labels.tolist() == [0, 1]
+    with_pool = found.with_unlabelled(pool(), Unlabelled(source="pool"))
+    assert len(with_pool.rows) == 25 and len(with_pool.held_out) == 2
+
+
+def test_data_without_validation_has_no_validation_split():
+    facts = named_facts("digits").model_copy(update={"validation": 2})
+    data = Data(images(), images(3), ("a", "b"), facts, images(2))
+    assert data.to("meta").val is not None and data.to("meta").val.labels.device.type == "meta"
+    assert data.without_validation().val is None and data.without_validation().facts == named_facts("digits")
+
+
 def test_unlabelled_images_stand_behind_the_labelled_ones_and_none_is_held_out():
     before = TrainingSet.of(labelled(), RECIPE)
     found = before.with_unlabelled(pool(), Unlabelled(source="pool"))

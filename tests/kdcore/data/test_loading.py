@@ -11,10 +11,11 @@ import torch
 
 from base.errors import DatasetUnreadable
 from kdcore.catalog import DATASETS
+from kdcore.catalog.facts import DATASET_READING
 from kdcore.data import inspect, load, load_unlabelled
 from kdcore.data.images import split
 from kdcore.data.views import Views, order
-from kdcore.spec import CropFlip, Dataset
+from kdcore.spec import CropFlip, DataOptions, Dataset
 from tests.kdcore.data.making import class_folders, png
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -168,7 +169,7 @@ def test_inspect_pickles_are_never_read(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not at hand")
 def test_inspect_real_flowers():
-    facts = inspect(SHARED / "flowers128.zip", 32)
+    facts = inspect(SHARED / "flowers128.zip", DataOptions(image_size=32))
     assert facts.class_names == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
     assert (facts.train, facts.test, facts.channels, facts.image_size) == (3457, 860, 3, (32, 32))
 
@@ -182,3 +183,58 @@ def test_load_real_cifar100(tmp_path):
     named = DATASETS["cifar100"]
     assert cifar.facts.mean == pytest.approx(named.mean, abs=1e-4)
     assert cifar.facts.std == pytest.approx(named.std, abs=1e-4)
+
+
+def keys(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def test_load_defaults_that_are_written_out_are_the_same_entry_of_the_cache(npz, tmp_path):
+    path, cache = npz(), tmp_path / "cache"
+    for dataset in (Dataset(source="file:x"), Dataset(source="file:x").resolved()):
+        load(dataset, path, cache)
+    assert keys(cache) == [f"{sha256(path)[7:]}-native-v{DATASET_READING}"]
+    load(Dataset(source="file:x", image_size=8), path, cache)
+    assert keys(cache)[0] == f"{sha256(path)[7:]}-8-v{DATASET_READING}"
+
+
+def test_load_each_reading_is_an_entry_of_its_own(pack_zip, tmp_path):
+    path, cache = pack_zip(class_folders(each=20)), tmp_path / "cache"
+    readings = [{}, {"channels": 1}, {"limit": 10}, {"limit": 10, "limit_seed": 1}, {"image_size": 8, "resize": "pad"}]
+    loaded = [load(Dataset(source="file:x", **given), path, cache) for given in readings]
+    assert len(keys(cache)) == len(readings)
+    assert [len(one.train) for one in loaded] == [40, 40, 10, 10, 40]
+    assert [one.train.pixels.shape[1:] for one in loaded] == [(3, 4, 4), (1, 4, 4), (3, 4, 4), (3, 4, 4), (3, 8, 8)]
+    for given, one in zip(readings, loaded, strict=True):
+        assert one.facts == inspect(path, DataOptions.model_validate(given))
+
+
+def test_load_built_in_digits_with_three_channels_and_a_limit(tmp_path):
+    plain = load(Dataset(source="digits"), None, tmp_path)
+    digits = load(Dataset(source="digits", channels=3, limit=50), None, tmp_path)
+    assert digits.train.pixels.shape == (50, 3, 8, 8) and digits.facts.class_counts["train"] == [5] * 10
+    assert torch.equal(digits.test.pixels, plain.test.pixels.repeat(1, 3, 1, 1)) and digits.facts.grey
+
+
+def test_load_unlabelled_grey_images_beside_colour_ones(npz, tmp_path):
+    path = tmp_path / "pool.npz"
+    np.savez(path, x=np.arange(80, dtype=np.uint8).reshape(5, 4, 4))
+    dataset = Dataset(source="file:pool", channels=3)
+    images = load_unlabelled(dataset, path, tmp_path / "cache", inspect(npz(), None))
+    assert images.pixels.shape == (5, 3, 4, 4)
+
+
+def test_inspect_names_all_broken_pictures(pack):
+    broken = {f"train/dog/{number}.png": png(40, 40)[:60] for number in range(3)}
+    with pytest.raises(DatasetUnreadable, match=r"3 pictures cannot be read\. train/dog/0\.png .*1\.png .*2\.png"):
+        inspect(pack(class_folders(width=40, height=40) | broken))
+    facts = inspect(pack(class_folders(each=9, width=40, height=40) | broken), DataOptions(skip_unreadable=True))
+    assert (facts.train, facts.skipped, facts.skipped_names) == (15, 3, list(broken))
+    assert facts.class_counts == {"train": [9, 6], "test": [9, 9]}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not at hand")
+def test_inspect_real_flowers_with_a_limit():
+    facts = inspect(SHARED / "flowers128.zip", DataOptions(image_size=32, limit=100))
+    assert facts.class_counts["train"] == [20] * 5 and not facts.grey
+    assert facts.pictures == {"colour": 960} and facts.pixels_cut == 0, "they are squares of 128 pixels"

@@ -1,7 +1,7 @@
 import pytest
 
 from kdcore.catalog import named_facts
-from kdcore.spec import JobSpec, Known, alone, differences, parse, resolve
+from kdcore.spec import JobSpec, Known, alone, data_differences, differences, parse, resolve
 
 DIGITS = named_facts("digits", None)
 
@@ -26,6 +26,17 @@ def test_differences_compare_defaults_that_are_written_out():
     """The default milestones depend on the epochs: naming the same ones is no difference."""
     named = {"name": "multistep", "milestones": [5, 6, 7]}
     assert texts(resolved(training={"epochs": 8}), resolved(training={"epochs": 8, "schedule": named})) == []
+
+
+def test_data_differences_are_those_of_a_file_that_an_earlier_version_read_otherwise():
+    file = DIGITS.model_copy(update={"kind": "folders"})
+    stored = file.model_dump(mode="json", exclude={"validation"})
+    assert data_differences(file, stored) == [] and data_differences(file, {}) == []
+    now = file.model_copy(update={"validation": 30, "train": 1500})
+    assert [str(one) for one in data_differences(now, stored)] == [
+        "dataset.train is 1500 here and 1437 there",
+        "dataset.validation is 30 here and 0 there",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -95,3 +106,12 @@ def test_alone_is_a_valid_supervised_job():
     assert parse(body).as_json() == body
     assert (body["method"]["name"], body["alpha"]) == ("supervised", 1.0)
     assert body["teacher"] is body["unlabelled"] is body["beta"] is None
+
+
+def test_differences_of_a_spec_before_the_options_of_data_are_none():
+    """Fields of the data set that a stored spec lacks mean their defaults."""
+    mine = resolved()
+    stored = {**mine.as_json(), "dataset": {"source": "digits", "image_size": None}}
+    assert differences(mine, stored) == []
+    stored["dataset"] = {"source": "digits", "channels": 3}
+    assert [str(one) for one in differences(mine, stored)] == ["dataset.channels is none here and 3 there"]

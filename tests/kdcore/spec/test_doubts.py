@@ -2,7 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from kdcore.spec import METHODS, dataset_warnings, model_warnings, parse, resolve, spec_warnings
+from kdcore.catalog.facts import LeftOut
+from kdcore.spec import (
+    METHODS,
+    DataOptions,
+    dataset_warnings,
+    grey_as_colour,
+    model_warnings,
+    parse,
+    resolve,
+    spec_warnings,
+)
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, PROGRAM, TEACHER, TRACED, body, known
 
 NORMALIZED = TEACHER.model_copy(update={"mean": [0.5] * 3, "std": [0.25] * 3})
@@ -23,6 +33,79 @@ def test_dataset_warnings_give_the_number_of_images_set_aside():
     (warning,) = dataset_warnings(DATA.model_copy(update={"test_carved": True, "train": 90, "test": 10}))
     assert (warning.code, warning.pointer) == ("test_split_carved", "/blob")
     assert "10 of its 100 images" in warning.message
+
+
+def test_dataset_warnings_name_all_that_is_left_out_and_merged():
+    left = [
+        LeftOut(what="extra", count=1200, why="it is beside the splits"),
+        LeftOut(what="x_val", count=9, why="no y"),
+    ]
+    found = list(dataset_warnings(DATA.model_copy(update={"left_out": left, "merged": ["train/é"]}), "/dataset"))
+    assert codes(found) == [("files_left_out", "/dataset")] * 2 + [("folders_merged", "/dataset")]
+    assert [one.message for one in found[:2]] == [
+        "left out: extra (1,200): it is beside the splits",
+        "left out: x_val (9): no y",
+    ]
+    assert "train/é" in found[2].message
+
+
+def pictures(options=None, **facts):
+    """Codes and messages about a data set of 100 pictures."""
+    counts = {"colour": 100, **facts.pop("pictures", {})}
+    data = DATA.model_copy(update={"pictures": counts, **facts})
+    given = None if options is None else DataOptions.model_validate(options)
+    return {one.code: one.message for one in dataset_warnings(data, options=given)}
+
+
+def test_dataset_warnings_about_pictures_have_their_counts():
+    found = pictures(
+        pictures={"alpha": 3, "oriented": 50, "sixteen_bit": 7, "animated": 2, "palette": 9, "cmyk": 4},
+        pixels_cut=0.667,
+        skipped=6,
+        skipped_names=["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"],
+    )
+    starts = {
+        "pictures_skipped": "6 image files cannot be read and were left out: a.jpg, b.jpg, c.jpg, d.jpg, …",
+        "pictures_cut": "the crop to a square leaves out 67% of the pixels",
+        "alpha_over_white": "3 pictures have transparent parts",
+        "orientation_ignored": "50 pictures have a camera's tag",
+        "sixteen_bit_scaled": "7 pictures have more than 8 bits",
+        "frames_left_out": "2 pictures are animated",
+    }
+    assert list(found) == list(starts) and all(found[code].startswith(text) for code, text in starts.items())
+    assert pictures() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "facts", "warned"),
+    [
+        ({}, {"pixels_cut": 0.1}, False),
+        ({}, {"pixels_cut": 0.11}, True),
+        ({"resize": "crop"}, {"pixels_cut": 0.6}, False),
+        ({"image_size": 224, "resize_to": 256}, {"pixels_cut": 0.24}, False),
+        ({"image_size": 224, "resize_to": 256}, {"pixels_cut": 0.5}, True),
+        ({}, {"pictures": {"oriented": 1}}, False),
+        ({}, {"pictures": {"oriented": 2}}, True),
+        ({"orientation": "ignore"}, {"pictures": {"oriented": 100}}, False),
+        ({"orientation": "apply"}, {"pictures": {"oriented": 100}}, False),
+    ],
+)
+def test_dataset_warnings_are_not_about_what_was_chosen(options, facts, warned):
+    assert bool(pictures(options, **facts)) == warned
+
+
+def test_dataset_warnings_about_classes_too_small_to_be_measured():
+    facts = {"class_names": ["a", "b", "c"], "num_classes": 3}
+    enough = {"train": [10, 10, 10], "test": [5, 5, 5]}
+    assert pictures(class_counts=enough, **facts) == {}
+    found = pictures(class_counts={"train": [10, 9, 10], "test": [5, 4, 3]}, **facts)
+    assert found["class_too_small"].startswith(
+        "2 of 3 classes have fewer than 10 train or 5 test images (b: 9 train, 4 test; c: 3 test)"
+    )
+
+
+def test_grey_as_colour_names_the_field():
+    assert "channels: 3" in (grey_as_colour().hint or "")
 
 
 @pytest.mark.parametrize(

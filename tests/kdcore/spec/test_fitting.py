@@ -6,7 +6,7 @@ import pytest
 
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
 from kdcore.spec import Known, Training, Unlabelled, fit, read
-from kdcore.spec.fitting import class_order, images_to_train_on
+from kdcore.spec.fitting import class_order, images_held_out, images_to_train_on
 from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, as_tuples, body, fit_faults
 
 GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
@@ -86,7 +86,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/teacher/checkpoint",
             "teacher_mismatch",
-            "the teacher takes images of 1 channels, the data set has 3",
+            "the teacher takes images of 1 channels, the data set has 3; dataset.channels: 1 reads colour images "
+            "as grey",
         ),
         other(channels=3),
     ),
@@ -153,7 +154,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         (
             "/student/architecture",
             "not_allowed",
-            "torchvision/resnet18 takes images of 3 channels, the data set has 1",
+            "torchvision/resnet18 takes images of 3 channels, the data set has 1; dataset.channels: 3 reads grey "
+            "images as colour",
         ),
         {"student": {"architecture": "torchvision/resnet18"}},
     ),
@@ -376,6 +378,13 @@ def test_images_to_train_on_excludes_held_out_images(train, fraction, pool, labe
     images = None if pool is None else POOL.model_copy(update={"train": pool})
     unlabelled = Unlabelled(source="theirs", labelled_too=labelled_too)
     assert images_to_train_on(dataset, images, unlabelled, Training(validation_fraction=fraction)) == left
+
+
+def test_images_held_out_are_the_validation_split_or_a_part_of_the_training_images():
+    having = DATA.model_copy(update={"validation": 70})
+    assert (images_held_out(having, Training()), images_to_train_on(having, None, None, Training())) == (70, 1000)
+    assert (images_held_out(DATA, Training()), images_to_train_on(DATA, None, None, Training())) == (100, 900)
+    assert images_held_out(DATA.model_copy(update={"train": 4}), Training()) == 1
 
 
 @pytest.mark.parametrize(

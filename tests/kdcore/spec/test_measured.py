@@ -18,6 +18,7 @@ def test_teacher_check_key_is_a_digest_of_what_decides_the_result():
     for change in (
         {"dataset": {"source": "digits", "image_size": 32}},
         {"dataset": {"source": "cifar10", "image_size": None}},
+        {"dataset": {"source": "digits", "image_size": None, "channels": 3}},
         {"teacher": {**ONE, "checkpoint": BLOB.replace("a", "b")}},
         {"teacher": {**ONE, "architecture": "resnet32"}},
         {"teacher": {**ONE, "preprocessing": {"mean": [0.4], "std": [0.5]}}},
@@ -30,6 +31,11 @@ def test_teacher_check_key_is_a_digest_of_what_decides_the_result():
 def test_teacher_check_key_leaves_out_what_decides_nothing():
     assert key(temperature=1.0, student={"architecture": "resnet20"}, training={"seed": 7}) == key()
     assert key(teacher={**ONE, "class_names": None, "weight": None, "program": None}) == key()
+
+
+def test_teacher_check_key_does_not_depend_on_defaults_that_are_written_out():
+    written_out = parse(body(dataset="digits")).dataset.resolved().model_dump(mode="json")
+    assert key(dataset=written_out) == key(dataset={"source": "digits"}) == key()
 
 
 def test_teacher_check_key_of_several_teachers_depends_on_their_weights_and_the_temperature():

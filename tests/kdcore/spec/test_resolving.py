@@ -180,6 +180,19 @@ def test_resolve_chooses_augmentation_by_the_images():
     assert isinstance(grey.training.augmentation, NoAugmentation)
 
 
+@pytest.mark.parametrize("facts", [{"channels": 1}, {"channels": 3, "grey": True}], ids=["grey", "grey as colour"])
+@pytest.mark.parametrize("kind", ["arrays", "folders"])
+def test_resolve_does_not_mirror_grey_images_of_any_origin(kind, facts):
+    """A mirrored digit is none. Colour images are mirrored as before."""
+    for side, augmentation in ((28, CropFlip(padding=3, flip=False)), (96, RandomResizedCrop(flip=False))):
+        data = DATA.model_copy(update={"kind": kind, "image_size": (side, side), "mean": [0.5], "std": [0.2], **facts})
+        spec = parse(body(method="supervised", teacher=None))
+        assert resolve(spec, Known(dataset=data)).training.augmentation == augmentation
+        colour = data.model_copy(update={"channels": 3, "grey": False})
+        mirrored = resolve(spec, Known(dataset=colour)).training.augmentation
+        assert mirrored == augmentation.model_copy(update={"flip": True})
+
+
 @pytest.mark.parametrize(
     ("stated", "registered", "written"),
     [

@@ -1,0 +1,179 @@
+"""The kinds of files that are sent by mistake, told by their bytes and their members: one table for data and models.
+
+Nothing is decoded and nothing is run: only the first bytes of a file, and the names in an archive, are looked at.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+HEAD_BYTES = 1024
+"""The number of first bytes that `kind_of` looks at."""
+
+
+class FileKind(NamedTuple):
+    """What a file is, in words, and how to make of it something that is read; "" if only the usual forms help."""
+
+    words: str
+    as_data: str = ""
+    as_model: str = ""
+
+
+_ARRAYS = "Load it and write the arrays: numpy.savez('data.npz', x_train=..., y_train=..., x_test=..., y_test=...)."
+_UNPACK = "Unpack it and send the folder as .zip or .tar."
+_EXPORT = "export the PyTorch network that it was made of: torch.export.save(...), a .pt2 program"
+_TO_MODELS = "It is a model: register it as one (models add)."
+_TO_DATA = "it is data: register it as a data set (datasets add)"
+
+HDF5 = FileKind(
+    "an HDF5 file, as Keras and MATLAB 7.3 write them", _ARRAYS, f"a network of Keras has no way in; {_EXPORT}"
+)
+MATLAB = FileKind("a MATLAB file", _ARRAYS.replace("Load it", "Load it (scipy.io.loadmat)"), _TO_DATA)
+ONNX = FileKind("an ONNX model", _TO_MODELS, _EXPORT)
+TFLITE = FileKind("a TFLite model", _TO_MODELS, _EXPORT)
+TENSORFLOW = FileKind("a TensorFlow SavedModel", _TO_MODELS, _EXPORT)
+KERAS = FileKind("a Keras model", _TO_MODELS, _EXPORT)
+TFRECORD = FileKind("a TFRecord file", "Read it with TensorFlow, and write class folders or arrays.", _TO_DATA)
+WEBDATASET = FileKind(
+    "a webdataset, with labels in .cls files", "Unpack it and put each picture in the folder of its class.", _TO_DATA
+)
+TORCH = FileKind("a PyTorch checkpoint", _TO_MODELS)
+TORCHSCRIPT = FileKind(
+    "a TorchScript program", _TO_MODELS, "give the state dict of its network, or export that: torch.export.save(...)"
+)
+TORCH_EXPORT = FileKind(
+    "a torch.export program", _TO_MODELS, "it is no state dict: give it as the program of a teacher"
+)
+PARQUET = FileKind("a Parquet table", "", _TO_DATA)
+IDX = FileKind("an idx file, as MNIST's are", "", _TO_DATA)
+NPY = FileKind(
+    "one numpy array (.npy)", "Put images and labels in one file: numpy.savez('data.npz', x_train=..., y_train=...)."
+)
+CSV = FileKind(
+    "a table of text (.csv)", "If it lists files and labels, pack it together with the pictures. If it holds pixels: "
+    "numpy.savez('data.npz', x_train=..., y_train=...).", _TO_DATA,
+)  # fmt: skip
+PICKLE = FileKind("a pickle, which is a program and is never run", _ARRAYS)
+RAR = FileKind("a RAR archive", _UNPACK, "unpack it first")
+SEVEN_ZIP = FileKind("a 7z archive", _UNPACK, "unpack it first")
+ZSTANDARD = FileKind("a Zstandard file (.zst)", _UNPACK, "unpack it first")
+BZIP2 = FileKind("a bzip2 file", _UNPACK, "unpack it first")
+XZ = FileKind("an xz file", _UNPACK, "unpack it first")
+LZ4 = FileKind("an LZ4 file", _UNPACK, "unpack it first")
+LMDB = FileKind("an LMDB database", "Write its pictures into class folders.", _TO_DATA)
+IMAGE = FileKind("an image, not an archive of them", "Put the pictures in class folders, and pack those.")
+OFFICE = FileKind("an office document")
+NESTED = FileKind("an archive of archives", "Send the inner archive, or unpack it first.", "unpack it first")
+
+_MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
+    (0, b"PAR1", PARQUET),
+    (0, b"Rar!\x1a\x07", RAR),
+    (0, b"7z\xbc\xaf\x27\x1c", SEVEN_ZIP),
+    (0, b"\x28\xb5\x2f\xfd", ZSTANDARD),
+    (0, b"\xfd7zXZ\x00", XZ),
+    (0, b"BZh", BZIP2),
+    (0, b"\x04\x22\x4d\x18", LZ4),
+    (0, b"\x93NUMPY", NPY),
+    (0, b"\x89HDF\r\n\x1a\n", HDF5),
+    (0, b"MATLAB 7.3 MAT-file", HDF5),
+    (0, b"MATLAB ", MATLAB),
+    (4, b"TFL3", TFLITE),
+    (0, b"ARROW1", FileKind("an Arrow or Feather table", "Write it as Parquet with the columns image and label.")),
+    (0, b"GGUF", FileKind("a GGUF file, of a language model")),
+    (0, b"SQLite format 3\x00", FileKind("an SQLite database")),
+    (16, b"\xde\xc0\xef\xbe", LMDB),
+    (0, b"%PDF", FileKind("a PDF document")),
+    (0, b"\x89PNG", IMAGE),
+    (0, b"\xff\xd8\xff", IMAGE),
+    (0, b"GIF8", IMAGE),
+    (0, b"II*\x00", IMAGE),
+    (0, b"MM\x00*", IMAGE),
+    (8, b"WEBP", IMAGE),
+    (4, b"ftyphei", IMAGE),
+    (128, b"DICM", FileKind("a DICOM picture", "Write the pictures as PNG into class folders.")),
+    (0, b"version https://git-lfs", FileKind("a Git LFS pointer; the file itself was not fetched", "git lfs pull")),
+    (0, b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", TORCH),
+)
+_BY_NAME = {
+    # In this order: a TorchScript program has a data.pkl, too.
+    "constants.pkl": TORCHSCRIPT,
+    "archive_format": TORCH_EXPORT,
+    "data.pkl": TORCH,
+    "saved_model.pb": TENSORFLOW,
+    "model.weights.h5": KERAS,
+    "[Content_Types].xml": OFFICE,
+}
+_BY_SUFFIX: dict[str, FileKind] = {
+    **dict.fromkeys((".h5", ".hdf5"), HDF5),
+    **dict.fromkeys((".tfrecord", ".tfrecords"), TFRECORD),
+    **dict.fromkeys((".pkl", ".pickle"), PICKLE),
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".safetensors"), TORCH),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".npz", ".bz2", ".xz", ".7z", ".rar"), NESTED),
+    **{".npy": NPY, ".mat": MATLAB, ".onnx": ONNX, ".tflite": TFLITE, ".cls": WEBDATASET, ".zst": ZSTANDARD},
+    **{".dcm": FileKind("an archive of DICOM pictures", "Write the pictures as PNG into class folders."), ".csv": CSV},
+}
+_ONNX_START = re.compile(rb"\x08[\x01-\x20](\x12[\x01-\x40][\x20-\x7e]{3}|[\x3a\x42])", re.DOTALL)
+"""Of the protocol buffer: ir_version, then the producer's name, the graph or the imported operators."""
+_PICKLE_START = re.compile(rb"\x80[\x02-\x05][\x95}\]c(KX\x8c\x8a]", re.DOTALL)
+
+
+def kind_of(head: bytes) -> FileKind | None:
+    """Return what a file is, from its first bytes; None for zip, gzip, tar and anything unknown."""
+    for offset, magic, kind in _MAGIC:
+        if head[offset:].startswith(magic):
+            return kind
+    if is_idx(head):
+        return IDX
+    if _ONNX_START.match(head):
+        return ONNX
+    if _PICKLE_START.match(head):
+        return PICKLE
+    if _is_tfrecord(head):
+        return TFRECORD
+    return _kind_of_text(head)
+
+
+def kind_of_members(names: Iterable[str]) -> FileKind | None:
+    """Return what an archive is that holds no pictures, from the names in it; None if no name says so."""
+    paths = [PurePosixPath(name) for name in names]
+    files = {path.name for path in paths}
+    telling = next((kind for name, kind in _BY_NAME.items() if name in files), None)
+    suffixes = (path.suffix.lower() for path in paths)
+    return telling or next((_BY_SUFFIX[suffix] for suffix in suffixes if suffix in _BY_SUFFIX), None)
+
+
+def is_idx(head: bytes) -> bool:
+    """Return True for the start of an idx file: two zeros, the type of its numbers, the number of dimensions."""
+    return len(head) >= 8 and head[:2] == b"\0\0" and head[2] in (8, 9, 11, 12, 13, 14) and 1 <= head[3] <= 4
+
+
+def _kind_of_text(head: bytes) -> FileKind | None:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"<"):
+        return FileKind(
+            "an HTML or XML page, as a failed download leaves it", "Download it again.", "download it again"
+        )
+    if start[:1] in (b"{", b"["):
+        return FileKind("JSON text")
+    # The last character may be cut.
+    text = head.decode("utf-8", "ignore")
+    printable = text.translate({ord(blank): None for blank in "\r\n\t"}).isprintable()
+    if len(text.encode()) < len(head) - 3 or not printable:
+        return None
+    lines = text.splitlines()[:3]
+    return CSV if len(lines) > 1 and all(re.search(r"[,;\t]", line) for line in lines[:2]) else None
+
+
+def _is_tfrecord(head: bytes) -> bool:
+    """Return True if the first twelve bytes are a record's length and its checksum, as TFRecord masks it."""
+    if len(head) < 12:
+        return False
+    checksum = 0xFFFFFFFF
+    for byte in head[:8]:
+        checksum ^= byte
+        for _ in range(8):
+            checksum = checksum >> 1 ^ (0x82F63B78 if checksum & 1 else 0)
+    checksum ^= 0xFFFFFFFF
+    masked = ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked == int.from_bytes(head[8:12], "little")

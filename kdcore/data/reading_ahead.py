@@ -1,0 +1,152 @@
+"""Work on files that are read one after the other, on all free cores and in order."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from threading import Condition
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from base.errors import DatasetUnreadable
+from kdcore.data.decoding import Piece, Pixels, Split
+from kdcore.data.image_files import unreadable
+
+_CHUNK = 256
+_BATCH = 16
+_BATCH_BYTES = 256 << 10
+_AHEAD_BYTES = 64 << 20
+"""The most bytes of files that wait for a core, but for one batch."""
+_PIXELS_AT_ONCE = 100_000_000
+"""A picture of 250 bytes may unpack to 80,000,000 pixels, of up to ten bytes while it is converted and resized."""
+_MOST_CORES = 16
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Encoded(NamedTuple):
+    """A picture's file, its name, and the row of a split that it fills."""
+
+    split: Split
+    row: int
+    name: str
+    blob: bytes
+    pixels: int = 0
+    """Height times width, from its header."""
+
+
+class Budget:
+    """A number of pixels that are decoded at the same time. One picture is always let in, whatever its size."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._changed = Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Wait until so many more fit."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + pixels <= self._limit)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
+
+
+def free_cores() -> int:
+    """Return the number of cores that this process may use, of those that one reader keeps busy."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_CORES)
+
+
+def ahead(items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) -> Iterator[R]:
+    """Yield the result of each item, in order. Items are read while others are worked on, up to a number of bytes.
+
+    Threads are enough: Pillow and numpy release Python's lock while they decode and copy. The first error is raised at
+    its item.
+    """
+
+    def all_of(batch: list[T]) -> list[R]:
+        return [work(item) for item in batch]
+
+    cores = free_cores()
+    waiting: deque[tuple[int, Future[list[R]]]] = deque()
+    held = 0
+    with ThreadPoolExecutor(cores) as pool:
+        try:
+            for batch, bytes_of in _batches(items, size):
+                waiting.append((bytes_of, pool.submit(all_of, batch)))
+                held += bytes_of
+                while len(waiting) > 2 * cores or (waiting and held > _AHEAD_BYTES):
+                    done, result = waiting.popleft()
+                    held -= done
+                    yield from result.result()
+            while waiting:
+                yield from waiting.popleft()[1].result()
+        finally:
+            for _, result in waiting:
+                result.cancel()
+
+
+def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:
+    """Yield items by a few with their bytes: handing over single small files would cost more than decoding them."""
+    batch: list[T] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += size(item)
+        if len(batch) == _BATCH or held > _BATCH_BYTES:
+            yield batch, held
+            batch, held = [], 0
+    if batch:
+        yield batch, held
+
+
+class Attempt(NamedTuple, Generic[R]):
+    """The result of the work on one file, or what is wrong with the file; with the split and row that it fills."""
+
+    split: Split
+    row: int
+    result: R | DatasetUnreadable
+
+
+def attempt_ahead(files: Iterable[Encoded], work: Callable[[Encoded], R]) -> Iterator[Attempt[R]]:
+    """Yield the result for each picture, in the order in which they come: as many at once as their pixels allow."""
+    budget = Budget(_PIXELS_AT_ONCE)
+
+    def attempt(one: Encoded) -> Attempt[R]:
+        with budget.of(one.pixels):
+            try:
+                return Attempt(one.split, one.row, work(one))
+            except DatasetUnreadable as error:
+                # Without the frames and causes that hold the file's bytes: many files may be broken.
+                return Attempt(one.split, one.row, DatasetUnreadable(str(error), error.hint))
+
+    return ahead(files, attempt, lambda one: len(one.blob))
+
+
+def decode_ahead(files: Iterable[Encoded], decode: Callable[[Encoded], Pixels]) -> Iterator[Piece]:
+    """Decode pictures in the order in which they come; one piece for each split among a few hundred of them.
+
+    Raises DatasetUnreadable at the end: it names all files that cannot be read.
+    """
+    # In C order on every core; the arrays of Pillow have the channels last.
+    results = attempt_ahead(files, lambda one: np.ascontiguousarray(decode(one)))
+    faults: list[DatasetUnreadable] = []
+    while chunk := list(islice(results, _CHUNK)):
+        faults += [one.result for one in chunk if isinstance(one.result, DatasetUnreadable)]
+        if faults:
+            continue
+        for split in dict.fromkeys(one.split for one in chunk):
+            of = [(one.row, one.result) for one in chunk if one.split == split]
+            rows, pixels = zip(*of, strict=True)
+            yield Piece(split, np.array(rows, dtype=np.int64), np.stack(pixels))
+    if faults:
+        raise unreadable(faults)

@@ -1,0 +1,73 @@
+"""The names of splits: which folder, array or value of a table stands for training, choosing or measuring."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from base.errors import DatasetUnreadable
+
+Role = Literal["train", "val", "dev", "eval", "holdout", "test"]
+_WORDS: dict[str, Role] = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "validating"), "val"),
+    **dict.fromkeys(("dev", "devel", "development"), "dev"),
+    **dict.fromkeys(("eval", "evaluation", "evaluate"), "eval"),
+    **dict.fromkeys(("holdout", "heldout"), "holdout"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+_USUAL = {
+    *("set", "sets", "data", "dataset", "images", "image", "imgs", "img", "pictures", "pics", "photos", "samples"),
+    *("files", "folder", "dir", "split", "seg", "raw", "final", "x"),
+}
+"""Words beside a split's own word that do not change its meaning."""
+MEASURES: tuple[Role, ...] = ("test", "holdout", "eval", "val", "dev")
+"""The split that measures the student is the first of these that the data has."""
+CHOOSES: tuple[Role, ...] = ("val", "dev", "eval", "holdout")
+"""The split that chooses the best epoch is the first of these that does not measure."""
+
+
+def split_role(name: str) -> tuple[Role, tuple[str, ...]] | None:
+    """Return the split that a folder or array is named after, and the words beside its own that are not usual ones.
+
+    `seg_train` is ("train", ()), `flowers-test` is ("test", ("flowers",)); None for a name of no split, or of two.
+    """
+    plain = re.sub(r"(h[oe]ld)[\W_]*(out)", r"\1\2", name.lower())
+    plain = re.sub(r"train[\W_]*val(?![^\W\d_])", "trainval", plain)
+    roles, rest = [], []
+    for word in re.findall(r"[^\W\d_]+", plain):
+        stem = next((word.removesuffix(usual) for usual in _USUAL if word.removesuffix(usual) in _WORDS), word)
+        if stem in _WORDS:
+            roles.append(_WORDS[stem])
+        elif word not in _USUAL:
+            rest.append(word)
+    return (roles[0], tuple(rest)) if len(roles) == 1 else None
+
+
+def split_roles(names: Iterable[str]) -> dict[str, Role]:
+    """Return those names that are named after splits. Other words beside the split's own are allowed only if two splits
+    have the same ones: `flowers_train` and `flowers_test`, but not `train station`."""
+    parsed = {name: found for name in names if (found := split_role(name)) is not None}
+    roles_of: dict[tuple[str, ...], set[Role]] = {}
+    for role, rest in parsed.values():
+        roles_of.setdefault(rest, set()).add(role)
+    return {name: role for name, (role, rest) in parsed.items() if not rest or len(roles_of[rest]) > 1}
+
+
+def by_role(names: Mapping[str, Role]) -> dict[Role, str]:
+    """Return names by split. Raises DatasetUnreadable if two names stand for one split."""
+    found: dict[Role, str] = {}
+    for name, role in names.items():
+        if role in found:
+            raise DatasetUnreadable(
+                f"Both {found[role]!r} and {name!r} are named like the split {role!r}.",
+                "Put their images into one of them.",
+            )
+        found[role] = name
+    return found
+
+
+def held_out(roles: Iterable[Role]) -> tuple[Role | None, Role | None]:
+    """Return which split measures and which one chooses the best epoch."""
+    present = set(roles)
+    measures = next((role for role in MEASURES if role in present), None)
+    return measures, next((role for role in CHOOSES if role in present and role != measures), None)
