@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.routing import BaseRoute
 
 from api import problems
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
@@ -87,16 +89,23 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         redoc_url=None,
     )
     problems.install(app)
-    v1 = APIRouter(responses=problems.responses(*problems.EVERYWHERE))
-    for resource in V1:
-        v1.include_router(resource.router)
-    app.include_router(v1)
-    app.include_router(monitoring.probes)
-    app.include_router(page.router)
+    app.router.routes.extend(_routes())
     app.mount("/static", page.static)
     app.add_middleware(Middleware)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    """Return the routes of all resources. They are made once for all applications of a process, which takes a while."""
+    v1 = APIRouter(responses=problems.responses(*problems.EVERYWHERE))
+    for resource in V1:
+        v1.include_router(resource.router)
+    everything = APIRouter()
+    for router in (v1, monitoring.probes, page.router):
+        everything.include_router(router)
+    return everything.routes
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
