@@ -1,4 +1,4 @@
-"""The kinds of files that are sent by mistake, told by their bytes and their members: one table for data and models.
+"""The kinds of files that are sent by mistake, found by their bytes and members: one table for data and models.
 
 Nothing is decoded and nothing is run: only the first bytes of a file, and the names in an archive, are looked at.
 """

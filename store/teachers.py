@@ -78,7 +78,7 @@ def lock_awaited(connection: Connection, job_id: str) -> dict[str, str | None]:
 
 
 def lock_with_waiting(connection: Connection, job_ids: Sequence[str]) -> None:
-    """Lock these jobs and all that wait for a teacher, until the commit: whoever ends several jobs ends others, too."""
+    """Lock these jobs and all that wait for a teacher, until the commit: the end of several jobs ends others, too."""
     several = or_(jobs.c.id.in_(job_ids), and_(jobs.c.status.in_(("queued", "paused")), waits_for_teacher(jobs)))
     connection.execute(select(jobs.c.id).where(several).order_by(jobs.c.id).with_for_update(key_share=True))
 

@@ -1,4 +1,4 @@
-"""The form of a data set's file, told by its content and not by its name; docs/data.md lists all of them.
+"""The form of a data set's file, found by its content and not by its name; docs/data.md lists all of them.
 
 What is not read is named as what it is, with the forms that are.
 """

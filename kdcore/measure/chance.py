@@ -52,7 +52,7 @@ def chance_level(counts: Sequence[int]) -> float:
 
 
 def is_at_chance(accuracy: float, images: float, level: float) -> bool:
-    """Return True if an accuracy cannot be told from chance, and is certainly not far above it.
+    """Return True if an accuracy cannot be distinguished from chance, and is certainly not far above it.
 
     Few images cannot tell anything: then the answer is False, unless the accuracy itself is no better than chance.
     """

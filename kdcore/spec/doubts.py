@@ -35,7 +35,7 @@ def dataset_warnings(
 ) -> Iterator[WarningItem]:
     """Yield what is doubtful about a data set; `pointer` is its place in the registration or the spec.
 
-    `options` are those that were given for it: what somebody chose is not doubtful.
+    `options` are those that were given for it: an explicit choice is not doubtful.
     """
     options = options or DataOptions()
     if facts.test_carved:
@@ -233,5 +233,5 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _who(pointer: str) -> str:
-    """Return which model: one of several teachers is told by its place in the spec."""
+    """Return which model: one of several teachers is named by its place in the spec."""
     return f"the {pointer.removeprefix('/')}" if pointer.count("/") == 1 else f"the teacher {pointer}"
