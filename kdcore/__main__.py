@@ -30,6 +30,7 @@ from typing import Any
 
 from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from base.files import DISK_FULL
+from base.processes import importing
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import DataOptions, EvaluationSpec, JobSpec, parse, parse_evaluation
@@ -57,9 +58,10 @@ def _run(arguments: argparse.Namespace) -> int:
         lines.phase("validating")
         spec = _spec(arguments.spec)
         # Torch is imported only for a valid spec, so that an invalid one fails at once.
-        from kdcore import prepare, run
-        from kdcore.checkpoint import stop_on_sigterm
-        from kdcore.measure import evaluate
+        with importing():
+            from kdcore import prepare, run
+            from kdcore.checkpoint import stop_on_sigterm
+            from kdcore.measure import evaluate
 
         cache = arguments.cache or arguments.out / "cache"
         known = KnownBefore.read(arguments.known) if arguments.known else protocol.NOTHING_KNOWN
@@ -82,20 +84,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _import_all() -> None:
     """Import what any job needs. This touches no device and starts no thread."""
-    from kdcore import run  # noqa: F401
+    with importing():
+        from kdcore import run  # noqa: F401
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from kdcore.measure.evaluate import evaluate_checkpoint
-    from kdcore.prepare import Workspace
+    with importing():
+        from kdcore.measure.evaluate import evaluate_checkpoint
+        from kdcore.prepare import Workspace
 
     workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
     return _print(lambda: evaluate_checkpoint(arguments.path, arguments.architecture, arguments.dataset, workspace))
 
 
 def _images(arguments: argparse.Namespace) -> int:
-    from kdcore.measure.evaluate import write_test_images
-    from kdcore.prepare import Workspace
+    with importing():
+        from kdcore.measure.evaluate import write_test_images
+        from kdcore.prepare import Workspace
 
     workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
     return _print(lambda: write_test_images(arguments.path, arguments.dataset, workspace))
@@ -110,23 +115,28 @@ def _facts(of: argparse.Namespace) -> Any:
     """Return the facts of a file or a network. Each kind imports only the modules that it needs."""
     match of.kind:
         case "model":
-            from kdcore import weights
+            with importing():
+                from kdcore import weights
 
             return weights.inspect(of.path, of.architecture, of.channels)
         case "program":
-            from kdcore import programs
+            with importing():
+                from kdcore import programs
 
             return programs.inspect(of.path)
         case "dataset":
-            from kdcore import data
+            with importing():
+                from kdcore import data
 
             return data.inspect(of.path, _data_options(of), _Progress() if of.progress else None)
         case "cost":
-            from kdcore.measure.probe import probe
+            with importing():
+                from kdcore.measure.probe import probe
 
             return probe(ProbeRequest.model_validate_json(of.request))
         case _:
-            from kdcore import models
+            with importing():
+                from kdcore import models
 
             network = of.name, of.classes, of.channels, _height_width(of)
             return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
