@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections import Counter
 from collections.abc import Generator, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -93,20 +94,31 @@ def database(database_url: str) -> Iterator[Database]:
     database.dispose()
 
 
-LONG = ("proofs/", "tests/end_to_end/", "tests/local/", "tests/worker/", "tests/test_serve.py")
+LONG = (
+    "proofs/",
+    "tests/client/test_embedded_server.py",
+    "tests/end_to_end/",
+    "tests/local/",
+    "tests/worker/",
+    "tests/test_serve.py",
+)
 """Tests that start processes and wait for them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let every test process but the last begin with its share of the long tests, so that the run does not end with
     one process that still has them. pytest-xdist deals the list out in equal parts, then moves tests to idle processes.
+
+    A share has whole files: tests of two processes would not share the server, and its jobs, of a file's fixtures.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes == 1:
         return
+    shares: list[list[pytest.Item]] = [[] for _ in range(processes - 1)]
     long = [item for item in items if item.nodeid.startswith(LONG)]
+    for number, (_, file) in enumerate(groupby(long, key=lambda item: item.path)):
+        shares[number % len(shares)] += file
     short = [item for item in items if not item.nodeid.startswith(LONG)]
-    shares = [long[number :: processes - 1] for number in range(processes - 1)]
     size = -(-len(items) // processes)
     ordered: list[pytest.Item] = []
     for share in shares:
