@@ -1,14 +1,14 @@
 """The look-up of a spec's references: data sets, teachers, a baseline, networks. A failure is a fault of the spec."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from api.auth import Member
-from api.inspections import NOT_UPLOADED, Inspections, Refused
+from api.inspections import NOT_UPLOADED, Inspections, Refused, while_wanted
 from base.errors import Fault
 from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
@@ -18,7 +18,7 @@ from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
 from store.records import Job, PageQuery
-from store.registry import Registry
+from store.registry import Entry, Registry
 
 _OF_FILES = ("orientation", "skip_unreadable", "class_names", "encoding")
 """Options that have no meaning for built-in data sets."""
@@ -60,6 +60,8 @@ class References:
     db: Database
     inspections: Inspections
     caller: Member
+    client_gone: Callable[[], Awaitable[bool]]
+    """Tells whether the client has closed the connection: then nobody needs its inspections."""
 
     async def dataset(
         self, dataset: Dataset, size_at: str = "/dataset/image_size", as_registered: bool = True
@@ -82,6 +84,7 @@ class References:
                 return Target(_named(source, dataset, size_at), source, dataset.options)
             names = [*DATASETS, *await self._names(registry.datasets)]
             raise _unknown("data set", source, names) from None
+        require_ready(registered, "data set", f"/v1/datasets/{registered.name}")
         facts = DatasetFacts.model_validate(registered.facts)
         own = _registered_options(facts)
         options = dataset.over(own) if as_registered else dataset.options
@@ -150,6 +153,7 @@ class References:
             model = await self.db.read(registry.models.get, self.caller.project, name)
         except NotFound:
             raise _unknown("model", name, await self._names(registry.models)) from None
+        require_ready(model, "model", f"/v1/models/{model.name}")
         return Target(ModelFacts.model_validate(model.facts), f"{BLOB}{model.sha256}")
 
     async def _names(self, kind: Registry[Any]) -> list[str]:
@@ -211,21 +215,21 @@ class References:
 
     async def _data_facts(self, digest: str, options: DataOptions) -> DatasetFacts:
         try:
-            return await self.inspections.dataset(digest, options)
+            return await while_wanted(self.inspections.dataset(digest, options), self.client_gone)
         except Refused as refused:
             raise ReferenceFault(_with_hint(refused), refused.code) from None
 
     async def _file_facts(self, kind: type[F], digest: str, **options: Any) -> F:
         try:
-            return await self.inspections.inspect(kind, digest, **options)
+            return await while_wanted(self.inspections.inspect(kind, digest, **options), self.client_gone)
         except Refused as refused:
             raise ReferenceFault(_with_hint(refused), refused.code) from None
 
     async def _network_facts(self, kind: type[F], data: DatasetFacts, name: str, *paths: str) -> F:
         """Return the facts of a network that takes the images of this data set."""
-        shape = {"classes": data.num_classes, "channels": data.channels, "image_size": data.image_size}
+        shape: dict[str, Any] = {"classes": data.num_classes, "channels": data.channels, "image_size": data.image_size}
         try:
-            return await self.inspections.inspect(kind, name, *paths, **shape)
+            return await while_wanted(self.inspections.inspect(kind, name, *paths, **shape), self.client_gone)
         except Refused as refused:
             # A final refusal of a network is a fault of the spec; a timeout or a crash is not.
             code = "not_allowed" if refused.final else refused.code
@@ -251,6 +255,21 @@ class References:
             text = f"job {job_id} is an {job.kind}: it trains no student"
             raise ReferenceFault(text, "not_allowed", "a job that trains a student", f"{JOB}{job_id}")
         return job
+
+
+def require_ready(entry: Entry, kind: str, address: str) -> None:
+    """Raise ReferenceFault for an entry that is not inspected yet, or was refused."""
+    if entry.state == "inspecting":
+        counted = "{done:,} of {total:,} images".format(**entry.progress) if entry.progress else "no progress known yet"
+        text = (
+            f"{kind} {entry.name!r} is still being inspected ({counted}); send this again when GET {address} says ready"
+        )
+    elif entry.state == "refused":
+        why = (entry.error or {}).get("message")
+        text = f"{kind} {entry.name!r} was refused: {why}; register a file that can be used under this name"
+    else:
+        return
+    raise ReferenceFault(text, "not_ready", "state: ready", f"state: {entry.state}")
 
 
 def _student(job: Job) -> dict[str, Any]:

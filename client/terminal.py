@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from base.jobs import TERMINAL
 from base.wire import EventView, JobView, TeacherCheck, WarningView
@@ -89,6 +89,26 @@ class TransferBars:
         self.progress.start()
         bar = self.progress.add_task(name, total=None)
         return lambda done, total: self.progress.update(bar, completed=done, total=total)
+
+
+class InspectionBar:
+    """The progress of an inspection by the server, on standard error and only on a terminal."""
+
+    def __init__(self, name: str) -> None:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        console = Console(stderr=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = self.progress.add_task(f"reading the images of {name}", total=None)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, done: int, total: int) -> None:
+        self.progress.update(self._bar, completed=done, total=total)
 
 
 def follow(

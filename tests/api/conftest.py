@@ -54,7 +54,9 @@ class FakeInspector(Inspector):
         self.cost: JobCost | Refused = Refused("internal", "this test has no probe", final=False)
         self.probes: list[ProbeRequest] = []
 
-    async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
+    async def inspect(
+        self, kind: type[F], *subject: str, on_progress: Any = None, keep: Any = None, **options: Any
+    ) -> F:
         if kind is JobCost:
             return self._probe(kind, *subject)
         subject = (Path(subject[0]).name,) if kind in OF_FILES else subject

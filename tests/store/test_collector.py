@@ -131,12 +131,20 @@ def name_by_artifact(database: Database, sha256: str) -> None:
 
 def name_by_model(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        registry.models.register(connection, NewEntry("ours", "resnet", sha256, {}, []))
+        registry.models.register(connection, NewEntry("ours", "resnet", sha256, {}), "server", 30.0)
 
 
 def name_by_dataset(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        registry.datasets.register(connection, NewEntry("ours", "flowers", sha256, {}, []))
+        registry.datasets.register(connection, NewEntry("ours", "flowers", sha256, {}), "server", 30.0)
+
+
+def name_by_thumbnails(database: Database, sha256: str) -> None:
+    with database.begin() as connection:
+        new = NewEntry("ours", "flowers", "0" * 64, {})
+        entry = registry.datasets.register(connection, new, "server", 30.0)
+        sheet = {"sha256": sha256, "side": 8, "columns": 1, "classes": [0]}
+        registry.datasets.finish(connection, entry, "server", {"facts": {}, "thumbnails": sheet})
 
 
 def name_by_upload(database: Database, sha256: str) -> None:
