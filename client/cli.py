@@ -38,7 +38,6 @@ from client.spec import (
     upload_files,
 )
 from client.terminal import (
-    InspectionBar,
     NewWarnings,
     TransferBars,
     event_line,
@@ -242,8 +241,8 @@ def submit(
         set_field(fields, setting)
     if not fields:
         raise InvalidInput("nothing to submit: give a spec file, or flags such as --dataset, --student and --method")
-    with TransferBars() as bars:
-        fields = upload_files(distillery, fields, bars.add)
+    with _cancelling("submitted"), TransferBars() as bars:
+        fields = upload_files(distillery, fields, bars.add, bars.add_inspection)
     if dry_run:
         _validate(distillery, fields, as_json)
         return
@@ -488,8 +487,8 @@ def evaluate_model(
     distillery: Distillery = context.obj
     fields: Spec = {"dataset": {"source": dataset, "image_size": image_size} if image_size else dataset}
     set_data(fields, dataset)
-    with TransferBars() as bars:
-        data = upload_files(distillery, fields, bars.add)["dataset"]
+    with _cancelling("submitted"), TransferBars() as bars:
+        data = upload_files(distillery, fields, bars.add, bars.add_inspection)["dataset"]
     source = data["source"] if isinstance(data, dict) else data
     job = distillery.evaluate_model(name, source, image_size=image_size, strict=strict)
     console = Console(stderr=True)
@@ -569,9 +568,8 @@ def add_dataset(
             wait=False,
             on_progress=bars.add(whole.name),
         )
-    if not no_wait:
-        with _cancelling(), InspectionBar(dataset["name"]) as bar:
-            dataset = distillery.wait_for_dataset(dataset, on_progress=bar.update)
+        if not no_wait:
+            dataset = distillery.wait_for_dataset(dataset, on_progress=bars.add_inspection(dataset["name"]))
     output().print(tables.dataset_table([dataset]))
     print_warnings(dataset["warnings"])
     _echo_use(dataset, f"--dataset {dataset['name']}", "datasets")
@@ -591,12 +589,12 @@ def _print_doubts(entry: Registered) -> None:
 
 
 @contextmanager
-def _cancelling() -> Iterator[None]:
-    """Say on Ctrl-C that the registration is cancelled; the SDK has done it."""
+def _cancelling(done: str = "registered") -> Iterator[None]:
+    """Say on Ctrl-C that the command is cancelled. The SDK has cancelled the registration that it waited for."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("cancelled; nothing is registered", err=True)
+        typer.echo(f"cancelled; nothing is {done}", err=True)
         raise typer.Exit(DETACHED) from None
 
 

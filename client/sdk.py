@@ -39,6 +39,7 @@ from client.errors import ApiError, DistilleryError, InvalidInput, NotEnded
 from client.event_stream import EventStream
 from client.transfer import CHUNK_BYTES, OnProgress
 
+INSPECTION_POLL_S = 0.5
 OUTAGE_S = 120.0
 """The longest outage of the server that waiting tolerates."""
 
@@ -424,13 +425,13 @@ class Distillery:
             if error.status != httpx.codes.NOT_FOUND:
                 raise
 
-    def _inspected(self, path: str, entry: Any, on_progress: OnProgress | None, poll_s: float = 0.5) -> Any:
+    def _inspected(self, path: str, entry: Any, on_progress: OnProgress | None) -> Any:
         answered_at = time.monotonic()
         try:
             while entry.get("state") == "inspecting":
                 if on_progress and entry["progress"]:
                     on_progress(entry["progress"]["done"], entry["progress"]["total"])
-                time.sleep(poll_s)
+                time.sleep(INSPECTION_POLL_S)
                 try:
                     entry = self.connection.json("GET", f"{path}/{entry['id']}")
                     answered_at = time.monotonic()
