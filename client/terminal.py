@@ -92,8 +92,8 @@ class _Amount(ProgressColumn):
 
 
 class TransferBars:
-    """Progress bars of uploads, downloads and inspections, on standard error and only on a terminal. At the end they are
-    removed."""
+    """Progress bars of uploads, downloads and inspections, on standard error and only on a terminal. They are removed
+    at the end."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), _Amount())
