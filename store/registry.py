@@ -143,7 +143,9 @@ class Registry(Generic[E]):
     ) -> set[str]:
         """Extend the leases of an owner and write how far its inspections are, by id. Returns the ids that it owns."""
         rows = self.table.c
-        extended = update(self.table).where(rows.owner == owner, rows.state == "inspecting", rows.id.in_(progress))
+        extended = update(self.table).where(
+            rows.owner == owner, rows.state == "inspecting", rows.id.in_(list(progress))
+        )
         extended = extended.values(lease_until=database_now() + lease_s).returning(rows.id, rows.progress)
         owned = connection.execute(extended).all()
         for row in owned:
