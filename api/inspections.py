@@ -1,9 +1,10 @@
 """Inspections: the facts of an uploaded file or of a network, read by a child process and cached by digest.
 
 The server itself never opens an uploaded file. The child is `python -m kdcore inspect …`: it has a session of its
-own, few environment variables, a scratch folder, and limits on time, memory and disk; two run at a time. It ends with
-the server, even if the server is killed. It prints one JSON object: the facts, or the error. Of a data set it prints
-lines of progress before that, and writes a sheet of thumbnails.
+own, few environment variables, a scratch folder, and limits on time, memory and disk. It ends with the server, even if
+the server is killed. Two run at a time, and two more of data sets, which may take long: nothing else waits for those. A
+child prints one JSON object: the facts, or the error. Of a data set it prints lines of progress before that, and writes
+a sheet of thumbnails.
 
 All who need the same inspection share one child. It ends when nobody needs it any more.
 """
@@ -121,7 +122,7 @@ class Inspector:
         self._scratch = scratch
         self._command = tuple(command)
         self._timeout_s = timeout_s
-        self._slots = asyncio.Semaphore(parallel)
+        self._slots, self._slots_of_data = asyncio.Semaphore(parallel), asyncio.Semaphore(parallel)
 
     async def inspect(
         self,
@@ -136,7 +137,7 @@ class Inspector:
         Of a data set, `on_progress` is called about once a second, and `keep` with its thumbnails if it has any.
         """
         arguments, name = [KINDS[kind], *subject, *_flags(options)], f"inspect.{secrets.token_hex(8)}"
-        async with self._slots:
+        async with self._slots_of_data if kind is DatasetFacts else self._slots:
             with disk_full_as_storage_full(self._scratch), locked_folder(self._scratch, name) as scratch:
                 sheet = scratch.path / SHEET
                 arguments += ["--progress"] if on_progress else []

@@ -72,7 +72,7 @@ function progress(one) {
   const fill = h("i");
   fill.style.width = `${100 * share}%`;
   return [
-    h("span", { class: "waiting" }, total ? `${count(done)} of ${count(total)} images` : "waits, or has just begun"),
+    h("span", { class: "waiting" }, total ? `${count(done)} of ${count(total)} images` : "no progress known yet"),
     h("div", {
       class: "bar running", role: "progressbar", "aria-label": "Progress of the inspection",
       "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": Math.round(100 * share),
