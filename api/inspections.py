@@ -119,7 +119,7 @@ class Inspector:
     def __init__(
         self, scratch: Path, command: Sequence[str] = ENGINE, timeout_s: float = TIMEOUT_S, parallel: int = PARALLEL
     ) -> None:
-        self._scratch = scratch
+        self.scratch = scratch
         self._command = tuple(command)
         self._timeout_s = timeout_s
         self._slots, self._slots_of_data = asyncio.Semaphore(parallel), asyncio.Semaphore(parallel)
@@ -138,7 +138,7 @@ class Inspector:
         """
         arguments, name = [KINDS[kind], *subject, *_flags(options)], f"inspect.{secrets.token_hex(8)}"
         async with self._slots_of_data if kind is DatasetFacts else self._slots:
-            with disk_full_as_storage_full(self._scratch), locked_folder(self._scratch, name) as scratch:
+            with disk_full_as_storage_full(self.scratch), locked_folder(self.scratch, name) as scratch:
                 sheet = scratch.path / SHEET
                 arguments += ["--progress"] if on_progress else []
                 arguments += ["--thumbnails", str(sheet)] if keep else []

@@ -1,6 +1,8 @@
 """The look-up of a spec's references: data sets, teachers, a baseline, networks. A failure is a fault of the spec."""
 
+import asyncio
 import difflib
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -25,7 +27,12 @@ _OF_FILES = ("orientation", "skip_unreadable", "class_names", "encoding")
 
 NO_OPTIONS = DataOptions()
 
+WAIT_S = 20.0
+"""The longest wait for an inspection that counts no images yet; less than the 30 s after which clients give up."""
+POLL_S = 0.2
+
 T = TypeVar("T")
+E = TypeVar("E", bound=Entry)
 F = TypeVar("F", bound=BaseModel)
 
 
@@ -77,20 +84,44 @@ class References:
             digest = await self._digest(source)
             return Target(await self._data_facts(digest, dataset), source, dataset.options)
         try:
-            registered = await self.db.read(registry.datasets.get, self.caller.project, source)
+            registered = await self.ready(registry.datasets, source)
         except NotFound:
             # A registered name hides a built-in one: without internet, a user registers a cifar100 of their own.
             if source in DATASETS:
                 return Target(_named(source, dataset, size_at), source, dataset.options)
             names = [*DATASETS, *await self._names(registry.datasets)]
             raise _unknown("data set", source, names) from None
-        require_ready(registered, "data set", f"/v1/datasets/{registered.name}")
         facts = DatasetFacts.model_validate(registered.facts)
         own = _registered_options(facts)
         options = dataset.over(own) if as_registered else dataset.options
         if facts.is_outdated or not _same_images(options, own, facts):
             facts = await self._data_facts(registered.sha256, options)
         return Target(facts, f"{BLOB}{registered.sha256}", options)
+
+    async def ready(self, kind: Registry[E], name: str) -> E:
+        """Return a registered file that has been inspected. Raises NotFound.
+
+        An inspection that has just begun is waited for, because most are short; not one that counts its images.
+        """
+        until = time.monotonic() + WAIT_S
+        entry = await self.db.read(kind.get, self.caller.project, name)
+        while entry.state == "inspecting" and entry.progress is None and time.monotonic() < until:
+            if await self.client_gone():
+                break
+            await asyncio.sleep(POLL_S)
+            entry = await self.db.read(kind.get, self.caller.project, name)
+        if entry.state == "ready":
+            return entry
+        if entry.state == "refused":
+            why = (entry.error or {}).get("message")
+            text = f"{kind.kind} {name!r} was refused: {why}; register a file that can be used under this name"
+        else:
+            counted = "{done:,} of {total:,} images".format(**entry.progress) if entry.progress else "no progress known"
+            address = f"GET /v1/{kind.table.name}/{entry.name}"
+            text = (
+                f"{kind.kind} {name!r} is still being inspected ({counted}); send this again when {address} says ready"
+            )
+        raise ReferenceFault(text, "not_ready", "state: ready", f"state: {entry.state}")
 
     async def teacher(self, teacher: Teacher) -> Target[ModelFacts]:
         if teacher.program is not None:
@@ -150,10 +181,9 @@ class References:
 
     async def _registered_model(self, name: str) -> Target[ModelFacts]:
         try:
-            model = await self.db.read(registry.models.get, self.caller.project, name)
+            model = await self.ready(registry.models, name)
         except NotFound:
             raise _unknown("model", name, await self._names(registry.models)) from None
-        require_ready(model, "model", f"/v1/models/{model.name}")
         return Target(ModelFacts.model_validate(model.facts), f"{BLOB}{model.sha256}")
 
     async def _names(self, kind: Registry[Any]) -> list[str]:
@@ -255,21 +285,6 @@ class References:
             text = f"job {job_id} is an {job.kind}: it trains no student"
             raise ReferenceFault(text, "not_allowed", "a job that trains a student", f"{JOB}{job_id}")
         return job
-
-
-def require_ready(entry: Entry, kind: str, address: str) -> None:
-    """Raise ReferenceFault for an entry that is not inspected yet, or was refused."""
-    if entry.state == "inspecting":
-        counted = "{done:,} of {total:,} images".format(**entry.progress) if entry.progress else "no progress known yet"
-        text = (
-            f"{kind} {entry.name!r} is still being inspected ({counted}); send this again when GET {address} says ready"
-        )
-    elif entry.state == "refused":
-        why = (entry.error or {}).get("message")
-        text = f"{kind} {entry.name!r} was refused: {why}; register a file that can be used under this name"
-    else:
-        return
-    raise ReferenceFault(text, "not_ready", "state: ready", f"state: {entry.state}")
 
 
 def _student(job: Job) -> dict[str, Any]:

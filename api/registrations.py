@@ -13,15 +13,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from anyio import to_thread
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
-from api.inspections import Inspections, OnProgress, Refused
+from api.inspections import FOREIGN_AFTER_S, Inspections, OnProgress, Refused
 from api.problems import NotFound, Problem, ServerError, StorageFull, Unusable
 from base.clock import jittered
 from base.errors import DatabaseUnavailable
 from base.errors import StorageFull as DiskFull
-from base.folders import HOST
+from base.folders import HOST, remove_abandoned
 from store.database import Database
 from store.registry import Entry, NewEntry, Registry
 from store.settings import Settings
@@ -151,6 +152,9 @@ class Registrations:
         for kind, entry in claimed:
             log.info("takes over the inspection of %s, attempt %d", entry.id, entry.attempts)
             self._hold(kind, entry).answered = True
+        if claimed:
+            # The server that died may have been one of this host.
+            await to_thread.run_sync(remove_abandoned, self._inspections.inspector.scratch, FOREIGN_AFTER_S)
 
     async def stop(self) -> None:
         """End all inspections, and let other servers begin them again at once."""

@@ -19,7 +19,7 @@ from api.problems import (
     responses,
     summary,
 )
-from api.references import ReferenceFault, require_ready
+from api.references import ReferenceFault
 from api.routes.jobs import Key, accept, replay, views
 from api.schemas import NewEvaluation, Page, page
 from api.submission import examine_evaluation
@@ -59,11 +59,10 @@ async def submit(
     digest = hashlib.sha256(to_json(spec)).hexdigest()
     if known := await replay(db, settings, caller.project, idempotency_key, digest):
         return known
-    model = await db.read(registry.models.get, caller.project, name_or_id)
     try:
-        require_ready(model, "model", f"/v1/models/{model.name}")
+        model = await references.ready(registry.models, name_or_id)
     except ReferenceFault as fault:
-        raise NotReady(fault.message, state=model.state) from None
+        raise NotReady(fault.message) from None
     asked = EvaluationSpec(
         name=sent.name,
         model=Teacher(checkpoint=f"{BLOB}{model.sha256}", preprocessing=sent.preprocessing),

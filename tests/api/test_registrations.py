@@ -251,7 +251,10 @@ async def test_refusal_while_the_request_waits_leaves_no_row(service: Service) -
         ),
     ],
 )
-async def test_job_that_names_a_data_set_that_is_not_ready_is_refused(slow: Service, state, values, text) -> None:
+async def test_job_that_names_a_data_set_that_is_not_ready_is_refused(
+    slow: Service, monkeypatch, state, values, text
+) -> None:
+    monkeypatch.setattr("api.references.WAIT_S", 0.0)
     await add(slow)
     if values:
         await change(slow, **values)
@@ -261,7 +264,17 @@ async def test_job_that_names_a_data_set_that_is_not_ready_is_refused(slow: Serv
     assert text in fault["message"]
 
 
-async def test_job_and_evaluation_that_name_a_model_that_is_not_ready_are_refused(slow: Service) -> None:
+async def test_job_waits_for_an_inspection_that_counts_no_images_yet(slow: Service) -> None:
+    await add(slow)
+    body = {"dataset": "mine", "student": "convnet4", "method": "supervised"}
+    submitting = asyncio.create_task(slow.http.post("/v1/jobs", json=body))
+    await running(slow, 1)
+    open_gate(slow)
+    assert (await submitting).status_code == 201
+
+
+async def test_job_and_evaluation_that_name_a_model_that_is_not_ready_are_refused(slow: Service, monkeypatch) -> None:
+    monkeypatch.setattr("api.references.WAIT_S", 0.0)
     await slow.http.post("/v1/models", json={"name": "mine", "blob": await slow.upload(b"weights")})
     spec = {"dataset": "digits", "student": "convnet4", "method": "kd", "teacher": {"checkpoint": "model:mine"}}
     (fault,) = problem(await slow.http.post("/v1/jobs", json=spec), 422, "spec_invalid")["errors"]
