@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 from api import problems
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
+from api.registrations import Registrations
 from api.routes import (
     architectures,
     artifacts,
@@ -71,13 +72,19 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.wake_workers = wake_workers
         app.state.database = database
         app.state.files = files
-        app.state.inspections = Inspections(database, files, inspector or Inspector(scratch))
-        sweeping = asyncio.create_task(Sweep(database, settings, wake_workers).run())
+        inspections = Inspections(database, files, inspector or Inspector(scratch))
+        registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
+        app.state.inspections, app.state.registrations = inspections, registrations
+        periodic = [asyncio.create_task(Sweep(database, settings, wake_workers).run())]
+        periodic += [asyncio.create_task(registrations.run())]
         try:
             yield
         finally:
-            sweeping.cancel()
-            await asyncio.wait([sweeping])
+            for task in periodic:
+                task.cancel()
+            await asyncio.wait(periodic)
+            await registrations.stop()
+            await inspections.close()
             await database.close()
 
     app = FastAPI(

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from api.auth import Member, member
 from api.inspections import Inspections
 from api.references import References
+from api.registrations import Registrations
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
@@ -30,11 +31,12 @@ Config = Annotated[Settings, _held("settings")]
 Db = Annotated[Database, _held("database")]
 Files = Annotated[FileStore, _held("files")]
 InspectionsDep = Annotated[Inspections, _held("inspections")]
+RegistrationsDep = Annotated[Registrations, _held("registrations")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
 
 
-async def references(db: Db, inspections: InspectionsDep, caller: Caller) -> References:
-    return References(db, inspections, caller)
+async def references(request: Request, db: Db, inspections: InspectionsDep, caller: Caller) -> References:
+    return References(db, inspections, caller, request.is_disconnected)
 
 
 ReferencesDep = Annotated[References, Depends(references)]

@@ -1,8 +1,12 @@
 """Inspections: the facts of an uploaded file or of a network, read by a child process and cached by digest.
 
 The server itself never opens an uploaded file. The child is `python -m kdcore inspect …`: it has a session of its
-own, few environment variables, a scratch folder, and limits on time, memory and disk; two run at a time. It ends with
-the server, even if the server is killed. It prints one JSON object: the facts, or the error.
+own, few environment variables, a scratch folder, and limits on time, memory and disk. It ends with the server, even if
+the server is killed. Two run at a time, and two more of data sets, which may take long: nothing else waits for those. A
+child prints one JSON object: the facts, or the error. Of a data set it prints lines of progress before that, and writes
+a sheet of thumbnails.
+
+All who need the same inspection share one child. It ends when nobody needs it any more.
 """
 
 import asyncio
@@ -11,14 +15,16 @@ import json
 import logging
 import os
 import secrets
+import stat
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import to_thread
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy import Connection
 
 from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
@@ -32,20 +38,30 @@ from store.database import Database
 from store.file_store import FileStore
 
 F = TypeVar("F", bound=BaseModel)
+T = TypeVar("T")
 
 log = logging.getLogger("distillery.inspections")
 
 OF_FILES: dict[type[BaseModel], str] = {ModelFacts: "model", ProgramFacts: "program", DatasetFacts: "dataset"}
 KINDS: dict[type[BaseModel], str] = {**OF_FILES, ArchitectureFacts: "architecture", TapFacts: "taps", JobCost: "cost"}
 """The verbs of `python -m kdcore inspect`, by the facts that they print."""
+THUMBNAILS_KIND = "thumbnails"
+"""The kind of the stored inspections that name the sheet of a data set; empty if there is none."""
 
 ENGINE = (sys.executable, "-m", "kdcore")
 PARALLEL = 2
 TIMEOUT_S = 1800.0
-"""The request waits while every image of a large archive is decoded once."""
+"""In this time every image of a large archive is decoded once."""
+LINGER_S = 3.0
+"""The time for which an inspection that nobody needs continues: a client whose request broke sends it again."""
+GONE_S = 1.0
+"""The time between two looks whether the client is still there."""
 MEMORY_BYTES = 8 << 30
 FILE_BYTES = 8 << 30
 OUTPUT_BYTES = 4 << 20
+SHEET, SHEET_BYTES = "thumbnails.png", 2 << 20
+THUMBNAILS, THUMBNAIL_PIXELS = 16, 96
+_PNG = b"\x89PNG\r\n\x1a\n"
 FOREIGN_AFTER_S = 86_400.0
 """The age at which scratch folders of other hosts are removed. No inspection lasts a day."""
 _INHERITED_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -62,10 +78,39 @@ class Refused(Exception):
         self.code, self.message, self.hint, self.final = code, message, hint, final
 
 
+class Thumbnails(BaseModel):
+    """The places in a sheet of thumbnails: squares, in rows from the top left."""
+
+    side: int = Field(ge=1, le=THUMBNAIL_PIXELS)
+    """Height and width of a place in pixels."""
+    columns: int = Field(ge=1, le=THUMBNAILS)
+    classes: list[int | None] = Field(max_length=THUMBNAILS)
+    """The class of each place; null without labels."""
+
+
+class Counted(BaseModel):
+    """How far an inspection is."""
+
+    done: int = Field(ge=0)
+    total: int = Field(ge=0)
+    """Images."""
+
+
+class _Line(BaseModel):
+    progress: Counted
+
+
 class _Output(BaseModel):
     ok: bool
     facts: dict[str, Any] | None = None
+    thumbnails: Thumbnails | None = None
     error: dict[str, Any] | None = None
+
+
+OnProgress = Callable[[int, int], None]
+"""Gets the number of images that were read, and of all."""
+Keep = Callable[[Path, Thumbnails], Awaitable[None]]
+"""Stores the sheet of thumbnails that an inspection has written."""
 
 
 class Inspector:
@@ -74,24 +119,39 @@ class Inspector:
     def __init__(
         self, scratch: Path, command: Sequence[str] = ENGINE, timeout_s: float = TIMEOUT_S, parallel: int = PARALLEL
     ) -> None:
-        self._scratch = scratch
+        self.scratch = scratch
         self._command = tuple(command)
         self._timeout_s = timeout_s
-        self._slots = asyncio.Semaphore(parallel)
+        self._slots, self._slots_of_data = asyncio.Semaphore(parallel), asyncio.Semaphore(parallel)
 
-    async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
-        """Run `kdcore inspect KIND SUBJECT... --OPTION VALUE...`, without options that are None. Raises Refused."""
+    async def inspect(
+        self,
+        kind: type[F],
+        *subject: str,
+        on_progress: OnProgress | None = None,
+        keep: Keep | None = None,
+        **options: Any,
+    ) -> F:
+        """Run `kdcore inspect KIND SUBJECT... --OPTION VALUE...`, without options that are None. Raises Refused.
+
+        Of a data set, `on_progress` is called about once a second, and `keep` with its thumbnails if it has any.
+        """
         arguments, name = [KINDS[kind], *subject, *_flags(options)], f"inspect.{secrets.token_hex(8)}"
-        async with self._slots:
-            with disk_full_as_storage_full(self._scratch), locked_folder(self._scratch, name) as scratch:
-                facts = await self._run(arguments, scratch.path)
+        async with self._slots_of_data if kind is DatasetFacts else self._slots:
+            with disk_full_as_storage_full(self.scratch), locked_folder(self.scratch, name) as scratch:
+                sheet = scratch.path / SHEET
+                arguments += ["--progress"] if on_progress else []
+                arguments += ["--thumbnails", str(sheet)] if keep else []
+                output = await self._run(arguments, scratch.path, on_progress)
+                if keep and output.thumbnails is not None:
+                    await keep(sheet, output.thumbnails)
         try:
-            return kind.model_validate(facts)
+            return kind.model_validate(output.facts)
         except ValidationError as error:
             log.error("an inspection printed other facts than expected: %s", error)
             raise Refused("internal", "the service cannot read the result of the inspection", final=False) from None
 
-    async def _run(self, arguments: Sequence[str], scratch: Path) -> dict[str, Any]:
+    async def _run(self, arguments: Sequence[str], scratch: Path, on_progress: OnProgress | None) -> _Output:
         limits = (str(round(self._timeout_s * 2)), str(MEMORY_BYTES), str(FILE_BYTES))
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "api.process_limits", str(os.getpid()), *limits,
@@ -104,7 +164,7 @@ class Inspector:
         )  # fmt: skip
         try:
             async with asyncio.timeout(self._timeout_s):
-                output, errors = await asyncio.gather(_head(child.stdout), _head(child.stderr))
+                output, errors = await asyncio.gather(_head(child.stdout, on_progress), _head(child.stderr))
                 await child.wait()
         except TimeoutError:
             raise Refused("timeout", f"the inspection took longer than {self._timeout_s:g} s", final=False) from None
@@ -112,7 +172,16 @@ class Inspector:
             # The child leads a session: all that it has started ends too.
             kill_group(child.pid)
             await child.wait()
-        return _facts(output, errors.decode(errors="replace"), child.returncode)
+        return _result(output, errors.decode(errors="replace"), child.returncode)
+
+
+@dataclass
+class _Run:
+    """An inspection that runs, for all who need it."""
+
+    task: asyncio.Task[Any]
+    listeners: list[OnProgress]
+    users: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,43 +191,166 @@ class Inspections:
     db: Database
     files: FileStore
     inspector: Inspector
+    linger_s: float = LINGER_S
+    _runs: dict[tuple[str, str, str], _Run] = field(default_factory=dict)
 
     async def has(self, digest: str) -> bool:
         return await to_thread.run_sync(self.files.exists, digest)
 
-    async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
+    async def inspect(
+        self,
+        kind: type[F],
+        *subject: str,
+        on_progress: OnProgress | None = None,
+        pictured: bool = False,
+        **options: Any,
+    ) -> F:
         """Return the facts of a blob (`subject`: its digest) or of a network (its name, for taps also their paths).
 
-        Raises Refused.
+        `pictured`: a data set whose thumbnails are not stored is inspected again. Raises Refused.
         """
         if kind in OF_FILES:
             (digest,) = subject
             subject = (str(self.files.path(digest)),)
         else:
             digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
-        options_key = " ".join(str(value) for value in options.values() if value is not None)
-        if kind is DatasetFacts:
-            options_key = f"{options_key} reading={DATASET_READING}".strip()
-        key = digest, KINDS[kind], options_key
-        if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
-            if "refused" in stored:
-                raise Refused(**stored["refused"])
-            return kind.model_validate(stored)
+        key = digest, KINDS[kind], _options_key(kind, options)
+        run = self._runs.get(key)
+        if run is None:
+            listeners: list[OnProgress] = []
+            work = self._stored_or_new(kind, key, subject, options, listeners, pictured)
+            run = self._runs[key] = _Run(asyncio.create_task(work), listeners)
+            run.task.add_done_callback(lambda _: self._forget(key, run))
+        if on_progress is not None:
+            run.listeners.append(on_progress)
+        run.users += 1
         try:
-            facts = await self.inspector.inspect(kind, *subject, **options)
+            facts: F = await asyncio.shield(run.task)
+            return facts
+        finally:
+            run.users -= 1
+            if on_progress is not None:
+                run.listeners.remove(on_progress)
+            if not run.users and not run.task.done():
+                asyncio.get_running_loop().call_later(self.linger_s, self._end_unused, key, run)
+
+    async def dataset(
+        self, digest: str, options: DataOptions, *, on_progress: OnProgress | None = None, pictured: bool = False
+    ) -> DatasetFacts:
+        """Return the facts of a data set that is read with these options. Raises Refused."""
+        size, more = _of_dataset(options)
+        how: dict[str, Any] = {"on_progress": on_progress, "pictured": pictured}
+        return await self.inspect(DatasetFacts, digest, image_size=size, options=more, **how)
+
+    async def thumbnails(self, digest: str, options: DataOptions) -> dict[str, Any] | None:
+        """Return the digest of the sheet that the inspection of a data set has made, and its `Thumbnails`, or None."""
+        size, more = _of_dataset(options)
+        key = _options_key(DatasetFacts, {"image_size": size, "options": more})
+        stored = await self.db.read(registry.get_inspection, digest, THUMBNAILS_KIND, key)
+        return stored if stored and await self.has(stored["sha256"]) else None
+
+    async def close(self) -> None:
+        """End the inspections that run."""
+        tasks = [run.task for run in self._runs.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _stored_or_new(
+        self,
+        kind: type[F],
+        key: tuple[str, str, str],
+        subject: Sequence[str],
+        options: dict[str, Any],
+        listeners: list[OnProgress],
+        pictured: bool,
+    ) -> F:
+        stored = await self.db.read(registry.get_inspection, *key)
+        if stored is not None and "refused" in stored:
+            raise Refused(**stored["refused"])
+        if stored is not None and not (pictured and await self._lacks_thumbnails(key)):
+            return kind.model_validate(stored)
+        sheet: dict[str, Any] = {}
+
+        async def keep(path: Path, places: Thumbnails) -> None:
+            content = await to_thread.run_sync(_read_sheet, path)
+            blob = await to_thread.run_sync(self.files.put_stream, [content])
+            sheet.update(sha256=blob.sha256, **places.model_dump())
+
+        def report(done: int, total: int) -> None:
+            for listener in list(listeners):
+                listener(done, total)
+
+        of_data: dict[str, Any] = {"on_progress": report, "keep": keep} if kind is DatasetFacts else {}
+        try:
+            facts = await self.inspector.inspect(kind, *subject, **of_data, **options)
         except Refused as refused:
             if refused.final:
                 await self.db.write(registry.put_inspection, *key, {"refused": vars(refused)})
             raise
-        await self.db.write(registry.put_inspection, *key, facts.model_dump(mode="json"))
+
+        def put(connection: Connection) -> None:
+            registry.put_inspection(connection, *key, facts.model_dump(mode="json"))
+            if of_data:
+                registry.put_inspection(connection, key[0], THUMBNAILS_KIND, key[2], sheet)
+
+        await self.db.write(put)
         return facts
 
-    async def dataset(self, digest: str, options: DataOptions) -> DatasetFacts:
-        """Return the facts of a data set that is read with these options. Raises Refused."""
-        deciding = options.deciding()
-        size = deciding.pop("image_size", None)
-        more = json.dumps(deciding, sort_keys=True) if deciding else None
-        return await self.inspect(DatasetFacts, digest, image_size=size, options=more)
+    async def _lacks_thumbnails(self, key: tuple[str, str, str]) -> bool:
+        """True if the sheet is not stored: the collector deletes those that no registered data set names."""
+        sheet = await self.db.read(registry.get_inspection, key[0], THUMBNAILS_KIND, key[2])
+        return sheet is None or (bool(sheet) and not await self.has(sheet["sha256"]))
+
+    def _end_unused(self, key: tuple[str, str, str], run: _Run) -> None:
+        if not run.users:
+            # Whoever needs it from now on begins a new one.
+            self._forget(key, run)
+            run.task.cancel()
+
+    def _forget(self, key: tuple[str, str, str], run: _Run) -> None:
+        if self._runs.get(key) is run:
+            del self._runs[key]
+        if run.task.done() and not run.task.cancelled():
+            run.task.exception()  # Those who waited have it; without this, asyncio would log it if there was nobody.
+
+
+async def while_wanted(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitable[bool]]) -> T:
+    """Return the result of an inspection for a request. Raises Refused when its client is gone."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=GONE_S))[0]:
+            if await gone():
+                raise Refused("internal", "the client closed the connection before the inspection ended", final=False)
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def _options_key(kind: type[BaseModel], options: dict[str, Any]) -> str:
+    key = " ".join(str(value) for value in options.values() if value is not None)
+    return f"{key} reading={DATASET_READING}".strip() if kind is DatasetFacts else key
+
+
+def _of_dataset(options: DataOptions) -> tuple[int | None, str | None]:
+    """Return what decides how a data set is read: the size, and the other options as JSON."""
+    deciding = options.deciding()
+    size = deciding.pop("image_size", None)
+    return size, json.dumps(deciding, sort_keys=True) if deciding else None
+
+
+def _read_sheet(path: Path) -> bytes:
+    """Return the bytes of a sheet of thumbnails. The child has read a user's file: it may have left anything there."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            content = file.read(SHEET_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError as error:
+        log.error("the thumbnails of an inspection cannot be read: %s", error)
+        content = b""
+    if not content.startswith(_PNG) or len(content) > SHEET_BYTES:
+        raise Refused("internal", "the service cannot read the thumbnails of the inspection", final=False)
+    return content
 
 
 def _flags(options: dict[str, Any]) -> Iterator[str]:
@@ -168,16 +360,38 @@ def _flags(options: dict[str, Any]) -> Iterator[str]:
             yield from map(str, value if isinstance(value, tuple) else (value,))
 
 
-async def _head(stream: asyncio.StreamReader | None) -> bytes:
-    """Return the first bytes of a stream. The rest is read and dropped, so that the child never blocks."""
-    head = bytearray()
+async def _head(stream: asyncio.StreamReader | None, on_progress: OnProgress | None = None) -> bytes:
+    """Return the first bytes of a stream. The rest is read and dropped, so that the child never blocks.
+
+    With `on_progress`, lines of progress are reported and are not in the result.
+    """
+    head, line = bytearray(), bytearray()
     while stream and (chunk := await stream.read(65_536)):
-        head += chunk[: OUTPUT_BYTES - len(head)]
-    return bytes(head)
+        line += chunk
+        *whole, line = line.split(b"\n")
+        for one in whole:
+            if on_progress is None or not _reported(one, on_progress):
+                head += (one + b"\n")[: OUTPUT_BYTES - len(head)]
+        if len(line) > 65_536:
+            head += line[: OUTPUT_BYTES - len(head)]
+            line.clear()
+    return bytes(head + line[: OUTPUT_BYTES - len(head)])
 
 
-def _facts(output: bytes, errors: str, exit_code: int | None) -> dict[str, Any]:
-    """Return the facts in the last line of the output. Raises Refused."""
+def _reported(line: bytearray, on_progress: OnProgress) -> bool:
+    """Report a line of progress. Returns False for any other line."""
+    if not line.startswith(b'{"progress"'):
+        return False
+    try:
+        progress = _Line.model_validate_json(line).progress
+    except ValidationError:
+        return False
+    on_progress(progress.done, progress.total)
+    return True
+
+
+def _result(output: bytes, errors: str, exit_code: int | None) -> _Output:
+    """Return the result in the last line of the output. Raises Refused."""
     lines = output.decode(errors="replace").strip().splitlines()
     try:
         result = _Output.model_validate_json(lines[-1] if lines else "")
@@ -187,7 +401,7 @@ def _facts(output: bytes, errors: str, exit_code: int | None) -> dict[str, Any]:
         last = "; ".join(errors.strip().splitlines()[-1:]) or None
         raise Refused("internal", f"the inspection ended with {how}", last, final=False) from None
     if result.ok and result.facts is not None:
-        return result.facts
+        return result
     error = result.error or {}
     raise Refused(
         str(error.get("code", "internal")),

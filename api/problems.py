@@ -8,7 +8,7 @@ Problem
  ├─ MethodNotAllowed    405
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
  ├─ TeacherUnavailable  409  the job whose student should teach has ended without one
- ├─ NotReady            409  the job has not made this yet
+ ├─ NotReady            409  the job has not made this yet, or the file is not inspected yet
  ├─ NameTaken           409
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
@@ -154,7 +154,7 @@ class TeacherUnavailable(Problem):
 
 
 class NotReady(Problem):
-    status, code, title = 409, "not_ready", "The job has not made this yet"
+    status, code, title = 409, "not_ready", "Not ready yet"
 
 
 class NameTaken(Problem):

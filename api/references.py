@@ -1,14 +1,16 @@
 """The look-up of a spec's references: data sets, teachers, a baseline, networks. A failure is a fault of the spec."""
 
+import asyncio
 import difflib
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from api.auth import Member
-from api.inspections import NOT_UPLOADED, Inspections, Refused
+from api.inspections import NOT_UPLOADED, Inspections, Refused, while_wanted
 from base.errors import Fault
 from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
@@ -18,14 +20,19 @@ from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
 from store.records import Job, PageQuery
-from store.registry import Registry
+from store.registry import Entry, Registry
 
 _OF_FILES = ("orientation", "skip_unreadable", "class_names", "encoding")
 """Options that have no meaning for built-in data sets."""
 
 NO_OPTIONS = DataOptions()
 
+WAIT_S = 20.0
+"""The longest wait for an inspection that counts no images yet; less than the 30 s after which clients give up."""
+POLL_S = 0.2
+
 T = TypeVar("T")
+E = TypeVar("E", bound=Entry)
 F = TypeVar("F", bound=BaseModel)
 
 
@@ -60,6 +67,8 @@ class References:
     db: Database
     inspections: Inspections
     caller: Member
+    client_gone: Callable[[], Awaitable[bool]]
+    """Tells whether the client has closed the connection: then nobody needs its inspections."""
 
     async def dataset(
         self, dataset: Dataset, size_at: str = "/dataset/image_size", as_registered: bool = True
@@ -75,7 +84,7 @@ class References:
             digest = await self._digest(source)
             return Target(await self._data_facts(digest, dataset), source, dataset.options)
         try:
-            registered = await self.db.read(registry.datasets.get, self.caller.project, source)
+            registered = await self.ready(registry.datasets, source)
         except NotFound:
             # A registered name hides a built-in one: without internet, a user registers a cifar100 of their own.
             if source in DATASETS:
@@ -88,6 +97,31 @@ class References:
         if facts.is_outdated or not _same_images(options, own, facts):
             facts = await self._data_facts(registered.sha256, options)
         return Target(facts, f"{BLOB}{registered.sha256}", options)
+
+    async def ready(self, kind: Registry[E], name: str) -> E:
+        """Return a registered file that has been inspected. Raises NotFound.
+
+        An inspection that has just begun is waited for, because most are short; not one that counts its images.
+        """
+        until = time.monotonic() + WAIT_S
+        entry = await self.db.read(kind.get, self.caller.project, name)
+        while entry.state == "inspecting" and entry.progress is None and time.monotonic() < until:
+            if await self.client_gone():
+                break
+            await asyncio.sleep(POLL_S)
+            entry = await self.db.read(kind.get, self.caller.project, name)
+        if entry.state == "ready":
+            return entry
+        if entry.state == "refused":
+            why = (entry.error or {}).get("message")
+            text = f"{kind.kind} {name!r} was refused: {why}; register a file that can be used under this name"
+        else:
+            counted = "{done:,} of {total:,} images".format(**entry.progress) if entry.progress else "no progress known"
+            address = f"GET /v1/{kind.table.name}/{entry.name}"
+            text = (
+                f"{kind.kind} {name!r} is still being inspected ({counted}); send this again when {address} says ready"
+            )
+        raise ReferenceFault(text, "not_ready", "state: ready", f"state: {entry.state}")
 
     async def teacher(self, teacher: Teacher) -> Target[ModelFacts]:
         if teacher.program is not None:
@@ -147,7 +181,7 @@ class References:
 
     async def _registered_model(self, name: str) -> Target[ModelFacts]:
         try:
-            model = await self.db.read(registry.models.get, self.caller.project, name)
+            model = await self.ready(registry.models, name)
         except NotFound:
             raise _unknown("model", name, await self._names(registry.models)) from None
         return Target(ModelFacts.model_validate(model.facts), f"{BLOB}{model.sha256}")
@@ -211,21 +245,21 @@ class References:
 
     async def _data_facts(self, digest: str, options: DataOptions) -> DatasetFacts:
         try:
-            return await self.inspections.dataset(digest, options)
+            return await while_wanted(self.inspections.dataset(digest, options), self.client_gone)
         except Refused as refused:
             raise ReferenceFault(_with_hint(refused), refused.code) from None
 
     async def _file_facts(self, kind: type[F], digest: str, **options: Any) -> F:
         try:
-            return await self.inspections.inspect(kind, digest, **options)
+            return await while_wanted(self.inspections.inspect(kind, digest, **options), self.client_gone)
         except Refused as refused:
             raise ReferenceFault(_with_hint(refused), refused.code) from None
 
     async def _network_facts(self, kind: type[F], data: DatasetFacts, name: str, *paths: str) -> F:
         """Return the facts of a network that takes the images of this data set."""
-        shape = {"classes": data.num_classes, "channels": data.channels, "image_size": data.image_size}
+        shape: dict[str, Any] = {"classes": data.num_classes, "channels": data.channels, "image_size": data.image_size}
         try:
-            return await self.inspections.inspect(kind, name, *paths, **shape)
+            return await while_wanted(self.inspections.inspect(kind, name, *paths, **shape), self.client_gone)
         except Refused as refused:
             # A final refusal of a network is a fault of the spec; a timeout or a crash is not.
             code = "not_allowed" if refused.final else refused.code

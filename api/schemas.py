@@ -18,8 +18,12 @@ from base.references import DIGEST
 from base.wire import (
     ArtifactView,
     AttemptView,
+    InspectionProgress,
     JobView,
     Links,
+    RefusalView,
+    RegistrationState,
+    ThumbnailsView,
     Time,
     UploadView,
     WaitingView,
@@ -32,7 +36,7 @@ from kdcore.spec.job import ClassNames
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.records import Job
-from store.registry import Dataset, Model
+from store.registry import Dataset, Entry, Model
 from store.uploads import Upload
 from store.workers import Waiting, Worker
 
@@ -105,11 +109,19 @@ def upload_view(upload: Upload) -> dict[str, Any]:
 
 
 def model_view(model: Model) -> dict[str, Any]:
-    return view_of(ModelView, model, blob=f"sha256:{model.sha256}")
+    return view_of(ModelView, model, **_registered(model))
 
 
 def dataset_view(dataset: Dataset) -> dict[str, Any]:
-    return view_of(DatasetView, dataset, blob=f"sha256:{dataset.sha256}")
+    sheet = dataset.thumbnails
+    href = f"/v1/datasets/{dataset.id}/thumbnails"
+    places = {"href": href, **{name: sheet[name] for name in ("side", "columns", "classes")}} if sheet else None
+    return view_of(DatasetView, dataset, **_registered(dataset), thumbnails=places)
+
+
+def _registered(entry: Entry) -> dict[str, Any]:
+    """Return the fields that are not the entry's own. An error before the last attempt is none of the client's."""
+    return {"blob": f"sha256:{entry.sha256}", "error": entry.error if entry.state == "refused" else None}
 
 
 def worker_view(worker: Worker, lease_s: float) -> dict[str, Any]:
@@ -132,11 +144,18 @@ class Page(Schema, Generic[T]):
     next: str | None = None
 
 
+STATE = "`inspecting`: its file is being read. `refused`: it cannot be used; a new one may have its name."
+FACTS = "What the inspection found; null if the state is not `ready`."
+
+
 class ModelView(Schema):
     id: str
     name: str
     blob: str
-    facts: ModelFacts
+    state: RegistrationState = Field(description=STATE)
+    progress: InspectionProgress | None
+    error: RefusalView | None = Field(description="Why it is refused.")
+    facts: ModelFacts | None = Field(description=FACTS)
     warnings: list[WarningView]
     created_at: Time
 
@@ -145,8 +164,12 @@ class DatasetView(Schema):
     id: str | None = Field(description="Null for a built-in data set.")
     name: str
     blob: str | None
-    facts: DatasetFacts
+    state: RegistrationState = Field(description=STATE)
+    progress: InspectionProgress | None = Field(description="How far the inspection is; null before it counts.")
+    error: RefusalView | None = Field(description="Why it is refused.")
+    facts: DatasetFacts | None = Field(description=FACTS)
     warnings: list[WarningView]
+    thumbnails: ThumbnailsView | None = Field(description="Some of its images. Null for a built-in data set.")
     created_at: Time | None
 
 

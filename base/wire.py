@@ -339,25 +339,65 @@ class UploadView(View):
     """Names the bytes of a complete upload when a model or data set is registered."""
 
 
-class Model(TypedDict):
-    """A registered teacher; `facts` are the results of its inspection."""
+RegistrationState = Literal["inspecting", "ready", "refused"]
+
+
+class InspectionProgress(View):
+    """How far the inspection of a data set is. A new attempt, after the end of a server, begins at 0."""
+
+    done: int
+    """Images that were read."""
+    total: int
+
+
+class RefusalView(View):
+    """Why a file that was registered cannot be used: what the answer to its POST would have said."""
+
+    code: str
+    """The code of the problem, such as `unusable` or `warning_refused`."""
+    message: str
+    hint: str | None
+    errors: list[Annotated[FaultView, AnyFields]]
+
+
+class ThumbnailsView(View):
+    """Some training images of a data set, evenly over its classes, in one picture: squares in rows."""
+
+    href: str
+    side: int
+    """Height and width of a square in pixels."""
+    columns: int
+    classes: list[int | None]
+    """The class of each; null without labels."""
+
+
+class Registered(TypedDict):
+    """What registered models and data sets have."""
+
+    name: str
+    state: RegistrationState
+    progress: InspectionProgress | None
+    error: RefusalView | None
+    """Why it is `refused`."""
+    warnings: list[WarningView]
+
+
+class Model(Registered):
+    """A registered teacher; `facts` are the results of its inspection, None before its end."""
 
     id: str
-    name: str
     blob: str
-    facts: dict[str, Any]
-    warnings: list[WarningView]
+    facts: dict[str, Any] | None
     created_at: Time
 
 
-class Dataset(TypedDict):
+class Dataset(Registered):
     """A data set. A built-in one has neither an id nor a blob."""
 
     id: str | None
-    name: str
     blob: str | None
-    facts: dict[str, Any]
-    warnings: list[WarningView]
+    facts: dict[str, Any] | None
+    thumbnails: ThumbnailsView | None
     created_at: Time | None
 
 

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
 from base.references import STUDENT_FILE
-from base.wire import JobView, WarningView
+from base.wire import JobView, Registered, WarningView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
@@ -84,6 +84,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
 NameOrId = Annotated[str, typer.Argument(help="Name or id.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A warning is an error: nothing is registered.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the inspection.")]
 FileName = Annotated[str | None, typer.Option("--name", help="Default: the file's name.")]
 
 
@@ -240,8 +241,8 @@ def submit(
         set_field(fields, setting)
     if not fields:
         raise InvalidInput("nothing to submit: give a spec file, or flags such as --dataset, --student and --method")
-    with TransferBars() as bars:
-        fields = upload_files(distillery, fields, bars.add)
+    with _cancelling("submitted"), TransferBars() as bars:
+        fields = upload_files(distillery, fields, bars.add, bars.add_inspection)
     if dry_run:
         _validate(distillery, fields, as_json)
         return
@@ -419,7 +420,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
         models = list(context.obj.models())
         print_list(models, as_json, tables.model_table, none_yet)
         for model in models:
-            print_warnings(model["warnings"], model["name"])
+            _print_doubts(model)
 
 
 @models_app.command("add")
@@ -445,8 +446,9 @@ def add_model(
         ),
     ] = None,
     strict: Strict = False,
+    no_wait: NoWait = False,
 ) -> None:
-    """Upload a checkpoint and register it as a teacher. The server inspects it first."""
+    """Upload a checkpoint and register it as a teacher. The server inspects it first. Ctrl-C cancels that."""
     if (mean is None) != (std is None):
         raise InvalidInput("--mean and --std belong together: give both")
     preprocessing = None
@@ -454,7 +456,7 @@ def add_model(
         preprocessing = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std)}
     names = None if class_names is None else read_class_names(class_names)
     distillery: Distillery = context.obj
-    with TransferBars() as bars:
+    with _cancelling(), TransferBars() as bars:
         model = distillery.register_model(
             name or _stem(file),
             file,
@@ -462,11 +464,12 @@ def add_model(
             preprocessing=preprocessing,
             class_names=names,
             strict=strict,
+            wait=not no_wait,
             on_progress=bars.add(file.name),
         )
     output().print(tables.model_table([model]))
     print_warnings(model["warnings"])
-    typer.echo(f"use it: --teacher model:{model['name']}", err=True)
+    _echo_use(model, f"--teacher model:{model['name']}", "models")
 
 
 @models_app.command("evaluate")
@@ -484,8 +487,8 @@ def evaluate_model(
     distillery: Distillery = context.obj
     fields: Spec = {"dataset": {"source": dataset, "image_size": image_size} if image_size else dataset}
     set_data(fields, dataset)
-    with TransferBars() as bars:
-        data = upload_files(distillery, fields, bars.add)["dataset"]
+    with _cancelling("submitted"), TransferBars() as bars:
+        data = upload_files(distillery, fields, bars.add, bars.add_inspection)["dataset"]
     source = data["source"] if isinstance(data, dict) else data
     job = distillery.evaluate_model(name, source, image_size=image_size, strict=strict)
     console = Console(stderr=True)
@@ -513,7 +516,7 @@ def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
         datasets = list(context.obj.datasets())
         print_list(datasets, as_json, tables.dataset_table, "no data sets")
         for dataset in datasets:
-            print_warnings(dataset["warnings"], dataset["name"])
+            _print_doubts(dataset)
 
 
 @datasets_app.command("add")
@@ -540,8 +543,9 @@ def add_dataset(
         str | None, typer.Option(help="Of names in an archive that are not UTF-8, such as cp932.")
     ] = None,
     strict: Strict = False,
+    no_wait: NoWait = False,
 ) -> None:
-    """Upload a data set and register it. The server reads every row first."""
+    """Upload a data set and register it. The server reads every row first. Ctrl-C cancels that."""
     distillery: Distillery = context.obj
     given = {
         "resize": resize,
@@ -553,18 +557,22 @@ def add_dataset(
         "limit": limit,
         "encoding": encoding,
     }
-    with TransferBars() as bars, packed(file, bars.add(f"packing {file.name}") if file.is_dir() else None) as whole:
+    packing = f"packing {file.name}" if file.is_dir() else None
+    with _cancelling(), TransferBars() as bars, packed(file, bars.add(packing) if packing else None) as whole:
         dataset = distillery.register_dataset(
             name or _stem(whole),
             whole,
             image_size=image_size,
             options={option: value for option, value in given.items() if value is not None},
             strict=strict,
+            wait=False,
             on_progress=bars.add(whole.name),
         )
+        if not no_wait:
+            dataset = distillery.wait_for_dataset(dataset, on_progress=bars.add_inspection(dataset["name"]))
     output().print(tables.dataset_table([dataset]))
     print_warnings(dataset["warnings"])
-    typer.echo(f"use it: --dataset {dataset['name']}", err=True)
+    _echo_use(dataset, f"--dataset {dataset['name']}", "datasets")
 
 
 @datasets_app.command("remove")
@@ -572,6 +580,29 @@ def remove_dataset(context: typer.Context, name: NameOrId) -> None:
     """Remove a data set. Accepted jobs keep its file."""
     context.obj.delete_dataset(name)
     typer.echo(f"{name} removed")
+
+
+def _print_doubts(entry: Registered) -> None:
+    print_warnings(entry["warnings"], entry["name"])
+    for line in tables.refusal_lines(entry):
+        typer.echo(line, err=True)
+
+
+@contextmanager
+def _cancelling(done: str = "registered") -> Iterator[None]:
+    """Say on Ctrl-C that the command is cancelled. The SDK has cancelled the registration that it waited for."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"cancelled; nothing is {done}", err=True)
+        raise typer.Exit(DETACHED) from None
+
+
+def _echo_use(entry: Registered, option: str, noun: str) -> None:
+    if entry.get("state") == "inspecting":
+        typer.echo(f"it is still being inspected; `distillery {noun}` shows its state", err=True)
+    else:
+        typer.echo(f"use it: {option}", err=True)
 
 
 def _stem(file: Path) -> str:

@@ -39,8 +39,9 @@ from client.errors import ApiError, DistilleryError, InvalidInput, NotEnded
 from client.event_stream import EventStream
 from client.transfer import CHUNK_BYTES, OnProgress
 
-INSPECTION_S = 1800.0
-"""Time limit of a registration: the server inspects the whole file before it answers."""
+INSPECTION_POLL_S = 0.5
+OUTAGE_S = 120.0
+"""The longest outage of the server that waiting tolerates."""
 
 
 class Distillery:
@@ -146,12 +147,12 @@ class Distillery:
             more = page["next"] is not None
         return events
 
-    def watch(self, job_id: str, *, after: int = 0, max_outage_s: float = 120) -> Iterator[EventView]:
+    def watch(self, job_id: str, *, after: int = 0, max_outage_s: float = OUTAGE_S) -> Iterator[EventView]:
         """Iterate over the events until the job has ended: each once, in order, also if the server restarts."""
         return iter(EventStream(self.connection, job_id, after, max_outage_s))
 
     def wait(
-        self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 0.5, max_outage_s: float = 120
+        self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 0.5, max_outage_s: float = OUTAGE_S
     ) -> JobView:
         """Return the job when it has ended, in any status. Raises NotEnded after `timeout_s`; the job continues.
 
@@ -237,10 +238,14 @@ class Distillery:
         preprocessing: Mapping[str, list[float]] | None = None,
         class_names: Sequence[str] | None = None,
         strict: bool = False,
+        wait: bool = True,
         on_progress: OnProgress | None = None,
     ) -> Model:
         """Register a checkpoint as a teacher. `file` is a path, which is uploaded, or a blob. The server inspects
         it first; what it had to guess is in the model's `warnings`, and with `strict` an ApiError instead.
+
+        Without `wait` it returns after a few seconds at most, then perhaps with the state `inspecting`: see
+        `wait_for_model`. KeyboardInterrupt cancels the registration.
 
         `preprocessing` is `{"mean": [...], "std": [...]}`, one number for each channel, of pixels in 0..1.
         `class_names` are the names of the outputs, in their order.
@@ -253,8 +258,8 @@ class Distillery:
             "class_names": None if class_names is None else list(class_names),
             "strict": strict or None,
         }
-        model: Model = self.connection.json("POST", "/v1/models", json=_without_none(body), timeout=INSPECTION_S)
-        return model
+        model: Model = self._register("/v1/models", _without_none(body))
+        return self.wait_for_model(model) if wait else model
 
     def register_dataset(
         self,
@@ -264,7 +269,9 @@ class Distillery:
         image_size: int | None = None,
         options: Mapping[str, Any] | None = None,
         strict: bool = False,
+        wait: bool = True,
         on_progress: OnProgress | None = None,
+        on_inspection: OnProgress | None = None,
     ) -> Dataset:
         """Register a data set: `.npz` arrays, an archive of class folders, or such a folder, which is packed first (its
         progress is reported before that of the upload). The server reads every row first; what it had to decide itself
@@ -272,11 +279,27 @@ class Distillery:
 
         `options` are the other fields that say how the images are read, such as `{"resize": "pad", "channels": 3}`.
         Jobs that name the data set read it like that.
+
+        `on_inspection` gets the number of images that the server has read, and of all. Without `wait` it returns after
+        a few seconds at most, then perhaps with the state `inspecting`: see `wait_for_dataset`. KeyboardInterrupt
+        cancels the registration.
         """
         blob = self._packed_blob(file, on_progress)
         body = {**(options or {}), "name": name, "blob": blob, "image_size": image_size, "strict": strict or None}
-        dataset: Dataset = self.connection.json("POST", "/v1/datasets", json=_without_none(body), timeout=INSPECTION_S)
-        return dataset
+        dataset: Dataset = self._register("/v1/datasets", _without_none(body))
+        return self.wait_for_dataset(dataset, on_progress=on_inspection) if wait else dataset
+
+    def wait_for_model(self, model: Model) -> Model:
+        """Return a registered model when it has been inspected. Raises the ApiError of a refusal. KeyboardInterrupt
+        cancels the registration."""
+        waited: Model = self._inspected("/v1/models", model, None)
+        return waited
+
+    def wait_for_dataset(self, dataset: Dataset, *, on_progress: OnProgress | None = None) -> Dataset:
+        """Return a registered data set when it has been inspected; see `wait_for_model`. `on_progress` gets the number
+        of images that the server has read, and of all."""
+        waited: Dataset = self._inspected("/v1/datasets", dataset, on_progress)
+        return waited
 
     def models(self) -> Iterator[Model]:
         return self._pages("/v1/models", limit=100)
@@ -385,6 +408,43 @@ class Distillery:
             raise InvalidInput(f"job {job_id} has no {name}: {files}")
         return artifacts[name]
 
+    def _register(self, path: str, body: Mapping[str, Any]) -> Any:
+        try:
+            return self.connection.json("POST", path, json=body)
+        except KeyboardInterrupt:
+            self._cancel_unanswered(path, body)
+            raise
+
+    def _cancel_unanswered(self, path: str, body: Mapping[str, Any]) -> None:
+        """Delete the row of a registration whose answer has not arrived, if there is one; never another one."""
+        try:
+            entry = self.connection.json("GET", f"{path}/{body['name']}")
+            if entry.get("state") == "inspecting" and entry["blob"] == body["blob"]:
+                self.connection.request("DELETE", f"{path}/{entry['id']}")
+        except ApiError as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+
+    def _inspected(self, path: str, entry: Any, on_progress: OnProgress | None) -> Any:
+        answered_at = time.monotonic()
+        try:
+            while entry.get("state") == "inspecting":
+                if on_progress and entry["progress"]:
+                    on_progress(entry["progress"]["done"], entry["progress"]["total"])
+                time.sleep(INSPECTION_POLL_S)
+                try:
+                    entry = self.connection.json("GET", f"{path}/{entry['id']}")
+                    answered_at = time.monotonic()
+                except DistilleryError as error:
+                    if not error.transient or time.monotonic() - answered_at > OUTAGE_S:
+                        raise
+        except KeyboardInterrupt:
+            self.connection.request("DELETE", f"{path}/{entry['id']}")
+            raise
+        if entry.get("state") == "refused":
+            raise _refusal(entry["error"])
+        return entry
+
     def _packed_blob(self, file: str | Path, on_progress: OnProgress | None) -> str:
         if isinstance(file, str) and file.removeprefix("blob:").startswith("sha256:"):
             return self._blob(file, on_progress)
@@ -395,6 +455,13 @@ class Distillery:
         if isinstance(file, str) and file.removeprefix("blob:").startswith("sha256:"):
             return file.removeprefix("blob:")
         return self.upload(file, on_progress=on_progress)
+
+
+def _refusal(error: Mapping[str, Any]) -> ApiError:
+    """Return the error that the POST of a registration would have been, if the inspection had ended earlier."""
+    problem = {**error, "title": "The file cannot be used", "detail": error["message"]}
+    del problem["message"]
+    return ApiError(problem, httpx.codes.UNPROCESSABLE_ENTITY)
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from base.references import FILE, REFERENCE_PREFIXES
+from base.wire import Registered
 from client.errors import ApiError, InvalidInput
 from client.sdk import Distillery
 from client.transfer import OnProgress, digest_of, packed
+
+R = TypeVar("R", bound=Registered)
 
 Spec = dict[str, Any]
 ProgressOf = Callable[[str], OnProgress | None]
@@ -236,8 +239,14 @@ def set_data(spec: Spec, source: str, field: str = "dataset") -> None:
     spec[field] = {**previous, "source": source} if isinstance(previous, dict) else source
 
 
-def upload_files(distillery: Distillery, spec: Spec, progress_of: ProgressOf = lambda _: None) -> Spec:
-    """Return the spec with every local file uploaded and registered."""
+def upload_files(
+    distillery: Distillery,
+    spec: Spec,
+    progress_of: ProgressOf = lambda _: None,
+    inspection_of: ProgressOf = lambda _: None,
+) -> Spec:
+    """Return the spec with every local file uploaded and registered. The two callbacks report the progress of transfers
+    and of inspections."""
     spec = deepcopy(spec)
     dataset = spec.get("dataset")
     # Unlabelled images are read like the labelled ones, which alone have classes.
@@ -247,9 +256,9 @@ def upload_files(distillery: Distillery, spec: Spec, progress_of: ProgressOf = l
     for field, options in (("dataset", labelled), ("unlabelled", unlabelled)):
         data = spec.get(field)
         if isinstance(data, str) and _is_local(data):
-            spec[field] = _dataset(distillery, _path(data, field), options, progress_of)
+            spec[field] = _dataset(distillery, _path(data, field), options, progress_of, inspection_of)
         elif isinstance(data, dict) and _is_local(data.get("source")):
-            data["source"] = _dataset(distillery, _path(data["source"], field), options, progress_of)
+            data["source"] = _dataset(distillery, _path(data["source"], field), options, progress_of, inspection_of)
     teachers = spec.get("teacher")
     for teacher in teachers if isinstance(teachers, list) else [teachers]:
         if isinstance(teacher, dict) and _is_local(teacher.get("checkpoint")):
@@ -268,12 +277,21 @@ def _blob(distillery: Distillery, path: Path, progress_of: ProgressOf) -> str:
 def _model(distillery: Distillery, path: Path, teacher: Spec, progress_of: ProgressOf) -> str:
     architecture = teacher.get("architecture")
     name = _name(path, architecture, digest_of(path))
-    if not _is_registered(distillery.model, name):
+    model = _registered(distillery.model, name)
+    if model is None:
         distillery.register_model(name, path, architecture, on_progress=progress_of(path.name))
+    else:
+        distillery.wait_for_model(model)
     return f"model:{name}"
 
 
-def _dataset(distillery: Distillery, path: Path, options: Mapping[str, Any], progress_of: ProgressOf) -> str:
+def _dataset(
+    distillery: Distillery,
+    path: Path,
+    options: Mapping[str, Any],
+    progress_of: ProgressOf,
+    inspection_of: ProgressOf,
+) -> str:
     """Register the data set unless it is; a folder is packed first. Returns its name."""
     more = dict(options)
     size = more.pop("image_size", None)
@@ -282,20 +300,23 @@ def _dataset(distillery: Distillery, path: Path, options: Mapping[str, Any], pro
     named += [hashlib.sha256(json.dumps(more, sort_keys=True).encode()).hexdigest()[:8]] if more else []
     with packed(path, progress_of(f"packing {path.name}") if path.is_dir() else None) as file:
         name = _name(file, "-".join(named), digest_of(file))
-        if not _is_registered(distillery.dataset, name):
-            progress = progress_of(file.name)
-            distillery.register_dataset(name, file, image_size=size, options=more, on_progress=progress)
+        dataset = _registered(distillery.dataset, name)
+        if dataset is None:
+            given: dict[str, Any] = {"image_size": size, "options": more, "on_progress": progress_of(file.name)}
+            dataset = distillery.register_dataset(name, file, wait=False, **given)
+        distillery.wait_for_dataset(dataset, on_progress=inspection_of(file.name))
     return name
 
 
-def _is_registered(get: Callable[[str], object], name: str) -> bool:
+def _registered(get: Callable[[str], R], name: str) -> R | None:
+    """Return a registered file, perhaps one that is still being inspected; None if there is none that can be used."""
     try:
-        get(name)
+        found = get(name)
     except ApiError as error:
         if error.status != 404:
             raise
-        return False
-    return True
+        return None
+    return None if found.get("state") == "refused" else found
 
 
 def _name(path: Path, detail: str | None, digest: str) -> str:

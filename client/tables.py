@@ -19,6 +19,7 @@ from base.wire import (
     JobView,
     Measured,
     Model,
+    Registered,
     Report,
     StorageView,
     TeacherCheck,
@@ -346,15 +347,36 @@ def model_table(models: Iterable[Model]) -> Table:
     table = _table("name", "architecture", "classes", "parameters", "id", right=("classes", "parameters"))
     for model in models:
         facts = model["facts"]
+        if facts is None:
+            _add_row(table, model["name"], state_text(model), "", "", model["id"])
+            continue
         counts = (facts["num_classes"], f"{facts['parameters']:,}")
         _add_row(table, model["name"], facts["architecture"], *counts, model["id"])
     return table
+
+
+def state_text(entry: Registered) -> str:
+    """Return `inspecting, 1,200 of 60,000 images` for a registration without facts."""
+    progress = entry["progress"]
+    return entry["state"] + (f", {progress['done']:,} of {progress['total']:,} images" if progress else "")
+
+
+def refusal_lines(entry: Registered) -> list[str]:
+    """Return the reason of a refused registration; nothing for others."""
+    error = entry.get("error")
+    if not error:
+        return []
+    hint = [f"  hint: {error['hint']}"] if error["hint"] else []
+    return [f"{entry['name']} was refused: {error['message']}", *hint]
 
 
 def dataset_table(datasets: Iterable[Dataset]) -> Table:
     table = _table("name", "classes", "images", "train", "test", "id", right=("classes", "train", "test"))
     for dataset in datasets:
         facts = dataset["facts"]
+        if facts is None:
+            _add_row(table, dataset["name"], "", state_text(dataset), "", "", dataset["id"] or "")
+            continue
         height, width = facts["image_size"]
         _add_row(
             table,

@@ -9,7 +9,17 @@ from typing import Any, Self, cast
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+)
+from rich.text import Text
 
 from base.jobs import TERMINAL
 from base.wire import EventView, JobView, TeacherCheck, WarningView
@@ -70,11 +80,23 @@ def print_list(rows: list[Any], as_json: bool, to_table: Callable[[Iterable[Any]
         typer.echo(if_empty, err=True)
 
 
-class TransferBars:
-    """Progress bars of uploads and downloads, on standard error and only on a terminal. They are removed at the end."""
+class _Amount(ProgressColumn):
+    """Bytes of a transfer, or images of an inspection."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+        super().__init__()
+        self._bytes, self._images = DownloadColumn(), MofNCompleteColumn()
+
+    def render(self, task: Task) -> Text:
+        return (self._images if task.fields["images"] else self._bytes).render(task)
+
+
+class TransferBars:
+    """Progress bars of uploads, downloads and inspections, on standard error and only on a terminal. They are removed
+    at the end."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), _Amount())
         console = Console(stderr=True)
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
@@ -86,8 +108,15 @@ class TransferBars:
 
     def add(self, name: str) -> OnProgress:
         """Add the bar of a file. Returns the callback that moves it."""
+        return self._add(name, images=False)
+
+    def add_inspection(self, name: str) -> OnProgress:
+        """Add the bar of an inspection, which counts images."""
+        return self._add(f"reading {name}", images=True)
+
+    def _add(self, name: str, *, images: bool) -> OnProgress:
         self.progress.start()
-        bar = self.progress.add_task(name, total=None)
+        bar = self.progress.add_task(name, total=None, images=images)
         return lambda done, total: self.progress.update(bar, completed=done, total=total)
 
 

@@ -6,7 +6,7 @@
     python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
     python -m kdcore inspect model PATH --architecture NAME
     python -m kdcore inspect program PATH
-    python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress]
+    python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
@@ -15,7 +15,7 @@
 checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
 `images` writes the test images of a data set, to check a student outside of the engine. It,
 `evaluate` and `inspect` print one JSON object; with --progress, lines {"progress": {"done": images, "total": images}}
-come before it, one a second.
+come before it, one a second. --thumbnails writes a sheet of some images, and its places are beside the facts.
 """
 
 import argparse
@@ -108,10 +108,16 @@ def _images(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     """Print facts, or the error that makes the file or network unusable: exit 0 for both."""
-    return _print(lambda: {"ok": True, "facts": _facts(arguments).model_dump(mode="json")}, exit_on_error=0)
+
+    def found() -> dict[str, Any]:
+        places: dict[str, Any] = {}
+        facts = _facts(arguments, places)
+        return {"ok": True, "facts": facts.model_dump(mode="json"), **places}
+
+    return _print(found, exit_on_error=0)
 
 
-def _facts(of: argparse.Namespace) -> Any:
+def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
     """Return the facts of a file or a network. Each kind imports only the modules that it needs."""
     match of.kind:
         case "model":
@@ -128,7 +134,11 @@ def _facts(of: argparse.Namespace) -> Any:
             with importing():
                 from kdcore import data
 
-            return data.inspect(of.path, _data_options(of), _Progress() if of.progress else None)
+            sheet = data.Thumbnails() if of.thumbnails else None
+            facts = data.inspect(of.path, _data_options(of), _Progress() if of.progress else None, sheet)
+            if sheet is not None:
+                places["thumbnails"] = sheet.write(of.thumbnails)
+            return facts
         case "cost":
             with importing():
                 from kdcore.measure.probe import probe
@@ -257,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     dataset.add_argument("--image-size", type=int)
     dataset.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
     dataset.add_argument("--progress", action="store_true")
+    dataset.add_argument("--thumbnails", type=Path, metavar="FILE.png")
     architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
     for kind in (architecture, taps):
         kind.add_argument("name")

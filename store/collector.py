@@ -327,8 +327,13 @@ def named_digests(database: Database) -> set[str]:
 
 
 def _named(connection: Connection) -> Iterator[Iterable[str]]:
-    for table in (tables.artifacts, tables.models, tables.datasets, tables.uploads):
+    for table in (tables.artifacts, tables.uploads):
         yield connection.scalars(select(table.c.sha256).distinct()).all()
+    for table in (tables.models, tables.datasets):
+        # Nothing reads the file of a refused row.
+        yield connection.scalars(select(table.c.sha256).where(table.c.state != "refused").distinct()).all()
+    sheets = tables.datasets.c.thumbnails
+    yield [sheet["sha256"] for sheet in connection.scalars(select(sheets).where(sheets.is_not(None)))]
     spec, after = cast(jobs.c.resolved_spec, Text), ""
     naming = select(jobs.c.id, spec.label("spec")).where(spec.contains(BLOB)).order_by(jobs.c.id).limit(BATCH)
     while rows := connection.execute(naming.where(jobs.c.id > after)).all():

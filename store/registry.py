@@ -1,44 +1,72 @@
-"""The registry: models (teachers) and data sets. An entry gives an inspected file a name, unique in its project.
+"""The registry: models (teachers) and data sets. An entry gives a file a name, unique in its project.
+
+           register                       finish
+    ───────────────────► inspecting ───────────────────► ready
+                           ▲    │         refuse
+       claim_expired       └────┴───────────────────────► refused, until the name is registered again
+
+A row is made before its file is inspected. The server that inspects it holds a lease, which it extends; when it has
+expired, any server may take the inspection over. A server's writes name itself and the number of the attempt, so what
+it writes after that has no effect.
 
 The results of inspections are cached here as well, by digest, so that no file is inspected twice in the same way; and
 what was measured once, by project, so that later jobs need not measure it again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, or_, select, update
 
 from store import tables
 from store.errors import NameTaken, NotFound
 from store.records import PageQuery, as_record, columns, database_now, new_id, read_page, upsert
 
+State = Literal["inspecting", "ready", "refused"]
+
+NO_OWNER: dict[str, Any] = {"owner": None, "lease_until": None, "progress": None}
+
 
 @dataclass(frozen=True)
 class NewEntry:
-    """A file that was inspected, to be registered."""
+    """An uploaded file that is to be registered."""
 
     project: str
     name: str
     sha256: str
-    facts: dict[str, Any]
-    """The results of the file's inspection."""
-    warnings: list[dict[str, Any]]
-    """What is doubtful about it (`base/warning.py`)."""
+    request: dict[str, Any]
+    """The body of the registration."""
 
 
 @dataclass(frozen=True)
 class Entry(NewEntry):
     id: str
+    state: State
+    attempts: int
+    """How many times the inspection was begun."""
+    progress: dict[str, int] | None
+    """`done` and `total` images of an inspection that counts them."""
+    error: dict[str, Any] | None
+    """Why it is refused; of an entry that is being inspected, how the attempt before has ended."""
+    facts: dict[str, Any] | None
+    """The results of the inspection; None before its end."""
+    warnings: list[dict[str, Any]]
+    """What is doubtful about it (`base/warning.py`)."""
     created_at: float
 
 
+@dataclass(frozen=True)
 class Model(Entry):
     """`facts` are the engine's ModelFacts."""
 
 
+@dataclass(frozen=True)
 class Dataset(Entry):
     """`facts` are the engine's DatasetFacts."""
+
+    thumbnails: dict[str, Any] | None
+    """The digest of their sheet, and the places in it (`api.inspections.Thumbnails`)."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -53,10 +81,17 @@ class Registry(Generic[E]):
     kind: str
     prefix: str
 
-    def register(self, connection: Connection, new: NewEntry) -> E:
-        """Add an entry. Raises NameTaken if the project already has one of this name."""
-        values = {"id": new_id(self.prefix), **vars(new)}
-        added = upsert(connection, self.table).values(**values, created_at=database_now()).on_conflict_do_nothing()
+    def register(self, connection: Connection, new: NewEntry, owner: str, lease_s: float) -> E:
+        """Add an entry that its owner inspects. It replaces a refused one of its name.
+
+        Raises NameTaken if the project has another one of this name.
+        """
+        rows = self.table.c
+        refused = and_(rows.project == new.project, rows.name == new.name, rows.state == "refused")
+        connection.execute(delete(self.table).where(refused))
+        values: dict[str, Any] = {"id": new_id(self.prefix), **vars(new), "state": "inspecting", "owner": owner}
+        times = {"lease_until": database_now() + lease_s, "created_at": database_now()}
+        added = upsert(connection, self.table).values(**values, **times, attempts=1).on_conflict_do_nothing()
         row = connection.execute(added.returning(*self._columns())).one_or_none()
         if row is None:
             raise NameTaken(self.kind, new.name)
@@ -72,11 +107,93 @@ class Registry(Generic[E]):
         """Return a page of entries, newest first, and the `after` of the next page, None at the end."""
         return read_page(connection, self.table, self.record, query, self.table.c.project == project)
 
-    def delete(self, connection: Connection, project: str, name_or_id: str) -> None:
-        """Delete an entry. Jobs name digests, so no job is affected."""
+    def delete(self, connection: Connection, project: str, name_or_id: str) -> str:
+        """Delete an entry in any state, and return its id. Jobs name digests, so no job is affected."""
         deleted = delete(self.table).where(self._is(project, name_or_id)).returning(self.table.c.id)
-        if connection.execute(deleted).one_or_none() is None:
+        entry_id: str | None = connection.execute(deleted).scalar_one_or_none()
+        if entry_id is None:
             raise NotFound(self.kind, name_or_id)
+        return entry_id
+
+    # What the server that inspects an entry does with it: `owner` and the entry's `attempts` tell whether it still may.
+
+    def finish(self, connection: Connection, entry: E, owner: str, found: Mapping[str, Any]) -> E | None:
+        """Make an entry ready with what was found (`facts`, `warnings`, …). Returns None if it is not the owner's."""
+        return self._end(connection, entry, owner, {**NO_OWNER, "state": "ready", "error": None, **found})
+
+    def refuse(self, connection: Connection, entry: E, owner: str, error: dict[str, Any]) -> E | None:
+        """Keep an entry with the reason why it cannot be used. Returns None if it is not the owner's."""
+        return self._end(connection, entry, owner, {**NO_OWNER, "state": "refused", "error": error})
+
+    def withdraw(self, connection: Connection, entry: E, owner: str) -> bool:
+        """Delete an entry that cannot be used. Returns False if it is not the owner's."""
+        deleted = delete(self.table).where(self._inspected_by(entry, owner)).returning(self.table.c.id)
+        return connection.execute(deleted).one_or_none() is not None
+
+    def release(
+        self, connection: Connection, entry: E, owner: str, in_s: float, error: dict[str, Any] | None = None
+    ) -> None:
+        """Let any server begin the inspection again after this time. With an error, the attempt has counted."""
+        values: dict[str, Any] = {"owner": None, "lease_until": database_now() + in_s}
+        values |= {"attempts": entry.attempts - 1} if error is None else {"error": error}
+        connection.execute(update(self.table).where(self._inspected_by(entry, owner)).values(**values))
+
+    def renew(
+        self, connection: Connection, owner: str, lease_s: float, progress: Mapping[str, dict[str, int] | None]
+    ) -> set[str]:
+        """Extend the leases of an owner and write how far its inspections are, by id. Returns the ids that it owns."""
+        rows = self.table.c
+        extended = update(self.table).where(
+            rows.owner == owner, rows.state == "inspecting", rows.id.in_(list(progress))
+        )
+        extended = extended.values(lease_until=database_now() + lease_s).returning(rows.id, rows.progress)
+        owned = connection.execute(extended).all()
+        for row in owned:
+            if progress[row.id] != row.progress:
+                changed = update(self.table).where(rows.id == row.id, rows.owner == owner)
+                connection.execute(changed.values(progress=progress[row.id]))
+        return {row.id for row in owned}
+
+    def has_expired(self, connection: Connection) -> bool:
+        """Return True if an inspection waits for a server."""
+        return connection.execute(select(self.table.c.id).where(self._expired()).limit(1)).one_or_none() is not None
+
+    def claim_expired(
+        self, connection: Connection, owner: str, lease_s: float, limit: int, max_attempts: int, lost: dict[str, Any]
+    ) -> list[E]:
+        """Take over the inspections whose lease has expired, the oldest first.
+
+        One that was begun `max_attempts` times is refused, with the error of its last attempt, or with `lost`.
+        """
+        rows = self.table.c
+        waiting = select(rows.id, rows.attempts, rows.error).where(self._expired()).order_by(rows.id).limit(limit)
+        claimed = []
+        for row in connection.execute(waiting).all():
+            # The condition is checked again: another server may have been faster.
+            mine = update(self.table).where(rows.id == row.id, self._expired(), rows.attempts == row.attempts)
+            if row.attempts >= max_attempts:
+                ended = {**NO_OWNER, "state": "refused", "error": row.error or lost}
+                connection.execute(mine.values(**ended))
+                continue
+            taken = {"owner": owner, "attempts": row.attempts + 1, "lease_until": database_now() + lease_s}
+            found = connection.execute(mine.values(**taken, progress=None).returning(*self._columns())).one_or_none()
+            if found is not None:
+                claimed.append(as_record(self.record, found))
+        return claimed
+
+    def _end(self, connection: Connection, entry: E, owner: str, values: dict[str, Any]) -> E | None:
+        ended = update(self.table).where(self._inspected_by(entry, owner)).values(**values).returning(*self._columns())
+        row = connection.execute(ended).one_or_none()
+        return None if row is None else as_record(self.record, row)
+
+    def _inspected_by(self, entry: E, owner: str) -> ColumnElement[bool]:
+        rows = self.table.c
+        mine = and_(rows.owner == owner, rows.attempts == entry.attempts)
+        return and_(rows.id == entry.id, rows.state == "inspecting", mine)
+
+    def _expired(self) -> ColumnElement[bool]:
+        rows = self.table.c
+        return and_(rows.state == "inspecting", rows.lease_until < database_now())
 
     def _is(self, project: str, name_or_id: str) -> ColumnElement[bool]:
         rows = self.table.c

@@ -1,5 +1,7 @@
 """The tables. Times are seconds since 1970 by the database's clock; sizes are bytes; digests are hexadecimal."""
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -178,7 +180,7 @@ uploads = Table(
 )
 
 
-def _registered(name: str) -> Table:
+def _registered(name: str, *more: Column[Any]) -> Table:
     return Table(
         name,
         metadata,
@@ -186,15 +188,29 @@ def _registered(name: str) -> Table:
         Column("project", String(100), nullable=False),
         Column("name", String(100), nullable=False),
         Column("sha256", SHA256, nullable=False),
-        Column("facts", DOCUMENT, nullable=False),
+        Column("state", String(16), nullable=False, server_default=text("'ready'")),
+        # The body of the registration, from which any server can inspect the file. Null in rows of earlier versions.
+        Column("request", DOCUMENT),
+        # The server that inspects the file, until when, and for the how manieth time the inspection was begun.
+        Column("owner", Text),
+        Column("lease_until", Double),
+        Column("attempts", Integer, nullable=False, server_default=text("0")),
+        Column("progress", DOCUMENT),
+        # Of a refused row the reason; of one that is inspected the end of the attempt before.
+        Column("error", DOCUMENT),
+        Column("facts", DOCUMENT),
         Column("warnings", LIST, nullable=False, server_default=text("'[]'")),
         Column("created_at", Double, nullable=False),
+        *more,
         UniqueConstraint("project", "name"),
+        CheckConstraint("state IN ('inspecting', 'ready', 'refused')", name="state"),
+        CheckConstraint("(state = 'inspecting') = (lease_until IS NOT NULL)", name="inspecting_holds_a_lease"),
     )
 
 
 models = _registered("models")
-datasets = _registered("datasets")
+# `thumbnails` is the digest of their sheet, and the places in it: `api.inspections.Thumbnails`.
+datasets = _registered("datasets", Column("thumbnails", DOCUMENT))
 
 inspections = Table(
     "inspections",

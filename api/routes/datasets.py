@@ -3,44 +3,58 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
-from api.dependencies import Caller, Db, InspectionsDep
-from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses
-from api.routes.models import accepted, uploaded
+from api.dependencies import Caller, Db, Files, InspectionsDep, RegistrationsDep
+from api.inspections import Inspections, OnProgress
+from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, WarningRefused, responses
+from api.registrations import Inspected, Kind
+from api.routes.models import STILL_INSPECTING, accepted, registered, uploaded
 from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, named_facts
 from kdcore.spec import dataset_warnings
 from store import errors, registry
 from store.records import PageQuery
-from store.registry import NewEntry
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+
+async def inspected(new: NewDataset, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:
+    """Return what is found in a data set that is registered. Raises Refused or WarningRefused."""
+    facts = await inspections.dataset(digest, new, on_progress=on_progress, pictured=True)
+    facts = facts.model_copy(update={"options": new.given()})
+    warnings = accepted(dataset_warnings(facts, options=new), new.strict)
+    return Inspected(facts.model_dump(mode="json"), warnings, {"thumbnails": await inspections.thumbnails(digest, new)})
+
+
+KIND = Kind(registry.datasets, NewDataset, inspected)
 
 
 @router.post(
     "",
     status_code=201,
     response_model=DatasetView,
-    responses=responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
+    responses={
+        202: {"model": DatasetView, "description": STILL_INSPECTING},
+        **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
+    },
 )
-async def register(new: NewDataset, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
+async def register(
+    new: NewDataset, caller: Caller, inspections: InspectionsDep, registrations: RegistrationsDep
+) -> Response:
     """Register an uploaded data set: `.npz` arrays, or an archive of images in folders of splits and classes.
+
+    A separate process reads every row first. If that takes longer than a few seconds, the answer is 202 with `state`
+    `inspecting`; GET the data set until it is `ready`, or `refused` with the reason. DELETE cancels it.
 
     `facts` say what was read as what: layout, splits, images of each class. What is left out is also a warning.
 
     Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.
-
-    A separate process reads every row first; the answer names the file or row that cannot be used.
     """
     digest = await uploaded(new.blob, inspections)
-    facts = await inspections.dataset(digest, new)
-    facts = facts.model_copy(update={"options": new.given()})
-    warnings = accepted(dataset_warnings(facts, options=new), new.strict)
-    entry = NewEntry(caller.project, new.name, digest, facts.model_dump(mode="json"), warnings)
-    dataset = await db.write(registry.datasets.register, entry)
-    return Json(dataset_view(dataset), 201, {"Location": f"/v1/datasets/{dataset.id}"})
+    dataset = await registrations.register(KIND, new, caller.project, digest)
+    return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}")
 
 
 @router.get("", response_model=Page[DatasetView])
@@ -62,13 +76,34 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
         raise
 
 
+@router.get(
+    "/{name_or_id}/thumbnails",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        **responses(NotFound, NotReady),
+    },
+)
+async def thumbnails(name_or_id: str, caller: Caller, db: Db, files: Files) -> Response:
+    """Some training images, evenly over the classes, as one PNG; `thumbnails` of the data set says where each is."""
+    dataset = await db.read(registry.datasets.get, caller.project, name_or_id)
+    if dataset.state != "ready":
+        raise NotReady(f"data set {dataset.name!r} is {dataset.state}")
+    if dataset.thumbnails is None:
+        raise NotFound(f"data set {dataset.name!r} has no thumbnails: an earlier version of the service registered it")
+    headers = {"Cache-Control": "private, no-cache", "Content-Disposition": "inline"}
+    return FileResponse(files.path(dataset.thumbnails["sha256"]), headers=headers, media_type="image/png")
+
+
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: str, caller: Caller, db: Db) -> Response:
-    """Delete a data set. Jobs that were accepted with it name its bytes by digest and are not affected."""
-    await db.write(registry.datasets.delete, caller.project, name_or_id)
+async def delete(name_or_id: str, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
+    """Delete a data set, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
+    affected."""
+    registrations.cancel(await db.write(registry.datasets.delete, caller.project, name_or_id))
     return Response(status_code=204)
 
 
 def _built_in(name: str) -> dict[str, Any]:
     facts = named_facts(name).model_dump(mode="json")
-    return {"id": None, "name": name, "blob": None, "facts": facts, "warnings": [], "created_at": None}
+    ready: dict[str, Any] = {"state": "ready", "progress": None, "error": None, "warnings": [], "thumbnails": None}
+    return {"id": None, "name": name, "blob": None, "facts": facts, "created_at": None, **ready}

@@ -9,7 +9,17 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.dependencies import Caller, Config, Db, ReferencesDep, WakeWorkers
-from api.problems import IdempotencyConflict, NotFound, SpecInvalid, StorageFull, WarningRefused, responses, summary
+from api.problems import (
+    IdempotencyConflict,
+    NotFound,
+    NotReady,
+    SpecInvalid,
+    StorageFull,
+    WarningRefused,
+    responses,
+    summary,
+)
+from api.references import ReferenceFault
 from api.routes.jobs import Key, accept, replay, views
 from api.schemas import NewEvaluation, Page, page
 from api.submission import examine_evaluation
@@ -27,7 +37,7 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
     "",
     status_code=201,
     response_model=JobView,
-    responses=responses(NotFound, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
+    responses=responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
 )
 async def submit(
     *,
@@ -49,7 +59,10 @@ async def submit(
     digest = hashlib.sha256(to_json(spec)).hexdigest()
     if known := await replay(db, settings, caller.project, idempotency_key, digest):
         return known
-    model = await db.read(registry.models.get, caller.project, name_or_id)
+    try:
+        model = await references.ready(registry.models, name_or_id)
+    except ReferenceFault as fault:
+        raise NotReady(fault.message) from None
     asked = EvaluationSpec(
         name=sent.name,
         model=Teacher(checkpoint=f"{BLOB}{model.sha256}", preprocessing=sent.preprocessing),

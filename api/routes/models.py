@@ -6,9 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.dependencies import Caller, Db, InspectionsDep
-from api.inspections import NOT_UPLOADED, Inspections
+from api.dependencies import Caller, Db, InspectionsDep, RegistrationsDep
+from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
+from api.registrations import Inspected, Kind
 from api.schemas import Json, ModelView, NewModel, Page, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
@@ -16,32 +17,54 @@ from kdcore.catalog import ModelFacts, UnknownName, architecture
 from kdcore.spec import model_warnings
 from store import registry
 from store.records import PageQuery
-from store.registry import NewEntry
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+STILL_INSPECTING = "The row is made, and its file is still being inspected: GET it until its `state` is another one."
+
+
+async def inspected(new: NewModel, digest: str, inspections: Inspections, _: OnProgress) -> Inspected:
+    """Return what is found in a checkpoint that is registered. Raises Refused, Unusable or WarningRefused."""
+    facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
+    facts = _as_stated(facts, new)
+    warnings = accepted(model_warnings(facts), new.strict)
+    return Inspected(facts.model_dump(mode="json"), warnings)
+
+
+KIND = Kind(registry.models, NewModel, inspected)
 
 
 @router.post(
     "",
     status_code=201,
     response_model=ModelView,
-    responses=responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
+    responses={
+        202: {"model": ModelView, "description": STILL_INSPECTING},
+        **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
+    },
 )
-async def register(new: NewModel, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
+async def register(
+    new: NewModel, caller: Caller, inspections: InspectionsDep, registrations: RegistrationsDep
+) -> Response:
     """Register an uploaded checkpoint as a teacher.
 
     A separate process first reads its classes and images and checks that it fits the architecture. A file
     that cannot be used is not registered, and the answer has the reason.
+
+    If that takes longer than a few seconds, the answer is 202 with `state` `inspecting`; GET the model until it is
+    `ready`, or `refused` with the reason. DELETE cancels it.
     """
     if new.architecture is not None:
         _require_known(new.architecture)
     digest = await uploaded(new.blob, inspections)
-    facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
-    facts = _as_stated(facts, new)
-    warnings = accepted(model_warnings(facts), new.strict)
-    entry = NewEntry(caller.project, new.name, digest, facts.model_dump(mode="json"), warnings)
-    model = await db.write(registry.models.register, entry)
-    return Json(model_view(model), 201, {"Location": f"/v1/models/{model.id}"})
+    model = await registrations.register(KIND, new, caller.project, digest)
+    return registered(model_view(model), f"/v1/models/{model.id}")
+
+
+def registered(view: dict[str, Any], location: str) -> Response:
+    """Return the answer to a registration: 201, or 202 while the file is inspected."""
+    return Json(view, 202 if view["state"] == "inspecting" else 201, {"Location": location})
 
 
 @router.get("", response_model=Page[ModelView])
@@ -58,9 +81,10 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: str, caller: Caller, db: Db) -> Response:
-    """Delete a model. Jobs that were accepted with it name its bytes by digest and are not affected."""
-    await db.write(registry.models.delete, caller.project, name_or_id)
+async def delete(name_or_id: str, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
+    """Delete a model, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
+    affected."""
+    registrations.cancel(await db.write(registry.models.delete, caller.project, name_or_id))
     return Response(status_code=204)
 
 

@@ -2,6 +2,7 @@
 
 import { age, bar, dataset, h, json, key, method, models, percent, pill, points, Problem, repeatedly, request, short, show, waitingText } from "./common.js";
 import { jobPage } from "./job.js";
+import { registeredOnePage, registeredPage } from "./registered.js";
 
 const main = document.getElementById("main");
 const service = document.getElementById("service");
@@ -15,6 +16,8 @@ function route() {
   const [, noun, id] = location.hash.replace(/^#/, "").split("/");
   document.title = "Distillery";
   if (noun === "jobs" && id) jobPage(main, decodeURIComponent(id), leave.signal, showError);
+  else if (["datasets", "models"].includes(noun) && id) registeredOnePage(main, noun, decodeURIComponent(id), leave.signal, showError);
+  else if (noun === "registered") registeredPage(main, leave.signal, showError);
   else listPage(leave.signal);
 }
 

@@ -140,6 +140,16 @@ export function displayName(name) {
   return stage ? `${text}, ${stage.replaceAll("_", " ")} stage` : text;
 }
 
+export function warningTexts(warnings) {
+  return [
+    h("h2", null, warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`),
+    h("ul", null, warnings.map(({ code, pointer, message, hint }) => h("li", null,
+      h("p", null, message),
+      hint && h("p", { class: "hint" }, hint),
+      h("p", { class: "mono quiet" }, [code, pointer].filter(Boolean).join(" "))))),
+  ];
+}
+
 /** Call `work` at once, then every `pause()` ms until the signal aborts; not while the page is hidden. */
 export async function repeatedly(signal, pause, work) {
   while (!signal.aborted) {

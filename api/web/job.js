@@ -2,7 +2,7 @@
 
 import {
   age, bar, bytes, clock, count, dataset, displayName, duration, h, json, key, method, models, percent, pill, points, repeatedly, request, show,
-  teacherCheck, TERMINAL,
+  teacherCheck, TERMINAL, warningTexts,
 } from "./common.js";
 import { chart } from "./chart.js";
 
@@ -317,16 +317,6 @@ function failureText(error) {
     h("p", null, error.message),
     error.hint && h("p", { class: "hint" }, error.hint),
     h("p", { class: "hint quiet" }, error.retryable ? "A retry may help." : "A retry alone does not help."),
-  ];
-}
-
-function warningTexts(warnings) {
-  return [
-    h("h2", null, warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`),
-    h("ul", null, warnings.map(({ code, pointer, message, hint }) => h("li", null,
-      h("p", null, message),
-      hint && h("p", { class: "hint" }, hint),
-      h("p", { class: "mono quiet" }, [code, pointer].filter(Boolean).join(" "))))),
   ];
 }
 

@@ -15,6 +15,7 @@ from kdcore.data.builtin import open_digits, open_named
 from kdcore.data.decoding import OnProgress, Source, cached, decode, decoded, with_options
 from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images
+from kdcore.data.thumbnails import Thumbnails
 from kdcore.spec import DataOptions, Dataset
 
 
@@ -54,10 +55,17 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
     return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
 
 
-def inspect(path: Path, options: DataOptions | None = None, on_progress: OnProgress | None = None) -> DatasetFacts:
+def inspect(
+    path: Path,
+    options: DataOptions | None = None,
+    on_progress: OnProgress | None = None,
+    thumbnails: Thumbnails | None = None,
+) -> DatasetFacts:
     """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the files or row at
-    fault."""
+    fault. `thumbnails` take their images in the same pass."""
     source = _open(path, options or DataOptions())
+    if thumbnails is not None:
+        source = thumbnails.watch(source)
     return source.facts(decode(source, on_progress=on_progress), f"sha256:{sha256_of(path)}")
 
 

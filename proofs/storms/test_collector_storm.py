@@ -122,7 +122,10 @@ class Client:
             self.pause()
             name = f"model {self.chance.random()}"
             self.name(
-                lambda connection: registry.models.register(connection, NewEntry("ours", name, sha256, {}, [])), sha256
+                lambda connection: registry.models.register(
+                    connection, NewEntry("ours", name, sha256, {}), "server", 30.0
+                ),
+                sha256,
             )
 
     def upload(self) -> None:

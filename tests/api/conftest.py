@@ -1,5 +1,6 @@
 """A server in this process with a real SQLite file, and jobs in any state."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from api.app import create_app
-from api.inspections import KINDS, OF_FILES, F, Inspector, Refused
+from api.inspections import KINDS, OF_FILES, F, Inspector, Keep, OnProgress, Refused
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture
 from kdcore.catalog.facts import DATASET_READING, ProgramFacts
 from kdcore.spec.cost import JobCost, ProbeRequest
@@ -51,19 +52,42 @@ class FakeInspector(Inspector):
         """Of taps, by path; others are maps of four channels."""
         self.requests: list[tuple[Any, ...]] = []
         """Kind, subject (the digest of a file), and the options that were given; without probes."""
+        self.gate: asyncio.Event | None = None
+        """Inspections of files wait for it after they have reported `counted`."""
+        self.counted: list[tuple[int, int]] = []
+        self.running = 0
+        """The number of inspections that wait."""
         self.cost: JobCost | Refused = Refused("internal", "this test has no probe", final=False)
         self.probes: list[ProbeRequest] = []
 
-    async def inspect(self, kind: type[F], *subject: str, **options: Any) -> F:
+    async def inspect(
+        self,
+        kind: type[F],
+        *subject: str,
+        on_progress: OnProgress | None = None,
+        keep: Keep | None = None,
+        **options: Any,
+    ) -> F:
         if kind is JobCost:
             return self._probe(kind, *subject)
         subject = (Path(subject[0]).name,) if kind in OF_FILES else subject
         self.requests.append((KINDS[kind], *subject, {name: value for name, value in options.items() if value}))
+        if self.gate is not None and kind in OF_FILES:
+            await self._wait(self.gate, on_progress)
         answer = self.answers.get(subject[0], self._default(kind, *subject))
         if isinstance(answer, Refused):
             raise answer
         assert isinstance(answer, kind)
         return answer
+
+    async def _wait(self, gate: asyncio.Event, on_progress: OnProgress | None) -> None:
+        self.running += 1
+        try:
+            for done, total in self.counted if on_progress else ():
+                on_progress(done, total)
+            await gate.wait()
+        finally:
+            self.running -= 1
 
     def _probe(self, kind: type[F], request: str) -> F:
         self.probes.append(ProbeRequest.model_validate_json(request))

@@ -8,21 +8,25 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from PIL import Image
 from sqlalchemy import update
 
 from api.app import create_app
-from store import checkpoints, lifecycle, metrics
+from kdcore.catalog.facts import LeftOut
+from store import checkpoints, lifecycle, metrics, registry
 from store.artifacts import NewArtifact
 from store.database import Database
+from store.file_store import FileStore
 from store.settings import Settings
 from store.tables import jobs
-from tests.api.conftest import SUPERVISED, FakeInspector
+from tests.api.conftest import DATASET, MODEL, SUPERVISED, FakeInspector
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -386,6 +390,90 @@ def test_job_page_of_an_evaluation(settings: Settings, address: str, browser: Br
     browser.open(address, 1200, "72.6 %")
 
 
+HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>"]
+
+
+def register(settings: Settings, kind: registry.Registry[Any], name: str, **found: Any) -> str:
+    """Make a row that another server inspects; with `found` it is ready. Returns its id."""
+    database = Database(settings.database_url)
+    with database.begin() as connection:
+        entry = kind.register(connection, registry.NewEntry("default", name, "0" * 64, {}), "another server", 3600)
+        kind.renew(connection, "another server", 3600, {entry.id: {"done": 1200, "total": 60000}})
+        if "error" in found:
+            kind.refuse(connection, entry, "another server", found["error"])
+        elif found:
+            kind.finish(connection, entry, "another server", found)
+    database.dispose()
+    return entry.id
+
+
+def hostile_dataset(settings: Settings) -> str:
+    """A data set of two classes, with two thumbnails: a red square and a blue one."""
+    file = BytesIO()
+    sheet = Image.new("RGB", (16, 8), "red")
+    sheet.paste("blue", (8, 0, 16, 8))
+    sheet.save(file, "PNG")
+    blob = FileStore(settings.files).put_stream([file.getvalue()])
+    left = LeftOut(what="<b>extra</b>", count=7, why="it is named like no split")
+    counts = {"train": [300, 100], "test": [60, 40]}
+    facts = DATASET.model_copy(
+        update={
+            "num_classes": 2, "class_names": HOSTILE, "class_counts": counts, "left_out": [left],
+            "layout": "<split>/<class>", "splits": {"Training": 400, "Testing": 100}, "pictures": {"sixteen_bit": 3},
+            "options": {"resize": "pad"},
+        }
+    )  # fmt: skip
+    places = {"sha256": blob.sha256, "side": 8, "columns": 2, "classes": [0, 1]}
+    found = {"facts": facts.model_dump(mode="json"), "warnings": [WARNING], "thumbnails": places}
+    return register(settings, registry.datasets, "flowers", **found)
+
+
+def test_dataset_page_shows_what_was_found_as_text(settings: Settings, address: str, browser: Browser) -> None:
+    entry_id = hostile_dataset(settings)
+    browser.open(f"{address}/#/datasets/{entry_id}", 1200, "WHAT WAS FOUND")
+    text = browser.value("document.body.innerText")
+    for part in (
+        *HOSTILE, "flowers", "<split>/<class>", "Training 400, Testing 100", "8 × 8 pixels, grey", "sixteen bit 3",
+        "<b>extra</b>", "7: it is named like no split", '"pad"', "1 WARNING", "normalization_guessed",
+    ):  # fmt: skip
+        assert part in text, part
+    assert browser.value("document.querySelectorAll('main img, main script, main b').length") == 0
+    cells = browser.value("[...document.querySelectorAll('.found td')].map((one) => one.innerText)")
+    at = cells.index(HOSTILE[1])
+    assert cells[at : at + 3] == [HOSTILE[1], "100", "40"]
+    pixel = (
+        "[...document.querySelectorAll('canvas')].map((one) => [...one.getContext('2d').getImageData(4, 4, 1, 1).data])"
+    )
+    deadline = time.monotonic() + 30
+    while browser.value(pixel) != [[255, 0, 0, 255], [0, 0, 255, 255]]:
+        assert time.monotonic() < deadline, browser.value(pixel)
+        time.sleep(0.05)
+
+
+def test_registered_page_lists_states_and_cancels_an_inspection(
+    settings: Settings, address: str, browser: Browser
+) -> None:
+    hostile_dataset(settings)
+    entry_id = register(settings, registry.datasets, "large")
+    error = {"code": "unusable", "message": "<b>junk</b>", "hint": "a <i>hint</i>", "errors": []}
+    refused = register(settings, registry.models, "junk", error=error)
+    ready = register(settings, registry.models, "big", facts=MODEL.model_dump(mode="json"), warnings=[])
+    browser.open(f"{address}/#/registered", 1200, "<b>junk</b>")
+    text = browser.value("document.body.innerText")
+    for part in ("flowers", "1,200 of 60,000 images", "inspecting", "refused", "digits", "built in", "convnet32"):
+        assert part in text, part
+    assert browser.value("document.querySelector('.bar').getAttribute('aria-valuenow')") == "2"
+    browser.open(f"{address}/#/models/{refused}", 1200, "a <i>hint</i>")
+    browser.open(f"{address}/#/models/{ready}", 1200, "46,410")
+    browser.open(f"{address}/#/datasets/digits", 1200, "WHAT WAS FOUND")
+    browser.open(f"{address}/#/datasets/{entry_id}", 1200, "Cancel the inspection")
+    browser.value("document.querySelector('.verbs button').click()")
+    deadline = time.monotonic() + 30
+    while httpx.get(f"{address}/v1/datasets/large").status_code != 404:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_pages_fit_a_narrow_window(settings: Settings, address: str, browser: Browser) -> None:
     """At 420 pixels nothing is scrolled sideways, except for code inside of its box."""
     long = {**WARNING, "message": "x" * 300, "hint": f"blob:sha256:{'0' * 64}"}
@@ -412,7 +500,15 @@ def test_pages_fit_a_narrow_window(settings: Settings, address: str, browser: Br
         " && one.getBoundingClientRect().right > document.documentElement.clientWidth + 1)"
         ".map((one) => `${one.tagName}.${one.className}`)"
     )
-    for path, until in ((f"#/jobs/{job['id']}", "student.safetensors"), ("", "Accuracy"), ("docs", "/v1/jobs")):
+    data = f"#/datasets/{hostile_dataset(settings)}"
+    register(settings, registry.datasets, "a-long-name-" * 8)
+    for path, until in (
+        (f"#/jobs/{job['id']}", "student.safetensors"),
+        ("", "Accuracy"),
+        ("docs", "/v1/jobs"),
+        (data, "WHAT WAS FOUND"),
+        ("#/registered", "digits"),
+    ):
         browser.open(f"{address}/{path}", 420, until)
         browser.value("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
         assert browser.value("document.documentElement.scrollWidth") <= 420, path

@@ -13,14 +13,16 @@ from threading import Thread
 import httpx
 import numpy as np
 import pytest
+from anyio import to_thread
 
-from api.inspections import Inspections, Inspector, Refused
+from api.inspections import Inspections, Inspector, Refused, Thumbnails
 from base.errors import StorageFull
 from kdcore.catalog import DatasetFacts, ModelFacts, TapFacts
 from kdcore.catalog.facts import ProgramFacts
+from kdcore.spec import DataOptions
 from store.database import migrate
 from store.settings import Settings
-from tests.api.conftest import Service
+from tests.api.conftest import DATASET, Service
 from tests.servers import Api
 from tests.worker.processes import until
 
@@ -161,6 +163,78 @@ async def test_inspector_raises_storage_full_if_there_is_no_space_for_its_folder
         await inspector.inspect(ModelFacts, "x.pt")
     monkeypatch.undo()
     assert not list((tmp_path / "inspect").glob("*"))
+
+
+DATA = DATASET.model_dump(mode="json")
+PLACES = {"side": 8, "columns": 2, "classes": [0, 1]}
+PRINTS_DATA = f"print(json.dumps({{'ok': True, 'facts': json.loads({json.dumps(DATA)!r}), 'thumbnails': {PLACES}}}))"
+
+
+async def test_inspector_reports_progress_and_gives_the_thumbnails(tmp_path: Path) -> None:
+    progress = "print(json.dumps({'progress': {'done': %d, 'total': 10}}))"
+    lines = (
+        "sheet = sys.argv[sys.argv.index('--thumbnails') + 1]",
+        "open(sheet, 'wb').write(b'PNG')",
+        "assert '--progress' in sys.argv",
+        *(progress % done for done in (1, 5)),
+        "print(json.dumps({'progress': {'done': -1}}))",
+        "print('{\"progress\": torn')",
+        PRINTS_DATA,
+    )
+    seen: list[tuple[int, int]] = []
+    kept: list[tuple[bytes, dict[str, object]]] = []
+
+    async def keep(path: Path, places: Thumbnails) -> None:
+        kept.append((await to_thread.run_sync(path.read_bytes), places.model_dump()))
+
+    inspector = inspector_of(tmp_path, *lines)
+    facts = await inspector.inspect(DatasetFacts, "x.npz", on_progress=lambda *of: seen.append(of), keep=keep)
+    assert (facts, seen, kept) == (DATASET, [(1, 10), (5, 10)], [(b"PNG", PLACES)])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "os.symlink('/etc/passwd', sheet)",
+        "os.mkfifo(sheet)",
+        "open(sheet, 'wb').write(b'<svg')",
+        "os.mkdir(sheet)",
+        "pass",
+    ],
+    ids=["link", "pipe", "other file", "folder", "none"],
+)
+async def test_inspections_store_no_thumbnails_but_a_png(service: Service, tmp_path: Path, line: str) -> None:
+    """A child that a user's file has taken over may leave anything."""
+    inspector = inspector_of(tmp_path, "sheet = sys.argv[sys.argv.index('--thumbnails') + 1]", line, PRINTS_DATA)
+    inspections = Inspections(service.db, service.files, inspector)
+    with pytest.raises(Refused, match="cannot read the thumbnails") as raised:
+        await inspections.dataset("0" * 64, DataOptions())
+    assert not raised.value.final
+
+
+async def test_inspections_inspect_a_pictured_data_set_again_only_if_its_thumbnails_are_gone(
+    service: Service, tmp_path: Path
+) -> None:
+    lines = (
+        "sheet = sys.argv[sys.argv.index('--thumbnails') + 1]",
+        "open(sheet, 'wb').write(b'\\x89PNG\\r\\n\\x1a\\n')",
+        f"open({str(tmp_path / 'runs')!r}, 'a').write('.')",
+        PRINTS_DATA,
+    )
+    inspections = Inspections(service.db, service.files, inspector_of(tmp_path, *lines))
+    options = DataOptions()
+    for _ in range(2):
+        assert await inspections.dataset("0" * 64, options, pictured=True) == DATASET
+    sheet = await inspections.thumbnails("0" * 64, options)
+    assert sheet is not None and sheet == {"sha256": sheet["sha256"], **PLACES}
+    assert (tmp_path / "runs").read_text() == "."
+    service.files.path(sheet["sha256"]).unlink()
+    assert await inspections.thumbnails("0" * 64, options) is None
+    await inspections.dataset("0" * 64, options)
+    assert (tmp_path / "runs").read_text() == ".", "a job does not need them"
+    await inspections.dataset("0" * 64, options, pictured=True)
+    assert (tmp_path / "runs").read_text() == ".."
+    assert await inspections.thumbnails("0" * 64, options) == sheet
 
 
 async def test_inspector_with_the_real_engine_reads_a_data_set(tmp_path: Path) -> None:

@@ -417,6 +417,52 @@ def test_datasets_add_sends_the_options_that_are_given(tmp_path: Path):
     assert fake.bodies("POST /v1/datasets")[-1].keys() == {"name", "blob", "resize"}
 
 
+def inspecting_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[FakeService, Path]:
+    """A service that inspects the data set of a file for a while."""
+    monkeypatch.setattr("client.sdk.INSPECTION_POLL_S", 0)
+    file = tmp_path / "t.zip"
+    file.write_bytes(b"bytes")
+    fake = FakeFiles().service()
+    row = {"id": "ds_1", "name": "t", "facts": None, "warnings": [], "error": None}
+    waiting = {**row, "state": "inspecting", "progress": {"done": 1200, "total": 60000}}
+    fake.routes["POST /v1/datasets"] = httpx.Response(202, json=waiting)
+    fake.routes["DELETE /v1/datasets/ds_1"] = httpx.Response(204)
+    facts = {"num_classes": 10, "channels": 1, "image_size": [8, 8], "train": 1437, "test": 360}
+    fake.routes["GET /v1/datasets/ds_1"] = [waiting, {**row, "state": "ready", "progress": None, "facts": facts}]
+    error = {"code": "unusable", "message": "no pictures", "hint": "add some", "errors": []}
+    fake.routes["GET /v1/datasets"] = page(
+        [waiting, {**row, "name": "u", "state": "refused", "progress": None, "error": error}]
+    )
+    return fake, file
+
+
+def test_datasets_add_waits_for_the_inspection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    fake, file = inspecting_dataset(monkeypatch, tmp_path)
+    done = run(fake, "datasets", "add", str(file))
+    assert done.exit_code == 0 and "1,437" in done.stdout and "use it: --dataset t" in done.stderr
+
+
+def test_datasets_add_no_wait_and_the_list_show_the_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    fake, file = inspecting_dataset(monkeypatch, tmp_path)
+    done = run(fake, "datasets", "add", str(file), "--no-wait")
+    assert done.exit_code == 0 and "inspecting, 1,200 of 60,000 images" in done.stdout
+    assert "it is still being inspected" in done.stderr and not fake.requests_to("GET /v1/datasets/ds_1")
+    done = run(fake, "datasets")
+    assert "inspecting, 1,200 of 60,000 images" in done.stdout and "refused" in done.stdout
+    assert done.stderr.splitlines() == ["u was refused: no pictures", "  hint: add some"]
+
+
+def test_datasets_add_that_is_interrupted_cancels_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def interrupt(_: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt
+
+    fake, file = inspecting_dataset(monkeypatch, tmp_path)
+    fake.routes["GET /v1/datasets/ds_1"] = interrupt
+    done = run(fake, "datasets", "add", str(file))
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, "cancelled; nothing is registered")
+    assert len(fake.requests_to("DELETE /v1/datasets/ds_1")) == 1
+
+
 def evaluating(**changes: Any) -> FakeService:
     done = evaluation_job(**changes)
     events = [event(1, "queued"), event(2, "phase", phase="evaluating"), event(3, done["status"])]

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -190,6 +191,78 @@ def test_register_dataset_with_options():
     blob = "sha256:" + "0" * 64
     fake.client().register_dataset("d", f"blob:{blob}", options={"resize": "pad", "channels": 3})
     assert fake.bodies("POST /v1/datasets") == [{"name": "d", "blob": blob, "resize": "pad", "channels": 3}]
+
+
+BLOB = "sha256:" + "0" * 64
+REFUSED = {"code": "unusable", "message": "3.png is cut short", "hint": "replace it", "errors": [{"pointer": "/blob"}]}
+
+
+def entry(state: str, done: int | None = None, **changes: Any) -> dict[str, Any]:
+    progress = None if done is None else {"done": done, "total": 10}
+    return {"id": "ds_1", "name": "d", "blob": BLOB, "state": state, "progress": progress, "error": None, **changes}
+
+
+@pytest.fixture
+def inspecting(monkeypatch: pytest.MonkeyPatch) -> FakeService:
+    """A service whose data set is inspected while the client asks three times; the second answer is lost."""
+    monkeypatch.setattr("client.sdk.INSPECTION_POLL_S", 0)
+    polled = [entry("inspecting", 3), *[httpx.ReadError("lost")] * 3, entry("inspecting", 9), entry("ready")]
+    routes = {"POST /v1/datasets": httpx.Response(202, json=entry("inspecting")), "GET /v1/datasets/ds_1": polled}
+    return FakeService({**routes, "DELETE /v1/datasets/ds_1": httpx.Response(204)})
+
+
+def test_register_dataset_waits_for_the_inspection_and_reports_it(inspecting: FakeService):
+    seen: list[tuple[int, int]] = []
+    dataset = inspecting.client().register_dataset("d", BLOB, on_inspection=lambda *of: seen.append(of))
+    assert (dataset["state"], seen) == ("ready", [(3, 10), (3, 10), (9, 10)])
+    assert not inspecting.requests_to("DELETE /v1/datasets/ds_1")
+
+
+def test_register_dataset_without_wait_returns_at_once(inspecting: FakeService):
+    client = inspecting.client()
+    dataset = client.register_dataset("d", BLOB, wait=False)
+    assert dataset["state"] == "inspecting" and not inspecting.requests_to("GET /v1/datasets/ds_1")
+    assert client.wait_for_dataset(dataset)["state"] == "ready"
+
+
+def test_register_model_raises_the_refusal_of_its_inspection(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("client.sdk.INSPECTION_POLL_S", 0)
+    fake = FakeService({"POST /v1/models": httpx.Response(202, json=entry("inspecting"))})
+    fake.routes["GET /v1/models/ds_1"] = entry("refused", error=REFUSED)
+    with pytest.raises(ApiError) as raised:
+        fake.client().register_model("d", BLOB)
+    error = raised.value
+    assert (error.code, error.detail, error.status) == ("unusable", "3.png is cut short", 422)
+    assert (error.faults, error.extra["hint"]) == ([{"pointer": "/blob"}], "replace it")
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_register_dataset_that_is_interrupted_while_it_waits_is_cancelled(inspecting: FakeService):
+    with pytest.raises(KeyboardInterrupt):
+        inspecting.client().register_dataset("d", BLOB, on_inspection=interrupted)
+    assert len(inspecting.requests_to("DELETE /v1/datasets/ds_1")) == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "deleted"),
+    [
+        (entry("inspecting"), 1),
+        (entry("ready"), 0),
+        (entry("inspecting", blob="sha256:" + "1" * 64), 0),
+        (problem(404, "not_found"), 0),
+    ],
+    ids=["its own", "an older one", "another file", "none yet"],
+)
+def test_register_dataset_that_is_interrupted_before_the_answer_deletes_only_its_own_row(
+    inspecting: FakeService, found: Any, deleted: int
+):
+    inspecting.routes |= {"POST /v1/datasets": interrupted, "GET /v1/datasets/d": found}
+    with pytest.raises(KeyboardInterrupt):
+        inspecting.client().register_dataset("d", BLOB)
+    assert len(inspecting.requests_to("DELETE /v1/datasets/ds_1")) == deleted
 
 
 def test_catalogue_and_registry_methods():

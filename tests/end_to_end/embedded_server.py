@@ -41,6 +41,28 @@ class EmbeddedServer(Program):
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return self.http.post(path, json=body, **options)
 
+    def registered(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Register a file (`kind`: models or datasets), and return the row when it has been inspected."""
+        answer = self.post(f"/v1/{kind}", body)
+        assert answer.status_code in (201, 202), answer.text
+        path = answer.headers["location"]
+        self.wait_until(lambda: self.get(path)["state"] != "inspecting", JOB_S)
+        row: dict[str, Any] = self.get(path)
+        return row
+
+    def refusal(self, kind: str, body: dict[str, Any]) -> str:
+        """Register a file that must be refused: at once or, if the inspection takes longer, in its row. Returns why."""
+        answer = self.post(f"/v1/{kind}", body)
+        if answer.status_code == httpx.codes.ACCEPTED:
+            path = answer.headers["location"]
+            self.wait_until(lambda: self.get(path)["state"] != "inspecting", JOB_S)
+            row = self.get(path)
+            assert row["state"] == "refused"
+            self.http.delete(path)
+            return str(row["error"])
+        assert answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY, answer.text
+        return answer.text
+
     def submit(self, body: dict[str, Any]) -> str:
         """Submit a job and return its id."""
         answer = self.post("/v1/jobs", body)

@@ -163,7 +163,7 @@ def test_evaluation_of_a_registered_model_is_its_accuracy_in_the_report(server, 
     """The student of a job, registered as a model, has on request the accuracy that its job's report has."""
     path = tmp_path / "student.safetensors"
     path.write_bytes(server.http.get(f"/v1/jobs/{teacher_job}/checkpoint").content)
-    assert server.post("/v1/models", {"name": "convnet8", "blob": server.upload(path)}).status_code == 201
+    assert server.registered("models", {"name": "convnet8", "blob": server.upload(path)})["state"] == "ready"
     answer = server.post("/v1/models/convnet8/evaluations", {"dataset": "digits", "strict": True})
     assert answer.status_code == 201, answer.text
     job = server.ended(answer.json()["id"])
@@ -216,7 +216,7 @@ def test_submit_reports_five_faults_in_one_answer(server):
 
 def test_submit_refuses_a_teacher_that_does_not_fit_the_data(server, teacher_job, tmp_path):
     blob = server.upload(write_arrays(tmp_path / "three.npz"))
-    assert server.post("/v1/datasets", {"name": "three-blobs", "blob": blob}).status_code == 201
+    assert server.registered("datasets", {"name": "three-blobs", "blob": blob})["state"] == "ready"
     before = len(server.get("/v1/jobs")["data"])
     answer = server.post("/v1/jobs", distillation(teacher_job, dataset="three-blobs"))
     (fault,) = answer.json()["errors"]
@@ -236,8 +236,7 @@ def test_register_model_refuses_a_malicious_pickle_without_running_it(server, tm
     marker = tmp_path / "marker"
     torch.save({"state_dict": MaliciousPickle(marker)}, tmp_path / "evil.pth")
     blob = server.upload(tmp_path / "evil.pth")
-    answer = server.post("/v1/models", {"name": "evil", "blob": blob, "architecture": "resnet20"})
-    assert answer.status_code == 422 and "system" in answer.text
+    assert "system" in server.refusal("models", {"name": "evil", "blob": blob, "architecture": "resnet20"})
     assert not marker.exists()
     assert server.http.get("/v1/models/evil").status_code == 404
 
@@ -250,8 +249,7 @@ def test_register_dataset_names_a_broken_image_in_an_archive(server, tmp_path):
             Image.new("L", (8, 8), number).save(image, "png")
             content = b"no picture" if number == 5 else image.getvalue()
             archive.writestr(f"{'cat' if number % 2 else 'dog'}/{number:02}.png", content)
-    answer = server.post("/v1/datasets", {"name": "broken", "blob": server.upload(path)})
-    assert answer.status_code == 422 and "cat/05.png" in answer.text
+    assert "cat/05.png" in server.refusal("datasets", {"name": "broken", "blob": server.upload(path)})
 
 
 def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(server, tmp_path):
@@ -260,10 +258,10 @@ def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(serv
     state = {f"module.{name}": value for name, value in models.build("resnet8", 3, 1).state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "teacher.pth")
     model = {"name": "theirs", "blob": server.upload(tmp_path / "teacher.pth"), "architecture": "resnet8"}
-    registered = server.post("/v1/models", model)
-    assert registered.status_code == 201 and registered.json()["facts"]["num_classes"] == 3
+    registered = server.registered("models", model)
+    assert registered["facts"]["num_classes"] == 3
     data = server.upload(write_arrays(tmp_path / "blobs.npz", train=150))
-    assert server.post("/v1/datasets", {"name": "their-data", "blob": data}).status_code == 201
+    assert server.registered("datasets", {"name": "their-data", "blob": data})["state"] == "ready"
     job = server.ended(
         server.submit(
             {
@@ -275,7 +273,7 @@ def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(serv
             }
         )
     )
-    assert job["result"]["teacher"]["parameters"] == registered.json()["facts"]["parameters"]
+    assert job["result"]["teacher"]["parameters"] == registered["facts"]["parameters"]
 
 
 def test_killed_server_continues_its_job_after_a_restart(tmp_path):

@@ -131,12 +131,20 @@ def name_by_artifact(database: Database, sha256: str) -> None:
 
 def name_by_model(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        registry.models.register(connection, NewEntry("ours", "resnet", sha256, {}, []))
+        registry.models.register(connection, NewEntry("ours", "resnet", sha256, {}), "server", 30.0)
 
 
 def name_by_dataset(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        registry.datasets.register(connection, NewEntry("ours", "flowers", sha256, {}, []))
+        registry.datasets.register(connection, NewEntry("ours", "flowers", sha256, {}), "server", 30.0)
+
+
+def name_by_thumbnails(database: Database, sha256: str) -> None:
+    with database.begin() as connection:
+        new = NewEntry("ours", "flowers", "0" * 64, {})
+        entry = registry.datasets.register(connection, new, "server", 30.0)
+        sheet = {"sha256": sha256, "side": 8, "columns": 1, "classes": [0]}
+        registry.datasets.finish(connection, entry, "server", {"facts": {}, "thumbnails": sheet})
 
 
 def name_by_upload(database: Database, sha256: str) -> None:
@@ -155,7 +163,15 @@ def name_by_last_of_many_jobs(database: Database, sha256: str) -> None:
     submitted(database, resolved_spec={"dataset": {"source": f"blob:sha256:{sha256}"}})
 
 
-NAMERS = [name_by_artifact, name_by_model, name_by_dataset, name_by_upload, name_by_job, name_by_last_of_many_jobs]
+NAMERS = [
+    name_by_artifact,
+    name_by_model,
+    name_by_dataset,
+    name_by_thumbnails,
+    name_by_upload,
+    name_by_job,
+    name_by_last_of_many_jobs,
+]
 
 
 @pytest.mark.parametrize("name_it", NAMERS)
@@ -559,3 +575,11 @@ def test_collect_runs_without_a_row_if_the_disk_is_full(
     for _ in range(2):
         assert collect(Collector(database, files, immediately), every_s=0)
     assert place(files, sha256) == "deleted"
+
+
+def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Database, files: FileStore, in_days):
+    sha256 = put(files, "junk")
+    with database.begin() as connection:
+        entry = registry.models.register(connection, NewEntry("ours", "junk", sha256, {}), "server", 30.0)
+        registry.models.refuse(connection, entry, "server", {"message": "not a checkpoint"})
+    assert list(in_days(1.1).removed) == ["to_trash"]
