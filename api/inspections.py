@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from anyio import to_thread
 from pydantic import BaseModel, ValidationError
@@ -24,7 +24,7 @@ from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.facts import DATASET_READING, ProgramFacts
+from kdcore.catalog.facts import DATASET_READING, MODEL_READING, ProgramFacts, model_facts
 from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
 from store import registry
@@ -86,7 +86,7 @@ class Inspector:
             with disk_full_as_storage_full(self._scratch), locked_folder(self._scratch, name) as scratch:
                 facts = await self._run(arguments, scratch.path)
         try:
-            return kind.model_validate(facts)
+            return _typed(kind, facts)
         except ValidationError as error:
             log.error("an inspection printed other facts than expected: %s", error)
             raise Refused("internal", "the service cannot read the result of the inspection", final=False) from None
@@ -137,13 +137,14 @@ class Inspections:
         else:
             digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
         options_key = " ".join(str(value) for value in options.values() if value is not None)
-        if kind is DatasetFacts:
-            options_key = f"{options_key} reading={DATASET_READING}".strip()
+        if kind in OF_FILES:
+            reading = DATASET_READING if kind is DatasetFacts else MODEL_READING
+            options_key = f"{options_key} reading={reading}".strip()
         key = digest, KINDS[kind], options_key
         if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
             if "refused" in stored:
                 raise Refused(**stored["refused"])
-            return kind.model_validate(stored)
+            return _typed(kind, stored)
         try:
             facts = await self.inspector.inspect(kind, *subject, **options)
         except Refused as refused:
@@ -159,6 +160,13 @@ class Inspections:
         size = deciding.pop("image_size", None)
         more = json.dumps(deciding, sort_keys=True) if deciding else None
         return await self.inspect(DatasetFacts, digest, image_size=size, options=more)
+
+
+def _typed(kind: type[F], facts: Any) -> F:
+    """Return facts as their class; those of a model may be a program's. Raises ValidationError."""
+    if kind is ModelFacts:
+        return cast(F, model_facts(facts))
+    return kind.model_validate(facts)
 
 
 def _flags(options: dict[str, Any]) -> Iterator[str]:

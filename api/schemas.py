@@ -26,7 +26,7 @@ from base.wire import (
     WarningView,
     WorkerView,
 )
-from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, Preprocessing, Scheduling
 from kdcore.spec.job import ClassNames
 from store.artifacts import Artifact
@@ -136,7 +136,7 @@ class ModelView(Schema):
     id: str
     name: str
     blob: str
-    facts: ModelFacts
+    facts: ProgramFacts | ModelFacts
     warnings: list[WarningView]
     created_at: Time
 

@@ -15,7 +15,7 @@ from api.schemas import NewEvaluation, Page, page
 from api.submission import examine_evaluation
 from base.references import BLOB
 from base.wire import JobView
-from kdcore.catalog import ModelFacts
+from kdcore.catalog.facts import model_facts
 from kdcore.spec import Dataset, EvaluationSpec, Teacher
 from store import jobs, registry
 from store.records import NewJob, PageQuery
@@ -50,14 +50,15 @@ async def submit(
     if known := await replay(db, settings, caller.project, idempotency_key, digest):
         return known
     model = await db.read(registry.models.get, caller.project, name_or_id)
+    facts = model_facts(model.facts)
     asked = EvaluationSpec(
         name=sent.name,
-        model=Teacher(checkpoint=f"{BLOB}{model.sha256}", preprocessing=sent.preprocessing),
+        model=Teacher.model_validate({facts.field: f"{BLOB}{model.sha256}", "preprocessing": sent.preprocessing}),
         dataset=Dataset(source=sent.dataset, image_size=sent.image_size),
         strict=sent.strict,
         scheduling=sent.scheduling,
     )
-    examined = await examine_evaluation(asked, ModelFacts.model_validate(model.facts), references)
+    examined = await examine_evaluation(asked, facts, references)
     if examined.resolved is None:
         problem = WarningRefused if examined.is_refused_for_warnings else SpecInvalid
         raise problem(summary(examined.faults), examined.faults)

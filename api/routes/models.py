@@ -12,7 +12,7 @@ from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefu
 from api.schemas import Json, ModelView, NewModel, Page, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
-from kdcore.catalog import ModelFacts, UnknownName, architecture
+from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
 from kdcore.spec import model_warnings
 from store import registry
 from store.records import PageQuery
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
     responses=responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
 )
 async def register(new: NewModel, caller: Caller, db: Db, inspections: InspectionsDep) -> Response:
-    """Register an uploaded checkpoint as a teacher.
+    """Register an uploaded checkpoint or program as a teacher. Its bytes say which of them it is.
 
     A separate process first reads its classes and images and checks that it fits the architecture. A file
     that cannot be used is not registered, and the answer has the reason.
@@ -37,6 +37,9 @@ async def register(new: NewModel, caller: Caller, db: Db, inspections: Inspectio
         _require_known(new.architecture)
     digest = await uploaded(new.blob, inspections)
     facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
+    if isinstance(facts, ProgramFacts) and new.architecture is not None:
+        text = f"the file is {facts.kind}, which holds its own network"
+        raise Unusable(text, [Fault("/architecture", text, "unused", "leave it out", new.architecture)])
     facts = _as_stated(facts, new)
     warnings = accepted(model_warnings(facts), new.strict)
     entry = NewEntry(caller.project, new.name, digest, facts.model_dump(mode="json"), warnings)
