@@ -52,12 +52,6 @@ class TeacherMismatch(EngineError):
     code = "teacher_mismatch"
 
 
-class LibraryMissing(TeacherMismatch):
-    """The teacher's file needs an optional library that this host has not; another one may, or may have it later."""
-
-    retryable = True
-
-
 class TeacherUnavailable(EngineError):
     code = "teacher_unavailable"
 

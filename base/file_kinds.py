@@ -23,15 +23,13 @@ class FileKind(NamedTuple):
 _ARRAYS = "Load it and write the arrays: numpy.savez('data.npz', x_train=..., y_train=..., x_test=..., y_test=...)."
 _UNPACK = "Unpack it and send the folder as .zip or .tar."
 _EXPORT = (
-    "bring its network as an ONNX model (.onnx; tf2onnx makes one of Keras, TensorFlow or TFLite), or as a .pt2 program "
-    "of torch.export.save(...)"
+    "bring its network as an ONNX model (.onnx; tf2onnx makes one of Keras, TensorFlow and TFLite), or as a .pt2 "
+    "program of torch.export.save(...)"
 )
 _TO_MODELS = "It is a model: register it as one (models add)."
 _TO_DATA = "it is data: register it as a data set (datasets add)"
 
-HDF5 = FileKind(
-    "an HDF5 file, as Keras and MATLAB 7.3 write them", _ARRAYS, _EXPORT
-)
+HDF5 = FileKind("an HDF5 file, as Keras and MATLAB 7.3 write them", _ARRAYS, _EXPORT)
 MATLAB = FileKind("a MATLAB file", _ARRAYS.replace("Load it", "Load it (scipy.io.loadmat)"), _TO_DATA)
 _PROGRAM = "it holds its own network: give it as the program of a teacher, or register it without an architecture"
 ONNX = FileKind("an ONNX model", _TO_MODELS, _PROGRAM)

@@ -127,7 +127,7 @@ PROGRAM_FORMATS = {"pt2": "a torch.export program", "onnx": "an ONNX model"}
 
 
 class ProgramFacts(ModelFacts):
-    """The facts of a program, a file that holds the network's graph, from an inspection. It is its own architecture."""
+    """The facts of a program, a file that holds a network's graph, from an inspection. It is its own architecture."""
 
     architecture: str = "program"
     format: Literal["pt2", "onnx"] = "pt2"  # type: ignore[assignment]  # no formats of checkpoints
@@ -135,7 +135,7 @@ class ProgramFacts(ModelFacts):
     image_size: tuple[int | None, int | None]
     """Height and width in pixels; None if the program takes any."""
     batch: int | Literal["any"] = "any"
-    """The largest batch that it was exported for. One of onnx takes no other, and is given the images in such pieces."""
+    """The largest batch that it was exported for. An ONNX model takes no other: it gets the images in such pieces."""
     outputs: Literal["logits", "probabilities"] = "logits"
     """What the file returns. The engine takes the logarithm of probabilities."""
 

@@ -51,7 +51,9 @@ def look_through(path: Path) -> Contents:
     try:
         model = onnx.ModelProto.FromString(path.read_bytes())
     except DecodeError as error:
-        raise TeacherMismatch("the ONNX file is cut short or damaged", hint="compare its size, copy it again") from error
+        raise TeacherMismatch(
+            "the ONNX file is cut short or damaged", hint="compare its size, copy it again"
+        ) from error
     if not model.HasField("graph") or not model.graph.node:
         raise TeacherMismatch("the ONNX file holds no graph: it is cut short or damaged", hint=EXPORT)
     if model.functions:

@@ -1,15 +1,16 @@
 """An ONNX file as a classifier's network, run by onnxruntime, an optional library.
 
-onnxruntime computes on the CPU, or on the GPU of the job if its build for GPUs is installed. It runs with the threads
-of PyTorch, and always with the same number of images at a time: the batch that the file was exported for, or
-`PIECE`. A smaller rest is filled up with zeros. So all shapes are the same for every batch, and the outputs for an image
-do not depend on how many images come with it.
+onnxruntime computes on the CPU, or on the GPU of the job if its build for GPUs is installed. It runs with as many
+threads as PyTorch, and always with the same number of images at a time: the batch that the file was exported for, or
+`PIECE`. A smaller rest is filled up with zeros. So all shapes are the same for every batch, and the outputs for an
+image do not depend on how many images come with it.
 
 Shapes: N batch, C channels, H × W pixels, K classes.
 """
 
 import importlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.errors import EngineError, LibraryMissing, TeacherMismatch
+from base.errors import EngineError, OutOfMemory, TeacherMismatch
 from base.files import sha256_of
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.programs import onnx_file
@@ -33,8 +34,29 @@ VALUES = 2**24
 PIECE_VALUES = 2**28
 """The most numbers of all images of a fixed batch: 1 GiB."""
 ONE_TENSOR = "export a network that takes one float tensor of images, N x C x H x W, and returns one of logits, N x K"
-DTYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+DTYPES: dict[str, type[np.floating[Any]]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
 CHANNELS = (1, 3)
+
+
+NOISE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from the file failed:|(This is an i|I)nvalid model\. ?"
+    r"|/\S+\.(cc|h):\d+ [^\n]*?\) (?=\S)"
+)
+"""Parts of onnxruntime's messages that say nothing about the file: places in its source, signatures of functions."""
+NO_MEMORY = re.compile(r"[Ff]ailed to allocate memory|bad_alloc|bad allocation|Available memory of")
+INSTALL = (
+    "Where the service and its workers run: pip install onnx 'onnxruntime<1.29' (the extra `onnx` of this project)"
+)
+
+
+class OnnxruntimeMissing(TeacherMismatch):
+    """An ONNX file cannot be read here, but can be as soon as the extra is installed: the refusal is not remembered."""
+
+    retryable = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +108,7 @@ class OnnxProgram(Program):
 
 
 def open_onnx(path: Path) -> OnnxProgram:
-    """Read an ONNX file. Raises TeacherMismatch if it cannot be a teacher, LibraryMissing without onnxruntime."""
+    """Read an ONNX file. Raises TeacherMismatch if it cannot be a teacher, OnnxruntimeMissing without the extra."""
     _require_libraries()
     contents = onnx_file.look_through(path)
     session = _session(path, "cpu")
@@ -109,9 +131,8 @@ def _require_libraries() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise LibraryMissing(
-                f"the file is an ONNX model, and this host has no {name}, which reads it",
-                hint="install the extra: pip install 'distillery[onnx]'",
+            raise OnnxruntimeMissing(
+                f"the file is an ONNX model, and {name}, which reads it, is not installed here", hint=INSTALL
             ) from error
 
 
@@ -137,17 +158,21 @@ def _session(path: Path, device: str) -> Any:
 
 @contextmanager
 def _running(verb: str, path: Path | None = None) -> Iterator[None]:
-    """Turn onnxruntime's errors into TeacherMismatch, without the path of the file."""
+    """Turn onnxruntime's errors into TeacherMismatch, without the path of the file; or OutOfMemory."""
     try:
         yield
     except (EngineError, MemoryError):
         raise
     except Exception as error:  # onnxruntime's own errors have no common class but this.
-        words = str(error).strip() or type(error).__name__
+        words = str(error)
+        if NO_MEMORY.search(words):
+            raise OutOfMemory("onnxruntime cannot get the memory that the ONNX file asks for") from error
         if path is not None:
             words = words.replace(str(path), "the file")
+        words = NOISE.sub("", words).strip() or type(error).__name__
+        hint = "export it with an older set of operators: opset_version=17" if "pset" in words else onnx_file.EXPORT
         raise TeacherMismatch(
-            f"onnxruntime cannot {verb} the ONNX file: {words.splitlines()[0][:500]}", hint=onnx_file.EXPORT
+            f"onnxruntime cannot {verb} the ONNX file: {words.splitlines()[0][:500]}", hint
         ) from error
 
 
@@ -184,6 +209,8 @@ def _signature(session: Any) -> tuple[Plan, int, tuple[int | None, int | None], 
 
 
 def _refuse_sizes(images: Any, image: Sequence[int | None], batch: int | None) -> None:
+    if 0 in (*image, batch):
+        raise TeacherMismatch(f"the ONNX file takes {_described(images)}: no images", hint=ONE_TENSOR)
     values = math.prod(side or 1 for side in image)
     if values > VALUES or values * (batch or 1) > PIECE_VALUES:
         raise TeacherMismatch(
@@ -194,14 +221,14 @@ def _refuse_sizes(images: Any, image: Sequence[int | None], batch: int | None) -
 
 
 def _size(side: int | str | None) -> int | None:
-    """Return a size; None if it may vary, which files say by a name, by nothing, or by 0 or -1."""
-    return side if isinstance(side, int) and side > 0 else None
+    """Return a size; None if it may vary, which files say by a name, by nothing, or by -1."""
+    return side if isinstance(side, int) and side >= 0 else None
 
 
 def _described(one: Any) -> str:
     """Return the type and shape of an input or output, such as `float N x 3 x 32 x 32`."""
     kind = str(one.type).removeprefix("tensor(").removesuffix(")")
-    return f"{kind} {' x '.join(str(side or '?')[:20] for side in one.shape) or 'of one number'}"
+    return f"{kind} {' x '.join(str('?' if side is None else side)[:20] for side in one.shape) or 'of one number'}"
 
 
 def _named(several: Sequence[Any]) -> str:
