@@ -43,17 +43,22 @@ class Contents:
 
 def look_through(path: Path) -> Contents:
     """Return what the file says. Raises TeacherMismatch for anything but one complete file of standard operators."""
-    import onnx
     from google.protobuf.message import DecodeError
 
     if (size := path.stat().st_size) > BYTES:
         raise TeacherMismatch(f"the ONNX file has {size:,} bytes; a protocol buffer has at most {BYTES:,}")
     try:
-        model = onnx.ModelProto.FromString(path.read_bytes())
-    except DecodeError as error:
+        return _look_through(path.read_bytes())
+    except (DecodeError, UnicodeDecodeError) as error:
         raise TeacherMismatch(
-            "the ONNX file is cut short or damaged", hint="compare its size, copy it again"
+            "the ONNX file is cut short or damaged", hint="compare its size, or copy it again"
         ) from error
+
+
+def _look_through(file: bytes) -> Contents:
+    import onnx
+
+    model = onnx.ModelProto.FromString(file)
     if not model.HasField("graph") or not model.graph.node:
         raise TeacherMismatch("the ONNX file holds no graph: it is cut short or damaged", hint=EXPORT)
     if model.functions:

@@ -27,7 +27,7 @@ from kdcore.catalog.facts import ProgramFacts
 from kdcore.programs import onnx_file
 from kdcore.programs.program import Program
 
-PIECE = {"cpu": 16, "cuda": 64}
+PIECE = {"cpu": 8, "cuda": 64}
 """Images at a time, by the kind of device, for a file that takes any batch."""
 VALUES = 2**24
 """The most numbers of one image (a colour image of 2,364 x 2,364), and of the outputs for it."""
@@ -57,6 +57,10 @@ class OnnxruntimeMissing(TeacherMismatch):
     """An ONNX file cannot be read here, but can be as soon as the extra is installed: the refusal is not remembered."""
 
     retryable = True
+
+
+class RunFailed(TeacherMismatch):
+    """onnxruntime can read a file, and fails on images of this size."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def open_onnx(path: Path) -> OnnxProgram:
     _require_libraries()
     contents = onnx_file.look_through(path)
     session = _session(path, "cpu")
-    plan, channels, image_size, classes = _signature(session)
+    with _running("read", path):
+        plan, channels, image_size, classes = _signature(session)
     facts = ProgramFacts(
         format="onnx",
         num_classes=classes,
@@ -153,7 +158,8 @@ def _session(path: Path, device: str) -> Any:
     if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
     with _running("read", path):
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        # Its fallback would try the same once more, and print that.
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
 
 
 @contextmanager
@@ -166,14 +172,16 @@ def _running(verb: str, path: Path | None = None) -> Iterator[None]:
     except Exception as error:  # onnxruntime's own errors have no common class but this.
         words = str(error)
         if NO_MEMORY.search(words):
-            raise OutOfMemory("onnxruntime cannot get the memory that the ONNX file asks for") from error
+            raise OutOfMemory(
+                "onnxruntime cannot get the memory that the ONNX file asks for",
+                hint="networks for such images need less: look for a shape in its graph that is too large",
+            ) from error
         if path is not None:
             words = words.replace(str(path), "the file")
         words = NOISE.sub("", words).strip() or type(error).__name__
         hint = "export it with an older set of operators: opset_version=17" if "pset" in words else onnx_file.EXPORT
-        raise TeacherMismatch(
-            f"onnxruntime cannot {verb} the ONNX file: {words.splitlines()[0][:500]}", hint
-        ) from error
+        kind = RunFailed if verb == "run" else TeacherMismatch
+        raise kind(f"onnxruntime cannot {verb} the ONNX file: {words.splitlines()[0][:500]}", hint) from error
 
 
 def _signature(session: Any) -> tuple[Plan, int, tuple[int | None, int | None], int]:

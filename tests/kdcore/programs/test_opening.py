@@ -22,6 +22,8 @@ from kdcore.run import run
 from kdcore.spec import Dataset, parse
 from tests.kdcore.engine import events, workspace
 from tests.kdcore.programs.making import MODEL, WEIGHTS, exported, rewritten
+from tests.kdcore.programs.onnx_making import ANY_SIZE, needs_onnx, node, plain, saved, tensor
+from tests.kdcore.programs.onnx_making import exported as onnx_exported
 
 DATA = DatasetFacts(
     kind="arrays", num_classes=10, class_names=list("0123456789"), channels=1, image_size=(8, 8), train=400, test=100,
@@ -136,6 +138,21 @@ def test_open_program_images_that_are_too_small_for_it(tmp_path: Path):
     assert programs.open_program(path, DATA).facts.image_size == (None, None)
     with pytest.raises(TeacherMismatch, match=r"fails on images of 4 x 4 pixels: .*[Kk]ernel"):
         programs.open_program(path, DATA.model_copy(update={"image_size": (4, 4)}))
+
+
+@needs_onnx
+def test_inspect_tries_an_onnx_model_for_any_size_unless_the_images_are_too_small_for_it(tmp_path: Path):
+    softmax = plain(node("Softmax", "logits", "y", axis=1), images=("N", 3, "H", 30))
+    facts = programs.inspect(saved(tmp_path / "softmax.onnx", softmax))
+    assert (facts.image_size, facts.outputs) == ((None, 30), "probabilities")
+    infinite = plain(("Div", "logits zero", "y"), constants=[tensor("zero", 0.0)], images=("N", 3, "H", "W"))
+    with pytest.raises(TeacherMismatch, match="no numbers"):
+        programs.inspect(saved(tmp_path / "infinite.onnx", infinite))
+    network = nn.Sequential(nn.Conv2d(3, 4, 100), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    large = onnx_exported(network, tmp_path / "large.onnx", torch.zeros(1, 3, 100, 100), ANY_SIZE)
+    assert programs.inspect(large).image_size == (None, None)
+    with pytest.raises(TeacherMismatch, match="onnxruntime cannot run"):
+        programs.open_program(large, DATA.model_copy(update={"channels": 3}))
 
 
 @torch.library.custom_op("distillery_test::twice", mutates_args=())
