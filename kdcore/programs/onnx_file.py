@@ -19,8 +19,11 @@ PARTS = 1_000_000
 """The most messages (nodes, attributes, tensors) in a file; a network of 1,000 layers has some 20,000."""
 STANDARD = ("", "ai.onnx")
 """The names of the standard's own set of operators."""
-ONE_FILE = "save it with its weights inside: onnx.save(onnx.load('model.onnx'), 'teacher.onnx')"
-EXPORT = "write it again, such as with torch.onnx.export(model.eval(), (images,), 'teacher.onnx')"
+ONE_FILE = (
+    "save it with its weights inside: torch.onnx.export(..., external_data=False), or "
+    "onnx.save(onnx.load('model.onnx'), 'teacher.onnx')"
+)
+EXPORT = "write it again, such as with torch.onnx.export(model.eval(), (images,), 'teacher.onnx', external_data=False)"
 REFUSED = {
     **dict.fromkeys(("Loop", "Scan", "SequenceMap"), "a loop, whose number of turns nothing bounds"),
     **dict.fromkeys(

@@ -73,6 +73,19 @@ def test_inspect_the_command_answers_with_facts_or_with_the_reason(
     assert answers[1]["ok"] is False and answers[1]["error"]["code"] == "teacher_mismatch"
 
 
+@needs_onnx
+def test_inspect_model_finds_a_program_by_its_bytes(
+    program: Path, network: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    onnx = onnx_exported(network, tmp_path / "named.pth", torch.zeros(2, 1, 8, 8))
+    for path, kind in ((program, "pt2"), (onnx, "onnx")):
+        for options in ([], ["--architecture", "convnet4"]):
+            assert engine.main(["inspect", "model", str(path), *options]) == 0
+            assert json.loads(capsys.readouterr().out)["facts"]["format"] == kind
+    (tmp_path / "no.onnx").write_bytes(b"\x08 is no version of ONNX")
+    assert not programs.is_program(tmp_path / "no.onnx")
+
+
 def test_open_program_images_that_fit(program: Path):
     assert programs.open_program(program, DATA).facts.num_classes == 10
 
