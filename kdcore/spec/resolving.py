@@ -82,7 +82,8 @@ def _teacher(teacher: Teacher, known: Known, pointer: str, several: bool) -> Tea
         names = class_names(teacher, facts)
         # Names in the data's own order change nothing, and those of 1,000 classes would hide the rest of the spec.
         update["class_names"] = tuple(names) if names and names != known.dataset.class_names else None
-        update["architecture"] = None if isinstance(facts, ProgramFacts) else facts.architecture
+        is_program = teacher.program is not None or isinstance(facts, ProgramFacts)
+        update["architecture"] = None if is_program else facts.architecture
     return teacher.model_copy(update=update)
 
 
