@@ -93,7 +93,8 @@ class OnnxProgram(Program):
     @torch.no_grad()
     def outputs(self, images_NCHW: Tensor) -> Tensor:
         plan, kind = self._plan, images_NCHW.device.type
-        images = images_NCHW.float().permute(0, 2, 3, 1) if plan.channels_last else images_NCHW.float()
+        images = images_NCHW.detach().float()
+        images = images.permute(0, 2, 3, 1) if plan.channels_last else images
         given = np.ascontiguousarray(images.cpu().numpy(), dtype=plan.dtype)
         if kind not in self._sessions:
             self._sessions[kind] = _session(self._path, kind)
