@@ -82,7 +82,6 @@ class OnnxProgram(Program):
     computes on the device of its images."""
 
     eval_first = "export the network in eval mode: torch.onnx.export(model.eval(), ...)"
-
     holds_tensors = False
 
     def __init__(self, facts: ProgramFacts, path: Path, plan: Plan, session: Any) -> None:
@@ -97,7 +96,7 @@ class OnnxProgram(Program):
         images = images.permute(0, 2, 3, 1) if plan.channels_last else images
         given = np.ascontiguousarray(images.cpu().numpy(), dtype=plan.dtype)
         if kind not in self._sessions:
-            self._sessions[kind] = _session(self._path, kind)
+            self._sessions[kind] = _session(self._path, kind) if _has_gpu() else self._sessions["cpu"]
         size = plan.batch or PIECE.get(kind, PIECE["cpu"])
         outputs = np.empty((len(given), self.facts.num_classes), np.float32)
         for at in range(0, len(given), size):
@@ -156,11 +155,18 @@ def _session(path: Path, device: str) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Only these: onnxruntime offers one that computes elsewhere.
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if device == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
     with _running("read", path):
         # Its fallback would try the same once more, and print that.
         return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+
+
+def _has_gpu() -> bool:
+    """Return True if this build of onnxruntime computes on GPUs, too."""
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 @contextmanager
