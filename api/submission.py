@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from api.references import ReferenceFault, References, Target, as_colour
 from base.errors import Fault, WarningRefused
 from base.warning import WarningItem, refused_if_strict, warning_faults
-from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts
+from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import (
     DataOptions,
     Dataset,
@@ -157,6 +157,8 @@ class Lookup:
         if teacher.program is not None:
             return None
         target = self.teachers.get(pointer)
+        if target and isinstance(target.facts, ProgramFacts):
+            return None
         return target.facts.architecture if target and target.facts else teacher.architecture
 
     async def _shapes(self, network: str, paths: tuple[str, ...], data: DatasetFacts, pointer: str) -> None:
@@ -279,5 +281,6 @@ def _resolved_data(data: Target[DatasetFacts], facts: DatasetFacts, resized: boo
 
 
 def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:
-    name = "program" if teacher.program is not None else "checkpoint"
-    return teacher.model_copy(update={name: target.reference})
+    if isinstance(target.facts, ProgramFacts):
+        return teacher.model_copy(update={"checkpoint": None, "program": target.reference})
+    return teacher.model_copy(update={"checkpoint": target.reference})

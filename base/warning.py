@@ -14,6 +14,7 @@ When = Literal["registration", "submit", "teacher_check", "training", "result"]
 
 CODES: dict[str, When] = {
     "normalization_guessed": "registration",
+    "outputs_are_probabilities": "registration",
     "test_split_carved": "registration",
     "files_left_out": "registration",
     "folders_merged": "registration",

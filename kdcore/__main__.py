@@ -4,8 +4,8 @@
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
     python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
-    python -m kdcore inspect model PATH --architecture NAME
-    python -m kdcore inspect program PATH
+    python -m kdcore inspect model PATH [--architecture NAME]     a checkpoint or a program, as its bytes say
+    python -m kdcore inspect program PATH                         an ONNX model or a torch.export program only
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
@@ -122,8 +122,11 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
     match of.kind:
         case "model":
             with importing():
-                from kdcore import weights
+                from kdcore import programs, weights
 
+            # A program needs no architecture; whether one was given all the same is for the caller to say.
+            if programs.is_program(of.path):
+                return programs.inspect(of.path)
             return weights.inspect(of.path, of.architecture, of.channels)
         case "program":
             with importing():

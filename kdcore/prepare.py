@@ -19,7 +19,7 @@ from kdcore.catalog import ArchitectureFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.data.images import Data, Images, TrainingSet
 from kdcore.lesson import Teacher
-from kdcore.programs import Program, open_program
+from kdcore.programs import Program, is_program, open_program
 from kdcore.protocol import NOTHING_KNOWN, KnownBefore, Lines
 from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, spec_warnings, trials
 from kdcore.spec import Student as StudentSpec
@@ -169,9 +169,10 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> Teac
     assert reference is not None, "rules refuse a teacher without a file"
     if reference.startswith("weights:"):
         return weights.published(reference.removeprefix("weights:"))
-    if spec.program is not None:
-        return open_program(workspace.file(reference), loaded.facts)
-    return weights.open_teacher(workspace.file(reference), spec.architecture, loaded.facts.channels)
+    path = workspace.file(reference)
+    if spec.program is not None or is_program(path):
+        return open_program(path, loaded.facts)
+    return weights.open_teacher(path, spec.architecture, loaded.facts.channels)
 
 
 def _inspected(spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program]) -> dict[str, ArchitectureFacts]:

@@ -19,10 +19,12 @@ from base.errors import SpecFaults, TeacherMismatch, WarningRefused
 from base.files import write_text
 from base.references import FILE
 from base.warning import refused_if_strict
-from kdcore import data, device, models, weights
+from kdcore import data, device, models, programs, weights
+from kdcore.catalog.facts import ProgramFacts
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
 from kdcore.measure import chance
+from kdcore.programs import Program
 from kdcore.protocol import EXIT_STOPPED
 from kdcore.spec import (
     Dataset,
@@ -34,6 +36,7 @@ from kdcore.spec import (
     resolve_evaluation,
 )
 from kdcore.spec.fitting import class_order
+from kdcore.weights import TeacherFile
 
 if TYPE_CHECKING:
     from kdcore.prepare import Workspace
@@ -107,13 +110,21 @@ def paired_p(one_nK: Tensor, other_nK: Tensor, labels_n: Tensor) -> float:
 
 
 def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+    own: int = sum(parameter.numel() for parameter in network.parameters())
+    return own + sum(facts.parameters for facts in _elsewhere(network))
+
+
+def _elsewhere(network: nn.Module) -> list[ProgramFacts]:
+    """Return the facts of the network's programs whose weights PyTorch does not hold."""
+    return [one.facts for one in network.modules() if isinstance(one, Program) and not one.holds_tensors]
 
 
 def size_bytes(network: nn.Module) -> int:
-    """Return the bytes of all tensors in a checkpoint of the network, buffers included; shared tensors count once."""
+    """Return the bytes of all tensors in a checkpoint of the network, buffers included; shared tensors count once. Of a
+    program whose weights PyTorch does not hold, they are those of its file."""
     tensors = {(value.data_ptr(), value.shape): value for value in network.state_dict().values()}
-    return sum(value.numel() * value.element_size() for value in tensors.values())
+    own: int = sum(value.numel() * value.element_size() for value in tensors.values())
+    return own + sum(facts.bytes for facts in _elsewhere(network))
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
@@ -163,10 +174,14 @@ def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]
 
 def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("preparing")
-    source, checkpoint = spec.dataset.source, spec.model.checkpoint or ""
+    source, path = spec.dataset.source, workspace.file(spec.model.program or spec.model.checkpoint or "")
     loaded = data.load(spec.dataset, workspace.source(source), workspace.cache)
     facts = loaded.facts
-    file = weights.open_teacher(workspace.file(checkpoint), spec.model.architecture, facts.channels)
+    file: Program | TeacherFile
+    if spec.model.program is not None or programs.is_program(path):
+        file = programs.open_program(path, facts)
+    else:
+        file = weights.open_teacher(path, spec.model.architecture, facts.channels)
     if faults := fit_evaluation(spec, file.facts, facts):
         raise TeacherMismatch(str(SpecFaults(faults)))
     for warning in evaluation_warnings(spec, file.facts, facts):
@@ -176,8 +191,11 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     spec = resolve_evaluation(spec, file.facts, facts)
     assert spec.model.preprocessing is not None, "resolve_evaluation() gives the model its normalisation"
     device.make_exact(0)
-    network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
-    weights.load_into(network, file.state, checkpoint)
+    if isinstance(file, Program):
+        network: nn.Module = file
+    else:
+        network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
+        weights.load_into(network, file.state, "the checkpoint")
     mean, std = spec.model.preprocessing.mean, spec.model.preprocessing.std
     classifier = Classifier(network, mean, std, order=class_order(spec.model.class_names, facts))
 

@@ -21,12 +21,28 @@ OFTEN = 0.01
 
 def model_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
     """Yield what is doubtful about a model that is registered."""
+    yield from normalization_warnings(facts)
+    yield from _outputs_warnings(facts, "/blob")
+
+
+def normalization_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
     if facts.mean is None or facts.std is None:
         yield WarningItem(
             "normalization_guessed",
             "/preprocessing",
             "the file does not say how its images were normalized: jobs will use the mean and std of their data set",
             "register it with the preprocessing of its training: mean and std for each channel, of pixels in 0..1",
+        )
+
+
+def _outputs_warnings(facts: ModelFacts, pointer: str) -> Iterator[WarningItem]:
+    if isinstance(facts, ProgramFacts) and facts.outputs == "probabilities":
+        yield WarningItem(
+            "outputs_are_probabilities",
+            pointer,
+            f"{facts.kind} returns probabilities, not logits, as with a softmax at its end: their logarithm is used, "
+            "which has the same softmax at every temperature",
+            "nothing to do; an export without the softmax keeps more digits of small probabilities",
         )
 
 
@@ -207,6 +223,7 @@ def budget_warnings(spec: JobSpec, known: Known) -> Iterator[WarningItem]:
 
 def teacher_warnings(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts, pointer: str) -> Iterator[WarningItem]:
     """Yield what is doubtful about a teacher on these images. A resolved spec gets the same words as the one sent."""
+    yield from _outputs_warnings(facts, pointer)
     names = class_names(teacher, facts)
     if names and class_order(names, dataset):
         yield WarningItem(

@@ -10,7 +10,7 @@ from base.errors import Fault
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts, UnknownName, architecture
 from kdcore.spec.job import Preprocessing, Student, Teacher, Training, Unlabelled
 from kdcore.spec.methods import Networks
-from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher
+from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher, only_logits
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
     faults = [*_pool_fit(dataset, known.unlabelled)]
     for pointer, teacher in each_teacher(fields):
         faults += _preprocessing_fit(dataset, teacher, pointer)
-        faults += _teacher_fit(dataset, teacher, pointer, known)
+        faults += _teacher_fit(dataset, teacher, pointer, known, fields)
     for pointer, student in (*each_assistant(fields), *each_student(fields)):
         faults += _preprocessing_fit(dataset, student, pointer)
         network = known.network(student.architecture)
@@ -85,7 +85,9 @@ def _places_fit(fields: Fields, known: Known) -> Iterator[Fault]:
             yield replace(fault, pointer=pointer + fault.pointer)
 
 
-def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: Known) -> Iterator[Fault]:
+def _teacher_fit(
+    dataset: DatasetFacts, teacher: Teacher, pointer: str, known: Known, fields: Fields
+) -> Iterator[Fault]:
     facts = known.teachers.get(pointer)
     file = f"{pointer}/program" if teacher.program is not None else f"{pointer}/checkpoint"
     network = known.network(facts.architecture if facts else teacher.architecture)
@@ -94,7 +96,12 @@ def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: K
     if facts is None:
         return
     if isinstance(facts, ProgramFacts):
+        if teacher.architecture is not None:
+            text = f"the file is {facts.kind}, which holds its own network"
+            yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
         yield from _program_fit(dataset, facts, file)
+        if teacher.program is None:
+            yield from only_logits(fields, file, teacher.checkpoint)
     elif teacher.architecture not in (None, facts.architecture):
         text = f"the checkpoint is a {facts.architecture}"
         yield _mismatch(f"{pointer}/architecture", text, facts.architecture, teacher.architecture)

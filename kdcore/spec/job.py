@@ -216,8 +216,9 @@ class Teacher(Vocabulary):
     )
     program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
-        description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a torch.export program (.pt2) "
-        "that maps normalised images to logits. It has no taps: only methods on logits can use it.",
+        description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a program, an ONNX model (.onnx) "
+        "or one of torch.export (.pt2), that maps normalised images to logits. It has no taps: only methods on logits "
+        "can use it. A registered one is named as a checkpoint, model:<name or id>.",
     )
     architecture: Architecture | None = Field(
         default=None, description="Not needed for a checkpoint that contains it: model:, job: and weights:."

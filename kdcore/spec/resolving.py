@@ -1,6 +1,6 @@
 """The resolving of a spec's defaults, with the facts of its references. Resolving is idempotent."""
 
-from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec.fitting import Known, class_names, teacher_network
 from kdcore.spec.job import (
     Augmentation,
@@ -82,7 +82,8 @@ def _teacher(teacher: Teacher, known: Known, pointer: str, several: bool) -> Tea
         names = class_names(teacher, facts)
         # Names in the data's own order change nothing, and those of 1,000 classes would hide the rest of the spec.
         update["class_names"] = tuple(names) if names and names != known.dataset.class_names else None
-        update["architecture"] = None if teacher.program is not None else facts.architecture
+        is_program = teacher.program is not None or isinstance(facts, ProgramFacts)
+        update["architecture"] = None if is_program else facts.architecture
     return teacher.model_copy(update=update)
 
 

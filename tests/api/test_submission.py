@@ -6,7 +6,7 @@ import pytest
 
 from api.inspections import Refused
 from kdcore.spec import Dataset, parse
-from tests.api.conftest import DATASET, MODEL, PROGRAM, SUPERVISED, Service, problem
+from tests.api.conftest import DATASET, MODEL, ONNX, PROGRAM, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -365,6 +365,32 @@ async def test_program_can_teach(service: Service) -> None:
     body = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"program": f"blob:{blob}"}))).json()
     assert body["estimate"]["parameters"]["teacher"] == PROGRAM.parameters
     assert service.inspector.requests == [("program", blob.removeprefix("sha256:"), {})]
+
+
+async def test_registered_program_teaches_by_its_name(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = ONNX
+    names = list("9876543210")
+    stated = {"class_names": names, "preprocessing": {"mean": [0.25], "std": [0.5]}}
+    await service.http.post("/v1/models", json={"name": "graph", "blob": blob, **stated})
+    resolved = await accepted(service, kd(teacher={"checkpoint": "model:graph"}))
+    teacher = resolved["teacher"]
+    assert (teacher["program"], teacher["checkpoint"], teacher["architecture"]) == (f"blob:{blob}", None, None)
+    assert (teacher["preprocessing"], teacher["class_names"]) == (stated["preprocessing"], names)
+    assert await accepted(service, {**resolved, "name": "again"}) == {**resolved, "name": "again"}
+    for method, text in (("attention", "its activations"), ("kd", "holds its own network")):
+        given = {"checkpoint": "model:graph", **({"architecture": "convnet32"} if method == "kd" else {})}
+        faults = await faults_of(service, kd(teacher=given, method=method))
+        [(pointer, fault)] = faults.items()
+        assert pointer == ("/teacher/architecture" if method == "kd" else "/teacher/checkpoint")
+        assert text in fault["message"]
+
+
+async def test_uploaded_program_as_a_checkpoint_of_an_architecture_is_refused(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = ONNX
+    faults = await faults_of(service, kd(teacher={"checkpoint": f"blob:{blob}", "architecture": "convnet32"}))
+    assert "an ONNX model, which holds its own network" in faults["/teacher/architecture"]["message"]
 
 
 async def test_program_cannot_teach_by_activations_or_gradients(service: Service) -> None:
