@@ -1,5 +1,5 @@
 """Images to train on: read from files, decoded once, and augmented reproducibly."""
 
-from kdcore.data.loading import inspect, load, load_unlabelled
+from kdcore.data.loading import enlarges, inspect, load, load_unlabelled, with_sizes
 
-__all__ = ["inspect", "load", "load_unlabelled"]
+__all__ = ["enlarges", "inspect", "load", "load_unlabelled", "with_sizes"]

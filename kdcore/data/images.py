@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcore.catalog.facts import DatasetFacts
-from kdcore.data import counter_rng
+from kdcore.data import counter_rng, resizing
 from kdcore.spec import Training, Unlabelled
 
 Labels = npt.NDArray[np.int64]
@@ -51,33 +52,82 @@ class Stacked:
         return whole
 
 
+class Enlarged:
+    """Pixels of which rows are enlarged to a square when they are read: what is stored has all that the pictures have.
+
+    It has the methods of a tensor that a batch needs, on any device.
+    """
+
+    def __init__(self, stored: Store, side: int) -> None:
+        self.stored, self.side = stored, side
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([*self.stored.shape[:2], self.side, self.side])
+
+    @property
+    def device(self) -> torch.device:
+        return self.stored.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        return resizing.resized(self.stored.index_select(dim, index), (self.side, self.side))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return resizing.resized(self.stored[rows], (self.side, self.side))
+
+    def to(self, device: torch.device | str) -> Enlarged:
+        return Enlarged(self.stored.to(device), self.side)
+
+
+Store = Tensor | Stacked | Enlarged
+"""The pixels of a split, uint8 N × C × H × W."""
+
+
 @dataclass(frozen=True)
 class Images:
     """One split: pixels uint8 N × C × H × W, labels int64 N (-1 without a label). A batch is a gather of rows."""
 
-    pixels: Tensor | Stacked
+    pixels: Store
     labels: Tensor
+    sized: Mapping[int, Store] = field(default_factory=dict)
+    """The same pictures as squares of other sides, for teachers with image sizes of their own."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Images:
         """Return the split on another device. A mapped split is then read completely."""
-        return Images(self.pixels.to(device), self.labels.to(device))
+        sized = {side: store.to(device) for side, store in self.sized.items()}
+        return Images(self.pixels.to(device), self.labels.to(device), sized)
+
+    def at(self, side: int | None) -> Images:
+        """Return the split at one size alone: the data's own for None."""
+        return Images(self.pixels if side is None else self.sized[side], self.labels)
 
     def take(self, index: Tensor) -> Images:
         """Return a copy of some rows. The images of a training are indexed instead: views depend on the row number."""
         index = index.to(self.pixels.device)
-        return Images(self.pixels.index_select(0, index), self.labels.index_select(0, index))
+        sized = {side: store.index_select(0, index) for side, store in self.sized.items()}
+        return Images(self.pixels.index_select(0, index), self.labels.index_select(0, index), sized)
 
     def joined(self, others: Images) -> Images:
         """Return these images and others as one split, without a copy; the others' rows come after these."""
-        stores = [
-            store
-            for pixels in (self.pixels, others.pixels)
-            for store in (pixels.stores if isinstance(pixels, Stacked) else (pixels,))
-        ]
-        return Images(Stacked(*stores), torch.cat([self.labels, others.labels]))
+        sized = {side: _stacked(store, others.sized[side]) for side, store in self.sized.items()}
+        return Images(_stacked(self.pixels, others.pixels), torch.cat([self.labels, others.labels]), sized)
+
+
+def _stacked(first: Store, second: Store) -> Store:
+    """Return the rows of the first, then those of the second."""
+    if isinstance(first, Enlarged) and isinstance(second, Enlarged):
+        return Enlarged(_stacked(first.stored, second.stored), first.side)
+    stores: list[Tensor] = []
+    for one in (first, second):
+        assert not isinstance(one, Enlarged), "`with_sizes` stores labelled and unlabelled images alike"
+        stores += one.stores if isinstance(one, Stacked) else (one,)
+    return Stacked(*stores)
 
 
 @dataclass(frozen=True)
@@ -116,7 +166,7 @@ class TrainingSet:
         if validation is not None:
             return cls(train, torch.arange(len(train), device=train.labels.device), validation)
         rows, held_out = split(train, recipe.validation_fraction, recipe.seed)
-        return cls(train, rows.to(train.labels.device), train.take(held_out))
+        return cls(train, rows.to(train.labels.device), train.at(None).take(held_out))
 
     def with_unlabelled(self, images: Images, options: Unlabelled) -> TrainingSet:
         """Return the set with unlabelled images added or in place of the labelled ones, and the same held-out rows."""

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,9 +14,9 @@ from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.builtin import open_digits, open_named
-from kdcore.data.decoding import OnProgress, Source, cached, decode, decoded, with_options
+from kdcore.data.decoding import OnProgress, Source, Split, cached, decode, decoded, with_options
 from kdcore.data.forms import open_file
-from kdcore.data.images import Data, Images
+from kdcore.data.images import Data, Enlarged, Images, Store
 from kdcore.spec import DataOptions, Dataset
 
 
@@ -52,6 +54,45 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
             "Bring both to one size with image_size, or resize the files.",
         )
     return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
+
+
+def enlarges(dataset: Dataset) -> bool:
+    """Return True if the pictures are stored at their own size: what is larger is then made of it in reading."""
+    named = DATASETS.get(dataset.source)
+    return dataset.image_size is None and not (named is not None and named.resizable)
+
+
+def with_sizes(
+    splits: Mapping[Split, Images],
+    sides: Iterable[int],
+    enlarged: bool,
+    dataset: Dataset,
+    path: Path | None,
+    cache: Path,
+) -> dict[Split, Images]:
+    """Return splits that `load` has returned, with their pictures as squares of these sides, too.
+
+    The pictures of a side are decoded from the files, and cached, as if it were `dataset.image_size`. If pictures are
+    `enlarged`, larger ones are made in reading instead: all of their pixels are stored already.
+    """
+    sized: dict[Split, dict[int, Store]] = {split: {} for split in splits}
+    for side in sides:
+        if enlarged and all(side > images.pixels.shape[2] for images in splits.values()):
+            other: dict[Split, Store] = {split: Enlarged(images.pixels, side) for split, images in splits.items()}
+        else:
+            read = _load(_at_side(dataset, side), path, cache)
+            other = {"train": read.train.pixels, "test": read.test.pixels}
+        for split in splits:
+            sized[split][side] = other[split]
+    return {split: replace(images, sized=sized[split]) for split, images in splits.items()}
+
+
+def _at_side(dataset: Dataset, side: int) -> Dataset:
+    """Return the data set read at another size, so that the same part of each picture is seen."""
+    resize_to = dataset.resize_to
+    if resize_to is not None and dataset.image_size is not None:
+        resize_to = max(side, round(resize_to * side / dataset.image_size))
+    return dataset.model_copy(update={"image_size": side, "resize_to": resize_to})
 
 
 def inspect(path: Path, options: DataOptions | None = None, on_progress: OnProgress | None = None) -> DatasetFacts:

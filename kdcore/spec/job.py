@@ -230,6 +230,13 @@ class Teacher(Vocabulary):
         description="The names of its classes, in the order of its outputs. In another order than the data's, its "
         "outputs are put into that of the data. Default: the names in its file or registration, if there are any.",
     )
+    image_size: int | None = Field(
+        default=None,
+        ge=4,
+        le=1024,
+        description="Height and width of its images: each is made from the picture itself, and teacher and student see "
+        "the same part of it. Default: the size that its file or program notes, else the data's.",
+    )
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         default=None, description="Its share in the averaged probabilities of several teachers. Default: equal."
     )

@@ -1,7 +1,7 @@
 """The resolving of a spec's defaults, with the facts of its references. Resolving is idempotent."""
 
 from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec.fitting import Known, class_names, teacher_network
+from kdcore.spec.fitting import Known, class_names, teacher_network, teacher_size
 from kdcore.spec.job import (
     Augmentation,
     CropFlip,
@@ -71,10 +71,10 @@ def _weighed(method: Method) -> Method:
 
 def _teachers(spec: JobSpec, known: Known) -> tuple[Teacher, ...]:
     several = len(spec.teachers) > 1
-    return tuple(_teacher(teacher, known, pointer, several) for pointer, teacher in each_teacher(vars(spec)))
+    return tuple(_teacher(teacher, spec, known, pointer, several) for pointer, teacher in each_teacher(vars(spec)))
 
 
-def _teacher(teacher: Teacher, known: Known, pointer: str, several: bool) -> Teacher:
+def _teacher(teacher: Teacher, spec: JobSpec, known: Known, pointer: str, several: bool) -> Teacher:
     update: dict[str, object] = {"weight": _given(teacher.weight, 1.0)} if several else {}
     facts = known.teachers.get(pointer)
     if facts is not None and known.dataset is not None:
@@ -83,6 +83,9 @@ def _teacher(teacher: Teacher, known: Known, pointer: str, several: bool) -> Tea
         # Names in the data's own order change nothing, and those of 1,000 classes would hide the rest of the spec.
         update["class_names"] = tuple(names) if names and names != known.dataset.class_names else None
         update["architecture"] = None if teacher.program is not None else facts.architecture
+        size = teacher_size(vars(spec), known, pointer, teacher)
+        if facts.image_size is not None and size[0] == size[1]:
+            update["image_size"] = size[0]
     return teacher.model_copy(update=update)
 
 
