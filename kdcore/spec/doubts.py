@@ -222,16 +222,14 @@ def teacher_warnings(
         )
     if isinstance(facts, ProgramFacts) or facts.image_size is None:
         return  # Whether a program takes images of this size is a matter of fit(), not of doubt.
-    if facts.image_size == size:
-        return
-    own, shown = (" x ".join(map(str, pair)) for pair in (facts.image_size, size))
-    learned = f"{_who(pointer)} learned from images of {own} pixels"
-    if teacher.image_size is not None:
-        hint = "leave image_size out, so that it gets images of that size, or compare its accuracy with the one it had"
-        yield WarningItem("image_size_differs", f"{pointer}/image_size", f"{learned}, it gets {shown}", hint)
-    else:
-        hint = "bring the images to that size with dataset.image_size, or compare its accuracy with the one that it had"
-        yield WarningItem("image_size_differs", "/dataset/image_size", f"{learned}, the data set has {shown}", hint)
+    if teacher.image_size is None and facts.image_size != size:
+        own, shown = (" x ".join(map(str, pair)) for pair in (facts.image_size, size))
+        yield WarningItem(
+            "image_size_differs",
+            "/dataset/image_size",
+            f"{_who(pointer)} learned from images of {own} pixels, the data set has {shown}",
+            "bring the images to that size with dataset.image_size, or compare its accuracy with the one that it had",
+        )
 
 
 def _first(names: Sequence[str]) -> str:

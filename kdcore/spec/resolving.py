@@ -84,7 +84,7 @@ def _teacher(teacher: Teacher, spec: JobSpec, known: Known, pointer: str, severa
         update["class_names"] = tuple(names) if names and names != known.dataset.class_names else None
         update["architecture"] = None if teacher.program is not None else facts.architecture
         size = teacher_size(vars(spec), known, pointer, teacher)
-        if facts.image_size is not None and size[0] == size[1]:
+        if facts.image_size == size and size[0] == size[1]:
             update["image_size"] = size[0]
     return teacher.model_copy(update=update)
 

@@ -52,7 +52,7 @@ def test_resized_crop_of_a_box_in_a_frame_worked_out_by_hand():
 
 
 def test_resized_crop_shrinks_by_a_mean_worked_out_by_hand():
-    """4 pixels to 2: the middles are at 0.5 and 2.5, the weights 3 : 3 : 1 of 0, 10, 20, and 1 : 3 : 3 of 10, 20, 30."""
+    """4 pixels to 2: the middles are at 0.5 and 2.5, the weights 3, 3, 1 of 0, 10, 20, and 1, 3, 3 of 10, 20, 30."""
     row = torch.tensor([0, 10, 20, 30], dtype=torch.uint8).view(1, 1, 1, 4).expand(1, 1, 4, 4)
     assert resized(row, (2, 2))[0, 0, 0].tolist() == [round(50 / 7), round(160 / 7)]
 

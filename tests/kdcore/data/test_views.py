@@ -212,14 +212,13 @@ def test_views_of_two_sizes_cut_the_same_boxes():
 
 
 def test_views_padding_is_in_pixels_of_the_datas_own_size():
-    """4 pixels of 8 are 6 of 12, and 2 of 4; of 2 pixels the places are rounded, and stay inside of the padding."""
+    """4 pixels of 8 are 6 of 12. What a view shows of the picture is the same part, to half a pixel."""
     images = Images(noise(30).pixels, torch.arange(30) % 5, {12: torch.full((30, 3, 12, 12), 9, dtype=torch.uint8)})
     batch = Views(CropFlip(padding=4, flip=False), None, 5).batch(images, torch.arange(30), seed=1, epoch=0)
     for small, large in zip(batch.inputs, batch.at(12), strict=True):
-        kept = [(small[0] > 0).any(axis).sum().item() for axis in (0, 1)]
-        assert [(large[0] > 0).any(axis).sum().item() for axis in (0, 1)] == [
-            12 - views._rounded((8 - side) * 12, 8) for side in kept
-        ]
+        for axis in (0, 1):
+            shown = [(one[0] > 0).any(axis).sum().item() for one in (small, large)]
+            assert abs(shown[1] - shown[0] * 12 / 8) <= 0.5 and shown[1] >= 6
 
 
 def test_views_a_smaller_size_is_cut_from_its_own_pictures():

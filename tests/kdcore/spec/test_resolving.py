@@ -1,5 +1,6 @@
 """Nothing is left to guess: weights, stages and taps of every method, and what each model is normalised by."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -210,3 +211,30 @@ def test_resolve_writes_out_class_names_only_in_another_order(stated, registered
     once = resolve(parse(spec), facts)
     assert once.teachers[0].class_names == written
     assert resolve(once, known(spec)).teachers[0].class_names == written
+
+
+@pytest.mark.parametrize(
+    ("given", "noted", "data", "expected"),
+    [
+        (None, None, (32, 32), None),
+        (None, (64, 64), (32, 32), 64),
+        (None, (32, 32), (32, 32), 32),
+        (48, (64, 64), (32, 32), 48),
+        (32, (64, 64), (32, 32), 32),
+        (48, None, (32, 32), 48),
+        (None, (64, 48), (32, 32), None),
+        (None, (64, 64), (32, 48), None),
+    ],
+)
+def test_resolve_writes_out_the_size_of_the_teachers_images_if_it_is_known(given, noted, data, expected):
+    """A teacher without a size gets the data's, as in specs of earlier versions."""
+    changes = {"teacher": {**ONE, "image_size": given}}
+    facts = known(body(**changes))
+    facts = replace(
+        facts,
+        dataset=DATA.model_copy(update={"image_size": data}),
+        teachers={"/teacher": TEACHER.model_copy(update={"image_size": noted})},
+    )
+    spec = resolve(parse(body(**changes)), facts)
+    assert spec.teachers[0].image_size == expected
+    assert resolve(spec, facts) == spec
