@@ -27,6 +27,8 @@ from kdcore.spec import (
     Dataset,
     JobSpec,
     Known,
+    RandomResizedCrop,
+    Training,
     Trial,
     each_teacher,
     fit,
@@ -111,25 +113,34 @@ class PreparedJob:
         network = models.build(spec.architecture, facts.num_classes, facts.channels)
         return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.bf16).to(self.device)
 
-    def show_data_size_to_teachers(self) -> None:
-        """Give every teacher images of the data's own size, as in versions without `teacher.image_size`."""
+    def keep_to_one_size(self) -> None:
+        """Show every network the images of the data's own size, and cut boxes from these, as in versions without other
+        sizes."""
         for member in self.teacher.members if self.teacher is not None else ():
             member.image_size = None
         teachers = tuple(teacher.model_copy(update={"image_size": None}) for teacher in self.spec.teachers)
         if teachers:
             teacher = teachers if isinstance(self.spec.teacher, tuple) else teachers[0]
             self.spec = self.spec.model_copy(update={"teacher": teacher})
+        augmentation = self.spec.training.augmentation
+        if isinstance(augmentation, RandomResizedCrop):
+            recipe = self.spec.training.model_copy(
+                update={"augmentation": augmentation.model_copy(update={"store_size": None})}
+            )
+            self.spec = self.spec.model_copy(update={"training": recipe})
         self.data = replace(self.data, train=self.data.train.at(None), test=self.data.test.at(None))
         self.unlabelled = None if self.unlabelled is None else self.unlabelled.at(None)
 
     def training_set(self, trial: Trial) -> TrainingSet:
         """Return the images that a trial learns from, with those of the teacher's size if it has the job's own teacher.
         The baseline never gets the unlabelled ones."""
-        train = self.data.train if trial.taught_by == GIVEN else self.data.train.at(None)
+        sides = self.data.train.sized if trial.taught_by == GIVEN else ()
+        train = self.data.train.for_training(sides)
         labelled = TrainingSet.of(train, self.spec.training, self.data.val)
         if self.unlabelled is None or self.spec.unlabelled is None or trial.name == "alone":
             return labelled.to(self.device)
-        return labelled.with_unlabelled(self.unlabelled, self.spec.unlabelled).to(self.device)
+        unlabelled = self.unlabelled.for_training(sides)
+        return labelled.with_unlabelled(unlabelled, self.spec.unlabelled).to(self.device)
 
 
 def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
@@ -153,8 +164,7 @@ def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
         workspace.warn(warning)
     refuse_if_strict(spec, workspace)
     spec = resolve(spec, known)
-    if sides := {side for teacher in spec.teachers if (side := own_side(teacher, facts)) is not None}:
-        loaded, unlabelled = _with_sizes(spec, sides, loaded, unlabelled, workspace)
+    loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
     device = devices.choose(spec.training)
     devices.make_exact(spec.training.seed)
     bf16 = devices.bf16(spec.training, device)
@@ -216,19 +226,30 @@ def own_side(teacher: TeacherSpec, facts: DatasetFacts) -> int | None:
     return None if (teacher.image_size, teacher.image_size) == facts.image_size else teacher.image_size
 
 
+def wide_side(training: Training, facts: DatasetFacts) -> int | None:
+    """Return the side of the pictures from which boxes are cut; None if they are cut from the images themselves."""
+    side = getattr(training.augmentation, "store_size", None)
+    return None if (side, side) == facts.image_size else side
+
+
 def _with_sizes(
-    spec: JobSpec, sides: set[int], loaded: Data, unlabelled: Images | None, workspace: Workspace
+    spec: JobSpec, loaded: Data, unlabelled: Images | None, workspace: Workspace
 ) -> tuple[Data, Images | None]:
-    """Return the images with those of the teachers' sizes."""
+    """Return the images with those of the teachers' sizes, and those from which boxes are cut."""
+    sides = {side for teacher in spec.teachers if (side := own_side(teacher, loaded.facts)) is not None}
+    wide = wide_side(spec.training, loaded.facts)
+    if not sides and wide is None:
+        return loaded, unlabelled
     enlarged, dataset = data.enlarges(spec.dataset), spec.dataset
     source, cache = workspace.source(dataset.source), workspace.cache
     splits: dict[Split, Images] = {"train": loaded.train, "test": loaded.test}
-    splits = data.with_sizes(splits, sorted(sides), enlarged, dataset, source, cache)
+    splits = data.with_sizes(splits, sorted(sides), wide, enlarged, dataset, source, cache)
     loaded = replace(loaded, train=splits["train"], test=splits["test"])
     if unlabelled is None or spec.unlabelled is None:
         return loaded, unlabelled
     pool = Dataset.of(spec.unlabelled.source, dataset.for_unlabelled())
-    more = data.with_sizes({"train": unlabelled}, sorted(sides), enlarged, pool, workspace.source(pool.source), cache)
+    source = workspace.source(pool.source)
+    more = data.with_sizes({"train": unlabelled}, sorted(sides), wide, enlarged, pool, source, cache)
     return loaded, more["train"]
 
 

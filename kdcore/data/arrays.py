@@ -147,7 +147,11 @@ def _unlabelled(path: Path, images: _Images, options: DataOptions) -> Source:
 def cut(size: tuple[int, int], count: int, options: DataOptions) -> dict[str, Any]:
     """Return what a crop leaves out of so many images of one height and width: fields of the source."""
     share = 1 - image_files.share_kept(*size, options)
-    return {"pictures": {"cut": count} if share > image_files.NOTICEABLE_CUT else {}, "pixels_cut": round(share, 4)}
+    return {
+        "pictures": {"cut": count} if share > image_files.NOTICEABLE_CUT else {},
+        "pixels_cut": round(share, 4),
+        "own_side": image_files.own_side([image_files.Header(*size, grey=True)], options),
+    }
 
 
 @contextmanager

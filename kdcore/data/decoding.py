@@ -71,6 +71,7 @@ class Source:
     merged: Sequence[str] = ()
     pictures: Mapping[str, int] = field(default_factory=dict)
     pixels_cut: float = 0.0
+    own_side: int | None = None
     skipped: Sequence[str] = ()
     """The names of image files that were left out."""
 
@@ -99,6 +100,7 @@ class Source:
             grey=sums.grey,
             pictures=dict(self.pictures),
             pixels_cut=self.pixels_cut,
+            own_side=self.own_side,
             skipped=len(self.skipped),
             skipped_names=list(self.skipped[:NAMED]),
         )

@@ -58,7 +58,7 @@ def open_folders(path: Path, options: DataOptions | None = None, limits: Limits 
     kept = drawn(labels["train"], options)
     files["train"] = [file for file, keep in zip(files["train"], kept, strict=True) if keep]
     labels["train"] = labels["train"][kept]
-    headers = (file.header for of in files.values() for file in of if isinstance(file.header, Header))
+    headers = [file.header for of in files.values() for file in of if isinstance(file.header, Header)]
     pictures, pixels_cut = image_files.count(headers, options)
     places = {
         file.ordinal: (split, row, _pixels(file)) for split, rows in files.items() for row, file in enumerate(rows)
@@ -78,6 +78,7 @@ def open_folders(path: Path, options: DataOptions | None = None, limits: Limits 
         merged=merged,
         pictures=pictures,
         pixels_cut=pixels_cut,
+        own_side=image_files.own_side(headers, options),
         skipped=skipped,
     )
 

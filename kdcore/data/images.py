@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -52,8 +52,8 @@ class Stacked:
         return whole
 
 
-class Enlarged:
-    """Pixels of which rows are enlarged to a square when they are read: what is stored has all that the pictures have.
+class Resized:
+    """Pixels of which rows are resized to a square when they are read.
 
     It has the methods of a tensor that a batch needs, on any device.
     """
@@ -78,11 +78,11 @@ class Enlarged:
     def __getitem__(self, rows: slice) -> Tensor:
         return resizing.resized(self.stored[rows], (self.side, self.side))
 
-    def to(self, device: torch.device | str) -> Enlarged:
-        return Enlarged(self.stored.to(device), self.side)
+    def to(self, device: torch.device | str) -> Resized:
+        return Resized(self.stored.to(device), self.side)
 
 
-Store = Tensor | Stacked | Enlarged
+Store = Tensor | Stacked | Resized
 """The pixels of a split, uint8 N × C × H × W."""
 
 
@@ -94,6 +94,8 @@ class Images:
     labels: Tensor
     sized: Mapping[int, Store] = field(default_factory=dict)
     """The same pictures as squares of other sides, for teachers with image sizes of their own."""
+    wide: Store | None = None
+    """The same pictures in a larger size, from which boxes are cut for all sizes. None: from each size's own."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,14 +103,16 @@ class Images:
     def to(self, device: torch.device | str) -> Images:
         """Return the split on another device. A mapped split is then read completely."""
         sized = {side: store.to(device) for side, store in self.sized.items()}
-        return Images(self.pixels.to(device), self.labels.to(device), sized)
+        wide = None if self.wide is None else self.wide.to(device)
+        return Images(self.pixels.to(device), self.labels.to(device), sized, wide)
 
     def at(self, side: int | None) -> Images:
         """Return the split at one size alone: the data's own for None."""
         return Images(self.pixels if side is None else self.sized[side], self.labels)
 
     def take(self, index: Tensor) -> Images:
-        """Return a copy of some rows. The images of a training are indexed instead: views depend on the row number."""
+        """Return a copy of some rows, as they are evaluated. The images of a training are indexed instead: views depend
+        on the row number."""
         index = index.to(self.pixels.device)
         sized = {side: store.index_select(0, index) for side, store in self.sized.items()}
         return Images(self.pixels.index_select(0, index), self.labels.index_select(0, index), sized)
@@ -116,16 +120,26 @@ class Images:
     def joined(self, others: Images) -> Images:
         """Return these images and others as one split, without a copy; the others' rows come after these."""
         sized = {side: _stacked(store, others.sized[side]) for side, store in self.sized.items()}
-        return Images(_stacked(self.pixels, others.pixels), torch.cat([self.labels, others.labels]), sized)
+        assert (self.wide is None) == (others.wide is None), "`with_sizes` stores labelled and unlabelled images alike"
+        wide = None if self.wide is None or others.wide is None else _stacked(self.wide, others.wide)
+        return Images(_stacked(self.pixels, others.pixels), torch.cat([self.labels, others.labels]), sized, wide)
+
+    def for_training(self, sides: Collection[int]) -> Images:
+        """Return what views at the data's own size and at these sides are made of: a wide store is enough for boxes."""
+        if self.wide is None:
+            sized = {side: self.sized[side] for side in sides}
+        else:
+            sized = {side: Resized(self.wide, side) for side in sides}
+        return replace(self, sized=sized)
 
 
 def _stacked(first: Store, second: Store) -> Store:
     """Return the rows of the first, then those of the second."""
-    if isinstance(first, Enlarged) and isinstance(second, Enlarged):
-        return Enlarged(_stacked(first.stored, second.stored), first.side)
+    if isinstance(first, Resized) and isinstance(second, Resized):
+        return Resized(_stacked(first.stored, second.stored), first.side)
     stores: list[Tensor] = []
     for one in (first, second):
-        assert not isinstance(one, Enlarged), "`with_sizes` stores labelled and unlabelled images alike"
+        assert not isinstance(one, Resized), "`with_sizes` stores labelled and unlabelled images alike"
         stores += one.stores if isinstance(one, Stacked) else (one,)
     return Stacked(*stores)
 

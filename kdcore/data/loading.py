@@ -16,7 +16,7 @@ from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.builtin import open_digits, open_named
 from kdcore.data.decoding import OnProgress, Source, Split, cached, decode, decoded, with_options
 from kdcore.data.forms import open_file
-from kdcore.data.images import Data, Enlarged, Images, Store
+from kdcore.data.images import Data, Images, Resized, Store
 from kdcore.spec import DataOptions, Dataset
 
 
@@ -65,12 +65,14 @@ def enlarges(dataset: Dataset) -> bool:
 def with_sizes(
     splits: Mapping[Split, Images],
     sides: Iterable[int],
+    wide: int | None,
     enlarged: bool,
     dataset: Dataset,
     path: Path | None,
     cache: Path,
 ) -> dict[Split, Images]:
-    """Return splits that `load` has returned, with their pictures as squares of these sides, too.
+    """Return splits that `load` has returned, with their pictures as squares of these sides, too; and the training
+    split with a store for boxes, of the side `wide`.
 
     The pictures of a side are decoded from the files, and cached, as if it were `dataset.image_size`. If pictures are
     `enlarged`, larger ones are made in reading instead: all of their pixels are stored already.
@@ -78,13 +80,16 @@ def with_sizes(
     sized: dict[Split, dict[int, Store]] = {split: {} for split in splits}
     for side in sides:
         if enlarged and all(side > images.pixels.shape[2] for images in splits.values()):
-            other: dict[Split, Store] = {split: Enlarged(images.pixels, side) for split, images in splits.items()}
+            other: dict[Split, Store] = {split: Resized(images.pixels, side) for split, images in splits.items()}
         else:
             read = _load(_at_side(dataset, side), path, cache)
             other = {"train": read.train.pixels, "test": read.test.pixels}
         for split in splits:
             sized[split][side] = other[split]
-    return {split: replace(images, sized=sized[split]) for split, images in splits.items()}
+    found = {split: replace(images, sized=sized[split]) for split, images in splits.items()}
+    if wide is not None:
+        found["train"] = replace(found["train"], wide=_load(_at_side(dataset, wide), path, cache).train.pixels)
+    return found
 
 
 def _at_side(dataset: Dataset, side: int) -> Dataset:

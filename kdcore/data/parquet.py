@@ -133,6 +133,7 @@ def open_parquet(
         left_out=left_out,
         pictures=pictures,
         pixels_cut=pixels_cut,
+        own_side=image_files.own_side(good, options),
         skipped=list(skipped.values()),
     )
 

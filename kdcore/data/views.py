@@ -6,7 +6,8 @@ outputs can be cached by row and view id. Padding is black before normalisation,
 ToTensor → Normalize.
 
 A teacher may have an image size of its own. What is drawn for a view (place, box, mirroring, partner) is drawn once, in
-pixels of the data's own size, and cut from the picture as it is stored at each size.
+pixels of the data's own size, and cut from the picture as it is stored at each size. Boxes are cut from a larger store
+if there is one, so that a small box has the pixels of the picture itself.
 
 Shapes: N batch, C channels, H height, W width, K classes.
 """
@@ -27,6 +28,8 @@ from kdcore.spec import Augmentation, CropFlip, Mix, RandomResizedCrop
 _ORDER, _VIEW, _MIX = 1, 2, 3
 _RATIO_STEPS = 4096
 Whole = TypeVar("Whole", int, Tensor)
+_Cut = Callable[[Tensor, tuple[int, int] | None], Tensor]
+"""Makes views of pixels; a box also in another size than that of the pixels."""
 
 
 def order(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
@@ -54,7 +57,11 @@ class Views:
         states = counter_rng.streams(counter_rng.key(_VIEW, seed, epoch), index)
         height, width = images.pixels.shape[2:]
         cut, view_ids = self._drawn((height, width), states)
-        views = [cut(store.index_select(0, index)) for store in (images.pixels, *images.sized.values())]
+        if images.wide is not None and isinstance(self.augmentation, RandomResizedCrop):
+            stored = images.wide.index_select(0, index)
+            views = [cut(stored, size) for size in ((height, width), *((side, side) for side in images.sized))]
+        else:
+            views = [cut(store.index_select(0, index), None) for store in (images.pixels, *images.sized.values())]
         labels = images.labels.index_select(0, index)
         if self.mix is None or self._quantiles is None:
             return Batch(views[0], labels, index, epoch + 1, view_ids, dict(zip(images.sized, views[1:], strict=True)))
@@ -65,21 +72,21 @@ class Views:
         views, targets_NK = mix(views, targets_NK, states, self._quantiles)
         return Batch(views[0], targets_NK, index, epoch + 1, None, dict(zip(images.sized, views[1:], strict=True)))
 
-    def _drawn(self, frame: tuple[int, int], states: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
+    def _drawn(self, frame: tuple[int, int], states: Tensor) -> tuple[_Cut, Tensor | None]:
         """Return what makes views of these samples' pixels at any size, and the views' ids: 0..161 for a crop of 32
         from 40 with flips, 0 without augmentation, None for boxes. `frame`: the data's own height and width."""
         match self.augmentation:
             case CropFlip(padding=padding, flip=flip) as how:
                 top, left, flipped = _offsets(how, states)
                 view_ids = (top * (2 * padding + 1) + left) * (2 if flip else 1) + flipped
-                return lambda pixels: _cut_at_size(pixels, top, left, flipped, padding, frame), view_ids
+                return lambda pixels, _: _cut_at_size(pixels, top, left, flipped, padding, frame), view_ids
             case RandomResizedCrop() as how:
                 *draws, coin = counter_rng.draws(states, 5)
                 mirrored = counter_rng.below(coin, 2) if how.flip else torch.zeros_like(coin)
                 boxes = _boxes(how, draws, *frame)
-                return lambda pixels: resized_crop(pixels, boxes, mirrored, frame), None
+                return lambda pixels, size: resized_crop(pixels, boxes, mirrored, frame, size), None
             case _:
-                return lambda pixels: pixels, torch.zeros_like(states)
+                return lambda pixels, _: pixels, torch.zeros_like(states)
 
 
 def _cut_at_size(

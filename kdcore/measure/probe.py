@@ -25,7 +25,7 @@ from kdcore.data.images import Data, Images
 from kdcore.lesson import Teacher
 from kdcore.measure import batch_norm, evaluate
 from kdcore.measure.cost import device_name, peak_memory
-from kdcore.prepare import PreparedJob, own_side
+from kdcore.prepare import PreparedJob, own_side, wide_side
 from kdcore.run import TrialSetup
 from kdcore.spec import GIVEN, JobSpec, Known, Trial, trials
 from kdcore.spec import Teacher as TeacherSpec
@@ -227,13 +227,17 @@ class _Prober:
 
     def _random_images(self, count: int) -> Images:
         channels, size = self.facts.channels, self.facts.image_size
-        sides = [side for teacher in self.spec.teachers if (side := own_side(teacher, self.facts)) is not None]
-        pixels, *others = (
-            torch.randint(0, 256, (count, channels, *of), dtype=torch.uint8)
-            for of in (size, *((side, side) for side in sides))
-        )
-        sized = dict(zip(sides, others, strict=True))
-        return Images(pixels, torch.arange(count) % self.facts.num_classes, sized)
+        pixels = torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
+        sides = {side for teacher in self.spec.teachers if (side := own_side(teacher, self.facts)) is not None}
+        store = wide_side(self.spec.training, self.facts)
+
+        def squares(side: int) -> torch.Tensor:
+            """Return one picture for all rows: it costs what many do, and no memory."""
+            return torch.randint(0, 256, (1, channels, side, side), dtype=torch.uint8).expand(count, -1, -1, -1)
+
+        labels = torch.arange(count) % self.facts.num_classes
+        wide = None if store is None else squares(store)
+        return Images(pixels, labels, {side: squares(side) for side in sorted(sides)}, wide)
 
 
 def _joined(members: Sequence[FrozenTeacher], spec: JobSpec) -> FrozenTeacher | TeacherEnsemble | None:

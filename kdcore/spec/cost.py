@@ -184,7 +184,7 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
         # A classifier of some classes more or less costs the same.
         "classes": dataset.num_classes.bit_length(),
         "optimizer": spec.training.optimizer.name,
-        "augmentation": spec.training.augmentation.name if spec.training.augmentation else None,
+        "augmentation": _augmentation(spec.training, dataset),
         "mix": spec.training.mix.name if spec.training.mix else None,
         "ema": spec.training.ema is not None,
         "batch_norm": spec.training.batch_norm,
@@ -220,6 +220,15 @@ def _stage(
         "methods": [method.model_dump(mode="json", exclude=NOT_OF_A_STEP) for method in methods],
         "first_stage": stage.method is not None,
     }
+
+
+def _augmentation(training: Training, dataset: DatasetFacts) -> str | None:
+    """Return what decides the cost of views: the augmentation, and the size of the pictures that boxes are cut from, if
+    that is not the data's."""
+    if training.augmentation is None:
+        return None
+    name, side = training.augmentation.name, getattr(training.augmentation, "store_size", None)
+    return name if side is None or dataset.image_size == (side, side) else f"{name} from {side}"
 
 
 def _network(teacher: Teacher, dataset: DatasetFacts) -> str | None:

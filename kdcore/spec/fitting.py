@@ -50,6 +50,7 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
         return [Fault("/dataset/source", text, "not_allowed", "a labelled set, and this one as unlabelled")]
     faults = [*_pool_fit(dataset, known.unlabelled)]
     faults += _teacher_sizes_fit(fields, dataset)
+    faults += _store_fits(fields, known, dataset)
     for pointer, teacher in each_teacher(fields):
         faults += _preprocessing_fit(dataset, teacher, pointer)
         faults += _teacher_fit(dataset, teacher, pointer, known, teacher_size(fields, known, pointer, teacher))
@@ -84,6 +85,25 @@ def size_shown(given: int | None, facts: ModelFacts | None, dataset: DatasetFact
     if height == width and own is not None and own[0] is not None and own[0] == own[1]:
         return own[0], own[0]
     return height, width
+
+
+def _store_fits(fields: Fields, known: Known, dataset: DatasetFacts) -> Iterator[Fault]:
+    """Yield the fault of a store that is smaller than the images that are cut from it."""
+    training = fields.get("training")
+    augmentation = training.augmentation if isinstance(training, Training) else None
+    store = getattr(augmentation, "store_size", None)
+    height, width = dataset.image_size
+    if store is None or (store, store) == (height, width):
+        return
+    at = "/training/augmentation/store_size"
+    if height != width:
+        text = f"the data set's images are {height} x {width}, no squares: give a dataset.image_size, too"
+        yield Fault(at, text, "not_allowed", "null", store)
+        return
+    largest = max((height, *(teacher_size(fields, known, at, one)[0] for at, one in each_teacher(fields))))
+    if store < largest:
+        text = f"images of {largest} pixels are cut from it: give as much or more, or {height} for none"
+        yield Fault(at, text, "not_allowed", f">= {largest}", store)
 
 
 def _teacher_sizes_fit(fields: Fields, dataset: DatasetFacts) -> Iterator[Fault]:

@@ -342,6 +342,14 @@ class RandomResizedCrop(Vocabulary):
         default=(3 / 4, 4 / 3), description="Smallest and largest width over height."
     )
     flip: Flip = True
+    store_size: int | None = Field(
+        default=None,
+        ge=4,
+        le=4096,
+        description="Height and width of the stored pictures from which crops are cut; at the image_size, small ones "
+        "are blurred. Default: image_size / sqrt(smallest scale), so that no crop is enlarged, but at most 2 x "
+        "image_size, the pictures' own size, and 4 GiB for all.",
+    )
 
 
 Augmentation = NoAugmentation | CropFlip | RandomResizedCrop

@@ -382,7 +382,10 @@ async def test_program_for_other_images_is_refused(service: Service) -> None:
     service.inspector.answers[digest] = PROGRAM.model_copy(update={"image_size": (32, 32), "num_classes": 5})
     answer = await service.http.post("/v1/jobs", json=kd(teacher={"program": f"blob:{blob}"}))
     body = problem(answer, 422, "spec_invalid")["errors"]
-    assert [(fault["pointer"], fault["code"]) for fault in body] == [("/teacher/program", "teacher_mismatch")] * 2
+    # It gets images of its own size; a size that is given for it is at fault.
+    assert [(fault["pointer"], fault["code"]) for fault in body] == [("/teacher/program", "teacher_mismatch")]
+    sized = await faults_of(service, kd(teacher={"program": f"blob:{blob}", "image_size": 16}))
+    assert sized["/teacher/image_size"]["message"].endswith("and its image_size is 16 x 16")
     broken = await service.upload(b"no graph")
     refused = Refused("teacher_mismatch", "this is no torch.export program", "save it with torch.export.save")
     service.inspector.answers[broken.removeprefix("sha256:")] = refused

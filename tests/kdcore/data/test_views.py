@@ -221,6 +221,19 @@ def test_views_padding_is_in_pixels_of_the_datas_own_size():
             assert abs(shown[1] - shown[0] * 12 / 8) <= 0.5 and shown[1] >= 6
 
 
+def test_views_boxes_are_cut_from_a_larger_store_for_every_size():
+    """The store has two pixels for one of the images, so that a box in it has twice the numbers."""
+    images, large, index = noise(30), noise(30, side=16).pixels, torch.arange(30)
+    wide = Images(images.pixels, images.labels, {12: torch.zeros(30, 3, 12, 12, dtype=torch.uint8)}, large)
+    how = RandomResizedCrop(flip=False)
+    batch = Views(how, None, 5).batch(wide, index, seed=1, epoch=4)
+    states = views.counter_rng.streams(views.counter_rng.key(views._VIEW, 1, 4), index)
+    boxes = views.Boxes(*(2 * side for side in views._boxes(how, list(views.counter_rng.draws(states, 4)), 8, 8)))
+    for size, seen in ((8, batch.inputs), (12, batch.at(12))):
+        assert torch.equal(seen, views.resized_crop(large, boxes, torch.zeros(30).long(), size=(size, size)))
+    assert not torch.equal(batch.inputs, Views(how, None, 5).batch(images, index, seed=1, epoch=4).inputs)
+
+
 def test_views_a_smaller_size_is_cut_from_its_own_pictures():
     images = Images(noise(30).pixels, torch.arange(30) % 5, {4: torch.full((30, 3, 4, 4), 9, dtype=torch.uint8)})
     for augmentation in AUGMENTATIONS:

@@ -124,6 +124,39 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         ),
         {"more": data(image_size=(32, 64))},
     ),
+    "a store of pictures that is smaller than the images": (
+        {"training": {"augmentation": {"name": "random_resized_crop", "store_size": 31}}},
+        (
+            "/training/augmentation/store_size",
+            "not_allowed",
+            "images of 32 pixels are cut from it: give as much or more, or 32 for none",
+        ),
+        {"training": {"augmentation": {"name": "random_resized_crop", "store_size": 32}}},
+    ),
+    "a store of pictures that is smaller than the teacher's images": (
+        {
+            "teacher": {**ONE, "image_size": 64},
+            "training": {"augmentation": {"name": "random_resized_crop", "store_size": 48}},
+        },
+        (
+            "/training/augmentation/store_size",
+            "not_allowed",
+            "images of 64 pixels are cut from it: give as much or more, or 32 for none",
+        ),
+        {"training": {"augmentation": {"name": "random_resized_crop", "store_size": 48}}},
+    ),
+    "a store of pictures that are no squares": (
+        {
+            "training": {"augmentation": {"name": "random_resized_crop", "store_size": 64}},
+            "more": data(image_size=(32, 64)),
+        },
+        (
+            "/training/augmentation/store_size",
+            "not_allowed",
+            "the data set's images are 32 x 64, no squares: give a dataset.image_size, too",
+        ),
+        {"training": {"augmentation": {"name": "random_resized_crop", "store_size": 64}}},
+    ),
     "a teacher's size where gradients at the images are compared": (
         {"teacher": {**ONE, "image_size": 64}, "method": {"name": "attention", "mapping": "gradient"}},
         (

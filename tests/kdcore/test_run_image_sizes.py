@@ -1,6 +1,8 @@
-"""Jobs whose teachers get images of another size than the student: kdcore/prepare.py, loading.py, run.py."""
+"""Jobs with images of several sizes, for a teacher and for boxes: kdcore/prepare.py, data/loading.py, run.py."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from base.errors import SpecFaults, TeacherMismatch
 from kdcore import data as kdcore_data
 from kdcore import prepare
 from kdcore.checkpoint import Stopped
-from kdcore.data.images import Enlarged
+from kdcore.data.images import Resized
 from kdcore.measure.evaluate import run_evaluation
 from kdcore.run import run
 from kdcore.spec import Dataset, EvaluationSpec, Teacher, parse
@@ -157,7 +159,7 @@ def test_run_unlabelled_images_are_shown_in_both_sizes(data, teacher, tmp_path):
     native = at_8(data, teacher, 32, dataset=f"file:{data}", unlabelled={"source": f"file:{pool}", "labels": "none"})
     prepared = prepare.prepare(native, where)
     large = prepared.training_set(prepared.trials[0]).images.sized[32]
-    assert isinstance(large, Enlarged) and large.shape == (180, 1, 32, 32)
+    assert isinstance(large, Resized) and large.shape == (180, 1, 32, 32)
     assert large.index_select(0, torch.tensor([3, 150])).shape == (2, 1, 32, 32)
 
 
@@ -184,7 +186,7 @@ def test_prepare_pictures_that_are_smaller_are_enlarged_when_they_are_read(data,
     where, _ = workspace(tmp_path)
     prepared = prepare.prepare(at_8(data, teacher, 40, dataset=f"file:{data}"), where)
     large = prepared.data.test.sized[40]
-    assert isinstance(large, Enlarged) and len(list(where.cache.glob("*/facts.json"))) == 1
+    assert isinstance(large, Resized) and len(list(where.cache.glob("*/facts.json"))) == 1
     picture = prepared.data.test.pixels[:1][0, 0].numpy()
     theirs = np.asarray(Image.fromarray(picture).resize((40, 40), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(large[:1][0, 0].numpy().astype(int) - theirs).max() <= 2
@@ -194,7 +196,9 @@ def test_with_sizes_a_crop_shows_the_same_part_at_every_size(tmp_path):
     """20 of 40 pixels, of pictures that are resized to 40: at 30 these are 30 of 60."""
     dataset = Dataset(source="digits", image_size=20, resize_to=40)
     loaded = kdcore_data.load(dataset, None, tmp_path)
-    sized = kdcore_data.with_sizes({"test": loaded.test}, [30], kdcore_data.enlarges(dataset), dataset, None, tmp_path)
+    sized = kdcore_data.with_sizes(
+        {"test": loaded.test}, [30], None, kdcore_data.enlarges(dataset), dataset, None, tmp_path
+    )
     expected = kdcore_data.load(Dataset(source="digits", image_size=30, resize_to=60), None, tmp_path).test.pixels
     assert torch.equal(sized["test"].sized[30], expected)
 
@@ -213,3 +217,67 @@ def test_parse_an_image_size_below_4_is_refused(data, teacher):
     body["teacher"]["image_size"] = 3
     with pytest.raises(SpecFaults, match="image_size"):
         parse(body)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Class folders of PNG files of 24 x 24."""
+    path = tmp_path_factory.mktemp("pictures") / "pictures.zip"
+    rng = np.random.default_rng(5)
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, count in (("train", 30), ("test", 10)):
+            for label in range(2):
+                for number in range(count):
+                    pixels = rng.integers(100 * label, 156 + 100 * label, (24, 24)).astype(np.uint8)
+                    blob = io.BytesIO()
+                    Image.fromarray(pixels).save(blob, "PNG")
+                    archive.writestr(f"{split}/{label}/{number}.png", blob.getvalue())
+    return path
+
+
+def boxes(pictures, store_size=None, **fields):
+    how = {"name": "random_resized_crop", **({"store_size": store_size} if store_size else {})}
+    dataset = {"source": f"file:{pictures}", "image_size": 8}
+    training = {"augmentation": how, "batch_size": 16, **fields.pop("training", {})}
+    return job(pictures, **{"dataset": dataset, "training": training, **fields})
+
+
+def test_prepare_boxes_are_cut_from_larger_pictures_and_evaluations_stay_as_they_are(pictures, tmp_path):
+    """8 / sqrt(0.35) is 13.5."""
+    where, _ = workspace(tmp_path)
+    wide, plain = (prepare.prepare(boxes(pictures, size), where) for size in (None, 8))
+    assert wide.spec.training.augmentation.store_size == 14 and wide.data.facts.own_side == 24
+    trained = wide.training_set(wide.trials[0])
+    assert trained.images.wide.shape == (60, 1, 14, 14) and trained.held_out.wide is None
+    assert plain.training_set(plain.trials[0]).images.wide is None
+    assert torch.equal(wide.data.test.pixels, plain.data.test.pixels)
+    assert torch.equal(trained.held_out.pixels, plain.training_set(plain.trials[0]).held_out.pixels)
+
+
+def test_prepare_a_larger_store_serves_the_teacher_too(pictures, tmp_path):
+    where, _ = workspace(tmp_path)
+    file = write_teacher(tmp_path / "teacher.safetensors", classes=2)
+    teacher = [{"checkpoint": f"file:{file}", "image_size": 12}]
+    prepared = prepare.prepare(boxes(pictures, teacher=teacher, method="kd", baseline="train"), where)
+    sets = {trial.name: prepared.training_set(trial).images for trial in prepared.trials}
+    assert sets["student"].wide.shape[2] == sets["alone"].wide.shape[2] == 21
+    assert sets["student"].sized.keys() == {12} and not sets["alone"].sized
+    assert prepared.data.test.sized[12].shape == (20, 1, 12, 12)
+
+
+def test_run_a_stopped_job_with_larger_pictures_resumes_to_the_same_bits(pictures, tmp_path, monkeypatch):
+    spec = boxes(pictures, training={"epochs": 3})
+    _, whole, _ = finish(spec, tmp_path / "whole")
+    _, resumed, _ = finish(spec, tmp_path / "resumed", stopped(spec, tmp_path / "stopped", 4, monkeypatch))
+    assert same(whole, resumed)
+    assert not same(whole, finish(boxes(pictures, 8, training={"epochs": 3}), tmp_path / "small")[1])
+
+
+def test_run_a_job_of_an_earlier_version_goes_on_with_boxes_from_its_images(pictures, tmp_path, monkeypatch):
+    running = {"batch_norm": "running", "epochs": 3}
+    _, whole, _ = finish(boxes(pictures, 8, training=running), tmp_path / "whole")
+    checkpoint = stopped(boxes(pictures, 8, training=running), tmp_path / "stopped", 1, monkeypatch)
+    as_by_the_version_before(checkpoint)
+    _, resumed, out = finish(boxes(pictures, training={"epochs": 3}), tmp_path / "resumed", checkpoint)
+    assert same(whole, resumed)
+    assert json.loads((out / "spec.json").read_text())["training"]["augmentation"]["store_size"] is None
