@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 _WEIGHT_BITS = 7
-_FINE_BITS = 22
-"""Of the weights of a shrinking: a byte times their sum is below 2³¹."""
+_AT_ONCE = 8
+"""Images of which a CPU averages rows at the same time: few enough for its cache."""
 
 
 class Boxes(NamedTuple):
@@ -111,7 +111,7 @@ def _neighbours(of: _Dimension) -> tuple[Tensor, Tensor, Tensor]:
 
 def _triangles(of: _Dimension) -> tuple[Tensor, Tensor]:
     """Return the first source position of each output position, and the weights of the k positions from there on, in
-    units of 2⁻²². Positions outside of the box have no weight."""
+    units of 2⁻⁷. Positions outside of the box have no weight."""
     middle_NP, whole = _middles(of)
     reach_N1 = (2 * of.stored * of.length_N[:, None]).clamp(min=whole)
     first_NP = (middle_NP - reach_N1) // whole + 1
@@ -125,19 +125,23 @@ def _triangles(of: _Dimension) -> tuple[Tensor, Tensor]:
     weight_NPk = (reach_N1[:, :, None] - (position_NPk * whole - middle_NP[:, :, None]).abs()).clamp(min=0)
     weight_NPk = weight_NPk * inside_NPk
     total_NP1 = weight_NPk.sum(2, keepdim=True)
-    return first_NP, (((weight_NPk << _FINE_BITS) + total_NP1 // 2) // total_NP1).int()
+    weight_NPk = ((weight_NPk << _WEIGHT_BITS) + total_NP1 // 2) // total_NP1
+    # The largest weight takes what rounding has left: their sum is 1, and a byte times it fits into int16.
+    rest_NP1 = (1 << _WEIGHT_BITS) - weight_NPk.sum(2, keepdim=True)
+    return first_NP, weight_NPk.scatter_add(2, weight_NPk.argmax(2, keepdim=True), rest_NP1).short()
 
 
 def _averaged(pixels: Tensor, first_NP: Tensor, weights_NPk: Tensor) -> Tensor:
     """Return rows that are each a weighted mean of k source rows."""
+    if pixels.device.type == "cpu" and len(pixels) > _AT_ONCE:
+        parts = (x.split(_AT_ONCE) for x in (pixels, first_NP, weights_NPk))
+        return torch.cat([_averaged(*part) for part in zip(*parts, strict=True)])
     count, channels, height, width = pixels.shape
     rows = pixels.reshape(-1, width)
     plane_NC = torch.arange(count * channels, device=pixels.device).view(count, channels, 1) * height
-    total = torch.full((count * channels * first_NP.shape[1], width), 1 << _FINE_BITS - 1, dtype=torch.int32)
-    total = total.to(pixels.device)
+    total = pixels.new_full((count * channels * first_NP.shape[1], width), 1 << _WEIGHT_BITS - 1, dtype=torch.int16)
     for k in range(weights_NPk.shape[2]):
         place_NP = (first_NP + k).clamp(0, height - 1)
         weight = weights_NPk[:, None, :, k].expand(-1, channels, -1).reshape(-1, 1)
-        total += rows.index_select(0, (plane_NC + place_NP[:, None]).flatten()).int() * weight
-    # The weights are rounded, and their sum may be above 1 by a millionth.
-    return (total >> _FINE_BITS).clamp(max=255).to(torch.uint8).view(count, channels, -1, width)
+        total.addcmul_(rows.index_select(0, (plane_NC + place_NP[:, None]).flatten()).short(), weight)
+    return (total >> _WEIGHT_BITS).to(torch.uint8).view(count, channels, -1, width)
