@@ -102,9 +102,19 @@ class Images:
 
     def to(self, device: torch.device | str) -> Images:
         """Return the split on another device. A mapped split is then read completely."""
-        sized = {side: store.to(device) for side, store in self.sized.items()}
-        wide = None if self.wide is None else self.wide.to(device)
-        return Images(self.pixels.to(device), self.labels.to(device), sized, wide)
+        pixels, wide = self.pixels.to(device), None if self.wide is None else self.wide.to(device)
+        sized = {
+            side: self._resized_from(store, pixels, wide) or store.to(device) for side, store in self.sized.items()
+        }
+        return Images(pixels, self.labels.to(device), sized, wide)
+
+    def _resized_from(self, store: Store, pixels: Store, wide: Store | None) -> Resized | None:
+        """Return the same of other `pixels` and `wide` if a store is made of this split's: no copy is needed for it."""
+        if isinstance(store, Resized) and store.stored is self.pixels:
+            return Resized(pixels, store.side)
+        if isinstance(store, Resized) and wide is not None and store.stored is self.wide:
+            return Resized(wide, store.side)
+        return None
 
     def at(self, side: int | None) -> Images:
         """Return the split at one size alone: the data's own for None."""
@@ -119,10 +129,14 @@ class Images:
 
     def joined(self, others: Images) -> Images:
         """Return these images and others as one split, without a copy; the others' rows come after these."""
-        sized = {side: _stacked(store, others.sized[side]) for side, store in self.sized.items()}
         assert (self.wide is None) == (others.wide is None), "`with_sizes` stores labelled and unlabelled images alike"
+        pixels = _stacked(self.pixels, others.pixels)
         wide = None if self.wide is None or others.wide is None else _stacked(self.wide, others.wide)
-        return Images(_stacked(self.pixels, others.pixels), torch.cat([self.labels, others.labels]), sized, wide)
+        sized = {
+            side: self._resized_from(store, pixels, wide) or _stacked(store, others.sized[side])
+            for side, store in self.sized.items()
+        }
+        return Images(pixels, torch.cat([self.labels, others.labels]), sized, wide)
 
     def for_training(self, sides: Collection[int]) -> Images:
         """Return what views at the data's own size and at these sides are made of: a wide store is enough for boxes."""
@@ -133,10 +147,8 @@ class Images:
         return replace(self, sized=sized)
 
 
-def _stacked(first: Store, second: Store) -> Store:
+def _stacked(first: Store, second: Store) -> Stacked:
     """Return the rows of the first, then those of the second."""
-    if isinstance(first, Resized) and isinstance(second, Resized):
-        return Resized(_stacked(first.stored, second.stored), first.side)
     stores: list[Tensor] = []
     for one in (first, second):
         assert not isinstance(one, Resized), "`with_sizes` stores labelled and unlabelled images alike"

@@ -134,7 +134,7 @@ def _triangles(of: _Dimension) -> tuple[Tensor, Tensor]:
 def _averaged(pixels: Tensor, first_NP: Tensor, weights_NPk: Tensor) -> Tensor:
     """Return rows that are each a weighted mean of k source rows."""
     if pixels.device.type == "cpu" and len(pixels) > _AT_ONCE:
-        parts = (x.split(_AT_ONCE) for x in (pixels, first_NP, weights_NPk))
+        parts = (torch.split(x, _AT_ONCE) for x in (pixels, first_NP, weights_NPk))
         return torch.cat([_averaged(*part) for part in zip(*parts, strict=True)])
     count, channels, height, width = pixels.shape
     rows = pixels.reshape(-1, width)
