@@ -40,6 +40,8 @@ class Workspace:
     cache: Path
     lines: Lines
     known: KnownBefore = NOTHING_KNOWN
+    cache_max_bytes: int | None = None
+    """What the cache may hold; None: as much as its disk."""
     stop_requested: bool = False
     warnings: list[WarningItem] = field(init=False)
     """All warnings of the job so far; the report lists them."""
@@ -52,6 +54,15 @@ class Workspace:
         if warning not in self.warnings:
             self.warnings.append(warning)
             self.lines.warning(warning)
+
+    def room(self, pointer: str = "/dataset") -> data.Room:
+        """Return the room for the decoded data set at a place in the spec."""
+        return data.Room(self.cache_max_bytes, self._warn_once, pointer)
+
+    def _warn_once(self, warning: WarningItem) -> None:
+        """Warn, unless the job has a warning of this code and place: its figures are others on each host."""
+        if (warning.code, warning.pointer) not in {(one.code, one.pointer) for one in self.warnings}:
+            self.warn(warning)
 
     def source(self, reference: str) -> Path | None:
         """Return the file of a reference; None for a built-in name. Raises SpecInvalid if the file was not given."""
@@ -109,7 +120,7 @@ class PreparedJob:
 def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
     """Read the data and the teachers, compare the spec with both, and fill in its defaults."""
     workspace.lines.phase("preparing")
-    loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache)
+    loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache, workspace.room())
     facts, unlabelled = loaded.facts, _unlabelled(spec, loaded, workspace)
     files = {pointer: _teacher_file(one, loaded, workspace) for pointer, one in each_teacher({"teacher": spec.teacher})}
     known = Known(
@@ -161,7 +172,8 @@ def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | N
     if spec.unlabelled is None:
         return None
     source = Dataset.of(spec.unlabelled.source, spec.dataset.for_unlabelled())
-    return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts)
+    room = workspace.room("/unlabelled")
+    return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts, room)
 
 
 def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +14,26 @@ from kdcore.catalog.facts import DatasetFacts
 from kdcore.data import counter_rng
 from kdcore.spec import Training, Unlabelled
 
+if TYPE_CHECKING:
+    from kdcore.data.streaming import Streamed
+
 Labels = npt.NDArray[np.int64]
 
 
 class Stacked:
     """The rows of several pixel tensors, one tensor after the other, without a copy: mapped files stay mapped.
 
-    It has the methods of a tensor that a batch needs. On a GPU it becomes a tensor: all rows are copied there anyway.
+    It has the methods of a tensor that a batch needs. On a GPU it becomes a tensor, because all rows are copied there
+    anyway, unless a part of it is streamed.
     """
 
-    device = torch.device("cpu")
-
-    def __init__(self, *stores: Tensor) -> None:
+    def __init__(self, *stores: Tensor | Streamed) -> None:
         self.stores = stores
+        self.device = stores[0].device
         self.shape = torch.Size([sum(map(len, stores)), *stores[0].shape[1:]])
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        rows = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8)
+        rows = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8, device=self.device)
         start = 0
         for store in self.stores:
             inside = (start <= index) & (index < start + len(store))
@@ -38,15 +42,25 @@ class Stacked:
         return rows
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return self.index_select(0, torch.arange(*rows.indices(self.shape[0])))
+        return self.index_select(0, torch.arange(*rows.indices(self.shape[0]), device=self.device))
+
+    def expect(self, rows: Tensor) -> None:
+        """See `Images.expect`."""
+        start = 0
+        for store in self.stores:
+            if not isinstance(store, Tensor):
+                store.expect(rows[(start <= rows) & (rows < start + len(store))] - start)
+            start += len(store)
 
     def to(self, device: torch.device | str) -> Tensor | Stacked:
         if torch.device(device).type == "cpu":
             return self
+        if not all(isinstance(store, Tensor) for store in self.stores):
+            return Stacked(*(store.to(device) for store in self.stores))
         whole = torch.empty(self.shape, dtype=torch.uint8, device=device)
         start = 0
         for store in self.stores:
-            whole[start : start + len(store)] = store
+            whole[start : start + len(store)] = store[:]
             start += len(store)
         return whole
 
@@ -55,7 +69,7 @@ class Stacked:
 class Images:
     """One split: pixels uint8 N × C × H × W, labels int64 N (-1 without a label). A batch is a gather of rows."""
 
-    pixels: Tensor | Stacked
+    pixels: Tensor | Stacked | Streamed
     labels: Tensor
 
     def __len__(self) -> int:
@@ -69,6 +83,17 @@ class Images:
         """Return a copy of some rows. The images of a training are indexed instead: views depend on the row number."""
         index = index.to(self.pixels.device)
         return Images(self.pixels.index_select(0, index), self.labels.index_select(0, index))
+
+    def part(self, index: Tensor) -> Images:
+        """Return some rows as a split of its own: a copy, or rows of a file that are decoded when they are needed."""
+        if isinstance(self.pixels, Tensor | Stacked):
+            return self.take(index)
+        return Images(self.pixels.part(index), self.labels.index_select(0, index.to(self.labels.device)))
+
+    def expect(self, rows: Tensor) -> None:
+        """Say which rows are taken next, in this order: those of a file are decoded ahead."""
+        if not isinstance(self.pixels, Tensor):
+            self.pixels.expect(rows)
 
     def joined(self, others: Images) -> Images:
         """Return these images and others as one split, without a copy; the others' rows come after these."""
@@ -116,7 +141,7 @@ class TrainingSet:
         if validation is not None:
             return cls(train, torch.arange(len(train), device=train.labels.device), validation)
         rows, held_out = split(train, recipe.validation_fraction, recipe.seed)
-        return cls(train, rows.to(train.labels.device), train.take(held_out))
+        return cls(train, rows.to(train.labels.device), train.part(held_out))
 
     def with_unlabelled(self, images: Images, options: Unlabelled) -> TrainingSet:
         """Return the set with unlabelled images added or in place of the labelled ones, and the same held-out rows."""

@@ -12,18 +12,20 @@ from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.builtin import open_digits, open_named
-from kdcore.data.decoding import OnProgress, Source, cached, decode, decoded, with_options
+from kdcore.data.decoding import OnProgress, Source, decode, decoded, with_options
 from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images
+from kdcore.data.streaming import Room, kept
 from kdcore.spec import DataOptions, Dataset
 
 
-def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
-    """Return the data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`.
+def load(dataset: Dataset, path: Path | None, cache: Path, room: Room | None = None) -> Data:
+    """Return the data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`, if there
+    is room.
 
     Raises DatasetUnreadable if it has no labels: a student could not be measured on it.
     """
-    loaded = _load(dataset, path, cache)
+    loaded = _load(dataset, path, cache, room or Room())
     if not loaded.facts.labelled:
         raise DatasetUnreadable(
             f"{dataset.source} holds images without labels; a student is measured on labelled ones.",
@@ -33,10 +35,12 @@ def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
     return loaded
 
 
-def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: DatasetFacts) -> Images:
+def load_unlabelled(
+    dataset: Dataset, path: Path | None, cache: Path, like: DatasetFacts, room: Room | None = None
+) -> Images:
     """Return images to distil onto, each labelled -1: those of a file without labels, or any training split with
     its labels dropped. Raises DatasetUnreadable if they differ from `like` in channels or size."""
-    loaded = _load(dataset, path, cache)
+    loaded = _load(dataset, path, cache, room or Room())
     if loaded.facts.channels != like.channels:
         raise DatasetUnreadable(
             f"The images of {dataset.source} have {loaded.facts.channels} channels, those of the data set "
@@ -61,17 +65,22 @@ def inspect(path: Path, options: DataOptions | None = None, on_progress: OnProgr
     return source.facts(decode(source, on_progress=on_progress), f"sha256:{sha256_of(path)}")
 
 
-def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
+def _load(dataset: Dataset, path: Path | None, cache: Path, room: Room) -> Data:
     name, options = dataset.source, dataset.options
     if path is not None:
         digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256_of(path)}"
-        return cached(_key(digest.removeprefix("sha256:"), options), digest, cache, lambda: _open(path, options))
+        key = _key(digest.removeprefix("sha256:"), options)
+        return kept(key, digest, cache, lambda: _open(path, options), room, path, options)
     if name not in DATASETS:
         raise DatasetUnreadable(f"There is no built-in data set {name!r}.", "Built in are " + ", ".join(DATASETS) + ".")
     if DATASETS[name].source == "bundled":
         return decoded(with_options(open_digits(options), options))
-    return cached(
-        _key(name, options), None, cache, lambda: with_options(open_named(name, options, cache / DOWNLOADS), options)
+    return kept(
+        _key(name, options),
+        None,
+        cache,
+        lambda: with_options(open_named(name, options, cache / DOWNLOADS), options),
+        room,
     )
 
 
