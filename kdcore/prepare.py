@@ -55,6 +55,8 @@ class Workspace:
     cache: Path
     lines: Lines
     known: KnownBefore = NOTHING_KNOWN
+    cache_max_bytes: int | None = None
+    """What the cache may hold; None: as much as its disk."""
     stop_requested: bool = False
     warnings: list[WarningItem] = field(init=False)
     """All warnings of the job so far; the report lists them."""
@@ -67,6 +69,15 @@ class Workspace:
         if warning not in self.warnings:
             self.warnings.append(warning)
             self.lines.warning(warning)
+
+    def room(self, pointer: str = "/dataset") -> data.Room:
+        """Return the room for the decoded data set at a place in the spec."""
+        return data.Room(self.cache_max_bytes, self._warn_once, pointer)
+
+    def _warn_once(self, warning: WarningItem) -> None:
+        """Warn, unless the job has a warning of this code and place: its figures are others on each host."""
+        if (warning.code, warning.pointer) not in {(one.code, one.pointer) for one in self.warnings}:
+            self.warn(warning)
 
     def source(self, reference: str) -> Path | None:
         """Return the file of a reference; None for a built-in name. Raises SpecInvalid if the file was not given."""
@@ -146,7 +157,7 @@ class PreparedJob:
 def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
     """Read the data and the teachers, compare the spec with both, and fill in its defaults."""
     workspace.lines.phase("preparing")
-    loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache)
+    loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache, workspace.room())
     facts, unlabelled = loaded.facts, _unlabelled(spec, loaded, workspace)
     files = {pointer: _teacher_file(one, loaded, workspace) for pointer, one in each_teacher({"teacher": spec.teacher})}
     known = Known(
@@ -199,7 +210,8 @@ def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | N
     if spec.unlabelled is None:
         return None
     source = Dataset.of(spec.unlabelled.source, spec.dataset.for_unlabelled())
-    return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts)
+    room = workspace.room("/unlabelled")
+    return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts, room)
 
 
 def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program:
@@ -243,13 +255,15 @@ def _with_sizes(
     enlarged, dataset = data.enlarges(spec.dataset), spec.dataset
     source, cache = workspace.source(dataset.source), workspace.cache
     splits: dict[Split, Images] = {"train": loaded.train, "test": loaded.test}
-    splits = data.with_sizes(splits, sorted(sides), wide, enlarged, dataset, source, cache)
+    splits = data.with_sizes(splits, sorted(sides), wide, enlarged, dataset, source, cache, workspace.room())
     loaded = replace(loaded, train=splits["train"], test=splits["test"])
     if unlabelled is None or spec.unlabelled is None:
         return loaded, unlabelled
     pool = Dataset.of(spec.unlabelled.source, dataset.for_unlabelled())
     source = workspace.source(pool.source)
-    more = data.with_sizes({"train": unlabelled}, sorted(sides), wide, enlarged, pool, source, cache)
+    more = data.with_sizes(
+        {"train": unlabelled}, sorted(sides), wide, enlarged, pool, source, cache, workspace.room("/unlabelled")
+    )
     return loaded, more["train"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,23 +15,26 @@ from kdcore.catalog.facts import DatasetFacts
 from kdcore.data import counter_rng, resizing
 from kdcore.spec import Training, Unlabelled
 
+if TYPE_CHECKING:
+    from kdcore.data.streaming import Streamed
+
 Labels = npt.NDArray[np.int64]
 
 
 class Stacked:
     """The rows of several pixel tensors, one tensor after the other, without a copy: mapped files stay mapped.
 
-    It has the methods of a tensor that a batch needs. On a GPU it becomes a tensor: all rows are copied there anyway.
+    It has the methods of a tensor that a batch needs. On a GPU it becomes a tensor, because all rows are copied there
+    anyway, unless a part of it is streamed.
     """
 
-    device = torch.device("cpu")
-
-    def __init__(self, *stores: Tensor) -> None:
+    def __init__(self, *stores: Tensor | Streamed) -> None:
         self.stores = stores
+        self.device = stores[0].device
         self.shape = torch.Size([sum(map(len, stores)), *stores[0].shape[1:]])
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        rows = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8)
+        rows = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8, device=self.device)
         start = 0
         for store in self.stores:
             inside = (start <= index) & (index < start + len(store))
@@ -39,15 +43,25 @@ class Stacked:
         return rows
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return self.index_select(0, torch.arange(*rows.indices(self.shape[0])))
+        return self.index_select(0, torch.arange(*rows.indices(self.shape[0]), device=self.device))
+
+    def expect(self, rows: Tensor) -> None:
+        """See `Images.expect`."""
+        start = 0
+        for store in self.stores:
+            if not isinstance(store, Tensor):
+                store.expect(rows[(start <= rows) & (rows < start + len(store))] - start)
+            start += len(store)
 
     def to(self, device: torch.device | str) -> Tensor | Stacked:
         if torch.device(device).type == "cpu":
             return self
+        if not all(isinstance(store, Tensor) for store in self.stores):
+            return Stacked(*(store.to(device) for store in self.stores))
         whole = torch.empty(self.shape, dtype=torch.uint8, device=device)
         start = 0
         for store in self.stores:
-            whole[start : start + len(store)] = store
+            whole[start : start + len(store)] = store[:]
             start += len(store)
         return whole
 
@@ -82,7 +96,7 @@ class Resized:
         return Resized(self.stored.to(device), self.side)
 
 
-Store = Tensor | Stacked | Resized
+Store: TypeAlias = "Tensor | Stacked | Streamed | Resized"
 """The pixels of a split, uint8 N × C × H × W."""
 
 
@@ -127,6 +141,19 @@ class Images:
         sized = {side: store.index_select(0, index) for side, store in self.sized.items()}
         return Images(self.pixels.index_select(0, index), self.labels.index_select(0, index), sized)
 
+    def part(self, index: Tensor) -> Images:
+        """Return some rows as a split of its own: a copy, or rows of a file that are decoded when they are needed."""
+        if isinstance(self.pixels, Tensor | Stacked | Resized):
+            return self.take(index)
+        return Images(self.pixels.part(index), self.labels.index_select(0, index.to(self.labels.device)))
+
+    def expect(self, rows: Tensor) -> None:
+        """Say which rows are taken next, in this order: those of a file are decoded ahead."""
+        for store in (self.pixels, *self.sized.values()) if self.wide is None else (self.wide,):
+            # What is resized is made of another store's rows.
+            if not isinstance(store, Tensor | Resized):
+                store.expect(rows)
+
     def joined(self, others: Images) -> Images:
         """Return these images and others as one split, without a copy; the others' rows come after these."""
         assert (self.wide is None) == (others.wide is None), "`with_sizes` stores labelled and unlabelled images alike"
@@ -149,7 +176,7 @@ class Images:
 
 def _stacked(first: Store, second: Store) -> Stacked:
     """Return the rows of the first, then those of the second."""
-    stores: list[Tensor] = []
+    stores: list[Tensor | Streamed] = []
     for one in (first, second):
         assert not isinstance(one, Resized), "`with_sizes` stores labelled and unlabelled images alike"
         stores += one.stores if isinstance(one, Stacked) else (one,)
@@ -192,7 +219,7 @@ class TrainingSet:
         if validation is not None:
             return cls(train, torch.arange(len(train), device=train.labels.device), validation)
         rows, held_out = split(train, recipe.validation_fraction, recipe.seed)
-        return cls(train, rows.to(train.labels.device), train.at(None).take(held_out))
+        return cls(train, rows.to(train.labels.device), train.at(None).part(held_out))
 
     def with_unlabelled(self, images: Images, options: Unlabelled) -> TrainingSet:
         """Return the set with unlabelled images added or in place of the labelled ones, and the same held-out rows."""
