@@ -130,6 +130,19 @@ class Images:
             return Resized(wide, store.side)
         return None
 
+    def rows(self, index: Tensor) -> list[Tensor]:
+        """Return the pixels of some rows: of the data's own size, then of each in `sized`."""
+        own = self.pixels.index_select(0, index)
+        return [
+            own,
+            *(
+                resizing.resized(own, (store.side, store.side))
+                if isinstance(store, Resized) and store.stored is self.pixels
+                else store.index_select(0, index)
+                for store in self.sized.values()
+            ),
+        ]
+
     def at(self, side: int | None) -> Images:
         """Return the split at one size alone: the data's own for None."""
         return Images(self.pixels if side is None else self.sized[side], self.labels)
@@ -138,8 +151,8 @@ class Images:
         """Return a copy of some rows, as they are evaluated. The images of a training are indexed instead: views depend
         on the row number."""
         index = index.to(self.pixels.device)
-        sized = {side: store.index_select(0, index) for side, store in self.sized.items()}
-        return Images(self.pixels.index_select(0, index), self.labels.index_select(0, index), sized)
+        pixels, *sized = self.rows(index)
+        return Images(pixels, self.labels.index_select(0, index), dict(zip(self.sized, sized, strict=True)))
 
     def part(self, index: Tensor) -> Images:
         """Return some rows as a split of its own: a copy, or rows of a file that are decoded when they are needed."""
