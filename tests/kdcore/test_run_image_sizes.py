@@ -15,6 +15,7 @@ from base.errors import SpecFaults, TeacherMismatch
 from kdcore import data as kdcore_data
 from kdcore import prepare
 from kdcore.checkpoint import Stopped
+from kdcore.data import streaming
 from kdcore.data.images import Resized
 from kdcore.measure.evaluate import run_evaluation
 from kdcore.run import run
@@ -281,3 +282,19 @@ def test_run_a_job_of_an_earlier_version_goes_on_with_boxes_from_its_images(pict
     _, resumed, out = finish(boxes(pictures, training={"epochs": 3}), tmp_path / "resumed", checkpoint)
     assert same(whole, resumed)
     assert json.loads((out / "spec.json").read_text())["training"]["augmentation"]["store_size"] is None
+
+
+@pytest.mark.parametrize("how", ["boxes", "crops"])
+def test_run_pictures_of_several_sizes_that_are_decoded_as_needed_give_the_same_bits(
+    how, pictures, tmp_path, monkeypatch
+):
+    file = write_teacher(tmp_path / "teacher.safetensors", classes=2)
+    fields = {"teacher": [{"checkpoint": f"file:{file}", "image_size": 12}], "method": "kd"}
+    fields |= {"training": {"augmentation": {"name": "crop_flip"}}} if how == "crops" else {}
+    _, stored, _ = finish(boxes(pictures, **fields), tmp_path / "stored")
+    monkeypatch.setattr(streaming, "RESIDENT_BYTES", 0)
+    where, _ = workspace(tmp_path / "streamed")
+    where.cache_max_bytes = 0
+    report = run(boxes(pictures, **fields), where)
+    assert same(stored, load_file(where.out / "student.safetensors"))
+    assert [one["code"] for one in report["warnings"]].count("decoded_again") == 1
