@@ -230,6 +230,7 @@ class References:
             mean=list(student.preprocessing.mean) if student.preprocessing else None,
             std=list(student.preprocessing.std) if student.preprocessing else None,
             class_names=data.class_names or None,
+            image_size=data.image_size,
         )
 
     async def _uploaded_model(self, reference: str, network: str | None) -> Target[ModelFacts]:

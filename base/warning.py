@@ -40,6 +40,7 @@ CODES: dict[str, When] = {
     "teacher_saturated": "training",
     "batch_norm_not_converged": "training",
     "bits_not_repeatable": "training",
+    "decoded_again": "training",
     "checkpoint_not_saved": "training",
     "checkpoint_not_kept": "training",
     "checkpoint_skipped": "training",

@@ -2,8 +2,9 @@
 
     python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--known FILE]
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
-    python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
-    python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
+    python -m kdcore evaluate STUDENT.safetensors --dataset digits [--image-size N] [--options JSON]
+                              [--input REF=PATH]... [--architecture NAME]
+    python -m kdcore images FILE.safetensors --dataset digits [--image-size N] [--options JSON] [--input REF=PATH]...
     python -m kdcore inspect model PATH [--architecture NAME]     a checkpoint or a program, as its bytes say
     python -m kdcore inspect program PATH                         an ONNX model or a torch.export program only
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
@@ -28,12 +29,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from base.files import DISK_FULL
 from base.processes import importing
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
-from kdcore.spec import DataOptions, EvaluationSpec, JobSpec, parse, parse_evaluation
+from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
 from kdcore.spec.cost import ProbeRequest
 
 PROGRESS_S = 1.0
@@ -65,7 +68,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
         cache = arguments.cache or arguments.out / "cache"
         known = KnownBefore.read(arguments.known) if arguments.known else protocol.NOTHING_KNOWN
-        workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines, known)
+        workspace = prepare.Workspace(
+            arguments.out, dict(arguments.input), cache, lines, known, arguments.cache_max_bytes
+        )
         stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
         if isinstance(spec, EvaluationSpec):
@@ -91,19 +96,27 @@ def _import_all() -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     with importing():
         from kdcore.measure.evaluate import evaluate_checkpoint
-        from kdcore.prepare import Workspace
 
-    workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
-    return _print(lambda: evaluate_checkpoint(arguments.path, arguments.architecture, arguments.dataset, workspace))
+    return _print(
+        lambda: evaluate_checkpoint(
+            arguments.path, arguments.architecture, _dataset(arguments), _workspace_of_files(arguments)
+        )
+    )
 
 
 def _images(arguments: argparse.Namespace) -> int:
     with importing():
         from kdcore.measure.evaluate import write_test_images
-        from kdcore.prepare import Workspace
 
-    workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
-    return _print(lambda: write_test_images(arguments.path, arguments.dataset, workspace))
+    return _print(lambda: write_test_images(arguments.path, _dataset(arguments), _workspace_of_files(arguments)))
+
+
+def _workspace_of_files(arguments: argparse.Namespace) -> Any:
+    """Return the workspace of a verb that writes no folder of its own."""
+    from kdcore.prepare import Workspace
+
+    room = arguments.cache_max_bytes
+    return Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr), cache_max_bytes=room)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -167,10 +180,29 @@ class _Progress:
             print(json.dumps({"progress": {"done": done, "total": total}}), flush=True)
 
 
+def _add_data_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--image-size", type=int)
+    verb.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
+
+
 def _data_options(arguments: argparse.Namespace) -> DataOptions:
-    """Return how a data set is read: the size, and the other options as JSON."""
-    given = {"image_size": arguments.image_size, **json.loads(arguments.options)}
-    return DataOptions.model_validate(given)
+    """Return how a data set is read: the size, and the other options as JSON. Raises SpecInvalid."""
+    try:
+        given = json.loads(arguments.options)
+    except ValueError as error:
+        raise SpecInvalid(f"--options is no JSON: {error}", hint='write it as {"resize": "pad"}') from error
+    if not isinstance(given, dict):
+        raise SpecInvalid(f"--options is no JSON object: {arguments.options}", hint='write it as {"resize": "pad"}')
+    try:
+        return DataOptions.model_validate({"image_size": arguments.image_size, **given})
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        option = "/".join(map(str, detail["loc"]))
+        raise SpecInvalid(f"the data set's option {option}: {detail['msg']}, got {detail['input']!r}") from error
+
+
+def _dataset(arguments: argparse.Namespace) -> Dataset:
+    return Dataset.of(arguments.dataset, _data_options(arguments))
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
@@ -255,9 +287,13 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument("--dataset", required=True)
     for verb in (run, evaluate, images):
         verb.add_argument("--input", type=_input, action="append", default=[], metavar="REF=PATH")
+        verb.add_argument(
+            "--cache-max-bytes", type=int, metavar="N", help="larger data sets are decoded as they are needed"
+        )
     run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")
     for verb in (evaluate, images):
         verb.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
+        _add_data_options(verb)
 
     inspect = verbs.add_parser("inspect", help="print facts of a file or a network")
     inspect.set_defaults(verb=_inspect)
@@ -267,8 +303,7 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("path", type=Path)
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
-    dataset.add_argument("--image-size", type=int)
-    dataset.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
+    _add_data_options(dataset)
     dataset.add_argument("--progress", action="store_true")
     dataset.add_argument("--thumbnails", type=Path, metavar="FILE.png")
     architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))

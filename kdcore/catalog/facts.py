@@ -69,6 +69,9 @@ class DatasetFacts(Facts):
     first frame is read), cut (resized by a crop that leaves out more than a tenth)."""
     pixels_cut: float = 0.0
     """The share of all pixels that the crop leaves out."""
+    own_side: int | None = None
+    """The side, in pixels of the file, of the square that is read of a picture: at least half of the pictures have as
+    much. None if images are not resized, or were inspected by an earlier version."""
     skipped: int = 0
     """Image files that could not be read and were left out, as `skip_unreadable` says."""
     skipped_names: list[str] = []

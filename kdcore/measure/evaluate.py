@@ -64,8 +64,10 @@ def batch_size(height: int, width: int) -> int:
 def logits_on(classifier: Classifier, images: Images, on_images: Callable[[int], None] | None = None) -> Tensor:
     """Return the logits of every image in order, on the CPU: n × K, in float32, as for the exported file.
 
-    The classifier keeps its mode and precision. `on_images` is called after each batch with its number of images.
+    It gets them at its own image size, and keeps its mode and precision. `on_images` is called after each batch with
+    its number of images.
     """
+    images = images.at(classifier.image_size)
     was_training, was_bf16 = classifier.training, classifier.bf16
     classifier.train(False)
     classifier.bf16 = False
@@ -148,13 +150,13 @@ def per_class(logits_nK: Tensor, labels_n: Tensor, class_names: Sequence[str]) -
     ]
 
 
-def evaluate_checkpoint(path: Path, architecture: str | None, dataset: str, workspace: Workspace) -> dict[str, Any]:
+def evaluate_checkpoint(path: Path, architecture: str | None, dataset: Dataset, workspace: Workspace) -> dict[str, Any]:
     """Return the figures of the checkpoint at `path` on all test images; see `run_evaluation`.
 
     Images are normalised by the checkpoint's mean and std, if it has them, or else by the data's own.
     """
     model = Teacher(checkpoint=f"{FILE}{path}", architecture=architecture)
-    return _measured(EvaluationSpec(model=model, dataset=Dataset(source=dataset)), workspace)
+    return _measured(EvaluationSpec(model=model, dataset=dataset), workspace)
 
 
 def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]
 def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("preparing")
     source, path = spec.dataset.source, workspace.file(spec.model.program or spec.model.checkpoint or "")
-    loaded = data.load(spec.dataset, workspace.source(source), workspace.cache)
+    loaded = data.load(spec.dataset, workspace.source(source), workspace.cache, workspace.room())
     facts = loaded.facts
     file: Program | TeacherFile
     if spec.model.program is not None or programs.is_program(path):
@@ -237,11 +239,11 @@ def _logits_with_progress(classifier: Classifier, images: Images, workspace: Wor
     return logits_on(classifier, images, on_images)
 
 
-def write_test_images(path: Path, dataset: str, workspace: Workspace) -> dict[str, Any]:
+def write_test_images(path: Path, dataset: Dataset, workspace: Workspace) -> dict[str, Any]:
     """Write a data set's test images to a safetensors file, as a network gets them before its normalization.
 
     `images`: N x channels x height x width, uint8; `labels`: N, int64. Returns the number of images.
     """
-    loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
+    loaded = data.load(dataset, workspace.source(dataset.source), workspace.cache, workspace.room())
     save_file({"images": loaded.test.pixels[:].contiguous(), "labels": loaded.test.labels.contiguous()}, path)
     return {"test_samples": len(loaded.test)}

@@ -47,7 +47,10 @@ def parse_evaluation(body: dict[str, Any]) -> EvaluationSpec:
 
 def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> list[Fault]:
     """Return the faults of a spec, given the facts of its model and its data set; pointers are those of the spec."""
-    known = Known(dataset=dataset, teachers={"/teacher": model})
+    if spec.model.image_size is not None:
+        text = "an evaluation shows the images at the data set's size"
+        return [Fault("/model/image_size", text, "unused", "dataset.image_size", spec.model.image_size)]
+    known = Known(dataset=dataset, teachers={"/teacher": model.model_copy(update={"image_size": None})})
     faults = fit({"teacher": spec.model}, known)
     return [
         Fault(fault.pointer.replace("/teacher", "/model", 1), fault.message, fault.code, fault.allowed, fault.got)
@@ -60,7 +63,7 @@ def evaluation_warnings(spec: EvaluationSpec, model: ModelFacts, dataset: Datase
     yield from dataset_warnings(dataset, "/dataset", spec.dataset)
     if spec.model.preprocessing is None:
         yield from normalization_warnings(model)
-    yield from teacher_warnings(spec.model, model, dataset, "/model")
+    yield from teacher_warnings(spec.model, model, dataset, "/model", dataset.image_size)
 
 
 def resolve_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> EvaluationSpec:
