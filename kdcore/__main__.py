@@ -20,6 +20,7 @@ come before it, one a second.
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -133,6 +134,8 @@ def _facts(of: argparse.Namespace) -> Any:
         case "dataset":
             from kdcore import data
 
+            # The imported modules are garbage at no time; among many pictures, looking for some in them takes seconds.
+            gc.freeze()
             return data.inspect(of.path, _data_options(of), _Progress() if of.progress else None)
         case "cost":
             from kdcore.measure.probe import probe

@@ -1,5 +1,6 @@
 """Pictures that are decoded as they are needed are those of the stored data set; and so are views and students."""
 
+import errno
 import io
 import tarfile
 import zipfile
@@ -11,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from base.errors import DatasetUnreadable
+from base.errors import DatasetUnreadable, StorageFull
 from base.warning import WarningItem
-from kdcore.data import Room, load, load_unlabelled, reading_ahead, streaming
+from kdcore.data import Room, decoding, load, load_unlabelled, reading_ahead, streaming
 from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images, TrainingSet
 from kdcore.data.streaming import Streamed, kept
@@ -183,6 +184,18 @@ def test_kept_a_built_in_set_that_fits_nowhere_is_refused(tmp_path, nothing_in_m
     zipped(tmp_path / "data")
     with pytest.raises(DatasetUnreadable, match="this form is read as a whole"):
         kept("name", None, tmp_path, lambda: open_file(tmp_path / "data"), Room(0))
+
+
+def test_kept_a_form_that_is_read_as_a_whole_waits_for_a_full_disk(tmp_path, nothing_in_memory, monkeypatch):
+    as_arrays(np.savez_compressed)(tmp_path / "data")
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(decoding.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(StorageFull, match="No space left"):
+        read(tmp_path / "data", tmp_path / "cache", max_bytes=DECODED)
 
 
 @pytest.mark.parametrize("form", ["zip", "tar", "arrays"])
