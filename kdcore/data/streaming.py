@@ -31,6 +31,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from base.data_cache import STREAMED
 from base.errors import DatasetUnreadable
 from base.warning import WarningItem
 from kdcore.data import arrays, image_files
@@ -54,7 +55,6 @@ from kdcore.data.images import Data, Images
 from kdcore.data.reading_ahead import PIXELS_AT_ONCE, Budget, ahead, free_cores
 from kdcore.spec import DataOptions
 
-SUFFIX = "-streamed"
 SETTING = "DISTILLERY_CACHE_MAX_BYTES"
 _CODEC, _PICTURES = "codec.json", "pictures"
 _COLUMNS = 7
@@ -106,7 +106,7 @@ def kept(
 
     Raises DatasetUnreadable if it fits nowhere and its form does not allow to decode one picture alone.
     """
-    streamed, source = cache / f"{key}{SUFFIX}", None
+    streamed, source = cache / f"{key}{STREAMED}", None
 
     def fill(folder: Path) -> None:
         _fill(folder, digest, source or open_source(), path, room)
@@ -126,9 +126,9 @@ def kept(
     if path is not None and source.stream is not None:
         return _open(streamed, path, options, fill, room)
     if not room.may_hold(source.bytes):
-        text = f"{lack[0].upper()}{lack[1:]}; this form is read as a whole, not picture by picture."
         raise DatasetUnreadable(
-            text, f"{hint[0].upper()}{hint[1:]}. Pictures in a .zip, and arrays of numpy.savez, need no room."
+            _sentence(lack, "; this form is read as a whole, not picture by picture."),
+            _sentence(hint, ". Pictures in a .zip, and arrays of numpy.savez, need no room."),
         )
     # The disk is full: an error that passes, and the job waits.
     return cached(key, digest, cache, lambda: source)
@@ -175,10 +175,13 @@ def _fill(folder: Path, digest: str | None, source: Source, path: Path | None, r
 def _no_room_for_files(cache: Path, needed: int, room: Room) -> DatasetUnreadable:
     lack, hint = room.lack(cache, needed)
     return DatasetUnreadable(
-        f"{lack[0].upper()}{lack[1:]}, which is too little even for the pictures as files.",
-        f"{hint[0].upper()}{hint[1:]}; or pack the pictures as a .zip or a .tar without compression, which is read in "
-        "place.",
+        _sentence(lack, ", which is too little even for the pictures as files."),
+        _sentence(hint, "; or pack the pictures as a .zip or a .tar without compression, which is read in place."),
     )
+
+
+def _sentence(start: str, end: str) -> str:
+    return start[0].upper() + start[1:] + end
 
 
 def _open(entry: Path, path: Path, options: DataOptions, fill: Callable[[Path], None], room: Room) -> Data:

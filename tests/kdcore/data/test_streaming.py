@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from base.data_cache import STREAMED
 from base.errors import DatasetUnreadable, StorageFull
 from base.warning import WarningItem
 from kdcore.data import Room, decoding, load, load_unlabelled, reading_ahead, streaming
@@ -126,7 +127,7 @@ def test_kept_streamed_pixels_labels_and_facts_are_those_of_the_stored_set(form,
     streamed, [warning] = read(path, tmp_path / "streamed", max_bytes=(10_000 if form in COPIED else 0), **options)
     assert isinstance(stored.train.pixels, Tensor) and isinstance(streamed.train.pixels, Streamed)
     assert not none and alike(stored, streamed)
-    [entry] = (tmp_path / "streamed").glob(f"*{streaming.SUFFIX}")
+    [entry] = (tmp_path / "streamed").glob(f"*{STREAMED}")
     assert bool((entry / "pictures").stat().st_size) == (form in COPIED)
     assert f"each epoch decodes {len(stored.train)} pictures again" in warning.message
     assert warning.pointer == "/dataset" and "DISTILLERY_CACHE_MAX_BYTES" in warning.hint
@@ -177,7 +178,7 @@ def test_kept_a_form_that_fits_nowhere_is_refused_with_sizes_and_setting(write, 
         read(tmp_path / "data", tmp_path / "cache", max_bytes=100)
     assert f"take {DECODED:,} bytes, and the cache of this host may hold 100" in str(refused.value)
     assert f"Set DISTILLERY_CACHE_MAX_BYTES to {DECODED:,} or more" in refused.value.hint
-    assert not list((tmp_path / "cache").glob(f"*{streaming.SUFFIX}"))
+    assert not list((tmp_path / "cache").glob(f"*{STREAMED}"))
 
 
 def test_kept_a_built_in_set_that_fits_nowhere_is_refused(tmp_path, nothing_in_memory):
