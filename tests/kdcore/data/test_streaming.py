@@ -3,6 +3,7 @@
 import errno
 import io
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -243,6 +244,28 @@ def test_streamed_expected_rows_are_decoded_once_and_ahead(streamed, monkeypatch
     assert sorted(rows) == sorted([*epoch.tolist(), 0, 3])
     # Beyond what was expected rows are decoded as they are asked for.
     assert torch.equal(streamed.pixels.index_select(0, epoch[:1]), whole[epoch[:1]])
+
+
+def test_reader_decodes_no_more_pixels_at_once_than_its_budget(tmp_path, nothing_in_memory, monkeypatch):
+    monkeypatch.setattr(reading_ahead, "free_cores", lambda: 4)
+    monkeypatch.setattr(reading_ahead, "_BATCH", 1)
+    monkeypatch.setattr(streaming, "PIXELS_AT_ONCE", 2 * SIDE * SIDE)
+    zipped(tmp_path / "data")
+    pixels = read(tmp_path / "data", tmp_path / "cache", max_bytes=0)[0].train.pixels
+    real, lock, at_once = streaming.image_files.decode, threading.Lock(), [0, 0]
+
+    def counted(*arguments):
+        with lock:
+            at_once[0] += 1
+            at_once[1] = max(at_once)
+        try:
+            return real(*arguments)
+        finally:
+            with lock:
+                at_once[0] -= 1
+
+    monkeypatch.setattr(streaming.image_files, "decode", counted)
+    assert len(pixels[:]) == 24 and 1 <= at_once[1] <= 2
 
 
 def test_streamed_slices_in_order_are_decoded_once(streamed, monkeypatch):
