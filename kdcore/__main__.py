@@ -20,6 +20,7 @@ come before it, one a second. --thumbnails writes a sheet of some images, and it
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -150,6 +151,8 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
             with importing():
                 from kdcore import data
 
+            # The imported modules are garbage at no time; among many pictures, looking for some in them takes seconds.
+            gc.freeze()
             sheet = data.Thumbnails() if of.thumbnails else None
             facts = data.inspect(of.path, _data_options(of), _Progress() if of.progress else None, sheet)
             if sheet is not None:

@@ -169,17 +169,22 @@ def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: PurePosi
 
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
+_MOST_OVERHEAD = 1024
+"""Bytes by which a deflated file of a few bytes may be larger than the file."""
 
 
 def place_zipped(descriptor: int, info: zipfile.ZipInfo) -> Place | None:
     """Return where a zip's member is: behind its local header, which ends with a name and an extra field."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    deflated = info.compress_type == zipfile.ZIP_DEFLATED
+    # The packed size is read in one piece, and it is only what the archive says.
+    most = info.file_size + (info.file_size >> 8) + _MOST_OVERHEAD if deflated else info.file_size
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.compress_size > most:
         return None
     header = os.pread(descriptor, _LOCAL_HEADER.size, info.header_offset)
     if len(header) < _LOCAL_HEADER.size:
         return None
     start = info.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header))
-    return Place(start, info.compress_size, info.file_size, info.compress_type == zipfile.ZIP_DEFLATED)
+    return Place(start, info.compress_size, info.file_size, deflated)
 
 
 def _tar(path: Path, limits: Limits, encoding: str | None, packed: bool) -> Iterator[Entry]:

@@ -31,6 +31,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from base.data_cache import STREAMED
 from base.errors import DatasetUnreadable
 from base.warning import WarningItem
 from kdcore.data import arrays, image_files
@@ -54,7 +55,6 @@ from kdcore.data.images import Data, Images
 from kdcore.data.reading_ahead import PIXELS_AT_ONCE, Budget, ahead, free_cores
 from kdcore.spec import DataOptions
 
-SUFFIX = "-streamed"
 SETTING = "DISTILLERY_CACHE_MAX_BYTES"
 _CODEC, _PICTURES = "codec.json", "pictures"
 _COLUMNS = 7
@@ -80,6 +80,10 @@ class Room:
         free = shutil.disk_usage(cache).free
         return free if self.max_bytes is None else min(self.max_bytes, free)
 
+    def may_hold(self, size: int) -> bool:
+        """Return True unless the setting forbids so many bytes."""
+        return self.max_bytes is None or size <= self.max_bytes
+
     def lack(self, cache: Path, needed: int) -> tuple[str, str]:
         """Return what does not fit, in words, and what helps."""
         room = self.bytes(cache)
@@ -102,34 +106,40 @@ def kept(
 
     Raises DatasetUnreadable if it fits nowhere and its form does not allow to decode one picture alone.
     """
-    streamed = cache / f"{key}{SUFFIX}"
+    streamed, source = cache / f"{key}{STREAMED}", None
 
     def fill(folder: Path) -> None:
         _fill(folder, digest, source or open_source(), path, room)
 
-    source = None
-    if not (cache / key).exists():
-        if path is not None and streamed.exists() and _decoded_bytes(streamed) > room.bytes(cache):
-            return _open(streamed, path, options, fill, room)
-        source = open_source()
-        if source.bytes > room.bytes(cache):
-            if source.bytes <= RESIDENT_BYTES:
-                lack, hint = room.lack(cache, source.bytes)
-                text = f"{lack}: each attempt at the job decodes all of them again, into memory"
-                room.warn(WarningItem("decoded_again", room.pointer, text, hint))
-                return decoded(source, digest)
-            if path is None or source.stream is None:
-                lack, hint = room.lack(cache, source.bytes)
-                text = f"{lack[0].upper()}{lack[1:]}; this form is read as a whole, not picture by picture."
-                raise DatasetUnreadable(
-                    text, f"{hint[0].upper()}{hint[1:]}. Pictures in a .zip, and arrays of numpy.savez, need no room."
-                )
-            return _open(streamed, path, options, fill, room)
-    return cached(key, digest, cache, open_source if source is None else lambda: source)
+    if (cache / key).exists():
+        return cached(key, digest, cache, open_source)
+    if path is not None and _decoded_bytes(streamed) > room.bytes(cache):
+        return _open(streamed, path, options, fill, room)
+    source = open_source()
+    if source.bytes <= room.bytes(cache):
+        return cached(key, digest, cache, lambda: source)
+    lack, hint = room.lack(cache, source.bytes)
+    if source.bytes <= RESIDENT_BYTES:
+        text = f"{lack}: each attempt at the job decodes all of them again, into memory"
+        room.warn(WarningItem("decoded_again", room.pointer, text, hint))
+        return decoded(source, digest)
+    if path is not None and source.stream is not None:
+        return _open(streamed, path, options, fill, room)
+    if not room.may_hold(source.bytes):
+        raise DatasetUnreadable(
+            _sentence(lack, "; this form is read as a whole, not picture by picture."),
+            _sentence(hint, ". Pictures in a .zip, and arrays of numpy.savez, need no room."),
+        )
+    # The disk is full: an error that passes, and the job waits.
+    return cached(key, digest, cache, lambda: source)
 
 
 def _decoded_bytes(entry: Path) -> int:
-    facts, labels = read_labels(entry)
+    """Return the bytes of the pixels of an entry when they are decoded; 0 if there is no such entry."""
+    try:
+        facts, labels = read_labels(entry)
+    except FileNotFoundError:
+        return 0
     height, width = facts.image_size
     return sum(map(len, labels.values())) * facts.channels * height * width
 
@@ -139,7 +149,6 @@ def _fill(folder: Path, digest: str | None, source: Source, path: Path | None, r
     stream = source.stream
     assert stream is not None and path is not None, "only such a source is streamed"
     places = {split: np.zeros((len(of), _COLUMNS), dtype=np.int64) for split, of in source.labels.items()}
-    most = room.bytes(folder.parent)
     began, descriptor = time.monotonic(), os.open(path, os.O_RDONLY)
     try:
         with (folder / _PICTURES).open("wb") as pictures:
@@ -148,7 +157,7 @@ def _fill(folder: Path, digest: str | None, source: Source, path: Path | None, r
                 place, is_copy = one.place, False
                 if place is None or read_at(descriptor, place) != one.blob:
                     place, is_copy = Place(pictures.tell(), len(one.blob), len(one.blob)), True
-                    if place.start + place.size > most:
+                    if not room.may_hold(place.start + place.size):
                         raise _no_room_for_files(folder.parent, source.bytes, room)
                     pictures.write(one.blob)
                 places[one.split][one.row] = (*place, zlib.crc32(one.blob), one.pixels, is_copy)
@@ -166,10 +175,13 @@ def _fill(folder: Path, digest: str | None, source: Source, path: Path | None, r
 def _no_room_for_files(cache: Path, needed: int, room: Room) -> DatasetUnreadable:
     lack, hint = room.lack(cache, needed)
     return DatasetUnreadable(
-        f"{lack[0].upper()}{lack[1:]}, which is too little even for the pictures as files.",
-        f"{hint[0].upper()}{hint[1:]}; or pack the pictures as a .zip or a .tar without compression, which is read in "
-        "place.",
+        _sentence(lack, ", which is too little even for the pictures as files."),
+        _sentence(hint, "; or pack the pictures as a .zip or a .tar without compression, which is read in place."),
     )
+
+
+def _sentence(start: str, end: str) -> str:
+    return start[0].upper() + start[1:] + end
 
 
 def _open(entry: Path, path: Path, options: DataOptions, fill: Callable[[Path], None], room: Room) -> Data:

@@ -1,7 +1,9 @@
 """Pictures that are decoded as they are needed are those of the stored data set; and so are views and students."""
 
+import errno
 import io
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from base.errors import DatasetUnreadable
+from base.data_cache import STREAMED
+from base.errors import DatasetUnreadable, StorageFull
 from base.warning import WarningItem
-from kdcore.data import Room, load, load_unlabelled, reading_ahead, streaming
+from kdcore.data import Room, decoding, load, load_unlabelled, reading_ahead, streaming
 from kdcore.data.forms import open_file
 from kdcore.data.images import Data, Images, TrainingSet
 from kdcore.data.streaming import Streamed, kept
@@ -125,7 +128,7 @@ def test_kept_streamed_pixels_labels_and_facts_are_those_of_the_stored_set(form,
     streamed, [warning] = read(path, tmp_path / "streamed", max_bytes=(10_000 if form in COPIED else 0), **options)
     assert isinstance(stored.train.pixels, Tensor) and isinstance(streamed.train.pixels, Streamed)
     assert not none and alike(stored, streamed)
-    [entry] = (tmp_path / "streamed").glob(f"*{streaming.SUFFIX}")
+    [entry] = (tmp_path / "streamed").glob(f"*{STREAMED}")
     assert bool((entry / "pictures").stat().st_size) == (form in COPIED)
     assert f"each epoch decodes {len(stored.train)} pictures again" in warning.message
     assert warning.pointer == "/dataset" and "DISTILLERY_CACHE_MAX_BYTES" in warning.hint
@@ -176,13 +179,25 @@ def test_kept_a_form_that_fits_nowhere_is_refused_with_sizes_and_setting(write, 
         read(tmp_path / "data", tmp_path / "cache", max_bytes=100)
     assert f"take {DECODED:,} bytes, and the cache of this host may hold 100" in str(refused.value)
     assert f"Set DISTILLERY_CACHE_MAX_BYTES to {DECODED:,} or more" in refused.value.hint
-    assert not list((tmp_path / "cache").glob(f"*{streaming.SUFFIX}"))
+    assert not list((tmp_path / "cache").glob(f"*{STREAMED}"))
 
 
 def test_kept_a_built_in_set_that_fits_nowhere_is_refused(tmp_path, nothing_in_memory):
     zipped(tmp_path / "data")
     with pytest.raises(DatasetUnreadable, match="this form is read as a whole"):
         kept("name", None, tmp_path, lambda: open_file(tmp_path / "data"), Room(0))
+
+
+def test_kept_a_form_that_is_read_as_a_whole_waits_for_a_full_disk(tmp_path, nothing_in_memory, monkeypatch):
+    as_arrays(np.savez_compressed)(tmp_path / "data")
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(decoding.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(StorageFull, match="No space left"):
+        read(tmp_path / "data", tmp_path / "cache", max_bytes=DECODED)
 
 
 @pytest.mark.parametrize("form", ["zip", "tar", "arrays"])
@@ -229,6 +244,28 @@ def test_streamed_expected_rows_are_decoded_once_and_ahead(streamed, monkeypatch
     assert sorted(rows) == sorted([*epoch.tolist(), 0, 3])
     # Beyond what was expected rows are decoded as they are asked for.
     assert torch.equal(streamed.pixels.index_select(0, epoch[:1]), whole[epoch[:1]])
+
+
+def test_reader_decodes_no_more_pixels_at_once_than_its_budget(tmp_path, nothing_in_memory, monkeypatch):
+    monkeypatch.setattr(reading_ahead, "free_cores", lambda: 4)
+    monkeypatch.setattr(reading_ahead, "_BATCH", 1)
+    monkeypatch.setattr(streaming, "PIXELS_AT_ONCE", 2 * SIDE * SIDE)
+    zipped(tmp_path / "data")
+    pixels = read(tmp_path / "data", tmp_path / "cache", max_bytes=0)[0].train.pixels
+    real, lock, at_once = streaming.image_files.decode, threading.Lock(), [0, 0]
+
+    def counted(*arguments):
+        with lock:
+            at_once[0] += 1
+            at_once[1] = max(at_once)
+        try:
+            return real(*arguments)
+        finally:
+            with lock:
+                at_once[0] -= 1
+
+    monkeypatch.setattr(streaming.image_files, "decode", counted)
+    assert len(pixels[:]) == 24 and 1 <= at_once[1] <= 2
 
 
 def test_streamed_slices_in_order_are_decoded_once(streamed, monkeypatch):
