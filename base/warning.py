@@ -26,6 +26,7 @@ CODES: dict[str, When] = {
     "frames_left_out": "registration",
     "grey_as_colour": "submit",
     "class_order_changed": "submit",
+    "weights_partly_loaded": "submit",
     "image_size_differs": "submit",
     "budget_short": "submit",
     "memory_short": "submit",

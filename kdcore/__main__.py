@@ -9,6 +9,9 @@
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
+    python -m kdcore inspect published NAME    facts of published weights, without a download
+    python -m kdcore inspect start PATH --architecture NAME --classes K --channels C [--freeze PATH...]
+    python -m kdcore inspect named-start NAME --from-classes K --from-channels C --architecture ... (as start)
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
@@ -121,6 +124,17 @@ def _facts(of: argparse.Namespace) -> Any:
             from kdcore import data
 
             return data.inspect(of.path, _data_options(of), _Progress() if of.progress else None)
+        case "published":
+            from kdcore import published
+
+            return published.inspect(of.name)
+        case "start" | "named-start":
+            from kdcore import starting
+
+            shape = starting.Shape(of.architecture, of.classes, of.channels, tuple(of.freeze))
+            if of.kind == "start":
+                return starting.inspect(of.path, shape)
+            return starting.inspect_named(of.name, of.from_classes, of.from_channels, shape)
         case "cost":
             from kdcore.measure.probe import probe
 
@@ -254,6 +268,17 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--channels", type=int, required=True)
         kind.add_argument("--image-size", type=int, nargs="+", required=True)
     taps.add_argument("paths", nargs="+", metavar="PATH")
+    kinds.add_parser("published").add_argument("name")
+    start, named_start = (kinds.add_parser(kind) for kind in ("start", "named-start"))
+    start.add_argument("path", type=Path)
+    named_start.add_argument("name")
+    named_start.add_argument("--from-classes", type=int, required=True)
+    named_start.add_argument("--from-channels", type=int, required=True)
+    for kind in (start, named_start):
+        kind.add_argument("--architecture", required=True)
+        kind.add_argument("--classes", type=int, required=True)
+        kind.add_argument("--channels", type=int, required=True)
+        kind.add_argument("--freeze", nargs="+", default=[])
     cost = kinds.add_parser("cost")
     cost.add_argument("request")
     return parser

@@ -3,7 +3,6 @@
     read          tensors and notes of a file, wrappers and prefixes removed
     open_teacher  the same with facts about the network: classes, channels, parameters
     inspect       the facts only
-    published     torchvision's own weights, downloaded
     load_into     a state into a network, or an error that names the keys
 
 A pickle is a program. `torch.load(weights_only=True)` runs only the few calls that rebuild tensors and refuses every
@@ -27,10 +26,9 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from base.errors import Internal, SpecInvalid, TeacherMismatch
+from base.errors import TeacherMismatch
 from base.file_kinds import HEAD_BYTES, PICKLE, TORCH, FileKind, kind_of, kind_of_members
 from base.files import sha256_of
-from kdcore import vision
 from kdcore.catalog.architectures import ARCHITECTURES
 from kdcore.catalog.facts import ModelFacts
 from kdcore.models.networks import skeleton
@@ -140,53 +138,6 @@ def open_teacher(path: Path, architecture: str | None, channels: int | None = No
     if fault is not None:
         raise TeacherMismatch(f"the mean and std that the file notes cannot be used: {fault}")
     return TeacherFile(facts, weights.state)
-
-
-def published(name: str) -> TeacherFile:
-    """Return torchvision's weights: `ResNet50_Weights.IMAGENET1K_V2`, or `torchvision/resnet50` for the default ones.
-
-    They are stored in torch's hub cache. Raises SpecInvalid for a name that torchvision does not have, Internal if the
-    download fails.
-    """
-    architecture, entry = _published_entry(name)
-    transforms = entry.transforms()
-    # These two, as loaded by torchvision, normalise their input again, to a mean and deviation of one half.
-    again = architecture in ("torchvision/googlenet", "torchvision/inception_v3")
-    try:
-        state = entry.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise Internal(
-            f"the published weights {entry} could not be downloaded from {entry.url}: {error}",
-            hint="if the workers have no internet, upload the file and register it as a model",
-        ) from error
-    facts = ModelFacts(
-        **_measure(architecture, state),
-        bytes=sum(value.nbytes for value in state.values()),
-        format="pytorch",
-        mean=[0.5] * 3 if again else list(transforms.mean),
-        std=[0.5] * 3 if again else list(transforms.std),
-        class_names=list(entry.meta["categories"]),
-    )
-    return TeacherFile(facts, state)
-
-
-def _published_entry(name: str) -> tuple[str, Any]:
-    """Return the architecture and torchvision's own record of the weights."""
-    library = vision.torchvision().models
-    networks = library.list_models(module=library)
-    bare = name.removeprefix("torchvision/")
-    if bare in networks:
-        return f"torchvision/{bare}", library.get_model_weights(bare).DEFAULT
-    try:
-        entry = library.get_weight(name)
-    except (ValueError, AttributeError, KeyError) as error:
-        raise SpecInvalid(
-            f"torchvision publishes no weights {name!r}", hint="such as ResNet50_Weights.IMAGENET1K_V2"
-        ) from error
-    for network in networks:
-        if library.get_model_weights(network) is type(entry):
-            return f"torchvision/{network}", entry
-    raise SpecInvalid(f"{name} are not the weights of an image classifier")
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -113,6 +113,49 @@ class ModelFacts(Facts):
     digest: str | None = None
 
 
+class PublishedFacts(ModelFacts):
+    """The facts of weights that a library publishes, as it states them: nothing is downloaded for them."""
+
+    file: str
+    """The published name of the file: `resnet18-f37072fd.pth`, `timm/resnet18.a1_in1k/model.safetensors`."""
+
+
+class StartFacts(Facts):
+    """What a network can take over from a checkpoint: the parameters and statistics of the same name and shape."""
+
+    num_classes: int | None = None
+    """Classes of the checkpoint; None if it has no classifier that could be compared."""
+    channels: int | None = None
+    """Channels of the images of the checkpoint; None if its first layer could not be compared."""
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    class_names: list[str] | None = None
+    """In the order of the checkpoint's outputs; None if they are not known."""
+    digest: str | None = None
+    parameters: int
+    """All parameters of the network."""
+    taken: int
+    """Those that fit by name and shape, the classifier's among them."""
+    classifier_taken: int
+    """The classifier's alone."""
+    fresh: list[str]
+    """Names of the network's parameters that the checkpoint does not give."""
+    classifier: list[str]
+    """Names of the classifier's parameters: those whose shape depends on the number of classes."""
+    frozen: int = 0
+    """Parameters in the modules that are to be frozen."""
+    frozen_classifier: int = 0
+    """Those among them that are the classifier's."""
+    frozen_fresh: list[str] = []
+    """Names of frozen parameters that the checkpoint does not give."""
+    unknown_modules: dict[str, list[str]] = {}
+    """The modules to be frozen that the network does not have, each with similar paths that it has."""
+
+
+class NamedStartFacts(StartFacts):
+    """The same for weights whose file is not here yet: from the names and shapes of the network that they belong to."""
+
+
 class ProgramFacts(ModelFacts):
     """The facts of a torch.export program, from an inspection. A program is its own architecture."""
 

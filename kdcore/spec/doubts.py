@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from base.warning import WarningItem
-from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
-from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on
-from kdcore.spec.job import DataOptions, JobSpec, Teacher
-from kdcore.spec.rules import each_method, each_teacher
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts, StartFacts
+from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on, start_summary
+from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
+from kdcore.spec.rules import each_method, each_start, each_teacher
 
 HELPED_SOONER = "nst, feature, ofd and reviewkd"
 """The methods that gained 3.6 to 4.3 points with 216 images per class (docs/methods.md)."""
@@ -168,6 +168,9 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
                     "give the preprocessing of its training: mean and std for each channel, of pixels in 0..1",
                 )
             )
+    for pointer, student in each_start(vars(spec)):
+        if pointer in known.starts and known.dataset is not None:
+            warnings += start_warnings(student, known.starts[pointer], known.dataset, pointer)
     warnings += budget_warnings(spec, known)
     return warnings
 
@@ -225,6 +228,40 @@ def teacher_warnings(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts,
             "/dataset/image_size",
             f"{_who(pointer)} learned from images of {own} pixels, the data set has {given}",
             "bring the images to that size with dataset.image_size, or compare its accuracy with the one that it had",
+        )
+
+
+def start_warnings(student: Student, facts: StartFacts, dataset: DatasetFacts, pointer: str) -> Iterator[WarningItem]:
+    """Yield what is doubtful about a student that starts from a checkpoint.
+
+    A classifier that starts fresh because the numbers of classes differ is no doubt: the answer says it without one.
+    """
+    summary = start_summary(student, facts, dataset)
+    others = [name for name in facts.fresh if name not in facts.classifier]
+    renamed = summary["classifier"] == "fresh" and facts.num_classes == dataset.num_classes and facts.classifier_taken
+    if others or renamed:
+        reasons = []
+        if others:
+            reasons.append(f"{len(others)} tensors before the classifier are not in it, first {others[0]}")
+        if renamed:
+            names = list(student.class_names or facts.class_names or ())
+            reasons.append(f"its classes have other names ({_first(names)} and not {_first(dataset.class_names)})")
+        yield WarningItem(
+            "weights_partly_loaded",
+            f"{pointer}/checkpoint",
+            f"of {facts.parameters:,} parameters {summary['taken']:,} are taken from the checkpoint, and the others start "
+            f"from random weights: {'; '.join(reasons)}",
+            "give a checkpoint of the same architecture if more should be taken"
+            if others
+            else "class_names says it if the classes are the same under other names",
+        )
+    if student.preprocessing is None and (facts.mean is None or facts.std is None):
+        yield WarningItem(
+            "normalization_guessed",
+            f"{pointer}/preprocessing",
+            "nothing says how the images of the checkpoint were normalized: the student gets the mean and std of the data "
+            "set",
+            "give the preprocessing of its training: mean and std for each channel, of pixels in 0..1",
         )
 
 

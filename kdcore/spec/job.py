@@ -27,7 +27,7 @@ def _known_reference(reference: str) -> str:
     if any(reference.startswith(prefix) and len(reference) > len(prefix) for prefix in REFERENCE_PREFIXES):
         return reference
     raise ValueError(
-        "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<torchvision weights> or file:<path>"
+        "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<published weights> or file:<path>"
     )
 
 
@@ -212,7 +212,8 @@ class Teacher(Vocabulary):
     checkpoint: Reference | None = Field(
         default=None,
         description="model:<name or id>, job:<id> (its student; if the job has not ended, this one waits for it), "
-        "blob:sha256:<hex>, weights:<torchvision weights>, or file:<path> (only for `python -m kdcore`).",
+        "blob:sha256:<hex>, weights:<name> (published: weights:torchvision/resnet50, weights:ResNet50_Weights.IMAGENET1K_V1, "
+        "weights:timm/resnet18.a1_in1k), or file:<path> (only for `python -m kdcore`).",
     )
     program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
@@ -235,13 +236,42 @@ class Teacher(Vocabulary):
     )
 
 
+EVERYTHING_ELSE = "*"
+"""In `Student.freeze`: everything but the classifier."""
+ModulePath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^(\*|[A-Za-z0-9_][A-Za-z0-9_.-]*)$")]
+
+
 class Student(Vocabulary):
-    """A network that is trained from random weights."""
+    """A network that is trained: from random weights, or from those of a checkpoint."""
 
     architecture: Architecture = Field(
         description="A name of GET /v1/architectures, or timm/<name>: any model of that library."
     )
-    preprocessing: Preprocessing | None = Field(default=None, description="Default: the data's mean and std.")
+    checkpoint: Reference | None = Field(
+        default=None,
+        description="The weights that it starts from, named as a teacher's are: model:, job: (if it has not ended, this "
+        "one waits for it), blob:sha256:, weights:, file:. Taken is what has the same name and shape. The classifier "
+        "starts from random weights where the classes are others.",
+    )
+    freeze: Annotated[tuple[ModulePath, ...], Field(max_length=1000)] = Field(
+        default=(),
+        description="Modules of the network that are not trained, by path (layer1); they stay in eval mode, also their "
+        'batch norms. "*" is everything but the classifier: what is trained then is a linear probe.',
+    )
+    head_lr: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+        default=None,
+        description="Factor of the learning rate for the parameters that the checkpoint does not give, such as a new "
+        "classifier. Default: 1.",
+    )
+    preprocessing: Preprocessing | None = Field(
+        default=None,
+        description="Default: the checkpoint's own if there is one and it has one, else the data's mean and std.",
+    )
+    class_names: ClassNames | None = Field(
+        default=None,
+        description="The names of the checkpoint's classes, in the order of its outputs. Where they are the data's, "
+        "the classifier is kept, in the data's order. Default: the names in its file or registration.",
+    )
 
 
 class Unlabelled(Vocabulary):
@@ -262,7 +292,9 @@ class Unlabelled(Vocabulary):
 
 
 class Sgd(Vocabulary):
-    """Defaults: the CIFAR recipe of CRD (Tian et al., ICLR 2020): lr 0.05, momentum 0.9, no Nesterov."""
+    """Defaults: the CIFAR recipe of CRD (Tian et al., ICLR 2020): lr 0.05, momentum 0.9, no Nesterov. Of a student with
+    a checkpoint: the usual ones of fine-tuning, lr 0.01 and weight decay 1e-4 (Li et al., ICLR 2020,
+    arXiv:2002.11770, section 1)."""
 
     name: Literal["sgd"] = "sgd"
     lr: float = Field(
@@ -274,7 +306,8 @@ class Sgd(Vocabulary):
 
 
 class AdamW(Vocabulary):
-    """Loshchilov & Hutter, ICLR 2019 (arXiv:1711.05101); defaults are PyTorch's."""
+    """Loshchilov & Hutter, ICLR 2019 (arXiv:1711.05101); defaults are PyTorch's, and of a student with a checkpoint a
+    tenth of that lr."""
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0, le=100, description="Learning rate.")
@@ -358,7 +391,8 @@ Mix = Mixup | Cutmix
 
 
 class Training(Vocabulary):
-    """The recipe of the training. Defaults: the CIFAR-100 recipe of CRD, which the published tables use."""
+    """The recipe of the training. Defaults: the CIFAR-100 recipe of CRD, which the published tables use; for students that
+    start from a checkpoint another optimizer and schedule."""
 
     model_config = ConfigDict(title="Training")
 
@@ -375,7 +409,9 @@ class Training(Vocabulary):
         default=Sgd(), description="Default: SGD, as CRD's code."
     )
     schedule: Annotated[Schedule, Field(discriminator="name"), named("name", Schedule)] = Field(
-        default=Multistep(), description="Schedule of the learning rate. Default: CRD's three drops."
+        default=Multistep(),
+        description="Schedule of the learning rate. Default: CRD's three drops; of students with a checkpoint a cosine "
+        "(Kornblith et al., CVPR 2019, arXiv:1805.08974) after a warm-up of a tenth of the epochs, one at most.",
     )
     augmentation: Annotated[Augmentation, Field(discriminator="name"), named("name", Augmentation)] | None = Field(
         default=None,
