@@ -13,7 +13,9 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +25,15 @@ from pydantic import BaseModel, ValidationError
 from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from base.processes import kill_group
-from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
+from kdcore.catalog import (
+    ArchitectureFacts,
+    DatasetFacts,
+    ModelFacts,
+    NamedStartFacts,
+    PublishedFacts,
+    StartFacts,
+    TapFacts,
+)
 from kdcore.catalog.facts import DATASET_READING, ProgramFacts
 from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
@@ -35,8 +45,20 @@ F = TypeVar("F", bound=BaseModel)
 
 log = logging.getLogger("distillery.inspections")
 
-OF_FILES: dict[type[BaseModel], str] = {ModelFacts: "model", ProgramFacts: "program", DatasetFacts: "dataset"}
-KINDS: dict[type[BaseModel], str] = {**OF_FILES, ArchitectureFacts: "architecture", TapFacts: "taps", JobCost: "cost"}
+OF_FILES: dict[type[BaseModel], str] = {
+    ModelFacts: "model",
+    ProgramFacts: "program",
+    DatasetFacts: "dataset",
+    StartFacts: "start",
+}
+KINDS: dict[type[BaseModel], str] = {
+    **OF_FILES,
+    ArchitectureFacts: "architecture",
+    TapFacts: "taps",
+    PublishedFacts: "published",
+    NamedStartFacts: "named-start",
+    JobCost: "cost",
+}
 """The verbs of `python -m kdcore inspect`, by the facts that they print."""
 
 ENGINE = (sys.executable, "-m", "kdcore")
@@ -137,6 +159,8 @@ class Inspections:
         else:
             digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
         options_key = " ".join(str(value) for value in options.values() if value is not None)
+        if kind is PublishedFacts:
+            options_key = _libraries()  # Another version publishes other weights.
         if kind is DatasetFacts:
             options_key = f"{options_key} reading={DATASET_READING}".strip()
         key = digest, KINDS[kind], options_key
@@ -161,9 +185,18 @@ class Inspections:
         return await self.inspect(DatasetFacts, digest, image_size=size, options=more)
 
 
+def _libraries() -> str:
+    """Return the versions of the libraries that publish weights. They are not imported."""
+    versions = []
+    for name in ("torchvision", "timm"):
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name}={version(name)}")
+    return " ".join(versions)
+
+
 def _flags(options: dict[str, Any]) -> Iterator[str]:
     for name, value in options.items():
-        if value is not None:
+        if value is not None and value != ():
             yield f"--{name.replace('_', '-')}"
             yield from map(str, value if isinstance(value, tuple) else (value,))
 

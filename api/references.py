@@ -11,9 +11,20 @@ from api.auth import Member
 from api.inspections import NOT_UPLOADED, Inspections, Refused
 from base.errors import Fault
 from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
-from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
+from kdcore.catalog import (
+    DATASETS,
+    ArchitectureFacts,
+    DatasetFacts,
+    ModelFacts,
+    NamedStartFacts,
+    PublishedFacts,
+    StartFacts,
+    TapFacts,
+    architecture,
+    named_facts,
+)
 from kdcore.catalog.facts import ProgramFacts
-from kdcore.spec import DataOptions, Dataset, JobSpec, Teacher
+from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher
 from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
@@ -102,8 +113,46 @@ class References:
             case "blob":
                 return await self._uploaded_model(reference, teacher.architecture)
             case "weights":
-                return Target(None, reference)
+                return Target(await self._published(name), reference)
         raise ReferenceFault("the service opens no files by path; upload the weights", "not_allowed", got=reference)
+
+    async def start(self, student: Student, data: DatasetFacts) -> Target[StartFacts]:
+        """Look up the checkpoint that a student or an assistant starts from, and what of it fits the student."""
+        reference = student.checkpoint or ""
+        kind, _, name = reference.partition(":")
+        match kind:
+            case "model":
+                model = await self._registered_model(name)
+            case "job":
+                model = await self._student_of(name)
+            case "blob":
+                model = Target(None, f"blob:sha256:{await self._digest(reference)}")
+            case "weights":
+                model = Target(await self._published(name), reference)
+            case _:
+                text = "the service opens no files by path; upload the weights"
+                raise ReferenceFault(text, "not_allowed", got=reference)
+        network = {"architecture": student.architecture, "classes": data.num_classes, "channels": data.channels}
+        options = {**network, "freeze": student.freeze}
+        stated = model.facts
+        if model.reference.startswith(BLOB):
+            facts = await self._file_facts(StartFacts, model.reference.removeprefix(BLOB), **options)
+        else:
+            assert stated is not None, "what has no file yet is known by its facts"  # noqa: S101
+            source = {"from_classes": stated.num_classes, "from_channels": stated.channels}
+            facts = await self._file_facts(NamedStartFacts, stated.architecture, **source, **options)
+        if stated is not None:  # A registration may say more than the file.
+            names = ("mean", "std", "class_names")
+            facts = facts.model_copy(update={name: getattr(stated, name) or getattr(facts, name) for name in names})
+        return Target(facts, model.reference)
+
+    async def _published(self, name: str) -> PublishedFacts:
+        """Return the facts of published weights, which are not downloaded for that."""
+        try:
+            return await self.inspections.inspect(PublishedFacts, name)
+        except Refused as refused:
+            code = "not_found" if refused.final else refused.code
+            raise ReferenceFault(_with_hint(refused), code, got=f"weights:{name}") from None
 
     async def baseline(self, reference: str) -> Target[Job]:
         """Look up a job that trained a student without a teacher: a supervised job, or one with a baseline of its own.

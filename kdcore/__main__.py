@@ -124,17 +124,8 @@ def _facts(of: argparse.Namespace) -> Any:
             from kdcore import data
 
             return data.inspect(of.path, _data_options(of), _Progress() if of.progress else None)
-        case "published":
-            from kdcore import published
-
-            return published.inspect(of.name)
-        case "start" | "named-start":
-            from kdcore import starting
-
-            shape = starting.Shape(of.architecture, of.classes, of.channels, tuple(of.freeze))
-            if of.kind == "start":
-                return starting.inspect(of.path, shape)
-            return starting.inspect_named(of.name, of.from_classes, of.from_channels, shape)
+        case "published" | "start" | "named-start":
+            return _facts_of_weights(of)
         case "cost":
             from kdcore.measure.probe import probe
 
@@ -144,6 +135,18 @@ def _facts(of: argparse.Namespace) -> Any:
 
             network = of.name, of.classes, of.channels, _height_width(of)
             return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
+
+
+def _facts_of_weights(of: argparse.Namespace) -> Any:
+    """Return the facts of published weights, or what of weights a network can start from."""
+    from kdcore import published, starting
+
+    if of.kind == "published":
+        return published.inspect(of.name)
+    shape = starting.Shape(of.architecture, of.classes, of.channels, tuple(of.freeze))
+    if of.kind == "start":
+        return starting.inspect(of.path, shape)
+    return starting.inspect_named(of.name, of.from_classes, of.from_channels, shape)
 
 
 class _Progress:

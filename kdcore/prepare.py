@@ -137,9 +137,9 @@ def prepare(spec: JobSpec, workspace: Workspace, begun: Mapping[str, Start] | No
     `begun`: what the students of a resumed job started from, by pointer. These files are not read again.
     """
     workspace.lines.phase("preparing")
-    if any(one.preprocessing is None for _, one in each_student(vars(spec))):  # No service has resolved it.
-        if faults := list(tags_without_weights(vars(spec))):
-            raise SpecFaults(faults)
+    is_resolved = all(student.preprocessing is not None for _, student in each_student(vars(spec)))
+    if tagged := [] if is_resolved else list(tags_without_weights(vars(spec))):
+        raise SpecFaults(tagged)
     loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache)
     facts, unlabelled = loaded.facts, _unlabelled(spec, loaded, workspace)
     files = {pointer: _teacher_file(one, loaded, workspace) for pointer, one in each_teacher({"teacher": spec.teacher})}

@@ -256,7 +256,7 @@ def _by_url(url: str, folder: Path, sha256_prefix: str) -> Path:
 
 def _from_hub(published: Published, folder: Path) -> Path:
     import huggingface_hub
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # not listed there
 
     disable_progress_bars()
     assert published.repository is not None, "the file is on the hub"

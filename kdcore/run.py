@@ -223,7 +223,7 @@ class TrialSetup:
     def _start(self) -> dict[nn.Parameter, float]:
         """Give students the weights from which they start. Returns the factor of the learning rate of every parameter
         that has one."""
-        factors = {}
+        factors: dict[nn.Parameter, float] = {}
         for spec, student in zip(self.trial.students * self.trial.scheme.branches, self.students, strict=True):
             start = self.job.start(spec)
             if start is None:

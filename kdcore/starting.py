@@ -4,8 +4,8 @@
     open_start               facts and tensors of a job's student
     freeze                   modules that are not trained
 
-A parameter or statistic is taken if the checkpoint has one of the same name and shape; the classifier also needs classes
-of the same names (`spec.fitting.keeps_classifier`), and is then brought into the order of the data's classes.
+A parameter or statistic is taken if the checkpoint has one of the same name and shape; the classifier also needs
+classes of the same names (`spec.fitting.keeps_classifier`), and is then brought into the order of the data's classes.
 """
 
 from __future__ import annotations

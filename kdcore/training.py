@@ -383,7 +383,9 @@ _AdamW, _Sgd = _uncompiled(torch.optim.AdamW), _uncompiled(torch.optim.SGD)
 def optimizer_for(
     spec: Optimizer, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of parameters, or of groups of them in PyTorch's form. Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
+    """Return an optimizer of parameters, or of groups of them in PyTorch's form.
+
+    Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
     if isinstance(spec, AdamW):
         return _AdamW(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
     return _Sgd(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)

@@ -249,8 +249,8 @@ def start_warnings(student: Student, facts: StartFacts, dataset: DatasetFacts, p
         yield WarningItem(
             "weights_partly_loaded",
             f"{pointer}/checkpoint",
-            f"of {facts.parameters:,} parameters {summary['taken']:,} are taken from the checkpoint, and the others start "
-            f"from random weights: {'; '.join(reasons)}",
+            f"of {facts.parameters:,} parameters {summary['taken']:,} are taken from the checkpoint, and the others "
+            f"start from random weights: {'; '.join(reasons)}",
             "give a checkpoint of the same architecture if more should be taken"
             if others
             else "class_names says it if the classes are the same under other names",
@@ -259,8 +259,8 @@ def start_warnings(student: Student, facts: StartFacts, dataset: DatasetFacts, p
         yield WarningItem(
             "normalization_guessed",
             f"{pointer}/preprocessing",
-            "nothing says how the images of the checkpoint were normalized: the student gets the mean and std of the data "
-            "set",
+            "nothing says how the images of the checkpoint were normalized: the student gets the mean and std of the "
+            "data set",
             "give the preprocessing of its training: mean and std for each channel, of pixels in 0..1",
         )
 

@@ -212,8 +212,9 @@ class Teacher(Vocabulary):
     checkpoint: Reference | None = Field(
         default=None,
         description="model:<name or id>, job:<id> (its student; if the job has not ended, this one waits for it), "
-        "blob:sha256:<hex>, weights:<name> (published: weights:torchvision/resnet50, weights:ResNet50_Weights.IMAGENET1K_V1, "
-        "weights:timm/resnet18.a1_in1k), or file:<path> (only for `python -m kdcore`).",
+        "blob:sha256:<hex>, weights:<name> (published ones: weights:torchvision/resnet50, "
+        "weights:ResNet50_Weights.IMAGENET1K_V1, weights:timm/resnet18.a1_in1k), or file:<path> (only for "
+        "`python -m kdcore`).",
     )
     program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
@@ -249,9 +250,9 @@ class Student(Vocabulary):
     )
     checkpoint: Reference | None = Field(
         default=None,
-        description="The weights that it starts from, named as a teacher's are: model:, job: (if it has not ended, this "
-        "one waits for it), blob:sha256:, weights:, file:. Taken is what has the same name and shape. The classifier "
-        "starts from random weights where the classes are others.",
+        description="The weights that it starts from, named as a teacher's are: model:, job: (if it has not ended, "
+        "this one waits for it), blob:sha256:, weights:, file:. Taken is what has the same name and shape. The "
+        "classifier starts from random weights where the classes are others.",
     )
     freeze: Annotated[tuple[ModulePath, ...], Field(max_length=1000)] = Field(
         default=(),
@@ -391,8 +392,8 @@ Mix = Mixup | Cutmix
 
 
 class Training(Vocabulary):
-    """The recipe of the training. Defaults: the CIFAR-100 recipe of CRD, which the published tables use; for students that
-    start from a checkpoint another optimizer and schedule."""
+    """The recipe of the training. Defaults: the CIFAR-100 recipe of CRD, which the published tables use; for students
+    that start from a checkpoint another optimizer and schedule."""
 
     model_config = ConfigDict(title="Training")
 
