@@ -62,8 +62,8 @@ class FakeInspector(Inspector):
     def __init__(self) -> None:
         super().__init__(Path("never used"))
         self.answers: dict[str, BaseModel | Refused] = {}
-        """By the digest that a blob's file is named after, or a name; what a student takes over, by `start <digest>`. Others
-    have the default facts of their kind."""
+        """By the digest that a blob's file is named after, or a name; what a student takes over, by `start <digest>`.
+        Others have the default facts of their kind."""
         self.shapes: dict[str, list[int]] = {}
         """Of taps, by path; others are maps of four channels."""
         self.requests: list[tuple[Any, ...]] = []

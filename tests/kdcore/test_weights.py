@@ -9,8 +9,6 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -18,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from base.errors import Internal, SpecInvalid, TeacherMismatch
-from kdcore import models, vision, weights
+from base.errors import SpecInvalid, TeacherMismatch
+from kdcore import models, weights
 from tests.base.test_file_kinds import STARTS
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "data" / "teachers"
@@ -388,53 +386,3 @@ def test_inspect_safetensors_cut_short_are_refused(tmp_path: Path, state: dict):
     save_file(state, path)
     path.write_bytes(path.read_bytes()[:-10])
     assert "cut short" in refusal(path).message
-
-
-# torchvision's published weights
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch):
-    """Stands for the internet: what a download gives, or the error that it raises."""
-    answer = SimpleNamespace(state=None, error=None)
-
-    def download(*_arguments, **_options):
-        if answer.error:
-            raise answer.error
-        return answer.state
-
-    monkeypatch.setattr(vision.torchvision().models._api, "load_state_dict_from_url", download)
-    return answer
-
-
-@pytest.mark.parametrize("name", ["ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1", "torchvision/shufflenet_v2_x0_5"])
-def test_published_weights_come_with_their_facts(hub, name: str):
-    hub.state = models.build("torchvision/shufflenet_v2_x0_5", 1000).state_dict()
-    teacher = weights.published(name)
-    assert teacher.facts.architecture == "torchvision/shufflenet_v2_x0_5"
-    assert (teacher.facts.num_classes, teacher.facts.mean) == (1000, [0.485, 0.456, 0.406])
-    assert teacher.facts.class_names is not None and teacher.facts.class_names[0] == "tench"
-    assert teacher.state is hub.state
-
-
-def test_published_googlenet_normalises_twice_so_its_numbers_are_halves(hub):
-    hub.state = models.build("torchvision/googlenet", 1000).state_dict()
-    assert weights.published("torchvision/googlenet").facts.std == [0.5, 0.5, 0.5]
-
-
-def test_published_without_network_the_way_out_is_named(hub):
-    hub.error = URLError("no route")
-    with pytest.raises(Internal, match=r"could not be downloaded from https://.*no route") as caught:
-        weights.published("ResNet18_Weights.IMAGENET1K_V1")
-    assert caught.value.retryable and "upload the file" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize("name", ["ResNet18_Weights.V9", "Nothing_Weights.DEFAULT", "resnet-18", ""])
-def test_unknown_published_weights_are_the_specs_fault(name: str):
-    with pytest.raises(SpecInvalid, match="publishes no weights"):
-        weights.published(name)
-
-
-def test_weights_of_a_detector_are_refused():
-    with pytest.raises(SpecInvalid, match="not the weights of an image classifier"):
-        weights.published("FCN_ResNet50_Weights.DEFAULT")
