@@ -159,8 +159,8 @@ class Inspections:
         else:
             digest = hashlib.sha256("\n".join(subject).encode()).hexdigest()
         options_key = " ".join(str(value) for value in options.values() if value is not None)
-        if kind is PublishedFacts:
-            options_key = _libraries()  # Another version publishes other weights.
+        if kind in (PublishedFacts, NamedStartFacts):
+            options_key = f"{options_key} {_libraries()}".strip()  # Another version publishes other weights.
         if kind is DatasetFacts:
             options_key = f"{options_key} reading={DATASET_READING}".strip()
         key = digest, KINDS[kind], options_key

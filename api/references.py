@@ -113,7 +113,7 @@ class References:
             case "blob":
                 return await self._uploaded_model(reference, teacher.architecture)
             case "weights":
-                return Target(await self._published(name), reference)
+                return Target(await self._of_published(PublishedFacts, reference, name), reference)
         raise ReferenceFault("the service opens no files by path; upload the weights", "not_allowed", got=reference)
 
     async def start(self, student: Student, data: DatasetFacts) -> Target[StartFacts]:
@@ -128,7 +128,7 @@ class References:
             case "blob":
                 model = Target(None, f"blob:sha256:{await self._digest(reference)}")
             case "weights":
-                model = Target(await self._published(name), reference)
+                model = Target(None, reference)
             case _:
                 text = "the service opens no files by path; upload the weights"
                 raise ReferenceFault(text, "not_allowed", got=reference)
@@ -137,22 +137,23 @@ class References:
         stated = model.facts
         if model.reference.startswith(BLOB):
             facts = await self._file_facts(StartFacts, model.reference.removeprefix(BLOB), **options)
-        else:
-            assert stated is not None, "what has no file yet is known by its facts"  # noqa: S101
+        elif stated is not None:
             source = {"from_classes": stated.num_classes, "from_channels": stated.channels}
             facts = await self._file_facts(NamedStartFacts, stated.architecture, **source, **options)
+        else:
+            facts = await self._of_published(NamedStartFacts, reference, reference, **options)
         if stated is not None:  # A registration may say more than the file.
             names = ("mean", "std", "class_names")
             facts = facts.model_copy(update={name: getattr(stated, name) or getattr(facts, name) for name in names})
         return Target(facts, model.reference)
 
-    async def _published(self, name: str) -> PublishedFacts:
-        """Return the facts of published weights, which are not downloaded for that."""
+    async def _of_published(self, kind: type[F], reference: str, name: str, **options: Any) -> F:
+        """Return facts of published weights, which are not downloaded for that."""
         try:
-            return await self.inspections.inspect(PublishedFacts, name)
+            return await self.inspections.inspect(kind, name, **options)
         except Refused as refused:
             code = "not_found" if refused.final else refused.code
-            raise ReferenceFault(_with_hint(refused), code, got=f"weights:{name}") from None
+            raise ReferenceFault(_with_hint(refused), code, got=reference) from None
 
     async def baseline(self, reference: str) -> Target[Job]:
         """Look up a job that trained a student without a teacher: a supervised job, or one with a baseline of its own.

@@ -11,6 +11,7 @@
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
     python -m kdcore inspect published NAME    facts of published weights, without a download
     python -m kdcore inspect start PATH --architecture NAME --classes K --channels C [--freeze PATH...]
+    python -m kdcore inspect named-start weights:NAME --architecture ... (as start)
     python -m kdcore inspect named-start NAME --from-classes K --from-channels C --architecture ... (as start)
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
 
@@ -146,6 +147,8 @@ def _facts_of_weights(of: argparse.Namespace) -> Any:
     shape = starting.Shape(of.architecture, of.classes, of.channels, tuple(of.freeze))
     if of.kind == "start":
         return starting.inspect(of.path, shape)
+    if of.name.startswith(published.PREFIX):
+        return starting.inspect_published(of.name, shape)
     return starting.inspect_named(of.name, of.from_classes, of.from_channels, shape)
 
 
@@ -275,8 +278,8 @@ def _parser() -> argparse.ArgumentParser:
     start, named_start = (kinds.add_parser(kind) for kind in ("start", "named-start"))
     start.add_argument("path", type=Path)
     named_start.add_argument("name")
-    named_start.add_argument("--from-classes", type=int, required=True)
-    named_start.add_argument("--from-channels", type=int, required=True)
+    named_start.add_argument("--from-classes", type=int)
+    named_start.add_argument("--from-channels", type=int)
     for kind in (start, named_start):
         kind.add_argument("--architecture", required=True)
         kind.add_argument("--classes", type=int, required=True)

@@ -1,8 +1,10 @@
 """The weights from which a student starts: what of a checkpoint its network takes over, and what of it is frozen.
 
-    inspect, inspect_named   the facts, of a file or of weights that are not here yet
-    open_start               facts and tensors of a job's student
-    freeze                   modules that are not trained
+    inspect              the facts, of a file
+    inspect_named        the same of the student of a job that has not ended: there is no file yet
+    inspect_published    the same of published weights, which are not downloaded
+    open_start           facts and tensors of a job's student
+    freeze               modules that are not trained
 
 A parameter or statistic is taken if the checkpoint has one of the same name and shape; the classifier also needs
 classes of the same names (`spec.fitting.keeps_classifier`), and is then brought into the order of the data's classes.
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from base.errors import TeacherMismatch
 from base.files import sha256_of
 from kdcore import published, weights
-from kdcore.catalog import ARCHITECTURES, DatasetFacts, NamedStartFacts, StartFacts
+from kdcore.catalog import ARCHITECTURES, DatasetFacts, NamedStartFacts, PublishedFacts, StartFacts
 from kdcore.models.networks import skeleton
 from kdcore.spec import Student
 from kdcore.spec.fitting import class_order, fresh_parameters, keeps_classifier
@@ -84,7 +86,19 @@ def inspect(path: Path, shape: Shape) -> StartFacts:
 
 def inspect_named(source: str, num_classes: int, channels: int, shape: Shape) -> NamedStartFacts:
     """Return what of weights of the architecture `source` a network can take over, when their file is not here yet."""
-    return _facts(NamedStartFacts, skeleton(source, num_classes, channels).state_dict(), shape, shape.skeleton(), {})
+    return _of_network(source, num_classes, channels, shape, {})
+
+
+def inspect_published(reference: str, shape: Shape) -> NamedStartFacts:
+    """Return what of published weights a network can take over. Raises SpecInvalid if there are none of that name."""
+    facts = published.inspect(reference.removeprefix(published.PREFIX))
+    return _of_network(facts.architecture, facts.num_classes, facts.channels, shape, _stated(facts))
+
+
+def _of_network(
+    source: str, num_classes: int, channels: int, shape: Shape, notes: Mapping[str, Any]
+) -> NamedStartFacts:
+    return _facts(NamedStartFacts, skeleton(source, num_classes, channels).state_dict(), shape, shape.skeleton(), notes)
 
 
 def open_start(student: Student, dataset: DatasetFacts, path: Path | None, cache: Path) -> Start:
@@ -128,9 +142,11 @@ def _of_file(path: Path) -> _Given:
 def _of_published(reference: str, cache: Path) -> _Given:
     found = published.find(reference.removeprefix(published.PREFIX))
     path = published.fetch(found, cache)
-    facts = found.facts
-    notes = {"mean": facts.mean, "std": facts.std, "class_names": facts.class_names, "digest": _digest(path)}
-    return _Given(published.state(found, path), notes)
+    return _Given(published.state(found, path), {**_stated(found.facts), "digest": _digest(path)})
+
+
+def _stated(facts: PublishedFacts) -> dict[str, Any]:
+    return {"mean": facts.mean, "std": facts.std, "class_names": facts.class_names}
 
 
 def _digest(path: Path) -> str:

@@ -7,7 +7,7 @@ import pytest
 from api.inspections import Refused
 from kdcore.catalog import NamedStartFacts, StartFacts
 from kdcore.spec import Dataset, parse
-from tests.api.conftest import DATASET, MODEL, PROGRAM, PUBLISHED, START, SUPERVISED, Service, problem
+from tests.api.conftest import DATASET, MODEL, PROGRAM, START, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -96,14 +96,14 @@ ONE_CHANNEL = {"mean": [0.5], "std": [0.5]}
 
 
 async def test_student_from_published_weights_is_checked_without_a_download(service: Service) -> None:
-    service.inspector.answers["torchvision/resnet18"] = PUBLISHED
-    service.inspector.answers["start torchvision/resnet50"] = NamedStartFacts(**START)
+    stated = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    service.inspector.answers["start weights:torchvision/resnet18"] = NamedStartFacts(**START, **stated)
     student = {"architecture": "torchvision/resnet18", "checkpoint": "weights:torchvision/resnet18"}
     spec = {**SUPERVISED, "dataset": "cifar100", "student": student}
     resolved = await accepted(service, spec)
     assert resolved["student"]["checkpoint"] == "weights:torchvision/resnet18"
     assert resolved["student"]["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
-    service.inspector.answers["nothing"] = Refused(
+    service.inspector.answers["start weights:nothing"] = Refused(
         "spec_invalid", "torchvision publishes no weights 'nothing'", "try x"
     )
     faults = await faults_of(service, {**spec, "student": {**student, "checkpoint": "weights:nothing"}})

@@ -138,7 +138,7 @@ def test_student_of_a_teacher_that_is_cancelled_fails(server):
     server.ended(teacher, "cancelled")
     error = server.ended(student, "failed")["error"]
     assert error["code"] == "teacher_unavailable"
-    assert error["message"] == f"job {teacher}, whose student should teach, is cancelled"
+    assert error["message"] == f"job {teacher}, whose student this job needs, is cancelled"
 
 
 def test_evaluation_of_a_registered_model_is_its_accuracy_in_the_report(server, teacher_job, tmp_path):
