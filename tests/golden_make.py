@@ -17,9 +17,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from kdcore.catalog import NamedStartFacts
 from store.database import migrate
 from store.settings import Settings
-from tests.api.conftest import DATASET, MODEL, PROGRAM, PUBLISHED, Service, serving
+from tests.api.conftest import DATASET, MODEL, PROGRAM, PUBLISHED, START, Service, serving
 
 FOLDER = Path(__file__).parent / "golden"
 WIDTH = 100
@@ -279,6 +280,8 @@ async def _register(service: Service) -> None:
     facts: dict[str, Any] = {"num_classes": 100, "channels": 3}
     picture = {"channels": 3, "image_size": (32, 32)}
     found: dict[str, Any] = {name: MODEL.model_copy(update={"architecture": name, **facts}) for name in TEACHERS}
+    stated = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    service.inspector.answers["start weights:torchvision/resnet18"] = NamedStartFacts(**START, **stated)
     small = {"architecture": "convnet32", "num_classes": 10, "channels": 1, "mean": [0.5], "std": [0.25]}
     service.inspector.answers["ResNet18_Weights.IMAGENET1K_V1"] = PUBLISHED.model_copy(update=small)
     found["program"] = PROGRAM.model_copy(update={**facts, "image_size": (32, 32)})
