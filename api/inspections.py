@@ -24,7 +24,7 @@ from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.facts import DATASET_READING, ProgramFacts
+from kdcore.catalog.facts import DATASET_READING, MODEL_READING, ProgramFacts
 from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
 from store import registry
@@ -139,6 +139,9 @@ class Inspections:
         options_key = " ".join(str(value) for value in options.values() if value is not None)
         if kind is DatasetFacts:
             options_key = f"{options_key} reading={DATASET_READING}".strip()
+        if kind is ModelFacts:
+            named = json.dumps(options, sort_keys=True) if set(options) - {"architecture"} else options_key
+            options_key = f"{named} reading={MODEL_READING}".strip()
         key = digest, KINDS[kind], options_key
         if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
             if "refused" in stored:
@@ -165,7 +168,11 @@ def _flags(options: dict[str, Any]) -> Iterator[str]:
     for name, value in options.items():
         if value is not None:
             yield f"--{name.replace('_', '-')}"
-            yield from map(str, value if isinstance(value, tuple) else (value,))
+            yield from map(_argument, value if isinstance(value, tuple) else (value,))
+
+
+def _argument(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 async def _head(stream: asyncio.StreamReader | None) -> bytes:

@@ -96,11 +96,11 @@ class References:
         kind, _, name = reference.partition(":")
         match kind:
             case "model":
-                return await self._registered_model(name)
+                return await self._registered_model(name, teacher)
             case "job":
                 return await self._student_of(name)
             case "blob":
-                return await self._uploaded_model(reference, teacher.architecture)
+                return await self._uploaded_model(reference, teacher)
             case "weights":
                 return Target(None, reference)
         raise ReferenceFault("the service opens no files by path; upload the weights", "not_allowed", got=reference)
@@ -145,12 +145,17 @@ class References:
         """Return the shape of each tap of a network, without the batch."""
         return Target((await self._network_facts(TapFacts, data, name, *paths)).shapes, name)
 
-    async def _registered_model(self, name: str) -> Target[ModelFacts]:
+    async def _registered_model(self, name: str, teacher: Teacher) -> Target[ModelFacts]:
         try:
             model = await self.db.read(registry.models.get, self.caller.project, name)
         except NotFound:
             raise _unknown("model", name, await self._names(registry.models)) from None
-        return Target(ModelFacts.model_validate(model.facts), f"{BLOB}{model.sha256}")
+        facts = ModelFacts.model_validate(model.facts)
+        if teacher.part is not None or teacher.averaged is not None:
+            chosen = await self._file_facts(ModelFacts, model.sha256, **_choice(facts.architecture, teacher))
+            stated = ("mean", "std", "class_names", "image_size")
+            facts = chosen.model_copy(update={name: getattr(facts, name) for name in stated})
+        return Target(facts, f"{BLOB}{model.sha256}")
 
     async def _names(self, kind: Registry[Any]) -> list[str]:
         """The newest registered names, among which a similar one is looked for."""
@@ -198,11 +203,9 @@ class References:
             class_names=data.class_names or None,
         )
 
-    async def _uploaded_model(self, reference: str, network: str | None) -> Target[ModelFacts]:
-        digest = await self._digest(reference)
-        if network is None:
-            return Target(None, reference)
-        return Target(await self._file_facts(ModelFacts, digest, architecture=network), reference)
+    async def _uploaded_model(self, reference: str, teacher: Teacher) -> Target[ModelFacts]:
+        options = _choice(teacher.architecture, teacher)
+        return Target(await self._file_facts(ModelFacts, await self._digest(reference), **options), reference)
 
     async def _uploaded_program(self, reference: str) -> Target[ModelFacts]:
         if not reference.startswith("blob:"):
@@ -251,6 +254,12 @@ class References:
             text = f"job {job_id} is an {job.kind}: it trains no student"
             raise ReferenceFault(text, "not_allowed", "a job that trains a student", f"{JOB}{job_id}")
         return job
+
+
+def _choice(architecture: str | None, teacher: Teacher) -> dict[str, Any]:
+    """Return the options of a checkpoint's inspection."""
+    options = {"architecture": architecture, "part": teacher.part, "averaged": teacher.averaged}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _student(job: Job) -> dict[str, Any]:

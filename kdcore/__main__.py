@@ -4,7 +4,7 @@
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
     python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
-    python -m kdcore inspect model PATH --architecture NAME
+    python -m kdcore inspect model PATH [--architecture NAME] [--part NAME] [--averaged true|false]
     python -m kdcore inspect program PATH
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
@@ -112,7 +112,8 @@ def _facts(of: argparse.Namespace) -> Any:
         case "model":
             from kdcore import weights
 
-            return weights.inspect(of.path, of.architecture, of.channels)
+            averaged = None if of.averaged is None else of.averaged == "true"
+            return weights.inspect(of.path, of.architecture, of.channels, weights.Choice(of.part, averaged))
         case "program":
             from kdcore import programs
 
@@ -244,6 +245,8 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("path", type=Path)
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
+    model.add_argument("--part", metavar="NAME", help="the weights to take, of a file with several networks")
+    model.add_argument("--averaged", choices=("true", "false"), help="averaged or raw weights, of a file with both")
     dataset.add_argument("--image-size", type=int)
     dataset.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
     dataset.add_argument("--progress", action="store_true")

@@ -171,7 +171,8 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> Teac
         return weights.published(reference.removeprefix("weights:"))
     if spec.program is not None:
         return open_program(workspace.file(reference), loaded.facts)
-    return weights.open_teacher(workspace.file(reference), spec.architecture, loaded.facts.channels)
+    choice = weights.Choice(spec.part, spec.averaged)
+    return weights.open_teacher(workspace.file(reference), spec.architecture, loaded.facts.channels, choice)
 
 
 def _inspected(spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program]) -> dict[str, ArchitectureFacts]:

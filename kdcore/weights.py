@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from base.errors import Internal, SpecInvalid, TeacherMismatch
 from base.files import sha256_of
 from kdcore import vision
+from kdcore.catalog.architectures import UnknownName, hidden_layers
 from kdcore.catalog.facts import Loading, ModelFacts
-from kdcore.checkpoints import finding, names
+from kdcore.checkpoints import finding, heads, names
 from kdcore.checkpoints.content import Content, read_content
 from kdcore.checkpoints.names import ANY, Choice, Flat, Match
 from kdcore.models.networks import skeleton
 from kdcore.spec.fitting import preprocessing_fault
+
+__all__ = ["ANY", "Choice", "Start", "TeacherFile", "inspect", "load_into", "open_teacher", "opened_start", "published"]
 
 NAMED = 10
 """The number of names that an answer lists of each kind."""
@@ -90,7 +93,7 @@ def open_teacher(
     if similar is not None:
         loading = loading.model_copy(update={"architecture_found": True, "similar": similar})
     facts = ModelFacts(
-        **_measure(name, fitted.state),
+        **_measure(fitted.architecture, fitted.state),
         bytes=path.stat().st_size,
         format=content.format,
         mean=notes.mean,
@@ -147,14 +150,25 @@ def _notes(content: Content) -> Notes:
 
 @dataclass(frozen=True)
 class _Fitted:
+    architecture: str
+    """With the hidden layers of its classifier, if the file has some."""
     state: dict[str, Tensor]
     loading: Loading
 
 
 def _fitted_file(architecture: str, file: Flat, choice: Choice) -> _Fitted:
     """Return the state of a file that fits an architecture. Raises TeacherMismatch if none does, or several do."""
+    try:
+        bare, given_layers = hidden_layers(architecture)
+    except UnknownName as unknown:
+        raise SpecInvalid(str(unknown)) from unknown
+    deep = list(heads.deep_heads(names.template(bare), file))
+    assumed = None
+    if deep and not given_layers:
+        architecture += deep[0].suffix
+        assumed = heads.ASSUMED if deep[0].is_assumed else None
     network = names.template(architecture)
-    matches = names.candidates(network, file)
+    matches = names.candidates(network, file, [one.renamed for one in deep])
     match, by_default = names.choose(matches, choice) if matches else (names.nearest(network, file, choice.part), False)
     if sign := names.quantised(network, match, file):
         raise TeacherMismatch(
@@ -166,8 +180,8 @@ def _fitted_file(architecture: str, file: Flat, choice: Choice) -> _Fitted:
             f"the checkpoint does not fit {architecture}: {names.faults(network, match, file)}",
             hint=finding.likely_hint(file, architecture),
         )
-    loading = _loading(match, file, matches, by_default)
-    return _Fitted(dict(names.converted(network, match).state), loading)
+    loading = _loading(match, file, matches, by_default).model_copy(update={"activation_guessed": assumed})
+    return _Fitted(architecture, dict(names.converted(network, match).state), loading)
 
 
 def _loading(match: Match, file: Flat, matches: list[Match], by_default: bool) -> Loading:

@@ -8,6 +8,9 @@ DATASET_READING = 3
 """The number of the rules by which files are read as data sets: a part of the key of every stored inspection and of
 every decoded file. Increase it when the same file is read as something else, or decoded to other bytes, than before."""
 
+MODEL_READING = 2
+"""The same for checkpoints: increase it when a file is loaded, or refused, otherwise than before."""
+
 
 class Facts(BaseModel):
     """The base class of facts. They are never changed."""
@@ -124,6 +127,8 @@ class Loading(Facts):
     """True if nobody named the architecture, and it was found by names and shapes."""
     similar: list[str] = []
     """Other architectures of the same names and shapes, if it was found."""
+    activation_guessed: str | None = None
+    """The activation that was assumed in a classifier of several layers; None if there is none, or it was named."""
     missing: int = 0
     """Tensors of the network that the file does not have. Only weights to start from may lack some."""
 

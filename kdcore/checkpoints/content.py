@@ -6,6 +6,7 @@ stand-ins that keep nothing and run nothing, and a refusal names the kind of the
 called.
 """
 
+import mmap
 import pickle
 import pickletools
 import re
@@ -22,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from base.errors import TeacherMismatch
-from base.file_kinds import HEAD_BYTES, PICKLE, TORCH, FileKind, kind_of, kind_of_members
+from base.file_kinds import HEAD_BYTES, PADDLE, PICKLE, TORCH, FileKind, kind_of, kind_of_members
 
 ADVICE = "give a PyTorch state dict (torch.save(model.state_dict(), path)) or a safetensors file"
 
@@ -50,6 +51,8 @@ REBUILDS_TENSORS = re.compile(
     r"|torch\.nn\.parameter\.Parameter|torch\.storage\.(Typed|Untyped)Storage"
     r"|torch\.(\w*Storage|Size|Tensor|device|bool|q?u?int\d+|b?float\d+\w*|complex\d+|per_\w+)"
 )
+PADDLE_KEY = b"StructuredToParameterName@@"
+"""An entry of PaddlePaddle's pickles, which hold numpy arrays."""
 QUANTISED_MODULES = ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.jit._pickle", "torchao.", "bitsandbytes.")
 
 
@@ -168,8 +171,8 @@ def unpickle(path: Path) -> Any:
             except MemoryError:
                 raise
             except Exception as again:
-                _explain(names, again)
-        _explain(names, error)
+                _explain(path, names, again)
+        _explain(path, names, error)
 
 
 def _load(path: Path, notes: Iterable[str]) -> Any:
@@ -191,8 +194,10 @@ def _foreign(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if not NOTES.fullmatch(name) and not REBUILDS_TENSORS.fullmatch(name))
 
 
-def _explain(names: set[str], error: Exception) -> Never:
+def _explain(path: Path, names: set[str], error: Exception) -> Never:
     foreign = _foreign(names)
+    if _contains(path, PADDLE_KEY):
+        raise _other(PADDLE) from error
     if any(name.startswith(QUANTISED_MODULES) for name in foreign):
         raise TeacherMismatch(
             f"the checkpoint holds quantised layers ({', '.join(foreign[:3])})",
@@ -210,12 +215,22 @@ def _explain(names: set[str], error: Exception) -> Never:
             f"the checkpoint is refused: it names {', '.join(foreign[:3])}{more}, which reading weights never needs",
             hint=ADVICE,
         ) from error
+    if names and not any(name.startswith("torch.") for name in names):
+        raise TeacherMismatch(
+            f"the file is a pickle of other objects ({', '.join(sorted(names)[:3])}), no PyTorch checkpoint",
+            hint=ADVICE,
+        ) from error
     # PyTorch's reader of pickles advises to lift its guard, which is no advice for a service: its words are left out.
     refused = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
     reason = "" if refused or not str(error) else f": {str(error).splitlines()[0]}"
     raise TeacherMismatch(
         f"the file is no checkpoint that PyTorch can read, or it is cut short{reason}", hint=ADVICE
     ) from error
+
+
+def _contains(path: Path, key: bytes) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(key) >= 0
 
 
 def _named(path: Path) -> set[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from base.errors import EngineError, TeacherMismatch
 from kdcore.catalog.architectures import ARCHITECTURES
-from kdcore.checkpoints import names
+from kdcore.checkpoints import heads, names
 from kdcore.checkpoints.content import Content
 from kdcore.checkpoints.names import DERIVED, Flat
 
@@ -72,7 +72,10 @@ def _or(found: Iterable[str]) -> str:
 
 def _fits(name: str, file: Flat) -> bool:
     try:
-        matches = names.candidates(names.template(name), file)
+        network = names.template(name)
+        matches = names.candidates(network, file)
+        for deep in heads.deep_heads(network, file):
+            matches += names.candidates(names.template(f"{name}{deep.suffix}"), file, [deep.renamed])
     except EngineError:
         return False
     return any(not one.by_order for one in matches)
@@ -128,9 +131,12 @@ def _groups(file: Flat) -> Iterator[Mapping[str, Tensor]]:
 def _named_by_size(state: Mapping[str, Tensor], total: int) -> Iterator[str]:
     classifiers = {tuple(value.shape) for value in state.values() if value.ndim == 2}
     stems = {value.shape[1] for value in state.values() if value.ndim == 4 and value.shape[1] <= 16}
+    linear = sum(value.numel() for name, value in state.items() if _is_linear(name, state))
     for name, facts in ARCHITECTURES.items():
+        body, stem = facts.body_parameters, facts.stem_parameters_per_channel
         if any(
-            facts.embedding_width == width and facts.parameters(classes, channels) == total
+            (facts.embedding_width == width and facts.parameters(classes, channels) == total)
+            or (body is not None and stem is not None and body + stem * channels == total - linear)
             for classes, width in classifiers
             for channels in stems
         ):
@@ -142,6 +148,12 @@ def _named_by_size(state: Mapping[str, Tensor], total: int) -> Iterator[str]:
                 if built < MOST_BUILT:
                     built += 1
                     yield f"timm/{name}"
+
+
+def _is_linear(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Return True for the weight or bias of a linear layer."""
+    weight = state.get(f"{name.rpartition('.')[0]}.weight")
+    return weight is not None and weight.ndim == 2 and name.endswith((".weight", ".bias"))
 
 
 @cache

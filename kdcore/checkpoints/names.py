@@ -233,10 +233,10 @@ def kind(value: Any) -> str:
 # Fitting
 
 
-def candidates(network: Template, file: Flat) -> list[Match]:
-    """Return the places of a file that hold a network completely: by names, else by order."""
+def candidates(network: Template, file: Flat, also: Iterable[Renamed] = ()) -> list[Match]:
+    """Return the places of a file that hold a network completely: by names (its own, or `also`), else by order."""
     found: dict[str, Match] = {}
-    for renamed in dialects(network.architecture, network.shapes, file.tensors):
+    for renamed in (*dialects(network.shapes, file.tensors), *also):
         for prefix in _prefixes(network, renamed):
             match = _attempt(network, renamed, prefix)
             if match.fits:
@@ -256,13 +256,27 @@ def nearest(network: Template, file: Flat, part: str | None = None) -> Match:
     """Return the place of a file that fits best."""
     attempts = [
         _attempt(network, renamed, prefix)
-        for renamed in dialects(network.architecture, network.shapes, file.tensors)
+        for renamed in dialects(network.shapes, file.tensors)
         for prefix in _prefixes(network, renamed) or [""]
         if part is None or _is_part(prefix, part)
     ]
     if not attempts:
-        return _attempt(network, Renamed.same(file.tensors), "")
+        return _attempt(network, Renamed(file.tensors), "")
     return min(attempts, key=lambda one: (len(one.missing) + len(one.misshapen), len(one.unexpected)))
+
+
+def body_prefixes(network: Template, renamed: Renamed) -> list[str]:
+    """Return the prefixes behind which everything of a network is but its classifier."""
+    body = [name for name in network.required if CLASSES not in network.shapes[name]]
+    return [
+        prefix
+        for prefix in _prefixes(network, renamed)
+        if all(
+            f"{prefix}{name}" in renamed.tensors
+            and compatible(network.shapes[name], renamed.tensors[f"{prefix}{name}"])
+            for name in body
+        )
+    ]
 
 
 def _prefixes(network: Template, renamed: Renamed) -> list[str]:
