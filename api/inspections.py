@@ -34,7 +34,7 @@ from kdcore.catalog import (
     StartFacts,
     TapFacts,
 )
-from kdcore.catalog.facts import DATASET_READING, ProgramFacts
+from kdcore.catalog.facts import DATASET_READING, MODEL_READING, ProgramFacts
 from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
 from store import registry
@@ -163,6 +163,9 @@ class Inspections:
             options_key = f"{options_key} {_libraries()}".strip()  # Another version publishes other weights.
         if kind is DatasetFacts:
             options_key = f"{options_key} reading={DATASET_READING}".strip()
+        if kind is ModelFacts:
+            named = json.dumps(options, sort_keys=True) if set(options) - {"architecture"} else options_key
+            options_key = f"{named} reading={MODEL_READING}".strip()
         key = digest, KINDS[kind], options_key
         if (stored := await self.db.read(registry.get_inspection, *key)) is not None:
             if "refused" in stored:
@@ -198,7 +201,11 @@ def _flags(options: dict[str, Any]) -> Iterator[str]:
     for name, value in options.items():
         if value is not None and value != ():
             yield f"--{name.replace('_', '-')}"
-            yield from map(str, value if isinstance(value, tuple) else (value,))
+            yield from map(_argument, value if isinstance(value, tuple) else (value,))
+
+
+def _argument(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 async def _head(stream: asyncio.StreamReader | None) -> bytes:

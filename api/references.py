@@ -25,6 +25,7 @@ from kdcore.catalog import (
 )
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher
+from kdcore.spec.resolving import loaded_as
 from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
@@ -107,11 +108,11 @@ class References:
         kind, _, name = reference.partition(":")
         match kind:
             case "model":
-                return await self._registered_model(name)
+                return await self._registered_model(name, teacher)
             case "job":
                 return await self._student_of(name)
             case "blob":
-                return await self._uploaded_model(reference, teacher.architecture)
+                return await self._uploaded_model(reference, teacher)
             case "weights":
                 return Target(await self._of_published(PublishedFacts, reference, name), reference)
         raise ReferenceFault("the service opens no files by path; upload the weights", "not_allowed", got=reference)
@@ -122,7 +123,7 @@ class References:
         kind, _, name = reference.partition(":")
         match kind:
             case "model":
-                model = await self._registered_model(name)
+                model = await self._registered_model(name, Teacher())
             case "job":
                 model = await self._student_of(name)
             case "blob":
@@ -133,10 +134,13 @@ class References:
                 text = "the service opens no files by path; upload the weights"
                 raise ReferenceFault(text, "not_allowed", got=reference)
         network = {"architecture": student.architecture, "classes": data.num_classes, "channels": data.channels}
-        options = {**network, "freeze": student.freeze}
+        options: dict[str, Any] = {**network, "freeze": student.freeze}
         stated = model.facts
         if model.reference.startswith(BLOB):
-            facts = await self._file_facts(StartFacts, model.reference.removeprefix(BLOB), **options)
+            chosen: dict[str, object] = {"part": student.part, "averaged": student.averaged}
+            if stated is not None and set(chosen.values()) == {None}:
+                chosen = loaded_as(stated)  # As it is registered.
+            facts = await self._file_facts(StartFacts, model.reference.removeprefix(BLOB), **options, **chosen)
         elif stated is not None:
             source = {"from_classes": stated.num_classes, "from_channels": stated.channels}
             facts = await self._file_facts(NamedStartFacts, stated.architecture, **source, **options)
@@ -195,12 +199,17 @@ class References:
         """Return the shape of each tap of a network, without the batch."""
         return Target((await self._network_facts(TapFacts, data, name, *paths)).shapes, name)
 
-    async def _registered_model(self, name: str) -> Target[ModelFacts]:
+    async def _registered_model(self, name: str, teacher: Teacher) -> Target[ModelFacts]:
         try:
             model = await self.db.read(registry.models.get, self.caller.project, name)
         except NotFound:
             raise _unknown("model", name, await self._names(registry.models)) from None
-        return Target(ModelFacts.model_validate(model.facts), f"{BLOB}{model.sha256}")
+        facts = ModelFacts.model_validate(model.facts)
+        if teacher.part is not None or teacher.averaged is not None:
+            chosen = await self._file_facts(ModelFacts, model.sha256, **_choice(facts.architecture, teacher))
+            stated = ("mean", "std", "class_names", "image_size")
+            facts = chosen.model_copy(update={name: getattr(facts, name) for name in stated})
+        return Target(facts, f"{BLOB}{model.sha256}")
 
     async def _names(self, kind: Registry[Any]) -> list[str]:
         """The newest registered names, among which a similar one is looked for."""
@@ -248,11 +257,9 @@ class References:
             class_names=data.class_names or None,
         )
 
-    async def _uploaded_model(self, reference: str, network: str | None) -> Target[ModelFacts]:
-        digest = await self._digest(reference)
-        if network is None:
-            return Target(None, reference)
-        return Target(await self._file_facts(ModelFacts, digest, architecture=network), reference)
+    async def _uploaded_model(self, reference: str, teacher: Teacher) -> Target[ModelFacts]:
+        options = _choice(teacher.architecture, teacher)
+        return Target(await self._file_facts(ModelFacts, await self._digest(reference), **options), reference)
 
     async def _uploaded_program(self, reference: str) -> Target[ModelFacts]:
         if not reference.startswith("blob:"):
@@ -301,6 +308,12 @@ class References:
             text = f"job {job_id} is an {job.kind}: it trains no student"
             raise ReferenceFault(text, "not_allowed", "a job that trains a student", f"{JOB}{job_id}")
         return job
+
+
+def _choice(architecture: str | None, teacher: Teacher) -> dict[str, Any]:
+    """Return the options of a checkpoint's inspection."""
+    options = {"architecture": architecture, "part": teacher.part, "averaged": teacher.averaged}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _student(job: Job) -> dict[str, Any]:

@@ -14,6 +14,11 @@ When = Literal["registration", "submit", "teacher_check", "training", "result"]
 
 CODES: dict[str, When] = {
     "normalization_guessed": "registration",
+    "architecture_found": "registration",
+    "averaged_weights_taken": "registration",
+    "tensors_left_out": "registration",
+    "weights_matched_by_order": "registration",
+    "head_activation_guessed": "registration",
     "test_split_carved": "registration",
     "files_left_out": "registration",
     "folders_merged": "registration",

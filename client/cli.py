@@ -426,7 +426,9 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
 def add_model(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint.")],
-    architecture: Annotated[str | None, typer.Option(help="Needed if the file does not name it.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="A name of `distillery architectures`. Default: the one that the file fits.")
+    ] = None,
     name: FileName = None,
     mean: Annotated[
         str | None,
@@ -443,6 +445,15 @@ def add_model(
             metavar="FILE|a,b,c",
             help="The names of the outputs in their order: in a file one on each line or a JSON list, or here.",
         ),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width of the images that it learned from.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a file with several networks: a name of the path to it, as student."),
+    ] = None,
+    averaged: Annotated[
+        bool | None,
+        typer.Option("--averaged/--raw", help="Of a file with both: the averaged weights (EMA), or the raw ones."),
     ] = None,
     strict: Strict = False,
 ) -> None:
@@ -461,6 +472,9 @@ def add_model(
             architecture,
             preprocessing=preprocessing,
             class_names=names,
+            image_size=image_size,
+            part=part,
+            averaged=averaged,
             strict=strict,
             on_progress=bars.add(file.name),
         )

@@ -236,6 +236,9 @@ class Distillery:
         *,
         preprocessing: Mapping[str, list[float]] | None = None,
         class_names: Sequence[str] | None = None,
+        image_size: int | None = None,
+        part: str | None = None,
+        averaged: bool | None = None,
         strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Model:
@@ -243,7 +246,8 @@ class Distillery:
         it first; what it had to guess is in the model's `warnings`, and with `strict` an ApiError instead.
 
         `preprocessing` is `{"mean": [...], "std": [...]}`, one number for each channel, of pixels in 0..1.
-        `class_names` are the names of the outputs, in their order.
+        `class_names` are the names of the outputs, in their order; `image_size` is that of the training. Of a file with
+        several networks, `part` names the one to take (`student`), and `averaged` says if the averaged weights are.
         """
         body = {
             "name": name,
@@ -251,6 +255,9 @@ class Distillery:
             "architecture": architecture,
             "preprocessing": None if preprocessing is None else dict(preprocessing),
             "class_names": None if class_names is None else list(class_names),
+            "image_size": image_size,
+            "part": part,
+            "averaged": averaged,
             "strict": strict or None,
         }
         model: Model = self.connection.json("POST", "/v1/models", json=_without_none(body), timeout=INSPECTION_S)

@@ -4,7 +4,7 @@
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
     python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
-    python -m kdcore inspect model PATH --architecture NAME
+    python -m kdcore inspect model PATH [--architecture NAME] [--part NAME] [--averaged true|false]
     python -m kdcore inspect program PATH
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
@@ -116,7 +116,7 @@ def _facts(of: argparse.Namespace) -> Any:
         case "model":
             from kdcore import weights
 
-            return weights.inspect(of.path, of.architecture, of.channels)
+            return weights.inspect(of.path, of.architecture, of.channels, weights.Choice(of.part, _averaged(of)))
         case "program":
             from kdcore import programs
 
@@ -138,15 +138,19 @@ def _facts(of: argparse.Namespace) -> Any:
             return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
 
 
+def _averaged(of: argparse.Namespace) -> bool | None:
+    return None if of.averaged is None else of.averaged == "true"
+
+
 def _facts_of_weights(of: argparse.Namespace) -> Any:
     """Return the facts of published weights, or what of weights a network can start from."""
-    from kdcore import published, starting
+    from kdcore import published, starting, weights
 
     if of.kind == "published":
         return published.inspect(of.name)
     shape = starting.Shape(of.architecture, of.classes, of.channels, tuple(of.freeze))
     if of.kind == "start":
-        return starting.inspect(of.path, shape)
+        return starting.inspect(of.path, shape, weights.Choice(of.part, _averaged(of)))
     if of.name.startswith(published.PREFIX):
         return starting.inspect_published(of.name, shape)
     return starting.inspect_named(of.name, of.from_classes, of.from_channels, shape)
@@ -275,6 +279,17 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--image-size", type=int, nargs="+", required=True)
     taps.add_argument("paths", nargs="+", metavar="PATH")
     kinds.add_parser("published").add_argument("name")
+    for kind in (model, _add_starts(kinds)):
+        kind.add_argument("--part", metavar="NAME", help="the weights to take, of a file with several networks")
+        kind.add_argument("--averaged", choices=("true", "false"), help="averaged or raw weights, of a file with both")
+    cost = kinds.add_parser("cost")
+    cost.add_argument("request")
+    return parser
+
+
+def _add_starts(kinds: Any) -> argparse.ArgumentParser:
+    """Add the inspections of what a student can start from. Returns that of a file."""
+    start: argparse.ArgumentParser
     start, named_start = (kinds.add_parser(kind) for kind in ("start", "named-start"))
     start.add_argument("path", type=Path)
     named_start.add_argument("name")
@@ -285,9 +300,7 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--classes", type=int, required=True)
         kind.add_argument("--channels", type=int, required=True)
         kind.add_argument("--freeze", nargs="+", default=[])
-    cost = kinds.add_parser("cost")
-    cost.add_argument("request")
-    return parser
+    return start
 
 
 if __name__ == "__main__":

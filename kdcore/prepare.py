@@ -229,7 +229,8 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> Teac
         return _published_teacher(reference, workspace)
     if spec.program is not None:
         return open_program(workspace.file(reference), loaded.facts)
-    return weights.open_teacher(workspace.file(reference), spec.architecture, loaded.facts.channels)
+    choice = weights.Choice(spec.part, spec.averaged)
+    return weights.open_teacher(workspace.file(reference), spec.architecture, loaded.facts.channels, choice)
 
 
 def _published_teacher(reference: str, workspace: Workspace) -> TeacherFile:

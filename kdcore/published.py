@@ -27,8 +27,10 @@ from torch import Tensor
 from base.data_cache import DOWNLOADS, lock_of, partial_of
 from base.errors import SpecInvalid, WeightsUnavailable
 from base.files import DISK_FULL, sha256_of, sync
-from kdcore import models, vision, weights
+from kdcore import vision, weights
 from kdcore.catalog import PublishedFacts
+from kdcore.checkpoints.content import read_content
+from kdcore.checkpoints.names import flat
 from kdcore.data.decoding import alone
 from kdcore.models.networks import skeleton
 
@@ -267,11 +269,10 @@ def _from_hub(published: Published, folder: Path) -> Path:
 def state(published: Published, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a published file under the names of its network. timm's own code renames those of other
     origins; the file is read without it, so that no pickle is run."""
-    own, facts = weights.read(path).state, published.facts
+    facts = published.facts
     if not published.name.startswith(f"{PREFIX}timm/"):
-        network = models.build(facts.architecture, facts.num_classes, facts.channels)
-        weights.load_into(network, own, f"{path.name} does not fit {facts.architecture}")
-        return dict(network.state_dict())
+        return weights.open_teacher(path, facts.architecture).state
+    own = flat(read_content(path)).tensors
     network = vision.timm().create_model(
         published.name.removeprefix(f"{PREFIX}timm/"),
         pretrained=True,

@@ -29,6 +29,7 @@ from kdcore.models.networks import skeleton
 from kdcore.spec import Student
 from kdcore.spec.fitting import class_order, fresh_parameters, keeps_classifier
 from kdcore.spec.job import EVERYTHING_ELSE
+from kdcore.weights import ANY, Choice
 
 F = TypeVar("F", bound=StartFacts)
 
@@ -78,9 +79,9 @@ class Shape:
         return skeleton(self.architecture, self.num_classes + more_classes, self.channels + more_channels)
 
 
-def inspect(path: Path, shape: Shape) -> StartFacts:
+def inspect(path: Path, shape: Shape, choice: Choice = ANY) -> StartFacts:
     """Return what of a file a network can take over. Raises TeacherMismatch if the file is no checkpoint."""
-    given = _of_file(path)
+    given = _of_file(path, shape.architecture, choice)
     return _facts(StartFacts, given.state, shape, shape.skeleton(), given.notes)
 
 
@@ -107,7 +108,8 @@ def open_start(student: Student, dataset: DatasetFacts, path: Path | None, cache
     The state has only the tensors that are taken. Raises TeacherMismatch, WeightsUnavailable or SpecInvalid.
     """
     assert student.checkpoint is not None, "the student starts from a checkpoint"
-    given = _of_published(student.checkpoint, cache) if path is None else _of_file(path)
+    choice = Choice(student.part, student.averaged)
+    given = _of_published(student.checkpoint, cache) if path is None else _of_file(path, student.architecture, choice)
     shape = Shape(student.architecture, dataset.num_classes, dataset.channels, student.freeze)
     network = shape.skeleton()
     facts = _facts(StartFacts, given.state, shape, network, given.notes)
@@ -127,16 +129,17 @@ def open_start(student: Student, dataset: DatasetFacts, path: Path | None, cache
     return Start(facts, fresh, state)
 
 
-def _of_file(path: Path) -> _Given:
-    read = weights.read(path)
-    notes = read.notes()
+def _of_file(path: Path, architecture: str, choice: Choice) -> _Given:
+    start = weights.opened_start(path, architecture, choice)
+    notes = start.notes
     if notes.members > 1:
         raise TeacherMismatch(
             f"the file holds an ensemble of {notes.members} networks, not one",
             hint="a job of born_again whose answer is 'last' exports one",
         )
     kept = ("mean", "std", "class_names")
-    return _Given(read.state, {**{name: getattr(notes, name) for name in kept}, "digest": _digest(path)})
+    stated = {name: getattr(notes, name) for name in kept}
+    return _Given(start.state, {**stated, "digest": _digest(path), "loading": start.loading})
 
 
 def _of_published(reference: str, cache: Path) -> _Given:

@@ -36,7 +36,7 @@ async def register(new: NewModel, caller: Caller, db: Db, inspections: Inspectio
     if new.architecture is not None:
         _require_known(new.architecture)
     digest = await uploaded(new.blob, inspections)
-    facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
+    facts = await inspections.inspect(ModelFacts, digest, **_reading(new))
     facts = _as_stated(facts, new)
     warnings = accepted(model_warnings(facts), new.strict)
     entry = NewEntry(caller.project, new.name, digest, facts.model_dump(mode="json"), warnings)
@@ -89,6 +89,12 @@ def _require_known(name: str) -> None:
         raise Unusable(str(unknown), [fault]) from None
 
 
+def _reading(new: NewModel) -> dict[str, Any]:
+    """Return the options of the inspection: what decides which weights of the file are taken."""
+    options = {"architecture": new.architecture, "part": new.part, "averaged": new.averaged}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _as_stated(facts: ModelFacts, new: NewModel) -> ModelFacts:
     """Return the facts with what the client states about the model. Raises Unusable if it does not fit the file."""
     stated: dict[str, Any] = {}
@@ -104,6 +110,8 @@ def _as_stated(facts: ModelFacts, new: NewModel) -> ModelFacts:
         if len(new.class_names) != facts.num_classes:
             text = f"one name for each of the model's {facts.num_classes} classes, in the order of its outputs"
             faults.append(Fault("/class_names", text, "not_allowed", facts.num_classes, len(new.class_names)))
+    if new.image_size is not None:
+        stated["image_size"] = (new.image_size, new.image_size)
     if faults:
         raise Unusable(summary(faults), faults)
     return facts.model_copy(update=stated)

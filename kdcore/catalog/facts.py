@@ -8,6 +8,9 @@ DATASET_READING = 3
 """The number of the rules by which files are read as data sets: a part of the key of every stored inspection and of
 every decoded file. Increase it when the same file is read as something else, or decoded to other bytes, than before."""
 
+MODEL_READING = 2
+"""The same for checkpoints: increase it when a file is loaded, or refused, otherwise than before."""
+
 
 class Facts(BaseModel):
     """The base class of facts. They are never changed."""
@@ -94,6 +97,42 @@ class DatasetFacts(Facts):
         return self.model_copy(update={"channels": 3, "grey": True, "mean": self.mean * 3, "std": self.std * 3})
 
 
+class Loading(Facts):
+    """How the tensors of a checkpoint became those of its network."""
+
+    tensors: int
+    """The number that was taken, parameters and buffers."""
+    removed: list[str] = []
+    """Names that stood before those of the network, or between them."""
+    part: str | None = None
+    """The path to the weights in the file, if it holds several networks of this architecture; `.` is the file itself.
+    As `part` it chooses them again."""
+    averaged: bool | None = None
+    """True if averaged weights (EMA, SWA) were taken; False for the raw ones beside them; None if there is one kind."""
+    averaged_by_default: bool = False
+    """True if nobody chose between averaged and raw ones."""
+    mapped: int = 0
+    """Tensors that the file has under other names."""
+    mapped_names: dict[str, str] = {}
+    """The first of them: the network's name, and that in the file."""
+    by_order: bool = False
+    """True if the names say nothing: shapes and order are those of the network."""
+    ignored: int = 0
+    """Tensors that are no part of the network."""
+    ignored_names: list[str] = []
+    """The first of them."""
+    precision: str = "float32"
+    """Of the numbers in the file. They are computed with in float32."""
+    architecture_found: bool = False
+    """True if nobody named the architecture, and it was found by names and shapes."""
+    similar: list[str] = []
+    """Other architectures of the same names and shapes, if it was found."""
+    activation_guessed: str | None = None
+    """The activation that was assumed in a classifier of several layers; None if there is none, or it was named."""
+    missing: int = 0
+    """Tensors of the network that the file does not have. Only weights to start from may lack some."""
+
+
 class ModelFacts(Facts):
     """The facts of a checkpoint, from an inspection."""
 
@@ -111,6 +150,8 @@ class ModelFacts(Facts):
     image_size: tuple[int | None, int | None] | None = None
     """Height and width in pixels of the images that it learned from; None if the file does not say it."""
     digest: str | None = None
+    loading: Loading | None = None
+    """How the file's tensors became the network's; None for facts that an earlier version stored."""
 
 
 class PublishedFacts(ModelFacts):
@@ -132,6 +173,8 @@ class StartFacts(Facts):
     class_names: list[str] | None = None
     """In the order of the checkpoint's outputs; None if they are not known."""
     digest: str | None = None
+    loading: Loading | None = None
+    """How the file's tensors became those of the network; None if there is no file yet."""
     parameters: int
     """All parameters of the network."""
     taken: int

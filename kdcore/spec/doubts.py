@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts, StartFacts
+from kdcore.catalog.facts import Loading
 from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on, start_summary
 from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
 from kdcore.spec.rules import each_method, each_start, each_teacher
@@ -19,8 +20,63 @@ OFTEN = 0.01
 """The share of the pictures with an orientation tag from which it is no accident."""
 
 
+def loading_warnings(
+    loading: Loading | None, architecture: str, pointer: str = "", file: str = "/blob"
+) -> Iterator[WarningItem]:
+    """Yield what had to be guessed to load a checkpoint. `pointer` is the place of its fields, `file` its own."""
+    if loading is None:
+        return
+    if loading.architecture_found:
+        more = f"; {', '.join(loading.similar)} have the same" if loading.similar else ""
+        yield WarningItem(
+            "architecture_found",
+            f"{pointer}/architecture",
+            f"the file does not name its architecture: its names and shapes are those of {architecture}{more}",
+            "name it: architecture. The accuracy on your data confirms it",
+        )
+    if loading.averaged_by_default:
+        yield WarningItem(
+            "averaged_weights_taken",
+            f"{pointer}/averaged",
+            f"the file has averaged weights ({loading.part}) beside raw ones: the averaged were taken",
+            "averaged: true says so, averaged: false takes the raw ones",
+        )
+    if loading.by_order:
+        first = ", ".join(f"{own} is {given}" for own, given in list(loading.mapped_names.items())[:2])
+        yield WarningItem(
+            "weights_matched_by_order",
+            file,
+            f"the file's names are not those of {architecture}; its {loading.tensors} tensors have the same "
+            f"shapes in the same order and were taken so ({first}, …)",
+            "the accuracy on your data confirms it; save the weights under the network's names to be certain",
+        )
+    if loading.ignored:
+        first = ", ".join(loading.ignored_names[:4]) + (", …" if loading.ignored > 4 else "")
+        yield WarningItem(
+            "tensors_left_out",
+            file,
+            f"{loading.ignored:,} tensors of the file are no part of {architecture}: {first}",
+            "nothing to do if they belong to a loss or to another network of the training",
+        )
+    if loading.activation_guessed:
+        yield WarningItem(
+            "head_activation_guessed",
+            f"{pointer}/architecture",
+            "the file's classifier has hidden layers, and no file says their activation: "
+            f"{loading.activation_guessed} was assumed",
+            f"name it in the architecture: {architecture}, or with gelu, tanh, silu or linear (none) in the "
+            f"place of {loading.activation_guessed}",
+        )
+
+
 def model_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
     """Yield what is doubtful about a model that is registered."""
+    yield from loading_warnings(facts.loading, facts.architecture)
+    yield from normalization_warnings(facts)
+
+
+def normalization_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
+    """Yield a warning if nothing says how a model's images were normalized."""
     if facts.mean is None or facts.std is None:
         yield WarningItem(
             "normalization_guessed",
@@ -157,6 +213,8 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
         warnings += dataset_warnings(known.dataset, "/dataset", spec.dataset)
     for pointer, teacher in each_teacher(vars(spec)):
         facts = known.teachers.get(pointer)
+        if facts is not None:
+            warnings += loading_warnings(facts.loading, facts.architecture, pointer, f"{pointer}/checkpoint")
         if facts is not None and known.dataset is not None:
             warnings += teacher_warnings(teacher, facts, known.dataset, pointer)
         if facts is not None and teacher.preprocessing is None and (facts.mean is None or facts.std is None):
@@ -237,6 +295,7 @@ def start_warnings(student: Student, facts: StartFacts, dataset: DatasetFacts, p
     A classifier that starts fresh because the numbers of classes differ is no doubt: the answer says it without one.
     """
     summary = start_summary(student, facts, dataset)
+    yield from loading_warnings(facts.loading, student.architecture, pointer, f"{pointer}/checkpoint")
     others = [name for name in facts.fresh if name not in facts.classifier]
     renamed = summary["classifier"] == "fresh" and facts.num_classes == dataset.num_classes and facts.classifier_taken
     if others or renamed:

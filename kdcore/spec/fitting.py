@@ -108,7 +108,7 @@ def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: K
         return
     if isinstance(facts, ProgramFacts):
         yield from _program_fit(dataset, facts, file)
-    elif teacher.architecture not in (None, facts.architecture):
+    elif teacher.architecture not in (None, facts.architecture, facts.architecture.partition("+")[0]):
         text = f"the checkpoint is a {facts.architecture}"
         yield _mismatch(f"{pointer}/architecture", text, facts.architecture, teacher.architecture)
     if facts.num_classes != dataset.num_classes:

@@ -64,6 +64,7 @@ ClassNames = Annotated[
     AfterValidator(_each_once),
 ]
 Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4), AfterValidator(_of_scaled_pixels)]
+Part = Annotated[str, Field(min_length=1, max_length=300)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of the rate from zero, in epochs.")]
 MixAlpha = Annotated[
@@ -222,7 +223,21 @@ class Teacher(Vocabulary):
         "that maps normalised images to logits. It has no taps: only methods on logits can use it.",
     )
     architecture: Architecture | None = Field(
-        default=None, description="Not needed for a checkpoint that contains it: model:, job: and weights:."
+        default=None,
+        description="Not needed for a checkpoint that contains it: model:, job: and weights:. For a bare file, "
+        "the default is the architecture of the same names and shapes, with a warning. `+relu256` behind a name is a "
+        "hidden layer of 256 units before the classifier (also +gelu, +silu, +tanh, +linear; +bn_relu with a batch "
+        "norm).",
+    )
+    part: Part | None = Field(
+        default=None,
+        description="Which weights of a checkpoint, if it holds several networks: a name of the path to them, such as "
+        "student. Default: those of the registration, or the only ones that fit.",
+    )
+    averaged: bool | None = Field(
+        default=None,
+        description="True: the averaged weights (EMA, SWA) of a checkpoint that has them beside raw ones; false: the "
+        "raw ones. Default: as registered, else the averaged, with a warning.",
     )
     preprocessing: Preprocessing | None = Field(
         default=None, description="Default: the checkpoint's own if it has one, else the data's mean and std."
@@ -272,6 +287,12 @@ class Student(Vocabulary):
         default=None,
         description="The names of the checkpoint's classes, in the order of its outputs. Where they are the data's, "
         "the classifier is kept, in the data's order. Default: the names in its file or registration.",
+    )
+    part: Part | None = Field(
+        default=None, description="Which weights of a checkpoint of several networks, as a teacher's."
+    )
+    averaged: bool | None = Field(
+        default=None, description="Averaged or raw weights of a checkpoint that has both, as a teacher's."
     )
 
 

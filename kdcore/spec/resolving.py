@@ -62,6 +62,14 @@ def preprocessing(model: ModelFacts | StartFacts | None, dataset: DatasetFacts) 
     return Preprocessing(mean=tuple(dataset.mean), std=tuple(dataset.std))
 
 
+def loaded_as(model: ModelFacts | StartFacts) -> dict[str, object]:
+    """Return the fields that choose the same weights of a model's file again; none if it has only these."""
+    loading = model.loading
+    if loading is None or loading.part is None:
+        return {}
+    return {"part": loading.part, "averaged": loading.averaged}
+
+
 def _temperature(methods: tuple[Method, ...]) -> float | None:
     """Return the default temperature of the first method that uses one."""
     return next((method.own_temperature for method in methods if method.own_temperature is not None), None)
@@ -98,6 +106,7 @@ def _teacher(teacher: Teacher, known: Known, pointer: str, several: bool) -> Tea
         # Names in the data's own order change nothing, and those of 1,000 classes would hide the rest of the spec.
         update["class_names"] = tuple(names) if names and names != known.dataset.class_names else None
         update["architecture"] = None if teacher.program is not None else facts.architecture
+        update |= loaded_as(facts)
     return teacher.model_copy(update=update)
 
 
@@ -110,6 +119,7 @@ def _student(student: Student, dataset: DatasetFacts, start: StartFacts | None) 
         # Other names matter only where their number is the data's: else the classifier is fresh anyway.
         compared = len(names) == dataset.num_classes and list(names) != dataset.class_names
         update["class_names"] = names if compared else None
+        update |= loaded_as(start)
     return student.model_copy(update=update)
 
 

@@ -176,11 +176,11 @@ def _each_teacher_is_one_file(fields: Fields) -> Iterator[Fault]:
         if teacher.program is not None and teacher.architecture is not None:
             text = "a program holds its own network"
             yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
-        bare = teacher.checkpoint is not None and teacher.checkpoint.startswith("blob:")
-        if bare and teacher.architecture is None:
-            yield Fault(
-                f"{pointer}/architecture", "a bare file does not contain the name of its architecture", "missing"
-            )
+        has_one = teacher.program is not None or (teacher.checkpoint or "").startswith("weights:")
+        for name in ("part", "averaged"):
+            if has_one and getattr(teacher, name) is not None:
+                text = "only a checkpoint's file may hold several networks"
+                yield Fault(f"{pointer}/{name}", text, "unused", "leave it out", getattr(teacher, name))
 
 
 def _several_teachers_are_averaged(fields: Fields) -> Iterator[Fault]:
@@ -233,9 +233,11 @@ def _only_a_checkpoint_is_taken_over(fields: Fields) -> Iterator[Fault]:
             ("freeze", "frozen modules would keep random weights"),
             ("head_lr", "all parameters are fresh"),
             ("class_names", "there is no classifier to compare them with"),
+            ("part", "there is no file to choose from"),
+            ("averaged", "there is no file to choose from"),
         ):
             given = getattr(student, name)
-            if given:
+            if given not in (None, ()):
                 text = f"without a checkpoint {why}"
                 got = list(given) if isinstance(given, tuple) else given
                 yield Fault(f"{pointer}/{name}", text, "unused", "leave it out, or give a checkpoint", got)

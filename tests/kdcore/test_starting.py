@@ -114,13 +114,30 @@ def test_start_a_part_that_fits_is_taken_with_a_warning(folder: Path, tmp_path: 
     assert "tensors before the classifier are not in it, first layer2" in events(stream, "warning")[0]["message"]
 
 
-def test_start_half_precision_is_taken_and_integers_are_not(folder: Path, tmp_path: Path) -> None:
+def test_start_half_precision_is_taken_and_quantised_weights_are_named(folder: Path, tmp_path: Path) -> None:
     file = load_file(folder / "seven.safetensors")
     half = {name: value.half() if value.is_floating_point() else value for name, value in file.items()}
-    half["layer1.0.weight"] = torch.zeros_like(file["layer1.0.weight"], dtype=torch.int8)
     save_file(half, tmp_path / "half.safetensors")
     facts = starting.inspect(tmp_path / "half.safetensors", Shape("convnet4", 3, 1))
-    assert facts.fresh == ["layer1.0.weight", "fc.weight", "fc.bias"]
+    assert facts.fresh == ["fc.weight", "fc.bias"]
+    half["layer1.0.weight"] = torch.zeros_like(file["layer1.0.weight"], dtype=torch.int8)
+    save_file(half, tmp_path / "int8.safetensors")
+    with pytest.raises(TeacherMismatch, match=r"quantised: layer1\.0\.weight is torch\.int8"):
+        starting.inspect(tmp_path / "int8.safetensors", Shape("convnet4", 3, 1))
+
+
+def test_start_behind_a_prefix_and_of_several_networks_is_chosen_as_a_teachers(folder: Path, tmp_path: Path) -> None:
+    file = load_file(folder / "seven.safetensors")
+    both = {"teacher": {name: value + 1 for name, value in file.items()}, "student": file}
+    torch.save(
+        {f"{part}.{name}": one for part, state in both.items() for name, one in state.items()}, tmp_path / "b.pt"
+    )
+    student = {"architecture": "convnet4", "checkpoint": f"file:{tmp_path / 'b.pt'}"}
+    with pytest.raises(TeacherMismatch, match="student"):
+        built(folder, student)
+    prepared = built(folder, {**student, "part": "student"})
+    assert differing(dict(network(setup(prepared)).state_dict()), file) == {"fc.weight", "fc.bias"}
+    assert prepared.spec.students[0].part == "student"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 
 from base.errors import SpecInvalid, TeacherMismatch
 from kdcore import models, weights
+from kdcore.checkpoints.content import read_content
 from tests.base.test_file_kinds import STARTS
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "data" / "teachers"
@@ -77,10 +79,13 @@ def test_inspect_torchvisions_state_dicts_fit_with_any_class_count(tmp_path: Pat
 
 def lies(network: nn.Module, path: Path) -> bool:
     """Return True if the file gives back the network's own weights under their own names."""
-    read = weights.read(path).state
-    return read.keys() == network.state_dict().keys() and all(
-        torch.equal(read[key], value) for key, value in network.state_dict().items()
-    )
+    read = weights.open_teacher(path, NAME).state
+    return equal(read, network)
+
+
+def equal(state: Mapping[str, torch.Tensor], network: nn.Module) -> bool:
+    own = network.state_dict()
+    return state.keys() == own.keys() and all(torch.equal(state[key], value) for key, value in own.items())
 
 
 @pytest.mark.parametrize(
@@ -153,13 +158,14 @@ def test_load_into_half_precision_and_missing_counters_are_forgiven(tmp_path: Pa
     assert torch.allclose(twin.fc.weight, network.fc.weight, atol=1e-3)
 
 
-def test_load_into_auxiliary_heads_and_densenets_old_names_are_forgiven():
+def test_load_into_auxiliary_heads_and_densenets_old_names_are_forgiven(tmp_path: Path):
     googlenet = models.build("torchvision/googlenet", 4)
     weights.load_into(googlenet, googlenet.state_dict() | {"aux1.fc2.weight": torch.zeros(4, 1)}, "the teacher")
     densenet = models.build("torchvision/densenet121", 4)
     old = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for k, v in densenet.state_dict().items()}
     assert old.keys() != densenet.state_dict().keys()
-    weights.load_into(densenet, old, "the teacher")
+    torch.save(old, tmp_path / "t.pth")
+    assert equal(weights.open_teacher(tmp_path / "t.pth", "torchvision/densenet121").state, densenet)
 
 
 # Misfits
@@ -194,8 +200,11 @@ def test_inspect_data_of_other_channels_is_refused(tmp_path: Path, state: dict[s
         weights.inspect(tmp_path / "t.pth", NAME, channels=3)
 
 
-def test_inspect_without_architecture_nothing_is_guessed(tmp_path: Path, state: dict[str, torch.Tensor]):
+def test_inspect_without_architecture_it_is_found_by_its_size(tmp_path: Path, state: dict[str, torch.Tensor]):
     torch.save(state, tmp_path / "t.pth")
+    facts = weights.inspect(tmp_path / "t.pth", None)
+    assert (facts.architecture, facts.loading.architecture_found) == (NAME, True)
+    torch.save({"a.weight": torch.zeros(3, 3), "a.bias": torch.zeros(3)}, tmp_path / "t.pth")
     assert "does not say its architecture" in refusal(tmp_path / "t.pth", None).message
 
 
@@ -212,13 +221,13 @@ def test_weights_that_diverged_are_refused(tmp_path: Path, state: dict[str, torc
 
 def test_quantised_weights_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]):
     torch.save(state | {"fc.weight": torch.zeros(10, 8, dtype=torch.int8)}, tmp_path / "t.pth")
-    assert "quantised, first fc.weight is torch.int8" in refusal(tmp_path / "t.pth").message
+    assert "quantised: fc.weight is torch.int8" in refusal(tmp_path / "t.pth").message
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"fc.weight": torch.zeros(2), "note": "mine"}, "entry 'note' is of type str"),
+        ({"fc.weight": torch.zeros(2), "note": "mine"}, "20 keys are missing"),
         ({"fc.weight": np.zeros(3)}, "entry 'fc.weight' is a numpy array or other object"),
         ({"epoch": 3}, "entry 'epoch' is of type int"),
         ({}, "holds no tensors"),
@@ -281,7 +290,7 @@ def test_read_a_trap_is_named_and_does_not_spring(tmp_path: Path, state: dict, s
     sprung, path = tmp_path / "sprung", tmp_path / "t.pth"
     save({"state_dict": state, "note": trap(sprung)}, path)
     with pytest.raises(TeacherMismatch, match=f"refused: it names .*({named})"):
-        weights.read(path)
+        read_content(path)
     assert not sprung.exists()
 
 

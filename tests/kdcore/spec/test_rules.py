@@ -158,10 +158,10 @@ CASES = {
         ("/teacher/architecture", "unused", "a program holds its own network"),
         {"teacher": PROGRAM},
     ),
-    "a bare file": (
-        {"teacher": [ONE, {"checkpoint": "blob:sha256:00"}]},
-        ("/teacher/1/architecture", "missing", "a bare file does not contain the name of its architecture"),
-        {"teacher": [ONE, {"checkpoint": "blob:sha256:00", "architecture": "resnet56"}]},
+    "a part of published weights": (
+        {"teacher": [ONE, {"checkpoint": "weights:ResNet18_Weights.DEFAULT", "part": "student"}]},
+        ("/teacher/1/part", "unused", "only a checkpoint's file may hold several networks"),
+        {"teacher": [ONE, {"checkpoint": "blob:sha256:00", "part": "student", "averaged": False}]},
     ),
     "the same teacher twice": (
         {"teacher": [ONE, ONE]},
