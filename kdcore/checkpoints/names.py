@@ -262,7 +262,7 @@ def nearest(network: Template, file: Flat, part: str | None = None) -> Match:
     ]
     if not attempts:
         return _attempt(network, Renamed(file.tensors), "")
-    return min(attempts, key=lambda one: (len(one.missing) + len(one.misshapen), len(one.unexpected)))
+    return min(attempts, key=lambda one: len(one.missing) + len(one.misshapen) + len(one.unexpected))
 
 
 def body_prefixes(network: Template, renamed: Renamed) -> list[str]:
@@ -304,8 +304,8 @@ def _attempt(network: Template, renamed: Renamed, prefix: str) -> Match:
         if name in behind and (not name.endswith(DERIVED) or compatible(shape, renamed.tensors[behind[name]]))
     }
     missing = [name for name in network.required if name not in places]
-    if missing and set(missing) <= set(network.head):
-        found = _head_elsewhere(network, missing, renamed.tensors, places.values())
+    if (head := [name for name in missing if CLASSES in network.shapes[name]]) == network.head:
+        found = _head_elsewhere(network, head, renamed.tensors, places.values())
         places |= found
         missing = [name for name in missing if name not in found]
     state = {name: renamed.tensors[path] for name, path in places.items()}
@@ -423,7 +423,6 @@ def choose(matches: Sequence[Match], choice: Choice) -> tuple[Match, bool]:
 
     Raises TeacherMismatch if that is not clear, or not possible.
     """
-    matches = _distinct(matches)
     meant = [one for one in matches if choice.part is None or _is_part(one.prefix, choice.part)]
     if not meant:
         raise TeacherMismatch(
@@ -447,21 +446,6 @@ def choose(matches: Sequence[Match], choice: Choice) -> tuple[Match, bool]:
             f"the file holds {len(meant)} networks of this architecture: {_listed(meant)}", hint=_ways(meant)
         )
     return meant[0], False
-
-
-def _distinct(matches: Sequence[Match]) -> list[Match]:
-    """Return the matches without repetitions of the same weights."""
-    kept: list[Match] = []
-    for one in matches:
-        if not any(_equal(one.state, other.state) for other in kept):
-            kept.append(one)
-    return kept
-
-
-def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        value.dtype == other[name].dtype and torch.equal(value, other[name]) for name, value in one.items()
-    )
 
 
 def _is_part(prefix: str, part: str) -> bool:
