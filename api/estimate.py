@@ -20,7 +20,7 @@ from api.submission import Examined
 from base.errors import StorageFull
 from base.warning import WarningItem, refused_if_strict, warning_faults
 from kdcore.catalog import DatasetFacts
-from kdcore.spec import JobSpec, Known, each_teacher, trials
+from kdcore.spec import JobSpec, Known, each_start, each_teacher, start_summary, trials
 from kdcore.spec.cost import (
     DEVICE_KINDS,
     DeviceKind,
@@ -59,6 +59,10 @@ async def estimated(examined: Examined, references: References, settings: Settin
     if spec is None or dataset is None:
         return Estimated(examined, None)
     teacher, student = _teacher_parameters(spec, known), _parameters(spec.students[0].architecture, known)
+    started = {at: one for at, one in each_start(vars(spec)) if at in known.starts}
+    starts = {at: start_summary(one, known.starts[at], dataset) for at, one in started.items()}
+    first = starts.get("/student") or starts.get("/student/0")
+    trained = first["trained"] if first is not None else student
     rows, consuming = await _measured(spec, known, references, settings)
     prediction = _prediction(spec, known, rows, consuming)
     if prediction is None and probe and _is_small(spec, dataset, (teacher or 0) + (student or 0)):
@@ -66,14 +70,17 @@ async def estimated(examined: Examined, references: References, settings: Settin
         prediction = _prediction(spec, known, rows, consuming)
     estimate = {
         "steps": sum(stage.steps for trial in trials(spec, dataset, known.unlabelled) for stage in trial.stages),
-        "parameters": {"teacher": teacher, "student": student},
+        "parameters": {"teacher": teacher, "student": student, "trained": trained},
         "compression": round(teacher / student, 2) if teacher and student else None,
-        **_cost(prediction, teacher if spec.teachers else 0, student),
+        "starts": starts,
+        **_cost(prediction, teacher if spec.teachers else 0, student, trained),
     }
     return Estimated(_warned(examined, spec, _memory_warnings(estimate, prediction, consuming)), estimate)
 
 
-def _cost(prediction: Prediction | None, teacher: int | None, student: int | None) -> dict[str, Any]:
+def _cost(
+    prediction: Prediction | None, teacher: int | None, student: int | None, trained: int | None
+) -> dict[str, Any]:
     """Return the fields of the estimate that are measured; without a measurement, the least memory that is needed."""
     if prediction is not None:
         phases = prediction.seconds_by_phase.items()
@@ -84,7 +91,9 @@ def _cost(prediction: Prediction | None, teacher: int | None, student: int | Non
             "device": prediction.device,
             "basis": prediction.basis,
         }
-    least = None if teacher is None or student is None else least_memory(student, teacher)
+    least = None
+    if teacher is not None and student is not None:
+        least = least_memory(student, teacher, 0 if trained is None else student - trained)
     phases_unknown = dict.fromkeys(("preparing", "training", "evaluating"))
     basis = None if least is None else "parameters"
     cost = {"seconds": None, "seconds_by_phase": phases_unknown, "memory_bytes": least, "device": None, "basis": basis}

@@ -18,7 +18,9 @@ import secrets
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,7 +31,15 @@ from sqlalchemy import Connection
 from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from base.processes import kill_group
-from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
+from kdcore.catalog import (
+    ArchitectureFacts,
+    DatasetFacts,
+    ModelFacts,
+    NamedStartFacts,
+    PublishedFacts,
+    StartFacts,
+    TapFacts,
+)
 from kdcore.catalog.facts import DATASET_READING, MODEL_READING, ProgramFacts, model_facts
 from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
@@ -42,9 +52,23 @@ T = TypeVar("T")
 
 log = logging.getLogger("distillery.inspections")
 
-OF_FILES: dict[type[BaseModel], str] = {ModelFacts: "model", ProgramFacts: "program", DatasetFacts: "dataset"}
-KINDS: dict[type[BaseModel], str] = {**OF_FILES, ArchitectureFacts: "architecture", TapFacts: "taps", JobCost: "cost"}
+OF_FILES: dict[type[BaseModel], str] = {
+    ModelFacts: "model",
+    ProgramFacts: "program",
+    DatasetFacts: "dataset",
+    StartFacts: "start",
+}
+KINDS: dict[type[BaseModel], str] = {
+    **OF_FILES,
+    ArchitectureFacts: "architecture",
+    TapFacts: "taps",
+    PublishedFacts: "published",
+    NamedStartFacts: "named-start",
+    JobCost: "cost",
+}
 """The verbs of `python -m kdcore inspect`, by the facts that they print."""
+_NAMED_OPTIONS = (ModelFacts, StartFacts, PublishedFacts, NamedStartFacts)
+"""Kinds with options that may be left out: in the keys of their stored inspections, the options have names."""
 THUMBNAILS_KIND = "thumbnails"
 """The kind of the stored inspections that name the sheet of a data set; empty if there is none."""
 
@@ -329,11 +353,17 @@ async def while_wanted(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitabl
 
 
 def _options_key(kind: type[BaseModel], options: dict[str, Any]) -> str:
-    key = " ".join(str(value) for value in options.values() if value is not None)
-    if kind not in OF_FILES:
-        return key
-    reading = DATASET_READING if kind is DatasetFacts else MODEL_READING
-    return f"{key} reading={reading}".strip()
+    """Return all that decides the facts beside the bytes or the name: the options, and what they are read by."""
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if kind in _NAMED_OPTIONS:
+        key = json.dumps(given, sort_keys=True) if given else ""
+    else:
+        key = " ".join(map(str, given.values()))
+    if kind in OF_FILES:
+        key += f" reading={DATASET_READING if kind is DatasetFacts else MODEL_READING}"
+    if kind in (PublishedFacts, NamedStartFacts):
+        key += f" {_libraries()}"  # Another version publishes other weights.
+    return key.strip()
 
 
 def _of_dataset(options: DataOptions) -> tuple[int | None, str | None]:
@@ -363,11 +393,24 @@ def _typed(kind: type[F], facts: Any) -> F:
     return kind.model_validate(facts)
 
 
+def _libraries() -> str:
+    """Return the versions of the libraries that publish weights. They are not imported."""
+    versions = []
+    for name in ("torchvision", "timm"):
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name}={version(name)}")
+    return " ".join(versions)
+
+
 def _flags(options: dict[str, Any]) -> Iterator[str]:
     for name, value in options.items():
-        if value is not None:
+        if value is not None and value != ():
             yield f"--{name.replace('_', '-')}"
-            yield from map(str, value if isinstance(value, tuple) else (value,))
+            yield from map(_argument, value if isinstance(value, tuple) else (value,))
+
+
+def _argument(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 async def _head(stream: asyncio.StreamReader | None, on_progress: OnProgress | None = None) -> bytes:

@@ -13,9 +13,21 @@ from api.auth import Member
 from api.inspections import NOT_UPLOADED, Inspections, Refused, while_wanted
 from base.errors import Fault
 from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
-from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
+from kdcore.catalog import (
+    DATASETS,
+    ArchitectureFacts,
+    DatasetFacts,
+    ModelFacts,
+    NamedStartFacts,
+    PublishedFacts,
+    StartFacts,
+    TapFacts,
+    architecture,
+    named_facts,
+)
 from kdcore.catalog.facts import ProgramFacts, model_facts
-from kdcore.spec import DataOptions, Dataset, JobSpec, Teacher
+from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher
+from kdcore.spec.resolving import loaded_as
 from store import artifacts, jobs, registry
 from store.database import Database
 from store.errors import NotFound
@@ -130,14 +142,59 @@ class References:
         kind, _, name = reference.partition(":")
         match kind:
             case "model":
-                return await self._registered_model(name)
+                return await self._registered_model(name, teacher)
             case "job":
                 return await self._student_of(name)
             case "blob":
-                return await self._uploaded_model(reference, teacher.architecture)
+                return await self._uploaded_model(reference, teacher)
             case "weights":
-                return Target(None, reference)
+                return Target(await self._of_published(PublishedFacts, reference, name), reference)
         raise ReferenceFault("the service opens no files by path; upload the weights", "not_allowed", got=reference)
+
+    async def start(self, student: Student, data: DatasetFacts) -> Target[StartFacts]:
+        """Look up the checkpoint that a student or an assistant starts from, and what of it fits the student."""
+        reference = student.checkpoint or ""
+        kind, _, name = reference.partition(":")
+        match kind:
+            case "model":
+                model = await self._registered_model(name, Teacher())
+                if isinstance(model.facts, ProgramFacts):
+                    text = f"model {name!r} is {model.facts.kind}, which cannot be trained: a program only teaches"
+                    raise ReferenceFault(text, "not_allowed", "a checkpoint of the architecture", reference)
+            case "job":
+                model = await self._student_of(name)
+            case "blob":
+                model = Target(None, f"blob:sha256:{await self._digest(reference)}")
+            case "weights":
+                model = Target(None, reference)
+            case _:
+                text = "the service opens no files by path; upload the weights"
+                raise ReferenceFault(text, "not_allowed", got=reference)
+        network = {"architecture": student.architecture, "classes": data.num_classes, "channels": data.channels}
+        options: dict[str, Any] = {**network, "freeze": student.freeze}
+        stated = model.facts
+        if model.reference.startswith(BLOB):
+            chosen: dict[str, object] = {"part": student.part, "averaged": student.averaged}
+            if stated is not None and set(chosen.values()) == {None}:
+                chosen = loaded_as(stated)  # As it is registered.
+            facts = await self._file_facts(StartFacts, model.reference.removeprefix(BLOB), **options, **chosen)
+        elif stated is not None:
+            source = {"from_classes": stated.num_classes, "from_channels": stated.channels}
+            facts = await self._file_facts(NamedStartFacts, stated.architecture, **source, **options)
+        else:
+            facts = await self._of_published(NamedStartFacts, reference, reference, **options)
+        if stated is not None:  # A registration may say more than the file.
+            names = ("mean", "std", "class_names")
+            facts = facts.model_copy(update={name: getattr(stated, name) or getattr(facts, name) for name in names})
+        return Target(facts, model.reference)
+
+    async def _of_published(self, kind: type[F], reference: str, name: str, **options: Any) -> F:
+        """Return facts of published weights, which are not downloaded for that."""
+        try:
+            return await while_wanted(self.inspections.inspect(kind, name, **options), self.client_gone)
+        except Refused as refused:
+            code = "not_found" if refused.final else refused.code
+            raise ReferenceFault(_with_hint(refused), code, got=reference) from None
 
     async def baseline(self, reference: str) -> Target[Job]:
         """Look up a job that trained a student without a teacher: a supervised job, or one with a baseline of its own.
@@ -179,12 +236,18 @@ class References:
         """Return the shape of each tap of a network, without the batch."""
         return Target((await self._network_facts(TapFacts, data, name, *paths)).shapes, name)
 
-    async def _registered_model(self, name: str) -> Target[ModelFacts]:
+    async def _registered_model(self, name: str, teacher: Teacher) -> Target[ModelFacts]:
         try:
             model = await self.ready(registry.models, name)
         except NotFound:
             raise _unknown("model", name, await self._names(registry.models)) from None
-        return Target(model_facts(model.facts), f"{BLOB}{model.sha256}")
+        facts = model_facts(model.facts)
+        # What is chosen of a program is a fault, which `fit` finds.
+        if (teacher.part is not None or teacher.averaged is not None) and not isinstance(facts, ProgramFacts):
+            chosen = await self._file_facts(ModelFacts, model.sha256, **_choice(facts.architecture, teacher))
+            stated = ("mean", "std", "class_names", "image_size")
+            facts = chosen.model_copy(update={name: getattr(facts, name) for name in stated})
+        return Target(facts, f"{BLOB}{model.sha256}")
 
     async def _names(self, kind: Registry[Any]) -> list[str]:
         """The newest registered names, among which a similar one is looked for."""
@@ -233,11 +296,9 @@ class References:
             image_size=data.image_size,
         )
 
-    async def _uploaded_model(self, reference: str, network: str | None) -> Target[ModelFacts]:
-        digest = await self._digest(reference)
-        if network is None:
-            return Target(None, reference)
-        return Target(await self._file_facts(ModelFacts, digest, architecture=network), reference)
+    async def _uploaded_model(self, reference: str, teacher: Teacher) -> Target[ModelFacts]:
+        options = _choice(teacher.architecture, teacher)
+        return Target(await self._file_facts(ModelFacts, await self._digest(reference), **options), reference)
 
     async def _uploaded_program(self, reference: str) -> Target[ModelFacts]:
         if not reference.startswith("blob:"):
@@ -286,6 +347,12 @@ class References:
             text = f"job {job_id} is an {job.kind}: it trains no student"
             raise ReferenceFault(text, "not_allowed", "a job that trains a student", f"{JOB}{job_id}")
         return job
+
+
+def _choice(architecture: str | None, teacher: Teacher) -> dict[str, Any]:
+    """Return the options of a checkpoint's inspection."""
+    options = {"architecture": architecture, "part": teacher.part, "averaged": teacher.averaged}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _student(job: Job) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from base.wire import (
 )
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, Preprocessing, Scheduling
-from kdcore.spec.job import ClassNames
+from kdcore.spec.job import ClassNames, Part
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.records import Job
@@ -187,15 +187,35 @@ STRICT = "True: a warning is an error, warning_refused, and nothing is registere
 
 
 class NewModel(Schema):
-    """A teacher's checkpoint that has been uploaded."""
+    """A teacher's checkpoint or program that has been uploaded."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     blob: str = Field(pattern=f"^{DIGEST.pattern}$")
-    architecture: str | None = Field(default=None, description="Not needed if the file's metadata has it.")
+    architecture: str | None = Field(
+        default=None,
+        description="A name of GET /v1/architectures, or timm/<name>. Default: that of the file's metadata, else the "
+        "one of the same names and shapes, with a warning.",
+    )
+    part: Part | None = Field(
+        default=None,
+        description="Which weights, if the file holds several networks: a name of the path to them, such as student.",
+    )
+    averaged: bool | None = Field(
+        default=None,
+        description="True: the averaged weights (EMA, SWA) of a file that has them beside raw ones; false: the raw "
+        "ones. Default: the averaged, with a warning.",
+    )
     preprocessing: Preprocessing | None = Field(default=None, description="Default: the file's own, if it has one.")
     class_names: ClassNames | None = Field(
         default=None,
         description="In the order of its outputs. Jobs compare them with the data's by name. Default: the file's own.",
+    )
+    image_size: int | None = Field(
+        default=None,
+        ge=4,
+        le=1024,
+        description="Height and width of the images that it learned from, which it gets as a teacher. Default: the "
+        "file's.",
     )
     strict: bool = Field(default=False, description=STRICT)
 

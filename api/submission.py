@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 from api.references import ReferenceFault, References, Target, as_colour
 from base.errors import Fault, WarningRefused
 from base.warning import WarningItem, refused_if_strict, warning_faults
-from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts
+from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts, StartFacts
 from kdcore.spec import (
     DataOptions,
     Dataset,
     EvaluationSpec,
     JobSpec,
     Known,
+    Student,
     Teacher,
     Unlabelled,
     alone,
@@ -28,6 +29,7 @@ from kdcore.spec import (
     differences,
     each_assistant,
     each_method,
+    each_start,
     each_student,
     each_teacher,
     evaluation_warnings,
@@ -39,6 +41,7 @@ from kdcore.spec import (
     resolve,
     resolve_evaluation,
     spec_warnings,
+    tags_without_weights,
 )
 from kdcore.spec.fitting import teacher_size
 from store.records import Job
@@ -72,6 +75,8 @@ class Lookup:
     pool: Target[DatasetFacts] | None = None
     teachers: dict[str, Target[ModelFacts]] = field(default_factory=dict)
     """By the reference's pointer."""
+    starts: dict[str, Target[StartFacts]] = field(default_factory=dict)
+    """By the pointer of the student or assistant."""
     baseline: Target[Job] | None = None
     networks: dict[str, ArchitectureFacts] = field(default_factory=dict)
     shapes: dict[tuple[str, str], list[int]] = field(default_factory=dict)
@@ -84,6 +89,7 @@ class Lookup:
             dataset=_comparable(self.data) if self.data else None,
             unlabelled=self.pool.facts if self.pool else None,
             teachers={at: one.facts for at, one in self.teachers.items() if one.facts},
+            starts={at: one.facts for at, one in self.starts.items() if one.facts},
             inspected=self.networks,
             shapes=self.shapes,
         )
@@ -102,6 +108,7 @@ class Lookup:
             self.baseline = await self._find(self.references.baseline(baseline), "/baseline")
         if self.data is not None and self.data.facts is not None:
             await self._networks(self.data.facts)
+            await self._starts(self.data.facts)
             await self._taps(self.data.facts)
 
     async def _data(self) -> None:
@@ -142,6 +149,15 @@ class Lookup:
                 target = await self._find(self.references.network(name, shown), pointer)
                 if target is not None and target.facts is not None:
                     self.networks[name] = target.facts
+
+    async def _starts(self, data: DatasetFacts) -> None:
+        """Look up what students start from, unless a fault of the network is known: it could not be built."""
+        for pointer, student in each_start(self.fields):
+            network = self.networks.get(student.architecture)
+            if network is None or network.channels not in ("any", data.channels):
+                continue
+            if target := await self._find(self.references.start(student, data), f"{pointer}/checkpoint"):
+                self.starts[pointer] = target
 
     async def _taps(self, data: DatasetFacts) -> None:
         """Look up the shapes of the taps that methods name: a network must be built to check a path."""
@@ -190,6 +206,7 @@ async def examine(body: Any, references: References) -> Examined:
     lookup = Lookup(references, fields, faults)
     await lookup.run()
     known = lookup.known
+    faults += tags_without_weights(fields)
     faults += fit(fields, known)
     if spec is not None and lookup.data is not None and known.dataset is not None:
         faults += _baseline_faults(spec, lookup, lookup.data, known.dataset)
@@ -218,8 +235,11 @@ def _baseline_faults(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], 
     job = lookup.baseline.facts if lookup.baseline is not None else None
     if job is None or not facts.labelled:
         return
-    mine = resolve(alone(spec), Known(dataset=facts))
-    mine = mine.model_copy(update={"dataset": _data_by_digest(lookup, data, facts)})
+    first, _ = each_student(vars(spec))[0]
+    starts = {"/student": lookup.known.starts[first]} if first in lookup.known.starts else {}
+    mine = resolve(alone(spec), Known(dataset=facts, starts=starts))
+    student = _student_by_digest(mine.students[0], lookup.starts.get(first))
+    mine = mine.model_copy(update={"dataset": _data_by_digest(lookup, data, facts), "student": student})
     stored = (job.result or {}).get("dataset", {})
     if found := [*differences(mine, job.resolved_spec), *data_differences(facts, stored)]:
         text = f"job {job.id} did not train the same student alone: {'; '.join(map(str, found))}"
@@ -271,6 +291,10 @@ def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts:
     teachers = tuple(_teacher_by_digest(teacher, lookup.teachers[at]) for at, teacher in each_teacher(vars(spec)))
     if teachers:
         update["teacher"] = teachers if isinstance(spec.teacher, tuple) else teachers[0]
+    students = tuple(_student_by_digest(one, lookup.starts.get(at)) for at, one in each_student(vars(spec)))
+    update["student"] = students if isinstance(spec.student, tuple) else students[0]
+    assistants = (_student_by_digest(one, lookup.starts.get(at)) for at, one in each_assistant(vars(spec)))
+    update["assistants"] = tuple(assistants)
     if lookup.baseline is not None:
         update["baseline"] = lookup.baseline.reference
     return spec.model_copy(update=update)
@@ -289,6 +313,10 @@ def _resolved_data(data: Target[DatasetFacts], facts: DatasetFacts, resized: boo
     if options.image_size is None and (facts.kind == "folders" or resized) and height == width:
         options = options.model_copy(update={"image_size": height})
     return Dataset.of(data.reference, options).resolved()
+
+
+def _student_by_digest(student: Student, start: Target[StartFacts] | None) -> Student:
+    return student if start is None else student.model_copy(update={"checkpoint": start.reference})
 
 
 def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:

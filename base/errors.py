@@ -5,6 +5,7 @@
      ├─ WarningRefused      warning_refused       `strict`, and a warning is known before the training
      ├─ TeacherMismatch     teacher_mismatch      the teacher's file does not fit its architecture or the data
      ├─ TeacherUnavailable  teacher_unavailable   the job whose student should teach did not succeed
+     ├─ WeightsUnavailable  weights_unavailable   published weights cannot be downloaded
      ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is invalid
      ├─ OutOfMemory         out_of_memory         retryable: the device may have been shared
      ├─ LossDiverged        loss_diverged         the loss is not finite
@@ -54,6 +55,12 @@ class TeacherMismatch(EngineError):
 
 class TeacherUnavailable(EngineError):
     code = "teacher_unavailable"
+
+
+class WeightsUnavailable(EngineError):
+    """Raised by `kdcore/published.py`. It is not retried: a machine without internet would only fail later."""
+
+    code = "weights_unavailable"
 
 
 class DatasetUnreadable(EngineError):

@@ -26,23 +26,36 @@ _EXPORT = (
     "bring its network as an ONNX model (.onnx; tf2onnx makes one of Keras, TensorFlow and TFLite), or as a .pt2 "
     "program of torch.export.save(...)"
 )
+_OTHER_LIBRARY = (
+    f"{_EXPORT}; or copy its numbers into the same network in PyTorch, and save its state dict (timm and Hugging Face "
+    "have converters for most)"
+)
 _TO_MODELS = "It is a model: register it as one (models add)."
 _TO_DATA = "it is data: register it as a data set (datasets add)"
 
-HDF5 = FileKind("an HDF5 file, as Keras and MATLAB 7.3 write them", _ARRAYS, _EXPORT)
+HDF5 = FileKind(
+    "an HDF5 file, as Keras (.h5) and MATLAB 7.3 write them", _ARRAYS, f"of a Keras model: {_OTHER_LIBRARY}"
+)
 MATLAB = FileKind("a MATLAB file", _ARRAYS.replace("Load it", "Load it (scipy.io.loadmat)"), _TO_DATA)
 _PROGRAM = "it holds its own network: give it as the program of a teacher, or register it without an architecture"
 ONNX = FileKind("an ONNX model", _TO_MODELS, _PROGRAM)
 TFLITE = FileKind("a TFLite model", _TO_MODELS, _EXPORT)
-TENSORFLOW = FileKind("a TensorFlow SavedModel", _TO_MODELS, _EXPORT)
-KERAS = FileKind("a Keras model", _TO_MODELS, _EXPORT)
+TENSORFLOW = FileKind("a TensorFlow SavedModel", _TO_MODELS, _OTHER_LIBRARY)
+KERAS = FileKind("a Keras model (.keras)", _TO_MODELS, _OTHER_LIBRARY)
+COREML = FileKind("a Core ML model", _TO_MODELS, _EXPORT)
+PADDLE = FileKind("weights of PaddlePaddle", _TO_MODELS, _OTHER_LIBRARY)
+FLAX = FileKind("weights of JAX (Flax's msgpack)", _TO_MODELS, _OTHER_LIBRARY)
+ORBAX = FileKind("a checkpoint of JAX (Orbax)", _TO_MODELS, _OTHER_LIBRARY)
 TFRECORD = FileKind("a TFRecord file", "Read it with TensorFlow, and write class folders or arrays.", _TO_DATA)
 WEBDATASET = FileKind(
     "a webdataset, with labels in .cls files", "Unpack it and put each picture in the folder of its class.", _TO_DATA
 )
 TORCH = FileKind("a PyTorch checkpoint", _TO_MODELS)
 TORCHSCRIPT = FileKind(
-    "a TorchScript program", _TO_MODELS, "give the state dict of its network, or export that: torch.export.save(...)"
+    "a TorchScript program",
+    _TO_MODELS,
+    "save its weights alone: torch.save(torch.jit.load(path).state_dict(), ...); or export its "
+    "network with torch.export.save(...), a .pt2 program",
 )
 TORCH_EXPORT = FileKind("a torch.export program", _TO_MODELS, _PROGRAM)
 PARQUET = FileKind("a Parquet table", "", _TO_DATA)
@@ -101,7 +114,10 @@ _BY_NAME = {
     "archive_format": TORCH_EXPORT,
     "data.pkl": TORCH,
     "saved_model.pb": TENSORFLOW,
+    "coremldata.bin": COREML,
+    "_CHECKPOINT_METADATA": ORBAX,
     "model.weights.h5": KERAS,
+    "model.mlmodel": COREML,
     "[Content_Types].xml": OFFICE,
 }
 _BY_SUFFIX: dict[str, FileKind] = {
@@ -110,7 +126,18 @@ _BY_SUFFIX: dict[str, FileKind] = {
     **dict.fromkeys((".pkl", ".pickle"), PICKLE),
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".safetensors"), TORCH),
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".npz", ".bz2", ".xz", ".7z", ".rar"), NESTED),
-    **{".npy": NPY, ".mat": MATLAB, ".onnx": ONNX, ".tflite": TFLITE, ".cls": WEBDATASET, ".zst": ZSTANDARD},
+    **dict.fromkeys((".mlmodel", ".mlpackage"), COREML),
+    **dict.fromkeys((".pdparams", ".pdmodel"), PADDLE),
+    **{
+        ".keras": KERAS,
+        ".msgpack": FLAX,
+        ".npy": NPY,
+        ".mat": MATLAB,
+        ".onnx": ONNX,
+        ".tflite": TFLITE,
+        ".cls": WEBDATASET,
+        ".zst": ZSTANDARD,
+    },
     **{".dcm": FileKind("an archive of DICOM pictures", "Write the pictures as PNG into class folders."), ".csv": CSV},
 }
 _NEWEST_ONNX = 32
@@ -119,7 +146,15 @@ _ONNX_NOTES = (0x12, 0x1A, 0x22, _ONNX_VERSION, 0x32)
 """The first bytes of its notes: the producer's name and version, a domain, the model's version, a description."""
 _ONNX_ENDS = (0x3A, 0x42)
 """Those of the graph, and of the sets of operators."""
-_PICKLE_START = re.compile(rb"\x80[\x02-\x05][\x95}\]c(KX\x8c\x8a]", re.DOTALL)
+_STARTS: tuple[tuple[re.Pattern[bytes], FileKind], ...] = (
+    # Protocol buffers. SavedModel: the schema's version, then the first graph with its meta information. Core ML: a
+    # version, then the description of its inputs, or its notes. ONNX has a name there, which starts with a letter.
+    (re.compile(rb"\x08\x01\x12[\x80-\xff]{1,4}[\x00-\x7f]\x0a", re.DOTALL), TENSORFLOW),
+    (re.compile(rb"\x08[\x01-\x0c]\x12[\x80-\xff]{0,3}[\x00-\x7f](\x0a|\xa2\x06)", re.DOTALL), COREML),
+    # msgpack: a small map whose first key is one of Flax's.
+    (re.compile(rb"[\x81-\x8f][\xa1-\xbf](params|step|opt_state|model|batch_stats|target|state)", re.DOTALL), FLAX),
+    (re.compile(rb"\x80[\x02-\x05][\x95}\]c(KX\x8c\x8a]", re.DOTALL), PICKLE),
+)
 
 
 def kind_of(head: bytes) -> FileKind | None:
@@ -129,10 +164,11 @@ def kind_of(head: bytes) -> FileKind | None:
             return kind
     if is_idx(head):
         return IDX
+    for start, kind in _STARTS:
+        if start.match(head):
+            return kind
     if _is_onnx(head):
         return ONNX
-    if _PICKLE_START.match(head):
-        return PICKLE
     if _is_tfrecord(head):
         return TFRECORD
     return _kind_of_text(head)

@@ -14,6 +14,11 @@ When = Literal["registration", "submit", "teacher_check", "training", "result"]
 
 CODES: dict[str, When] = {
     "normalization_guessed": "registration",
+    "architecture_found": "registration",
+    "averaged_weights_taken": "registration",
+    "tensors_left_out": "registration",
+    "weights_matched_by_order": "registration",
+    "head_activation_guessed": "registration",
     "outputs_are_probabilities": "registration",
     "test_split_carved": "registration",
     "files_left_out": "registration",
@@ -27,6 +32,7 @@ CODES: dict[str, When] = {
     "frames_left_out": "registration",
     "grey_as_colour": "submit",
     "class_order_changed": "submit",
+    "weights_partly_loaded": "submit",
     "image_size_differs": "submit",
     "budget_short": "submit",
     "memory_short": "submit",

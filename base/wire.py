@@ -283,6 +283,26 @@ class Parameters(View):
     """The sum over all teachers."""
     student: int | None
     """Of the first student, if several learn from each other."""
+    trained: int | None
+    """Of them those that are not frozen."""
+
+
+class StartView(View):
+    """What a student takes over from the checkpoint that it starts from."""
+
+    checkpoint: str
+    digest: str | None
+    """Of its file; null for a file that is not here yet."""
+    parameters: int
+    taken: int
+    """Parameters that start with the checkpoint's values."""
+    fresh: list[str]
+    """The first names of tensors that start from random weights."""
+    fresh_tensors: int
+    classifier: Literal["kept", "fresh"]
+    """`kept`: the classes have the same names, or names are not known. It is brought into the data's order."""
+    trained: int
+    """Parameters that are not frozen."""
 
 
 class PhaseSeconds(View):
@@ -302,6 +322,8 @@ class Estimate(View):
     steps: int | None
     """Optimizer steps of the whole job: of every stage, assistant, generation and trained baseline."""
     parameters: Parameters
+    starts: dict[str, StartView]
+    """By the pointer of a student or an assistant that starts from a checkpoint."""
     compression: float | None
     """The teacher's parameters divided by the student's."""
     seconds: float | None

@@ -427,7 +427,10 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
 def add_model(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint, or a program: .onnx or .pt2.")],
-    architecture: Annotated[str | None, typer.Option(help="Needed if a checkpoint does not name it.")] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="Of a checkpoint, a name of `distillery architectures`. Default: the one that it fits."),
+    ] = None,
     name: FileName = None,
     mean: Annotated[
         str | None,
@@ -444,6 +447,15 @@ def add_model(
             metavar="FILE|a,b,c",
             help="The names of the outputs in their order: in a file one on each line or a JSON list, or here.",
         ),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width of the images that it learned from.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a file with several networks: a name of the path to it, as student."),
+    ] = None,
+    averaged: Annotated[
+        bool | None,
+        typer.Option("--averaged/--raw", help="Of a file with both: the averaged weights (EMA), or the raw ones."),
     ] = None,
     strict: Strict = False,
     no_wait: NoWait = False,
@@ -463,6 +475,9 @@ def add_model(
             architecture,
             preprocessing=preprocessing,
             class_names=names,
+            image_size=image_size,
+            part=part,
+            averaged=averaged,
             strict=strict,
             wait=not no_wait,
             on_progress=bars.add(file.name),

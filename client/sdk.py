@@ -237,6 +237,9 @@ class Distillery:
         *,
         preprocessing: Mapping[str, list[float]] | None = None,
         class_names: Sequence[str] | None = None,
+        image_size: int | None = None,
+        part: str | None = None,
+        averaged: bool | None = None,
         strict: bool = False,
         wait: bool = True,
         on_progress: OnProgress | None = None,
@@ -248,7 +251,8 @@ class Distillery:
         `wait_for_model`. KeyboardInterrupt cancels the registration.
 
         `preprocessing` is `{"mean": [...], "std": [...]}`, one number for each channel, of pixels in 0..1.
-        `class_names` are the names of the outputs, in their order.
+        `class_names` are the names of the outputs, in their order; `image_size` is that of the training. Of a file with
+        several networks, `part` names the one to take (`student`), and `averaged` says if the averaged weights are.
         """
         body = {
             "name": name,
@@ -256,6 +260,9 @@ class Distillery:
             "architecture": architecture,
             "preprocessing": None if preprocessing is None else dict(preprocessing),
             "class_names": None if class_names is None else list(class_names),
+            "image_size": image_size,
+            "part": part,
+            "averaged": averaged,
             "strict": strict or None,
         }
         model: Model = self._register("/v1/models", _without_none(body))

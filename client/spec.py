@@ -265,6 +265,10 @@ def upload_files(
             teacher["checkpoint"] = _model(distillery, _path(teacher["checkpoint"], "teacher"), teacher, progress_of)
         if isinstance(teacher, dict) and _is_local(teacher.get("program")):
             teacher["program"] = _blob(distillery, _path(teacher["program"], "teacher"), progress_of)
+    students = [spec.get("student"), *(spec.get("assistants") or [])]
+    for student in [one for each in students for one in (each if isinstance(each, list) else [each])]:
+        if isinstance(student, dict) and _is_local(student.get("checkpoint")):
+            student["checkpoint"] = _blob(distillery, _path(student["checkpoint"], "student"), progress_of)
     if _is_local(spec.get("baseline")):
         spec["baseline"] = _blob(distillery, _path(spec["baseline"], "baseline"), progress_of)
     return spec

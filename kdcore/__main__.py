@@ -5,11 +5,16 @@
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--image-size N] [--options JSON]
                               [--input REF=PATH]... [--architecture NAME]
     python -m kdcore images FILE.safetensors --dataset digits [--image-size N] [--options JSON] [--input REF=PATH]...
-    python -m kdcore inspect model PATH [--architecture NAME]     a checkpoint or a program, as its bytes say
+    python -m kdcore inspect model PATH [--architecture NAME] [--part NAME] [--averaged true|false]
+                                                                  a checkpoint or a program, as its bytes say
     python -m kdcore inspect program PATH                         an ONNX model or a torch.export program only
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
+    python -m kdcore inspect published NAME    facts of published weights, without a download
+    python -m kdcore inspect start PATH --architecture NAME --classes K --channels C [--freeze PATH...]
+    python -m kdcore inspect named-start weights:NAME --architecture ... (as start)
+    python -m kdcore inspect named-start NAME --from-classes K --from-channels C --architecture ... (as start)
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
@@ -134,19 +139,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
     """Return the facts of a file or a network. Each kind imports only the modules that it needs."""
     match of.kind:
-        case "model":
-            with importing():
-                from kdcore import programs, weights
-
-            # A program needs no architecture; whether one was given all the same is for the caller to say.
-            if programs.is_program(of.path):
-                return programs.inspect(of.path)
-            return weights.inspect(of.path, of.architecture, of.channels)
-        case "program":
-            with importing():
-                from kdcore import programs
-
-            return programs.inspect(of.path)
+        case "model" | "program":
+            return _facts_of_model(of)
         case "dataset":
             with importing():
                 from kdcore import data
@@ -158,6 +152,8 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
             if sheet is not None:
                 places["thumbnails"] = sheet.write(of.thumbnails)
             return facts
+        case "published" | "start" | "named-start":
+            return _facts_of_weights(of)
         case "cost":
             with importing():
                 from kdcore.measure.probe import probe
@@ -169,6 +165,36 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
 
             network = of.name, of.classes, of.channels, _height_width(of)
             return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
+
+
+def _facts_of_model(of: argparse.Namespace) -> Any:
+    """Return the facts of a checkpoint or a program."""
+    with importing():
+        from kdcore import programs, weights
+
+    # A program needs no option; whether one was given all the same is for the caller to say.
+    if of.kind == "program" or programs.is_program(of.path):
+        return programs.inspect(of.path)
+    return weights.inspect(of.path, of.architecture, of.channels, weights.Choice(of.part, _averaged(of)))
+
+
+def _averaged(of: argparse.Namespace) -> bool | None:
+    return None if of.averaged is None else of.averaged == "true"
+
+
+def _facts_of_weights(of: argparse.Namespace) -> Any:
+    """Return the facts of published weights, or what of weights a network can start from."""
+    with importing():
+        from kdcore import published, starting, weights
+
+    if of.kind == "published":
+        return published.inspect(of.name)
+    shape = starting.Shape(of.architecture, of.classes, of.channels, tuple(of.freeze))
+    if of.kind == "start":
+        return starting.inspect(of.path, shape, weights.Choice(of.part, _averaged(of)))
+    if of.name.startswith(published.PREFIX):
+        return starting.inspect_published(of.name, shape)
+    return starting.inspect_named(of.name, of.from_classes, of.from_channels, shape)
 
 
 class _Progress:
@@ -316,9 +342,29 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--channels", type=int, required=True)
         kind.add_argument("--image-size", type=int, nargs="+", required=True)
     taps.add_argument("paths", nargs="+", metavar="PATH")
+    kinds.add_parser("published").add_argument("name")
+    for kind in (model, _add_starts(kinds)):
+        kind.add_argument("--part", metavar="NAME", help="the weights to take, of a file with several networks")
+        kind.add_argument("--averaged", choices=("true", "false"), help="averaged or raw weights, of a file with both")
     cost = kinds.add_parser("cost")
     cost.add_argument("request")
     return parser
+
+
+def _add_starts(kinds: Any) -> argparse.ArgumentParser:
+    """Add the inspections of what a student can start from. Returns that of a file."""
+    start: argparse.ArgumentParser
+    start, named_start = (kinds.add_parser(kind) for kind in ("start", "named-start"))
+    start.add_argument("path", type=Path)
+    named_start.add_argument("name")
+    named_start.add_argument("--from-classes", type=int)
+    named_start.add_argument("--from-channels", type=int)
+    for kind in (start, named_start):
+        kind.add_argument("--architecture", required=True)
+        kind.add_argument("--classes", type=int, required=True)
+        kind.add_argument("--channels", type=int, required=True)
+        kind.add_argument("--freeze", nargs="+", default=[])
+    return start
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
 from kdcore.spec import GIVEN, Stage, Trial
 from kdcore.spec.fitting import images_held_out
+from kdcore.starting import Start
 from kdcore.training import Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
@@ -62,6 +63,9 @@ class Progress:
     format: int = FORMAT
     """The format of the file from which this was read."""
     cost: CostMeter = field(default_factory=CostMeter, compare=False)
+    starts: dict[str, Start] = field(default_factory=dict)
+    """What students start from, by pointer. Weights that a trial may still begin with are kept here, so that the job
+    does not need their file again."""
 
 
 def save(folder: Path, step: int, progress: Progress) -> Written:
@@ -80,6 +84,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         "has_sizes": progress.has_sizes,
         "warnings": [warning.as_dict() for warning in progress.warnings],
         "cost": progress.cost.state(),
+        "starts": {pointer: start.as_saved() for pointer, start in progress.starts.items()},
     }
 
     def write(path: Path) -> None:
@@ -118,6 +123,8 @@ def load(path: Path, device: torch.device) -> Progress:
             number,
             # Before format 2 no cost was kept: only the seconds from here on are counted.
             CostMeter(state.get("cost")),
+            # Absent in a checkpoint of an earlier version, in which all students started from random weights.
+            {pointer: Start.of_saved(saved) for pointer, saved in state.get("starts", {}).items()},
         )
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from base.errors import SpecFaults, SpecInvalid, TeacherMismatch, WarningRefused
-from base.files import Written
+from base.files import Written, sha256_of
 from base.warning import WarningItem, refused_if_strict
-from kdcore import data, models, weights
+from kdcore import data, models, published, starting, weights
 from kdcore import device as devices
-from kdcore.catalog import ArchitectureFacts, DatasetFacts
+from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.data.decoding import Split
 from kdcore.data.images import Data, Images, TrainingSet
@@ -30,16 +30,21 @@ from kdcore.spec import (
     RandomResizedCrop,
     Training,
     Trial,
+    each_start,
+    each_student,
     each_teacher,
     fit,
     preprocessing,
     resolve,
     spec_warnings,
+    start_summary,
+    tags_without_weights,
     trials,
 )
 from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.spec.fitting import class_order, size_shown, teacher_size
+from kdcore.starting import Shape, Start
 from kdcore.weights import TeacherFile
 
 log = logging.getLogger("kdcore")
@@ -116,12 +121,21 @@ class PreparedJob:
     teacher: Teacher | None
     baseline: Classifier | None
     """The student that an earlier job trained alone. It is only measured."""
+    starts: dict[str, Start] = field(default_factory=dict)
+    """What students and assistants start from, by their pointers in the spec."""
+
+    def start(self, spec: StudentSpec) -> Start | None:
+        """Return what a student or an assistant starts from; None for random weights."""
+        return next(
+            (self.starts[at] for at, one in each_start(vars(self.spec)) if one == spec and at in self.starts), None
+        )
 
     def student(self, spec: StudentSpec) -> Classifier:
-        """Return an untrained student, with weights drawn from torch's generator."""
+        """Return an untrained student, with weights drawn from torch's generator. What is to be frozen is frozen."""
         facts = self.data.facts
         assert spec.preprocessing is not None, "resolve() gives every student its normalisation"
         network = models.build(spec.architecture, facts.num_classes, facts.channels)
+        starting.freeze(network, Shape(spec.architecture, facts.num_classes, facts.channels, spec.freeze))
         return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.bf16).to(self.device)
 
     def keep_to_one_size(self) -> None:
@@ -154,16 +168,24 @@ class PreparedJob:
         return labelled.with_unlabelled(unlabelled, self.spec.unlabelled).to(self.device)
 
 
-def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
-    """Read the data and the teachers, compare the spec with both, and fill in its defaults."""
+def prepare(spec: JobSpec, workspace: Workspace, begun: Mapping[str, Start] | None = None) -> PreparedJob:
+    """Read the data, the teachers and what students start from, compare the spec with them, and fill in its defaults.
+
+    `begun`: what the students of a resumed job started from, by pointer. These files are not read again.
+    """
     workspace.lines.phase("preparing")
+    is_resolved = all(student.preprocessing is not None for _, student in each_student(vars(spec)))
+    if tagged := [] if is_resolved else list(tags_without_weights(vars(spec))):
+        raise SpecFaults(tagged)
     loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache, workspace.room())
     facts, unlabelled = loaded.facts, _unlabelled(spec, loaded, workspace)
     files = {pointer: _teacher_file(one, loaded, workspace) for pointer, one in each_teacher({"teacher": spec.teacher})}
+    starts = _starts(spec, loaded, workspace, begun or {})
     known = Known(
         dataset=facts,
         unlabelled=None if unlabelled is None else facts.model_copy(update={"train": len(unlabelled), "test": 0}),
         teachers={pointer: file.facts for pointer, file in files.items()},
+        starts={pointer: start.facts for pointer, start in starts.items()},
     )
     known = replace(known, inspected=_inspected(spec, known))
     faults = fit({name: getattr(spec, name) for name in JobSpec.model_fields}, known)
@@ -174,6 +196,11 @@ def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
     for warning in spec_warnings(spec, known):
         workspace.warn(warning)
     refuse_if_strict(spec, workspace)
+    for pointer, student in each_start(vars(spec)):
+        if pointer not in (begun or {}):
+            summary = start_summary(student, starts[pointer].facts, facts)
+            workspace.lines.emit("weights_taken", pointer=pointer, **summary)
+            log.info("%s: %s", pointer, taken_in_words(summary))
     spec = resolve(spec, known)
     loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
     device = devices.choose(spec.training)
@@ -196,7 +223,27 @@ def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
         bf16=bf16,
         teacher=teacher.to(device) if teacher else None,
         baseline=baseline.to(device) if baseline else None,
+        starts=starts,
     )
+
+
+def taken_in_words(summary: Mapping[str, Any]) -> str:
+    """Return what a student has taken from its checkpoint, for the log."""
+    text = f"{summary['taken']:,} of {summary['parameters']:,} parameters are those of {summary['checkpoint']}"
+    return f"{text}; the classifier is {summary['classifier']}, {summary['trained']:,} parameters are trained"
+
+
+def _starts(spec: JobSpec, loaded: Data, workspace: Workspace, begun: Mapping[str, Start]) -> dict[str, Start]:
+    """Return what students and assistants start from, by pointer. A checkpoint that several name is read for each."""
+    found = {}
+    for pointer, student in each_start(vars(spec)):
+        reference = student.checkpoint or ""
+        if pointer in begun:
+            found[pointer] = begun[pointer]
+            continue
+        path = None if reference.startswith(published.PREFIX) else workspace.file(reference)
+        found[pointer] = starting.open_start(student, loaded.facts, path, workspace.cache)
+    return found
 
 
 def refuse_if_strict(spec: JobSpec, workspace: Workspace) -> None:
@@ -217,12 +264,21 @@ def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | N
 def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program:
     reference = spec.program or spec.checkpoint
     assert reference is not None, "rules refuse a teacher without a file"
-    if reference.startswith("weights:"):
-        return weights.published(reference.removeprefix("weights:"))
+    if reference.startswith(published.PREFIX):
+        return _published_teacher(reference, workspace)
     path = workspace.file(reference)
     if spec.program is not None or is_program(path):
         return _program(path, spec, loaded.facts)
-    return weights.open_teacher(path, spec.architecture, loaded.facts.channels)
+    choice = weights.Choice(spec.part, spec.averaged)
+    return weights.open_teacher(path, spec.architecture, loaded.facts.channels, choice)
+
+
+def _published_teacher(reference: str, workspace: Workspace) -> TeacherFile:
+    found = published.find(reference.removeprefix(published.PREFIX))
+    path = published.fetch(found, workspace.cache)
+    stated = found.facts.model_dump(exclude={"file"})
+    facts = ModelFacts(**{**stated, "bytes": path.stat().st_size, "digest": f"sha256:{sha256_of(path)}"})
+    return TeacherFile(facts, published.state(found, path))
 
 
 def _program(path: Path, spec: TeacherSpec, facts: DatasetFacts) -> Program:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from base.errors import LossDiverged
 from base.warning import WarningItem
@@ -30,7 +31,7 @@ from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import GIVEN, JobSpec, Trial, trials
+from kdcore.spec import GIVEN, JobSpec, Trial, each_start, start_summary, trials
 from kdcore.spec.methods import SchemeOptions
 from kdcore.training import Observer, Outcome, StageTraining
 
@@ -43,11 +44,13 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     Raises an EngineError if it fails, or checkpoint.Stopped after a requested stop, when a checkpoint is saved.
     """
     started = time.monotonic()
-    job = prepare(spec, workspace)
-    progress = Progress(batch_norm=job.spec.training.batch_norm)
+    resumed = None
     if resume is not None:
         log.info("resuming from %s", resume.name)
-        progress = checkpoint.load(resume, job.device)
+        resumed = checkpoint.load(resume, device.choose(spec.training))
+    job = prepare(spec, workspace, resumed.starts if resumed is not None else None)
+    progress = resumed or Progress(batch_norm=job.spec.training.batch_norm, starts=dict(job.starts))
+    if resumed is not None:
         _continue_as_begun(job, workspace, progress)
     elif job.teacher is not None:
         teacher_check.check(spec, job, workspace)
@@ -67,6 +70,11 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         summary = report.build_report(job, results, workspace.warn, meter.measuring)
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.bf16).model_dump(mode="json")
+    if job.starts:
+        students = dict(each_start(vars(job.spec)))
+        summary["starts"] = {
+            at: start_summary(students[at], start.facts, job.data.facts) for at, start in job.starts.items()
+        }
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
@@ -136,9 +144,18 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
         if stage is trial.stages[-1]:
             _compare_statistics(trial, training, outcomes, workspace)
             progress.finished[trial.name], progress.prepared = outcomes, {}
+            _forget_starts(job, progress)
         else:
             progress.prepared[stage.name] = training.learned()
         watch.save_or_warn(training, None)
+
+
+def _forget_starts(job: PreparedJob, progress: Progress) -> None:
+    """Drop the weights with which no trial will begin any more, so that checkpoints do not keep them."""
+    to_come = [student for trial in job.trials if trial.name not in progress.finished for student in trial.students]
+    for pointer, student in each_start(vars(job.spec)):
+        if student not in to_come:
+            progress.starts[pointer] = progress.starts[pointer].without_state()
 
 
 def _alarms(trial: Trial, job: PreparedJob, training: StageTraining, workspace: Workspace) -> Alarms:
@@ -195,6 +212,7 @@ class TrialSetup:
         self.trial, self.job, self.teacher = trial, job, teacher
         self.training_set = job.training_set(trial)
         self.students = _students(trial, job)
+        self.rate_factors = self._start()
         setting = Setting(
             temperature=job.spec.temperature,
             num_classes=job.data.facts.num_classes,
@@ -203,6 +221,21 @@ class TrialSetup:
             rows=self.training_set.rows,
         )
         self.objectives = objectives.build(trial.methods, setting)
+
+    def _start(self) -> dict[nn.Parameter, float]:
+        """Give students the weights from which they start. Returns the factor of the learning rate of every parameter
+        that has one."""
+        factors: dict[nn.Parameter, float] = {}
+        for spec, student in zip(self.trial.students * self.trial.scheme.branches, self.students, strict=True):
+            start = self.job.start(spec)
+            if start is None:
+                continue
+            assert start.state is not None, "weights are kept until all trials that begin with them have ended"
+            student.network.load_state_dict(start.state, strict=False)
+            if spec.head_lr is not None and spec.head_lr != 1:
+                fresh = (one for name, one in student.network.named_parameters() if name in start.fresh)
+                factors |= dict.fromkeys(fresh, spec.head_lr)
+        return factors
 
     def training(self, number: int, observer: Observer) -> StageTraining:
         """Return the training of a stage. Sets torch's generator, so that a trial can be resumed between two stages."""
@@ -238,6 +271,7 @@ class TrialSetup:
             training_set=self.training_set,
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
+            rate_factors=self.rate_factors,
         )
 
 

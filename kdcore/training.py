@@ -97,6 +97,8 @@ class StageTraining:
     training_set: TrainingSet
     num_classes: int
     observer: Observer
+    rate_factors: Mapping[nn.Parameter, float] = field(default_factory=dict)
+    """Factors of the learning rate, for the parameters that have one."""
     alarms: Alarms = field(default_factory=Alarms)
     position: Position = field(default_factory=Position)
 
@@ -108,7 +110,11 @@ class StageTraining:
         self.learners = nn.ModuleList(self.scheme.learners())
         self._build_objective()
         self.trained = self._trained()
-        self.optimizers = [optimizer_for(recipe.optimizer, parameters) for parameters in self.trained]
+        self.optimizers, self.factors = [], []
+        for parameters in self.trained:
+            groups = self._by_factor(parameters)
+            self.optimizers.append(optimizer_for(recipe.optimizer, [{"params": one} for one in groups.values()]))
+            self.factors.append(list(groups))
         networks = {name: model.network for name, model in self.scheme.models.items()}
         self.averages = {name: Average(network, recipe.ema) for name, network in networks.items() if recipe.ema}
         self.best = {name: Best(self._weights(name)) for name in networks}
@@ -173,6 +179,15 @@ class StageTraining:
             groups[0] += [p for p in self.objective.parameters() if p.requires_grad]
         return groups
 
+    def _by_factor(self, parameters: Iterable[nn.Parameter]) -> dict[float, list[nn.Parameter]]:
+        """Return the parameters by the factor of their learning rate, those without one first."""
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        for parameter in parameters:
+            groups.setdefault(self.rate_factors.get(parameter, 1.0), []).append(parameter)
+        if not groups[1.0] and len(groups) > 1:
+            del groups[1.0]
+        return groups
+
     def _epoch(self) -> None:
         position, size, rows = self.position, self.recipe.batch_size, self.training_set.rows
         self.learners.train()
@@ -201,9 +216,9 @@ class StageTraining:
         # Leave out a term of weight 0: with its zero gradients, weight decay would change untrained parameters.
         weighed = ((self.alpha, label), (self.beta, distillation))
         loss = sum((weight * value for weight, value in weighed if weight > 0), torch.zeros_like(label))
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        for optimizer, factors in zip(self.optimizers, self.factors, strict=True):
+            for group, factor in zip(optimizer.param_groups, factors, strict=True):
+                group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # False in a first stage of weight 0.
             loss.backward()  # type: ignore[no-untyped-call]
@@ -366,8 +381,12 @@ def _uncompiled(kind: Kind) -> Kind:
 _AdamW, _Sgd = _uncompiled(torch.optim.AdamW), _uncompiled(torch.optim.SGD)
 
 
-def optimizer_for(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
+def optimizer_for(
+    spec: Optimizer, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """Return an optimizer of parameters, or of groups of them in PyTorch's form.
+
+    Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
     if isinstance(spec, AdamW):
         return _AdamW(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
     return _Sgd(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)

@@ -55,7 +55,7 @@ class TeacherUnavailable(StoreError):
     def __init__(self, job_id: str, status: str | None) -> None:
         """`status` is that of the teacher's job, None if it does not exist any more."""
         state = "was deleted: submit a new job" if status is None else f"is {status}: retry it first"
-        super().__init__(f"job {job_id}, whose student should teach, {state}", teacher_job=job_id)
+        super().__init__(f"job {job_id}, whose student this job needs, {state}", teacher_job=job_id)
         self.job_id, self.status = job_id, status
 
 

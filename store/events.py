@@ -69,6 +69,14 @@ def append_warning(
     append_event(connection, job, "warning", **item, **(more or {}))
 
 
+def append_finding(connection: Connection, job_id: str, fence: int, type: str, data: Mapping[str, Any]) -> None:
+    """Write what an attempt has found out as an event that changes nothing else of its job."""
+    job = update_job(connection, owned_by(job_id, fence))
+    if job is None:
+        raise LeaseLost(job_id, fence)
+    append_event(connection, job, type, **data)
+
+
 def list_events(connection: Connection, job_id: str, seq: int, limit: int) -> list[Event]:
     """Return the events after number `seq`, oldest first."""
     rows = connection.execute(_AFTER, {"job_id": job_id, "seq": seq, "limit": limit})

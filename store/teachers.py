@@ -1,4 +1,5 @@
-"""Jobs that wait for their teachers: a job may name `job:<id>` as its teacher before that job has ended.
+"""Jobs that wait for their teachers: a job may name `job:<id>` as its teacher before that job has ended, or as the
+checkpoint that a student or an assistant starts from. Both are called its teachers here.
 
 A row of `job_teachers` stands for such a name in a resolved spec. It is written with the job, and while a job has one,
 no worker can claim it. When the named job succeeds, the same transaction writes the digest of its student in the place
@@ -25,6 +26,9 @@ from store.errors import NotFound, TeacherUnavailable
 from store.events import append_event, update_job
 from store.records import Job, database_now
 from store.tables import job_teachers, jobs
+
+NAMING = ("teacher", "student", "assistants")
+"""The fields of a resolved spec in which a checkpoint may be that of another job."""
 
 
 def waits_for_teacher(job: FromClause) -> ColumnElement[bool]:
@@ -124,8 +128,8 @@ def _write_digest(connection: Connection, job_id: str, teacher_id: str, sha256: 
     spec = connection.execute(locked).scalar_one_or_none()
     if spec is None:
         return None
-    teacher = _replaced(spec["teacher"], JOB + teacher_id, BLOB + sha256)
-    job = update_job(connection, jobs.c.id == job_id, resolved_spec={**spec, "teacher": teacher})
+    replaced = {name: _replaced(spec.get(name), JOB + teacher_id, BLOB + sha256) for name in NAMING if name in spec}
+    job = update_job(connection, jobs.c.id == job_id, resolved_spec={**spec, **replaced})
     assert job is not None, "the row is locked"  # noqa: S101
     row = job_teachers.c
     connection.execute(delete(job_teachers).where(row.job_id == job_id, row.teacher_job_id == teacher_id))
@@ -159,7 +163,7 @@ def _unavailable(teacher: Job) -> dict[str, Any]:
     if teacher.status == "succeeded":
         how = f"delivered no {STUDENT_FILE}"
     return errors.TeacherUnavailable(
-        f"job {teacher.id}, whose student should teach, {how}", f"retry job {teacher.id} first, then this one"
+        f"job {teacher.id}, whose student this job needs, {how}", f"retry job {teacher.id} first, then this one"
     ).as_dict()
 
 
@@ -174,19 +178,22 @@ def _is_open(job_id: str) -> ColumnElement[bool]:
 
 
 def _named(resolved_spec: dict[str, Any]) -> list[str]:
-    """Return the ids of the jobs that a resolved spec names as teachers, sorted."""
-    return sorted({name.removeprefix(JOB) for name in _checkpoints(resolved_spec.get("teacher"))})
+    """Return the ids of the jobs whose students a resolved spec names, sorted."""
+    named = (name for field in NAMING for name in _checkpoints(resolved_spec.get(field)))
+    return sorted({name.removeprefix(JOB) for name in named})
 
 
-def _checkpoints(teacher: Any) -> Iterator[str]:
-    for one in teacher if isinstance(teacher, list) else [teacher]:
+def _checkpoints(networks: Any) -> Iterator[str]:
+    for one in networks if isinstance(networks, list) else [networks]:
         checkpoint = one.get("checkpoint") if isinstance(one, dict) else None
         if checkpoint is not None and checkpoint.startswith(JOB):
             yield checkpoint
 
 
-def _replaced(teacher: Any, name: str, digest: str) -> Any:
-    """Return the teacher, or the list of teachers, with this checkpoint replaced."""
-    if isinstance(teacher, list):
-        return [_replaced(one, name, digest) for one in teacher]
-    return {**teacher, "checkpoint": digest} if teacher["checkpoint"] == name else teacher
+def _replaced(network: Any, name: str, digest: str) -> Any:
+    """Return a teacher or student, or a list of them, with this checkpoint replaced."""
+    if isinstance(network, list):
+        return [_replaced(one, name, digest) for one in network]
+    if not isinstance(network, dict) or network.get("checkpoint") != name:
+        return network
+    return {**network, "checkpoint": digest}

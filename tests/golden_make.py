@@ -17,9 +17,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from kdcore.catalog import NamedStartFacts
 from store.database import migrate
 from store.settings import Settings
-from tests.api.conftest import DATASET, MODEL, PROGRAM, Service, serving
+from tests.api.conftest import DATASET, MODEL, PROGRAM, PUBLISHED, START, Service, serving
 
 FOLDER = Path(__file__).parent / "golden"
 WIDTH = 100
@@ -257,6 +258,16 @@ VARIANTS: dict[str, Spec] = {
     "unlabelled without answers": _variant("kd", unlabelled={"source": "pool", "labels": "none"}),
     "unlabelled alone": _variant("kd", unlabelled=ANSWERS_ALONE),
     "unlabelled, crd": _variant("crd", unlabelled="pool"),
+    "fine-tuning": _without_teacher(
+        "supervised",
+        student={"architecture": "torchvision/resnet18", "checkpoint": "weights:torchvision/resnet18", "head_lr": 10},
+        training={"epochs": 5},
+    ),
+    "distilling into a checkpoint, the recipe given": _variant(
+        "kd",
+        student={"architecture": "resnet20", "checkpoint": "model:resnet56", "freeze": ["layer1"]},
+        training={"optimizer": {"name": "adamw", "weight_decay": 0.05}, "schedule": "multistep"},
+    ),
     "supervised with alpha": _without_teacher("supervised", alpha=0.5),
     "pictures of another size": _without_teacher(
         "supervised", dataset={"source": "imagenette", "image_size": 96}, student="torchvision/resnet18"
@@ -269,6 +280,10 @@ async def _register(service: Service) -> None:
     facts: dict[str, Any] = {"num_classes": 100, "channels": 3}
     picture = {"channels": 3, "image_size": (32, 32)}
     found: dict[str, Any] = {name: MODEL.model_copy(update={"architecture": name, **facts}) for name in TEACHERS}
+    stated = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    service.inspector.answers["start weights:torchvision/resnet18"] = NamedStartFacts(**START, **stated)
+    small = {"architecture": "convnet32", "num_classes": 10, "channels": 1, "mean": [0.5], "std": [0.25]}
+    service.inspector.answers["ResNet18_Weights.IMAGENET1K_V1"] = PUBLISHED.model_copy(update=small)
     found["program"] = PROGRAM.model_copy(update={**facts, "image_size": (32, 32)})
     pool = {"labelled": False, "num_classes": 0, "class_names": [], "train": 5000, "test": 0}
     found["pool"] = DATASET.model_copy(update={**pool, **picture, "mean": [0.5] * 3, "std": [0.25] * 3})

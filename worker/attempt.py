@@ -131,9 +131,10 @@ class Attempt:
 
     def _prepare(self, folder: Path) -> list[str]:
         """Return the engine's arguments: the spec, each input by its digest, and the newest undamaged checkpoint."""
-        digests = sorted(set(_digests(self.claim.job.resolved_spec)))
-        self._assert_mounted("blobs", digests)
         self._assert_mounted("checkpoints", self.claim.checkpoints)
+        resume = self._newest_undamaged()
+        digests = inputs(self.claim.job.resolved_spec, resumed=resume is not None)
+        self._assert_mounted("blobs", digests)
         spec = folder / "spec.json"
         spec.write_text(json.dumps(self.claim.job.resolved_spec))
         out = folder / "out"
@@ -146,7 +147,7 @@ class Attempt:
         arguments += ["--cache-max-bytes", str(self.context.settings.cache_max_bytes)]
         for digest in digests:
             arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
-        if resume := self._newest_undamaged():
+        if resume is not None:
             arguments += ["--resume", str(resume)]
         return arguments
 
@@ -370,6 +371,13 @@ class Attempt:
     def _back_off_s(self) -> float:
         growth = BACK_OFF_GROWTH ** (self.claim.job.attempts_without_progress - 1)
         return float(min(self.context.options.back_off_s * growth, LONGEST_BACK_OFF_S))
+
+
+def inputs(resolved_spec: dict[str, Any], *, resumed: bool) -> list[str]:
+    """Return the digests of the files that an attempt reads. A checkpoint of the job holds what its students started
+    from, so that a resumed job does not need those files."""
+    spec = {name: value for name, value in resolved_spec.items() if not (resumed and name in ("student", "assistants"))}
+    return sorted(set(_digests(spec)))
 
 
 def _digests(value: Any) -> Iterator[str]:

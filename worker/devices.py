@@ -19,6 +19,9 @@ PASSED_ON = (
     "LD_PRELOAD",
     "PYTHONPATH",
     "HF_HOME",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "DISTILLERY_WEIGHTS",
 )
 PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "SSL_", "REQUESTS_CA")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")

@@ -182,6 +182,9 @@ class LineWriter:
                 case "teacher_check":
                     check = {name: line[name] for name in (*TeacherCheck.__annotations__, "warnings")}
                     self._write(lifecycle.set_teacher_check, to=check, key=line["key"])
+                case "weights_taken":
+                    found = {key: value for key, value in line.items() if key != "event"}
+                    self._write(events.append_finding, type="weights_taken", data=found)
                 case "warning":
                     self._warn(WarningItem(**{name: line[name] for name in ("code", "pointer", "message", "hint")}))
         except (KeyError, TypeError, ValueError) as error:

@@ -26,10 +26,13 @@ STILL_INSPECTING = "The row is made, and its file is still being inspected: GET 
 
 async def inspected(new: NewModel, digest: str, inspections: Inspections, _: OnProgress) -> Inspected:
     """Return what is found in a file that is registered. Raises Refused, Unusable or WarningRefused."""
-    facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
-    if isinstance(facts, ProgramFacts) and new.architecture is not None:
+    given = {"architecture": new.architecture, "part": new.part, "averaged": new.averaged}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    facts = await inspections.inspect(ModelFacts, digest, **options)
+    if isinstance(facts, ProgramFacts) and options:
         text = f"the file is {facts.kind}, which holds its own network"
-        raise Unusable(text, [Fault("/architecture", text, "unused", "leave it out", new.architecture)])
+        faults = [Fault(f"/{name}", text, "unused", "leave it out", value) for name, value in options.items()]
+        raise Unusable(text, faults)
     facts = _as_stated(facts, new)
     warnings = accepted(model_warnings(facts), new.strict)
     return Inspected(facts.model_dump(mode="json"), warnings)
@@ -131,6 +134,12 @@ def _as_stated(facts: ModelFacts, new: NewModel) -> ModelFacts:
         if len(new.class_names) != facts.num_classes:
             text = f"one name for each of the model's {facts.num_classes} classes, in the order of its outputs"
             faults.append(Fault("/class_names", text, "not_allowed", facts.num_classes, len(new.class_names)))
+    if new.image_size is not None:
+        stated["image_size"] = (new.image_size, new.image_size)
+        if isinstance(facts, ProgramFacts) and not facts.takes(stated["image_size"]):
+            own = list(facts.image_size)
+            text = f"{facts.kind} takes the images for which it was exported"
+            faults.append(Fault("/image_size", text, "not_allowed", own, new.image_size))
     if faults:
         raise Unusable(summary(faults), faults)
     return facts.model_copy(update=stated)

@@ -2,7 +2,17 @@
 
 from kdcore.catalog.architectures import ARCHITECTURES, UnknownName, architecture
 from kdcore.catalog.datasets import DATASETS, named_facts
-from kdcore.catalog.facts import ArchitectureFacts, DatasetFacts, ModelFacts, NamedDataset, ProgramFacts, TapFacts
+from kdcore.catalog.facts import (
+    ArchitectureFacts,
+    DatasetFacts,
+    ModelFacts,
+    NamedDataset,
+    NamedStartFacts,
+    ProgramFacts,
+    PublishedFacts,
+    StartFacts,
+    TapFacts,
+)
 
 __all__ = [
     "ARCHITECTURES",
@@ -11,7 +21,10 @@ __all__ = [
     "DatasetFacts",
     "ModelFacts",
     "NamedDataset",
+    "NamedStartFacts",
     "ProgramFacts",
+    "PublishedFacts",
+    "StartFacts",
     "TapFacts",
     "UnknownName",
     "architecture",

@@ -5,7 +5,8 @@ of the two libraries. The numbers are exact: tests compare them with the network
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from kdcore.catalog.facts import ArchitectureFacts
@@ -21,13 +22,60 @@ class UnknownName(ValueError):
         self.nearest = nearest
 
 
+@dataclass(frozen=True)
+class HiddenLayer:
+    """A layer between a network's embedding and its classifier: linear, a batch norm if it has one, an activation."""
+
+    units: int
+    activation: str
+    batch_norm: bool = False
+
+    @property
+    def suffix(self) -> str:
+        return f"+{'bn_' if self.batch_norm else ''}{self.activation}{self.units}"
+
+
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "linear")
+"""Of hidden layers; linear is none."""
+_HIDDEN = re.compile(rf"(bn_)?({'|'.join(ACTIVATIONS)})([1-9]\d{{0,5}})")
+
+
+def hidden_layers(name: str) -> tuple[str, tuple[HiddenLayer, ...]]:
+    """Return an architecture's name without its hidden layers, and these: `resnet20+relu64` has one of 64 units."""
+    bare, *suffixes = name.split("+")
+    layers = [_HIDDEN.fullmatch(suffix) for suffix in suffixes]
+    if not all(layers):
+        raise UnknownName(name, _nearest(bare))
+    return bare, tuple(HiddenLayer(int(one[3]), one[2], one[1] is not None) for one in layers if one)
+
+
 def architecture(name: str) -> ArchitectureFacts:
     """Return the facts of an architecture; for timm only the form of the name is checked. Raises UnknownName."""
+    bare, layers = hidden_layers(name)
+    if layers:
+        return _with_hidden_layers(name, architecture(bare), layers)
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if re.fullmatch(r"timm/[a-z0-9_]+(\.[a-z0-9_]+)?", name):
         return ArchitectureFacts(name=name, source="timm", family="timm", min_image=1, channels="any")
     raise UnknownName(name, _nearest(name))
+
+
+def _with_hidden_layers(name: str, facts: ArchitectureFacts, layers: Sequence[HiddenLayer]) -> ArchitectureFacts:
+    """Return the facts of a network whose classifier is a sequence. Its embedding is the last linear layer's input."""
+    if facts.source != "timm" and (facts.embedding is None or facts.embedding_width is None):
+        raise UnknownName(name, [facts.name])
+    if facts.embedding is None or facts.embedding_width is None:
+        return facts.model_copy(update={"name": name})
+    width, body, modules = facts.embedding_width, facts.body_parameters, 0
+    for layer in layers:
+        more = layer.units * (width + 1) + 2 * layer.units * layer.batch_norm
+        body = None if body is None else body + more
+        modules += 1 + layer.batch_norm + (layer.activation != "linear")
+        width = layer.units
+    classifier = facts.embedding.removesuffix("@in")
+    update = {"embedding": f"{classifier}.{modules}@in", "embedding_width": width, "body_parameters": body}
+    return facts.model_copy(update={"name": name, **update})
 
 
 def _nearest(name: str) -> list[str]:

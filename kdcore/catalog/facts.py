@@ -8,6 +8,10 @@ DATASET_READING = 3
 """The number of the rules by which files are read as data sets: a part of the key of every stored inspection and of
 every decoded file. Increase it when the same file is read as something else, or decoded to other bytes, than before."""
 
+MODEL_READING = 3
+"""The number of the rules by which files are read as models: a part of the key of every stored inspection of one.
+Increase it when a file is loaded, or refused, otherwise than before, or when its facts are others."""
+
 
 class Facts(BaseModel):
     """The base class of facts. They are never changed."""
@@ -97,9 +101,40 @@ class DatasetFacts(Facts):
         return self.model_copy(update={"channels": 3, "grey": True, "mean": self.mean * 3, "std": self.std * 3})
 
 
-MODEL_READING = 2
-"""The number of the rules by which files are read as models: a part of the key of every stored inspection. Increase it
-when a file that was refused is read now, or when its facts are others."""
+class Loading(Facts):
+    """How the tensors of a checkpoint became those of its network."""
+
+    tensors: int
+    """The number that was taken, parameters and buffers."""
+    removed: list[str] = []
+    """Names that stood before those of the network, or between them."""
+    part: str | None = None
+    """The path to the weights in the file, if it holds several networks of this architecture; `.` is the file itself.
+    As `part` it chooses them again."""
+    averaged: bool | None = None
+    """True if averaged weights (EMA, SWA) were taken; False for the raw ones beside them; None if there is one kind."""
+    averaged_by_default: bool = False
+    """True if nobody chose between averaged and raw ones."""
+    mapped: int = 0
+    """Tensors that the file has under other names."""
+    mapped_names: dict[str, str] = {}
+    """The first of them: the network's name, and that in the file."""
+    by_order: bool = False
+    """True if the names say nothing: shapes and order are those of the network."""
+    ignored: int = 0
+    """Tensors that are no part of the network."""
+    ignored_names: list[str] = []
+    """The first of them."""
+    precision: str = "float32"
+    """Of the numbers in the file. They are computed with in float32."""
+    architecture_found: bool = False
+    """True if nobody named the architecture, and it was found by names and shapes."""
+    similar: list[str] = []
+    """Other architectures of the same names and shapes, if it was found."""
+    activation_guessed: str | None = None
+    """The activation that was assumed in a classifier of several layers; None if there is none, or it was named."""
+    missing: int = 0
+    """Tensors of the network that the file does not have. Only weights to start from may lack some."""
 
 
 class ModelFacts(Facts):
@@ -119,11 +154,58 @@ class ModelFacts(Facts):
     image_size: tuple[int | None, int | None] | None = None
     """Height and width in pixels of the images that it learned from; None if the file does not say it."""
     digest: str | None = None
+    loading: Loading | None = None
+    """How the file's tensors became the network's; None for a program, and for facts that an earlier version stored."""
 
     @property
     def field(self) -> Literal["checkpoint", "program"]:
         """The field of a spec's teacher that names the file."""
         return "checkpoint"
+
+
+class PublishedFacts(ModelFacts):
+    """The facts of weights that a library publishes, as it states them: nothing is downloaded for them."""
+
+    file: str
+    """The published name of the file: `resnet18-f37072fd.pth`, `timm/resnet18.a1_in1k/model.safetensors`."""
+
+
+class StartFacts(Facts):
+    """What a network can take over from a checkpoint: the parameters and statistics of the same name and shape."""
+
+    num_classes: int | None = None
+    """Classes of the checkpoint; None if it has no classifier that could be compared."""
+    channels: int | None = None
+    """Channels of the images of the checkpoint; None if its first layer could not be compared."""
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    class_names: list[str] | None = None
+    """In the order of the checkpoint's outputs; None if they are not known."""
+    digest: str | None = None
+    loading: Loading | None = None
+    """How the file's tensors became those of the network; None if there is no file yet."""
+    parameters: int
+    """All parameters of the network."""
+    taken: int
+    """Those that fit by name and shape, the classifier's among them."""
+    classifier_taken: int
+    """The classifier's alone."""
+    fresh: list[str]
+    """Names of the network's parameters that the checkpoint does not give."""
+    classifier: list[str]
+    """Names of the classifier's parameters: those whose shape depends on the number of classes."""
+    frozen: int = 0
+    """Parameters in the modules that are to be frozen."""
+    frozen_classifier: int = 0
+    """Those among them that are the classifier's."""
+    frozen_fresh: list[str] = []
+    """Names of frozen parameters that the checkpoint does not give."""
+    unknown_modules: dict[str, list[str]] = {}
+    """The modules to be frozen that the network does not have, each with similar paths that it has."""
+
+
+class NamedStartFacts(StartFacts):
+    """The same for weights whose file is not here yet: from the names and shapes of the network that they belong to."""
 
 
 PROGRAM_FORMATS = {"pt2": "a torch.export program", "onnx": "an ONNX model"}

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from base.errors import SpecInvalid
 from kdcore import vision
-from kdcore.catalog.architectures import UnknownName, architecture
+from kdcore.catalog.architectures import HiddenLayer, UnknownName, architecture, hidden_layers
 from kdcore.models.convnet import ConvNet
 from kdcore.models.mobilenet_v2 import MobileNetV2
 from kdcore.models.resnet import ResNet, ResNet50
@@ -27,6 +27,7 @@ from kdcore.models.wrn import WideResNet
 
 WITHOUT_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 _RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_)
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 X4 = (32, 64, 128, 256)
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -76,6 +77,11 @@ def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
         facts = architecture(name)
     except UnknownName as unknown:
         raise SpecInvalid(str(unknown)) from unknown
+    bare, layers = hidden_layers(name)
+    if layers:
+        network = build(bare, num_classes, channels)
+        _deepen_classifier(network, bare, layers)
+        return network
     bare_name = name.partition("/")[2]
     if facts.source == "torchvision":
         return _from_torchvision(bare_name, num_classes, channels)
@@ -91,6 +97,35 @@ def skeleton(name: str, num_classes: int, channels: int = 3) -> nn.Module:
             return build(name, num_classes, channels)
     except (NotImplementedError, RuntimeError):  # The constructor computed with a tensor on the meta device.
         return build(name, num_classes, channels)
+
+
+def classifier_of(network: nn.Module, name: str) -> str:
+    """Return the module path of a network's classifier, a linear layer. Raises SpecInvalid if it has no such one."""
+    embedding = architecture(name).embedding
+    path = embedding.removesuffix("@in") if embedding else getattr(network, "pretrained_cfg", {}).get("classifier")
+    try:
+        if isinstance(path, str) and isinstance(network.get_submodule(path), nn.Linear):
+            return path
+    except AttributeError:
+        pass
+    raise SpecInvalid(f"{name} has no single linear classifier, so it can get no hidden layers before it")
+
+
+def _deepen_classifier(network: nn.Module, name: str, layers: Sequence[HiddenLayer]) -> None:
+    """Put hidden layers before a network's classifier: in its place is a sequence, whose last module it is."""
+    path = classifier_of(network, name)
+    classifier = network.get_submodule(path)
+    assert isinstance(classifier, nn.Linear)
+    sequence: list[nn.Module] = []
+    width = classifier.in_features
+    for layer in layers:
+        sequence.append(nn.Linear(width, layer.units))
+        if layer.batch_norm:
+            sequence.append(nn.BatchNorm1d(layer.units))
+        if layer.activation != "linear":
+            sequence.append(_ACTIVATIONS[layer.activation]())
+        width = layer.units
+    network.set_submodule(path, nn.Sequential(*sequence, nn.Linear(width, classifier.out_features)))
 
 
 class _WithoutMemory(TorchFunctionMode):

@@ -9,7 +9,7 @@ from kdcore.spec.evaluation import (
     parse_evaluation,
     resolve_evaluation,
 )
-from kdcore.spec.fitting import Known, fit
+from kdcore.spec.fitting import Known, fit, start_summary
 from kdcore.spec.job import (
     AdamW,
     Augmentation,
@@ -41,9 +41,11 @@ from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import (
     each_assistant,
     each_method,
+    each_start,
     each_student,
     each_teacher,
     not_the_own_images,
+    tags_without_weights,
 )
 from kdcore.spec.vocabulary import Pair
 
@@ -88,6 +90,7 @@ __all__ = [
     "differences",
     "each_assistant",
     "each_method",
+    "each_start",
     "each_student",
     "each_teacher",
     "evaluation_warnings",
@@ -104,5 +107,7 @@ __all__ = [
     "resolve",
     "resolve_evaluation",
     "spec_warnings",
+    "start_summary",
+    "tags_without_weights",
     "trials",
 ]

@@ -153,9 +153,13 @@ def predict(
     )
 
 
-def least_memory(student_parameters: int, teacher_parameters: int) -> int:
-    """Return the bytes that a job needs at least: its weights, without activations and without the engine itself."""
-    return 4 * (TENSORS_OF_A_STUDENT * student_parameters + teacher_parameters)
+def least_memory(student_parameters: int, teacher_parameters: int, frozen_parameters: int = 0) -> int:
+    """Return the bytes that a job needs at least: its weights, without activations and without the engine itself.
+
+    Frozen parameters of the student have neither gradients nor a momentum.
+    """
+    student = TENSORS_OF_A_STUDENT * student_parameters - (TENSORS_OF_A_STUDENT - 2) * frozen_parameters
+    return 4 * (student + teacher_parameters)
 
 
 _OF_JOB = ("preparing_s", "test_image_s", "memory_bytes", "memory_fixed_bytes")
@@ -214,7 +218,9 @@ def _stage(
     else:
         teachers = [one.students[0].architecture for one in planned if one.name == trial.taught_by]
     methods = trial.methods if stage.method is None else (stage.method,)
+    frozen = [list(student.freeze) for student in trial.students]
     return stage, {
+        **({"frozen": frozen} if any(frozen) else {}),
         "students": [student.architecture for student in trial.students],
         "teachers": teachers,
         "methods": [method.model_dump(mode="json", exclude=NOT_OF_A_STEP) for method in methods],

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from base.warning import WarningItem
-from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
-from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on, teacher_size
-from kdcore.spec.job import DataOptions, JobSpec, Teacher
-from kdcore.spec.rules import each_method, each_teacher
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts, StartFacts
+from kdcore.catalog.facts import Loading
+from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on, start_summary, teacher_size
+from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
+from kdcore.spec.rules import each_method, each_start, each_teacher
 
 HELPED_SOONER = "nst, feature, ofd and reviewkd"
 """The methods that gained 3.6 to 4.3 points with 216 images per class (docs/methods.md)."""
@@ -19,13 +20,64 @@ OFTEN = 0.01
 """The share of the pictures with an orientation tag from which it is no accident."""
 
 
+def loading_warnings(
+    loading: Loading | None, architecture: str, pointer: str = "", file: str = "/blob"
+) -> Iterator[WarningItem]:
+    """Yield what had to be guessed to load a checkpoint. `pointer` is the place of its fields, `file` its own."""
+    if loading is None:
+        return
+    if loading.architecture_found:
+        more = f"; {', '.join(loading.similar)} have the same" if loading.similar else ""
+        yield WarningItem(
+            "architecture_found",
+            f"{pointer}/architecture",
+            f"the file does not name its architecture: its names and shapes are those of {architecture}{more}",
+            "name it: architecture. The accuracy on your data confirms it",
+        )
+    if loading.averaged_by_default:
+        yield WarningItem(
+            "averaged_weights_taken",
+            f"{pointer}/averaged",
+            f"the file has averaged weights ({loading.part}) beside raw ones: the averaged were taken",
+            "averaged: true says so, averaged: false takes the raw ones",
+        )
+    if loading.by_order:
+        first = ", ".join(f"{own} is {given}" for own, given in list(loading.mapped_names.items())[:2])
+        yield WarningItem(
+            "weights_matched_by_order",
+            file,
+            f"the file's names are not those of {architecture}; its {loading.tensors} tensors have the same "
+            f"shapes in the same order and were taken so ({first}, …)",
+            "the accuracy on your data confirms it; save the weights under the network's names to be certain",
+        )
+    if loading.ignored:
+        first = ", ".join(loading.ignored_names[:4]) + (", …" if loading.ignored > 4 else "")
+        yield WarningItem(
+            "tensors_left_out",
+            file,
+            f"{loading.ignored:,} tensors of the file are no part of {architecture}: {first}",
+            "nothing to do if they belong to a loss or to another network of the training",
+        )
+    if loading.activation_guessed:
+        yield WarningItem(
+            "head_activation_guessed",
+            f"{pointer}/architecture",
+            "the file's classifier has hidden layers, and no file says their activation: "
+            f"{loading.activation_guessed} was assumed",
+            f"name it in the architecture: {architecture}, or with gelu, tanh, silu or linear (none) in the "
+            f"place of {loading.activation_guessed}",
+        )
+
+
 def model_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
     """Yield what is doubtful about a model that is registered."""
+    yield from loading_warnings(facts.loading, facts.architecture)
     yield from normalization_warnings(facts)
     yield from _outputs_warnings(facts, "/blob")
 
 
 def normalization_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
+    """Yield a warning if nothing says how a model's images were normalized."""
     if facts.mean is None or facts.std is None:
         yield WarningItem(
             "normalization_guessed",
@@ -173,6 +225,8 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
         warnings += dataset_warnings(known.dataset, "/dataset", spec.dataset)
     for pointer, teacher in each_teacher(vars(spec)):
         facts = known.teachers.get(pointer)
+        if facts is not None:
+            warnings += loading_warnings(facts.loading, facts.architecture, pointer, f"{pointer}/checkpoint")
         if facts is not None and known.dataset is not None:
             size = teacher_size(vars(spec), known, pointer, teacher)
             warnings += teacher_warnings(teacher, facts, known.dataset, pointer, size)
@@ -185,6 +239,9 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
                     "give the preprocessing of its training: mean and std for each channel, of pixels in 0..1",
                 )
             )
+    for pointer, student in each_start(vars(spec)):
+        if pointer in known.starts and known.dataset is not None:
+            warnings += start_warnings(student, known.starts[pointer], known.dataset, pointer)
     warnings += budget_warnings(spec, known)
     return warnings
 
@@ -246,6 +303,41 @@ def teacher_warnings(
             "/dataset/image_size",
             f"{_who(pointer)} learned from images of {own} pixels, the data set has {shown}",
             "bring the images to that size with dataset.image_size, or compare its accuracy with the one that it had",
+        )
+
+
+def start_warnings(student: Student, facts: StartFacts, dataset: DatasetFacts, pointer: str) -> Iterator[WarningItem]:
+    """Yield what is doubtful about a student that starts from a checkpoint.
+
+    A classifier that starts fresh because the numbers of classes differ is no doubt: the answer says it without one.
+    """
+    summary = start_summary(student, facts, dataset)
+    yield from loading_warnings(facts.loading, student.architecture, pointer, f"{pointer}/checkpoint")
+    others = [name for name in facts.fresh if name not in facts.classifier]
+    renamed = summary["classifier"] == "fresh" and facts.num_classes == dataset.num_classes and facts.classifier_taken
+    if others or renamed:
+        reasons = []
+        if others:
+            reasons.append(f"{len(others)} tensors before the classifier are not in it, first {others[0]}")
+        if renamed:
+            names = list(student.class_names or facts.class_names or ())
+            reasons.append(f"its classes have other names ({_first(names)} and not {_first(dataset.class_names)})")
+        yield WarningItem(
+            "weights_partly_loaded",
+            f"{pointer}/checkpoint",
+            f"of {facts.parameters:,} parameters {summary['taken']:,} are taken from the checkpoint, and the others "
+            f"start from random weights: {'; '.join(reasons)}",
+            "give a checkpoint of the same architecture if more should be taken"
+            if others
+            else "class_names says it if the classes are the same under other names",
+        )
+    if student.preprocessing is None and (facts.mean is None or facts.std is None):
+        yield WarningItem(
+            "normalization_guessed",
+            f"{pointer}/preprocessing",
+            "nothing says how the images of the checkpoint were normalized: the student gets the mean and std of the "
+            "data set",
+            "give the preprocessing of its training: mean and std for each channel, of pixels in 0..1",
         )
 
 

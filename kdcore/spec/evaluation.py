@@ -8,10 +8,10 @@ from pydantic import Field, ValidationError
 from base.errors import Fault, SpecFaults
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
-from kdcore.spec.doubts import dataset_warnings, normalization_warnings, teacher_warnings
+from kdcore.spec.doubts import dataset_warnings, loading_warnings, normalization_warnings, teacher_warnings
 from kdcore.spec.fitting import Known, class_names, fit
 from kdcore.spec.job import Dataset, Preprocessing, Scheduling, Teacher
-from kdcore.spec.resolving import preprocessing
+from kdcore.spec.resolving import loaded_as, preprocessing
 from kdcore.spec.vocabulary import Vocabulary
 
 
@@ -61,6 +61,7 @@ def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFact
 def evaluation_warnings(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> Iterator[WarningItem]:
     """Yield what is doubtful about a spec, before `resolve_evaluation` writes out its defaults."""
     yield from dataset_warnings(dataset, "/dataset", spec.dataset)
+    yield from loading_warnings(model.loading, model.architecture, "/model", "/model/checkpoint")
     if spec.model.preprocessing is None:
         yield from normalization_warnings(model)
     yield from teacher_warnings(spec.model, model, dataset, "/model", dataset.image_size)
@@ -70,7 +71,7 @@ def resolve_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: Dataset
     """Return the spec with every default written out."""
     own: Preprocessing = spec.model.preprocessing or preprocessing(model, dataset)
     architecture = None if isinstance(model, ProgramFacts) else model.architecture
-    update: dict[str, Any] = {"architecture": architecture, "preprocessing": own}
+    update: dict[str, Any] = {"architecture": architecture, "preprocessing": own, **loaded_as(model)}
     names = class_names(spec.model, model)
     update["class_names"] = tuple(names) if names and names != dataset.class_names else None
     return spec.model_copy(update={"model": spec.model.model_copy(update=update), "dataset": spec.dataset.resolved()})

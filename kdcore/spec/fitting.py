@@ -7,10 +7,26 @@ from typing import Any
 from pydantic import ValidationError
 
 from base.errors import Fault
-from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts, UnknownName, architecture
-from kdcore.spec.job import Preprocessing, Student, Teacher, Training, Unlabelled
+from kdcore.catalog import (
+    ArchitectureFacts,
+    DatasetFacts,
+    ModelFacts,
+    ProgramFacts,
+    StartFacts,
+    UnknownName,
+    architecture,
+)
+from kdcore.spec.job import EVERYTHING_ELSE, Preprocessing, Student, Teacher, Training, Unlabelled
 from kdcore.spec.methods import Networks
-from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher, only_logits
+from kdcore.spec.rules import (
+    Fields,
+    each_assistant,
+    each_method,
+    each_start,
+    each_student,
+    each_teacher,
+    only_logits,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,8 @@ class Known:
     unlabelled: DatasetFacts | None = None
     teachers: Mapping[str, ModelFacts] = field(default_factory=dict)
     """By their pointer in the spec."""
+    starts: Mapping[str, StartFacts] = field(default_factory=dict)
+    """What students and assistants take over from their checkpoints, by the student's pointer in the spec."""
     inspected: Mapping[str, ArchitectureFacts] = field(default_factory=dict)
     """The facts of networks that must be built to be inspected, by name."""
     shapes: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
@@ -61,6 +79,9 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
         if network is not None:
             faults += _channels_fit(dataset, network, f"{pointer}/architecture")
             faults += _size_fit(dataset.image_size, network, f"{pointer}/architecture")
+    for pointer, student in each_start(fields):
+        if pointer in known.starts:
+            faults += _start_fit(dataset, student, known.starts[pointer], pointer)
     faults += _places_fit(fields, known)
     faults += _enough_images(dataset, known.unlabelled, fields)
     return faults
@@ -159,13 +180,15 @@ def _teacher_fit(
     if facts is None:
         return
     if isinstance(facts, ProgramFacts):
-        if teacher.architecture is not None:
-            text = f"the file is {facts.kind}, which holds its own network"
-            yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
+        text = f"the file is {facts.kind}, which holds its own network"
+        for name in ("architecture", "part", "averaged"):
+            given = getattr(teacher, name)
+            if given is not None:
+                yield Fault(f"{pointer}/{name}", text, "unused", "leave it out", given)
         yield from _program_fit(facts, size, file, f"{pointer}/image_size", teacher.image_size)
         if teacher.program is None:
             yield from only_logits(fields, file, teacher.checkpoint)
-    elif teacher.architecture not in (None, facts.architecture):
+    elif teacher.architecture not in (None, facts.architecture, facts.architecture.partition("+")[0]):
         text = f"the checkpoint is a {facts.architecture}"
         yield _mismatch(f"{pointer}/architecture", text, facts.architecture, teacher.architecture)
     if facts.num_classes != dataset.num_classes:
@@ -209,6 +232,76 @@ def _class_names_fit(
     elif known and (len(set(names)) < len(names) or set(names) != set(dataset.class_names)):
         text = "the teacher's class names differ from the data set's"
         yield _mismatch(at, text, dataset.class_names[:10], names[:10])
+
+
+def keeps_classifier(student: Student, facts: StartFacts, dataset: DatasetFacts) -> bool:
+    """Return True if a student takes over the classifier of its checkpoint: it has as many classes as the data, and
+    their names are the data's, in any order, or are not known."""
+    names = student.class_names or facts.class_names
+    if facts.num_classes != dataset.num_classes or not facts.classifier_taken:
+        return False
+    return not names or not dataset.class_names or set(names) == set(dataset.class_names)
+
+
+def fresh_parameters(student: Student, facts: StartFacts, dataset: DatasetFacts) -> list[str]:
+    """Return the names of the parameters that a student does not take from its checkpoint, in the network's order."""
+    classifier = [] if keeps_classifier(student, facts, dataset) else facts.classifier
+    return list(dict.fromkeys((*facts.fresh, *classifier)))
+
+
+def start_summary(student: Student, facts: StartFacts, dataset: DatasetFacts) -> dict[str, Any]:
+    """Return what the answers of the service and the report say about a student that starts from a checkpoint."""
+    kept = keeps_classifier(student, facts, dataset)
+    fresh = fresh_parameters(student, facts, dataset)
+    return {
+        "checkpoint": student.checkpoint,
+        "digest": facts.digest,
+        "parameters": facts.parameters,
+        "taken": facts.taken - (0 if kept else facts.classifier_taken),
+        "fresh": fresh[:FRESH_NAMED],
+        "fresh_tensors": len(fresh),
+        "classifier": "kept" if kept else "fresh",
+        "trained": facts.parameters - facts.frozen,
+    }
+
+
+FRESH_NAMED = 20
+"""Fresh parameters that a summary names; it counts all of them."""
+
+
+def _start_fit(dataset: DatasetFacts, student: Student, facts: StartFacts, pointer: str) -> Iterator[Fault]:
+    at = f"{pointer}/checkpoint"
+    if facts.channels is not None and facts.channels != dataset.channels:
+        text = f"the checkpoint is of images of {facts.channels} channels, the data set has {dataset.channels}"
+        yield Fault(at, text + _channels_field(facts.channels), "not_allowed", dataset.channels, facts.channels)
+    elif facts.taken == facts.classifier_taken:
+        text = (
+            f"nothing in the checkpoint fits {student.architecture}: no parameter before its classifier has the name "
+            f"and shape of one in the file, first {facts.fresh[0] if facts.fresh else ''}"
+        )
+        yield Fault(at, text, "not_allowed", "a checkpoint of this architecture", student.checkpoint)
+        return
+    names, count = student.class_names, facts.num_classes
+    if names and count is not None and len(names) != count:
+        text = f"{len(names)} class names, and the checkpoint has {count} classes"
+        yield Fault(f"{pointer}/class_names", text, "not_allowed", count, len(names))
+    for position, path in enumerate(student.freeze):
+        if path in facts.unknown_modules:
+            near = facts.unknown_modules[path]
+            text = f"{student.architecture} has no module {path!r}"
+            text += f"; did you mean {' or '.join(near)}?" if near else ""
+            yield Fault(f"{pointer}/freeze/{position}", text, "not_allowed", near or None, path)
+    if facts.unknown_modules:
+        return
+    random = list(facts.frozen_fresh)
+    if facts.frozen_classifier and not keeps_classifier(student, facts, dataset):
+        random += [name for name in facts.classifier if name not in random]
+    if facts.frozen == facts.parameters:
+        text = "everything is frozen: nothing would be trained"
+        yield Fault(f"{pointer}/freeze", text, "not_allowed", [EVERYTHING_ELSE], list(student.freeze))
+    elif random:
+        text = f"{random[0]} is frozen and not taken from the checkpoint: it would stay random"
+        yield Fault(f"{pointer}/freeze", text, "not_allowed", "modules that the checkpoint gives", list(student.freeze))
 
 
 def preprocessing_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:

@@ -27,7 +27,7 @@ def _known_reference(reference: str) -> str:
     if any(reference.startswith(prefix) and len(reference) > len(prefix) for prefix in REFERENCE_PREFIXES):
         return reference
     raise ValueError(
-        "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<torchvision weights> or file:<path>"
+        "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<published weights> or file:<path>"
     )
 
 
@@ -64,6 +64,7 @@ ClassNames = Annotated[
     AfterValidator(_each_once),
 ]
 Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4), AfterValidator(_of_scaled_pixels)]
+Part = Annotated[str, Field(min_length=1, max_length=300)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of the rate from zero, in epochs.")]
 MixAlpha = Annotated[
@@ -212,7 +213,9 @@ class Teacher(Vocabulary):
     checkpoint: Reference | None = Field(
         default=None,
         description="model:<name or id>, job:<id> (its student; if the job has not ended, this one waits for it), "
-        "blob:sha256:<hex>, weights:<torchvision weights>, or file:<path> (only for `python -m kdcore`).",
+        "blob:sha256:<hex>, weights:<name> (published ones: weights:torchvision/resnet50, "
+        "weights:ResNet50_Weights.IMAGENET1K_V1, weights:timm/resnet18.a1_in1k), or file:<path> (only for "
+        "`python -m kdcore`).",
     )
     program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
@@ -221,7 +224,21 @@ class Teacher(Vocabulary):
         "can use it. A registered one is named as a checkpoint, model:<name or id>.",
     )
     architecture: Architecture | None = Field(
-        default=None, description="Not needed for a checkpoint that contains it: model:, job: and weights:."
+        default=None,
+        description="Not needed for a checkpoint that contains it: model:, job: and weights:. For a bare file, "
+        "the default is the architecture of the same names and shapes, with a warning. `+relu256` behind a name is a "
+        "hidden layer of 256 units before the classifier (also +gelu, +silu, +tanh, +linear; +bn_relu with a batch "
+        "norm).",
+    )
+    part: Part | None = Field(
+        default=None,
+        description="Which weights of a checkpoint, if it holds several networks: a name of the path to them, such as "
+        "student. Default: those of the registration, or the only ones that fit.",
+    )
+    averaged: bool | None = Field(
+        default=None,
+        description="True: the averaged weights (EMA, SWA) of a checkpoint that has them beside raw ones; false: the "
+        "raw ones. Default: as registered, else the averaged, with a warning.",
     )
     preprocessing: Preprocessing | None = Field(
         default=None, description="Default: the checkpoint's own if it has one, else the data's mean and std."
@@ -243,13 +260,48 @@ class Teacher(Vocabulary):
     )
 
 
+EVERYTHING_ELSE = "*"
+"""In `Student.freeze`: everything but the classifier."""
+ModulePath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^(\*|[A-Za-z0-9_][A-Za-z0-9_.-]*)$")]
+
+
 class Student(Vocabulary):
-    """A network that is trained from random weights."""
+    """A network that is trained: from random weights, or from those of a checkpoint."""
 
     architecture: Architecture = Field(
         description="A name of GET /v1/architectures, or timm/<name>: any model of that library."
     )
-    preprocessing: Preprocessing | None = Field(default=None, description="Default: the data's mean and std.")
+    checkpoint: Reference | None = Field(
+        default=None,
+        description="The weights that it starts from, named as a teacher's are: model:, job: (if it has not ended, "
+        "this one waits for it), blob:sha256:, weights:, file:. Taken is what has the same name and shape. The "
+        "classifier starts from random weights where the classes are others.",
+    )
+    freeze: Annotated[tuple[ModulePath, ...], Field(max_length=1000)] = Field(
+        default=(),
+        description="Modules of the network that are not trained, by path (layer1); they stay in eval mode, also their "
+        'batch norms. "*" is everything but the classifier: what is trained then is a linear probe.',
+    )
+    head_lr: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+        default=None,
+        description="Factor of the learning rate for the parameters that the checkpoint does not give, such as a new "
+        "classifier. Default: 1.",
+    )
+    preprocessing: Preprocessing | None = Field(
+        default=None,
+        description="Default: the checkpoint's own if there is one and it has one, else the data's mean and std.",
+    )
+    class_names: ClassNames | None = Field(
+        default=None,
+        description="The names of the checkpoint's classes, in the order of its outputs. Where they are the data's, "
+        "the classifier is kept, in the data's order. Default: the names in its file or registration.",
+    )
+    part: Part | None = Field(
+        default=None, description="Which weights of a checkpoint of several networks, as a teacher's."
+    )
+    averaged: bool | None = Field(
+        default=None, description="Averaged or raw weights of a checkpoint that has both, as a teacher's."
+    )
 
 
 class Unlabelled(Vocabulary):
@@ -270,7 +322,9 @@ class Unlabelled(Vocabulary):
 
 
 class Sgd(Vocabulary):
-    """Defaults: the CIFAR recipe of CRD (Tian et al., ICLR 2020): lr 0.05, momentum 0.9, no Nesterov."""
+    """Defaults: the CIFAR recipe of CRD (Tian et al., ICLR 2020): lr 0.05, momentum 0.9, no Nesterov. Of a student with
+    a checkpoint: the usual ones of fine-tuning, lr 0.01 and weight decay 1e-4 (Li et al., ICLR 2020,
+    arXiv:2002.11770, section 1)."""
 
     name: Literal["sgd"] = "sgd"
     lr: float = Field(
@@ -282,7 +336,8 @@ class Sgd(Vocabulary):
 
 
 class AdamW(Vocabulary):
-    """Loshchilov & Hutter, ICLR 2019 (arXiv:1711.05101); defaults are PyTorch's."""
+    """Loshchilov & Hutter, ICLR 2019 (arXiv:1711.05101); defaults are PyTorch's, and of a student with a checkpoint a
+    tenth of that lr."""
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0, le=100, description="Learning rate.")
@@ -374,7 +429,8 @@ Mix = Mixup | Cutmix
 
 
 class Training(Vocabulary):
-    """The recipe of the training. Defaults: the CIFAR-100 recipe of CRD, which the published tables use."""
+    """The recipe of the training. Defaults: the CIFAR-100 recipe of CRD, which the published tables use; for students
+    that start from a checkpoint another optimizer and schedule."""
 
     model_config = ConfigDict(title="Training")
 
@@ -391,7 +447,9 @@ class Training(Vocabulary):
         default=Sgd(), description="Default: SGD, as CRD's code."
     )
     schedule: Annotated[Schedule, Field(discriminator="name"), named("name", Schedule)] = Field(
-        default=Multistep(), description="Schedule of the learning rate. Default: CRD's three drops."
+        default=Multistep(),
+        description="Schedule of the learning rate. Default: CRD's three drops; of students with a checkpoint a cosine "
+        "(Kornblith et al., CVPR 2019, arXiv:1805.08974) after a warm-up of a tenth of the epochs, one at most.",
     )
     augmentation: Annotated[Augmentation, Field(discriminator="name"), named("name", Augmentation)] | None = Field(
         default=None,

@@ -3,23 +3,38 @@
 from collections.abc import Sequence
 from math import ceil, isqrt, sqrt
 
-from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts, StartFacts
 from kdcore.spec.fitting import Known, class_names, teacher_network, teacher_size
 from kdcore.spec.job import (
+    AdamW,
     Augmentation,
+    Cosine,
     CropFlip,
     JobSpec,
     Multistep,
     NoAugmentation,
+    Optimizer,
     Preprocessing,
     RandomResizedCrop,
     Schedule,
+    Sgd,
     Student,
     Teacher,
     Training,
 )
 from kdcore.spec.methods import Method
-from kdcore.spec.rules import each_teacher
+from kdcore.spec.rules import each_assistant, each_student, each_teacher
+
+FINE_TUNING: dict[type[Sgd | AdamW], dict[str, float]] = {
+    Sgd: {"lr": 0.01, "weight_decay": 1e-4},
+    AdamW: {"lr": 1e-4},
+}
+"""Defaults of the optimizers for students that start from a checkpoint. SGD's are the usual ones of fine-tuning, with
+momentum 0.9 (Li et al., "Rethinking the Hyperparameters for Fine-tuning", ICLR 2020, arXiv:2002.11770, section 1);
+AdamW's rate is a tenth of PyTorch's."""
+WARM_UP = 0.1
+"""Part of the epochs in which the rate of a fine-tuning rises, one epoch at most: a large step at the start would undo
+what the weights have learned."""
 
 STORE_BYTES = 4 << 30
 """The most bytes of all training pictures in the size from which boxes are cut, if the spec does not say that size."""
@@ -30,7 +45,7 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
     dataset = known.dataset
     assert dataset is not None, "a spec is resolved after its data set is known"
     methods, teachers = _methods(spec, known), _teachers(spec, known)
-    students = tuple(_student(student, dataset) for student in spec.students)
+    students = tuple(_student(student, dataset, known.starts.get(at)) for at, student in each_student(vars(spec)))
     return spec.model_copy(
         update={
             "dataset": spec.dataset.resolved(),
@@ -39,18 +54,31 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
             "alpha": _given(spec.alpha, spec.methods[0].defaults.alpha),
             "beta": spec.beta if spec.beta is not None else _beta(spec.methods),
             "teacher": teachers if isinstance(spec.teacher, tuple) else next(iter(teachers), None),
-            "assistants": tuple(_student(assistant, dataset) for assistant in spec.assistants),
+            "assistants": tuple(_student(one, dataset, known.starts.get(at)) for at, one in each_assistant(vars(spec))),
             "student": students if isinstance(spec.student, tuple) else students[0],
-            "training": _training(spec.training, dataset, [one.image_size for one in teachers]),
+            "training": _training(
+                spec.training,
+                dataset,
+                [one.image_size for one in teachers],
+                all(one.checkpoint for one in spec.students),
+            ),
         }
     )
 
 
-def preprocessing(model: ModelFacts | None, dataset: DatasetFacts) -> Preprocessing:
+def preprocessing(model: ModelFacts | StartFacts | None, dataset: DatasetFacts) -> Preprocessing:
     """Return the normalisation of the model's file if it has one, else the mean and std of the data."""
     if model is not None and model.mean and model.std:
         return Preprocessing(mean=tuple(model.mean), std=tuple(model.std))
     return Preprocessing(mean=tuple(dataset.mean), std=tuple(dataset.std))
+
+
+def loaded_as(model: ModelFacts | StartFacts) -> dict[str, object]:
+    """Return the fields that choose the same weights of a model's file again; none if it has only these."""
+    loading = model.loading
+    if loading is None or loading.part is None:
+        return {}
+    return {"part": loading.part, "averaged": loading.averaged}
 
 
 def _temperature(methods: tuple[Method, ...]) -> float | None:
@@ -93,20 +121,41 @@ def _teacher(teacher: Teacher, spec: JobSpec, known: Known, pointer: str, severa
         size = teacher_size(vars(spec), known, pointer, teacher)
         if facts.image_size == size and size[0] == size[1]:
             update["image_size"] = size[0]
+        update |= loaded_as(facts)
     return teacher.model_copy(update=update)
 
 
-def _student(student: Student, dataset: DatasetFacts) -> Student:
-    return student.model_copy(update={"preprocessing": student.preprocessing or preprocessing(None, dataset)})
+def _student(student: Student, dataset: DatasetFacts, start: StartFacts | None) -> Student:
+    update: dict[str, object] = {"preprocessing": student.preprocessing or preprocessing(start, dataset)}
+    if student.checkpoint is not None:
+        update["head_lr"] = _given(student.head_lr, 1.0)
+    if start is not None:
+        names = student.class_names or tuple(start.class_names or ())
+        # Other names matter only where their number is the data's: else the classifier is fresh anyway.
+        compared = len(names) == dataset.num_classes and list(names) != dataset.class_names
+        update["class_names"] = names if compared else None
+        update |= loaded_as(start)
+    return student.model_copy(update=update)
 
 
-def _training(training: Training, dataset: DatasetFacts, teacher_sizes: Sequence[int | None]) -> Training:
+def _training(
+    training: Training, dataset: DatasetFacts, teacher_sizes: Sequence[int | None], fine_tuning: bool
+) -> Training:
+    optimizer, schedule = training.optimizer, training.schedule
+    if fine_tuning:
+        optimizer = _fine_tuning(optimizer)
+        if "schedule" not in training.model_fields_set:
+            schedule = Cosine(warmup_epochs=round(min(1.0, WARM_UP * training.epochs), 3))
     augmentation = training.augmentation or _augmentation(dataset)
     if isinstance(augmentation, RandomResizedCrop) and augmentation.store_size is None:
         store_size = _store_size(augmentation, dataset, [side for side in teacher_sizes if side is not None])
         augmentation = augmentation.model_copy(update={"store_size": store_size})
     return training.model_copy(
-        update={"schedule": _schedule(training.schedule, training.epochs), "augmentation": augmentation}
+        update={
+            "optimizer": optimizer,
+            "schedule": _schedule(schedule, training.epochs),
+            "augmentation": augmentation,
+        }
     )
 
 
@@ -121,6 +170,14 @@ def _store_size(how: RandomResizedCrop, dataset: DatasetFacts, teacher_sizes: Se
     affordable = isqrt(STORE_BYTES // (max(dataset.train, 1) * dataset.channels))
     store_size = min(enough, dataset.own_side or 0, affordable)
     return store_size if store_size > largest else side
+
+
+def _fine_tuning(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer with the defaults of fine-tuning in the fields that were not given."""
+    defaults = FINE_TUNING[type(optimizer)]
+    return optimizer.model_copy(
+        update={name: value for name, value in defaults.items() if name not in optimizer.model_fields_set}
+    )
 
 
 def _schedule(schedule: Schedule, epochs: int) -> Schedule:

@@ -39,6 +39,11 @@ def each_assistant(fields: Fields) -> list[tuple[str, Student]]:
     return _each("/assistants", fields.get("assistants"))
 
 
+def each_start(fields: Fields) -> list[tuple[str, Student]]:
+    """Return the students and assistants that start from a checkpoint, each with its pointer."""
+    return [(at, one) for at, one in (*each_student(fields), *each_assistant(fields)) if one.checkpoint is not None]
+
+
 def _each(pointer: str, given: T | tuple[T, ...] | None) -> list[tuple[str, T]]:
     if isinstance(given, tuple):
         return [(f"{pointer}/{position}", one) for position, one in enumerate(given)]
@@ -54,6 +59,24 @@ def scheme_kind(fields: Fields) -> SchemeKind | None:
 def rules(fields: Fields) -> list[Fault]:
     """Return every contradiction between these fields."""
     return [fault for rule in _RULES for fault in rule(fields)]
+
+
+def tags_without_weights(fields: Fields) -> Iterator[Fault]:
+    """Yield the faults of students named with a tag of weights (`timm/resnet18.a1_in1k`) that do not start from them.
+
+    No rule of every spec: earlier versions accepted such a name, built the network of random weights, and wrote the
+    name into resolved specs, which must run as they did.
+    """
+    for pointer, student in (*each_student(fields), *each_assistant(fields)):
+        network, dot, _ = student.architecture.partition(".")
+        published = f"weights:{student.architecture}"
+        if dot and student.checkpoint != published:
+            text = (
+                f"{student.architecture} names weights, and an architecture alone starts from random ones: give "
+                f"'checkpoint': '{published}', too, or leave out the tag"
+            )
+            allowed = [{"architecture": network, "checkpoint": published}, {"architecture": network}]
+            yield Fault(f"{pointer}/architecture", text, "not_allowed", allowed, student.architecture)
 
 
 def _methods_go_together(fields: Fields) -> Iterator[Fault]:
@@ -153,11 +176,11 @@ def _each_teacher_is_one_file(fields: Fields) -> Iterator[Fault]:
         if teacher.program is not None and teacher.architecture is not None:
             text = "a program holds its own network"
             yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
-        bare = teacher.checkpoint is not None and teacher.checkpoint.startswith("blob:")
-        if bare and teacher.architecture is None:
-            yield Fault(
-                f"{pointer}/architecture", "a bare file does not contain the name of its architecture", "missing"
-            )
+        has_one = teacher.program is not None or (teacher.checkpoint or "").startswith("weights:")
+        for name in ("part", "averaged"):
+            if has_one and getattr(teacher, name) is not None:
+                text = "only a checkpoint's file may hold several networks"
+                yield Fault(f"{pointer}/{name}", text, "unused", "leave it out", getattr(teacher, name))
 
 
 def _several_teachers_are_averaged(fields: Fields) -> Iterator[Fault]:
@@ -206,6 +229,24 @@ def _students_fit_the_scheme(fields: Fields) -> Iterator[Fault]:
         branched = next(method.name for _, method in each_method(fields) if _is_scheme(method))
         text = f"{branched!r} branches the student before its last stage, and that place in {facts.name} is not known"
         yield Fault(f"{pointer}/architecture", text, "not_allowed", "one of kdcore's own networks", facts.name)
+
+
+def _only_a_checkpoint_is_taken_over(fields: Fields) -> Iterator[Fault]:
+    for pointer, student in (*each_student(fields), *each_assistant(fields)):
+        if student.checkpoint is not None:
+            continue
+        for name, why in (
+            ("freeze", "frozen modules would keep random weights"),
+            ("head_lr", "all parameters are fresh"),
+            ("class_names", "there is no classifier to compare them with"),
+            ("part", "there is no file to choose from"),
+            ("averaged", "there is no file to choose from"),
+        ):
+            given = getattr(student, name)
+            if given not in (None, ()):
+                text = f"without a checkpoint {why}"
+                got = list(given) if isinstance(given, tuple) else given
+                yield Fault(f"{pointer}/{name}", text, "unused", "leave it out, or give a checkpoint", got)
 
 
 def _assistants_have_a_teacher(fields: Fields) -> Iterator[Fault]:
@@ -363,6 +404,7 @@ _RULES: tuple[Callable[[Fields], Iterator[Fault]], ...] = (
     _several_teachers_are_averaged,
     _programs_give_only_logits,
     _students_fit_the_scheme,
+    _only_a_checkpoint_is_taken_over,
     _assistants_have_a_teacher,
     _unlabelled_images_have_a_teacher,
     _mixed_images_have_no_one_label,

@@ -15,7 +15,15 @@ from pydantic import BaseModel
 
 from api.app import create_app
 from api.inspections import KINDS, OF_FILES, F, Inspector, Keep, OnProgress, Refused
-from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture
+from kdcore.catalog import (
+    ArchitectureFacts,
+    DatasetFacts,
+    ModelFacts,
+    PublishedFacts,
+    StartFacts,
+    TapFacts,
+    architecture,
+)
 from kdcore.catalog.facts import DATASET_READING, ProgramFacts
 from kdcore.spec.cost import JobCost, ProbeRequest
 from store import jobs, lifecycle
@@ -38,6 +46,14 @@ DATASET = DatasetFacts(
 MODEL = ModelFacts(
     architecture="convnet32", num_classes=10, channels=1, parameters=46_410, bytes=190_000, format="safetensors"
 )
+PUBLISHED = PublishedFacts(
+    architecture="torchvision/resnet50", num_classes=100, channels=3, parameters=23_712_932, bytes=94_851_728,
+    format="pytorch", mean=[0.5] * 3, std=[0.25] * 3, file="resnet50-11ad3fa6.pth",
+)  # fmt: skip
+START: dict[str, Any] = {
+    "num_classes": 7, "parameters": 1_000, "taken": 900, "classifier_taken": 0,
+    "fresh": ["fc.weight", "fc.bias"], "classifier": ["fc.weight", "fc.bias"],
+}  # fmt: skip
 PROGRAM = ProgramFacts(num_classes=10, channels=1, parameters=20_000, bytes=80_000, image_size=(8, 8))
 ONNX = PROGRAM.model_copy(update={"format": "onnx", "batch": 4})
 
@@ -48,7 +64,8 @@ class FakeInspector(Inspector):
     def __init__(self) -> None:
         super().__init__(Path("never used"))
         self.answers: dict[str, BaseModel | Refused] = {}
-        """By the digest that a blob's file is named after; others have the default facts of their kind."""
+        """By the digest that a blob's file is named after, or a name; what a student takes over, by `start <digest>`.
+        Others have the default facts of their kind."""
         self.shapes: dict[str, list[int]] = {}
         """Of taps, by path; others are maps of four channels."""
         self.requests: list[tuple[Any, ...]] = []
@@ -75,7 +92,8 @@ class FakeInspector(Inspector):
         self.requests.append((KINDS[kind], *subject, {name: value for name, value in options.items() if value}))
         if self.gate is not None and kind in OF_FILES:
             await self._wait(self.gate, on_progress)
-        answer = self.answers.get(subject[0], self._default(kind, *subject))
+        about = f"start {subject[0]}" if issubclass(kind, StartFacts) else subject[0]
+        answer = self.answers.get(about, self._default(kind, *subject))
         if isinstance(answer, Refused):
             raise answer
         assert isinstance(answer, kind)
@@ -105,7 +123,9 @@ class FakeInspector(Inspector):
             return TapFacts(shapes={path: self.shapes.get(path, [4, 4, 4]) for path in paths})
         if kind is ArchitectureFacts:
             return architecture(name) if name == "timm/resnet18" else Refused("spec_invalid", f"timm has no {name}")
-        return {ModelFacts: MODEL, ProgramFacts: PROGRAM, DatasetFacts: DATASET}[kind]
+        if issubclass(kind, StartFacts):
+            return kind(**START)
+        return {ModelFacts: MODEL, ProgramFacts: PROGRAM, DatasetFacts: DATASET, PublishedFacts: PUBLISHED}[kind]
 
 
 @dataclass

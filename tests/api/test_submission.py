@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from api.inspections import Refused
+from kdcore.catalog import NamedStartFacts, StartFacts
 from kdcore.spec import Dataset, parse
-from tests.api.conftest import DATASET, MODEL, ONNX, PROGRAM, SUPERVISED, Service, problem
+from tests.api.conftest import DATASET, MODEL, ONNX, PROGRAM, START, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +31,108 @@ async def accepted(service: Service, spec: Any) -> dict[str, Any]:
     assert answer.status_code == 201, answer.text
     resolved: dict[str, Any] = answer.json()["resolved_spec"]
     return resolved
+
+
+def start(**facts: Any) -> StartFacts:
+    return StartFacts(**{**START, **facts})
+
+
+async def test_student_from_a_registered_model_the_answer_says_what_is_taken(service: Service) -> None:
+    blob = await teacher(service, mean=[0.2], std=[0.4])
+    digest = blob.removeprefix("sha256:")
+    service.inspector.answers[f"start {digest}"] = start(channels=1)
+    student = {"architecture": "convnet8", "checkpoint": "model:big", "freeze": ["layer1"], "head_lr": 10}
+    spec = {**SUPERVISED, "student": student}
+    body = (await service.http.post("/v1/jobs/validate?probe=false", json=spec)).json()
+    assert body["errors"] == body["warnings"] == []
+    taken = body["estimate"]["starts"]["/student"]
+    assert (taken["taken"], taken["parameters"], taken["fresh"], taken["classifier"]) == (
+        900, 1000, ["fc.weight", "fc.bias"], "fresh",
+    )  # fmt: skip
+    resolved = body["resolved_spec"]
+    assert resolved["student"]["checkpoint"] == f"blob:{blob}" and resolved["student"]["preprocessing"]["mean"] == [0.2]
+    assert resolved["training"]["optimizer"]["lr"] == 0.01
+    network = {"architecture": "convnet8", "classes": 10, "channels": 1, "freeze": ("layer1",)}
+    assert service.inspector.requests[-1] == ("start", digest, network)
+
+
+async def test_student_from_weights_frozen_parameters_need_less_memory(service: Service) -> None:
+    blob = await service.upload(b"weights")
+    digest = blob.removeprefix("sha256:")
+    student = {"architecture": "convnet8", "checkpoint": f"blob:{blob}"}
+    needed = {}
+    for frozen in (0, 400):
+        service.inspector.answers[f"start {digest}"] = start(parameters=3778, frozen=frozen)
+        spec = {**SUPERVISED, "student": {**student, "freeze": ["layer1"] * bool(frozen)}}
+        estimate = (await service.http.post("/v1/jobs/validate?probe=false", json=spec)).json()["estimate"]
+        assert estimate["parameters"]["trained"] == estimate["parameters"]["student"] - frozen
+        needed[frozen] = estimate["memory_bytes"]
+    assert needed[0] - needed[400] == 4 * 2 * 400
+
+
+async def test_student_from_weights_faults_are_answered_at_their_fields(service: Service) -> None:
+    blob = await service.upload(b"weights")
+    service.inspector.answers[f"start {blob.removeprefix('sha256:')}"] = start(
+        channels=3, unknown_modules={"layer7": ["layer1"]}, frozen_fresh=["fc.weight"]
+    )
+    student = {"architecture": "convnet8", "checkpoint": f"blob:{blob}", "freeze": ["layer1", "layer7"]}
+    faults = await faults_of(service, {**SUPERVISED, "student": student})
+    assert "dataset.channels: 3 reads grey images as colour" in faults["/student/checkpoint"]["message"]
+    assert faults["/student/freeze/1"]["allowed"] == ["layer1"]
+    other = {"architecture": "convnet8", "checkpoint": "blob:sha256:" + "0" * 64}
+    assert "not been uploaded" in (await faults_of(service, kd(student=other)))["/student/checkpoint"]["message"]
+    local = {"architecture": "convnet8", "checkpoint": "file:/etc/passwd"}
+    assert (await faults_of(service, {**SUPERVISED, "student": local}))["/student/checkpoint"]["code"] == "not_allowed"
+
+
+async def test_student_named_with_a_tag_of_weights_is_refused_with_both_spellings(service: Service) -> None:
+    for name in ("timm/resnet18.a1_in1k", {"architecture": "timm/resnet18.a1_in1k", "preprocessing": ONE_CHANNEL}):
+        fault = await faults_of(service, {**SUPERVISED, "student": name})
+        (message,) = [one["message"] for one in fault.values() if "names weights" in one["message"]]
+        assert "'checkpoint': 'weights:timm/resnet18.a1_in1k'" in message
+
+
+ONE_CHANNEL = {"mean": [0.5], "std": [0.5]}
+
+
+async def test_student_from_published_weights_is_checked_without_a_download(service: Service) -> None:
+    stated = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    service.inspector.answers["start weights:torchvision/resnet18"] = NamedStartFacts(**START, **stated)
+    student = {"architecture": "torchvision/resnet18", "checkpoint": "weights:torchvision/resnet18"}
+    spec = {**SUPERVISED, "dataset": "cifar100", "student": student}
+    resolved = await accepted(service, spec)
+    assert resolved["student"]["checkpoint"] == "weights:torchvision/resnet18"
+    assert resolved["student"]["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    service.inspector.answers["start weights:nothing"] = Refused(
+        "spec_invalid", "torchvision publishes no weights 'nothing'", "try x"
+    )
+    faults = await faults_of(service, {**spec, "student": {**student, "checkpoint": "weights:nothing"}})
+    assert (faults["/student/checkpoint"]["code"], faults["/student/checkpoint"]["got"]) == (
+        "not_found", "weights:nothing",
+    )  # fmt: skip
+
+
+async def test_student_from_a_job_that_has_not_ended_waits_for_it(service: Service) -> None:
+    first = await service.submit()
+    student = {"architecture": "convnet4", "checkpoint": f"job:{first}"}
+    job = (await service.http.post("/v1/jobs", json={**SUPERVISED, "student": student})).json()
+    assert job["resolved_spec"]["student"]["checkpoint"] == f"job:{first}"
+    assert job["waiting"]["reason"] == "teacher"
+    named = {"from_classes": 10, "from_channels": 1, "architecture": "convnet4", "classes": 10, "channels": 1}
+    assert service.inspector.requests[-1] == ("named-start", SUPERVISED["student"], named)
+
+
+async def test_baseline_of_a_student_from_weights_started_from_the_same(service: Service) -> None:
+    blob = await service.upload(b"weights")
+    service.inspector.answers[f"start {blob.removeprefix('sha256:')}"] = start(mean=[0.2], std=[0.4])
+    await teacher(service)
+    student = {"architecture": SUPERVISED["student"], "checkpoint": f"blob:{blob}"}
+    alone = await service.submit(student=student)
+    await service.succeed(alone)
+    spec = kd(student=student, training=SUPERVISED["training"], baseline=f"job:{alone}")
+    assert (await service.http.post("/v1/jobs", json=spec)).status_code == 201
+    faults = await faults_of(service, {**spec, "student": SUPERVISED["student"]})
+    assert "student.checkpoint is none here" in faults["/baseline"]["message"]
 
 
 async def unlabelled(service: Service, name: str = "more", **facts: Any) -> str:

@@ -54,6 +54,9 @@ STARTS = [
     (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     (struct.pack(">IIII", 0x803, 4, 28, 28), "idx"),
     (bytes(128) + b"DICM", "DICOM"),
+    (b"\x08\x05\x12\x2f\x0a\x0dimage", "Core ML"),
+    (b"\x08\x01\x12\xf3\xb2\x3d\x0a\x9e", "SavedModel"),
+    (b"\x82\xa6params\x83\xa5stage", "JAX"),
 ]
 
 

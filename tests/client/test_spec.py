@@ -251,6 +251,19 @@ def test_upload_files_registers_local_files(local: dict[str, Any]):
     assert local["baseline"].startswith("file:")
 
 
+def test_upload_files_of_what_students_start_from(tmp_path: Path):
+    (tmp_path / "weights.pth").write_bytes(b"weights")
+    student = {"architecture": "resnet8", "checkpoint": f"file:{tmp_path / 'weights.pth'}"}
+    fake = Registry().service()
+    for spec in ({"student": student, "assistants": [student]}, {"student": ["resnet8", student]}):
+        brought = upload_files(fake.client(), spec)
+        found = [
+            *brought.get("assistants", []),
+            *([brought["student"]] if "assistants" in spec else brought["student"]),
+        ]
+        assert all(one == "resnet8" or one["checkpoint"].startswith("blob:sha256:") for one in found)
+
+
 def test_upload_files_of_several_teachers(tmp_path: Path):
     program, images = tmp_path / "t.pt2", tmp_path / "pool.npz"
     program.write_bytes(b"program")

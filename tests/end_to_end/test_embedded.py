@@ -156,7 +156,7 @@ def test_cancelled_running_job_leaves_no_process_and_the_student_that_waits_for_
     assert not engines(server.home)
     error = server.ended(student, "failed")["error"]
     assert error["code"] == "teacher_unavailable"
-    assert error["message"] == f"job {teacher}, whose student should teach, is cancelled"
+    assert error["message"] == f"job {teacher}, whose student this job needs, is cancelled"
 
 
 def test_evaluation_of_a_registered_model_is_its_accuracy_in_the_report(server, teacher_job, tmp_path):

@@ -134,6 +134,19 @@ def test_main_options_of_a_data_set_that_are_wrong_are_named(options, said, data
     assert error["code"] == "spec_invalid" and re.match(said, error["message"])
 
 
+def test_main_inspections_of_what_a_student_can_start_from(tmp_path, capsys):
+    weights = write_teacher(tmp_path / "weights.safetensors", "convnet4", classes=7)
+    network = ["--architecture", "convnet4", "--classes", "3", "--channels", "1", "--freeze", "layer1", "layer9"]
+    named = ["named-start", "convnet4", "--from-classes", "7", "--from-channels", "1"]
+    found = []
+    for of in (["start", str(weights)], named):
+        assert main_module.main(["inspect", *of, *network]) == 0
+        facts = json.loads(capsys.readouterr().out)["facts"]
+        found.append({name: facts[name] for name in ("num_classes", "taken", "fresh", "frozen", "unknown_modules")})
+    assert found[0] == found[1]
+    assert found[0]["num_classes"] == 7 and list(found[0]["unknown_modules"]) == ["layer9"]
+
+
 def test_main_inspections_answer_with_facts_or_with_the_reason(data, tmp_path):
     answer = json.loads(engine("inspect", "dataset", data).communicate()[0])
     assert answer["ok"] and answer["facts"]["num_classes"] == 3 and answer["facts"]["train"] == 120

@@ -8,9 +8,8 @@ import pickle
 import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from base.errors import Internal, SpecInvalid, TeacherMismatch
-from kdcore import models, vision, weights
+from base.errors import SpecInvalid, TeacherMismatch
+from kdcore import models, weights
+from kdcore.checkpoints.content import read_content
 from tests.base.test_file_kinds import STARTS
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "data" / "teachers"
@@ -79,10 +79,13 @@ def test_inspect_torchvisions_state_dicts_fit_with_any_class_count(tmp_path: Pat
 
 def lies(network: nn.Module, path: Path) -> bool:
     """Return True if the file gives back the network's own weights under their own names."""
-    read = weights.read(path).state
-    return read.keys() == network.state_dict().keys() and all(
-        torch.equal(read[key], value) for key, value in network.state_dict().items()
-    )
+    read = weights.open_teacher(path, NAME).state
+    return equal(read, network)
+
+
+def equal(state: Mapping[str, torch.Tensor], network: nn.Module) -> bool:
+    own = network.state_dict()
+    return state.keys() == own.keys() and all(torch.equal(state[key], value) for key, value in own.items())
 
 
 @pytest.mark.parametrize(
@@ -155,13 +158,14 @@ def test_load_into_half_precision_and_missing_counters_are_forgiven(tmp_path: Pa
     assert torch.allclose(twin.fc.weight, network.fc.weight, atol=1e-3)
 
 
-def test_load_into_auxiliary_heads_and_densenets_old_names_are_forgiven():
+def test_load_into_auxiliary_heads_and_densenets_old_names_are_forgiven(tmp_path: Path):
     googlenet = models.build("torchvision/googlenet", 4)
     weights.load_into(googlenet, googlenet.state_dict() | {"aux1.fc2.weight": torch.zeros(4, 1)}, "the teacher")
     densenet = models.build("torchvision/densenet121", 4)
     old = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for k, v in densenet.state_dict().items()}
     assert old.keys() != densenet.state_dict().keys()
-    weights.load_into(densenet, old, "the teacher")
+    torch.save(old, tmp_path / "t.pth")
+    assert equal(weights.open_teacher(tmp_path / "t.pth", "torchvision/densenet121").state, densenet)
 
 
 # Misfits
@@ -196,8 +200,11 @@ def test_inspect_data_of_other_channels_is_refused(tmp_path: Path, state: dict[s
         weights.inspect(tmp_path / "t.pth", NAME, channels=3)
 
 
-def test_inspect_without_architecture_nothing_is_guessed(tmp_path: Path, state: dict[str, torch.Tensor]):
+def test_inspect_without_architecture_it_is_found_by_its_size(tmp_path: Path, state: dict[str, torch.Tensor]):
     torch.save(state, tmp_path / "t.pth")
+    facts = weights.inspect(tmp_path / "t.pth", None)
+    assert (facts.architecture, facts.loading.architecture_found) == (NAME, True)
+    torch.save({"a.weight": torch.zeros(3, 3), "a.bias": torch.zeros(3)}, tmp_path / "t.pth")
     assert "does not say its architecture" in refusal(tmp_path / "t.pth", None).message
 
 
@@ -214,13 +221,13 @@ def test_weights_that_diverged_are_refused(tmp_path: Path, state: dict[str, torc
 
 def test_quantised_weights_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]):
     torch.save(state | {"fc.weight": torch.zeros(10, 8, dtype=torch.int8)}, tmp_path / "t.pth")
-    assert "quantised, first fc.weight is torch.int8" in refusal(tmp_path / "t.pth").message
+    assert "quantised: fc.weight is torch.int8" in refusal(tmp_path / "t.pth").message
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"fc.weight": torch.zeros(2), "note": "mine"}, "entry 'note' is of type str"),
+        ({"fc.weight": torch.zeros(2), "note": "mine"}, "20 keys are missing"),
         ({"fc.weight": np.zeros(3)}, "entry 'fc.weight' is a numpy array or other object"),
         ({"epoch": 3}, "entry 'epoch' is of type int"),
         ({}, "holds no tensors"),
@@ -283,7 +290,7 @@ def test_read_a_trap_is_named_and_does_not_spring(tmp_path: Path, state: dict, s
     sprung, path = tmp_path / "sprung", tmp_path / "t.pth"
     save({"state_dict": state, "note": trap(sprung)}, path)
     with pytest.raises(TeacherMismatch, match=f"refused: it names .*({named})"):
-        weights.read(path)
+        read_content(path)
     assert not sprung.exists()
 
 
@@ -388,53 +395,3 @@ def test_inspect_safetensors_cut_short_are_refused(tmp_path: Path, state: dict):
     save_file(state, path)
     path.write_bytes(path.read_bytes()[:-10])
     assert "cut short" in refusal(path).message
-
-
-# torchvision's published weights
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch):
-    """Stands for the internet: what a download gives, or the error that it raises."""
-    answer = SimpleNamespace(state=None, error=None)
-
-    def download(*_arguments, **_options):
-        if answer.error:
-            raise answer.error
-        return answer.state
-
-    monkeypatch.setattr(vision.torchvision().models._api, "load_state_dict_from_url", download)
-    return answer
-
-
-@pytest.mark.parametrize("name", ["ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1", "torchvision/shufflenet_v2_x0_5"])
-def test_published_weights_come_with_their_facts(hub, name: str):
-    hub.state = models.build("torchvision/shufflenet_v2_x0_5", 1000).state_dict()
-    teacher = weights.published(name)
-    assert teacher.facts.architecture == "torchvision/shufflenet_v2_x0_5"
-    assert (teacher.facts.num_classes, teacher.facts.mean) == (1000, [0.485, 0.456, 0.406])
-    assert teacher.facts.class_names is not None and teacher.facts.class_names[0] == "tench"
-    assert teacher.state is hub.state
-
-
-def test_published_googlenet_normalises_twice_so_its_numbers_are_halves(hub):
-    hub.state = models.build("torchvision/googlenet", 1000).state_dict()
-    assert weights.published("torchvision/googlenet").facts.std == [0.5, 0.5, 0.5]
-
-
-def test_published_without_network_the_way_out_is_named(hub):
-    hub.error = URLError("no route")
-    with pytest.raises(Internal, match=r"could not be downloaded from https://.*no route") as caught:
-        weights.published("ResNet18_Weights.IMAGENET1K_V1")
-    assert caught.value.retryable and "upload the file" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize("name", ["ResNet18_Weights.V9", "Nothing_Weights.DEFAULT", "resnet-18", ""])
-def test_unknown_published_weights_are_the_specs_fault(name: str):
-    with pytest.raises(SpecInvalid, match="publishes no weights"):
-        weights.published(name)
-
-
-def test_weights_of_a_detector_are_refused():
-    with pytest.raises(SpecInvalid, match="not the weights of an image classifier"):
-        weights.published("FCN_ResNet50_Weights.DEFAULT")

@@ -64,6 +64,24 @@ def test_waiting_job_is_not_claimed_counted_or_rung_for(database: Database, cloc
     assert reason.message == f"it waits for the student of job {teacher.id}, which is running"
 
 
+def test_job_that_starts_from_a_students_weights_waits_for_them_as_for_a_teacher(database: Database):
+    first = f"job:{submitted(database).id}"
+    spec = {
+        "teacher": None,
+        "student": [{"architecture": "resnet20", "checkpoint": first}, {"architecture": "resnet20"}],
+        "assistants": [{"architecture": "resnet32", "checkpoint": first}],
+    }
+    waiting = submitted(database, resolved_spec=spec)
+    assert claimed(database).job.id == first.removeprefix("job:") and claim_or_none(database) is None
+    with database.begin() as connection:
+        succeeded = lifecycle.finish_succeeded(connection, first.removeprefix("job:"), 1, {}, [STUDENT])
+    assert succeeded
+    job = read_job(database, waiting.id).resolved_spec
+    digest = f"blob:sha256:{SHA256}"
+    assert [one.get("checkpoint") for one in (*job["student"], *job["assistants"])] == [digest, None, digest]
+    assert job["teacher"] is None and event_types(database, waiting.id) == ["queued", "teacher_ready"]
+
+
 def test_student_of_a_teacher_that_succeeds_is_written_into_the_spec_once(database: Database):
     waiting = pupil(database, submitted(database))
     succeed(database, claimed(database))
@@ -112,7 +130,7 @@ def test_teacher_that_ends_otherwise_fails_the_whole_chain(database: Database, c
         failed = read_job(database, job.id)
         assert failed.status == "failed" and failed.finished_at is not None
         assert failed.error["code"] == "teacher_unavailable" and not failed.error["retryable"]
-        assert failed.error["message"].startswith(f"job {cause.id}, whose student should teach, ")
+        assert failed.error["message"].startswith(f"job {cause.id}, whose student this job needs, ")
         assert failed.error["hint"] == f"retry job {cause.id} first, then this one"
         assert event_types(database, job.id)[-1] == "failed"
     assert claim_or_none(database) is None

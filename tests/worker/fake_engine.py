@@ -69,6 +69,8 @@ class Engine:
         self.print("the fake engine starts")
         signal.signal(signal.SIGTERM, self.stop)
         self.write_line("phase", phase="validating")
+        if "weights_taken" in self.options:
+            self.write_line("weights_taken", **self.options["weights_taken"])
         if "teacher_check" in self.options:
             self.write_line("teacher_check", **self.options["teacher_check"])
         self.write_line("phase", phase="training")

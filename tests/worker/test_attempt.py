@@ -17,7 +17,7 @@ from store.settings import Settings
 from tests.worker.conftest import CPU
 from tests.worker.job_database import ENDED, OPTIONS, JobDatabase
 from tests.worker.processes import until
-from worker.attempt import run_job
+from worker.attempt import inputs, run_job
 from worker.context import WorkerContext
 from worker.engine import EnginePool
 from worker.worker import Worker
@@ -410,6 +410,27 @@ def test_run_job_requeues_a_job_after_too_long_without_the_database(
     until(lambda: "released" in db.types(job_id), "the job to be requeued")
     db.assert_trained(job_id, 100)
     assert [attempt.how for attempt in db.attempts(job_id)] == ["released", "succeeded"]
+
+
+def test_run_job_writes_what_a_student_has_taken_as_an_event(db: JobDatabase, start_worker: Start):
+    found = {"pointer": "/student", "taken": 900, "parameters": 1000, "fresh": ["fc.weight"], "classifier": "fresh"}
+    job_id = db.submit(steps=1, weights_taken=found)
+    start_worker()
+    db.until(job_id, "succeeded")
+    (event,) = [event for event in db.events(job_id) if event.type == "weights_taken"]
+    assert event.data == found
+
+
+def test_inputs_of_a_resumed_job_are_without_what_its_students_started_from():
+    digests = {name: character * 64 for name, character in {"student": "a", "data": "b", "teacher": "c"}.items()}
+    spec = {
+        "dataset": {"source": f"blob:sha256:{digests['data']}"},
+        "teacher": {"checkpoint": f"blob:sha256:{digests['teacher']}"},
+        "student": [{"checkpoint": f"blob:sha256:{digests['student']}"}, {"checkpoint": None}],
+        "assistants": [{"checkpoint": f"blob:sha256:{digests['teacher']}"}],
+    }
+    assert inputs(spec, resumed=False) == sorted(digests.values())
+    assert inputs(spec, resumed=True) == [digests["data"], digests["teacher"]]
 
 
 CHECK = {"accuracy": 0.7, "interval": [0.6, 0.8], "images": 100, "test_samples": 1000, "warnings": []}

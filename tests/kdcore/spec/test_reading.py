@@ -155,7 +155,7 @@ MISTAKES = {
         (
             "/teacher/1/checkpoint",
             "not_allowed",
-            "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<torchvision weights> or file:<path>",
+            "must be model:<name or id>, job:<id>, blob:sha256:<hex>, weights:<published weights> or file:<path>",
         ),
     ),
     "no teachers": (

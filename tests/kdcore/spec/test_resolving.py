@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 
-from kdcore.catalog import architecture
+from kdcore.catalog import StartFacts, architecture
 from kdcore.spec import (
     METHODS,
+    AdamW,
+    Cosine,
     CropFlip,
     JobSpec,
     Known,
     NoAugmentation,
     RandomResizedCrop,
+    Sgd,
     parse,
     read,
     resolve,
@@ -143,6 +146,55 @@ def test_resolve_leaves_taps_open_until_the_teacher_is_known():
     assert spec.methods[1].pairs == () and spec.methods[1].weight == 1000
     found = Known(dataset=DATA, teachers={"/teacher": TEACHER})
     assert len(resolve(spec, found).methods[1].pairs) == 3
+
+
+START = StartFacts(
+    num_classes=7, channels=3, mean=[0.1] * 3, std=[0.9] * 3, parameters=1000, taken=900, classifier_taken=0,
+    fresh=["fc.weight"], classifier=["fc.weight"],
+)  # fmt: skip
+
+
+def started(student: Any = None, facts: StartFacts = START, **changes: Any) -> JobSpec:
+    """The resolved spec of a job whose student starts from weights."""
+    student = {"architecture": "resnet20", "checkpoint": "model:small", **(student or {})}
+    spec = parse(body(teacher=None, method="supervised", student=student, **changes))
+    return resolve(spec, Known(dataset=DATA, starts={"/student": facts}))
+
+
+def test_resolve_a_student_with_a_checkpoint_gets_the_recipe_of_fine_tuning():
+    training = started(training={"epochs": 20}).training
+    assert training.optimizer == Sgd(lr=0.01, momentum=0.9, weight_decay=1e-4)
+    assert training.schedule == Cosine(warmup_epochs=1)
+    assert started(training={"epochs": 1}).training.schedule.warmup_epochs == 0.1
+    assert resolved(training={"epochs": 20}).training.optimizer == Sgd()
+
+
+def test_resolve_fine_tuning_changes_nothing_that_was_given():
+    given = {"optimizer": {"name": "sgd", "lr": 0.05}, "schedule": "multistep", "epochs": 20}
+    training = started(training=given).training
+    assert (training.optimizer.lr, training.optimizer.weight_decay) == (0.05, 1e-4)
+    assert training.schedule.name == "multistep"
+    assert started(training={"optimizer": "adamw"}).training.optimizer == AdamW(lr=1e-4, weight_decay=1e-2)
+
+
+def test_resolve_fine_tuning_is_resolved_once():
+    spec = started({"class_names": ["x", "y", "z"]})
+    found = Known(dataset=DATA, starts={"/student": START})
+    assert resolve(spec, found) == spec == resolve(parse(spec.as_json()), found)
+    assert spec.students[0].head_lr == 1 and spec.students[0].class_names == ("x", "y", "z")
+    assert spec.students[0].preprocessing.mean == (0.1, 0.1, 0.1)
+
+
+def test_resolve_names_of_as_many_classes_as_the_data_has_are_written_out():
+    for names, kept in ((["c", "b", "a"], ("c", "b", "a")), (["a", "b", "c"], None), (["a", "b"], None)):
+        facts = START.model_copy(update={"num_classes": len(names), "class_names": names})
+        assert started(facts=facts).students[0].class_names == kept
+
+
+def test_resolve_a_peer_from_random_weights_keeps_the_recipe_of_the_tables():
+    peers = [{"architecture": "resnet20", "checkpoint": "model:small"}, "resnet20"]
+    spec = parse(body(teacher=None, method="dml", student=peers))
+    assert resolve(spec, Known(dataset=DATA, starts={"/student/0": START})).training.optimizer == Sgd()
 
 
 def test_resolve_supervised_has_only_alpha():

@@ -26,7 +26,25 @@ def cropped(**options: Any) -> dict[str, Any]:
     return {"training": {"augmentation": {"name": "random_resized_crop", **options}}}
 
 
+STARTED = {"architecture": "resnet20", "checkpoint": "model:small"}
+
 CASES = {
+    # Students that start from weights.
+    "frozen random weights": (
+        {"student": {"architecture": "resnet20", "freeze": ["layer1"]}},
+        ("/student/freeze", "unused", "without a checkpoint frozen modules would keep random weights"),
+        {"student": {**STARTED, "freeze": ["layer1"]}},
+    ),
+    "a head among fresh weights": (
+        {"student": {"architecture": "resnet20", "head_lr": 10}},
+        ("/student/head_lr", "unused", "without a checkpoint all parameters are fresh"),
+        {"student": {**STARTED, "head_lr": 10}},
+    ),
+    "class names of no checkpoint": (
+        {"assistants": [{"architecture": "resnet32", "class_names": ["a", "b"]}]},
+        ("/assistants/0/class_names", "unused", "without a checkpoint there is no classifier to compare them with"),
+        {"assistants": [{**STARTED, "class_names": ["a", "b"]}]},
+    ),
     # Sums.
     "labels in a sum": (
         {"method": ["kd", "supervised"]},
@@ -140,10 +158,10 @@ CASES = {
         ("/teacher/architecture", "unused", "a program holds its own network"),
         {"teacher": PROGRAM},
     ),
-    "a bare file": (
-        {"teacher": [ONE, {"checkpoint": "blob:sha256:00"}]},
-        ("/teacher/1/architecture", "missing", "a bare file does not contain the name of its architecture"),
-        {"teacher": [ONE, {"checkpoint": "blob:sha256:00", "architecture": "resnet56"}]},
+    "a part of published weights": (
+        {"teacher": [ONE, {"checkpoint": "weights:ResNet18_Weights.DEFAULT", "part": "student"}]},
+        ("/teacher/1/part", "unused", "only a checkpoint's file may hold several networks"),
+        {"teacher": [ONE, {"checkpoint": "blob:sha256:00", "part": "student", "averaged": False}]},
     ),
     "the same teacher twice": (
         {"teacher": [ONE, ONE]},

@@ -1,0 +1,166 @@
+"""The architecture of a checkpoint that does not name it: found by sizes, confirmed by names and shapes.
+
+The catalogue knows how many learned values each network has, for any classes and channels; timm's are in
+`timm_parameters.json`. Only the few networks of the right size are built.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+
+from torch import Tensor
+
+from base.errors import EngineError, TeacherMismatch
+from kdcore.catalog.architectures import ARCHITECTURES
+from kdcore.checkpoints import heads, names
+from kdcore.checkpoints.content import Content
+from kdcore.checkpoints.names import DERIVED, Flat
+
+MOST_BUILT = 8
+"""The number of networks of one library that are built to be compared."""
+FEWEST = 4
+"""Tensors of the smallest network."""
+MOST_GROUPS = 60
+NAME_IT = "name the architecture: GET /v1/architectures lists them, and timm/<name> is any of timm's"
+
+
+def architecture_of(file: Flat, content: Content) -> tuple[str, list[str]]:
+    """Return the architecture whose names and shapes a file has, and others that have the same.
+
+    The library's networks come after our own, and timm's after torchvision's: those of the same names and shapes
+    usually compute the same. Raises TeacherMismatch if none is found, or several of one library.
+    """
+    noted = [name for name in _noted(content) if _fits(name, file)]
+    found = [name for name in dict.fromkeys(noted or _of_the_size(file)) if noted or _fits(name, file)]
+    for belongs in (lambda name: "/" not in name, lambda name: name.startswith("torchvision/"), lambda _name: True):
+        first = [name for name in found if belongs(name)]
+        if len(first) == 1:
+            return first[0], [name for name in found if name != first[0]][:MOST_BUILT]
+        if first:
+            raise TeacherMismatch(
+                f"the checkpoint does not say its architecture, and several have its names and shapes: {_or(first)}",
+                hint="name the one that it is: architecture",
+            )
+    sized = list(_of_the_size(file))
+    raise TeacherMismatch(
+        "the checkpoint does not say its architecture, and its names are those of no network that is known here",
+        hint=f"its size is that of {_or(sized)}: name it, if it is" if sized else NAME_IT,
+    )
+
+
+def likely_hint(file: Flat, asked: str) -> str | None:
+    """Return what a file probably is that does not fit the architecture asked for."""
+    bare = asked.partition("+")[0]
+    sized = list(_of_the_size(file))
+    others = [name for name in sized if name != bare]
+    if bare in sized:
+        return (
+            f"its size is that of {bare}, but names and order are those of another implementation: save the weights "
+            "under the names that the network has here, or give the network as a program (torch.export.save)"
+        )
+    if not others:
+        return "if the network is another one, give it as a program: torch.export.save(...), a .pt2 file"
+    total = _total(file, others[0])
+    return f"its {total:,} parameters are those of {_or(others)}"
+
+
+def _or(found: Iterable[str]) -> str:
+    shown = list(dict.fromkeys(found))
+    return " or ".join(shown[:4]) + (f" or {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def _fits(name: str, file: Flat) -> bool:
+    try:
+        network = names.template(name)
+        matches = names.candidates(network, file)
+        for deep in heads.deep_heads(network, file):
+            matches += names.candidates(names.template(f"{name}{deep.suffix}"), file, [deep.renamed])
+    except EngineError:
+        return False
+    return any(not one.by_order for one in matches)
+
+
+def _noted(content: Content) -> Iterator[str]:
+    """Yield what a training script noted as its network: timm's has `arch`."""
+    if content.format != "pytorch":
+        return
+    for key in ("arch", "architecture", "model_name"):
+        noted = dict.get(content.value, key) if isinstance(content.value, dict) else None
+        if isinstance(noted, str) and noted.replace("_", "").replace(".", "").isalnum() and len(noted) < 80:
+            yield from (noted, f"timm/{noted}", f"torchvision/{noted}")
+
+
+def _of_the_size(file: Flat) -> Iterator[str]:
+    """Yield the architectures that have as many learned values as the file, or as a part of it."""
+    return (name for name, _total_values in _sizes(file))
+
+
+def _total(file: Flat, name: str) -> int:
+    return next(total for found, total in _sizes(file) if found == name)
+
+
+def _sizes(file: Flat) -> Iterator[tuple[str, int]]:
+    seen: set[str] = set()
+    for state in _groups(file):
+        total = names.learned(state)
+        for name in _named_by_size(state, total):
+            if name not in seen:
+                seen.add(name)
+                yield name, total
+
+
+def _groups(file: Flat) -> Iterator[Mapping[str, Tensor]]:
+    """Yield the tensors of the file, and those behind each prefix of several, the largest first."""
+    groups: dict[str, list[str]] = {}
+    for path, tensor in file.tensors.items():
+        if tensor.ndim == 0 or path.endswith(DERIVED):
+            continue
+        at = 0
+        while True:
+            groups.setdefault(path[:at], []).append(path)
+            dot = path.find(".", at)
+            if dot < 0:
+                break
+            at = dot + 1
+    distinct = {tuple(paths): prefix for prefix, paths in groups.items() if len(paths) >= FEWEST}
+    for paths in sorted(distinct, key=len, reverse=True)[:MOST_GROUPS]:
+        yield {path: file.tensors[path] for path in paths}
+
+
+def _named_by_size(state: Mapping[str, Tensor], total: int) -> Iterator[str]:
+    classifiers = {tuple(value.shape) for value in state.values() if value.ndim == 2}
+    stems = {value.shape[1] for value in state.values() if value.ndim == 4 and value.shape[1] <= 16}
+    linear = sum(value.numel() for name, value in state.items() if _is_linear(name, state))
+    for name, facts in ARCHITECTURES.items():
+        body, stem = facts.body_parameters, facts.stem_parameters_per_channel
+        if any(
+            (facts.embedding_width == width and facts.parameters(classes, channels) == total)
+            or (body is not None and stem is not None and body + stem * channels == total - linear)
+            for classes, width in classifiers
+            for channels in stems
+        ):
+            yield name
+    by_size, built = _timm_sizes(), 0
+    for classes, width in sorted(classifiers):
+        for each_class in (width + 1, width):
+            for name in by_size.get((total - classes * each_class, each_class), ()):
+                if built < MOST_BUILT:
+                    built += 1
+                    yield f"timm/{name}"
+
+
+def _is_linear(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Return True for the weight or bias of a linear layer."""
+    weight = state.get(f"{name.rpartition('.')[0]}.weight")
+    return weight is not None and weight.ndim == 2 and name.endswith((".weight", ".bias"))
+
+
+@cache
+def _timm_sizes() -> dict[tuple[int, int], list[str]]:
+    """Return timm's networks by the learned values of their body, and those of the classifier for each class."""
+    content = files("kdcore.catalog").joinpath("timm_parameters.json").read_text()
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for name, (body, each_class) in json.loads(content).items():
+        sizes.setdefault((body, each_class), []).append(name)
+    return sizes
