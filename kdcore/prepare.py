@@ -171,7 +171,7 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> Teac
         return weights.published(reference.removeprefix("weights:"))
     if spec.program is not None:
         return open_program(workspace.file(reference), loaded.facts)
-    choice = weights.Choice(spec.part, spec.averaged)
+    choice = weights.chosen(spec, workspace.known)
     return weights.open_teacher(workspace.file(reference), spec.architecture, loaded.facts.channels, choice)
 
 

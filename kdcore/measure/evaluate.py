@@ -166,7 +166,7 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     source, checkpoint = spec.dataset.source, spec.model.checkpoint or ""
     loaded = data.load(spec.dataset, workspace.source(source), workspace.cache)
     facts = loaded.facts
-    choice = weights.Choice(spec.model.part, spec.model.averaged)
+    choice = weights.chosen(spec.model, workspace.known)
     file = weights.open_teacher(workspace.file(checkpoint), spec.model.architecture, facts.channels, choice)
     if faults := fit_evaluation(spec, file.facts, facts):
         raise TeacherMismatch(str(SpecFaults(faults)))
