@@ -143,6 +143,9 @@ FORMS = {
     "half precision": Form(lambda own, _: {k: v.half() if v.is_floating_point() else v for k, v in own.items()}),
     "bfloat16": Form(lambda own, _: {k: v.bfloat16() if v.is_floating_point() else v for k, v in own.items()}),
     "the order alone": Form(lambda own, _: {"state_dict": numbered(own)}, ("weights_matched_by_order",)),
+    "the order of a safetensors file": Form(
+        lambda own, _: numbered(dict(sorted(own.items()))), ("weights_matched_by_order",)
+    ),
     "notes of many kinds": Form(
         lambda own, _: {
             "model": defaultdict(int, own),
