@@ -269,7 +269,7 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> Teac
     path = workspace.file(reference)
     if spec.program is not None or is_program(path):
         return _program(path, spec, loaded.facts)
-    choice = weights.Choice(spec.part, spec.averaged)
+    choice = weights.chosen(spec, workspace.known)
     return weights.open_teacher(path, spec.architecture, loaded.facts.channels, choice)
 
 

@@ -24,9 +24,21 @@ from kdcore.checkpoints import finding, heads, names
 from kdcore.checkpoints.content import Content, read_content
 from kdcore.checkpoints.names import ANY, Choice, Flat, Match
 from kdcore.models.networks import skeleton
+from kdcore.protocol import NOTHING_KNOWN, KnownBefore
+from kdcore.spec import Teacher
 from kdcore.spec.fitting import preprocessing_fault
 
-__all__ = ["ANY", "Choice", "Start", "TeacherFile", "inspect", "load_into", "open_teacher", "opened_start"]
+__all__ = [
+    "ANY",
+    "Choice",
+    "Start",
+    "TeacherFile",
+    "chosen",
+    "inspect",
+    "load_into",
+    "open_teacher",
+    "opened_start",
+]
 
 NAMED = 10
 """The number of names that an answer lists of each kind."""
@@ -60,6 +72,16 @@ class Start:
     notes: Notes
     missing: tuple[str, ...]
     """Names of the network that the file lacks, or has in another shape."""
+
+
+def chosen(spec: Teacher, known: KnownBefore) -> Choice:
+    """Return which weights of a checkpoint the spec of a teacher means.
+
+    A service writes its choice into every spec that it accepts. One without it was accepted, or its model registered,
+    by a version that took the raw weights of a file that has both; so it still means them.
+    """
+    is_accepted = known is not NOTHING_KNOWN
+    return Choice(spec.part, False if spec.averaged is None and is_accepted else spec.averaged)
 
 
 def inspect(path: Path, architecture: str | None, channels: int | None = None, choice: Choice = ANY) -> ModelFacts:

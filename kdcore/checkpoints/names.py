@@ -373,10 +373,12 @@ def _head_elsewhere(
 
 
 def _by_order(network: Template, file: Flat) -> list[Match]:
-    """Return the places whose tensors are, one after the other, of the shapes of the network's."""
+    """Return the places whose tensors are, one after the other, of the shapes of the network's.
+
+    The order is the network's own, or that of its names, in which weights are that came out of a safetensors file.
+    """
     if not file.ordered:
         return []
-    required = network.required
     groups: dict[str, list[str]] = {}
     for path, tensor in file.tensors.items():
         if tensor.ndim == 0 or path.endswith(DERIVED):
@@ -388,22 +390,29 @@ def _by_order(network: Template, file: Flat) -> list[Match]:
             if dot < 0:
                 break
             at = dot + 1
+    orders = (network.required, sorted(network.required))
     found: dict[tuple[str, ...], Match] = {}
     for prefix, paths in groups.items():
-        if len(paths) != len(required) or not all(
-            map(_same_place, [network] * len(paths), required, paths, [file] * len(paths))
-        ):
+        order = next((order for order in orders if _same_places(network, order, paths, file)), None)
+        if order is None:
             continue
-        others = tuple(path for path in file.tensors if path not in set(paths) and file.tensors[path].ndim)
+        taken = set(paths)
+        others = tuple(path for path in file.tensors if path not in taken and file.tensors[path].ndim)
         match = Match(
             prefix=prefix,
-            state={name: file.tensors[path] for name, path in zip(required, paths, strict=True)},
-            renamed=dict(zip(required, paths, strict=True)),
+            state={name: file.tensors[path] for name, path in zip(order, paths, strict=True)},
+            renamed=dict(zip(order, paths, strict=True)),
             ignored=tuple(path for path in others if not path.endswith(DERIVED)),
             by_order=True,
         )
         found[tuple(paths)] = match  # Of nested prefixes of the same tensors the longest.
     return list(found.values())
+
+
+def _same_places(network: Template, order: Sequence[str], paths: Sequence[str], file: Flat) -> bool:
+    return len(order) == len(paths) and all(
+        _same_place(network, name, path, file) for name, path in zip(order, paths, strict=True)
+    )
 
 
 def _same_place(network: Template, name: str, path: str, file: Flat) -> bool:

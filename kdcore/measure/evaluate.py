@@ -183,7 +183,7 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     if spec.model.program is not None or programs.is_program(path):
         file = programs.open_program(path, facts)
     else:
-        choice = weights.Choice(spec.model.part, spec.model.averaged)
+        choice = weights.chosen(spec.model, workspace.known)
         file = weights.open_teacher(path, spec.model.architecture, facts.channels, choice)
     if faults := fit_evaluation(spec, file.facts, facts):
         raise TeacherMismatch(str(SpecFaults(faults)))

@@ -76,7 +76,7 @@ def preprocessing(model: ModelFacts | StartFacts | None, dataset: DatasetFacts) 
 def loaded_as(model: ModelFacts | StartFacts) -> dict[str, object]:
     """Return the fields that choose the same weights of a model's file again; none if it has only these."""
     loading = model.loading
-    if loading is None or loading.part is None:
+    if loading is None or (loading.part is None and loading.averaged is None):
         return {}
     return {"part": loading.part, "averaged": loading.averaged}
 

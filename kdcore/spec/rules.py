@@ -176,11 +176,18 @@ def _each_teacher_is_one_file(fields: Fields) -> Iterator[Fault]:
         if teacher.program is not None and teacher.architecture is not None:
             text = "a program holds its own network"
             yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
-        has_one = teacher.program is not None or (teacher.checkpoint or "").startswith("weights:")
-        for name in ("part", "averaged"):
-            if has_one and getattr(teacher, name) is not None:
-                text = "only a checkpoint's file may hold several networks"
-                yield Fault(f"{pointer}/{name}", text, "unused", "leave it out", getattr(teacher, name))
+        yield from _one_network(teacher, pointer, teacher.program is not None)
+
+
+def _one_network(model: Teacher | Student, pointer: str, is_program: bool = False) -> Iterator[Fault]:
+    """Yield the faults of a choice between the networks of a file that holds one."""
+    if not is_program and not (model.checkpoint or "").startswith(("weights:", "job:")):
+        return
+    for name in ("part", "averaged"):
+        given = getattr(model, name)
+        if given is not None:
+            text = "only a checkpoint's file may hold several networks"
+            yield Fault(f"{pointer}/{name}", text, "unused", "leave it out", given)
 
 
 def _several_teachers_are_averaged(fields: Fields) -> Iterator[Fault]:
@@ -234,6 +241,7 @@ def _students_fit_the_scheme(fields: Fields) -> Iterator[Fault]:
 def _only_a_checkpoint_is_taken_over(fields: Fields) -> Iterator[Fault]:
     for pointer, student in (*each_student(fields), *each_assistant(fields)):
         if student.checkpoint is not None:
+            yield from _one_network(student, pointer)
             continue
         for name, why in (
             ("freeze", "frozen modules would keep random weights"),

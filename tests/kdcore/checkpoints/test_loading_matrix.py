@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from base.errors import TeacherMismatch
 from kdcore import models, weights
+from kdcore.protocol import NOTHING_KNOWN, KnownBefore
+from kdcore.spec import Teacher
 from kdcore.spec.doubts import model_warnings
+from kdcore.spec.resolving import loaded_as
 from kdcore.weights import ANY, Choice
 
 NAME = "resnet8"
@@ -140,6 +143,9 @@ FORMS = {
     "half precision": Form(lambda own, _: {k: v.half() if v.is_floating_point() else v for k, v in own.items()}),
     "bfloat16": Form(lambda own, _: {k: v.bfloat16() if v.is_floating_point() else v for k, v in own.items()}),
     "the order alone": Form(lambda own, _: {"state_dict": numbered(own)}, ("weights_matched_by_order",)),
+    "the order of a safetensors file": Form(
+        lambda own, _: numbered(dict(sorted(own.items()))), ("weights_matched_by_order",)
+    ),
     "notes of many kinds": Form(
         lambda own, _: {
             "model": defaultdict(int, own),
@@ -311,3 +317,32 @@ def test_opened_start_refuses_a_file_of_another_network(tmp_path: Path):
     torch.save({"a.weight": torch.zeros(3, 3)}, tmp_path / "t.pth")
     with pytest.raises(TeacherMismatch, match="nothing in the checkpoint fits resnet8"):
         weights.opened_start(tmp_path / "t.pth", NAME)
+
+
+# What a job means
+
+
+@pytest.mark.parametrize(
+    ("teacher", "known", "averaged"),
+    [
+        ({}, NOTHING_KNOWN, None),
+        ({}, KnownBefore(), False),
+        ({"averaged": True}, KnownBefore(), True),
+        ({"averaged": False, "part": "student"}, NOTHING_KNOWN, False),
+    ],
+)
+def test_chosen_weights_of_a_job_accepted_earlier_are_the_raw_ones(
+    teacher: dict[str, Any], known: KnownBefore, averaged: bool | None
+):
+    spec = Teacher(checkpoint="file:t.pth", **teacher)
+    assert weights.chosen(spec, known) == Choice(teacher.get("part"), averaged)
+
+
+def test_chosen_weights_of_every_form_are_those_that_were_inspected(tmp_path: Path):
+    """A service inspects a file, writes its choice into the spec, and the engine loads the file with it."""
+    for form in FORMS.values():
+        path = written(form, fresh(0), tmp_path / "t.pth")
+        facts = weights.inspect(path, NAME, None, form.choice)
+        spec = Teacher(checkpoint="file:t.pth", architecture=facts.architecture).model_copy(update=loaded_as(facts))
+        again = weights.open_teacher(path, spec.architecture, None, weights.chosen(spec, KnownBefore()))
+        assert again.facts.loading.removed == facts.loading.removed
