@@ -176,7 +176,7 @@ def _each_teacher_is_one_file(fields: Fields) -> Iterator[Fault]:
         if teacher.program is not None and teacher.architecture is not None:
             text = "a program holds its own network"
             yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
-        has_one = teacher.program is not None or (teacher.checkpoint or "").startswith("weights:")
+        has_one = teacher.program is not None or (teacher.checkpoint or "").startswith(("weights:", "job:"))
         for name in ("part", "averaged"):
             if has_one and getattr(teacher, name) is not None:
                 text = "only a checkpoint's file may hold several networks"

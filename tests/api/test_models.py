@@ -4,6 +4,7 @@ import pytest
 
 from api.inspections import Refused
 from api.schemas import ModelView, Page
+from kdcore.catalog.facts import Loading
 from tests.api.conftest import MODEL, Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -151,3 +152,44 @@ async def test_register_model_without_preprocessing_warns_and_strict_refuses_it(
     assert (fault["pointer"], fault["code"]) == ("/preprocessing", "warning_refused")
     assert "register it with the preprocessing" in fault["message"]
     problem(await service.http.get("/v1/models/strict"), 404, "not_found")
+
+
+async def test_register_model_says_which_weights_are_meant_and_tells_which_were_taken(service: Service) -> None:
+    blob = await service.upload(b"averaged and raw")
+    loading = Loading(tensors=20, removed=["state_dict_ema."], part="state_dict_ema", averaged=True)
+    service.inspector.answers[blob.removeprefix("sha256:")] = MODEL.model_copy(update={"loading": loading})
+    sent = {"name": "x", "blob": blob, "averaged": True, "part": "state_dict_ema", "image_size": 32}
+    body = (await service.http.post("/v1/models", json=sent)).json()
+    assert service.inspector.requests[-1][2] == {"part": "state_dict_ema", "averaged": True}
+    assert body["facts"]["loading"].items() >= {"part": "state_dict_ema", "averaged": True, "tensors": 20}.items()
+    assert body["facts"]["image_size"] == [32, 32]
+    assert (await service.http.get("/v1/models/x")).json()["facts"]["loading"] == body["facts"]["loading"]
+
+
+async def test_register_model_warns_of_everything_that_was_guessed(service: Service) -> None:
+    blob = await service.upload(b"guesses")
+    loading = Loading(
+        tensors=20, averaged=True, averaged_by_default=True, part="ema", by_order=True, ignored=1,
+        ignored_names=["criterion.weight"], architecture_found=True, activation_guessed="relu",
+    )  # fmt: skip
+    service.inspector.answers[blob.removeprefix("sha256:")] = MODEL.model_copy(update={"loading": loading})
+    answer = await service.http.post("/v1/models", json={"name": "x", "blob": blob})
+    assert [(one["code"], one["pointer"]) for one in answer.json()["warnings"]] == [
+        ("architecture_found", "/architecture"),
+        ("averaged_weights_taken", "/averaged"),
+        ("weights_matched_by_order", "/blob"),
+        ("tensors_left_out", "/blob"),
+        ("head_activation_guessed", "/architecture"),
+        ("normalization_guessed", "/preprocessing"),
+    ]
+    strict = await service.http.post("/v1/models", json={"name": "y", "blob": blob, "strict": True})
+    assert len(problem(strict, 422, "warning_refused")["errors"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("part", ""), ("averaged", "perhaps"), ("image_size", 3), ("image_size", 4096)]
+)
+async def test_register_model_refuses_values_that_choose_nothing(service: Service, field: str, value: object) -> None:
+    blob = await service.upload(b"weights")
+    answer = await service.http.post("/v1/models", json={"name": "x", "blob": blob, field: value})
+    assert problem(answer, 422, "invalid_request")["errors"][0]["pointer"] == f"/{field}"

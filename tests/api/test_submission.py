@@ -6,6 +6,7 @@ import pytest
 
 from api.inspections import Refused
 from kdcore.catalog import NamedStartFacts, StartFacts
+from kdcore.catalog.facts import Loading
 from kdcore.spec import Dataset, parse
 from tests.api.conftest import DATASET, MODEL, PROGRAM, START, SUPERVISED, Service, problem
 
@@ -841,3 +842,41 @@ async def test_a_limit_of_a_built_in_data_set_counts(service: Service) -> None:
     )
     epochs = answer.json()["resolved_spec"]["training"]["epochs"]
     assert answer.json()["estimate"]["steps"] == epochs * 9, "576 images, after a tenth is held out"
+
+
+# Which weights of a file
+
+
+async def test_submit_writes_the_registered_choice_of_weights_into_the_spec(service: Service) -> None:
+    loading = Loading(tensors=20, part="state_dict_ema", averaged=True)
+    await teacher(service, loading=loading)
+    resolved = await accepted(service, kd())
+    assert (resolved["teacher"]["part"], resolved["teacher"]["averaged"]) == ("state_dict_ema", True)
+
+
+async def test_submit_inspects_a_registered_file_again_for_other_weights_of_it(service: Service) -> None:
+    blob = await teacher(service, mean=[0.3], std=[0.2])
+    other = MODEL.model_copy(update={"loading": Loading(tensors=20, part="teacher", averaged=False)})
+    service.inspector.answers[blob.removeprefix("sha256:")] = other
+    resolved = await accepted(service, kd(teacher={"checkpoint": "model:big", "part": "teacher"}))
+    options = {"architecture": "convnet32", "part": "teacher"}
+    assert service.inspector.requests[-1] == ("model", blob.removeprefix("sha256:"), options)
+    assert (resolved["teacher"]["part"], resolved["teacher"]["averaged"]) == ("teacher", False)
+    assert resolved["teacher"]["preprocessing"] == {"mean": [0.3], "std": [0.2]}, "stated at the registration"
+
+
+async def test_submit_finds_the_architecture_of_an_uploaded_file(service: Service) -> None:
+    blob = await service.upload(b"no name")
+    found = MODEL.model_copy(update={"loading": Loading(tensors=20, architecture_found=True)})
+    service.inspector.answers[blob.removeprefix("sha256:")] = found
+    body = (await service.http.post("/v1/jobs", json=kd(teacher={"checkpoint": f"blob:{blob}"}))).json()
+    assert body["resolved_spec"]["teacher"]["architecture"] == "convnet32"
+    assert ("architecture_found", "/teacher/architecture") in [(w["code"], w["pointer"]) for w in body["warnings"]]
+
+
+async def test_submit_accepts_the_name_of_a_network_whose_classifier_is_deep(service: Service) -> None:
+    blob = await service.upload(b"deep")
+    deep = MODEL.model_copy(update={"architecture": "convnet32+relu16"})
+    service.inspector.answers[blob.removeprefix("sha256:")] = deep
+    given = {"checkpoint": f"blob:{blob}", "architecture": "convnet32"}
+    assert (await accepted(service, kd(teacher=given)))["teacher"]["architecture"] == "convnet32+relu16"

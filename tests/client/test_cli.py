@@ -573,8 +573,11 @@ def test_models_add_sends_normalization_and_class_names(tmp_path: Path):
     fake.routes["POST /v1/models"] = registered("models")
     flags = ["--mean", "0.5,0.4,0.3", "--std", "0.2 0.2 0.25"]
     assert run(fake, "models", "add", str(checkpoint), *flags, "--class-names", str(names)).exit_code == 0
-    assert run(fake, "models", "add", str(checkpoint), "--class-names", "cat, sea lion").exit_code == 0
+    more = ["--class-names", "cat, sea lion", "--part", "student", "--raw", "--image-size", "32"]
+    assert run(fake, "models", "add", str(checkpoint), *more).exit_code == 0
     first, second = fake.bodies("POST /v1/models")
+    assert (second["part"], second["averaged"], second["image_size"]) == ("student", False, 32)
+    assert not first.keys() & {"part", "averaged", "image_size", "architecture"}
     assert first["preprocessing"] == {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.25]}
     assert first["class_names"] == second["class_names"] == ["cat", "sea lion"]
     assert "strict" not in first
