@@ -89,7 +89,9 @@ class FakeInspector(Inspector):
         if kind is JobCost:
             return self._probe(kind, *subject)
         subject = (Path(subject[0]).name,) if kind in OF_FILES else subject
-        self.requests.append((KINDS[kind], *subject, {name: value for name, value in options.items() if value}))
+        self.requests.append(
+            (KINDS[kind], *subject, {name: value for name, value in options.items() if value or value is False})
+        )
         if self.gate is not None and kind in OF_FILES:
             await self._wait(self.gate, on_progress)
         about = f"start {subject[0]}" if issubclass(kind, StartFacts) else subject[0]

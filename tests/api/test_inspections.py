@@ -17,12 +17,13 @@ from anyio import to_thread
 
 from api.inspections import Inspections, Inspector, Refused, Thumbnails
 from base.errors import StorageFull
-from kdcore.catalog import DatasetFacts, ModelFacts, TapFacts
+from kdcore.catalog import DatasetFacts, ModelFacts, PublishedFacts, StartFacts, TapFacts
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.spec import DataOptions
+from store import registry
 from store.database import migrate
 from store.settings import Settings
-from tests.api.conftest import DATASET, Service
+from tests.api.conftest import DATASET, MODEL, Service
 from tests.servers import Api
 from tests.worker.processes import until
 
@@ -64,10 +65,13 @@ async def test_inspector_reads_facts_from_the_last_line(tmp_path: Path) -> None:
         (DatasetFacts, ["x.npz"], {"image_size": 32}, "inspect dataset x.npz --image-size 32"),
         (DatasetFacts, ["x.npz"], {"image_size": None}, "inspect dataset x.npz"),
         (ModelFacts, ["x.pt"], {"architecture": "resnet20"}, "inspect model x.pt --architecture resnet20"),
+        (ModelFacts, ["x.pt"], {"part": "ema", "averaged": False}, "inspect model x.pt --part ema --averaged false"),
+        (StartFacts, ["x.pt"], {"freeze": ("a", "b")}, "inspect start x.pt --freeze a b"),
+        (StartFacts, ["x.pt"], {"freeze": ()}, "inspect start x.pt"),
         (ProgramFacts, ["x.pt2"], {}, "inspect program x.pt2"),
         (TapFacts, ["n", "a", "b"], SMALL, "inspect taps n a b --classes 10 --channels 1 --image-size 8 8"),
     ],
-    ids=["data set with a size", "data set", "model", "program", "taps"],
+    ids=["data set with a size", "data set", "model", "part", "start", "nothing frozen", "program", "taps"],
 )
 async def test_inspector_passes_arguments_to_the_engine(
     tmp_path: Path, kind: type[ModelFacts], subject: list[str], options: dict[str, object], arguments: str
@@ -274,6 +278,33 @@ async def test_inspections_run_once_per_subject_and_options(service: Service) ->
     await inspections.inspect(TapFacts, "resnet20", "layer2", **SMALL)
     await inspections.inspect(TapFacts, "resnet20", "layer3", **{**SMALL, "image_size": (32, 32)})
     assert len(service.inspector.requests) == 4
+
+
+async def test_inspections_of_models_are_told_apart_by_the_names_of_their_options(service: Service) -> None:
+    """An architecture and a part of the same name are two choices, and what an earlier version stored is none."""
+    digest = (await service.upload(b"weights")).removeprefix("sha256:")
+    stored = MODEL.model_dump(mode="json")
+    for key in ("", "ema", "ema reading=2"):
+        await service.db.write(registry.put_inspection, digest, "model", key, stored)
+    inspections = inspections_of(service)
+    for options in ({}, {"architecture": "ema"}, {"part": "ema"}, {"averaged": False}, {"averaged": True}):
+        for _ in range(2):
+            await inspections.inspect(ModelFacts, digest, **options)
+    assert len(service.inspector.requests) == 5
+    start = {"architecture": "convnet8", "classes": 10, "channels": 1}
+    for frozen in ((), ("layer1",), ("layer1", "layer2")):
+        for _ in range(2):
+            await inspections.inspect(StartFacts, digest, **start, freeze=frozen)
+    assert len(service.inspector.requests) == 8
+
+
+async def test_inspections_of_published_weights_are_made_again_by_another_version_of_their_library(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version, times in (("1.0", 1), ("1.0", 1), ("1.1", 2)):
+        monkeypatch.setattr("api.inspections.version", lambda _, version=version: version)
+        await inspections_of(service).inspect(PublishedFacts, "timm/resnet18.a1_in1k")
+        assert len(service.inspector.requests) == times
 
 
 @pytest.mark.parametrize(("final", "times"), [(True, 1), (False, 2)], ids=["final", "timeout"])

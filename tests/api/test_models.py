@@ -172,6 +172,22 @@ async def test_register_model_accepts_a_program_with_what_the_client_states(
     )
 
 
+async def test_register_model_refuses_a_choice_between_weights_and_another_size_for_a_program(
+    service: Service,
+) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = ONNX
+    body = {"name": "graph", "blob": blob}
+    answer = await service.http.post("/v1/models", json={**body, "part": "ema", "averaged": False})
+    assert [(one["pointer"], one["code"], one["got"]) for one in problem(answer, 422, "unusable")["errors"]] == [
+        ("/part", "unused", "ema"), ("/averaged", "unused", False),
+    ]  # fmt: skip
+    answer = await service.http.post("/v1/models", json={**body, "image_size": 16})
+    (fault,) = problem(answer, 422, "unusable")["errors"]
+    assert (fault["pointer"], fault["allowed"], fault["got"]) == ("/image_size", [8, 8], 16)
+    assert (await service.http.post("/v1/models", json={**body, "image_size": 8})).status_code == 201
+
+
 async def test_register_model_refuses_an_architecture_for_a_program(service: Service) -> None:
     blob = await service.upload(b"a graph")
     service.inspector.answers[blob.removeprefix("sha256:")] = ONNX

@@ -176,6 +176,28 @@ async def test_once_ends_the_inspection_of_a_row_that_another_server_deleted(slo
     assert await shown(slow) is None
 
 
+async def test_once_takes_over_a_model_with_the_weights_that_were_chosen(slow: Service) -> None:
+    other = Registrations(slow.db, slow.app.state.inspections, slow.settings, (models.KIND, datasets.KIND))
+    blob = await slow.upload(b"averaged and raw")
+    sent = {"name": "mine", "blob": blob, "part": "student", "averaged": False, "image_size": 32}
+    assert (await slow.http.post("/v1/models", json=sent)).status_code == 202
+    await running(slow, 1)
+
+    def expire(connection: Any) -> None:
+        connection.execute(update(tables.models).values(lease_until=1.0))
+
+    await slow.db.write(expire)
+    await registrations(slow).stop()
+    await other.once()
+    await running(slow, 1)
+    chosen = {"part": "student", "averaged": False}
+    asked = [options for kind, _, options in slow.inspector.requests if kind == "model"]
+    assert asked and all(options == chosen for options in asked)
+    open_gate(slow)
+    assert (await when(slow, "ready", "/v1/models/mine"))["facts"]["image_size"] == [32, 32]
+    await other.stop()
+
+
 async def test_once_takes_over_the_inspections_of_a_server_that_died(slow: Service) -> None:
     """A second server on the same database; the first one still runs, but has lost the row."""
     other = Registrations(slow.db, slow.app.state.inspections, slow.settings, (models.KIND, datasets.KIND))
@@ -279,6 +301,10 @@ async def test_job_and_evaluation_that_name_a_model_that_is_not_ready_are_refuse
     spec = {"dataset": "digits", "student": "convnet4", "method": "kd", "teacher": {"checkpoint": "model:mine"}}
     (fault,) = problem(await slow.http.post("/v1/jobs", json=spec), 422, "spec_invalid")["errors"]
     assert (fault["pointer"], fault["code"]) == ("/teacher/checkpoint", "not_ready")
+    student = {"architecture": "convnet4", "checkpoint": "model:mine"}
+    spec = {"dataset": "digits", "student": student, "method": "supervised"}
+    (fault,) = problem(await slow.http.post("/v1/jobs", json=spec), 422, "spec_invalid")["errors"]
+    assert (fault["pointer"], fault["code"]) == ("/student/checkpoint", "not_ready")
     answer = await slow.http.post("/v1/models/mine/evaluations", json={"dataset": "digits"})
     assert "still being inspected" in problem(answer, 409, "not_ready")["detail"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from api.inspections import Refused
-from kdcore.catalog import NamedStartFacts, StartFacts
+from kdcore.catalog import ModelFacts, NamedStartFacts, StartFacts
 from kdcore.catalog.facts import Loading
 from kdcore.spec import Dataset, parse
 from tests.api.conftest import DATASET, MODEL, ONNX, PROGRAM, START, SUPERVISED, Service, problem
@@ -18,10 +18,10 @@ async def faults_of(service: Service, spec: Any) -> dict[str, dict[str, Any]]:
     return {fault["pointer"]: fault for fault in body["errors"]}
 
 
-async def teacher(service: Service, name: str = "big", **facts: Any) -> str:
+async def teacher(service: Service, name: str = "big", registered_as: ModelFacts = MODEL, /, **facts: Any) -> str:
     blob = await service.upload(b"weights of " + name.encode())
-    service.inspector.answers[blob.removeprefix("sha256:")] = MODEL.model_copy(update=facts)
-    answer = await service.http.post("/v1/models", json={"name": name, "architecture": "convnet32", "blob": blob})
+    service.inspector.answers[blob.removeprefix("sha256:")] = registered_as.model_copy(update=facts)
+    answer = await service.http.post("/v1/models", json={"name": name, "blob": blob})
     assert answer.status_code == 201, answer.text
     return blob
 
@@ -84,6 +84,28 @@ async def test_student_from_weights_faults_are_answered_at_their_fields(service:
     assert "not been uploaded" in (await faults_of(service, kd(student=other)))["/student/checkpoint"]["message"]
     local = {"architecture": "convnet8", "checkpoint": "file:/etc/passwd"}
     assert (await faults_of(service, {**SUPERVISED, "student": local}))["/student/checkpoint"]["code"] == "not_allowed"
+
+
+async def test_student_from_a_registered_program_is_refused(service: Service) -> None:
+    await teacher(service, "graph.onnx", ONNX)
+    student = {"architecture": "convnet8", "checkpoint": "model:graph.onnx"}
+    fault = (await faults_of(service, {**SUPERVISED, "student": student}))["/student/checkpoint"]
+    assert (fault["code"], fault["got"]) == ("not_allowed", "model:graph.onnx")
+    assert "'graph.onnx' is an ONNX model, which cannot be trained" in fault["message"]
+
+
+async def test_student_from_one_network_of_a_registered_file_reads_what_was_registered(service: Service) -> None:
+    blob = await teacher(service, loading=Loading(tensors=9, part="state_dict_ema", averaged=True))
+    digest = blob.removeprefix("sha256:")
+    loading = Loading(tensors=9, part="state_dict_ema", averaged=True)
+    service.inspector.answers[f"start {digest}"] = start(channels=1, loading=loading)
+    student = {"architecture": "convnet8", "checkpoint": "model:big"}
+    resolved = await accepted(service, {**SUPERVISED, "student": student})
+    assert (resolved["student"]["part"], resolved["student"]["averaged"]) == ("state_dict_ema", True)
+    (_, _, options) = service.inspector.requests[-1]
+    assert (options["part"], options["averaged"]) == ("state_dict_ema", True)
+    await accepted(service, {**SUPERVISED, "student": {**student, "averaged": False}})
+    assert "part" not in service.inspector.requests[-1][2], "what the spec says counts instead"
 
 
 async def test_student_named_with_a_tag_of_weights_is_refused_with_both_spellings(service: Service) -> None:
@@ -488,6 +510,17 @@ async def test_registered_program_teaches_by_its_name(service: Service) -> None:
         [(pointer, fault)] = faults.items()
         assert pointer == ("/teacher/architecture" if method == "kd" else "/teacher/checkpoint")
         assert text in fault["message"]
+
+
+async def test_registered_program_has_no_parts_to_choose_from(service: Service) -> None:
+    await teacher(service, "graph.onnx", ONNX)
+    service.inspector.requests.clear()
+    named = {"checkpoint": "model:graph.onnx", "part": "student", "averaged": True}
+    faults = await faults_of(service, kd(teacher=named))
+    assert {pointer: (one["code"], one["got"]) for pointer, one in faults.items()} == {
+        "/teacher/part": ("unused", "student"), "/teacher/averaged": ("unused", True),
+    }  # fmt: skip
+    assert not service.inspector.requests, "the registered program is not inspected again"
 
 
 async def test_uploaded_program_as_a_checkpoint_of_an_architecture_is_refused(service: Service) -> None:

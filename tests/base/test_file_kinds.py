@@ -55,7 +55,10 @@ STARTS = [
     (struct.pack(">IIII", 0x803, 4, 28, 28), "idx"),
     (bytes(128) + b"DICM", "DICOM"),
     (b"\x08\x05\x12\x2f\x0a\x0dimage", "Core ML"),
-    (b"\x08\x01\x12\xf3\xb2\x3d\x0a\x9e", "SavedModel"),
+    (b"\x08\x07\x12\xf0\x2e\x0a\x0dimage" + bytes(2000), "Core ML"),
+    (b"\x08\x05\x12\x2f\xa2\x06\x0cnotes", "Core ML"),
+    (b"\x08\x08\x12\x04RKNN\x3a\xff", "ONNX"),
+    (b"\x08\x01\x12\xf3\xb2\x3d\x0a\x9e" + bytes(2000), "SavedModel"),
     (b"\x82\xa6params\x83\xa5stage", "JAX"),
 ]
 

@@ -266,6 +266,25 @@ def test_prepare_a_larger_store_serves_the_teacher_too(pictures, tmp_path):
     assert prepared.data.test.sized[12].shape == (20, 1, 12, 12)
 
 
+def test_run_a_stopped_student_from_weights_with_larger_pictures_resumes_to_the_same_bits(
+    pictures, tmp_path, monkeypatch
+):
+    """Its teacher has a size of its own, too; the file of its weights is gone when it resumes."""
+    weights = write_teacher(tmp_path / "weights.safetensors", "convnet4", classes=5)
+    file = write_teacher(tmp_path / "teacher.safetensors", classes=2)
+    student = {"architecture": "convnet4", "checkpoint": f"file:{weights}", "freeze": ["layer1"], "head_lr": 2}
+    teacher = [{"checkpoint": f"file:{file}", "image_size": 12}]
+    spec = boxes(pictures, teacher=teacher, method="kd", student=student)
+    report, whole, out = finish(spec, tmp_path / "whole")
+    assert json.loads((out / "spec.json").read_text())["training"]["augmentation"]["store_size"] == 21
+    assert report["starts"]["/student"]["classifier"] == "fresh"
+    frozen = [name for name in whole if name.startswith("layer1.")]
+    assert frozen and same({name: whole[name] for name in frozen}, {name: load_file(weights)[name] for name in frozen})
+    checkpoint = stopped(spec, tmp_path / "stopped", 4, monkeypatch)
+    weights.unlink()
+    assert same(whole, finish(spec, tmp_path / "resumed", checkpoint)[1])
+
+
 def test_run_a_stopped_job_with_larger_pictures_resumes_to_the_same_bits(pictures, tmp_path, monkeypatch):
     spec = boxes(pictures, training={"epochs": 3})
     _, whole, _ = finish(spec, tmp_path / "whole")

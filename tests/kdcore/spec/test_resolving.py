@@ -177,6 +177,16 @@ def test_resolve_fine_tuning_changes_nothing_that_was_given():
     assert started(training={"optimizer": "adamw"}).training.optimizer == AdamW(lr=1e-4, weight_decay=1e-2)
 
 
+def test_resolve_fine_tuning_cuts_boxes_from_larger_pictures_as_any_training():
+    data = DATA.model_copy(update={"kind": "folders", "image_size": (128, 128), "own_side": 500})
+    boxes = {"augmentation": {"name": "random_resized_crop", "scale": (0.25, 1.0)}, "epochs": 20}
+    student = {"architecture": "resnet20", "checkpoint": "model:small"}
+    spec = parse(body(teacher=None, method="supervised", student=student, training=boxes))
+    training = resolve(spec, Known(dataset=data, starts={"/student": START})).training
+    assert (training.augmentation.store_size, training.optimizer.lr) == (256, 0.01)
+    assert training.schedule == Cosine(warmup_epochs=1)
+
+
 def test_resolve_fine_tuning_is_resolved_once():
     spec = started({"class_names": ["x", "y", "z"]})
     found = Known(dataset=DATA, starts={"/student": START})

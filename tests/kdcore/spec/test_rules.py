@@ -9,6 +9,7 @@ from kdcore.spec.rules import _RULES, scheme_kind
 from tests.kdcore.spec.specs import ONE, OTHER, PEERS, PROGRAM, body, rule_faults
 
 ALONE: dict[str, Any] = {"teacher": None, "method": "supervised"}
+STARTED: dict[str, Any] = {"architecture": "resnet20", "checkpoint": "blob:sha256:00"}
 BY_GRADIENT = {"name": "attention", "mapping": "gradient"}
 POOLED = {"source": "theirs"}
 UNSEEN = {"source": "theirs", "labels": "none"}
@@ -162,6 +163,11 @@ CASES = {
         {"teacher": [ONE, {"checkpoint": "weights:ResNet18_Weights.DEFAULT", "part": "student"}]},
         ("/teacher/1/part", "unused", "only a checkpoint's file may hold several networks"),
         {"teacher": [ONE, {"checkpoint": "blob:sha256:00", "part": "student", "averaged": False}]},
+    ),
+    "a part of a job's student to start from": (
+        {**ALONE, "student": {**STARTED, "checkpoint": "job:7", "averaged": False}},
+        ("/student/averaged", "unused", "only a checkpoint's file may hold several networks"),
+        {**ALONE, "student": {**STARTED, "averaged": False}},
     ),
     "the same teacher twice": (
         {"teacher": [ONE, ONE]},
