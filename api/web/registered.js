@@ -200,10 +200,10 @@ function sheet(entry, signal) {
 }
 
 /** Facts of a model that have a row of their own; all others that say something follow with their names. */
-const OF_MODEL = ["architecture", "format", "parameters", "bytes", "num_classes", "channels", "image_size", "mean", "std", "class_names", "digest"];
+const OF_MODEL = ["architecture", "format", "parameters", "bytes", "num_classes", "channels", "image_size", "mean", "std", "class_names", "digest", "loading"];
 
 function modelDetails({ facts }) {
-  const others = Object.entries(facts).filter(([name, value]) => !OF_MODEL.includes(name) && value !== null && value !== "" && !(Array.isArray(value) && !value.length));
+  const others = Object.entries(facts).filter(([name]) => !OF_MODEL.includes(name));
   const [height, width] = facts.image_size || [];
   return [
     section("What was found", rows([
@@ -215,12 +215,17 @@ function modelDetails({ facts }) {
       height && ["Learned from images of", `${width} × ${height} pixels`],
       ["Mean", facts.mean ? numbers(facts.mean) : "not known"],
       ["Standard deviation", facts.std ? numbers(facts.std) : "not known"],
-      ...others.map(([name, value]) => [name.replaceAll("_", " "), typeof value === "string" ? value : JSON.stringify(value)]),
+      ...named(others),
     ])),
+    facts.loading && section("How the weights were read", rows(named(Object.entries(facts.loading)))),
     facts.class_names && section("Class names", h("p", null, facts.class_names.slice(0, MOST_CLASSES).join(", ") + (facts.class_names.length > MOST_CLASSES ? ", …" : ""))),
   ];
 }
 
+/** Facts that say something, by their names. */
+const named = (entries) => entries
+  .filter(([, value]) => value && (typeof value !== "object" || Object.keys(value).length))
+  .map(([name, value]) => [name.replaceAll("_", " "), typeof value === "object" ? JSON.stringify(value) : String(value)]);
 const numbers = (values) => values.map((value) => String(Number(value.toPrecision(4)))).join(", ");
 const section = (title, ...content) => h("section", { class: "card found" }, h("h2", null, title), content);
 const rows = (pairs) => h("table", null, h("tbody", null, pairs.filter(Boolean).map(([name, value]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, value)))));
