@@ -4,8 +4,8 @@
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
     python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
-    python -m kdcore inspect model PATH --architecture NAME
-    python -m kdcore inspect program PATH
+    python -m kdcore inspect model PATH --architecture NAME [--progress]
+    python -m kdcore inspect program PATH [--progress]
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
@@ -15,7 +15,8 @@
 checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
 `images` writes the test images of a data set, to check a student outside of the engine. It,
 `evaluate` and `inspect` print one JSON object; with --progress, lines {"progress": {"done": images, "total": images}}
-come before it, one a second. --thumbnails writes a sheet of some images, and its places are beside the facts.
+come before it, one a second, and first one of 0 of 0 when the file is opened, after all imports. --thumbnails writes a
+sheet of some images, and its places are beside the facts.
 """
 
 import argparse
@@ -118,14 +119,17 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
         case "model":
             from kdcore import weights
 
+            _begin(of)
             return weights.inspect(of.path, of.architecture, of.channels)
         case "program":
             from kdcore import programs
 
+            _begin(of)
             return programs.inspect(of.path)
         case "dataset":
             from kdcore import data
 
+            _begin(of)
             sheet = data.Thumbnails() if of.thumbnails else None
             facts = data.inspect(of.path, _data_options(of), _Progress() if of.progress else None, sheet)
             if sheet is not None:
@@ -142,6 +146,16 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
             return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
 
 
+def _begin(of: argparse.Namespace) -> None:
+    """Say that the file is opened now: the imports before it take seconds on a busy machine."""
+    if of.progress:
+        _print_progress(0, 0)
+
+
+def _print_progress(done: int, total: int) -> None:
+    print(json.dumps({"progress": {"done": done, "total": total}}), flush=True)
+
+
 class _Progress:
     """Prints the progress of an inspection as a JSON object in a line of its own, at most once in PROGRESS_S."""
 
@@ -151,7 +165,7 @@ class _Progress:
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() - self._printed_at >= PROGRESS_S:
             self._printed_at = time.monotonic()
-            print(json.dumps({"progress": {"done": done, "total": total}}), flush=True)
+            _print_progress(done, total)
 
 
 def _data_options(arguments: argparse.Namespace) -> DataOptions:
@@ -252,11 +266,11 @@ def _parser() -> argparse.ArgumentParser:
     model, program, dataset = (kinds.add_parser(kind) for kind in ("model", "program", "dataset"))
     for kind in (model, program, dataset):
         kind.add_argument("path", type=Path)
+        kind.add_argument("--progress", action="store_true")
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
     dataset.add_argument("--image-size", type=int)
     dataset.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
-    dataset.add_argument("--progress", action="store_true")
     dataset.add_argument("--thumbnails", type=Path, metavar="FILE.png")
     architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
     for kind in (architecture, taps):

@@ -24,15 +24,15 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 STILL_INSPECTING = "The row is made, and its file is still being inspected: GET it until its `state` is another one."
 
 
-async def inspected(new: NewModel, digest: str, inspections: Inspections, _: OnProgress) -> Inspected:
+async def inspected(new: NewModel, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:
     """Return what is found in a checkpoint that is registered. Raises Refused, Unusable or WarningRefused."""
-    facts = await inspections.inspect(ModelFacts, digest, architecture=new.architecture)
+    facts = await inspections.inspect(ModelFacts, digest, on_progress=on_progress, architecture=new.architecture)
     facts = _as_stated(facts, new)
     warnings = accepted(model_warnings(facts), new.strict)
     return Inspected(facts.model_dump(mode="json"), warnings)
 
 
-KIND = Kind(registry.models, NewModel, inspected)
+KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
 
 
 @router.post(
