@@ -1,18 +1,25 @@
 """Real databases and brokers for every room: each test gets a migrated and empty database for itself."""
 
+import gc
 import os
+import resource
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from base import clock as base_clock
+from base.processes import after_imports
 from local import servers
 from store.database import Database, migrate
 from store.tables import metadata
 from tests.clock import SettableClock
+
+gc.disable()  # until all tests are collected: until then there is no garbage, and much to search for it
 
 HANG_UP_ON_ALL_OTHERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -87,20 +94,31 @@ def database(database_url: str) -> Iterator[Database]:
     database.dispose()
 
 
-LONG = ("proofs/", "tests/end_to_end/", "tests/local/", "tests/worker/", "tests/test_serve.py")
+LONG = (
+    "proofs/",
+    "tests/client/test_embedded_server.py",
+    "tests/end_to_end/",
+    "tests/local/",
+    "tests/worker/",
+    "tests/test_serve.py",
+)
 """Tests that start processes and wait for them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let every test process but the last begin with its share of the long tests, so that the run does not end with
     one process that still has them. pytest-xdist deals the list out in equal parts, then moves tests to idle processes.
+
+    A share has whole files: tests of two processes would not share the server, and its jobs, of a file's fixtures.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes == 1:
         return
+    shares: list[list[pytest.Item]] = [[] for _ in range(processes - 1)]
     long = [item for item in items if item.nodeid.startswith(LONG)]
+    for number, (_, file) in enumerate(groupby(long, key=lambda item: item.path)):
+        shares[number % len(shares)] += file
     short = [item for item in items if not item.nodeid.startswith(LONG)]
-    shares = [long[number :: processes - 1] for number in range(processes - 1)]
     size = -(-len(items) // processes)
     ordered: list[pytest.Item] = []
     for share in shares:
@@ -108,3 +126,53 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ordered += [*share, *short[:fill]]
         short = short[fill:]
     items[:] = [*ordered, *short]
+
+
+def pytest_collection_finish() -> None:
+    after_imports()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu", action="store_true", help="print the CPU seconds of each test file, most first")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--cpu"):
+        config.pluginmanager.register(CpuSeconds())
+
+
+def cpu_seconds() -> float:
+    """Of this process since its start, and of its child processes that have ended, with theirs."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+class CpuSeconds:
+    """CPU seconds of each test file. A session's fixture counts for the test that first asks for it, and a process for
+    the test in which it ends; imports and collection count for no test.
+    """
+
+    def __init__(self) -> None:
+        self.mark = cpu_seconds()
+        self.of_files: Counter[str] = Counter()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        now = cpu_seconds()
+        report.cpu_s, self.mark = now - self.mark, now
+        return report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        self.mark = cpu_seconds()
+        return (yield)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Also in the process that deals out the tests: pytest-xdist sends it the reports with all their attributes."""
+        self.of_files[report.nodeid.split("::")[0]] += report.cpu_s
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section(f"CPU seconds: {self.of_files.total():.0f} in tests")
+        for path, seconds in self.of_files.most_common(40):
+            terminalreporter.line(f"{seconds:7.1f} {path}")

@@ -4,6 +4,11 @@ Only this file imports both API and worker. Wake-up messages are the same Celery
 memory. Ctrl-C drains: trainings stop at a checkpoint, and continue when the server is started again.
 """
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # until `after_imports`
+
 import argparse
 import fcntl
 import json
@@ -24,7 +29,7 @@ from api.wakeup_sender import WakeUpSender
 from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
-from base.processes import log_to_stderr
+from base.processes import after_imports, log_to_stderr
 from base.wakeup import MEMORY
 from store.database import migrate
 from store.settings import Settings, described
@@ -141,6 +146,7 @@ def _print_ready(url: str) -> None:
 
 
 def main() -> int:
+    after_imports()
     parser = argparse.ArgumentParser(prog="python -m serve", description="API, page and worker in one process.")
     parser.add_argument("--host", help=f"default: {HOST}; any other needs DISTILLERY_ADMIN_KEY_HASH")
     parser.add_argument("--port", type=int, help=f"default: {PORT}; 0 takes a free one")

@@ -3,6 +3,11 @@
 It does not migrate the database: run `python -m store migrate` once, before servers and workers start.
 """
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # until `after_imports`
+
 import logging
 import sys
 import time
@@ -14,7 +19,7 @@ from alembic.script import ScriptDirectory
 from api.app import SERVER_OPTIONS, create_app
 from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
-from base.processes import log_to_stderr
+from base.processes import after_imports, log_to_stderr
 from base.wakeup import MEMORY
 from store.database import MIGRATIONS, Database
 from store.settings import settings_or_exit
@@ -26,6 +31,7 @@ log = logging.getLogger("distillery.api")
 
 
 def main() -> None:
+    after_imports()
     (settings,) = settings_or_exit("api")
     log_to_stderr()
     _refuse_an_old_schema(settings.database_url)

@@ -131,7 +131,8 @@ def _kinds(spec: JobSpec, consuming: Sequence[Worker]) -> list[DeviceKind]:
 def _is_small(spec: JobSpec, dataset: DatasetFacts, parameters: int) -> bool:
     """Return True if a probe is cheap beside a running training."""
     height, width = dataset.image_size
-    batch_bytes = spec.training.batch_size * dataset.channels * height * width
+    pixels = max(height * width, *((teacher.image_size or 0) ** 2 for teacher in spec.teachers), 0)
+    batch_bytes = spec.training.batch_size * dataset.channels * pixels
     return parameters <= LARGEST_PROBED_PARAMETERS and batch_bytes <= LARGEST_PROBED_BATCH_BYTES
 
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from anyio import to_thread
 from pydantic import BaseModel, Field, ValidationError
@@ -30,7 +30,7 @@ from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
 from base.processes import kill_group
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts
-from kdcore.catalog.facts import DATASET_READING, ProgramFacts
+from kdcore.catalog.facts import DATASET_READING, MODEL_READING, ProgramFacts, model_facts
 from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
 from store import registry
@@ -147,7 +147,7 @@ class Inspector:
                 if keep and output.thumbnails is not None:
                     await keep(sheet, output.thumbnails)
         try:
-            return kind.model_validate(output.facts)
+            return _typed(kind, output.facts)
         except ValidationError as error:
             log.error("an inspection printed other facts than expected: %s", error)
             raise Refused("internal", "the service cannot read the result of the inspection", final=False) from None
@@ -289,7 +289,7 @@ class Inspections:
         if stored is not None and "refused" in stored:
             raise Refused(**stored["refused"])
         if stored is not None and not (pictured and await self._lacks_thumbnails(key)):
-            return kind.model_validate(stored)
+            return _typed(kind, stored)
         sheet: dict[str, Any] = {}
 
         async def keep(path: Path, places: Thumbnails) -> None:
@@ -346,7 +346,10 @@ async def while_wanted(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitabl
 
 def _options_key(kind: type[BaseModel], options: dict[str, Any]) -> str:
     key = " ".join(str(value) for value in options.values() if value is not None)
-    return f"{key} reading={DATASET_READING}".strip() if kind is DatasetFacts else key
+    if kind not in OF_FILES:
+        return key
+    reading = DATASET_READING if kind is DatasetFacts else MODEL_READING
+    return f"{key} reading={reading}".strip()
 
 
 def _of_dataset(options: DataOptions) -> tuple[int | None, str | None]:
@@ -367,6 +370,13 @@ def _read_sheet(path: Path) -> bytes:
     if not content.startswith(_PNG) or len(content) > SHEET_BYTES:
         raise Refused("internal", "the service cannot read the thumbnails of the inspection", final=False)
     return content
+
+
+def _typed(kind: type[F], facts: Any) -> F:
+    """Return facts as their class; those of a model may be a program's. Raises ValidationError."""
+    if kind is ModelFacts:
+        return cast(F, model_facts(facts))
+    return kind.model_validate(facts)
 
 
 def _flags(options: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from api.inspections import NOT_UPLOADED, Inspections, Refused, while_wanted
 from base.errors import Fault
 from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
 from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, TapFacts, architecture, named_facts
-from kdcore.catalog.facts import ProgramFacts
+from kdcore.catalog.facts import ProgramFacts, model_facts
 from kdcore.spec import DataOptions, Dataset, JobSpec, Teacher
 from store import artifacts, jobs, registry
 from store.database import Database
@@ -184,7 +184,7 @@ class References:
             model = await self.ready(registry.models, name)
         except NotFound:
             raise _unknown("model", name, await self._names(registry.models)) from None
-        return Target(ModelFacts.model_validate(model.facts), f"{BLOB}{model.sha256}")
+        return Target(model_facts(model.facts), f"{BLOB}{model.sha256}")
 
     async def _names(self, kind: Registry[Any]) -> list[str]:
         """The newest registered names, among which a similar one is looked for."""
@@ -230,6 +230,7 @@ class References:
             mean=list(student.preprocessing.mean) if student.preprocessing else None,
             std=list(student.preprocessing.std) if student.preprocessing else None,
             class_names=data.class_names or None,
+            image_size=data.image_size,
         )
 
     async def _uploaded_model(self, reference: str, network: str | None) -> Target[ModelFacts]:

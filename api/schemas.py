@@ -30,7 +30,7 @@ from base.wire import (
     WarningView,
     WorkerView,
 )
-from kdcore.catalog import DatasetFacts, ModelFacts
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, Preprocessing, Scheduling
 from kdcore.spec.job import ClassNames
 from store.artifacts import Artifact
@@ -155,7 +155,7 @@ class ModelView(Schema):
     state: RegistrationState = Field(description=STATE)
     progress: InspectionProgress | None
     error: RefusalView | None = Field(description="Why it is refused.")
-    facts: ModelFacts | None = Field(description=FACTS)
+    facts: ProgramFacts | ModelFacts | None = Field(description=FACTS)
     warnings: list[WarningView]
     created_at: Time
 

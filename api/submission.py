@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from api.references import ReferenceFault, References, Target, as_colour
 from base.errors import Fault, WarningRefused
 from base.warning import WarningItem, refused_if_strict, warning_faults
-from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts
+from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import (
     DataOptions,
     Dataset,
@@ -40,6 +40,7 @@ from kdcore.spec import (
     resolve_evaluation,
     spec_warnings,
 )
+from kdcore.spec.fitting import teacher_size
 from store.records import Job
 
 T = TypeVar("T")
@@ -128,14 +129,17 @@ class Lookup:
 
     async def _networks(self, data: DatasetFacts) -> None:
         """Look up each network of the job once: timm's networks must be built for that."""
-        names = [(f"{at}/architecture", student.architecture) for at, student in each_student(self.fields)]
-        names += [(f"{at}/architecture", assistant.architecture) for at, assistant in each_assistant(self.fields)]
+        names = [
+            (f"{at}/architecture", one.architecture, data)
+            for at, one in (*each_student(self.fields), *each_assistant(self.fields))
+        ]
         for at, teacher in each_teacher(self.fields):
             if network := self._network_of(at, teacher):
-                names.append((f"{at}/architecture" if teacher.architecture else f"{at}/checkpoint", network))
-        for pointer, name in names:
+                pointer = f"{at}/architecture" if teacher.architecture else f"{at}/checkpoint"
+                names.append((pointer, network, self._shown_to(at, teacher, data)))
+        for pointer, name, shown in names:
             if name not in self.networks:
-                target = await self._find(self.references.network(name, data), pointer)
+                target = await self._find(self.references.network(name, shown), pointer)
                 if target is not None and target.facts is not None:
                     self.networks[name] = target.facts
 
@@ -146,18 +150,27 @@ class Lookup:
             return
         student = students[0][1].architecture
         teacher = self._network_of(*teachers[0]) if teachers else student
+        shown = self._shown_to(*teachers[0], data) if teachers else data
         for pointer, method in each_method(self.fields):
             for field_name, side, paths in method.named_places():
                 network = teacher if side == "teacher" else student
                 if network is not None and paths:
-                    await self._shapes(network, paths, data, f"{pointer}/{field_name}")
+                    seen = shown if side == "teacher" else data
+                    await self._shapes(network, paths, seen, f"{pointer}/{field_name}")
 
     def _network_of(self, pointer: str, teacher: Teacher) -> str | None:
         """Return the network of a teacher's taps; None for a program."""
         if teacher.program is not None:
             return None
         target = self.teachers.get(pointer)
+        if target and isinstance(target.facts, ProgramFacts):
+            return None
         return target.facts.architecture if target and target.facts else teacher.architecture
+
+    def _shown_to(self, pointer: str, teacher: Teacher, data: DatasetFacts) -> DatasetFacts:
+        """Return the data's facts with the size of the images that a teacher gets."""
+        size = teacher_size(self.fields, replace(self.known, dataset=data), pointer, teacher)
+        return data.model_copy(update={"image_size": size})
 
     async def _shapes(self, network: str, paths: tuple[str, ...], data: DatasetFacts, pointer: str) -> None:
         target = await self._find(self.references.taps(network, paths, data), pointer)
@@ -279,5 +292,6 @@ def _resolved_data(data: Target[DatasetFacts], facts: DatasetFacts, resized: boo
 
 
 def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:
-    name = "program" if teacher.program is not None else "checkpoint"
-    return teacher.model_copy(update={name: target.reference})
+    if isinstance(target.facts, ProgramFacts):
+        return teacher.model_copy(update={"checkpoint": None, "program": target.reference})
+    return teacher.model_copy(update={"checkpoint": target.reference})

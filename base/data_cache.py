@@ -2,6 +2,7 @@
 
 <key>/              decoded            <key>.lock, while it is decoded, or found and marked as used
 <key>.partial/      being decoded
+<key>-streamed/     labels and places of pictures that are decoded when they are needed, locked as <key>/
 downloads/<name>/   as published       downloads/<name>.lock; it is also in use while a lock `<name>-….lock` is held
 downloads/<name>.partial/
 """
@@ -9,6 +10,7 @@ downloads/<name>.partial/
 from pathlib import Path
 
 DOWNLOADS = "downloads"
+STREAMED = "-streamed"
 LOCK = ".lock"
 _PARTIAL = ".partial"
 

@@ -22,15 +22,17 @@ class FileKind(NamedTuple):
 
 _ARRAYS = "Load it and write the arrays: numpy.savez('data.npz', x_train=..., y_train=..., x_test=..., y_test=...)."
 _UNPACK = "Unpack it and send the folder as .zip or .tar."
-_EXPORT = "export the PyTorch network that it was made of: torch.export.save(...), a .pt2 program"
+_EXPORT = (
+    "bring its network as an ONNX model (.onnx; tf2onnx makes one of Keras, TensorFlow and TFLite), or as a .pt2 "
+    "program of torch.export.save(...)"
+)
 _TO_MODELS = "It is a model: register it as one (models add)."
 _TO_DATA = "it is data: register it as a data set (datasets add)"
 
-HDF5 = FileKind(
-    "an HDF5 file, as Keras and MATLAB 7.3 write them", _ARRAYS, f"a network of Keras has no way in; {_EXPORT}"
-)
+HDF5 = FileKind("an HDF5 file, as Keras and MATLAB 7.3 write them", _ARRAYS, _EXPORT)
 MATLAB = FileKind("a MATLAB file", _ARRAYS.replace("Load it", "Load it (scipy.io.loadmat)"), _TO_DATA)
-ONNX = FileKind("an ONNX model", _TO_MODELS, _EXPORT)
+_PROGRAM = "it holds its own network: give it as the program of a teacher, or register it without an architecture"
+ONNX = FileKind("an ONNX model", _TO_MODELS, _PROGRAM)
 TFLITE = FileKind("a TFLite model", _TO_MODELS, _EXPORT)
 TENSORFLOW = FileKind("a TensorFlow SavedModel", _TO_MODELS, _EXPORT)
 KERAS = FileKind("a Keras model", _TO_MODELS, _EXPORT)
@@ -42,9 +44,7 @@ TORCH = FileKind("a PyTorch checkpoint", _TO_MODELS)
 TORCHSCRIPT = FileKind(
     "a TorchScript program", _TO_MODELS, "give the state dict of its network, or export that: torch.export.save(...)"
 )
-TORCH_EXPORT = FileKind(
-    "a torch.export program", _TO_MODELS, "it is no state dict: give it as the program of a teacher"
-)
+TORCH_EXPORT = FileKind("a torch.export program", _TO_MODELS, _PROGRAM)
 PARQUET = FileKind("a Parquet table", "", _TO_DATA)
 IDX = FileKind("an idx file, as MNIST's are", "", _TO_DATA)
 NPY = FileKind(
@@ -113,8 +113,12 @@ _BY_SUFFIX: dict[str, FileKind] = {
     **{".npy": NPY, ".mat": MATLAB, ".onnx": ONNX, ".tflite": TFLITE, ".cls": WEBDATASET, ".zst": ZSTANDARD},
     **{".dcm": FileKind("an archive of DICOM pictures", "Write the pictures as PNG into class folders."), ".csv": CSV},
 }
-_ONNX_START = re.compile(rb"\x08[\x01-\x20](\x12[\x01-\x40][\x20-\x7e]{3}|[\x3a\x42])", re.DOTALL)
-"""Of the protocol buffer: ir_version, then the producer's name, the graph or the imported operators."""
+_NEWEST_ONNX = 32
+_ONNX_VERSION = 0x28
+_ONNX_NOTES = (0x12, 0x1A, 0x22, _ONNX_VERSION, 0x32)
+"""The first bytes of its notes: the producer's name and version, a domain, the model's version, a description."""
+_ONNX_ENDS = (0x3A, 0x42)
+"""Those of the graph, and of the sets of operators."""
 _PICKLE_START = re.compile(rb"\x80[\x02-\x05][\x95}\]c(KX\x8c\x8a]", re.DOTALL)
 
 
@@ -125,7 +129,7 @@ def kind_of(head: bytes) -> FileKind | None:
             return kind
     if is_idx(head):
         return IDX
-    if _ONNX_START.match(head):
+    if _is_onnx(head):
         return ONNX
     if _PICKLE_START.match(head):
         return PICKLE
@@ -146,6 +150,39 @@ def kind_of_members(names: Iterable[str]) -> FileKind | None:
 def is_idx(head: bytes) -> bool:
     """Return True for the start of an idx file: two zeros, the type of its numbers, the number of dimensions."""
     return len(head) >= 8 and head[:2] == b"\0\0" and head[2] in (8, 9, 11, 12, 13, 14) and 1 <= head[3] <= 4
+
+
+def _is_onnx(head: bytes) -> bool:
+    """Return True for the first fields of ONNX's protocol buffer: ir_version, notes, then the graph or its operators.
+
+    Each field has a byte for its number and type, then a number, or a length and as many bytes; a number is in groups
+    of seven bits, the lowest first, of which all but the last have the highest bit set.
+    """
+    if head[:1] != b"\x08" or not 1 <= int.from_bytes(head[1:2]) <= _NEWEST_ONNX:
+        return False
+    at = 2
+    while at < len(head):
+        field = head[at]
+        if field in _ONNX_ENDS:
+            return True
+        if field not in _ONNX_NOTES:
+            return False
+        number, at = _varint(head, at + 1)
+        at += number if field != _ONNX_VERSION else 0
+    # A note that is longer than the head; without any the bytes would say nothing.
+    return at > len(head) > 2
+
+
+def _varint(head: bytes, at: int) -> tuple[int, int]:
+    """Return the number that starts at this place, and the place behind it."""
+    number, shift = 0, 0
+    while at < len(head):
+        number |= (head[at] & 0x7F) << shift
+        shift += 7
+        at += 1
+        if head[at - 1] < 0x80:
+            break
+    return number, at
 
 
 def _kind_of_text(head: bytes) -> FileKind | None:

@@ -14,6 +14,7 @@ When = Literal["registration", "submit", "teacher_check", "training", "result"]
 
 CODES: dict[str, When] = {
     "normalization_guessed": "registration",
+    "outputs_are_probabilities": "registration",
     "test_split_carved": "registration",
     "files_left_out": "registration",
     "folders_merged": "registration",
@@ -39,6 +40,7 @@ CODES: dict[str, When] = {
     "teacher_saturated": "training",
     "batch_norm_not_converged": "training",
     "bits_not_repeatable": "training",
+    "decoded_again": "training",
     "checkpoint_not_saved": "training",
     "checkpoint_not_kept": "training",
     "checkpoint_skipped": "training",

@@ -152,8 +152,8 @@ def submit(
     teacher: Annotated[
         list[str] | None,
         typer.Option(
-            help="model:<name>, job:<id>, weights:<name>, or a local file: a checkpoint, or a .pt2 program of "
-            "torch.export. Repeat it for several teachers: their probabilities are averaged."
+            help="model:<name>, job:<id>, weights:<name>, or a local file: a checkpoint, or a program (.onnx, or "
+            ".pt2 of torch.export). Repeat it for several teachers: their probabilities are averaged."
         ),
     ] = None,
     teacher_architecture: Annotated[
@@ -426,8 +426,8 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
 @models_app.command("add")
 def add_model(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint.")],
-    architecture: Annotated[str | None, typer.Option(help="Needed if the file does not name it.")] = None,
+    file: Annotated[Path, typer.Argument(help="A PyTorch or safetensors checkpoint, or a program: .onnx or .pt2.")],
+    architecture: Annotated[str | None, typer.Option(help="Needed if a checkpoint does not name it.")] = None,
     name: FileName = None,
     mean: Annotated[
         str | None,

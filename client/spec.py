@@ -47,8 +47,8 @@ DEFAULT_NAMES = {"optimizer": "sgd", "schedule": "multistep"}
 DATA_SUFFIXES = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
 OF_LABELLED = ("limit", "limit_seed", "class_names")
 """Options of a data set that mean nothing for unlabelled images beside it."""
-PROGRAM_SUFFIX = ".pt2"
-"""A file of torch.export: a teacher that is a program, not a checkpoint."""
+PROGRAM_SUFFIXES = (".pt2", ".onnx")
+"""Files of torch.export and of ONNX: a teacher that is a program, not a checkpoint."""
 
 UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
@@ -228,7 +228,7 @@ def _set_source(teacher: Spec, text: str) -> None:
         text = FILE + text
     for kind in ("checkpoint", "program"):
         teacher.pop(kind, None)
-    teacher["program" if _is_local(text) and text.endswith(PROGRAM_SUFFIX) else "checkpoint"] = text
+    teacher["program" if _is_local(text) and text.lower().endswith(PROGRAM_SUFFIXES) else "checkpoint"] = text
 
 
 def set_data(spec: Spec, source: str, field: str = "dataset") -> None:

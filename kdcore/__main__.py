@@ -2,10 +2,11 @@
 
     python -m kdcore run SPEC.json --out DIR [--input REF=PATH]... [--resume CHECKPOINT] [--cache DIR] [--known FILE]
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
-    python -m kdcore evaluate STUDENT.safetensors --dataset digits [--input REF=PATH]... [--architecture NAME]
-    python -m kdcore images FILE.safetensors --dataset digits [--input REF=PATH]...
-    python -m kdcore inspect model PATH --architecture NAME [--progress]
-    python -m kdcore inspect program PATH [--progress]
+    python -m kdcore evaluate STUDENT.safetensors --dataset digits [--image-size N] [--options JSON]
+                              [--input REF=PATH]... [--architecture NAME]
+    python -m kdcore images FILE.safetensors --dataset digits [--image-size N] [--options JSON] [--input REF=PATH]...
+    python -m kdcore inspect model PATH [--architecture NAME] [--progress]  a checkpoint or a program, as its bytes say
+    python -m kdcore inspect program PATH [--progress]                      an ONNX model or a torch.export program only
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
@@ -20,6 +21,7 @@ sheet of some images, and its places are beside the facts.
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -29,11 +31,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from base.files import DISK_FULL
+from base.processes import importing
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
-from kdcore.spec import DataOptions, EvaluationSpec, JobSpec, parse, parse_evaluation
+from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
 from kdcore.spec.cost import ProbeRequest
 
 PROGRESS_S = 1.0
@@ -58,13 +63,16 @@ def _run(arguments: argparse.Namespace) -> int:
         lines.phase("validating")
         spec = _spec(arguments.spec)
         # Torch is imported only for a valid spec, so that an invalid one fails at once.
-        from kdcore import prepare, run
-        from kdcore.checkpoint import stop_on_sigterm
-        from kdcore.measure import evaluate
+        with importing():
+            from kdcore import prepare, run
+            from kdcore.checkpoint import stop_on_sigterm
+            from kdcore.measure import evaluate
 
         cache = arguments.cache or arguments.out / "cache"
         known = KnownBefore.read(arguments.known) if arguments.known else protocol.NOTHING_KNOWN
-        workspace = prepare.Workspace(arguments.out, dict(arguments.input), cache, lines, known)
+        workspace = prepare.Workspace(
+            arguments.out, dict(arguments.input), cache, lines, known, arguments.cache_max_bytes
+        )
         stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
         if isinstance(spec, EvaluationSpec):
@@ -83,23 +91,34 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _import_all() -> None:
     """Import what any job needs. This touches no device and starts no thread."""
-    from kdcore import run  # noqa: F401
+    with importing():
+        from kdcore import run  # noqa: F401
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from kdcore.measure.evaluate import evaluate_checkpoint
-    from kdcore.prepare import Workspace
+    with importing():
+        from kdcore.measure.evaluate import evaluate_checkpoint
 
-    workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
-    return _print(lambda: evaluate_checkpoint(arguments.path, arguments.architecture, arguments.dataset, workspace))
+    return _print(
+        lambda: evaluate_checkpoint(
+            arguments.path, arguments.architecture, _dataset(arguments), _workspace_of_files(arguments)
+        )
+    )
 
 
 def _images(arguments: argparse.Namespace) -> int:
-    from kdcore.measure.evaluate import write_test_images
+    with importing():
+        from kdcore.measure.evaluate import write_test_images
+
+    return _print(lambda: write_test_images(arguments.path, _dataset(arguments), _workspace_of_files(arguments)))
+
+
+def _workspace_of_files(arguments: argparse.Namespace) -> Any:
+    """Return the workspace of a verb that writes no folder of its own."""
     from kdcore.prepare import Workspace
 
-    workspace = Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr))
-    return _print(lambda: write_test_images(arguments.path, arguments.dataset, workspace))
+    room = arguments.cache_max_bytes
+    return Workspace(Path(), dict(arguments.input), arguments.cache, Lines(sys.stderr), cache_max_bytes=room)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -117,30 +136,40 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
     """Return the facts of a file or a network. Each kind imports only the modules that it needs."""
     match of.kind:
         case "model":
-            from kdcore import weights
+            with importing():
+                from kdcore import programs, weights
 
             _begin(of)
+            # A program needs no architecture; whether one was given all the same is for the caller to say.
+            if programs.is_program(of.path):
+                return programs.inspect(of.path)
             return weights.inspect(of.path, of.architecture, of.channels)
         case "program":
-            from kdcore import programs
+            with importing():
+                from kdcore import programs
 
             _begin(of)
             return programs.inspect(of.path)
         case "dataset":
-            from kdcore import data
+            with importing():
+                from kdcore import data
 
             _begin(of)
+            # The imported modules are garbage at no time; among many pictures, looking for some in them takes seconds.
+            gc.freeze()
             sheet = data.Thumbnails() if of.thumbnails else None
             facts = data.inspect(of.path, _data_options(of), _Progress() if of.progress else None, sheet)
             if sheet is not None:
                 places["thumbnails"] = sheet.write(of.thumbnails)
             return facts
         case "cost":
-            from kdcore.measure.probe import probe
+            with importing():
+                from kdcore.measure.probe import probe
 
             return probe(ProbeRequest.model_validate_json(of.request))
         case _:
-            from kdcore import models
+            with importing():
+                from kdcore import models
 
             network = of.name, of.classes, of.channels, _height_width(of)
             return models.inspect_taps(*network, of.paths) if of.kind == "taps" else models.inspect(*network)
@@ -168,10 +197,29 @@ class _Progress:
             _print_progress(done, total)
 
 
+def _add_data_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--image-size", type=int)
+    verb.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
+
+
 def _data_options(arguments: argparse.Namespace) -> DataOptions:
-    """Return how a data set is read: the size, and the other options as JSON."""
-    given = {"image_size": arguments.image_size, **json.loads(arguments.options)}
-    return DataOptions.model_validate(given)
+    """Return how a data set is read: the size, and the other options as JSON. Raises SpecInvalid."""
+    try:
+        given = json.loads(arguments.options)
+    except ValueError as error:
+        raise SpecInvalid(f"--options is no JSON: {error}", hint='write it as {"resize": "pad"}') from error
+    if not isinstance(given, dict):
+        raise SpecInvalid(f"--options is no JSON object: {arguments.options}", hint='write it as {"resize": "pad"}')
+    try:
+        return DataOptions.model_validate({"image_size": arguments.image_size, **given})
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        option = "/".join(map(str, detail["loc"]))
+        raise SpecInvalid(f"the data set's option {option}: {detail['msg']}, got {detail['input']!r}") from error
+
+
+def _dataset(arguments: argparse.Namespace) -> Dataset:
+    return Dataset.of(arguments.dataset, _data_options(arguments))
 
 
 def _height_width(arguments: argparse.Namespace) -> tuple[int, int]:
@@ -256,9 +304,13 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument("--dataset", required=True)
     for verb in (run, evaluate, images):
         verb.add_argument("--input", type=_input, action="append", default=[], metavar="REF=PATH")
+        verb.add_argument(
+            "--cache-max-bytes", type=int, metavar="N", help="larger data sets are decoded as they are needed"
+        )
     run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")
     for verb in (evaluate, images):
         verb.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
+        _add_data_options(verb)
 
     inspect = verbs.add_parser("inspect", help="print facts of a file or a network")
     inspect.set_defaults(verb=_inspect)
@@ -269,8 +321,7 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--progress", action="store_true")
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
-    dataset.add_argument("--image-size", type=int)
-    dataset.add_argument("--options", default="{}", metavar="JSON", help="the other options of a spec's dataset")
+    _add_data_options(dataset)
     dataset.add_argument("--thumbnails", type=Path, metavar="FILE.png")
     architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
     for kind in (architecture, taps):

@@ -55,6 +55,8 @@ class Progress:
     """`training.batch_norm` of the job that began: one job keeps to one kind of statistics."""
     reading: int = DATASET_READING
     """The rules by which the job that began read its data: before the second, no validation split was used."""
+    has_sizes: bool = True
+    """False if the job was begun by a version in which all networks got images of the data's size, cut from these."""
     warnings: Sequence[WarningItem] = ()
     """The warnings of the job up to here."""
     format: int = FORMAT
@@ -75,6 +77,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         "training": progress.training,
         "batch_norm": progress.batch_norm,
         "reading": progress.reading,
+        "has_sizes": progress.has_sizes,
         "warnings": [warning.as_dict() for warning in progress.warnings],
         "cost": progress.cost.state(),
     }
@@ -110,6 +113,7 @@ def load(path: Path, device: torch.device) -> Progress:
             state["training"],
             state.get("batch_norm", "running"),
             state.get("reading", 1),
+            state.get("has_sizes", False),
             [WarningItem(**warning) for warning in state.get("warnings", ())],
             number,
             # Before format 2 no cost was kept: only the seconds from here on are counted.

@@ -20,6 +20,7 @@ class Classifier(nn.Module):
 
     The network computes in bfloat16 if `bf16` is set. Its outputs are at least float32, so that losses need no casts.
     `order` says, for each class of the data, which of the network's outputs is its logit; None if they agree.
+    `image_size` is the side of its images; None for the data's own size.
     """
 
     network: nn.Module
@@ -35,10 +36,12 @@ class Classifier(nn.Module):
         taps: Sequence[str] = (),
         bf16: bool = False,
         order: Sequence[int] | None = None,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent in torch's stub
         self.bf16 = bf16
+        self.image_size = image_size
         self._taps = Taps(network, taps)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -112,7 +115,8 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> View:
-        view: View = self.classifier(batch.inputs, batch.labels if self.needs.input_gradient else None)
+        images = batch.at(self.classifier.image_size)
+        view: View = self.classifier(images, batch.labels if self.needs.input_gradient else None)
         taps = {path: tap.detach() for path, tap in view.taps.items()}
         layers = {path: self.classifier.network.get_submodule(path) for path in self.needs.teacher_layers}
         return View(view.logits.detach(), taps, view.input_gradient, layers)

@@ -40,6 +40,12 @@ class Batch:
     view_ids: Tensor | None = None
     """int64 N: the number of each sample's view. Equal rows and view ids are equal inputs, so a frozen
     teacher's outputs can be cached under both. None if views are not numbered."""
+    sized: Mapping[int, Tensor] = field(default_factory=dict)
+    """The same views as squares of other sides, for teachers with image sizes of their own."""
+
+    def at(self, side: int | None) -> Tensor:
+        """Return the views for a network with this image size: `inputs` for None, the data's own."""
+        return self.inputs if side is None else self.sized[side]
 
 
 @dataclass(frozen=True)

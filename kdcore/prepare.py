@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,31 @@ from base.files import Written
 from base.warning import WarningItem, refused_if_strict
 from kdcore import data, models, weights
 from kdcore import device as devices
-from kdcore.catalog import ArchitectureFacts
+from kdcore.catalog import ArchitectureFacts, DatasetFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
+from kdcore.data.decoding import Split
 from kdcore.data.images import Data, Images, TrainingSet
 from kdcore.lesson import Teacher
-from kdcore.programs import Program, open_program
+from kdcore.programs import Program, is_program, open_program
 from kdcore.protocol import NOTHING_KNOWN, KnownBefore, Lines
-from kdcore.spec import Dataset, JobSpec, Known, Trial, each_teacher, fit, preprocessing, resolve, spec_warnings, trials
+from kdcore.spec import (
+    GIVEN,
+    Dataset,
+    JobSpec,
+    Known,
+    RandomResizedCrop,
+    Training,
+    Trial,
+    each_teacher,
+    fit,
+    preprocessing,
+    resolve,
+    spec_warnings,
+    trials,
+)
 from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
-from kdcore.spec.fitting import class_order
+from kdcore.spec.fitting import class_order, size_shown, teacher_size
 from kdcore.weights import TeacherFile
 
 log = logging.getLogger("kdcore")
@@ -40,6 +55,8 @@ class Workspace:
     cache: Path
     lines: Lines
     known: KnownBefore = NOTHING_KNOWN
+    cache_max_bytes: int | None = None
+    """What the cache may hold; None: as much as its disk."""
     stop_requested: bool = False
     warnings: list[WarningItem] = field(init=False)
     """All warnings of the job so far; the report lists them."""
@@ -52,6 +69,15 @@ class Workspace:
         if warning not in self.warnings:
             self.warnings.append(warning)
             self.lines.warning(warning)
+
+    def room(self, pointer: str = "/dataset") -> data.Room:
+        """Return the room for the decoded data set at a place in the spec."""
+        return data.Room(self.cache_max_bytes, self._warn_once, pointer)
+
+    def _warn_once(self, warning: WarningItem) -> None:
+        """Warn, unless the job has a warning of this code and place: its figures are others on each host."""
+        if (warning.code, warning.pointer) not in {(one.code, one.pointer) for one in self.warnings}:
+            self.warn(warning)
 
     def source(self, reference: str) -> Path | None:
         """Return the file of a reference; None for a built-in name. Raises SpecInvalid if the file was not given."""
@@ -98,26 +124,48 @@ class PreparedJob:
         network = models.build(spec.architecture, facts.num_classes, facts.channels)
         return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.bf16).to(self.device)
 
+    def keep_to_one_size(self) -> None:
+        """Show every network the images of the data's own size, and cut boxes from these, as in versions without other
+        sizes."""
+        for member in self.teacher.members if self.teacher is not None else ():
+            member.image_size = None
+        teachers = tuple(teacher.model_copy(update={"image_size": None}) for teacher in self.spec.teachers)
+        if teachers:
+            teacher = teachers if isinstance(self.spec.teacher, tuple) else teachers[0]
+            self.spec = self.spec.model_copy(update={"teacher": teacher})
+        augmentation = self.spec.training.augmentation
+        if isinstance(augmentation, RandomResizedCrop):
+            recipe = self.spec.training.model_copy(
+                update={"augmentation": augmentation.model_copy(update={"store_size": None})}
+            )
+            self.spec = self.spec.model_copy(update={"training": recipe})
+        self.data = replace(self.data, train=self.data.train.at(None), test=self.data.test.at(None))
+        self.unlabelled = None if self.unlabelled is None else self.unlabelled.at(None)
+
     def training_set(self, trial: Trial) -> TrainingSet:
-        """Return the images that a trial learns from; the baseline never gets the unlabelled ones."""
-        labelled = TrainingSet.of(self.data.train, self.spec.training, self.data.val)
+        """Return the images that a trial learns from, with those of the teacher's size if it has the job's own teacher.
+        The baseline never gets the unlabelled ones."""
+        sides = self.data.train.sized if trial.taught_by == GIVEN else ()
+        train = self.data.train.for_training(sides)
+        labelled = TrainingSet.of(train, self.spec.training, self.data.val)
         if self.unlabelled is None or self.spec.unlabelled is None or trial.name == "alone":
             return labelled.to(self.device)
-        return labelled.with_unlabelled(self.unlabelled, self.spec.unlabelled).to(self.device)
+        unlabelled = self.unlabelled.for_training(sides)
+        return labelled.with_unlabelled(unlabelled, self.spec.unlabelled).to(self.device)
 
 
 def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
     """Read the data and the teachers, compare the spec with both, and fill in its defaults."""
     workspace.lines.phase("preparing")
-    loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache)
+    loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache, workspace.room())
     facts, unlabelled = loaded.facts, _unlabelled(spec, loaded, workspace)
     files = {pointer: _teacher_file(one, loaded, workspace) for pointer, one in each_teacher({"teacher": spec.teacher})}
     known = Known(
         dataset=facts,
         unlabelled=None if unlabelled is None else facts.model_copy(update={"train": len(unlabelled), "test": 0}),
         teachers={pointer: file.facts for pointer, file in files.items()},
-        inspected=_inspected(spec, loaded, files),
     )
+    known = replace(known, inspected=_inspected(spec, known))
     faults = fit({name: getattr(spec, name) for name in JobSpec.model_fields}, known)
     if any(fault.code == "teacher_mismatch" for fault in faults):
         raise TeacherMismatch(str(SpecFaults(faults)))
@@ -127,6 +175,7 @@ def prepare(spec: JobSpec, workspace: Workspace) -> PreparedJob:
         workspace.warn(warning)
     refuse_if_strict(spec, workspace)
     spec = resolve(spec, known)
+    loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
     device = devices.choose(spec.training)
     devices.make_exact(spec.training.seed)
     bf16 = devices.bf16(spec.training, device)
@@ -161,7 +210,8 @@ def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | N
     if spec.unlabelled is None:
         return None
     source = Dataset.of(spec.unlabelled.source, spec.dataset.for_unlabelled())
-    return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts)
+    room = workspace.room("/unlabelled")
+    return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts, room)
 
 
 def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program:
@@ -169,20 +219,66 @@ def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> Teac
     assert reference is not None, "rules refuse a teacher without a file"
     if reference.startswith("weights:"):
         return weights.published(reference.removeprefix("weights:"))
-    if spec.program is not None:
-        return open_program(workspace.file(reference), loaded.facts)
-    return weights.open_teacher(workspace.file(reference), spec.architecture, loaded.facts.channels)
+    path = workspace.file(reference)
+    if spec.program is not None or is_program(path):
+        return _program(path, spec, loaded.facts)
+    return weights.open_teacher(path, spec.architecture, loaded.facts.channels)
 
 
-def _inspected(spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program]) -> dict[str, ArchitectureFacts]:
+def _program(path: Path, spec: TeacherSpec, facts: DatasetFacts) -> Program:
+    """Open a program, and try it on images of the size that it will get."""
+    program = open_program(path)
+    shown = size_shown(spec.image_size, program.facts, facts)
+    if program.facts.image_size == shown and program.facts.channels == facts.channels:
+        return program
+    return open_program(path, facts.model_copy(update={"image_size": shown}))
+
+
+def own_side(teacher: TeacherSpec, facts: DatasetFacts) -> int | None:
+    """Return the side of a teacher's images; None if they have the data's own size."""
+    return None if (teacher.image_size, teacher.image_size) == facts.image_size else teacher.image_size
+
+
+def wide_side(training: Training, facts: DatasetFacts) -> int | None:
+    """Return the side of the pictures from which boxes are cut; None if they are cut from the images themselves."""
+    side = getattr(training.augmentation, "store_size", None)
+    return None if (side, side) == facts.image_size else side
+
+
+def _with_sizes(
+    spec: JobSpec, loaded: Data, unlabelled: Images | None, workspace: Workspace
+) -> tuple[Data, Images | None]:
+    """Return the images with those of the teachers' sizes, and those from which boxes are cut."""
+    sides = {side for teacher in spec.teachers if (side := own_side(teacher, loaded.facts)) is not None}
+    wide = wide_side(spec.training, loaded.facts)
+    if not sides and wide is None:
+        return loaded, unlabelled
+    enlarged, dataset = data.enlarges(spec.dataset), spec.dataset
+    source, cache = workspace.source(dataset.source), workspace.cache
+    splits: dict[Split, Images] = {"train": loaded.train, "test": loaded.test}
+    splits = data.with_sizes(splits, sorted(sides), wide, enlarged, dataset, source, cache, workspace.room())
+    loaded = replace(loaded, train=splits["train"], test=splits["test"])
+    if unlabelled is None or spec.unlabelled is None:
+        return loaded, unlabelled
+    pool = Dataset.of(spec.unlabelled.source, dataset.for_unlabelled())
+    source = workspace.source(pool.source)
+    more = data.with_sizes(
+        {"train": unlabelled}, sorted(sides), wide, enlarged, pool, source, cache, workspace.room("/unlabelled")
+    )
+    return loaded, more["train"]
+
+
+def _inspected(spec: JobSpec, known: Known) -> dict[str, ArchitectureFacts]:
     """Return the facts of timm's networks if a method has no taps yet. The networks must be built for that."""
-    if not any(method.places_are_open for method in spec.methods):
+    facts = known.dataset
+    if facts is None or not any(method.places_are_open for method in spec.methods):
         return {}
-    facts = loaded.facts
-    names = {student.architecture for student in spec.students} | {file.facts.architecture for file in files.values()}
+    sizes = {student.architecture: facts.image_size for student in spec.students}
+    for pointer, teacher in each_teacher({"teacher": spec.teacher}):
+        sizes.setdefault(known.teachers[pointer].architecture, teacher_size(vars(spec), known, pointer, teacher))
     return {
-        name: models.inspect(name, facts.num_classes, facts.channels, facts.image_size)
-        for name in sorted(names)
+        name: models.inspect(name, facts.num_classes, facts.channels, size)
+        for name, size in sorted(sizes.items())
         if name.startswith("timm/")
     }
 
@@ -214,11 +310,14 @@ def _baseline(spec: JobSpec, loaded: Data, workspace: Workspace, bf16: bool) -> 
 def _classifier(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile | Program, bf16: bool) -> Classifier:
     assert spec.preprocessing is not None, "resolve() gives every model its normalisation"
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
-    order = class_order(spec.class_names, loaded.facts) if isinstance(spec, TeacherSpec) else None
+    order, side = None, None
+    if isinstance(spec, TeacherSpec):
+        order = class_order(spec.class_names, loaded.facts)
+        side = own_side(spec, loaded.facts)
     if isinstance(file, Program):
         # A program's graph sets its precision itself.
-        return Classifier(file, mean, std, order=order)
+        return Classifier(file, mean, std, order=order, image_size=side)
     assert spec.architecture is not None, "resolve() names every teacher's architecture"
     network = models.build(spec.architecture, loaded.facts.num_classes, loaded.facts.channels)
     weights.load_into(network, file.state, f"the file of {spec.architecture}")
-    return Classifier(network, mean, std, bf16=bf16, order=order)
+    return Classifier(network, mean, std, bf16=bf16, order=order, image_size=side)

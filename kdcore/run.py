@@ -76,12 +76,14 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
 
 def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
-    """Keep to the batch-norm statistics, the held-out images and the warnings of the job that the checkpoint
-    continues."""
+    """Keep to the batch-norm statistics, the held-out images, the sizes of images and the warnings of the job that the
+    checkpoint continues."""
     for warning in progress.warnings:
         workspace.warn(warning)
     recipe = job.spec.training.model_copy(update={"batch_norm": progress.batch_norm})
     job.spec = job.spec.model_copy(update={"training": recipe})
+    if not progress.has_sizes:
+        job.keep_to_one_size()
     if progress.reading < DATASET_READING and _was_read_otherwise(job.data.facts):
         text = "the checkpoint is of an earlier version, which read this data set in another way: it continues on " + (
             ", ".join(f"{count} images of {name}" for name, count in job.data.facts.splits.items()) or "other labels"

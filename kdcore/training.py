@@ -179,6 +179,7 @@ class StageTraining:
         if self.objective is not None:
             self.objective.train()
         shuffled = rows[order(len(rows), self.recipe.seed, position.epoch).to(rows.device)]
+        self.training_set.images.expect(shuffled[position.step * size : self.steps_per_epoch * size])
         while position.step < self.steps_per_epoch:
             self._step(self._batch(shuffled[position.step * size :][:size]))
             position.step += 1

@@ -110,7 +110,8 @@ def list_evaluations(
     connection: Connection, project: str, model_sha256: str, query: PageQuery
 ) -> tuple[list[Job], str | None]:
     """Return a page of the evaluations of a model's bytes, under any name, newest first; see `list_jobs`."""
-    measured = jobs.c.resolved_spec["model"]["checkpoint"].as_string() == BLOB + model_sha256
+    model = jobs.c.resolved_spec["model"]
+    measured = or_(*(model[field].as_string() == BLOB + model_sha256 for field in ("checkpoint", "program")))
     return read_page(connection, jobs, Job, query, jobs.c.project == project, jobs.c.kind == "evaluation", measured)
 
 

@@ -4,10 +4,15 @@ SIGTERM or Ctrl-C drains it: trainings stop at a checkpoint, and their jobs are 
 It does not migrate the database: run `python -m store migrate` once.
 """
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # until `after_imports`
+
 import os
 import sys
 
-from base.processes import log_to_stderr, stop_signals
+from base.processes import after_imports, log_to_stderr, stop_signals
 from base.wakeup import MEMORY
 from store.settings import settings_or_exit
 from worker.context import Options
@@ -17,6 +22,7 @@ POLL_WITHOUT_BROKER_S = 0.5
 
 
 def main() -> int:
+    after_imports()
     # Celery logs every message at the level INFO.
     log_to_stderr("celery")
     settings, options = settings_or_exit("worker", Options)

@@ -143,6 +143,7 @@ class Attempt:
         warnings = [WarningItem(**warning) for warning in self.claim.job.warnings]
         KnownBefore(warnings, self._teacher_check()).write(known)
         arguments = [str(spec), "--out", str(out), "--cache", str(self.context.cache), "--known", str(known)]
+        arguments += ["--cache-max-bytes", str(self.context.settings.cache_max_bytes)]
         for digest in digests:
             arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
         if resume := self._newest_undamaged():

@@ -25,7 +25,7 @@ from api.schemas import NewEvaluation, Page, page
 from api.submission import examine_evaluation
 from base.references import BLOB
 from base.wire import JobView
-from kdcore.catalog import ModelFacts
+from kdcore.catalog.facts import model_facts
 from kdcore.spec import Dataset, EvaluationSpec, Teacher
 from store import jobs, registry
 from store.records import NewJob, PageQuery
@@ -63,14 +63,15 @@ async def submit(
         model = await references.ready(registry.models, name_or_id)
     except ReferenceFault as fault:
         raise NotReady(fault.message) from None
+    facts = model_facts(model.facts)
     asked = EvaluationSpec(
         name=sent.name,
-        model=Teacher(checkpoint=f"{BLOB}{model.sha256}", preprocessing=sent.preprocessing),
+        model=Teacher.model_validate({facts.field: f"{BLOB}{model.sha256}", "preprocessing": sent.preprocessing}),
         dataset=Dataset(source=sent.dataset, image_size=sent.image_size),
         strict=sent.strict,
         scheduling=sent.scheduling,
     )
-    examined = await examine_evaluation(asked, ModelFacts.model_validate(model.facts), references)
+    examined = await examine_evaluation(asked, facts, references)
     if examined.resolved is None:
         problem = WarningRefused if examined.is_refused_for_warnings else SpecInvalid
         raise problem(summary(examined.faults), examined.faults)

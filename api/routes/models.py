@@ -13,7 +13,7 @@ from api.registrations import Inspected, Kind
 from api.schemas import Json, ModelView, NewModel, Page, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
-from kdcore.catalog import ModelFacts, UnknownName, architecture
+from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
 from kdcore.spec import model_warnings
 from store import registry
 from store.records import PageQuery
@@ -25,8 +25,11 @@ STILL_INSPECTING = "The row is made, and its file is still being inspected: GET 
 
 
 async def inspected(new: NewModel, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:
-    """Return what is found in a checkpoint that is registered. Raises Refused, Unusable or WarningRefused."""
+    """Return what is found in a file that is registered. Raises Refused, Unusable or WarningRefused."""
     facts = await inspections.inspect(ModelFacts, digest, on_progress=on_progress, architecture=new.architecture)
+    if isinstance(facts, ProgramFacts) and new.architecture is not None:
+        text = f"the file is {facts.kind}, which holds its own network"
+        raise Unusable(text, [Fault("/architecture", text, "unused", "leave it out", new.architecture)])
     facts = _as_stated(facts, new)
     warnings = accepted(model_warnings(facts), new.strict)
     return Inspected(facts.model_dump(mode="json"), warnings)
@@ -47,7 +50,7 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
 async def register(
     new: NewModel, caller: Caller, inspections: InspectionsDep, registrations: RegistrationsDep
 ) -> Response:
-    """Register an uploaded checkpoint as a teacher.
+    """Register an uploaded checkpoint or program as a teacher. Its bytes say which of them it is.
 
     A separate process first reads its classes and images and checks that it fits the architecture. A file
     that cannot be used is not registered, and the answer has the reason.

@@ -69,6 +69,9 @@ class DatasetFacts(Facts):
     first frame is read), cut (resized by a crop that leaves out more than a tenth)."""
     pixels_cut: float = 0.0
     """The share of all pixels that the crop leaves out."""
+    own_side: int | None = None
+    """The side, in pixels of the file, of the square that is read of a picture: at least half of the pictures have as
+    much. None if images are not resized, or were inspected by an earlier version."""
     skipped: int = 0
     """Image files that could not be read and were left out, as `skip_unreadable` says."""
     skipped_names: list[str] = []
@@ -94,6 +97,11 @@ class DatasetFacts(Facts):
         return self.model_copy(update={"channels": 3, "grey": True, "mean": self.mean * 3, "std": self.std * 3})
 
 
+MODEL_READING = 2
+"""The number of the rules by which files are read as models: a part of the key of every stored inspection. Increase it
+when a file that was refused is read now, or when its facts are others."""
+
+
 class ModelFacts(Facts):
     """The facts of a checkpoint, from an inspection."""
 
@@ -112,19 +120,45 @@ class ModelFacts(Facts):
     """Height and width in pixels of the images that it learned from; None if the file does not say it."""
     digest: str | None = None
 
+    @property
+    def field(self) -> Literal["checkpoint", "program"]:
+        """The field of a spec's teacher that names the file."""
+        return "checkpoint"
+
+
+PROGRAM_FORMATS = {"pt2": "a torch.export program", "onnx": "an ONNX model"}
+
 
 class ProgramFacts(ModelFacts):
-    """The facts of a torch.export program, from an inspection. A program is its own architecture."""
+    """The facts of a program, a file that holds a network's graph, from an inspection. It is its own architecture."""
 
     architecture: str = "program"
-    format: Literal["pt2"] = "pt2"  # type: ignore[assignment]  # not a format of checkpoints
+    format: Literal["pt2", "onnx"] = "pt2"  # type: ignore[assignment]  # no formats of checkpoints
+    """pt2: of torch.export."""
     image_size: tuple[int | None, int | None]
     """Height and width in pixels; None if the program takes any."""
     batch: int | Literal["any"] = "any"
-    """The largest batch that it was exported for."""
+    """The largest batch that it was exported for. An ONNX model takes no other: it gets the images in such pieces."""
+    outputs: Literal["logits", "probabilities"] = "logits"
+    """What the file returns. The engine takes the logarithm of probabilities."""
+
+    @property
+    def field(self) -> Literal["checkpoint", "program"]:
+        return "program"
+
+    @property
+    def kind(self) -> str:
+        """What the file is, in words."""
+        return PROGRAM_FORMATS[self.format]
 
     def takes(self, image_size: tuple[int, int]) -> bool:
         return all(own in (None, requested) for own, requested in zip(self.image_size, image_size, strict=True))
+
+
+def model_facts(stored: Any) -> ModelFacts:
+    """Return the facts of a checkpoint or of a program, from their JSON. Raises ValidationError."""
+    is_program = isinstance(stored, dict) and stored.get("format") in PROGRAM_FORMATS
+    return (ProgramFacts if is_program else ModelFacts).model_validate(stored)
 
 
 class ArchitectureFacts(Facts):

@@ -7,7 +7,9 @@ without blanks at their ends.
 
 import gzip
 import io
+import os
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
 from base.errors import DatasetUnreadable
 
@@ -51,9 +53,31 @@ class Limits:
 LIMITS = Limits()
 
 
+class Place(NamedTuple):
+    """Where one file's bytes are, so that they can be read again without what is before them."""
+
+    start: int
+    packed: int
+    """Bytes from `start` on."""
+    size: int
+    """Bytes when unpacked."""
+    deflated: bool = False
+
+
+def read_at(descriptor: int, place: Place) -> bytes:
+    """Return the bytes at a place of an open file; others if the file has changed. Threads may share the descriptor."""
+    blob = os.pread(descriptor, place.packed, place.start)
+    if not place.deflated:
+        return blob
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(blob, place.size)
+    except zlib.error:
+        return b""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One file or folder in an archive. `read` works until the next entry is taken."""
+    """One file or folder in an archive. `read` and `place` work until the next entry is taken."""
 
     path: PurePosixPath
     is_folder: bool
@@ -62,6 +86,8 @@ class Entry:
     """The name before its Unicode form and blanks were made one."""
     size: int
     """Bytes, as the archive says."""
+    place: Callable[[], Place | None]
+    """Returns None if the bytes can be reached only by unpacking what is before them, or only by a library."""
 
 
 def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator[Entry]:
@@ -95,7 +121,7 @@ def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator
 
 def _zip(path: Path, limits: Limits, encoding: str | None) -> Iterator[Entry]:
     budget = _Budget(path, limits)
-    with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
         for info in archive.infolist():
             stored = _zipped_name(info, encoding)
             name = _safe(stored)
@@ -105,7 +131,8 @@ def _zip(path: Path, limits: Limits, encoding: str | None) -> Iterator[Entry]:
             budget.check(str(name), info.file_size)
             budget.spend(info.file_size)
             read = partial(_read_zipped, archive, info, name)
-            yield Entry(name, stored.endswith("/"), read, stored, info.file_size)
+            place = partial(place_zipped, raw.fileno(), info)
+            yield Entry(name, stored.endswith("/"), read, stored, info.file_size, place)
 
 
 _UTF8_FLAG = 0x800
@@ -141,6 +168,25 @@ def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: PurePosi
         raise DatasetUnreadable(f"{name} cannot be unpacked: {error}.") from error
 
 
+_LOCAL_HEADER = struct.Struct("<26xHH")
+_MOST_OVERHEAD = 1024
+"""Bytes by which a deflated file of a few bytes may be larger than the file."""
+
+
+def place_zipped(descriptor: int, info: zipfile.ZipInfo) -> Place | None:
+    """Return where a zip's member is: behind its local header, which ends with a name and an extra field."""
+    deflated = info.compress_type == zipfile.ZIP_DEFLATED
+    # The packed size is read in one piece, and it is only what the archive says.
+    most = info.file_size + (info.file_size >> 8) + _MOST_OVERHEAD if deflated else info.file_size
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.compress_size > most:
+        return None
+    header = os.pread(descriptor, _LOCAL_HEADER.size, info.header_offset)
+    if len(header) < _LOCAL_HEADER.size:
+        return None
+    start = info.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header))
+    return Place(start, info.compress_size, info.file_size, deflated)
+
+
 def _tar(path: Path, limits: Limits, encoding: str | None, packed: bool) -> Iterator[Entry]:
     budget = _Budget(path, limits)
     with (
@@ -155,7 +201,12 @@ def _tar(path: Path, limits: Limits, encoding: str | None, packed: bool) -> Iter
             if not (member.isreg() or member.isdir()):
                 raise _not_a_file(str(name))
             budget.check(str(name), member.size)
-            yield Entry(name, member.isdir(), partial(_read_tarred, archive, member, name), stored, member.size)
+            read = partial(_read_tarred, archive, member, name)
+            yield Entry(name, member.isdir(), read, stored, member.size, partial(_place_tarred, member, packed))
+
+
+def _place_tarred(member: tarfile.TarInfo, packed: bool) -> Place | None:
+    return None if packed or member.issparse() else Place(member.offset_data, member.size, member.size)
 
 
 def _tarred_name(member: tarfile.TarInfo, encoding: str | None) -> str:

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,8 +28,20 @@ from PIL import Image
 from base.errors import DatasetUnreadable
 from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
-from kdcore.data.archive import LIMITS
-from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.archive import LIMITS, Place, place_zipped
+from kdcore.data.decoding import (
+    Codec,
+    Encoded,
+    OnEncoded,
+    Piece,
+    Pixels,
+    Source,
+    Split,
+    Stream,
+    carve,
+    no_labels,
+    require_all_classes,
+)
 from kdcore.data.images import Labels
 from kdcore.data.layouts import shortened
 from kdcore.data.splits import by_role, held_out, split_role, split_roles
@@ -59,7 +72,9 @@ class _Images:
 
     name: str
     shape: tuple[int, ...]
-    fortran_order: bool
+    fortran_order: bool = False
+    start: int | None = None
+    """The byte of the file with the first pixel; None if the array is compressed."""
 
     @property
     def chw(self) -> tuple[int, int, int]:
@@ -120,6 +135,7 @@ def _open(path: Path, archive: zipfile.ZipFile, options: DataOptions) -> Source:
         labels=labels,
         test_carved="test" not in splits,
         pieces=lambda: _pieces(path, images, aside, options),
+        stream=_stream(path, images, aside, options),
         layout="arrays",
         splits={of.name: of.shape[0] for of in images.values()},
         left_out=_left_out(archive, stored, present - used),
@@ -129,7 +145,7 @@ def _open(path: Path, archive: zipfile.ZipFile, options: DataOptions) -> Source:
 
 def _unlabelled(path: Path, images: _Images, options: DataOptions) -> Source:
     channels, height, width = images.chw
-    none_aside = np.zeros(images.shape[0], dtype=np.bool_)
+    aside: dict[Split, npt.NDArray[np.bool_]] = {"train": np.zeros(images.shape[0], dtype=np.bool_)}
     return Source(
         kind="arrays",
         class_names=(),
@@ -138,7 +154,8 @@ def _unlabelled(path: Path, images: _Images, options: DataOptions) -> Source:
         width=options.image_size or width,
         labels=no_labels(images.shape[0]),
         test_carved=False,
-        pieces=lambda: _pieces(path, {"train": images}, {"train": none_aside}, options),
+        pieces=lambda: _pieces(path, {"train": images}, aside, options),
+        stream=_stream(path, {"train": images}, aside, options),
         layout="arrays",
         **cut((height, width), images.shape[0], options),
     )
@@ -147,7 +164,11 @@ def _unlabelled(path: Path, images: _Images, options: DataOptions) -> Source:
 def cut(size: tuple[int, int], count: int, options: DataOptions) -> dict[str, Any]:
     """Return what a crop leaves out of so many images of one height and width: fields of the source."""
     share = 1 - image_files.share_kept(*size, options)
-    return {"pictures": {"cut": count} if share > image_files.NOTICEABLE_CUT else {}, "pixels_cut": round(share, 4)}
+    return {
+        "pictures": {"cut": count} if share > image_files.NOTICEABLE_CUT else {},
+        "pixels_cut": round(share, 4),
+        "own_side": image_files.own_side([image_files.Header(*size, grey=True)], options),
+    }
 
 
 @contextmanager
@@ -273,7 +294,8 @@ def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
         raise DatasetUnreadable(
             f"{name} is cut short: its shape is {shape}, but it has {member.file_size - start} bytes."
         )
-    return _Images(name, shape, fortran_order)
+    place = place_zipped(archive.fp.fileno(), member) if archive.fp is not None else None
+    return _Images(name, shape, fortran_order, None if place is None or place.deflated else place.start + start)
 
 
 def _right_order(name: str, shape: tuple[int, ...]) -> str:
@@ -349,8 +371,30 @@ def _check_labels(name: str, labels: Labels, class_names: tuple[str, ...]) -> No
         )
 
 
-def _pieces(
+def _stream(
     path: Path, images: dict[Split, _Images], aside: dict[Split, npt.NDArray[np.bool_]], options: DataOptions
+) -> Stream | None:
+    """Return how single rows are read; None if an array is compressed or in Fortran's order, or if layouts differ."""
+    shapes = {of.shape[1:] for of in images.values()}
+    if len(shapes) > 1 or any(of.start is None or of.fortran_order for of in images.values()):
+        return None
+    channels = images["train"].chw[0]
+    return Stream(Codec(channels, array=shapes.pop()), partial(_pieces, path, images, aside, options))
+
+
+def row_pixels(blob: bytes, shape: tuple[int, ...], options: DataOptions) -> Pixels:
+    """Return one image, uint8 C × H × W, from its bytes in an array whose images have this shape."""
+    rows = np.frombuffer(blob, dtype=np.uint8).reshape(1, *shape)
+    pixels: Pixels = resized(_Images("", rows.shape).planes(rows), options)[0]
+    return pixels
+
+
+def _pieces(
+    path: Path,
+    images: dict[Split, _Images],
+    aside: dict[Split, npt.NDArray[np.bool_]],
+    options: DataOptions,
+    on_encoded: OnEncoded | None = None,
 ) -> Iterator[Piece]:
     for split, of in images.items():
         out = aside[split]
@@ -358,6 +402,11 @@ def _pieces(
         start = 0
         for chunk in _chunks(path, of):
             stop = start + len(chunk)
+            if on_encoded is not None and of.start is not None:
+                size = math.prod(of.shape[1:])
+                for at, row in enumerate(chunk, start):
+                    place = Place(of.start + at * size, size, size)
+                    on_encoded(Encoded("test" if out[at] else split, int(rows[at]), of.name, row.tobytes(), 0, place))
             pixels = resized(of.planes(chunk), options)
             yield Piece(split, rows[start:stop][~out[start:stop]], pixels[~out[start:stop]])
             if out[start:stop].any():

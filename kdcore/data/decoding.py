@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from base.errors import DatasetUnreadable
 from base.files import disk_full_as_storage_full, sync
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts, LeftOut
 from kdcore.data import counter_rng
+from kdcore.data.archive import Place
 from kdcore.data.images import Data, Images, Labels, set_aside
 from kdcore.spec import DataOptions
 
@@ -53,6 +55,43 @@ class Piece(NamedTuple):
     pixels: Pixels
 
 
+class Encoded(NamedTuple):
+    """A picture's file, its name, and the row of a split that it fills."""
+
+    split: Split
+    row: int
+    name: str
+    blob: bytes
+    pixels: int = 0
+    """Height times width, from its header."""
+    place: Place | None = None
+    """Where the file is in the data set's file, if it can be read from there."""
+
+
+OnEncoded = Callable[[Encoded], None]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How one picture's bytes become pixels, beside the data set's options. Plain data: it is kept in a file."""
+
+    channels: int
+    """1 or 3: those to which a picture's file is decoded."""
+    array: tuple[int, ...] | None = None
+    """The shape of an image in an array of bytes; None for the file of a picture."""
+    converted: int | None = None
+    """The channels that the decoded picture is brought to; None if they stay as they are."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a source's pictures can be decoded one by one, in any order, from the file itself."""
+
+    codec: Codec
+    pieces: Callable[[OnEncoded], Iterator[Piece]]
+    """As `Source.pieces`. Each picture is also given to the function, with its place in the file if it has one."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set that is not decoded yet. Without labels it has no class names and no test rows."""
@@ -65,12 +104,15 @@ class Source:
     labels: dict[Split, Labels]
     test_carved: bool
     pieces: Callable[[], Iterator[Piece]]
+    stream: Stream | None = None
+    """None if pictures can only be decoded one after the other."""
     layout: str = ""
     splits: Mapping[str, int] = field(default_factory=dict)
     left_out: Sequence[LeftOut] = ()
     merged: Sequence[str] = ()
     pictures: Mapping[str, int] = field(default_factory=dict)
     pixels_cut: float = 0.0
+    own_side: int | None = None
     skipped: Sequence[str] = ()
     """The names of image files that were left out."""
 
@@ -99,6 +141,7 @@ class Source:
             grey=sums.grey,
             pictures=dict(self.pictures),
             pixels_cut=self.pixels_cut,
+            own_side=self.own_side,
             skipped=len(self.skipped),
             skipped_names=list(self.skipped[:NAMED]),
         )
@@ -114,6 +157,11 @@ class Source:
 
     def shape(self, split: Split) -> tuple[int, int, int, int]:
         return len(self.labels[split]), self.channels, self.height, self.width
+
+    @property
+    def bytes(self) -> int:
+        """The size of all pixels when they are decoded."""
+        return sum(map(len, self.labels.values())) * self.channels * self.height * self.width
 
 
 class Sums:
@@ -182,12 +230,12 @@ def require_all_classes(labels: Labels, class_names: tuple[str, ...]) -> None:
         )
 
 
-def decoded(source: Source) -> Data:
+def decoded(source: Source, digest: str | None = None) -> Data:
     """Decode a small data set into memory, without the cache."""
     pixels = {split: np.empty(source.shape(split), dtype=np.uint8) for split in source.present}
     sums = decode(source, pixels)
     splits = {s: Images(torch.from_numpy(pixels[s]), torch.from_numpy(source.labels[s])) for s in source.present}
-    return Data(splits["train"], splits["test"], source.class_names, source.facts(sums, None), splits.get("val"))
+    return Data(splits["train"], splits["test"], source.class_names, source.facts(sums, digest), splits.get("val"))
 
 
 def cached(
@@ -195,15 +243,9 @@ def cached(
 ) -> Data:
     """Return the data set under `key`, decoded from `source` if it is not in the cache."""
     folder = cache / key
-    with disk_full_as_storage_full(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-        with alone(lock_of(folder)):
-            if not folder.exists():
-                _fill(folder, digest, source())
-            # Under the lock, because the trimming of the cache deletes entries by the time of their last use.
-            os.utime(folder)
-    facts = DatasetFacts.model_validate_json((folder / _FACTS).read_bytes())
-    splits = {split: _images(folder, split, resident_bytes) for split in SPLITS if _pixels(folder, split).exists()}
+    filled(folder, lambda unfinished: _decode_into(unfinished, digest, source()))
+    facts, labels = read_labels(folder)
+    splits = {split: _images(folder, split, of, resident_bytes) for split, of in labels.items()}
     return Data(splits["train"], splits["test"], tuple(facts.class_names), facts, splits.get("val"))
 
 
@@ -215,20 +257,44 @@ def alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _fill(folder: Path, digest: str | None, source: Source) -> None:
-    partial = partial_of(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    pixels = {split: _mapped(_pixels(partial, split), source.shape(split)) for split in source.present}
+def filled(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make an entry of the cache, unless it exists: `fill` writes into another folder, which is then renamed."""
+    cache = folder.parent
+    with disk_full_as_storage_full(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        with alone(lock_of(folder)):
+            if not folder.exists():
+                unfinished = partial_of(folder)
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                fill(unfinished)
+                for path in [*unfinished.iterdir(), unfinished]:
+                    sync(path)
+                unfinished.rename(folder)
+                sync(cache)
+            # Under the lock, because the trimming of the cache deletes entries by the time of their last use.
+            os.utime(folder)
+
+
+def _decode_into(folder: Path, digest: str | None, source: Source) -> None:
+    pixels = {split: _mapped(_pixels(folder, split), source.shape(split)) for split in source.present}
     sums = decode(source, pixels)
     for split in source.present:
         pixels[split].flush()
-        np.save(_labels(partial, split), source.labels[split])
-    (partial / _FACTS).write_text(source.facts(sums, digest).model_dump_json())
-    for path in [*partial.iterdir(), partial]:
-        sync(path)
-    partial.rename(folder)
-    sync(folder.parent)
+    write_labels(folder, source, source.facts(sums, digest))
+
+
+def write_labels(folder: Path, source: Source, facts: DatasetFacts) -> None:
+    """Write facts and labels into an entry of the cache."""
+    for split in source.present:
+        np.save(_labels(folder, split), source.labels[split])
+    (folder / _FACTS).write_text(facts.model_dump_json())
+
+
+def read_labels(folder: Path) -> tuple[DatasetFacts, dict[Split, Labels]]:
+    """Return the facts and labels of an entry of the cache."""
+    facts = DatasetFacts.model_validate_json((folder / _FACTS).read_bytes())
+    return facts, {split: np.load(_labels(folder, split)) for split in SPLITS if _labels(folder, split).exists()}
 
 
 def _mapped(path: Path, shape: tuple[int, int, int, int]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
@@ -304,24 +370,41 @@ def _limited(source: Source, options: DataOptions) -> Source:
         return source
     places = np.cumsum(kept) - 1
 
-    def pieces() -> Iterator[Piece]:
-        for split, rows, pixels in source.pieces():
+    def limited(pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for split, rows, pixels in pieces:
             if split != "train":
                 yield Piece(split, rows, pixels)
             elif (here := kept[rows]).any():
                 yield Piece(split, places[rows[here]], pixels[here])
 
-    return replace(source, labels={**source.labels, "train": source.labels["train"][kept]}, pieces=pieces)
+    def if_kept(on_encoded: OnEncoded, one: Encoded) -> None:
+        if one.split != "train":
+            on_encoded(one)
+        elif kept[one.row]:
+            on_encoded(one._replace(row=int(places[one.row])))
+
+    labels = {**source.labels, "train": source.labels["train"][kept]}
+    pieces, stream = source.pieces, source.stream
+    if stream is not None:
+        each = stream.pieces
+        stream = replace(stream, pieces=lambda on_encoded: limited(each(partial(if_kept, on_encoded))))
+    return replace(source, labels=labels, pieces=lambda: limited(pieces()), stream=stream)
 
 
 def _with_channels(source: Source, channels: int) -> Source:
-    convert = _as_grey if channels == 1 else _as_three
-    pieces = source.pieces
-    return replace(
-        source,
-        channels=channels,
-        pieces=lambda: (Piece(split, rows, convert(pixels)) for split, rows, pixels in pieces()),
-    )
+    def converted(pieces: Iterator[Piece]) -> Iterator[Piece]:
+        return (Piece(split, rows, with_channels(pixels, channels)) for split, rows, pixels in pieces)
+
+    pieces, stream = source.pieces, source.stream
+    if stream is not None:
+        codec, each = replace(stream.codec, converted=channels), stream.pieces
+        stream = Stream(codec, lambda on_encoded: converted(each(on_encoded)))
+    return replace(source, channels=channels, pieces=lambda: converted(pieces()), stream=stream)
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Return images n × C × H × W of 3 channels with 1, or the reverse."""
+    return _as_grey(pixels) if channels == 1 else _as_three(pixels)
 
 
 def _as_three(pixels: Pixels) -> Pixels:
@@ -356,11 +439,11 @@ def _with_class_names(source: Source, names: Sequence[str]) -> Source:
     return replace(source, class_names=tuple(names))
 
 
-def _images(folder: Path, split: Split, resident_bytes: int) -> Images:
+def _images(folder: Path, split: Split, labels: Labels, resident_bytes: int) -> Images:
     path = _pixels(folder, split)
     # Mapped copy-on-write: torch needs writable memory, and the cached file must not change.
     pixels = np.load(path, mmap_mode="c" if path.stat().st_size > resident_bytes else None)
-    return Images(torch.from_numpy(pixels), torch.from_numpy(np.load(_labels(folder, split))))
+    return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
 
 
 def _pixels(folder: Path, split: Split) -> Path:

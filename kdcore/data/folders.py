@@ -14,11 +14,23 @@ import numpy as np
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
-from kdcore.data.decoding import Piece, Source, Split, carve, drawn, no_labels, require_all_classes
+from kdcore.data.decoding import (
+    Codec,
+    Encoded,
+    OnEncoded,
+    Piece,
+    Source,
+    Split,
+    Stream,
+    carve,
+    drawn,
+    no_labels,
+    require_all_classes,
+)
 from kdcore.data.image_files import Header
 from kdcore.data.images import Labels
 from kdcore.data.layouts import READ, UNLABELLED, Classes, Member, read_layout
-from kdcore.data.reading_ahead import Encoded, attempt_ahead, decode_ahead
+from kdcore.data.reading_ahead import attempt_ahead, decode_ahead
 from kdcore.data.tables import MOST_BYTES, MOST_TABLES, SUFFIXES, Tables
 from kdcore.spec import DataOptions
 
@@ -58,7 +70,7 @@ def open_folders(path: Path, options: DataOptions | None = None, limits: Limits 
     kept = drawn(labels["train"], options)
     files["train"] = [file for file, keep in zip(files["train"], kept, strict=True) if keep]
     labels["train"] = labels["train"][kept]
-    headers = (file.header for of in files.values() for file in of if isinstance(file.header, Header))
+    headers = [file.header for of in files.values() for file in of if isinstance(file.header, Header)]
     pictures, pixels_cut = image_files.count(headers, options)
     places = {
         file.ordinal: (split, row, _pixels(file)) for split, rows in files.items() for row, file in enumerate(rows)
@@ -72,12 +84,14 @@ def open_folders(path: Path, options: DataOptions | None = None, limits: Limits 
         labels=labels,
         test_carved=test_carved,
         pieces=lambda: _pieces(archive, places, channels, options),
+        stream=Stream(Codec(channels), partial(_pieces, archive, places, channels, options)),
         layout=layout.form,
         splits=layout.splits,
         left_out=layout.left_out,
         merged=merged,
         pictures=pictures,
         pixels_cut=pixels_cut,
+        own_side=image_files.own_side(headers, options),
         skipped=skipped,
     )
 
@@ -213,19 +227,26 @@ def _pixels(file: Member) -> int:
 
 
 def _pieces(
-    archive: _Archive, places: Mapping[int, tuple[Split, int, int]], channels: int, options: DataOptions
+    archive: _Archive,
+    places: Mapping[int, tuple[Split, int, int]],
+    channels: int,
+    options: DataOptions,
+    on_encoded: OnEncoded | None = None,
 ) -> Iterator[Piece]:
     """Decode in the archive's order, on all free cores."""
     return decode_ahead(
-        _encoded(archive, places), lambda one: image_files.decode(one.blob, one.name, channels, options)
+        _encoded(archive, places, on_encoded), lambda one: image_files.decode(one.blob, one.name, channels, options)
     )
 
 
-def _encoded(archive: _Archive, places: Mapping[int, tuple[Split, int, int]]) -> Iterator[Encoded]:
+def _encoded(
+    archive: _Archive, places: Mapping[int, tuple[Split, int, int]], on_encoded: OnEncoded | None = None
+) -> Iterator[Encoded]:
     """Yield the files that have a split, a row and a number of pixels, by their position in the archive."""
-    return (
-        Encoded(split, row, str(entry.path), entry.read(), pixels)
-        for ordinal, entry in enumerate(archive())
-        if ordinal in places
-        for split, row, pixels in [places[ordinal]]
-    )
+    for ordinal, entry in enumerate(archive()):
+        if ordinal in places:
+            split, row, pixels = places[ordinal]
+            one = Encoded(split, row, str(entry.path), entry.read(), pixels)
+            if on_encoded is not None:
+                on_encoded(one._replace(place=entry.place()))
+            yield one

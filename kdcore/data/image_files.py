@@ -143,6 +143,17 @@ def share_kept(height: int, width: int, options: DataOptions) -> float:
     return side * side / (height * width)
 
 
+def own_side(headers: Iterable[Header], options: DataOptions) -> int | None:
+    """Return `own_side` of a data set's facts."""
+    size = options.image_size
+    if size is None:
+        return None
+    # What is read of a picture becomes a square of `size`; a crop leaves out more if the picture is resized to more.
+    side_of = max if options.resize == "pad" else min
+    sides = sorted(side_of(one.height, one.width) * size // (options.resize_to or size) for one in headers)
+    return sides[(len(sides) - 1) // 2] if sides else None
+
+
 def count(headers: Iterable[Header], options: DataOptions) -> tuple[dict[str, int], float]:
     """Return `pictures` and `pixels_cut` of a data set's facts."""
     counts: Counter[str] = Counter()

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,19 +14,21 @@ from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.builtin import open_digits, open_named
-from kdcore.data.decoding import OnProgress, Source, cached, decode, decoded, with_options
+from kdcore.data.decoding import OnProgress, Source, Split, decode, decoded, with_options
 from kdcore.data.forms import open_file
-from kdcore.data.images import Data, Images
+from kdcore.data.images import Data, Images, Resized, Store
+from kdcore.data.streaming import Room, kept
 from kdcore.data.thumbnails import Thumbnails
 from kdcore.spec import DataOptions, Dataset
 
 
-def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
-    """Return the data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`.
+def load(dataset: Dataset, path: Path | None, cache: Path, room: Room | None = None) -> Data:
+    """Return the data set that a spec names: a built-in one, or the file at `path`. Decoded once into `cache`, if there
+    is room.
 
     Raises DatasetUnreadable if it has no labels: a student could not be measured on it.
     """
-    loaded = _load(dataset, path, cache)
+    loaded = _load(dataset, path, cache, room or Room())
     if not loaded.facts.labelled:
         raise DatasetUnreadable(
             f"{dataset.source} holds images without labels; a student is measured on labelled ones.",
@@ -34,10 +38,12 @@ def load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
     return loaded
 
 
-def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: DatasetFacts) -> Images:
+def load_unlabelled(
+    dataset: Dataset, path: Path | None, cache: Path, like: DatasetFacts, room: Room | None = None
+) -> Images:
     """Return images to distil onto, each labelled -1: those of a file without labels, or any training split with
     its labels dropped. Raises DatasetUnreadable if they differ from `like` in channels or size."""
-    loaded = _load(dataset, path, cache)
+    loaded = _load(dataset, path, cache, room or Room())
     if loaded.facts.channels != like.channels:
         raise DatasetUnreadable(
             f"The images of {dataset.source} have {loaded.facts.channels} channels, those of the data set "
@@ -55,6 +61,52 @@ def load_unlabelled(dataset: Dataset, path: Path | None, cache: Path, like: Data
     return Images(loaded.train.pixels, torch.full_like(loaded.train.labels, -1))
 
 
+def enlarges(dataset: Dataset) -> bool:
+    """Return True if the pictures are stored at their own size: what is larger is then made of it in reading."""
+    named = DATASETS.get(dataset.source)
+    return dataset.image_size is None and not (named is not None and named.resizable)
+
+
+def with_sizes(
+    splits: Mapping[Split, Images],
+    sides: Iterable[int],
+    wide: int | None,
+    enlarged: bool,
+    dataset: Dataset,
+    path: Path | None,
+    cache: Path,
+    room: Room | None = None,
+) -> dict[Split, Images]:
+    """Return splits that `load` has returned, with their pictures as squares of these sides, too; and the training
+    split with a store for boxes, of the side `wide`.
+
+    The pictures of a side are decoded from the files, and cached, as if it were `dataset.image_size`. If pictures are
+    `enlarged`, larger ones are made in reading instead: all of their pixels are stored already.
+    """
+    room = room or Room()
+    sized: dict[Split, dict[int, Store]] = {split: {} for split in splits}
+    for side in sides:
+        if enlarged and all(side > images.pixels.shape[2] for images in splits.values()):
+            other: dict[Split, Store] = {split: Resized(images.pixels, side) for split, images in splits.items()}
+        else:
+            read = _load(_at_side(dataset, side), path, cache, room)
+            other = {"train": read.train.pixels, "test": read.test.pixels}
+        for split in splits:
+            sized[split][side] = other[split]
+    found = {split: replace(images, sized=sized[split]) for split, images in splits.items()}
+    if wide is not None:
+        found["train"] = replace(found["train"], wide=_load(_at_side(dataset, wide), path, cache, room).train.pixels)
+    return found
+
+
+def _at_side(dataset: Dataset, side: int) -> Dataset:
+    """Return the data set read at another size, so that the same part of each picture is seen."""
+    resize_to = dataset.resize_to
+    if resize_to is not None and dataset.image_size is not None:
+        resize_to = max(side, round(resize_to * side / dataset.image_size))
+    return dataset.model_copy(update={"image_size": side, "resize_to": resize_to})
+
+
 def inspect(
     path: Path,
     options: DataOptions | None = None,
@@ -69,17 +121,22 @@ def inspect(
     return source.facts(decode(source, on_progress=on_progress), f"sha256:{sha256_of(path)}")
 
 
-def _load(dataset: Dataset, path: Path | None, cache: Path) -> Data:
+def _load(dataset: Dataset, path: Path | None, cache: Path, room: Room) -> Data:
     name, options = dataset.source, dataset.options
     if path is not None:
         digest = name.removeprefix("blob:") if name.startswith("blob:") else f"sha256:{sha256_of(path)}"
-        return cached(_key(digest.removeprefix("sha256:"), options), digest, cache, lambda: _open(path, options))
+        key = _key(digest.removeprefix("sha256:"), options)
+        return kept(key, digest, cache, lambda: _open(path, options), room, path, options)
     if name not in DATASETS:
         raise DatasetUnreadable(f"There is no built-in data set {name!r}.", "Built in are " + ", ".join(DATASETS) + ".")
     if DATASETS[name].source == "bundled":
         return decoded(with_options(open_digits(options), options))
-    return cached(
-        _key(name, options), None, cache, lambda: with_options(open_named(name, options, cache / DOWNLOADS), options)
+    return kept(
+        _key(name, options),
+        None,
+        cache,
+        lambda: with_options(open_named(name, options, cache / DOWNLOADS), options),
+        room,
     )
 
 

@@ -13,6 +13,7 @@ of the batch, not on their order. The authors' code draws a permutation that may
 Shapes: N batch, C channels, H × W places, K classes.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -24,24 +25,35 @@ from kdcore.data import counter_rng
 QUANTILES = 4096
 
 
-def mixup(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Blend each image with its partner's; float32 in 0..255, and soft labels."""
+def mixup(
+    views: Sequence[Tensor], labels_NK: Tensor, states_N: Tensor, quantiles: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Blend each image with its partner's; float32 in 0..255, and soft labels. `views`: the images at each size."""
     partner_N, common = partners(states_N)
     share = quantiles[counter_rng.below(counter_rng.draws(common, 1)[0], QUANTILES)]
-    pixels = pixels.float()
-    return _blend(pixels, pixels[partner_N], share), _blend(labels_NK, labels_NK[partner_N], share)
+    mixed = [_blend(pixels, pixels[partner_N], share) for pixels in map(Tensor.float, views)]
+    return mixed, _blend(labels_NK, labels_NK[partner_N], share)
 
 
-def cutmix(pixels: Tensor, labels_NK: Tensor, states_N: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Cover one box, the same in the whole batch, with the partner's pixels; float32 in 0..255, and soft labels."""
+def cutmix(
+    views: Sequence[Tensor], labels_NK: Tensor, states_N: Tensor, quantiles: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Cover one box, the same in the whole batch, with the partner's pixels; float32 in 0..255, and soft labels.
+
+    `views`: the same images at each size. The first one's box defines the labels; the others' are it to the pixel.
+    """
     partner_N, common = partners(states_N)
-    height, width = pixels.shape[2:]
+    height, width = views[0].shape[2:]
     which, middle_row, middle_column = counter_rng.draws(common, 3)
     side = (1 - quantiles[counter_rng.below(which, QUANTILES)]).sqrt()
     rows, columns = _span(middle_row, side, height), _span(middle_column, side, width)
-    inside_HW = rows[:, None] & columns
+    inside_HW = _inside(rows, height, height)[:, None] & _inside(columns, width, width)
     share = 1 - inside_HW.double().mean()
-    mixed = torch.where(inside_HW, pixels[partner_N], pixels).float()
+    mixed = []
+    for pixels in views:
+        tall, wide = pixels.shape[2:]
+        covered_HW = _inside(rows, height, tall)[:, None] & _inside(columns, width, wide)
+        mixed.append(torch.where(covered_HW, pixels[partner_N], pixels).float())
     return mixed, _blend(labels_NK, labels_NK[partner_N], share)
 
 
@@ -69,12 +81,19 @@ def beta_quantiles(alpha: float) -> Tensor:
     return torch.from_numpy(np.concatenate([lower, 1 - lower[::-1]]))
 
 
-def _span(bits: Tensor, side: Tensor, size: int) -> Tensor:
-    """Return True for the places of one dimension that a box covers: length `side` of 1, with a random middle."""
+def _span(bits: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the first place that a box covers in one dimension, and the first after it: length `side` of 1, with a
+    random middle. They may be outside of the image."""
     length = (size * side).long()
     first = counter_rng.below(bits, size) - length // 2
-    place = torch.arange(size, device=bits.device)
-    return (place >= first) & (place < first + length)
+    return first, first + length
+
+
+def _inside(span: tuple[Tensor, Tensor], of: int, size: int) -> Tensor:
+    """Return True for the places of one dimension that a span covers, which is given in places of another size."""
+    first, end = ((2 * place * size + of) // (2 * of) for place in span)
+    place = torch.arange(size, device=first.device)
+    return (place >= first) & (place < end)
 
 
 def _blend(own: Tensor, other: Tensor, share: Tensor) -> Tensor:

@@ -23,12 +23,23 @@ from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
 from kdcore.data.archive import LIMITS, Entry, Limits, entries
 from kdcore.data.arrays import numbered
-from kdcore.data.decoding import Piece, Source, Split, carve, no_labels, require_all_classes
+from kdcore.data.decoding import (
+    Codec,
+    Encoded,
+    OnEncoded,
+    Piece,
+    Source,
+    Split,
+    Stream,
+    carve,
+    no_labels,
+    require_all_classes,
+)
 from kdcore.data.folders import shape_of
 from kdcore.data.image_files import Header
 from kdcore.data.images import Labels
 from kdcore.data.layouts import shortened
-from kdcore.data.reading_ahead import Encoded, attempt_ahead, decode_ahead
+from kdcore.data.reading_ahead import attempt_ahead, decode_ahead
 from kdcore.data.splits import Role, held_out, split_role
 from kdcore.spec import DataOptions
 
@@ -104,7 +115,7 @@ def open_parquet(
         aside["train"] = carve(splits["train"])
         splits = {"train": splits["train"][~aside["train"]], "test": splits["train"][aside["train"]]}
 
-    def encoded() -> Iterator[Encoded]:
+    def encoded(on_encoded: OnEncoded | None) -> Iterator[Encoded]:
         rows_of = {split: np.where(out, np.cumsum(out), np.cumsum(~out)) - 1 for split, out in aside.items()}
         for file, _, rows in tables():
             split, number = places[file]
@@ -112,11 +123,14 @@ def open_parquet(
                 if at not in skipped:
                     out = bool(aside[split][number])
                     place = int(rows_of[split][number])
-                    yield Encoded("test" if out else split, place, row.name, row.image, pixels[at])
+                    one = Encoded("test" if out else split, place, row.name, row.image, pixels[at])
+                    if on_encoded is not None:
+                        on_encoded(one)
+                    yield one
                     number += 1
 
-    def pieces() -> Iterator[Piece]:
-        return decode_ahead(encoded(), lambda one: image_files.decode(one.blob, one.name, channels, options))
+    def pieces(on_encoded: OnEncoded | None = None) -> Iterator[Piece]:
+        return decode_ahead(encoded(on_encoded), lambda one: image_files.decode(one.blob, one.name, channels, options))
 
     pictures, pixels_cut = image_files.count(good, options)
     return Source(
@@ -128,11 +142,13 @@ def open_parquet(
         labels=splits,
         test_carved=bool(aside["train"].any()),
         pieces=pieces,
+        stream=Stream(Codec(channels), pieces),
         layout="parquet",
         splits={file: len(given[file]) for file in sorted(given)} if archive else {},
         left_out=left_out,
         pictures=pictures,
         pixels_cut=pixels_cut,
+        own_side=image_files.own_side(good, options),
         skipped=list(skipped.values()),
     )
 

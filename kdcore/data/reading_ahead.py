@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from base.errors import DatasetUnreadable
-from kdcore.data.decoding import Piece, Pixels, Split
+from kdcore.data.decoding import Encoded, Piece, Pixels, Split
 from kdcore.data.image_files import unreadable
 
 _CHUNK = 256
@@ -20,22 +20,11 @@ _BATCH = 16
 _BATCH_BYTES = 256 << 10
 _AHEAD_BYTES = 64 << 20
 """The most bytes of files that wait for a core, but for one batch."""
-_PIXELS_AT_ONCE = 100_000_000
+PIXELS_AT_ONCE = 100_000_000
 """A picture of 250 bytes may unpack to 80,000,000 pixels, of up to ten bytes while it is converted and resized."""
 _MOST_CORES = 16
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Encoded(NamedTuple):
-    """A picture's file, its name, and the row of a split that it fills."""
-
-    split: Split
-    row: int
-    name: str
-    blob: bytes
-    pixels: int = 0
-    """Height times width, from its header."""
 
 
 class Budget:
@@ -66,8 +55,11 @@ def free_cores() -> int:
     return min(cores, _MOST_CORES)
 
 
-def ahead(items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) -> Iterator[R]:
-    """Yield the result of each item, in order. Items are read while others are worked on, up to a number of bytes.
+def ahead(
+    items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int], batches: int | None = None
+) -> Generator[R, None, None]:
+    """Yield the result of each item, in order. Items are read while others are worked on, up to a number of bytes and
+    of batches (two for each core).
 
     Threads are enough: Pillow and numpy release Python's lock while they decode and copy. The first error is raised at
     its item.
@@ -77,6 +69,7 @@ def ahead(items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) 
         return [work(item) for item in batch]
 
     cores = free_cores()
+    most = 2 * cores if batches is None else batches
     waiting: deque[tuple[int, Future[list[R]]]] = deque()
     held = 0
     with ThreadPoolExecutor(cores) as pool:
@@ -84,7 +77,7 @@ def ahead(items: Iterable[T], work: Callable[[T], R], size: Callable[[T], int]) 
             for batch, bytes_of in _batches(items, size):
                 waiting.append((bytes_of, pool.submit(all_of, batch)))
                 held += bytes_of
-                while len(waiting) > 2 * cores or (waiting and held > _AHEAD_BYTES):
+                while len(waiting) > most or (waiting and held > _AHEAD_BYTES):
                     done, result = waiting.popleft()
                     held -= done
                     yield from result.result()
@@ -119,7 +112,7 @@ class Attempt(NamedTuple, Generic[R]):
 
 def attempt_ahead(files: Iterable[Encoded], work: Callable[[Encoded], R]) -> Iterator[Attempt[R]]:
     """Yield the result for each picture, in the order in which they come: as many at once as their pixels allow."""
-    budget = Budget(_PIXELS_AT_ONCE)
+    budget = Budget(PIXELS_AT_ONCE)
 
     def attempt(one: Encoded) -> Attempt[R]:
         with budget.of(one.pixels):

@@ -5,10 +5,15 @@ A view does not depend on the device nor, unless images are mixed, on the batch 
 outputs can be cached by row and view id. Padding is black before normalisation, as in the usual RandomCrop →
 ToTensor → Normalize.
 
+A teacher may have an image size of its own. What is drawn for a view (place, box, mirroring, partner) is drawn once, in
+pixels of the data's own size, and cut from the picture as it is stored at each size. Boxes are cut from a larger store
+if there is one, so that a small box has the pixels of the picture itself.
+
 Shapes: N batch, C channels, H height, W width, K classes.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,12 +21,15 @@ from torch.nn.functional import one_hot
 
 from kdcore.data import counter_rng, mixing
 from kdcore.data.images import Images
+from kdcore.data.resizing import Boxes, resized_crop
 from kdcore.lesson import Batch
 from kdcore.spec import Augmentation, CropFlip, Mix, RandomResizedCrop
 
 _ORDER, _VIEW, _MIX = 1, 2, 3
 _RATIO_STEPS = 4096
-_WEIGHT_BITS = 7
+Whole = TypeVar("Whole", int, Tensor)
+_Cut = Callable[[Tensor, tuple[int, int] | None], Tensor]
+"""Makes views of pixels; a box also in another size than that of the pixels."""
 
 
 def order(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
@@ -47,29 +55,51 @@ class Views:
         """
         index = index.to(images.pixels.device)
         states = counter_rng.streams(counter_rng.key(_VIEW, seed, epoch), index)
-        pixels, view_ids = self._augmented(images.pixels.index_select(0, index), states)
+        height, width = images.pixels.shape[2:]
+        cut, view_ids = self._drawn((height, width), states)
+        if images.wide is not None and isinstance(self.augmentation, RandomResizedCrop):
+            stored = images.wide.index_select(0, index)
+            views = [cut(stored, size) for size in ((height, width), *((side, side) for side in images.sized))]
+        else:
+            views = [cut(pixels, None) for pixels in images.rows(index)]
         labels = images.labels.index_select(0, index)
         if self.mix is None or self._quantiles is None:
-            return Batch(pixels, labels, index, epoch + 1, view_ids)
+            return Batch(views[0], labels, index, epoch + 1, view_ids, dict(zip(images.sized, views[1:], strict=True)))
         mix = mixing.mixup if self.mix.name == "mixup" else mixing.cutmix
         self._quantiles = self._quantiles.to(index.device)
         states = counter_rng.streams(counter_rng.key(_MIX, seed, epoch), index)
         targets_NK = one_hot(labels + 1, self.num_classes + 1)[:, 1:].float()
-        return Batch(*mix(pixels, targets_NK, states, self._quantiles), index, epoch + 1)
+        views, targets_NK = mix(views, targets_NK, states, self._quantiles)
+        return Batch(views[0], targets_NK, index, epoch + 1, None, dict(zip(images.sized, views[1:], strict=True)))
 
-    def _augmented(self, pixels: Tensor, states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return views and ids: 0..161 for a crop of 32 from 40 with flips, 0 without augmentation, None for boxes."""
+    def _drawn(self, frame: tuple[int, int], states: Tensor) -> tuple[_Cut, Tensor | None]:
+        """Return what makes views of these samples' pixels at any size, and the views' ids: 0..161 for a crop of 32
+        from 40 with flips, 0 without augmentation, None for boxes. `frame`: the data's own height and width."""
         match self.augmentation:
             case CropFlip(padding=padding, flip=flip) as how:
                 top, left, flipped = _offsets(how, states)
                 view_ids = (top * (2 * padding + 1) + left) * (2 if flip else 1) + flipped
-                return crop_flip(pixels, top, left, flipped, padding), view_ids
+                return lambda pixels, _: _cut_at_size(pixels, top, left, flipped, padding, frame), view_ids
             case RandomResizedCrop() as how:
-                *box, coin = counter_rng.draws(states, 5)
-                flipped = counter_rng.below(coin, 2) if how.flip else torch.zeros_like(coin)
-                return resized_crop(pixels, _boxes(how, box, *pixels.shape[2:]), flipped), None
+                *draws, coin = counter_rng.draws(states, 5)
+                mirrored = counter_rng.below(coin, 2) if how.flip else torch.zeros_like(coin)
+                boxes = _boxes(how, draws, *frame)
+                return lambda pixels, size: resized_crop(pixels, boxes, mirrored, frame, size), None
             case _:
-                return pixels, torch.zeros_like(states)
+                return lambda pixels, _: pixels, torch.zeros_like(states)
+
+
+def _cut_at_size(
+    pixels: Tensor, top_N: Tensor, left_N: Tensor, flipped_N: Tensor, padding: int, frame: tuple[int, int]
+) -> Tensor:
+    """Return `crop_flip` of pixels at any size. Places and padding are in pixels of the frame; those in pixels of the
+    picture are rounded to whole ones."""
+    stored, own = pixels.shape[2], frame[0]
+    if stored == own:
+        return crop_flip(pixels, top_N, left_N, flipped_N, padding)
+    margin = _rounded(padding * stored, own)
+    top_N, left_N = (margin + _rounded((place_N - padding) * stored, own) for place_N in (top_N, left_N))
+    return crop_flip(pixels, top_N, left_N, flipped_N, margin)
 
 
 def crop_flip(pixels: Tensor, top_N: Tensor, left_N: Tensor, flipped_N: Tensor, padding: int) -> Tensor:
@@ -96,37 +126,9 @@ def crop_flip(pixels: Tensor, top_N: Tensor, left_N: Tensor, flipped_N: Tensor, 
     return rows.view(count, channels, height, width)
 
 
-class Boxes(NamedTuple):
-    """One box in each image."""
-
-    top_N: Tensor
-    left_N: Tensor
-    height_N: Tensor
-    width_N: Tensor
-
-
-def resized_crop(pixels: Tensor, boxes: Boxes, flipped_N: Tensor) -> Tensor:
-    """Cut a box from each image, resize it to full size (bilinear, as a crop only grows), mirror if `flipped` is 1.
-
-    It resizes rows first, then columns, each rounded to bytes, as Pillow does.
-    """
-    height, width = pixels.shape[2:]
-    tall = _stretched(pixels, *_neighbours(boxes.top_N, boxes.height_N, height))
-    columns = (
-        torch.where(flipped_N.bool()[:, None], x.flip(1), x) for x in _neighbours(boxes.left_N, boxes.width_N, width)
-    )
-    return _stretched(tall.transpose(2, 3).contiguous(), *columns).transpose(2, 3).contiguous()
-
-
-def _stretched(pixels: Tensor, low_NH: Tensor, high_NH: Tensor, weight_NH: Tensor) -> Tensor:
-    """Return rows that each blend two source rows; int16 holds a byte times 2⁷ exactly."""
-    count, channels, height, width = pixels.shape
-    rows = pixels.reshape(-1, width)
-    plane_NC = torch.arange(count * channels, device=pixels.device).view(count, channels, 1) * height
-    low, high = (rows.index_select(0, (plane_NC + x[:, None]).flatten()).short() for x in (low_NH, high_NH))
-    weight = weight_NH[:, None].expand(-1, channels, -1).reshape(-1, 1)
-    high.sub_(low).mul_(weight).add_(1 << _WEIGHT_BITS - 1).bitwise_right_shift_(_WEIGHT_BITS).add_(low)
-    return high.to(torch.uint8).view(pixels.shape)
+def _rounded(numerator: Whole, denominator: int) -> Whole:
+    """Return the nearest whole number to a quotient: of a number, or of each number of a tensor."""
+    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def _offsets(how: CropFlip, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,15 +162,3 @@ def _root_ratios(ratio: tuple[float, float]) -> Tensor:
     middles = (torch.arange(_RATIO_STEPS, dtype=torch.float64) + 0.5) / _RATIO_STEPS
     roots: Tensor = ((low + (high - low) * middles) / 2).exp()
     return roots
-
-
-def _neighbours(start_N: Tensor, length_N: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two source positions around each output position's centre, and the second's weight in units of 2⁻⁷."""
-    whole = 2 * size
-    middle = (2 * torch.arange(size, device=start_N.device) + 1) * length_N[:, None] - size
-    middle = middle.clamp(min=0)
-    low = middle // whole
-    weight = ((middle - low * whole) << _WEIGHT_BITS) // whole
-    last = length_N[:, None] - 1
-    high = torch.minimum(low + 1, last)
-    return start_N[:, None] + low, start_N[:, None] + high, weight.short()

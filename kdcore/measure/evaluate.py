@@ -19,10 +19,12 @@ from base.errors import SpecFaults, TeacherMismatch, WarningRefused
 from base.files import write_text
 from base.references import FILE
 from base.warning import refused_if_strict
-from kdcore import data, device, models, weights
+from kdcore import data, device, models, programs, weights
+from kdcore.catalog.facts import ProgramFacts
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
 from kdcore.measure import chance
+from kdcore.programs import Program
 from kdcore.protocol import EXIT_STOPPED
 from kdcore.spec import (
     Dataset,
@@ -34,6 +36,7 @@ from kdcore.spec import (
     resolve_evaluation,
 )
 from kdcore.spec.fitting import class_order
+from kdcore.weights import TeacherFile
 
 if TYPE_CHECKING:
     from kdcore.prepare import Workspace
@@ -61,8 +64,10 @@ def batch_size(height: int, width: int) -> int:
 def logits_on(classifier: Classifier, images: Images, on_images: Callable[[int], None] | None = None) -> Tensor:
     """Return the logits of every image in order, on the CPU: n × K, in float32, as for the exported file.
 
-    The classifier keeps its mode and precision. `on_images` is called after each batch with its number of images.
+    It gets them at its own image size, and keeps its mode and precision. `on_images` is called after each batch with
+    its number of images.
     """
+    images = images.at(classifier.image_size)
     was_training, was_bf16 = classifier.training, classifier.bf16
     classifier.train(False)
     classifier.bf16 = False
@@ -107,13 +112,21 @@ def paired_p(one_nK: Tensor, other_nK: Tensor, labels_n: Tensor) -> float:
 
 
 def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+    own: int = sum(parameter.numel() for parameter in network.parameters())
+    return own + sum(facts.parameters for facts in _elsewhere(network))
+
+
+def _elsewhere(network: nn.Module) -> list[ProgramFacts]:
+    """Return the facts of the network's programs whose weights PyTorch does not hold."""
+    return [one.facts for one in network.modules() if isinstance(one, Program) and not one.holds_tensors]
 
 
 def size_bytes(network: nn.Module) -> int:
-    """Return the bytes of all tensors in a checkpoint of the network, buffers included; shared tensors count once."""
+    """Return the bytes of all tensors in a checkpoint of the network, buffers included; shared tensors count once. Of a
+    program whose weights PyTorch does not hold, they are those of its file."""
     tensors = {(value.data_ptr(), value.shape): value for value in network.state_dict().values()}
-    return sum(value.numel() * value.element_size() for value in tensors.values())
+    own: int = sum(value.numel() * value.element_size() for value in tensors.values())
+    return own + sum(facts.bytes for facts in _elsewhere(network))
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
@@ -137,13 +150,13 @@ def per_class(logits_nK: Tensor, labels_n: Tensor, class_names: Sequence[str]) -
     ]
 
 
-def evaluate_checkpoint(path: Path, architecture: str | None, dataset: str, workspace: Workspace) -> dict[str, Any]:
+def evaluate_checkpoint(path: Path, architecture: str | None, dataset: Dataset, workspace: Workspace) -> dict[str, Any]:
     """Return the figures of the checkpoint at `path` on all test images; see `run_evaluation`.
 
     Images are normalised by the checkpoint's mean and std, if it has them, or else by the data's own.
     """
     model = Teacher(checkpoint=f"{FILE}{path}", architecture=architecture)
-    return _measured(EvaluationSpec(model=model, dataset=Dataset(source=dataset)), workspace)
+    return _measured(EvaluationSpec(model=model, dataset=dataset), workspace)
 
 
 def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
@@ -163,10 +176,14 @@ def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]
 
 def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("preparing")
-    source, checkpoint = spec.dataset.source, spec.model.checkpoint or ""
-    loaded = data.load(spec.dataset, workspace.source(source), workspace.cache)
+    source, path = spec.dataset.source, workspace.file(spec.model.program or spec.model.checkpoint or "")
+    loaded = data.load(spec.dataset, workspace.source(source), workspace.cache, workspace.room())
     facts = loaded.facts
-    file = weights.open_teacher(workspace.file(checkpoint), spec.model.architecture, facts.channels)
+    file: Program | TeacherFile
+    if spec.model.program is not None or programs.is_program(path):
+        file = programs.open_program(path, facts)
+    else:
+        file = weights.open_teacher(path, spec.model.architecture, facts.channels)
     if faults := fit_evaluation(spec, file.facts, facts):
         raise TeacherMismatch(str(SpecFaults(faults)))
     for warning in evaluation_warnings(spec, file.facts, facts):
@@ -176,8 +193,11 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     spec = resolve_evaluation(spec, file.facts, facts)
     assert spec.model.preprocessing is not None, "resolve_evaluation() gives the model its normalisation"
     device.make_exact(0)
-    network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
-    weights.load_into(network, file.state, checkpoint)
+    if isinstance(file, Program):
+        network: nn.Module = file
+    else:
+        network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
+        weights.load_into(network, file.state, "the checkpoint")
     mean, std = spec.model.preprocessing.mean, spec.model.preprocessing.std
     classifier = Classifier(network, mean, std, order=class_order(spec.model.class_names, facts))
 
@@ -219,11 +239,11 @@ def _logits_with_progress(classifier: Classifier, images: Images, workspace: Wor
     return logits_on(classifier, images, on_images)
 
 
-def write_test_images(path: Path, dataset: str, workspace: Workspace) -> dict[str, Any]:
+def write_test_images(path: Path, dataset: Dataset, workspace: Workspace) -> dict[str, Any]:
     """Write a data set's test images to a safetensors file, as a network gets them before its normalization.
 
     `images`: N x channels x height x width, uint8; `labels`: N, int64. Returns the number of images.
     """
-    loaded = data.load(Dataset(source=dataset), workspace.source(dataset), workspace.cache)
+    loaded = data.load(dataset, workspace.source(dataset.source), workspace.cache, workspace.room())
     save_file({"images": loaded.test.pixels[:].contiguous(), "labels": loaded.test.labels.contiguous()}, path)
     return {"test_samples": len(loaded.test)}

@@ -25,7 +25,7 @@ from kdcore.data.images import Data, Images
 from kdcore.lesson import Teacher
 from kdcore.measure import batch_norm, evaluate
 from kdcore.measure.cost import device_name, peak_memory
-from kdcore.prepare import PreparedJob
+from kdcore.prepare import PreparedJob, own_side, wide_side
 from kdcore.run import TrialSetup
 from kdcore.spec import GIVEN, JobSpec, Known, Trial, trials
 from kdcore.spec import Teacher as TeacherSpec
@@ -80,7 +80,7 @@ class _Prober:
         members = [FrozenTeacher(self._classifier(teacher)) for teacher in spec.teachers]
         self.members = [member.classifier for member in members]
         self.teacher = _joined(members, spec)
-        self.images = _random_images(facts, evaluate.batch_size(*facts.image_size))
+        self.images = self._random_images(evaluate.batch_size(*facts.image_size))
         # All pixels are made before the memory is read: they are no part of what a step needs.
         self.jobs = {size: self._job(size) for size in sorted({self._batch, min(SMALL_BATCH, self._batch)})}
         self.memory_fixed = peak_memory(device)
@@ -170,7 +170,7 @@ class _Prober:
     def _image_s(self, model: Classifier) -> float:
         """Return seconds of evaluating one image; of a few images first, then of a whole batch if there is
         time."""
-        few = Images(self.images.pixels[:SMALL_BATCH], self.images.labels[:SMALL_BATCH])
+        few = self.images.take(torch.arange(min(SMALL_BATCH, len(self.images))))
         seconds = self._seconds(partial(evaluate.logits_on, model, few)) / len(few)
         if seconds * len(self.images) < self.share_s / 4:
             seconds = self._seconds(partial(evaluate.logits_on, model, self.images)) / len(self.images)
@@ -191,7 +191,8 @@ class _Prober:
         assert teacher.architecture is not None and teacher.preprocessing is not None, "the spec is resolved"
         network = models.build(teacher.architecture, self.facts.num_classes, self.facts.channels)
         normalization = teacher.preprocessing.mean, teacher.preprocessing.std
-        return Classifier(network, *normalization, bf16=self.bf16).to(self.device)
+        side = own_side(teacher, self.facts)
+        return Classifier(network, *normalization, bf16=self.bf16, image_size=side).to(self.device)
 
     def _taught_by(self, trial: Trial) -> object:
         if trial.taught_by in (None, GIVEN):
@@ -211,7 +212,7 @@ class _Prober:
         """Return the job on random pixels: just enough for the steps of an epoch that does not end."""
         recipe = self.spec.training.model_copy(update={"batch_size": size})
         rows = ceil((STEPS + 2) * size / (1 - recipe.validation_fraction)) + 2
-        images = _random_images(self.facts, rows)
+        images = self._random_images(rows)
         return PreparedJob(
             spec=self.spec.model_copy(update={"training": recipe}),
             trials=self.planned,
@@ -224,13 +225,22 @@ class _Prober:
             baseline=None,
         )
 
+    def _random_images(self, count: int) -> Images:
+        channels, size = self.facts.channels, self.facts.image_size
+        pixels = torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
+        sides = {side for teacher in self.spec.teachers if (side := own_side(teacher, self.facts)) is not None}
+        store = wide_side(self.spec.training, self.facts)
+
+        def squares(side: int) -> torch.Tensor:
+            """Return one picture for all rows: it costs what many do, and no memory."""
+            return torch.randint(0, 256, (1, channels, side, side), dtype=torch.uint8).expand(count, -1, -1, -1)
+
+        labels = torch.arange(count) % self.facts.num_classes
+        wide = None if store is None else squares(store)
+        return Images(pixels, labels, {side: squares(side) for side in sorted(sides)}, wide)
+
 
 def _joined(members: Sequence[FrozenTeacher], spec: JobSpec) -> FrozenTeacher | TeacherEnsemble | None:
     if len(members) < 2:
         return members[0] if members else None
     return TeacherEnsemble(members, [1.0] * len(members), spec.temperature or 1.0)
-
-
-def _random_images(facts: DatasetFacts, count: int) -> Images:
-    pixels = torch.randint(0, 256, (count, facts.channels, *facts.image_size), dtype=torch.uint8)
-    return Images(pixels, torch.arange(count) % facts.num_classes)

@@ -153,10 +153,17 @@ def findings(
 
 
 def affordable(image_size: tuple[int, int], members: Sequence[Classifier]) -> int:
-    """Return the size of the sample: it depends on images and networks only, never on how fast a machine is."""
+    """Return the size of the sample: it depends on images and networks only, never on how fast a machine is.
+
+    `image_size`: height and width of the data's images, which members get that have no size of their own.
+    """
     height, width = image_size
-    largest = max(evaluate.parameters(member.network) for member in members)
-    return min(IMAGES, max(FEWEST, int(WORK / (height * width * max(1.0, largest / SMALL_NETWORK)))))
+    work = max(
+        (member.image_size**2 if member.image_size is not None else height * width)
+        * max(1.0, evaluate.parameters(member.network) / SMALL_NETWORK)
+        for member in members
+    )
+    return min(IMAGES, max(FEWEST, int(WORK / work)))
 
 
 def sample(labels_n: Tensor, classes: int, limit: int) -> Tensor:
@@ -474,7 +481,7 @@ def _same(one: Normalization, other: Normalization) -> bool:
 
 def _right(member: Classifier, images: Images, rows: Tensor, under: Normalization) -> Tensor:
     """Return whether each of these images is answered rightly under a normalization: bool."""
-    seen = images.take(rows)
+    seen = images.at(member.image_size).take(rows)
     assert isinstance(seen.pixels, Tensor), "take() copies into one tensor"
     pixels = seen.pixels.flip(1) if under.bgr else seen.pixels
     order = None if member.order is None else member.order.tolist()

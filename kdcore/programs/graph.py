@@ -12,11 +12,11 @@ import torch
 
 from base.errors import TeacherMismatch
 from kdcore.programs import operators
+from kdcore.programs.program import EVAL_FIRST
 from kdcore.programs.pt2 import DTYPES, KEYWORD, MEMORY_FORMATS, STRIDED
 
 NO_GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 """The graph's name of `with torch.no_grad():` inside a network. It has no effect: nothing has gradients here."""
-EVAL_FIRST = "call model.eval() before torch.export.export"
 
 
 @dataclass(frozen=True)

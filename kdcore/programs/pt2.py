@@ -87,7 +87,9 @@ def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise TeacherMismatch("the file is no torch.export program, or it is cut short", hint=SAVE_PROGRAM) from error
+        raise TeacherMismatch(
+            "the file is no torch.export program and no ONNX model, or it is cut short", hint=SAVE_PROGRAM
+        ) from error
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> Mapping[str, zipfile.ZipInfo]:

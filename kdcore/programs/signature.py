@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from base.errors import TeacherMismatch
-from kdcore.programs.graph import EVAL_FIRST
+from kdcore.programs.program import EVAL_FIRST
 from kdcore.programs.pt2 import DTYPES, Contents
 
 DYNAMIC_BATCH = 'torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))'

@@ -58,7 +58,7 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
         # Options of the data that an earlier version did not have, and so did not record, were the defaults.
         *_compare("dataset", spec.dataset.resolved().model_dump(mode="json"), _dataset(stored)),
         *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
-        *_compare("training", _that_count(mine["training"]), _that_count(stored["training"])),
+        *_compare("training", _that_count(mine), _that_count(stored)),
     ]
 
 
@@ -82,8 +82,14 @@ def _dataset(stored: Mapping[str, Any]) -> dict[str, Any]:
     return Dataset.model_validate(stored["dataset"]).resolved().model_dump(mode="json")
 
 
-def _that_count(training: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in training.items() if name not in DO_NOT_COUNT}
+def _that_count(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a spec's training that count. Boxes that are cut from pictures of the images' own size are
+    those of versions without another size."""
+    training = {name: value for name, value in spec["training"].items() if name not in DO_NOT_COUNT}
+    augmentation = training.get("augmentation")
+    if augmentation and augmentation.get("store_size") in (None, Dataset.model_validate(spec["dataset"]).image_size):
+        training["augmentation"] = {name: value for name, value in augmentation.items() if name != "store_size"}
+    return training
 
 
 def _compare(field: str, here: Any, there: Any) -> Iterator[Difference]:

@@ -184,18 +184,18 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
         # A classifier of some classes more or less costs the same.
         "classes": dataset.num_classes.bit_length(),
         "optimizer": spec.training.optimizer.name,
-        "augmentation": spec.training.augmentation.name if spec.training.augmentation else None,
+        "augmentation": _augmentation(spec.training, dataset),
         "mix": spec.training.mix.name if spec.training.mix else None,
         "ema": spec.training.ema is not None,
         "batch_norm": spec.training.batch_norm,
     }
     planned = trials(spec, dataset, known.unlabelled)
-    stages = [_stage(spec, trial, stage, planned) for trial in planned for stage in trial.stages]
+    stages = [_stage(spec, dataset, trial, stage, planned) for trial in planned for stage in trial.stages]
     for stage, facts in stages:
         yield stage, _Part((_digest({**shared, **facts, **batch}), _digest({**shared, **facts})))
     job = {
         **shared,
-        "teachers": [_network(teacher) for teacher in spec.teachers],
+        "teachers": [_network(teacher, dataset) for teacher in spec.teachers],
         "stages": [facts for _, facts in stages],
         "baseline": spec.baseline in ("none", "train"),
     }
@@ -205,10 +205,12 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
     yield None, _Part((_digest({**job, **batch, **data}), _digest(job)))
 
 
-def _stage(spec: JobSpec, trial: Trial, stage: Stage, planned: Iterable[Trial]) -> tuple[Stage, dict[str, Any]]:
+def _stage(
+    spec: JobSpec, dataset: DatasetFacts, trial: Trial, stage: Stage, planned: Iterable[Trial]
+) -> tuple[Stage, dict[str, Any]]:
     """Return a stage with what decides the cost of its steps, beside what all stages of a job share."""
     if trial.taught_by == GIVEN:
-        teachers = [_network(teacher) for teacher in spec.teachers]
+        teachers = [_network(teacher, dataset) for teacher in spec.teachers]
     else:
         teachers = [one.students[0].architecture for one in planned if one.name == trial.taught_by]
     methods = trial.methods if stage.method is None else (stage.method,)
@@ -220,9 +222,21 @@ def _stage(spec: JobSpec, trial: Trial, stage: Stage, planned: Iterable[Trial]) 
     }
 
 
-def _network(teacher: Teacher) -> str | None:
-    """Return what decides a teacher's cost: its architecture, or the program or published weights that it names."""
-    return teacher.architecture or teacher.program or teacher.checkpoint
+def _augmentation(training: Training, dataset: DatasetFacts) -> str | None:
+    """Return what decides the cost of views: the augmentation, and the size of the pictures that boxes are cut from, if
+    that is not the data's."""
+    if training.augmentation is None:
+        return None
+    name, side = training.augmentation.name, getattr(training.augmentation, "store_size", None)
+    return name if side is None or dataset.image_size == (side, side) else f"{name} from {side}"
+
+
+def _network(teacher: Teacher, dataset: DatasetFacts) -> str | None:
+    """Return what decides a teacher's cost: its architecture, or the program or published weights that it names; and
+    its image size, if that is not the data's."""
+    name = teacher.architecture or teacher.program or teacher.checkpoint
+    side = teacher.image_size
+    return name if side is None or dataset.image_size == (side, side) else f"{name} at {side}"
 
 
 def _precision(training: Training, device: DeviceKind) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
-from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on
+from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on, teacher_size
 from kdcore.spec.job import DataOptions, JobSpec, Teacher
 from kdcore.spec.rules import each_method, each_teacher
 
@@ -21,12 +21,28 @@ OFTEN = 0.01
 
 def model_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
     """Yield what is doubtful about a model that is registered."""
+    yield from normalization_warnings(facts)
+    yield from _outputs_warnings(facts, "/blob")
+
+
+def normalization_warnings(facts: ModelFacts) -> Iterator[WarningItem]:
     if facts.mean is None or facts.std is None:
         yield WarningItem(
             "normalization_guessed",
             "/preprocessing",
             "the file does not say how its images were normalized: jobs will use the mean and std of their data set",
             "register it with the preprocessing of its training: mean and std for each channel, of pixels in 0..1",
+        )
+
+
+def _outputs_warnings(facts: ModelFacts, pointer: str) -> Iterator[WarningItem]:
+    if isinstance(facts, ProgramFacts) and facts.outputs == "probabilities":
+        yield WarningItem(
+            "outputs_are_probabilities",
+            pointer,
+            f"{facts.kind} returns probabilities, not logits, as with a softmax at its end: their logarithm is used, "
+            "which has the same softmax at every temperature",
+            "nothing to do; an export without the softmax keeps more digits of small probabilities",
         )
 
 
@@ -158,7 +174,8 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
     for pointer, teacher in each_teacher(vars(spec)):
         facts = known.teachers.get(pointer)
         if facts is not None and known.dataset is not None:
-            warnings += teacher_warnings(teacher, facts, known.dataset, pointer)
+            size = teacher_size(vars(spec), known, pointer, teacher)
+            warnings += teacher_warnings(teacher, facts, known.dataset, pointer, size)
         if facts is not None and teacher.preprocessing is None and (facts.mean is None or facts.std is None):
             warnings.append(
                 WarningItem(
@@ -205,8 +222,12 @@ def budget_warnings(spec: JobSpec, known: Known) -> Iterator[WarningItem]:
             )
 
 
-def teacher_warnings(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts, pointer: str) -> Iterator[WarningItem]:
-    """Yield what is doubtful about a teacher on these images. A resolved spec gets the same words as the one sent."""
+def teacher_warnings(
+    teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts, pointer: str, size: tuple[int, int]
+) -> Iterator[WarningItem]:
+    """Yield what is doubtful about a teacher on these images, of this height and width. A resolved spec gets the same
+    words as the one sent."""
+    yield from _outputs_warnings(facts, pointer)
     names = class_names(teacher, facts)
     if names and class_order(names, dataset):
         yield WarningItem(
@@ -218,12 +239,12 @@ def teacher_warnings(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts,
         )
     if isinstance(facts, ProgramFacts) or facts.image_size is None:
         return  # Whether a program takes images of this size is a matter of fit(), not of doubt.
-    if facts.image_size != dataset.image_size:
-        own, given = (" x ".join(map(str, size)) for size in (facts.image_size, dataset.image_size))
+    if teacher.image_size is None and facts.image_size != size:
+        own, shown = (" x ".join(map(str, pair)) for pair in (facts.image_size, size))
         yield WarningItem(
             "image_size_differs",
             "/dataset/image_size",
-            f"{_who(pointer)} learned from images of {own} pixels, the data set has {given}",
+            f"{_who(pointer)} learned from images of {own} pixels, the data set has {shown}",
             "bring the images to that size with dataset.image_size, or compare its accuracy with the one that it had",
         )
 

@@ -7,8 +7,8 @@ from pydantic import Field, ValidationError
 
 from base.errors import Fault, SpecFaults
 from base.warning import WarningItem
-from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec.doubts import dataset_warnings, model_warnings, teacher_warnings
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
+from kdcore.spec.doubts import dataset_warnings, normalization_warnings, teacher_warnings
 from kdcore.spec.fitting import Known, class_names, fit
 from kdcore.spec.job import Dataset, Preprocessing, Scheduling, Teacher
 from kdcore.spec.resolving import preprocessing
@@ -47,7 +47,10 @@ def parse_evaluation(body: dict[str, Any]) -> EvaluationSpec:
 
 def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> list[Fault]:
     """Return the faults of a spec, given the facts of its model and its data set; pointers are those of the spec."""
-    known = Known(dataset=dataset, teachers={"/teacher": model})
+    if spec.model.image_size is not None:
+        text = "an evaluation shows the images at the data set's size"
+        return [Fault("/model/image_size", text, "unused", "dataset.image_size", spec.model.image_size)]
+    known = Known(dataset=dataset, teachers={"/teacher": model.model_copy(update={"image_size": None})})
     faults = fit({"teacher": spec.model}, known)
     return [
         Fault(fault.pointer.replace("/teacher", "/model", 1), fault.message, fault.code, fault.allowed, fault.got)
@@ -59,14 +62,15 @@ def evaluation_warnings(spec: EvaluationSpec, model: ModelFacts, dataset: Datase
     """Yield what is doubtful about a spec, before `resolve_evaluation` writes out its defaults."""
     yield from dataset_warnings(dataset, "/dataset", spec.dataset)
     if spec.model.preprocessing is None:
-        yield from model_warnings(model)
-    yield from teacher_warnings(spec.model, model, dataset, "/model")
+        yield from normalization_warnings(model)
+    yield from teacher_warnings(spec.model, model, dataset, "/model", dataset.image_size)
 
 
 def resolve_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> EvaluationSpec:
     """Return the spec with every default written out."""
     own: Preprocessing = spec.model.preprocessing or preprocessing(model, dataset)
-    update: dict[str, Any] = {"architecture": model.architecture, "preprocessing": own}
+    architecture = None if isinstance(model, ProgramFacts) else model.architecture
+    update: dict[str, Any] = {"architecture": architecture, "preprocessing": own}
     names = class_names(spec.model, model)
     update["class_names"] = tuple(names) if names and names != dataset.class_names else None
     return spec.model_copy(update={"model": spec.model.model_copy(update=update), "dataset": spec.dataset.resolved()})

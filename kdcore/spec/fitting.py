@@ -10,7 +10,7 @@ from base.errors import Fault
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts, UnknownName, architecture
 from kdcore.spec.job import Preprocessing, Student, Teacher, Training, Unlabelled
 from kdcore.spec.methods import Networks
-from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher
+from kdcore.spec.rules import Fields, each_assistant, each_method, each_student, each_teacher, only_logits
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,78 @@ def fit(fields: Fields, known: Known) -> list[Fault]:
         text = "the data set has no labels, and a student is measured on labelled images"
         return [Fault("/dataset/source", text, "not_allowed", "a labelled set, and this one as unlabelled")]
     faults = [*_pool_fit(dataset, known.unlabelled)]
+    faults += _teacher_sizes_fit(fields, dataset)
+    faults += _store_fits(fields, known, dataset)
     for pointer, teacher in each_teacher(fields):
         faults += _preprocessing_fit(dataset, teacher, pointer)
-        faults += _teacher_fit(dataset, teacher, pointer, known)
+        size = teacher_size(fields, known, pointer, teacher)
+        faults += _teacher_fit(dataset, teacher, pointer, known, fields, size)
     for pointer, student in (*each_assistant(fields), *each_student(fields)):
         faults += _preprocessing_fit(dataset, student, pointer)
         network = known.network(student.architecture)
         if network is not None:
             faults += _channels_fit(dataset, network, f"{pointer}/architecture")
-            faults += _size_fit(dataset, network, f"{pointer}/architecture")
+            faults += _size_fit(dataset.image_size, network, f"{pointer}/architecture")
     faults += _places_fit(fields, known)
     faults += _enough_images(dataset, known.unlabelled, fields)
     return faults
+
+
+def teacher_size(fields: Fields, known: Known, pointer: str, teacher: Teacher) -> tuple[int, int]:
+    """Return height and width of a teacher's images. The data set must be known.
+
+    Where a method compares gradients at the images, only a size that is given differs from the data's.
+    """
+    assert known.dataset is not None, "a size of images is asked for when the data set is known"
+    alike = any(method.compares_gradients for _, method in each_method(fields))
+    return size_shown(teacher.image_size, None if alike else known.teachers.get(pointer), known.dataset)
+
+
+def size_shown(given: int | None, facts: ModelFacts | None, dataset: DatasetFacts) -> tuple[int, int]:
+    """Return height and width of the images that a model gets: a given side, else that of the square images which its
+    file notes, else the data's. Images that are no squares stay as they are."""
+    if given is not None:
+        return given, given
+    height, width = dataset.image_size
+    own = facts.image_size if facts is not None else None
+    if height == width and own is not None and own[0] is not None and own[0] == own[1]:
+        return own[0], own[0]
+    return height, width
+
+
+def _store_fits(fields: Fields, known: Known, dataset: DatasetFacts) -> Iterator[Fault]:
+    """Yield the fault of a store that is smaller than the images that are cut from it."""
+    training = fields.get("training")
+    augmentation = training.augmentation if isinstance(training, Training) else None
+    store = getattr(augmentation, "store_size", None)
+    height, width = dataset.image_size
+    if store is None or (store, store) == (height, width):
+        return
+    at = "/training/augmentation/store_size"
+    if height != width:
+        text = f"the data set's images are {height} x {width}, no squares: give a dataset.image_size, too"
+        yield Fault(at, text, "not_allowed", "null", store)
+        return
+    largest = max((height, *(teacher_size(fields, known, at, one)[0] for at, one in each_teacher(fields))))
+    if store < largest:
+        text = f"images of {largest} pixels are cut from it: give as much or more, or {height} for none"
+        yield Fault(at, text, "not_allowed", f">= {largest}", store)
+
+
+def _teacher_sizes_fit(fields: Fields, dataset: DatasetFacts) -> Iterator[Fault]:
+    """Yield the faults of image sizes that are given for teachers."""
+    height, width = dataset.image_size
+    for pointer, teacher in each_teacher(fields):
+        at, side = f"{pointer}/image_size", teacher.image_size
+        if side is None or (side, side) == (height, width):
+            continue
+        if height != width:
+            text = f"the data set's images are {height} x {width}, no squares: give a dataset.image_size, too"
+            yield Fault(at, text, "not_allowed", "null", side)
+        for _, method in each_method(fields):
+            if method.compares_gradients:
+                text = f"{method.name!r} compares gradients at the images, which must then have one size"
+                yield Fault(at, text, "not_allowed", height, side)
 
 
 def teacher_network(fields: Fields, known: Known) -> ArchitectureFacts | None:
@@ -85,16 +145,26 @@ def _places_fit(fields: Fields, known: Known) -> Iterator[Fault]:
             yield replace(fault, pointer=pointer + fault.pointer)
 
 
-def _teacher_fit(dataset: DatasetFacts, teacher: Teacher, pointer: str, known: Known) -> Iterator[Fault]:
+def _teacher_fit(
+    dataset: DatasetFacts, teacher: Teacher, pointer: str, known: Known, fields: Fields, size: tuple[int, int]
+) -> Iterator[Fault]:
     facts = known.teachers.get(pointer)
     file = f"{pointer}/program" if teacher.program is not None else f"{pointer}/checkpoint"
     network = known.network(facts.architecture if facts else teacher.architecture)
     if network is not None:
-        yield from _size_fit(dataset, network, file if teacher.architecture is None else f"{pointer}/architecture")
+        at = f"{pointer}/architecture" if teacher.architecture is not None else file
+        if teacher.image_size is not None:
+            at = f"{pointer}/image_size"
+        yield from _size_fit(size, network, at, teacher.image_size, f"{pointer}/image_size")
     if facts is None:
         return
     if isinstance(facts, ProgramFacts):
-        yield from _program_fit(dataset, facts, file)
+        if teacher.architecture is not None:
+            text = f"the file is {facts.kind}, which holds its own network"
+            yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
+        yield from _program_fit(facts, size, file, f"{pointer}/image_size", teacher.image_size)
+        if teacher.program is None:
+            yield from only_logits(fields, file, teacher.checkpoint)
     elif teacher.architecture not in (None, facts.architecture):
         text = f"the checkpoint is a {facts.architecture}"
         yield _mismatch(f"{pointer}/architecture", text, facts.architecture, teacher.architecture)
@@ -160,12 +230,18 @@ def _own_preprocessing_fits(facts: ModelFacts, pointer: str) -> Iterator[Fault]:
         yield _mismatch(pointer, text, "give them here, or register the model again", f"{facts.mean}, {facts.std}")
 
 
-def _program_fit(dataset: DatasetFacts, facts: ProgramFacts, pointer: str) -> Iterator[Fault]:
-    if not facts.takes(dataset.image_size):
+def _program_fit(
+    facts: ProgramFacts, size: tuple[int, int], pointer: str, size_at: str, given: int | None
+) -> Iterator[Fault]:
+    if not facts.takes(size):
         own = " x ".join("any" if side is None else str(side) for side in facts.image_size)
-        height, width = dataset.image_size
-        text = f"the program takes images of {own} pixels, the data set has {height} x {width}"
-        yield _mismatch(pointer, text, list(dataset.image_size), list(facts.image_size))
+        text = f"the program takes images of {own} pixels, {_shown(size, given)}"
+        yield _mismatch(pointer if given is None else size_at, text, list(size), list(facts.image_size))
+
+
+def _shown(size: tuple[int, int], given: int | None) -> str:
+    """Return whose size it is: the data set's, or the one that is given for the teacher."""
+    return f"{'the data set has' if given is None else 'and its image_size is'} {size[0]} x {size[1]}"
 
 
 def _channels_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
@@ -182,14 +258,27 @@ def _channels_field(wanted: int | str) -> str:
     }.get(wanted if isinstance(wanted, int) else 0, "")
 
 
-def _size_fit(dataset: DatasetFacts, facts: ArchitectureFacts, pointer: str) -> Iterator[Fault]:
-    height, width = dataset.image_size
-    if min(dataset.image_size) < facts.min_image:
-        text = f"{facts.name} needs images of at least {facts.min_image} pixels, the data set has {height} x {width}"
+def _size_fit(
+    size: tuple[int, int],
+    facts: ArchitectureFacts,
+    pointer: str,
+    given: int | None = None,
+    teacher_at: str | None = None,
+) -> Iterator[Fault]:
+    """Yield the faults of a network's images. `given`: the size that a teacher's spec has at `teacher_at`."""
+    small, large = min(size) < facts.min_image, facts.max_image is not None and max(size) > facts.max_image
+    if not small and not large:
+        return
+    what = f"needs images of at least {facts.min_image}" if small else f"takes images of {facts.max_image}"
+    text = f"{facts.name} {what} pixels{'' if small else ' at most'}, {_shown(size, given)}"
+    fits = facts.min_image if small else facts.max_image
+    if teacher_at is not None and given is None and size[0] == size[1]:
+        field = teacher_at.removeprefix("/").replace("/", ".")
+        text += f"; {field}: {fits} gives it images of that size"
+    if given is None:
         yield Fault(pointer, text, "not_allowed", None, facts.name)
-    if facts.max_image is not None and max(dataset.image_size) > facts.max_image:
-        text = f"{facts.name} takes images of {facts.max_image} pixels at most, the data set has {height} x {width}"
-        yield Fault(pointer, text, "not_allowed", None, facts.name)
+    else:
+        yield Fault(pointer, text, "not_allowed", fits, given)
 
 
 def _pool_fit(dataset: DatasetFacts, pool: DatasetFacts | None) -> Iterator[Fault]:

@@ -216,8 +216,9 @@ class Teacher(Vocabulary):
     )
     program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
         default=None,
-        description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a torch.export program (.pt2) "
-        "that maps normalised images to logits. It has no taps: only methods on logits can use it.",
+        description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a program, an ONNX model (.onnx) "
+        "or one of torch.export (.pt2), that maps normalised images to logits. It has no taps: only methods on logits "
+        "can use it. A registered one is named as a checkpoint, model:<name or id>.",
     )
     architecture: Architecture | None = Field(
         default=None, description="Not needed for a checkpoint that contains it: model:, job: and weights:."
@@ -229,6 +230,13 @@ class Teacher(Vocabulary):
         default=None,
         description="The names of its classes, in the order of its outputs. In another order than the data's, its "
         "outputs are put into that of the data. Default: the names in its file or registration, if there are any.",
+    )
+    image_size: int | None = Field(
+        default=None,
+        ge=4,
+        le=1024,
+        description="Height and width of its images: each is made from the picture itself, and teacher and student see "
+        "the same part of it. Default: the size that its file or program notes, else the data's.",
     )
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         default=None, description="Its share in the averaged probabilities of several teachers. Default: equal."
@@ -335,6 +343,14 @@ class RandomResizedCrop(Vocabulary):
         default=(3 / 4, 4 / 3), description="Smallest and largest width over height."
     )
     flip: Flip = True
+    store_size: int | None = Field(
+        default=None,
+        ge=4,
+        le=4096,
+        description="Height and width of the stored pictures from which crops are cut; at the image_size, small ones "
+        "are blurred. Default: image_size / sqrt(smallest scale), so that no crop is enlarged, but at most 2 x "
+        "image_size, the pictures' own size, and 4 GiB for all.",
+    )
 
 
 Augmentation = NoAugmentation | CropFlip | RandomResizedCrop

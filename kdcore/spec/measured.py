@@ -10,7 +10,7 @@ from kdcore.spec.job import Dataset
 
 TEACHER_CHECK_VERSION = 3
 """Increase it when `kdcore/measure/teacher_check.py` would answer otherwise than before."""
-_DECIDING = ("checkpoint", "program", "architecture", "preprocessing", "class_names", "weight")
+_DECIDING = ("checkpoint", "program", "architecture", "preprocessing", "class_names", "image_size", "weight")
 
 
 def teacher_check_key(resolved: Mapping[str, Any]) -> str | None:

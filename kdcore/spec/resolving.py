@@ -1,7 +1,10 @@
 """The resolving of a spec's defaults, with the facts of its references. Resolving is idempotent."""
 
-from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.spec.fitting import Known, class_names, teacher_network
+from collections.abc import Sequence
+from math import ceil, isqrt, sqrt
+
+from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
+from kdcore.spec.fitting import Known, class_names, teacher_network, teacher_size
 from kdcore.spec.job import (
     Augmentation,
     CropFlip,
@@ -17,6 +20,9 @@ from kdcore.spec.job import (
 )
 from kdcore.spec.methods import Method
 from kdcore.spec.rules import each_teacher
+
+STORE_BYTES = 4 << 30
+"""The most bytes of all training pictures in the size from which boxes are cut, if the spec does not say that size."""
 
 
 def resolve(spec: JobSpec, known: Known) -> JobSpec:
@@ -35,7 +41,7 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
             "teacher": teachers if isinstance(spec.teacher, tuple) else next(iter(teachers), None),
             "assistants": tuple(_student(assistant, dataset) for assistant in spec.assistants),
             "student": students if isinstance(spec.student, tuple) else students[0],
-            "training": _training(spec.training, dataset),
+            "training": _training(spec.training, dataset, [one.image_size for one in teachers]),
         }
     )
 
@@ -71,10 +77,10 @@ def _weighed(method: Method) -> Method:
 
 def _teachers(spec: JobSpec, known: Known) -> tuple[Teacher, ...]:
     several = len(spec.teachers) > 1
-    return tuple(_teacher(teacher, known, pointer, several) for pointer, teacher in each_teacher(vars(spec)))
+    return tuple(_teacher(teacher, spec, known, pointer, several) for pointer, teacher in each_teacher(vars(spec)))
 
 
-def _teacher(teacher: Teacher, known: Known, pointer: str, several: bool) -> Teacher:
+def _teacher(teacher: Teacher, spec: JobSpec, known: Known, pointer: str, several: bool) -> Teacher:
     update: dict[str, object] = {"weight": _given(teacher.weight, 1.0)} if several else {}
     facts = known.teachers.get(pointer)
     if facts is not None and known.dataset is not None:
@@ -82,7 +88,11 @@ def _teacher(teacher: Teacher, known: Known, pointer: str, several: bool) -> Tea
         names = class_names(teacher, facts)
         # Names in the data's own order change nothing, and those of 1,000 classes would hide the rest of the spec.
         update["class_names"] = tuple(names) if names and names != known.dataset.class_names else None
-        update["architecture"] = None if teacher.program is not None else facts.architecture
+        is_program = teacher.program is not None or isinstance(facts, ProgramFacts)
+        update["architecture"] = None if is_program else facts.architecture
+        size = teacher_size(vars(spec), known, pointer, teacher)
+        if facts.image_size == size and size[0] == size[1]:
+            update["image_size"] = size[0]
     return teacher.model_copy(update=update)
 
 
@@ -90,13 +100,27 @@ def _student(student: Student, dataset: DatasetFacts) -> Student:
     return student.model_copy(update={"preprocessing": student.preprocessing or preprocessing(None, dataset)})
 
 
-def _training(training: Training, dataset: DatasetFacts) -> Training:
+def _training(training: Training, dataset: DatasetFacts, teacher_sizes: Sequence[int | None]) -> Training:
+    augmentation = training.augmentation or _augmentation(dataset)
+    if isinstance(augmentation, RandomResizedCrop) and augmentation.store_size is None:
+        store_size = _store_size(augmentation, dataset, [side for side in teacher_sizes if side is not None])
+        augmentation = augmentation.model_copy(update={"store_size": store_size})
     return training.model_copy(
-        update={
-            "schedule": _schedule(training.schedule, training.epochs),
-            "augmentation": training.augmentation or _augmentation(dataset),
-        }
+        update={"schedule": _schedule(training.schedule, training.epochs), "augmentation": augmentation}
     )
+
+
+def _store_size(how: RandomResizedCrop, dataset: DatasetFacts, teacher_sizes: Sequence[int]) -> int | None:
+    """Return the side of the pictures from which boxes are cut: the images' own if nothing larger is of use. None for
+    images that are not resized, which are stored as they are."""
+    side, width = dataset.image_size
+    if side != width or (dataset.kind != "folders" and dataset.own_side is None):
+        return None
+    largest = max(side, *teacher_sizes, 0)
+    enough = min(ceil(largest / sqrt(how.scale[0])), 2 * largest)
+    affordable = isqrt(STORE_BYTES // (max(dataset.train, 1) * dataset.channels))
+    store_size = min(enough, dataset.own_side or 0, affordable)
+    return store_size if store_size > largest else side
 
 
 def _schedule(schedule: Schedule, epochs: int) -> Schedule:

@@ -175,11 +175,17 @@ def _several_teachers_are_averaged(fields: Fields) -> Iterator[Fault]:
 
 def _programs_give_only_logits(fields: Fields) -> Iterator[Fault]:
     for pointer, teacher in each_teacher(fields):
-        for _, method in each_method(fields):
-            if teacher.program is not None and method.looks_inside:
-                what = "its gradient at the image" if method.compares_gradients else "its activations"
-                text = f"a program gives only logits; {method.name!r} needs {what}"
-                yield Fault(f"{pointer}/program", text, "not_allowed", "a checkpoint", teacher.program)
+        if teacher.program is not None:
+            yield from only_logits(fields, f"{pointer}/program", teacher.program)
+
+
+def only_logits(fields: Fields, pointer: str, program: str | None) -> Iterator[Fault]:
+    """Yield the faults of methods that look inside a teacher that is a program; `pointer` is the program's field."""
+    for _, method in each_method(fields):
+        if method.looks_inside:
+            what = "its gradient at the image" if method.compares_gradients else "its activations"
+            text = f"a program gives only logits; {method.name!r} needs {what}"
+            yield Fault(pointer, text, "not_allowed", "a checkpoint", program)
 
 
 def _students_fit_the_scheme(fields: Fields) -> Iterator[Fault]:

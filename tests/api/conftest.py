@@ -39,6 +39,7 @@ MODEL = ModelFacts(
     architecture="convnet32", num_classes=10, channels=1, parameters=46_410, bytes=190_000, format="safetensors"
 )
 PROGRAM = ProgramFacts(num_classes=10, channels=1, parameters=20_000, bytes=80_000, image_size=(8, 8))
+ONNX = PROGRAM.model_copy(update={"format": "onnx", "batch": 4})
 
 
 class FakeInspector(Inspector):

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from base.wire import JobView
 from kdcore.spec import Dataset
 from store import lifecycle
-from tests.api.conftest import DATASET, MODEL, Service, problem
+from tests.api.conftest import DATASET, MODEL, ONNX, Service, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -168,3 +168,14 @@ async def test_evaluation_of_a_colour_model_reads_grey_images_with_three_channel
     job = await evaluation(service, dataset="digits")
     assert job["resolved_spec"]["dataset"]["channels"] == 3
     assert "grey_as_colour" in [warning["code"] for warning in job["warnings"]]
+
+
+async def test_evaluation_of_a_program_names_it_as_a_program_and_is_listed(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = ONNX
+    await service.http.post("/v1/models", json={"name": "big", "blob": blob})
+    job = await evaluation(service)
+    model = job["resolved_spec"]["model"]
+    assert (model["program"], model["checkpoint"], model["architecture"]) == (f"blob:{blob}", None, None)
+    assert [warning["code"] for warning in job["warnings"]] == ["normalization_guessed"]
+    assert [one["id"] for one in (await service.http.get(PATH)).json()["data"]] == [job["id"]]

@@ -4,7 +4,8 @@ import pytest
 
 from api.inspections import Refused
 from api.schemas import ModelView, Page
-from tests.api.conftest import MODEL, Service, problem
+from kdcore.catalog.facts import ProgramFacts
+from tests.api.conftest import MODEL, ONNX, PROGRAM, Service, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -151,3 +152,44 @@ async def test_register_model_without_preprocessing_warns_and_strict_refuses_it(
     assert (fault["pointer"], fault["code"]) == ("/preprocessing", "warning_refused")
     assert "register it with the preprocessing" in fault["message"]
     problem(await service.http.get("/v1/models/strict"), 404, "not_found")
+
+
+@pytest.mark.parametrize("facts", [ONNX, PROGRAM], ids=["onnx", "pt2"])
+async def test_register_model_accepts_a_program_with_what_the_client_states(
+    service: Service, facts: ProgramFacts
+) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = facts
+    names = [f"class {number}" for number in range(10)]
+    stated = {"class_names": names, "preprocessing": {"mean": [0.25], "std": [0.5]}}
+    answer = await service.http.post("/v1/models", json={"name": "graph", "blob": blob, **stated})
+    assert answer.status_code == 201, answer.text
+    found = answer.json()["facts"]
+    assert (found["architecture"], found["format"], found["batch"]) == ("program", facts.format, facts.batch)
+    assert (found["class_names"], found["mean"], found["image_size"]) == (names, [0.25], [8, 8])
+    assert Page[ModelView].model_validate((await service.http.get("/v1/models")).json()).data[0].facts == (
+        facts.model_copy(update={"class_names": names, "mean": [0.25], "std": [0.5]})
+    )
+
+
+async def test_register_model_refuses_an_architecture_for_a_program(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = ONNX
+    body = {"name": "graph", "blob": blob, "architecture": "convnet32"}
+    answer = problem(await service.http.post("/v1/models", json=body), 422, "unusable")
+    assert answer["errors"] == [
+        {
+            "pointer": "/architecture", "message": "the file is an ONNX model, which holds its own network",
+            "code": "unused", "allowed": "leave it out", "got": "convnet32",
+        }
+    ]  # fmt: skip
+
+
+async def test_register_model_warns_of_probabilities(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = ONNX.model_copy(update={"outputs": "probabilities"})
+    body = {"name": "graph", "blob": blob, "preprocessing": {"mean": [0.25], "std": [0.5]}}
+    answer = (await service.http.post("/v1/models", json=body)).json()
+    assert [(one["code"], one["pointer"]) for one in answer["warnings"]] == [("outputs_are_probabilities", "/blob")]
+    strict = await service.http.post("/v1/models", json={**body, "name": "other", "strict": True})
+    problem(strict, 422, "warning_refused")

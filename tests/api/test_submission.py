@@ -6,7 +6,7 @@ import pytest
 
 from api.inspections import Refused
 from kdcore.spec import Dataset, parse
-from tests.api.conftest import DATASET, MODEL, PROGRAM, SUPERVISED, Service, problem
+from tests.api.conftest import DATASET, MODEL, ONNX, PROGRAM, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -367,6 +367,32 @@ async def test_program_can_teach(service: Service) -> None:
     assert service.inspector.requests == [("program", blob.removeprefix("sha256:"), {})]
 
 
+async def test_registered_program_teaches_by_its_name(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = ONNX
+    names = list("9876543210")
+    stated = {"class_names": names, "preprocessing": {"mean": [0.25], "std": [0.5]}}
+    await service.http.post("/v1/models", json={"name": "graph", "blob": blob, **stated})
+    resolved = await accepted(service, kd(teacher={"checkpoint": "model:graph"}))
+    teacher = resolved["teacher"]
+    assert (teacher["program"], teacher["checkpoint"], teacher["architecture"]) == (f"blob:{blob}", None, None)
+    assert (teacher["preprocessing"], teacher["class_names"]) == (stated["preprocessing"], names)
+    assert await accepted(service, {**resolved, "name": "again"}) == {**resolved, "name": "again"}
+    for method, text in (("attention", "its activations"), ("kd", "holds its own network")):
+        given = {"checkpoint": "model:graph", **({"architecture": "convnet32"} if method == "kd" else {})}
+        faults = await faults_of(service, kd(teacher=given, method=method))
+        [(pointer, fault)] = faults.items()
+        assert pointer == ("/teacher/architecture" if method == "kd" else "/teacher/checkpoint")
+        assert text in fault["message"]
+
+
+async def test_uploaded_program_as_a_checkpoint_of_an_architecture_is_refused(service: Service) -> None:
+    blob = await service.upload(b"a graph")
+    service.inspector.answers[blob.removeprefix("sha256:")] = ONNX
+    faults = await faults_of(service, kd(teacher={"checkpoint": f"blob:{blob}", "architecture": "convnet32"}))
+    assert "an ONNX model, which holds its own network" in faults["/teacher/architecture"]["message"]
+
+
 async def test_program_cannot_teach_by_activations_or_gradients(service: Service) -> None:
     blob = await service.upload(b"a graph")
     methods = ["attention", {"name": "fitnet", "tap": "layer2"}, {"name": "attention", "mapping": "gradient"}]
@@ -382,7 +408,10 @@ async def test_program_for_other_images_is_refused(service: Service) -> None:
     service.inspector.answers[digest] = PROGRAM.model_copy(update={"image_size": (32, 32), "num_classes": 5})
     answer = await service.http.post("/v1/jobs", json=kd(teacher={"program": f"blob:{blob}"}))
     body = problem(answer, 422, "spec_invalid")["errors"]
-    assert [(fault["pointer"], fault["code"]) for fault in body] == [("/teacher/program", "teacher_mismatch")] * 2
+    # It gets images of its own size; a size that is given for it is at fault.
+    assert [(fault["pointer"], fault["code"]) for fault in body] == [("/teacher/program", "teacher_mismatch")]
+    sized = await faults_of(service, kd(teacher={"program": f"blob:{blob}", "image_size": 16}))
+    assert sized["/teacher/image_size"]["message"].endswith("and its image_size is 16 x 16")
     broken = await service.upload(b"no graph")
     refused = Refused("teacher_mismatch", "this is no torch.export program", "save it with torch.export.save")
     service.inspector.answers[broken.removeprefix("sha256:")] = refused
@@ -591,6 +620,38 @@ async def test_submit_of_a_strict_spec_with_faults_names_the_faults(service: Ser
     await teacher(service)
     faults = await faults_of(service, kd(strict=True, alpha=-1))
     assert set(faults) == {"/alpha"}
+
+
+async def test_submit_gives_a_teacher_images_of_the_size_that_it_learned_from(service: Service) -> None:
+    await teacher(service, image_size=(32, 32), mean=[0.5], std=[0.5])
+    answer = await service.http.post("/v1/jobs", json=kd(strict=True))
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["resolved_spec"]["teacher"]["image_size"] == 32 and answer.json()["warnings"] == []
+    given = {"checkpoint": "model:big", "image_size": 16}
+    assert (await accepted(service, kd(teacher=given)))["teacher"]["image_size"] == 16
+
+
+async def test_submit_names_the_size_with_which_a_network_of_one_size_can_teach(service: Service) -> None:
+    await teacher(service, architecture="torchvision/vit_b_16", channels=1, mean=[0.5], std=[0.5])
+    message = (await faults_of(service, kd()))["/teacher/checkpoint"]["message"]
+    assert message.endswith("the data set has 8 x 8; teacher.image_size: 224 gives it images of that size")
+    spec = kd(teacher=[{"checkpoint": "model:big", "image_size": 224}, {"checkpoint": "model:big", "weight": 2}])
+    faults = await faults_of(service, spec)
+    assert "teacher.1.image_size: 224" in faults["/teacher/1/checkpoint"]["message"]
+    assert "/teacher/0/checkpoint" not in faults and "/teacher/0/image_size" not in faults
+
+
+async def test_references_inspect_a_teachers_network_at_its_own_size(service: Service) -> None:
+    await teacher(service, architecture="timm/resnet18", image_size=(224, 224), mean=[0.5], std=[0.5])
+    await accepted(service, kd())
+    sizes = {name: shape["image_size"] for kind, name, shape in service.inspector.requests if kind == "architecture"}
+    assert sizes == {"timm/resnet18": (224, 224)}
+
+
+async def test_submit_a_waiting_job_knows_the_size_of_its_teachers_images(service: Service) -> None:
+    job = (await service.http.post("/v1/jobs", json={**SUPERVISED, "dataset": "digits"})).json()
+    resolved = await accepted(service, kd(teacher={"checkpoint": f"job:{job['id']}"}))
+    assert resolved["teacher"]["image_size"] == 8
 
 
 DIGITS = [str(digit) for digit in range(10)]

@@ -38,7 +38,7 @@ STARTS = [
     (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "HDF5"),
     (b"\x1c\x00\x00\x00TFL3\x14\x00", "TFLite"),
     (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xff", "ONNX"),
-    (b"\x08\x04\x12\x06tf2onnx\x1a\x05", "ONNX"),
+    (b"\x08\x04\x12\x07tf2onnx\x1a\x051.9.3\x42\x04", "ONNX"),
     (b"\x08\x09\x3a\xff\x01", "ONNX"),
     (tfrecord(b"hello"), "TFRecord"),
     (b"ARROW1\x00\x00", "Arrow"),

@@ -105,8 +105,9 @@ def test_submit_takes_several_teachers_assistants_and_students():
     assert fake.bodies(JOBS)[1] == {"assistants": ["resnet20"]}
 
 
-def test_submit_uploads_a_torch_export_program(tmp_path: Path):
-    program = tmp_path / "teacher.pt2"
+@pytest.mark.parametrize("name", ["teacher.pt2", "teacher.onnx", "TEACHER.ONNX"])
+def test_submit_uploads_a_program(tmp_path: Path, name: str):
+    program = tmp_path / name
     program.write_bytes(b"program")
     fake = FakeFiles().service()
     fake.routes[JOBS] = job(status="queued")

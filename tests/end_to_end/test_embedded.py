@@ -35,6 +35,18 @@ def teacher_job(server):
     return job_id
 
 
+@pytest.fixture(scope="module")
+def distilled(server, teacher_job):
+    """A distilled job of that teacher, which has succeeded."""
+    return server.ended(server.submit(distillation(teacher_job)))
+
+
+@pytest.fixture(scope="module")
+def alone(server):
+    """A supervised job with the student of `distilled`, which has succeeded."""
+    return server.ended(server.submit({**TEACHER, "student": "convnet4"}))
+
+
 def distillation(teacher_job: str, **changes) -> dict:
     return {
         "name": "digits",
@@ -51,12 +63,10 @@ def distillation(teacher_job: str, **changes) -> dict:
     }
 
 
-def test_submitted_job_gives_a_student_that_loads_in_plain_pytorch(server, teacher_job, tmp_path):
-    job_id = server.submit(distillation(teacher_job))
-    job = server.ended(job_id)
-    report = job["result"]
+def test_submitted_job_gives_a_student_that_loads_in_plain_pytorch(server, distilled, tmp_path):
+    job_id, report = distilled["id"], distilled["result"]
     assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]
-    assert job["resolved_spec"]["teacher"]["architecture"] == "convnet8"
+    assert distilled["resolved_spec"]["teacher"]["architecture"] == "convnet8"
 
     checkpoint = server.http.get(f"/v1/jobs/{job_id}/checkpoint")
     artifacts = {artifact["name"]: artifact for artifact in server.get(f"/v1/jobs/{job_id}/artifacts")["data"]}
@@ -70,9 +80,16 @@ def test_submitted_job_gives_a_student_that_loads_in_plain_pytorch(server, teach
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_student_file_contains_a_copy_of_the_spec(server, distilled):
+    content = server.http.get(f"/v1/jobs/{distilled['id']}/checkpoint").content
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = json.loads(header["__metadata__"]["distillery"])
+    assert metadata["spec"]["method"]["name"] == "kd" and len(metadata["class_names"]) == 10
+
+
+@pytest.mark.usefixtures("distilled")
 def test_validate_estimates_a_job_from_one_like_it_and_probes_another(server, teacher_job):
     """Another seed and other epochs of the same job; then a job with a network that has not been trained here."""
-    server.ended(server.submit(distillation(teacher_job)))
     spec = distillation(teacher_job, training={**TRAINING, "epochs": 4, "seed": 7})
     estimate = server.post("/v1/jobs/validate", spec).json()["estimate"]
     assert estimate["basis"] == "measured" and estimate["device"].startswith("cpu, ")
@@ -85,9 +102,8 @@ def test_validate_estimates_a_job_from_one_like_it_and_probes_another(server, te
     assert estimate["seconds_by_phase"]["preparing"] is None
 
 
-def test_events_have_no_gap_and_metrics_are_series(server, teacher_job):
-    job_id = server.submit(distillation(teacher_job, baseline="none"))
-    server.ended(job_id)
+def test_events_have_no_gap_and_metrics_are_series(server, distilled):
+    job_id = distilled["id"]
     events = server.get(f"/v1/jobs/{job_id}/events")["data"]
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert events[0]["type"] == "queued" and events[-1]["type"] == "succeeded"
@@ -130,12 +146,14 @@ def test_teacher_and_student_can_be_submitted_together(server):
     assert students[0] == students[1], "the same bits"
 
 
-def test_student_of_a_teacher_that_is_cancelled_fails(server):
+def test_cancelled_running_job_leaves_no_process_and_the_student_that_waits_for_it_fails(server):
     teacher = server.submit({**TEACHER, "training": {**TRAINING, "epochs": 5000}})
     student = server.submit(distillation(teacher))
     server.wait_until(lambda: server.get(f"/v1/jobs/{teacher}")["progress"] is not None, 60)
-    server.post(f"/v1/jobs/{teacher}/cancel")
+    assert len(engines(server.home)) == 2, "guard and engine"
+    assert server.post(f"/v1/jobs/{teacher}/cancel").status_code == 200
     server.ended(teacher, "cancelled")
+    assert not engines(server.home)
     error = server.ended(student, "failed")["error"]
     assert error["code"] == "teacher_unavailable"
     assert error["message"] == f"job {teacher}, whose student should teach, is cancelled"
@@ -161,25 +179,22 @@ def test_evaluation_of_a_registered_model_is_its_accuracy_in_the_report(server, 
     assert server.http.get(f"/v1/jobs/{job['id']}/checkpoint").status_code in (404, 409)
 
 
-def test_baseline_can_be_an_earlier_job(server, teacher_job):
-    alone = server.submit({**TEACHER, "student": "convnet4"})
-    server.ended(alone)
+def test_baseline_can_be_an_earlier_job(server, teacher_job, alone):
     other = server.post("/v1/jobs", distillation(teacher_job, baseline=f"job:{teacher_job}"))
     (fault,) = other.json()["errors"]
     assert (fault["allowed"], fault["got"]) == (["student.architecture: convnet4"], ["student.architecture: convnet8"])
-    job = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{alone}")))
-    assert job["result"]["alone"]["accuracy"] == server.get(f"/v1/jobs/{alone}")["result"]["student"]["accuracy"]
+    job = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{alone['id']}")))
+    assert job["result"]["alone"]["accuracy"] == alone["result"]["student"]["accuracy"]
 
 
-def test_baseline_can_be_the_student_alone_of_a_distilled_job(server, teacher_job):
+def test_baseline_can_be_the_student_alone_of_a_distilled_job(server, teacher_job, distilled, alone):
     """Never its distilled student. The student alone is the same as that of a supervised job with this recipe."""
-    first = server.ended(server.submit(distillation(teacher_job)))
-    supervised = server.ended(server.submit({**TEACHER, "student": "convnet4"}))["result"]["student"]
+    supervised = alone["result"]["student"]
     changes = {"method": "dkd", "temperature": None, "alpha": None, "beta": None}
-    second = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{first['id']}", **changes)))
-    alone = second["result"]["alone"]
-    assert alone["accuracy"] == first["result"]["alone"]["accuracy"] == supervised["accuracy"]
-    assert alone["loss"] == pytest.approx(supervised["loss"])
+    second = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{distilled['id']}", **changes)))
+    baseline = second["result"]["alone"]
+    assert baseline["accuracy"] == distilled["result"]["alone"]["accuracy"] == supervised["accuracy"]
+    assert baseline["loss"] == pytest.approx(supervised["loss"])
 
 
 def test_submit_reports_five_faults_in_one_answer(server):
@@ -261,20 +276,11 @@ def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(serv
     assert job["result"]["teacher"]["parameters"] == registered["facts"]["parameters"]
 
 
-def test_cancelled_running_job_leaves_no_process(server):
-    job_id = server.submit({**TEACHER, "training": {**TRAINING, "epochs": 5000}})
-    server.wait_until(lambda: server.get(f"/v1/jobs/{job_id}")["progress"] is not None, 60)
-    assert len(engines(server.home)) == 2, "guard and engine"
-    assert server.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
-    server.ended(job_id, "cancelled")
-    assert not engines(server.home)
-
-
 def test_killed_server_continues_its_job_after_a_restart(tmp_path):
     """`kill -9` during a training leaves no process of it; after the restart the job succeeds, each step once."""
     timings = {"DISTILLERY_LEASE_S": "3", "DISTILLERY_HEARTBEAT_S": "0.5", "DISTILLERY_LOOK_S": "0.3"}
     with embedded_server(tmp_path / "home", **timings) as server:
-        training = {**TRAINING, "epochs": 150, "checkpoint_every_s": 0.2}
+        training = {**TRAINING, "epochs": 40, "checkpoint_every_s": 0.2}
         job_id = server.submit({**TEACHER, "training": training})
         server.wait_until(lambda: "checkpoint" in event_types(server, job_id), 60)
         assert engines(server.home)
@@ -285,18 +291,10 @@ def test_killed_server_continues_its_job_after_a_restart(tmp_path):
         assert "claimed" in event_types(server, job_id)[2:], "a second attempt took it over"
         points = server.get(f"/v1/jobs/{job_id}/metrics", max_points=1000)["series"]["student"]["validation/accuracy"]
         steps = [step for step, _ in points]
-        assert len(steps) == 150 and steps == sorted(set(steps))
+        assert len(steps) == 40 and steps == sorted(set(steps))
         assert job["attempts_without_progress"] >= 1
         assert server.stop() == 0
 
 
 def event_types(server, job_id: str) -> list[str]:
     return [event["type"] for event in server.get(f"/v1/jobs/{job_id}/events", limit=1000)["data"]]
-
-
-def test_student_file_contains_a_copy_of_the_spec(server, teacher_job, tmp_path):
-    job = server.ended(server.submit(distillation(teacher_job, baseline="none")))
-    content = server.http.get(f"/v1/jobs/{job['id']}/checkpoint").content
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata = json.loads(header["__metadata__"]["distillery"])
-    assert metadata["spec"]["method"]["name"] == "kd" and len(metadata["class_names"]) == 10

@@ -35,7 +35,9 @@ def test_save_and_load_return_the_same_progress(tmp_path):
 def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
     """An older version's checkpoints resume, and this one's will: the names are part of the format."""
     state = torch.load(checkpoint.save(tmp_path, 7, progress()).path, weights_only=True)
-    assert list(state) == ["format", "finished", "prepared", "training", "batch_norm", "reading", "warnings", "cost"]
+    assert list(state) == [
+        "format", "finished", "prepared", "training", "batch_norm", "reading", "has_sizes", "warnings", "cost",
+    ]  # fmt: skip
     assert list(state["finished"]["assistant-1"]["student"]) == [
         "best",
         "last",

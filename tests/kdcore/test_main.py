@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from kdcore import __main__ as main_module
 from tests.kdcore.engine import supervised, write_arrays, write_teacher
@@ -103,6 +105,33 @@ def test_inspect_a_data_set_with_options(tmp_path):
     assert (facts["channels"], facts["image_size"], facts["grey"]) == (3, [4, 4], True)
     assert facts["class_names"] == ["a", "b", "c", "d"]
     assert facts["class_counts"] == {"train": [2, 2, 2, 2], "test": [2, 2, 2, 2]}
+
+
+def test_main_evaluate_and_images_take_the_options_of_a_data_set(tmp_path, capsys):
+    data, teacher = tmp_path / "grey.npz", write_teacher(tmp_path / "teacher.safetensors", classes=4)
+    x = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
+    np.savez(data, x_train=x, y_train=np.arange(40) % 4, x_test=x[:8], y_test=np.arange(8) % 4)
+    read = ["--dataset", f"file:{data}", "--cache", str(tmp_path / "cache"), "--image-size", "8"]
+    assert main_module.main(["evaluate", str(teacher), *read, "--options", '{"channels": 1, "limit": 8}']) == 0
+    facts = json.loads(capsys.readouterr().out)["dataset"]
+    assert (facts["channels"], facts["image_size"], facts["train"], facts["test"]) == (1, [8, 8], 8, 8)
+    images = tmp_path / "images.safetensors"
+    assert main_module.main(["images", str(images), *read, "--options", '{"channels": 1}']) == 0
+    assert load_file(images)["images"].shape == (8, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ('{"resize": "stretch"}', "the data set's option resize: .*'stretch'"),
+        ("[3]", "--options is no JSON object"),
+        ("{", "--options is no JSON:"),
+    ],
+)
+def test_main_options_of_a_data_set_that_are_wrong_are_named(options, said, data, capsys):
+    assert main_module.main(["evaluate", "x", "--dataset", f"file:{data}", "--options", options]) == 1
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert error["code"] == "spec_invalid" and re.match(said, error["message"])
 
 
 def test_main_inspections_answer_with_facts_or_with_the_reason(data, tmp_path):

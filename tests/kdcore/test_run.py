@@ -13,6 +13,7 @@ from base.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
 from base.warning import WarningItem
 from kdcore import models
 from kdcore.checkpoint import Stopped
+from kdcore.data import streaming
 from kdcore.measure import evaluate
 from kdcore.protocol import Lines
 from kdcore.run import run
@@ -29,6 +30,7 @@ from tests.kdcore.engine import (
     supervised,
     workspace,
     write_arrays,
+    write_pool,
 )
 
 
@@ -121,6 +123,31 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
     assert events(stream, "metric") + events(later, "metric") == events(undisturbed, "metric")
     assert {**resumed, "seconds": 0, "cost": 0} == {**report, "seconds": 0, "cost": 0}
     assert resumed["cost"]["stages"].keys() == report["cost"]["stages"].keys()
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_run_a_streamed_job_that_was_stopped_goes_on_to_the_bits_of_a_stored_one(
+    steps, data, teacher, tmp_path, monkeypatch
+):
+    """Data, unlabelled images and held-out images are decoded as they are needed, in both attempts."""
+    pool = {"source": f"file:{write_pool(tmp_path / 'pool.npz')}"}
+    spec = job(data, teacher, method="kd", unlabelled=pool, training={"batch_size": 16})
+    report, whole, undisturbed = finish(spec, tmp_path / "whole")
+    monkeypatch.setattr(streaming, "RESIDENT_BYTES", 0)
+    where, stream = workspace(tmp_path / "stopped")
+    where.cache_max_bytes = 0
+    with monkeypatch.context() as patch:
+        stop_after(steps, patch, where)
+        with pytest.raises(Stopped):
+            run(spec, where)
+    onward, later = workspace(tmp_path / "resumed", tmp_path / "another host")
+    onward.cache_max_bytes, onward.warnings = 0, list(where.warnings)
+    resumed = run(spec, onward, where.out / events(stream, "checkpoint")[-1]["path"])
+    assert same(whole, load_file(onward.out / "student.safetensors"))
+    assert events(stream, "metric") + events(later, "metric") == events(undisturbed, "metric")
+    assert resumed["student"] == report["student"] and resumed["dataset"] == report["dataset"]
+    said = [one["pointer"] for one in resumed["warnings"] if one["code"] == "decoded_again"]
+    assert said == ["/dataset", "/unlabelled"]
 
 
 def stopped(spec, folder, steps, monkeypatch, resume=None):

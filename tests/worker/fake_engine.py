@@ -201,6 +201,7 @@ def main() -> int:
     parser.add_argument("--input", action="append", default=[])
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache-max-bytes", type=int)
     parser.add_argument("--known", type=Path)
     parser.add_argument("--events-fd", type=int)
     arguments = parser.parse_args()

@@ -1,12 +1,14 @@
 import io
+import os
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
 from base.errors import DatasetUnreadable
-from kdcore.data.archive import LIMITS, Limits, entries
+from kdcore.data.archive import LIMITS, Limits, Place, entries, read_at
 
 
 def contents(path: Path, limits: Limits = LIMITS) -> dict[str, bytes | None]:
@@ -208,3 +210,44 @@ def test_entries_unicode_forms_and_trailing_blanks_are_made_one(pack):
 def test_entries_blanks_hide_no_path_outside(make, tmp_path):
     with pytest.raises(DatasetUnreadable, match="a path outside itself"):
         contents(make(tmp_path / "x", b"a/.. /.. /evil"))
+
+
+def read_again(path: Path) -> dict[str, bytes | None]:
+    with path.open("rb") as file:
+        places = {str(entry.path): entry.place() for entry in entries(path, LIMITS) if not entry.is_folder}
+        return {name: place and read_at(file.fileno(), place) for name, place in places.items()}
+
+
+def test_place_is_where_the_bytes_are_in_a_zip_or_a_plain_tar(pack, tmp_path):
+    members = {"a/" + "long" * 40: b"one" * 50, "b": b"", "c": os.urandom(700)}
+    path = pack(members)
+    packed = path.read_bytes().startswith(b"\x1f\x8b")
+    assert read_again(path) == (dict.fromkeys(members) if packed else members)
+    # A zip with something before it: all its offsets are moved.
+    if path.suffix == ".zip":
+        path.write_bytes(b"PK, and something else" + path.read_bytes())
+        assert read_again(path) == members
+
+
+def test_place_of_what_only_a_library_unpacks_is_none(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a", b"one" * 50)
+    assert read_again(tmp_path / "x") == {"a": None}
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_place_a_packed_size_that_cannot_be_true_is_not_believed(tmp_path, how):
+    path = tmp_path / "x"
+    with zipfile.ZipFile(path, "w", how) as archive:
+        archive.writestr("a", b"one" * 50)
+        archive.infolist()[0].compress_size += 1 << 31
+    assert read_again(path) == {"a": None}
+
+
+def test_read_at_unpacks_no_more_than_the_size_that_was_noted(tmp_path):
+    bomb = zlib.compress(bytes(10_000_000), wbits=-15)
+    (tmp_path / "x").write_bytes(b"__" + bomb)
+    with (tmp_path / "x").open("rb") as file:
+        assert read_at(file.fileno(), Place(2, len(bomb), 100, True)) == bytes(100)
+        assert read_at(file.fileno(), Place(3, len(bomb), 100, True)) == b""
+        assert read_at(file.fileno(), Place(10**9, 5, 5)) == b""

@@ -281,3 +281,18 @@ def test_header_a_small_file_of_huge_dimensions_is_not_decoded():
     blob[29:33] = zlib.crc32(bytes(blob[12:29])).to_bytes(4)
     with pytest.raises(DatasetUnreadable, match=r"huge\.png"):
         image_files.header(bytes(blob), "huge.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (DataOptions(), None),
+        (DataOptions(image_size=8), 20),
+        (DataOptions(image_size=8, resize="squash"), 20),
+        (DataOptions(image_size=8, resize="pad"), 40),
+        (DataOptions(image_size=8, resize_to=16), 10),
+    ],
+)
+def test_own_side_is_what_half_of_the_pictures_have(options, expected):
+    headers = [image_files.Header(*size, grey=True) for size in ((10, 90), (30, 20), (50, 40), (12, 12), (40, 20))]
+    assert image_files.own_side(headers, options) == expected

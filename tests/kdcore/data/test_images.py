@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from kdcore.catalog import named_facts
-from kdcore.data.images import Data, Images, TrainingSet, set_aside, split
+from kdcore.data.images import Data, Images, Resized, TrainingSet, set_aside, split
 from kdcore.spec import Training, Unlabelled
 
 
@@ -176,3 +176,42 @@ def test_split_covers_every_row_once_in_rising_order(fraction):
     assert len(validation) == round(90 * fraction)
     assert torch.equal(torch.cat([train, validation]).sort().values, torch.arange(90))
     assert (train.diff() > 0).all() and train.dtype == torch.int64
+
+
+def wide_images(count: int, first: int = 0) -> Images:
+    """With a store for boxes, and two sizes that are made of it and of the pixels."""
+    pixels = torch.arange(first, first + count * 16, dtype=torch.uint8).view(count, 1, 4, 4)
+    wide = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    sized = {6: Resized(pixels, 6), 7: Resized(wide, 7)}
+    return Images(pixels, torch.arange(count), sized, wide)
+
+
+def test_images_another_device_gets_no_second_copy_of_pixels_that_are_resized():
+    moved = wide_images(3).to("meta")
+    assert moved.wide is not None and moved.wide.device.type == moved.pixels.device.type == "meta"
+    assert moved.sized[6].stored is moved.pixels and moved.sized[7].stored is moved.wide
+
+
+def test_images_joined_are_resized_from_the_joined_ones():
+    first, second = wide_images(3), wide_images(2, 100)
+    both = first.joined(second)
+    assert both.sized[6].stored is both.pixels and both.sized[7].stored is both.wide
+    rows = torch.tensor([4, 0, 3])
+    for side in (6, 7):
+        apart = torch.cat([second.sized[side][1:2], first.sized[side][:1], second.sized[side][:1]])
+        assert torch.equal(both.sized[side].index_select(0, rows), apart)
+    assert torch.equal(both.wide.index_select(0, rows)[0], second.wide[1])
+
+
+def test_images_at_a_size_and_for_training():
+    images = wide_images(3)
+    assert torch.equal(images.at(None).pixels, images.pixels) and not images.at(None).sized
+    assert images.at(7).pixels.shape == (3, 1, 7, 7) and images.take(torch.tensor([1])).sized[6].shape == (1, 1, 6, 6)
+    index = torch.tensor([2, 0])
+    own, six, seven = images.rows(index)
+    assert torch.equal(own, images.pixels[[2, 0]]) and torch.equal(six, images.sized[6].index_select(0, index))
+    assert torch.equal(seven, images.sized[7].index_select(0, index))
+    trained = images.for_training([6])
+    assert list(trained.sized) == [6] and trained.sized[6].stored is images.wide
+    plain = Images(images.pixels, images.labels, images.sized).for_training([6])
+    assert plain.sized[6] is images.sized[6]

@@ -6,7 +6,8 @@ import pytest
 
 from base.errors import DatasetUnreadable
 from kdcore.data import reading_ahead
-from kdcore.data.reading_ahead import Encoded, ahead, decode_ahead, free_cores
+from kdcore.data.decoding import Encoded
+from kdcore.data.reading_ahead import ahead, decode_ahead, free_cores
 
 
 def test_free_cores_is_a_number_of_cores():
@@ -75,7 +76,7 @@ def test_decode_ahead_gives_one_piece_for_each_split_in_order():
 
 def test_decode_ahead_decodes_no_more_pixels_at_once_than_its_budget(monkeypatch):
     monkeypatch.setattr(reading_ahead, "free_cores", lambda: 4)
-    monkeypatch.setattr(reading_ahead, "_PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(reading_ahead, "PIXELS_AT_ONCE", 100)
     monkeypatch.setattr(reading_ahead, "_BATCH", 1)
     sizes = [60, 60, 40, 40, 500, 10, 10, 90] * 8
     lock, now, most = threading.Lock(), [0], [0]

@@ -119,27 +119,6 @@ def test_views_a_batch_has_the_rows_and_the_epoch_from_one_on():
     assert batch.index.tolist() == [7, 2] and batch.epoch == 4
 
 
-def test_boxes_a_box_of_the_whole_image_changes_nothing():
-    images = noise(6, side=9)
-    zero, nine = torch.zeros(6, dtype=torch.long), torch.full((6,), 9)
-    whole = views.Boxes(zero, zero, nine, nine)
-    assert torch.equal(views.resized_crop(images.pixels, whole, zero), images.pixels)
-    assert torch.equal(views.resized_crop(images.pixels, whole, zero + 1), images.pixels.flip(-1))
-
-
-def test_a_resized_crop_is_torchs_bilinear_to_within_rounding():
-    images = noise(20, side=16)
-    generator = torch.Generator().manual_seed(2)
-    tall, wide = torch.randint(1, 17, (2, 20), generator=generator)
-    top = (torch.rand(20, generator=generator) * (17 - tall)).long()
-    left = (torch.rand(20, generator=generator) * (17 - wide)).long()
-    cut = views.resized_crop(images.pixels, views.Boxes(top, left, tall, wide), torch.zeros(20, dtype=torch.long))
-    for n in range(20):
-        box = images.pixels[n : n + 1, :, top[n] : top[n] + tall[n], left[n] : left[n] + wide[n]].float()
-        expected = torch.nn.functional.interpolate(box, (16, 16), mode="bilinear")[0]
-        assert (cut[n].float() - expected).abs().max() < 3
-
-
 def test_boxes_have_the_areas_and_ratios_that_were_asked_for():
     how = RandomResizedCrop(scale=(0.25, 0.5), ratio=(0.5, 2.0))
     draws = list(views.counter_rng.draws(views.counter_rng.streams(9, torch.arange(5000)), 4))
@@ -190,6 +169,76 @@ def test_draws_for_views_order_and_mixing_are_unrelated():
     ids = view_ids(Views(CropFlip(padding=0), None, 5), torch.arange(4000)).double()
     places = order(4000, 0, 0).argsort().double()
     assert abs(torch.corrcoef(torch.stack([ids, places]))[0, 1].item()) < 4 / math.sqrt(4000)
+
+
+def with_sides(images: Images, *sides: int) -> Images:
+    """Each picture also as squares of whole multiples of its side: every pixel becomes a square of equal ones."""
+    own = images.pixels.shape[2]
+    sized = {side: images.pixels.repeat_interleave(side // own, 2).repeat_interleave(side // own, 3) for side in sides}
+    return Images(images.pixels, images.labels, sized)
+
+
+@pytest.mark.parametrize("mix", [None, Mixup(), Cutmix()], ids=["plain", "mixup", "cutmix"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda a: a.name)
+def test_views_another_size_changes_nothing_about_the_datas_own(augmentation, mix):
+    images, index = noise(40), torch.arange(5, 25)
+    alone = Views(augmentation, mix, 5).batch(images, index, seed=3, epoch=2)
+    beside = Views(augmentation, mix, 5).batch(with_sides(images, 16), index, seed=3, epoch=2)
+    assert torch.equal(alone.inputs, beside.inputs) and torch.equal(alone.labels, beside.labels)
+    assert beside.at(None) is beside.inputs and beside.at(16).shape == (20, 3, 16, 16)
+    assert (alone.view_ids is None) == (beside.view_ids is None)
+
+
+@pytest.mark.parametrize("mix", [None, Mixup(), Cutmix()], ids=["plain", "mixup", "cutmix"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS[:3], ids=lambda a: a.name)
+def test_views_of_two_sizes_show_the_same_part(augmentation, mix):
+    """The larger picture has each pixel four times; so has the larger view: place, padding, mirroring and partner."""
+    images, index = with_sides(noise(40), 16), torch.arange(5, 25)
+    batch = Views(augmentation, mix, 5).batch(images, index, seed=3, epoch=2)
+    assert torch.equal(batch.at(16), batch.inputs.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_views_of_two_sizes_cut_the_same_boxes():
+    """A slope from 0 to 240: its height in a view says from where the view was cut, to a pixel of the picture."""
+    slope = (torch.arange(120) * 2).view(1, 1, 1, 120).expand(50, 1, 120, 120).to(torch.uint8)
+    images = Images(
+        slope.reshape(50, 1, 120, 60, 2).float().mean(4).byte()[:, :, ::2], torch.zeros(50).long(), {120: slope}
+    )
+    how = RandomResizedCrop(scale=(0.2, 0.9), flip=True)
+    batch = Views(how, None, 5).batch(images, torch.arange(50), seed=0, epoch=0)
+    halves = batch.at(120).float().view(50, 1, 60, 2, 60, 2).mean((3, 5))
+    assert (halves - batch.inputs.float()).abs().max() <= 4
+    assert len(batch.inputs[:, 0, 0, 0].unique()) > 20
+
+
+def test_views_padding_is_in_pixels_of_the_datas_own_size():
+    """4 pixels of 8 are 6 of 12. What a view shows of the picture is the same part, to half a pixel."""
+    images = Images(noise(30).pixels, torch.arange(30) % 5, {12: torch.full((30, 3, 12, 12), 9, dtype=torch.uint8)})
+    batch = Views(CropFlip(padding=4, flip=False), None, 5).batch(images, torch.arange(30), seed=1, epoch=0)
+    for small, large in zip(batch.inputs, batch.at(12), strict=True):
+        for axis in (0, 1):
+            shown = [(one[0] > 0).any(axis).sum().item() for one in (small, large)]
+            assert abs(shown[1] - shown[0] * 12 / 8) <= 0.5 and shown[1] >= 6
+
+
+def test_views_boxes_are_cut_from_a_larger_store_for_every_size():
+    """The store has two pixels for one of the images, so that a box in it has twice the numbers."""
+    images, large, index = noise(30), noise(30, side=16).pixels, torch.arange(30)
+    wide = Images(images.pixels, images.labels, {12: torch.zeros(30, 3, 12, 12, dtype=torch.uint8)}, large)
+    how = RandomResizedCrop(flip=False)
+    batch = Views(how, None, 5).batch(wide, index, seed=1, epoch=4)
+    states = views.counter_rng.streams(views.counter_rng.key(views._VIEW, 1, 4), index)
+    boxes = views.Boxes(*(2 * side for side in views._boxes(how, list(views.counter_rng.draws(states, 4)), 8, 8)))
+    for size, seen in ((8, batch.inputs), (12, batch.at(12))):
+        assert torch.equal(seen, views.resized_crop(large, boxes, torch.zeros(30).long(), size=(size, size)))
+    assert not torch.equal(batch.inputs, Views(how, None, 5).batch(images, index, seed=1, epoch=4).inputs)
+
+
+def test_views_a_smaller_size_is_cut_from_its_own_pictures():
+    images = Images(noise(30).pixels, torch.arange(30) % 5, {4: torch.full((30, 3, 4, 4), 9, dtype=torch.uint8)})
+    for augmentation in AUGMENTATIONS:
+        batch = Views(augmentation, None, 5).batch(images, torch.arange(30), seed=1, epoch=0)
+        assert batch.at(4).shape == (30, 3, 4, 4) and set(batch.at(4).unique().tolist()) <= {0, 9}
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from torch import nn
 from base.errors import TeacherMismatch, WarningRefused
 from kdcore import data, models
 from kdcore.classifier import Classifier
+from kdcore.data import streaming
 from kdcore.data.images import Images
 from kdcore.measure import evaluate
 from kdcore.measure.evaluate import (
@@ -188,8 +189,18 @@ def test_run_evaluation_measures_all_test_images(files, tmp_path):
 def test_evaluate_checkpoint_by_hand_is_the_same_measurement(files, tmp_path):
     place, _ = workspace(tmp_path)
     report = run_evaluation(spec_of(files), place)
-    by_hand = evaluate_checkpoint(files[1], None, f"file:{files[0]}", place)
+    by_hand = evaluate_checkpoint(files[1], None, Dataset(source=f"file:{files[0]}"), place)
     assert {**by_hand, "seconds": report["seconds"]} == report
+
+
+def test_run_evaluation_of_a_streamed_set_is_the_same_measurement(files, tmp_path, monkeypatch):
+    report = run_evaluation(spec_of(files), workspace(tmp_path / "stored")[0])
+    monkeypatch.setattr(streaming, "RESIDENT_BYTES", 0)
+    place, _ = workspace(tmp_path / "streamed")
+    place.cache_max_bytes = 0
+    streamed = run_evaluation(spec_of(files), place)
+    assert streamed["warnings"][0]["code"] == "decoded_again"
+    assert {**streamed, "warnings": report["warnings"], "seconds": report["seconds"]} == report
 
 
 def measured(files, tmp_path, mean, std, order=None):
@@ -240,7 +251,9 @@ def test_run_evaluation_obeys_a_stop_after_a_batch(files, tmp_path):
 
 def test_write_test_images_writes_the_images_that_a_report_is_measured_on(tmp_path):
     workspace = Workspace(tmp_path, {}, tmp_path / "cache", Lines(sys.stderr))
-    assert write_test_images(tmp_path / "test.safetensors", "digits", workspace) == {"test_samples": 360}
+    assert write_test_images(tmp_path / "test.safetensors", Dataset(source="digits"), workspace) == {
+        "test_samples": 360
+    }
     written = load_file(tmp_path / "test.safetensors")
     split = data.load(Dataset(source="digits"), None, tmp_path / "cache").test
     assert written["images"].shape == (360, 1, 8, 8)

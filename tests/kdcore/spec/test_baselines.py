@@ -115,3 +115,22 @@ def test_differences_of_a_spec_before_the_options_of_data_are_none():
     assert differences(mine, stored) == []
     stored["dataset"] = {"source": "digits", "channels": 3}
     assert [str(one) for one in differences(mine, stored)] == ["dataset.channels is none here and 3 there"]
+
+
+def test_differences_a_store_of_the_images_own_size_is_that_of_earlier_versions():
+    """They cut boxes from the images. Their stored specs have no store_size, or none is written out."""
+    folders = DIGITS.model_copy(update={"kind": "folders", "image_size": (96, 96), "own_side": 90})
+    body = {"dataset": {"source": "digits", "image_size": 96}, "student": "convnet4", "method": "supervised"}
+    mine = resolve(parse({**body, "training": {"augmentation": {"name": "random_resized_crop"}}}), Known(folders))
+    assert mine.training.augmentation.store_size == 96
+    stored = mine.as_json()
+    del stored["training"]["augmentation"]["store_size"]
+    assert differences(mine, stored) == []
+    larger = resolve(
+        parse({**body, "training": {"augmentation": {"name": "random_resized_crop", "store_size": 120}}}),
+        Known(folders),
+    )
+    assert [str(one) for one in differences(larger, stored)] == [
+        "training.augmentation.store_size is 120 here and not recorded there"
+    ]
+    assert [one.field for one in differences(mine, larger.as_json())] == ["training.augmentation.store_size"]

@@ -246,7 +246,7 @@ def test_spec_warnings_about_class_names_of_the_spec_and_the_file(stated, file, 
     [
         ((32, 32), []),
         (None, []),
-        ((64, 64), [("image_size_differs", "/dataset/image_size")]),
+        ((64, 64), []),  # It gets images of that size.
         ((32, 64), [("image_size_differs", "/dataset/image_size")]),
     ],
 )
@@ -256,6 +256,20 @@ def test_spec_warnings_about_the_size_of_the_images_that_a_teacher_learned_from(
     assert codes(warnings) == expected
     if warnings:
         assert "pixels, the data set has 32 x 32" in warnings[0].message
+    assert spec_warnings(resolve(parse(body()), known(body(), network)), known(body(), network)) == warnings
+
+
+def test_spec_warnings_about_the_size_where_a_method_compares_gradients_at_images_of_one_size():
+    spec = body(method={"name": "attention", "mapping": "gradient"})
+    network = NORMALIZED.model_copy(update={"image_size": (64, 64)})
+    assert codes(spec_warnings(parse(spec), known(spec, network))) == [("image_size_differs", "/dataset/image_size")]
+    assert resolve(parse(spec), known(spec, network)).teachers[0].image_size is None
+
+
+def test_spec_warnings_say_nothing_about_a_size_that_is_given_for_the_teacher():
+    spec = body(teacher={"checkpoint": "model:big", "image_size": 32})
+    network = NORMALIZED.model_copy(update={"image_size": (64, 64)})
+    assert spec_warnings(parse(spec), known(spec, network)) == []
 
 
 def test_spec_warnings_say_nothing_about_a_program_of_another_size():

@@ -1,5 +1,6 @@
 """Nothing is left to guess: weights, stages and taps of every method, and what each model is normalised by."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,7 +185,9 @@ def test_resolve_chooses_augmentation_by_the_images():
 @pytest.mark.parametrize("kind", ["arrays", "folders"])
 def test_resolve_does_not_mirror_grey_images_of_any_origin(kind, facts):
     """A mirrored digit is none. Colour images are mirrored as before."""
-    for side, augmentation in ((28, CropFlip(padding=3, flip=False)), (96, RandomResizedCrop(flip=False))):
+    store_size = 96 if kind == "folders" else None
+    boxes = RandomResizedCrop(flip=False, store_size=store_size)
+    for side, augmentation in ((28, CropFlip(padding=3, flip=False)), (96, boxes)):
         data = DATA.model_copy(update={"kind": kind, "image_size": (side, side), "mean": [0.5], "std": [0.2], **facts})
         spec = parse(body(method="supervised", teacher=None))
         assert resolve(spec, Known(dataset=data)).training.augmentation == augmentation
@@ -210,3 +213,70 @@ def test_resolve_writes_out_class_names_only_in_another_order(stated, registered
     once = resolve(parse(spec), facts)
     assert once.teachers[0].class_names == written
     assert resolve(once, known(spec)).teachers[0].class_names == written
+
+
+@pytest.mark.parametrize(
+    ("given", "noted", "data", "expected"),
+    [
+        (None, None, (32, 32), None),
+        (None, (64, 64), (32, 32), 64),
+        (None, (32, 32), (32, 32), 32),
+        (48, (64, 64), (32, 32), 48),
+        (32, (64, 64), (32, 32), 32),
+        (48, None, (32, 32), 48),
+        (None, (64, 48), (32, 32), None),
+        (None, (64, 64), (32, 48), None),
+    ],
+)
+def test_resolve_writes_out_the_size_of_the_teachers_images_if_it_is_known(given, noted, data, expected):
+    """A teacher without a size gets the data's, as in specs of earlier versions."""
+    changes = {"teacher": {**ONE, "image_size": given}}
+    facts = known(body(**changes))
+    facts = replace(
+        facts,
+        dataset=DATA.model_copy(update={"image_size": data}),
+        teachers={"/teacher": TEACHER.model_copy(update={"image_size": noted})},
+    )
+    spec = resolve(parse(body(**changes)), facts)
+    assert spec.teachers[0].image_size == expected
+    assert resolve(spec, facts) == spec
+
+
+@pytest.mark.parametrize(
+    ("facts", "scale", "teacher", "expected"),
+    [
+        ({"own_side": 500}, (0.25, 1.0), None, 256),  # 128 / sqrt(1/4): the smallest box has 128 pixels.
+        ({"own_side": 500}, (0.35, 1.0), None, 217),  # 128 / 0.5916 = 216.4
+        ({"own_side": 500}, (0.01, 1.0), None, 256),  # At most twice the side.
+        ({"own_side": 150}, (0.25, 1.0), None, 150),  # The pictures have no more.
+        ({"own_side": 128}, (0.25, 1.0), None, 128),
+        ({"own_side": 90}, (0.25, 1.0), None, 128),
+        ({"own_side": None}, (0.25, 1.0), None, 128),  # Inspected by an earlier version.
+        ({"own_side": 500}, (1.0, 1.0), None, 128),
+        ({"own_side": 500}, (0.25, 1.0), 160, 320),
+        ({"own_side": 150}, (0.25, 1.0), 160, 128),  # A teacher's pictures are larger: each size has its own.
+        ({"own_side": 500, "train": 50_000}, (0.25, 1.0), None, 169),  # 50,000 x 3 x 169^2 is below 4 GiB.
+        ({"own_side": 500, "train": 1_000_000}, (0.25, 1.0), None, 128),
+        ({"own_side": 500, "image_size": (128, 96)}, (0.25, 1.0), None, None),
+        ({"own_side": None, "kind": "arrays"}, (0.25, 1.0), None, None),
+        ({"own_side": 200, "kind": "arrays"}, (0.25, 1.0), None, 200),
+    ],
+)
+def test_resolve_stores_pictures_larger_where_boxes_are_cut(facts, scale, teacher, expected):
+    changes = {"training": {"augmentation": {"name": "random_resized_crop", "scale": scale}}}
+    changes |= {"teacher": {**ONE, "image_size": teacher}} if teacher else {}
+    found = known(body(**changes))
+    data = DATA.model_copy(update={"kind": "folders", "image_size": (128, 128), **facts})
+    found = replace(found, dataset=data)
+    spec = resolve(parse(body(**changes)), found)
+    assert spec.training.augmentation.store_size == expected
+    assert resolve(spec, found) == spec
+
+
+def test_resolve_leaves_a_given_store_size_and_other_augmentations_alone():
+    data = DATA.model_copy(update={"kind": "folders", "image_size": (32, 32), "own_side": 500})
+    how = {"name": "random_resized_crop", "store_size": 40}
+    spec = parse(body(method="supervised", teacher=None, training={"augmentation": how}))
+    assert resolve(spec, Known(dataset=data)).training.augmentation.store_size == 40
+    spec = parse(body(method="supervised", teacher=None))
+    assert resolve(spec, Known(dataset=data)).training.augmentation == CropFlip()

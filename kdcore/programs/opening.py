@@ -1,0 +1,56 @@
+"""Programs from files: the kind is known from the bytes, and the program is compared with the data and tried."""
+
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+from base.file_kinds import HEAD_BYTES, ONNX, kind_of
+from kdcore.catalog.facts import DatasetFacts, ProgramFacts
+from kdcore.programs.onnx_program import OnnxProgram, RunFailed, open_onnx
+from kdcore.programs.program import Program, refuse_other_images, try_out
+from kdcore.programs.traced import open_traced
+
+ANY_SIDE = 64
+"""Pixels, where a program takes any number of them."""
+
+
+def is_program(path: Path) -> bool:
+    """Return True for an ONNX model or a torch.export program, False for checkpoints and all else."""
+    return is_onnx(path) or _is_traced(path)
+
+
+def is_onnx(path: Path) -> bool:
+    with path.open("rb") as file:
+        return kind_of(file.read(HEAD_BYTES)) is ONNX
+
+
+def _is_traced(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == "archive_format" for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+
+
+def inspect(path: Path) -> ProgramFacts:
+    """Return the facts of a program. Raises TeacherMismatch if it cannot be a teacher."""
+    return open_program(path).facts
+
+
+def open_program(path: Path, data: DatasetFacts | None = None) -> Program:
+    """Read a program, compare it with the data, and try it on a few images of their size.
+
+    Without `data` the images have the size that it was exported for. A program for any size is not tried then; only an
+    ONNX model is, on images of `ANY_SIDE`, because only a run shows how much memory and time it takes.
+    """
+    program = open_onnx(path) if is_onnx(path) else open_traced(path)
+    if data is not None:
+        refuse_other_images(program.facts, data)
+    height, width = program.facts.image_size if data is None else data.image_size
+    if height is not None and width is not None:
+        try_out(program, height, width)
+    elif isinstance(program, OnnxProgram):
+        # Such images may be too small for it; whether those of a data set are is found with the data.
+        with suppress(RunFailed):
+            try_out(program, height or ANY_SIDE, width or ANY_SIDE)
+    return program
