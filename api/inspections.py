@@ -132,7 +132,7 @@ class _Output(BaseModel):
 
 
 OnProgress = Callable[[int, int], None]
-"""Gets the number of images that were read, and of all."""
+"""Gets the number of images that were read, and of all; 0 of 0 when the file is opened."""
 Keep = Callable[[Path, Thumbnails], Awaitable[None]]
 """Stores the sheet of thumbnails that an inspection has written."""
 
@@ -158,10 +158,11 @@ class Inspector:
     ) -> F:
         """Run `kdcore inspect KIND SUBJECT... --OPTION VALUE...`, without options that are None. Raises Refused.
 
-        Of a data set, `on_progress` is called about once a second, and `keep` with its thumbnails if it has any.
+        `on_progress` is called when a file is opened, and of a data set about once a second; `keep` with the thumbnails
+        of a data set.
         """
         arguments, name = [KINDS[kind], *subject, *_flags(options)], f"inspect.{secrets.token_hex(8)}"
-        async with self._slots_of_data if kind is DatasetFacts else self._slots:
+        async with self._slots_of(kind):
             with disk_full_as_storage_full(self.scratch), locked_folder(self.scratch, name) as scratch:
                 sheet = scratch.path / SHEET
                 arguments += ["--progress"] if on_progress else []
@@ -174,6 +175,13 @@ class Inspector:
         except ValidationError as error:
             log.error("an inspection printed other facts than expected: %s", error)
             raise Refused("internal", "the service cannot read the result of the inspection", final=False) from None
+
+    def is_free(self, kind: type[BaseModel]) -> bool:
+        """Return True if an inspection of this kind would start at once."""
+        return not self._slots_of(kind).locked()
+
+    def _slots_of(self, kind: type[BaseModel]) -> asyncio.Semaphore:
+        return self._slots_of_data if kind is DatasetFacts else self._slots
 
     async def _run(self, arguments: Sequence[str], scratch: Path, on_progress: OnProgress | None) -> _Output:
         limits = (str(round(self._timeout_s * 2)), str(MEMORY_BYTES), str(FILE_BYTES))
@@ -206,6 +214,8 @@ class _Run:
     task: asyncio.Task[Any]
     listeners: list[OnProgress]
     users: int = 0
+    last: list[tuple[int, int]] = field(default_factory=list)
+    """What was reported last; empty before the file is opened."""
 
 
 @dataclass(frozen=True)
@@ -242,11 +252,20 @@ class Inspections:
         run = self._runs.get(key)
         if run is None:
             listeners: list[OnProgress] = []
-            work = self._stored_or_new(kind, key, subject, options, listeners, pictured)
-            run = self._runs[key] = _Run(asyncio.create_task(work), listeners)
+            last: list[tuple[int, int]] = []
+
+            def report(done: int, total: int) -> None:
+                last[:] = [(done, total)]
+                for listener in listeners:
+                    listener(done, total)
+
+            work = self._stored_or_new(kind, key, subject, options, report, pictured)
+            run = self._runs[key] = _Run(asyncio.create_task(work), listeners, last=last)
             run.task.add_done_callback(lambda _: self._forget(key, run))
         if on_progress is not None:
             run.listeners.append(on_progress)
+            for done, total in run.last:
+                on_progress(done, total)
         run.users += 1
         try:
             facts: F = await asyncio.shield(run.task)
@@ -287,7 +306,7 @@ class Inspections:
         key: tuple[str, str, str],
         subject: Sequence[str],
         options: dict[str, Any],
-        listeners: list[OnProgress],
+        report: OnProgress,
         pictured: bool,
     ) -> F:
         stored = await self.db.read(registry.get_inspection, *key)
@@ -302,13 +321,10 @@ class Inspections:
             blob = await to_thread.run_sync(self.files.put_stream, [content])
             sheet.update(sha256=blob.sha256, **places.model_dump())
 
-        def report(done: int, total: int) -> None:
-            for listener in list(listeners):
-                listener(done, total)
-
-        of_data: dict[str, Any] = {"on_progress": report, "keep": keep} if kind is DatasetFacts else {}
+        how: dict[str, Any] = {"on_progress": report} if kind in OF_FILES else {}
+        how |= {"keep": keep} if kind is DatasetFacts else {}
         try:
-            facts = await self.inspector.inspect(kind, *subject, **of_data, **options)
+            facts = await self.inspector.inspect(kind, *subject, **how, **options)
         except Refused as refused:
             if refused.final:
                 await self.db.write(registry.put_inspection, *key, {"refused": vars(refused)})
@@ -316,7 +332,7 @@ class Inspections:
 
         def put(connection: Connection) -> None:
             registry.put_inspection(connection, *key, facts.model_dump(mode="json"))
-            if of_data:
+            if kind is DatasetFacts:
                 registry.put_inspection(connection, key[0], THUMBNAILS_KIND, key[2], sheet)
 
         await self.db.write(put)

@@ -31,6 +31,8 @@ log = logging.getLogger("distillery.registrations")
 
 WAIT_S = 5.0
 """The time for which a request waits for its inspection. A refusal within it leaves no row."""
+START_S = 15.0
+"""The longest time that does not count as such: a child that starts at once imports torch before it opens the file."""
 RENEW_S = 2.0
 """The longest time between two renewals, which also write the progress and notice that a row is gone."""
 AT_ONCE = 8
@@ -72,6 +74,7 @@ class Kind(Generic[E]):
     registry: Registry[E]
     body: type[BaseModel]
     """Of its registration."""
+    facts: type[BaseModel]
     inspect: Callable[[Any, str, Inspections, OnProgress], Awaitable[Inspected]]
     """Inspects a file, by the body and the digest. Raises Refused, or a Problem if it is not to be registered."""
 
@@ -82,6 +85,8 @@ class _Held(Generic[E]):
 
     kind: Kind[E]
     entry: E
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the file is opened."""
     progress: dict[str, int] | None = None
     answered: bool = False
     """True if no request waits for the outcome: a refusal is then kept in the row."""
@@ -90,7 +95,8 @@ class _Held(Generic[E]):
     task: asyncio.Task[E] = field(init=False)
 
     def count(self, done: int, total: int) -> None:
-        self.progress = {"done": done, "total": total}
+        self.begun.set()
+        self.progress = {"done": done, "total": total} if total else None
 
 
 class Registrations:
@@ -104,19 +110,25 @@ class Registrations:
         self.wait_s = WAIT_S
 
     async def register(self, kind: Kind[E], new: New, project: str, digest: str) -> E:
-        """Make a row and inspect its file. Returns the row when that has ended, or after `wait_s` as it is then.
+        """Make a row and inspect its file. Returns the row when that has ended, or after `wait_s` as it is then. The
+        start of the child does not count, if it starts at once.
 
         Raises NameTaken; and, within that time, Refused or the Problem for which the row was deleted again.
         """
         request = new.model_dump(mode="json", exclude_unset=True)
         entry = NewEntry(project, new.name, digest, request)
+        starts = self._inspections.inspector.is_free(kind.facts)
         held = self._hold(kind, await self._db.write(kind.registry.register, entry, self._owner, self._lease_s))
+        begun = asyncio.create_task(held.begun.wait())
         try:
+            if starts:
+                await asyncio.wait({held.task, begun}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({held.task}, timeout=self.wait_s)
             if held.ending:
                 await asyncio.wait({held.task})
         finally:
             held.answered = True
+            begun.cancel()
         if not held.task.done():
             return await self._db.read(kind.registry.get, project, held.entry.id)
         if held.task.cancelled():

@@ -5,14 +5,15 @@
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--image-size N] [--options JSON]
                               [--input REF=PATH]... [--architecture NAME]
     python -m kdcore images FILE.safetensors --dataset digits [--image-size N] [--options JSON] [--input REF=PATH]...
-    python -m kdcore inspect model PATH [--architecture NAME] [--part NAME] [--averaged true|false]
-                                                                  a checkpoint or a program, as its bytes say
-    python -m kdcore inspect program PATH                         an ONNX model or a torch.export program only
+    python -m kdcore inspect model PATH [--architecture NAME] [--part NAME] [--averaged true|false] [--progress]
+                                                    a checkpoint or a program, as its bytes say
+    python -m kdcore inspect program PATH [--progress]   an ONNX model or a torch.export program only
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
     python -m kdcore inspect published NAME    facts of published weights, without a download
     python -m kdcore inspect start PATH --architecture NAME --classes K --channels C [--freeze PATH...]
+                                                    and, as of a model, --part, --averaged, --progress
     python -m kdcore inspect named-start weights:NAME --architecture ... (as start)
     python -m kdcore inspect named-start NAME --from-classes K --from-channels C --architecture ... (as start)
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
@@ -21,7 +22,8 @@
 checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
 `images` writes the test images of a data set, to check a student outside of the engine. It,
 `evaluate` and `inspect` print one JSON object; with --progress, lines {"progress": {"done": images, "total": images}}
-come before it, one a second. --thumbnails writes a sheet of some images, and its places are beside the facts.
+come before it, one a second, and first one of 0 of 0 when the file is opened, after all imports. --thumbnails writes a
+sheet of some images, and its places are beside the facts.
 """
 
 import argparse
@@ -145,6 +147,7 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
             with importing():
                 from kdcore import data
 
+            _begin(of)
             # The imported modules are garbage at no time; among many pictures, looking for some in them takes seconds.
             gc.freeze()
             sheet = data.Thumbnails() if of.thumbnails else None
@@ -172,6 +175,7 @@ def _facts_of_model(of: argparse.Namespace) -> Any:
     with importing():
         from kdcore import programs, weights
 
+    _begin(of)
     # A program needs no option; whether one was given all the same is for the caller to say.
     if of.kind == "program" or programs.is_program(of.path):
         return programs.inspect(of.path)
@@ -191,10 +195,21 @@ def _facts_of_weights(of: argparse.Namespace) -> Any:
         return published.inspect(of.name)
     shape = starting.Shape(of.architecture, of.classes, of.channels, tuple(of.freeze))
     if of.kind == "start":
+        _begin(of)
         return starting.inspect(of.path, shape, weights.Choice(of.part, _averaged(of)))
     if of.name.startswith(published.PREFIX):
         return starting.inspect_published(of.name, shape)
     return starting.inspect_named(of.name, of.from_classes, of.from_channels, shape)
+
+
+def _begin(of: argparse.Namespace) -> None:
+    """Say that the file is opened now: the imports before it take seconds on a busy machine."""
+    if of.progress:
+        _print_progress(0, 0)
+
+
+def _print_progress(done: int, total: int) -> None:
+    print(json.dumps({"progress": {"done": done, "total": total}}), flush=True)
 
 
 class _Progress:
@@ -206,7 +221,7 @@ class _Progress:
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() - self._printed_at >= PROGRESS_S:
             self._printed_at = time.monotonic()
-            print(json.dumps({"progress": {"done": done, "total": total}}), flush=True)
+            _print_progress(done, total)
 
 
 def _add_data_options(verb: argparse.ArgumentParser) -> None:
@@ -330,10 +345,10 @@ def _parser() -> argparse.ArgumentParser:
     model, program, dataset = (kinds.add_parser(kind) for kind in ("model", "program", "dataset"))
     for kind in (model, program, dataset):
         kind.add_argument("path", type=Path)
+        kind.add_argument("--progress", action="store_true")
     model.add_argument("--architecture")
     model.add_argument("--channels", type=int)
     _add_data_options(dataset)
-    dataset.add_argument("--progress", action="store_true")
     dataset.add_argument("--thumbnails", type=Path, metavar="FILE.png")
     architecture, taps = (kinds.add_parser(kind) for kind in ("architecture", "taps"))
     for kind in (architecture, taps):
@@ -356,6 +371,7 @@ def _add_starts(kinds: Any) -> argparse.ArgumentParser:
     start: argparse.ArgumentParser
     start, named_start = (kinds.add_parser(kind) for kind in ("start", "named-start"))
     start.add_argument("path", type=Path)
+    start.add_argument("--progress", action="store_true")
     named_start.add_argument("name")
     named_start.add_argument("--from-classes", type=int)
     named_start.add_argument("--from-channels", type=int)

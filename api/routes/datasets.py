@@ -11,7 +11,7 @@ from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, W
 from api.registrations import Inspected, Kind
 from api.routes.models import STILL_INSPECTING, accepted, registered, uploaded
 from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
-from kdcore.catalog import DATASETS, named_facts
+from kdcore.catalog import DATASETS, DatasetFacts, named_facts
 from kdcore.spec import dataset_warnings
 from store import errors, registry
 from store.records import PageQuery
@@ -27,7 +27,7 @@ async def inspected(new: NewDataset, digest: str, inspections: Inspections, on_p
     return Inspected(facts.model_dump(mode="json"), warnings, {"thumbnails": await inspections.thumbnails(digest, new)})
 
 
-KIND = Kind(registry.datasets, NewDataset, inspected)
+KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
 
 
 @router.post(

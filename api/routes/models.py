@@ -24,11 +24,11 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 STILL_INSPECTING = "The row is made, and its file is still being inspected: GET it until its `state` is another one."
 
 
-async def inspected(new: NewModel, digest: str, inspections: Inspections, _: OnProgress) -> Inspected:
+async def inspected(new: NewModel, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:
     """Return what is found in a file that is registered. Raises Refused, Unusable or WarningRefused."""
     given = {"architecture": new.architecture, "part": new.part, "averaged": new.averaged}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    facts = await inspections.inspect(ModelFacts, digest, **options)
+    facts = await inspections.inspect(ModelFacts, digest, on_progress=on_progress, **options)
     if isinstance(facts, ProgramFacts) and options:
         text = f"the file is {facts.kind}, which holds its own network"
         faults = [Fault(f"/{name}", text, "unused", "leave it out", value) for name, value in options.items()]
@@ -38,7 +38,7 @@ async def inspected(new: NewModel, digest: str, inspections: Inspections, _: OnP
     return Inspected(facts.model_dump(mode="json"), warnings)
 
 
-KIND = Kind(registry.models, NewModel, inspected)
+KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
 
 
 @router.post(

@@ -35,7 +35,7 @@ def inspect(name: str, num_classes: int, channels: int, image_size: tuple[int, i
         preactivations, margins = before_relus(network, (channels, *image_size), list(ends))
         taps = {"taps": list(ends), "tap_widths": list(ends.values())}
         before = {"preactivations": preactivations, "margins": margins}
-        counts = _counts(network, name, torch.zeros(2, channels, *image_size))
+        counts = _counts(network, name, torch.zeros(1, channels, *image_size))
         return facts.model_copy(update={**taps, **before, **counts})
 
 
@@ -100,6 +100,8 @@ def block_ends(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
 
 def before_relus(network: nn.Module, image_shape: tuple[int, int, int], ends: list[str]) -> tuple[list[str], list[str]]:
     """Return the taps before the ReLUs whose outputs are `ends`, and their batch norms. A list is complete or empty."""
+    if not any(isinstance(module, nn.ReLU) for module in network.modules()):
+        return [], []
     images = _probe_images(*image_shape)
     relus = _relus(network, images, ends)
     taps = [f"{relu}@in" for relu in relus if relu is not None]

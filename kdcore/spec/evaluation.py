@@ -50,12 +50,15 @@ def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFact
     if spec.model.image_size is not None:
         text = "an evaluation shows the images at the data set's size"
         return [Fault("/model/image_size", text, "unused", "dataset.image_size", spec.model.image_size)]
-    known = Known(dataset=dataset, teachers={"/teacher": model.model_copy(update={"image_size": None})})
-    faults = fit({"teacher": spec.model}, known)
-    return [
-        Fault(fault.pointer.replace("/teacher", "/model", 1), fault.message, fault.code, fault.allowed, fault.got)
-        for fault in faults
-    ]
+    height, width = dataset.image_size
+    shown = spec.model.model_copy(update={"image_size": height if height == width else None})
+    faults = fit({"teacher": shown}, Known(dataset=dataset, teachers={"/teacher": model}))
+    return [Fault(_own_pointer(fault.pointer), fault.message, fault.code, fault.allowed, fault.got) for fault in faults]
+
+
+def _own_pointer(pointer: str) -> str:
+    """Return a pointer of a job's spec as one of an evaluation's: its model is the teacher there, and has no size."""
+    return "/dataset/image_size" if pointer == "/teacher/image_size" else pointer.replace("/teacher", "/model", 1)
 
 
 def evaluation_warnings(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> Iterator[WarningItem]:

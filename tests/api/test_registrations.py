@@ -158,6 +158,19 @@ async def test_delete_cancels_an_inspection_that_nobody_else_needs(slow: Service
     assert slow.app.state.inspections._runs == {}
 
 
+async def test_register_waits_for_the_start_of_its_child_if_it_starts_at_once(slow: Service, monkeypatch) -> None:
+    slow.inspector.counted = []
+    adding = asyncio.create_task(add(slow))
+    await running(slow, 1)
+    await asyncio.sleep(0.1)
+    assert not adding.done(), "the file is not opened yet"
+    (held,) = registrations(slow)._held.values()
+    held.count(0, 0)
+    assert (await adding).json()["progress"] is None
+    monkeypatch.setattr(slow.inspector, "is_free", lambda kind: False)
+    assert (await add(slow, "second", image_size=8)).status_code == 202
+
+
 async def test_delete_ends_the_wait_of_the_registration(slow: Service) -> None:
     registrations(slow).wait_s = 30
     adding = asyncio.create_task(add(slow))

@@ -1,5 +1,6 @@
 """Real processes: a child ends with the process that started it, even if that one is killed."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -8,10 +9,31 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from base.processes import importing
 from tests.worker.processes import until
 
 CHILD = "import os, sys, time; from base.processes import end_with_parent; end_with_parent(int(sys.argv[1])); "
 REPOSITORY = Path(__file__).parents[2]
+
+
+def test_importing_collects_no_garbage_and_keeps_what_was_made_out_of_later_collections():
+    kept = gc.get_freeze_count()
+    with pytest.raises(ImportError), importing():
+        assert not gc.isenabled()
+        made = [[] for _ in range(1_000)]
+        raise ImportError
+    assert gc.isenabled() and gc.get_freeze_count() >= kept + len(made)
+
+
+@pytest.mark.parametrize("module", ["serve", "api.__main__", "worker.__main__"])
+def test_after_imports_is_called_by_each_program_that_disables_garbage_collection(module: str):
+    """It is disabled in a program, not in a process that only imports the module."""
+    source = (REPOSITORY / f"{module.replace('.', '/')}.py").read_text()
+    assert 'if __name__ == "__main__":\n    gc.disable()' in source
+    main = source[source.index("\ndef main(") :].splitlines()[2]
+    assert main == "    after_imports()"
 
 
 def test_end_with_parent_ends_the_child_of_a_killed_parent():

@@ -139,9 +139,11 @@ def test_main_inspections_of_what_a_student_can_start_from(tmp_path, capsys):
     network = ["--architecture", "convnet4", "--classes", "3", "--channels", "1", "--freeze", "layer1", "layer9"]
     named = ["named-start", "convnet4", "--from-classes", "7", "--from-channels", "1"]
     found = []
-    for of in (["start", str(weights)], named):
+    for of in (["start", str(weights), "--progress"], named):
         assert main_module.main(["inspect", *of, *network]) == 0
-        facts = json.loads(capsys.readouterr().out)["facts"]
+        *begun, answer = map(json.loads, capsys.readouterr().out.splitlines())
+        assert begun == ([{"progress": {"done": 0, "total": 0}}] if of[0] == "start" else [])
+        facts = answer["facts"]
         found.append({name: facts[name] for name in ("num_classes", "taken", "fresh", "frozen", "unknown_modules")})
     assert found[0] == found[1]
     assert found[0]["num_classes"] == 7 and list(found[0]["unknown_modules"]) == ["layer9"]

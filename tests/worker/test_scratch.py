@@ -16,6 +16,7 @@ import pytest
 from base.folders import HOST
 from store import jobs
 from store.settings import Settings
+from tests.store.helpers import expire_lease
 from tests.worker.job_database import JobDatabase, engines, worker_process
 from tests.worker.processes import in_session, none_left, until
 from worker.scratch import AttemptId, attempts_in_use, kill_session, remove_dead, scratch_folder, write_session
@@ -95,23 +96,27 @@ def unguarded_engine(settings: Settings, db: JobDatabase, folder: Path) -> Itera
         worker.kill()
         worker.wait()
         assert engines(settings.home) == [guard, engine]
+        expire_lease(db.database, job_id)
         yield job_id
 
 
 def test_unguarded_engine_is_ended_before_the_next_attempt_begins(
-    short_lease: Settings, db: JobDatabase, tmp_path: Path
+    settings: Settings, short_lease: Settings, db: JobDatabase, tmp_path: Path
 ):
     """Its lock is held, so the lease decides when the job is claimed again."""
     log = tmp_path / "second.log"
-    with unguarded_engine(short_lease, db, tmp_path) as job_id, worker_process(short_lease, log):
+    # With a short lease, a guard on a busy machine could end the engine before the test freezes it.
+    with unguarded_engine(settings, db, tmp_path) as job_id, worker_process(short_lease, log):
         db.assert_trained(job_id, 10)
         assert [attempt.how for attempt in db.attempts(job_id)] == ["lost", "succeeded"]
         assert "outlived" in log.read_text()
         db.assert_nothing_left()
 
 
-def test_unguarded_engine_of_a_cancelled_job_is_ended(short_lease: Settings, db: JobDatabase, tmp_path: Path):
-    with unguarded_engine(short_lease, db, tmp_path) as job_id:
+def test_unguarded_engine_of_a_cancelled_job_is_ended(
+    settings: Settings, short_lease: Settings, db: JobDatabase, tmp_path: Path
+):
+    with unguarded_engine(settings, db, tmp_path) as job_id:
         db.request(jobs.cancel, job_id)
         with worker_process(short_lease, tmp_path / "second.log"):
             db.until(job_id, "cancelled")
