@@ -13,8 +13,8 @@ from torch import nn
 
 import kdcore.catalog
 from kdcore import vision
-from kdcore.checkpoints.names import learned
 from kdcore.models.networks import skeleton
+from kdcore.weights.names import learned
 
 CLASSES = 2
 

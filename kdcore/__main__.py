@@ -189,14 +189,14 @@ def _averaged(of: argparse.Namespace) -> bool | None:
 def _facts_of_weights(of: argparse.Namespace) -> Any:
     """Return the facts of published weights, or what of weights a network can start from."""
     with importing():
-        from kdcore import published, starting, weights
+        from kdcore.weights import Choice, published, starting
 
     if of.kind == "published":
         return published.inspect(of.name)
     shape = starting.Shape(of.architecture, of.classes, of.channels, tuple(of.freeze))
     if of.kind == "start":
         _begin(of)
-        return starting.inspect(of.path, shape, weights.Choice(of.part, _averaged(of)))
+        return starting.inspect(of.path, shape, Choice(of.part, _averaged(of)))
     if of.name.startswith(published.PREFIX):
         return starting.inspect_published(of.name, shape)
     return starting.inspect_named(of.name, of.from_classes, of.from_channels, shape)

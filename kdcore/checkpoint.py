@@ -23,8 +23,8 @@ from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
 from kdcore.spec import GIVEN, Stage, Trial
 from kdcore.spec.fitting import images_held_out
-from kdcore.starting import Start
 from kdcore.training import Outcome, StageTraining
+from kdcore.weights.starting import Start
 
 log = logging.getLogger("kdcore")
 

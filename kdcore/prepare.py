@@ -13,7 +13,7 @@ import torch
 from base.errors import SpecFaults, SpecInvalid, TeacherMismatch, WarningRefused
 from base.files import Written, sha256_of
 from base.warning import WarningItem, refused_if_strict
-from kdcore import data, models, published, starting, weights
+from kdcore import data, models, weights
 from kdcore import device as devices
 from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
@@ -44,8 +44,8 @@ from kdcore.spec import (
 from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.spec.fitting import class_order, size_shown, teacher_size
-from kdcore.starting import Shape, Start
-from kdcore.weights import TeacherFile
+from kdcore.weights import TeacherFile, published, starting
+from kdcore.weights.starting import Shape, Start
 
 log = logging.getLogger("kdcore")
 

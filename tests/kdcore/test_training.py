@@ -12,20 +12,11 @@ from kdcore.measure import batch_norm
 from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
-from kdcore.spec import AdamW, Cosine, Multistep, Sgd, Training
+from kdcore.spec import Training
 from kdcore.spec.methods.relations import Crd
 from kdcore.spec.methods.response import Kd
 from kdcore.spec.vocabulary import Pair
-from kdcore.training import (
-    Average,
-    Observer,
-    StageTraining,
-    hits,
-    known,
-    label_loss,
-    learning_rate,
-    optimizer_for,
-)
+from kdcore.training import Observer, StageTraining, hits, known, label_loss
 from tests.kdcore.engine import copied, same
 
 RECIPE = {"epochs": 1, "batch_size": 18, "augmentation": "none"}
@@ -451,22 +442,6 @@ def test_stage_training_what_a_stage_learned_is_adopted_without_its_optimizer():
     assert other.position.epoch == 0 and not other.optimizers[0].state
 
 
-def test_learning_rate_multistep_falls_at_the_start_of_its_epoch():
-    schedule = Multistep(milestones=(2, 3))
-    rates = [learning_rate(1.0, schedule, step, steps_per_epoch=10, epochs=4) for step in (0, 19, 20, 29, 30, 39)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-
-
-def test_learning_rate_cosine_starts_at_the_base_passes_the_middle_and_ends_low():
-    rates = [learning_rate(2.0, Cosine(final_fraction=0.1), step, 10, 10) for step in (0, 50, 100)]
-    assert rates == pytest.approx([2.0, 2.0 * 0.55, 0.2])
-
-
-def test_learning_rate_warm_up_rises_in_a_line_and_hands_over_at_the_base():
-    rates = [learning_rate(1.0, Cosine(warmup_epochs=1), step, steps_per_epoch=4, epochs=3) for step in range(5)]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
-
-
 LOGITS = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
 
 
@@ -518,32 +493,3 @@ def test_hits_count_the_heavier_of_two_mixed_labels():
 
 def test_hits_an_answer_to_an_unknown_label_is_no_hit():
     assert hits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([-1, 1])).item() == 1
-
-
-def test_optimizer_for_sgd_takes_one_step_as_worked_out_by_hand():
-    """w = 1, gradient 2, decay 0.5: w - 0.1 · (2 + 0.5 · 1) = 0.75."""
-    weight = nn.Parameter(torch.tensor([1.0]))
-    optimizer = optimizer_for(Sgd(lr=0.1, weight_decay=0.5), [weight])
-    weight.grad = torch.tensor([2.0])
-    optimizer.step()
-    assert weight.item() == pytest.approx(0.75)
-
-
-def test_optimizer_for_adamw_is_pytorchs():
-    optimizer = optimizer_for(AdamW(lr=0.01, betas=(0.8, 0.9)), [nn.Parameter(torch.ones(1))])
-    assert isinstance(optimizer, torch.optim.AdamW)
-    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
-
-
-def test_average_weights_follow_and_counters_are_copied():
-    """Decay 0.9: 0.9 · 1 + 0.1 · 3 = 1.2."""
-    net = nn.BatchNorm1d(1)
-    average = Average(net, 0.9)
-    with torch.no_grad():
-        net.weight.fill_(3.0)
-        net.running_mean.fill_(10.0)
-        net.num_batches_tracked.fill_(7)
-    average.update(net)
-    assert average.state["weight"].item() == pytest.approx(1.2)
-    assert average.state["running_mean"].item() == pytest.approx(1.0)
-    assert average.state["num_batches_tracked"].item() == 7

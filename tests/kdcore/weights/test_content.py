@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from base.errors import TeacherMismatch
-from kdcore.checkpoints.content import NOTES, Unread, read_content
+from kdcore.weights.content import NOTES, Unread, read_content
 
 WEIGHTS = {"fc.weight": torch.ones(2, 3)}
 
@@ -57,7 +57,7 @@ def test_read_content_replaces_options_by_stand_ins(tmp_path: Path, made, name: 
     if base is dict:
         note["epochs"] = 3
     value = of({"model": WEIGHTS, "cfg": note}, tmp_path / "t.pth")
-    assert type(value["cfg"]).__module__ in ("collections", "kdcore.checkpoints.content")
+    assert type(value["cfg"]).__module__ in ("collections", "kdcore.weights.content")
     assert torch.equal(value["model"]["fc.weight"], WEIGHTS["fc.weight"])
 
 

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from base.errors import SpecFaults, SpecInvalid, TeacherMismatch
-from kdcore import models, starting
+from kdcore import models
 from kdcore.checkpoint import Stopped
 from kdcore.models.networks import skeleton
 from kdcore.prepare import PreparedJob, prepare
 from kdcore.run import TrialSetup, run
-from kdcore.starting import Shape
 from kdcore.training import Observer, StageTraining
+from kdcore.weights import starting
+from kdcore.weights.starting import Shape
 from tests.kdcore.engine import events, job, method_job, same, workspace, write_arrays, write_teacher
 
 SILENT = Observer(metric=lambda *_: None, after_step=lambda _: None)

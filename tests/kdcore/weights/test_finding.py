@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from base.errors import TeacherMismatch
-from kdcore.checkpoints import finding
-from kdcore.checkpoints.content import Content
-from kdcore.checkpoints.names import Flat, learned
 from kdcore.models.networks import skeleton
+from kdcore.weights import finding
+from kdcore.weights.content import Content
+from kdcore.weights.names import Flat, learned
 
 
 def empty(name: str, classes: int = 7, channels: int = 3) -> dict[str, Tensor]:

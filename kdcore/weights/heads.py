@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kdcore.catalog.architectures import HiddenLayer
-from kdcore.checkpoints.dialects import Renamed, dialects
-from kdcore.checkpoints.names import CLASSES, HEAD_WORDS, Flat, Template, body_prefixes
+from kdcore.weights.dialects import Renamed, dialects
+from kdcore.weights.names import CLASSES, HEAD_WORDS, Flat, Template, body_prefixes
 
 ASSUMED = "relu"
 

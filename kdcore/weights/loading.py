@@ -5,7 +5,7 @@
     opened_start  as much of a file as fits a network, to start a training from
     load_into     a state into a network, or an error that names the keys
 
-`kdcore/checkpoints/` has the parts: what is in a file, and which of its tensors is which of the network's.
+`content` reads a file; `names`, `dialects`, `heads` and `finding` say which of its tensors is which of the network's.
 """
 
 from collections.abc import Mapping
@@ -20,25 +20,13 @@ from base.errors import SpecInvalid, TeacherMismatch
 from base.files import sha256_of
 from kdcore.catalog.architectures import UnknownName, hidden_layers
 from kdcore.catalog.facts import Loading, ModelFacts
-from kdcore.checkpoints import finding, heads, names
-from kdcore.checkpoints.content import Content, read_content
-from kdcore.checkpoints.names import ANY, Choice, Flat, Match
 from kdcore.models.networks import skeleton
 from kdcore.protocol import NOTHING_KNOWN, KnownBefore
 from kdcore.spec import Teacher
 from kdcore.spec.fitting import preprocessing_fault
-
-__all__ = [
-    "ANY",
-    "Choice",
-    "Start",
-    "TeacherFile",
-    "chosen",
-    "inspect",
-    "load_into",
-    "open_teacher",
-    "opened_start",
-]
+from kdcore.weights import finding, heads, names
+from kdcore.weights.content import Content, read_content
+from kdcore.weights.names import ANY, Choice, Flat, Match
 
 NAMED = 10
 """The number of names that an answer lists of each kind."""

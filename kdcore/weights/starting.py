@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from base.errors import TeacherMismatch
 from base.files import sha256_of
-from kdcore import published, weights
 from kdcore.catalog import ARCHITECTURES, DatasetFacts, NamedStartFacts, PublishedFacts, StartFacts
 from kdcore.models.networks import skeleton
 from kdcore.spec import Student
 from kdcore.spec.fitting import class_order, fresh_parameters, keeps_classifier
 from kdcore.spec.job import EVERYTHING_ELSE
-from kdcore.weights import ANY, Choice
+from kdcore.weights import loading, published
+from kdcore.weights.names import ANY, Choice
 
 F = TypeVar("F", bound=StartFacts)
 
@@ -130,7 +130,7 @@ def open_start(student: Student, dataset: DatasetFacts, path: Path | None, cache
 
 
 def _of_file(path: Path, architecture: str, choice: Choice) -> _Given:
-    start = weights.opened_start(path, architecture, choice)
+    start = loading.opened_start(path, architecture, choice)
     notes = start.notes
     if notes.members > 1:
         raise TeacherMismatch(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from base.errors import EngineError, TeacherMismatch
 from kdcore.catalog.architectures import ARCHITECTURES
-from kdcore.checkpoints import heads, names
-from kdcore.checkpoints.content import Content
-from kdcore.checkpoints.names import DERIVED, Flat
+from kdcore.weights import heads, names
+from kdcore.weights.content import Content
+from kdcore.weights.names import DERIVED, Flat
 
 MOST_BUILT = 8
 """The number of networks of one library that are built to be compared."""

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcore.checkpoints import names
-from kdcore.checkpoints.names import Flat
 from kdcore.models.networks import skeleton
+from kdcore.weights import names
+from kdcore.weights.names import Flat
 
 State = dict[str, Tensor]
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]

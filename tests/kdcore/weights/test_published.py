@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from base.data_cache import lock_of, partial_of
 from base.errors import SpecInvalid, WeightsUnavailable
 from base.files import sha256_of
-from kdcore import models, published
+from kdcore import models
 from kdcore.prepare import _teacher_file, prepare
 from kdcore.run import TrialSetup
 from kdcore.spec import Teacher
+from kdcore.weights import published
 from tests.kdcore.engine import events, job, workspace, write_arrays
 
 SHUFFLENET = "torchvision/shufflenet_v2_x0_5"

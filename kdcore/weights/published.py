@@ -27,12 +27,13 @@ from torch import Tensor
 from base.data_cache import DOWNLOADS, lock_of, partial_of
 from base.errors import SpecInvalid, WeightsUnavailable
 from base.files import DISK_FULL, sha256_of, sync
-from kdcore import vision, weights
+from kdcore import vision
 from kdcore.catalog import PublishedFacts
-from kdcore.checkpoints.content import read_content
-from kdcore.checkpoints.names import flat
 from kdcore.data.decoding import alone
 from kdcore.models.networks import skeleton
+from kdcore.weights import loading
+from kdcore.weights.content import read_content
+from kdcore.weights.names import flat
 
 SETTING = "DISTILLERY_WEIGHTS"
 PREFIX = "weights:"
@@ -271,7 +272,7 @@ def state(published: Published, path: Path) -> dict[str, Tensor]:
     origins; the file is read without it, so that no pickle is run."""
     facts = published.facts
     if not published.name.startswith(f"{PREFIX}timm/"):
-        return weights.open_teacher(path, facts.architecture).state
+        return loading.open_teacher(path, facts.architecture).state
     own = flat(read_content(path)).tensors
     network = vision.timm().create_model(
         published.name.removeprefix(f"{PREFIX}timm/"),

@@ -19,7 +19,7 @@ from torch import nn
 
 from base.errors import SpecInvalid, TeacherMismatch
 from kdcore import models, weights
-from kdcore.checkpoints.content import read_content
+from kdcore.weights.content import read_content
 from tests.base.test_file_kinds import STARTS
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "data" / "teachers"

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from base.errors import TeacherMismatch
 from kdcore.catalog.architectures import ARCHITECTURES
-from kdcore.checkpoints.content import Content, Unread
-from kdcore.checkpoints.dialects import Renamed, dialects
 from kdcore.models.networks import skeleton
+from kdcore.weights.content import Content, Unread
+from kdcore.weights.dialects import Renamed, dialects
 
 BATCH_COUNT = "num_batches_tracked"
 DERIVED = (BATCH_COUNT, "relative_position_index", "relative_coords_table", "attn_mask", "position_ids")
