@@ -6,7 +6,15 @@ import pytest
 from base.defaults import PORT
 
 REPOSITORY = Path(__file__).parents[2]
-REPEATED_IN = ("run", "Dockerfile", "docker-compose.yml", ".env.example", "README.md", "docs/containers.md", "docs/guide.md")
+REPEATED_IN = (
+    "run",
+    "Dockerfile",
+    "docker-compose.yml",
+    ".env.example",
+    "README.md",
+    "docs/containers.md",
+    "docs/guide.md",
+)
 
 
 @pytest.mark.parametrize("name", REPEATED_IN)
