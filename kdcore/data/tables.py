@@ -46,6 +46,10 @@ _BOOLEANS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _AGREEING = 0.5
 _WHOLE = 0.9
 _NUMBERING_FROM = 10
+_MOST_ROWS = 10
+"""Of a list of a split, only so many rows for each image are read: a bound on the work for a hostile one."""
+_MOST_SPLITS = 20
+"""The most values of a column that says splits."""
 _MOST_ALIKE = 100
 """Of more images of one name, only so many are compared with a row: a bound on the work for a hostile table."""
 
@@ -121,18 +125,21 @@ class Tables:
         train_test_split.txt of CUB-200-2011. Empty unless they name nearly all images, each in one split.
         """
         index, found = _Index(images, {}), dict[int, Labelled]()
+        most = _MOST_ROWS * (len(images) + 1)
         names: list[str] = []
         numbers: dict[str, str] = {}
         flags: dict[str, str] = {}
         for path, content in self.texts():
             if path.name in (_NUMBERED, _FLAGGED):
-                (numbers if path.name == _NUMBERED else flags).update(_two_words(content, 2 * len(images)))
+                (numbers if path.name == _NUMBERED else flags).update(_two_words(content, most))
             rows: Iterable[tuple[str, str]] = _listed(path, content)
             if path.name == _FLAGGED:
                 known = ((numbers[number], flag) for number, flag in flags.items() if number in numbers)
                 rows = ((file, "train" if flag == "1" else "test") for file, flag in known)
             try:
-                matched = [(at, said) for file, said in rows if (at := index.find(file, path)) is not None]
+                matched = [
+                    (at, said) for file, said in islice(rows, most) if (at := index.find(file, path)) is not None
+                ]
             except DatasetUnreadable as error:
                 self.useless.append(LeftOut(what=str(path), count=1, why=f"{error} Its splits are not read"))
                 return {}
@@ -241,10 +248,12 @@ def _splits_by_values(header: Sequence[str], records: Iterator[list[str]], taken
     for record in records:
         for column in list(seen):
             value = record[column].strip().lower() if column < len(record) else ""
-            role = split_role(value)
+            if not value or value in seen[column]:
+                continue
+            role = split_role(value) if len(seen[column]) < _MOST_SPLITS else None
             if (role is not None and not role[1]) or (header[column] in _FLAGS and value in _BOOLEANS):
                 seen[column].add(value)
-            elif value:
+            else:
                 del seen[column]
         if not seen:
             return None
