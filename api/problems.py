@@ -44,6 +44,7 @@ from starlette.responses import Response
 from api.inspections import Refused
 from base import errors
 from base.errors import Fault
+from kdcore.spec.reading import nearest
 from store import errors as store_errors
 
 log = logging.getLogger("distillery.api")
@@ -304,7 +305,9 @@ async def _schema_error(request: Request, error: Exception) -> Response:
     details = cast(RequestValidationError, error).errors()
     if any(detail["type"] == "json_invalid" for detail in details):
         return malformed_json(str(details[0].get("ctx", {}).get("error", ""))).response(request_id(request))
-    faults = [_fault(detail) for detail in details]
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = body.field_info.annotation if body is not None else None
+    faults = [_fault(detail, model) for detail in details]
     return Invalid(summary(faults), faults).response(request_id(request))
 
 
@@ -312,8 +315,9 @@ def malformed_json(reason: str) -> MalformedBody:
     return MalformedBody(f"the body is not JSON: {reason}", [Fault("", reason, "malformed_json")])
 
 
-def _fault(detail: Mapping[str, Any]) -> Fault:
-    """Return one of pydantic's errors as a fault, with a pointer into the body or `?name` for a parameter."""
+def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
+    """Return one of pydantic's errors as a fault, with a pointer into the body or `?name` for a parameter. `model` is
+    that of the body."""
     place, *path = detail["loc"]
     steps = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
     pointer = steps if place == "body" else "?" + steps.removeprefix("/")
@@ -325,6 +329,12 @@ def _fault(detail: Mapping[str, Any]) -> Fault:
     if isinstance(got, float) and not math.isfinite(got):
         got = str(got)  # JSON has no word for it.
     message = str(context["error"]) if detail["type"] == "value_error" else str(detail["msg"])
+    if detail["type"] == "extra_forbidden":
+        message = f"there is no field {str(path[-1])[:200]!r} here"
+        if place == "body" and len(path) == 1 and isinstance(model, type) and issubclass(model, BaseModel):
+            message += nearest(str(path[-1]), list(model.model_fields))
+    if detail["type"] == "tuple_type":
+        message = "a list belongs here"
     return Fault(pointer, message, str(detail["type"]), allowed, got)
 
 
