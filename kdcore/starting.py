@@ -27,7 +27,8 @@ from kdcore import published, weights
 from kdcore.catalog import ARCHITECTURES, DatasetFacts, NamedStartFacts, PublishedFacts, StartFacts
 from kdcore.models.networks import skeleton
 from kdcore.spec import Student
-from kdcore.spec.fitting import class_order, fresh_parameters, keeps_classifier
+from kdcore.spec.classes import class_order
+from kdcore.spec.fitting import fresh_parameters, keeps_classifier
 from kdcore.spec.job import EVERYTHING_ELSE
 from kdcore.weights import ANY, Choice
 
