@@ -313,8 +313,8 @@ def _classes_differ(facts: ModelFacts, dataset: DatasetFacts, pointer: str) -> W
     return WarningItem(
         "teacher_classes_differ",
         f"{pointer}/class_map",
-        f"{_who(pointer)} has other classes than the data set ({facts.num_classes}, and here {dataset.num_classes}). The "
-        "method does not compare them, so it is accepted; its accuracy on these images cannot be measured",
+        f"{_who(pointer)} has other classes than the data set ({facts.num_classes}, and here {dataset.num_classes}). "
+        "The method does not compare them, so it is accepted; its accuracy on these images cannot be measured",
         "nothing to do if that is meant; class_map says which of its outputs answer each class, if some do",
     )
 

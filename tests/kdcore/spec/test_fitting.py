@@ -13,8 +13,8 @@ GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
 
 
 BY_NUMBERS = (
-    '; class_map says which of its outputs answer each class, such as {"a": 0, "b": 1} (numbers of outputs, because the '
-    "names of its classes are not known)"
+    '; class_map says which of its outputs answer each class, such as {"a": 0, "b": 1} (numbers of outputs, because '
+    "the names of its classes are not known)"
 )
 
 
