@@ -1,5 +1,7 @@
 """Which outputs of a teacher answer which class of the data: by a map, by names, by ImageNet's; and the refusals."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from kdcore.catalog import imagenet, named_facts
@@ -101,6 +103,7 @@ def test_methods_without_logits_accept_a_teacher_of_other_classes():
 
 # ImageNet: the places of Imagenette's ten classes among the 1,000 are published (Howard 2019).
 
+with_timm = pytest.mark.skipif(find_spec("timm") is None, reason="ImageNet's names are read from timm's files")
 PLACES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 NUMBERS = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916", "n03417042", "n03425413", "n03445777",
@@ -110,6 +113,7 @@ NETTE = named_facts("imagenette")
 THOUSAND = TEACHER.model_copy(update={"num_classes": 1000})
 
 
+@with_timm
 @pytest.mark.parametrize("names", [NETTE.class_names, NUMBERS, [f"{one}-x y" for one in NUMBERS]])
 @pytest.mark.parametrize("own", ["none", "numbers", "lemmas"])
 def test_imagenets_classes_are_found_by_their_names_and_wordnets_numbers(names, own):
@@ -126,6 +130,7 @@ def test_imagenets_classes_are_found_by_their_names_and_wordnets_numbers(names, 
     assert found.by == "imagenet's order" if own == "none" else found.by in ("names", "imagenet")
 
 
+@with_timm
 def test_imagenets_order_is_taken_for_unknown_names_with_a_warning():
     spec = body()
     facts = known(spec, THOUSAND.model_copy(update=NORMALIZED), dataset=NETTE)
@@ -133,6 +138,7 @@ def test_imagenets_order_is_taken_for_unknown_names_with_a_warning():
     assert "taken to be ImageNet's in their usual order" in codes["class_map_found"].message
 
 
+@with_timm
 def test_a_name_of_two_of_imagenets_classes_is_refused_with_both():
     """A crane is a bird (134) and a machine (517)."""
     assert sum("crane" in names for names in imagenet.synonyms()) == 2
@@ -149,3 +155,8 @@ def test_evaluations_take_a_map_and_resolve_it():
     bare = parse_evaluation({"model": {"checkpoint": "model:big"}, "dataset": {"source": "mine"}})
     (fault,) = fit_evaluation(bare, BARE, DATA)
     assert fault.pointer == "/model/checkpoint" and "class_map" in fault.message
+
+
+def test_without_timm_only_a_teachers_own_names_are_known(monkeypatch):
+    monkeypatch.setattr(imagenet, "find_spec", lambda name: None)
+    assert imagenet.synonyms.__wrapped__() == ()
