@@ -32,7 +32,7 @@ from base.wire import (
 )
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, Preprocessing, Scheduling
-from kdcore.spec.job import ClassNames, Part
+from kdcore.spec.job import ClassMap, ClassNames, Part
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.records import Job
@@ -231,6 +231,11 @@ class NewEvaluation(Schema):
     )
     preprocessing: Preprocessing | None = Field(
         default=None, description="Default: that of the registered model if it has one, else the data's mean and std."
+    )
+    class_map: ClassMap | None = Field(
+        default=None,
+        description="Which of the model's outputs answer each class of the data, where the classes differ: as a "
+        "teacher's in the spec of a job.",
     )
     name: str | None = Field(default=None, min_length=1, max_length=200, description="A name for the job.")
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")

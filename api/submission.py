@@ -280,7 +280,8 @@ async def examine_evaluation(spec: EvaluationSpec, model: ModelFacts, references
 
 def _of_request(pointer: str) -> str:
     """Return the field of the request; what does not fit the model is the data set's fault."""
-    return pointer.removeprefix("/model") if pointer.startswith("/model/preprocessing") else "/dataset"
+    own = ("/model/preprocessing", "/model/class_map")
+    return pointer.removeprefix("/model") if pointer.startswith(own) else "/dataset"
 
 
 def _by_digest(spec: JobSpec, lookup: Lookup, data: Target[DatasetFacts], facts: DatasetFacts) -> JobSpec:

@@ -85,9 +85,10 @@ class Measured(TypedDict):
     architecture: str
     parameters: int
     bytes: int
-    accuracy: float
-    accuracy_top5: float
-    loss: float
+    accuracy: float | None
+    """Null for a teacher of other classes than the data's, as are the next two: no answer of it is right or wrong."""
+    accuracy_top5: float | None
+    loss: float | None
     agreement: float | None
     """Share of the test images on which the model and the teacher predict the same class."""
     accuracy_running_averages: NotRequired[float]
@@ -154,6 +155,8 @@ class TeacherCheck(TypedDict):
     """The images that were used, the same number of each class as far as possible."""
     test_samples: int
     """All test images."""
+    dropped: NotRequired[float | None]
+    """The mean probability that it gives to outputs which `class_map` leaves out; null without a map."""
 
 
 class Links(View):

@@ -158,6 +158,8 @@ def _check_student(distillery: Distillery, job: JobView, home: Path, target: Pat
     )
     reported = report_of(job)["student"]
     measured = measure_in_plain_torch(path, home / "cache")
+    if reported["accuracy"] is None:
+        raise CheckFailed("the report does not say how accurate the student is")
     comparison = check_measured(measured, reported["accuracy"], reported["parameters"])
     print_lines(
         console,

@@ -325,15 +325,18 @@ class Distillery:
         *,
         image_size: int | None = None,
         preprocessing: Mapping[str, list[float]] | None = None,
+        class_map: Mapping[str, str | int | Sequence[str | int]] | None = None,
         strict: bool = False,
         idempotency_key: str | None = None,
     ) -> JobView:
         """Queue a job that measures a registered model on all test images of a data set. `wait` for it: its `result`
-        is an `Evaluation`. The idempotency key is that of `submit`."""
+        is an `Evaluation`. `class_map` names the model's outputs for each class of the data, where they differ. The
+        idempotency key is that of `submit`."""
         body = {
             "dataset": dataset,
             "image_size": image_size,
             "preprocessing": None if preprocessing is None else dict(preprocessing),
+            "class_map": None if class_map is None else dict(class_map),
             "strict": strict or None,
         }
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}

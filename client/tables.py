@@ -142,7 +142,9 @@ def teacher_check_text(check: TeacherCheck) -> str:
     """Return `70.2 % on 1,000 of 10,000 test images`: the teacher's accuracy before anything was trained."""
     images, all_images = check["images"], check["test_samples"]
     which = f"{images:,} of {all_images:,}" if images < all_images else f"all {images:,}"
-    return f"{percent([check['accuracy']])} on {which} test images"
+    dropped = check.get("dropped")
+    left_out = f", {percent([dropped])} of its probability left out" if dropped else ""
+    return f"{percent([check['accuracy']])} on {which} test images{left_out}"
 
 
 def warning_lines(warning: WarningView, about: str = "") -> list[str]:
@@ -238,8 +240,9 @@ def display_name(name: str) -> str:
     return f"{text}, {_words(stage)} stage" if stage else text
 
 
-def percent(fractions: Sequence[float]) -> str:
-    """Return `94.2 %`, or `94.2 ± 0.8 %` if the values differ."""
+def percent(given: Sequence[float | None]) -> str:
+    """Return `94.2 %`, or `94.2 ± 0.8 %` if the values differ. What could not be measured is left out."""
+    fractions = [one for one in given if one is not None]
     if not fractions:
         return "–"
     mean, spread = 100 * statistics.fmean(fractions), 100 * _spread(fractions)

@@ -20,6 +20,8 @@ class Classifier(nn.Module):
 
     The network computes in bfloat16 if `bf16` is set. Its outputs are at least float32, so that losses need no casts.
     `order` says, for each class of the data, which of the network's outputs is its logit; None if they agree.
+    `outputs` says, for each class, which outputs answer it: their probabilities are added, by the logsumexp of their
+    logits, and outputs that no class has are left out.
     `image_size` is the side of its images; None for the data's own size.
     """
 
@@ -27,6 +29,7 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
     order: Tensor | None
+    merged: Tensor | None
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Classifier(nn.Module):
         bf16: bool = False,
         order: Sequence[int] | None = None,
         image_size: int | None = None,
+        outputs: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent in torch's stub
@@ -46,6 +50,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
+        self.register_buffer("merged", None if outputs is None else _padded(outputs), persistent=False)
 
     def like(self, network: nn.Module) -> Classifier:
         """Return a classifier of another network, with this one's device, normalisation and precision."""
@@ -77,10 +82,31 @@ class Classifier(nn.Module):
 
     def view(self, images: Tensor) -> View:
         """Return a view of images that are normalised already, in the precision of the caller."""
-        logits = self.network(images)
+        logits = self.of_classes(self.network(images))
+        return View(_lifted(logits), {path: _lifted(tap) for path, tap in self._taps.read().items()})
+
+    def of_classes(self, logits: Tensor) -> Tensor:
+        """Return the logits of the data's classes, N × K, given those of the network's outputs."""
         if self.order is not None:
             logits = logits.index_select(1, self.order)
-        return View(_lifted(logits), {path: _lifted(tap) for path, tap in self._taps.read().items()})
+        if self.merged is not None:
+            classes, most = self.merged.shape
+            chosen = _lifted(logits).index_select(1, self.merged.clamp(min=0).flatten()).view(-1, classes, most)
+            # A missing output is one of probability 0. Of one output alone, logsumexp is the logit itself.
+            logits = chosen.masked_fill(self.merged < 0, -torch.inf).logsumexp(2) if most > 1 else chosen.squeeze(2)
+        return logits
+
+    def with_all_outputs(self) -> Classifier:
+        """Return a classifier of the same network, in eval mode, whose logits are those of the network's outputs."""
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        same = Classifier(self.network, mean, std, bf16=self.bf16, image_size=self.image_size)
+        return same.to(self.mean.device).eval()
+
+
+def _padded(outputs: Sequence[Sequence[int]]) -> Tensor:
+    """Return the outputs of each class, int64 K × most, filled up with -1."""
+    most = max(len(own) for own in outputs)
+    return torch.tensor([[*own, *[-1] * (most - len(own))] for own in outputs])
 
 
 def answered(labels: Tensor, logits: Tensor) -> Tensor:

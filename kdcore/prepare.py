@@ -43,7 +43,8 @@ from kdcore.spec import (
 )
 from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
-from kdcore.spec.fitting import class_order, size_shown, teacher_size
+from kdcore.spec.classes import answers_classes, class_order, outputs_of_map
+from kdcore.spec.fitting import size_shown, teacher_size
 from kdcore.weights import TeacherFile, published, starting
 from kdcore.weights.starting import Shape, Start
 
@@ -123,6 +124,8 @@ class PreparedJob:
     """The student that an earlier job trained alone. It is only measured."""
     starts: dict[str, Start] = field(default_factory=dict)
     """What students and assistants start from, by their pointers in the spec."""
+    teacher_answers: bool = True
+    """False if the teacher has other classes than the data, so that its accuracy cannot be measured."""
 
     def start(self, spec: StudentSpec) -> Start | None:
         """Return what a student or an assistant starts from; None for random weights."""
@@ -222,6 +225,10 @@ def prepare(spec: JobSpec, workspace: Workspace, begun: Mapping[str, Start] | No
         device=device,
         bf16=bf16,
         teacher=teacher.to(device) if teacher else None,
+        teacher_answers=all(
+            answers_classes(one, files[pointer].facts, facts)
+            for pointer, one in each_teacher({"teacher": spec.teacher})
+        ),
         baseline=baseline.to(device) if baseline else None,
         starts=starts,
     )
@@ -366,14 +373,14 @@ def _baseline(spec: JobSpec, loaded: Data, workspace: Workspace, bf16: bool) -> 
 def _classifier(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile | Program, bf16: bool) -> Classifier:
     assert spec.preprocessing is not None, "resolve() gives every model its normalisation"
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
-    order, side = None, None
+    order, outputs, side = None, None, None
     if isinstance(spec, TeacherSpec):
-        order = class_order(spec.class_names, loaded.facts)
+        order, outputs = class_order(spec.class_names, loaded.facts), outputs_of_map(spec, loaded.facts)
         side = own_side(spec, loaded.facts)
     if isinstance(file, Program):
         # A program's graph sets its precision itself.
-        return Classifier(file, mean, std, order=order, image_size=side)
+        return Classifier(file, mean, std, order=order, image_size=side, outputs=outputs)
     assert spec.architecture is not None, "resolve() names every teacher's architecture"
-    network = models.build(spec.architecture, loaded.facts.num_classes, loaded.facts.channels)
+    network = models.build(spec.architecture, file.facts.num_classes, loaded.facts.channels)
     weights.load_into(network, file.state, f"the file of {spec.architecture}")
-    return Classifier(network, mean, std, bf16=bf16, order=order, image_size=side)
+    return Classifier(network, mean, std, bf16=bf16, order=order, image_size=side, outputs=outputs)

@@ -67,6 +67,8 @@ def build_report(
     rows: dict[str, Any] = {}
     right: dict[str, Tensor] = {}
     teacher_nK: Tensor | None = None
+    if job.teacher is not None and not job.teacher_answers:
+        rows["teacher"] = _row_without_figures(job)
     for name, architecture, network, logits_nK in _teachers(job, logits_of):
         teacher_nK = logits_nK if name == "teacher" else teacher_nK
         rows[name] = model_row(architecture, network, logits_nK, labels)
@@ -87,7 +89,8 @@ def build_report(
         rows["alone"] = model_row(student_spec.architecture, job.baseline.network, logits_nK, labels, teacher_nK)
         right["alone"] = is_right(logits_nK, labels)
     student, alone = rows["student"], rows.get("alone")
-    judged = verdict(right, torch.bincount(labels.cpu(), minlength=job.data.facts.num_classes).tolist())
+    counts = torch.bincount(labels.cpu(), minlength=job.data.facts.num_classes).tolist()
+    judged = verdict(right, counts, job.teacher_answers)
     for warning in judged.warnings:
         warn(warning)
     return {
@@ -115,11 +118,12 @@ def is_right(logits_nK: Tensor, labels_n: Tensor) -> Tensor:
     return logits_nK.argmax(1).cpu() == labels_n.cpu()
 
 
-def verdict(right: Mapping[str, Tensor], counts: Sequence[int]) -> Verdict:
+def verdict(right: Mapping[str, Tensor], counts: Sequence[int], teacher_answers: bool = True) -> Verdict:
     """Judge a job by which test images its teacher, its student and the student alone are right on.
 
     `right`: bool n for each model that there is. `counts`: test images by class. A difference is certain if an exact
     paired test (McNemar 1947) says so: only images on which one of two models is right tell them apart.
+    `teacher_answers`: False for a teacher of other classes, which is not among them.
     """
     images, level = sum(counts), chance.chance_level(counts)
     accuracy = {name: float(one.double().mean()) for name, one in right.items()}
@@ -146,6 +150,8 @@ def verdict(right: Mapping[str, Tensor], counts: Sequence[int]) -> Verdict:
         else:
             side = "above" if gain >= 0 else "below"
             sentences.append(f"that is {points} {side} the same student alone, no certain difference on these images")
+    if not teacher_answers:
+        sentences.append("its teacher has other classes, so that the teacher's accuracy cannot be measured")
     teacher = right.get("teacher")
     if teacher is not None and alone is not None and accuracy["teacher"] <= accuracy["alone"]:
         sentences.append(
@@ -202,7 +208,7 @@ def training_row(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[st
 
 def _teachers(job: PreparedJob, logits_of: LogitsOf) -> Iterator[tuple[str, str, nn.Module, Tensor]]:
     """Yield name, architecture, network and logits of the teacher, then of its members if there are several."""
-    if job.teacher is None:
+    if job.teacher is None or not job.teacher_answers:
         return
     names = [spec.architecture or "program" for spec in job.spec.teachers]
     networks = [member.network for member in job.teacher.members]
@@ -211,6 +217,18 @@ def _teachers(job: PreparedJob, logits_of: LogitsOf) -> Iterator[tuple[str, str,
     if len(networks) > 1:
         for number, row in enumerate(zip(names, networks, logits_knK, strict=True), 1):
             yield f"teacher-{number}", *row
+
+
+def _row_without_figures(job: PreparedJob) -> dict[str, Any]:
+    """Return the row of a teacher of other classes, whose answers cannot be right or wrong."""
+    assert job.teacher is not None, "the row is a teacher's"
+    (member,) = job.teacher.members
+    return {
+        "architecture": job.spec.teachers[0].architecture or "program",
+        "parameters": evaluate.parameters(member.network),
+        "bytes": evaluate.size_bytes(member.network),
+        **dict.fromkeys(("accuracy", "accuracy_top5", "loss", "agreement")),
+    }
 
 
 def _trained(

@@ -119,7 +119,7 @@ def set_teacher_check(connection: Connection, job_id: str, fence: int, to: dict[
 
     An attempt that repeats the check with the same result adds no event.
     """
-    shown = {name: to[name] for name in TeacherCheck.__annotations__}
+    shown = {name: to[name] for name in TeacherCheck.__annotations__ if name in to}
     known = connection.execute(
         select(jobs.c.project, jobs.c.teacher_check).where(owned_by(job_id, fence))
     ).one_or_none()

@@ -180,7 +180,9 @@ class LineWriter:
                     path, digest = self._inside(line["path"]), str(line["sha256"])
                     self.artifacts.append(AnnouncedArtifact(name, path, digest, media_type))
                 case "teacher_check":
-                    check = {name: line[name] for name in (*TeacherCheck.__annotations__, "warnings")}
+                    left_out = TeacherCheck.__optional_keys__ - line.keys()
+                    kept = [name for name in TeacherCheck.__annotations__ if name not in left_out]
+                    check = {name: line[name] for name in (*kept, "warnings")}
                     self._write(lifecycle.set_teacher_check, to=check, key=line["key"])
                 case "weights_taken":
                     found = {key: value for key, value in line.items() if key != "event"}

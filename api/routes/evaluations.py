@@ -66,7 +66,13 @@ async def submit(
     facts = model_facts(model.facts)
     asked = EvaluationSpec(
         name=sent.name,
-        model=Teacher.model_validate({facts.field: f"{BLOB}{model.sha256}", "preprocessing": sent.preprocessing}),
+        model=Teacher.model_validate(
+            {
+                facts.field: f"{BLOB}{model.sha256}",
+                "preprocessing": sent.preprocessing,
+                "class_map": sent.class_map,
+            }
+        ),
         dataset=Dataset(source=sent.dataset, image_size=sent.image_size),
         strict=sent.strict,
         scheduling=sent.scheduling,

@@ -118,8 +118,9 @@ export function dataset(job) {
 }
 
 /** "70.2 % on 1,000 of 10,000 test images": the teacher before anything was trained. */
-export function teacherCheck({ accuracy, images, test_samples: all }) {
-  return `${percent(accuracy)} on ${images < all ? `${count(images)} of ${count(all)}` : `all ${count(images)}`} test images`;
+export function teacherCheck({ accuracy, images, test_samples: all, dropped }) {
+  return `${percent(accuracy)} on ${images < all ? `${count(images)} of ${count(all)}` : `all ${count(images)}`} test images`
+    + (dropped ? `, ${percent(dropped)} of its probability left out` : "");
 }
 
 /** One network or several: "resnet56 + wrn_40_2", "2 × convnet4". */

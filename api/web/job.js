@@ -390,7 +390,8 @@ function sentence(job, teacher, student, alone, gain) {
   const baseline = job.resolved_spec?.baseline;
   if (teacher) {
     const times = teacher.parameters / student.parameters;
-    parts.push(`The student has ${percent(student.accuracy / teacher.accuracy)} of the teacher's accuracy`
+    parts.push((teacher.accuracy == null ? `The student has ${percent(student.accuracy)} accuracy`
+      : `The student has ${percent(student.accuracy / teacher.accuracy)} of the teacher's accuracy`)
       + (times >= 1.05 ? ` with ${times >= 10 ? Math.round(times) : times.toFixed(1)} times fewer parameters.` : "."));
   } else parts.push(`${supervised ? "Trained on labels alone" : "Distilled without a teacher"}: ${percent(student.accuracy)} accuracy on the test images.`);
   if (gain != null && alone) {

@@ -132,7 +132,11 @@ def warn_if_saturated(job: PreparedJob, workspace: Workspace) -> None:
     Only where a method softens its logits. Figures at the job's own temperature are given beside it.
     """
     spec, teacher = job.spec, job.teacher
-    if teacher is None or not any(method.own_temperature is not None for method in spec.methods):
+    if (
+        teacher is None
+        or not job.teacher_answers
+        or not any(method.own_temperature is not None for method in spec.methods)
+    ):
         return
     # Spread over the split: archives are often sorted by class.
     affordable = teacher_check.affordable(job.data.facts.image_size, teacher.members)

@@ -35,7 +35,7 @@ from kdcore.spec import (
     fit_evaluation,
     resolve_evaluation,
 )
-from kdcore.spec.fitting import class_order
+from kdcore.spec.classes import class_order, outputs_of_map
 from kdcore.weights import TeacherFile
 
 if TYPE_CHECKING:
@@ -200,7 +200,9 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
         network = models.build(file.facts.architecture, file.facts.num_classes, file.facts.channels)
         weights.load_into(network, file.state, "the checkpoint")
     mean, std = spec.model.preprocessing.mean, spec.model.preprocessing.std
-    classifier = Classifier(network, mean, std, order=class_order(spec.model.class_names, facts))
+    classifier = Classifier(
+        network, mean, std, order=class_order(spec.model.class_names, facts), outputs=outputs_of_map(spec.model, facts)
+    )
 
     workspace.lines.phase("evaluating")
     labels = loaded.test.labels

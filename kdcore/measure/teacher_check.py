@@ -31,6 +31,7 @@ from kdcore.classifier import Classifier
 from kdcore.data.images import Images
 from kdcore.measure import chance, evaluate
 from kdcore.spec import JobSpec, each_teacher
+from kdcore.spec.classes import map_example
 from kdcore.spec.measured import teacher_check_key
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ SELECTING = 32
 """The smallest number of images for that selection."""
 GAIN = 0.05
 """The smallest rise of the accuracy that is worth a warning."""
+DROPPED = 0.25
+"""The mean probability of outputs that no class has, above which a warning says it."""
 FITS = 0.25
 """The smallest accuracy under another order, on the classes that it moves, at which that order is said to fit."""
 SPREAD = 0.8
@@ -82,8 +85,13 @@ def check(spec: JobSpec, job: PreparedJob, workspace: Workspace) -> None:
     result, known = None, workspace.known.teacher_check
     if known is not None and key is not None and known.get("key") == key:
         result = {name: known[name] for name in ("accuracy", "interval", "images", "test_samples", "warnings")}
+        result["dropped"] = known.get("dropped")  # Earlier versions did not measure it.
         log.info("the teacher was measured by an earlier job")
     workspace.lines.phase("checking_teacher")
+    if not job.teacher_answers:
+        _require_finite_sample(job)
+        log.info("the teacher has other classes than the data: its accuracy cannot be measured")
+        return
     if result is None:
         result = measure(job)
     low, high = result["interval"]
@@ -106,9 +114,13 @@ def measure(job: PreparedJob) -> dict[str, Any]:
     shares = _shares(job.data.test.labels, images.labels, facts.num_classes)
     logits_knK: list[Tensor] = []
     warnings: list[WarningItem] = []
+    dropped: list[float] = []
     for (pointer, _), member in zip(each_teacher({"teacher": job.spec.teacher}), members, strict=True):
-        logits_nK = evaluate.logits_on(member, images)
+        logits_nK, share = answers(member, images)
         _require_finite(logits_nK, member, pointer)
+        if share is not None:
+            dropped.append(share)
+            warnings += _dropped_warnings(share, pointer, len(images))
         if len(members) > 1:
             log.info("teacher %s: %.1f %%", pointer, 100 * _accuracy(logits_nK, images.labels, shares))
         warnings += findings(member, images, logits_nK, facts, shares, pointer)
@@ -119,8 +131,34 @@ def measure(job: PreparedJob) -> dict[str, Any]:
         "interval": list(chance.wilson(accuracy, _effective(shares))),
         "images": len(images),
         "test_samples": len(job.data.test),
+        "dropped": max(dropped, default=None),
         "warnings": [warning.as_dict() for warning in warnings],
     }
+
+
+def answers(member: Classifier, images: Images) -> tuple[Tensor, float | None]:
+    """Return the logits of the data's classes, n × K, and the mean probability of the outputs that no class has.
+
+    None if the network's outputs are the data's classes, in whatever order.
+    """
+    if member.merged is None:
+        return evaluate.logits_on(member, images), None
+    all_nR = evaluate.logits_on(member.with_all_outputs(), images)
+    merged = member.merged[member.merged >= 0].cpu()
+    kept = all_nR.double().softmax(1).index_select(1, merged).sum(1)
+    logits_nK = member.of_classes(all_nR.to(member.merged.device)).cpu()
+    return logits_nK, round(max(0.0, 1 - float(kept.mean())), 6)
+
+
+def _dropped_warnings(share: float, pointer: str, images: int) -> list[WarningItem]:
+    if not share > DROPPED:
+        return []
+    text = (
+        f"{_who(pointer)} gives {_percent(share)} of its probability, on {images} test images, to classes that "
+        "class_map leaves out: the rest says less than it knows, and may be wrong"
+    )
+    hint = "give each class of the data all outputs that mean it (a list); or a teacher of these classes"
+    return [WarningItem("probability_dropped", f"{pointer}/class_map", text, hint)]
 
 
 def findings(
@@ -135,6 +173,8 @@ def findings(
     order = class_order(labels, answers, data.class_names)
     if better is not None and (order is None or better.accuracy > order.accuracy - _lead(order)):
         found.append(_normalization_warning(better, who, pointer))  # Wrong pixels move whole classes, too.
+    elif order is not None and member.merged is not None:
+        found.append(_map_warning(order, member.merged, data.class_names, who, pointer, len(labels)))
     elif order is not None:
         own = order.order if member.order is None else member.order.cpu().numpy()[order.order]
         outputs = [data.class_names[at] for at in np.argsort(own)]
@@ -222,6 +262,16 @@ def _require_finite(logits_nK: Tensor, member: Classifier, pointer: str) -> None
         f"{_who(pointer)} answers {what} on {int(bad.sum())} of {len(bad)} images",
         hint=f"{cause}the file is damaged, or its mean and std are not those of its training",
     )
+
+
+def _require_finite_sample(job: PreparedJob) -> None:
+    """Raise TeacherMismatch if an output on the sample is not finite, of a teacher that is not measured otherwise."""
+    assert job.teacher is not None, "only a job with a teacher is checked"
+    facts = job.data.facts
+    rows = sample(job.data.test.labels, facts.num_classes, affordable(facts.image_size, job.teacher.members))
+    images = job.data.test.take(rows)
+    for (pointer, _), member in zip(each_teacher({"teacher": job.spec.teacher}), job.teacher.members, strict=True):
+        _require_finite(evaluate.logits_on(member, images), member, pointer)
 
 
 def require_finite_in_training(job: PreparedJob) -> None:
@@ -407,6 +457,24 @@ def _order_warning(
     )
 
 
+def _map_warning(
+    found: Fitting, merged_KM: Tensor, names: Sequence[str], who: str, pointer: str, images: int
+) -> WarningItem:
+    """`merged_KM`: the outputs by which each class is answered, filled up with -1."""
+    outputs = [[place for place in row if place >= 0] for row in merged_KM.tolist()]
+    right = {name: outputs[place] for name, place in zip(names, found.order.tolist(), strict=True)}
+    moved = [f"{names[place]} answers {name}" for name, place in zip(names, found.order, strict=True)]
+    moved = [text for text, at, place in zip(moved, range(len(names)), found.order, strict=True) if at != place]
+    return WarningItem(
+        "class_order_wrong",
+        f"{pointer}/class_map",
+        f"the outputs of {who} fit the classes in another order than class_map says: {found.title} (what is mapped to "
+        f"{_listed(moved, 5)}). {_percent(found.accuracy)} of {images} test images are right in that order, "
+        f"{_percent(found.before)} as they are mapped",
+        f"the numbers of outputs that fit: {map_example(right)}",
+    )
+
+
 def _listed(words: Sequence[str], most: int) -> str:
     return ", ".join(words[:most]) + (f", … ({len(words)} in all)" if len(words) > most else "")
 
@@ -484,10 +552,10 @@ def _right(member: Classifier, images: Images, rows: Tensor, under: Normalizatio
     seen = images.at(member.image_size).take(rows)
     assert isinstance(seen.pixels, Tensor), "take() copies into one tensor"
     pixels = seen.pixels.flip(1) if under.bgr else seen.pixels
-    order = None if member.order is None else member.order.tolist()
     # In eval mode from the start: the network is the teacher's own, and must stay in it.
-    tried = Classifier(member.network, under.mean, under.std, order=order).to(member.mean.device).eval()
-    return evaluate.logits_on(tried, Images(pixels, seen.labels)).argmax(1) == seen.labels.cpu()
+    tried = Classifier(member.network, under.mean, under.std).to(member.mean.device).eval()
+    all_nR = evaluate.logits_on(tried, Images(pixels, seen.labels)).to(member.mean.device)
+    return member.of_classes(all_nR).argmax(1).cpu() == seen.labels.cpu()
 
 
 def _normalization_warning(found: Better, who: str, pointer: str) -> WarningItem:

@@ -5,7 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts, StartFacts
 from kdcore.catalog.facts import Loading
-from kdcore.spec.fitting import Known, class_names, class_order, images_to_train_on, start_summary, teacher_size
+from kdcore.spec.classes import (
+    answers_classes,
+    as_numbers,
+    class_names,
+    class_order,
+    class_outputs,
+    map_example,
+    needs_classes,
+)
+from kdcore.spec.fitting import Known, images_to_train_on, start_summary, teacher_size
 from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
 from kdcore.spec.rules import each_method, each_start, each_teacher
 
@@ -238,6 +247,8 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
         if facts is not None and known.dataset is not None:
             size = teacher_size(vars(spec), known, pointer, teacher)
             warnings += teacher_warnings(teacher, facts, known.dataset, pointer, size)
+            if not needs_classes(vars(spec)) and not answers_classes(teacher, facts, known.dataset):
+                warnings.append(_classes_differ(facts, known.dataset, pointer))
         if facts is not None and teacher.preprocessing is None and (facts.mean is None or facts.std is None):
             warnings.append(
                 WarningItem(
@@ -293,15 +304,7 @@ def teacher_warnings(
     """Yield what is doubtful about a teacher on these images, of this height and width. A resolved spec gets the same
     words as the one sent."""
     yield from _outputs_warnings(facts, pointer)
-    names = class_names(teacher, facts)
-    if names and class_order(names, dataset):
-        yield WarningItem(
-            "class_order_changed",
-            f"{pointer}/class_names",
-            f"the classes of {_who(pointer)} are the data set's in another order ({_first(names)} and not "
-            f"{_first(dataset.class_names)}): its outputs are put into the data set's order",
-            "nothing to do if the names are right; a strict job needs a teacher with the data set's order",
-        )
+    yield from _classes_warnings(teacher, facts, dataset, pointer)
     if isinstance(facts, ProgramFacts) or facts.image_size is None:
         return  # Whether a program takes images of this size is a matter of fit(), not of doubt.
     if teacher.image_size is None and facts.image_size != size:
@@ -311,6 +314,46 @@ def teacher_warnings(
             "/dataset/image_size",
             f"{_who(pointer)} learned from images of {own} pixels, the data set has {shown}",
             "bring the images to that size with dataset.image_size, or compare its accuracy with the one that it had",
+        )
+
+
+def _classes_differ(facts: ModelFacts, dataset: DatasetFacts, pointer: str) -> WarningItem:
+    return WarningItem(
+        "teacher_classes_differ",
+        f"{pointer}/class_map",
+        f"{_who(pointer)} has other classes than the data set ({facts.num_classes}, and here {dataset.num_classes}). "
+        "The method does not compare them, so it is accepted; its accuracy on these images cannot be measured",
+        "nothing to do if that is meant; class_map says which of its outputs answer each class, if some do",
+    )
+
+
+def _classes_warnings(
+    teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts, pointer: str
+) -> Iterator[WarningItem]:
+    """Yield what was found about the classes of a teacher without being told."""
+    names = class_names(teacher, facts)
+    mapped = class_outputs(teacher, facts, dataset)
+    if mapped is not None and mapped.by != "given":
+        found = {
+            "names": "its outputs were found by the names of the classes",
+            "imagenet": "its outputs were found by ImageNet's synonyms and WordNet's numbers, as timm lists them",
+            "imagenet's order": "the names of its 1000 classes are not known, and were taken to be ImageNet's in their "
+            "usual order, as timm lists them",
+        }
+        yield WarningItem(
+            "class_map_found",
+            f"{pointer}/class_map",
+            f"{_who(pointer)} has {facts.num_classes} classes, the data set {dataset.num_classes}: {found[mapped.by]}",
+            f"nothing to do if these are right: {map_example(as_numbers(mapped.outputs, dataset))}. A strict job needs "
+            "them in the spec, as class_map",
+        )
+    if mapped is None and names and class_order(names, dataset):
+        yield WarningItem(
+            "class_order_changed",
+            f"{pointer}/class_names",
+            f"the classes of {_who(pointer)} are the data set's in another order ({_first(names)} and not "
+            f"{_first(dataset.class_names)}): its outputs are put into the data set's order",
+            "nothing to do if the names are right; a strict job needs a teacher with the data set's order",
         )
 
 

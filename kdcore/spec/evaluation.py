@@ -9,9 +9,9 @@ from base.errors import Fault, SpecFaults
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec.doubts import dataset_warnings, loading_warnings, normalization_warnings, teacher_warnings
-from kdcore.spec.fitting import Known, class_names, fit
+from kdcore.spec.fitting import Known, fit
 from kdcore.spec.job import Dataset, Preprocessing, Scheduling, Teacher
-from kdcore.spec.resolving import loaded_as, preprocessing
+from kdcore.spec.resolving import loaded_as, named_classes, preprocessing
 from kdcore.spec.vocabulary import Vocabulary
 
 
@@ -75,6 +75,5 @@ def resolve_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: Dataset
     own: Preprocessing = spec.model.preprocessing or preprocessing(model, dataset)
     architecture = None if isinstance(model, ProgramFacts) else model.architecture
     update: dict[str, Any] = {"architecture": architecture, "preprocessing": own, **loaded_as(model)}
-    names = class_names(spec.model, model)
-    update["class_names"] = tuple(names) if names and names != dataset.class_names else None
+    update |= named_classes(spec.model, model, dataset)
     return spec.model_copy(update={"model": spec.model.model_copy(update=update), "dataset": spec.dataset.resolved()})

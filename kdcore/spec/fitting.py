@@ -16,6 +16,7 @@ from kdcore.catalog import (
     UnknownName,
     architecture,
 )
+from kdcore.spec.classes import class_faults, needs_classes
 from kdcore.spec.job import EVERYTHING_ELSE, Preprocessing, Student, Teacher, Training, Unlabelled
 from kdcore.spec.methods import Networks
 from kdcore.spec.rules import (
@@ -191,47 +192,12 @@ def _teacher_fit(
     elif teacher.architecture not in (None, facts.architecture, facts.architecture.partition("+")[0]):
         text = f"the checkpoint is a {facts.architecture}"
         yield _mismatch(f"{pointer}/architecture", text, facts.architecture, teacher.architecture)
-    if facts.num_classes != dataset.num_classes:
-        text = f"the teacher has {facts.num_classes} classes, the data set has {dataset.num_classes}"
-        yield _mismatch(file, text, dataset.num_classes, facts.num_classes)
-    else:
-        yield from _class_names_fit(dataset, teacher, facts, pointer, file)
+    yield from class_faults(dataset, teacher, facts, pointer, file, needs_classes(fields))
     if teacher.preprocessing is None:
         yield from _own_preprocessing_fits(facts, f"{pointer}/preprocessing")
     if facts.channels != dataset.channels:
         text = f"the teacher takes images of {facts.channels} channels, the data set has {dataset.channels}"
         yield _mismatch(file, text + _channels_field(facts.channels), dataset.channels, facts.channels)
-
-
-def class_names(teacher: Teacher, facts: ModelFacts | None) -> list[str] | None:
-    """Return the names of a teacher's classes in the order of its outputs: those of the spec, else the file's."""
-    return list(teacher.class_names) if teacher.class_names else (facts.class_names if facts else None)
-
-
-def class_order(names: Sequence[str] | None, dataset: DatasetFacts) -> tuple[int, ...] | None:
-    """Return, for each class of the data, the output of the teacher that has its name.
-
-    None if nothing has to be reordered: names are not known, or are in the data's order. The names are the data's.
-    """
-    if not names or not dataset.class_names or list(names) == dataset.class_names:
-        return None
-    places = {name: place for place, name in enumerate(names)}
-    return tuple(places[name] for name in dataset.class_names)
-
-
-def _class_names_fit(
-    dataset: DatasetFacts, teacher: Teacher, facts: ModelFacts, pointer: str, file: str
-) -> Iterator[Fault]:
-    names, at = class_names(teacher, facts), f"{pointer}/class_names" if teacher.class_names else file
-    if not names or names == dataset.class_names:
-        return
-    known = bool(dataset.class_names)
-    if len(names) != facts.num_classes:
-        text = f"{len(names)} class names, and the teacher has {facts.num_classes} classes"
-        yield _mismatch(at, text, facts.num_classes, len(names))
-    elif known and (len(set(names)) < len(names) or set(names) != set(dataset.class_names)):
-        text = "the teacher's class names differ from the data set's"
-        yield _mismatch(at, text, dataset.class_names[:10], names[:10])
 
 
 def keeps_classifier(student: Student, facts: StartFacts, dataset: DatasetFacts) -> bool:

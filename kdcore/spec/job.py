@@ -63,6 +63,14 @@ ClassNames = Annotated[
     Field(min_length=2, max_length=100_000),
     AfterValidator(_each_once),
 ]
+Output = Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[int, Field(strict=True, ge=0, lt=100_000)]
+ClassMap = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=1000)],
+        Output | Annotated[tuple[Output, ...], Field(min_length=1, max_length=100_000)],
+    ],
+    Field(min_length=2, max_length=100_000),
+]
 Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4), AfterValidator(_of_scaled_pixels)]
 Part = Annotated[str, Field(min_length=1, max_length=300)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -247,6 +255,14 @@ class Teacher(Vocabulary):
         default=None,
         description="The names of its classes, in the order of its outputs. In another order than the data's, its "
         "outputs are put into that of the data. Default: the names in its file or registration, if there are any.",
+    )
+    class_map: ClassMap | None = Field(
+        default=None,
+        description="Which of its outputs answer each class of the data, where the classes differ: "
+        '{"<class of the data>": "<its class>" or a list}; numbers of outputs, from 0, where it has no names. The '
+        "probabilities of several are added, and outputs that are not named are left out of the softmax. Default: by "
+        "the names, if each class of the data is found among them (ImageNet's synonyms and WordNet numbers, too), "
+        "with a warning.",
     )
     image_size: int | None = Field(
         default=None,

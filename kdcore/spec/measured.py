@@ -11,7 +11,8 @@ from kdcore.spec.job import Dataset
 TEACHER_CHECK_VERSION = 3
 """Increase it when `kdcore/measure/teacher_check.py` would answer otherwise than before."""
 _DECIDING = (
-    "checkpoint", "program", "architecture", "part", "averaged", "preprocessing", "class_names", "image_size", "weight",
+    "checkpoint", "program", "architecture", "part", "averaged", "preprocessing", "class_names", "class_map",
+    "image_size", "weight",
 )  # fmt: skip
 
 

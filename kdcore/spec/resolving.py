@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from math import ceil, isqrt, sqrt
 
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts, StartFacts
-from kdcore.spec.fitting import Known, class_names, teacher_network, teacher_size
+from kdcore.spec.classes import as_numbers, class_names, class_outputs
+from kdcore.spec.fitting import Known, teacher_network, teacher_size
 from kdcore.spec.job import (
     AdamW,
     Augmentation,
@@ -81,6 +82,18 @@ def loaded_as(model: ModelFacts | StartFacts) -> dict[str, object]:
     return {"part": loading.part, "averaged": loading.averaged}
 
 
+def named_classes(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts) -> dict[str, object]:
+    """Return the fields that say which outputs of a model answer which class: numbers if there is a map, else names.
+
+    Names in the data's own order change nothing, and those of 1,000 classes would hide the rest of the spec. Until the
+    names of the data's classes are known, a map stays as it is.
+    """
+    names, mapped = class_names(teacher, facts), class_outputs(teacher, facts, dataset)
+    if mapped is not None and dataset.class_names:
+        return {"class_names": None, "class_map": as_numbers(mapped.outputs, dataset)}
+    return {"class_names": tuple(names) if names and names != dataset.class_names else None}
+
+
 def _temperature(methods: tuple[Method, ...]) -> float | None:
     """Return the default temperature of the first method that uses one."""
     return next((method.own_temperature for method in methods if method.own_temperature is not None), None)
@@ -113,9 +126,7 @@ def _teacher(teacher: Teacher, spec: JobSpec, known: Known, pointer: str, severa
     facts = known.teachers.get(pointer)
     if facts is not None and known.dataset is not None:
         update["preprocessing"] = teacher.preprocessing or preprocessing(facts, known.dataset)
-        names = class_names(teacher, facts)
-        # Names in the data's own order change nothing, and those of 1,000 classes would hide the rest of the spec.
-        update["class_names"] = tuple(names) if names and names != known.dataset.class_names else None
+        update |= named_classes(teacher, facts, known.dataset)
         is_program = teacher.program is not None or isinstance(facts, ProgramFacts)
         update["architecture"] = None if is_program else facts.architecture
         size = teacher_size(vars(spec), known, pointer, teacher)

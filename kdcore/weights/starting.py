@@ -26,7 +26,8 @@ from base.files import sha256_of
 from kdcore.catalog import ARCHITECTURES, DatasetFacts, NamedStartFacts, PublishedFacts, StartFacts
 from kdcore.models.networks import skeleton
 from kdcore.spec import Student
-from kdcore.spec.fitting import class_order, fresh_parameters, keeps_classifier
+from kdcore.spec.classes import class_order
+from kdcore.spec.fitting import fresh_parameters, keeps_classifier
 from kdcore.spec.job import EVERYTHING_ELSE
 from kdcore.weights import loading, published
 from kdcore.weights.names import ANY, Choice

@@ -179,3 +179,16 @@ async def test_evaluation_of_a_program_names_it_as_a_program_and_is_listed(servi
     assert (model["program"], model["checkpoint"], model["architecture"]) == (f"blob:{blob}", None, None)
     assert [warning["code"] for warning in job["warnings"]] == ["normalization_guessed"]
     assert [one["id"] for one in (await service.http.get(PATH)).json()["data"]] == [job["id"]]
+
+
+async def test_evaluation_takes_a_map_of_the_models_classes(service: Service) -> None:
+    """Ten digits by a model of twelve outputs without names: refused without a map, and with one of a class too few."""
+    await model(service, num_classes=12)
+    assert "class_map says which of its outputs" in (await faults_of(service))["/dataset"]["message"]
+    class_map: dict[str, Any] = {str(digit): digit + 1 for digit in range(10)}
+    class_map["9"] = [10, 0]
+    job = await evaluation(service, class_map=class_map)
+    assert job["resolved_spec"]["model"]["class_map"] == {**{str(at): [at + 1] for at in range(9)}, "9": [10, 0]}
+    del class_map["3"]
+    fault = (await faults_of(service, class_map=class_map))["/class_map"]
+    assert fault["message"].startswith("1 of 10 classes of the data set have no output, first '3'")

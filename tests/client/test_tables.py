@@ -166,6 +166,12 @@ def test_job_facts_are_the_fields_that_have_a_value():
 def test_teacher_check_text():
     assert tables.teacher_check_text(teacher_check()) == "70.2 % on 1,000 of 10,000 test images"
     assert tables.teacher_check_text({**teacher_check(), "test_samples": 1000}) == "70.2 % on all 1,000 test images"
+    mapped = tables.teacher_check_text({**teacher_check(), "dropped": 0.134})
+    assert mapped == "70.2 % on 1,000 of 10,000 test images, 13.4 % of its probability left out"
+
+
+def test_percent_leaves_out_what_could_not_be_measured():
+    assert (tables.percent([None]), tables.percent([0.5, None])) == ("–", "50.0 %")
 
 
 def test_warning_lines():

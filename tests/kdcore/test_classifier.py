@@ -191,6 +191,33 @@ def test_classifier_outputs_are_put_into_the_datas_order():
     assert "order" not in ordered.state_dict()
 
 
+def test_classifier_outputs_of_one_class_are_added_as_probabilities_and_others_left_out():
+    """Of four outputs, 3 and 1 answer class 0, 2 answers class 1; output 0 is left out of the softmax."""
+    network = constant(0.1, 0.2, 0.3, 0.4).network
+    mapped = Classifier(network, [0.5], [0.5], outputs=[[3, 1], [2]])
+    assert mapped(BATCH.inputs).logits.softmax(1)[0].tolist() == pytest.approx([0.6 / 0.9, 0.3 / 0.9], rel=1e-6)
+    raw = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    expected = [math.log(math.exp(4) + math.exp(2)), 3.0]
+    assert mapped.of_classes(raw)[0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert mapped.of_classes(raw)[0, 1] == 3.0, "the logit of one output alone keeps its bits"
+    single = Classifier(network, [0.5], [0.5], outputs=[[3], [0]])
+    assert torch.equal(single.of_classes(raw), torch.tensor([[4.0, 1.0]]))
+    assert torch.equal(mapped.with_all_outputs().of_classes(raw), raw) and "merged" not in mapped.state_dict()
+
+
+def test_classifier_gradient_through_added_outputs_is_their_share():
+    mapped = Classifier(constant(0.1, 0.2, 0.3, 0.4).network, [0.5], [0.5], outputs=[[3, 1], [2]])
+    raw = torch.tensor([[0.0, 1.0, 2.0, 1.0]], requires_grad=True)
+    mapped.of_classes(raw)[0, 0].backward()
+    assert raw.grad[0].tolist() == pytest.approx([0, 0.5, 0, 0.5])
+
+
+def test_frozen_teacher_with_a_map_gives_no_gradient():
+    teacher = FrozenTeacher(Classifier(constant(0.2, 0.3, 0.5).network, [0.5], [0.5], outputs=[[2, 0], [1]]))
+    view = teacher(BATCH)
+    assert view.logits.shape[1] == 2 and not view.logits.requires_grad
+
+
 def test_classifier_input_gradient_is_that_of_the_label_in_the_datas_order():
     classifier, pixels = two_pixels()
     ordered = Classifier(classifier.network, [0.4], [0.5], order=[2, 0, 1])

@@ -31,6 +31,7 @@ from tests.kdcore.engine import (
     workspace,
     write_arrays,
     write_pool,
+    write_teacher,
 )
 
 
@@ -197,6 +198,31 @@ def test_run_a_validation_split_chooses_the_best_epoch_and_the_job_resumes_to_th
     where, _ = workspace(tmp_path / "resumed")
     run(spec, where, checkpoint)
     assert same(whole, load_file(where.out / "student.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["kd", "rkd"])
+def test_run_a_job_with_teachers_of_other_classes_repeats_and_resumes_to_the_same_bits(
+    method, data, teacher, tmp_path, monkeypatch
+):
+    """kd has an ensemble of a mapped teacher and a plain one; rkd has no map. The export is the student alone."""
+    six = write_teacher(tmp_path / "six.safetensors", classes=6)
+    mapped = {"checkpoint": f"file:{six}", "class_map": {"2": [0, 3], "0": 5, "1": [1, 2]}}
+    both = [mapped, {"checkpoint": f"file:{teacher}"}]
+    spec = job(data, both if method == "kd" else six, method=method, training={"batch_size": 16})
+    report, whole, stream = finish(spec, tmp_path / "whole")
+    assert whole["fc.bias"].shape == (3,) and (report["teacher"]["accuracy"] is None) == (method == "rkd")
+    _, checkpoint = stopped(spec, tmp_path / "stopped", 5, monkeypatch)
+    where, _ = workspace(tmp_path / "resumed")
+    resumed = run(spec, where, checkpoint)
+    assert same(whole, load_file(where.out / "student.safetensors")) and resumed["teacher"] == report["teacher"]
+    written = json.loads((where.out / "spec.json").read_text())
+    again, _ = workspace(tmp_path / "again")
+    run(parse(written), again)
+    assert same(whole, load_file(again.out / "student.safetensors")), "the resolved spec means the same"
+    if method == "kd":
+        assert written["teacher"][0]["class_map"] == {"0": [5], "1": [1, 2], "2": [0, 3]}
+        dropped = [line["dropped"] for line in events(stream, "teacher_check")]
+        assert len(dropped) == 1 and 0 < dropped[0] < 1, "output 4 is left out"
 
 
 def test_run_a_job_of_the_version_before_keeps_to_its_held_out_part(teacher, tmp_path, monkeypatch):

@@ -28,7 +28,9 @@ STUDENT = NewArtifact("student.safetensors", SHA256, 12, "application/octet-stre
 
 DISK_FULL = StorageFull("no disk space").as_dict()
 
-CHECK = {"accuracy": 0.7, "interval": [0.6, 0.8], "images": 100, "test_samples": 1000, "warnings": []}
+CHECK = {
+    "accuracy": 0.7, "interval": [0.6, 0.8], "images": 100, "test_samples": 1000, "dropped": 0.1, "warnings": [],
+}  # fmt: skip
 
 FENCED: dict[str, Callable[[Connection, str, int], Any]] = {
     "heartbeat": lambda c, job, fence: lifecycle.heartbeat(c, job, fence, 30),

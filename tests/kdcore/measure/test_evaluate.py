@@ -232,6 +232,21 @@ def test_run_evaluation_puts_outputs_into_the_datas_order(files, tmp_path):
     ]
 
 
+def test_run_evaluation_adds_the_outputs_of_a_class(files, tmp_path):
+    six = write_teacher(tmp_path / "six.safetensors", classes=6)
+    stated = Preprocessing(mean=(0.5,), std=(0.25,))
+    model = Teacher(checkpoint=f"file:{six}", preprocessing=stated, class_map={"0": (5, 1), "1": 0, "2": (2,)})
+    place, _ = workspace(tmp_path)
+    report = run_evaluation(spec_of(files).model_copy(update={"model": model}), place)
+    network = models.build("convnet8", 6, 1)
+    network.load_state_dict(load_file(six))
+    test = data.load(Dataset(source=f"file:{files[0]}"), files[0], tmp_path).test
+    raw = logits_on(Classifier(network, [0.5], [0.25]), test).double()
+    by_hand = torch.stack([(raw[:, 5].exp() + raw[:, 1].exp()).log(), raw[:, 0], raw[:, 2]], 1)
+    assert report["accuracy"] == pytest.approx(float((by_hand.argmax(1) == test.labels).double().mean()))
+    assert report["warnings"] == []
+
+
 def test_run_evaluation_strict_refuses_a_guess_and_a_misfit_is_named(files, tmp_path):
     place, _ = workspace(tmp_path)
     with pytest.raises(WarningRefused, match="normalization_guessed"):

@@ -17,7 +17,8 @@ from kdcore.classifier import Classifier
 from kdcore.data.images import Images
 from kdcore.measure import evaluate
 from kdcore.measure.chance import wilson
-from kdcore.measure.teacher_check import affordable, assignment, class_order, findings, normalization, sample
+from kdcore.measure.teacher_check import affordable, assignment, class_order, findings, measure, normalization, sample
+from kdcore.prepare import prepare
 from kdcore.protocol import KnownBefore
 from kdcore.run import run
 from tests.kdcore.engine import distilled, events, job, supervised, workspace, write_arrays, write_teacher
@@ -381,6 +382,7 @@ def test_check_result_that_the_service_knows_is_not_measured_again(data, trained
 
     warning = {"code": "teacher_near_chance", "pointer": "/teacher", "message": "known before", "hint": None}
     figures = {"accuracy": 0.5, "interval": [0.4, 0.6], "images": 90, "test_samples": 90, "warnings": [warning]}
+    figures["dropped"] = None
     monkeypatch.setattr(teacher_check, "teacher_check_key", lambda resolved: "k1")
     spec = distilled(data, trained / "student.safetensors", baseline="none")
     where, stream = workspace(tmp_path / "known")
@@ -424,6 +426,74 @@ def test_check_class_names_of_a_teacher_put_its_outputs_into_the_datas_order(dat
     plain = run(job(data, [{"checkpoint": f"file:{trained / 'student.safetensors'}"}], method="kd"), where)
     assert report["teacher"]["accuracy"] == plain["teacher"]["accuracy"]
     assert report["student"]["accuracy"] == plain["student"]["accuracy"]
+
+
+def test_check_a_map_of_classes_teaches_what_the_classes_alone_teach(data, trained, tmp_path):
+    """The teacher gets two outputs that answer nothing: with a map, student and check are those without them."""
+
+    def enlarge(state, notes):
+        state["fc.weight"] = torch.cat([torch.zeros(2, state["fc.weight"].shape[1]), state["fc.weight"].flip(0)])
+        state["fc.bias"] = torch.cat([torch.full((2,), -30.0), state["fc.bias"].flip(0)])
+        notes |= {"class_names": ["x", "y", "two", "one", "zero"], "num_classes": 5}
+
+    other = changed(trained, tmp_path / "five.safetensors", enlarge)
+    stated = {"checkpoint": f"file:{other}", "class_map": {"0": "zero", "1": ["One"], "2": 2}}
+    where, stream = workspace(tmp_path / "mapped")
+    report = run(job(data, stated, method="kd"), where)
+    where, plain_stream = workspace(tmp_path / "plain")
+    plain = run(job(data, {"checkpoint": f"file:{trained / 'student.safetensors'}"}, method="kd"), where)
+    assert report["teacher"]["accuracy"] == plain["teacher"]["accuracy"]
+    assert report["student"]["loss"] == pytest.approx(plain["student"]["loss"], rel=1e-4)
+    (found,), (without,) = events(stream, "teacher_check"), events(plain_stream, "teacher_check")
+    assert (found["accuracy"], found["dropped"]) == (without["accuracy"], 0.0) and without["dropped"] is None
+
+
+def test_check_measures_the_probability_that_a_map_drops_and_warns(data, trained, tmp_path):
+    """A fourth output that is as likely as class 0 takes half of its probability."""
+
+    def copy_of_a_class(state, notes):
+        for name in ("fc.weight", "fc.bias"):
+            state[name] = torch.cat([state[name], state[name][:1]])
+        del notes["class_names"]
+        notes["num_classes"] = 4
+
+    other = changed(trained, tmp_path / "four.safetensors", copy_of_a_class)
+    teacher = {"checkpoint": f"file:{other}", "class_map": {"0": [0], "1": [1], "2": [2]}}
+    where, _ = workspace(tmp_path / "dropped")
+    prepared = prepare(job(data, teacher, method="kd"), where)
+    measured = measure(prepared)
+    member = prepared.teacher.members[0]
+    own = evaluate.logits_on(member.with_all_outputs(), prepared.data.test).double().softmax(1)
+    assert measured["dropped"] == pytest.approx(float(own[:, 3].mean()), abs=1e-6)
+    assert ("probability_dropped" in [one["code"] for one in measured["warnings"]]) == (measured["dropped"] > 0.25)
+    merged = prepare(job(data, {**teacher, "class_map": {"0": [0, 3], "1": 1, "2": 2}}, method="kd"), where)
+    assert measure(merged)["dropped"] == pytest.approx(0, abs=1e-6)
+
+
+def test_check_a_map_whose_classes_are_exchanged_is_told_with_the_numbers_that_fit(data, trained, tmp_path):
+    teacher = {"checkpoint": f"file:{trained / 'student.safetensors'}", "class_map": {"0": 2, "1": 1, "2": 0}}
+    where, _ = workspace(tmp_path)
+    found = {one["code"]: one for one in measure(prepare(job(data, teacher, method="kd"), where))["warnings"]}
+    warning = found["class_order_wrong"]
+    assert warning["pointer"] == "/teacher/class_map"
+    assert warning["hint"].endswith('{"0": 0, "1": 1, "2": 2}')
+
+
+def test_teacher_of_other_classes_teaches_by_its_activations_and_is_not_graded(data, trained, tmp_path):
+    def enlarge(state, notes):
+        for name in ("fc.weight", "fc.bias"):
+            state[name] = torch.cat([state[name], state[name]])
+        notes |= {"class_names": list("uvwxyz"), "num_classes": 6}
+
+    other = changed(trained, tmp_path / "six.safetensors", enlarge)
+    where, stream = workspace(tmp_path / "rkd")
+    report = run(job(data, {"checkpoint": f"file:{other}"}, method="rkd"), where)
+    assert "teacher_classes_differ" in [line["code"] for line in events(stream, "warning")]
+    assert not events(stream, "teacher_check")
+    assert report["teacher"]["accuracy"] is None and report["student"]["agreement"] is None
+    assert report["teacher"]["parameters"] > 0 and "cannot be measured" in report["verdict"]
+    with pytest.raises(TeacherMismatch, match="class_map says which of its outputs answer each class"):
+        prepare(job(data, {"checkpoint": f"file:{other}"}, method="kd"), workspace(tmp_path / "kd")[0])
 
 
 def test_check_models_of_this_project_know_their_image_size(trained):
