@@ -186,7 +186,7 @@ def _fitted_file(architecture: str, file: Flat, choice: Choice) -> _Fitted:
     if not match.fits:
         raise TeacherMismatch(
             f"the checkpoint does not fit {architecture}: {names.faults(network, match, file)}",
-            hint=finding.likely_hint(file, architecture),
+            hint=finding.hint_for(network, match, file),
         )
     loading = _loading(match, file, matches, by_default).model_copy(update={"activation_guessed": assumed})
     return _Fitted(architecture, dict(names.converted(network, match).state), loading)
@@ -231,7 +231,10 @@ def _measure(architecture: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     _complete(network.state_dict(), state, f"the checkpoint does not fit {architecture}")
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise TeacherMismatch(f"the checkpoint's {name} holds values that are no numbers (NaN or infinite)")
+            raise TeacherMismatch(
+                f"the checkpoint's {name} holds values that are no numbers (NaN or infinite)",
+                hint="its training diverged, or half precision overflowed: give an earlier checkpoint",
+            )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {"architecture": architecture, "num_classes": num_classes, "channels": channels, "parameters": parameters}
 
