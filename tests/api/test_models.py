@@ -25,7 +25,7 @@ async def test_model_is_found_by_name_and_id(service: Service) -> None:
     body = await register(service)
     assert body["facts"]["num_classes"] == MODEL.num_classes  # type: ignore[index]
     for name in ("teacher", body["id"]):
-        assert (await service.http.get(f"/v1/models/{name}")).json() == body
+        assert (await service.http.get(f"/v1/models/{name}")).json() == {**body, "measured": []}
     listed = (await service.http.get("/v1/models")).json()
     assert listed == {"data": [body], "next": None}
     assert Page[ModelView].model_validate(listed)
