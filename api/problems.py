@@ -312,6 +312,18 @@ def malformed_json(reason: str) -> MalformedBody:
     return MalformedBody(f"the body is not JSON: {reason}", [Fault("", reason, "malformed_json")])
 
 
+_WORDS = {
+    "missing": "this field is required",
+    "tuple_type": "a list belongs here",
+    "list_type": "a list belongs here",
+    "dict_type": "an object belongs here",
+    "model_type": "an object belongs here",
+    "model_attributes_type": "an object belongs here",
+    "string_type": "a string belongs here",
+}
+"""In the place of pydantic's words, which are those of Python."""
+
+
 def _fault(detail: Mapping[str, Any]) -> Fault:
     """Return one of pydantic's errors as a fault, with a pointer into the body or `?name` for a parameter."""
     place, *path = detail["loc"]
@@ -324,7 +336,9 @@ def _fault(detail: Mapping[str, Any]) -> Fault:
     got = value if isinstance(value, int | float | str | bool) and detail["type"] != "missing" else None
     if isinstance(got, float) and not math.isfinite(got):
         got = str(got)  # JSON has no word for it.
-    message = str(context["error"]) if detail["type"] == "value_error" else str(detail["msg"])
+    message = str(context["error"]) if detail["type"] == "value_error" else _WORDS.get(detail["type"], detail["msg"])
+    if detail["type"] == "extra_forbidden" and path:
+        message = f"there is no field {path[-1]!r} here"
     return Fault(pointer, message, str(detail["type"]), allowed, got)
 
 

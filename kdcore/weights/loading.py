@@ -28,6 +28,7 @@ from kdcore.weights import finding, heads, names
 from kdcore.weights.content import Content, read_content
 from kdcore.weights.names import ANY, Choice, Flat, Match
 
+NO_NUMBERS = "its training diverged, or half precision overflowed: give an earlier checkpoint"
 NAMED = 10
 """The number of names that an answer lists of each kind."""
 
@@ -144,6 +145,10 @@ def opened_start(path: Path, architecture: str, choice: Choice = ANY) -> Start:
             f"nothing in the checkpoint fits {architecture}", hint=finding.likely_hint(file, architecture)
         )
     missing = tuple(name for name in network.required if name not in state)
+    # A deeper network has all that this one has; another classifier than this one's is no news.
+    head_modules = tuple(f"{name.partition('.')[0]}." for name in network.head)
+    deeper = (f"{match.prefix}{name}" for name in match.unexpected if not name.startswith(head_modules))
+    match = replace(match, ignored=(*match.ignored, *deeper))
     match = names.converted(network, replace(match, state=state))
     loading = _loading(match, file, [match], False).model_copy(update={"missing": len(missing)})
     return Start(dict(match.state), loading, _notes(content), missing)
@@ -233,7 +238,7 @@ def _measure(architecture: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
         if value.is_floating_point() and not value.isfinite().all():
             raise TeacherMismatch(
                 f"the checkpoint's {name} holds values that are no numbers (NaN or infinite)",
-                hint="its training diverged, or half precision overflowed: give an earlier checkpoint",
+                hint=NO_NUMBERS,
             )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {"architecture": architecture, "num_classes": num_classes, "channels": channels, "parameters": parameters}
