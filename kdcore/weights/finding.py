@@ -91,7 +91,8 @@ def _hint_for_head(network: Template, match: Match, file: Flat) -> str:
     layers = [
         layer
         for layer, own in names.layers_like_head(network, network.head, file.tensors, taken).items()
-        if not names.beside(layer, match.prefix, set(file.tensors) - taken - set(own.values()))
+        if not names.is_of_other_task(layer, match.prefix)
+        and not names.beside(layer, match.prefix, set(file.tensors) - taken - set(own.values()))
     ]
     head = network.head[0].rpartition(".")[0]
     if match.unexpected:

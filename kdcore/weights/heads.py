@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcore.catalog.architectures import HiddenLayer
 from kdcore.weights.dialects import Renamed, dialects
-from kdcore.weights.names import CLASSES, HEAD_WORDS, Flat, Template, beside, body_prefixes
+from kdcore.weights.names import CLASSES, HEAD_WORDS, Flat, Template, beside, body_prefixes, is_of_other_task
 
 ASSUMED = "relu"
 
@@ -50,7 +50,8 @@ def deep_heads(network: Template, file: Flat) -> Iterator[Deep]:
                 if len(chain) > 1:
                     deep, places = _deep(renamed, rest, chain, f"{prefix}{path}")
                     # With more weights in its module it is another function: a projection, a learned activation.
-                    if not beside(chain[0], prefix, rest.keys() - places):
+                    others = beside(chain[0], prefix, rest.keys() - places)
+                    if not others and not any(is_of_other_task(layer, prefix) for layer in chain):
                         yield deep
                     break
 

@@ -232,6 +232,8 @@ def _measure(architecture: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     channels = 3 if names.takes_three_channels_only(architecture) else names.count(known, state, names.CHANNELS)
     if num_classes is None or channels is None:
         raise TeacherMismatch(f"{architecture} is no network whose classes and channels its weights tell")
+    if num_classes < 1:
+        raise TeacherMismatch("the checkpoint's classifier has no classes", hint="give the weights after its training")
     network = skeleton(architecture, num_classes, channels)
     _complete(network.state_dict(), state, f"the checkpoint does not fit {architecture}")
     for name, value in state.items():

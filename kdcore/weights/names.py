@@ -44,6 +44,8 @@ AVERAGED = re.compile(r"(^|[._])(ema|ema_\w+|averag\w*|swa\w*|\w*_averaged?)([._
 RAW_OF_LIGHTNING = "current_model_state"
 """The raw weights in a file of Lightning's WeightAveraging; `state_dict` has the averaged ones then."""
 HEAD_WORDS = ("fc", "linear", "classifier", "head", "heads", "last_linear", "logits", "output", "cls")
+OTHER_TASK = re.compile(r"decoder|embed|proj|predictor", re.IGNORECASE)
+"""Layers behind a body that do not classify: of autoencoders (MAE) and of learning without labels (BYOL, CLIP)."""
 SAYS_NOTHING = ("module", "model", "net", "network", "backbone", "encoder", "state_dict")
 """Names before a network's own that do not tell it from another."""
 QUANTISED = (".zero_point", ".SCB", ".absmax", ".qweight", ".qzeros", "_packed_params", ".weight_scale")
@@ -360,7 +362,8 @@ def _head_elsewhere(
     fitting = {
         layer: own
         for layer, own in layers_like_head(network, missing, tensors, taken).items()
-        if not beside(layer, prefix, set(tensors) - set(taken) - set(own.values()))
+        if not is_of_other_task(layer, prefix)
+        and not beside(layer, prefix, set(tensors) - set(taken) - set(own.values()))
     }
     if len(fitting) > 1:
         named = {layer: own for layer, own in fitting.items() if set(layer.split(".")[-2:]) & set(HEAD_WORDS)}
@@ -389,12 +392,22 @@ def layers_like_head(
     }
 
 
+def apart(layer: str, prefix: str) -> str:
+    """Return the path of a layer from where it leaves the path to the body."""
+    steps, body = layer.split("."), prefix.split(".")
+    shared = next((at for at, (own, other) in enumerate(zip(steps, body, strict=False)) if own != other), len(body))
+    return ".".join(steps[shared:])
+
+
+def is_of_other_task(layer: str, prefix: str) -> bool:
+    """Return True for a layer behind the body that does not classify, by its name."""
+    return OTHER_TASK.search(apart(layer, prefix)) is not None
+
+
 def beside(layer: str, prefix: str, paths: Iterable[str]) -> list[str]:
     """Return those of the paths that are in the same module as a layer: in the outermost one that holds the layer, and
     not the body behind `prefix`."""
-    steps, body = layer.split("."), prefix.split(".")
-    shared = next((at for at, (own, other) in enumerate(zip(steps, body, strict=False)) if own != other), len(body))
-    owner = ".".join(steps[: shared + 1]) + "."
+    owner = layer.removesuffix(apart(layer, prefix)) + apart(layer, prefix).partition(".")[0] + "."
     return [
         path
         for path in paths

@@ -262,6 +262,11 @@ HINTS: dict[str, tuple[Callable[[State], State], str]] = {
         },
         "the file has no classifier",
     ),
+    "MAE's decoder": (
+        lambda own: {**without_head(own), **linear("decoder_embed", 8, 64), **linear("decoder_pred", 5, 8)},
+        "the file has no classifier",
+    ),
+    "no classes": (lambda own: {**without_head(own), **linear("fc", 0, 64)}, "after its training"),
     "a batch norm before the classifier": (
         lambda own: {**without_head(own), **linear("fc.1", 10, 64), "fc.0.weight": torch.ones(64)},
         "its classifier is of a kind that is not built here",
