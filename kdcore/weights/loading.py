@@ -201,6 +201,8 @@ def _loading(match: Match, file: Flat, matches: list[Match], by_default: bool) -
     """Return the record of how a match was loaded. Other networks of the file are no left-overs."""
     others = [one.prefix for one in matches if one is not match and one.prefix]
     ignored = [path for path in match.ignored if not path.startswith(tuple(others))]
+    # Averages in a list (torch-ema's shadow_params) have no names by which they could be loaded.
+    ignored += [path for path, kind in file.others.items() if names.NAMELESS in kind and names.AVERAGED.search(path)]
     several = len(matches) > 1
     precisions = sorted(
         {str(value.dtype).removeprefix("torch.") for value in match.state.values() if value.is_floating_point()}

@@ -54,6 +54,7 @@ QUANTISED_TYPES = tuple(
     for kind in (getattr(torch, name, None) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"))
     if kind is not None
 )
+NAMELESS = "tensors without names"
 CLASSES, CHANNELS = -1, -2
 DEEPEST = 6
 
@@ -231,6 +232,8 @@ def kind(value: Any) -> str:
     """Return what a value of a file is, in words."""
     if isinstance(value, Tensor):
         return f"a tensor of the layout {value.layout}" if value.layout is not torch.strided else "of type Tensor"
+    if isinstance(value, list | tuple) and value and all(isinstance(one, Tensor) for one in value):
+        return f"of type {type(value).__name__}: {len(value)} {NAMELESS}"
     return "a numpy array or other object" if isinstance(value, Unread) else f"of type {type(value).__name__}"
 
 

@@ -129,6 +129,10 @@ FORMS = {
         },
         choice=Choice(averaged=True),
     ),
+    "averages in a list, which nothing names": Form(
+        lambda own, other: {"model": own, "ema": {"decay": 0.999, "shadow_params": list(other.values())}},
+        ("tensors_left_out",),
+    ),
     "averaged alone": Form(lambda own, _: {"ema_state_dict": own}),
     "OpenMMLab": Form(
         lambda own, _: {
