@@ -11,7 +11,8 @@ RUN python3 -m venv /opt/distillery
 # The dependencies are a layer of their own: a change of the code does not fetch gigabytes again.
 COPY pyproject.toml constraints.txt ./
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-    print("\n".join([*project["dependencies"], *project["optional-dependencies"]["timm"]]))' > requirements.txt \
+    extras = project["optional-dependencies"]; \
+    print(*project["dependencies"], *extras["timm"], *extras["parquet"], *extras["onnx"], sep="\n")' > requirements.txt \
     && PIP_FIND_LINKS="${PIP_FIND_LINKS}" PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL}" \
     pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt setuptools
 COPY README.md serve.py ./

@@ -44,6 +44,7 @@ from starlette.responses import Response
 from api.inspections import Refused
 from base import errors
 from base.errors import Fault
+from kdcore.spec.reading import nearest
 from store import errors as store_errors
 
 log = logging.getLogger("distillery.api")
@@ -304,7 +305,9 @@ async def _schema_error(request: Request, error: Exception) -> Response:
     details = cast(RequestValidationError, error).errors()
     if any(detail["type"] == "json_invalid" for detail in details):
         return malformed_json(str(details[0].get("ctx", {}).get("error", ""))).response(request_id(request))
-    faults = [_fault(detail) for detail in details]
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = body.field_info.annotation if body is not None else None
+    faults = [_fault(detail, model) for detail in details]
     return Invalid(summary(faults), faults).response(request_id(request))
 
 
@@ -324,8 +327,9 @@ _WORDS = {
 """In the place of pydantic's words, which are those of Python."""
 
 
-def _fault(detail: Mapping[str, Any]) -> Fault:
-    """Return one of pydantic's errors as a fault, with a pointer into the body or `?name` for a parameter."""
+def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
+    """Return one of pydantic's errors as a fault, with a pointer into the body or `?name` for a parameter. `model` is
+    that of the body."""
     place, *path = detail["loc"]
     steps = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
     pointer = steps if place == "body" else "?" + steps.removeprefix("/")
@@ -337,8 +341,10 @@ def _fault(detail: Mapping[str, Any]) -> Fault:
     if isinstance(got, float) and not math.isfinite(got):
         got = str(got)  # JSON has no word for it.
     message = str(context["error"]) if detail["type"] == "value_error" else _WORDS.get(detail["type"], detail["msg"])
-    if detail["type"] == "extra_forbidden" and path:
-        message = f"there is no field {path[-1]!r} here"
+    if detail["type"] == "extra_forbidden":
+        message = f"there is no field {str(path[-1])[:200]!r} here"
+        if place == "body" and len(path) == 1 and isinstance(model, type) and issubclass(model, BaseModel):
+            message += nearest(str(path[-1]), list(model.model_fields))
     return Fault(pointer, message, str(detail["type"]), allowed, got)
 
 

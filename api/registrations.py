@@ -31,7 +31,7 @@ log = logging.getLogger("distillery.registrations")
 
 WAIT_S = 5.0
 """The time for which a request waits for its inspection. A refusal within it leaves no row."""
-START_S = 15.0
+START_S = 5.0
 """The longest time that does not count as such: a child that starts at once imports torch before it opens the file."""
 RENEW_S = 2.0
 """The longest time between two renewals, which also write the progress and notice that a row is gone."""

@@ -4,8 +4,8 @@ import ipaddress
 
 HOST = "127.0.0.1"
 PORT = 8000
-"""Texts that cannot import it repeat it: `run`, Dockerfile, docker-compose.yml, .env.example, README, docs/. A test
-(`tests/base/test_defaults.py`) compares them."""
+"""Texts that cannot import it repeat it. `tests/base/test_defaults.py` lists and compares them all: change the number
+here, then what that test names."""
 DEFAULT_URL = f"http://{HOST}:{PORT}"
 
 

@@ -47,8 +47,9 @@ class WarningRefused(EngineError):
 
 
 class TeacherMismatch(EngineError):
-    """Raised by `kdcore/weights.py` and `kdcore/programs/`, which read a teacher's file, and by `kdcore/prepare.py`,
-    `evaluate.py` and `lesson.py`, which use it. At submit `kdcore/spec/fitting.py` returns such faults."""
+    """Raised where a teacher's file is read (`kdcore/weights/`, `kdcore/programs/`) and where it is used
+    (`kdcore/prepare.py`, `lesson.py`, `measure/evaluate.py` and `measure/teacher_check.py`). At submit,
+    `kdcore/spec/fitting.py` returns faults of this code, and `api/references.py` those that an inspection found."""
 
     code = "teacher_mismatch"
 
@@ -58,7 +59,7 @@ class TeacherUnavailable(EngineError):
 
 
 class WeightsUnavailable(EngineError):
-    """Raised by `kdcore/published.py`. It is not retried: a machine without internet would only fail later."""
+    """Raised by `kdcore/weights/published.py`. It is not retried: a machine without internet would only fail later."""
 
     code = "weights_unavailable"
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 HEAD_BYTES = 1024
 """The number of first bytes that `kind_of` looks at."""
+_MANY_COLUMNS = 20
 
 
 class FileKind(NamedTuple):
@@ -251,7 +252,9 @@ def _kind_of_text(head: bytes) -> FileKind | None:
     if len(text.encode()) < len(head) - 3 or not printable:
         return None
     lines = text.splitlines()[:3]
-    return CSV if len(lines) > 1 and all(re.search(r"[,;\t]", line) for line in lines[:2]) else None
+    # The names of 784 columns of pixels fill the head.
+    is_cut = len(lines) == 1 and len(head) == HEAD_BYTES and len(re.findall(r"[,;\t]", text)) > _MANY_COLUMNS
+    return CSV if is_cut or (len(lines) > 1 and all(re.search(r"[,;\t]", line) for line in lines[:2])) else None
 
 
 def _is_tfrecord(head: bytes) -> bool:

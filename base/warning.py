@@ -23,6 +23,7 @@ CODES: dict[str, When] = {
     "test_split_carved": "registration",
     "files_left_out": "registration",
     "folders_merged": "registration",
+    "folders_repeated": "registration",
     "class_too_small": "registration",
     "pictures_skipped": "registration",
     "pictures_cut": "registration",

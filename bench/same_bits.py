@@ -344,6 +344,9 @@ def _document_differences(path: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in old:
             yield from _document_differences(f"{path} {name}", old[name], new.get(name, "absent"))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _document_differences(f"{path} {place}", one, other)
     elif old != new:
         yield f"{path}: {old}, here {new}"
 

@@ -50,6 +50,7 @@ from client.terminal import (
     print_report,
     print_result,
     print_warnings,
+    tell,
 )
 from client.transfer import digest_of, packed
 
@@ -64,7 +65,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except DistilleryError as error:
             for number, line in enumerate(error.lines()):
-                typer.echo(line if number else f"error: {line}", err=True)
+                tell(line if number else f"error: {line}")
             raise typer.Exit(2) from None
 
 
@@ -285,7 +286,7 @@ def _validate(distillery: Distillery, spec: Spec, as_json: bool) -> None:
             typer.echo(line, err=True)
     else:
         for fault in validation["errors"]:
-            typer.echo(fault_line(fault), err=True)
+            tell(fault_line(fault))
     if not validation["valid"]:
         raise typer.Exit(2)
     print_warnings(validation["warnings"])
@@ -617,7 +618,7 @@ def remove_dataset(context: typer.Context, name: NameOrId) -> None:
 def _print_doubts(entry: Registered) -> None:
     print_warnings(entry["warnings"], entry["name"])
     for line in tables.refusal_lines(entry):
-        typer.echo(line, err=True)
+        tell(line)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The output of the command line: lines, JSON, tables, progress bars, and the progress of a job."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -31,6 +32,7 @@ from client.transfer import OnProgress
 
 POLL_S = 0.4
 MAX_OUTAGE_S = 120.0
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SHOWN_BY_BAR = ("queued", "phase", "checkpoint", "claimed", "succeeded", "failed", "warning", "teacher_check")
 """Types of events that are not printed above the bar: it shows their content, or they are printed from the job."""
 
@@ -41,17 +43,28 @@ def output() -> Console:
     return terminal if terminal.is_terminal else Console(width=200)
 
 
+def visible(text: str) -> str:
+    """Return text in which control characters, and those that change the direction, are escapes: names of classes come
+    from files, and must not command a terminal."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def tell(line: str) -> None:
+    """Print a line of the server's on standard error."""
+    typer.echo(visible(line), err=True)
+
+
 def print_lines(console: Console, *lines: str, style: str | None = None) -> None:
     """Print lines without markup and wrapping."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True, style=style)
+        console.print(visible(line), markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 def print_warnings(warnings: Iterable[WarningView], about: str = "") -> None:
     """Print warnings on standard error, a block of lines each; also when standard output is JSON for a program."""
     for warning in warnings:
         for line in tables.warning_lines(warning, about):
-            typer.echo(line, err=True)
+            tell(line)
 
 
 class NewWarnings:

@@ -47,9 +47,14 @@ class NewJob:
 
     @classmethod
     def of(cls, resolved: "JobSpec | EvaluationSpec", **sent: Any) -> "NewJob":
-        """Make a job of a resolved spec. Each field comes from `sent`, or from the field of that name in the spec."""
+        """Make a job of a resolved spec. Each field comes from `sent`, or from the field of that name in the spec.
+
+        An evaluation has None for a field that only the spec of a distillation has.
+        """
         named = {"method": resolved.method_name, "resolved_spec": resolved.as_json()}
         values = {"kind": "distillation", **vars(resolved), **vars(resolved.scheduling), **named, **sent}
+        if values["kind"] == "evaluation":
+            values = {**dict.fromkeys(field.name for field in fields(cls)), **values}
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 

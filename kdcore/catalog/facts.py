@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-DATASET_READING = 3
+DATASET_READING = 4
 """The number of the rules by which files are read as data sets: a part of the key of every stored inspection and of
 every decoded file. Increase it when the same file is read as something else, or decoded to other bytes, than before."""
 
@@ -60,6 +60,8 @@ class DatasetFacts(Facts):
     """Everything in the file that is not used, without text files and hidden files."""
     merged: list[str] = []
     """Folders whose names differed only in their Unicode form or in blanks at their ends: they were read as one."""
+    repeated: list[str] = []
+    """Two or more folders that are inside of each class folder. Their images belong to the class around them."""
     mean: list[float]
     """Per channel, of pixels scaled to 0..1, over the training split."""
     std: list[float]

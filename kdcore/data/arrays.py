@@ -53,7 +53,12 @@ _READING_FAILED = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
     *(ValueError, SyntaxError, tokenize.TokenError),
 )
-_FLOAT_HINT = "Store bytes: for floats in 0..1, (x * 255).round().astype('uint8')."
+_AS_BYTES = {
+    "f": "for floats in 0..1, (x * 255).round().astype('uint8')",
+    "b": "x.astype('uint8') * 255",
+    "u": "for numbers in 0..255, x.astype('uint8'); for 16 bits, (x // 257).astype('uint8')",
+}
+"""What makes bytes of images, by the kind of their type."""
 
 
 _KIND = r"(?P<images{0}>x|images?|data|pictures)|(?P<labels{0}>y|labels?|targets?)"
@@ -280,7 +285,7 @@ def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
         shape, fortran_order, dtype = _header(file, name)
         start = file.tell()
     if dtype != np.uint8:
-        raise DatasetUnreadable(f"{name} is {dtype}; images are uint8, 0..255.", _FLOAT_HINT)
+        raise DatasetUnreadable(f"{name} is {dtype}; images are uint8, 0..255.", f"Store bytes: {_as_bytes(dtype)}.")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3) and shape[1] not in (1, 3)):
         raise DatasetUnreadable(f"{name} has shape {shape}.", _right_order(name, shape))
     if 0 in shape:
@@ -298,11 +303,17 @@ def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
     return _Images(name, shape, fortran_order, None if place is None or place.deflated else place.start + start)
 
 
+def _as_bytes(dtype: np.dtype[np.generic]) -> str:
+    return _AS_BYTES.get({"i": "u"}.get(dtype.kind, dtype.kind), _AS_BYTES["f"])
+
+
 def _right_order(name: str, shape: tuple[int, ...]) -> str:
     """Return the orders that are read, and the line that brings an array to one if its shape tells it."""
     orders = "Images are N x H x W x C or N x C x H x W with C 1 or 3, or N x H x W"
     if len(shape) == 4 and shape[2] in (1, 3):
         return f"{orders}: from H x W x C x N, as MATLAB has it, {name}.transpose(3, 0, 1, 2)."
+    if len(shape) == 4 and shape[0] in (1, 3) and shape[1] == shape[2] != shape[3]:
+        return f"{orders}: from C x H x W x N, {name}.transpose(3, 1, 2, 0)."
     if len(shape) == 4 and shape[0] in (1, 3):
         return f"{orders}: from C x N x H x W, {name}.transpose(1, 0, 2, 3)."
     if len(shape) == 2:
@@ -325,6 +336,15 @@ def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
     return array
 
 
+def _right_labels(name: str, labels: npt.NDArray[np.generic]) -> str:
+    """Return the line that makes labels of such an array."""
+    if labels.ndim == 2 and labels.shape[0] > 1:
+        return f"For one-hot labels: {name}.argmax(1)."
+    if labels.dtype.kind in "US":
+        return f"For names: class_names, {name} = numpy.unique({name}, return_inverse=True), and save both."
+    return f"If they are whole numbers: {name}.ravel().astype('int64')."
+
+
 def _labels(archive: zipfile.ZipFile, name: str, images: _Images) -> Labels:
     labels = _small(archive, name)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -332,7 +352,7 @@ def _labels(archive: zipfile.ZipFile, name: str, images: _Images) -> Labels:
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise DatasetUnreadable(
             f"{name} is {labels.dtype} of shape {labels.shape}; labels are integers, one an image.",
-            "For one-hot labels: y.argmax(1).",
+            _right_labels(name, labels),
         )
     if len(labels) != images.shape[0]:
         last = images.shape[-1] == len(labels)

@@ -110,6 +110,7 @@ class Source:
     splits: Mapping[str, int] = field(default_factory=dict)
     left_out: Sequence[LeftOut] = ()
     merged: Sequence[str] = ()
+    repeated: Sequence[str] = ()
     pictures: Mapping[str, int] = field(default_factory=dict)
     pixels_cut: float = 0.0
     own_side: int | None = None
@@ -134,6 +135,7 @@ class Source:
             class_counts=self._class_counts(),
             left_out=list(self.left_out),
             merged=list(self.merged),
+            repeated=list(self.repeated),
             reading=DATASET_READING,
             mean=mean,
             std=std,

@@ -36,6 +36,7 @@ from kdcore.spec import DataOptions
 
 NOTES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".ini", ".log", ".pdf", ".db"}
 """Suffixes of texts beside the images: no samples. Tables among them are read if labels are missing."""
+_CONVERT = "If these are pictures, convert them to PNG or JPEG. docs/data.md lists all files that are read."
 _MOST_NAMED = 20
 _LONGEST_NAME = 200
 
@@ -89,6 +90,7 @@ def open_folders(path: Path, options: DataOptions | None = None, limits: Limits 
         splits=layout.splits,
         left_out=layout.left_out,
         merged=merged,
+        repeated=[name[:_LONGEST_NAME] for name in layout.repeated],
         pictures=pictures,
         pixels_cut=pixels_cut,
         own_side=image_files.own_side(headers, options),
@@ -146,7 +148,7 @@ def _read_entries(archive: Iterator[Entry], options: DataOptions) -> tuple[list[
     merged = [folder[:_LONGEST_NAME] for folder, stored in spellings.items() if len(stored) > 1]
     if not any(item.is_image for item in members):
         first = next((str(item.header) for item in members if item.header is not None), "")
-        raise DatasetUnreadable(f"The archive holds no images. {first}".strip(), READ)
+        raise DatasetUnreadable(f"The archive holds no images. {first}".strip(), _CONVERT if first else READ)
     return members, [
         *merged[:_MOST_NAMED],
         *([f"and {len(merged) - _MOST_NAMED} more"] if merged[_MOST_NAMED:] else []),

@@ -130,7 +130,7 @@ class Images:
             return Resized(wide, store.side)
         return None
 
-    def rows(self, index: Tensor) -> list[Tensor]:
+    def read(self, index: Tensor) -> list[Tensor]:
         """Return the pixels of some rows: of the data's own size, then of each in `sized`."""
         own = self.pixels.index_select(0, index)
         return [
@@ -151,7 +151,7 @@ class Images:
         """Return a copy of some rows, as they are evaluated. The images of a training are indexed instead: views depend
         on the row number."""
         index = index.to(self.pixels.device)
-        pixels, *sized = self.rows(index)
+        pixels, *sized = self.read(index)
         return Images(pixels, self.labels.index_select(0, index), dict(zip(self.sized, sized, strict=True)))
 
     def part(self, index: Tensor) -> Images:

@@ -8,7 +8,7 @@ without class folders get their labels from a table of file and label (`tables.p
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -73,6 +73,20 @@ class Layout:
     classes: dict[Split, Classes]
     splits: dict[str, int] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    """Two or more folders that are inside of each class folder: perhaps they are the classes, or masks."""
+
+
+def _other_notes(members: Iterable[Member]) -> list[LeftOut]:
+    """Return the texts beside images without labels that may hold the labels in a form that is not read."""
+    paths = (PurePosixPath(one.name.lower()) for one in members if one.is_note)
+    counts = Counter(
+        path.suffix
+        for path in paths
+        if path.suffix in (".json", ".xml", ".txt") and not path.stem.startswith(("readme", "licen"))
+    )
+    why = "no labels are read from them: write a table of file and label, such as labels.csv"
+    return [LeftOut(what=f"{suffix} files", count=count, why=why) for suffix, count in counts.items()]
 
 
 class _Left:
@@ -139,8 +153,11 @@ def read_layout(members: Sequence[Member], tables: Callable[[], Tables]) -> Layo
         layout = _class_splits(here, tops, left)
     else:
         layout = _without_splits(here, tops, tables, left)
-    if layout.form != UNLABELLED:
+    if layout.form == UNLABELLED:
+        left.tables += _other_notes(members)
+    else:
         _refuse_splits_as_classes(layout)
+        layout.repeated = _repeated(layout)
     layout.left_out = left.listed(members, layout.classes)
     return layout
 
@@ -205,7 +222,9 @@ def _classes(members: list[Member]) -> Classes:
 def _refuse_a_train_part_beside(tops: Mapping[str, list[Member]], roles: Mapping[str, Role]) -> None:
     """Raise if a held-out folder has the class folders beside it; otherwise it is a class with a split's name."""
     for name in roles:
-        if set(_folders(tops[name])) & (tops.keys() - roles.keys()):
+        classes = set(_folders(tops[name]))
+        others = [set(_folders(inside)) for other, inside in tops.items() if other not in roles]
+        if classes & (tops.keys() - roles.keys()) or (len(classes) > 1 and classes in others):
             raise _no_train(name)
 
 
@@ -220,12 +239,21 @@ def _refuse_splits_as_classes(layout: Layout) -> None:
         raise DatasetUnreadable(f"The folders {names} are named like splits, but were to be read as classes.", READ)
 
 
+def _repeated(layout: Layout) -> list[str]:
+    """Return the folders inside of the class folders if all of these hold the same ones, at least two."""
+    of_classes = [{one.below[0] for one in files if len(one.below) > 1} for files in layout.classes["train"].values()]
+    is_repeated = len(of_classes) > 1 and len(of_classes[0]) > 1 and all(of == of_classes[0] for of in of_classes)
+    return sorted(of_classes[0])[:_MOST_LEFT_OUT] if is_repeated and layout.form in (CLASSES, SPLITS) else []
+
+
 def _splits(
     tops: Mapping[str, list[Member]], roles: Mapping[str, Role], tables: Callable[[], Tables], left: _Left
 ) -> Layout:
     """Read folders of splits: each holds class folders, or images that a table labels."""
     names = by_role(roles)
     inside = {role: _inner(tops[name]) for role, name in names.items()}
+    known = _folders(inside.get("train", [])).keys()
+    inside = {role: _without_one_folder(members, known) for role, members in inside.items()}
     flat = {role: _images(members) for role, members in inside.items() if _is_flat(members)}
     found: dict[Role, Classes] = {}
     if "train" not in names and len(flat) < len(inside):
@@ -257,6 +285,14 @@ def _inner(members: list[Member]) -> list[Member]:
         if len(folders) != 1 or any(len(item.below) < 3 for item in members if item.is_image) or not _images(members):
             return members
         members = next(iter(folders.values()))
+
+
+def _without_one_folder(members: list[Member], known: Collection[str]) -> list[Member]:
+    """Return what is inside of a split's only folder if that is none of several known classes: images without class
+    folders, as in Tiny ImageNet's val/images."""
+    holding = {name: inside for name, inside in _folders(members).items() if _images(inside)}
+    is_one = len(holding) == 1 and not holding.keys() & known and all(len(one.below) == 2 for one in _images(members))
+    return next(iter(holding.values())) if is_one and len(known) > 1 else members
 
 
 def _assigned(found: Mapping[Role, Classes], names: Mapping[Role, str], form: str, left: _Left) -> Layout:
@@ -323,11 +359,15 @@ def _without_splits(
     flat = _flat(here, tops)
     in_classes = not flat and all(len(one.below) > 1 for one in images)
     read = tables()
-    labelled = read.of(images, folders={one.ordinal: one.below[0] for one in images} if in_classes else None)
+    folders = {one.ordinal: one.below[0] for one in images} if in_classes else None
+    labelled = read.of(images, folders=folders)
+    if folders is not None:
+        labelled = labelled or read.lists(images, folders)
     if labelled:
-        return _by_table(images, labelled, left)
+        return _by_table(images, labelled, sorted if in_classes else in_order, left)
     left.tables += read.useless
     if flat and all(len(PurePosixPath(one.name).parts) < 3 for one in flat):
+        left.tables += read.unread
         return Layout(UNLABELLED, {"train": {"": _by_name(flat)}})
     return Layout(CLASSES, {"train": _classes(here)})
 
@@ -340,11 +380,16 @@ def _flat(here: list[Member], tops: Mapping[str, list[Member]]) -> list[Member]:
     return [item for item in here if item.is_stray] if _is_flat(here) else []
 
 
-def _by_table(images: Sequence[Member], labelled: Mapping[int, Labelled], left: _Left) -> Layout:
-    """Return the layout of images whose labels, and perhaps splits, are in tables."""
+def _by_table(
+    images: Sequence[Member],
+    labelled: Mapping[int, Labelled],
+    order: Callable[[Iterable[str]], list[str]],
+    left: _Left,
+) -> Layout:
+    """Return the layout of images whose labels or splits are in tables."""
     found: dict[Role, Classes] = {}
     names: dict[Role, str] = {}
-    class_names = in_order(one.label for one in labelled.values())
+    class_names = order({one.label for one in labelled.values()})
     values = split_roles({one.split for one in labelled.values() if one.split is not None})
     for image in _by_name(images):
         one = labelled.get(image.ordinal)

@@ -11,7 +11,7 @@ A few rows are in memory at a time. pyarrow is optional: without it the error ha
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from kdcore.data.images import Labels
 from kdcore.data.layouts import shortened
 from kdcore.data.reading_ahead import attempt_ahead, decode_ahead
 from kdcore.data.splits import Role, held_out, split_role
+from kdcore.data.tables import SPLIT_COLUMNS
 from kdcore.spec import DataOptions
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values", "jpg", "png")
@@ -55,6 +56,10 @@ class _Columns(NamedTuple):
     label: str | None
     names: list[str] | None
     """The names of the classes, in the order of the labels, if the table has them."""
+    split: str | None
+    """A column that may say the split of each row; only one split may be in it."""
+    other: list[str]
+    """Columns that might be labels, if there is no column of labels."""
 
 
 class _Row(NamedTuple):
@@ -85,7 +90,7 @@ def open_parquet(
         return (table for table in _tables(path, limits, members) if table[0] in split_of)
 
     for file, columns, rows in tables():
-        names = names or columns.names
+        names = _same_names(names, columns.names, file)
         labels = given.setdefault(file, [])
         first_of.setdefault(file, len(headers))
         for row in rows:
@@ -145,12 +150,28 @@ def open_parquet(
         stream=Stream(Codec(channels), pieces),
         layout="parquet",
         splits={file: len(given[file]) for file in sorted(given)} if archive else {},
-        left_out=left_out,
+        left_out=left_out if class_names else shortened([*left_out, *_unread_columns(columns.other, len(headers))]),
         pictures=pictures,
         pixels_cut=pixels_cut,
         own_side=image_files.own_side(good, options),
         skipped=list(skipped.values()),
     )
+
+
+def _same_names(before: list[str] | None, names: list[str] | None, file: str) -> list[str] | None:
+    """Return the names of the classes. Raises DatasetUnreadable if a table has others than those before it."""
+    if before is not None and names is not None and names != before:
+        raise DatasetUnreadable(
+            f"{file} has other names of classes than the tables before it, or another order: "
+            f"{', '.join(names[:5])}, … and {', '.join(before[:5])}, ….",
+            "Cast the tables to the same ClassLabel, so that a number means one class everywhere.",
+        )
+    return before or names
+
+
+def _unread_columns(names: Iterable[str], rows: int) -> list[LeftOut]:
+    why = f"labels are read from a column {', '.join(LABEL_COLUMNS[:3])} or {LABEL_COLUMNS[3]}"
+    return [LeftOut(what=f"the column {name!r}", count=rows, why=why) for name in names]
 
 
 def _header(row: _Row, options: DataOptions) -> Header | DatasetUnreadable:
@@ -247,7 +268,8 @@ def _labels(ordered: dict[Split, list[int | str | None]], class_names: tuple[str
         labels[split] = np.array(numbers, dtype=np.int64)
         if wrong := np.flatnonzero((labels[split] < 0) | (labels[split] >= len(class_names))).tolist():
             raise DatasetUnreadable(
-                f"Row {wrong[0]} of {split} has the label {of[wrong[0]]!r}; there are {len(class_names)} classes."
+                f"Row {wrong[0]} of {split} has the label {of[wrong[0]]!r}; there are {len(class_names)} classes.",
+                "Leave out tables whose labels are hidden (-1)." if of[wrong[0]] == -1 else None,
             )
     require_all_classes(labels["train"], class_names)
     return labels
@@ -292,12 +314,12 @@ def _columns(name: str, schema: Any, arrow: Any) -> _Columns:
     def is_image(kind: Any) -> bool:
         return is_bytes(kind) or (types.is_struct(kind) and any(is_bytes(f.type) for f in kind if f.name == "bytes"))
 
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return bool(types.is_string(kind) or types.is_large_string(kind))
+
     def is_label(kind: Any) -> bool:
-        return bool(
-            (types.is_integer(kind) and not types.is_uint64(kind))
-            or types.is_string(kind)
-            or types.is_large_string(kind)
-        )
+        return is_text(kind) or bool(types.is_integer(kind) and not types.is_uint64(kind))
 
     images = [field.name for field in schema if is_image(field.type)]
     labels = [field.name for field in schema if is_label(field.type) and field.name in LABEL_COLUMNS]
@@ -309,7 +331,15 @@ def _columns(name: str, schema: Any, arrow: Any) -> _Columns:
             "writes them, the labels in a column label.",
         )
     label = next((column for column in LABEL_COLUMNS if column in labels), None)
-    return _Columns(image, label, _names(schema, label))
+    unfit = next((field for field in schema if field.name in LABEL_COLUMNS and field.name != image), None)
+    if label is None and unfit is not None:
+        raise DatasetUnreadable(
+            f"{name}: the column {unfit.name!r} is of the type {unfit.type}; labels are integers from 0, or text.",
+            "Cast it, for example to int64, or rename it if it is no label.",
+        )
+    split = next((f.name for f in schema if is_text(f.type) and f.name.lower() in SPLIT_COLUMNS), None)
+    other = [] if label else [field.name for field in schema if field.name != image and is_label(field.type)]
+    return _Columns(image, label, _names(schema, label), split, other)
 
 
 def _names(schema: Any, label: str | None) -> list[str] | None:
@@ -325,7 +355,8 @@ def _names(schema: Any, label: str | None) -> list[str] | None:
 def _rows(name: str, table: Any, columns: _Columns, limits: Limits, arrow: Any) -> Iterator[_Row]:
     """Yield the rows of one row group after the other. Its declared size is compared with the limits first."""
     number = 0
-    wanted = [columns.image, *([columns.label] if columns.label else [])]
+    wanted = [columns.image, *(column for column in (columns.label, columns.split) if column)]
+    said: dict[Role, str] = {}
     try:
         for group in range(table.num_row_groups):
             size = table.metadata.row_group(group).total_byte_size
@@ -337,6 +368,15 @@ def _rows(name: str, table: Any, columns: _Columns, limits: Limits, arrow: Any) 
             for batch in table.iter_batches(_ROWS, row_groups=[group], columns=wanted, use_threads=False):
                 images = batch.column(columns.image)
                 labels = [None] * len(batch) if columns.label is None else batch.column(columns.label).to_pylist()
+                for value in [] if columns.split is None else batch.column(columns.split).unique().to_pylist():
+                    if value is not None and (role := split_role(value)) is not None:
+                        said[role[0]] = value
+                if len(said) > 1:
+                    raise DatasetUnreadable(
+                        f"{name}: the column {columns.split!r} has several splits, such as "
+                        f"{' and '.join(repr(value) for value in list(said.values())[:2])}.",
+                        "Write a table for each, named train.parquet, test.parquet, …, and pack them in one .zip.",
+                    )
                 if arrow.types.is_struct(images.type):
                     images = images.field("bytes")
                 for image, label in zip(images, labels, strict=True):

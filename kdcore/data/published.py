@@ -92,7 +92,8 @@ def open_cifar(path: Path, options: DataOptions | None = None, limits: Limits = 
         for name, blob in _members(path, limits, options, labels.__contains__):
             yield name, _cifar_part(name, blob)[1]
 
-    names = class_names or tuple(DATASETS["cifar10" if ten else "cifar100"].class_names)
+    # The facts of CIFAR-100 have no names: without a file of them its classes are numbered.
+    names = class_names or (tuple(DATASETS["cifar10"].class_names) if ten else tuple(map(str, range(100))))
     splits: dict[str, Split] = {name: "test" if name.startswith("test") else "train" for name in labels}
     return _source("CIFAR", labels, splits, names, _RGB, options, chunks)
 
@@ -112,7 +113,9 @@ def open_idx(path: Path, options: DataOptions | None = None, limits: Limits = LI
             both = " and ".join(repr(prefix) for prefix in sorted(prefixes))
             raise DatasetUnreadable(f"The archive holds several sets of idx files: {both}.", "Send one set an archive.")
         if split in (labels if part["what"] == "labels" else shapes):
-            raise DatasetUnreadable(f"The archive holds the {part['what']} of {split} twice: {name}.")
+            raise DatasetUnreadable(
+                f"The archive holds the {part['what']} of {split} twice: {name}.", "Leave one of the copies out."
+            )
         with _opened(name, io.BytesIO(blob)) as file:
             if part["what"] == "labels":
                 labels[split] = _idx_labels(file, name, limits)

@@ -9,11 +9,11 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from base.errors import DatasetUnreadable
 from kdcore.catalog.facts import LeftOut
@@ -25,6 +25,7 @@ MOST_BYTES = 64 << 20
 """Tables above either bound are not read."""
 FILE_COLUMNS = (
     *("filename", "file", "filepath", "path", "image", "imageid", "imagename", "imagepath", "imagefile", "images"),
+    *("filenames", "files", "filepaths", "paths", "imagefilename", "imagefilepath", "imagenames", "imagepaths"),
     *("img", "imgname", "imgpath", "id", "name"),
 )
 LABEL_COLUMNS = (
@@ -32,10 +33,23 @@ LABEL_COLUMNS = (
     *("predictionstring", "diagnosis", "y"),
 )
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset", "datasplit")
-"""Names of columns, in lower case without signs between words; the first that a table has counts."""
+"""Names of columns, in lower case without signs between words; the first that a table has counts. A column of another
+name is one of splits if it has names of splits only, among them two."""
+_FLAGS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("test", "train")),
+    **dict.fromkeys(("istest", "istesting"), ("train", "test")),
+}
+"""Names of columns of 0 and 1, or of false and true, and what these say."""
+_NUMBERED, _FLAGGED = "images.txt", "train_test_split.txt"
+"""The files of CUB-200-2011 that number the images, and that say by number which are training images (1)."""
+_BOOLEANS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _AGREEING = 0.5
 _WHOLE = 0.9
 _NUMBERING_FROM = 10
+_MOST_ROWS = 10
+"""Of a list of a split, only so many rows for each image are read: a bound on the work for a hostile one."""
+_MOST_SPLITS = 20
+"""The most values of a column that says splits."""
 _MOST_ALIKE = 100
 """Of more images of one name, only so many are compared with a row: a bound on the work for a hostile table."""
 
@@ -65,6 +79,8 @@ class Tables:
     texts: Callable[[], Iterator[tuple[PurePosixPath, bytes]]]
     useless: list[LeftOut] = field(default_factory=list)
     """Tables with a header whose names are those of no image."""
+    unread: list[LeftOut] = field(default_factory=list)
+    """Files named like tables that are none that is read."""
 
     def of(
         self,
@@ -82,11 +98,13 @@ class Tables:
         index, found = _Index(images, roles or {}), dict[int, Labelled]()
         for path, content in self.texts():
             try:
-                table = _parse(path, content)
+                table = _parse(path, content, frozenset(classes or ()))
                 if folders is not None and not table.has_header:
                     continue
                 rows, matched = index.match(table)
-            except _NoTable:
+            except _NoTable as error:
+                if path.suffix.lower() != ".txt":
+                    self.unread.append(LeftOut(what=str(path), count=1, why=str(error) or _UNKNOWN_COLUMNS))
                 continue
             if not matched and table.has_header:
                 why = "none of the names in it is that of an image here"
@@ -100,9 +118,52 @@ class Tables:
                     raise _contradiction(index.names[ordinal], earlier, one)
         return found if folders is None else _splits_of_folders(found, folders, index.names)
 
+    def lists(self, images: Sequence[Image], folders: Mapping[int, str]) -> dict[int, Labelled]:
+        """Return images with the classes of their folders and the splits of lists, by position in the archive.
+
+        Read are lists of paths named after splits (train.txt and test.txt), a table of file and split, and the
+        train_test_split.txt of CUB-200-2011. Empty unless they name nearly all images, each in one split.
+        """
+        index, found = _Index(images, {}), dict[int, Labelled]()
+        most = _MOST_ROWS * (len(images) + 1)
+        names: list[str] = []
+        numbers: dict[str, str] = {}
+        flags: dict[str, str] = {}
+        for path, content in self.texts():
+            if path.name in (_NUMBERED, _FLAGGED):
+                (numbers if path.name == _NUMBERED else flags).update(_two_words(content, most))
+            rows: Iterable[tuple[str, str]] = _listed(path, content)
+            if path.name == _FLAGGED:
+                known = ((numbers[number], flag) for number, flag in flags.items() if number in numbers)
+                rows = ((file, "train" if flag == "1" else "test") for file, flag in known)
+            try:
+                matched = [
+                    (at, said) for file, said in islice(rows, most) if (at := index.find(file, path)) is not None
+                ]
+            except DatasetUnreadable as error:
+                self.useless.append(LeftOut(what=str(path), count=1, why=f"{error} Its splits are not read"))
+                return {}
+            names += [str(path)] if matched else []
+            for ordinal, said in matched:
+                earlier = found.setdefault(ordinal, Labelled(folders[ordinal], said, str(path)))
+                if _role_of(earlier.split) != _role_of(said):
+                    why = f"{earlier.table} has {index.names[ordinal]} in another split, so the splits are not read"
+                    self.useless.append(LeftOut(what=str(path), count=len(matched), why=why))
+                    return {}
+        roles = {_role_of(one.split) for one in found.values()}
+        if len(found) >= _WHOLE * len(images) and len(roles) > 1 and "train" in roles:
+            return found
+        if len(roles) > 1:
+            why = f"they name {len(found):,} of {len(images):,} images, so their splits are not read"
+            self.useless.append(LeftOut(what=" and ".join(names[:3]), count=len(found), why=why))
+        return {}
+
 
 class _NoTable(Exception):
-    """A text is no table of files and labels."""
+    """A text is no table of files and labels. The message says why, if its columns are not the reason."""
+
+
+_UNKNOWN_COLUMNS = "no labels are read from it: it needs one column of files (filename) and one of labels (label)"
 
 
 @dataclass(frozen=True)
@@ -113,21 +174,96 @@ class _Table:
     """File, label and split, one row at a time. Raises _NoTable at a row that is none."""
 
 
-def _parse(path: PurePosixPath, content: bytes) -> _Table:
-    """Return a table, of which only the first row has been read. Raises _NoTable."""
-    try:
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _NoTable from error
+def _parse(path: PurePosixPath, content: bytes, classes: Collection[str]) -> _Table:
+    """Return a table, of which only the first row has been read. `classes` are known names. Raises _NoTable."""
+    text = _text(content)
     records = _records(text)
     first = next(records, None)
     if first is None:
         raise _NoTable
-    header = [re.sub(r"[\W_]", "", cell.lower()) for cell in first]
-    file, label, split = (_column(header, names) for names in (FILE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS))
+    header = _header(first)
+    file, label = _column(header, FILE_COLUMNS), _column(header, LABEL_COLUMNS)
     if file is None or label is None:
-        return _Table(path, False, _pairs(chain([first], records)))
-    return _Table(path, True, _by_columns(records, file, label, split, header[label] == "predictionstring"))
+        return _Table(path, False, _pairs(chain([first], records), classes))
+    splits = _split_column(header, text, {file, label})
+    return _Table(path, True, _by_columns(records, file, label, splits, header[label] == "predictionstring"))
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _NoTable("it is not UTF-8, and not read: write it in that encoding") from error
+
+
+def _header(first: Iterable[str]) -> list[str]:
+    return [re.sub(r"[\W_]", "", cell.lower()) for cell in first]
+
+
+def _listed(path: PurePosixPath, content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield files and their splits: of a list named after a split, or of a table with columns for both."""
+    try:
+        text = _text(content)
+        first = next(_records(text), None)
+        if first is None:
+            return
+        header, file = _header(first), _column(_header(first), FILE_COLUMNS)
+        splits = None if file is None else _split_column(header, text, {file})
+        if file is not None and splits is not None:
+            rows = _by_columns(_records(text), file, splits.column, splits, False)
+            yield from ((name, said) for name, _, said in islice(rows, 1, None) if said and _role_of(said))
+        elif _role_of(path.stem) and path.suffix.lower() == ".txt":
+            yield from ((line.strip(), path.stem) for line in io.StringIO(text) if line.strip())
+    except _NoTable:
+        return
+
+
+def _two_words(content: bytes, most: int) -> dict[str, str]:
+    """Return the first word of each of so many lines with the rest."""
+    pairs = (line.split(maxsplit=1) for line in islice(io.StringIO(content.decode("utf-8", "replace")), most))
+    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def _role_of(said: str | None) -> Role | None:
+    role = split_role(said) if said else None
+    return role[0] if role is not None and not role[1] else None
+
+
+def _split_column(header: Sequence[str], text: str, taken: set[int]) -> "_Splits | None":
+    named = _column(header, SPLIT_COLUMNS)
+    return _Splits(named, {}) if named is not None else _splits_by_values(header, _records(text), taken)
+
+
+class _Splits(NamedTuple):
+    """The column of splits, and what its values stand for if they are not names of splits themselves."""
+
+    column: int
+    meaning: Mapping[str, str]
+
+
+def _splits_by_values(header: Sequence[str], records: Iterator[list[str]], taken: set[int]) -> _Splits | None:
+    """Return a column of names of splits, or of flags such as `is_training`, whatever its name is."""
+    seen: dict[int, set[str]] = {column: set() for column in range(len(header)) if column not in taken}
+    next(records, None)
+    for record in records:
+        for column in list(seen):
+            value = record[column].strip().lower() if column < len(record) else ""
+            if not value or value in seen[column]:
+                continue
+            role = split_role(value) if len(seen[column]) < _MOST_SPLITS else None
+            if (role is not None and not role[1]) or (header[column] in _FLAGS and value in _BOOLEANS):
+                seen[column].add(value)
+            else:
+                del seen[column]
+        if not seen:
+            return None
+    for column, values in seen.items():
+        if header[column] in _FLAGS and values and values <= _BOOLEANS.keys():
+            return _Splits(column, {value: _FLAGS[header[column]][_BOOLEANS[value]] for value in values})
+        roles = {role[0] for value in values if (role := split_role(value)) is not None}
+        if len(roles) > 1 and "train" in roles:
+            return _Splits(column, {})
+    return None
 
 
 def _records(text: str) -> Iterator[list[str]]:
@@ -144,22 +280,24 @@ def _records(text: str) -> Iterator[list[str]]:
         raise _NoTable from error
 
 
-def _pairs(records: Iterable[Sequence[str]]) -> Iterator[tuple[str, str, str | None]]:
+def _pairs(records: Iterable[Sequence[str]], classes: Collection[str]) -> Iterator[tuple[str, str, str | None]]:
+    """Yield rows of file and label; more columns (Tiny ImageNet's boxes) only behind the name of a known class."""
     for record in records:
-        if len(record) != 2:
+        if len(record) != 2 and not (len(record) > 2 and record[1] in classes):
             raise _NoTable
         yield record[0], _plain(record[1]), None
 
 
 def _by_columns(
-    records: Iterable[Sequence[str]], file: int, label: int, split: int | None, first_word: bool
+    records: Iterable[Sequence[str]], file: int, label: int, splits: _Splits | None, first_word: bool
 ) -> Iterator[tuple[str, str, str | None]]:
     """Yield the rows that have a label; of `first_word` labels only the first word counts."""
-    width = max(file, label, split or 0) + 1
+    width = max(file, label, splits.column if splits else 0) + 1
     for record in records:
         if len(record) >= width and record[label].strip():
             name = record[label].split()[0] if first_word else record[label]
-            yield record[file], _plain(name), None if split is None else record[split].strip()
+            said = None if splits is None else record[splits.column].strip()
+            yield record[file], _plain(name), splits.meaning.get(said.lower(), said) if splits and said else said
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
@@ -192,7 +330,7 @@ class _Index:
             rows += 1
             said = split or (table.path.stem if own is not None and not own[1] else None)
             role = split_role(said) if said else None
-            ordinal = self._find(file, table.path, role[0] if role else None)
+            ordinal = self.find(file, table.path, role[0] if role else None)
             if ordinal is None:
                 continue
             one = Labelled(label, said, str(table.path))
@@ -200,7 +338,8 @@ class _Index:
                 raise _contradiction(self.names[ordinal], matched[ordinal], one)
         return rows, matched
 
-    def _find(self, file: str, table: PurePosixPath, role: Role | None) -> int | None:
+    def find(self, file: str, table: PurePosixPath, role: Role | None = None) -> int | None:
+        """Return the position of the image that a table names, or None. Raises DatasetUnreadable if there are two."""
         parts = [part for part in _plain(file.replace("\\", "/")).split("/") if part not in ("", ".")]
         if not parts:
             return None

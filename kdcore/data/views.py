@@ -61,7 +61,7 @@ class Views:
             stored = images.wide.index_select(0, index)
             views = [cut(stored, size) for size in ((height, width), *((side, side) for side in images.sized))]
         else:
-            views = [cut(pixels, None) for pixels in images.rows(index)]
+            views = [cut(pixels, None) for pixels in images.read(index)]
         labels = images.labels.index_select(0, index)
         if self.mix is None or self._quantiles is None:
             return Batch(views[0], labels, index, epoch + 1, view_ids, dict(zip(images.sized, views[1:], strict=True)))

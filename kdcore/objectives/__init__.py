@@ -1,6 +1,6 @@
 """The objectives: one module for each paper. An objective gets a Lesson; it runs no model and uses no scheme.
 
-`PAGES` lists them.
+`OBJECTIVES` lists them.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ from kdcore.objectives.vid import VariationalInformation
 from kdcore.objectives.weighted import WeightedSum
 from kdcore.spec import Method, numbered
 
-__all__ = ["PAGES", "Objective", "Setting", "TwoStages", "build"]
+__all__ = ["OBJECTIVES", "Objective", "Setting", "TwoStages", "build"]
 
-PAGES: dict[str, Callable[[Any, Setting], Objective | TwoStages]] = {
+OBJECTIVES: dict[str, Callable[[Any, Setting], Objective | TwoStages]] = {
     "kd": KnowledgeDistillation,
     "dkd": DecoupledKd,
     "nkd": NormalizedKd,
@@ -63,7 +63,7 @@ def build(methods: Sequence[Method], setting: Setting) -> list[Objective | None]
     for method in methods:
         objective: Objective | None
         options = method.loss_options
-        match PAGES[options.name](options, setting):
+        match OBJECTIVES[options.name](options, setting):
             case TwoStages(first=early, then=objective):
                 first.append(early)
             case objective:

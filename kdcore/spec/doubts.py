@@ -128,6 +128,14 @@ def dataset_warnings(
             + ", ".join(facts.merged),
             "rename them if they are different classes",
         )
+    if facts.repeated:
+        yield WarningItem(
+            "folders_repeated",
+            pointer,
+            f"each class folder holds the same folders: {', '.join(facts.repeated)}. Their images are read as those of "
+            f"the class around them ({', '.join(facts.class_names[:3])}, …)",
+            "if these are the classes, name the folders around them train and test; leave out folders of masks",
+        )
     yield from _small_classes(facts, pointer)
     yield from _pictures_warnings(facts, pointer, options)
 

@@ -160,7 +160,7 @@ def _unknown_variant(path: list[str | int], context: Mapping[str, Any], given: A
     allowed = [choice.strip(" '") for choice in str(context.get("expected_tags", "")).split(",") if choice]
     tag = context.get("tag")
     message = f"no such {name}: {tag!r}" if tag is not None else f"an object with a {name!r}, or a plain {name}"
-    return Fault(_pointer(path), message + _nearest(str(tag), allowed), "not_allowed", allowed or None, tag)
+    return Fault(_pointer(path), message + nearest(str(tag), allowed), "not_allowed", allowed or None, tag)
 
 
 def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[BaseModel] | None, Any]:
@@ -218,10 +218,11 @@ def _pointer(path: list[str | int]) -> str:
 
 
 def _unknown(name: str, allowed: list[str]) -> str:
-    return f"there is no field {name!r} here" + _nearest(name, allowed)
+    return f"there is no field {name!r} here" + nearest(name, allowed)
 
 
-def _nearest(name: str, allowed: list[str]) -> str:
+def nearest(name: str, allowed: list[str]) -> str:
+    """Return `; did you mean '…'?` if an allowed name is like this one, else nothing."""
     if (meant := OTHER_WORDS.get(name)) in allowed:
         return f"; did you mean {meant!r}?"
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)

@@ -28,3 +28,19 @@ async def test_problem_for_a_body_that_is_not_json(service: Service) -> None:
 async def test_problem_for_a_body_without_content_type(service: Service) -> None:
     answer = await service.http.post("/v1/models", content=b"name=x")
     problem(answer, 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rezise": "crop"}, "there is no field 'rezise' here; did you mean 'resize'?"),
+        ({"class_names": "a,b"}, "a list belongs here"),
+        ({"resize": "stretch"}, "Input should be 'crop', 'squash' or 'pad'"),
+    ],
+)
+async def test_problem_for_a_mistyped_field_says_what_would_work(
+    service: Service, wrong: dict[str, str], said: str
+) -> None:
+    body = {"name": "x", "blob": "sha256:" + "0" * 64, **wrong}
+    answer = problem(await service.http.post("/v1/datasets", json=body), 422, "invalid_request")
+    assert answer["errors"][0]["message"] == said and answer["errors"][0]["pointer"] == f"/{next(iter(wrong))}"

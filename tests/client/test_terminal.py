@@ -3,9 +3,10 @@ from typing import Any
 import httpx
 import pytest
 
+from base.wire import WarningView
 from client import tables, terminal
 from client.errors import Unreachable
-from client.terminal import duration, event_line, follow, print_result, progress_text
+from client.terminal import duration, event_line, follow, print_result, print_warnings, progress_text
 from tests.client.console import console, printed
 from tests.client.fake_service import FakeService, event, job, page, problem, report, teacher_check, waiting, warning
 
@@ -136,3 +137,10 @@ def test_print_result(ended: Any, good: bool, expected: str):
     assert print_result(ended, screen, "fetch job_1") is good
     assert expected in printed(screen)
     assert ("fetch job_1" in printed(screen)) is good
+
+
+def test_print_warnings_control_characters_of_a_class_name_reach_no_terminal(capsys: pytest.CaptureFixture[str]):
+    message = "class a\x1b]0;title\x07\x9b2J b\u202ec größe"
+    print_warnings([WarningView(code="class_too_small", pointer="/blob", message=message, hint="")])
+    shown = capsys.readouterr().err
+    assert "class a\\x1b]0;title\\x07\\x9b2J b\\u202ec größe" in shown

@@ -171,7 +171,7 @@ class Options(Vocabulary):
 
     @property
     def loss_options(self) -> "Options":
-        """The options whose page under `kdcore/objectives/` is the loss."""
+        """The options whose module under `kdcore/objectives/` is the loss."""
         return self
 
     @property

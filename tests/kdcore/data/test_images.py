@@ -208,7 +208,7 @@ def test_images_at_a_size_and_for_training():
     assert torch.equal(images.at(None).pixels, images.pixels) and not images.at(None).sized
     assert images.at(7).pixels.shape == (3, 1, 7, 7) and images.take(torch.tensor([1])).sized[6].shape == (1, 1, 6, 6)
     index = torch.tensor([2, 0])
-    own, six, seven = images.rows(index)
+    own, six, seven = images.read(index)
     assert torch.equal(own, images.pixels[[2, 0]]) and torch.equal(six, images.sized[6].index_select(0, index))
     assert torch.equal(seven, images.sized[7].index_select(0, index))
     trained = images.for_training([6])

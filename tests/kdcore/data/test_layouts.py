@@ -59,7 +59,15 @@ def _label(name: str) -> str:
 ONE = class_folders(("train/", "test/"))
 TEN = class_folders(("",), each=10)
 THREE = flat("train/", "dev/", "test/")
+TINY = "`train/cat/images/a.png`, `val/images/a.png`, `val/val_annotations.txt` (Tiny ImageNet)"
+SIX = class_folders(("",), each=6)
 LOOSE = renamed(TEN, (r"(\w+)/(\d+)", r"images/\1-\2"))
+
+
+def listed(last: bool) -> bytes:
+    """Paths without suffix: the first or the last three images of each class."""
+    return b"\n".join(name[:-4].encode() for name in SIX if (int(name[4]) >= 3) == last)
+
 
 Found = tuple[Mapping[str, list[int]], Mapping[str, int], Mapping[str, int]]
 """Images by split and class, the names of the splits, and what is left out."""
@@ -155,10 +163,41 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
         },
         (BOTH, {"training": 6, "testing": 6}, {}),
     ),
+    (
+        "`cat/a.png`, `dog/a.png`, `train.txt`, `test.txt` of paths (Food-101)",
+        renamed(SIX, ("^", "food/images/"))
+        | {f"food/meta/{split}.txt": listed(split == "test") for split in ("train", "test")}
+        | {"food/meta/classes.txt": b"cat\ndog"},
+        (BOTH, {"train": 6, "test": 6}, {}),
+    ),
+    (
+        "`cat/a.png`, `dog/a.png`, `images.txt`, `train_test_split.txt` (CUB-200-2011)",
+        renamed(SIX, ("^", "images/"))
+        | {
+            "images.txt": b"\n".join(f"{at} {name}".encode() for at, name in enumerate(SIX, 1)),
+            "train_test_split.txt": b"\n".join(
+                f"{at} {int(int(name[4]) < 3)}".encode() for at, name in enumerate(SIX, 1)
+            ),
+            "image_class_labels.txt": b"\n".join(f"{at} {1 + (at > 6)}".encode() for at in range(1, 13)),
+        },
+        (BOTH, {"train": 6, "test": 6}, {}),
+    ),
+    (
+        TINY,
+        renamed(class_folders(("train/",)), ("(cat|dog)/", r"\1/images/"))
+        | renamed(flat("val/", "test/"), ("^(val|test)/", r"\1/images/"))
+        | {"val/val_annotations.txt": rows(flat("val/"), "{name}\t{label}\t0\t0\t3\t3", "")},
+        (BOTH, {"train": 6, "val": 6}, {"test": 6}),
+    ),
     ("`a.png`, or `pictures/a.png`", flat("pictures/"), ({}, {}, {})),
     ("`train/a.png`, `test/a.png`", flat("train/", "test/"), "in 'train' and 'test' are in no class folders"),
     ("`train/a.png`", flat("train/"), "The images in 'train' are in no class folders, and no table"),
     ("`test/cat/a.png`", class_folders(("test/",)), "a folder 'test' but none named 'train'"),
+    (
+        "`learn/cat/a.png`, `test/cat/a.png`, and so for `dog`",
+        class_folders(("learn/", "test/")),
+        "a folder 'test' but none named 'train'",
+    ),
     (
         "`train/a.png`, `test/a.png`, `car/a.png`",
         flat("train/", "test/", "car/"),
@@ -183,6 +222,9 @@ LAYOUT_OF = {
     "`images/a.png`, `labels.csv`": "<image> and a table",
     "`images/a.png`, `labels.csv` with a column `split`": "<image> and a table",
     "`cat/a.png`, `dog/a.png`, `list.csv` with a column `split`": "<image> and a table",
+    "`cat/a.png`, `dog/a.png`, `train.txt`, `test.txt` of paths (Food-101)": "<image> and a table",
+    "`cat/a.png`, `dog/a.png`, `images.txt`, `train_test_split.txt` (CUB-200-2011)": "<image> and a table",
+    TINY: "<split>/<image> and a table",
     "`a.png`, or `pictures/a.png`": "<image>",
 }
 
@@ -357,3 +399,38 @@ def test_read_layout_the_real_flowers_are_read_as_before():
     images = [name for name in names if name.lower().endswith((".jpg", ".jpeg", ".png"))]
     assert sum(map(len, source.labels.values())) == len(images) and not source.left_out
     assert len(source.class_names) == 5 and set(source.splits) == {"train", "test"}
+
+
+def test_read_layout_lists_that_contradict_each_other_or_name_few_images_are_left_out(pack):
+    for name, lists, why in (
+        ("test.txt", {"train.txt": listed(False), "test.txt": listed(True) + b"\ncat/0"}, "in another split"),
+        ("train.txt and test.txt", {"train.txt": b"cat/0\ndog/0", "test.txt": b"cat/1"}, "they name 3 of 12 images"),
+        ("train.txt", {"train.txt": listed(False) + b"\n0", "test.txt": listed(True)}, "which stands for"),
+    ):
+        source = open_folders(pack(SIX | lists), None)
+        assert source.layout == "<class>/<image>" and source.test_carved
+        assert [one.what for one in source.left_out] == [name] and why in source.left_out[0].why
+
+
+def test_read_layout_folders_inside_of_each_class_are_listed(pack):
+    masks = renamed(class_folders(("",)), ("(cat|dog)/", r"\1/images/")) | renamed(
+        class_folders(("",)), ("(cat|dog)/", r"\1/masks/")
+    )
+    assert open_folders(pack(masks), None).repeated == ["images", "masks"]
+    assert open_folders(pack(renamed(ONE, ("/(cat|dog)/", r"/\1/a/"))), None).repeated == [], "one is no choice"
+    assert open_folders(pack(masks | {"cat/more/0.png": png()}), None).repeated == []
+
+
+def test_read_layout_without_labels_lists_what_may_hold_them(pack):
+    notes = {"labels.csv": b"photo,kind,note\n1,cat,x", "a.json": b"{}", "b.json": b"{}", "readme.txt": b"?"}
+    notes |= {"latin.csv": "filename,label\n0.png,B\u00e4r".encode("latin-1")}
+    source = open_folders(pack(flat("pictures/") | notes), None)
+    assert source.class_names == ()
+    assert {one.what: one.count for one in source.left_out} == {"labels.csv": 1, "latin.csv": 1, ".json files": 2}
+
+
+def test_read_layout_classes_by_folder_keep_the_order_of_folders_beside_a_table(pack):
+    members = {f"{name}/{name}-{at}.png": png(value=at) for name in ("1", "2", "10") for at in range(6)}
+    table = "path,split\n" + "\n".join(f"{name},{'test' if name[-5] > '3' else 'train'}" for name in members)
+    source = open_folders(pack(members | {"list.csv": table.encode()}), None)
+    assert source.class_names == ("1", "10", "2") and not source.test_carved

@@ -199,3 +199,43 @@ def test_open_parquet_broken_pictures_that_only_decoding_shows_are_named_at_once
     blobs = [png(value=value * 5, width=40, height=40)[: 60 if value > 27 else None] for value in range(30)]
     with pytest.raises(DatasetUnreadable, match=r"2 pictures cannot be read\. .*row 28 .*row 29 "):
         values(open_parquet(written(tmp_path / "x", table([0, 1] * 15, blobs=blobs))))
+
+
+@needs_pyarrow
+def test_open_parquet_refuses_tables_whose_class_names_are_in_another_order(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+            archive.write(written(tmp_path / split, table([0, 1], names=names)), f"{split}.parquet")
+    with pytest.raises(DatasetUnreadable, match="other names of classes than the tables before it, or another order"):
+        open_parquet(path, None, archive=True)
+
+
+@needs_pyarrow
+def test_open_parquet_refuses_several_splits_in_one_table(tmp_path):
+    labels = [0, 1] * 4
+    mixed = table(labels, split=["train", "train", "test", "test"] * 2)
+    with pytest.raises(DatasetUnreadable, match="the column 'split' has several splits") as caught:
+        open_parquet(written(tmp_path / "x", mixed), None)
+    assert "train.parquet, test.parquet" in str(caught.value.hint)
+    for harmless in (["train"] * 8, ["left", "right"] * 4, [None] * 7 + ["train"]):
+        assert open_parquet(written(tmp_path / "x", table(labels, split=harmless)), None).class_names == ("0", "1")
+
+
+@needs_pyarrow
+def test_open_parquet_labels_of_a_dictionary_are_text_and_other_types_are_refused(tmp_path):
+    coded = pyarrow.array(["dog", "cat"] * 4).dictionary_encode()
+    assert open_parquet(written(tmp_path / "x", table(coded, blobs=[png(value=9)] * 8)), None).class_names == (
+        "cat",
+        "dog",
+    )
+    for labels, kind in (([0.0, 1.0], "double"), ([True, False], "bool"), ([[0], [1]], "list")):
+        with pytest.raises(DatasetUnreadable, match=f"the column 'label' is of the type {kind}"):
+            open_parquet(written(tmp_path / "x", table(labels)), None)
+
+
+@needs_pyarrow
+def test_open_parquet_without_labels_lists_the_columns_that_might_be_labels(tmp_path):
+    source = open_parquet(written(tmp_path / "x", table([0, 1, 0], label="kind")), None)
+    assert [(one.what, one.count) for one in source.left_out] == [("the column 'kind'", 3)]
+    assert source.class_names == ()

@@ -114,6 +114,9 @@ def test_open_cifar_reads_the_hundred_by_their_fine_labels(tmp_path):
     binary = {"train.bin": records.tobytes(), "fine_label_names.txt": ("\n".join(FINE) + "\n").encode()}
     again = open_cifar(packed(tmp_path / "b.tar", {**binary, "test.bin": records[:100].tobytes()}), None)
     assert again.class_names == source.class_names and (pixels(again) == pixels(source)).all()
+    del binary["fine_label_names.txt"]
+    unnamed = open_cifar(packed(tmp_path / "n.tar", {**binary, "test.bin": records[:100].tobytes()}), None)
+    assert unnamed.class_names == tuple(map(str, range(100)))
 
 
 @pytest.mark.parametrize("form", ["c.tar.gz", "c.tar", "c.zip"])

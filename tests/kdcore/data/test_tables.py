@@ -122,3 +122,20 @@ def test_tables_of_class_folders_only_add_splits():
     assert labels(tables(x__csv=split), folders=folders) == ALL
     with pytest.raises(DatasetUnreadable, match="other classes than their folders do"):
         labels(tables(x__csv=plain.replace("c d.png,0", "c d.png,1")), folders=folders)
+
+
+@pytest.mark.parametrize(
+    ("header", "said", "splits"),
+    [
+        ("part of", ("train", "test"), ("train", "test")),
+        ("is_training", ("1", "0"), ("train", "test")),
+        ("Is Test", ("False", "True"), ("train", "test")),
+        ("note", ("train", "a train"), (None, None)),
+        ("note", ("train", "train"), (None, None)),
+        ("bright", ("1", "0"), (None, None)),
+    ],
+)
+def test_tables_of_columns_of_splits_by_their_values(header, said, splits):
+    text = f"filename,{header},label\na.png,{said[0]},cat\nb.png,{said[1]},dog"
+    found = tables(list=text).of([File(0, "a.png"), File(1, "b.png")])
+    assert tuple(found[at].split for at in (0, 1)) == splits

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from base.errors import EngineError, SpecInvalid
 from kdcore.lesson import EMBEDDING, Batch, Lesson, View
-from kdcore.objectives import PAGES
+from kdcore.objectives import OBJECTIVES
 from kdcore.objectives.objective import Objective, TwoStages
 from kdcore.objectives.standardized import Standardized
 from kdcore.spec.methods import METHODS, Method, Options
@@ -60,7 +60,7 @@ HELD_CONSTANT = {"nst kernel=gaussian"}
 
 def made_by(method: Options) -> Objective | TwoStages:
     options = method.loss_options
-    return PAGES[options.name](options, setting(temperature=3.0))
+    return OBJECTIVES[options.name](options, setting(temperature=3.0))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.measure import evaluate
 from kdcore.programs.onnx_program import INSTALL, PIECE
 from kdcore.run import run
+from kdcore.spec import Dataset
 from kdcore.training import StageTraining
 from tests.kdcore.engine import events, job, same, workspace, write_arrays
 from tests.kdcore.programs.onnx_making import (
@@ -269,7 +270,7 @@ def test_evaluate_checkpoint_measures_an_onnx_file(tmp_path: Path):
     torch.manual_seed(0)
     network = models.build("convnet4", 3, 1)
     teacher = exported(network, tmp_path / "t.onnx", torch.zeros(2, 1, 8, 8), ANY_BATCH)
-    report = evaluate.evaluate_checkpoint(teacher, None, f"file:{data}", workspace(tmp_path)[0])
+    report = evaluate.evaluate_checkpoint(teacher, None, Dataset(source=f"file:{data}"), workspace(tmp_path)[0])
     assert report["architecture"] == "program" and report["test_samples"] == 30
     with np.load(data) as arrays:
         pixels = torch.from_numpy(arrays["x_test"]).permute(0, 3, 1, 2)

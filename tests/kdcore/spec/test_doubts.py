@@ -40,8 +40,13 @@ def test_dataset_warnings_name_all_that_is_left_out_and_merged():
         LeftOut(what="extra", count=1200, why="it is beside the splits"),
         LeftOut(what="x_val", count=9, why="no y"),
     ]
-    found = list(dataset_warnings(DATA.model_copy(update={"left_out": left, "merged": ["train/é"]}), "/dataset"))
-    assert codes(found) == [("files_left_out", "/dataset")] * 2 + [("folders_merged", "/dataset")]
+    found = list(
+        dataset_warnings(
+            DATA.model_copy(update={"left_out": left, "merged": ["train/é"], "repeated": ["a", "b"]}), "/dataset"
+        )
+    )
+    more = [("folders_merged", "/dataset"), ("folders_repeated", "/dataset")]
+    assert codes(found) == [("files_left_out", "/dataset")] * 2 + more
     assert [one.message for one in found[:2]] == [
         "left out: extra (1,200): it is beside the splits",
         "left out: x_val (9): no y",

@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from kdcore.catalog import architecture
-from kdcore.objectives import PAGES, Objective, Setting, TwoStages
+from kdcore.objectives import OBJECTIVES, Objective, Setting, TwoStages
 from kdcore.spec import METHODS, Method, Options, Pair
 from kdcore.spec.methods import Networks, scheme_of
 from kdcore.spec.methods.options import OnLogits, SchemeOptions
@@ -228,7 +228,7 @@ def test_first_stage_agrees_with_the_page_of_the_method(given):
     changes = {"teacher": None, "student": students} if needs_no_teacher else {}
     method = resolved(method=given, **changes).methods[0]
     options = method.loss_options
-    made = PAGES[options.name](options, setting)
+    made = OBJECTIVES[options.name](options, setting)
     assert isinstance(made, TwoStages) == (method.first_stage is not None)
     if isinstance(made, TwoStages):
         assert method.first_stage is not None and (made.then is None) == method.first_stage.then_labels_alone
