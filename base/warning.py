@@ -27,6 +27,7 @@ CODES: dict[str, When] = {
     "class_too_small": "registration",
     "pictures_skipped": "registration",
     "pictures_cut": "registration",
+    "pixels_dark": "registration",
     "alpha_over_white": "registration",
     "orientation_ignored": "registration",
     "sixteen_bit_scaled": "registration",

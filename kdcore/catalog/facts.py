@@ -69,6 +69,8 @@ class DatasetFacts(Facts):
     """`sha256:<hex>` of the file; None for a named set that has not been fetched yet."""
     grey: bool = False
     """True if all training images are grey, also if they are read with three equal channels."""
+    largest: int | None = None
+    """The largest value, of 255, of all pixels of the training split. None if they were inspected by an earlier version."""
     pictures: dict[str, int] = {}
     """How many image files are of a kind: grey, colour; alpha (with transparent parts, read over white), palette, cmyk,
     sixteen_bit (grey with more than 8 bits, scaled by its own range), oriented (with a tag to turn it), animated (its

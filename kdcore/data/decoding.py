@@ -141,6 +141,7 @@ class Source:
             std=std,
             digest=digest,
             grey=sums.grey,
+            largest=sums.largest,
             pictures=dict(self.pictures),
             pixels_cut=self.pixels_cut,
             own_side=self.own_side,
@@ -168,7 +169,7 @@ class Source:
 
 class Sums:
     """Per-channel mean and standard deviation of pixels scaled to 0..1, from exact integer sums; and if all images are
-    grey, or all the same."""
+    grey, or all the same, and the largest value."""
 
     def __init__(self, channels: int) -> None:
         self._count = 0
@@ -178,6 +179,7 @@ class Sums:
         self.images = 0
         self.all_equal = True
         self.grey = True
+        self.largest = 0
 
     def add(self, pixels: Pixels) -> None:
         """Add images, uint8 n × C × H × W."""
@@ -187,6 +189,7 @@ class Sums:
             self._first = pixels[0].copy()
         self.all_equal = self.all_equal and bool((pixels == self._first).all())
         self.grey = self.grey and (channels == 1 or bool((pixels == pixels[:, :1]).all()))
+        self.largest = max(self.largest, int(pixels.max(initial=0)))
         self._count += images * height * width
         # Vectors' products are several times faster than sums over axes, and exact: whole numbers below 2^53.
         step = max(1, _SUMMED_AT_ONCE // (height * width))

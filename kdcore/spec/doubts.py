@@ -16,6 +16,9 @@ LEAST_IMAGES = {"train": 10, "test": 5}
 """In each class. With fewer, one image more or less is a fifth of the class's accuracy."""
 SHARE_CUT = 0.1
 """The share of all pixels that a crop may leave out without a warning."""
+DARK = 31
+"""The largest value of 255 at which all training images together are doubtful: 0 and 1, numbers of classes, 4 or 5
+bits, and sklearn's digits (0..16) are not above it."""
 OFTEN = 0.01
 """The share of the pictures with an orientation tag from which it is no accident."""
 
@@ -180,6 +183,13 @@ def _pictures_warnings(facts: DatasetFacts, pointer: str, options: DataOptions) 
             "resize: squash or pad keeps all of each image; resize: crop says that the middle is what counts. Read "
             "them as the teacher did",
         )
+    if facts.largest is not None and facts.largest <= DARK:
+        yield WarningItem(
+            "pixels_dark",
+            pointer,
+            f"no value of the training images is above {facts.largest} of 255: they are nearly black",
+            _brighter(facts.largest),
+        )
     if count := counts.get("alpha"):
         yield WarningItem(
             "alpha_over_white",
@@ -210,6 +220,16 @@ def _pictures_warnings(facts: DatasetFacts, pointer: str, options: DataOptions) 
             f"{count:,} pictures are animated: only the first frame of each was read",
             "save the frames that matter as pictures of their own",
         )
+
+
+def _brighter(largest: int) -> str:
+    """Return what makes bytes in 0..255 of such values."""
+    if largest <= 1:
+        return (
+            "pixels are bytes in 0..255: multiply masks of 0 and 1 by 255; floats in 0..1 before they become bytes, "
+            "(x * 255).round().astype('uint8')"
+        )
+    return f"pixels are bytes in 0..255: if {largest} stands for white, (x * (255 / {largest})).round().astype('uint8')"
 
 
 def _pictures(counts: Mapping[str, int]) -> int:
