@@ -167,7 +167,7 @@ function datasetDetails(entry, signal) {
       facts.merged?.length > 0 && ["Read as one", facts.merged.join(", ")],
       facts.repeated?.length > 0 && ["Inside of each class", facts.repeated.join(", ")],
     ])),
-    facts.left_out?.length > 0 && section("Left out", rows(facts.left_out.map(({ what, count: number, why }) => [what, `${count(number)}: ${why}`]))),
+    facts.left_out?.length > 0 && section("Left out", rows(facts.left_out.map(({ what, count: number, why }) => [what, number ? `${count(number)}: ${why}` : why]))),
     classes(facts),
     section("Options", Object.keys(facts.options || {}).length
       ? rows(Object.entries(facts.options).map(([name, value]) => [name, JSON.stringify(value)]))

@@ -23,9 +23,9 @@ class LeftOut(Facts):
     """A part of a file that is not used."""
 
     what: str
-    """A folder, an array, a table, or a kind of file."""
+    """A folder, an array, a table, or a kind of file; or a part of a published set that the file lacks."""
     count: int
-    """Its images, rows or files."""
+    """Its images, rows or files; 0 for a part that is not there."""
     why: str
 
 
@@ -70,7 +70,7 @@ class DatasetFacts(Facts):
     grey: bool = False
     """True if all training images are grey, also if they are read with three equal channels."""
     largest: int | None = None
-    """The largest value, of 255, of all pixels of the training split. None if they were inspected by an earlier version."""
+    """The largest value, of 255, of all pixels of the training split. None if an earlier version inspected them."""
     pictures: dict[str, int] = {}
     """How many image files are of a kind: grey, colour; alpha (with transparent parts, read over white), palette, cmyk,
     sixteen_bit (grey with more than 8 bits, scaled by its own range), oriented (with a tag to turn it), animated (its

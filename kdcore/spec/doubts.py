@@ -120,7 +120,7 @@ def dataset_warnings(
         yield WarningItem(
             "files_left_out",
             pointer,
-            f"left out: {one.what} ({one.count:,}): {one.why}",
+            f"left out: {one.what} ({one.count:,}): {one.why}" if one.count else f"missing: {one.what}: {one.why}",
             "nothing to do if they are not needed; docs/data.md has the layouts that are read",
         )
     if facts.merged:
