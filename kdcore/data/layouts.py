@@ -101,6 +101,12 @@ class _Left:
             if member.is_image:
                 self._of.setdefault(member.ordinal, (what, why))
 
+    def without_label(self, images: Iterable[Member], tables: Mapping[int, str]) -> None:
+        """Add those of the images whose label is empty in the table that names them."""
+        for image in images:
+            if image.ordinal in tables:
+                self.add([image], f"images in {tables[image.ordinal]} whose label is empty", "they have no label")
+
     def listed(self, members: Sequence[Member], classes: Mapping[Split, Classes]) -> list[LeftOut]:
         """Return every image of the archive that is in no class, and files that are no images, counted by reason."""
         used = {file.ordinal for of in classes.values() for files in of.values() for file in files}
@@ -363,7 +369,9 @@ def _without_splits(
     labelled = read.of(images, folders=folders)
     if folders is not None:
         labelled = labelled or read.lists(images, folders)
+    left.tables += read.ignored
     if labelled:
+        left.without_label((image for image in images if image.ordinal not in labelled), read.without_label)
         return _by_table(images, labelled, sorted if in_classes else in_order, left)
     left.tables += read.useless
     if flat and all(len(PurePosixPath(one.name).parts) < 3 for one in flat):
@@ -421,7 +429,8 @@ def _from_tables(
     role_of = {image.ordinal: role for role, members in flat.items() for image in members}
     read = tables()
     labelled = read.of(images, roles=role_of, classes=None if known is None else list(known))
-    left.tables += [] if labelled else read.useless
+    left.tables += [*read.ignored, *([] if labelled else read.useless)]
+    left.without_label((image for image in images if image.ordinal not in labelled), read.without_label)
     train = [one.label for ordinal, one in labelled.items() if role_of[ordinal] == "train"]
     class_names = list(known) if known is not None else in_order(train)
     found: dict[Role, Classes] = {}
@@ -441,8 +450,8 @@ def _from_tables(
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Return the classes of a table: sorted, as numbers if all are numbers."""
+    """Return the classes of a table: sorted, by value if all are whole numbers, as 10 or 10.0."""
     distinct = set(labels)
-    if all(re.fullmatch(r"\d{1,9}", label) for label in distinct):
-        return sorted(distinct, key=lambda label: (int(label), label))
+    if all(re.fullmatch(r"\d{1,9}(\.0{1,9})?", label) for label in distinct):
+        return sorted(distinct, key=lambda label: (float(label), label))
     return sorted(distinct)

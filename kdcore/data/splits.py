@@ -30,8 +30,12 @@ def split_role(name: str) -> tuple[Role, tuple[str, ...]] | None:
     """Return the split that a folder or array is named after, and the words beside its own that are not usual ones.
 
     `seg_train` is ("train", ()), `flowers-test` is ("test", ("flowers",)); None for a name of no split, or of two.
+    Kaggle's `PublicTest` chooses the best epoch, as `dev`, and its `PrivateTest` is the test.
     """
     plain = re.sub(r"(h[oe]ld)[\W_]*(out)", r"\1\2", name.lower())
+    for word, role in (("public", "dev"), ("private", "test")):
+        test_of = rf"(?<![^\W\d_])(?:{word}[\W_]*test|test[\W_]*{word})(?![^\W\d_])"
+        plain = re.sub(test_of, role, plain)
     plain = re.sub(r"train[\W_]*val(?![^\W\d_])", "trainval", plain)
     roles, rest = [], []
     for word in re.findall(r"[^\W\d_]+", plain):
@@ -48,9 +52,15 @@ def split_roles(names: Iterable[str]) -> dict[str, Role]:
     have the same ones: `flowers_train` and `flowers_test`, but not `train station`."""
     parsed = {name: found for name in names if (found := split_role(name)) is not None}
     roles_of: dict[tuple[str, ...], set[Role]] = {}
-    for role, rest in parsed.values():
-        roles_of.setdefault(rest, set()).add(role)
+    for name, (role, rest) in parsed.items():
+        roles_of.setdefault(rest or _kaggle(name), set()).add(role)
     return {name: role for name, (role, rest) in parsed.items() if not rest or len(roles_of[rest]) > 1}
+
+
+def _kaggle(name: str) -> tuple[str, ...]:
+    """Return the word of `public_test` or `private_test` that names its split. Beside `public_train` it is a word that
+    both have."""
+    return tuple(re.findall("public|private", name.lower()))[:1]
 
 
 def by_role(names: Mapping[str, Role]) -> dict[Role, str]:

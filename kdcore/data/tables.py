@@ -30,11 +30,15 @@ FILE_COLUMNS = (
 )
 LABEL_COLUMNS = (
     *("label", "labels", "class", "classname", "classid", "labelname", "category", "target", "breed", "species"),
-    *("predictionstring", "diagnosis", "y"),
+    *("predictionstring", "diagnosis", "y", "emotion"),
 )
-SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset", "datasplit")
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset", "datasplit", "usage")
 """Names of columns, in lower case without signs between words; the first that a table has counts. A column of another
 name is one of splits if it has names of splits only, among them two."""
+_FOLD_COLUMNS = ("fold", "folds", "kfold", "foldid", "cvfold", "foldnumber")
+"""Columns of parts for a cross-validation, which are no splits."""
+_NO_LABEL = ("", "nan", "<na>", "#n/a")
+"""What stands in a table, in lower case, for a label that is not there."""
 _FLAGS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("test", "train")),
     **dict.fromkeys(("istest", "istesting"), ("train", "test")),
@@ -81,6 +85,10 @@ class Tables:
     """Tables with a header whose names are those of no image."""
     unread: list[LeftOut] = field(default_factory=list)
     """Files named like tables that are none that is read."""
+    ignored: list[LeftOut] = field(default_factory=list)
+    """Columns of tables that are read, that might be splits and are not used."""
+    without_label: dict[int, str] = field(default_factory=dict)
+    """Images, by position in the archive, with the table in which their label is empty, or stands for none (`nan`)."""
 
     def of(
         self,
@@ -96,12 +104,13 @@ class Tables:
         with the folders is refused. Raises DatasetUnreadable if two tables, or two rows, contradict each other.
         """
         index, found = _Index(images, roles or {}), dict[int, Labelled]()
+        known = frozenset(classes or ()) | frozenset((folders or {}).values())
         for path, content in self.texts():
             try:
                 table = _parse(path, content, frozenset(classes or ()))
                 if folders is not None and not table.has_header:
                     continue
-                rows, matched = index.match(table)
+                rows, matched, empty = index.match(table, known)
             except _NoTable as error:
                 if path.suffix.lower() != ".txt":
                     self.unread.append(LeftOut(what=str(path), count=1, why=str(error) or _UNKNOWN_COLUMNS))
@@ -111,6 +120,10 @@ class Tables:
                 self.useless.append(LeftOut(what=str(path), count=rows, why=why))
             if len(matched) < _AGREEING * min(rows, len(images)) or _numbers_its_rows(table, matched):
                 continue
+            self.ignored += [
+                LeftOut(what=f"the column {name!r} of {path}", count=rows, why=_FOLDS) for name in table.folds
+            ]
+            self.without_label.update(dict.fromkeys(empty, str(path)))
             named = matched if classes is None else _named(matched, classes)
             for ordinal, one in named.items():
                 earlier = found.setdefault(ordinal, one)
@@ -163,6 +176,7 @@ class _NoTable(Exception):
     """A text is no table of files and labels. The message says why, if its columns are not the reason."""
 
 
+_FOLDS = "parts for a cross-validation are no splits: write train, val or test into a column split"
 _UNKNOWN_COLUMNS = "no labels are read from it: it needs one column of files (filename) and one of labels (label)"
 
 
@@ -172,6 +186,8 @@ class _Table:
     has_header: bool
     rows: Iterator[tuple[str, str, str | None]]
     """File, label and split, one row at a time. Raises _NoTable at a row that is none."""
+    folds: Sequence[str] = ()
+    """The names of its columns of folds, if it has no column of splits."""
 
 
 def _parse(path: PurePosixPath, content: bytes, classes: Collection[str]) -> _Table:
@@ -186,7 +202,9 @@ def _parse(path: PurePosixPath, content: bytes, classes: Collection[str]) -> _Ta
     if file is None or label is None:
         return _Table(path, False, _pairs(chain([first], records), classes))
     splits = _split_column(header, text, {file, label})
-    return _Table(path, True, _by_columns(records, file, label, splits, header[label] == "predictionstring"))
+    folds = [] if splits else [cell for cell, plain in zip(first, header, strict=True) if plain in _FOLD_COLUMNS]
+    rows = _by_columns(records, file, label, splits, header[label] == "predictionstring")
+    return _Table(path, True, rows, folds)
 
 
 def _text(content: bytes) -> str:
@@ -291,11 +309,11 @@ def _pairs(records: Iterable[Sequence[str]], classes: Collection[str]) -> Iterat
 def _by_columns(
     records: Iterable[Sequence[str]], file: int, label: int, splits: _Splits | None, first_word: bool
 ) -> Iterator[tuple[str, str, str | None]]:
-    """Yield the rows that have a label; of `first_word` labels only the first word counts."""
+    """Yield the rows that are long enough; of `first_word` labels only the first word counts."""
     width = max(file, label, splits.column if splits else 0) + 1
     for record in records:
-        if len(record) >= width and record[label].strip():
-            name = record[label].split()[0] if first_word else record[label]
+        if len(record) >= width:
+            name = next(iter(record[label].split()), "") if first_word else record[label]
             said = None if splits is None else record[splits.column].strip()
             yield record[file], _plain(name), splits.meaning.get(said.lower(), said) if splits and said else said
 
@@ -321,22 +339,28 @@ class _Index:
                 for key in (name, f"{path.parent.name}/{name}"):
                     self._by_name.setdefault(key, []).append(image.ordinal)
 
-    def match(self, table: _Table) -> tuple[int, dict[int, Labelled]]:
-        """Return the number of rows, and what they say of the images that they name."""
+    def match(self, table: _Table, known: Collection[str]) -> tuple[int, dict[int, Labelled], set[int]]:
+        """Return the number of rows with a label, what they say of the images that they name, and the images whose
+        label is empty. A label such as `nan` is one if it is a `known` class."""
         own = split_role(table.path.stem)
         matched: dict[int, Labelled] = {}
+        empty: set[int] = set()
         rows = 0
         for file, label, split in table.rows:
-            rows += 1
+            is_empty = label.lower() in _NO_LABEL and label not in known
+            rows += not is_empty
             said = split or (table.path.stem if own is not None and not own[1] else None)
             role = split_role(said) if said else None
             ordinal = self.find(file, table.path, role[0] if role else None)
             if ordinal is None:
                 continue
+            if is_empty:
+                empty.add(ordinal)
+                continue
             one = Labelled(label, said, str(table.path))
             if matched.setdefault(ordinal, one).label != label:
                 raise _contradiction(self.names[ordinal], matched[ordinal], one)
-        return rows, matched
+        return rows, matched, empty - matched.keys()
 
     def find(self, file: str, table: PurePosixPath, role: Role | None = None) -> int | None:
         """Return the position of the image that a table names, or None. Raises DatasetUnreadable if there are two."""

@@ -12,6 +12,7 @@ from base.errors import DatasetUnreadable
 from kdcore.data.arrays import open_arrays
 from kdcore.data.decoding import Source, Sums
 from kdcore.data.folders import open_folders
+from kdcore.data.layouts import in_order
 from tests.kdcore.data.making import class_folders, png
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
@@ -69,6 +70,14 @@ def listed(last: bool) -> bytes:
     return b"\n".join(name[:-4].encode() for name in SIX if (int(name[4]) >= 3) == last)
 
 
+def usage(members: Mapping[str, bytes]) -> bytes:
+    """A table of images by file, with the column of splits that FER2013 has."""
+    said = {"train": "Training", "dev": "PublicTest", "test": "PrivateTest"}
+    lines = [f"{name.rpartition('/')[2]},{_label(name)},{said[name.partition('/')[0]]}" for name in members]
+    return "\n".join(["image,emotion,Usage", *lines]).encode()
+
+
+FER = "`images/a.png`, `labels.csv` with a column `Usage` of Training, PublicTest, PrivateTest (FER2013)"
 Found = tuple[Mapping[str, list[int]], Mapping[str, int], Mapping[str, int]]
 """Images by split and class, the names of the splits, and what is left out."""
 
@@ -152,6 +161,28 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
         (ALL, {"train": 6, "dev": 6, "test": 6}, {}),
     ),
     (
+        FER,
+        renamed(THREE, ("^.*/", "images/")) | {"labels.csv": usage(THREE)},
+        (ALL, {"Training": 6, "PublicTest": 6, "PrivateTest": 6}, {}),
+    ),
+    (
+        "`train/cat/a.png`, `public_test/cat/a.png`, `private_test/cat/a.png`",
+        class_folders(("train/", "public_test/", "private_test/")),
+        (ALL, {"train": 6, "public_test": 6, "private_test": 6}, {}),
+    ),
+    (
+        "`images/a.png`, `labels.csv` with a column `fold`",
+        LOOSE | {"labels.csv": rows(LOOSE, "{name},{label},1", "filename,label,Fold")},
+        (CARVED, {}, {"the column 'Fold' of labels.csv": 20}),
+    ),
+    (
+        "`images/a.png`, `labels.csv` with empty labels or `nan`",
+        LOOSE
+        | {f"images/{at}.png": png() for at in range(3)}
+        | {"labels.csv": rows(LOOSE) + b"\n0.png,\n1.png,nan\n2.png,NaN"},
+        (CARVED, {}, {"images in labels.csv whose label is empty": 3}),
+    ),
+    (
         "`cat/a.png`, `dog/a.png`, `list.csv` with a column `split`",
         class_folders(("",), each=6)
         | {
@@ -224,6 +255,9 @@ LAYOUT_OF = {
     "`cat/a.png`, `dog/a.png`, `list.csv` with a column `split`": "<image> and a table",
     "`cat/a.png`, `dog/a.png`, `train.txt`, `test.txt` of paths (Food-101)": "<image> and a table",
     "`cat/a.png`, `dog/a.png`, `images.txt`, `train_test_split.txt` (CUB-200-2011)": "<image> and a table",
+    FER: "<image> and a table",
+    "`images/a.png`, `labels.csv` with a column `fold`": "<image> and a table",
+    "`images/a.png`, `labels.csv` with empty labels or `nan`": "<image> and a table",
     TINY: "<split>/<image> and a table",
     "`a.png`, or `pictures/a.png`": "<image>",
 }
@@ -373,6 +407,11 @@ def kaggle_imagenet() -> dict[str, bytes]:
         "ILSVRC/ImageSets/CLS-LOC/val.txt": numbers.encode(),
         "ILSVRC/Annotations/CLS-LOC/val/a.xml": b"?",
     }
+
+
+def test_in_order_whole_numbers_are_sorted_by_value():
+    assert in_order(["10.0", "2.0", "0.0"]) == ["0.0", "2.0", "10.0"]
+    assert in_order(["10.5", "2.0"]) == ["10.5", "2.0"]
 
 
 def test_read_layout_imagenet_as_kaggle_has_it(pack):

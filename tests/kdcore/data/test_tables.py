@@ -139,3 +139,18 @@ def test_tables_of_columns_of_splits_by_their_values(header, said, splits):
     text = f"filename,{header},label\na.png,{said[0]},cat\nb.png,{said[1]},dog"
     found = tables(list=text).of([File(0, "a.png"), File(1, "b.png")])
     assert tuple(found[at].split for at in (0, 1)) == splits
+
+
+def test_tables_of_empty_labels_are_none():
+    read = tables(x__csv="file,label\na.png,cat\nb.JPG,\nc d.png,NaN\ne.f.png,nan\na.png,\n")
+    assert labels(read) == {0: "cat"}
+    assert read.without_label == {1: "x.csv", 2: "x.csv", 3: "x.csv"}, "an image with a label in another row has one"
+    assert labels(read, classes=["cat", "nan"]) == {0: "cat", 3: "nan"}, "it is the name of a known class"
+
+
+def test_tables_of_columns_of_folds_are_named_unless_there_are_splits():
+    folds = tables(x__csv="file,label,k-fold\na.png,cat,0\nb.JPG,dog,1\n")
+    assert labels(folds) == {0: "cat", 1: "dog"}
+    assert [(one.what, one.count) for one in folds.ignored] == [("the column 'k-fold' of x.csv", 2)]
+    both = tables(x__csv="file,label,fold,split\na.png,cat,0,train\nb.JPG,dog,1,test\n")
+    assert labels(both) == {0: "cat", 1: "dog"} and both.ignored == []
