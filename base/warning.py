@@ -24,6 +24,7 @@ CODES: dict[str, When] = {
     "files_left_out": "registration",
     "folders_merged": "registration",
     "folders_repeated": "registration",
+    "file_names_differ": "registration",
     "class_too_small": "registration",
     "pictures_skipped": "registration",
     "pictures_cut": "registration",

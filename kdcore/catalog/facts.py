@@ -62,6 +62,10 @@ class DatasetFacts(Facts):
     """Folders whose names differed only in their Unicode form or in blanks at their ends: they were read as one."""
     repeated: list[str] = []
     """Two or more folders that are inside of each class folder. Their images belong to the class around them."""
+    respelled: int = 0
+    """Image files whose names in a table differ in case or suffix: `a.JPG` in the table, `a.jpg` in the archive."""
+    respelled_names: dict[str, str] = {}
+    """The first of them: the table's name, and that of the file."""
     mean: list[float]
     """Per channel, of pixels scaled to 0..1, over the training split."""
     std: list[float]

@@ -39,7 +39,8 @@ _CARVING_SEED = 0
 _LIMIT = 4
 """Tells the draw of `limit` from other draws with the same seed."""
 NAMED = 20
-"""Image files that cannot be read, and are named."""
+"""Image files that cannot be read, or have another name in a table, and are named."""
+_LONGEST_NAME = 200
 RESIDENT_BYTES = 2 << 30
 """Splits larger than this are not loaded; their file is mapped into memory."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -111,6 +112,8 @@ class Source:
     left_out: Sequence[LeftOut] = ()
     merged: Sequence[str] = ()
     repeated: Sequence[str] = ()
+    respelled: Sequence[tuple[str, str]] = ()
+    """Names in a table, with those of the files that differ from them in case or suffix."""
     pictures: Mapping[str, int] = field(default_factory=dict)
     pixels_cut: float = 0.0
     own_side: int | None = None
@@ -136,6 +139,8 @@ class Source:
             left_out=list(self.left_out),
             merged=list(self.merged),
             repeated=list(self.repeated),
+            respelled=len(self.respelled),
+            respelled_names={one[:_LONGEST_NAME]: other[:_LONGEST_NAME] for one, other in self.respelled[:NAMED]},
             reading=DATASET_READING,
             mean=mean,
             std=std,

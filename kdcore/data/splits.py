@@ -63,6 +63,19 @@ def _kaggle(name: str) -> tuple[str, ...]:
     return tuple(re.findall("public|private", name.lower()))[:1]
 
 
+def class_and_split(name: str) -> tuple[str, str] | None:
+    """Return the parts of a folder's name if it is of a class and a split: `pos_train` and `train-pos` are ("pos",
+    "train"); None for other names."""
+    role = split_role(name)
+    if role is None or not role[1]:
+        return None
+    for pattern in (r"(?P<class>.+)[-_. ](?P<split>[^\W_]+)", r"(?P<split>[^\W_]+)[-_. ](?P<class>.+)"):
+        parts = re.fullmatch(pattern, name)
+        if parts is not None and split_role(parts["split"]) == (role[0], ()) and split_role(parts["class"]) is None:
+            return parts["class"].strip("-_. "), parts["split"]
+    return None
+
+
 def by_role(names: Mapping[str, Role]) -> dict[Role, str]:
     """Return names by split. Raises DatasetUnreadable if two names stand for one split."""
     found: dict[Role, str] = {}
@@ -70,7 +83,8 @@ def by_role(names: Mapping[str, Role]) -> dict[Role, str]:
         if role in found:
             raise DatasetUnreadable(
                 f"Both {found[role]!r} and {name!r} are named like the split {role!r}.",
-                "Put their images into one of them.",
+                "If they are parts of one split, put their images into one of them. If they are different classes, "
+                "name the folders <split>/<class>, or all of them <class>_<split> with the images directly inside.",
             )
         found[role] = name
     return found

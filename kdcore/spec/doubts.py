@@ -139,6 +139,15 @@ def dataset_warnings(
             f"the class around them ({', '.join(facts.class_names[:3])}, …)",
             "if these are the classes, name the folders around them train and test; leave out folders of masks",
         )
+    if facts.respelled:
+        first = ", ".join(f"{one} is {file}" for one, file in list(facts.respelled_names.items())[:3])
+        yield WarningItem(
+            "file_names_differ",
+            pointer,
+            f"{facts.respelled:,} names in a table are those of files in another case or with another suffix, and were "
+            f"read as these: {first}{', …' if facts.respelled > 3 else ''}",
+            "write the names of the files into the table if these are other pictures",
+        )
     yield from _small_classes(facts, pointer)
     yield from _pictures_warnings(facts, pointer, options)
 

@@ -13,6 +13,7 @@ from kdcore.data.arrays import open_arrays
 from kdcore.data.decoding import Source, Sums
 from kdcore.data.folders import open_folders
 from kdcore.data.layouts import in_order
+from kdcore.spec import dataset_warnings
 from tests.kdcore.data.making import class_folders, png
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
@@ -77,6 +78,8 @@ def usage(members: Mapping[str, bytes]) -> bytes:
     return "\n".join(["image,emotion,Usage", *lines]).encode()
 
 
+RESPELLED = "`images/a.png`, `labels.csv` with the names in another case or with another suffix (`a.JPG`)"
+PARTS = "`cat_train/a.png`, `cat_test/a.png`, and so for `dog`; or `train_cat`, …"
 FER = "`images/a.png`, `labels.csv` with a column `Usage` of Training, PublicTest, PrivateTest (FER2013)"
 Found = tuple[Mapping[str, list[int]], Mapping[str, int], Mapping[str, int]]
 """Images by split and class, the names of the splits, and what is left out."""
@@ -87,6 +90,11 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
     (
         "`cat/train/a.png`, `cat/test/a.png`",
         renamed(ONE, (r"(\w+)/(\w+)/", r"\2/\1/")),
+        (BOTH, {"train": 6, "test": 6}, {}),
+    ),
+    (
+        PARTS,
+        renamed(ONE, (r"(\w+)/(\w+)/", r"\2_\1/")),
         (BOTH, {"train": 6, "test": 6}, {}),
     ),
     (
@@ -151,6 +159,11 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
         (BOTH, {"train": 6, "test": 6}, {}),
     ),
     ("`images/a.png`, `labels.csv`", LOOSE | {"labels.csv": rows(LOOSE)}, (CARVED, {}, {})),
+    (
+        RESPELLED,
+        LOOSE | {"labels.csv": rows(LOOSE, "{stem}.JPG,{label}")},
+        (CARVED, {}, {}),
+    ),
     (
         "`images/a.png`, `labels.csv` with a column `split`",
         renamed(THREE, ("^.*/", "images/"))
@@ -235,6 +248,11 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
         "The folders 'test' and 'train' are named like splits",
     ),
     (
+        "`cars_train/cat/a.png`, `cars_test/cat/a.png`, and so for `pets`",
+        class_folders(("cars_train/", "cars_test/", "pets_train/", "pets_test/")),
+        "Both 'cars_train' and 'pets_train' are named like the split 'train'",
+    ),
+    (
         "`train_1/cat/a.png`, `train_2/cat/a.png`",
         class_folders(("train_1/", "train_2/")),
         "Both 'train_1' and 'train_2' are named like the split 'train'",
@@ -255,6 +273,8 @@ LAYOUT_OF = {
     "`cat/a.png`, `dog/a.png`, `list.csv` with a column `split`": "<image> and a table",
     "`cat/a.png`, `dog/a.png`, `train.txt`, `test.txt` of paths (Food-101)": "<image> and a table",
     "`cat/a.png`, `dog/a.png`, `images.txt`, `train_test_split.txt` (CUB-200-2011)": "<image> and a table",
+    RESPELLED: "<image> and a table",
+    PARTS: "<class>_<split>/<image>",
     FER: "<image> and a table",
     "`images/a.png`, `labels.csv` with a column `fold`": "<image> and a table",
     "`images/a.png`, `labels.csv` with empty labels or `nan`": "<image> and a table",
@@ -407,6 +427,28 @@ def kaggle_imagenet() -> dict[str, bytes]:
         "ILSVRC/ImageSets/CLS-LOC/val.txt": numbers.encode(),
         "ILSVRC/Annotations/CLS-LOC/val/a.xml": b"?",
     }
+
+
+def test_read_layout_names_that_differ_in_case_or_suffix_are_counted(pack_zip):
+    facts = facts_of(pack_zip, LOOSE | {"labels.csv": rows(LOOSE, "Images/{stem}.JPEG,{label}")})
+    assert facts.respelled == 20 and next(iter(facts.respelled_names.items())) == (
+        "Images/cat-0.JPEG",
+        "images/cat-0.png",
+    )
+    (warning,) = (one for one in dataset_warnings(facts) if one.code == "file_names_differ")
+    assert "20 names" in warning.message and "Images/cat-0.JPEG is images/cat-0.png, " in warning.message
+    split = {f"{name}.txt": listed(name == "test").replace(b"cat/", b"Cat/") for name in ("train", "test")}
+    compare(open_folders(pack_zip(renamed(SIX, ("(.*)/", r"\1/\1-")) | {
+        name: blob.replace(b"Cat/", b"Cat/cat-").replace(b"dog/", b"dog/dog-") for name, blob in split.items()
+    })), (BOTH, {"train": 6, "test": 6}, {}))  # fmt: skip
+
+
+def test_read_layout_folders_of_class_and_split_need_all_classes(pack_zip):
+    whole = renamed(class_folders(("train/", "val/", "test/")), (r"(\w+)/(\w+)/", r"w/\1-\2/"))
+    compare(open_folders(pack_zip(whole)), (ALL, {"train": 6, "val": 6, "test": 6}, {}))
+    for absent, said in (("test-dog", "dog"), ("train-dog", "The class 'dog' has no folder 'train'")):
+        with pytest.raises(DatasetUnreadable, match=said):
+            open_folders(pack_zip({name: blob for name, blob in whole.items() if absent not in name}))
 
 
 def test_in_order_whole_numbers_are_sorted_by_value():
