@@ -363,6 +363,7 @@ def drawn(labels: Labels, options: DataOptions) -> npt.NDArray[np.bool_]:
         raise DatasetUnreadable(
             f"limit is {options.limit}, and there are {len(classes)} classes.",
             f"Give a limit of {len(classes)} or more: each class needs an image, and many to teach something.",
+            "limit",
         )
     states = counter_rng.streams(counter_rng.key(_LIMIT, options.limit_seed or 0), torch.arange(len(labels)))
     shuffled = torch.argsort(counter_rng.draws(states, 1)[0], stable=True).numpy()
@@ -435,6 +436,7 @@ def _with_class_names(source: Source, names: Sequence[str]) -> Source:
         raise DatasetUnreadable(
             f"class_names has {len(names)} names, and the data has {len(own) or 'no'} classes.",
             "Give one name for each class, in the order of the class numbers.",
+            "class_names",
         )
     if set(names) == set(own):
         number = np.array([names.index(name) for name in own])
@@ -445,6 +447,7 @@ def _with_class_names(source: Source, names: Sequence[str]) -> Source:
             f"class_names has {shared[0]!r}, as the data has, but not all names of the data: "
             f"{', '.join(own[:10])}{', …' if len(own) > 10 else ''}.",
             "Give all of the data's names in another order, or only new names, in the order of the data's classes.",
+            "class_names",
         )
     return replace(source, class_names=tuple(names))
 
