@@ -203,7 +203,7 @@ class Unusable(Invalid):
 
     @classmethod
     def of(cls, error: Refused) -> Self:
-        return cls(error.message, [Fault("/blob", error.message, error.code)], hint=error.hint)
+        return cls(error.message, [Fault(f"/{error.option or 'blob'}", error.message, error.code)], hint=error.hint)
 
 
 class ChecksumMismatch(Invalid):

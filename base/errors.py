@@ -68,6 +68,11 @@ class WeightsUnavailable(EngineError):
 class DatasetUnreadable(EngineError):
     code = "dataset_unreadable"
 
+    def __init__(self, message: str, hint: str | None = None, option: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.option = option
+        """The field of the registration, or of the spec's data set, that is at fault; None if the file is."""
+
 
 class OutOfMemory(EngineError):
     code = "out_of_memory"

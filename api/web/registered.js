@@ -165,9 +165,10 @@ function datasetDetails(entry, signal) {
       facts.pixels_cut > 0 && ["Cut off by the crop", `${percent(facts.pixels_cut)} of all pixels`],
       facts.skipped > 0 && ["Unreadable, left out", `${count(facts.skipped)}: ${facts.skipped_names.join(", ")}`],
       facts.merged?.length > 0 && ["Read as one", facts.merged.join(", ")],
+      facts.respelled > 0 && ["Named otherwise in a table", `${count(facts.respelled)}: ${Object.entries(facts.respelled_names).map(([name, file]) => `${name} is ${file}`).join(", ")}`],
       facts.repeated?.length > 0 && ["Inside of each class", facts.repeated.join(", ")],
     ])),
-    facts.left_out?.length > 0 && section("Left out", rows(facts.left_out.map(({ what, count: number, why }) => [what, `${count(number)}: ${why}`]))),
+    facts.left_out?.length > 0 && section("Left out", rows(facts.left_out.map(({ what, count: number, why }) => [what, number ? `${count(number)}: ${why}` : why]))),
     classes(facts),
     section("Options", Object.keys(facts.options || {}).length
       ? rows(Object.entries(facts.options).map(([name, value]) => [name, JSON.stringify(value)]))
