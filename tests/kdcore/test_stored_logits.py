@@ -163,6 +163,18 @@ def test_stored_logits_in_fortrans_order_are_the_same(tmp_path):
     assert looked_up(teacher, [3, 0], [0, 0]).tolist() == [[11.0, 9.0, 10.0], [2.0, 0.0, 1.0]]
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_view_numbers_are_those_that_the_guide_says(flip):
+    loaded = blobs(train=24)
+    batch = Views(CropFlip(padding=2, flip=flip), None, 3).batch(loaded.train, torch.arange(24), 0, 0)
+    assert batch.view_ids is not None
+    for picture, number, seen in zip(loaded.train.pixels[:], batch.view_ids.tolist(), batch.inputs, strict=True):
+        place, mirrored = divmod(number, 2) if flip else (number, 0)
+        top, left = divmod(place, 5)
+        cut = np.pad(picture[0].numpy(), 2)[top : top + 8, left : left + 8]
+        assert np.array_equal(seen[0].numpy(), cut[:, ::-1] if mirrored else cut)
+
+
 @pytest.mark.parametrize(("how", "plain"), [(CropFlip(padding=4), 80), (CropFlip(padding=1, flip=False), 4)])
 def test_plain_view_is_the_middle_one(how, plain):
     facts = LogitsFacts(num_classes=3, bytes=1, train=4, views=views_drawn(how))
