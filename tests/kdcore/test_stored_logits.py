@@ -104,10 +104,18 @@ def test_inspect_logits_refuses_files_that_are_broken(tmp_path):
     np.savez(tmp_path / "none.npz", y=FOUR)
     with zipfile.ZipFile(whole) as archive:
         blob = archive.read("logits.npy")
-    for name, content in (("short", blob[:-4]), ("no", b"no array")):
+    huge = blob.replace(b"(4, 3), }" + b" " * 12, b"(4000000000000, 3), }")
+    assert len(huge) == len(blob) and huge != blob
+    for name, content in (("short", blob[:-4]), ("no", b"no array"), ("huge", huge)):
         with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
             archive.writestr("logits.npy", content)
-    said = {"text": "cannot be read", "cut": "cannot be read", "none": "no array logits", "short": "cut short"}
+    said = {
+        "text": "cannot be read",
+        "cut": "cannot be read",
+        "none": "no array logits",
+        "short": "cut short",
+        "huge": "the most is",
+    }
     for name, words in {**said, "no": "cannot be read"}.items():
         with pytest.raises(TeacherMismatch, match=words):
             inspect(tmp_path / f"{name}.npz")
