@@ -40,7 +40,7 @@ from kdcore.catalog import (
     StartFacts,
     TapFacts,
 )
-from kdcore.catalog.facts import DATASET_READING, MODEL_READING, ProgramFacts, model_facts
+from kdcore.catalog.facts import DATASET_READING, MODEL_READING, LogitsFacts, ProgramFacts, model_facts
 from kdcore.spec import DataOptions
 from kdcore.spec.cost import JobCost
 from store import registry
@@ -55,6 +55,7 @@ log = logging.getLogger("distillery.inspections")
 OF_FILES: dict[type[BaseModel], str] = {
     ModelFacts: "model",
     ProgramFacts: "program",
+    LogitsFacts: "logits",
     DatasetFacts: "dataset",
     StartFacts: "start",
 }

@@ -25,7 +25,7 @@ from kdcore.catalog import (
     architecture,
     named_facts,
 )
-from kdcore.catalog.facts import ProgramFacts, model_facts
+from kdcore.catalog.facts import LogitsFacts, ProgramFacts, model_facts
 from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher
 from kdcore.spec.resolving import loaded_as
 from store import artifacts, jobs, registry
@@ -138,6 +138,12 @@ class References:
     async def teacher(self, teacher: Teacher) -> Target[ModelFacts]:
         if teacher.program is not None:
             return await self._uploaded_program(teacher.program)
+        if teacher.logits is not None:
+            if not teacher.logits.startswith("blob:"):
+                text = "the service opens no files by path; upload the logits"
+                raise ReferenceFault(text, "not_allowed", got=teacher.logits)
+            digest = await self._digest(teacher.logits)
+            return Target(await self._file_facts(LogitsFacts, digest), teacher.logits)
         reference = teacher.checkpoint or ""
         kind, _, name = reference.partition(":")
         match kind:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from api.references import ReferenceFault, References, Target, as_colour
 from base.errors import Fault, WarningRefused
 from base.warning import WarningItem, refused_if_strict, warning_faults
-from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, ModelFacts, ProgramFacts, StartFacts
+from kdcore.catalog import DATASETS, ArchitectureFacts, DatasetFacts, LogitsFacts, ModelFacts, ProgramFacts, StartFacts
 from kdcore.spec import (
     DataOptions,
     Dataset,
@@ -97,10 +97,12 @@ class Lookup:
     async def run(self) -> None:
         await self._data()
         for pointer, teacher in each_teacher(self.fields):
-            at = f"{pointer}/program" if teacher.program is not None else f"{pointer}/checkpoint"
-            if teacher.program is None and teacher.checkpoint is None:
+            named = next(
+                (one for one in ("program", "logits", "checkpoint") if getattr(teacher, one) is not None), None
+            )
+            if named is None:
                 continue
-            if target := await self._find(self.references.teacher(teacher), at):
+            if target := await self._find(self.references.teacher(teacher), f"{pointer}/{named}"):
                 self.teachers[pointer] = target
         self._grey_as_colour()
         baseline = self.fields.get("baseline", "none")
@@ -175,8 +177,8 @@ class Lookup:
                     await self._shapes(network, paths, seen, f"{pointer}/{field_name}")
 
     def _network_of(self, pointer: str, teacher: Teacher) -> str | None:
-        """Return the network of a teacher's taps; None for a program."""
-        if teacher.program is not None:
+        """Return the network of a teacher's taps; None for a program, or for logits alone."""
+        if teacher.program is not None or teacher.logits is not None:
             return None
         target = self.teachers.get(pointer)
         if target and isinstance(target.facts, ProgramFacts):
@@ -326,4 +328,6 @@ def _student_by_digest(student: Student, start: Target[StartFacts] | None) -> St
 def _teacher_by_digest(teacher: Teacher, target: Target[ModelFacts]) -> Teacher:
     if isinstance(target.facts, ProgramFacts):
         return teacher.model_copy(update={"checkpoint": None, "program": target.reference})
+    if isinstance(target.facts, LogitsFacts):
+        return teacher.model_copy(update={"logits": target.reference})
     return teacher.model_copy(update={"checkpoint": target.reference})

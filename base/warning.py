@@ -37,6 +37,7 @@ CODES: dict[str, When] = {
     "class_order_changed": "submit",
     "class_map_found": "submit",
     "teacher_classes_differ": "submit",
+    "teacher_not_tested": "submit",
     "weights_partly_loaded": "submit",
     "image_size_differs": "submit",
     "budget_short": "submit",

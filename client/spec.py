@@ -219,9 +219,9 @@ def _copy(teacher: Any) -> Spec:
 
 
 def _set_source(teacher: Spec, text: str) -> None:
-    """Set the teacher's checkpoint or program. A teacher has one of the two."""
+    """Set the teacher's checkpoint or program. A teacher is one file."""
     text = _reference(text, "--teacher")
-    for kind in ("checkpoint", "program"):
+    for kind in ("checkpoint", "program", "logits"):
         teacher.pop(kind, None)
     teacher["program" if _is_local(text) and text.lower().endswith(PROGRAM_SUFFIXES) else "checkpoint"] = text
 
@@ -286,8 +286,9 @@ def upload_files(
     for teacher in teachers if isinstance(teachers, list) else [teachers]:
         if isinstance(teacher, dict) and _is_local(teacher.get("checkpoint")):
             teacher["checkpoint"] = _model(distillery, _path(teacher["checkpoint"], "teacher"), teacher, progress_of)
-        if isinstance(teacher, dict) and _is_local(teacher.get("program")):
-            teacher["program"] = _blob(distillery, _path(teacher["program"], "teacher"), progress_of)
+        for kind in ("program", "logits"):
+            if isinstance(teacher, dict) and _is_local(teacher.get(kind)):
+                teacher[kind] = _blob(distillery, _path(teacher[kind], "teacher"), progress_of)
     students = [spec.get("student"), *(spec.get("assistants") or [])]
     for student in [one for each in students for one in (each if isinstance(each, list) else [each])]:
         if isinstance(student, dict) and _is_local(student.get("checkpoint")):

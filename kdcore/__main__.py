@@ -4,10 +4,12 @@
     python -m kdcore run --wait N           the same; its arguments come over the socket N (`protocol.py`)
     python -m kdcore evaluate STUDENT.safetensors --dataset digits [--image-size N] [--options JSON]
                               [--input REF=PATH]... [--architecture NAME]
-    python -m kdcore images FILE.safetensors --dataset digits [--image-size N] [--options JSON] [--input REF=PATH]...
+    python -m kdcore images FILE.safetensors --dataset digits [--split train|test] [--image-size N] [--options JSON]
+                              [--input REF=PATH]...
     python -m kdcore inspect model PATH [--architecture NAME] [--part NAME] [--averaged true|false] [--progress]
                                                     a checkpoint or a program, as its bytes say
     python -m kdcore inspect program PATH [--progress]   an ONNX model or a torch.export program only
+    python -m kdcore inspect logits PATH [--progress]    an .npz of logits in the place of a teacher
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
     python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
@@ -20,7 +22,8 @@
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
 checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
-`images` writes the test images of a data set, to check a student outside of the engine. It,
+`images` writes the test images of a data set, to check a student outside of the engine, or its training images, to run
+a teacher there; both in the order of their rows. It,
 `evaluate` and `inspect` print one JSON object; with --progress, lines {"progress": {"done": images, "total": images}}
 come before it, one a second, and first one of 0 of 0 when the file is opened, after all imports. --thumbnails writes a
 sheet of some images, and its places are beside the facts.
@@ -114,9 +117,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _images(arguments: argparse.Namespace) -> int:
     with importing():
-        from kdcore.measure.evaluate import write_test_images
+        from kdcore.measure.evaluate import write_images
 
-    return _print(lambda: write_test_images(arguments.path, _dataset(arguments), _workspace_of_files(arguments)))
+    return _print(
+        lambda: write_images(arguments.path, _dataset(arguments), _workspace_of_files(arguments), arguments.split)
+    )
 
 
 def _workspace_of_files(arguments: argparse.Namespace) -> Any:
@@ -143,6 +148,12 @@ def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
     match of.kind:
         case "model" | "program":
             return _facts_of_model(of)
+        case "logits":
+            with importing():
+                from kdcore import stored_logits
+
+            _begin(of)
+            return stored_logits.inspect(of.path)
         case "dataset":
             with importing():
                 from kdcore import data
@@ -326,10 +337,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("path", type=Path)
     evaluate.add_argument("--dataset", required=True)
     evaluate.add_argument("--architecture", help="for a checkpoint that does not name it")
-    images = verbs.add_parser("images", help="write a data set's test images")
+    images = verbs.add_parser("images", help="write the images of a data set, in the order of its rows")
     images.set_defaults(verb=_images)
     images.add_argument("path", type=Path)
     images.add_argument("--dataset", required=True)
+    images.add_argument("--split", choices=("train", "test"), default="test")
     for verb in (run, evaluate, images):
         verb.add_argument("--input", type=_input, action="append", default=[], metavar="REF=PATH")
         verb.add_argument(
@@ -343,8 +355,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verbs.add_parser("inspect", help="print facts of a file or a network")
     inspect.set_defaults(verb=_inspect)
     kinds = inspect.add_subparsers(required=True, dest="kind")
-    model, program, dataset = (kinds.add_parser(kind) for kind in ("model", "program", "dataset"))
-    for kind in (model, program, dataset):
+    model, program, logits, dataset = (kinds.add_parser(kind) for kind in ("model", "program", "logits", "dataset"))
+    for kind in (model, program, logits, dataset):
         kind.add_argument("path", type=Path)
         kind.add_argument("--progress", action="store_true")
     model.add_argument("--architecture")

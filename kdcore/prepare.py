@@ -45,6 +45,7 @@ from kdcore.spec import Student as StudentSpec
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.spec.classes import answers_classes, class_order, outputs_of_map
 from kdcore.spec.fitting import size_shown, teacher_size
+from kdcore.stored_logits import LogitsFile, StoredLogits, open_logits
 from kdcore.weights import TeacherFile, published, starting
 from kdcore.weights.starting import Shape, Start
 
@@ -126,6 +127,11 @@ class PreparedJob:
     """What students and assistants start from, by their pointers in the spec."""
     teacher_answers: bool = True
     """False if the teacher has other classes than the data, so that its accuracy cannot be measured."""
+
+    @property
+    def stored(self) -> StoredLogits | None:
+        """The teacher, if it is a file of logits."""
+        return self.teacher if isinstance(self.teacher, StoredLogits) else None
 
     def start(self, spec: StudentSpec) -> Start | None:
         """Return what a student or an assistant starts from; None for random weights."""
@@ -268,7 +274,9 @@ def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | N
     return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts, room)
 
 
-def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program:
+def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program | LogitsFile:
+    if spec.logits is not None:
+        return open_logits(workspace.file(spec.logits))
     reference = spec.program or spec.checkpoint
     assert reference is not None, "rules refuse a teacher without a file"
     if reference.startswith(published.PREFIX):
@@ -347,11 +355,16 @@ def _inspected(spec: JobSpec, known: Known) -> dict[str, ArchitectureFacts]:
 
 
 def _teacher(
-    spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program], bf16: bool
-) -> FrozenTeacher | TeacherEnsemble | None:
+    spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program | LogitsFile], bf16: bool
+) -> FrozenTeacher | TeacherEnsemble | StoredLogits | None:
     """Return the teacher; several become one."""
     specs = list(each_teacher({"teacher": spec.teacher}))
-    each = [FrozenTeacher(_classifier(teacher, loaded, files[pointer], bf16)) for pointer, teacher in specs]
+    each = []
+    for pointer, teacher in specs:
+        file = files[pointer]
+        if isinstance(file, LogitsFile):
+            return StoredLogits(file, loaded)  # Rules refuse others beside it.
+        each.append(FrozenTeacher(_classifier(teacher, loaded, file, bf16)))
     if len(each) < 2:
         return each[0] if each else None
     shares = [teacher.weight if teacher.weight is not None else 1.0 for _, teacher in specs]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from base.warning import WarningItem
 from kdcore.classifier import Classifier
-from kdcore.measure import chance, evaluate
+from kdcore.measure import chance, evaluate, teacher_check
 from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial
+from kdcore.stored_logits import StoredLogits
 from kdcore.training import Outcome
 
 CERTAIN = 0.01
@@ -73,6 +74,11 @@ def build_report(
         teacher_nK = logits_nK if name == "teacher" else teacher_nK
         rows[name] = model_row(architecture, network, logits_nK, labels)
         right[name] = is_right(logits_nK, labels)
+    if job.stored is not None:
+        teacher_nK = job.stored.of_test_images()
+        rows["teacher"] = _stored_row(job, job.stored)
+        if teacher_nK is not None:
+            right["teacher"] = is_right(teacher_nK, labels)
     generations: list[Tensor] = []
     for result in results:
         for name, row, logits_nK in _trained(job, *result, teacher_nK, logits_of):
@@ -90,7 +96,8 @@ def build_report(
         right["alone"] = is_right(logits_nK, labels)
     student, alone = rows["student"], rows.get("alone")
     counts = torch.bincount(labels.cpu(), minlength=job.data.facts.num_classes).tolist()
-    judged = verdict(right, counts, job.teacher_answers)
+    trained_on = rows["teacher"]["training_accuracy"] if job.stored is not None and teacher_nK is None else None
+    judged = verdict(right, counts, job.teacher_answers, trained_on)
     for warning in judged.warnings:
         warn(warning)
     return {
@@ -118,12 +125,18 @@ def is_right(logits_nK: Tensor, labels_n: Tensor) -> Tensor:
     return logits_nK.argmax(1).cpu() == labels_n.cpu()
 
 
-def verdict(right: Mapping[str, Tensor], counts: Sequence[int], teacher_answers: bool = True) -> Verdict:
+def verdict(
+    right: Mapping[str, Tensor],
+    counts: Sequence[int],
+    teacher_answers: bool = True,
+    teacher_on_training: float | None = None,
+) -> Verdict:
     """Judge a job by which test images its teacher, its student and the student alone are right on.
 
     `right`: bool n for each model that there is. `counts`: test images by class. A difference is certain if an exact
     paired test (McNemar 1947) says so: only images on which one of two models is right tell them apart.
-    `teacher_answers`: False for a teacher of other classes, which is not among them.
+    `teacher_answers`: False for a teacher of other classes, which is not among them. `teacher_on_training`: the
+    accuracy on training images of one that is known on these alone.
     """
     images, level = sum(counts), chance.chance_level(counts)
     accuracy = {name: float(one.double().mean()) for name, one in right.items()}
@@ -152,6 +165,10 @@ def verdict(right: Mapping[str, Tensor], counts: Sequence[int], teacher_answers:
             sentences.append(f"that is {points} {side} the same student alone, no certain difference on these images")
     if not teacher_answers:
         sentences.append("its teacher has other classes, so that the teacher's accuracy cannot be measured")
+    if teacher_on_training is not None:
+        sentences.append(
+            f"its teacher was measured on training images only ({_percent(teacher_on_training)}), not on test images"
+        )
     teacher = right.get("teacher")
     if teacher is not None and alone is not None and accuracy["teacher"] <= accuracy["alone"]:
         sentences.append(
@@ -208,7 +225,7 @@ def training_row(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[st
 
 def _teachers(job: PreparedJob, logits_of: LogitsOf) -> Iterator[tuple[str, str, nn.Module, Tensor]]:
     """Yield name, architecture, network and logits of the teacher, then of its members if there are several."""
-    if job.teacher is None or not job.teacher_answers:
+    if job.teacher is None or job.stored is not None or not job.teacher_answers:
         return
     names = [spec.architecture or "program" for spec in job.spec.teachers]
     networks = [member.network for member in job.teacher.members]
@@ -217,6 +234,20 @@ def _teachers(job: PreparedJob, logits_of: LogitsOf) -> Iterator[tuple[str, str,
     if len(networks) > 1:
         for number, row in enumerate(zip(names, networks, logits_knK, strict=True), 1):
             yield f"teacher-{number}", *row
+
+
+def _stored_row(job: PreparedJob, teacher: StoredLogits) -> dict[str, Any]:
+    """Return the row of logits in a file. Without those of test images it has figures on training images only."""
+    test_nK = teacher.of_test_images()
+    trained = evaluate.score(*teacher_check.on_training_images(job, teacher))
+    figures = dict.fromkeys(("accuracy", "accuracy_top5", "loss", "agreement"))
+    return {
+        "architecture": teacher.facts.architecture,
+        "parameters": teacher.facts.parameters,
+        "bytes": teacher.facts.bytes,
+        **(figures if test_nK is None else logits_row(test_nK, job.data.test.labels)),
+        "training_accuracy": trained.accuracy,
+    }
 
 
 def _row_without_figures(job: PreparedJob) -> dict[str, Any]:

@@ -125,7 +125,7 @@ export function teacherCheck({ accuracy, images, test_samples: all, dropped }) {
 
 /** One network or several: "resnet56 + wrn_40_2", "2 × convnet4". */
 function joined(networks) {
-  const name = (model) => (typeof model === "string" ? model : model?.architecture || model?.checkpoint || (model?.program && "program"));
+  const name = (model) => (typeof model === "string" ? model : model?.architecture || model?.checkpoint || (model?.program && "program") || (model?.logits && "logits"));
   const names = [networks].flat().map(name).filter(Boolean);
   const times = (one) => names.filter((other) => other === one).length;
   return [...new Set(names)].map((one) => (times(one) > 1 ? `${times(one)} × ${one}` : one)).join(" + ");

@@ -5,6 +5,7 @@ from kdcore.catalog.datasets import DATASETS, named_facts
 from kdcore.catalog.facts import (
     ArchitectureFacts,
     DatasetFacts,
+    LogitsFacts,
     ModelFacts,
     NamedDataset,
     NamedStartFacts,
@@ -19,6 +20,7 @@ __all__ = [
     "DATASETS",
     "ArchitectureFacts",
     "DatasetFacts",
+    "LogitsFacts",
     "ModelFacts",
     "NamedDataset",
     "NamedStartFacts",

@@ -1,5 +1,6 @@
 """The facts of a data set, a model file or an architecture, as published or from an inspection."""
 
+from math import isqrt
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -166,7 +167,7 @@ class ModelFacts(Facts):
     """How the file's tensors became the network's; None for a program, and for facts that an earlier version stored."""
 
     @property
-    def field(self) -> Literal["checkpoint", "program"]:
+    def field(self) -> Literal["checkpoint", "program", "logits"]:
         """The field of a spec's teacher that names the file."""
         return "checkpoint"
 
@@ -233,7 +234,7 @@ class ProgramFacts(ModelFacts):
     """What the file returns. The engine takes the logarithm of probabilities."""
 
     @property
-    def field(self) -> Literal["checkpoint", "program"]:
+    def field(self) -> Literal["checkpoint", "program", "logits"]:
         return "program"
 
     @property
@@ -243,6 +244,35 @@ class ProgramFacts(ModelFacts):
 
     def takes(self, image_size: tuple[int, int]) -> bool:
         return all(own in (None, requested) for own, requested in zip(self.image_size, image_size, strict=True))
+
+
+class LogitsFacts(ModelFacts):
+    """The facts of a file of logits in the place of a teacher, from an inspection. It has no network."""
+
+    architecture: str = "logits"
+    format: Literal["npz"] = "npz"  # type: ignore[assignment]  # no format of checkpoints
+    channels: int = 0
+    """0: it takes no images."""
+    parameters: int = 0
+    train: int
+    """Rows: training images."""
+    test: int | None = None
+    """Rows of `test_logits`; None if the file has none."""
+    views: int | None = None
+    """Views of each training image; None for logits of the images without augmentation."""
+    labels: bool = False
+    """True if the file has labels of its rows, which are compared with the data's."""
+
+    @property
+    def field(self) -> Literal["checkpoint", "program", "logits"]:
+        return "logits"
+
+    @property
+    def plain_view(self) -> int:
+        """The number of the view that is the image itself: the middle place of a crop, not mirrored."""
+        flips = 2 if (self.views or 1) % 2 == 0 else 1
+        side = isqrt((self.views or 1) // flips)
+        return (side // 2 * side + side // 2) * flips
 
 
 def model_facts(stored: Any) -> ModelFacts:

@@ -139,14 +139,19 @@ def warn_if_saturated(job: PreparedJob, workspace: Workspace) -> None:
     ):
         return
     # Spread over the split: archives are often sorted by class.
-    affordable = teacher_check.affordable(job.data.facts.image_size, teacher.members)
-    rows = torch.linspace(0, len(job.data.train) - 1, min(IMAGES, affordable, len(job.data.train))).long()
-    images = job.data.train.take(rows)
-    logits_knK = [evaluate.logits_on(member, images) for member in teacher.members]
+    count = min(IMAGES, len(job.data.train))
+    if job.stored is None:
+        count = min(count, teacher_check.affordable(job.data.facts.image_size, teacher.members))
+    rows = torch.linspace(0, len(job.data.train) - 1, count).long()
+    if job.stored is not None:
+        logits_knK = [job.stored.of_rows(rows)]
+    else:
+        images = job.data.train.take(rows)
+        logits_knK = [evaluate.logits_on(member, images) for member in teacher.members]
     classes = job.data.facts.num_classes
     whole = math.log(classes)
     entropy = mean_entropy(teacher, logits_knK, 1.0)
-    log.info("the teacher's mean entropy on %d training images: %.4f of %.3f nats", len(images), entropy, whole)
+    log.info("the teacher's mean entropy on %d training images: %.4f of %.3f nats", count, entropy, whole)
     own = spec.temperature or 1.0
     softened = mean_entropy(teacher, logits_knK, own)
     if entropy > SATURATED * whole and max(entropy, softened) > NEARLY * whole:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -242,11 +242,16 @@ def _logits_with_progress(classifier: Classifier, images: Images, workspace: Wor
     return logits_on(classifier, images, on_images)
 
 
-def write_test_images(path: Path, dataset: Dataset, workspace: Workspace) -> dict[str, Any]:
-    """Write a data set's test images to a safetensors file, as a network gets them before its normalization.
+def write_images(
+    path: Path, dataset: Dataset, workspace: Workspace, split: Literal["train", "test"] = "test"
+) -> dict[str, Any]:
+    """Write a split of a data set to a safetensors file, in the order of its rows, as a network gets it before its
+    normalization.
 
-    `images`: N x channels x height x width, uint8; `labels`: N, int64. Returns the number of images.
+    `images`: N x channels x height x width, uint8; `labels`: N, int64. Returns the number of images, and the names of
+    the classes in the order of labels.
     """
     loaded = data.load(dataset, workspace.source(dataset.source), workspace.cache, workspace.room())
-    save_file({"images": loaded.test.pixels[:].contiguous(), "labels": loaded.test.labels.contiguous()}, path)
-    return {"test_samples": len(loaded.test)}
+    images = loaded.train if split == "train" else loaded.test
+    save_file({"images": images.pixels[:].contiguous(), "labels": images.labels.contiguous()}, path)
+    return {f"{split}_samples": len(images), "class_names": list(loaded.class_names)}

@@ -64,7 +64,11 @@ def probe(request: ProbeRequest) -> JobCost:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     spec, facts = request.spec, request.dataset
-    unknown = [teacher.program or teacher.checkpoint for teacher in spec.teachers if teacher.architecture is None]
+    unknown = [
+        teacher.program or teacher.logits or teacher.checkpoint
+        for teacher in spec.teachers
+        if teacher.architecture is None
+    ]
     if unknown:
         raise SpecInvalid(f"only a job that runs can measure {unknown[0]}: its network is in the file")
     devices.make_exact(spec.training.seed)

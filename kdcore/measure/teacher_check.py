@@ -36,6 +36,7 @@ from kdcore.spec.measured import teacher_check_key
 
 if TYPE_CHECKING:
     from kdcore.prepare import PreparedJob, Workspace
+    from kdcore.stored_logits import StoredLogits
 
 log = logging.getLogger("kdcore")
 
@@ -46,6 +47,8 @@ FEWEST = 128
 WORK = IMAGES * 64 * 64
 """Pixels of the sample, times the network's size in units of `SMALL_NETWORK`, if there are more than `FEWEST`."""
 SMALL_NETWORK = 25_000_000
+TRAINING_IMAGES = 10_000
+"""The largest sample of training images on which logits in a file are measured."""
 TRIED_IMAGES = 256
 """The largest sample on which other normalizations are tried; a quarter of it selects the one to be confirmed."""
 SELECTING = 32
@@ -88,6 +91,9 @@ def check(spec: JobSpec, job: PreparedJob, workspace: Workspace) -> None:
         result["dropped"] = known.get("dropped")  # Earlier versions did not measure it.
         log.info("the teacher was measured by an earlier job")
     workspace.lines.phase("checking_teacher")
+    if job.stored is not None and job.stored.of_test_images() is None:
+        _check_on_training_images(job, job.stored, workspace)
+        return
     if not job.teacher_answers:
         _require_finite_sample(job)
         log.info("the teacher has other classes than the data: its accuracy cannot be measured")
@@ -108,6 +114,8 @@ def check(spec: JobSpec, job: PreparedJob, workspace: Workspace) -> None:
 def measure(job: PreparedJob) -> dict[str, Any]:
     """Return the figures of the teacher on the sample, and the warnings about each member."""
     assert job.teacher is not None, "only a job with a teacher is checked"
+    if job.stored is not None:
+        return _measure_stored(job, job.stored)
     members, facts = job.teacher.members, job.data.facts
     rows = sample(job.data.test.labels, facts.num_classes, affordable(facts.image_size, members))
     images = job.data.test.take(rows)
@@ -134,6 +142,64 @@ def measure(job: PreparedJob) -> dict[str, Any]:
         "dropped": max(dropped, default=None),
         "warnings": [warning.as_dict() for warning in warnings],
     }
+
+
+def _measure_stored(job: PreparedJob, teacher: StoredLogits) -> dict[str, Any]:
+    """Return the figures of logits in a file on all test images: they cost nothing."""
+    logits_nK, labels = teacher.of_test_images(), job.data.test.labels.cpu()
+    assert logits_nK is not None, "logits of training images alone are measured on these"
+    accuracy = _accuracy(logits_nK, labels, torch.full((len(labels),), 1 / len(labels), dtype=torch.float64))
+    return {
+        "accuracy": accuracy,
+        "interval": list(chance.wilson(accuracy, len(labels))),
+        "images": len(labels),
+        "test_samples": len(labels),
+        "dropped": None,
+        "warnings": [warning.as_dict() for warning in _stored_findings(job, logits_nK, labels, "test")],
+    }
+
+
+def _check_on_training_images(job: PreparedJob, teacher: StoredLogits, workspace: Workspace) -> None:
+    """Measure logits in a file that has none of test images. There is no figure on test images to report."""
+    logits_nK, labels = on_training_images(job, teacher)
+    accuracy = evaluate.score(logits_nK, labels).accuracy
+    log.info("the teacher is right on %.1f %% of %d training images", 100 * accuracy, len(labels))
+    for warning in _stored_findings(job, logits_nK, labels, "training"):
+        log.warning("%s: %s", warning.code, warning.message)
+        workspace.warn(warning)
+
+
+def on_training_images(job: PreparedJob, teacher: StoredLogits) -> tuple[Tensor, Tensor]:
+    """Return logits in a file for a sample of the training images as they are, n × K, and their labels."""
+    labels = job.data.train.labels.cpu()
+    rows = sample(labels, job.data.facts.num_classes, TRAINING_IMAGES)
+    return teacher.of_rows(rows), labels[rows]
+
+
+def _stored_findings(job: PreparedJob, logits_nK: Tensor, labels_n: Tensor, split: str) -> list[WarningItem]:
+    """Return what looks wrong about logits in a file: their columns, or their rows, are in another order."""
+    names, answers_n = job.data.facts.class_names, logits_nK.argmax(1)
+    found: list[WarningItem] = []
+    order = class_order(labels_n.numpy(), answers_n.numpy(), names)
+    if order is not None:
+        outputs = [names[at] for at in np.argsort(order.order)]
+        text = (
+            f"the columns of logits are in another order than the data set's classes: they fit the {order.title}. "
+            f"{_percent(order.accuracy)} of {len(labels_n)} {split} images are right in that order, "
+            f"{_percent(order.before)} in the data's"
+        )
+        hint = f"send the columns in the order {_listed(names, 20)}; they seem to be {_listed(outputs, 20)}"
+        found.append(WarningItem("class_order_wrong", "/teacher/logits", text, hint))
+    counts = torch.bincount(labels_n, minlength=len(names)).tolist()
+    accuracy, level = float((answers_n == labels_n).double().mean()), chance.chance_level(counts)
+    if chance.is_at_chance(accuracy, len(labels_n), level) or accuracy <= min(2 * level, level + GAIN):
+        text = (
+            f"the teacher's logits are right on {_percent(accuracy)} of {len(labels_n)} {split} images; guessing gives "
+            f"{_percent(level)}"
+        )
+        hint = "rows must be in the order of the data set's: add labels to the file, which are compared"
+        found.append(WarningItem("teacher_near_chance", "/teacher/logits", text, hint))
+    return found
 
 
 def answers(member: Classifier, images: Images) -> tuple[Tensor, float | None]:
@@ -279,7 +345,7 @@ def require_finite_in_training(job: PreparedJob) -> None:
 
     The check before the training sees a sample of the test images, and an image outside of it may be the only one.
     """
-    if job.teacher is None:
+    if job.teacher is None or job.stored is not None:
         return
     for (pointer, _), member in zip(each_teacher({"teacher": job.spec.teacher}), job.teacher.members, strict=True):
         _require_finite(evaluate.logits_on(member, job.data.train), member, pointer)

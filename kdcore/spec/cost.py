@@ -240,7 +240,7 @@ def _augmentation(training: Training, dataset: DatasetFacts) -> str | None:
 def _network(teacher: Teacher, dataset: DatasetFacts) -> str | None:
     """Return what decides a teacher's cost: its architecture, or the program or published weights that it names; and
     its image size, if that is not the data's."""
-    name = teacher.architecture or teacher.program or teacher.checkpoint
+    name = teacher.architecture or teacher.program or teacher.logits or teacher.checkpoint
     side = teacher.image_size
     return name if side is None or dataset.image_size == (side, side) else f"{name} at {side}"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from base.warning import WarningItem
-from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts, StartFacts
+from kdcore.catalog import DatasetFacts, LogitsFacts, ModelFacts, ProgramFacts, StartFacts
 from kdcore.catalog.facts import Loading
 from kdcore.spec.classes import (
     answers_classes,
@@ -271,6 +271,9 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
         warnings += dataset_warnings(known.dataset, "/dataset", spec.dataset)
     for pointer, teacher in each_teacher(vars(spec)):
         facts = known.teachers.get(pointer)
+        if isinstance(facts, LogitsFacts):
+            warnings += _logits_warnings(facts, pointer)
+            continue
         if facts is not None:
             warnings += loading_warnings(facts.loading, facts.architecture, pointer, f"{pointer}/checkpoint")
         if facts is not None and known.dataset is not None:
@@ -292,6 +295,17 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
             warnings += start_warnings(student, known.starts[pointer], known.dataset, pointer)
     warnings += budget_warnings(spec, known)
     return warnings
+
+
+def _logits_warnings(facts: LogitsFacts, pointer: str) -> Iterator[WarningItem]:
+    if facts.test is None:
+        yield WarningItem(
+            "teacher_not_tested",
+            f"{pointer}/logits",
+            "the file has logits of training images only: the teacher's accuracy is measured on these, which it has "
+            "probably learned from, and not on test images",
+            "add the array test_logits, test images x classes, in the order of the test images",
+        )
 
 
 def budget_warnings(spec: JobSpec, known: Known) -> Iterator[WarningItem]:

@@ -36,13 +36,17 @@ class EvaluationSpec(Vocabulary):
 def parse_evaluation(body: dict[str, Any]) -> EvaluationSpec:
     """Return the spec. Raises SpecFaults with every fault."""
     try:
-        return EvaluationSpec.model_validate(body)
+        spec = EvaluationSpec.model_validate(body)
     except ValidationError as error:
         faults = (
             Fault("".join(f"/{step}" for step in detail["loc"]), detail["msg"], detail["type"], got=detail["input"])
             for detail in error.errors(include_url=False)
         )
         raise SpecFaults(list(faults)) from error
+    if spec.model.logits is not None:
+        text = "an evaluation runs a network on images, and a file of logits has none"
+        raise SpecFaults([Fault("/model/logits", text, "not_allowed", "a checkpoint or a program", spec.model.logits)])
+    return spec
 
 
 def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFacts) -> list[Fault]:

@@ -10,6 +10,7 @@ from base.errors import Fault
 from kdcore.catalog import (
     ArchitectureFacts,
     DatasetFacts,
+    LogitsFacts,
     ModelFacts,
     ProgramFacts,
     StartFacts,
@@ -17,7 +18,18 @@ from kdcore.catalog import (
     architecture,
 )
 from kdcore.spec.classes import class_faults, needs_classes
-from kdcore.spec.job import EVERYTHING_ELSE, Preprocessing, Student, Teacher, Training, Unlabelled
+from kdcore.spec.job import (
+    EVERYTHING_ELSE,
+    Augmentation,
+    CropFlip,
+    NoAugmentation,
+    Preprocessing,
+    RandomResizedCrop,
+    Student,
+    Teacher,
+    Training,
+    Unlabelled,
+)
 from kdcore.spec.methods import Networks
 from kdcore.spec.rules import (
     Fields,
@@ -171,6 +183,9 @@ def _teacher_fit(
     dataset: DatasetFacts, teacher: Teacher, pointer: str, known: Known, fields: Fields, size: tuple[int, int]
 ) -> Iterator[Fault]:
     facts = known.teachers.get(pointer)
+    if isinstance(facts, LogitsFacts):
+        yield from _logits_fit(dataset, facts, f"{pointer}/logits", fields)
+        return
     file = f"{pointer}/program" if teacher.program is not None else f"{pointer}/checkpoint"
     network = known.network(facts.architecture if facts else teacher.architecture)
     if network is not None:
@@ -198,6 +213,60 @@ def _teacher_fit(
     if facts.channels != dataset.channels:
         text = f"the teacher takes images of {facts.channels} channels, the data set has {dataset.channels}"
         yield _mismatch(file, text + _channels_field(facts.channels), dataset.channels, facts.channels)
+
+
+def default_augmentation(dataset: DatasetFacts) -> Augmentation:
+    """Return the default augmentation. Grey images may be digits or letters: a mirrored one is another one, or none."""
+    side = min(dataset.image_size)
+    is_grey = dataset.grey or dataset.channels == 1
+    if dataset.kind == "named" and is_grey:
+        return NoAugmentation()
+    return CropFlip(padding=side // 8, flip=not is_grey) if side <= 64 else RandomResizedCrop(flip=not is_grey)
+
+
+def views_drawn(how: Augmentation) -> int | None:
+    """Return the number of views that an augmentation draws from, which are numbered from 0; None if these have no
+    numbers."""
+    if isinstance(how, CropFlip):
+        return (2 * how.padding + 1) ** 2 * (2 if how.flip else 1)
+    return 1 if isinstance(how, NoAugmentation) else None
+
+
+def _logits_fit(dataset: DatasetFacts, facts: LogitsFacts, pointer: str, fields: Fields) -> Iterator[Fault]:
+    """Yield the faults of a file of logits: other rows or classes than the data's, or other views than the job's."""
+    for what, own, wanted in (
+        ("rows of logits", facts.train, dataset.train),
+        ("rows of test_logits", facts.test, dataset.test),
+        ("columns, one a class", facts.num_classes, dataset.num_classes),
+    ):
+        if own is not None and own != wanted:
+            images = "classes" if what.startswith("columns") else "test images" if "test" in what else "training images"
+            text = f"the file has {own} {what}, the data set has {wanted} {images}, and each needs one, in its order"
+            if images == "classes":
+                text += "; of a teacher of other classes, send the columns of the data's classes"
+            yield _mismatch(pointer, text, wanted, own)
+    training = fields.get("training")
+    if not isinstance(training, Training):
+        return
+    at, how = "/training/augmentation", training.augmentation or default_augmentation(dataset)
+    drawn, chosen = views_drawn(how), "" if training.augmentation is not None else ", the default here,"
+    works = "none" if facts.views is None else f"crop_flip with {facts.views} views"
+    if facts.views is None and not isinstance(how, NoAugmentation):
+        more = "" if drawn is None else f", or send the logits of all its views, 0 to {drawn - 1}, with the array views"
+        text = (
+            f"the file has logits of images without augmentation, and {how.name}{chosen} changes them: use none{more}"
+        )
+        yield Fault(at, text, "not_allowed", {"name": "none"}, how.name)
+    elif facts.views is not None and not (isinstance(how, CropFlip) and drawn == facts.views):
+        text = f"the file has logits of the views 0 to {facts.views - 1} of crop_flip, and {how.name}{chosen}"
+        if drawn is not None and isinstance(how, CropFlip):
+            text += (
+                f" draws views 0 to {drawn - 1}: all of these are needed and no others, (2 x padding + 1)^2, and twice "
+                "as many with flip"
+            )
+        else:
+            text += " has no views of these numbers"
+        yield Fault(at, text, "not_allowed", works, how.model_dump(mode="json"))
 
 
 def keeps_classifier(student: Student, facts: StartFacts, dataset: DatasetFacts) -> bool:

@@ -216,7 +216,7 @@ class Dataset(DataOptions):
 
 
 class Teacher(Vocabulary):
-    """A trained network: a checkpoint of a known architecture, or a program of any architecture."""
+    """A trained network: a checkpoint of a known architecture, a program of any architecture, or its logits alone."""
 
     checkpoint: Reference | None = Field(
         default=None,
@@ -230,6 +230,13 @@ class Teacher(Vocabulary):
         description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a program, an ONNX model (.onnx) "
         "or one of torch.export (.pt2), that maps normalised images to logits. It has no taps: only methods on logits "
         "can use it. A registered one is named as a checkpoint, model:<name or id>.",
+    )
+    logits: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
+        default=None,
+        description="Instead of a network: blob:sha256:<hex> (or file:<path>) of an .npz with the array logits: "
+        "training images x classes, in the order of the data's rows and classes, of images without augmentation; or "
+        "views x training images x classes, with the array views: the numbers of crop_flip's views. With test_logits "
+        "the teacher is measured like any. Only methods on logits can use it.",
     )
     architecture: Architecture | None = Field(
         default=None,

@@ -19,12 +19,14 @@ _DECIDING = (
 def teacher_check_key(resolved: Mapping[str, Any]) -> str | None:
     """Return the key of the check of a job's teacher (sha256, hex), from its resolved spec as JSON.
 
-    None if the job has no teacher, or if a file is named by its path: its bytes may change.
+    None if the job has no teacher, or one of stored logits, or if a file is named by its path: its bytes may change.
     """
     given = resolved.get("teacher")
     if not given:
         return None
     each = given if isinstance(given, list) else [given]
+    if any(one.get("logits") for one in each):
+        return None  # Nothing is computed for it that could be saved.
     # Fields that are not set are left out, so that a spec which an earlier version resolved has the same key.
     teachers = [{name: one[name] for name in _DECIDING if one.get(name) is not None} for one in each]
     dataset = resolved["dataset"]

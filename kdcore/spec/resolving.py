@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from math import ceil, isqrt, sqrt
 
-from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts, StartFacts
+from kdcore.catalog import DatasetFacts, LogitsFacts, ModelFacts, ProgramFacts, StartFacts
 from kdcore.spec.classes import as_numbers, class_names, class_outputs
-from kdcore.spec.fitting import Known, teacher_network, teacher_size
+from kdcore.spec.fitting import Known, default_augmentation, teacher_network, teacher_size
 from kdcore.spec.job import (
     AdamW,
-    Augmentation,
     Cosine,
-    CropFlip,
     JobSpec,
     Multistep,
-    NoAugmentation,
     Optimizer,
     Preprocessing,
     RandomResizedCrop,
@@ -124,7 +121,7 @@ def _teachers(spec: JobSpec, known: Known) -> tuple[Teacher, ...]:
 def _teacher(teacher: Teacher, spec: JobSpec, known: Known, pointer: str, several: bool) -> Teacher:
     update: dict[str, object] = {"weight": _given(teacher.weight, 1.0)} if several else {}
     facts = known.teachers.get(pointer)
-    if facts is not None and known.dataset is not None:
+    if facts is not None and known.dataset is not None and not isinstance(facts, LogitsFacts):
         update["preprocessing"] = teacher.preprocessing or preprocessing(facts, known.dataset)
         update |= named_classes(teacher, facts, known.dataset)
         is_program = teacher.program is not None or isinstance(facts, ProgramFacts)
@@ -157,7 +154,7 @@ def _training(
         optimizer = _fine_tuning(optimizer)
         if "schedule" not in training.model_fields_set:
             schedule = Cosine(warmup_epochs=round(min(1.0, WARM_UP * training.epochs), 3))
-    augmentation = training.augmentation or _augmentation(dataset)
+    augmentation = training.augmentation or default_augmentation(dataset)
     if isinstance(augmentation, RandomResizedCrop) and augmentation.store_size is None:
         store_size = _store_size(augmentation, dataset, [side for side in teacher_sizes if side is not None])
         augmentation = augmentation.model_copy(update={"store_size": store_size})
@@ -196,15 +193,6 @@ def _schedule(schedule: Schedule, epochs: int) -> Schedule:
         return schedule
     crd = (round(epochs * drop / 240) for drop in (150, 180, 210))
     return schedule.model_copy(update={"milestones": tuple(sorted({drop for drop in crd if 1 <= drop < epochs}))})
-
-
-def _augmentation(dataset: DatasetFacts) -> Augmentation:
-    """Return the default augmentation. Grey images may be digits or letters: a mirrored one is another one, or none."""
-    side = min(dataset.image_size)
-    is_grey = dataset.grey or dataset.channels == 1
-    if dataset.kind == "named" and is_grey:
-        return NoAugmentation()
-    return CropFlip(padding=side // 8, flip=not is_grey) if side <= 64 else RandomResizedCrop(flip=not is_grey)
 
 
 def _given(value: float | None, default: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from base.errors import Fault
 from kdcore.catalog import UnknownName, architecture
-from kdcore.spec.job import Dataset, Multistep, Student, Teacher, Training, Unlabelled
+from kdcore.spec.job import Dataset, Multistep, RandomResizedCrop, Student, Teacher, Training, Unlabelled
 from kdcore.spec.methods import METHODS, Method, scheme_of
 from kdcore.spec.methods.options import SchemeKind
 
@@ -168,15 +168,18 @@ def _names(named: list[tuple[str, Method]]) -> str:
 
 def _each_teacher_is_one_file(fields: Fields) -> Iterator[Fault]:
     for pointer, teacher in each_teacher(fields):
-        if teacher.checkpoint is None and teacher.program is None:
-            yield Fault(f"{pointer}/checkpoint", "a teacher is a checkpoint or a program", "missing")
-        if teacher.checkpoint is not None and teacher.program is not None:
-            text = "a teacher is a checkpoint or a program, not both"
-            yield Fault(f"{pointer}/program", text, "not_allowed", "one of the two", teacher.program)
+        files = [name for name in ("checkpoint", "program", "logits") if getattr(teacher, name) is not None]
+        if not files:
+            text = "a teacher is a checkpoint or a program, or a file of its logits"
+            yield Fault(f"{pointer}/checkpoint", text, "missing")
+        for name in files[1:]:
+            text = f"a teacher is one file, and {files[0]} names one already"
+            yield Fault(f"{pointer}/{name}", text, "not_allowed", "one of the two", getattr(teacher, name))
         if teacher.program is not None and teacher.architecture is not None:
             text = "a program holds its own network"
             yield Fault(f"{pointer}/architecture", text, "unused", "leave it out", teacher.architecture)
-        yield from _one_network(teacher, pointer, teacher.program is not None)
+        if teacher.logits is None:
+            yield from _one_network(teacher, pointer, teacher.program is not None)
 
 
 def _one_network(model: Teacher | Student, pointer: str, is_program: bool = False) -> Iterator[Fault]:
@@ -207,15 +210,46 @@ def _programs_give_only_logits(fields: Fields) -> Iterator[Fault]:
     for pointer, teacher in each_teacher(fields):
         if teacher.program is not None:
             yield from only_logits(fields, f"{pointer}/program", teacher.program)
+        if teacher.logits is not None:
+            yield from only_logits(fields, f"{pointer}/logits", teacher.logits, "a file of logits")
 
 
-def only_logits(fields: Fields, pointer: str, program: str | None) -> Iterator[Fault]:
-    """Yield the faults of methods that look inside a teacher that is a program; `pointer` is the program's field."""
+def _stored_logits_are_of_known_images(fields: Fields) -> Iterator[Fault]:
+    """Yield the faults of logits in a file that are asked for images, or in an order, which the file cannot know."""
+    given, training = each_teacher(fields), fields.get("training")
+    for pointer, teacher in given:
+        if teacher.logits is None:
+            continue
+        at = f"{pointer}/logits"
+        if len(given) > 1:
+            text = "a file of logits is a teacher alone; average the logits of several before saving them"
+            yield Fault(at, text, "not_allowed", "one teacher", teacher.logits)
+        for name in ("architecture", "part", "averaged", "preprocessing", "class_names", "class_map", "image_size"):
+            value = getattr(teacher, name)
+            if value is not None:
+                text = "a file of logits has no network: its rows and columns must be in the data set's order"
+                yield Fault(f"{pointer}/{name}", text, "unused", "leave it out")
+        if fields.get("unlabelled") is not None:
+            text = "a file of logits has rows for the data set's training images only"
+            yield Fault("/unlabelled", text, "not_allowed", "null, or a network as the teacher")
+        if not isinstance(training, Training):
+            continue
+        if training.mix is not None:
+            text = "mixed images are others in each epoch, and a file of logits cannot have them"
+            yield Fault("/training/mix", text, "not_allowed", "null", training.mix.name)
+        if isinstance(training.augmentation, RandomResizedCrop):
+            text = "random_resized_crop draws other boxes in each epoch, and a file of logits cannot have them"
+            allowed = ["none", "crop_flip with logits of all its views"]
+            yield Fault("/training/augmentation", text, "not_allowed", allowed, training.augmentation.name)
+
+
+def only_logits(fields: Fields, pointer: str, file: str | None, what: str = "a program") -> Iterator[Fault]:
+    """Yield the faults of methods that look inside a teacher that has only logits; `pointer` is the file's field."""
     for _, method in each_method(fields):
         if method.looks_inside:
-            what = "its gradient at the image" if method.compares_gradients else "its activations"
-            text = f"a program gives only logits; {method.name!r} needs {what}"
-            yield Fault(pointer, text, "not_allowed", "a checkpoint", program)
+            needed = "its gradient at the image" if method.compares_gradients else "its activations"
+            text = f"{what} gives only logits; {method.name!r} needs {needed}"
+            yield Fault(pointer, text, "not_allowed", "a checkpoint", file)
 
 
 def _students_fit_the_scheme(fields: Fields) -> Iterator[Fault]:
@@ -411,6 +445,7 @@ _RULES: tuple[Callable[[Fields], Iterator[Fault]], ...] = (
     _each_teacher_is_one_file,
     _several_teachers_are_averaged,
     _programs_give_only_logits,
+    _stored_logits_are_of_known_images,
     _students_fit_the_scheme,
     _only_a_checkpoint_is_taken_over,
     _assistants_have_a_teacher,

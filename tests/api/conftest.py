@@ -24,7 +24,7 @@ from kdcore.catalog import (
     TapFacts,
     architecture,
 )
-from kdcore.catalog.facts import DATASET_READING, ProgramFacts
+from kdcore.catalog.facts import DATASET_READING, LogitsFacts, ProgramFacts
 from kdcore.spec.cost import JobCost, ProbeRequest
 from store import jobs, lifecycle
 from store.artifacts import NewArtifact
@@ -55,6 +55,8 @@ START: dict[str, Any] = {
     "fresh": ["fc.weight", "fc.bias"], "classifier": ["fc.weight", "fc.bias"],
 }  # fmt: skip
 PROGRAM = ProgramFacts(num_classes=10, channels=1, parameters=20_000, bytes=80_000, image_size=(8, 8))
+LOGITS = LogitsFacts(num_classes=10, bytes=80_000, train=1437)
+"""Of the digits."""
 ONNX = PROGRAM.model_copy(update={"format": "onnx", "batch": 4})
 
 
@@ -127,7 +129,13 @@ class FakeInspector(Inspector):
             return architecture(name) if name == "timm/resnet18" else Refused("spec_invalid", f"timm has no {name}")
         if issubclass(kind, StartFacts):
             return kind(**START)
-        return {ModelFacts: MODEL, ProgramFacts: PROGRAM, DatasetFacts: DATASET, PublishedFacts: PUBLISHED}[kind]
+        return {
+            ModelFacts: MODEL,
+            ProgramFacts: PROGRAM,
+            LogitsFacts: LOGITS,
+            DatasetFacts: DATASET,
+            PublishedFacts: PUBLISHED,
+        }[kind]
 
 
 @dataclass

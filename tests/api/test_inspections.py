@@ -18,7 +18,7 @@ from anyio import to_thread
 from api.inspections import Inspections, Inspector, Refused, Thumbnails
 from base.errors import StorageFull
 from kdcore.catalog import DatasetFacts, ModelFacts, PublishedFacts, StartFacts, TapFacts
-from kdcore.catalog.facts import ProgramFacts
+from kdcore.catalog.facts import LogitsFacts, ProgramFacts
 from kdcore.spec import DataOptions
 from store import registry
 from store.database import migrate
@@ -69,9 +69,10 @@ async def test_inspector_reads_facts_from_the_last_line(tmp_path: Path) -> None:
         (StartFacts, ["x.pt"], {"freeze": ("a", "b")}, "inspect start x.pt --freeze a b"),
         (StartFacts, ["x.pt"], {"freeze": ()}, "inspect start x.pt"),
         (ProgramFacts, ["x.pt2"], {}, "inspect program x.pt2"),
+        (LogitsFacts, ["x.npz"], {}, "inspect logits x.npz"),
         (TapFacts, ["n", "a", "b"], SMALL, "inspect taps n a b --classes 10 --channels 1 --image-size 8 8"),
     ],
-    ids=["data set with a size", "data set", "model", "part", "start", "nothing frozen", "program", "taps"],
+    ids=["data set with a size", "data set", "model", "part", "start", "nothing frozen", "program", "logits", "taps"],
 )
 async def test_inspector_passes_arguments_to_the_engine(
     tmp_path: Path, kind: type[ModelFacts], subject: list[str], options: dict[str, object], arguments: str

@@ -8,7 +8,7 @@ from api.inspections import Refused
 from kdcore.catalog import ModelFacts, NamedStartFacts, StartFacts
 from kdcore.catalog.facts import Loading
 from kdcore.spec import Dataset, parse
-from tests.api.conftest import DATASET, MODEL, ONNX, PROGRAM, START, SUPERVISED, Service, problem
+from tests.api.conftest import DATASET, LOGITS, MODEL, ONNX, PROGRAM, START, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -491,6 +491,36 @@ async def test_program_can_teach(service: Service) -> None:
     body = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"program": f"blob:{blob}"}))).json()
     assert body["estimate"]["parameters"]["teacher"] == PROGRAM.parameters
     assert service.inspector.requests == [("program", blob.removeprefix("sha256:"), {})]
+
+
+async def test_logits_can_teach(service: Service) -> None:
+    blob = await service.upload(b"an archive of arrays")
+    resolved = await accepted(service, kd(teacher={"logits": f"blob:{blob}"}))
+    teacher = resolved["teacher"]
+    assert {name for name, value in teacher.items() if value is not None} == {"logits"}
+    assert teacher["logits"] == f"blob:{blob}" and resolved["training"]["augmentation"] == {"name": "none"}
+    assert await accepted(service, {**resolved, "name": "again"}) == {**resolved, "name": "again"}
+    body = (await service.http.post("/v1/jobs/validate", json=kd(teacher={"logits": f"blob:{blob}"}))).json()
+    assert [one["code"] for one in body["warnings"] if one["pointer"] == "/teacher/logits"] == ["teacher_not_tested"]
+    assert service.inspector.requests == [("logits", blob.removeprefix("sha256:"), {})]
+
+
+async def test_logits_that_cannot_teach_are_refused(service: Service) -> None:
+    blob = await service.upload(b"an archive of arrays")
+    given = {"logits": f"blob:{blob}"}
+    faults = await faults_of(service, kd(teacher=given, training={"augmentation": "crop_flip"}))
+    assert list(faults) == ["/training/augmentation"] and "use none" in faults["/training/augmentation"]["message"]
+    few = await service.upload(b"an archive of few rows")
+    service.inspector.answers[few.removeprefix("sha256:")] = LOGITS.model_copy(update={"train": 5})
+    assert list(await faults_of(service, kd(teacher={"logits": f"blob:{few}"}))) == ["/teacher/logits"]
+    broken = await service.upload(b"no archive")
+    refused = Refused("teacher_mismatch", "logits[3, 1] is nan, and must be a finite number", "send float32")
+    service.inspector.answers[broken.removeprefix("sha256:")] = refused
+    assert (
+        "is nan" in (await faults_of(service, kd(teacher={"logits": f"blob:{broken}"})))["/teacher/logits"]["message"]
+    )
+    faults = await faults_of(service, kd(teacher={"logits": "file:/etc/passwd"}))
+    assert faults["/teacher/logits"]["code"] == "not_allowed"
 
 
 async def test_registered_program_teaches_by_its_name(service: Service) -> None:

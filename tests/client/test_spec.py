@@ -295,11 +295,12 @@ def test_upload_files_of_several_teachers(tmp_path: Path):
     spec = {
         "dataset": {"source": "birds", "image_size": 32},
         "unlabelled": {"source": f"file:{images}"},
-        "teacher": [{"checkpoint": "model:a"}, {"program": f"file:{program}"}],
+        "teacher": [{"checkpoint": "model:a"}, {"program": f"file:{program}"}, {"logits": f"file:{images}"}],
     }
     brought = upload_files(fake.client(), spec)
     assert brought["teacher"][0] == {"checkpoint": "model:a"}
     assert brought["teacher"][1]["program"].startswith("blob:sha256:")
+    assert brought["teacher"][2]["logits"].startswith("blob:sha256:")
     (pool,) = fake.bodies("POST /v1/datasets")
     assert brought["unlabelled"] == {"source": pool["name"]}
     assert pool["image_size"] == 32, "they are read at the size of the labelled images"

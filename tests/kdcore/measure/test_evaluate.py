@@ -23,7 +23,7 @@ from kdcore.measure.evaluate import (
     run_evaluation,
     score,
     wilson,
-    write_test_images,
+    write_images,
 )
 from kdcore.prepare import Workspace
 from kdcore.protocol import EXIT_STOPPED, Lines
@@ -264,10 +264,11 @@ def test_run_evaluation_obeys_a_stop_after_a_batch(files, tmp_path):
     assert stopped.value.code == EXIT_STOPPED and events(stream, "artifact") == []
 
 
-def test_write_test_images_writes_the_images_that_a_report_is_measured_on(tmp_path):
+def test_write_images_writes_the_images_that_a_report_is_measured_on(tmp_path):
     workspace = Workspace(tmp_path, {}, tmp_path / "cache", Lines(sys.stderr))
-    assert write_test_images(tmp_path / "test.safetensors", Dataset(source="digits"), workspace) == {
-        "test_samples": 360
+    assert write_images(tmp_path / "test.safetensors", Dataset(source="digits"), workspace) == {
+        "test_samples": 360,
+        "class_names": [str(digit) for digit in range(10)],
     }
     written = load_file(tmp_path / "test.safetensors")
     split = data.load(Dataset(source="digits"), None, tmp_path / "cache").test

@@ -4,7 +4,7 @@ from typing import Any
 
 from base.errors import Fault
 from kdcore.catalog import DatasetFacts, ModelFacts
-from kdcore.catalog.facts import ProgramFacts
+from kdcore.catalog.facts import LogitsFacts, ProgramFacts
 from kdcore.spec import JobSpec, Known, as_typed, each_teacher, fit, parse, read, resolve
 
 SOUND = {
@@ -14,6 +14,7 @@ SOUND = {
     "method": "kd",
 }
 PROGRAM = {"program": "blob:sha256:" + "0" * 64}
+LOGITS = {"logits": "blob:sha256:" + "1" * 64}
 ONE, OTHER = {"checkpoint": "model:one"}, {"checkpoint": "model:other"}
 PEERS: dict[str, Any] = {"teacher": None, "student": ["resnet20", "resnet20"]}
 
@@ -23,6 +24,7 @@ DATA = DatasetFacts(
 )  # fmt: skip
 POOL = DATA.model_copy(update={"labelled": False, "num_classes": 0, "class_names": [], "train": 500, "test": 0})
 TEACHER = ModelFacts(architecture="resnet56", num_classes=3, channels=3, parameters=1, bytes=4, format="pytorch")
+STORED = LogitsFacts(num_classes=3, bytes=4, train=1000)
 TRACED = ProgramFacts(num_classes=3, channels=3, parameters=1, bytes=4, image_size=(32, 32))
 
 Faults = list[tuple[str, str, str]]
@@ -42,7 +44,10 @@ def known(spec: dict[str, Any], network: ModelFacts | str = TEACHER, **more: Any
     """The facts of all that a spec names. Each checkpoint holds the same network."""
     _, fields, _ = read(spec)
     facts = network if isinstance(network, ModelFacts) else TEACHER.model_copy(update={"architecture": network})
-    teachers = {at: TRACED if teacher.program is not None else facts for at, teacher in each_teacher(fields)}
+    teachers = {
+        at: TRACED if teacher.program is not None else STORED if teacher.logits is not None else facts
+        for at, teacher in each_teacher(fields)
+    }
     found: dict[str, Any] = {
         "dataset": DATA,
         "teachers": teachers,

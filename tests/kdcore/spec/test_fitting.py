@@ -7,7 +7,20 @@ import pytest
 from kdcore.catalog import ArchitectureFacts, DatasetFacts
 from kdcore.spec import Known, Training, Unlabelled, fit, read
 from kdcore.spec.fitting import images_held_out, images_to_train_on
-from tests.kdcore.spec.specs import DATA, ONE, OTHER, POOL, PROGRAM, TEACHER, TRACED, as_tuples, body, fit_faults
+from tests.kdcore.spec.specs import (
+    DATA,
+    LOGITS,
+    ONE,
+    OTHER,
+    POOL,
+    PROGRAM,
+    STORED,
+    TEACHER,
+    TRACED,
+    as_tuples,
+    body,
+    fit_faults,
+)
 
 GREY = {"channels": 1, "mean": [0.5], "std": [0.2]}
 
@@ -35,6 +48,14 @@ def tapped(name: str, *paths: str, **options: Any) -> dict[str, Any]:
     """A method that looks at named places of two resnet20."""
     taps = {"taps": list(paths)} if len(paths) > 1 or name in ("attention", "reviewkd", "ofd") else {"tap": paths[0]}
     return {"method": {"name": name, **taps, **options}, "network": "resnet20"}
+
+
+PLAIN = {"training": {"augmentation": "none"}}
+
+
+def stored(**update: Any) -> dict[str, Any]:
+    """A file of logits, as an inspection found it."""
+    return {"more": {"teachers": {"/teacher": STORED.model_copy(update=update)}}}
 
 
 CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = {
@@ -191,6 +212,63 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
             "teacher": {"checkpoint": "weights:it", "architecture": "torchvision/vit_b_16"},
             "more": {**data(image_size=(224, 224)), "teachers": {}},
         },
+    ),
+    "logits and a default augmentation": (
+        {"teacher": LOGITS},
+        (
+            "/training/augmentation",
+            "not_allowed",
+            "the file has logits of images without augmentation, and crop_flip, the default here, changes them: use "
+            "none, or send the logits of all its views, 0 to 161, with the array views",
+        ),
+        {"teacher": LOGITS, **PLAIN},
+    ),
+    "logits of fewer views": (
+        {"teacher": LOGITS, **stored(views=81), "training": {"augmentation": "crop_flip"}},
+        (
+            "/training/augmentation",
+            "not_allowed",
+            "the file has logits of the views 0 to 80 of crop_flip, and crop_flip draws views 0 to 161: all of these "
+            "are needed and no others, (2 x padding + 1)^2, and twice as many with flip",
+        ),
+        {"teacher": LOGITS, **stored(views=81), "training": {"augmentation": {"name": "crop_flip", "flip": False}}},
+    ),
+    "logits of views and no augmentation": (
+        {"teacher": LOGITS, **stored(views=162), **PLAIN},
+        (
+            "/training/augmentation",
+            "not_allowed",
+            "the file has logits of the views 0 to 161 of crop_flip, and none has no views of these numbers",
+        ),
+        {"teacher": LOGITS, **stored(views=162)},
+    ),
+    "logits of other training images": (
+        {"teacher": LOGITS, **PLAIN, **stored(train=999)},
+        (
+            "/teacher/logits",
+            "teacher_mismatch",
+            "the file has 999 rows of logits, the data set has 1000 training images, and each needs one, in its order",
+        ),
+        {"teacher": LOGITS, **PLAIN, **stored(test=100)},
+    ),
+    "logits of other test images": (
+        {"teacher": LOGITS, **PLAIN, **stored(test=99)},
+        (
+            "/teacher/logits",
+            "teacher_mismatch",
+            "the file has 99 rows of test_logits, the data set has 100 test images, and each needs one, in its order",
+        ),
+        {"teacher": LOGITS, **PLAIN, **stored(test=100)},
+    ),
+    "logits of other classes": (
+        {"teacher": LOGITS, **PLAIN, **stored(num_classes=10)},
+        (
+            "/teacher/logits",
+            "teacher_mismatch",
+            "the file has 10 columns, one a class, the data set has 3 classes, and each needs one, in its order; of a "
+            "teacher of other classes, send the columns of the data's classes",
+        ),
+        {"teacher": LOGITS, **PLAIN},
     ),
     "a program of other images": (
         {"teacher": PROGRAM, "more": data(image_size=(48, 32))},

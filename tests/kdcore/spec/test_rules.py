@@ -6,7 +6,7 @@ import pytest
 
 from kdcore.spec import read
 from kdcore.spec.rules import _RULES, scheme_kind
-from tests.kdcore.spec.specs import ONE, OTHER, PEERS, PROGRAM, body, rule_faults
+from tests.kdcore.spec.specs import LOGITS, ONE, OTHER, PEERS, PROGRAM, body, rule_faults
 
 ALONE: dict[str, Any] = {"teacher": None, "method": "supervised"}
 STARTED: dict[str, Any] = {"architecture": "resnet20", "checkpoint": "blob:sha256:00"}
@@ -146,13 +146,59 @@ CASES = {
     ),
     "a teacher without a file": (
         {"teacher": {"architecture": "resnet56"}},
-        ("/teacher/checkpoint", "missing", "a teacher is a checkpoint or a program"),
+        ("/teacher/checkpoint", "missing", "a teacher is a checkpoint or a program, or a file of its logits"),
         {"teacher": ONE},
     ),
     "a teacher of two files": (
         {"teacher": {**ONE, **PROGRAM}},
-        ("/teacher/program", "not_allowed", "a teacher is a checkpoint or a program, not both"),
+        ("/teacher/program", "not_allowed", "a teacher is one file, and checkpoint names one already"),
         {"teacher": [ONE, PROGRAM]},
+    ),
+    "a teacher of a network and logits": (
+        {"teacher": {**PROGRAM, **LOGITS}},
+        ("/teacher/logits", "not_allowed", "a teacher is one file, and program names one already"),
+        {"teacher": LOGITS},
+    ),
+    "the classes of logits": (
+        {"teacher": {**LOGITS, "class_names": ["a", "b", "c"]}},
+        (
+            "/teacher/class_names",
+            "unused",
+            "a file of logits has no network: its rows and columns must be in the data set's order",
+        ),
+        {"teacher": {**ONE, "class_names": ["a", "b", "c"]}},
+    ),
+    "logits beside another teacher": (
+        {"teacher": [ONE, LOGITS]},
+        (
+            "/teacher/1/logits",
+            "not_allowed",
+            "a file of logits is a teacher alone; average the logits of several before saving them",
+        ),
+        {"teacher": [ONE, OTHER]},
+    ),
+    "logits and a pool": (
+        {"teacher": LOGITS, "unlabelled": "theirs"},
+        ("/unlabelled", "not_allowed", "a file of logits has rows for the data set's training images only"),
+        {"teacher": ONE, "unlabelled": "theirs"},
+    ),
+    "logits of mixed images": (
+        {"teacher": LOGITS, "training": {"mix": "mixup"}},
+        (
+            "/training/mix",
+            "not_allowed",
+            "mixed images are others in each epoch, and a file of logits cannot have them",
+        ),
+        {"teacher": ONE, "training": {"mix": "mixup"}},
+    ),
+    "logits of boxes": (
+        {"teacher": LOGITS, "training": {"augmentation": {"name": "random_resized_crop"}}},
+        (
+            "/training/augmentation",
+            "not_allowed",
+            "random_resized_crop draws other boxes in each epoch, and a file of logits cannot have them",
+        ),
+        {"teacher": LOGITS, "training": {"augmentation": {"name": "crop_flip"}}},
     ),
     "a program's architecture": (
         {"teacher": {**PROGRAM, "architecture": "resnet56"}},
@@ -215,6 +261,11 @@ CASES = {
         {"teacher": PROGRAM, "method": ["kd", "crd"]},
         ("/teacher/program", "not_allowed", "a program gives only logits; 'crd' needs its activations"),
         {"teacher": PROGRAM, "method": ["kd", "dkd"]},
+    ),
+    "activations of logits": (
+        {"teacher": LOGITS, "method": "nst"},
+        ("/teacher/logits", "not_allowed", "a file of logits gives only logits; 'nst' needs its activations"),
+        {"teacher": LOGITS, "method": ["kd", "dkd", "dist"]},
     ),
     "gradients of a program": (
         {"teacher": PROGRAM, "method": BY_GRADIENT},
