@@ -96,11 +96,16 @@ NOT_UPLOADED = "these bytes have not been uploaded; POST them to /v1/uploads fir
 
 
 class Refused(Exception):
-    """An inspection failed. A final refusal is due to the file or the network: another inspection would fail, too."""
+    """An inspection failed. A final refusal is due to the file or the network: another inspection would fail, too.
 
-    def __init__(self, code: str, message: str, hint: str | None = None, final: bool = True) -> None:
+    `option` is the field of the registration that is at fault, if the file is not.
+    """
+
+    def __init__(
+        self, code: str, message: str, hint: str | None = None, final: bool = True, option: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.code, self.message, self.hint, self.final = code, message, hint, final
+        self.code, self.message, self.hint, self.final, self.option = code, message, hint, final, option
 
 
 class Thumbnails(BaseModel):
@@ -328,7 +333,7 @@ class Inspections:
             facts = await self.inspector.inspect(kind, *subject, **how, **options)
         except Refused as refused:
             if refused.final:
-                await self.db.write(registry.put_inspection, *key, {"refused": vars(refused)})
+                await self.db.write(registry.put_inspection, *key, {"refused": _kept(refused)})
             raise
 
         def put(connection: Connection) -> None:
@@ -367,6 +372,11 @@ async def while_wanted(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitabl
         return task.result()
     finally:
         task.cancel()
+
+
+def _kept(refused: Refused) -> dict[str, Any]:
+    """Return the arguments of a refusal as they are stored."""
+    return {name: value for name, value in vars(refused).items() if value is not None}
 
 
 def _options_key(kind: type[BaseModel], options: dict[str, Any]) -> str:
@@ -478,6 +488,7 @@ def _result(output: bytes, errors: str, exit_code: int | None) -> _Output:
         str(error.get("message", "the file cannot be used")),
         error.get("hint"),
         final=not error.get("retryable", False),
+        option=next((name for name in DataOptions.model_fields if name == error.get("option")), None),
     )
 
 

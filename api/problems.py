@@ -203,7 +203,7 @@ class Unusable(Invalid):
 
     @classmethod
     def of(cls, error: Refused) -> Self:
-        return cls(error.message, [Fault("/blob", error.message, error.code)], hint=error.hint)
+        return cls(error.message, [Fault(f"/{error.option or 'blob'}", error.message, error.code)], hint=error.hint)
 
 
 class ChecksumMismatch(Invalid):
@@ -315,6 +315,18 @@ def malformed_json(reason: str) -> MalformedBody:
     return MalformedBody(f"the body is not JSON: {reason}", [Fault("", reason, "malformed_json")])
 
 
+_WORDS = {
+    "missing": "this field is required",
+    "tuple_type": "a list belongs here",
+    "list_type": "a list belongs here",
+    "dict_type": "an object belongs here",
+    "model_type": "an object belongs here",
+    "model_attributes_type": "an object belongs here",
+    "string_type": "a string belongs here",
+}
+"""In the place of pydantic's words, which are those of Python."""
+
+
 def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
     """Return one of pydantic's errors as a fault, with a pointer into the body or `?name` for a parameter. `model` is
     that of the body."""
@@ -328,13 +340,11 @@ def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
     got = value if isinstance(value, int | float | str | bool) and detail["type"] != "missing" else None
     if isinstance(got, float) and not math.isfinite(got):
         got = str(got)  # JSON has no word for it.
-    message = str(context["error"]) if detail["type"] == "value_error" else str(detail["msg"])
+    message = str(context["error"]) if detail["type"] == "value_error" else _WORDS.get(detail["type"], detail["msg"])
     if detail["type"] == "extra_forbidden":
         message = f"there is no field {str(path[-1])[:200]!r} here"
         if place == "body" and len(path) == 1 and isinstance(model, type) and issubclass(model, BaseModel):
             message += nearest(str(path[-1]), list(model.model_fields))
-    if detail["type"] == "tuple_type":
-        message = "a list belongs here"
     return Fault(pointer, message, str(detail["type"]), allowed, got)
 
 

@@ -315,7 +315,8 @@ class References:
         try:
             return await while_wanted(self.inspections.dataset(digest, options), self.client_gone)
         except Refused as refused:
-            raise ReferenceFault(_with_hint(refused), refused.code) from None
+            at = f"/dataset/{refused.option}" if refused.option else None
+            raise ReferenceFault(_with_hint(refused), refused.code, pointer=at) from None
 
     async def _file_facts(self, kind: type[F], digest: str, **options: Any) -> F:
         try:

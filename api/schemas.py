@@ -21,6 +21,7 @@ from base.wire import (
     InspectionProgress,
     JobView,
     Links,
+    MeasuredView,
     RefusalView,
     RegistrationState,
     ThumbnailsView,
@@ -112,6 +113,12 @@ def model_view(model: Model) -> dict[str, Any]:
     return view_of(ModelView, model, **_registered(model))
 
 
+def measured_view(evaluation: Job) -> dict[str, Any]:
+    result = evaluation.result or {}
+    figures = {name: result[name] for name in ("accuracy", "interval", "test_samples")}
+    return view_of(MeasuredView, evaluation, **figures, dataset=evaluation.spec["dataset"], job=evaluation.id)
+
+
 def dataset_view(dataset: Dataset) -> dict[str, Any]:
     sheet = dataset.thumbnails
     href = f"/v1/datasets/{dataset.id}/thumbnails"
@@ -158,6 +165,12 @@ class ModelView(Schema):
     facts: ProgramFacts | ModelFacts | None = Field(description=FACTS)
     warnings: list[WarningView]
     created_at: Time
+
+
+class MeasuredModelView(ModelView):
+    measured: list[MeasuredView] = Field(
+        description="The newest accuracy on each data set on which it was evaluated, the newest first."
+    )
 
 
 class DatasetView(Schema):

@@ -265,7 +265,10 @@ async def examine_evaluation(spec: EvaluationSpec, model: ModelFacts, references
     try:
         given = await references.dataset(spec.dataset, size_at="/image_size")
     except ReferenceFault as fault:
-        return ExaminedEvaluation([fault.at("/dataset")])
+        at = (
+            fault.pointer if fault.pointer == "/image_size" else "/dataset"
+        )  # A request has no other option of the data.
+        return ExaminedEvaluation([replace(fault.at("/dataset"), pointer=at)])
     data = as_colour(given) if model.channels == 3 else given
     facts = _comparable(data)
     assert facts is not None, "a data set is inspected, or built in"  # noqa: S101

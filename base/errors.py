@@ -3,7 +3,7 @@
     EngineError
      ├─ SpecInvalid         spec_invalid          the spec contradicts itself, or a name in it does not exist
      ├─ WarningRefused      warning_refused       `strict`, and a warning is known before the training
-     ├─ TeacherMismatch     teacher_mismatch      the teacher's file does not fit its architecture or the data
+     ├─ TeacherMismatch     teacher_mismatch      a file of weights or a program cannot be read, or does not fit
      ├─ TeacherUnavailable  teacher_unavailable   the job whose student should teach did not succeed
      ├─ WeightsUnavailable  weights_unavailable   published weights cannot be downloaded
      ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is invalid
@@ -48,8 +48,9 @@ class WarningRefused(EngineError):
 
 class TeacherMismatch(EngineError):
     """Raised where a teacher's file is read (`kdcore/weights/`, `kdcore/programs/`) and where it is used
-    (`kdcore/prepare.py`, `lesson.py`, `measure/evaluate.py` and `measure/teacher_check.py`). At submit,
-    `kdcore/spec/fitting.py` returns faults of this code, and `api/references.py` those that an inspection found."""
+    (`kdcore/prepare.py`, `lesson.py`, `measure/evaluate.py` and `measure/teacher_check.py`); also for the checkpoint
+    from which a student starts. At submit, `kdcore/spec/fitting.py` and, for classes, `kdcore/spec/classes.py` return
+    faults of this code, and `api/references.py` those that an inspection found."""
 
     code = "teacher_mismatch"
 
@@ -66,6 +67,11 @@ class WeightsUnavailable(EngineError):
 
 class DatasetUnreadable(EngineError):
     code = "dataset_unreadable"
+
+    def __init__(self, message: str, hint: str | None = None, option: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.option = option
+        """The field of the registration, or of the spec's data set, that is at fault; None if the file is."""
 
 
 class OutOfMemory(EngineError):

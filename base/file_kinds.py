@@ -43,6 +43,11 @@ ONNX = FileKind("an ONNX model", _TO_MODELS, _PROGRAM)
 TFLITE = FileKind("a TFLite model", _TO_MODELS, _EXPORT)
 TENSORFLOW = FileKind("a TensorFlow SavedModel", _TO_MODELS, _OTHER_LIBRARY)
 KERAS = FileKind("a Keras model (.keras)", _TO_MODELS, _OTHER_LIBRARY)
+OPENVINO = FileKind("a network of OpenVINO (.xml)", _TO_MODELS, _EXPORT)
+SHARDS = FileKind(
+    "the index of a model that was saved in several files", _TO_MODELS,
+    "save it in one: model.save_pretrained(folder, max_shard_size='100GB') of Hugging Face, and send that file",
+)  # fmt: skip
 COREML = FileKind("a Core ML model", _TO_MODELS, _EXPORT)
 PADDLE = FileKind("weights of PaddlePaddle", _TO_MODELS, _OTHER_LIBRARY)
 FLAX = FileKind("weights of JAX (Flax's msgpack)", _TO_MODELS, _OTHER_LIBRARY)
@@ -61,9 +66,14 @@ TORCHSCRIPT = FileKind(
 TORCH_EXPORT = FileKind("a torch.export program", _TO_MODELS, _PROGRAM)
 PARQUET = FileKind("a Parquet table", "", _TO_DATA)
 IDX = FileKind("an idx file, as MNIST's are", "", _TO_DATA)
-NPY = FileKind(
-    "one numpy array (.npy)", "Put images and labels in one file: numpy.savez('data.npz', x_train=..., y_train=...)."
+_TO_TENSORS = (
+    "make tensors of them, under the names of the network: torch.save({name: torch.from_numpy(array), ...}, path)"
 )
+NPY = FileKind(
+    "one numpy array (.npy)", "Put images and labels in one file: numpy.savez('data.npz', x_train=..., y_train=...).",
+    _TO_TENSORS,
+)  # fmt: skip
+NPZ = FileKind("an archive of numpy arrays (.npz)", "", f"if these are weights, {_TO_TENSORS}")
 CSV = FileKind(
     "a table of text (.csv)", "If it lists files and labels, pack it together with the pictures. If it holds pixels: "
     "numpy.savez('data.npz', x_train=..., y_train=...).", _TO_DATA,
@@ -106,7 +116,11 @@ _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
     (8, b"WEBP", IMAGE),
     (4, b"ftyphei", IMAGE),
     (128, b"DICM", FileKind("a DICOM picture", "Write the pictures as PNG into class folders.")),
-    (0, b"version https://git-lfs", FileKind("a Git LFS pointer; the file itself was not fetched", "git lfs pull")),
+    (
+        0,
+        b"version https://git-lfs",
+        FileKind("a Git LFS pointer; the file itself was not fetched", *["fetch it: git lfs pull"] * 2),
+    ),
     (0, b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", TORCH),
 )
 _BY_NAME = {
@@ -225,11 +239,13 @@ def _varint(head: bytes, at: int) -> tuple[int, int]:
 def _kind_of_text(head: bytes) -> FileKind | None:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"<"):
+        if b"<net " in start[:300]:
+            return OPENVINO
         return FileKind(
             "an HTML or XML page, as a failed download leaves it", "Download it again.", "download it again"
         )
     if start[:1] in (b"{", b"["):
-        return FileKind("JSON text")
+        return SHARDS if b'"weight_map"' in start else FileKind("JSON text")
     # The last character may be cut.
     text = head.decode("utf-8", "ignore")
     printable = text.translate({ord(blank): None for blank in "\r\n\t"}).isprintable()

@@ -416,6 +416,27 @@ class Model(Registered):
     created_at: Time
 
 
+class MeasuredView(View):
+    """The newest accuracy of a registered model on the test images of a data set."""
+
+    dataset: str
+    """By the name that was sent."""
+    accuracy: float
+    interval: tuple[float, float]
+    """95 % (Wilson) interval of the accuracy."""
+    test_samples: int
+    job: str
+    """The evaluation that measured it."""
+    finished_at: Time | None
+
+
+class MeasuredModel(Model):
+    """A single model; lists have no measurements."""
+
+    measured: list[MeasuredView]
+    """For each data set on which it was evaluated the newest, newest first."""
+
+
 class Dataset(Registered):
     """A data set. A built-in one has neither an id nor a blob."""
 

@@ -34,6 +34,7 @@ from client.spec import (
     read_spec,
     set_data,
     set_field,
+    set_student,
     set_teachers,
     upload_files,
 )
@@ -168,6 +169,21 @@ def submit(
     student: Annotated[
         list[str] | None, typer.Option(help="The student's architecture. Repeat it for peers (method dml).")
     ] = None,
+    student_checkpoint: Annotated[
+        str | None,
+        typer.Option(help="What the student starts from: as --teacher, a reference or a local checkpoint."),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE",
+            help="A module of the student that keeps the checkpoint's weights, such as layer1. Repeat it; '*' is "
+            "everything but the classifier.",
+        ),
+    ] = None,
+    head_lr: Annotated[
+        float | None, typer.Option(help="Factor of the learning rate for what the checkpoint does not give.")
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -231,6 +247,7 @@ def submit(
         set_data(fields, unlabelled, "unlabelled")
     if teacher or teacher_architecture:
         set_teachers(fields, teacher or [], teacher_architecture or [])
+    set_student(fields, student_checkpoint, freeze or [], head_lr)
     nested = {
         "training.epochs": epochs,
         "training.seed": seed,

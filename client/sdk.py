@@ -28,6 +28,7 @@ from base.wire import (
     EventView,
     JobFilters,
     JobView,
+    MeasuredModel,
     Model,
     StorageView,
     ValidationView,
@@ -311,8 +312,8 @@ class Distillery:
     def models(self) -> Iterator[Model]:
         return self._pages("/v1/models", limit=100)
 
-    def model(self, name_or_id: str) -> Model:
-        model: Model = self.connection.json("GET", f"/v1/models/{name_or_id}")
+    def model(self, name_or_id: str) -> MeasuredModel:
+        model: MeasuredModel = self.connection.json("GET", f"/v1/models/{name_or_id}")
         return model
 
     def delete_model(self, name_or_id: str) -> None:

@@ -220,15 +220,38 @@ def _copy(teacher: Any) -> Spec:
 
 def _set_source(teacher: Spec, text: str) -> None:
     """Set the teacher's checkpoint or program. A teacher is one file."""
-    if not text.startswith(REFERENCE_PREFIXES):
-        if not Path(text).is_file():
-            raise InvalidInput(
-                f"--teacher {text!r} is neither a local file nor a reference ({', '.join(REFERENCE_PREFIXES)})"
-            )
-        text = FILE + text
+    text = _reference(text, "--teacher")
     for kind in ("checkpoint", "program", "logits"):
         teacher.pop(kind, None)
     teacher["program" if _is_local(text) and text.lower().endswith(PROGRAM_SUFFIXES) else "checkpoint"] = text
+
+
+def set_student(spec: Spec, checkpoint: str | None, freeze: Sequence[str], head_lr: float | None) -> None:
+    """Set what the student starts from: a reference such as `weights:<name>`, or the path of a local file. Of several
+    students each has its own: --set student.0.checkpoint=…"""
+    flags = {"checkpoint": checkpoint, "freeze": list(freeze) or None, "head_lr": head_lr}
+    given = {field: value for field, value in flags.items() if value is not None}
+    if given and isinstance(spec.get("student"), list):
+        field, value = next(iter(given.items()))
+        flag = {"checkpoint": "--student-checkpoint", "freeze": "--freeze", "head_lr": "--head-lr"}[field]
+        raise InvalidInput(f"{flag} is for one student; of several: --set student.0.{field}={_text(value)}")
+    if checkpoint is not None:
+        given["checkpoint"] = _reference(checkpoint, "--student-checkpoint")
+    for field, value in given.items():
+        set_field(spec, f"student.{field}={_text(value)}")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _reference(text: str, flag: str) -> str:
+    """Return a reference as it is, and the path of a local file as one. Raises InvalidInput for other text."""
+    if text.startswith(REFERENCE_PREFIXES):
+        return text
+    if not Path(text).is_file():
+        raise InvalidInput(f"{flag} {text!r} is neither a local file nor a reference ({', '.join(REFERENCE_PREFIXES)})")
+    return FILE + text
 
 
 def set_data(spec: Spec, source: str, field: str = "dataset") -> None:

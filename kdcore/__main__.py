@@ -42,7 +42,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from base.errors import EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
+from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from base.files import DISK_FULL
 from base.processes import importing
 from kdcore import protocol
@@ -273,7 +273,8 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
         engine_error = _engine_error(error)
         if isinstance(engine_error, Internal):
             raise
-        printed, code = {"ok": False, "error": engine_error.as_dict()}, exit_on_error
+        option = {"option": engine_error.option} if isinstance(engine_error, DatasetUnreadable) else {}
+        printed, code = {"ok": False, "error": engine_error.as_dict() | option}, exit_on_error
     print(json.dumps(printed))
     return code
 

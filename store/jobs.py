@@ -1,5 +1,6 @@
 """The actions of clients: submit, find, cancel, pause, resume, retry, delete. `lifecycle` has those of workers."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -110,9 +111,24 @@ def list_evaluations(
     connection: Connection, project: str, model_sha256: str, query: PageQuery
 ) -> tuple[list[Job], str | None]:
     """Return a page of the evaluations of a model's bytes, under any name, newest first; see `list_jobs`."""
+    return read_page(connection, jobs, Job, query, *_measures(project, model_sha256))
+
+
+def newest_evaluations(connection: Connection, project: str, model_sha256: str) -> list[Job]:
+    """Return the newest evaluation that succeeded for each data set, by its bytes and options, newest first."""
+    conditions = (*_measures(project, model_sha256), jobs.c.status == "succeeded")
+    rows, _following = read_page(connection, jobs, Job, PageQuery(limit=100), *conditions)
+    newest: dict[str, Job] = {}
+    for job in rows:
+        newest.setdefault(json.dumps(job.resolved_spec["dataset"], sort_keys=True), job)
+    return list(newest.values())
+
+
+def _measures(project: str, model_sha256: str) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of the evaluations of a model's bytes."""
     model = jobs.c.resolved_spec["model"]
     measured = or_(*(model[field].as_string() == BLOB + model_sha256 for field in ("checkpoint", "program")))
-    return read_page(connection, jobs, Job, query, jobs.c.project == project, jobs.c.kind == "evaluation", measured)
+    return jobs.c.project == project, jobs.c.kind == "evaluation", measured
 
 
 def count_by_status(connection: Connection, project: str | None = None) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from base.defaults import PORT
 from bench import containers_check
 from bench.containers_check import CHECKS, Check, find_tool, run_check
 from bench.processes import REPOSITORY
@@ -110,7 +111,7 @@ def test_services_have_no_needless_rights(services: dict[str, Any]) -> None:
 
 def test_only_the_api_is_published_and_to_this_host_alone(services: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert published == {"api": ["${DISTILLERY_PUBLISH:-127.0.0.1:8000}:8000"]}
+    assert published == {"api": [f"${{DISTILLERY_PUBLISH:-127.0.0.1:{PORT}}}:{PORT}"]}
 
 
 def test_our_services_share_one_image_and_one_volume(services: dict[str, Any]) -> None:

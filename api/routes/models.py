@@ -4,18 +4,19 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.dependencies import Caller, Db, InspectionsDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
 from api.registrations import Inspected, Kind
-from api.schemas import Json, ModelView, NewModel, Page, model_view, page
+from api.schemas import Json, MeasuredModelView, ModelView, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
 from kdcore.spec import model_warnings
-from store import registry
+from store import jobs, registry
 from store.records import PageQuery
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -80,10 +81,16 @@ async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) 
     return page([model_view(model) for model in rows], following)
 
 
-@router.get("/{name_or_id}", response_model=ModelView, responses=responses(NotFound))
+@router.get("/{name_or_id}", response_model=MeasuredModelView, responses=responses(NotFound))
 async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
-    """A model, by name or id."""
-    return Json(model_view(await db.read(registry.models.get, caller.project, name_or_id)))
+    """A model, by name or id, with its accuracy on the data sets on which it was evaluated."""
+
+    def read(connection: Connection) -> Response:
+        model = registry.models.get(connection, caller.project, name_or_id)
+        evaluations = jobs.newest_evaluations(connection, caller.project, model.sha256)
+        return Json({**model_view(model), "measured": [measured_view(job) for job in evaluations]})
+
+    return await db.read(read)
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))

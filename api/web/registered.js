@@ -165,9 +165,10 @@ function datasetDetails(entry, signal) {
       facts.pixels_cut > 0 && ["Cut off by the crop", `${percent(facts.pixels_cut)} of all pixels`],
       facts.skipped > 0 && ["Unreadable, left out", `${count(facts.skipped)}: ${facts.skipped_names.join(", ")}`],
       facts.merged?.length > 0 && ["Read as one", facts.merged.join(", ")],
+      facts.respelled > 0 && ["Named otherwise in a table", `${count(facts.respelled)}: ${Object.entries(facts.respelled_names).map(([name, file]) => `${name} is ${file}`).join(", ")}`],
       facts.repeated?.length > 0 && ["Inside of each class", facts.repeated.join(", ")],
     ])),
-    facts.left_out?.length > 0 && section("Left out", rows(facts.left_out.map(({ what, count: number, why }) => [what, `${count(number)}: ${why}`]))),
+    facts.left_out?.length > 0 && section("Left out", rows(facts.left_out.map(({ what, count: number, why }) => [what, number ? `${count(number)}: ${why}` : why]))),
     classes(facts),
     section("Options", Object.keys(facts.options || {}).length
       ? rows(Object.entries(facts.options).map(([name, value]) => [name, JSON.stringify(value)]))
@@ -203,7 +204,7 @@ function sheet(entry, signal) {
 /** Facts of a model that have a row of their own; all others that say something follow with their names. */
 const OF_MODEL = ["architecture", "format", "parameters", "bytes", "num_classes", "channels", "image_size", "mean", "std", "class_names", "digest", "loading"];
 
-function modelDetails({ facts }) {
+function modelDetails({ facts, measured }) {
   const others = Object.entries(facts).filter(([name]) => !OF_MODEL.includes(name));
   const [height, width] = facts.image_size || [];
   return [
@@ -218,6 +219,14 @@ function modelDetails({ facts }) {
       ["Standard deviation", facts.std ? numbers(facts.std) : "not known"],
       ...named(others),
     ])),
+    section("Measured accuracy", measured.length
+      ? h("table", null,
+        h("thead", null, h("tr", null, ["Data set", "Accuracy", "95 % interval", "Test images", "Age"].map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name)))),
+        h("tbody", null, measured.map((one) => h("tr", null,
+          h("td", null, h("a", { href: `#/jobs/${one.job}` }, one.dataset)),
+          [percent(one.accuracy), one.interval.map((end) => percent(end)).join(" to "), count(one.test_samples), age(one.finished_at)]
+            .map((text) => h("td", { class: "number" }, text))))))
+      : h("p", { class: "quiet" }, "Not measured yet: distillery models evaluate NAME --dataset DATASET.")),
     facts.loading && section("How the weights were read", rows(named(Object.entries(facts.loading)))),
     facts.class_names && section("Class names", h("p", null, facts.class_names.slice(0, MOST_CLASSES).join(", ") + (facts.class_names.length > MOST_CLASSES ? ", …" : ""))),
   ];

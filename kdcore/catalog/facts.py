@@ -24,9 +24,9 @@ class LeftOut(Facts):
     """A part of a file that is not used."""
 
     what: str
-    """A folder, an array, a table, or a kind of file."""
+    """A folder, an array, a table, or a kind of file; or a part of a published set that the file lacks."""
     count: int
-    """Its images, rows or files."""
+    """Its images, rows or files; 0 for a part that is not there."""
     why: str
 
 
@@ -63,6 +63,10 @@ class DatasetFacts(Facts):
     """Folders whose names differed only in their Unicode form or in blanks at their ends: they were read as one."""
     repeated: list[str] = []
     """Two or more folders that are inside of each class folder. Their images belong to the class around them."""
+    respelled: int = 0
+    """Image files whose names in a table differ in case or suffix: `a.JPG` in the table, `a.jpg` in the archive."""
+    respelled_names: dict[str, str] = {}
+    """The first of them: the table's name, and that of the file."""
     mean: list[float]
     """Per channel, of pixels scaled to 0..1, over the training split."""
     std: list[float]
@@ -70,6 +74,8 @@ class DatasetFacts(Facts):
     """`sha256:<hex>` of the file; None for a named set that has not been fetched yet."""
     grey: bool = False
     """True if all training images are grey, also if they are read with three equal channels."""
+    largest: int | None = None
+    """The largest value, of 255, of all pixels of the training split. None if an earlier version inspected them."""
     pictures: dict[str, int] = {}
     """How many image files are of a kind: grey, colour; alpha (with transparent parts, read over white), palette, cmyk,
     sixteen_bit (grey with more than 8 bits, scaled by its own range), oriented (with a tag to turn it), animated (its

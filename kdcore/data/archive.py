@@ -101,6 +101,7 @@ def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator
         raise DatasetUnreadable(
             f"There is no text encoding {encoding!r} (field encoding).",
             "Known are gbk, shift_jis, cp866, cp437, latin-1.",
+            "encoding",
         ) from error
     try:
         with path.open("rb") as file:

@@ -39,7 +39,8 @@ _CARVING_SEED = 0
 _LIMIT = 4
 """Tells the draw of `limit` from other draws with the same seed."""
 NAMED = 20
-"""Image files that cannot be read, and are named."""
+"""Image files that cannot be read, or have another name in a table, and are named."""
+_LONGEST_NAME = 200
 RESIDENT_BYTES = 2 << 30
 """Splits larger than this are not loaded; their file is mapped into memory."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -111,6 +112,8 @@ class Source:
     left_out: Sequence[LeftOut] = ()
     merged: Sequence[str] = ()
     repeated: Sequence[str] = ()
+    respelled: Sequence[tuple[str, str]] = ()
+    """Names in a table, with those of the files that differ from them in case or suffix."""
     pictures: Mapping[str, int] = field(default_factory=dict)
     pixels_cut: float = 0.0
     own_side: int | None = None
@@ -136,11 +139,14 @@ class Source:
             left_out=list(self.left_out),
             merged=list(self.merged),
             repeated=list(self.repeated),
+            respelled=len(self.respelled),
+            respelled_names={one[:_LONGEST_NAME]: other[:_LONGEST_NAME] for one, other in self.respelled[:NAMED]},
             reading=DATASET_READING,
             mean=mean,
             std=std,
             digest=digest,
             grey=sums.grey,
+            largest=sums.largest,
             pictures=dict(self.pictures),
             pixels_cut=self.pixels_cut,
             own_side=self.own_side,
@@ -168,7 +174,7 @@ class Source:
 
 class Sums:
     """Per-channel mean and standard deviation of pixels scaled to 0..1, from exact integer sums; and if all images are
-    grey, or all the same."""
+    grey, or all the same, and the largest value."""
 
     def __init__(self, channels: int) -> None:
         self._count = 0
@@ -178,6 +184,7 @@ class Sums:
         self.images = 0
         self.all_equal = True
         self.grey = True
+        self.largest = 0
 
     def add(self, pixels: Pixels) -> None:
         """Add images, uint8 n × C × H × W."""
@@ -187,6 +194,7 @@ class Sums:
             self._first = pixels[0].copy()
         self.all_equal = self.all_equal and bool((pixels == self._first).all())
         self.grey = self.grey and (channels == 1 or bool((pixels == pixels[:, :1]).all()))
+        self.largest = max(self.largest, int(pixels.max(initial=0)))
         self._count += images * height * width
         # Vectors' products are several times faster than sums over axes, and exact: whole numbers below 2^53.
         step = max(1, _SUMMED_AT_ONCE // (height * width))
@@ -355,6 +363,7 @@ def drawn(labels: Labels, options: DataOptions) -> npt.NDArray[np.bool_]:
         raise DatasetUnreadable(
             f"limit is {options.limit}, and there are {len(classes)} classes.",
             f"Give a limit of {len(classes)} or more: each class needs an image, and many to teach something.",
+            "limit",
         )
     states = counter_rng.streams(counter_rng.key(_LIMIT, options.limit_seed or 0), torch.arange(len(labels)))
     shuffled = torch.argsort(counter_rng.draws(states, 1)[0], stable=True).numpy()
@@ -427,6 +436,7 @@ def _with_class_names(source: Source, names: Sequence[str]) -> Source:
         raise DatasetUnreadable(
             f"class_names has {len(names)} names, and the data has {len(own) or 'no'} classes.",
             "Give one name for each class, in the order of the class numbers.",
+            "class_names",
         )
     if set(names) == set(own):
         number = np.array([names.index(name) for name in own])
@@ -437,6 +447,7 @@ def _with_class_names(source: Source, names: Sequence[str]) -> Source:
             f"class_names has {shared[0]!r}, as the data has, but not all names of the data: "
             f"{', '.join(own[:10])}{', …' if len(own) > 10 else ''}.",
             "Give all of the data's names in another order, or only new names, in the order of the data's classes.",
+            "class_names",
         )
     return replace(source, class_names=tuple(names))
 

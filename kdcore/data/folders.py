@@ -90,6 +90,7 @@ def open_folders(path: Path, options: DataOptions | None = None, limits: Limits 
         splits=layout.splits,
         left_out=layout.left_out,
         merged=merged,
+        respelled=layout.respelled,
         repeated=[name[:_LONGEST_NAME] for name in layout.repeated],
         pictures=pictures,
         pixels_cut=pixels_cut,

@@ -16,20 +16,21 @@ from base.errors import DatasetUnreadable
 from kdcore.catalog.facts import LeftOut
 from kdcore.data.decoding import Split
 from kdcore.data.image_files import Header
-from kdcore.data.splits import Role, by_role, held_out, split_roles
+from kdcore.data.splits import Role, by_role, class_and_split, held_out, split_roles
 from kdcore.data.tables import Labelled, Tables
 
 SPLITS = "<split>/<class>/<image>"
 CLASSES = "<class>/<image>"
 CLASS_SPLITS = "<class>/<split>/<image>"
+CLASS_AND_SPLIT = "<class>_<split>/<image>"
 SPLITS_AND_TABLE = "<split>/<image> and a table"
 TABLE = "<image> and a table"
 UNLABELLED = "<image>"
 """The values of `DatasetFacts.layout` for an archive of images."""
 READ = (
     "Read are train/<class>/<image> with test/<class>/<image> (and val/), <class>/<image> alone, <class>/train/<image> "
-    "with <class>/test/<image>, or images beside a table of file and label, such as labels.csv with the columns "
-    "filename,label."
+    "with <class>/test/<image>, <class>_train/<image> with <class>_test/<image>, or images beside a table of file and "
+    "label, such as labels.csv with the columns filename,label."
 )
 _MOST_LEFT_OUT = 20
 _LONGEST_NAME = 200
@@ -75,6 +76,8 @@ class Layout:
     left_out: list[LeftOut] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
     """Two or more folders that are inside of each class folder: perhaps they are the classes, or masks."""
+    respelled: list[tuple[str, str]] = field(default_factory=list)
+    """Names in a table, with those of the files that differ from them in case or suffix."""
 
 
 def _other_notes(members: Iterable[Member]) -> list[LeftOut]:
@@ -95,11 +98,21 @@ class _Left:
     def __init__(self) -> None:
         self._of: dict[int, tuple[str, str]] = {}
         self.tables: list[LeftOut] = []
+        self.respelled: list[tuple[str, str]] = []
 
     def add(self, members: Iterable[Member], what: str, why: str) -> None:
         for member in members:
             if member.is_image:
                 self._of.setdefault(member.ordinal, (what, why))
+
+    def note(self, images: Iterable[Member], labelled: Mapping[int, Labelled], read: Tables) -> None:
+        """Add what a table says of these images: no label, or another name than the file's."""
+        for image in images:
+            at = image.ordinal
+            if at in labelled and at in read.respelled:
+                self.respelled.append((read.respelled[at], image.name))
+            elif at not in labelled and at in read.without_label:
+                self.add([image], f"images in {read.without_label[at]} whose label is empty", "they have no label")
 
     def listed(self, members: Sequence[Member], classes: Mapping[Split, Classes]) -> list[LeftOut]:
         """Return every image of the archive that is in no class, and files that are no images, counted by reason."""
@@ -138,7 +151,8 @@ def read_layout(members: Sequence[Member], tables: Callable[[], Tables]) -> Layo
     left = _Left()
     here = _unwrapped(members)
     tops = _folders(here)
-    roles = split_roles(tops)
+    named = _by_class_and_split(tops)
+    roles = {} if named else split_roles(tops)
     if roles and not any(not _is_flat(tops[name]) for name in roles) and len(roles) < len(tops):
         roles = {}  # Folders of images, some of which are named after splits: a class may be called train.
     if roles and "train" not in roles.values() and len(roles) < len(tops):
@@ -149,6 +163,8 @@ def read_layout(members: Sequence[Member], tables: Callable[[], Tables]) -> Layo
         left.add((one for one in here if one.is_stray), "images beside the splits", "they are in no split")
         for name in tops.keys() - roles.keys():
             left.add(tops[name], name, "it is beside the splits and named like none")
+    elif named:
+        layout = replace(_class_splits(here, named, left), form=CLASS_AND_SPLIT)
     elif _has_class_splits(tops):
         layout = _class_splits(here, tops, left)
     else:
@@ -159,6 +175,7 @@ def read_layout(members: Sequence[Member], tables: Callable[[], Tables]) -> Layo
         _refuse_splits_as_classes(layout)
         layout.repeated = _repeated(layout)
     layout.left_out = left.listed(members, layout.classes)
+    layout.respelled = left.respelled
     return layout
 
 
@@ -331,6 +348,22 @@ def _has_class_splits(tops: Mapping[str, list[Member]]) -> bool:
     return any("train" in found and len(found) > 1 for found in roles)
 
 
+def _by_class_and_split(tops: Mapping[str, list[Member]]) -> dict[str, list[Member]]:
+    """Return the content of class folders with folders of splits for flat folders such as `pos_train` and `pos_test`.
+    Empty unless all folders of images are named so, and there are two classes and two splits."""
+    classes: dict[str, list[Member]] = {}
+    for name, inside in tops.items():
+        if not _images(inside):
+            continue
+        parts = class_and_split(name)
+        if parts is None or not _is_flat(inside):
+            return {}
+        class_name, split = parts
+        moved = [replace(one, below=(split, *one.below)) for one in inside]
+        classes.setdefault(class_name, []).extend(moved)
+    return classes if len(classes) > 1 and _has_class_splits(classes) else {}
+
+
 def _class_splits(here: list[Member], tops: Mapping[str, list[Member]], left: _Left) -> Layout:
     """Read class folders that each hold folders of splits."""
     found: dict[Role, Classes] = {}
@@ -363,7 +396,9 @@ def _without_splits(
     labelled = read.of(images, folders=folders)
     if folders is not None:
         labelled = labelled or read.lists(images, folders)
+    left.tables += read.ignored
     if labelled:
+        left.note(images, labelled, read)
         return _by_table(images, labelled, sorted if in_classes else in_order, left)
     left.tables += read.useless
     if flat and all(len(PurePosixPath(one.name).parts) < 3 for one in flat):
@@ -421,7 +456,8 @@ def _from_tables(
     role_of = {image.ordinal: role for role, members in flat.items() for image in members}
     read = tables()
     labelled = read.of(images, roles=role_of, classes=None if known is None else list(known))
-    left.tables += [] if labelled else read.useless
+    left.tables += [*read.ignored, *([] if labelled else read.useless)]
+    left.note(images, labelled, read)
     train = [one.label for ordinal, one in labelled.items() if role_of[ordinal] == "train"]
     class_names = list(known) if known is not None else in_order(train)
     found: dict[Role, Classes] = {}
@@ -441,8 +477,8 @@ def _from_tables(
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Return the classes of a table: sorted, as numbers if all are numbers."""
+    """Return the classes of a table: sorted, by value if all are whole numbers, as 10 or 10.0."""
     distinct = set(labels)
-    if all(re.fullmatch(r"\d{1,9}", label) for label in distinct):
-        return sorted(distinct, key=lambda label: (int(label), label))
+    if all(re.fullmatch(r"\d{1,9}(\.0{1,9})?", label) for label in distinct):
+        return sorted(distinct, key=lambda label: (float(label), label))
     return sorted(distinct)

@@ -17,7 +17,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -25,6 +25,7 @@ import numpy as np
 
 from base.errors import DatasetUnreadable
 from kdcore.catalog.datasets import DATASETS
+from kdcore.catalog.facts import LeftOut
 from kdcore.data.archive import LIMITS, Limits, entries
 from kdcore.data.arrays import cut, numbered, resized
 from kdcore.data.decoding import Piece, Pixels, Source, Split, carve, no_labels, require_all_classes
@@ -35,6 +36,7 @@ _CHUNK_BYTES = 16 << 20
 _MAX_OPCODES = 5_000_000
 """CIFAR's largest pickle has a tenth of it. Each opcode makes at most one small object."""
 _CIFAR_PART = re.compile(r"(?P<ten>data_batch_\d|test_batch)(\.bin)?|(?P<hundred>train|test)(\.bin)?")
+_TEN_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 _CIFAR_NAMES = {
     "batches.meta": "label_names",
     "meta": "fine_label_names",
@@ -95,7 +97,8 @@ def open_cifar(path: Path, options: DataOptions | None = None, limits: Limits = 
     # The facts of CIFAR-100 have no names: without a file of them its classes are numbered.
     names = class_names or (tuple(DATASETS["cifar10"].class_names) if ten else tuple(map(str, range(100))))
     splits: dict[str, Split] = {name: "test" if name.startswith("test") else "train" for name in labels}
-    return _source("CIFAR", labels, splits, names, _RGB, options, chunks)
+    source = _source("CIFAR", labels, splits, names, _RGB, options, chunks)
+    return replace(source, left_out=_absent(labels)) if ten else source
 
 
 def open_idx(path: Path, options: DataOptions | None = None, limits: Limits = LIMITS) -> Source:
@@ -248,6 +251,14 @@ def _source(
 def _is_hundred(name: str) -> bool:
     part = _CIFAR_PART.fullmatch(name)
     return part is not None and part["hundred"] is not None
+
+
+def _absent(present: Iterable[str]) -> list[LeftOut]:
+    """Return the training parts of CIFAR-10 that the archive does not have. A test part is set aside if there is none,
+    which is a warning of its own."""
+    whole = {name.removesuffix(".bin") for name in present}
+    why = "the archive does not hold this part of the training images; send it as it was downloaded"
+    return [LeftOut(what=name, count=0, why=why) for name in _TEN_TRAIN if name not in whole]
 
 
 def _cifar_part(name: str, blob: bytes) -> tuple[Labels, Pixels]:

@@ -30,8 +30,12 @@ def split_role(name: str) -> tuple[Role, tuple[str, ...]] | None:
     """Return the split that a folder or array is named after, and the words beside its own that are not usual ones.
 
     `seg_train` is ("train", ()), `flowers-test` is ("test", ("flowers",)); None for a name of no split, or of two.
+    Kaggle's `PublicTest` chooses the best epoch, as `dev`, and its `PrivateTest` is the test.
     """
     plain = re.sub(r"(h[oe]ld)[\W_]*(out)", r"\1\2", name.lower())
+    for word, role in (("public", "dev"), ("private", "test")):
+        test_of = rf"(?<![^\W\d_])(?:{word}[\W_]*test|test[\W_]*{word})(?![^\W\d_])"
+        plain = re.sub(test_of, role, plain)
     plain = re.sub(r"train[\W_]*val(?![^\W\d_])", "trainval", plain)
     roles, rest = [], []
     for word in re.findall(r"[^\W\d_]+", plain):
@@ -48,9 +52,28 @@ def split_roles(names: Iterable[str]) -> dict[str, Role]:
     have the same ones: `flowers_train` and `flowers_test`, but not `train station`."""
     parsed = {name: found for name in names if (found := split_role(name)) is not None}
     roles_of: dict[tuple[str, ...], set[Role]] = {}
-    for role, rest in parsed.values():
-        roles_of.setdefault(rest, set()).add(role)
+    for name, (role, rest) in parsed.items():
+        roles_of.setdefault(rest or _kaggle(name), set()).add(role)
     return {name: role for name, (role, rest) in parsed.items() if not rest or len(roles_of[rest]) > 1}
+
+
+def _kaggle(name: str) -> tuple[str, ...]:
+    """Return the word of `public_test` or `private_test` that names its split. Beside `public_train` it is a word that
+    both have."""
+    return tuple(re.findall("public|private", name.lower()))[:1]
+
+
+def class_and_split(name: str) -> tuple[str, str] | None:
+    """Return the parts of a folder's name if it is of a class and a split: `pos_train` and `train-pos` are ("pos",
+    "train"); None for other names."""
+    role = split_role(name)
+    if role is None or not role[1]:
+        return None
+    for pattern in (r"(?P<class>.+)[-_. ](?P<split>[^\W_]+)", r"(?P<split>[^\W_]+)[-_. ](?P<class>.+)"):
+        parts = re.fullmatch(pattern, name)
+        if parts is not None and split_role(parts["split"]) == (role[0], ()) and split_role(parts["class"]) is None:
+            return parts["class"].strip("-_. "), parts["split"]
+    return None
 
 
 def by_role(names: Mapping[str, Role]) -> dict[Role, str]:
@@ -60,7 +83,8 @@ def by_role(names: Mapping[str, Role]) -> dict[Role, str]:
         if role in found:
             raise DatasetUnreadable(
                 f"Both {found[role]!r} and {name!r} are named like the split {role!r}.",
-                "Put their images into one of them.",
+                "If they are parts of one split, put their images into one of them. If they are different classes, "
+                "name the folders <split>/<class>, or all of them <class>_<split> with the images directly inside.",
             )
         found[role] = name
     return found

@@ -2,7 +2,9 @@
 
 A table has a column of file names and one of labels (`FILE_COLUMNS`, `LABEL_COLUMNS`), and perhaps one of splits; two
 columns without these names are read as file and label. Names are compared with the paths of the images from their
-ends, with or without suffix, so that a table may stand anywhere. Kaggle's ImageNet (`ImageId,PredictionString`) is one.
+ends, with or without suffix, so that a table may stand anywhere. A name that is that of no image stands for the one
+image whose name differs in case or in a picture's suffix only, if there is one. Kaggle's ImageNet
+(`ImageId,PredictionString`) is such a table.
 """
 
 import csv
@@ -11,9 +13,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from base.errors import DatasetUnreadable
 from kdcore.catalog.facts import LeftOut
@@ -30,11 +33,15 @@ FILE_COLUMNS = (
 )
 LABEL_COLUMNS = (
     *("label", "labels", "class", "classname", "classid", "labelname", "category", "target", "breed", "species"),
-    *("predictionstring", "diagnosis", "y"),
+    *("predictionstring", "diagnosis", "y", "emotion"),
 )
-SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset", "datasplit")
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset", "datasplit", "usage")
 """Names of columns, in lower case without signs between words; the first that a table has counts. A column of another
 name is one of splits if it has names of splits only, among them two."""
+_FOLD_COLUMNS = ("fold", "folds", "kfold", "foldid", "cvfold", "foldnumber")
+"""Columns of parts for a cross-validation, which are no splits."""
+_NO_LABEL = ("", "nan", "<na>", "#n/a")
+"""What stands in a table, in lower case, for a label that is not there."""
 _FLAGS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("test", "train")),
     **dict.fromkeys(("istest", "istesting"), ("train", "test")),
@@ -43,6 +50,7 @@ _FLAGS: dict[str, tuple[str, str]] = {
 _NUMBERED, _FLAGGED = "images.txt", "train_test_split.txt"
 """The files of CUB-200-2011 that number the images, and that say by number which are training images (1)."""
 _BOOLEANS = {"0": 0, "1": 1, "false": 0, "true": 1}
+_PICTURE_SUFFIX = re.compile(r"\.(?:jpe?g|jfif|png|bmp|gif|tiff?|webp|p[bgpn]m)$")
 _AGREEING = 0.5
 _WHOLE = 0.9
 _NUMBERING_FROM = 10
@@ -81,6 +89,12 @@ class Tables:
     """Tables with a header whose names are those of no image."""
     unread: list[LeftOut] = field(default_factory=list)
     """Files named like tables that are none that is read."""
+    ignored: list[LeftOut] = field(default_factory=list)
+    """Columns of tables that are read, that might be splits and are not used."""
+    without_label: dict[int, str] = field(default_factory=dict)
+    """Images, by position in the archive, with the table in which their label is empty, or stands for none (`nan`)."""
+    respelled: dict[int, str] = field(default_factory=dict)
+    """Images, by position in the archive, with the name in a table that differs from theirs in case or suffix."""
 
     def of(
         self,
@@ -96,12 +110,14 @@ class Tables:
         with the folders is refused. Raises DatasetUnreadable if two tables, or two rows, contradict each other.
         """
         index, found = _Index(images, roles or {}), dict[int, Labelled]()
+        known = frozenset(classes or ()) | frozenset((folders or {}).values())
         for path, content in self.texts():
             try:
                 table = _parse(path, content, frozenset(classes or ()))
                 if folders is not None and not table.has_header:
                     continue
-                rows, matched = index.match(table)
+                read = index.match(table, known)
+                rows, matched = read.rows, read.matched
             except _NoTable as error:
                 if path.suffix.lower() != ".txt":
                     self.unread.append(LeftOut(what=str(path), count=1, why=str(error) or _UNKNOWN_COLUMNS))
@@ -111,6 +127,10 @@ class Tables:
                 self.useless.append(LeftOut(what=str(path), count=rows, why=why))
             if len(matched) < _AGREEING * min(rows, len(images)) or _numbers_its_rows(table, matched):
                 continue
+            self.ignored += [
+                LeftOut(what=f"the column {name!r} of {path}", count=rows, why=_FOLDS) for name in table.folds
+            ]
+            self._take(read, str(path))
             named = matched if classes is None else _named(matched, classes)
             for ordinal, one in named.items():
                 earlier = found.setdefault(ordinal, one)
@@ -125,6 +145,7 @@ class Tables:
         train_test_split.txt of CUB-200-2011. Empty unless they name nearly all images, each in one split.
         """
         index, found = _Index(images, {}), dict[int, Labelled]()
+        respelled: dict[int, tuple[str, Labelled] | None] = {}
         most = _MOST_ROWS * (len(images) + 1)
         names: list[str] = []
         numbers: dict[str, str] = {}
@@ -136,10 +157,13 @@ class Tables:
             if path.name == _FLAGGED:
                 known = ((numbers[number], flag) for number, flag in flags.items() if number in numbers)
                 rows = ((file, "train" if flag == "1" else "test") for file, flag in known)
+            matched: list[tuple[int, str]] = []
             try:
-                matched = [
-                    (at, said) for file, said in islice(rows, most) if (at := index.find(file, path)) is not None
-                ]
+                for file, said in islice(rows, most):
+                    if (at := index.find(file, path)) is not None:
+                        matched.append((at, said))
+                    elif (at := index.find_respelled(file)) is not None:
+                        _note(respelled, at, (file, Labelled(folders[at], said, str(path))))
             except DatasetUnreadable as error:
                 self.useless.append(LeftOut(what=str(path), count=1, why=f"{error} Its splits are not read"))
                 return {}
@@ -150,19 +174,27 @@ class Tables:
                     why = f"{earlier.table} has {index.names[ordinal]} in another split, so the splits are not read"
                     self.useless.append(LeftOut(what=str(path), count=len(matched), why=why))
                     return {}
+        added = {at: noted for at, noted in respelled.items() if noted is not None and at not in found}
+        found |= {at: one for at, (_, one) in added.items()}
         roles = {_role_of(one.split) for one in found.values()}
         if len(found) >= _WHOLE * len(images) and len(roles) > 1 and "train" in roles:
+            self.respelled.update({at: file for at, (file, _) in added.items()})
             return found
         if len(roles) > 1:
             why = f"they name {len(found):,} of {len(images):,} images, so their splits are not read"
             self.useless.append(LeftOut(what=" and ".join(names[:3]), count=len(found), why=why))
         return {}
 
+    def _take(self, read: "_Read", table: str) -> None:
+        self.without_label.update(dict.fromkeys(read.empty, table))
+        self.respelled.update(read.respelled)
+
 
 class _NoTable(Exception):
     """A text is no table of files and labels. The message says why, if its columns are not the reason."""
 
 
+_FOLDS = "parts for a cross-validation are no splits: write train, val or test into a column split"
 _UNKNOWN_COLUMNS = "no labels are read from it: it needs one column of files (filename) and one of labels (label)"
 
 
@@ -172,6 +204,8 @@ class _Table:
     has_header: bool
     rows: Iterator[tuple[str, str, str | None]]
     """File, label and split, one row at a time. Raises _NoTable at a row that is none."""
+    folds: Sequence[str] = ()
+    """The names of its columns of folds, if it has no column of splits."""
 
 
 def _parse(path: PurePosixPath, content: bytes, classes: Collection[str]) -> _Table:
@@ -186,7 +220,9 @@ def _parse(path: PurePosixPath, content: bytes, classes: Collection[str]) -> _Ta
     if file is None or label is None:
         return _Table(path, False, _pairs(chain([first], records), classes))
     splits = _split_column(header, text, {file, label})
-    return _Table(path, True, _by_columns(records, file, label, splits, header[label] == "predictionstring"))
+    folds = [] if splits else [cell for cell, plain in zip(first, header, strict=True) if plain in _FOLD_COLUMNS]
+    rows = _by_columns(records, file, label, splits, header[label] == "predictionstring")
+    return _Table(path, True, rows, folds)
 
 
 def _text(content: bytes) -> str:
@@ -291,11 +327,11 @@ def _pairs(records: Iterable[Sequence[str]], classes: Collection[str]) -> Iterat
 def _by_columns(
     records: Iterable[Sequence[str]], file: int, label: int, splits: _Splits | None, first_word: bool
 ) -> Iterator[tuple[str, str, str | None]]:
-    """Yield the rows that have a label; of `first_word` labels only the first word counts."""
+    """Yield the rows that are long enough; of `first_word` labels only the first word counts."""
     width = max(file, label, splits.column if splits else 0) + 1
     for record in records:
-        if len(record) >= width and record[label].strip():
-            name = record[label].split()[0] if first_word else record[label]
+        if len(record) >= width:
+            name = next(iter(record[label].split()), "") if first_word else record[label]
             said = None if splits is None else record[splits.column].strip()
             yield record[file], _plain(name), splits.meaning.get(said.lower(), said) if splits and said else said
 
@@ -306,6 +342,26 @@ def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
 
 def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
+
+
+N = TypeVar("N")
+
+
+def _note(noted: dict[int, tuple[str, N] | None], at: int, one: tuple[str, N]) -> None:
+    """Note which name in a table stands for an image, and what it says; None if several names do, or if they differ."""
+    noted[at] = one if noted.get(at, one) == one else None
+
+
+class _Read(NamedTuple):
+    """What a table says of the images that it names."""
+
+    rows: int
+    """Its rows with a label."""
+    matched: dict[int, Labelled]
+    empty: set[int]
+    """Images whose label is empty."""
+    respelled: dict[int, str]
+    """Those whose names differ in case or suffix, with the table's."""
 
 
 class _Index:
@@ -321,32 +377,51 @@ class _Index:
                 for key in (name, f"{path.parent.name}/{name}"):
                     self._by_name.setdefault(key, []).append(image.ordinal)
 
-    def match(self, table: _Table) -> tuple[int, dict[int, Labelled]]:
-        """Return the number of rows, and what they say of the images that they name."""
+    @cached_property
+    def _by_similar(self) -> dict[str, list[int]]:
+        """The images by their names in lower case without a picture's suffix, alone and behind their folder."""
+        found: dict[str, list[int]] = {}
+        for ordinal, path in self.names.items():
+            for key in _similar(path.split("/")):
+                found.setdefault(key, []).append(ordinal)
+        return found
+
+    def match(self, table: _Table, known: Collection[str]) -> _Read:
+        """Return what a table says of images. A label such as `nan` is one if it is a `known` class."""
         own = split_role(table.path.stem)
         matched: dict[int, Labelled] = {}
+        empty: set[int] = set()
+        respelled: dict[int, tuple[str, Labelled | None] | None] = {}
         rows = 0
         for file, label, split in table.rows:
-            rows += 1
+            is_empty = label.lower() in _NO_LABEL and label not in known
+            rows += not is_empty
             said = split or (table.path.stem if own is not None and not own[1] else None)
             role = split_role(said) if said else None
+            one = None if is_empty else Labelled(label, said, str(table.path))
             ordinal = self.find(file, table.path, role[0] if role else None)
             if ordinal is None:
-                continue
-            one = Labelled(label, said, str(table.path))
-            if matched.setdefault(ordinal, one).label != label:
+                similar = self.find_respelled(file, role[0] if role else None)
+                if similar is not None:
+                    _note(respelled, similar, (file, one))
+            elif one is None:
+                empty.add(ordinal)
+            elif matched.setdefault(ordinal, one).label != label:
                 raise _contradiction(self.names[ordinal], matched[ordinal], one)
-        return rows, matched
+        added = {
+            at: noted for at, noted in respelled.items() if noted is not None and at not in matched and at not in empty
+        }
+        matched |= {at: one for at, (_, one) in added.items() if one is not None}
+        empty |= {at for at, (_, one) in added.items() if one is None}
+        return _Read(rows, matched, empty - matched.keys(), {at: file for at, (file, _) in added.items()})
 
     def find(self, file: str, table: PurePosixPath, role: Role | None = None) -> int | None:
         """Return the position of the image that a table names, or None. Raises DatasetUnreadable if there are two."""
-        parts = [part for part in _plain(file.replace("\\", "/")).split("/") if part not in ("", ".")]
+        parts = _parts(file)
         if not parts:
             return None
-        in_folders = [found[0] for part in parts[:-1] if (found := split_role(part)) is not None and not found[1]]
-        role = in_folders[-1] if in_folders else role
         alike = self._by_name.get("/".join(parts[-2:])) or self._by_name.get(parts[-1], [])
-        fitting = [one for one in alike[:_MOST_ALIKE] if role is None or self._roles.get(one, role) == role]
+        fitting = self._of_role(alike, parts, role)
         if len(fitting) > 1:
             tails = [_tail(parts[:-1], self.names[ordinal]) for ordinal in fitting]
             fitting = [one for one, tail in zip(fitting, tails, strict=True) if tail == max(tails)]
@@ -356,6 +431,31 @@ class _Index:
                 "Write the paths of the images into the table.",
             )
         return fitting[0] if fitting else None
+
+    def find_respelled(self, file: str, role: Role | None = None) -> int | None:
+        """Return the position of the one image whose name differs in case or suffix only; None if there are several."""
+        parts = _parts(file)
+        alone, *behind = _similar(parts) if parts else [""]
+        alike = next((found for key in behind if (found := self._by_similar.get(key))), None)
+        fitting = self._of_role(alike or self._by_similar.get(alone, []), parts, role)
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _of_role(self, alike: Sequence[int], parts: Sequence[str], role: Role | None) -> list[int]:
+        """Return the images in the split that is named in the path, or given."""
+        in_folders = [found[0] for part in parts[:-1] if (found := split_role(part)) is not None and not found[1]]
+        role = in_folders[-1] if in_folders else role
+        return [one for one in alike[:_MOST_ALIKE] if role is None or self._roles.get(one, role) == role]
+
+
+def _parts(file: str) -> list[str]:
+    """Return the folders and the name in a path that a table has."""
+    return [part for part in _plain(file.replace("\\", "/")).split("/") if part not in ("", ".")]
+
+
+def _similar(parts: Sequence[str]) -> list[str]:
+    """Return a file's name in lower case without a picture's suffix, and the same behind its folder if it has one."""
+    name = _PICTURE_SUFFIX.sub("", parts[-1].casefold())
+    return [name, f"{parts[-2].casefold()}/{name}"] if len(parts) > 1 else [name]
 
 
 def _tail(folders: Sequence[str], name: str) -> int:

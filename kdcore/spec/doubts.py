@@ -25,6 +25,9 @@ LEAST_IMAGES = {"train": 10, "test": 5}
 """In each class. With fewer, one image more or less is a fifth of the class's accuracy."""
 SHARE_CUT = 0.1
 """The share of all pixels that a crop may leave out without a warning."""
+DARK = 31
+"""The largest value of 255 at which all training images together are doubtful: 0 and 1, numbers of classes, 4 or 5
+bits, and sklearn's digits (0..16) are not above it."""
 OFTEN = 0.01
 """The share of the pictures with an orientation tag from which it is no accident."""
 
@@ -126,7 +129,7 @@ def dataset_warnings(
         yield WarningItem(
             "files_left_out",
             pointer,
-            f"left out: {one.what} ({one.count:,}): {one.why}",
+            f"left out: {one.what} ({one.count:,}): {one.why}" if one.count else f"missing: {one.what}: {one.why}",
             "nothing to do if they are not needed; docs/data.md has the layouts that are read",
         )
     if facts.merged:
@@ -144,6 +147,15 @@ def dataset_warnings(
             f"each class folder holds the same folders: {', '.join(facts.repeated)}. Their images are read as those of "
             f"the class around them ({', '.join(facts.class_names[:3])}, …)",
             "if these are the classes, name the folders around them train and test; leave out folders of masks",
+        )
+    if facts.respelled:
+        first = ", ".join(f"{one} is {file}" for one, file in list(facts.respelled_names.items())[:3])
+        yield WarningItem(
+            "file_names_differ",
+            pointer,
+            f"{facts.respelled:,} names in a table are those of files in another case or with another suffix, and were "
+            f"read as these: {first}{', …' if facts.respelled > 3 else ''}",
+            "write the names of the files into the table if these are other pictures",
         )
     yield from _small_classes(facts, pointer)
     yield from _pictures_warnings(facts, pointer, options)
@@ -189,6 +201,13 @@ def _pictures_warnings(facts: DatasetFacts, pointer: str, options: DataOptions) 
             "resize: squash or pad keeps all of each image; resize: crop says that the middle is what counts. Read "
             "them as the teacher did",
         )
+    if facts.largest is not None and facts.largest <= DARK:
+        yield WarningItem(
+            "pixels_dark",
+            pointer,
+            f"no value of the training images is above {facts.largest} of 255: they are nearly black",
+            _brighter(facts.largest),
+        )
     if count := counts.get("alpha"):
         yield WarningItem(
             "alpha_over_white",
@@ -219,6 +238,16 @@ def _pictures_warnings(facts: DatasetFacts, pointer: str, options: DataOptions) 
             f"{count:,} pictures are animated: only the first frame of each was read",
             "save the frames that matter as pictures of their own",
         )
+
+
+def _brighter(largest: int) -> str:
+    """Return what makes bytes in 0..255 of such values."""
+    if largest <= 1:
+        return (
+            "pixels are bytes in 0..255: multiply masks of 0 and 1 by 255; floats in 0..1 before they become bytes, "
+            "(x * 255).round().astype('uint8')"
+        )
+    return f"pixels are bytes in 0..255: if {largest} stands for white, (x * (255 / {largest})).round().astype('uint8')"
 
 
 def _pictures(counts: Mapping[str, int]) -> int:

@@ -14,6 +14,15 @@ from base.errors import Fault, SpecFaults
 from kdcore.spec.job import JobSpec
 from kdcore.spec.rules import Fields, rules
 
+OTHER_WORDS = {
+    **dict.fromkeys(("pretrained", "weights", "init", "load_from", "resume"), "checkpoint"),
+    **dict.fromkeys(("frozen", "freeze_layers", "frozen_stages"), "freeze"),
+    **dict.fromkeys(("backbone_lr", "lr_mult", "head_lr_mult"), "head_lr"),
+    **dict.fromkeys(("classes", "labels", "names", "id2label"), "class_names"),
+    **dict.fromkeys(("model", "arch", "network"), "architecture"),
+    **dict.fromkeys(("normalize", "normalization", "transform"), "preprocessing"),
+}
+"""Words of other tools for fields that are named here."""
 _KINDS = {
     "model_type": "an object",
     "model_attributes_type": "an object with a 'name', or a plain name,",
@@ -214,6 +223,8 @@ def _unknown(name: str, allowed: list[str]) -> str:
 
 def nearest(name: str, allowed: list[str]) -> str:
     """Return `; did you mean '…'?` if an allowed name is like this one, else nothing."""
+    if (meant := OTHER_WORDS.get(name)) in allowed:
+        return f"; did you mean {meant!r}?"
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -7,7 +7,6 @@ called.
 """
 
 import mmap
-import pickle
 import pickletools
 import re
 import warnings
@@ -23,8 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from base.errors import TeacherMismatch
-from base.file_kinds import HEAD_BYTES, PADDLE, PICKLE, TORCH, FileKind, kind_of, kind_of_members
+from base.file_kinds import HEAD_BYTES, NPY, NPZ, PADDLE, PICKLE, TORCH, FileKind, kind_of, kind_of_members
 
+COPY_AGAIN = "compare its size, copy it again"
 ADVICE = "give a PyTorch state dict (torch.save(model.state_dict(), path)) or a safetensors file"
 
 NOTES = re.compile(
@@ -35,13 +35,17 @@ NOTES = re.compile(
     r"|collections\.(defaultdict|deque|Counter)|torch\.torch_version\.TorchVersion"
     r"|numpy\.(_core|core)\.multiarray\.(_reconstruct|scalar)|numpy\.(dtype|ndarray|bool_?|u?int\d+|float\d+)"
     r"|numpy\.dtypes\.\w+|numpy\.random\._pickle\.__\w+_ctor"
+    r"|addict(\.addict)?\.Dict|box(\.box)?\.Box|mmengine\.logging\.history_buffer\.HistoryBuffer"
+    r"|torch\.optim(\.[a-z_]\w*)*\.[A-Z]\w*|torch\.nn\.modules\.loss\.[A-Z]\w*"
     r"|(omegaconf|yacs|ml_collections|typing|pytorch_lightning|lightning|lightning_fabric)(\.[a-z_]\w*)*\.[A-Z]\w*"
     r"|(?!(os|posix|nt|sys|subprocess|shutil|importlib|builtins)\.)[a-z_]\w*(\.[a-z_]\w*)*"
     r"\.([A-Z]\w*)?(Config|ConfigDict|CfgNode|Cfg|Args|Arguments|Options|HParams|Hparams|Namespace"
     r"|AttributeDict|AttrDict|EasyDict|DotDict|Munch)"
 )
 """Names of what trainers note beside the weights: numbers, times, paths, options. They become stand-ins."""
-OBJECTS = re.compile(r"(numpy|datetime|decimal|fractions|pathlib|uuid|zoneinfo|typing|builtins|torch|copyreg)\..*")
+OBJECTS = re.compile(
+    r"(numpy|mmengine\.logging|datetime|decimal|fractions|pathlib|uuid|zoneinfo|typing|builtins|torch|copyreg)\..*"
+)
 """Notes that are no mappings and no lists: PyTorch's reader fills every kind in its own way."""
 
 # Names that torch's reader can rebuild. They explain a refusal, but never decide it.
@@ -51,6 +55,9 @@ REBUILDS_TENSORS = re.compile(
     r"|torch\.nn\.parameter\.Parameter|torch\.storage\.(Typed|Untyped)Storage"
     r"|torch\.(\w*Storage|Size|Tensor|device|bool|q?u?int\d+|b?float\d+\w*|complex\d+|per_\w+)"
 )
+HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
+"""OpenMMLab's curves. They name their own functions by way of `getattr`, of which a stand-in does nothing either."""
+OF_HISTORY = "builtins.getattr"
 PADDLE_KEY = b"StructuredToParameterName@@"
 """An entry of PaddlePaddle's pickles, which hold numpy arrays."""
 QUANTISED_MODULES = ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.jit._pickle", "torchao.", "bitsandbytes.")
@@ -111,7 +118,7 @@ def _read_safetensors(path: Path) -> Content:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise TeacherMismatch(f"the safetensors file is cut short or damaged: {error}", hint=ADVICE) from error
+        raise TeacherMismatch("the safetensors file is cut short or damaged", hint=COPY_AGAIN) from error
     return Content(state, metadata, "safetensors")
 
 
@@ -133,6 +140,8 @@ def refuse_other_files(path: Path, head: bytes) -> None:
     # PyTorch's former files are pickles; the reader below opens them.
     if kind is not None and kind not in (TORCH, PICKLE):
         raise _other(kind)
+    if kind is None and len(head) < HEAD_BYTES and head.isascii() and (words := head.decode().strip()).isprintable():
+        raise TeacherMismatch(f"the file is no checkpoint but text: {words[:60]!r}", hint=f"copy it again, or {ADVICE}")
 
 
 def _refuse_other_archives(path: Path) -> None:
@@ -140,10 +149,15 @@ def _refuse_other_archives(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
-        raise TeacherMismatch(
-            "the checkpoint is cut short or damaged", hint="compare its size, copy it again"
-        ) from error
+        raise TeacherMismatch("the checkpoint is cut short or damaged", hint=COPY_AGAIN) from error
     kind = kind_of_members(names)
+    if kind is NPY:
+        raise _other(NPZ)
+    inner = [name for name in names if name.lower().endswith((".pt", ".pth", ".ckpt", ".safetensors"))]
+    if kind is TORCH and inner:
+        raise TeacherMismatch(
+            f"the file is an archive with a checkpoint in it: {inner[0]}", hint="unpack it, and send that file alone"
+        )
     if kind is not TORCH or not any(name.endswith("/data.pkl") for name in names):
         raise _other(kind, "a zip archive, but no checkpoint")
 
@@ -165,7 +179,7 @@ def unpickle(path: Path) -> Any:
         raise
     except Exception as error:  # A damaged or hostile pickle may raise any exception.
         names = _named(path)
-        if not _foreign(names) and (notes := sorted(name for name in names if NOTES.fullmatch(name))):
+        if not _foreign(names) and (notes := sorted(name for name in names if _is_note(name, names))):
             try:
                 return _load(path, notes)
             except MemoryError:
@@ -191,7 +205,12 @@ def _stand_in(name: str) -> type:
 
 def _foreign(names: Iterable[str]) -> list[str]:
     """Return the names that neither rebuild tensors nor are notes."""
-    return sorted(name for name in names if not NOTES.fullmatch(name) and not REBUILDS_TENSORS.fullmatch(name))
+    known = set(names)
+    return sorted(name for name in known if not _is_note(name, known) and not REBUILDS_TENSORS.fullmatch(name))
+
+
+def _is_note(name: str, names: set[str]) -> bool:
+    return NOTES.fullmatch(name) is not None or (name == OF_HISTORY and HISTORY in names)
 
 
 def _explain(path: Path, names: set[str], error: Exception) -> Never:
@@ -209,6 +228,11 @@ def _explain(path: Path, names: set[str], error: Exception) -> Never:
             f"the checkpoint holds a whole pickled network ({', '.join((own or foreign)[:3])}), not only its weights",
             hint=ADVICE,
         ) from error
+    if foreign == ["torch.storage._load_from_bytes"]:
+        raise TeacherMismatch(
+            "the file was written by Python's pickle, which is a program and is never run",
+            hint="load it as it was written, and save it with PyTorch: torch.save(state_dict, path)",
+        ) from error
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise TeacherMismatch(
@@ -220,11 +244,9 @@ def _explain(path: Path, names: set[str], error: Exception) -> Never:
             f"the file is a pickle of other objects ({', '.join(sorted(names)[:3])}), no PyTorch checkpoint",
             hint=ADVICE,
         ) from error
-    # PyTorch's reader of pickles advises to lift its guard, which is no advice for a service: its words are left out.
-    refused = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
-    reason = "" if refused or not str(error) else f": {str(error).splitlines()[0]}"
+    # PyTorch's own words are left out: they advise to lift its guard, or to report an error to PyTorch.
     raise TeacherMismatch(
-        f"the file is no checkpoint that PyTorch can read, or it is cut short{reason}", hint=ADVICE
+        "the file is no checkpoint that PyTorch can read, or it is cut short", hint=f"{COPY_AGAIN}; or {ADVICE}"
     ) from error
 
 

@@ -5,7 +5,8 @@ The catalogue knows how many learned values each network has, for any classes an
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -15,14 +16,27 @@ from base.errors import EngineError, TeacherMismatch
 from kdcore.catalog.architectures import ARCHITECTURES
 from kdcore.weights import heads, names
 from kdcore.weights.content import Content
-from kdcore.weights.names import DERIVED, Flat
+from kdcore.weights.names import DERIVED, Flat, Match, Template
 
 MOST_BUILT = 8
 """The number of networks of one library that are built to be compared."""
 FEWEST = 4
 """Tensors of the smallest network."""
 MOST_GROUPS = 60
-NAME_IT = "name the architecture: GET /v1/architectures lists them, and timm/<name> is any of timm's"
+PROGRAM = "give it as a program: torch.export.save(...), a .pt2 file, or an ONNX model"
+NAME_IT = (
+    "name the architecture: GET /v1/architectures lists them, and timm/<name> is any of timm's. A network that is none "
+    f"of them can teach: {PROGRAM}"
+)
+CHANGED: Sequence[tuple[re.Pattern[str], str]] = (
+    (
+        re.compile(r"\.parametrizations\.|\.weight_[gv]$"),
+        "take it off before saving: torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm)",
+    ),
+    (re.compile(r"\.weight_(orig|mask)$"), "make it permanent before saving: torch.nn.utils.prune.remove"),
+    (re.compile(r"\.lora_\w+(\.|$)"), "merge the adapters into the weights before saving: merge_and_unload()"),
+)
+"""Signs of weights that are computed from others, and what undoes that."""
 
 
 def architecture_of(file: Flat, content: Content) -> tuple[str, list[str]]:
@@ -49,18 +63,63 @@ def architecture_of(file: Flat, content: Content) -> tuple[str, list[str]]:
     )
 
 
+def hint_for(network: Template, match: Match, file: Flat) -> str | None:
+    """Return what would help a file whose nearest match does not fit."""
+    lacking = tuple(f"{match.prefix}{name.rpartition('.')[0]}." for name in match.missing)
+    for sign, way in CHANGED:
+        changed = next((path for path in file.tensors if sign.search(path)), None)
+        if changed is not None and (changed.startswith(lacking) or ".lora_" in changed):
+            return f"its {changed} is a part of a weight: {way}"
+    if match.missing and "layout" in file.others.get(match.prefix + match.missing[0], ""):
+        return "save it as a dense tensor: tensor.to_dense()"
+    if match.missing and set(match.missing) <= set(network.head) and not match.misshapen:
+        return _hint_for_head(network, match, file)
+    bare = network.architecture.partition("+")[0]
+    elsewhere = f"timm/{bare.removeprefix('torchvision/')}"
+    if match.misshapen and not match.missing and elsewhere != bare and _fits(elsewhere, file):
+        return f"its names and shapes are those of {elsewhere}, which also takes images of other than 3 channels"
+    return likely_hint(file, network.architecture)
+
+
+def _hint_for_head(network: Template, match: Match, file: Flat) -> str:
+    """Return what would help a file that has a network's body, but not its classifier."""
+    if len(match.missing) < len(network.head):
+        name = match.missing[0]
+        zeros = f"state[{match.prefix + name!r}] = torch.zeros(number of classes)"
+        return f"if its classifier has no bias, add one before saving: {zeros}" if name.endswith(".bias") else PROGRAM
+    taken = {f"{match.prefix}{name}" for name in match.state}
+    layers = [
+        layer
+        for layer, own in names.layers_like_head(network, network.head, file.tensors, taken).items()
+        if not names.is_of_other_task(layer, match.prefix)
+        and not names.beside(layer, match.prefix, set(file.tensors) - taken - set(own.values()))
+    ]
+    head = network.head[0].rpartition(".")[0]
+    if match.unexpected:
+        return f"its classifier is of a kind that is not built here (it has {match.unexpected[0]}): {PROGRAM}"
+    if len(layers) > 1:
+        return f"{_or(sorted(layers))} could be its classifier: save the file with one of them, named {head}"
+    return (
+        "the file has no classifier. A student can start from it (student.checkpoint). To teach, the network needs "
+        f"one, named {head}"
+    )
+
+
 def likely_hint(file: Flat, asked: str) -> str | None:
     """Return what a file probably is that does not fit the architecture asked for."""
     bare = asked.partition("+")[0]
     sized = list(_of_the_size(file))
     others = [name for name in sized if name != bare]
     if bare in sized:
+        named = [name for name in others if _fits(name, file)]
+        if named:
+            return f"its names and shapes are those of {_or(named)}"
         return (
             f"its size is that of {bare}, but names and order are those of another implementation: save the weights "
             "under the names that the network has here, or give the network as a program (torch.export.save)"
         )
     if not others:
-        return "if the network is another one, give it as a program: torch.export.save(...), a .pt2 file"
+        return f"if the network is another one, {PROGRAM}"
     total = _total(file, others[0])
     return f"its {total:,} parameters are those of {_or(others)}"
 
@@ -129,7 +188,8 @@ def _groups(file: Flat) -> Iterator[Mapping[str, Tensor]]:
 
 
 def _named_by_size(state: Mapping[str, Tensor], total: int) -> Iterator[str]:
-    classifiers = {tuple(value.shape) for value in state.values() if value.ndim == 2}
+    # Without any, the body alone is compared.
+    classifiers = {tuple(value.shape) for value in state.values() if value.ndim == 2} or {(0, 0)}
     stems = {value.shape[1] for value in state.values() if value.ndim == 4 and value.shape[1] <= 16}
     linear = sum(value.numel() for name, value in state.items() if _is_linear(name, state))
     for name, facts in ARCHITECTURES.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcore.catalog.architectures import HiddenLayer
 from kdcore.weights.dialects import Renamed, dialects
-from kdcore.weights.names import CLASSES, HEAD_WORDS, Flat, Template, body_prefixes
+from kdcore.weights.names import CLASSES, HEAD_WORDS, Flat, Template, beside, body_prefixes, is_of_other_task
 
 ASSUMED = "relu"
 
@@ -48,7 +48,11 @@ def deep_heads(network: Template, file: Flat) -> Iterator[Deep]:
                 rest = {name: tensor for name, tensor in renamed.tensors.items() if name in scope}
                 chain = _chain(rest, f"{prefix}{path}", network.shapes[f"{path}.weight"][1])
                 if len(chain) > 1:
-                    yield _deep(renamed, rest, chain, f"{prefix}{path}")
+                    deep, places = _deep(renamed, rest, chain, f"{prefix}{path}")
+                    # With more weights in its module it is another function: a projection, a learned activation.
+                    others = beside(chain[0], prefix, rest.keys() - places)
+                    if not others and not any(is_of_other_task(layer, prefix) for layer in chain):
+                        yield deep
                     break
 
 
@@ -77,7 +81,8 @@ def _chain(rest: Mapping[str, Tensor], head: str, width: int) -> list[str]:
         width = layers[following[0]].shape[0]
 
 
-def _deep(renamed: Renamed, rest: Mapping[str, Tensor], chain: list[str], head: str) -> Deep:
+def _deep(renamed: Renamed, rest: Mapping[str, Tensor], chain: list[str], head: str) -> tuple[Deep, set[str]]:
+    """Return a classifier of several layers, and the tensors of which it consists."""
     layers: list[HiddenLayer] = []
     new: dict[str, str] = {}
     order, at = list(rest), 0
@@ -110,7 +115,7 @@ def _deep(renamed: Renamed, rest: Mapping[str, Tensor], chain: list[str], head: 
         tensors[name] = tensor
         if name != path:
             origins[name] = renamed.origin(path)
-    return Deep(tuple(layers), Renamed(tensors, origins))
+    return Deep(tuple(layers), Renamed(tensors, origins)), set(new)
 
 
 def _adjacent(one: str, other: str, norm_between: bool) -> bool:

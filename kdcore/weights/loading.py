@@ -28,6 +28,7 @@ from kdcore.weights import finding, heads, names
 from kdcore.weights.content import Content, read_content
 from kdcore.weights.names import ANY, Choice, Flat, Match
 
+NO_NUMBERS = "its training diverged, or half precision overflowed: give an earlier checkpoint"
 NAMED = 10
 """The number of names that an answer lists of each kind."""
 
@@ -144,6 +145,10 @@ def opened_start(path: Path, architecture: str, choice: Choice = ANY) -> Start:
             f"nothing in the checkpoint fits {architecture}", hint=finding.likely_hint(file, architecture)
         )
     missing = tuple(name for name in network.required if name not in state)
+    # A deeper network has all that this one has; another classifier than this one's is no news.
+    head_modules = tuple(f"{name.partition('.')[0]}." for name in network.head)
+    deeper = (f"{match.prefix}{name}" for name in match.unexpected if not name.startswith(head_modules))
+    match = replace(match, ignored=(*match.ignored, *deeper))
     match = names.converted(network, replace(match, state=state))
     loading = _loading(match, file, [match], False).model_copy(update={"missing": len(missing)})
     return Start(dict(match.state), loading, _notes(content), missing)
@@ -186,7 +191,7 @@ def _fitted_file(architecture: str, file: Flat, choice: Choice) -> _Fitted:
     if not match.fits:
         raise TeacherMismatch(
             f"the checkpoint does not fit {architecture}: {names.faults(network, match, file)}",
-            hint=finding.likely_hint(file, architecture),
+            hint=finding.hint_for(network, match, file),
         )
     loading = _loading(match, file, matches, by_default).model_copy(update={"activation_guessed": assumed})
     return _Fitted(architecture, dict(names.converted(network, match).state), loading)
@@ -196,6 +201,8 @@ def _loading(match: Match, file: Flat, matches: list[Match], by_default: bool) -
     """Return the record of how a match was loaded. Other networks of the file are no left-overs."""
     others = [one.prefix for one in matches if one is not match and one.prefix]
     ignored = [path for path in match.ignored if not path.startswith(tuple(others))]
+    # Averages in a list (torch-ema's shadow_params) have no names by which they could be loaded.
+    ignored += [path for path, kind in file.others.items() if names.NAMELESS in kind and names.AVERAGED.search(path)]
     several = len(matches) > 1
     precisions = sorted(
         {str(value.dtype).removeprefix("torch.") for value in match.state.values() if value.is_floating_point()}
@@ -227,11 +234,16 @@ def _measure(architecture: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     channels = 3 if names.takes_three_channels_only(architecture) else names.count(known, state, names.CHANNELS)
     if num_classes is None or channels is None:
         raise TeacherMismatch(f"{architecture} is no network whose classes and channels its weights tell")
+    if num_classes < 1:
+        raise TeacherMismatch("the checkpoint's classifier has no classes", hint="give the weights after its training")
     network = skeleton(architecture, num_classes, channels)
     _complete(network.state_dict(), state, f"the checkpoint does not fit {architecture}")
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise TeacherMismatch(f"the checkpoint's {name} holds values that are no numbers (NaN or infinite)")
+            raise TeacherMismatch(
+                f"the checkpoint's {name} holds values that are no numbers (NaN or infinite)",
+                hint=NO_NUMBERS,
+            )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {"architecture": architecture, "num_classes": num_classes, "channels": channels, "parameters": parameters}
 

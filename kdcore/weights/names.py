@@ -44,12 +44,17 @@ AVERAGED = re.compile(r"(^|[._])(ema|ema_\w+|averag\w*|swa\w*|\w*_averaged?)([._
 RAW_OF_LIGHTNING = "current_model_state"
 """The raw weights in a file of Lightning's WeightAveraging; `state_dict` has the averaged ones then."""
 HEAD_WORDS = ("fc", "linear", "classifier", "head", "heads", "last_linear", "logits", "output", "cls")
+OTHER_TASK = re.compile(r"decoder|embed|proj|predictor", re.IGNORECASE)
+"""Layers behind a body that do not classify: of autoencoders (MAE) and of learning without labels (BYOL, CLIP)."""
+SAYS_NOTHING = ("module", "model", "net", "network", "backbone", "encoder", "state_dict")
+"""Names before a network's own that do not tell it from another."""
 QUANTISED = (".zero_point", ".SCB", ".absmax", ".qweight", ".qzeros", "_packed_params", ".weight_scale")
 QUANTISED_TYPES = tuple(
     kind
     for kind in (getattr(torch, name, None) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"))
     if kind is not None
 )
+NAMELESS = "tensors without names"
 CLASSES, CHANNELS = -1, -2
 DEEPEST = 6
 
@@ -227,6 +232,8 @@ def kind(value: Any) -> str:
     """Return what a value of a file is, in words."""
     if isinstance(value, Tensor):
         return f"a tensor of the layout {value.layout}" if value.layout is not torch.strided else "of type Tensor"
+    if isinstance(value, list | tuple) and value and all(isinstance(one, Tensor) for one in value):
+        return f"of type {type(value).__name__}: {len(value)} {NAMELESS}"
     return "a numpy array or other object" if isinstance(value, Unread) else f"of type {type(value).__name__}"
 
 
@@ -305,7 +312,7 @@ def _attempt(network: Template, renamed: Renamed, prefix: str) -> Match:
     }
     missing = [name for name in network.required if name not in places]
     if (head := [name for name in missing if CLASSES in network.shapes[name]]) == network.head:
-        found = _head_elsewhere(network, head, renamed.tensors, places.values())
+        found = _head_elsewhere(network, head, renamed.tensors, places.values(), prefix)
         places |= found
         missing = [name for name in missing if name not in found]
     state = {name: renamed.tensors[path] for name, path in places.items()}
@@ -349,19 +356,17 @@ def _belongs(name: str, network: Template) -> bool:
 
 
 def _head_elsewhere(
-    network: Template, missing: Sequence[str], tensors: Mapping[str, Tensor], taken: Iterable[str]
+    network: Template, missing: Sequence[str], tensors: Mapping[str, Tensor], taken: Iterable[str], prefix: str
 ) -> dict[str, str]:
-    """Return the places of a classifier that has another name: the one layer of its kind and width beside the body."""
-    leaves = {name.rpartition(".")[2]: name for name in missing}
-    layers: dict[str, dict[str, str]] = {}
-    for path in tensors.keys() - set(taken):
-        layer, _, leaf = path.rpartition(".")
-        layers.setdefault(layer, {})[leaf] = path
+    """Return the places of a classifier that has another name: the one layer of its kind and width beside the body.
+
+    A layer with others in its module, such as the last one of a projection, is no classifier of the body's output.
+    """
     fitting = {
         layer: own
-        for layer, own in layers.items()
-        if own.keys() == leaves.keys()
-        and all(compatible(network.shapes[name], tensors[own[leaf]]) for leaf, name in leaves.items())
+        for layer, own in layers_like_head(network, missing, tensors, taken).items()
+        if not is_of_other_task(layer, prefix)
+        and not beside(layer, prefix, set(tensors) - set(taken) - set(own.values()))
     }
     if len(fitting) > 1:
         named = {layer: own for layer, own in fitting.items() if set(layer.split(".")[-2:]) & set(HEAD_WORDS)}
@@ -369,7 +374,48 @@ def _head_elsewhere(
     if len(fitting) != 1:
         return {}
     (own,) = fitting.values()
+    leaves = {name.rpartition(".")[2]: name for name in missing}
     return {name: own[leaf] for leaf, name in leaves.items()}
+
+
+def layers_like_head(
+    network: Template, head: Sequence[str], tensors: Mapping[str, Tensor], taken: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """Return the layers that have the classifier's kind and width, by their module path: leaf names and paths."""
+    leaves = {name.rpartition(".")[2]: name for name in head}
+    layers: dict[str, dict[str, str]] = {}
+    for path in tensors.keys() - set(taken):
+        layer, _, leaf = path.rpartition(".")
+        layers.setdefault(layer, {})[leaf] = path
+    return {
+        layer: own
+        for layer, own in layers.items()
+        if own.keys() == leaves.keys()
+        and all(compatible(network.shapes[name], tensors[own[leaf]]) for leaf, name in leaves.items())
+    }
+
+
+def apart(layer: str, prefix: str) -> str:
+    """Return the path of a layer from where it leaves the path to the body."""
+    steps, body = layer.split("."), prefix.split(".")
+    shared = next((at for at, (own, other) in enumerate(zip(steps, body, strict=False)) if own != other), len(body))
+    return ".".join(steps[shared:])
+
+
+def is_of_other_task(layer: str, prefix: str) -> bool:
+    """Return True for a layer behind the body that does not classify, by its name."""
+    return OTHER_TASK.search(apart(layer, prefix)) is not None
+
+
+def beside(layer: str, prefix: str, paths: Iterable[str]) -> list[str]:
+    """Return those of the paths that are in the same module as a layer: in the outermost one that holds the layer, and
+    not the body behind `prefix`."""
+    owner = layer.removesuffix(apart(layer, prefix)) + apart(layer, prefix).partition(".")[0] + "."
+    return [
+        path
+        for path in paths
+        if path.startswith(owner) and not path.endswith(DERIVED) and not re.search("loss|criterion", path)
+    ]
 
 
 def _by_order(network: Template, file: Flat) -> list[Match]:
@@ -479,7 +525,8 @@ def _ways(matches: Sequence[Match]) -> str:
             for word in reversed(one.label.split("."))
             if word and not any(_is_part(o.prefix, word) for o in others)
         ]
-        words.append(own[0] if own else one.label)
+        telling = [word for word in own if word not in SAYS_NOTHING]
+        words.append((telling or own or [one.label])[0])
     ways = [f'"part": "{word}"' for word in islice((word for word in words if word), 4)]
     if sum(one.averaged for one in matches) == 1:
         ways.append('"averaged": true')

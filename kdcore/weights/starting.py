@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from base.errors import TeacherMismatch
 from base.files import sha256_of
 from kdcore.catalog import ARCHITECTURES, DatasetFacts, NamedStartFacts, PublishedFacts, StartFacts
+from kdcore.catalog.facts import Loading
 from kdcore.models.networks import skeleton
 from kdcore.spec import Student
 from kdcore.spec.classes import class_order
 from kdcore.spec.fitting import fresh_parameters, keeps_classifier
 from kdcore.spec.job import EVERYTHING_ELSE
 from kdcore.weights import loading, published
-from kdcore.weights.names import ANY, Choice
+from kdcore.weights.names import ANY, AUXILIARY_HEADS, DERIVED, Choice
 
 F = TypeVar("F", bound=StartFacts)
 
@@ -82,8 +83,9 @@ class Shape:
 
 def inspect(path: Path, shape: Shape, choice: Choice = ANY) -> StartFacts:
     """Return what of a file a network can take over. Raises TeacherMismatch if the file is no checkpoint."""
-    given = _of_file(path, shape.architecture, choice)
-    return _facts(StartFacts, given.state, shape, shape.skeleton(), given.notes)
+    given, network = _of_file(path, shape.architecture, choice), shape.skeleton()
+    _require_numbers(_fitting(given.state, network))
+    return _facts(StartFacts, given.state, shape, network, given.notes)
 
 
 def inspect_named(source: str, num_classes: int, channels: int, shape: Shape) -> NamedStartFacts:
@@ -100,7 +102,28 @@ def inspect_published(reference: str, shape: Shape) -> NamedStartFacts:
 def _of_network(
     source: str, num_classes: int, channels: int, shape: Shape, notes: Mapping[str, Any]
 ) -> NamedStartFacts:
-    return _facts(NamedStartFacts, skeleton(source, num_classes, channels).state_dict(), shape, shape.skeleton(), notes)
+    given, network = skeleton(source, num_classes, channels).state_dict(), shape.skeleton()
+    left_out = _of_another_network(given, network, shape)
+    return _facts(NamedStartFacts, given, shape, network, {**notes, "loading": left_out})
+
+
+def _of_another_network(given: Mapping[str, Tensor], network: nn.Module, shape: Shape) -> Loading | None:
+    """Return what is left out of another network's weights, outside of its classifier; None if nothing is."""
+    own = network.state_dict()
+    heads = tuple(f"{name.partition('.')[0]}." for name in _classifier(network, shape))
+    apart = (*heads, *AUXILIARY_HEADS)
+    rest = [name for name in given if name not in own and not name.startswith(apart) and not name.endswith(DERIVED)]
+    if not rest:
+        return None
+    return Loading(tensors=len(_fitting(given, network)), ignored=len(rest), ignored_names=rest[: loading.NAMED])
+
+
+def _require_numbers(state: Mapping[str, Tensor]) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise TeacherMismatch(
+                f"the checkpoint's {name} holds values that are no numbers (NaN or infinite)", hint=loading.NO_NUMBERS
+            )
 
 
 def open_start(student: Student, dataset: DatasetFacts, path: Path | None, cache: Path) -> Start:
@@ -124,9 +147,7 @@ def open_start(student: Student, dataset: DatasetFacts, path: Path | None, cache
         for name, dimension in _classifier(network, shape).items():
             if name in state:
                 state[name] = state[name][(slice(None),) * dimension + (list(order),)]
-    for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise TeacherMismatch(f"the checkpoint's {name} holds values that are no numbers (NaN or infinite)")
+    _require_numbers(state)
     return Start(facts, fresh, state)
 
 

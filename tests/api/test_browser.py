@@ -309,6 +309,8 @@ def test_page_shows_an_evaluation_and_a_job_that_waits_for_its_teacher(
     database.dispose()
     shown = " ".join(page_text(tmp_path, f"{address}/#/jobs/{job['id']}").split())
     assert "Accuracy 91.2 % 95 % interval 88.0 % to 93.6 %" in shown and "evaluation" in shown
+    shown = " ".join(page_text(tmp_path, f"{address}/#/models/big").split())
+    assert "digits 91.2 % 88.0 % to 93.6 % 360" in shown
     first = submit(address, SUPERVISED)
     submit(address, {**SUPERVISED, "method": "kd", "teacher": {"checkpoint": f"job:{first['id']}"}})
     listed = " ".join(page_text(tmp_path, address).split())

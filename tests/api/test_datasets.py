@@ -42,6 +42,18 @@ async def test_register_dataset_refuses_what_its_inspection_refused(service: Ser
     problem(await service.http.get("/v1/datasets/junk"), 404, "not_found")
 
 
+async def test_register_dataset_names_the_field_that_does_not_fit_the_file(service: Service) -> None:
+    blob = await service.upload(b"junk")
+    refused = Refused("dataset_unreadable", "limit is 2, and there are 3 classes", option="limit")
+    service.inspector.answers[blob.removeprefix("sha256:")] = refused
+    for _ in "a new inspection", "a stored one":
+        answer = await service.http.post("/v1/datasets", json={"name": "junk", "blob": blob, "limit": 2})
+        assert [one["pointer"] for one in problem(answer, 422, "unusable")["errors"]] == ["/limit"]
+    body = {"dataset": {"source": f"blob:{blob}", "limit": 2}, "student": "convnet4", "method": "supervised"}
+    faults = (await service.http.post("/v1/jobs/validate", json=body)).json()["errors"]
+    assert [one["pointer"] for one in faults] == ["/dataset/limit"]
+
+
 async def test_register_dataset_refuses_a_name_that_is_taken(service: Service) -> None:
     blob = await service.upload(b"pictures")
     assert (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).status_code == 201

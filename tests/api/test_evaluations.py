@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from base.wire import JobView
+from base.wire import JobView, MeasuredModel
 from kdcore.spec import Dataset
 from store import lifecycle
 from tests.api.conftest import DATASET, MODEL, ONNX, Service, problem
@@ -89,6 +89,31 @@ async def test_evaluations_of_a_model_are_those_of_its_bytes(service: Service) -
     body = {"name": "other", "blob": other, "architecture": "convnet32"}
     assert (await service.http.post("/v1/models", json=body)).status_code == 201
     assert (await service.http.get("/v1/models/other/evaluations")).json()["data"] == []
+
+
+async def test_a_model_shows_its_newest_accuracy_on_each_data_set(service: Service) -> None:
+    await model(service)
+    assert (await service.http.get("/v1/models/big")).json()["measured"] == []
+
+    async def measured(dataset: str, accuracy: float) -> str:
+        job = await evaluation(service, dataset=dataset)
+        fence = await service.claim(job["id"])
+        figures = {**FIGURES, "accuracy": accuracy}
+        assert await service.db.write(lifecycle.finish_succeeded, job["id"], fence, figures, [])
+        return str(job["id"])
+
+    blob = await service.upload(b"other digits")
+    service.inspector.answers[blob.removeprefix("sha256:")] = DATASET.model_copy(update={"num_classes": 10})
+    assert (await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})).status_code == 201
+    await measured("digits", 0.5)
+    mine, newest = await measured("mine", 0.6), await measured("digits", 0.7)
+    await evaluation(service)  # It has not ended.
+    answer = (await service.http.get("/v1/models/big")).json()
+    TypeAdapter(MeasuredModel).validate_python(answer)
+    shown = [(one["dataset"], one["accuracy"], one["job"]) for one in answer["measured"]]
+    assert shown == [("digits", 0.7, newest), ("mine", 0.6, mine)]
+    assert all(one["finished_at"] and one["interval"] == [0.7, 0.8] for one in answer["measured"])
+    assert "measured" not in (await service.http.get("/v1/models")).json()["data"][0]
 
 
 async def test_evaluation_with_an_idempotency_key(service: Service) -> None:

@@ -88,7 +88,7 @@ async def test_inspector_raises_the_engines_refusal(tmp_path: Path) -> None:
     answer = json.dumps({"ok": False, "error": error})
     refused = await refusal(inspector_of(tmp_path, f"print({answer!r})"))
     assert vars(refused) == {
-        "code": "teacher_mismatch", "message": "not a resnet20", "hint": "try resnet56", "final": True
+        "code": "teacher_mismatch", "message": "not a resnet20", "hint": "try resnet56", "final": True, "option": None
     }  # fmt: skip
 
 

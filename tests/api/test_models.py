@@ -1,5 +1,7 @@
 """Teachers: inspected before they exist."""
 
+from typing import Any
+
 import pytest
 
 from api.inspections import Refused
@@ -25,7 +27,7 @@ async def test_model_is_found_by_name_and_id(service: Service) -> None:
     body = await register(service)
     assert body["facts"]["num_classes"] == MODEL.num_classes  # type: ignore[index]
     for name in ("teacher", body["id"]):
-        assert (await service.http.get(f"/v1/models/{name}")).json() == body
+        assert (await service.http.get(f"/v1/models/{name}")).json() == {**body, "measured": []}
     listed = (await service.http.get("/v1/models")).json()
     assert listed == {"data": [body], "next": None}
     assert Page[ModelView].model_validate(listed)
@@ -250,3 +252,20 @@ async def test_register_model_refuses_values_that_choose_nothing(service: Servic
     blob = await service.upload(b"weights")
     answer = await service.http.post("/v1/models", json={"name": "x", "blob": blob, field: value})
     assert problem(answer, 422, "invalid_request")["errors"][0]["pointer"] == f"/{field}"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"classes": ["a"]}, "/classes: there is no field 'classes' here"),
+        ({"class_names": "names.txt"}, "/class_names: a list belongs here"),
+        ({"preprocessing": "imagenet"}, "/preprocessing: an object belongs here"),
+        ({"preprocessing": {"mean": [0.5]}}, "/preprocessing/std: this field is required"),
+    ],
+)
+async def test_register_model_names_a_mistake_in_plain_words(
+    service: Service, body: dict[str, Any], words: str
+) -> None:
+    blob = await service.upload(b"weights")
+    answer = await service.http.post("/v1/models", json={"name": "plain", "blob": blob, **body})
+    assert words in problem(answer, 422, "invalid_request")["detail"]

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from api.schemas import DatasetView, ModelView, iso, view_of
-from base.wire import Dataset, EventView, Model
+from api.schemas import DatasetView, MeasuredModelView, ModelView, iso, view_of
+from base.wire import Dataset, EventView, MeasuredModel, Model
 
 
 def test_iso_has_milliseconds_and_utc() -> None:
@@ -28,4 +28,5 @@ def test_view_of_raises_if_the_record_lacks_a_field() -> None:
 
 def test_model_view_and_dataset_view_have_the_fields_that_clients_read() -> None:
     assert ModelView.model_fields.keys() == Model.__annotations__.keys()
+    assert MeasuredModelView.model_fields.keys() == MeasuredModel.__annotations__.keys()
     assert DatasetView.model_fields.keys() == Dataset.__annotations__.keys()

@@ -19,5 +19,7 @@ REPEATED_IN = (
 
 @pytest.mark.parametrize("name", REPEATED_IN)
 def test_port_is_the_one_that_texts_repeat(name: str):
-    ports = re.findall(r"(?:127\.0\.0\.1:|0\.0\.0\.0:|EXPOSE |\}:)(\d+)", (REPOSITORY / name).read_text())
+    ports = re.findall(
+        r"(?:127\.0\.0\.1:|0\.0\.0\.0:|EXPOSE |\}:|`DISTILLERY_HOST` \| )(\d+)", (REPOSITORY / name).read_text()
+    )
     assert set(ports) == {str(PORT)}

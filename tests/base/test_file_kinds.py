@@ -51,6 +51,8 @@ STARTS = [
     (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M", "PyTorch"),
     (b"\n<!DOCTYPE html>", "HTML"),
     (b"\xef\xbb\xbf[1, 2]", "JSON"),
+    (b'<?xml version="1.0"?><net name="r" version="11">', "OpenVINO"),
+    (b'{"metadata": {"total_size": 9}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}', "several files"),
     (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     (struct.pack(">IIII", 0x803, 4, 28, 28), "idx"),
     (bytes(128) + b"DICM", "DICOM"),

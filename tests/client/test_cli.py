@@ -86,6 +86,18 @@ def test_submit_refuses_a_method_weight_that_is_no_number(text: str):
     assert done.stderr.startswith(f"error: --method {text!r}: write it as NAME, or as NAME=WEIGHT")
 
 
+def test_submit_takes_what_the_student_starts_from(tmp_path: Path):
+    weights = tmp_path / "start.pth"
+    weights.write_bytes(b"weights")
+    fake = FakeFiles().service()
+    fake.routes[JOBS] = job(status="queued")
+    flags = ["--student", "resnet8", "--student-checkpoint", str(weights), "--freeze", "*", "--head-lr", "10"]
+    done = run(fake, "submit", *flags)
+    assert done.exit_code == 0, done.output
+    start = {"checkpoint": f"blob:sha256:{hashlib.sha256(b'weights').hexdigest()}", "freeze": ["*"], "head_lr": 10.0}
+    assert fake.bodies(JOBS) == [{"student": {"architecture": "resnet8", **start}}]
+
+
 def test_submit_takes_several_teachers_assistants_and_students():
     fake = FakeService({JOBS: job(status="queued")})
     teachers = "--teacher model:a --teacher-architecture resnet56 --teacher job:b --teacher-architecture resnet110"

@@ -16,6 +16,7 @@ from client.spec import (
     read_spec,
     set_data,
     set_field,
+    set_student,
     set_teachers,
     upload_files,
 )
@@ -171,6 +172,27 @@ def test_set_teachers_by_reference_or_by_file(tmp_path: Path):
     spec = {"teacher": {"checkpoint": "model:big", "weight": 2}}
     set_teachers(spec, [str(program)], [])
     assert spec == {"teacher": {"program": f"file:{program}", "weight": 2}}
+
+
+def test_set_student_by_reference_or_by_file(tmp_path: Path):
+    checkpoint = tmp_path / "s.pth"
+    checkpoint.write_bytes(b"weights")
+    spec: dict[str, Any] = {"student": "resnet8"}
+    set_student(spec, None, [], None)
+    assert spec == {"student": "resnet8"}
+    set_student(spec, "weights:torchvision/resnet18", ["layer1", "layer2"], 10)
+    start = {"checkpoint": "weights:torchvision/resnet18", "freeze": ["layer1", "layer2"], "head_lr": 10}
+    assert spec == {"student": {"architecture": "resnet8", **start}}
+    set_student(spec, str(checkpoint), ["*"], None)
+    again = {"checkpoint": f"file:{checkpoint}", "freeze": ["*"], "head_lr": 10}
+    assert spec == {"student": {"architecture": "resnet8", **again}}
+
+
+def test_set_student_refuses_other_text_and_several_students():
+    with pytest.raises(InvalidInput, match="--student-checkpoint 'big' is neither a local file nor a reference"):
+        set_student({}, "big", [], None)
+    with pytest.raises(InvalidInput, match=r'--freeze is for one student; of several: --set student.0.freeze=\["fc"\]'):
+        set_student({"student": ["resnet8", "resnet8"]}, None, ["fc"], None)
 
 
 def test_set_teachers_replaces_with_several():

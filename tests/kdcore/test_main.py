@@ -95,6 +95,19 @@ def test_main_an_inspection_prints_its_progress_if_asked(data, capsys, monkeypat
     assert progress[-1] == {"progress": {"done": total, "total": total}}
 
 
+def test_main_an_inspection_names_the_option_that_does_not_fit(data, tmp_path, capsys):
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"PK nothing")
+    for path, options, option in (
+        (data, '{"limit": 2}', "limit"),
+        (data, '{"class_names": ["a", "b"]}', "class_names"),
+        (broken, "{}", None),
+    ):
+        main_module.main(["inspect", "dataset", str(path), "--options", options])
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["error"]["code"] == "dataset_unreadable" and answer["error"]["option"] == option
+
+
 def test_inspect_a_data_set_with_options(tmp_path):
     data = tmp_path / "grey.npz"
     x = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)

@@ -10,6 +10,7 @@ from base.errors import DatasetUnreadable
 from kdcore.data import arrays
 from kdcore.data.archive import Limits
 from kdcore.data.arrays import open_arrays
+from kdcore.data.decoding import decode, with_options
 from kdcore.spec import DataOptions
 
 
@@ -57,6 +58,12 @@ def test_open_arrays_carved_labels_stay_with_their_images(npz):
     for split, count in (("train", 45), ("test", 5)):
         assert pixels(source, split)[:, 0, 0, 0].tolist() == source.labels[split].tolist()
         assert len(source.labels[split]) == count
+
+
+@pytest.mark.parametrize("options", [DataOptions(), DataOptions(channels=1), DataOptions(image_size=8)])
+def test_decode_masks_of_0_and_1_have_the_largest_value_1(npz, options):
+    source = with_options(open_arrays(npz(x_train=images(6, 4, 4, 3) // 128), options), options)
+    assert source.facts(decode(source), None).largest == 1
 
 
 def test_open_arrays_an_image_size_resizes(npz):

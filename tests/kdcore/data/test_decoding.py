@@ -250,8 +250,9 @@ def test_drawn_of_unlabelled_images_is_a_plain_draw():
 
 
 def test_drawn_needs_an_image_for_each_class():
-    with pytest.raises(DatasetUnreadable, match="limit is 2, and there are 3 classes"):
+    with pytest.raises(DatasetUnreadable, match="limit is 2, and there are 3 classes") as caught:
         drawn(np.array([0, 1, 2, 0]), options(limit=2))
+    assert caught.value.option == "limit"
 
 
 def test_with_options_limits_the_training_images_only():
@@ -304,7 +305,8 @@ def test_with_options_new_class_names_are_in_the_order_of_the_classes():
     ],
 )
 def test_with_options_class_names_that_do_not_fit(names, said):
-    with pytest.raises(DatasetUnreadable, match=said):
+    with pytest.raises(DatasetUnreadable, match=said) as caught:
         with_options(source(), options(class_names=names))
+    assert caught.value.option == "class_names"
     with pytest.raises(DatasetUnreadable, match="has no classes"):
         with_options(same(labelled=False), options(class_names=["a", "b"]))

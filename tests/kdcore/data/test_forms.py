@@ -78,6 +78,10 @@ READ = {
     "npz-images-alone": (lambda: npz(images=X), (40, 0, False, 0)),
     "cifar-python": (lambda: tarred(cifar10()), (100, 10, False, 10)),
     "cifar-python-zip": (lambda: zipped(cifar10()), (100, 10, False, 10)),
+    "cifar-python-without-a-batch": (
+        lambda: zipped({name: blob for name, blob in cifar10().items() if not name.endswith("_4")}),
+        (80, 10, False, 10),
+    ),
     "cifar-binary": (lambda: tarred(CIFAR_BINARY), (20, 20, False, 10)),
     "idx-tar": (lambda: tarred(mnist()[0], "w"), (30, 10, False, 10)),
     "idx-zip-gz": (

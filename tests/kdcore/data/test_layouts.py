@@ -12,6 +12,8 @@ from base.errors import DatasetUnreadable
 from kdcore.data.arrays import open_arrays
 from kdcore.data.decoding import Source, Sums
 from kdcore.data.folders import open_folders
+from kdcore.data.layouts import in_order
+from kdcore.spec import dataset_warnings
 from tests.kdcore.data.making import class_folders, png
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
@@ -69,6 +71,16 @@ def listed(last: bool) -> bytes:
     return b"\n".join(name[:-4].encode() for name in SIX if (int(name[4]) >= 3) == last)
 
 
+def usage(members: Mapping[str, bytes]) -> bytes:
+    """A table of images by file, with the column of splits that FER2013 has."""
+    said = {"train": "Training", "dev": "PublicTest", "test": "PrivateTest"}
+    lines = [f"{name.rpartition('/')[2]},{_label(name)},{said[name.partition('/')[0]]}" for name in members]
+    return "\n".join(["image,emotion,Usage", *lines]).encode()
+
+
+RESPELLED = "`images/a.png`, `labels.csv` with the names in another case or with another suffix (`a.JPG`)"
+PARTS = "`cat_train/a.png`, `cat_test/a.png`, and so for `dog`; or `train_cat`, …"
+FER = "`images/a.png`, `labels.csv` with a column `Usage` of Training, PublicTest, PrivateTest (FER2013)"
 Found = tuple[Mapping[str, list[int]], Mapping[str, int], Mapping[str, int]]
 """Images by split and class, the names of the splits, and what is left out."""
 
@@ -78,6 +90,11 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
     (
         "`cat/train/a.png`, `cat/test/a.png`",
         renamed(ONE, (r"(\w+)/(\w+)/", r"\2/\1/")),
+        (BOTH, {"train": 6, "test": 6}, {}),
+    ),
+    (
+        PARTS,
+        renamed(ONE, (r"(\w+)/(\w+)/", r"\2_\1/")),
         (BOTH, {"train": 6, "test": 6}, {}),
     ),
     (
@@ -143,6 +160,11 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
     ),
     ("`images/a.png`, `labels.csv`", LOOSE | {"labels.csv": rows(LOOSE)}, (CARVED, {}, {})),
     (
+        RESPELLED,
+        LOOSE | {"labels.csv": rows(LOOSE, "{stem}.JPG,{label}")},
+        (CARVED, {}, {}),
+    ),
+    (
         "`images/a.png`, `labels.csv` with a column `split`",
         renamed(THREE, ("^.*/", "images/"))
         | {
@@ -150,6 +172,28 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
             + b"\n".join(f"{name.partition('/')[2]},{_label(name)},{name.partition('/')[0]}".encode() for name in THREE)
         },
         (ALL, {"train": 6, "dev": 6, "test": 6}, {}),
+    ),
+    (
+        FER,
+        renamed(THREE, ("^.*/", "images/")) | {"labels.csv": usage(THREE)},
+        (ALL, {"Training": 6, "PublicTest": 6, "PrivateTest": 6}, {}),
+    ),
+    (
+        "`train/cat/a.png`, `public_test/cat/a.png`, `private_test/cat/a.png`",
+        class_folders(("train/", "public_test/", "private_test/")),
+        (ALL, {"train": 6, "public_test": 6, "private_test": 6}, {}),
+    ),
+    (
+        "`images/a.png`, `labels.csv` with a column `fold`",
+        LOOSE | {"labels.csv": rows(LOOSE, "{name},{label},1", "filename,label,Fold")},
+        (CARVED, {}, {"the column 'Fold' of labels.csv": 20}),
+    ),
+    (
+        "`images/a.png`, `labels.csv` with empty labels or `nan`",
+        LOOSE
+        | {f"images/{at}.png": png() for at in range(3)}
+        | {"labels.csv": rows(LOOSE) + b"\n0.png,\n1.png,nan\n2.png,NaN"},
+        (CARVED, {}, {"images in labels.csv whose label is empty": 3}),
     ),
     (
         "`cat/a.png`, `dog/a.png`, `list.csv` with a column `split`",
@@ -204,6 +248,11 @@ FOLDERS: list[tuple[str, dict[str, bytes], Found | str]] = [
         "The folders 'test' and 'train' are named like splits",
     ),
     (
+        "`cars_train/cat/a.png`, `cars_test/cat/a.png`, and so for `pets`",
+        class_folders(("cars_train/", "cars_test/", "pets_train/", "pets_test/")),
+        "Both 'cars_train' and 'pets_train' are named like the split 'train'",
+    ),
+    (
         "`train_1/cat/a.png`, `train_2/cat/a.png`",
         class_folders(("train_1/", "train_2/")),
         "Both 'train_1' and 'train_2' are named like the split 'train'",
@@ -224,6 +273,11 @@ LAYOUT_OF = {
     "`cat/a.png`, `dog/a.png`, `list.csv` with a column `split`": "<image> and a table",
     "`cat/a.png`, `dog/a.png`, `train.txt`, `test.txt` of paths (Food-101)": "<image> and a table",
     "`cat/a.png`, `dog/a.png`, `images.txt`, `train_test_split.txt` (CUB-200-2011)": "<image> and a table",
+    RESPELLED: "<image> and a table",
+    PARTS: "<class>_<split>/<image>",
+    FER: "<image> and a table",
+    "`images/a.png`, `labels.csv` with a column `fold`": "<image> and a table",
+    "`images/a.png`, `labels.csv` with empty labels or `nan`": "<image> and a table",
     TINY: "<split>/<image> and a table",
     "`a.png`, or `pictures/a.png`": "<image>",
 }
@@ -373,6 +427,33 @@ def kaggle_imagenet() -> dict[str, bytes]:
         "ILSVRC/ImageSets/CLS-LOC/val.txt": numbers.encode(),
         "ILSVRC/Annotations/CLS-LOC/val/a.xml": b"?",
     }
+
+
+def test_read_layout_names_that_differ_in_case_or_suffix_are_counted(pack_zip):
+    facts = facts_of(pack_zip, LOOSE | {"labels.csv": rows(LOOSE, "Images/{stem}.JPEG,{label}")})
+    assert facts.respelled == 20 and next(iter(facts.respelled_names.items())) == (
+        "Images/cat-0.JPEG",
+        "images/cat-0.png",
+    )
+    (warning,) = (one for one in dataset_warnings(facts) if one.code == "file_names_differ")
+    assert "20 names" in warning.message and "Images/cat-0.JPEG is images/cat-0.png, " in warning.message
+    split = {f"{name}.txt": listed(name == "test").replace(b"cat/", b"Cat/") for name in ("train", "test")}
+    compare(open_folders(pack_zip(renamed(SIX, ("(.*)/", r"\1/\1-")) | {
+        name: blob.replace(b"Cat/", b"Cat/cat-").replace(b"dog/", b"dog/dog-") for name, blob in split.items()
+    })), (BOTH, {"train": 6, "test": 6}, {}))  # fmt: skip
+
+
+def test_read_layout_folders_of_class_and_split_need_all_classes(pack_zip):
+    whole = renamed(class_folders(("train/", "val/", "test/")), (r"(\w+)/(\w+)/", r"w/\1-\2/"))
+    compare(open_folders(pack_zip(whole)), (ALL, {"train": 6, "val": 6, "test": 6}, {}))
+    for absent, said in (("test-dog", "dog"), ("train-dog", "The class 'dog' has no folder 'train'")):
+        with pytest.raises(DatasetUnreadable, match=said):
+            open_folders(pack_zip({name: blob for name, blob in whole.items() if absent not in name}))
+
+
+def test_in_order_whole_numbers_are_sorted_by_value():
+    assert in_order(["10.0", "2.0", "0.0"]) == ["0.0", "2.0", "10.0"]
+    assert in_order(["10.5", "2.0"]) == ["10.5", "2.0"]
 
 
 def test_read_layout_imagenet_as_kaggle_has_it(pack):

@@ -15,8 +15,9 @@ import pytest
 from base.errors import DatasetUnreadable
 from kdcore.data import published
 from kdcore.data.archive import Limits
+from kdcore.data.decoding import decode
 from kdcore.data.published import holds_cifar, holds_idx, open_cifar, open_idx, open_idx_file
-from kdcore.spec import DataOptions
+from kdcore.spec import DataOptions, dataset_warnings
 
 RNG = np.random.default_rng(0)
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -128,6 +129,17 @@ def test_open_cifar_reads_the_binary_form_however_it_is_packed(tmp_path, form):
     assert source.class_names == tuple(TEN), "the catalogue's, since the archive has no list of names"
     assert source.labels["train"].tolist() == batch(20, seed=1)[1] + batch(20, seed=2)[1]
     assert pixels(source).shape == (40, 3, 8, 8)
+    assert [one.what for one in source.left_out] == ["data_batch_3", "data_batch_4", "data_batch_5"]
+
+
+def test_open_cifar_names_a_missing_training_batch(tmp_path):
+    members = cifar10()
+    assert not open_cifar(packed(tmp_path / "whole.zip", members)).left_out
+    del members["cifar-10-batches-py/data_batch_3"]
+    source = open_cifar(packed(tmp_path / "c.zip", members))
+    assert [(one.what, one.count) for one in source.left_out] == [("data_batch_3", 0)]
+    (warning,) = (one for one in dataset_warnings(source.facts(decode(source), None)) if one.code == "files_left_out")
+    assert warning.message.startswith("missing: data_batch_3: the archive does not hold this part")
 
 
 class Evil:

@@ -1,7 +1,7 @@
 import pytest
 
 from base.errors import DatasetUnreadable
-from kdcore.data.splits import by_role, held_out, split_role, split_roles
+from kdcore.data.splits import by_role, class_and_split, held_out, split_role, split_roles
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,8 @@ from kdcore.data.splits import by_role, held_out, split_role, split_roles
         *((name, "train") for name in ("train2017", "01_train", "Training Data", "train_val", "trainval", "x_train")),
         *((name, "val") for name in ("val", "Valid", "validation", "val_images", "validset", "val2012")),
         *((name, "test") for name in ("test", "Testing", "test_set", "testdata", "Test Images")),
+        *((name, "test") for name in ("PrivateTest", "private_test", "test-private")),
+        *((name, "dev") for name in ("PublicTest", "public test", "test_public")),
         *((name, "holdout") for name in ("holdout", "hold-out", "held_out", "Hold out set")),
         *(
             (name, role)
@@ -33,7 +35,27 @@ def test_split_roles_other_words_must_be_the_same_in_two_splits():
     assert split_roles(["flowers_train", "flowers_test"]) == {"flowers_train": "train", "flowers_test": "test"}
     assert split_roles(["train station", "bus station", "test tube"]) == {}
     assert split_roles(["freight train", "passenger train"]) == {}
+    assert split_roles(["public_train", "public_test"]) == {"public_train": "train", "public_test": "dev"}
+    assert split_role("republic test") == ("test", ("republic",))
     assert split_roles(["train", "freight train"]) == {"train": "train"}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("pos_train", ("pos", "train")),
+        ("Golden Retriever-Test", ("Golden Retriever", "Test")),
+        ("train_dog (1)", ("dog (1)", "train")),
+        ("class_1_val", ("class_1", "val")),
+        ("dog__train", ("dog", "train")),
+        *(
+            (name, None)
+            for name in ("train", "train_1", "1_test", "images_train", "dog", "dogtrain", "a_train_b", "_train")
+        ),
+    ],
+)
+def test_class_and_split_takes_a_name_apart(name, parts):
+    assert class_and_split(name) == parts
 
 
 def test_by_role_refuses_two_names_for_one_split():

@@ -139,3 +139,42 @@ def test_tables_of_columns_of_splits_by_their_values(header, said, splits):
     text = f"filename,{header},label\na.png,{said[0]},cat\nb.png,{said[1]},dog"
     found = tables(list=text).of([File(0, "a.png"), File(1, "b.png")])
     assert tuple(found[at].split for at in (0, 1)) == splits
+
+
+def test_tables_of_empty_labels_are_none():
+    read = tables(x__csv="file,label\na.png,cat\nb.JPG,\nc d.png,NaN\ne.f.png,nan\na.png,\n")
+    assert labels(read) == {0: "cat"}
+    assert read.without_label == {1: "x.csv", 2: "x.csv", 3: "x.csv"}, "an image with a label in another row has one"
+    assert labels(read, classes=["cat", "nan"]) == {0: "cat", 3: "nan"}, "it is the name of a known class"
+
+
+def test_tables_of_columns_of_folds_are_named_unless_there_are_splits():
+    folds = tables(x__csv="file,label,k-fold\na.png,cat,0\nb.JPG,dog,1\n")
+    assert labels(folds) == {0: "cat", 1: "dog"}
+    assert [(one.what, one.count) for one in folds.ignored] == [("the column 'k-fold' of x.csv", 2)]
+    both = tables(x__csv="file,label,fold,split\na.png,cat,0,train\nb.JPG,dog,1,test\n")
+    assert labels(both) == {0: "cat", 1: "dog"} and both.ignored == []
+
+
+def test_tables_of_names_that_differ_in_case_or_suffix():
+    read = tables(x__csv="file,label\nA.PNG,cat\nb.jpg,dog\nC D.jpeg,cat\nIMAGES/e.f.tif,dog\n")
+    assert labels(read) == ALL
+    assert read.respelled == {0: "A.PNG", 1: "b.jpg", 2: "C D.jpeg", 3: "IMAGES/e.f.tif"}
+
+
+@pytest.mark.parametrize(
+    ("files", "text", "found"),
+    [
+        (["a.jpg", "a.png"], "a.bmp,cat", {}),
+        (["a.jpg", "A.jpg"], "a.JPG,cat", {}),
+        (["a.jpg"], "a.jpg,cat\nA.jpg,dog", {0: "cat"}),
+        (["a.jpg", "b.jpg"], "A.jpg,cat\na.png,cat\nb.jpg,dog", {1: "dog"}),
+        (["a.jpg", "b.jpg"], "A.jpg,cat\nA.jpg,dog\nb.jpg,dog", {1: "dog"}),
+        (["a.1.jpg", "a.2.jpg"], "A.1,cat\nA.2.png,dog", {0: "cat", 1: "dog"}),
+        (["x/a.jpg", "y/a.jpg"], "X/a.png,cat\nY/a.png,dog", {0: "cat", 1: "dog"}),
+    ],
+)
+def test_tables_of_other_spellings_only_of_one_image(files, text, found):
+    images = [File(at, name) for at, name in enumerate(files)]
+    read = tables(x__csv=f"file,label\n{text}\n").of(images)
+    assert {at: one.label for at, one in read.items()} == found

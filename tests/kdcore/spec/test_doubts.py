@@ -82,6 +82,15 @@ def test_dataset_warnings_about_pictures_have_their_counts():
 
 
 @pytest.mark.parametrize(
+    ("largest", "hint"), [(1, "of 0 and 1 by 255"), (16, "(x * (255 / 16))"), (31, "(255 / 31)"), (32, ""), (None, "")]
+)
+def test_dataset_warnings_images_nearly_black(largest, hint):
+    found = list(dataset_warnings(DATA.model_copy(update={"largest": largest}), "/dataset"))
+    assert codes(found) == [("pixels_dark", "/dataset")] * bool(hint)
+    assert not hint or (f"above {largest} of 255" in found[0].message and hint in str(found[0].hint))
+
+
+@pytest.mark.parametrize(
     ("options", "facts", "warned"),
     [
         ({}, {"pixels_cut": 0.1}, False),

@@ -90,6 +90,10 @@ MISTAKES = {
         {"method": ["kd", {"name": "attention", "tap": "layer1"}]},
         ("/method/1/tap", "unknown_field", "there is no field 'tap' here; did you mean 'taps'?"),
     ),
+    "another tool's word": (
+        {"student": {"architecture": "resnet8", "pretrained": True}},
+        ("/student/pretrained", "unknown_field", "there is no field 'pretrained' here; did you mean 'checkpoint'?"),
+    ),
     "an unknown name in a list": (
         {"method": ["kd", "atention"]},
         ("/method/1", "not_allowed", "no such name: 'atention'; did you mean 'attention'?"),

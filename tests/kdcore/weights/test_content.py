@@ -1,15 +1,19 @@
 """Notes beside the weights become stand-ins that can do nothing; everything else is refused."""
 
 import argparse
+import io
 import pickle
 import sys
+import zipfile
 from collections import defaultdict, deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from base.errors import TeacherMismatch
 from kdcore.weights.content import NOTES, Unread, read_content
@@ -49,6 +53,8 @@ def made(monkeypatch: pytest.MonkeyPatch):
         ("easydict.EasyDict", dict),
         ("my_project.training.TrainConfig", object),
         ("__main_of_a_script__.Args", object),
+        ("addict.addict.Dict", dict),
+        ("box.box.Box", dict),
     ],
 )
 def test_read_content_replaces_options_by_stand_ins(tmp_path: Path, made, name: str, base: type):
@@ -59,6 +65,71 @@ def test_read_content_replaces_options_by_stand_ins(tmp_path: Path, made, name: 
     value = of({"model": WEIGHTS, "cfg": note}, tmp_path / "t.pth")
     assert type(value["cfg"]).__module__ in ("collections", "kdcore.weights.content")
     assert torch.equal(value["model"]["fc.weight"], WEIGHTS["fc.weight"])
+
+
+class NamedOfText:
+    def __reduce__(self) -> Any:
+        return getattr, ("text", "join")
+
+
+def test_read_content_reads_the_curves_of_openmmlab(tmp_path: Path, made):
+    """They name their own functions, which Python pickles as a call of getattr. It stays a call of nothing."""
+    history = made("mmengine.logging.history_buffer.HistoryBuffer")
+
+    class Named:
+        def __reduce__(self) -> Any:
+            return getattr, (history, "mean")
+
+    history.mean = print
+    buffer = history()
+    buffer.__dict__.update(statistics_methods={"mean": Named()}, log=np.arange(3.0))
+    value = of({"state_dict": WEIGHTS, "message_hub": {"log_scalars": {"train/loss": buffer}}}, tmp_path / "t.pth")
+    assert isinstance(value["message_hub"]["log_scalars"]["train/loss"], Unread)
+    with pytest.raises(TeacherMismatch, match=r"it names builtins\.getattr"):
+        of({"state_dict": WEIGHTS, "call": NamedOfText()}, tmp_path / "t.pth")
+
+
+def test_read_content_reads_optimizers_and_losses_as_notes(tmp_path: Path):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
+    value = of({"model": WEIGHTS, "optimizer": optimizer, "loss": nn.CrossEntropyLoss()}, tmp_path / "t.pth")
+    assert isinstance(value["optimizer"], Unread) and isinstance(value["loss"], Unread)
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def arrays() -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **{name: tensor.numpy() for name, tensor in WEIGHTS.items()})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "way"),
+    [
+        (b"Entry not found", "but text: 'Entry not found'", "copy it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "git lfs pull"),
+        (b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "in several files", "max_shard_size"),
+        (zipped({"run/model.pth": b"x", "run/log.txt": b""}), "a checkpoint in it: run/model.pth", "unpack it"),
+        (zipped({"a/config.json": b"{}", "a/model.safetensors": b""}), "in it: a/model.safetensors", "unpack it"),
+        (zipped({"archive/data.pkl": b"x"}), "no checkpoint that PyTorch can read", "copy it again"),
+        (arrays(), "numpy arrays (.npz)", "torch.from_numpy"),
+        (pickle.dumps(WEIGHTS), "written by Python's pickle", "torch.save(state_dict, path)"),
+        ((64).to_bytes(8, "little") + b'{"a": {"dtype": "Q4"}}', "cut short or damaged", "compare its size"),
+    ],
+)  # fmt: skip
+def test_read_content_names_what_was_sent_by_mistake(tmp_path: Path, content: bytes, words: str, way: str):
+    (tmp_path / "t.pth").write_bytes(content)
+    with pytest.raises(TeacherMismatch) as caught:
+        read_content(tmp_path / "t.pth")
+    told = f"{caught.value.message} | {caught.value.hint}"
+    assert words in caught.value.message and way in str(caught.value.hint)
+    assert not any(internal in told for internal in ("hasRecord", "report an", "variant", "weights_only"))
 
 
 def test_read_content_keeps_weights_in_special_dicts(tmp_path: Path):

@@ -129,6 +129,10 @@ FORMS = {
         },
         choice=Choice(averaged=True),
     ),
+    "averages in a list, which nothing names": Form(
+        lambda own, other: {"model": own, "ema": {"decay": 0.999, "shadow_params": list(other.values())}},
+        ("tensors_left_out",),
+    ),
     "averaged alone": Form(lambda own, _: {"ema_state_dict": own}),
     "OpenMMLab": Form(
         lambda own, _: {
@@ -229,6 +233,87 @@ def test_open_teacher_reads_the_same_forms_of_names_in_safetensors(tmp_path: Pat
     assert "another implementation" in str(caught.value.hint), "a safetensors file has no order"
 
 
+def without_head(state: State) -> State:
+    return {name: value for name, value in state.items() if not name.startswith("fc.")}
+
+
+def linear(path: str, units: int, width: int) -> State:
+    return {f"{path}.weight": torch.ones(units, width), f"{path}.bias": torch.ones(units)}
+
+
+def changed(state: State, name: str, *leaves: str) -> State:
+    """Without one weight, of which two parts are there instead."""
+    rest = {path: value for path, value in state.items() if path != name}
+    return {**rest, **{f"{name.rpartition('.')[0]}.{leaf}": state[name] for leaf in leaves}}
+
+
+HINTS: dict[str, tuple[Callable[[State], State], str]] = {
+    "the body alone": (without_head, "no classifier. A student can start from it (student.checkpoint)"),
+    "two tasks": (
+        lambda own: {**before("body.", without_head(own)), **linear("age", 3, 64), **linear("kind", 2, 64)},
+        "age or kind could be its classifier",
+    ),
+    "SimCLR's projection": (
+        lambda own: {**before("f.", without_head(own)), "g.0.weight": torch.ones(64, 64), **linear("g.3", 32, 64)},
+        "the file has no classifier",
+    ),
+    "DINO's projection": (
+        lambda own: {
+            **before("module.backbone.", without_head(own)),
+            **linear("module.head.mlp.0", 64, 64),
+            **linear("module.head.mlp.2", 32, 64),
+            "module.head.last_layer.weight_g": torch.ones(99, 1),
+        },
+        "the file has no classifier",
+    ),
+    "MAE's decoder": (
+        lambda own: {**without_head(own), **linear("decoder_embed", 8, 64), **linear("decoder_pred", 5, 8)},
+        "the file has no classifier",
+    ),
+    "no classes": (lambda own: {**without_head(own), **linear("fc", 0, 64)}, "after its training"),
+    "a batch norm before the classifier": (
+        lambda own: {**without_head(own), **linear("fc.1", 10, 64), "fc.0.weight": torch.ones(64)},
+        "its classifier is of a kind that is not built here",
+    ),
+    "a learned activation": (
+        lambda own: {
+            **without_head(own),
+            **linear("fc.0", 32, 64),
+            "fc.1.weight": torch.ones(1),
+            **linear("fc.2", 10, 32),
+        },
+        "its classifier is of a kind that is not built here",
+    ),
+    "a classifier without a bias": (
+        lambda own: {name: value for name, value in own.items() if name != "fc.bias"},
+        "state['fc.bias'] = torch.zeros",
+    ),
+    "weight norm": (lambda own: changed(own, "fc.weight", "weight_g", "weight_v"), "remove_parametrizations"),
+    "pruning": (lambda own: changed(own, "conv1.weight", "weight_orig", "weight_mask"), "prune.remove"),
+    "adapters": (lambda _: {"base_model.model.conv1.lora_A.weight": torch.ones(4, 3)}, "merge_and_unload()"),
+    "a sparse weight": (lambda own: {**own, "fc.weight": own["fc.weight"].to_sparse()}, "to_dense()"),
+    "NaN": (lambda own: {**own, "fc.bias": own["fc.bias"] * torch.nan}, "diverged"),
+}
+
+
+@pytest.mark.parametrize(("write", "hint"), HINTS.values(), ids=HINTS)
+def test_inspect_a_network_that_was_changed_names_the_one_thing_that_helps(
+    tmp_path: Path, write: Callable[[State], State], hint: str
+):
+    torch.save(write(fresh(0)), tmp_path / "t.pth")
+    with pytest.raises(TeacherMismatch) as caught:
+        weights.inspect(tmp_path / "t.pth", NAME)
+    assert hint in str(caught.value.hint)
+
+
+def test_inspect_grey_weights_of_torchvision_are_told_timms_name(tmp_path: Path):
+    own = fresh(0, 10, "torchvision/resnet18")
+    torch.save({**own, "conv1.weight": torch.ones(64, 1, 7, 7)}, tmp_path / "t.pth")
+    with pytest.raises(TeacherMismatch, match="of another shape, first conv1") as caught:
+        weights.inspect(tmp_path / "t.pth", "torchvision/resnet18")
+    assert "those of timm/resnet18, which also takes images of other than 3 channels" in str(caught.value.hint)
+
+
 # Choosing
 
 
@@ -242,6 +327,15 @@ def test_choose_two_networks_are_a_refusal_that_names_both_and_the_field(tmp_pat
     with pytest.raises(TeacherMismatch) as caught:
         weights.inspect(two(tmp_path), NAME)
     assert "model.module.student, model.module.teacher" in caught.value.message
+    assert caught.value.hint == 'choose one: "part": "student" or "part": "teacher"'
+
+
+def test_choose_suggests_the_names_that_tell_two_networks_apart(tmp_path: Path):
+    torch.save(
+        {"student": before("module.backbone.", fresh(0)), "teacher": before("backbone.", fresh(1))}, tmp_path / "t"
+    )
+    with pytest.raises(TeacherMismatch) as caught:
+        weights.inspect(tmp_path / "t", NAME)
     assert caught.value.hint == 'choose one: "part": "student" or "part": "teacher"'
 
 

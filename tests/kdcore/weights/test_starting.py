@@ -326,3 +326,22 @@ def test_a_stopped_job_continues_to_the_same_bits_without_the_file(
     assert events(later, "weights_taken") == []
     kept = torch.load(sorted((onward.out / "checkpoints").glob("*.pt"))[-1], weights_only=True)["starts"]["/student"]
     assert kept["state"] is None  # No trial will begin with them any more.
+
+
+def test_inspect_tells_what_a_deeper_network_has_more(tmp_path: Path) -> None:
+    """A ResNet-14 has everything of a ResNet-8: taken is half of a network, which nobody may have meant."""
+    shape = Shape("resnet8", 3, 1)
+    file = starting.inspect(write_weights(tmp_path / "s.safetensors", 7, "resnet14"), shape)
+    named = starting.inspect_named("resnet14", 7, 1, shape)
+    for facts in (file, named):
+        assert facts.loading is not None and facts.loading.ignored == 30
+        assert facts.loading.ignored_names[0].startswith("layer1.1.")
+    assert starting.inspect_named("resnet8", 7, 1, shape).loading is None
+
+
+def test_inspect_refuses_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    state = models.build("resnet8", 7, 1).state_dict()
+    save_file({**state, "bn1.weight": state["bn1.weight"] * torch.nan}, tmp_path / "s.safetensors")
+    with pytest.raises(TeacherMismatch, match=r"bn1\.weight holds values that are no numbers") as caught:
+        starting.inspect(tmp_path / "s.safetensors", Shape("resnet8", 3, 1))
+    assert "diverged" in str(caught.value.hint)
