@@ -109,10 +109,12 @@ def waiting_text(job: JobView) -> str:
 def job_facts(job: JobView) -> Table:
     """Return a table of the job's fields that have a value, except those in `NO_FACTS`."""
     table = Table.grid(padding=(0, 2))
+    tries = job["attempts_without_progress"]
     texts: dict[str, object] = {
         "status": status_text(job),
         "waiting": waiting_text(job),
-        "attempts_without_progress": f"{job['attempts_without_progress']} of {job['max_attempts']}",
+        # The first attempt counts as one until it has saved a checkpoint.
+        "attempts_without_progress": f"{tries} of {job['max_attempts']}" if tries > 1 else "",
         "teacher_check": "" if job["teacher_check"] is None else teacher_check_text(job["teacher_check"]),
     }
     for field in JobView.__annotations__:
