@@ -259,7 +259,7 @@ def gain_sentence(reports: Sequence[Report]) -> str:
     if not gains:
         return "No baseline was trained, so the gain of distillation is not known (baseline: train)."
     one_image = 100 / reports[0]["test_samples"]
-    scale = f"{reports[0]['test_samples']} test images; one image is {one_image:.2f} points"
+    scale = f"{reports[0]['test_samples']:,} test images; one image is {one_image:.2f} points"
     if len(gains) == 1:
         return f"Gain over the same student alone: {gains[0]:+.1f} points of accuracy, one run ({scale})."
     runs = ", ".join(f"{gain:+.1f}" for gain in gains)
