@@ -341,6 +341,9 @@ def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
     if isinstance(got, float) and not math.isfinite(got):
         got = str(got)  # JSON has no word for it.
     message = str(context["error"]) if detail["type"] == "value_error" else _WORDS.get(detail["type"], detail["msg"])
+    if detail["type"] in ("too_short", "too_long"):
+        limit = f"at least {context['min_length']}" if "min_length" in context else f"at most {context['max_length']}"
+        message = f"{limit} entries belong here, got {context['actual_length']}"
     if detail["type"] == "extra_forbidden":
         message = f"there is no field {str(path[-1])[:200]!r} here"
         if place == "body" and len(path) == 1 and isinstance(model, type) and issubclass(model, BaseModel):

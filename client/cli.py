@@ -30,6 +30,7 @@ from client.spec import (
     parse_duration,
     parse_methods,
     parse_numbers,
+    read_class_map,
     read_class_names,
     read_spec,
     set_data,
@@ -513,17 +514,26 @@ def evaluate_model(
         str, typer.Option(help="A built-in set (digits, ...), a registered set, or a local file or folder (./flowers).")
     ],
     image_size: Annotated[int | None, typer.Option(help="Needed if the images have different sizes.")] = None,
+    class_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|JSON",
+            help="The model's outputs for each class of the data, where the classes differ: "
+            '{"cat": ["tabby", "tiger_cat"], "dog": 207}.',
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A warning is an error.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on the test images of a data set; exit code 0 if that succeeds. Warnings go to standard error."""
     distillery: Distillery = context.obj
+    answers = None if class_map is None else read_class_map(class_map)
     fields: Spec = {"dataset": {"source": dataset, "image_size": image_size} if image_size else dataset}
     set_data(fields, dataset)
     with _cancelling("submitted"), TransferBars() as bars:
         data = upload_files(distillery, fields, bars.add, bars.add_inspection)["dataset"]
     source = data["source"] if isinstance(data, dict) else data
-    job = distillery.evaluate_model(name, source, image_size=image_size, strict=strict)
+    job = distillery.evaluate_model(name, source, image_size=image_size, class_map=answers, strict=strict)
     console = Console(stderr=True)
     with _detachable(job["id"]):
         job = follow(distillery, job["id"], console, f"evaluation of {name}")
@@ -666,14 +676,23 @@ def methods(
 def architectures(
     context: typer.Context,
     family: Annotated[str | None, typer.Option()] = None,
-    source: Annotated[str | None, typer.Option(help="kdcore, torchvision or timm.")] = "kdcore",
+    source: Annotated[str | None, typer.Option(help="kdcore or torchvision.")] = "kdcore",
     classes: Annotated[int, typer.Option(min=2, help="Parameters are counted for so many classes.")] = 10,
     channels: Annotated[int, typer.Option(min=1, help="Parameters are counted for so many channels.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """List the networks for teachers and students."""
     rows = context.obj.architectures(family=family, source=source or None, classes=classes, channels=channels)
-    print_list(rows, as_json, tables.architecture_table, "no such architectures")
+    if not rows and source == "timm":
+        raise InvalidInput("--source timm: its networks are not listed; timm/<name> takes each of timm.list_models()")
+    if not rows:
+        known = context.obj.architectures()
+        families = sorted({row["family"] for row in known if source in (None, "", row["source"])})
+        sources = sorted({row["source"] for row in known})
+        way = f"its families are {', '.join(families)}" if families else f"sources are {', '.join(sources)}"
+        asked = f"source {source!r}" + (f" and family {family!r}" if family else "")
+        raise InvalidInput(f"there are no networks of {asked}; {way}")
+    print_list(rows, as_json, tables.architecture_table, "")
 
 
 @app.command()

@@ -10,6 +10,7 @@ DistilleryError
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,11 +115,17 @@ def fault_line(fault: FaultView) -> str:
     """Return `/student/architecture: what is wrong (given: …; allowed: …)`."""
     line = f"{fault.get('pointer') or 'the whole body'}: {fault.get('message', '')}"
     values = {"given": fault.get("got"), "allowed": fault.get("allowed")}
-    # A value that the message quotes is not repeated.
-    extra = [
-        f"{word}: {text}" for word, value in values.items() if value is not None and (text := _short(value)) not in line
-    ]
+    # What the message names already is not repeated.
+    extra = [f"{word}: {_short(value)}" for word, value in values.items() if value is not None and not _in(line, value)]
     return f"{line} ({'; '.join(extra)})" if extra else line
+
+
+def _in(line: str, value: Any) -> bool:
+    """Return True if the line contains the value, or each value of a list of words."""
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        words = set(re.findall(r"[^\s,;:?'\"()]+", line))
+        return _short(value) in line or words.issuperset(value)
+    return _short(value) in line
 
 
 def _short(value: Any, longest: int = 200) -> str:

@@ -169,6 +169,18 @@ def read_class_names(text: str) -> list[str]:
     return [name for name in names if name]
 
 
+def read_class_map(text: str) -> dict[str, Any]:
+    """Return the class map of a JSON object, `{"cat": ["tabby", 282]}`, or of a JSON file."""
+    path = Path(text).expanduser()
+    try:
+        found = json.loads(text if text.lstrip().startswith("{") else path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"--class-map {text}: neither a JSON object nor a file of one: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f'--class-map {text}: must be a JSON object, such as {{"cat": ["tabby", 282], "dog": 207}}')
+    return found
+
+
 def parse_methods(texts: Sequence[str]) -> Any:
     """Return the field `method`: one method, or the list of a weighted sum (`kd=0.9` and `attention=1000`)."""
     methods = [_parse_method(text) for text in texts]

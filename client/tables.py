@@ -109,10 +109,12 @@ def waiting_text(job: JobView) -> str:
 def job_facts(job: JobView) -> Table:
     """Return a table of the job's fields that have a value, except those in `NO_FACTS`."""
     table = Table.grid(padding=(0, 2))
+    tries = job["attempts_without_progress"]
     texts: dict[str, object] = {
         "status": status_text(job),
         "waiting": waiting_text(job),
-        "attempts_without_progress": f"{job['attempts_without_progress']} of {job['max_attempts']}",
+        # The first attempt counts as one until it has saved a checkpoint.
+        "attempts_without_progress": f"{tries} of {job['max_attempts']}" if tries > 1 else "",
         "teacher_check": "" if job["teacher_check"] is None else teacher_check_text(job["teacher_check"]),
     }
     for field in JobView.__annotations__:
@@ -257,7 +259,7 @@ def gain_sentence(reports: Sequence[Report]) -> str:
     if not gains:
         return "No baseline was trained, so the gain of distillation is not known (baseline: train)."
     one_image = 100 / reports[0]["test_samples"]
-    scale = f"{reports[0]['test_samples']} test images; one image is {one_image:.2f} points"
+    scale = f"{reports[0]['test_samples']:,} test images; one image is {one_image:.2f} points"
     if len(gains) == 1:
         return f"Gain over the same student alone: {gains[0]:+.1f} points of accuracy, one run ({scale})."
     runs = ", ".join(f"{gain:+.1f}" for gain in gains)

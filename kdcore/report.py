@@ -141,7 +141,7 @@ def verdict(
     images, level = sum(counts), chance.chance_level(counts)
     accuracy = {name: float(one.double().mean()) for name, one in right.items()}
     student, warnings = right["student"], list[WarningItem]()
-    figures = f"{_percent(accuracy['student'])} of {images} test images"
+    figures = f"{_percent(accuracy['student'])} of {images:,} test images"
     sentences = [f"The student is right on {figures}"]
     if chance.is_at_chance(accuracy["student"], images, level):
         sentences = [f"The student has learned nothing: it is right on {figures}, and guessing gives {_percent(level)}"]

@@ -200,7 +200,8 @@ def _given(
         for one in listed if isinstance(listed, tuple) else (listed,):
             fault, place = _one_output(one, known, at)
             if fault is None and place in taken:
-                text = f"output {place} ({one!r}) answers {taken[place]!r} already, and can answer one class only"
+                output = f"output {place}" if one == place else f"output {place} ({one!r})"
+                text = f"{output} answers {taken[place]!r} already, and can answer one class only"
                 fault = Fault(at, text, "teacher_mismatch", "each output once", one)
             if fault is not None:
                 faults.append(fault)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from base.errors import Fault, SpecFaults
-from kdcore.spec.job import JobSpec
+from kdcore.spec.job import JobSpec, Training
 from kdcore.spec.rules import Fields, rules
 
 OTHER_WORDS = {
@@ -126,7 +126,8 @@ def _fault(detail: ErrorDetails, body: dict[str, Any]) -> Fault:
         return Fault(_pointer(path), "this field is required", "missing")
     if kind == "extra_forbidden":
         allowed = sorted(model.model_fields) if model else None
-        return Fault(_pointer(path), _unknown(str(path[-1]), allowed or []), "unknown_field", allowed, given)
+        message = _unknown(str(path[-1]), allowed or [], top=len(path) == 1)
+        return Fault(_pointer(path), message, "unknown_field", allowed, given)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_variant(path, context, here)
     if kind == "literal_error":
@@ -145,7 +146,10 @@ def _out_of_bounds(pointer: str, detail: ErrorDetails, given: Any) -> Fault:
     message, code = f"{detail['msg']}, got {given!r}", kind
     if kind in ("too_short", "too_long"):
         given = len(detail["input"])
-        message = f"the list holds {given}, which is {kind.replace('_', ' ')}"
+        what = "object" if isinstance(detail["input"], dict) else "list"
+        message = f"the {what} holds {given}, which is {kind.replace('_', ' ')}"
+    elif pointer == "/baseline" and kind == "string_pattern_mismatch":
+        message = f"'none', 'train' or 'job:<id>' belongs here, got {given!r}"
     elif kind.endswith(("_type", "_parsing")):
         code = "type"
         if kind in _KINDS:
@@ -217,8 +221,11 @@ def _pointer(path: list[str | int]) -> str:
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
 
 
-def _unknown(name: str, allowed: list[str]) -> str:
-    return f"there is no field {name!r} here" + nearest(name, allowed)
+def _unknown(name: str, allowed: list[str], *, top: bool) -> str:
+    meant = nearest(name, allowed)
+    if top and not meant and name in Training.model_fields:
+        meant = f"; did you mean 'training.{name}'?"
+    return f"there is no field {name!r} here" + meant
 
 
 def nearest(name: str, allowed: list[str]) -> str:

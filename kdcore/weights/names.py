@@ -481,7 +481,7 @@ def choose(matches: Sequence[Match], choice: Choice) -> tuple[Match, bool]:
     meant = [one for one in matches if choice.part is None or _is_part(one.prefix, choice.part)]
     if not meant:
         raise TeacherMismatch(
-            f"the file has no weights of this network under {choice.part!r}; it has them under {_listed(matches)}",
+            f"the file has no weights of this network under {choice.part!r}; it has them at {_listed(matches)}",
             hint=_ways(matches) if len(matches) > 1 else "leave out the part",
         )
     if choice.averaged is not None:
@@ -489,7 +489,7 @@ def choose(matches: Sequence[Match], choice: Choice) -> tuple[Match, bool]:
         chosen = [one for one in meant if one.averaged == choice.averaged]
         if not chosen:
             raise TeacherMismatch(
-                f"the file has no {kind_of_weights} weights of this network, only {_listed(meant)}",
+                f"the file has no {kind_of_weights} weights of this network, only those at {_listed(meant)}",
                 hint=f'"averaged": {"false" if choice.averaged else "true"}, or leave it out',
             )
         meant = chosen
@@ -511,7 +511,7 @@ def _is_part(prefix: str, part: str) -> bool:
 
 
 def _listed(matches: Sequence[Match]) -> str:
-    names = [one.label or "the file itself" for one in matches]
+    names = [one.label or "the top level" for one in matches]
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 

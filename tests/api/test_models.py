@@ -100,7 +100,7 @@ async def test_register_model_keeps_its_class_names(service: Service) -> None:
     [
         (["a", "b"], "unusable", "one name for each of the model's"),
         (["a"] * MODEL.num_classes, "invalid_request", "each class has one name; 'a' is there twice"),
-        ([], "invalid_request", "at least 2 items"),
+        ([], "invalid_request", "at least 2 entries"),
     ],
 )
 async def test_register_model_refuses_class_names_that_cannot_be_its_own(

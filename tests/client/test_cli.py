@@ -510,6 +510,15 @@ def test_models_evaluate_prints_accuracy_and_interval_and_warnings_on_standard_e
     assert fake.bodies("POST /v1/models/big/evaluations") == [{"dataset": "digits", "image_size": 8, "strict": True}]
 
 
+def test_models_evaluate_sends_the_class_map():
+    fake = evaluating()
+    done = run(fake, "models", "evaluate", "big", "--dataset", "digits", "--class-map", '{"cat": ["tabby", 282]}')
+    assert done.exit_code == 0, done.output
+    assert fake.bodies("POST /v1/models/big/evaluations") == [
+        {"dataset": "digits", "class_map": {"cat": ["tabby", 282]}}
+    ]
+
+
 def test_models_evaluate_json_prints_only_the_job_on_standard_output():
     done = run(evaluating(), "models", "evaluate", "big", "--dataset", "digits", "--json")
     assert json.loads(done.stdout)["result"]["accuracy"] == 0.75
@@ -721,6 +730,22 @@ def test_methods_and_architectures():
     assert "matches  logits" in run(fake, "methods", "kd").stdout
     assert "272,474" in run(fake, "architectures", "--classes", "100").stdout
     assert dict(fake.requests[-1].url.params) == {"source": "kdcore", "classes": "100", "channels": "3"}
+
+
+def test_architectures_of_an_unknown_source_or_family_name_those_that_there_are():
+    net = {"name": "resnet20", "source": "kdcore", "family": "resnet"}
+
+    def listing(request: httpx.Request) -> httpx.Response:
+        return page([] if {"source", "family"} & set(request.url.params) else [net])
+
+    fake = FakeService({"GET /v1/architectures": listing})
+    for flags, told in (
+        (("--source", "torch"), "no networks of source 'torch'; sources are kdcore"),
+        (("--family", "x"), "no networks of source 'kdcore' and family 'x'; its families are resnet"),
+        (("--source", "timm"), "timm.list_models()"),
+    ):
+        done = run(fake, "architectures", *flags)
+        assert done.exit_code == 2 and told in done.stderr, done.output
 
 
 def test_keys_new_prints_a_key_and_its_digest():

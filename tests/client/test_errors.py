@@ -28,6 +28,14 @@ def test_fault_line_does_not_repeat_what_the_message_quotes():
     assert fault_line(fault) == "/alpha: must be ≥ 0, not -1"
 
 
+def test_fault_line_does_not_repeat_a_list_that_the_message_names():
+    near = "there is no network 'resnt20'; did you mean resnet20 or resnet32?"
+    assert fault_line({"pointer": "/student", "message": near, "allowed": ["resnet32", "resnet20"]}).endswith("?")
+    assert fault_line({"pointer": "/student", "message": near, "allowed": ["resnet20", "resnet"]}).endswith(
+        "? (allowed: resnet20, resnet)"
+    )
+
+
 def test_fault_line_cuts_a_long_list():
     line = fault_line({"pointer": "/a", "message": "no", "allowed": [f"name{i}" for i in range(1000)]})
     assert len(line) < 250

@@ -12,6 +12,7 @@ from client.spec import (
     parse_duration,
     parse_methods,
     parse_numbers,
+    read_class_map,
     read_class_names,
     read_spec,
     set_data,
@@ -113,6 +114,17 @@ def test_parse_numbers():
     for bad in ("", ",", "a", "0.5;0.4", "inf"):
         with pytest.raises(InvalidInput, match=r"--mean .* one number for each channel"):
             parse_numbers("--mean", bad)
+
+
+def test_read_class_map(tmp_path: Path):
+    assert read_class_map('{"cat": ["tabby", 282]}') == {"cat": ["tabby", 282]}
+    file = tmp_path / "map.json"
+    file.write_text('{"dog": 207}')
+    assert read_class_map(str(file)) == {"dog": 207}
+    file.write_text("[207]")
+    for text, told in ((str(file), "must be a JSON object"), ("{cat: 1}", "neither"), ("none.json", "neither")):
+        with pytest.raises(InvalidInput, match=told):
+            read_class_map(text)
 
 
 def test_read_class_names(tmp_path: Path):

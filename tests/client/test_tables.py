@@ -157,7 +157,6 @@ def test_job_facts_are_the_fields_that_have_a_value():
         ["kind", "distillation"],
         ["method", "kd"],
         ["deadline", "2026-01-03"],
-        ["attempts without progress", "1 of 3"],
         ["checkpoint step", "40"],
         ["created", "2026-01-02T03:04:05.678Z"],
     ]

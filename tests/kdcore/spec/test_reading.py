@@ -134,6 +134,18 @@ MISTAKES = {
             "String should match pattern '^[A-Za-z0-9_.-]+(@(in|nhwc|tokens))?$', got 'layer 2'",
         ),
     ),
+    "a map of one class": (
+        {"teacher": {"checkpoint": "model:big", "class_map": {"a": 0}}},
+        ("/teacher/class_map", "too_short", "the object holds 1, which is too short"),
+    ),
+    "a field of training at the top": (
+        {"epochs": 2},
+        ("/epochs", "unknown_field", "there is no field 'epochs' here; did you mean 'training.epochs'?"),
+    ),
+    "no form of a baseline": (
+        {"baseline": "yes"},
+        ("/baseline", "string_pattern_mismatch", "'none', 'train' or 'job:<id>' belongs here, got 'yes'"),
+    ),
     "one side of a tap": (
         {"method": {"name": "attention", "taps": ["layer1", {"student": "layer2"}]}},
         ("/method/taps/1/teacher", "missing", "this field is required"),

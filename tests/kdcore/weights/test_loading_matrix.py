@@ -350,8 +350,8 @@ def test_choose_a_part_by_any_piece_of_its_path(tmp_path: Path, part: str):
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        (Choice(part="peer"), "no weights of this network under 'peer'; it has them under model.module.student"),
-        (Choice(averaged=True), "no averaged weights of this network, only model.module.student"),
+        (Choice(part="peer"), "no weights of this network under 'peer'; it has them at model.module.student"),
+        (Choice(averaged=True), "no averaged weights of this network, only those at model.module.student"),
     ],
 )
 def test_choose_what_the_file_does_not_have_names_what_it_has(tmp_path: Path, choice: Choice, words: str):
