@@ -43,7 +43,6 @@ ALONE, METHODS = "supervised", ("kd", "nst")
 """Logits, and activations: `nst` needs neither equal widths nor equal sizes of the maps."""
 BATCH = 32
 """Half the default: a few thousand pictures make few steps."""
-HEAD_LR = 10
 PRETRAINING, TEACHER = "pretraining", "teacher"
 PRETRAINED_MODEL = "mobilenet-cifar100"
 
@@ -187,7 +186,7 @@ def _flowers(budget: Budget) -> Spec:
 
 
 def _student(architecture: str, weights: str) -> Spec:
-    return {"architecture": architecture, "checkpoint": weights, "head_lr": HEAD_LR}
+    return {"architecture": architecture, "checkpoint": weights}
 
 
 def _recipe(epochs: int, budget: Budget) -> Spec:
