@@ -30,6 +30,7 @@ from bench.cifar100 import DATA, PREPROCESSING, TEACHER_FILE, require_data
 from bench.processes import exit_on_sigterm
 from bench.service import embedded, open_folder
 from client.sdk import Distillery
+from client.transfer import digest_of
 from kdcore.measure.chance import wilson
 
 Spec = dict[str, Any]
@@ -88,17 +89,19 @@ def main() -> int:
     exit_on_sigterm()
     # One thread: with more, a training on a machine that others use waits for the slowest of them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with _folder(arguments.keep) as folder, embedded(folder) as url, Distillery(url) as service:
-        done = _run(service, folder, arguments.pretrained, arguments.budget)
-    print(f"\n{table(done, arguments.budget)}")
+    done = dict[str, Spec]()
+    try:
+        with _folder(arguments.keep) as folder, embedded(folder) as url, Distillery(url) as service:
+            _run(service, folder, arguments.pretrained, arguments.budget, done)
+    finally:  # Also the part of a run that was stopped.
+        print(f"\n{table(done, arguments.budget)}")
     return 0
 
 
-def _run(service: Distillery, folder: Path, pretrained: Path | None, budget: Budget) -> dict[str, Spec]:
-    """Run all jobs that have not run in this home. Returns the jobs by name."""
+def _run(service: Distillery, folder: Path, pretrained: Path | None, budget: Budget, done: dict[str, Spec]) -> None:
+    """Run all jobs that have not run in this home. Adds each job to `done`, by name, when it has succeeded."""
     _register(service, folder, pretrained)
     weights = {MOBILENET: f"model:{PRETRAINED_MODEL}", "resnet20": "model:resnet20-cifar100"}
-    done = dict[str, Spec]()
     if pretrained is None:
         done[PRETRAINING] = _finished(service, PRETRAINING, pretraining_spec(budget))
         weights[MOBILENET] = f"job:{done[PRETRAINING]['id']}"
@@ -106,7 +109,6 @@ def _run(service: Distillery, folder: Path, pretrained: Path | None, budget: Bud
     for row in ROWS:
         ids = {name: job["id"] for name, job in done.items()}
         done[row.name] = _finished(service, row.name, row_spec(row, ids, weights[row.student], budget))
-    return done
 
 
 def _register(service: Distillery, folder: Path, pretrained: Path | None) -> None:
@@ -119,6 +121,8 @@ def _register(service: Distillery, folder: Path, pretrained: Path | None) -> Non
         service.register_dataset("flowers", FLOWERS)
     if pretrained is not None and PRETRAINED_MODEL not in known:
         service.register_model(PRETRAINED_MODEL, pretrained, architecture=MOBILENET)
+    elif pretrained is not None and service.model(PRETRAINED_MODEL)["blob"] != f"sha256:{digest_of(pretrained)}":
+        raise SystemExit(f"--keep: this folder was begun with other weights than --pretrained {pretrained}")
     if pretrained is None and "cifar100-all" not in known:
         subprocess.run([sys.executable, DATA / "unpack.py", folder], check=True, stdout=subprocess.DEVNULL)
         service.register_dataset("cifar100-all", folder / "cifar100.npz")
@@ -194,7 +198,7 @@ def _recipe(epochs: int, budget: Budget) -> Spec:
 
 
 def table(done: Mapping[str, Spec], budget: Budget) -> str:
-    """A Markdown table of the jobs by name, in the order of `ROWS`, after a caption."""
+    """A Markdown table of the jobs by name, in the order of `ROWS`, after a caption. What did not run has no row."""
     images = f"{budget.images} training images" if budget.images else "all training images"
     lines = [
         f"Flowers at {budget.image_size} pixels, {images}, {budget.epochs} epochs (the teacher "
@@ -203,12 +207,10 @@ def table(done: Mapping[str, Spec], budget: Budget) -> str:
         "",
         "| network | starts from | method | accuracy, % | gain over alone, points | the report says | minutes |",
         "|---|---|---|---|---|---|---|",
-        _line("resnet56, the teacher", "weights", "fine-tuned", done[TEACHER]["result"]),
     ]
-    for row in ROWS:
-        method = "alone" if row.method == ALONE else row.method
-        lines.append(_line(row.student, row.start, method, done[row.name]["result"]))
-    return "\n".join(lines)
+    names = {TEACHER: ("resnet56, the teacher", "weights", "fine-tuned")}
+    names |= {row.name: (row.student, row.start, "alone" if row.method == ALONE else row.method) for row in ROWS}
+    return "\n".join(lines + [_line(*names[name], done[name]["result"]) for name in names if name in done])
 
 
 def _line(network: str, start: str, method: str, report: Mapping[str, Any]) -> str:

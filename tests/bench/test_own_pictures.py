@@ -71,3 +71,8 @@ def test_table_has_accuracy_interval_gain_finding_and_minutes() -> None:
     assert lines[7].endswith("| -10.0 | harmed | 1.5 |")
     assert lines[9].endswith("| +1.0 | not certain | 1.5 |")
     assert len(lines) == 4 + 1 + len(ROWS)
+
+
+def test_table_of_a_run_that_was_stopped_has_the_rows_that_there_are() -> None:
+    assert len(table({}, BUDGET).splitlines()) == 4
+    assert len(table({TEACHER: _report(0.9), ROWS[1].name: _report(0.5, 0.0)}, BUDGET).splitlines()) == 6
