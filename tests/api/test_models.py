@@ -57,7 +57,7 @@ async def test_register_model_refuses_preprocessing_for_other_channels(service: 
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "pointer", "told"),
+    ("mean", "std", "pointer", "said"),
     [
         ("[0.5]", "[0]", "/preprocessing/std/0", "greater than 0"),
         ("[0.5]", "[-0.2]", "/preprocessing/std/0", "greater than 0"),
@@ -71,13 +71,13 @@ async def test_register_model_refuses_preprocessing_for_other_channels(service: 
     ],
 )
 async def test_register_model_refuses_a_normalization_as_a_job_spec_does(
-    service: Service, mean: str, std: str, pointer: str, told: str
+    service: Service, mean: str, std: str, pointer: str, said: str
 ) -> None:
     blob = await service.upload(b"weights")
     content = f'{{"name": "x", "blob": "{blob}", "preprocessing": {{"mean": {mean}, "std": {std}}}}}'
     answer = await service.http.post("/v1/models", content=content, headers={"content-type": "application/json"})
     fault = problem(answer, 422, "invalid_request")["errors"][0]
-    assert fault["pointer"] == pointer and told in fault["message"]
+    assert fault["pointer"] == pointer and said in fault["message"]
     assert "NaN" not in answer.text.replace('"nan"', "") and "Infinity" not in answer.text
     teacher = f'{{"checkpoint": "blob:{blob}", "preprocessing": {{"mean": {mean}, "std": {std}}}}}'
     body = f'{{"dataset": "digits", "teacher": {teacher}, "student": "convnet8", "method": "kd"}}'
@@ -85,7 +85,7 @@ async def test_register_model_refuses_a_normalization_as_a_job_spec_does(
     if "NaN" in body or "Infinity" in body:  # No words of JSON: the reader of specs is strict.
         problem(answer, 400, "malformed_body")
         return
-    pointers = [one["pointer"] for one in answer.json()["errors"] if told in one["message"]]
+    pointers = [one["pointer"] for one in answer.json()["errors"] if said in one["message"]]
     assert f"/teacher{pointer}" in pointers
 
 
@@ -96,7 +96,7 @@ async def test_register_model_keeps_its_class_names(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "code", "told"),
+    ("names", "code", "said"),
     [
         (["a", "b"], "unusable", "one name for each of the model's"),
         (["a"] * MODEL.num_classes, "invalid_request", "each class has one name; 'a' is there twice"),
@@ -104,12 +104,12 @@ async def test_register_model_keeps_its_class_names(service: Service) -> None:
     ],
 )
 async def test_register_model_refuses_class_names_that_cannot_be_its_own(
-    service: Service, names: list[str], code: str, told: str
+    service: Service, names: list[str], code: str, said: str
 ) -> None:
     blob = await service.upload(b"weights")
     answer = await service.http.post("/v1/models", json={"name": "x", "blob": blob, "class_names": names})
     fault = problem(answer, 422, code)["errors"][0]
-    assert fault["pointer"] == "/class_names" and told in fault["message"]
+    assert fault["pointer"] == "/class_names" and said in fault["message"]
 
 
 async def test_register_model_refuses_an_unknown_architecture_without_inspection(service: Service) -> None:

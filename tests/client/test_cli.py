@@ -739,13 +739,13 @@ def test_architectures_of_an_unknown_source_or_family_name_those_that_there_are(
         return page([] if {"source", "family"} & set(request.url.params) else [net])
 
     fake = FakeService({"GET /v1/architectures": listing})
-    for flags, told in (
+    for flags, said in (
         (("--source", "torch"), "no networks of source 'torch'; sources are kdcore"),
         (("--family", "x"), "no networks of source 'kdcore' and family 'x'; its families are resnet"),
         (("--source", "timm"), "timm.list_models()"),
     ):
         done = run(fake, "architectures", *flags)
-        assert done.exit_code == 2 and told in done.stderr, done.output
+        assert done.exit_code == 2 and said in done.stderr, done.output
 
 
 def test_keys_new_prints_a_key_and_its_digest():

@@ -122,8 +122,8 @@ def test_read_class_map(tmp_path: Path):
     file.write_text('{"dog": 207}')
     assert read_class_map(str(file)) == {"dog": 207}
     file.write_text("[207]")
-    for text, told in ((str(file), "must be a JSON object"), ("{cat: 1}", "neither"), ("none.json", "neither")):
-        with pytest.raises(InvalidInput, match=told):
+    for text, said in ((str(file), "must be a JSON object"), ("{cat: 1}", "neither"), ("none.json", "neither")):
+        with pytest.raises(InvalidInput, match=said):
             read_class_map(text)
 
 

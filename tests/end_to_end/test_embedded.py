@@ -113,7 +113,7 @@ def test_events_have_no_gap_and_metrics_are_series(server, distilled):
 
 
 def test_teacher_is_measured_once_for_a_project(server, teacher_job):
-    """The second job is told the result; both show it on the job and in an event."""
+    """The second job gets the result, too; both show it on the job and in an event."""
     # A normalization of its own: other tests of this server have the same teacher.
     teacher = {"checkpoint": f"job:{teacher_job}", "preprocessing": {"mean": [0.31], "std": [0.37]}}
     jobs = [server.ended(server.submit(distillation(teacher_job, teacher=teacher))) for _ in range(2)]

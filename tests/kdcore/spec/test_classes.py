@@ -45,7 +45,7 @@ def test_resolve_writes_a_map_as_numbers_in_the_datas_order(network, class_map, 
 
 
 @pytest.mark.parametrize(
-    ("network", "class_map", "pointer", "told"),
+    ("network", "class_map", "pointer", "said"),
     [
         (FIVE, {"a": "A", "b": "b"}, "", "1 of 3 classes of the data set have no output, first 'c'"),
         (FIVE, {"a": "A", "b": "b", "c": "cc"}, "/c", "the teacher has no class 'cc'; did you mean 'c'?"),
@@ -57,9 +57,9 @@ def test_resolve_writes_a_map_as_numbers_in_the_datas_order(network, class_map, 
         (BARE, {"a": 1, "b": 2, "c": "c"}, "/c", "the names of the teacher's classes are not known: give an output's"),
     ],
 )
-def test_fit_refuses_a_map_at_the_class_that_is_wrong(network, class_map, pointer, told):
+def test_fit_refuses_a_map_at_the_class_that_is_wrong(network, class_map, pointer, said):
     ((at, code, text),) = fit_faults(network=network, teacher=mapped(class_map))
-    assert (at, code) == (f"/teacher/class_map{pointer}", "teacher_mismatch") and text.startswith(told)
+    assert (at, code) == (f"/teacher/class_map{pointer}", "teacher_mismatch") and text.startswith(said)
 
 
 def test_fit_tells_at_most_a_number_of_faults_of_one_map():

@@ -537,29 +537,29 @@ def test_images_held_out_are_the_validation_split_or_a_part_of_the_training_imag
 
 
 @pytest.mark.parametrize(
-    ("names", "pointer", "told"),
+    ("names", "pointer", "said"),
     [
         (["a", "b"], "/teacher/class_names", "2 class names, and the teacher has 3 classes"),
         (["a", "b", "x"], "/teacher/class_names", "the teacher's class names differ from the data set's"),
     ],
 )
-def test_fit_refuses_class_names_of_a_spec_that_are_not_the_datas(names, pointer, told):
+def test_fit_refuses_class_names_of_a_spec_that_are_not_the_datas(names, pointer, said):
     given = {"teacher": {"checkpoint": "model:big", "class_names": names}}
     ((at, code, text),) = fit_faults(**given)
-    assert (at, code) == (pointer, "teacher_mismatch") and text.startswith(told)
+    assert (at, code) == (pointer, "teacher_mismatch") and text.startswith(said)
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "told"),
+    ("mean", "std", "said"),
     [
         ([0.5] * 3, [0.0, 0.2, 0.2], "Input should be greater than 0"),
         ([float("nan")] * 3, [0.2] * 3, "Input should be a finite number"),
         ([123.0] * 3, [58.0] * 3, "[123.0, 123.0, 123.0] are not of pixels in 0..1: divide by 255"),
     ],
 )
-def test_fit_refuses_a_normalization_that_was_registered_before_it_was_checked(mean, std, told):
+def test_fit_refuses_a_normalization_that_was_registered_before_it_was_checked(mean, std, said):
     network = TEACHER.model_copy(update={"mean": mean, "std": std})
-    text = f"the model's own mean and std cannot be used: {told}"
+    text = f"the model's own mean and std cannot be used: {said}"
     assert fit_faults(network=network) == [("/teacher/preprocessing", "teacher_mismatch", text)]
     stated = {"checkpoint": "model:big", "preprocessing": {"mean": [0.5] * 3, "std": [0.2] * 3}}
     assert fit_faults(network=network, teacher=stated) == []

@@ -127,9 +127,9 @@ def test_read_content_names_what_was_sent_by_mistake(tmp_path: Path, content: by
     (tmp_path / "t.pth").write_bytes(content)
     with pytest.raises(TeacherMismatch) as caught:
         read_content(tmp_path / "t.pth")
-    told = f"{caught.value.message} | {caught.value.hint}"
+    said = f"{caught.value.message} | {caught.value.hint}"
     assert words in caught.value.message and way in str(caught.value.hint)
-    assert not any(internal in told for internal in ("hasRecord", "report an", "variant", "weights_only"))
+    assert not any(internal in said for internal in ("hasRecord", "report an", "variant", "weights_only"))
 
 
 def test_read_content_keeps_weights_in_special_dicts(tmp_path: Path):

@@ -69,9 +69,9 @@ def test_architecture_of_an_unknown_network_says_how_to_name_it():
     ],
 )
 def test_likely_hint_never_names_what_was_asked_for(name: str, asked: str, hint: str):
-    told = str(finding.likely_hint(Flat(empty(name), True), asked))
-    assert f"are those of {asked}" not in told
-    assert hint in told
+    said = str(finding.likely_hint(Flat(empty(name), True), asked))
+    assert f"are those of {asked}" not in said
+    assert hint in said
 
 
 def test_sizes_of_timms_networks_are_those_that_are_built():

@@ -200,7 +200,7 @@ def test_inspect_a_form_with_a_missing_key_says_what_to_do(tmp_path: Path, form:
         assert "missing" in message
     else:
         assert "1 of 56 keys is missing, first layer1.0.bn1.weight" in message
-    assert hint and "those of resnet8" not in hint, "nobody who named it is told its name"
+    assert hint and "those of resnet8" not in hint, "the hint repeats the name that was given"
 
 
 class Trap:
