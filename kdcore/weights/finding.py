@@ -16,7 +16,7 @@ from base.errors import EngineError, TeacherMismatch
 from kdcore.catalog.architectures import ARCHITECTURES
 from kdcore.weights import heads, names
 from kdcore.weights.content import Content
-from kdcore.weights.names import DERIVED, Flat, Match, Template
+from kdcore.weights.names import Flat, Match, Template
 
 MOST_BUILT = 8
 """The number of networks of one library that are built to be compared."""
@@ -171,18 +171,7 @@ def _sizes(file: Flat) -> Iterator[tuple[str, int]]:
 
 def _groups(file: Flat) -> Iterator[Mapping[str, Tensor]]:
     """Yield the tensors of the file, and those behind each prefix of several, the largest first."""
-    groups: dict[str, list[str]] = {}
-    for path, tensor in file.tensors.items():
-        if tensor.ndim == 0 or path.endswith(DERIVED):
-            continue
-        at = 0
-        while True:
-            groups.setdefault(path[:at], []).append(path)
-            dot = path.find(".", at)
-            if dot < 0:
-                break
-            at = dot + 1
-    distinct = {tuple(paths): prefix for prefix, paths in groups.items() if len(paths) >= FEWEST}
+    distinct = dict.fromkeys(tuple(paths) for paths in names.behind_prefixes(file).values() if len(paths) >= FEWEST)
     for paths in sorted(distinct, key=len, reverse=True)[:MOST_GROUPS]:
         yield {path: file.tensors[path] for path in paths}
 

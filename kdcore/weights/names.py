@@ -418,13 +418,8 @@ def beside(layer: str, prefix: str, paths: Iterable[str]) -> list[str]:
     ]
 
 
-def _by_order(network: Template, file: Flat) -> list[Match]:
-    """Return the places whose tensors are, one after the other, of the shapes of the network's.
-
-    The order is the network's own, or that of its names, in which weights are that came out of a safetensors file.
-    """
-    if not file.ordered:
-        return []
+def behind_prefixes(file: Flat) -> dict[str, list[str]]:
+    """Return, by prefix ("" and each that ends with a dot), the paths of the learned tensors behind it, in order."""
     groups: dict[str, list[str]] = {}
     for path, tensor in file.tensors.items():
         if tensor.ndim == 0 or path.endswith(DERIVED):
@@ -436,9 +431,19 @@ def _by_order(network: Template, file: Flat) -> list[Match]:
             if dot < 0:
                 break
             at = dot + 1
+    return groups
+
+
+def _by_order(network: Template, file: Flat) -> list[Match]:
+    """Return the places whose tensors are, one after the other, of the shapes of the network's.
+
+    The order is the network's own, or that of its names, in which weights are that came out of a safetensors file.
+    """
+    if not file.ordered:
+        return []
     orders = (network.required, sorted(network.required))
     found: dict[tuple[str, ...], Match] = {}
-    for prefix, paths in groups.items():
+    for prefix, paths in behind_prefixes(file).items():
         order = next((order for order in orders if _same_places(network, order, paths, file)), None)
         if order is None:
             continue
