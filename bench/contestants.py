@@ -103,9 +103,11 @@ class Turns:
         self._read, self._answers, self._began = read, answers, began
         self._warm = self._left = self._timed = 0
         self._seconds = self._last = 0.0
-        self._before = (0, 0)
+        self._before = self._looked_up = (0, 0)
         self._watched: list[int] = []
         self.check: Callable[[Json], Json] | None = None
+        self.looked_up: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """Hits and misses of a teacher's cache so far."""
 
     def ready(self, **facts: Any) -> None:
         """Say that the first step is done, and wait for the first turn."""
@@ -129,7 +131,10 @@ class Turns:
             return
         busy, own = (after - before for after, before in zip(self._used(), self._before, strict=True))
         wall = now - self._started
+        hits, misses = (after - before for after, before in zip(self.looked_up(), self._looked_up, strict=True))
         self._answer(
+            hits=hits,
+            misses=misses,
             seconds=self._seconds,
             steps=self._timed,
             others=max(0.0, (busy - own) / TICKS / wall) if wall else 0.0,
@@ -140,7 +145,7 @@ class Turns:
 
     def _begin(self) -> None:
         self._timed, self._seconds = 0, 0.0
-        self._before = self._used()
+        self._before, self._looked_up = self._used(), self.looked_up()
         self._started = self._last = time.monotonic()
 
     def _used(self) -> tuple[int, int]:
@@ -237,12 +242,22 @@ def _ours(me: Contestant, turns: Turns) -> None:
         nonlocal last_epoch
         ends_epoch, last_epoch = training.position.epoch > last_epoch, training.position.epoch
         if training.global_step == 1:
+            turns.looked_up = lambda: cache_figures(training)[:2]
             precision = "bf16" if training.scheme.models["student"].bf16 else "fp32"
             turns.ready(check=write_first_step(training, Path(me.folder)), precision=precision, **_facts())
         else:
             turns.after_step(me.turn_steps > 0 or not ends_epoch)
 
     run_job(me, "job", after_step)
+
+
+def cache_figures(training: Any) -> tuple[int, int, int, int]:
+    """Return hits and misses of the teacher's cache so far, and the outputs and bytes that it holds; zeros without."""
+    teacher = getattr(training.scheme, "teacher", None)
+    while teacher is not None and not hasattr(teacher, "figures"):
+        teacher = getattr(teacher, "teacher", None)
+    found = getattr(teacher, "figures", None)
+    return (0, 0, 0, 0) if found is None else (found.hits, found.misses, found.stored, found.bytes)
 
 
 def _stop_at(step: int, training: Any, workspace: Any) -> None:

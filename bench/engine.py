@@ -36,9 +36,11 @@ import numpy as np
 from bench.cifar100 import DATA, PREPROCESSING, subset
 from bench.contestants import PEAK_WORK, Arena, Contestant, Json
 from bench.processes import REPOSITORY, exit_on_sigterm
+from worker import devices
 
 QUIET_CORES = 0.25
 QUIET_ROUNDS = 5
+ALL_HIT = 0.999
 TOO_FEW_QUIET, CHECK_FAILED = 3, 4
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 FLOWERS = DATA / "flowers128.zip"
@@ -66,6 +68,8 @@ class Turn:
     """Cores that other processes used."""
     cores: float
     peak_bytes: int
+    hits: float | None = None
+    """The share of hits among look-ups in a teacher's cache; None without any."""
 
 
 Round = Mapping[str, Turn]
@@ -131,7 +135,7 @@ class Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bench.contestants", str(folder / "contestant.json")],
                 cwd=REPOSITORY,
-                env=environment(threads),
+                env=environment(contestant, threads),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -192,9 +196,13 @@ class Neighbour:
         self.process.wait()
 
 
-def environment(threads: int | None) -> dict[str, str]:
-    """Return the environment of a contestant. Without a number of threads, each side chooses its own."""
+def environment(contestant: Contestant, threads: int | None) -> dict[str, str]:
+    """Return the environment of a contestant; of ours, that which a worker gives to its engine. Without a number of
+    threads, each side chooses its own."""
     kept = {name: value for name, value in os.environ.items() if name not in THREADS}
+    if contestant.kind == "ours":
+        device = devices.discover(threads=threads, environment=kept)[0]
+        return devices.engine_environment(device, Path(contestant.folder), kept)
     return {**kept, **({} if threads is None else dict.fromkeys(THREADS, str(threads)))}
 
 
@@ -269,7 +277,14 @@ def _turn(
         max(answer["others"] for answer in answers),
         sum(answer["cores"] for answer in answers),
         max(answer["peak_bytes"] for answer in answers),
+        _share_of_hits(answers),
     )
+
+
+def _share_of_hits(answers: Sequence[Json]) -> float | None:
+    hits, all_of_them = (sum(answer[name] for answer in answers) for name in ("hits", "misses"))
+    all_of_them += hits
+    return hits / all_of_them if all_of_them else None
 
 
 def _lengths(contestant: Contestant, options: argparse.Namespace) -> Json:
@@ -351,6 +366,10 @@ def figure(row: Row, measured: Measured, required: int = QUIET_ROUNDS) -> Figure
         if name in measured.checks
         for fault in check_faults(measured.checks[name], measured.ready[name]["precision"])
     ]
+    filled = {one.name for one in measured.field.contestants if one.fill_steps}
+    missed = [one[name].hits for one in kept for name in row.uses if name in filled and (one[name].hits or 0) < ALL_HIT]
+    if missed:
+        faults.append(f"not every look-up was a hit, but {min(share or 0.0 for share in missed):.0%}")
     if not faults and len(kept) < required:
         faults = [f"{len(kept)} of {len(measured.rounds)} rounds were quiet, at least {required} are needed"]
     if faults:
@@ -387,9 +406,9 @@ def _contestants(measured: Measured) -> str:
         f"{measured.field.name}, batch {measured.field.arena.batch}. Matrix peak: "
         + (", ".join(f"{slot.removeprefix('peak ')} {rate / 1e9:.0f} GFLOP/s" for slot, rate in peaks.items()) or "–"),
         "",
-        "| contestant | samples/s, median [10th..90th percentile] | of the peak | cores | set-up, s | memory, MB "
+        "| contestant | samples/s, median [10th..90th percentile] | of the peak | hits | cores | set-up, s | memory, MB "
         "| threads | first step against float64: loss, gradients' cosine |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for slot in measured.field.slots:
         if slot.name in peaks:
@@ -402,11 +421,16 @@ def _contestants(measured: Measured) -> str:
         checked = "–" if check is None else f"{check['loss_error']:.1e}, {check['cosine']:.6f}"
         lines.append(
             f"| {slot.name} | {median(rates):.0f} [{percentile(rates, 0.1):.0f}..{percentile(rates, 0.9):.0f}] "
-            f"| {_share(measured, slot, median(rates), peaks)} | {median(turn.cores for turn in turns):.2f} "
+            f"| {_share(measured, slot, median(rates), peaks)} | {_hits(turns)} | {median(turn.cores for turn in turns):.2f} "
             f"| {ready['setup_s']:.1f} | {max(turn.peak_bytes for turn in turns) / 1e6:.0f} | {ready['threads']} "
             f"| {checked} |"
         )
     return "\n".join(lines)
+
+
+def _hits(turns: Sequence[Turn]) -> str:
+    shares = [turn.hits for turn in turns if turn.hits is not None]
+    return f"{median(shares):.0%}" if shares else "–"
 
 
 def _peaks(measured: Measured) -> list[str]:
@@ -420,7 +444,7 @@ def _share(measured: Measured, slot: Slot, rate: float, peaks: Rates) -> str:
     peak = peaks.get(f"peak {measured.ready[contestant.name].get('precision', 'fp32')}")
     if work is None or not peak or contestant.spec:
         return "–"
-    runs_teacher = contestant.taught and not contestant.fill_steps
+    runs_teacher = contestant.taught and not contestant.fill_steps  # Few look-ups of others are hits.
     return f"{rate * (work['student'] + work['teacher'] * runs_teacher) / peak:.0%}"
 
 
