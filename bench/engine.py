@@ -406,8 +406,8 @@ def _contestants(measured: Measured) -> str:
         f"{measured.field.name}, batch {measured.field.arena.batch}. Matrix peak: "
         + (", ".join(f"{slot.removeprefix('peak ')} {rate / 1e9:.0f} GFLOP/s" for slot, rate in peaks.items()) or "–"),
         "",
-        "| contestant | samples/s, median [10th..90th percentile] | of the peak | hits | cores | set-up, s | memory, MB "
-        "| threads | first step against float64: loss, gradients' cosine |",
+        "| contestant | samples/s, median [10th..90th percentile] | of the peak | hits | cores | set-up, s "
+        "| memory, MB | threads | first step against float64: loss, gradients' cosine |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for slot in measured.field.slots:
@@ -421,8 +421,9 @@ def _contestants(measured: Measured) -> str:
         checked = "–" if check is None else f"{check['loss_error']:.1e}, {check['cosine']:.6f}"
         lines.append(
             f"| {slot.name} | {median(rates):.0f} [{percentile(rates, 0.1):.0f}..{percentile(rates, 0.9):.0f}] "
-            f"| {_share(measured, slot, median(rates), peaks)} | {_hits(turns)} | {median(turn.cores for turn in turns):.2f} "
-            f"| {ready['setup_s']:.1f} | {max(turn.peak_bytes for turn in turns) / 1e6:.0f} | {ready['threads']} "
+            f"| {_share(measured, slot, median(rates), peaks)} | {_hits(turns)} "
+            f"| {median(turn.cores for turn in turns):.2f} | {ready['setup_s']:.1f} "
+            f"| {max(turn.peak_bytes for turn in turns) / 1e6:.0f} | {ready['threads']} "
             f"| {checked} |"
         )
     return "\n".join(lines)
