@@ -236,28 +236,34 @@ def _ours(me: Contestant, turns: Turns) -> None:
     if me.fill_steps:
         with suppress(Stopped):
             run_job(me, "fill", lambda training, workspace: _stop_at(me.fill_steps, training, workspace))
+    stored = sum(path.stat().st_size for path in (Path(me.folder) / "cache").glob("*-teacher/*"))
+    view_bytes = stored / (me.fill_steps * me.arena.batch) if stored else None
     last_epoch = 0
 
     def after_step(training: Any, _: Any) -> None:
         nonlocal last_epoch
         ends_epoch, last_epoch = training.position.epoch > last_epoch, training.position.epoch
         if training.global_step == 1:
-            turns.looked_up = lambda: cache_figures(training)[:2]
-            precision = "bf16" if training.scheme.models["student"].bf16 else "fp32"
-            turns.ready(check=write_first_step(training, Path(me.folder)), precision=precision, **_facts())
+            turns.looked_up = lambda: looked_up(training)
+            turns.ready(
+                check=write_first_step(training, Path(me.folder)),
+                precision="bf16" if training.scheme.models["student"].bf16 else "fp32",
+                view_bytes=view_bytes,
+                **_facts(),
+            )
         else:
             turns.after_step(me.turn_steps > 0 or not ends_epoch)
 
     run_job(me, "job", after_step)
 
 
-def cache_figures(training: Any) -> tuple[int, int, int, int]:
-    """Return hits and misses of the teacher's cache so far, and the outputs and bytes that it holds; zeros without."""
+def looked_up(training: Any) -> tuple[int, int]:
+    """Return the hits and misses of the teacher's cache so far; zeros without one."""
     teacher = getattr(training.scheme, "teacher", None)
     while teacher is not None and not hasattr(teacher, "figures"):
         teacher = getattr(teacher, "teacher", None)
     found = getattr(teacher, "figures", None)
-    return (0, 0, 0, 0) if found is None else (found.hits, found.misses, found.stored, found.bytes)
+    return (0, 0) if found is None else (found.hits, found.misses)
 
 
 def _stop_at(step: int, training: Any, workspace: Any) -> None:

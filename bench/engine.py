@@ -421,7 +421,7 @@ def _contestants(measured: Measured) -> str:
         checked = "–" if check is None else f"{check['loss_error']:.1e}, {check['cosine']:.6f}"
         lines.append(
             f"| {slot.name} | {median(rates):.0f} [{percentile(rates, 0.1):.0f}..{percentile(rates, 0.9):.0f}] "
-            f"| {_share(measured, slot, median(rates), peaks)} | {_hits(turns)} "
+            f"| {_share(measured, slot, median(rates), peaks)} | {_hits(turns, ready)} "
             f"| {median(turn.cores for turn in turns):.2f} | {ready['setup_s']:.1f} "
             f"| {max(turn.peak_bytes for turn in turns) / 1e6:.0f} | {ready['threads']} "
             f"| {checked} |"
@@ -429,9 +429,10 @@ def _contestants(measured: Measured) -> str:
     return "\n".join(lines)
 
 
-def _hits(turns: Sequence[Turn]) -> str:
+def _hits(turns: Sequence[Turn], ready: Json) -> str:
     shares = [turn.hits for turn in turns if turn.hits is not None]
-    return f"{median(shares):.0%}" if shares else "–"
+    size = f", {ready['view_bytes']:.0f} bytes a view" if ready.get("view_bytes") else ""
+    return f"{median(shares):.0%}{size}" if shares else "–"
 
 
 def _peaks(measured: Measured) -> list[str]:
@@ -728,7 +729,8 @@ def growth_fields(options: argparse.Namespace, folder: Path) -> Iterator[Field]:
     batches = {f"batch {batch}": replace(base, batch=batch) for batch in (16, 32, 64, 128, 256)}
     yield field_of("batch", "batch 64", [contestant(name, "ours", one, at) for name, one in batches.items()])
     arenas = {f"{classes} classes": of(f"classes-{classes}", classes=classes) for classes in (10, 100, 1000)}
-    yield field_of("classes", "100 classes", [contestant(name, "ours", *one) for name, one in arenas.items()])
+    filled = {"fill_steps": (options.rounds + 1) * (options.turn + 3)}
+    yield field_of("classes", "100 classes", [contestant(name, "ours", *one, **filled) for name, one in arenas.items()])
     student = {"architecture": base.student, "preprocessing": {"mean": base.mean, "std": base.std}}
     students = [contestant("1 student", "ours", base, folder / "students", taught=False)]
     for number in (2, 3):
