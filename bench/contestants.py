@@ -38,13 +38,15 @@ class Arena:
     teacher: str
     student: str
     data: str
-    """An .npz file of uint8 arrays, or a folder with one folder for each class under train/ and test/."""
+    """An .npz file of uint8 arrays, or an archive of pictures."""
     teacher_file: str
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int | None = None
-    """Of a folder: the side of the images that the networks see."""
+    """Of pictures: the side of the images that the networks see."""
+    unpacked: str | None = None
+    """Of an archive: a folder with its training pictures, in one folder for each class. The plain loop reads these."""
     batch: int = 64
     temperature: float = 4.0
     alpha: float = 0.1
@@ -396,10 +398,10 @@ def plain_loader(arena: Arena, workers: int) -> Any:
 
     after = [T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(arena.mean, arena.std)]
     data: Any
-    if Path(arena.data).is_dir():
+    if arena.unpacked is not None:
         size, ratio = arena.image_size, (3 / 4, 4 / 3)
         crop = T.RandomResizedCrop(size, scale=(0.35, 1.0), ratio=ratio)
-        data = library.datasets.ImageFolder(Path(arena.data) / "train", T.Compose([crop, *after]))
+        data = library.datasets.ImageFolder(arena.unpacked, T.Compose([crop, *after]))
     else:
         import numpy as np
 

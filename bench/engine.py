@@ -402,8 +402,10 @@ def _contestants(measured: Measured) -> str:
     peaks = {
         slot: max((one[slot].rate for one in measured.rounds), default=0.0) * PEAK_WORK for slot in _peaks(measured)
     }
+    by_name = {contestant.name: contestant for contestant in measured.field.contestants}
+    batches = " and ".join(map(str, sorted({one.arena.batch for one in by_name.values()})))
     lines = [
-        f"{measured.field.name}, batch {measured.field.arena.batch}. Matrix peak: "
+        f"{measured.field.name}, batch {batches}. Matrix peak: "
         + (", ".join(f"{slot.removeprefix('peak ')} {rate / 1e9:.0f} GFLOP/s" for slot, rate in peaks.items()) or "–"),
         "",
         "| contestant | samples/s, median [10th..90th percentile] | of the peak | hits | cores | set-up, s "
@@ -417,10 +419,13 @@ def _contestants(measured: Measured) -> str:
         turns = [one[slot.name] for one in kept]
         rates = [turn.rate for turn in turns]
         ready = measured.ready[slot.runs[0]]
+        steps = by_name[slot.runs[0]].turn_steps
+        batch = by_name[slot.runs[0]].arena.batch
+        epoch = f", {steps * batch / median(rates):.1f} s an epoch" if steps else ""
         check = measured.checks.get(slot.runs[0])
         checked = "–" if check is None else f"{check['loss_error']:.1e}, {check['cosine']:.6f}"
         lines.append(
-            f"| {slot.name} | {median(rates):.0f} [{percentile(rates, 0.1):.0f}..{percentile(rates, 0.9):.0f}] "
+            f"| {slot.name} | {median(rates):.0f} [{percentile(rates, 0.1):.0f}..{percentile(rates, 0.9):.0f}]{epoch} "
             f"| {_share(measured, slot, median(rates), peaks)} | {_hits(turns, ready)} "
             f"| {median(turn.cores for turn in turns):.2f} | {ready['setup_s']:.1f} "
             f"| {max(turn.peak_bytes for turn in turns) / 1e6:.0f} | {ready['threads']} "
@@ -483,6 +488,7 @@ def arena(options: argparse.Namespace, folder: Path) -> Arena:
     """Return the pair and its data: CIFAR-100 with its real teacher, flowers or random pixels with a random one."""
     teacher, student = options.pair
     folder.mkdir(parents=True, exist_ok=True)
+    unpacked = None
     if options.data == "cifar100":
         teacher_file = DATA / "teachers" / f"cifar100_{teacher}.pth"
         if not teacher_file.exists():
@@ -490,7 +496,8 @@ def arena(options: argparse.Namespace, folder: Path) -> Arena:
         data, classes, size = subset(folder, options.samples), 100, None
         mean, std = tuple(PREPROCESSING["mean"]), tuple(PREPROCESSING["std"])
     elif options.data == "flowers":
-        data, classes, size, teacher_file = unpacked_flowers(folder), 5, MOBILE_SIDE, folder / "teacher.pth"
+        data, classes, size, teacher_file = FLOWERS, 5, MOBILE_SIDE, folder / "teacher.pth"
+        unpacked = str(unpacked_flowers(folder))
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         random_teacher(teacher, classes, size, teacher_file)
     else:
@@ -498,7 +505,7 @@ def arena(options: argparse.Namespace, folder: Path) -> Arena:
         data = random_pixels(folder / "random.npz", options.samples, classes)
         mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         random_teacher(teacher, classes, 32, teacher_file)
-    return Arena(teacher, student, str(data), str(teacher_file), classes, mean, std, size, options.batch)
+    return Arena(teacher, student, str(data), str(teacher_file), classes, mean, std, size, unpacked, options.batch)
 
 
 def random_pixels(path: Path, samples: int, classes: int) -> Path:
@@ -515,12 +522,12 @@ def random_pixels(path: Path, samples: int, classes: int) -> Path:
 
 
 def unpacked_flowers(folder: Path) -> Path:
-    """Unpack the pictures into folders train/<class>/ and test/<class>/, and return their folder."""
+    """Unpack the pictures and return the folder of those for training, which has a folder for each class."""
     if not FLOWERS.exists():
         raise SystemExit(f"{FLOWERS.name} is not beside this checkout (../shared/data)")
     with zipfile.ZipFile(FLOWERS) as archive:
         archive.extractall(folder / "flowers")
-    return next(path for path in (folder / "flowers").rglob("train") if path.is_dir()).parent
+    return next(path for path in (folder / "flowers").rglob("train") if path.is_dir())
 
 
 def random_teacher(name: str, classes: int, side: int, path: Path) -> None:
