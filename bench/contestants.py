@@ -17,8 +17,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -242,10 +242,14 @@ def _ours(me: Contestant, turns: Turns) -> None:
     view_bytes = stored / (me.fill_steps * me.arena.batch) if stored else None
     last_epoch = 0
 
+    first_step = ExitStack()
+    first_step.enter_context(without_dropout())
+
     def after_step(training: Any, _: Any) -> None:
         nonlocal last_epoch
         ends_epoch, last_epoch = training.position.epoch > last_epoch, training.position.epoch
         if training.global_step == 1:
+            first_step.close()
             turns.looked_up = lambda: looked_up(training)
             turns.ready(
                 check=write_first_step(training, Path(me.folder)),
@@ -297,17 +301,22 @@ def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -
         run.run(parse(spec_of(me)), prepare.Workspace(out, {}, folder / "cache", Lines(stream)))
 
 
-class _replaced:
-    """Another value of a module's attribute, during a `with` block."""
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a module's attribute another value during a `with` block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
-    def __init__(self, module: Any, name: str, value: Any) -> None:
-        self.module, self.name, self.value, self.before = module, name, value, getattr(module, name)
 
-    def __enter__(self) -> None:
-        setattr(self.module, self.name, self.value)
+def without_dropout() -> AbstractContextManager[None]:
+    """Let dropout pass its input on during a `with` block: two networks with other masks cannot be compared."""
+    from torch.nn import functional
 
-    def __exit__(self, *_: object) -> None:
-        setattr(self.module, self.name, self.before)
+    return _replaced(functional, "dropout", lambda input, *_, **__: input)
 
 
 def write_first_step(training: Any, folder: Path) -> str:
@@ -520,7 +529,7 @@ def _plain_step(arena: Arena, step: Json, taught: bool, dtype: Any, autocast: bo
     student = student.to(dtype).train()
     mean, std = (torch.tensor(values, dtype=dtype).view(1, -1, 1, 1) for values in (arena.mean, arena.std))
     images = (step["pixels"].to(dtype) / 255 - mean) / std
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), without_dropout():
         logits = student(images)
         if taught:
             teacher = plain_network(arena.teacher, arena.classes)

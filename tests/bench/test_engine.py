@@ -96,6 +96,13 @@ def test_run_job_with_other_computing_replaces_what_the_job_would_choose(arena: 
     assert seen[0] is True
 
 
+def test_without_dropout_passes_the_input_on_and_ends() -> None:
+    dropout, ones = torch.nn.Dropout(0.5), torch.ones(1000)
+    with contestants.without_dropout():
+        assert torch.equal(dropout(ones), ones)
+    assert not torch.equal(dropout(ones), ones)
+
+
 def test_check_faults_allow_three_times_what_the_plain_loop_is_off() -> None:
     assert check_faults({"loss_error": 2.9e-6, "plain_loss_error": 1e-6, "cosine": 1.0}, "fp32") == []
     assert check_faults({"loss_error": 2.9e-6, "plain_loss_error": 1e-7, "cosine": 1.0}, "fp32")
