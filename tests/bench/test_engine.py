@@ -31,7 +31,7 @@ from bench.engine import (
 from bench.processes import REPOSITORY
 
 RATIO = Row("ours against plain", ("live", "plain"), lambda rates: rates["live"] / rates["plain"], 2.0, 3.0)
-EXACT = {"loss_error": 2e-7, "plain_loss_error": 1e-7, "cosine": 1.0}
+EXACT = {"loss_error": 2e-7, "plain_loss_error": 1e-7, "cosine": 1.0, "plain_cosine": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +104,12 @@ def test_without_dropout_passes_the_input_on_and_ends() -> None:
 
 
 def test_check_faults_allow_three_times_what_the_plain_loop_is_off() -> None:
-    assert check_faults({"loss_error": 2.9e-6, "plain_loss_error": 1e-6, "cosine": 1.0}, "fp32") == []
-    assert check_faults({"loss_error": 2.9e-6, "plain_loss_error": 1e-7, "cosine": 1.0}, "fp32")
-    assert check_faults({"loss_error": 9e-4, "plain_loss_error": 0.0, "cosine": 0.991}, "bf16") == []
-    assert len(check_faults({"loss_error": float("nan"), "plain_loss_error": 0.0, "cosine": float("nan")}, "bf16")) == 2
+    plain = {"plain_loss_error": 1e-6, "plain_cosine": 0.9999}
+    assert check_faults({**plain, "loss_error": 2.9e-6, "cosine": 0.99971}, "fp32") == []
+    assert len(check_faults({**plain, "loss_error": 3.1e-6, "cosine": 0.99969}, "fp32")) == 2
+    assert check_faults({**EXACT, "loss_error": 9e-4, "cosine": 0.991}, "bf16") == []
+    assert len(check_faults({**EXACT, "loss_error": 1.1e-3, "cosine": 0.989}, "bf16")) == 2
+    assert len(check_faults({**EXACT, "loss_error": float("nan"), "cosine": float("nan")}, "bf16")) == 2
 
 
 def _measured(others: list[float], check: dict[str, Any] = EXACT) -> Measured:
@@ -216,3 +218,17 @@ def test_smoke_runs_both_sides_checks_their_first_step_and_refuses_a_ratio(tmp_p
     (figures,) = json.loads(path.read_text())
     assert len(figures["rounds"]) == 2 and figures["checks"]["live"]["cosine"] > 0.99
     assert "of 2 rounds were quiet, at least 5 are needed" in done.stdout
+
+
+def test_growth_fields_compare_each_quantity_with_one_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = Arena("resnet20", "resnet8", "", "", 100, (0.5,), (0.5,))
+    monkeypatch.setattr(engine, "arena", lambda options, folder: replace(of, classes=options.classes))
+    fields = list(engine.growth_fields(engine._arguments(["--growth"]), tmp_path))
+    assert [len(field.contestants) for field in fields[:4]] == [5, 3, 3, 3]
+    for field in fields:
+        names = {slot.name for slot in field.slots}
+        assert all(set(row.uses) <= names for row in field.rows)
+        assert len({contestant.folder for contestant in field.contestants}) == len(field.contestants)
+    one, two = fields[0].rows[0], fields[2].rows[0]
+    assert one.value({"batch 64": 2.0, "batch 16": 1.0}) == 0.5
+    assert two.value({"1 student": 4.0, "2 students": 1.0}) == 0.25
