@@ -100,6 +100,8 @@ class StageTraining:
     rate_factors: Mapping[nn.Parameter, float] = field(default_factory=dict)
     """Factors of the learning rate, for the parameters that have one."""
     alarms: Alarms = field(default_factory=Alarms)
+    through: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
+    """Passes the batches of an epoch on. A teacher that runs ahead sees the next one before the present one is passed."""
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
@@ -195,8 +197,9 @@ class StageTraining:
             self.objective.train()
         shuffled = rows[order(len(rows), self.recipe.seed, position.epoch).to(rows.device)]
         self.training_set.images.expect(shuffled[position.step * size : self.steps_per_epoch * size])
-        while position.step < self.steps_per_epoch:
-            self._step(self._batch(shuffled[position.step * size :][:size]))
+        to_come = range(position.step, self.steps_per_epoch)
+        for batch in self.through(self._batch(shuffled[step * size :][:size]) for step in to_come):
+            self._step(batch)
             position.step += 1
             if position.step == self.steps_per_epoch:
                 self._end_epoch()

@@ -1,4 +1,5 @@
 import math
+from contextlib import closing
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from kdcore.lesson import Lesson, Needs, Scheme
 from kdcore.measure import batch_norm
 from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.mutual import Mutual
-from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.spec import Training
 from kdcore.spec.methods.relations import Crd
 from kdcore.spec.methods.response import Kd
@@ -104,6 +105,38 @@ def test_stage_training_one_sgd_step_as_worked_out_with_autograd():
 
 def moved(model: nn.Module, start: list[Tensor]) -> float:
     return torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), start, strict=True)]).norm().item()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_stage_training_a_teacher_that_runs_ahead_teaches_the_same_bits_and_resumes_at_any_step(steps):
+    """Two epochs of two steps; it is stopped after some of them, and goes on from its state."""
+
+    class Stop(Exception):
+        pass
+
+    def taught(teacher, **fields):
+        return training(Offline(classifier(0, 0.5), teacher), {"epochs": 2}, 0.1, 0.9, kd_objective(), **fields)
+
+    in_turn, states = taught(FrozenTeacher(classifier(1))), []
+    in_turn.run()
+
+    def stop(one: StageTraining) -> None:
+        states.append(copied(one.state()))
+        if len(states) == steps:
+            raise Stop
+
+    with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
+        stopped = taught(ahead, after_step=stop)
+        stopped.through = ahead.through
+        with pytest.raises(Stop):
+            stopped.run()
+    with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
+        resumed = taught(ahead)
+        resumed.through = ahead.through
+        resumed.restore(states[-1])
+        resumed.run()
+    assert same(resumed.learners.state_dict(), in_turn.learners.state_dict())
+    assert same(resumed.best["student"].weights, in_turn.best["student"].weights)
 
 
 def test_stage_training_clipping_bounds_the_step_of_each_student_by_itself():
