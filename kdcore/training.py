@@ -101,7 +101,7 @@ class StageTraining:
     """Factors of the learning rate, for the parameters that have one."""
     alarms: Alarms = field(default_factory=Alarms)
     through: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
-    """Passes the batches of an epoch on. A teacher that runs ahead sees the next one before the present one is passed."""
+    """Passes the batches of an epoch on. A teacher that runs ahead sees the next one first."""
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:

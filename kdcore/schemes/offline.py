@@ -74,9 +74,9 @@ class Preparation:
 class TeacherAhead:
     """A teacher that sees the next batch in a thread of its own, while the student learns from the present one.
 
-    The thread computes with `threads` threads, and the caller with as many as before: torch counts them for each thread
-    by itself. The teacher is run in this thread only, one batch after the other. An error is raised where the view of its
-    batch is asked for. `close` waits for the view that is being made.
+    That thread computes with `threads` threads, and the caller with as many as before: torch counts them for each by
+    itself. The teacher is run in this thread only, one batch after the other. An error is raised where the view of
+    its batch is asked for. `close` waits for the view that is being made.
     """
 
     def __init__(self, teacher: Teacher, threads: int) -> None:
@@ -130,6 +130,6 @@ class TeacherAhead:
 def _begin_thread(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.get_num_threads()  # Only now the number is this thread's; else it would take the one that is set last.
-    # All threads share autocast's store of cast weights, and whoever leaves the outermost autocast of its thread empties
-    # it. Inside of this one, which never ends, the teacher leaves the student's alone; frozen weights are not stored.
+    # All threads share autocast's store of cast weights, and a thread that leaves its outermost autocast empties it.
+    # Inside of this one, which never ends, the teacher leaves the student's alone; frozen weights are not stored.
     torch.autocast_increment_nesting()
