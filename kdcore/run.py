@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data import layouts
+from kdcore.device import Computing
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.measure import alarms, chance, evaluate, teacher_check
 from kdcore.measure.alarms import Alarms
@@ -30,9 +32,10 @@ from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
 from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
-from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.spec import GIVEN, JobSpec, Trial, each_start, start_summary, trials
 from kdcore.spec.methods import SchemeOptions
+from kdcore.stored_logits import StoredLogits
 from kdcore.training import Observer, Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
@@ -125,7 +128,31 @@ def _was_read_otherwise(facts: DatasetFacts) -> bool:
 
 def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress, meter: Meter) -> None:
     """Train a trial from its start, stage after stage."""
-    setup = TrialSetup(trial, job, _teacher(trial, job, progress))
+    try:
+        with _beside(_teacher(trial, job, progress), job.computing) as teacher:
+            _train_stages(TrialSetup(trial, job, teacher), workspace, progress, meter)
+    except LossDiverged:
+        teacher_check.require_finite_in_training(job)  # Its fault is not the learning rate's.
+        raise
+
+
+@contextmanager
+def _beside(teacher: Teacher | None, computing: Computing) -> Iterator[Teacher | None]:
+    """Let a teacher run ahead in a thread of its own while a `with` block trains its student, if the job computes so.
+    Then the threads of the CPU are divided between the two. A file of logits computes nothing."""
+    if teacher is None or isinstance(teacher, StoredLogits) or not computing.overlap:
+        yield teacher
+        return
+    torch.set_num_threads(computing.student_threads)
+    try:
+        with closing(TeacherAhead(teacher, computing.teacher_threads)) as ahead:
+            yield ahead
+    finally:
+        torch.set_num_threads(computing.threads)
+
+
+def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, meter: Meter) -> None:
+    trial, job = setup.trial, setup.job
     for number, stage in enumerate(trial.stages):
         watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage.name)
         after_step = clock.around(watch.after_step)
@@ -138,11 +165,7 @@ def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progr
             continue
         if progress.training is not None:
             training.restore(progress.training)
-        try:
-            outcomes = training.run()
-        except LossDiverged:
-            teacher_check.require_finite_in_training(job)  # Its fault is not the learning rate's.
-            raise
+        outcomes = training.run()
         if stage is trial.stages[-1]:
             _compare_statistics(trial, training, outcomes, workspace)
             progress.finished[trial.name], progress.prepared = outcomes, {}
@@ -274,6 +297,7 @@ class TrialSetup:
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
             rate_factors=self.rate_factors,
+            through=self.teacher.through if isinstance(self.teacher, TeacherAhead) else iter,
         )
 
 
