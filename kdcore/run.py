@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data import layouts
 from kdcore.device import Computing
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
-from kdcore.measure import alarms, chance, evaluate, teacher_check
+from kdcore.measure import alarms, chance, evaluate, kept, teacher_check
 from kdcore.measure.alarms import Alarms
 from kdcore.objectives import Setting
 from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
@@ -70,8 +71,9 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
+    keep = partial(kept.logits, workspace.cache, workspace.room())
     with progress.cost.measuring(len(job.data.test)):
-        summary = report.build_report(job, results, workspace.warn, meter.measuring)
+        summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
     summary["computing"] = job.computing.as_json()

@@ -23,7 +23,7 @@ from kdcore import data, device, models, programs, weights
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
-from kdcore.measure import chance
+from kdcore.measure import chance, kept
 from kdcore.programs import Program
 from kdcore.protocol import EXIT_STOPPED
 from kdcore.spec import (
@@ -206,7 +206,14 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
 
     workspace.lines.phase("evaluating")
     labels = loaded.test.labels
-    logits_nK = _logits_with_progress(classifier.to(device.choose(Training())), loaded.test, workspace)
+    where = device.choose(Training())
+    computing = device.Computing("cuda" if where.type == "cuda" else "cpu", bf16=False, threads=torch.get_num_threads())
+    classifier = classifier.to(where)
+    key = kept.key(classifier, file.facts.architecture, loaded.test, spec.dataset, facts, computing)
+    logits_nK = kept.logits(
+        workspace.cache, workspace.room(), key, len(labels),
+        lambda: _logits_with_progress(classifier, loaded.test, workspace),
+    )  # fmt: skip
     measured = score(logits_nK, labels)
     classes = per_class(logits_nK, labels, facts.class_names)
     return {

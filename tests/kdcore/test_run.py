@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
 def test_run_a_teacher_beside_its_student_makes_the_same_bits_and_its_thread_ends_with_every_end(
     data, teacher, tmp_path, monkeypatch
 ):
-    """Factor transfer has two stages of six steps. Both have one thread, which is enough here and harms no neighbour."""
+    """Factor transfer has two stages of six steps. Both models have one thread each, which harms no neighbour."""
 
     def spec(**training):
         recipe = {"batch_size": 16, "epochs": 1, **training}
