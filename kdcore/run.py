@@ -28,6 +28,7 @@ from kdcore.device import Computing
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.measure import alarms, chance, evaluate, kept, teacher_check
 from kdcore.measure.alarms import Alarms
+from kdcore.measure.cost import TRAINING
 from kdcore.objectives import Setting
 from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
 from kdcore.schemes.ensemble import NativeEnsemble
@@ -55,10 +56,12 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     job = prepare(spec, workspace, *(() if resumed is None else (resumed.starts, resumed.computing)))
     progress = resumed or Progress(batch_norm=job.spec.training.batch_norm, starts=dict(job.starts))
     progress.computing = job.computing
+    progress.cost.count({**workspace.seconds, "preparing": time.monotonic() - started - workspace.seconds["data"]})
     if resumed is not None:
         _continue_as_begun(job, workspace, progress)
     elif job.teacher is not None:
-        teacher_check.check(spec, job, workspace)
+        with progress.cost.during("teacher_check"):
+            teacher_check.check(spec, job, workspace)
         refuse_if_strict(spec, workspace)
         alarms.warn_if_saturated(job, workspace)
     meter = Meter(job, workspace.lines)
@@ -67,12 +70,13 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     workspace.lines.phase("training")
     for trial in job.trials:
         if trial.name not in progress.finished:
-            _train(trial, job, workspace, progress, meter)
+            with progress.cost.during(f"{TRAINING}{trial.name}"):
+                _train(trial, job, workspace, progress, meter)
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
     keep = partial(kept.logits, workspace.cache, workspace.room())
-    with progress.cost.measuring(len(job.data.test)):
+    with progress.cost.during("evaluating"), progress.cost.measuring(len(job.data.test)):
         summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
@@ -85,7 +89,10 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
-    export.write(job, workspace, progress.finished, summary)
+    with progress.cost.during("exporting"):
+        export.write_students(job, workspace, progress.finished, summary)
+    summary["timings"] = progress.cost.timings()
+    export.write_documents(job, workspace, summary)
     meter.end()
     return summary
 
