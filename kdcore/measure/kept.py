@@ -19,8 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -94,8 +92,8 @@ def _listed(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.tolist()
 
 
-def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _content(logits_nK: Tensor) -> bytes:
