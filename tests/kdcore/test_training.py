@@ -230,6 +230,20 @@ def test_stage_training_the_average_is_exported_and_the_network_trains_on_undist
     assert torch.equal(one.last[name], plain.network[1].weight) and not torch.equal(one.last[name], other.last[name])
 
 
+def test_stage_training_statistics_are_measured_once_an_epoch_and_after_its_end_only_where_it_was_resumed(monkeypatch):
+    """So small a rate changes no answer: the first epoch stays the best."""
+    measured, states, of = [], [], batch_norm.measured
+    monkeypatch.setattr(batch_norm, "measured", lambda *args: measured.append(1) or of(*args))
+    recipe = {"epochs": 3, "optimizer": {"name": "sgd", "lr": 1e-9}}
+    one = training(**with_batch_norm(0), recipe=recipe, after_step=lambda one: states.append(copied(one.state())))
+    done = one.run()["student"]
+    assert done.best_epoch == 1 and len(measured) == 3
+    resumed = training(**with_batch_norm(0), recipe=recipe)
+    resumed.restore(states[-1])
+    again = resumed.run()["student"]
+    assert len(measured) == 4 and same(again.last, done.last) and same(again.best, done.best)
+
+
 def test_the_best_epoch_on_the_held_out_part_is_kept():
     accuracies = []
     done = training(
