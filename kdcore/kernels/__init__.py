@@ -1,8 +1,8 @@
 """Batch norm in train mode, the addition of a shortcut, and ReLU, in two passes of native code instead of six.
 
 `enable` compiles or loads `norm_relu.cpp` for this process; until then, and wherever it does not apply, `norm_relu`
-returns None, and the caller computes with PyTorch's operators, which are also the reference in tests. The answers agree up to
-rounding: in bfloat16 this one rounds once, where three operators round three times.
+returns None, and the caller computes with PyTorch's operators, which are also the reference in tests. The answers agree
+up to rounding: in bfloat16 this one rounds once, where three operators round three times.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ def worst_error(channels: int, dtype: torch.dtype) -> float:
         # The same side of zero: a value that is rounded to the other side would have another gradient.
         reference = (normal + theirs[1]) * (result > 0)
         # Products, because PyTorch imports its compiler for a gradient that is given.
-        (result.double() * gradient.double()).sum().backward()
-        (reference * gradient.double()).sum().backward()
+        (result.double() * gradient.double()).sum().backward()  # type: ignore[no-untyped-call]
+        (reference * gradient.double()).sum().backward()  # type: ignore[no-untyped-call]
     own, right = [result.detach()], [reference.detach()]
     for one, other in zip(ours, theirs, strict=True):
         assert one.grad is not None and other.grad is not None

@@ -1,7 +1,7 @@
 """Compile the kernels for later processes, which then need no compiler: `python -m kdcore.kernels [FOLDER]`.
 
-Without a folder they are installed beside their source. Every kind of this architecture's CPUs gets its own: the machine
-that makes an image is not always the one that runs it.
+Without a folder they are installed beside their source. Every kind of this architecture's CPUs gets its own: the
+machine that makes an image is not always the one that runs it.
 """
 
 import platform

@@ -30,7 +30,7 @@ log = logging.getLogger("kdcore")
 
 SOURCE = Path(__file__).with_name("norm_relu.cpp")
 BUILT = Path(__file__).with_name("built")
-"""Entries that were compiled when the program was installed (`python -m kdcore.kernels`): no compiler is needed then."""
+"""Entries that were compiled at installation (`python -m kdcore.kernels`), for machines without a compiler."""
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_LIMIT_S = 120.0
 """Two seconds of one core, on a busy machine many times that."""

@@ -78,11 +78,14 @@ struct Group {
     using Floats = typename L::Floats;
 
     static inline void load(Floats (&to)[V], const float* from) {
+#pragma GCC unroll 4
         for (int v = 0; v < V; ++v) to[v] = L::load(from + v * W);
     }
     static inline void reduce(const Floats (&sums)[U][V], float* to) {
+#pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             Floats total = sums[0][v];
+#pragma GCC unroll 4
             for (int u = 1; u < U; ++u) total += sums[u][v];
             L::store(to + v * W, total);
         }
@@ -158,11 +161,14 @@ inline void chunk_moments(G, const T* x, long rows, long channels, float* mean, 
     const auto pass = [&](auto add) {
         long row = 0;
         for (; row + G::U <= rows; row += G::U) {
+#pragma GCC unroll 4
             for (int u = 0; u < G::U; ++u) {
+#pragma GCC unroll 4
                 for (int v = 0; v < G::V; ++v) add(sums[u][v], L::load(x + (row + u) * channels + v * G::W), v);
             }
         }
         for (; row < rows; ++row) {
+#pragma GCC unroll 4
             for (int v = 0; v < G::V; ++v) add(sums[0][v], L::load(x + row * channels + v * G::W), v);
         }
     };
@@ -225,12 +231,14 @@ void forward(const T* x, const T* shortcut, T* y, long rows, long channels, cons
             typename G::Floats center[G::V], scale[G::V], offset[G::V] = {};
             G::load(center, mean + c);
             G::load(scale, inverse_std + c);
+#pragma GCC unroll 4
             for (int v = 0; v < G::V; ++v) {
                 if (weight != nullptr) scale[v] *= L::load(weight + c + v * G::W);
                 if (bias != nullptr) offset[v] = L::load(bias + c + v * G::W);
             }
             const auto pass = [&](auto finish) {
                 for (long row = first; row < first + count; ++row) {
+#pragma GCC unroll 4
                     for (int v = 0; v < G::V; ++v) {
                         const long at = row * channels + c + v * G::W;
                         L::store(y + at, finish((L::load(x + at) - center[v]) * scale[v] + offset[v], at));
@@ -267,6 +275,7 @@ void backward(const T* x, const T* y, const T* grad_y, long rows, long channels,
             G::load(center, mean + c);
             const auto pass = [&](auto gradient) {
                 const auto add = [&](long row, int u) {
+#pragma GCC unroll 4
                     for (int v = 0; v < G::V; ++v) {
                         const long at = row * channels + c + v * G::W;
                         const auto of = gradient(at);
@@ -276,6 +285,7 @@ void backward(const T* x, const T* y, const T* grad_y, long rows, long channels,
                 };
                 long row = first;
                 for (; row + G::U <= first + count; row += G::U) {
+#pragma GCC unroll 4
                     for (int u = 0; u < G::U; ++u) add(row + u, u);
                 }
                 for (; row < first + count; ++row) add(row, 0);
@@ -318,6 +328,7 @@ void backward(const T* x, const T* y, const T* grad_y, long rows, long channels,
             G::load(scale, inverse_std + c);
             G::load(level, grad_bias + c);
             G::load(slope, grad_weight + c);
+#pragma GCC unroll 4
             for (int v = 0; v < G::V; ++v) {
                 slope[v] *= scale[v] / L::all(float(rows));
                 level[v] /= L::all(float(rows));
@@ -325,6 +336,7 @@ void backward(const T* x, const T* y, const T* grad_y, long rows, long channels,
             }
             const auto pass = [&](auto gradient) {
                 for (long row = first; row < first + count; ++row) {
+#pragma GCC unroll 4
                     for (int v = 0; v < G::V; ++v) {
                         const long at = row * channels + c + v * G::W;
                         const auto along_x = level[v] + (L::load(x + at) - center[v]) * slope[v];
