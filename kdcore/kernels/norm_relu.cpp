@@ -13,6 +13,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -51,6 +54,13 @@ struct Lanes {
         return values;
     }
     static inline Floats load(const bfloat16* from) {
+#ifdef __AVX512BW__
+        // The same in one instruction each, where GCC 12 takes five.
+        if constexpr (W == 16) {
+            const auto halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+            return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+        }
+#endif
         Halves halves;
         std::memcpy(&halves, from, sizeof halves);
         return (Floats)(__builtin_convertvector(halves, Words) << 16);
@@ -60,7 +70,14 @@ struct Lanes {
         // Round to nearest, ties to even; a NaN stays one.
         const Words bits = (Words)values, is_nan = (Words)(values != values);
         const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        const Halves halves = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), Halves);
+        const Words words = (rounded & ~is_nan) | (0x7fc0 & is_nan);
+#ifdef __AVX512BW__
+        if constexpr (W == 16) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)words));
+            return;
+        }
+#endif
+        const Halves halves = __builtin_convertvector(words, Halves);
         std::memcpy(to, &halves, sizeof halves);
     }
     // 0 where `decides` is at most 0, else `values`: a NaN passes, as in PyTorch.
