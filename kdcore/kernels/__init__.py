@@ -63,6 +63,11 @@ def disable() -> None:
     _library = None
 
 
+def enabled() -> bool:
+    """Return True if this thread computes with the kernels now."""
+    return _library is not None and not _paused.get()
+
+
 @contextmanager
 def paused() -> Iterator[None]:
     """Compute with PyTorch's operators during a `with` block of this thread: they can be differentiated twice."""

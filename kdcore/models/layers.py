@@ -19,14 +19,15 @@ Networks compute their batch norms by `conv_norm` and `norm_act`, each in one of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kdcore import kernels
@@ -87,7 +88,7 @@ def conv_norm(
     folded = _folded(conv, norm, activation) if FOLDED in vars(conv) else None
     if folded is not None and not _learns(maps_NCHW, conv) and not _tapped(conv, norm, activation):
         return folded(maps_NCHW, shortcut, activation)
-    maps = conv(maps_NCHW)
+    maps = _convolved(conv, maps_NCHW)
     if norm is not None:
         return norm_act(norm, maps, activation, shortcut)
     maps = maps if shortcut is None else maps + shortcut
@@ -111,53 +112,116 @@ def norm_act(
 
 
 def run_in_turn(modules: Iterable[nn.Module], maps_NCHW: Tensor, shortcut: Tensor | None = None) -> Tensor:
-    """Run modules one after the other: each convolution with the batch norm and the activation that follow it.
-    A shortcut is added to what a convolution with its batch norm, the last of them, returns."""
+    """Run modules one after the other: each batch norm with the convolution before it and the activation after it.
+    A shortcut is added at the end; by the last of them, if that can do it."""
     rest, maps = list(modules), maps_NCHW
     while rest:
-        taken = _taken(rest)
-        added = shortcut if taken == len(rest) else None
-        if taken > 1:
-            maps = conv_norm(rest[0], rest[1], maps, rest[2] if taken == 3 else None, added)
+        first = rest.pop(0)
+        conv = first if type(first) is nn.Conv2d and rest and type(rest[0]) is nn.BatchNorm2d else None
+        norm = first if conv is None else rest.pop(0)
+        if type(norm) is nn.BatchNorm2d:
+            activation = rest.pop(0) if rest and type(rest[0]) in _ATTRIBUTES else None
+            added = None if rest or activation is not None else shortcut
+            if conv is None:
+                maps = norm_act(norm, maps, activation, added)
+            else:
+                maps = conv_norm(conv, norm, maps, activation, added)
+            if added is not None:
+                return maps
+        elif rest or shortcut is None:
+            maps = first(maps)
         else:
-            maps = rest[0](maps) if added is None else with_shortcut(rest[0], maps, added)
-        del rest[:taken]
-    return maps
+            return with_shortcut(first, maps, shortcut)
+    return maps if shortcut is None else maps + shortcut
 
 
 def with_shortcut(module: nn.Module, maps_NCHW: Tensor, shortcut: Tensor) -> Tensor:
-    """Return module(maps) + shortcut. If the module is a sequence that ends in a convolution with its batch norm, these
-    add the shortcut, unless a tap must see the maps without it."""
+    """Return module(maps) + shortcut. If the module is a sequence that ends in a batch norm, this adds the shortcut,
+    unless a tap must see the maps without it."""
     plain = type(module).forward in (nn.Sequential.forward, InTurn.forward)
     if isinstance(module, nn.Sequential) and plain and not _tapped(module):
         return run_in_turn(module, maps_NCHW, shortcut)
     return module(maps_NCHW) + shortcut  # type: ignore[no-any-return]
 
 
-def _taken(modules: Sequence[nn.Module]) -> int:
-    """Return how many of the next modules compute as one: a convolution, its batch norm, its activation."""
-    if not _pairs(modules[:2]):
-        return 1
-    return 3 if len(modules) > 2 and type(modules[2]) in _ATTRIBUTES else 2
-
-
-def _pairs(modules: Sequence[nn.Module]) -> bool:
-    """Return True if a batch norm directly follows a convolution."""
-    return any(type(one) is nn.Conv2d and type(other) is nn.BatchNorm2d for one, other in pairwise(modules))
-
-
 class InTurn(nn.Sequential):
-    """An `nn.Sequential` that computes convolutions with their batch norms."""
+    """An `nn.Sequential` that computes a batch norm with what is beside it."""
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
         return run_in_turn(self, maps_NCHW)
 
 
 def join_sequences(network: nn.Module) -> None:
-    """Let the sequences in a library's network compute convolutions with their batch norms, as `InTurn` does."""
+    """Let the sequences in a library's network compute their batch norms as `InTurn` does."""
     for module in network.modules():
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and _pairs([*module]):
+        plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+        if plain and any(type(child) is nn.BatchNorm2d for child in module.children()):
             module.forward = MethodType(run_in_turn, module)
+
+
+def _convolved(conv: nn.Module, maps_NCHW: Tensor) -> Tensor:
+    """Return conv(maps); of a depthwise convolution in bfloat16, with the gradients of `_Depthwise`."""
+    slow = (
+        type(conv) is nn.Conv2d
+        and conv.groups > 1
+        and conv.groups == conv.in_channels
+        and max(*conv.stride, *(size - 2 for size in conv.kernel_size)) > 1
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and kernels.enabled()
+        and type(maps_NCHW) is Tensor
+        and maps_NCHW.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and not _tapped(conv)
+    )
+    if not slow:
+        return conv(maps_NCHW)  # type: ignore[no-any-return]
+    assert isinstance(conv, nn.Conv2d)
+    bias = None if conv.bias is None else conv.bias.bfloat16()
+    places = conv.stride, conv.padding, conv.dilation, conv.groups
+    return _Depthwise.apply(maps_NCHW.bfloat16(), conv.weight, bias, places)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution in bfloat16 that computes some of its gradients in float32.
+
+    In bfloat16 oneDNN has only its reference code for the gradient of the maps with a stride, and for the gradient of
+    weights larger than 3 × 3: measured 53 ms against 0.4 ms, and 26 ms against 4 ms. The output is that of `conv2d`,
+    bit for bit; the gradients are rounded less.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None, places: tuple[Any, ...]) -> Tensor:
+        rounded = weight.bfloat16()
+        ctx.save_for_backward(maps, rounded)
+        ctx.places, ctx.has_bias = places, bias is not None
+        return torch.conv2d(maps, rounded, bias, *places)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.places
+        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        in_float32 = wanted[0] and max(stride) > 1, wanted[1] and max(weight.shape[2:]) > 3
+        in_own = wanted[0] and not in_float32[0], wanted[1] and not in_float32[1]
+        found: list[Tensor | None] = [None, None]
+        for precision, mask in ((torch.float32, in_float32), (torch.bfloat16, in_own)):
+            if any(mask):
+                tensors = (one.to(precision) for one in (gradient, maps, weight))
+                each = torch.ops.aten.convolution_backward(
+                    *tensors, None, stride, padding, dilation, False, (0, 0), groups, (*mask, False)
+                )
+                found = [new if taken else old for old, new, taken in zip(found, each, mask, strict=False)]
+        to_maps, to_weight = found
+        return (
+            None if to_maps is None else to_maps.to(maps.dtype),
+            None if to_weight is None else to_weight.float(),
+            gradient.sum((0, 2, 3)) if ctx.has_bias else None,
+            None,
+        )
 
 
 def _tapped(*modules: nn.Module | None) -> bool:
@@ -186,7 +250,7 @@ def fold(network: nn.Module, bf16: bool) -> None:
     float32. Its weights must not change any more: each convolution is folded when it first runs.
 
     The network then gives the same bits for an image in any place of a batch, beside any others, and with any number
-    of threads (tested for the networks listed in `tests/kdcore/models/test_layers.py`).
+    of threads (proved for all networks by name in `proofs/test_folded_rows.py`).
     """
     precision = torch.bfloat16 if bf16 else torch.float32
     vars(network)[FOLDED] = _Forms(precision)
@@ -231,6 +295,10 @@ class _Forms:
 
     precision: torch.dtype
     by_layers: dict[tuple[nn.Module | None, nn.Module | None], _Folded | None] = field(default_factory=dict)
+
+    def __deepcopy__(self, _memo: object) -> _Forms:
+        """Return no forms: the copy folds its own layers, and tensors in oneDNN's layout cannot be copied."""
+        return _Forms(self.precision)
 
 
 @dataclass(frozen=True)
