@@ -235,7 +235,7 @@ def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | No
     earlier = next(one for one in job.trials if one.name == trial.taught_by)
     student = job.student(earlier.students[0])
     student.network.load_state_dict(progress.finished[earlier.name]["student"].best)
-    return FrozenTeacher(student)
+    return FrozenTeacher(student, job.computing.folded)
 
 
 class TrialSetup:
