@@ -47,14 +47,46 @@ _AdamW, _Sgd = _uncompiled(torch.optim.AdamW), _uncompiled(torch.optim.SGD)
 
 
 def optimizer_for(
-    spec: Optimizer, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+    spec: Optimizer, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], captured: bool = False
 ) -> torch.optim.Optimizer:
     """Return an optimizer of parameters, or of groups of them in PyTorch's form.
 
-    Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
+    Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables. If its steps
+    are `captured` in a graph, it is the fused one, which reads the learning rate from a tensor on the device."""
     if isinstance(spec, AdamW):
-        return _AdamW(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
-    return _Sgd(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
+        adamw = _AdamW(
+            parameters,
+            lr=spec.lr,
+            betas=spec.betas,
+            weight_decay=spec.weight_decay,
+            fused=captured or None,
+            capturable=captured,
+        )
+        return _with_rates_as_tensors(adamw) if captured else adamw
+    sgd = _Sgd(
+        parameters,
+        lr=spec.lr,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        nesterov=spec.nesterov,
+        fused=captured or None,
+    )
+    return _with_rates_as_tensors(sgd) if captured else sgd
+
+
+def _with_rates_as_tensors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        device = group["params"][0].device if group["params"] else None
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+    return optimizer
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the learning rate of a group of parameters; where it is a tensor, in place, so that a graph reads it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 class Average:

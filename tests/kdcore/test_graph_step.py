@@ -1,0 +1,196 @@
+"""A GPU without a GPU: on the meta device nothing has a value, and a record of operators replays them as a CUDA graph.
+
+New methods are included automatically.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from base.errors import SpecInvalid
+from kdcore import graph_step
+from kdcore.classifier import FrozenTeacher
+from kdcore.graph_step import GraphStep, require_cuda
+from kdcore.lesson import Batch
+from kdcore.prepare import PreparedJob, prepare
+from kdcore.run import TrialSetup
+from kdcore.spec import GIVEN, METHODS
+from kdcore.training import Observer, StageTraining, label_loss
+from tests.kdcore.engine import job, method_job, workspace, write_arrays, write_pool, write_teacher
+
+META = torch.device("meta")
+CPU = torch.device("cpu")
+BATCH = 4
+TWO_TEACHERS = "several teachers"
+RECIPES: dict[str, dict[str, Any]] = {
+    "sgd with momentum of Nesterov": {"optimizer": {"name": "sgd", "nesterov": True}},
+    "sgd without momentum": {"optimizer": {"name": "sgd", "momentum": 0, "weight_decay": 0}},
+    "adamw and a cosine": {"optimizer": {"name": "adamw"}, "schedule": {"name": "cosine", "warmup_epochs": 2}},
+    "average, clipping and smoothing": {"ema": 0.9, "clip_norm": 0.1, "label_smoothing": 0.1},
+    "mixup": {"mix": "mixup"},
+    "cutmix": {"mix": "cutmix"},
+    "no augmentation": {"augmentation": "none"},
+    "boxes": {"augmentation": {"name": "random_resized_crop"}},
+    "boxes and mixup": {"augmentation": {"name": "random_resized_crop"}, "mix": "mixup"},
+}
+JOBS: dict[str, dict[str, Any]] = {
+    TWO_TEACHERS: {"method": "kd"},
+    "standardized logits": {"method": {"name": "dkd", "standardize": True}},
+    "gradients at the images": {"method": {"name": "attention", "mapping": "gradient"}},
+    "a sum of methods": {"method": ["kd", {"name": "rkd"}, {"name": "fitnet"}]},
+    "a teacher of images of another size": {},
+    "a map of classes": {},
+    "unlabelled images": {},
+}
+CASES = [*METHODS, *RECIPES, *JOBS]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    where, _ = workspace(folder / "job")
+    return {
+        "data": write_arrays(folder / "blobs.npz"),
+        "pool": write_pool(folder / "pool.npz"),
+        "teacher": write_teacher(folder / "teacher.safetensors"),
+        "wide": write_teacher(folder / "wide.safetensors", classes=5),
+        "workspace": where,
+    }
+
+
+def prepared(case: str, files: dict[str, Any]) -> PreparedJob:
+    """A job as small as can be, of 40 epochs, so that warm-ups of losses take several of them."""
+    recipe = {"epochs": 40, "batch_size": BATCH, **RECIPES.get(case, {})}
+    fields: dict[str, Any] = {"baseline": "none", "training": recipe}
+    teacher = {"checkpoint": f"file:{files['teacher']}"}
+    if case in METHODS:
+        fields["student"] = "convnet8" if case == "fsp" else ["convnet4"] * 2 if case == "dml" else "convnet4"
+        spec = method_job(case, files["data"], files["teacher"], **fields)
+    else:
+        fields = {"method": "kd", **JOBS.get(case, {}), **fields}
+        teachers = [teacher, {**teacher, "weight": 2}] if case == TWO_TEACHERS else [teacher]
+        if case == "a teacher of images of another size":
+            teachers[0]["image_size"] = 16
+        if case == "a map of classes":
+            teachers = [{"checkpoint": f"file:{files['wide']}", "classes": {"0": [0, 3], "1": 1, "2": 2}}]
+        if case == "unlabelled images":
+            fields["unlabelled"] = {"source": f"file:{files['pool']}", "labels": "teacher"}
+        spec = job(files["data"], teachers, **fields)
+    return prepare(spec, files["workspace"])
+
+
+def stages(prepared: PreparedJob, graph: bool) -> list[StageTraining]:
+    """The trainings of the job's last trial, stage after stage, with a fresh student."""
+    trial = prepared.trials[-1]
+    teacher = prepared.teacher
+    if trial.taught_by not in (None, GIVEN):
+        teacher = FrozenTeacher(prepared.student(trial.students[0]))
+    setup = TrialSetup(trial, prepared, teacher)
+    observer = Observer(metric=lambda *_: None, after_step=lambda _: None)
+    return [setup.training(number, observer, graph) for number in range(len(trial.stages))]
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Fails if an operator gets or makes a tensor of the host: a GPU would wait for the copy, and a graph refuses it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, Tensor)]
+        assert all(one.is_meta for one in tensors), f"{func} has a tensor of the host"
+        return result
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_reads_no_value_on_the_host_and_mixes_no_devices(case, files, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # It knows no device named meta.
+    job = prepared(case, files)
+    job.device = META
+    if job.teacher is not None:
+        job.teacher = job.teacher.to(META)
+    for training in stages(job, graph=False):
+        training.learners.train()
+        batch = training._batch(training.training_set.rows[:BATCH])
+        epoch = torch.ones((), device=META)
+        held = Batch(batch.inputs, batch.labels, batch.index, epoch, batch.view_ids, batch.sized)
+        with OnOneDevice():
+            training._batch(training.training_set.rows[:BATCH])
+            training._step(held)
+        assert set(training.sums) >= {"loss", "label_loss"}
+
+
+class Recorded:
+    """A capture on a CPU. A replay calls the same operators on the same tensors with the same numbers as a CUDA graph
+    would: nothing of Python runs again."""
+
+    def __init__(self):
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.figures: dict[str, Tensor] = {}
+        self.fresh = False
+
+    def run(self, work):
+        return work()
+
+    def capture(self, work):
+        """Unlike a CUDA graph's capture, this runs the work; the first replay has nothing left to do."""
+        calls = self.calls
+
+        class Recorder(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                result = func(*args, **(kwargs or {}))
+                calls.append((func, args, kwargs or {}, result))
+                return result
+
+        with Recorder():
+            self.figures = work()
+        self.fresh = True
+
+    def replay(self):
+        if not self.fresh:
+            with torch.no_grad():
+                for func, args, kwargs, result in self.calls:
+                    for own, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                        if isinstance(own, Tensor):
+                            own.copy_(new)
+        self.fresh = False
+        return {name: value.clone() for name, value in self.figures.items()}
+
+
+def trained(training: StageTraining, steps: int = 4) -> dict[str, Tensor]:
+    """All that some steps have changed; two steps an epoch."""
+    training.learners.train()
+    if training.objective is not None:
+        training.objective.train()
+    training.steps_per_epoch = 2
+    for step in range(steps):
+        training.position.epoch, training.position.step = divmod(step, 2)
+        training._step(training._batch(training.training_set.rows[step * BATCH :][:BATCH]))
+    state = {"learners": dict(training.learners.state_dict()), "averages": [a.state for a in training.averages.values()]}
+    leaves = tree_leaves((state, training.sums, dict(training.objective.state_dict()) if training.objective else {}))
+    return dict(zip(map(str, range(len(leaves))), leaves, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_graph_step_replays_what_eager_steps_compute(case, files, monkeypatch):
+    """One eager step, one that is captured and two replays: rates, epochs, batches and draws go on as they do eagerly."""
+    monkeypatch.setattr(graph_step, "EAGER_STEPS", 1)
+    monkeypatch.setattr(graph_step, "CudaGraph", Recorded)
+    results = []
+    for graph in (False, True):
+        results.append([])
+        for training in stages(prepared(case, files), graph=True):
+            if not graph:
+                training.learn = training._learn
+            results[-1].append(trained(training))
+    for eager, replayed in zip(*results, strict=True):
+        assert eager.keys() == replayed.keys()
+        for name, value in eager.items():
+            # Where the weight of a loss is an exponential of the epoch, it is one of float32 here.
+            close = {"rtol": 1e-4, "atol": 1e-6} if case == "one" else {"rtol": 0, "atol": 0}
+            torch.testing.assert_close(replayed[name], value, **close, equal_nan=True)
