@@ -113,6 +113,8 @@ class Report(TypedDict):
     """Of all attempts together."""
     cost: NotRequired[dict[str, Any]]
     """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
+    computing: NotRequired[dict[str, Any]]
+    """How the job computed: device, bf16, threads, kernels, folded, step, overlap. Other values round differently."""
     warnings: list[WarningView]
 
 

@@ -17,6 +17,7 @@ from base.errors import Internal, StorageFull
 from base.files import Written, write_whole
 from base.warning import WarningItem
 from kdcore.catalog.facts import DATASET_READING
+from kdcore.device import Computing
 from kdcore.measure import batch_norm
 from kdcore.measure.cost import CostMeter
 from kdcore.prepare import PreparedJob, Workspace
@@ -58,6 +59,8 @@ class Progress:
     """The rules by which the job that began read its data: before the second, no validation split was used."""
     has_sizes: bool = True
     """False if the job was begun by a version in which all networks got images of the data's size, cut from these."""
+    computing: Computing | None = None
+    """How the job computes; None if the version that began it did not record it."""
     warnings: Sequence[WarningItem] = ()
     """The warnings of the job up to here."""
     format: int = FORMAT
@@ -82,6 +85,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         "batch_norm": progress.batch_norm,
         "reading": progress.reading,
         "has_sizes": progress.has_sizes,
+        "computing": None if progress.computing is None else progress.computing.as_json(),
         "warnings": [warning.as_dict() for warning in progress.warnings],
         "cost": progress.cost.state(),
         "starts": {pointer: start.as_saved() for pointer, start in progress.starts.items()},
@@ -112,6 +116,7 @@ def load(path: Path, device: torch.device) -> Progress:
         number = state.get("format", 1)
         if number > FORMAT:
             raise ValueError(f"format {number} is of a newer version")
+        computing = state.get("computing")
         return Progress(
             finished,
             dict(state["prepared"]),
@@ -119,6 +124,7 @@ def load(path: Path, device: torch.device) -> Progress:
             state.get("batch_norm", "running"),
             state.get("reading", 1),
             state.get("has_sizes", False),
+            None if computing is None else Computing(**computing),
             [WarningItem(**warning) for warning in state.get("warnings", ())],
             number,
             # Before format 2 no cost was kept: only the seconds from here on are counted.

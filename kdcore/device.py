@@ -1,11 +1,35 @@
-"""The device and precision of a job, and bit-exact repetition."""
+"""How a job computes: its device, precision, threads and kernels, chosen once; and bit-exact repetition."""
 
 import os
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 
 from base.errors import SpecInvalid
 from kdcore.spec import Training
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a job computes. It is chosen at the first attempt and kept in checkpoints and report: other values round
+    differently. A field that a checkpoint lacks has the default, which is how earlier versions computed."""
+
+    device: Literal["cpu", "cuda"]
+    bf16: bool
+    """Networks compute in bfloat16, by autocast."""
+    threads: int
+    """Of the CPU, for one operation."""
+    kernels: bool = False
+    """Batch norms of learners are fused with what follows them."""
+    folded: bool = False
+    """Batch norms of the frozen teacher are folded into its convolutions."""
+    step: Literal["eager", "graph"] = "eager"
+    overlap: bool = False
+    """The teacher sees the next batch in a thread of its own."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def choose(training: Training) -> torch.device:
@@ -21,6 +45,18 @@ def bf16(training: Training, device: torch.device) -> bool:
     if training.precision != "auto":
         return training.precision == "bf16"
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def choose_computing(training: Training) -> Computing:
+    """Return how a job computes that begins now. Raises SpecInvalid if its device is not available."""
+    device = choose(training)
+    return Computing(
+        device="cuda" if device.type == "cuda" else "cpu",
+        bf16=bf16(training, device),
+        threads=training.threads or torch.get_num_threads(),
+        step=training.step,
+        overlap=training.overlap,
+    )
 
 
 def make_exact(seed: int) -> None:

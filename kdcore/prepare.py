@@ -19,6 +19,7 @@ from kdcore.catalog import ArchitectureFacts, DatasetFacts, ModelFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.data.decoding import Split
 from kdcore.data.images import Data, Images, TrainingSet
+from kdcore.device import Computing
 from kdcore.lesson import Teacher
 from kdcore.programs import Program, is_program, open_program
 from kdcore.protocol import NOTHING_KNOWN, KnownBefore, Lines
@@ -118,8 +119,7 @@ class PreparedJob:
     known: Known
     data: Data
     unlabelled: Images | None
-    device: torch.device
-    bf16: bool
+    computing: Computing
     teacher: Teacher | None
     baseline: Classifier | None
     """The student that an earlier job trained alone. It is only measured."""
@@ -127,6 +127,10 @@ class PreparedJob:
     """What students and assistants start from, by their pointers in the spec."""
     teacher_answers: bool = True
     """False if the teacher has other classes than the data, so that its accuracy cannot be measured."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.computing.device)
 
     @property
     def stored(self) -> StoredLogits | None:
@@ -145,7 +149,9 @@ class PreparedJob:
         assert spec.preprocessing is not None, "resolve() gives every student its normalisation"
         network = models.build(spec.architecture, facts.num_classes, facts.channels)
         starting.freeze(network, Shape(spec.architecture, facts.num_classes, facts.channels, spec.freeze))
-        return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.bf16).to(self.device)
+        return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, bf16=self.computing.bf16).to(
+            self.device
+        )
 
     def keep_to_one_size(self) -> None:
         """Show every network the images of the data's own size, and cut boxes from these, as in versions without other
@@ -177,10 +183,16 @@ class PreparedJob:
         return labelled.with_unlabelled(unlabelled, self.spec.unlabelled).to(self.device)
 
 
-def prepare(spec: JobSpec, workspace: Workspace, begun: Mapping[str, Start] | None = None) -> PreparedJob:
+def prepare(
+    spec: JobSpec,
+    workspace: Workspace,
+    begun: Mapping[str, Start] | None = None,
+    computing: Computing | None = None,
+) -> PreparedJob:
     """Read the data, the teachers and what students start from, compare the spec with them, and fill in its defaults.
 
     `begun`: what the students of a resumed job started from, by pointer. These files are not read again.
+    `computing`: how a resumed job computes; None to choose it now.
     """
     workspace.lines.phase("preparing")
     is_resolved = all(student.preprocessing is not None for _, student in each_student(vars(spec)))
@@ -212,13 +224,13 @@ def prepare(spec: JobSpec, workspace: Workspace, begun: Mapping[str, Start] | No
             log.info("%s: %s", pointer, taken_in_words(summary))
     spec = resolve(spec, known)
     loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
-    device = devices.choose(spec.training)
+    computing = computing or devices.choose_computing(spec.training)
+    device, bf16 = torch.device(computing.device), computing.bf16
+    torch.set_num_threads(computing.threads)
     devices.make_exact(spec.training.seed)
-    bf16 = devices.bf16(spec.training, device)
     teacher = _teacher(spec, loaded, files, bf16)
     baseline = _baseline(spec, loaded, workspace, bf16)
-    precision = "bf16" if bf16 else "fp32"
-    log.info("torch %s on %s, %d threads, %s", torch.__version__, device, torch.get_num_threads(), precision)
+    log.info("torch %s, %s", torch.__version__, computing)
     log.info("%d training and %d test images of %d classes", facts.train, facts.test, facts.num_classes)
     if unlabelled is not None:
         log.info("%d images without labels", len(unlabelled))
@@ -228,8 +240,7 @@ def prepare(spec: JobSpec, workspace: Workspace, begun: Mapping[str, Start] | No
         known=known,
         data=loaded,
         unlabelled=unlabelled,
-        device=device,
-        bf16=bf16,
+        computing=computing,
         teacher=teacher.to(device) if teacher else None,
         teacher_answers=all(
             answers_classes(one, files[pointer].facts, facts)

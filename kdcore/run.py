@@ -48,8 +48,9 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     if resume is not None:
         log.info("resuming from %s", resume.name)
         resumed = checkpoint.load(resume, device.choose(spec.training))
-    job = prepare(spec, workspace, resumed.starts if resumed is not None else None)
+    job = prepare(spec, workspace, *(() if resumed is None else (resumed.starts, resumed.computing)))
     progress = resumed or Progress(batch_norm=job.spec.training.batch_norm, starts=dict(job.starts))
+    progress.computing = job.computing
     if resumed is not None:
         _continue_as_begun(job, workspace, progress)
     elif job.teacher is not None:
@@ -69,7 +70,8 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     with progress.cost.measuring(len(job.data.test)):
         summary = report.build_report(job, results, workspace.warn, meter.measuring)
     summary["seconds"] = round(progress.cost.seconds, 3)
-    summary["cost"] = progress.cost.cost(job.bf16).model_dump(mode="json")
+    summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
+    summary["computing"] = job.computing.as_json()
     if job.starts:
         students = dict(each_start(vars(job.spec)))
         summary["starts"] = {

@@ -22,6 +22,7 @@ from kdcore import models
 from kdcore.catalog import DatasetFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.data.images import Data, Images
+from kdcore.device import Computing
 from kdcore.lesson import Teacher
 from kdcore.measure import batch_norm, evaluate
 from kdcore.measure.cost import device_name, peak_memory
@@ -72,14 +73,14 @@ def probe(request: ProbeRequest) -> JobCost:
     if unknown:
         raise SpecInvalid(f"only a job that runs can measure {unknown[0]}: its network is in the file")
     devices.make_exact(spec.training.seed)
-    device = devices.choose(spec.training)
-    prober = _Prober(spec, facts, device, devices.bf16(spec.training, device))
+    prober = _Prober(spec, facts, devices.choose_computing(spec.training))
     return prober.run()
 
 
 class _Prober:
-    def __init__(self, spec: JobSpec, facts: DatasetFacts, device: torch.device, bf16: bool) -> None:
-        self.spec, self.facts, self.device, self.bf16 = spec, facts, device, bf16
+    def __init__(self, spec: JobSpec, facts: DatasetFacts, computing: Computing) -> None:
+        self.spec, self.facts, self.computing = spec, facts, computing
+        self.device = torch.device(computing.device)
         self.planned = trials(spec, facts, None)
         members = [FrozenTeacher(self._classifier(teacher)) for teacher in spec.teachers]
         self.members = [member.classifier for member in members]
@@ -87,7 +88,7 @@ class _Prober:
         self.images = self._random_images(evaluate.batch_size(*facts.image_size))
         # All pixels are made before the memory is read: they are no part of what a step needs.
         self.jobs = {size: self._job(size) for size in sorted({self._batch, min(SMALL_BATCH, self._batch)})}
-        self.memory_fixed = peak_memory(device)
+        self.memory_fixed = peak_memory(self.device)
         self.share_s = BUDGET_S / (1 + sum(len(trial.stages) for trial in self.planned))
 
     def run(self) -> JobCost:
@@ -109,7 +110,7 @@ class _Prober:
             device="cuda" if self.device.type == "cuda" else "cpu",
             device_name=device_name(self.device),
             threads=torch.get_num_threads(),
-            precision="bf16" if self.bf16 else "fp32",
+            precision="bf16" if self.computing.bf16 else "fp32",
             preparing_s=None,
             stages={
                 name: StageCost(step_s=one.step_s, held_out_image_s=self._held_out_image_s(one))
@@ -196,7 +197,7 @@ class _Prober:
         network = models.build(teacher.architecture, self.facts.num_classes, self.facts.channels)
         normalization = teacher.preprocessing.mean, teacher.preprocessing.std
         side = own_side(teacher, self.facts)
-        return Classifier(network, *normalization, bf16=self.bf16, image_size=side).to(self.device)
+        return Classifier(network, *normalization, bf16=self.computing.bf16, image_size=side).to(self.device)
 
     def _taught_by(self, trial: Trial) -> object:
         if trial.taught_by in (None, GIVEN):
@@ -223,8 +224,7 @@ class _Prober:
             known=Known(dataset=self.facts),
             data=Data(images, self.images, tuple(self.facts.class_names), self.facts),
             unlabelled=None,
-            device=self.device,
-            bf16=self.bf16,
+            computing=self.computing,
             teacher=self.teacher,
             baseline=None,
         )

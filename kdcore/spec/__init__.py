@@ -13,6 +13,7 @@ from kdcore.spec.fitting import Known, fit, start_summary
 from kdcore.spec.job import (
     AdamW,
     Augmentation,
+    CachedViews,
     Cosine,
     CropFlip,
     Cutmix,
@@ -54,6 +55,7 @@ __all__ = [
     "METHODS",
     "AdamW",
     "Augmentation",
+    "CachedViews",
     "Cosine",
     "CropFlip",
     "Cutmix",

@@ -8,8 +8,8 @@ from kdcore.catalog import DatasetFacts
 from kdcore.spec.job import Dataset, JobSpec
 from kdcore.spec.methods.schemes import Supervised
 
-DO_NOT_COUNT = ("checkpoint_every_s", "device")
-"""Fields of the training that do not change which student it makes."""
+DO_NOT_COUNT = ("checkpoint_every_s", "device", "threads", "kernels", "step", "overlap")
+"""Fields of the training that do not change which student it makes, but for its rounding."""
 NOT_RECORDED = "not recorded"
 """Stands for a field that the stored spec of a job lacks: the version that ran it did not have the field."""
 
@@ -84,8 +84,10 @@ def _dataset(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _that_count(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a spec's training that count. Boxes that are cut from pictures of the images' own size are
-    those of versions without another size."""
+    those of versions without another size. Of a cache, only the number of views that students see counts."""
     training = {name: value for name, value in spec["training"].items() if name not in DO_NOT_COUNT}
+    if not isinstance(training.get("teacher_cache"), dict):
+        training.pop("teacher_cache", None)
     augmentation = training.get("augmentation")
     if augmentation and augmentation.get("store_size") in (None, Dataset.model_validate(spec["dataset"]).image_size):
         training["augmentation"] = {name: value for name, value in augmentation.items() if name != "store_size"}

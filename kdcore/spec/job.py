@@ -18,6 +18,10 @@ def _single_or_several(given: Any) -> str:
     return "several" if isinstance(given, list | tuple) else "single"
 
 
+def _word_or_object(given: Any) -> str:
+    return "object" if isinstance(given, dict | CachedViews) else "word"
+
+
 def _known_architecture(name: str) -> str:
     architecture(name)
     return name
@@ -451,6 +455,18 @@ class Cutmix(Vocabulary):
 Mix = Mixup | Cutmix
 
 
+class CachedViews(Vocabulary):
+    """A named approximation: each image is seen in few views, so that the teacher runs once for each of them."""
+
+    views: int = Field(ge=1, le=100_000, description="Views of each image, drawn once. Students see no others.")
+
+
+TeacherCache = Annotated[
+    Annotated[Literal["exact", "off"], Tag("word")] | Annotated[CachedViews, Tag("object")],
+    Discriminator(_word_or_object),
+]
+
+
 class Training(Vocabulary):
     """The recipe of the training. Defaults: the CIFAR-100 recipe of CRD, which the published tables use; for students
     that start from a checkpoint another optimizer and schedule."""
@@ -496,9 +512,34 @@ class Training(Vocabulary):
     )
     clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(default=None, description="Largest gradient norm.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto: bf16 autocast on a GPU that supports it, else fp32."
+        default="auto",
+        description="auto: bf16 autocast on a GPU that supports it and on a CPU that computes it natively, else fp32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads of the training. Default: those that are free when the job begins, at most the "
+        "slot's share of the cores.",
+    )
+    kernels: Literal["auto", "eager"] = Field(
+        default="auto",
+        description="auto: fused batch norms and a folded teacher where this machine has them. eager: PyTorch's own "
+        "operations alone.",
+    )
+    step: Literal["eager", "graph"] = Field(
+        default="eager", description="graph: on a GPU, a step is captured once as a CUDA graph and replayed."
+    )
+    overlap: bool = Field(
+        default=False,
+        description="True: on a CPU, the teacher sees the next batch in a thread of its own while the student learns.",
+    )
+    teacher_cache: TeacherCache = Field(
+        default="exact",
+        description="exact: the teacher's outputs are kept by image and view, also for later jobs, and change no bit. "
+        'off: they are not kept. {"views": K}: an approximation, in which each image is seen in K views only.',
+    )
     validation_fraction: float = Field(
         default=0.1,
         gt=0,
