@@ -48,8 +48,13 @@ def bf16(training: Training, device: torch.device) -> bool:
 
 
 def choose_computing(training: Training) -> Computing:
-    """Return how a job computes that begins now. Raises SpecInvalid if its device is not available."""
+    """Return how a job computes that begins now. Raises SpecInvalid if its device is not available or has no graphs."""
     device = choose(training)
+    if training.step == "graph" and device.type != "cuda":
+        raise SpecInvalid(
+            "training.step is 'graph', and the job would run on a CPU; only CUDA devices have graphs",
+            hint="set training.step to 'eager', or run the job where a GPU is visible",
+        )
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=bf16(training, device),

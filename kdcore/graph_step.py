@@ -100,15 +100,6 @@ class CudaGraph:
         return dict(zip(self.names, self.values.clone().unbind(), strict=True))
 
 
-def require_cuda(device: torch.device) -> None:
-    """Raise SpecInvalid if there is no CUDA device on which a step could be captured."""
-    if device.type != "cuda":
-        raise SpecInvalid(
-            f"training.step is 'graph', and the job runs on a device of type {device.type!r}; only CUDA has graphs",
-            hint="set training.step to 'eager', or run the job where a GPU is visible",
-        )
-
-
 def _copied(batch: Batch) -> Batch:
     """Return a batch in tensors of its own, with its epoch as one of them."""
     return replace(

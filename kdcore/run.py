@@ -239,7 +239,7 @@ class TrialSetup:
                 factors |= dict.fromkeys(fresh, spec.head_lr)
         return factors
 
-    def training(self, number: int, observer: Observer, graph: bool = False) -> StageTraining:
+    def training(self, number: int, observer: Observer) -> StageTraining:
         """Return the training of a stage. Sets torch's generator, so that a trial can be resumed between two stages."""
         spec, stage, objective = self.job.spec, self.trial.stages[number], self.objectives[number]
         needs = objective.needs if objective is not None else NOTHING
@@ -274,7 +274,7 @@ class TrialSetup:
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
             rate_factors=self.rate_factors,
-            graph=graph,
+            graph=self.job.computing.step == "graph",
         )
 
 
