@@ -55,7 +55,7 @@ class GraphStep:
         """Make a step. Raises SpecInvalid where it cannot be captured."""
         if self._graph is None:
             self._graph = self._make_graph()
-        held = self._held = _copied(batch) if self._held is None else _overwritten(self._held, batch)
+        held = self._held = _overwritten(self._held or _of_its_shapes(batch), batch)
         self._steps += 1
         if self._steps <= EAGER_STEPS:
             return self._graph.run(lambda: self._work(held))
@@ -68,7 +68,8 @@ class CudaGraph:
     """A CUDA graph, with the stream on which it is captured."""
 
     def __init__(self) -> None:
-        self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.graph = torch.cuda.CUDAGraph()
         self.names: list[str] = []
         self.values: Tensor | None = None
 
@@ -100,16 +101,16 @@ class CudaGraph:
         return dict(zip(self.names, self.values.clone().unbind(), strict=True))
 
 
-def _copied(batch: Batch) -> Batch:
-    """Return a batch in tensors of its own, with its epoch as one of them."""
+def _of_its_shapes(batch: Batch) -> Batch:
+    """Return a batch of the same shapes in tensors of its own, with its epoch as one of them."""
     return replace(
         batch,
-        inputs=batch.inputs.clone(),
-        labels=batch.labels.clone(),
-        index=batch.index.clone(),
-        epoch=batch.inputs.new_full((), batch.epoch, dtype=torch.float32),
-        view_ids=None if batch.view_ids is None else batch.view_ids.clone(),
-        sized={side: views.clone() for side, views in batch.sized.items()},
+        inputs=torch.empty_like(batch.inputs),
+        labels=torch.empty_like(batch.labels),
+        index=torch.empty_like(batch.index),
+        epoch=batch.inputs.new_empty((), dtype=torch.float32),
+        view_ids=None if batch.view_ids is None else torch.empty_like(batch.view_ids),
+        sized={side: torch.empty_like(views) for side, views in batch.sized.items()},
     )
 
 

@@ -117,7 +117,9 @@ class StageTraining:
         self.optimizers, self.factors = [], []
         for parameters in self.trained:
             groups = self._by_factor(parameters)
-            self.optimizers.append(optimizer_for(recipe.optimizer, [{"params": one} for one in groups.values()], self.graph))
+            self.optimizers.append(
+                optimizer_for(recipe.optimizer, [{"params": one} for one in groups.values()], self.graph)
+            )
             self.factors.append(list(groups))
         networks = {name: model.network for name, model in self.scheme.models.items()}
         self.averages = {name: Average(network, recipe.ema) for name, network in networks.items() if recipe.ema}

@@ -30,3 +30,12 @@ def test_make_exact_the_seed_makes_the_same_numbers():
     once = torch.rand(3)
     device.make_exact(3)
     assert torch.equal(torch.rand(3), once)
+
+
+def test_choose_computing_a_graph_is_refused_on_a_cpu(monkeypatch):
+    with pytest.raises(SpecInvalid, match=r"training\.step is 'graph'.*CPU") as refused:
+        device.choose_computing(Training(step="graph", device="cpu"))
+    assert "'eager'" in str(refused.value.hint)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert device.choose_computing(Training(step="graph")).step == "graph"

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from base.errors import SpecInvalid
 from kdcore import graph_step
 from kdcore.classifier import FrozenTeacher
 from kdcore.graph_step import GraphStep
@@ -24,14 +23,14 @@ from kdcore.lesson import Batch
 from kdcore.prepare import PreparedJob, prepare
 from kdcore.run import TrialSetup
 from kdcore.spec import GIVEN, METHODS
-from kdcore.training import Observer, StageTraining, label_loss
+from kdcore.training import Observer, StageTraining
 from tests.kdcore.engine import job, method_job, workspace, write_arrays, write_pool, write_teacher
 
 META = torch.device("meta")
 BATCH = 4
 TWO_TEACHERS = "several teachers"
 RECIPES: dict[str, dict[str, Any]] = {
-    "sgd with momentum of Nesterov": {"optimizer": {"name": "sgd", "nesterov": True}},
+    "sgd with momentum of Nesterov": {"optimizer": {"name": "sgd", "nesterov": True}, "schedule": {"name": "cosine"}},
     "sgd without momentum": {"optimizer": {"name": "sgd", "momentum": 0, "weight_decay": 0}},
     "adamw and a cosine": {"optimizer": {"name": "adamw"}, "schedule": {"name": "cosine", "warmup_epochs": 2}},
     "average, clipping and smoothing": {"ema": 0.9, "clip_norm": 0.1, "label_smoothing": 0.1},
@@ -164,7 +163,7 @@ class Recorded:
         return {name: value.clone() for name, value in self.figures.items()}
 
 
-def trained(training: StageTraining, steps: int = 4) -> dict[str, Tensor]:
+def trained(training: StageTraining, steps: int = 3) -> dict[str, Tensor]:
     """All that some steps have changed; two steps an epoch."""
     training.learners.train()
     if training.objective is not None:
@@ -173,14 +172,17 @@ def trained(training: StageTraining, steps: int = 4) -> dict[str, Tensor]:
     for step in range(steps):
         training.position.epoch, training.position.step = divmod(step, 2)
         training._step(training._batch(training.training_set.rows[step * BATCH :][:BATCH]))
-    state = {"learners": dict(training.learners.state_dict()), "averages": [a.state for a in training.averages.values()]}
+    state = {
+        "learners": dict(training.learners.state_dict()),
+        "averages": [a.state for a in training.averages.values()],
+    }
     leaves = tree_leaves((state, training.sums, dict(training.objective.state_dict()) if training.objective else {}))
     return dict(zip(map(str, range(len(leaves))), leaves, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_graph_step_replays_what_eager_steps_compute(case, files, monkeypatch):
-    """One eager step, one that is captured and two replays: rates, epochs, batches and draws go on as they do eagerly."""
+    """An eager step, one that is captured, and a replay in the next epoch, with another rate, batch and draws."""
     monkeypatch.setattr(graph_step, "EAGER_STEPS", 1)
     monkeypatch.setattr(graph_step, "CudaGraph", Recorded)
     results = []
@@ -198,3 +200,36 @@ def test_graph_step_replays_what_eager_steps_compute(case, files, monkeypatch):
             # The weight of a loss that rises with the epoch is computed in float32 here.
             close = {"rtol": 1e-4, "atol": 1e-6} if case in {"dkd", "one", "reviewkd"} else {"rtol": 0, "atol": 0}
             torch.testing.assert_close(replayed[name], value, **close, equal_nan=True)
+
+
+def batch(value: int, epoch: int) -> Batch:
+    pixels = torch.full((2, 1, 2, 2), value, dtype=torch.uint8)
+    return Batch(
+        pixels, torch.tensor([value, 0]), torch.tensor([value, 1]), epoch, torch.tensor([value, 2]), {4: pixels}
+    )
+
+
+def test_graph_step_gives_each_batch_in_the_same_tensors():
+    seen = []
+    step = GraphStep(lambda given: seen.append(given) or {"value": given.labels.sum()}, Recorded)
+    for number in (1, 2):
+        step(batch(number, epoch=number))
+    first, second = seen
+    assert first is second and first.epoch.item() == 2
+    held = (first.inputs, first.labels, first.index, first.view_ids, first.sized[4])
+    given = batch(2, epoch=2)
+    for own, other in zip(held, (given.inputs, given.labels, given.index, given.view_ids, given.sized[4]), strict=True):
+        assert torch.equal(own, other) and own is not other
+
+
+def test_graph_step_is_captured_after_three_eager_steps_and_runs_no_work_of_python_afterwards():
+    calls = []
+    step = GraphStep(lambda given: calls.append(1) or {"doubled": (2 * given.inputs.float()).mean()}, Recorded)
+    values = [step(batch(number, 1))["doubled"].item() for number in range(7)]
+    assert values == [2.0 * number for number in range(7)] and len(calls) == graph_step.EAGER_STEPS + 1
+
+
+def test_graph_step_a_replay_leaves_earlier_figures_as_they_are():
+    step = GraphStep(lambda given: {"mean": given.inputs.float().mean()}, Recorded)
+    figures = [step(batch(number, 1)) for number in range(7)]
+    assert [one["mean"].item() for one in figures] == list(range(7))
