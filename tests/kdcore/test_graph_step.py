@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from base.errors import SpecInvalid
 from kdcore import graph_step
 from kdcore.classifier import FrozenTeacher
-from kdcore.graph_step import GraphStep
+from kdcore.graph_step import CudaGraph, GraphStep
 from kdcore.lesson import Batch
 from kdcore.prepare import PreparedJob, prepare
 from kdcore.run import TrialSetup
@@ -233,3 +234,28 @@ def test_graph_step_a_replay_leaves_earlier_figures_as_they_are():
     step = GraphStep(lambda given: {"mean": given.inputs.float().mean()}, Recorded)
     figures = [step(batch(number, 1)) for number in range(7)]
     assert [one["mean"].item() for one in figures] == list(range(7))
+
+
+class Invalidated:
+    """The capture of work that a stream refuses: its end raises another error."""
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_cuda_graph_a_step_that_cannot_be_captured_names_the_field_and_the_first_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: Invalidated())
+    graph = object.__new__(CudaGraph)
+    graph.graph = graph.stream = None
+
+    def reads_a_value():
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
+
+    with pytest.raises(
+        SpecInvalid, match=r"training\.step is 'graph'.*not permitted when stream is capturing$"
+    ) as refused:
+        graph.capture(reads_a_value)
+    assert refused.value.hint == "set training.step to 'eager'"
