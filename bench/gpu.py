@@ -169,7 +169,7 @@ def stages(job: PreparedJob, kind: str) -> Iterator[StageTraining]:
     for number in range(len(trial.stages)):
         training = setup.training(number, Observer(metric=lambda *_: None, after_step=lambda _: None))
         if kind == "fused":
-            training.learn = GraphStep(training._learn, Again)
+            training.graph_step = GraphStep(Again)
         training.learners.train()
         if training.objective is not None:
             training.objective.train()

@@ -73,6 +73,6 @@ def make_exact(seed: int) -> None:
     # Like torch.use_deterministic_algorithms(True, warn_only=True), which would import the compiler.
     torch.set_deterministic_debug_mode("warn")
     # Else every new tensor is first filled with NaN, to show who reads memory that nobody wrote: 590 fills in a step of
-    # ResNet-20, as many kernels on a GPU as the step itself has.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # ResNet-20, each of them a kernel on a GPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     torch.manual_seed(seed)

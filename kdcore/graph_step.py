@@ -14,7 +14,6 @@ training, which begins with three eager steps again, has the same bits.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -43,24 +42,25 @@ class Graph(Protocol):
 
 
 class GraphStep:
-    """A step's work as a graph. `work` gets a batch, always in the same tensors, and returns scalars by name."""
+    """Steps that are captured and replayed. Their work gets a batch, always in the same tensors, and returns scalars by
+    name. It is given with each step, and not kept, so that a training that is over is freed at once."""
 
-    def __init__(self, work: Callable[[Batch], Figures], graph: Callable[[], Graph] | None = None) -> None:
-        self._work, self._make_graph = work, graph or CudaGraph
+    def __init__(self, graph: Callable[[], Graph] | None = None) -> None:
+        self._make_graph = graph or CudaGraph
         self._graph: Graph | None = None
         self._held: Batch | None = None
         self._steps = 0
 
-    def __call__(self, batch: Batch) -> Figures:
+    def __call__(self, work: Callable[[Batch], Figures], batch: Batch) -> Figures:
         """Make a step. Raises SpecInvalid where it cannot be captured."""
         if self._graph is None:
             self._graph = self._make_graph()
         held = self._held = _overwritten(self._held or _of_its_shapes(batch), batch)
         self._steps += 1
         if self._steps <= EAGER_STEPS:
-            return self._graph.run(lambda: self._work(held))
+            return self._graph.run(lambda: work(held))
         if self._steps == EAGER_STEPS + 1:
-            self._graph.capture(lambda: self._work(held))
+            self._graph.capture(lambda: work(held))
         return self._graph.replay()
 
 
@@ -81,7 +81,6 @@ class CudaGraph:
         return figures
 
     def capture(self, work: Callable[[], Figures]) -> None:
-        gc.collect()  # Frees the graphs of earlier stages, which hold memory.
         try:
             # Only of this thread: others may decode images and copy them meanwhile.
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):

@@ -53,31 +53,17 @@ def optimizer_for(
 
     Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables. If its steps
     are `captured` in a graph, it is the fused one, which reads the learning rate from a tensor on the device."""
+    fused = captured or None
+    optimizer: torch.optim.Optimizer
     if isinstance(spec, AdamW):
-        adamw = _AdamW(
-            parameters,
-            lr=spec.lr,
-            betas=spec.betas,
-            weight_decay=spec.weight_decay,
-            fused=captured or None,
-            capturable=captured,
-        )
-        return _with_rates_as_tensors(adamw) if captured else adamw
-    sgd = _Sgd(
-        parameters,
-        lr=spec.lr,
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-        nesterov=spec.nesterov,
-        fused=captured or None,
-    )
-    return _with_rates_as_tensors(sgd) if captured else sgd
-
-
-def _with_rates_as_tensors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    for group in optimizer.param_groups:
+        decay, betas = spec.weight_decay, spec.betas
+        optimizer = _AdamW(parameters, spec.lr, betas, weight_decay=decay, fused=fused, capturable=captured)
+    else:
+        momentum, decay, nesterov = spec.momentum, spec.weight_decay, spec.nesterov
+        optimizer = _Sgd(parameters, spec.lr, momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
+    for group in optimizer.param_groups if captured else ():
         device = group["params"][0].device if group["params"] else None
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+        group["lr"] = torch.tensor(spec.lr, dtype=torch.float32, device=device)
     return optimizer
 
 

@@ -113,7 +113,7 @@ class StageTraining:
         self.learners = nn.ModuleList(self.scheme.learners())
         self._build_objective()
         self.trained = self._trained()
-        self.learn = GraphStep(self._learn) if self.graph else self._learn
+        self.graph_step = GraphStep() if self.graph else None
         self.optimizers, self.factors = [], []
         for parameters in self.trained:
             groups = self._by_factor(parameters)
@@ -221,7 +221,7 @@ class StageTraining:
         for optimizer, factors in zip(self.optimizers, self.factors, strict=True):
             for group, factor in zip(optimizer.param_groups, factors, strict=True):
                 set_rate(group, rate * factor)
-        self._sum(self.learn(batch))
+        self._sum(self._learn(batch) if self.graph_step is None else self.graph_step(self._learn, batch))
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """Change the weights by one batch, and return the figures of the step. No value is read on the host."""

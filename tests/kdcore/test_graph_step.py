@@ -5,6 +5,7 @@ New methods are included automatically.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,7 +26,7 @@ from kdcore.prepare import PreparedJob, prepare
 from kdcore.run import TrialSetup
 from kdcore.spec import GIVEN, METHODS
 from kdcore.training import Observer, StageTraining
-from tests.kdcore.engine import job, method_job, workspace, write_arrays, write_pool, write_teacher
+from tests.kdcore.engine import copied, job, method_job, same, workspace, write_arrays, write_pool, write_teacher
 
 META = torch.device("meta")
 BATCH = 4
@@ -164,13 +165,13 @@ class Recorded:
         return {name: value.clone() for name, value in self.figures.items()}
 
 
-def trained(training: StageTraining, steps: int = 3) -> dict[str, Tensor]:
+def trained(training: StageTraining, steps: range = range(3)) -> dict[str, Tensor]:
     """All that some steps have changed; two steps an epoch."""
     training.learners.train()
     if training.objective is not None:
         training.objective.train()
     training.steps_per_epoch = 2
-    for step in range(steps):
+    for step in steps:
         training.position.epoch, training.position.step = divmod(step, 2)
         training._step(training._batch(training.training_set.rows[step * BATCH :][:BATCH]))
     state = {
@@ -193,7 +194,7 @@ def test_graph_step_replays_what_eager_steps_compute(case, files, monkeypatch):
         job.computing = replace(job.computing, step="graph")
         for training in stages(job):
             if not graph:
-                training.learn = training._learn
+                training.graph_step = None
             results[-1].append(trained(training))
     for eager, replayed in zip(*results, strict=True):
         assert eager.keys() == replayed.keys()
@@ -201,6 +202,23 @@ def test_graph_step_replays_what_eager_steps_compute(case, files, monkeypatch):
             # The weight of a loss that rises with the epoch is computed in float32 here.
             close = {"rtol": 1e-4, "atol": 1e-6} if case in {"dkd", "one", "reviewkd"} else {"rtol": 0, "atol": 0}
             torch.testing.assert_close(replayed[name], value, **close, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", ["crd", "adamw and a cosine"])
+def test_graph_step_a_training_that_was_stopped_goes_on_to_the_same_bits(case, files, monkeypatch):
+    """crd draws from torch's generator. A resumed training begins with an eager step again."""
+    monkeypatch.setattr(graph_step, "EAGER_STEPS", 1)
+    monkeypatch.setattr(graph_step, "CudaGraph", Recorded)
+    job = prepared(case, files)
+    job.computing = replace(job.computing, step="graph")
+    (undisturbed,) = stages(job)
+    whole = trained(undisturbed, range(6))
+    (stopped,) = stages(job)
+    trained(stopped, range(3))
+    state = copied(stopped.state())
+    (resumed,) = stages(job)
+    resumed.restore(state)
+    assert same(whole, trained(resumed, range(3, 6)))
 
 
 def batch(value: int, epoch: int) -> Batch:
@@ -212,9 +230,9 @@ def batch(value: int, epoch: int) -> Batch:
 
 def test_graph_step_gives_each_batch_in_the_same_tensors():
     seen = []
-    step = GraphStep(lambda given: seen.append(given) or {"value": given.labels.sum()}, Recorded)
+    step = GraphStep(Recorded)
     for number in (1, 2):
-        step(batch(number, epoch=number))
+        step(lambda given: seen.append(given) or {"value": given.labels.sum()}, batch(number, epoch=number))
     first, second = seen
     assert first is second and first.epoch.item() == 2
     held = (first.inputs, first.labels, first.index, first.view_ids, first.sized[4])
@@ -225,14 +243,19 @@ def test_graph_step_gives_each_batch_in_the_same_tensors():
 
 def test_graph_step_is_captured_after_three_eager_steps_and_runs_no_work_of_python_afterwards():
     calls = []
-    step = GraphStep(lambda given: calls.append(1) or {"doubled": (2 * given.inputs.float()).mean()}, Recorded)
-    values = [step(batch(number, 1))["doubled"].item() for number in range(7)]
+    step = GraphStep(Recorded)
+
+    def work(given):
+        calls.append(1)
+        return {"doubled": (2 * given.inputs.float()).mean()}
+
+    values = [step(work, batch(number, 1))["doubled"].item() for number in range(7)]
     assert values == [2.0 * number for number in range(7)] and len(calls) == graph_step.EAGER_STEPS + 1
 
 
 def test_graph_step_a_replay_leaves_earlier_figures_as_they_are():
-    step = GraphStep(lambda given: {"mean": given.inputs.float().mean()}, Recorded)
-    figures = [step(batch(number, 1)) for number in range(7)]
+    step = GraphStep(Recorded)
+    figures = [step(lambda given: {"mean": given.inputs.float().mean()}, batch(number, 1)) for number in range(7)]
     assert [one["mean"].item() for one in figures] == list(range(7))
 
 
@@ -259,3 +282,14 @@ def test_cuda_graph_a_step_that_cannot_be_captured_names_the_field_and_the_first
     ) as refused:
         graph.capture(reads_a_value)
     assert refused.value.hint == "set training.step to 'eager'"
+
+
+@pytest.mark.parametrize("step", ["eager", "graph"])
+def test_a_training_that_is_over_is_freed_without_a_search_for_cycles(step, files):
+    """Its weights and its graph would stay on the GPU until the next search."""
+    job = prepared("kd", files)
+    job.computing = replace(job.computing, step=step)
+    trainings = list(stages(job))
+    over = weakref.ref(trainings[0])
+    trainings.clear()
+    assert over() is None
