@@ -34,6 +34,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,13 +58,12 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.utils.data import DataLoader, Dataset
 
 from kdcore import models
 from kdcore.classifier import FrozenTeacher
-from kdcore.device import make_exact
 from kdcore.graph_step import Figures, GraphStep
 from kdcore.prepare import PreparedJob, Workspace, prepare
 from kdcore.protocol import Lines
@@ -144,8 +144,12 @@ class Bench:
             "training": {"augmentation": "crop_flip", "device": self.device, "teacher_cache": "off", **training},
         }
         if METHODS[method].facts.teacher == "required":
-            checkpoint = f"file:{self.folder / teacher}.safetensors"
-            body["teacher"] = {"architecture": teacher, "checkpoint": checkpoint, "preprocessing": PREPROCESSING}
+            (checkpoint,) = self.folder.glob(f"{teacher}.*")
+            body["teacher"] = {
+                "architecture": teacher,
+                "checkpoint": f"file:{checkpoint}",
+                "preprocessing": PREPROCESSING,
+            }
         out = Path(tempfile.mkdtemp(dir=self.folder))
         return prepare(parse(body), Workspace(out, {}, self.folder / "cache", Lines(io.StringIO())))
 
@@ -282,13 +286,14 @@ def _captured(bench: Bench, method: str, recipe: Json, kind: str) -> dict[str, T
 
 
 def hold(bench: Bench) -> None:
-    """Train as a graph without an end; print a line when it is replayed."""
+    """Train as a graph until the kill, a minute at most; print a line when it is replayed."""
     training = next(stages(bench.prepared({"batch_size": 512, "precision": "bf16"}), "graph"))
     for number in range(10):
         make_step(training, number)
     bench.synchronize()
     print("ready", flush=True)
-    while True:
+    began = time.monotonic()
+    while time.monotonic() - began < 60:
         make_step(training, 10)
 
 
@@ -369,6 +374,13 @@ def plain_loop(bench: Bench, size: int, bf16: bool) -> Iterator[None]:
             yield
 
 
+def take_turn(name: str, turn: Iterator[None], steps: int) -> None:
+    """Make some steps of a contestant. Only ours are in PyTorch's deterministic mode, as in a job."""
+    torch.set_deterministic_debug_mode("default" if name.startswith("plain") else "warn")
+    for _ in range(steps):
+        next(turn)
+
+
 def our_steps(training: StageTraining) -> Iterator[None]:
     number = 0
     while True:
@@ -396,18 +408,16 @@ def speed(bench: Bench) -> Iterator[tuple[str, Json]]:
             )
         for name, turn in turns.items():
             before = bench.memory()
-            for _ in range(warm):
-                next(turn)
+            take_turn(name, turn, warm)
             memory[name] = bench.memory() - before
         rates: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(rounds):
             for name, turn in turns.items():
-                for _ in range(warm if name.startswith("plain") else 1):  # Its loader has prepared batches meanwhile.
-                    next(turn)
+                # The plain loop's loader has prepared batches meanwhile, which must not count.
+                take_turn(name, turn, warm if name.startswith("plain") else 1)
                 bench.synchronize()
                 began = time.perf_counter()
-                for _ in range(steps):
-                    next(turn)
+                take_turn(name, turn, steps)
                 bench.synchronize()
                 rates[name].append(steps * size / (time.perf_counter() - began))
         base = median(rates["plain, fp32"])
@@ -498,14 +508,13 @@ def write_inputs(folder: Path, half: Path | None, teacher: Path | None) -> None:
         arrays = {name: pixels.astype(np.uint8) for name, pixels in arrays.items()}
         arrays |= {f"y_{split}": np.arange(len(arrays[f"x_{split}"])) % 100 for split in ("train", "test")}
     np.savez(folder / "data.npz", **arrays)
-    make_exact(0)
+    torch.manual_seed(0)
     for name in ("resnet56", SMALL[0]):
-        network: nn.Module = models.build(name, 100, 3)
         if name == "resnet56" and teacher is not None:
-            network.load_state_dict(torch.load(teacher, map_location="cpu", weights_only=True))
-        save_file(
-            network.state_dict(), folder / f"{name}.safetensors", {"distillery": json.dumps({"architecture": name})}
-        )
+            shutil.copy(teacher, folder / f"{name}{teacher.suffix}")
+            continue
+        about = {"distillery": json.dumps({"architecture": name})}
+        save_file(models.build(name, 100, 3).state_dict(), folder / f"{name}.safetensors", about)
 
 
 def report(findings: list[Json]) -> str:
