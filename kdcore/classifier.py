@@ -57,8 +57,9 @@ class Classifier(nn.Module):
 
     def like(self, network: nn.Module) -> Classifier:
         """Return a classifier of another network, with this one's device, normalisation and precision."""
-        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
-        return Classifier(network, mean, std, bf16=self.bf16).to(self.mean.device)
+        other = Classifier(network, (), (), bf16=self.bf16)
+        other.mean, other.std = self.mean, self.std  # The tensors themselves: the host need not read their values.
+        return other.to(self.mean.device)
 
     def watch(self, paths: Sequence[str]) -> None:
         """Tap only these places from now on."""

@@ -306,6 +306,7 @@ class TrialSetup:
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
             rate_factors=self.rate_factors,
+            graph=self.job.computing.step == "graph",
             through=self.teacher.through if isinstance(self.teacher, TeacherAhead) else iter,
         )
 
