@@ -96,8 +96,8 @@ def database(database_url: str) -> Iterator[Database]:
     database.dispose()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Compile the engine's kernels once for this checkout: an engine that does not find them compiles for two seconds."""
+def compile_kernels(config: pytest.Config) -> None:
+    """Compile the engine's kernels once for this checkout: an engine that finds none compiles them for two seconds."""
     source = config.rootpath / "kdcore" / "kernels" / "norm_relu.cpp"
     built = source.with_name("built").glob("kernels-*/")
     if hasattr(config, "workerinput") or any(one.stat().st_mtime > source.stat().st_mtime for one in built):
@@ -150,6 +150,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    compile_kernels(config)
     if config.getoption("--cpu"):
         config.pluginmanager.register(CpuSeconds())
 

@@ -91,8 +91,8 @@ def test_norm_relu_in_bfloat16_is_no_further_from_float64_than_eager(
 ) -> None:
     # Without a ReLU, because eager's rounded values fall on another side of zero.
     three = (everything(compute, shape, with_shortcut, False, torch.bfloat16) for compute in (fused, eager, exact))
-    for ours, theirs, right in zip(*three, strict=True):
-        right = right.double()
+    for ours, theirs, reference in zip(*three, strict=True):
+        right = reference.double()
         # The last summand is the rounding of the reference, whose gradients are bfloat16 as well.
         assert (ours - right).norm() <= 1.01 * (theirs - right).norm() + 1e-6 * right.norm()
 
@@ -137,7 +137,7 @@ def test_norm_relu_passes_a_gradient_computed_by_hand() -> None:
     norm.weight.data = torch.tensor([2.0])
     maps = column(1, 1, 3, 3).requires_grad_()
     fused(norm, maps, relu=False).backward(column(1, 0, 0, 0))
-    # Its mean is 1/4, its mean product with the normalised values is -1/4: 2 * (1 - 1/4 - 1/4), 2 * (0 - 1/4 - 1/4), 0, 0.
+    # Its mean is 1/4, its mean product with the normalised values is -1/4: twice 1 - 1/4 - 1/4, 0 - 1/4 - 1/4, 0 and 0.
     assert maps.grad is not None and maps.grad.flatten().tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
