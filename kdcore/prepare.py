@@ -125,6 +125,8 @@ class PreparedJob:
     """The student that an earlier job trained alone. It is only measured."""
     starts: dict[str, Start] = field(default_factory=dict)
     """What students and assistants start from, by their pointers in the spec."""
+    load: devices.LoadWatch = field(default_factory=lambda: devices.LoadWatch(1, adapts=False))
+    """What adapts the threads to other processes while the job runs."""
     teacher_answers: bool = True
     """False if the teacher has other classes than the data, so that its accuracy cannot be measured."""
 
@@ -195,6 +197,9 @@ def prepare(
     `computing`: how a resumed job computes; None to choose it now.
     """
     workspace.lines.phase("preparing")
+    # Chosen first, since the data's mean and std are sums, too.
+    computing = computing or devices.begin(spec.training)
+    torch.set_num_threads(computing.threads)
     is_resolved = all(student.preprocessing is not None for _, student in each_student(vars(spec)))
     if tagged := [] if is_resolved else list(tags_without_weights(vars(spec))):
         raise SpecFaults(tagged)
@@ -224,13 +229,11 @@ def prepare(
             log.info("%s: %s", pointer, taken_in_words(summary))
     spec = resolve(spec, known)
     loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
-    computing = computing or devices.choose_computing(spec.training)
     device, bf16 = torch.device(computing.device), computing.bf16
-    torch.set_num_threads(computing.threads)
     devices.make_exact(spec.training.seed)
     teacher = _teacher(spec, loaded, files, bf16)
     baseline = _baseline(spec, loaded, workspace, bf16)
-    log.info("torch %s, %s", torch.__version__, computing)
+    log.info("torch %s on %s", torch.__version__, computing)
     log.info("%d training and %d test images of %d classes", facts.train, facts.test, facts.num_classes)
     if unlabelled is not None:
         log.info("%d images without labels", len(unlabelled))
@@ -241,6 +244,9 @@ def prepare(
         data=loaded,
         unlabelled=unlabelled,
         computing=computing,
+        load=devices.LoadWatch(
+            computing.threads, adapts=computing.device == "cpu" and not devices.threads_are_asked(spec.training)
+        ),
         teacher=teacher.to(device) if teacher else None,
         teacher_answers=all(
             answers_classes(one, files[pointer].facts, facts)
