@@ -78,7 +78,7 @@ def discover(
 
 
 def engine_environment(
-    device: Device, temporary: Path, allocator: Allocator = "off", environment: Mapping[str, str] = os.environ
+    device: Device, temporary: Path, environment: Mapping[str, str] = os.environ, *, allocator: Allocator = "off"
 ) -> dict[str, str]:
     """Return the engine's environment, without addresses and keys of our services, because it reads untrusted files.
 

@@ -8,6 +8,7 @@ from base.files import write_whole
 from base.warning import WarningItem
 from kdcore import checkpoint, export
 from kdcore.checkpoint import Progress
+from kdcore.device import Computing
 from kdcore.training import Outcome
 from tests.disks import with_disks
 from tests.kdcore.engine import as_by_the_version_before
@@ -30,6 +31,12 @@ def test_save_and_load_return_the_same_progress(tmp_path):
     assert torch.equal(outcome.best["w"], torch.arange(3.0)) and (outcome.best_epoch, outcome.epochs) == (2, 3)
     assert torch.equal(loaded.prepared["student/fsp"]["learners"]["w"], torch.zeros(2))
     assert loaded.training == {"position": {"epoch": 2}}
+
+
+def test_a_checkpoint_keeps_how_the_job_computes(tmp_path):
+    computing = Computing("cpu", True, 2, kernels=True, why="its share of the cores")
+    written = checkpoint.save(tmp_path, 7, Progress(computing=computing))
+    assert checkpoint.load(written.path, torch.device("cpu")).computing == computing
 
 
 def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
