@@ -37,7 +37,7 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 Allocator = Literal["auto", "off"]
 ALLOCATORS = ("libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 """Memory allocators that are faster than the system's at the sizes of activations, the best first."""
-LIBRARIES = ("/usr/local/lib", "/usr/lib64", "/usr/lib/*-linux-gnu", "/usr/lib")
+LIBRARIES = (f"{sys.prefix}/lib", "/usr/local/lib", "/usr/lib64", "/usr/lib/*-linux-gnu", "/usr/lib")
 
 
 @dataclass(frozen=True)
