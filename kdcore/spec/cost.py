@@ -185,6 +185,7 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
         "device": device,
         # What auto means depends on the device itself.
         "precision": spec.training.precision,
+        **({} if spec.training.kernels == "auto" else {"kernels": spec.training.kernels}),
         "image": [dataset.channels, *dataset.image_size],
         # A classifier of some classes more or less costs the same.
         "classes": dataset.num_classes.bit_length(),
