@@ -80,14 +80,14 @@ def cpu_has_bf16() -> bool:
     return bool(flags & BF16_FLAGS) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def choose_threads(training: Training) -> tuple[int, str]:
+def choose_threads(of_spec: int | None = None) -> tuple[int, str]:
     """Return the number of threads of a job that begins now, and why. A number that somebody has set is kept, that of
     the spec first, but no job takes more than there are cores; without one, cores that others use are left to them."""
     available = cores.cores()
-    if training.threads is not None:
-        if training.threads > available:
-            return available, f"training.threads is {training.threads}, of {available} cores"
-        return training.threads, "training.threads"
+    if of_spec is not None:
+        if of_spec > available:
+            return available, f"training.threads is {of_spec}, of {available} cores"
+        return of_spec, "training.threads"
     asked = cores.asked_threads(os.environ)
     if asked is not None:
         return asked, cores.THREADS[0]
@@ -142,7 +142,7 @@ def begin(training: Training, threads: tuple[int, str] | None = None) -> Computi
     `threads`: their number, and why; None to choose it by what is free.
     """
     device = choose(training)
-    number, why = threads or choose_threads(training)
+    number, why = threads or choose_threads(training.threads)
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=bf16(training, device),

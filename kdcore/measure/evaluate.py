@@ -176,6 +176,7 @@ def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]
 
 def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("preparing")
+    torch.set_num_threads(device.choose_threads()[0])
     source, path = spec.dataset.source, workspace.file(spec.model.program or spec.model.checkpoint or "")
     loaded = data.load(spec.dataset, workspace.source(source), workspace.cache, workspace.room())
     facts = loaded.facts

@@ -85,7 +85,7 @@ def test_choose_threads_keeps_to_a_number_that_is_set_and_to_what_is_free(
     monkeypatch.setattr(cores, "busy", lambda: busy)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert device.choose_threads(Training(threads=asked)) == (threads, why)
+    assert device.choose_threads(asked) == (threads, why)
     assert device.threads_are_asked(Training(threads=asked)) is not any(word in why for word in ("share", "busy"))
 
 
