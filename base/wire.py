@@ -114,7 +114,7 @@ class Report(TypedDict):
     cost: NotRequired[dict[str, Any]]
     """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
     computing: NotRequired[dict[str, Any]]
-    """How the job computed: device, bf16, threads, kernels, folded, step, overlap. Other values round differently."""
+    """How the job computed: device, bf16, threads and why, kernels, folded, step, overlap; and the memory allocator."""
     warnings: list[WarningView]
 
 

@@ -200,6 +200,8 @@ def prepare(
     # Chosen first, since the data's mean and std are sums, too.
     computing = computing or devices.begin(spec.training)
     torch.set_num_threads(computing.threads)
+    if spec.training.threads is not None and computing.threads < spec.training.threads:
+        workspace.warn(_fewer_threads(spec.training.threads, computing.threads))
     is_resolved = all(student.preprocessing is not None for _, student in each_student(vars(spec)))
     if tagged := [] if is_resolved else list(tags_without_weights(vars(spec))):
         raise SpecFaults(tagged)
@@ -255,6 +257,14 @@ def prepare(
         baseline=baseline.to(device) if baseline else None,
         starts=starts,
     )
+
+
+def _fewer_threads(asked: int, taken: int) -> WarningItem:
+    text = (
+        f"training.threads is {asked}, but the job takes {taken}: it has no more cores, and sums are rounded otherwise"
+    )
+    hint = "give a number that each machine has"
+    return WarningItem("bits_not_repeatable", "/training/threads", text, hint)
 
 
 def taken_in_words(summary: Mapping[str, Any]) -> str:

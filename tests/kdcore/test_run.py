@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from base import files
+from base import cores, files
 from base.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
 from base.warning import WarningItem
 from kdcore import device, models
@@ -218,6 +218,14 @@ def test_run_a_resumed_job_with_fewer_threads_says_that_its_bits_are_not_repeata
     warnings = run(supervised(data), workspace(tmp_path / "after")[0], checkpoint)["warnings"]
     (warning,) = [one for one in warnings if one["code"] == "bits_not_repeatable"]
     assert "with 1 instead of 64 threads" in warning["message"]
+
+
+def test_run_a_job_that_asks_for_more_threads_than_there_are_cores_says_so(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "cores", lambda: 1)
+    report, _, _ = finish(supervised(data, threads=5, epochs=1), tmp_path)
+    (warning,) = [one for one in report["warnings"] if one["code"] == "bits_not_repeatable"]
+    assert warning["pointer"] == "/training/threads" and "training.threads is 5" in warning["message"]
+    assert report["computing"]["threads"] == 1
 
 
 def test_run_a_job_that_leaves_a_core_to_another_process_says_it_once(data, tmp_path, monkeypatch):
