@@ -96,6 +96,27 @@ class Measured(TypedDict):
     than noise (warning `batch_norm_not_converged`)."""
 
 
+class Timings(TypedDict, total=False):
+    """Seconds of a job by what was done in them, of all attempts together. An evaluation has some of them."""
+
+    imports: float
+    """Before the job's own `seconds`: almost none if the engine was started before its job."""
+    data: float
+    """Reading the data, which is decoded if no earlier job on this host has done so."""
+    preparing: float
+    """Reading the teacher and building the networks."""
+    teacher_check: float
+    caching: float
+    """Looking up and keeping the teacher's outputs, as far as that is no part of a step."""
+    training: dict[str, float]
+    """By trial, without `held_out`."""
+    held_out: float
+    """Measuring models on held-out images after each epoch, of all trials."""
+    evaluating: float
+    """Measuring all models on the test images at the end."""
+    exporting: float
+
+
 class Report(TypedDict):
     """The result of a job: the teacher, its student, and the same student trained without the teacher."""
 
@@ -113,6 +134,7 @@ class Report(TypedDict):
     """Of all attempts together."""
     cost: NotRequired[dict[str, Any]]
     """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
+    timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
     """How the job computed: device, bf16, threads and why, kernels, folded, step, overlap; and the memory allocator."""
     warnings: list[WarningView]
@@ -144,6 +166,7 @@ class Evaluation(TypedDict):
     """Mean and std for each channel, of pixels in 0..1, by which the images were normalised."""
     dataset: dict[str, Any]
     seconds: float
+    timings: NotRequired[Timings]
     warnings: list[WarningView]
 
 

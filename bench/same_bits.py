@@ -130,7 +130,7 @@ class RunResult:
 
     @property
     def report(self) -> dict[str, Any]:
-        return {**json.loads((self.out / "report.json").read_text()), "seconds": None, "cost": None}
+        return {**json.loads((self.out / "report.json").read_text()), "seconds": None, "cost": None, "timings": None}
 
     @property
     def step(self) -> int:

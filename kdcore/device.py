@@ -38,12 +38,21 @@ class Computing:
     """Batch norms of the frozen teacher are folded into its convolutions."""
     step: Literal["eager", "graph"] = "eager"
     overlap: bool = False
-    """The teacher sees the next batch in a thread of its own."""
+    """The teacher sees the next batch in a thread of its own, with half of the threads of the CPU."""
     why: str = ""
     """What decided the number of threads."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def teacher_threads(self) -> int:
+        """The threads of a teacher that runs beside its student, which has the rest: at least one each."""
+        return max(1, self.threads // 2)
+
+    @property
+    def student_threads(self) -> int:
+        return max(1, self.threads - self.teacher_threads)
 
     def __str__(self) -> str:
         precision = "bf16" if self.bf16 else "fp32"
@@ -148,7 +157,7 @@ def begin(training: Training, threads: tuple[int, str] | None = None) -> Computi
         bf16=bf16(training, device),
         threads=number,
         step=training.step,
-        overlap=training.overlap,
+        overlap=training.overlap and device.type == "cpu",
         why=why,
     )
 
