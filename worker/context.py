@@ -40,7 +40,7 @@ class Options(BaseSettings):
     )
     allocator: Allocator = Field(
         default="auto",
-        description="auto: engines use jemalloc or tcmalloc where it is installed. off: the system's allocator.",
+        description="auto: engines keep freed memory, and use jemalloc or tcmalloc where installed. off: neither.",
     )
     warm: bool = Field(
         default=True,

@@ -37,6 +37,12 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 Allocator = Literal["auto", "off"]
 ALLOCATORS = ("libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 """Memory allocators that are faster than the system's at the sizes of activations, the best first."""
+KEPT = {
+    "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296",
+}
+"""Makes jemalloc and the system's own allocator keep freed memory: each step allocates the same sizes again. An engine
+runs one job and ends."""
 LIBRARIES = (f"{sys.prefix}/lib", "/usr/local/lib", "/usr/lib64", "/usr/lib/*-linux-gnu", "/usr/lib")
 
 
@@ -82,7 +88,8 @@ def engine_environment(
 ) -> dict[str, str]:
     """Return the engine's environment, without addresses and keys of our services, because it reads untrusted files.
 
-    `allocator`: `auto` preloads a faster memory allocator where one is installed, unless the operator preloads another.
+    `allocator`: `auto` lets the memory allocator keep freed memory, and preloads a faster one where it is installed,
+    unless the operator preloads another.
     """
     passed_on = {
         name: value
@@ -93,6 +100,7 @@ def engine_environment(
     paths = [str(_engine_home()), *filter(None, [passed_on.get("PYTHONPATH")])]
     return {
         **passed_on,
+        **(KEPT if allocator == "auto" else {}),
         **({"LD_PRELOAD": library} if library is not None else {}),
         **dict.fromkeys(THREADS, str(device.threads)),
         **({} if device.threads_are_asked else {AT_MOST: str(device.threads)}),

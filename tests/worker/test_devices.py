@@ -137,6 +137,7 @@ def test_engine_environment_preloads_an_allocator_unless_the_operator_preloads_a
     environment = {} if preloaded is None else {"LD_PRELOAD": preloaded}
     made = engine_environment(Device("cpu", "", 1), tmp_path, environment, allocator=allocator)
     assert made.get("LD_PRELOAD") == expected
+    assert (made.items() >= devices.KEPT.items()) is (allocator == "auto")
 
 
 def test_find_allocator_takes_none_that_cannot_be_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture):
