@@ -13,6 +13,11 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/distillery
+# A memory allocator that is faster at the sizes of activations. The worker looks for it in Python's own folder, too.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libjemalloc2=5.3.0-* \
+    && rm -rf /var/lib/apt/lists/* \
+    && cp /usr/lib/*-linux-gnu/libjemalloc.so.2 /opt/distillery/lib/
 # The dependencies are a layer of their own: a change of the code does not fetch gigabytes again.
 COPY pyproject.toml constraints.txt ./
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \

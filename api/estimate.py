@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from api.inspections import Refused
 from api.references import References
 from api.submission import Examined
+from base.cores import asked_threads, cores
 from base.errors import StorageFull
 from base.warning import WarningItem, refused_if_strict, warning_faults
 from kdcore.catalog import DatasetFacts
@@ -170,9 +171,7 @@ async def _probed(
 
 def _threads(settings: Settings) -> int:
     """Return the threads that a worker on a host like this one would give to an engine."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(asked) if asked.isdecimal() and int(asked) else max(1, cores // (settings.slots or 1))
+    return asked_threads(os.environ) or max(1, cores() // (settings.slots or 1))
 
 
 def _memory_warnings(

@@ -136,7 +136,7 @@ class Report(TypedDict):
     """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
     timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
-    """How the job computed: device, bf16, threads, kernels, folded, step, overlap. Other values round differently."""
+    """How the job computed: device, bf16, threads and why, kernels, folded, step, overlap; and the memory allocator."""
     warnings: list[WarningView]
 
 

@@ -292,12 +292,12 @@ def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -
     folder = Path(me.folder)
     out, lines = folder / name, folder / f"{name}.lines"
     out.mkdir(parents=True)
-    choose = device.choose_computing
+    choose = device.begin
 
     def chosen(*arguments: Any, **options: Any) -> Any:
         return replace(choose(*arguments, **options), **me.computing)
 
-    with lines.open("w") as stream, _replaced(run, "Watch", Gate), _replaced(device, "choose_computing", chosen):
+    with lines.open("w") as stream, _replaced(run, "Watch", Gate), _replaced(device, "begin", chosen):
         run.run(parse(spec_of(me)), prepare.Workspace(out, {}, folder / "cache", Lines(stream)))
 
 

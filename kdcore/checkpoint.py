@@ -181,7 +181,7 @@ class Meter:
     """The share of a job that is done, every evaluation included, and the time that the rest will take."""
 
     def __init__(self, job: PreparedJob, lines: Lines) -> None:
-        self.lines = lines
+        self.lines, self.load = lines, job.load
         plan = [(trial, stage) for trial in job.trials for stage in trial.stages]
         self.last = plan[-1][1]
         self.work = {stage.name: Work.of(trial, stage, job) for trial, stage in plan}
@@ -242,6 +242,8 @@ class Watch:
 
     def after_step(self, training: StageTraining) -> None:
         self.evaluated_images = 0
+        if (threads := self.meter.load.after_step()) is not None:
+            self._warn_of_threads(threads)
         due = time.monotonic() - self.saved_at >= training.recipe.checkpoint_every_s
         if self.workspace.stop_requested:
             self._save(training, training.state())
@@ -250,6 +252,14 @@ class Watch:
             self.save_or_warn(training, training.state())
         if training.ended or self.workspace.lines.progress_is_due():
             self._report(training)
+
+    def _warn_of_threads(self, threads: int) -> None:
+        """Say that other processes took cores, or gave them back. One warning is enough for a job."""
+        log.info("%d threads from here on, because of other processes on this machine", threads)
+        text = "other processes took cores during the training, which went on with fewer threads: sums are rounded "
+        hint = "set training.threads, or DISTILLERY_THREADS, for a number that the load does not change"
+        warning = WarningItem("bits_not_repeatable", "/training/threads", f"{text}differently", hint)
+        self.workspace.warn(warning)
 
     def evaluated(self, training: StageTraining, images: int) -> None:
         """Count images of an evaluation between two steps."""

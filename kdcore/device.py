@@ -1,13 +1,25 @@
 """How a job computes: its device, precision, threads and kernels, chosen once; and bit-exact repetition."""
 
 import os
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from base import cores
 from base.errors import SpecInvalid
 from kdcore.spec import Training
+
+CPUS = Path("/proc/cpuinfo")
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Of CPUs that multiply bfloat16 numbers natively: two of x86, the last one of ARM."""
+WINDOW_S = 3.0
+"""The time of one look at the load while a job runs."""
+QUIET_WINDOWS = 10
+"""Looks without load after which a job takes its threads again."""
+ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,8 @@ class Computing:
     step: Literal["eager", "graph"] = "eager"
     overlap: bool = False
     """The teacher sees the next batch in a thread of its own, with half of the threads of the CPU."""
+    why: str = ""
+    """What decided the number of threads."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,6 +54,13 @@ class Computing:
     def student_threads(self) -> int:
         return max(1, self.threads - self.teacher_threads)
 
+    def __str__(self) -> str:
+        precision = "bf16" if self.bf16 else "fp32"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}" + (f" ({self.why})" if self.why else "")
+        chosen = {"fused kernels": self.kernels, "folded teacher": self.folded, "overlap": self.overlap}
+        options = [name for name, is_on in chosen.items() if is_on] + ["CUDA graph"] * (self.step == "graph")
+        return ", ".join([self.device, threads, precision, *options, f"allocator: {allocator()}"])
+
 
 def choose(training: Training) -> torch.device:
     """Return the requested device; `auto` takes a GPU if there is one. Raises SpecInvalid if it is not available."""
@@ -50,27 +71,131 @@ def choose(training: Training) -> torch.device:
 
 
 def bf16(training: Training, device: torch.device) -> bool:
-    """Return True if the networks compute in bfloat16: as requested, or by default on a GPU that supports it."""
+    """Return True if the networks compute in bfloat16: as requested, or by default where the device has it."""
     if training.precision != "auto":
         return training.precision == "bf16"
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
 
 
-def choose_computing(training: Training) -> Computing:
-    """Return how a job computes that begins now. Raises SpecInvalid if its device is not available or has no graphs."""
+def cpu_has_bf16() -> bool:
+    """Return True if this CPU multiplies bfloat16 numbers natively, and PyTorch's library for networks is there to use
+    it. False where the system does not tell: emulated, bfloat16 is slower than float32."""
+    try:
+        text = CPUS.read_text()
+    except OSError:
+        return False
+    lines = (line.partition(":") for line in text.splitlines())
+    flags = next((set(value.split()) for name, _, value in lines if name.strip() in ("flags", "Features")), set())
+    return bool(flags & BF16_FLAGS) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def choose_threads(of_spec: int | None = None) -> tuple[int, str]:
+    """Return the number of threads of a job that begins now, and why. A number that somebody has set is kept, that of
+    the spec first, but no job takes more than there are cores; without one, cores that others use are left to them."""
+    available = cores.cores()
+    if of_spec is not None:
+        if of_spec > available:
+            return available, f"training.threads is {of_spec}, of {available} cores"
+        return of_spec, "training.threads"
+    asked = cores.asked_threads(os.environ)
+    if asked is not None:
+        return asked, cores.THREADS[0]
+    share = int(os.environ.get(cores.AT_MOST) or available)
+    if share == 1:
+        return 1, "its share of the cores"
+    in_use = cores.busy()
+    free = cores.free_cores(in_use)
+    if free < share:
+        return free, f"{in_use:.1f} of {available} cores are busy"
+    return share, "its share of the cores"
+
+
+def threads_are_asked(training: Training) -> bool:
+    """Return True if the spec or the operator has set the number of threads, which the load does not change then."""
+    return training.threads is not None or cores.asked_threads(os.environ) is not None
+
+
+class LoadWatch:
+    """Adapts the number of threads while a job runs: threads that wait for one another lose far more than their share
+    when another process takes a core.
+
+    It looks at most once in WINDOW_S, between two steps, and sets fewer threads at once; those that the job began with
+    come back after a longer time without load.
+    """
+
+    def __init__(self, threads: int, *, adapts: bool) -> None:
+        self.threads = self.most = threads
+        self.adapts = adapts and threads > 1
+        self._quiet = 0
+        self._before = cores.CpuTime.now() if self.adapts else None
+
+    def after_step(self) -> int | None:
+        """Return the number of threads that has been set now, if it is another one than before."""
+        if self._before is None or time.monotonic() - self._before.at < WINDOW_S:
+            return None
+        now = cores.CpuTime.now()
+        if now is None:
+            return None
+        free = min(self.most, cores.free_cores(now.others_since(self._before)))
+        self._before, self._quiet = now, self._quiet + 1 if free > self.threads else 0
+        if free == self.threads or (free > self.threads and self._quiet < QUIET_WINDOWS):
+            return None
+        self.threads, self._quiet = free, 0
+        torch.set_num_threads(free)
+        return free
+
+
+def begin(training: Training, threads: tuple[int, str] | None = None) -> Computing:
+    """Return how a job computes that begins now. Raises SpecInvalid if its device is not available.
+
+    `threads`: their number, and why; None to choose it by what is free.
+    """
     device = choose(training)
     if training.step == "graph" and device.type != "cuda":
         raise SpecInvalid(
             "training.step is 'graph', and the job would run on a CPU; only CUDA devices have graphs",
             hint="set training.step to 'eager', or run the job where a GPU is visible",
         )
+    number, why = threads or choose_threads(training.threads)
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=bf16(training, device),
-        threads=training.threads or torch.get_num_threads(),
+        threads=number,
         step=training.step,
         overlap=training.overlap and device.type == "cpu",
+        why=why,
     )
+
+
+def resume(begun: Computing | None, training: Training) -> tuple[Computing, str]:
+    """Return how a resumed job computes, and in words what this machine cannot do as the job began; "" if nothing.
+
+    `begun` is None if the version that began the job did not record it: that one had one way to compute, and took bf16
+    on a CPU only when asked.
+    """
+    device = choose(training)
+    if begun is None:
+        kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+        asked = training.precision == "bf16" or (kind == "cuda" and bf16(training, device))
+        return Computing(kind, asked, torch.get_num_threads(), why="a checkpoint of an earlier version"), ""
+    changes = {}
+    if begun.device != device.type:
+        changes["device"] = f"on {device.type} instead of {begun.device}"
+    asked_threads = cores.asked_threads(os.environ)
+    threads = min(begun.threads, cores.cores(), asked_threads or begun.threads)
+    if threads != begun.threads:
+        changes["threads"] = f"with {threads} instead of {begun.threads} threads"
+    here = replace(begun, device="cuda" if device.type == "cuda" else "cpu", threads=threads)
+    return here, " and ".join(changes.values())
+
+
+def allocator() -> str:
+    """Return the name of the memory allocator that this process uses: `system`, or one that was preloaded."""
+    try:
+        loaded = Path("/proc/self/maps").read_text()
+    except OSError:
+        loaded = ""
+    return next((name for name in ALLOCATORS if f"/lib{name}" in loaded), "system")
 
 
 def make_exact(seed: int) -> None:

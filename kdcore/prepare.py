@@ -136,6 +136,8 @@ class PreparedJob:
     """The student that an earlier job trained alone. It is only measured."""
     starts: dict[str, Start] = field(default_factory=dict)
     """What students and assistants start from, by their pointers in the spec."""
+    load: devices.LoadWatch = field(default_factory=lambda: devices.LoadWatch(1, adapts=False))
+    """What adapts the threads to other processes while the job runs."""
     teacher_answers: bool = True
     """False if the teacher has other classes than the data, so that its accuracy cannot be measured."""
 
@@ -206,6 +208,11 @@ def prepare(
     `computing`: how a resumed job computes; None to choose it now.
     """
     workspace.lines.phase("preparing")
+    # Chosen first, since the data's mean and std are sums, too.
+    computing = computing or devices.begin(spec.training)
+    torch.set_num_threads(computing.threads)
+    if spec.training.threads is not None and computing.threads < spec.training.threads:
+        workspace.warn(_fewer_threads(spec.training.threads, computing.threads))
     is_resolved = all(student.preprocessing is not None for _, student in each_student(vars(spec)))
     if tagged := [] if is_resolved else list(tags_without_weights(vars(spec))):
         raise SpecFaults(tagged)
@@ -237,13 +244,11 @@ def prepare(
     spec = resolve(spec, known)
     with workspace.timing("data"):
         loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
-    computing = computing or devices.choose_computing(spec.training)
     device, bf16 = torch.device(computing.device), computing.bf16
-    torch.set_num_threads(computing.threads)
     devices.make_exact(spec.training.seed)
     teacher = _teacher(spec, loaded, files, computing)
     baseline = _baseline(spec, loaded, workspace, bf16)
-    log.info("torch %s, %s", torch.__version__, computing)
+    log.info("torch %s on %s", torch.__version__, computing)
     log.info("%d training and %d test images of %d classes", facts.train, facts.test, facts.num_classes)
     if unlabelled is not None:
         log.info("%d images without labels", len(unlabelled))
@@ -254,6 +259,7 @@ def prepare(
         data=loaded,
         unlabelled=unlabelled,
         computing=computing,
+        load=_load_watch(computing, spec.training),
         teacher=teacher.to(device) if teacher else None,
         teacher_answers=all(
             answers_classes(one, files[pointer].facts, facts)
@@ -262,6 +268,20 @@ def prepare(
         baseline=baseline.to(device) if baseline else None,
         starts=starts,
     )
+
+
+def _load_watch(computing: Computing, training: Training) -> devices.LoadWatch:
+    """Return what adapts the threads to the load. Those of a teacher beside its student are divided for good."""
+    adapts = computing.device == "cpu" and not computing.overlap and not devices.threads_are_asked(training)
+    return devices.LoadWatch(computing.threads, adapts=adapts)
+
+
+def _fewer_threads(asked: int, taken: int) -> WarningItem:
+    text = (
+        f"training.threads is {asked}, but the job takes {taken}: it has no more cores, and sums are rounded otherwise"
+    )
+    hint = "give a number that each machine has"
+    return WarningItem("bits_not_repeatable", "/training/threads", text, hint)
 
 
 def taken_in_words(summary: Mapping[str, Any]) -> str:

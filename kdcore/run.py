@@ -49,16 +49,21 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     Raises an EngineError if it fails, or checkpoint.Stopped after a requested stop, when a checkpoint is saved.
     """
     started = time.monotonic()
-    resumed = None
+    resumed, computing, changed = None, None, ""
     if resume is not None:
         log.info("resuming from %s", resume.name)
         resumed = checkpoint.load(resume, device.choose(spec.training))
-    job = prepare(spec, workspace, *(() if resumed is None else (resumed.starts, resumed.computing)))
+        computing, changed = device.resume(resumed.computing, spec.training)
+    job = prepare(spec, workspace, resumed.starts if resumed is not None else None, computing)
     progress = resumed or Progress(batch_norm=job.spec.training.batch_norm, starts=dict(job.starts))
     progress.computing = job.computing
     progress.cost.count({**workspace.seconds, "preparing": time.monotonic() - started - workspace.seconds["data"]})
     if resumed is not None:
         _continue_as_begun(job, workspace, progress)
+        if changed:
+            text = f"the job continues {changed}, because this machine has no more: its sums are rounded differently"
+            hint = "submit the job again for figures of one kind"
+            workspace.warn(WarningItem("bits_not_repeatable", "/training", text, hint))
     elif job.teacher is not None:
         with progress.cost.during("teacher_check"):
             teacher_check.check(spec, job, workspace)
@@ -80,7 +85,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
-    summary["computing"] = job.computing.as_json()
+    summary["computing"] = {**job.computing.as_json(), "allocator": device.allocator()}
     if job.starts:
         students = dict(each_start(vars(job.spec)))
         summary["starts"] = {

@@ -17,6 +17,7 @@ from base.errors import DatabaseUnavailable, StorageFull
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
+from worker.devices import Allocator
 
 UNAVAILABLE = (DatabaseUnavailable, StorageFull)
 """Errors of a database that cannot be reached or written: the worker waits, and no training is stopped."""
@@ -32,7 +33,14 @@ class Options(BaseSettings):
         description="The engine's command, as JSON list; `--wait N` is added.",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of one engine; default: this host's cores, divided by its slots."
+        default=None,
+        ge=1,
+        description="CPU threads of one engine; default: this host's cores, divided by its slots, and fewer while "
+        "other programs use the cores.",
+    )
+    allocator: Allocator = Field(
+        default="auto",
+        description="auto: engines keep freed memory, and use jemalloc or tcmalloc where installed. off: neither.",
     )
     warm: bool = Field(
         default=True,

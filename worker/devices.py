@@ -1,12 +1,21 @@
 """The devices of this host, found without importing torch, and the environment of an engine on one of them."""
 
+import logging
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
+from typing import Literal
+
+from base.cores import AT_MOST, THREADS, asked_threads, cores
+
+log = logging.getLogger("distillery.engine")
 
 PASSED_ON = (
     "PATH",
@@ -25,7 +34,16 @@ PASSED_ON = (
 )
 PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "SSL_", "REQUESTS_CA")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+Allocator = Literal["auto", "off"]
+ALLOCATORS = ("libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
+"""Memory allocators that are faster than the system's at the sizes of activations, the best first."""
+KEPT = {
+    "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296",
+}
+"""Makes jemalloc and the system's own allocator keep freed memory: each step allocates the same sizes again. An engine
+runs one job and ends."""
+LIBRARIES = (f"{sys.prefix}/lib", "/usr/local/lib", "/usr/lib64", "/usr/lib/*-linux-gnu", "/usr/lib")
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,8 @@ class Device:
     threads: int
     memory_bytes: int | None = None
     """Memory of the GPU, or of the host for a CPU; None if it is not known. Slots of one device share it."""
+    threads_are_asked: bool = False
+    """True if the operator has set their number; else a job takes fewer while other processes need the cores."""
 
 
 def discover(
@@ -49,27 +69,41 @@ def discover(
     """
     gpus = _gpus(environment)
     number = slots or len(gpus) or 1
-    omp_threads = environment.get(THREADS[0], "")
-    threads = threads or (int(omp_threads) if omp_threads.isdecimal() else 0) or max(1, cores() // number)
+    asked = threads or asked_threads(environment)
+    threads = asked or max(1, cores() // number)
     if not gpus:
+        names = ["cpu" if number == 1 else f"cpu:{slot}" for slot in range(number)]
         memory = host_memory()
-        return [Device("cpu" if number == 1 else f"cpu:{slot}", "", threads, memory) for slot in range(number)]
+        return [Device(name, "", threads, memory, threads_are_asked=asked is not None) for name in names]
     turns = [slot % len(gpus) for slot in range(number)]
     memories = _gpu_memories()
-    return [Device(f"cuda:{turn}", gpus[turn], threads, memories.get(gpus[turn])) for turn in turns]
+    return [
+        Device(f"cuda:{turn}", gpus[turn], threads, memories.get(gpus[turn]), threads_are_asked=asked is not None)
+        for turn in turns
+    ]
 
 
-def engine_environment(device: Device, temporary: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the engine's environment, without addresses and keys of our services, because it reads untrusted files."""
+def engine_environment(
+    device: Device, temporary: Path, environment: Mapping[str, str] = os.environ, *, allocator: Allocator = "off"
+) -> dict[str, str]:
+    """Return the engine's environment, without addresses and keys of our services, because it reads untrusted files.
+
+    `allocator`: `auto` lets the memory allocator keep freed memory, and preloads a faster one where it is installed,
+    unless the operator preloads another.
+    """
     passed_on = {
         name: value
         for name, value in environment.items()
         if name in (*PASSED_ON, *PROXIES) or name.startswith(PASSED_ON_PREFIXES)
     }
+    library = find_allocator() if allocator == "auto" and "LD_PRELOAD" not in passed_on else None
     paths = [str(_engine_home()), *filter(None, [passed_on.get("PYTHONPATH")])]
     return {
         **passed_on,
+        **(KEPT if allocator == "auto" else {}),
+        **({"LD_PRELOAD": library} if library is not None else {}),
         **dict.fromkeys(THREADS, str(device.threads)),
+        **({} if device.threads_are_asked else {AT_MOST: str(device.threads)}),
         "CUDA_VISIBLE_DEVICES": device.visible,
         "PYTHONPATH": os.pathsep.join(paths),
         # The working folder holds untrusted files: no module may be imported from there.
@@ -80,10 +114,29 @@ def engine_environment(device: Device, temporary: Path, environment: Mapping[str
     }
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use, by affinity and by the container's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, _quota(Path("/sys/fs/cgroup/cpu.max")) or allowed))
+@cache
+def find_allocator(folders: tuple[str, ...] = LIBRARIES) -> str | None:
+    """Return the path of a memory allocator that is installed and can be preloaded here; None without one.
+
+    It is tried on a small program: one for another page size would end every engine at its start.
+    """
+    for name, pattern in product(ALLOCATORS, folders):
+        for path in sorted(Path("/").glob(f"{pattern.lstrip('/')}/{name}")):
+            try:
+                tried = subprocess.run(
+                    [sys.executable, "-I", "-S", "-c", ""],
+                    env={"LD_PRELOAD": str(path)},
+                    capture_output=True,
+                    timeout=30,
+                    check=False,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                log.warning("the allocator %s cannot be tried: %s", path, error)
+                continue
+            if tried.returncode == 0 and not tried.stderr:
+                return str(path)
+            log.warning("the allocator %s cannot be used: %s", path, tried.stderr.decode(errors="replace").strip())
+    return None
 
 
 def host_memory() -> int | None:
@@ -101,14 +154,6 @@ def _memory_limit(path: Path) -> int | None:
     except OSError:
         return None
     return int(limit) if limit.isdecimal() else None
-
-
-def _quota(path: Path) -> int | None:
-    try:
-        quota, period = path.read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else max(1, round(int(quota) / int(period)))
 
 
 def _gpus(environment: Mapping[str, str]) -> list[str]:

@@ -339,7 +339,8 @@ class EnginePool:
 
     def start(self, deadline: float) -> EngineProcess:
         """Start another engine; the caller has to close it."""
-        environment = engine_environment(self.device, self._context.scratch)
+        allocator = self._context.options.allocator
+        environment = engine_environment(self.device, self._context.scratch, allocator=allocator)
         return EngineProcess(self._context.options.engine, deadline=deadline, environment=environment)
 
     def close(self) -> None:

@@ -177,6 +177,7 @@ def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]
 
 def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("preparing")
+    torch.set_num_threads(device.choose_threads()[0])
     source, path = spec.dataset.source, workspace.file(spec.model.program or spec.model.checkpoint or "")
     with workspace.timing("data"):
         loaded = data.load(spec.dataset, workspace.source(source), workspace.cache, workspace.room())

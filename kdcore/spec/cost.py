@@ -183,7 +183,9 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
     shared = {
         "version": VERSION,
         "device": device,
-        "precision": _precision(spec.training, device),
+        # What auto means depends on the device itself.
+        "precision": spec.training.precision,
+        **({} if spec.training.kernels == "auto" else {"kernels": spec.training.kernels}),
         "image": [dataset.channels, *dataset.image_size],
         # A classifier of some classes more or less costs the same.
         "classes": dataset.num_classes.bit_length(),
@@ -243,11 +245,6 @@ def _network(teacher: Teacher, dataset: DatasetFacts) -> str | None:
     name = teacher.architecture or teacher.program or teacher.logits or teacher.checkpoint
     side = teacher.image_size
     return name if side is None or dataset.image_size == (side, side) else f"{name} at {side}"
-
-
-def _precision(training: Training, device: DeviceKind) -> str:
-    """Return the precision as it decides the cost. Only a GPU's `auto` depends on the device itself."""
-    return "fp32" if training.precision == "auto" and device == "cpu" else training.precision
 
 
 def _digest(parts: Mapping[str, Any]) -> str:

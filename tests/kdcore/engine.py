@@ -69,6 +69,7 @@ def events(stream: io.StringIO, event: str) -> list[dict]:
 def job(data: Path, teacher: Path | list[dict] | None = None, **fields: Any) -> JobSpec:
     """Two epochs of three steps each, but for what `fields` say."""
     recipe = {"epochs": 2, "batch_size": 36, "augmentation": {"name": "crop_flip", "padding": 1}}
+    recipe |= {"precision": "fp32"}  # The same bits on machines with and without bf16.
     body = {"dataset": f"file:{data}", "student": "convnet4", "method": "supervised", **fields}
     if teacher is not None:
         body["teacher"] = {"checkpoint": f"file:{teacher}"} if isinstance(teacher, Path) else teacher
@@ -113,7 +114,7 @@ def copied(state: Any) -> Any:
 def as_by_the_version_before(path: Path) -> None:
     """Write a checkpoint as it was before formats had a number."""
     state = torch.load(path, weights_only=True)
-    for name in ("format", "batch_norm", "reading", "has_sizes", "warnings"):
+    for name in ("format", "batch_norm", "reading", "has_sizes", "computing", "warnings"):
         del state[name]
     for outcomes in state["finished"].values():
         for outcome in outcomes.values():

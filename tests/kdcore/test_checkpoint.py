@@ -8,6 +8,7 @@ from base.files import write_whole
 from base.warning import WarningItem
 from kdcore import checkpoint, export
 from kdcore.checkpoint import Progress
+from kdcore.device import Computing
 from kdcore.training import Outcome
 from tests.disks import with_disks
 from tests.kdcore.engine import as_by_the_version_before
@@ -32,13 +33,18 @@ def test_save_and_load_return_the_same_progress(tmp_path):
     assert loaded.training == {"position": {"epoch": 2}}
 
 
+def test_a_checkpoint_keeps_how_the_job_computes(tmp_path):
+    computing = Computing("cpu", True, 2, kernels=True, why="its share of the cores")
+    written = checkpoint.save(tmp_path, 7, Progress(computing=computing))
+    assert checkpoint.load(written.path, torch.device("cpu")).computing == computing
+
+
 def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
     """An older version's checkpoints resume, and this one's will: the names are part of the format."""
     state = torch.load(checkpoint.save(tmp_path, 7, progress()).path, weights_only=True)
     assert list(state) == [
         "format", "finished", "prepared", "training", "batch_norm", "reading", "has_sizes", "computing", "warnings",
-        "cost",
-        "starts",
+        "cost", "starts",
     ]  # fmt: skip
     assert list(state["finished"]["assistant-1"]["student"]) == [
         "best",

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from base import cores
 from base.errors import SpecInvalid
 from kdcore import device
+from kdcore.device import Computing, LoadWatch
 from kdcore.spec import Training
 
 
@@ -20,9 +24,154 @@ def test_choose_a_gpu_that_is_not_there_is_named(monkeypatch):
         device.choose(Training(device="cuda"))
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(("precision", "bf16"), [("auto", None), ("fp32", False), ("bf16", True)])
+def test_a_cpu_computes_in_bf16_when_asked_and_where_it_has_it(monkeypatch, precision, bf16, native):
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: native)
+    expected = native if bf16 is None else bf16
+    assert device.bf16(Training(precision=precision), torch.device("cpu")) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 xsaves\n", True),
+        ("flags\t: fpu amx_tile amx_bf16\n", True),
+        ("flags\t: fpu avx2 avx512f\nbugs\t: bf16\n", False),
+        ("Features\t: fp asimd i8mm bf16 sve\n", True),
+        ("Features\t: fp asimd\n", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_cpu_has_bf16_by_the_flags_of_the_kernel(monkeypatch, tmp_path: Path, text, has):
+    monkeypatch.setattr(device, "CPUS", tmp_path / "cpuinfo")
+    if text is not None:
+        device.CPUS.write_text(text)
+    assert device.cpu_has_bf16() is has
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not device.cpu_has_bf16()
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    """Four cores, no number of threads in the environment, and nobody else."""
+    monkeypatch.setattr(cores, "_allowed", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(cores, "quota", lambda *_: None)
+    monkeypatch.setattr(cores, "busy", lambda: 0.0)
+    for name in (*cores.THREADS, cores.AT_MOST):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize(
+    ("environment", "asked", "busy", "threads", "why"),
+    [
+        ({}, None, 0.0, 4, "its share of the cores"),
+        ({}, None, 1.0, 3, "1.0 of 4 cores are busy"),
+        ({}, None, 9.0, 1, "9.0 of 4 cores are busy"),
+        ({cores.AT_MOST: "2", "OMP_NUM_THREADS": "2"}, None, 1.0, 2, "its share of the cores"),
+        ({cores.AT_MOST: "2", "OMP_NUM_THREADS": "2"}, None, 3.0, 1, "3.0 of 4 cores are busy"),
+        ({cores.AT_MOST: "1", "OMP_NUM_THREADS": "1"}, None, 3.0, 1, "its share of the cores"),
+        ({"OMP_NUM_THREADS": "3"}, None, 4.0, 3, "OMP_NUM_THREADS"),
+        ({"OMP_NUM_THREADS": "3"}, 2, 4.0, 2, "training.threads"),
+        ({}, 4, 4.0, 4, "training.threads"),
+        ({}, 64, 0.0, 4, "training.threads is 64, of 4 cores"),
+    ],
+)
+def test_choose_threads_keeps_to_a_number_that_is_set_and_to_what_is_free(
+    monkeypatch, environment, asked, busy, threads, why
+):
+    monkeypatch.setattr(cores, "busy", lambda: busy)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert device.choose_threads(asked) == (threads, why)
+    assert device.threads_are_asked(Training(threads=asked)) is not any(word in why for word in ("share", "busy"))
+
+
+BEGUN = Computing("cpu", True, 2, kernels=True, folded=True, why="its share of the cores")
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_resume_computes_as_the_job_began(monkeypatch):
+    monkeypatch.setattr(cores, "busy", lambda: 4.0)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert device.resume(BEGUN, Training(device="cpu")) == (BEGUN, "")
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_resume_says_what_this_machine_does_not_have(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    here, changed = device.resume(BEGUN, Training(device="cpu"))
+    assert (here.threads, here.bf16, here.kernels, changed) == (1, True, True, "with 1 instead of 2 threads")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(cores, "_allowed", lambda: {0})
+    here, changed = device.resume(Computing("cuda", True, 2), Training(device="cpu"))
+    assert (here.device, here.threads) == ("cpu", 1)
+    assert changed == "on cpu instead of cuda and with 1 instead of 2 threads"
+
+
 @pytest.mark.parametrize(("precision", "bf16"), [("auto", False), ("fp32", False), ("bf16", True)])
-def test_a_cpu_computes_in_bf16_only_when_asked(precision, bf16):
-    assert device.bf16(Training(precision=precision), torch.device("cpu")) is bf16
+def test_resume_a_job_of_an_earlier_version_computes_as_that_one_did(monkeypatch, precision, bf16):
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
+    here, changed = device.resume(None, Training(device="cpu", precision=precision))
+    assert (here.bf16, here.kernels, here.folded, here.step, here.overlap, changed) == (
+        bf16, False, False, "eager", False, "",
+    )  # fmt: skip
+    assert here.threads == torch.get_num_threads()
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """The cores in use by others, which a test sets; and the numbers of threads that were set."""
+    state = {"in_use": 0.0, "at": 0.0, "set": []}
+
+    def now():
+        return cores.CpuTime(state["at"], state["in_use"] * state["at"], 0, 0)
+
+    monkeypatch.setattr(cores, "_allowed", lambda: {0, 1})
+    monkeypatch.setattr(cores.CpuTime, "now", now)
+    monkeypatch.setattr(cores.CpuTime, "others_since", lambda *_: state["in_use"])
+    monkeypatch.setattr(device.time, "monotonic", lambda: state["at"])
+    monkeypatch.setattr(torch, "set_num_threads", state["set"].append)
+    return state
+
+
+def steps(watch: LoadWatch, load, seconds: float) -> list[int]:
+    """The numbers of threads that a watch sets in so many seconds, with two steps in each."""
+    found = []
+    for _ in range(int(seconds * 2)):
+        load["at"] += 0.5
+        found.append(watch.after_step())
+    return [number for number in found if number is not None]
+
+
+def test_load_watch_takes_fewer_threads_beside_a_neighbour_and_takes_them_back(load):
+    watch = LoadWatch(2, adapts=True)
+    assert steps(watch, load, 60) == []
+    load["in_use"] = 1.0
+    assert steps(watch, load, device.WINDOW_S - 0.5) == []
+    assert steps(watch, load, 60) == [1]
+    load["in_use"] = 0.0
+    assert steps(watch, load, device.WINDOW_S * (device.QUIET_WINDOWS - 1)) == []
+    load["in_use"] = 1.0
+    assert steps(watch, load, 2 * device.WINDOW_S) == []
+    load["in_use"] = 0.0
+    assert steps(watch, load, device.WINDOW_S * (device.QUIET_WINDOWS + 1)) == [2]
+    assert load["set"] == [1, 2]
+
+
+@pytest.mark.parametrize(("threads", "adapts"), [(1, True), (2, False)])
+def test_load_watch_leaves_a_number_that_is_set_or_the_smallest(load, threads, adapts):
+    watch = LoadWatch(threads, adapts=adapts)
+    load["in_use"] = 2.0
+    assert steps(watch, load, 30) == load["set"] == []
+
+
+def test_computing_in_words_names_what_was_chosen():
+    assert str(BEGUN).startswith("cpu, 2 threads (its share of the cores), bf16, fused kernels, folded teacher, alloc")
+    assert str(Computing("cuda", False, 1, step="graph")).startswith("cuda, 1 thread, fp32, CUDA graph, allocator: ")
 
 
 def test_make_exact_the_seed_makes_the_same_numbers():
@@ -37,13 +186,13 @@ def test_make_exact_new_tensors_are_not_filled_for_nothing():
     assert not torch.empty(1000).isnan().all()
 
 
-def test_choose_computing_a_graph_is_refused_on_a_cpu(monkeypatch):
+def test_begin_a_graph_is_refused_on_a_cpu(monkeypatch):
     with pytest.raises(SpecInvalid, match=r"training\.step is 'graph'.*CPU") as refused:
-        device.choose_computing(Training(step="graph", device="cpu"))
+        device.begin(Training(step="graph", device="cpu"))
     assert "'eager'" in str(refused.value.hint)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert device.choose_computing(Training(step="graph")).step == "graph"
+    assert device.begin(Training(step="graph")).step == "graph"
 
 
 @pytest.mark.parametrize(("threads", "student", "teacher"), [(1, 1, 1), (2, 1, 1), (5, 3, 2), (8, 4, 4)])
@@ -52,8 +201,8 @@ def test_computing_divides_the_threads_between_student_and_teacher(threads, stud
     assert (computing.student_threads, computing.teacher_threads) == (student, teacher)
 
 
-def test_choose_computing_a_teacher_runs_ahead_on_a_cpu_only(monkeypatch):
-    assert device.choose_computing(Training(device="cpu", overlap=True)).overlap
+def test_begin_a_teacher_runs_ahead_on_a_cpu_only(monkeypatch):
+    assert device.begin(Training(device="cpu", overlap=True), (2, "")).overlap
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert not device.choose_computing(Training(overlap=True)).overlap
+    assert not device.begin(Training(overlap=True), (2, "")).overlap

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from base import files
+from base import cores, files
 from base.errors import LossDiverged, SpecInvalid, StorageFull, TeacherMismatch
 from base.warning import WarningItem
-from kdcore import models
+from kdcore import device, models
 from kdcore.checkpoint import Stopped
 from kdcore.data import streaming
 from kdcore.measure import evaluate
@@ -213,6 +213,65 @@ def test_run_a_job_of_the_version_before_continues_with_running_averages_to_the_
     assert json.loads((where.out / "spec.json").read_text())["training"]["batch_norm"] == "running"
     codes = {line["code"] for stream in (second, third) for line in events(stream, "warning")}
     assert "bits_not_repeatable" not in codes
+
+
+def test_run_a_job_keeps_to_the_precision_that_it_began_with(data, tmp_path, monkeypatch):
+    """A later attempt on a machine without native bf16, and one by another version's default, have the same bits."""
+    spec = supervised(data, precision="auto")
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
+    report, whole, _ = finish(spec, tmp_path / "whole")
+    assert report["computing"]["bf16"] and report["cost"]["precision"] == "bf16"
+    assert report["computing"].items() >= {"device": "cpu", "threads": 1, "step": "eager", "overlap": False}.items()
+    _, checkpoint = stopped(spec, tmp_path / "stopped", 5, monkeypatch)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    where, _ = workspace(tmp_path / "resumed")
+    resumed = run(spec, where, checkpoint)
+    assert same(whole, load_file(where.out / "student.safetensors")) and resumed["computing"] == report["computing"]
+    assert not resumed["warnings"] or "bits_not_repeatable" not in {one["code"] for one in resumed["warnings"]}
+    report, plain, _ = finish(spec, tmp_path / "plain")
+    assert not report["computing"]["bf16"] and not same(whole, plain)
+
+
+def test_run_a_job_of_the_version_before_continues_in_fp32(data, tmp_path, monkeypatch):
+    """By default it computed in fp32 on every CPU. What is stored of it does not say so."""
+    _, whole, _ = finish(supervised(data, batch_norm="running"), tmp_path / "whole")
+    spec = supervised(data, batch_norm="running", precision="auto")
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    _, checkpoint = stopped(spec, tmp_path / "before", 5, monkeypatch)
+    as_by_the_version_before(checkpoint)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
+    _, checkpoint = stopped(spec, tmp_path / "second", 2, monkeypatch, checkpoint)
+    where, _ = workspace(tmp_path / "third")
+    assert not run(spec, where, checkpoint)["computing"]["bf16"]
+    assert same(whole, load_file(where.out / "student.safetensors"))
+
+
+def test_run_a_resumed_job_with_fewer_threads_says_that_its_bits_are_not_repeatable(data, tmp_path, monkeypatch):
+    _, checkpoint = stopped(supervised(data), tmp_path / "before", 5, monkeypatch)
+    state = torch.load(checkpoint, weights_only=True)
+    state["computing"]["threads"] = 64
+    torch.save(state, checkpoint)
+    warnings = run(supervised(data), workspace(tmp_path / "after")[0], checkpoint)["warnings"]
+    (warning,) = [one for one in warnings if one["code"] == "bits_not_repeatable"]
+    assert "with 1 instead of 64 threads" in warning["message"]
+
+
+def test_run_a_job_that_asks_for_more_threads_than_there_are_cores_says_so(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "cores", lambda: 1)
+    report, _, _ = finish(supervised(data, threads=5, epochs=1), tmp_path)
+    (warning,) = [one for one in report["warnings"] if one["code"] == "bits_not_repeatable"]
+    assert warning["pointer"] == "/training/threads" and "training.threads is 5" in warning["message"]
+    assert report["computing"]["threads"] == 1
+
+
+def test_run_a_job_that_leaves_a_core_to_another_process_says_it_once(data, tmp_path, monkeypatch):
+    set_now = iter([None, 1, None, 2])
+    monkeypatch.setattr(device.LoadWatch, "after_step", lambda _: next(set_now, None))
+    report, _, stream = finish(supervised(data), tmp_path)
+    (warning,) = [one for one in report["warnings"] if one["code"] == "bits_not_repeatable"]
+    assert warning["pointer"] == "/training/threads" and warning in [
+        {name: line[name] for name in warning} for line in events(stream, "warning")
+    ]
 
 
 @pytest.mark.parametrize("steps", [3, 9, 14])

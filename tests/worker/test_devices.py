@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from base.cores import AT_MOST
 from worker import devices
-from worker.devices import Device, discover, engine_environment
+from worker.devices import Allocator, Device, discover, engine_environment, find_allocator
 
 
 @pytest.fixture
@@ -105,11 +106,52 @@ def test_engine_environment_has_no_secrets(tmp_path: Path):
     assert (Path(passed_on["PYTHONPATH"].split(os.pathsep)[0]) / "kdcore").is_dir()
 
 
+def test_engine_environment_says_whether_the_threads_are_those_of_the_operator(tmp_path: Path):
+    derived = engine_environment(Device("cpu", "", 2), tmp_path, environment={})
+    assert (derived["OMP_NUM_THREADS"], derived[AT_MOST]) == ("2", "2")
+    asked = engine_environment(Device("cpu", "", 2, threads_are_asked=True), tmp_path, environment={})
+    assert asked["OMP_NUM_THREADS"] == "2" and AT_MOST not in asked
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_discover_notes_whether_the_operator_has_set_the_threads():
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    assert not discover(environment=environment)[0].threads_are_asked
+    assert discover(threads=2, environment=environment)[0].threads_are_asked
+    assert discover(environment={**environment, "OMP_NUM_THREADS": "2"})[0].threads_are_asked
+
+
 @pytest.mark.parametrize(
-    ("content", "quota"),
-    [("max 100000", None), ("150000 100000", 2), ("40000 100000", 1), ("garbage", None)],
+    ("allocator", "preloaded", "expected"),
+    [
+        ("auto", None, "/lib/one.so"),
+        ("off", None, None),
+        ("auto", "/mine.so", "/mine.so"),
+        ("off", "/mine.so", "/mine.so"),
+    ],
 )
-def test_quota_of_a_container(tmp_path: Path, content: str, quota: int | None):
-    (tmp_path / "cpu.max").write_text(content)
-    assert devices._quota(tmp_path / "cpu.max") == quota
-    assert devices._quota(tmp_path / "missing") is None
+def test_engine_environment_preloads_an_allocator_unless_the_operator_preloads_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocator: Allocator, preloaded: str | None, expected: str | None
+):
+    monkeypatch.setattr(devices, "find_allocator", lambda: "/lib/one.so")
+    environment = {} if preloaded is None else {"LD_PRELOAD": preloaded}
+    made = engine_environment(Device("cpu", "", 1), tmp_path, environment, allocator=allocator)
+    assert made.get("LD_PRELOAD") == expected
+    assert (made.items() >= devices.KEPT.items()) is (allocator == "auto")
+
+
+def test_find_allocator_takes_none_that_cannot_be_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert find_allocator((str(tmp_path),)) is None
+    (tmp_path / "libjemalloc.so.2").write_text("no library")
+    find_allocator.cache_clear()
+    assert find_allocator((str(tmp_path),)) is None
+    assert "cannot be used" in caplog.text
+
+
+def test_find_allocator_takes_a_library_that_can_be_loaded(tmp_path: Path):
+    """Any library of the system stands for it: that it is an allocator is not needed here."""
+    library = next((path for path in Path("/").glob("lib/*-linux-gnu*/libm.so.6")), None)
+    if library is None:
+        pytest.skip("this system keeps its libraries elsewhere")
+    (tmp_path / "libtcmalloc_minimal.so.4").symlink_to(library)
+    assert find_allocator((str(tmp_path),)) == str(tmp_path / "libtcmalloc_minimal.so.4")

@@ -20,7 +20,13 @@ FACTS = Known(dataset=DIGITS)
 def request(method="kd", **fields):
     """A request for a small job on the digits, 8 x 8."""
     method = {"name": method, **SMALL.get(method, {})} if isinstance(method, str) else method
-    body = {"dataset": "digits", "student": "convnet8", "method": method, "training": {"batch_size": 32}, **fields}
+    body = {
+        "dataset": "digits",
+        "student": "convnet8",
+        "method": method,
+        "training": {"batch_size": 32, "precision": "fp32"},
+        **fields,
+    }
     if "teacher" not in body and METHODS[method["name"]].facts.teacher == "required":
         body["teacher"] = {"checkpoint": "model:x"}
     if method["name"] == "dml":

@@ -75,6 +75,7 @@ def test_predict_knows_no_preparation_of_other_data():
         {"training": {"precision": "bf16"}},
         {"training": {"optimizer": {"name": "adamw"}}},
         {"training": {"ema": 0.9}},
+        {"training": {"kernels": "eager"}},
         {"training": {"batch_norm": "running"}},
         {"more": {"dataset": DATA.model_copy(update={"image_size": (64, 64)})}},
     ],
@@ -91,8 +92,9 @@ def test_predict_keeps_kinds_of_devices_apart():
     assert predict(spec_of(), FACTS, gpu, "cuda").device == "cuda, NVIDIA H200"
 
 
-def test_predict_on_a_cpu_fp32_is_what_auto_means():
-    assert predict(spec_of(training={"precision": "fp32"}), FACTS, ROWS, "cpu") is not None
+def test_predict_keeps_auto_apart_which_is_another_precision_on_each_cpu():
+    assert predict(spec_of(training={"precision": "auto"}), FACTS, ROWS, "cpu") is not None
+    assert predict(spec_of(training={"precision": "fp32"}), FACTS, ROWS, "cpu") is None
 
 
 def test_predict_a_stage_is_known_from_a_job_with_other_stages_too():
