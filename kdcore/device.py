@@ -27,6 +27,8 @@ class Computing:
     step: Literal["eager", "graph"] = "eager"
     overlap: bool = False
     """The teacher sees the next batch in a thread of its own."""
+    pieces: bool = False
+    """The teacher runs on pieces of one size, so that its outputs can be kept and used again (`teacher_cache.py`)."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,6 +58,7 @@ def choose_computing(training: Training) -> Computing:
         threads=training.threads or torch.get_num_threads(),
         step=training.step,
         overlap=training.overlap,
+        pieces=device.type == "cpu",
     )
 
 

@@ -52,6 +52,9 @@ from kdcore.weights.starting import Shape, Start
 
 log = logging.getLogger("kdcore")
 
+TEACHER_CACHE_MAX_BYTES = 2_000_000_000
+"""What the stored outputs of all teachers may take, if no setting says otherwise."""
+
 
 @dataclass
 class Workspace:
@@ -65,6 +68,8 @@ class Workspace:
     known: KnownBefore = NOTHING_KNOWN
     cache_max_bytes: int | None = None
     """What the cache may hold; None: as much as its disk."""
+    teacher_cache_max_bytes: int = TEACHER_CACHE_MAX_BYTES
+    """What the stored outputs of all teachers may take of it."""
     stop_requested: bool = False
     warnings: list[WarningItem] = field(init=False)
     """All warnings of the job so far; the report lists them."""

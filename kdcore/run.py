@@ -17,7 +17,7 @@ from torch import nn
 
 from base.errors import LossDiverged
 from base.warning import WarningItem
-from kdcore import checkpoint, device, export, objectives, report
+from kdcore import checkpoint, device, export, objectives, report, teacher_cache
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
@@ -33,6 +33,7 @@ from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation
 from kdcore.spec import GIVEN, JobSpec, Trial, each_start, start_summary, trials
 from kdcore.spec.methods import SchemeOptions
+from kdcore.teacher_cache import CachedTeacher
 from kdcore.training import Observer, Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
@@ -61,9 +62,14 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     progress.cost.prepared(job.device, started)
 
     workspace.lines.phase("training")
-    for trial in job.trials:
-        if trial.name not in progress.finished:
-            _train(trial, job, workspace, progress, meter)
+    cache = teacher_cache.in_front(job, workspace)
+    try:
+        for trial in job.trials:
+            if trial.name not in progress.finished:
+                _train(trial, job, workspace, progress, meter, cache)
+    finally:
+        if cache is not None:
+            cache.close()
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
@@ -72,6 +78,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
     summary["computing"] = job.computing.as_json()
+    summary["teacher_cache"] = teacher_cache.report(job, cache)
     if job.starts:
         students = dict(each_start(vars(job.spec)))
         summary["starts"] = {
@@ -123,9 +130,16 @@ def _was_read_otherwise(facts: DatasetFacts) -> bool:
     return by_other_names or bool(facts.pictures.get("alpha"))
 
 
-def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress, meter: Meter) -> None:
+def _train(
+    trial: Trial,
+    job: PreparedJob,
+    workspace: Workspace,
+    progress: Progress,
+    meter: Meter,
+    cache: CachedTeacher | None,
+) -> None:
     """Train a trial from its start, stage after stage."""
-    setup = TrialSetup(trial, job, _teacher(trial, job, progress))
+    setup = TrialSetup(trial, job, _teacher(trial, job, progress, cache))
     for number, stage in enumerate(trial.stages):
         watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage.name)
         after_step = clock.around(watch.after_step)
@@ -196,10 +210,11 @@ def _compare_statistics(
         workspace.warn(WarningItem("batch_norm_not_converged", "/training", text, hint))
 
 
-def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:
-    """Return the teacher that the spec names, or the best student of an earlier trial, frozen."""
+def _teacher(trial: Trial, job: PreparedJob, progress: Progress, cache: CachedTeacher | None) -> Teacher | None:
+    """Return the teacher that the spec names, with its cache, or the best student of an earlier trial, frozen: no other
+    job has it, so that nothing of it is kept."""
     if trial.taught_by is None or trial.taught_by == GIVEN:
-        return job.teacher if trial.taught_by == GIVEN else None
+        return (cache or job.teacher) if trial.taught_by == GIVEN else None
     earlier = next(one for one in job.trials if one.name == trial.taught_by)
     student = job.student(earlier.students[0])
     student.network.load_state_dict(progress.finished[earlier.name]["student"].best)
@@ -262,19 +277,25 @@ class TrialSetup:
             if not self.trial.methods and spec.scheme.kind != "alone":
                 alpha = 1.0  # alpha weighs the labels beside a distillation loss, which this trial does not have.
             scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs, answers)
-        return StageTraining(
+        recipe = spec.training.model_copy(update={"seed": self.trial.seed})
+        training = StageTraining(
             scheme=scheme,
             objective=objective,
             alpha=alpha,
             beta=beta if objective is not None else 0.0,
             smoothing=smoothing,
             epochs=stage.epochs,
-            recipe=spec.training.model_copy(update={"seed": self.trial.seed}),
+            recipe=recipe,
             training_set=self.training_set,
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
             rate_factors=self.rate_factors,
         )
+        if self.teacher is not None and objective is not None:
+            self.teacher.show(objective.needs)  # The first lesson may have shown that less is enough.
+        if isinstance(self.teacher, CachedTeacher):
+            self.teacher.follow(self.training_set, recipe, self.job.data.facts.num_classes)
+        return training
 
 
 def _students(trial: Trial, job: PreparedJob) -> list[Classifier]:
