@@ -13,6 +13,8 @@ from pathlib import Path
 DOWNLOADS = "downloads"
 STREAMED = "-streamed"
 TEACHER = "-teacher"
+TEACHER_MAX_BYTES = 2_000_000_000
+"""What the stored outputs of all teachers may take of a host, unless a setting says otherwise."""
 LOCK = ".lock"
 _PARTIAL = ".partial"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from base.data_cache import TEACHER_MAX_BYTES
 from base.errors import SpecFaults, SpecInvalid, TeacherMismatch, WarningRefused
 from base.files import Written, sha256_of
 from base.warning import WarningItem, refused_if_strict
@@ -52,9 +53,6 @@ from kdcore.weights.starting import Shape, Start
 
 log = logging.getLogger("kdcore")
 
-TEACHER_CACHE_MAX_BYTES = 2_000_000_000
-"""What the stored outputs of all teachers may take, if no setting says otherwise."""
-
 
 @dataclass
 class Workspace:
@@ -68,7 +66,7 @@ class Workspace:
     known: KnownBefore = NOTHING_KNOWN
     cache_max_bytes: int | None = None
     """What the cache may hold; None: as much as its disk."""
-    teacher_cache_max_bytes: int = TEACHER_CACHE_MAX_BYTES
+    teacher_cache_max_bytes: int = TEACHER_MAX_BYTES
     """What the stored outputs of all teachers may take of it."""
     stop_requested: bool = False
     warnings: list[WarningItem] = field(init=False)

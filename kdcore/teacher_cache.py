@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.data_cache import TEACHER
+from base.data_cache import TEACHER, TEACHER_MAX_BYTES
 from base.files import sha256_of
 from base.references import FILE
 from base.warning import WarningItem
@@ -39,7 +39,7 @@ from kdcore.classifier import Classifier
 from kdcore.data.images import TrainingSet
 from kdcore.data.views import Views, order
 from kdcore.lesson import NOTHING, Batch, Needs, Teacher, View
-from kdcore.prepare import TEACHER_CACHE_MAX_BYTES, PreparedJob, Workspace
+from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import RandomResizedCrop, Training, each_teacher
 from kdcore.view_layout import Layout, Values, same_bits
 from kdcore.view_store import Keys, ViewStore
@@ -130,7 +130,7 @@ class CachedTeacher:
         decides: Mapping[str, Any],
         folder: Path,
         keep: bool = True,
-        max_bytes: int = TEACHER_CACHE_MAX_BYTES,
+        max_bytes: int = TEACHER_MAX_BYTES,
         warn: Callable[[WarningItem], None] = lambda _: None,
     ) -> None:
         self.teacher, self.decides, self.folder = teacher, decides, folder
@@ -376,7 +376,7 @@ class CachedTeacher:
         except OSError as error:
             self._end_storing(error)
         if self._store.full:
-            self.figures.note(f"full: the teachers' outputs of all jobs may take {self.max_bytes:,} bytes ({SETTING})")
+            self.figures.note(f"full: stored outputs may take {self.max_bytes:,} bytes ({SETTING}); no more are added")
 
     def _release(self) -> None:
         if self._store is not None:

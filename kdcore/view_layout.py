@@ -89,7 +89,8 @@ class Layout:
         bits = values.view(np.uint32)
         halves, wholes = bits[:, self.halves], bits[:, ~self.halves]
         exact = (halves & 0xFFFF == 0).all(1)
-        parts = [(halves >> 16).astype(np.uint16).view(np.uint8), np.ascontiguousarray(wholes).view(np.uint8)]
+        stored = ((halves >> 16).astype(np.uint16), wholes)
+        parts = [np.ascontiguousarray(one).view(np.uint8) for one in stored]
         return np.concatenate(parts, axis=1), exact
 
     def decoded(self, records: Records) -> Values:

@@ -33,7 +33,7 @@ from base.files import files_in, modified_at
 Keys = npt.NDArray[np.int64]
 Records = npt.NDArray[np.uint8]
 
-MIN_FREE_BYTES = 1 << 30
+MIN_FREE_BYTES = 500_000_000
 """Nothing more is stored if the disk would have less than this left."""
 _MAGIC = b"KDVIEWS1"
 _HEADER = struct.Struct("<8sIII4x")
@@ -222,6 +222,8 @@ class ViewStore:
             scarce = shutil.disk_usage(self.folder).free - needed < MIN_FREE_BYTES
             if not (excess or scarce):
                 return True
+            if sizes.get(self.folder, 0) + needed > self.max_bytes:
+                return False  # Without the others, it would still not fit.
             others = sorted((entry for entry in sizes if entry != self.folder), key=modified_at)
             if not any(_delete_unused(entry) for entry in others):
                 if scarce:
