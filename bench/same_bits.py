@@ -130,7 +130,12 @@ class RunResult:
 
     @property
     def report(self) -> dict[str, Any]:
-        return {**json.loads((self.out / "report.json").read_text()), "seconds": None, "cost": None}
+        return {
+            **json.loads((self.out / "report.json").read_text()),
+            "seconds": None,
+            "cost": None,
+            "teacher_cache": None,
+        }
 
     @property
     def step(self) -> int:
