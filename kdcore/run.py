@@ -139,7 +139,8 @@ def _train(
     cache: CachedTeacher | None,
 ) -> None:
     """Train a trial from its start, stage after stage."""
-    setup = TrialSetup(trial, job, _teacher(trial, job, progress, cache))
+    cache = cache if trial.taught_by == GIVEN else None
+    setup = TrialSetup(trial, job, cache or _teacher(trial, job, progress), cache)
     for number, stage in enumerate(trial.stages):
         watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage.name)
         after_step = clock.around(watch.after_step)
@@ -210,11 +211,11 @@ def _compare_statistics(
         workspace.warn(WarningItem("batch_norm_not_converged", "/training", text, hint))
 
 
-def _teacher(trial: Trial, job: PreparedJob, progress: Progress, cache: CachedTeacher | None) -> Teacher | None:
-    """Return the teacher that the spec names, with its cache, or the best student of an earlier trial, frozen: no other
-    job has it, so that nothing of it is kept."""
+def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:
+    """Return the teacher that the spec names, or the best student of an earlier trial, frozen. No other job has that
+    one, so that nothing of it is kept."""
     if trial.taught_by is None or trial.taught_by == GIVEN:
-        return (cache or job.teacher) if trial.taught_by == GIVEN else None
+        return job.teacher if trial.taught_by == GIVEN else None
     earlier = next(one for one in job.trials if one.name == trial.taught_by)
     student = job.student(earlier.students[0])
     student.network.load_state_dict(progress.finished[earlier.name]["student"].best)
@@ -222,11 +223,14 @@ def _teacher(trial: Trial, job: PreparedJob, progress: Progress, cache: CachedTe
 
 
 class TrialSetup:
-    """A trial's students, objectives and images. Creating it draws the students' weights from the trial's seed."""
+    """A trial's students, objectives and images. Creating it draws the students' weights from the trial's seed. `cache`
+    is the one behind the teacher, if it has one."""
 
-    def __init__(self, trial: Trial, job: PreparedJob, teacher: Teacher | None) -> None:
+    def __init__(
+        self, trial: Trial, job: PreparedJob, teacher: Teacher | None, cache: CachedTeacher | None = None
+    ) -> None:
         device.make_exact(trial.seed)
-        self.trial, self.job, self.teacher = trial, job, teacher
+        self.trial, self.job, self.teacher, self.cache = trial, job, teacher, cache
         self.training_set = job.training_set(trial)
         self.students = _students(trial, job)
         self.rate_factors = self._start()
@@ -293,8 +297,8 @@ class TrialSetup:
         )
         if self.teacher is not None and objective is not None:
             self.teacher.show(objective.needs)  # The first lesson may have shown that less is enough.
-        if isinstance(self.teacher, CachedTeacher):
-            self.teacher.follow(self.training_set, recipe, self.job.data.facts.num_classes)
+        if self.cache is not None:
+            self.cache.follow(self.training_set, recipe, self.job.data.facts.num_classes)
         return training
 
 

@@ -9,7 +9,7 @@ The loss sees the same bits whether a view's outputs were stored, were computed 
 - Stored numbers are those that the teacher gave (`view_layout.py`).
 - Of the first views that an earlier process has stored, one piece is computed again and compared.
 
-What decides the outputs is in the key (`decides`). An entry of the cache belongs to one key (`view_store.py`).
+What decides the outputs is in the key (`teacher_key.py`). An entry of the cache belongs to one key (`view_store.py`).
 Shapes: N batch, W numbers of a view.
 """
 
@@ -18,12 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +29,19 @@ import torch
 from torch import Tensor
 
 from base.data_cache import TEACHER, TEACHER_MAX_BYTES
-from base.files import sha256_of
-from base.references import FILE
 from base.warning import WarningItem
 from kdcore.classifier import Classifier
 from kdcore.data.images import TrainingSet
 from kdcore.data.views import Views, order
 from kdcore.lesson import NOTHING, Batch, Needs, Teacher, View
 from kdcore.prepare import PreparedJob, Workspace
-from kdcore.spec import RandomResizedCrop, Training, each_teacher
+from kdcore.spec import RandomResizedCrop, Training
+from kdcore.teacher_key import decides
 from kdcore.view_layout import Layout, Values, same_bits
 from kdcore.view_store import Keys, ViewStore
 
 log = logging.getLogger("kdcore")
 
-FORMAT = 1
-"""Increase it when equal keys would mean other numbers than before."""
 PIECE = 64
 """Rows of a piece; those of a batch, if these are fewer: a user may have chosen them because of the memory."""
 SETTING = "DISTILLERY_TEACHER_CACHE_MAX_BYTES"
@@ -362,6 +356,8 @@ class CachedTeacher:
     def _keep(self, keys: Keys, values: Values, layout: Layout) -> None:
         if self._store is None or not self.keep:
             return
+        if self._threads not in (None, torch.get_num_threads()):
+            return  # The job has changed its threads, and the key has those of its begin.
         records, exact = layout.encoded(values)
         try:
             self._store.add(keys[exact], records[exact])
@@ -425,51 +421,3 @@ def report(job: PreparedJob, cache: CachedTeacher | None) -> dict[str, Any] | No
     why = "it is for CPUs" if job.device.type == "cuda" else "an earlier version began the job"
     note = "a file of logits is in memory already" if job.stored is not None else f"not used: {why}"
     return {"setting": setting, "used": False, "notes": [note]}
-
-
-def decides(job: PreparedJob, workspace: Workspace) -> dict[str, Any]:
-    """Return all that determines what the teacher answers for a row and a number of its view, as JSON. The layout of
-    its views, the size of a piece and what a stage chooses come to it later."""
-    spec, computing, facts = job.spec, job.computing, job.data.facts
-    teachers = []
-    for pointer, teacher in each_teacher({"teacher": spec.teacher}):
-        stated = teacher.model_dump(mode="json", exclude={"checkpoint", "program"})
-        teachers.append({**stated, "digest": job.known.teachers[pointer].digest})
-    pool = None
-    if spec.unlabelled is not None:
-        source = spec.unlabelled.source
-        is_path = source.startswith(FILE)
-        options = spec.dataset.for_unlabelled().deciding()
-        pool = [f"sha256:{sha256_of(workspace.file(source))}" if is_path else source, options]
-    augmentation = spec.training.augmentation
-    return {
-        "format": FORMAT,
-        "teachers": teachers,
-        # Several teachers answer as one at the job's temperature.
-        "temperature": spec.temperature if len(teachers) > 1 else None,
-        "dataset": [facts.digest or spec.dataset.source, spec.dataset.deciding(), facts.model_dump(mode="json")],
-        "unlabelled": pool,
-        "augmentation": None if augmentation is None else augmentation.model_dump(mode="json"),
-        "computing": {"bf16": computing.bf16, "folded": computing.folded, "kernels": spec.training.kernels},
-        "versions": [torch.__version__, *map(_version, ("torchvision", "timm", "onnxruntime"))],
-        "cpu": cpu_kind(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def cpu_kind() -> list[str]:
-    """Return what tells this CPU from others, as far as it changes the bits of a result."""
-    limits = [f"{name}={os.environ[name]}" for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ]
-    try:
-        described = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    except OSError:  # Absent on macOS.
-        described = []
-    kept = ("vendor_id", "cpu family", "model", "model name", "stepping", "cache size", "flags", "Features")
-    lines = [line for line in described if line.partition("\t")[0].strip() in kept]
-    return [platform.machine(), torch.backends.cpu.get_cpu_capability(), *limits, *lines]

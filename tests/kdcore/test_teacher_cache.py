@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from base.data_cache import TEACHER
-from kdcore import teacher_cache, view_store
+from kdcore import teacher_cache, teacher_key, view_store
 from kdcore.checkpoint import Stopped
 from kdcore.classifier import FrozenTeacher
 from kdcore.device import Computing
@@ -348,7 +348,7 @@ def test_the_key_tells_all_that_decides_the_outputs(data, teacher, tmp_path):
         where, _ = workspace(tmp_path / "job", tmp_path / "cache")
         spec = job(data, teacher, method="kd", baseline="none", **fields)
         prepared = prepare(spec, where, computing=computing)
-        return json.dumps(teacher_cache.decides(prepared, where), sort_keys=True)
+        return json.dumps(teacher_key.decides(prepared, where), sort_keys=True)
 
     own = decided()
     others = {
@@ -381,13 +381,13 @@ def test_other_weights_in_an_ensemble_and_other_temperatures_are_other_keys(data
     def decided(weight, temperature):
         each = [{"checkpoint": f"file:{teacher}"}, {"checkpoint": f"file:{other}", "weight": weight}]
         spec = job(data, each, method="kd", baseline="none", temperature=temperature)
-        return json.dumps(teacher_cache.decides(prepare(spec, where), where), sort_keys=True)
+        return json.dumps(teacher_key.decides(prepare(spec, where), where), sort_keys=True)
 
     assert len({decided(*pair) for pair in ((1, 4), (2, 4), (1, 3))}) == 3
 
 
 def test_cpu_kind_names_this_cpu_and_the_instructions_that_torch_uses(monkeypatch):
-    kind = teacher_cache.cpu_kind()
-    assert torch.backends.cpu.get_cpu_capability() in kind and kind == teacher_cache.cpu_kind()
+    kind = teacher_key.cpu_kind()
+    assert torch.backends.cpu.get_cpu_capability() in kind and kind == teacher_key.cpu_kind()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert teacher_cache.cpu_kind() != kind
+    assert teacher_key.cpu_kind() != kind
