@@ -96,6 +96,27 @@ class Measured(TypedDict):
     than noise (warning `batch_norm_not_converged`)."""
 
 
+class Timings(TypedDict, total=False):
+    """Seconds of a job by what was done in them, of all attempts together. An evaluation has some of them."""
+
+    imports: float
+    """Before the job's own `seconds`: almost none if the engine was started before its job."""
+    data: float
+    """Reading the data, which is decoded if no earlier job on this host has done so."""
+    preparing: float
+    """Reading the teacher and building the networks."""
+    teacher_check: float
+    caching: float
+    """Looking up and keeping the teacher's outputs, as far as that is no part of a step."""
+    training: dict[str, float]
+    """By trial, without `held_out`."""
+    held_out: float
+    """Measuring models on held-out images after each epoch, of all trials."""
+    evaluating: float
+    """Measuring all models on the test images at the end."""
+    exporting: float
+
+
 class Report(TypedDict):
     """The result of a job: the teacher, its student, and the same student trained without the teacher."""
 
@@ -116,6 +137,7 @@ class Report(TypedDict):
     teacher_cache: NotRequired[dict[str, Any] | None]
     """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`), seconds of
     computing, bytes stored, and `notes` where something was not kept. Null without a teacher."""
+    timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
     """How the job computed: device, bf16, threads, kernels, folded, step, overlap. Other values round differently."""
     warnings: list[WarningView]
@@ -147,6 +169,7 @@ class Evaluation(TypedDict):
     """Mean and std for each channel, of pixels in 0..1, by which the images were normalised."""
     dataset: dict[str, Any]
     seconds: float
+    timings: NotRequired[Timings]
     warnings: list[WarningView]
 
 

@@ -134,6 +134,7 @@ class RunResult:
             **json.loads((self.out / "report.json").read_text()),
             "seconds": None,
             "cost": None,
+            "timings": None,
             "teacher_cache": None,
         }
 

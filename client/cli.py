@@ -336,6 +336,7 @@ def show(
     if attempts := distillery.attempts(job_id):
         console.print(tables.attempt_table(attempts))
     print_report(job, console)
+    print_lines(console, *tables.timing_lines(job))
     print_lines(console, *tables.failure_lines(job), style="red")
 
 

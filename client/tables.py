@@ -175,11 +175,34 @@ def failure_lines(job: JobView) -> list[str]:
 
 # Reports
 
+SHORTEST_S = 0.05
+"""What took less is left out of the line of timings."""
+
 
 def verdict_lines(job: JobView) -> list[str]:
     """Return the sentence that sums up the report of a job; none for an evaluation, or of an earlier version."""
     verdict = None if job["result"] is None else job["result"].get("verdict")
     return [str(verdict)] if verdict else []
+
+
+def timing_lines(job: JobView) -> list[str]:
+    """Return what took the time of a job that has succeeded, in a line; none of an earlier version."""
+    timings: Any = None if job["result"] is None else job["result"].get("timings")
+    if not timings:
+        return []
+    parts = []
+    for name, value in timings.items():
+        trials = value if isinstance(value, dict) else {"": value}
+        seconds = sum(trials.values())
+        each = ", ".join(f"{trial} {_short(one)}" for trial, one in trials.items())
+        if seconds >= SHORTEST_S:
+            text = f"{name.replace('_', ' ')} {_short(seconds)}"
+            parts.append(f"{text} ({each})" if len(trials) > 1 else text)
+    return [f"time: {', '.join(parts)}"] if parts else []
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def evaluation(job: JobView) -> Evaluation:

@@ -73,11 +73,13 @@ def _run(arguments: argparse.Namespace) -> int:
         lines.phase("validating")
         spec = _spec(arguments.spec)
         # Torch is imported only for a valid spec, so that an invalid one fails at once.
+        began = time.monotonic()
         with importing():
             from kdcore import prepare, run
             from kdcore.checkpoint import stop_on_sigterm
             from kdcore.measure import evaluate
 
+        imports_s = time.monotonic() - began
         cache = arguments.cache or arguments.out / "cache"
         known = KnownBefore.read(arguments.known) if arguments.known else protocol.NOTHING_KNOWN
         workspace = prepare.Workspace(
@@ -89,6 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.cache_max_bytes,
             arguments.teacher_cache_max_bytes,
         )
+        workspace.seconds["imports"] = imports_s
         stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
         if isinstance(spec, EvaluationSpec):

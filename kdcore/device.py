@@ -26,12 +26,21 @@ class Computing:
     """Batch norms of the frozen teacher are folded into its convolutions."""
     step: Literal["eager", "graph"] = "eager"
     overlap: bool = False
-    """The teacher sees the next batch in a thread of its own."""
+    """The teacher sees the next batch in a thread of its own, with half of the threads of the CPU."""
     pieces: bool = False
     """The teacher runs on pieces of one size, so that its outputs can be kept and used again (`teacher_cache.py`)."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def teacher_threads(self) -> int:
+        """The threads of a teacher that runs beside its student, which has the rest: at least one each."""
+        return max(1, self.threads // 2)
+
+    @property
+    def student_threads(self) -> int:
+        return max(1, self.threads - self.teacher_threads)
 
 
 def choose(training: Training) -> torch.device:
@@ -57,7 +66,7 @@ def choose_computing(training: Training) -> Computing:
         bf16=bf16(training, device),
         threads=training.threads or torch.get_num_threads(),
         step=training.step,
-        overlap=training.overlap,
+        overlap=training.overlap and device.type == "cpu",
         pieces=device.type == "cpu",
     )
 

@@ -18,14 +18,13 @@ from kdcore.training import Outcome
 WEIGHTS = "application/octet-stream"
 
 
-def write(
+def write_students(
     job: PreparedJob,
     workspace: Workspace,
     finished: Mapping[str, Mapping[str, Outcome]],
     summary: Mapping[str, Any],
 ) -> None:
-    """Write the student, its peers if several learned from each other, the student alone if the job trained it, the
-    report and the resolved spec."""
+    """Write the student, its peers if several learned from each other, and the student alone if the job trained it."""
     delivered, students = report.delivered(job, finished), job.spec.students
     path = workspace.out / STUDENT_FILE
     written = student(path, delivered.weights, students[0], job, summary["student"], delivered.members)
@@ -39,6 +38,10 @@ def write(
         path = workspace.out / ALONE_FILE
         written = student(path, finished["alone"]["student"].best, students[0], job, summary["alone"])
         workspace.announce("artifact", written, name=path.name, media_type=WEIGHTS)
+
+
+def write_documents(job: PreparedJob, workspace: Workspace, summary: Mapping[str, Any]) -> None:
+    """Write the report and the resolved spec."""
     for name, content in (("report.json", summary), ("spec.json", job.spec.as_json())):
         written = write_text(workspace.out / name, json.dumps(content, indent=2) + "\n")
         workspace.announce("artifact", written, name=name, media_type="application/json")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,8 @@ class Workspace:
     teacher_cache_max_bytes: int = TEACHER_MAX_BYTES
     """What the stored outputs of all teachers may take of it."""
     stop_requested: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of this attempt, by activity (`cost.ACTIVITIES`), until the job has a meter."""
     warnings: list[WarningItem] = field(init=False)
     """All warnings of the job so far; the report lists them."""
 
@@ -80,6 +84,13 @@ class Workspace:
         if warning not in self.warnings:
             self.warnings.append(warning)
             self.lines.warning(warning)
+
+    @contextmanager
+    def timing(self, activity: str) -> Iterator[None]:
+        """Add the seconds of a `with` block to those of an activity."""
+        began = time.monotonic()
+        yield
+        self.seconds[activity] = self.seconds.get(activity, 0.0) + time.monotonic() - began
 
     def room(self, pointer: str = "/dataset") -> data.Room:
         """Return the room for the decoded data set at a place in the spec."""
@@ -201,8 +212,9 @@ def prepare(
     is_resolved = all(student.preprocessing is not None for _, student in each_student(vars(spec)))
     if tagged := [] if is_resolved else list(tags_without_weights(vars(spec))):
         raise SpecFaults(tagged)
-    loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache, workspace.room())
-    facts, unlabelled = loaded.facts, _unlabelled(spec, loaded, workspace)
+    with workspace.timing("data"):
+        loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache, workspace.room())
+        facts, unlabelled = loaded.facts, _unlabelled(spec, loaded, workspace)
     files = {pointer: _teacher_file(one, loaded, workspace) for pointer, one in each_teacher({"teacher": spec.teacher})}
     starts = _starts(spec, loaded, workspace, begun or {})
     known = Known(
@@ -226,7 +238,8 @@ def prepare(
             workspace.lines.emit("weights_taken", pointer=pointer, **summary)
             log.info("%s: %s", pointer, taken_in_words(summary))
     spec = resolve(spec, known)
-    loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
+    with workspace.timing("data"):
+        loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
     computing = computing or devices.choose_computing(spec.training)
     device, bf16 = torch.device(computing.device), computing.bf16
     torch.set_num_threads(computing.threads)

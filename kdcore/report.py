@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from base.warning import WarningItem
 from kdcore.classifier import Classifier
-from kdcore.measure import chance, evaluate, teacher_check
+from kdcore.measure import chance, evaluate, kept, teacher_check
 from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial
 from kdcore.stored_logits import StoredLogits
@@ -27,6 +27,8 @@ Result = tuple[Trial, Mapping[str, Classifier], Mapping[str, Outcome]]
 """A finished trial, its models, and their outcomes by the same names."""
 LogitsOf = Callable[[Classifier], Tensor]
 """Measures a model on the test images."""
+Keep = Callable[[str, int, Callable[[], Tensor]], Tensor]
+"""Returns the logits under a key on a number of images, and measures them only if they are not kept."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,23 @@ def build_report(
     results: Iterable[Result],
     warn: Callable[[WarningItem], None],
     on_images: Callable[[int], None] | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Return the rows of teacher, student and the same student alone, and the verdict; `models` are all others.
 
-    `on_images` is called with the numbers of images that models have been run on.
+    `on_images` is called with the numbers of images that models have been run on. `keep` keeps logits of models that
+    later jobs may have, too.
     """
 
     def logits_of(model: Classifier) -> Tensor:
         return evaluate.logits_on(model, job.data.test, on_images)
+
+    def kept_logits_of(model: Classifier, architecture: str) -> Tensor:
+        if keep is None:
+            return logits_of(model)
+        test = job.data.test
+        key = kept.key(model, architecture, test, job.spec.dataset, job.data.facts, job.computing)
+        return keep(key, len(test), lambda: logits_of(model))
 
     labels, student_spec = job.data.test.labels, job.spec.students[0]
     rows: dict[str, Any] = {}
@@ -70,7 +81,7 @@ def build_report(
     teacher_nK: Tensor | None = None
     if job.teacher is not None and not job.teacher_answers:
         rows["teacher"] = _row_without_figures(job)
-    for name, architecture, network, logits_nK in _teachers(job, logits_of):
+    for name, architecture, network, logits_nK in _teachers(job, kept_logits_of):
         teacher_nK = logits_nK if name == "teacher" else teacher_nK
         rows[name] = model_row(architecture, network, logits_nK, labels)
         right[name] = is_right(logits_nK, labels)
@@ -91,7 +102,7 @@ def build_report(
         if job.spec.scheme.ensemble_is_result:
             right["student"] = is_right(ensemble_nK, labels)
     if job.baseline is not None:
-        logits_nK = logits_of(job.baseline)
+        logits_nK = kept_logits_of(job.baseline, student_spec.architecture)
         rows["alone"] = model_row(student_spec.architecture, job.baseline.network, logits_nK, labels, teacher_nK)
         right["alone"] = is_right(logits_nK, labels)
     student, alone = rows["student"], rows.get("alone")
@@ -223,13 +234,15 @@ def training_row(outcome: Outcome, last_nK: Tensor, labels_n: Tensor) -> dict[st
     }
 
 
-def _teachers(job: PreparedJob, logits_of: LogitsOf) -> Iterator[tuple[str, str, nn.Module, Tensor]]:
+def _teachers(
+    job: PreparedJob, logits_of: Callable[[Classifier, str], Tensor]
+) -> Iterator[tuple[str, str, nn.Module, Tensor]]:
     """Yield name, architecture, network and logits of the teacher, then of its members if there are several."""
     if job.teacher is None or job.stored is not None or not job.teacher_answers:
         return
     names = [spec.architecture or "program" for spec in job.spec.teachers]
     networks = [member.network for member in job.teacher.members]
-    logits_knK = [logits_of(member) for member in job.teacher.members]
+    logits_knK = list(map(logits_of, job.teacher.members, names))
     yield "teacher", " + ".join(names), nn.ModuleList(networks), job.teacher.combined(logits_knK)
     if len(networks) > 1:
         for number, row in enumerate(zip(names, networks, logits_knK, strict=True), 1):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,20 @@ from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data import layouts
+from kdcore.device import Computing
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
-from kdcore.measure import alarms, chance, evaluate, teacher_check
+from kdcore.measure import alarms, chance, evaluate, kept, teacher_check
 from kdcore.measure.alarms import Alarms
+from kdcore.measure.cost import TRAINING
 from kdcore.objectives import Setting
 from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
 from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
-from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.spec import GIVEN, JobSpec, Trial, each_start, start_summary, trials
 from kdcore.spec.methods import SchemeOptions
+from kdcore.stored_logits import StoredLogits
 from kdcore.teacher_cache import CachedTeacher
 from kdcore.training import Observer, Outcome, StageTraining
 
@@ -52,29 +57,35 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     job = prepare(spec, workspace, *(() if resumed is None else (resumed.starts, resumed.computing)))
     progress = resumed or Progress(batch_norm=job.spec.training.batch_norm, starts=dict(job.starts))
     progress.computing = job.computing
+    progress.cost.count({**workspace.seconds, "preparing": time.monotonic() - started - workspace.seconds["data"]})
     if resumed is not None:
         _continue_as_begun(job, workspace, progress)
     elif job.teacher is not None:
-        teacher_check.check(spec, job, workspace)
+        with progress.cost.during("teacher_check"):
+            teacher_check.check(spec, job, workspace)
         refuse_if_strict(spec, workspace)
         alarms.warn_if_saturated(job, workspace)
     meter = Meter(job, workspace.lines)
     progress.cost.prepared(job.device, started)
 
     workspace.lines.phase("training")
-    cache = teacher_cache.in_front(job, workspace)
+    with progress.cost.during("caching"):
+        cache = teacher_cache.in_front(job, workspace)
     try:
         for trial in job.trials:
             if trial.name not in progress.finished:
-                _train(trial, job, workspace, progress, meter, cache)
+                with progress.cost.during(f"{TRAINING}{trial.name}"):
+                    _train(trial, job, workspace, progress, meter, cache)
     finally:
         if cache is not None:
-            cache.close()
+            with progress.cost.during("caching"):
+                cache.close()
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
-    with progress.cost.measuring(len(job.data.test)):
-        summary = report.build_report(job, results, workspace.warn, meter.measuring)
+    keep = partial(kept.logits, workspace.cache, workspace.room())
+    with progress.cost.during("evaluating"), progress.cost.measuring(len(job.data.test)):
+        summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
     summary["computing"] = job.computing.as_json()
@@ -87,7 +98,10 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
-    export.write(job, workspace, progress.finished, summary)
+    with progress.cost.during("exporting"):
+        export.write_students(job, workspace, progress.finished, summary)
+    summary["timings"] = progress.cost.timings()
+    export.write_documents(job, workspace, summary)
     meter.end()
     return summary
 
@@ -139,8 +153,32 @@ def _train(
     cache: CachedTeacher | None,
 ) -> None:
     """Train a trial from its start, stage after stage."""
-    cache = cache if trial.taught_by == GIVEN else None
-    setup = TrialSetup(trial, job, cache or _teacher(trial, job, progress), cache)
+    try:
+        cache = cache if trial.taught_by == GIVEN else None
+        with _beside(cache or _teacher(trial, job, progress), job.computing) as teacher:
+            _train_stages(TrialSetup(trial, job, teacher, cache), workspace, progress, meter)
+    except LossDiverged:
+        teacher_check.require_finite_in_training(job)  # Its fault is not the learning rate's.
+        raise
+
+
+@contextmanager
+def _beside(teacher: Teacher | None, computing: Computing) -> Iterator[Teacher | None]:
+    """Let a teacher run ahead in a thread of its own while a `with` block trains its student, if the job computes so.
+    Then the threads of the CPU are divided between the two. A file of logits computes nothing."""
+    if teacher is None or isinstance(teacher, StoredLogits) or not computing.overlap:
+        yield teacher
+        return
+    torch.set_num_threads(computing.student_threads)
+    try:
+        with closing(TeacherAhead(teacher, computing.teacher_threads)) as ahead:
+            yield ahead
+    finally:
+        torch.set_num_threads(computing.threads)
+
+
+def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, meter: Meter) -> None:
+    trial, job = setup.trial, setup.job
     for number, stage in enumerate(trial.stages):
         watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage.name)
         after_step = clock.around(watch.after_step)
@@ -153,11 +191,7 @@ def _train(
             continue
         if progress.training is not None:
             training.restore(progress.training)
-        try:
-            outcomes = training.run()
-        except LossDiverged:
-            teacher_check.require_finite_in_training(job)  # Its fault is not the learning rate's.
-            raise
+        outcomes = training.run()
         if stage is trial.stages[-1]:
             _compare_statistics(trial, training, outcomes, workspace)
             progress.finished[trial.name], progress.prepared = outcomes, {}
@@ -294,6 +328,7 @@ class TrialSetup:
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
             rate_factors=self.rate_factors,
+            through=self.teacher.through if isinstance(self.teacher, TeacherAhead) else iter,
         )
         if self.teacher is not None and objective is not None:
             self.teacher.show(objective.needs)  # The first lesson may have shown that less is enough.

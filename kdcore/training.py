@@ -100,6 +100,8 @@ class StageTraining:
     rate_factors: Mapping[nn.Parameter, float] = field(default_factory=dict)
     """Factors of the learning rate, for the parameters that have one."""
     alarms: Alarms = field(default_factory=Alarms)
+    through: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
+    """Passes the batches of an epoch on. A teacher that runs ahead sees the next one first."""
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
@@ -117,6 +119,8 @@ class StageTraining:
         networks = {name: model.network for name, model in self.scheme.models.items()}
         self.averages = {name: Average(network, recipe.ema) for name, network in networks.items() if recipe.ema}
         self.best = {name: Best(self._weights(name)) for name in networks}
+        self.last: dict[str, Weights] = {}
+        """The models as graded at the end of the last epoch. A stage that is resumed there makes them again."""
         self.sums: dict[str, Tensor] = {}
 
     @property
@@ -136,7 +140,7 @@ class StageTraining:
         return {name: self._outcome(name, best) for name, best in self.best.items()}
 
     def _outcome(self, name: str, best: Best) -> Outcome:
-        last = best.weights if best.epoch == self.epochs else self._graded(name)[0]
+        last = best.weights if best.epoch == self.epochs else self.last.get(name) or self._graded(name)[0]
         return Outcome(best.weights, last, best.epoch, best.accuracy, self.epochs)
 
     def compare_statistics(self, name: str, outcome: Outcome) -> tuple[float, float] | None:
@@ -194,8 +198,9 @@ class StageTraining:
             self.objective.train()
         shuffled = rows[order(len(rows), self.recipe.seed, position.epoch).to(rows.device)]
         self.training_set.images.expect(shuffled[position.step * size : self.steps_per_epoch * size])
-        while position.step < self.steps_per_epoch:
-            self._step(self._batch(shuffled[position.step * size :][:size]))
+        to_come = range(position.step, self.steps_per_epoch)
+        for batch in self.through(self._batch(shuffled[step * size :][:size]) for step in to_come):
+            self._step(batch)
             position.step += 1
             if position.step == self.steps_per_epoch:
                 self._end_epoch()
@@ -259,6 +264,8 @@ class StageTraining:
                 score = evaluate.score(evaluate.logits_on(model, held_out, self._evaluated), held_out.labels)
             if score.accuracy > self.best[name].accuracy:
                 self.best[name] = Best(weights, self.position.epoch + 1, score.accuracy, running)
+            if self.position.epoch + 1 == self.epochs:
+                self.last[name] = weights
             prefix = "validation" if name == "student" else f"validation/{name}"
             validation |= {f"{prefix}/accuracy": score.accuracy, f"{prefix}/loss": score.loss}
         self._point(validation)

@@ -344,8 +344,22 @@ function report(job) {
         row("Size", (model) => bytes(model.bytes)),
         job.resolved_spec.teacher && row("Agrees with teacher", (model) => percent(model.agreement)))),
     h("p", { class: "sentence" }, student ? sentence(job, teacher, student, alone, gain) : noReport(job)),
+    timings(job.result?.timings),
     Object.keys(others || {}).length > 0 && otherModels(others),
   ];
+}
+
+/** What took the time of a job, in a line; null for an earlier version. What took less than 0.05 s is left out. */
+function timings(all) {
+  const short = (seconds) => (seconds < 10 ? `${seconds.toFixed(1)} s` : duration(seconds));
+  const part = ([name, value]) => {
+    const trials = typeof value === "object" ? Object.entries(value) : [];
+    const seconds = trials.length ? trials.reduce((sum, [, one]) => sum + one, 0) : value;
+    const each = trials.map(([trial, one]) => `${trial} ${short(one)}`).join(", ");
+    return seconds >= 0.05 && `${name.replaceAll("_", " ")} ${short(seconds)}${trials.length > 1 ? ` (${each})` : ""}`;
+  };
+  const parts = Object.entries(all || {}).map(part).filter(Boolean);
+  return parts.length > 0 && h("p", { class: "quiet" }, `Time: ${parts.join(", ")}.`);
 }
 
 /** The result of an evaluation: one model on all test images, then each class. */
@@ -363,6 +377,7 @@ function evaluation({ result, status }) {
       fact("Parameters", count(result.parameters)))),
     h("details", null, h("summary", null, "Accuracy of each class"), h("table", null, h("tbody", null,
       result.per_class.map((one) => fact(one.name, percent(one.accuracy)))))),
+    timings(result.timings),
   ];
 }
 

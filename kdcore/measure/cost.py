@@ -1,5 +1,6 @@
 """What a job costs, measured while it runs: seconds of a step and of an evaluated image, its memory, and the seconds of
-all its attempts. The figures are part of checkpoints, so that a resumed job reports its whole cost.
+all its attempts by what was done in them. The figures are part of checkpoints, so that a resumed job reports its whole
+cost.
 
 Nothing here changes a result: the meter reads clocks, and waits for the device once at the end of an epoch's training.
 """
@@ -23,6 +24,12 @@ from kdcore.spec.cost import JobCost, StageCost
 if TYPE_CHECKING:
     from kdcore.training import StageTraining
 
+ACTIVITIES = (
+    "imports", "data", "preparing", "teacher_check", "caching", "training", "held_out", "evaluating", "exporting",
+)  # fmt: skip
+"""What the seconds of a job are divided into. `imports` is before the job's own seconds, `preparing` is teacher and
+networks, `held_out` the evaluations between epochs, `training` the rest of the trials."""
+TRAINING = "training/"
 WARM_UP_STEPS = 3
 """The first steps of a stage are not counted: they allocate memory and choose kernels."""
 
@@ -35,6 +42,9 @@ class CostMeter:
         self.device = torch.device("cpu")
         self.stages: dict[str, dict[str, float]] = {name: dict(one) for name, one in before.get("stages", {}).items()}
         self.preparing_s: float | None = None
+        self._timings: dict[str, float] = dict(before.get("timings", {}))
+        self._activity: str | None = None
+        self._activity_began = time.monotonic()
         self.test_image_s: float | None = None
         self._seconds_before = float(before.get("seconds", 0.0))
         self._memory_before = int(before.get("memory_bytes", 0))
@@ -51,6 +61,39 @@ class CostMeter:
     def seconds(self) -> float:
         """Seconds of this attempt and of those before it, up to the checkpoints from which the job was resumed."""
         return self._seconds_before + time.monotonic() - self._began
+
+    @contextmanager
+    def during(self, activity: str) -> Iterator[None]:
+        """Count the seconds of a `with` block for an activity, one of ACTIVITIES or `training/<trial>`. Those of a
+        block inside of it count for that one alone."""
+        before = self.turn_to(activity)
+        try:
+            yield
+        finally:
+            self.turn_to(before)
+
+    def turn_to(self, activity: str | None) -> str | None:
+        """Count the seconds from now on for another activity (None: for none). Returns the one until now."""
+        before, now = self._activity, time.monotonic()
+        if before is not None:
+            self.count({before: now - self._activity_began})
+        self._activity, self._activity_began = activity, now
+        return before
+
+    def count(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds that were measured elsewhere, by activity."""
+        for activity, more in seconds.items():
+            self._timings[activity] = self._timings.get(activity, 0.0) + more
+
+    def timings(self) -> dict[str, Any]:
+        """Return the seconds up to now, of all attempts, by activity; of `training` by trial."""
+        self.turn_to(self._activity)
+        trials = {name.removeprefix(TRAINING): one for name, one in self._timings.items() if name.startswith(TRAINING)}
+        named = {name: self._timings.get(name, 0.0) for name in ACTIVITIES}
+        return {
+            name: {trial: round(one, 3) for trial, one in trials.items()} if name == "training" else round(seconds, 3)
+            for name, seconds in named.items()
+        }
 
     @property
     def memory_bytes(self) -> int:
@@ -69,7 +112,13 @@ class CostMeter:
 
     def state(self) -> dict[str, Any]:
         """Return what a later attempt needs to continue."""
-        return {"seconds": self.seconds, "memory_bytes": self.memory_bytes, "stages": self.stages}
+        self.turn_to(self._activity)
+        return {
+            "seconds": self.seconds,
+            "memory_bytes": self.memory_bytes,
+            "stages": self.stages,
+            "timings": dict(self._timings),
+        }
 
     def cost(self, bf16: bool) -> JobCost:
         """Return the cost of a job whose models have been measured."""
@@ -101,10 +150,12 @@ class StageMeter:
         self._steps = 0
         self._began = time.monotonic()
         self._evaluation_began = 0.0
+        self._activity: str | None = None
 
     def before_evaluation(self, training: StageTraining) -> None:
         """Note the end of an epoch's last step."""
         self._wait()
+        self._activity = self._meter.turn_to("held_out")
         now = self._evaluation_began = time.monotonic()
         step_s = (now - self._began) / (self._steps + 1)
         if self._is_warm:
@@ -131,6 +182,7 @@ class StageMeter:
         return measured
 
     def _epoch_ended(self, training: StageTraining) -> None:
+        self._meter.turn_to(self._activity)
         seconds = time.monotonic() - self._evaluation_began
         self._image_s.append(seconds / len(training.training_set.held_out))
         self._meter.stages[self._name] = {

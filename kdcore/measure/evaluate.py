@@ -23,7 +23,7 @@ from kdcore import data, device, models, programs, weights
 from kdcore.catalog.facts import ProgramFacts
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
-from kdcore.measure import chance
+from kdcore.measure import chance, kept
 from kdcore.programs import Program
 from kdcore.protocol import EXIT_STOPPED
 from kdcore.spec import (
@@ -168,6 +168,7 @@ def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]
     started = time.monotonic()
     report = _measured(spec, workspace)
     report["seconds"] = round(time.monotonic() - started, 3)
+    report["timings"] = {activity: round(seconds, 3) for activity, seconds in workspace.seconds.items()}
     workspace.lines.phase("exporting")
     written = write_text(workspace.out / "report.json", json.dumps(report, indent=2) + "\n")
     workspace.announce("artifact", written, name="report.json", media_type="application/json")
@@ -177,7 +178,8 @@ def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]
 def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("preparing")
     source, path = spec.dataset.source, workspace.file(spec.model.program or spec.model.checkpoint or "")
-    loaded = data.load(spec.dataset, workspace.source(source), workspace.cache, workspace.room())
+    with workspace.timing("data"):
+        loaded = data.load(spec.dataset, workspace.source(source), workspace.cache, workspace.room())
     facts = loaded.facts
     file: Program | TeacherFile
     if spec.model.program is not None or programs.is_program(path):
@@ -206,7 +208,15 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
 
     workspace.lines.phase("evaluating")
     labels = loaded.test.labels
-    logits_nK = _logits_with_progress(classifier.to(device.choose(Training())), loaded.test, workspace)
+    where = device.choose(Training())
+    computing = device.Computing("cuda" if where.type == "cuda" else "cpu", bf16=False, threads=torch.get_num_threads())
+    classifier = classifier.to(where)
+    key = kept.key(classifier, file.facts.architecture, loaded.test, spec.dataset, facts, computing)
+    with workspace.timing("evaluating"):
+        logits_nK = kept.logits(
+            workspace.cache, workspace.room(), key, len(labels),
+            lambda: _logits_with_progress(classifier, loaded.test, workspace),
+        )  # fmt: skip
     measured = score(logits_nK, labels)
     classes = per_class(logits_nK, labels, facts.class_names)
     return {

@@ -670,10 +670,15 @@ def test_models_add_refuses_bad_flags_before_the_upload(flags: list[str], expect
     assert fake.requests == []
 
 
+TIMINGS = {
+    "imports": 0.05, "data": 12.3, "preparing": 0.049, "training": {"student": 147.0, "alone": 9.5}, "evaluating": 2.0,
+}  # fmt: skip
+
+
 def test_show_has_verdict_teacher_check_and_warnings():
     ended = job(
         kind="distillation",
-        result={**report(), "verdict": "The student is worse than the student alone."},
+        result={**report(), "verdict": "The student is worse than the student alone.", "timings": TIMINGS},
         teacher_check=teacher_check(),
         warnings=[warning()],
     )
@@ -682,6 +687,9 @@ def test_show_has_verdict_teacher_check_and_warnings():
     assert done.stdout.splitlines()[0] == "The student is worse than the student alone."
     assert re.search(r"^teacher check +70\.2 % on 1,000 of 10,000 test images", done.stdout, re.MULTILINE)
     assert re.search(r"^kind +distillation", done.stdout, re.MULTILINE)
+    assert done.stdout.splitlines()[-1] == (
+        "time: imports 0.1 s, data 12 s, training 3 min (student 2 min, alone 9.5 s), evaluating 2.0 s"
+    )
     assert done.stderr.splitlines() == WARNED
     assert json.loads(run(fake, "show", "job_1", "--json").stdout) == ended
 

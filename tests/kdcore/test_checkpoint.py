@@ -36,7 +36,8 @@ def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
     """An older version's checkpoints resume, and this one's will: the names are part of the format."""
     state = torch.load(checkpoint.save(tmp_path, 7, progress()).path, weights_only=True)
     assert list(state) == [
-        "format", "finished", "prepared", "training", "batch_norm", "reading", "has_sizes", "computing", "warnings", "cost",
+        "format", "finished", "prepared", "training", "batch_norm", "reading", "has_sizes", "computing", "warnings",
+        "cost",
         "starts",
     ]  # fmt: skip
     assert list(state["finished"]["assistant-1"]["student"]) == [

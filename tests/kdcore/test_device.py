@@ -30,3 +30,16 @@ def test_make_exact_the_seed_makes_the_same_numbers():
     once = torch.rand(3)
     device.make_exact(3)
     assert torch.equal(torch.rand(3), once)
+
+
+@pytest.mark.parametrize(("threads", "student", "teacher"), [(1, 1, 1), (2, 1, 1), (5, 3, 2), (8, 4, 4)])
+def test_computing_divides_the_threads_between_student_and_teacher(threads, student, teacher):
+    computing = device.Computing("cpu", bf16=False, threads=threads, overlap=True)
+    assert (computing.student_threads, computing.teacher_threads) == (student, teacher)
+
+
+def test_choose_computing_a_teacher_runs_ahead_on_a_cpu_only(monkeypatch):
+    assert device.choose_computing(Training(device="cpu", overlap=True)).overlap
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert not device.choose_computing(Training(overlap=True)).overlap

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -122,9 +123,43 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
     resumed = run(spec, onward, checkpoint)
     assert same(whole, load_file(onward.out / "student.safetensors"))
     assert events(stream, "metric") + events(later, "metric") == events(undisturbed, "metric")
-    of_the_run = {"seconds": 0, "cost": 0, "teacher_cache": 0}
-    assert resumed | of_the_run == report | of_the_run
+    times = {"seconds": 0, "cost": 0, "timings": 0, "teacher_cache": 0}
+    assert {**resumed, **times} == {**report, **times}
+    assert resumed["timings"]["training"].keys() == {"student", "alone"}
     assert resumed["cost"]["stages"].keys() == report["cost"]["stages"].keys()
+
+
+def test_run_a_teacher_beside_its_student_makes_the_same_bits_and_its_thread_ends_with_every_end(
+    data, teacher, tmp_path, monkeypatch
+):
+    """Factor transfer has two stages of six steps. Both models have one thread each, which harms no neighbour."""
+
+    def spec(**training):
+        recipe = {"batch_size": 16, "epochs": 1, **training}
+        return job(data, teacher, method={"name": "factor_transfer", "pretraining_epochs": 1}, training=recipe)
+
+    alive, own, beside = threading.active_count(), torch.get_num_threads(), spec(threads=1, overlap=True)
+    try:
+        _, in_turn, _ = finish(spec(threads=1), tmp_path / "in-turn")
+        report, weights, _ = finish(beside, tmp_path / "beside")
+        assert same(weights, in_turn) and report["computing"]["overlap"] and torch.get_num_threads() == 1
+        where, stream = workspace(tmp_path / "stopped")
+        with monkeypatch.context() as patch:
+            stop_after(8, patch, where)
+            with pytest.raises(Stopped):
+                run(beside, where)
+        assert threading.active_count() == alive
+        onward, _ = workspace(tmp_path / "resumed")
+        run(beside, onward, where.out / events(stream, "checkpoint")[-1]["path"])
+        assert same(load_file(onward.out / "student.safetensors"), in_turn)
+        with pytest.raises(LossDiverged):
+            run(
+                spec(threads=1, overlap=True, epochs=40, optimizer={"name": "sgd", "lr": 99, "momentum": 0.999}),
+                workspace(tmp_path / "bad")[0],
+            )
+        assert threading.active_count() == alive
+    finally:
+        torch.set_num_threads(own)
 
 
 @pytest.mark.parametrize("steps", [3, 9])

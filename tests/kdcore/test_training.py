@@ -1,4 +1,5 @@
 import math
+from contextlib import closing
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from kdcore.lesson import Lesson, Needs, Scheme
 from kdcore.measure import batch_norm
 from kdcore.objectives import Objective, Setting, build
 from kdcore.schemes.mutual import Mutual
-from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.spec import Training
 from kdcore.spec.methods.relations import Crd
 from kdcore.spec.methods.response import Kd
@@ -106,6 +107,38 @@ def moved(model: nn.Module, start: list[Tensor]) -> float:
     return torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), start, strict=True)]).norm().item()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_stage_training_a_teacher_that_runs_ahead_teaches_the_same_bits_and_resumes_at_any_step(steps):
+    """Two epochs of two steps; it is stopped after some of them, and goes on from its state."""
+
+    class Stop(Exception):
+        pass
+
+    def taught(teacher, **fields):
+        return training(Offline(classifier(0, 0.5), teacher), {"epochs": 2}, 0.1, 0.9, kd_objective(), **fields)
+
+    in_turn, states = taught(FrozenTeacher(classifier(1))), []
+    in_turn.run()
+
+    def stop(one: StageTraining) -> None:
+        states.append(copied(one.state()))
+        if len(states) == steps:
+            raise Stop
+
+    with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
+        stopped = taught(ahead, after_step=stop)
+        stopped.through = ahead.through
+        with pytest.raises(Stop):
+            stopped.run()
+    with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
+        resumed = taught(ahead)
+        resumed.through = ahead.through
+        resumed.restore(states[-1])
+        resumed.run()
+    assert same(resumed.learners.state_dict(), in_turn.learners.state_dict())
+    assert same(resumed.best["student"].weights, in_turn.best["student"].weights)
+
+
 def test_stage_training_clipping_bounds_the_step_of_each_student_by_itself():
     """Were the gradients of both clipped as one, the two ways would only together be as long as that."""
     recipe = {"batch_size": 36, "clip_norm": 1e-3, "optimizer": {"name": "sgd", "lr": 1.0, "weight_decay": 0}}
@@ -195,6 +228,20 @@ def test_stage_training_the_average_is_exported_and_the_network_trains_on_undist
     name = "1.weight"
     assert torch.equal(plain.network[1].weight, averaged.network[1].weight)
     assert torch.equal(one.last[name], plain.network[1].weight) and not torch.equal(one.last[name], other.last[name])
+
+
+def test_stage_training_statistics_are_measured_once_an_epoch_and_after_its_end_only_where_it_was_resumed(monkeypatch):
+    """So small a rate changes no answer: the first epoch stays the best."""
+    measured, states, of = [], [], batch_norm.measured
+    monkeypatch.setattr(batch_norm, "measured", lambda *args: measured.append(1) or of(*args))
+    recipe = {"epochs": 3, "optimizer": {"name": "sgd", "lr": 1e-9}}
+    one = training(**with_batch_norm(0), recipe=recipe, after_step=lambda one: states.append(copied(one.state())))
+    done = one.run()["student"]
+    assert done.best_epoch == 1 and len(measured) == 3
+    resumed = training(**with_batch_norm(0), recipe=recipe)
+    resumed.restore(states[-1])
+    again = resumed.run()["student"]
+    assert len(measured) == 4 and same(again.last, done.last) and same(again.best, done.best)
 
 
 def test_the_best_epoch_on_the_held_out_part_is_kept():

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from base.wire import Timings
 from kdcore.measure import cost
-from kdcore.measure.cost import CostMeter, peak_memory
+from kdcore.measure.cost import ACTIVITIES, CostMeter, peak_memory
 from kdcore.spec.cost import StageCost
 
 CPU = torch.device("cpu")
@@ -82,6 +83,47 @@ def test_meter_adds_up_the_attempts(clock):
     assert second.seconds == pytest.approx(15)
     assert second.stages == first.stages
     assert second.memory_bytes == 1 << 50
+
+
+def test_meter_divides_all_attempts_into_what_was_done_and_a_block_inside_of_another_counts_alone(clock):
+    first = CostMeter()
+    first.count({"imports": 2, "data": 3})
+    with first.during("teacher_check"):
+        clock.pass_by(4)
+    clock.pass_by(100)
+    with pytest.raises(KeyboardInterrupt), first.during("training/student"):
+        epoch(clock, first.stage("student"), [1, 1], evaluation_s=5, save_s=10)
+        with first.during("caching"):
+            clock.pass_by(7)
+        clock.pass_by(0.5)
+        state = first.state()
+        raise KeyboardInterrupt
+    second = CostMeter(state)
+    second.count({"data": 1})
+    with second.during("training/student"):
+        clock.pass_by(3)
+        # One save between the steps, and one after the evaluation.
+        assert second.timings()["training"] == {"student": 1 + 1 + 2 * 10 + 0.5 + 3}
+        clock.pass_by(1)
+    with second.during("training/alone"):
+        clock.pass_by(2)
+    with second.during("evaluating"):
+        clock.pass_by(6)
+    timings = second.timings()
+    assert timings.pop("training") == {"student": 26.5, "alone": 2}
+    known = {"imports": 2, "data": 4, "teacher_check": 4, "caching": 7, "held_out": 5, "evaluating": 6}
+    assert timings == {**known, "preparing": 0, "exporting": 0}
+
+
+def test_meter_of_a_checkpoint_without_timings_counts_from_there(clock):
+    meter = CostMeter({"seconds": 5.0, "memory_bytes": 1, "stages": {}})
+    with meter.during("evaluating"):
+        clock.pass_by(2)
+    assert meter.timings()["evaluating"] == 2 and meter.timings()["training"] == {}
+
+
+def test_activities_are_those_that_the_service_answers():
+    assert tuple(Timings.__annotations__) == ACTIVITIES
 
 
 def test_meter_gives_the_cost_of_a_job(clock):

@@ -1,3 +1,6 @@
+import threading
+from contextlib import closing
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +8,7 @@ from torch import nn
 from base.errors import SpecInvalid
 from kdcore.classifier import FrozenTeacher, TeacherEnsemble
 from kdcore.lesson import Needs
-from kdcore.schemes.offline import Alone, Offline, Preparation
+from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.training import label_loss
 from tests.kdcore.tiny import batch, constant, linear, named
 
@@ -141,3 +144,81 @@ def test_preparation_the_teacher_is_seen_on_both_sides_and_nothing_is_graded():
 def test_preparation_no_network_learns_and_none_comes_out():
     scheme = Preparation(FrozenTeacher(named("convnet4")), Needs())
     assert scheme.learners() == [] and scheme.models == {}
+
+
+class Noting:
+    """A teacher that notes what it sees, and in which thread."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str, int]] = []
+
+    def __call__(self, batch):
+        self.seen.append((batch.epoch, threading.current_thread().name, torch.get_num_threads()))
+        if batch.epoch == 13:
+            raise RuntimeError("thirteen")
+        return batch.epoch
+
+
+def batches(*epochs: int):
+    return [batch([0, 1], epoch=epoch) for epoch in epochs]
+
+
+def test_teacher_ahead_has_begun_with_the_next_batch_when_one_is_passed_on():
+    teacher = Noting()
+    with closing(TeacherAhead(teacher, 1)) as ahead:
+        made = []
+        taken = ahead.through(made.append(one.epoch) or one for one in batches(1, 2, 3))
+        first = next(taken)
+        assert made == [1, 2] and ahead(first) == 1
+        assert [ahead(one) for one in taken] == [2, 3]
+        assert list(ahead.through([])) == []
+    assert [epoch for epoch, *_ in teacher.seen] == [1, 2, 3]
+
+
+def test_teacher_ahead_threads_are_counted_for_each_thread_and_its_own_ends_with_it():
+    teacher, own, alive = Noting(), torch.get_num_threads(), threading.active_count()
+    with closing(TeacherAhead(teacher, own + 1)) as ahead:
+        assert ahead(batch([0])) == 1 and torch.get_num_threads() == own
+        torch.set_num_threads(own)  # Changes nothing for the other thread.
+        ahead(batch([0]))
+    assert {(name.split("_")[0], threads) for _, name, threads in teacher.seen} == {("teacher", own + 1)}
+    assert threading.active_count() == alive
+
+
+def test_teacher_ahead_an_error_is_raised_at_its_own_batch():
+    with closing(TeacherAhead(Noting(), 1)) as ahead:
+        taken = ahead.through(batches(1, 13))
+        assert ahead(next(taken)) == 1
+        with pytest.raises(RuntimeError, match="thirteen"):
+            ahead(next(taken))
+
+
+def test_teacher_ahead_views_that_nobody_asked_for_are_dropped_at_the_end():
+    alive = threading.active_count()
+    ahead = TeacherAhead(Noting(), 1)
+    next(ahead.through(batches(1, 13, 3)))
+    ahead.close()
+    assert threading.active_count() == alive
+
+
+def test_teacher_ahead_answers_as_the_teacher_that_it_runs():
+    teacher = TeacherEnsemble([FrozenTeacher(linear(1)), FrozenTeacher(linear(2))], [1, 3], 4.0)
+    logits = [member(KNOWN.inputs).logits for member in teacher.members]
+    with closing(TeacherAhead(teacher, 1)) as ahead:
+        ahead.show(Needs())
+        assert torch.equal(ahead(KNOWN).logits, teacher(KNOWN).logits) and ahead.members == teacher.members
+        assert torch.equal(ahead.combined(logits), teacher.combined(logits))
+        assert torch.equal(ahead.soft_targets(logits, 2.0), teacher.soft_targets(logits, 2.0))
+
+
+def test_teacher_ahead_leaves_the_students_store_of_cast_weights_alone():
+    """A student's weight that is used twice is cast once, whatever bfloat16 teacher ends meanwhile."""
+    weight = nn.Parameter(torch.ones(2, 2))
+    teacher = FrozenTeacher(linear(1))
+    teacher.classifier.bf16 = True
+    with closing(TeacherAhead(teacher, 1)) as ahead, torch.autocast("cpu", dtype=torch.bfloat16):
+        first = torch.ones(2, 2) @ weight
+        ahead(KNOWN)
+        second = torch.ones(2, 2) @ weight
+    casts = [made.grad_fn.next_functions[1][0] for made in (first, second)]
+    assert casts[0] is casts[1]

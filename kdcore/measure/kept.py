@@ -1,0 +1,118 @@
+"""Logits on test images, kept in this host's cache: jobs with the same teacher and data measure it once.
+
+An entry `<key>-logits/` of the cache has one file, `logits.safetensors`, with the checksum of its numbers. The key is
+a digest of everything that decides the bits of the logits, so that a report is the same with and without an entry.
+What cannot be read, or has another checksum, is measured and written again. Entries are trimmed as decoded data is
+(`base.data_cache`).
+
+Shapes: n images, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from base.data_cache import LOGITS, lock_of
+from base.errors import StorageFull
+from base.files import write_whole
+from kdcore.catalog.facts import DATASET_READING, DatasetFacts
+from kdcore.classifier import Classifier
+from kdcore.data import Room
+from kdcore.data.decoding import alone
+from kdcore.data.images import Images
+from kdcore.device import Computing
+from kdcore.programs import Program
+from kdcore.spec import Dataset
+
+log = logging.getLogger("kdcore")
+
+VERSION = 1
+"""Increase it when `evaluate.logits_on` would give other bits than before."""
+_FILE = "logits.safetensors"
+_CHECKSUM = "sha256"
+
+
+def logits(cache: Path, room: Room, key: str, images: int, measure: Callable[[], Tensor]) -> Tensor:
+    """Return the logits under `key`, float32 n × K: of an entry of the cache, or measured now, and kept if there is
+    room. `images`: their number n."""
+    entry = cache / f"{key}{LOGITS}"
+    found = _read(entry / _FILE, images)
+    if found is not None:
+        log.info("logits on %d test images are those of an earlier job", images)
+        with suppress(OSError):
+            os.utime(entry)  # The trimming of the cache deletes what was not used for the longest time.
+        return found
+    measured = measure()
+    if measured.numel() * measured.element_size() <= room.bytes(cache):
+        try:
+            with alone(lock_of(entry)):
+                write_whole(entry / _FILE, lambda path: path.write_bytes(_content(measured)))
+        except (OSError, StorageFull) as error:
+            log.info("logits on test images are not kept for later jobs: %s", error)
+    return measured
+
+
+def key(
+    model: Classifier, architecture: str, images: Images, dataset: Dataset, facts: DatasetFacts, computing: Computing
+) -> str:
+    """Return the key of a model's logits on test images: sha256, hex. They are computed in float32, whatever the
+    precision of the training."""
+    digest = hashlib.sha256()
+    network = model.network
+    decides = {
+        "version": VERSION,
+        "torch": [torch.__version__, torch.backends.cpu.get_cpu_capability()],
+        "computing": [computing.device, computing.threads, computing.folded],
+        "network": [architecture, *(one.facts.digest for one in network.modules() if isinstance(one, Program))],
+        "classes": [_listed(model.order), _listed(model.merged)],
+        "normalization": [_listed(model.mean), _listed(model.std)],
+        "data": [facts.digest or dataset.source, DATASET_READING, dataset.deciding()],
+        "images": list(images.at(model.image_size).pixels.shape),
+    }
+    digest.update(json.dumps(decides, sort_keys=True).encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _listed(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.tolist()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _content(logits_nK: Tensor) -> bytes:
+    return save({"logits": logits_nK}, {_CHECKSUM: hashlib.sha256(_bytes(logits_nK)).hexdigest()})
+
+
+def _read(path: Path, images: int) -> Tensor | None:
+    """Return the logits in a file; None if there is none, or if it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            logits_nK: Tensor = file.get_tensor("logits")
+            checksum = (file.metadata() or {}).get(_CHECKSUM)
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        log.info("%s is measured again: %s", path.name, error)
+        return None
+    whole = logits_nK.dtype == torch.float32 and logits_nK.dim() == 2 and len(logits_nK) == images
+    if whole and hashlib.sha256(_bytes(logits_nK)).hexdigest() == checksum:
+        return logits_nK
+    log.info("%s is measured again: its numbers have another checksum", path.name)
+    return None
