@@ -207,6 +207,15 @@ def test_stored_outputs_that_this_machine_does_not_compute_are_not_used(data, te
     assert same(student, plain) and codes == ["teacher_cache_off"] and report["hits"] == 0
 
 
+def test_a_teacher_that_runs_ahead_uses_the_cache(data, teacher, tmp_path):
+    spec = spec_of(data, teacher, overlap=True)
+    off, _, _ = finish(spec_of(data, teacher, overlap=True, teacher_cache="off"), tmp_path / "off")
+    cold, first, _ = finish(spec, tmp_path / "cold", tmp_path / "cache")
+    warm, second, codes = finish(spec, tmp_path / "warm", tmp_path / "cache")
+    assert first["stored"] and (second["hits"], second["misses"]) == (SEEN, 0) and not codes
+    assert same(off, cold) and same(off, warm)
+
+
 def test_two_jobs_at_once_share_a_cache(data, teacher, plain, tmp_path, monkeypatch):
     """The second begins and ends in the middle of the first, which finds what it has stored at its next epoch."""
     cache, done, step = tmp_path / "cache", [0], StageTraining._step
