@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
+from kdcore import kernels
 from kdcore.lesson import NOTHING, Batch, Needs, View
+from kdcore.models.layers import fold, folded_precision
 from kdcore.taps import Taps
 
 
 class Classifier(nn.Module):
     """Normalises pixels in 0..255 by `mean` and `std` (per channel, of pixels in 0..1) and runs the network.
 
-    The network computes in bfloat16 if `bf16` is set. Its outputs are at least float32, so that losses need no casts.
+    The network computes in bfloat16 if `bf16` is set, a folded one in its own precision. Its outputs are at least
+    float32, so that losses need no casts.
     `order` says, for each class of the data, which of the network's outputs is its logit; None if they agree.
     `outputs` says, for each class, which outputs answer it: their probabilities are added, by the logsumexp of their
     logits, and outputs that no class has are left out.
@@ -54,8 +57,9 @@ class Classifier(nn.Module):
 
     def like(self, network: nn.Module) -> Classifier:
         """Return a classifier of another network, with this one's device, normalisation and precision."""
-        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
-        return Classifier(network, mean, std, bf16=self.bf16).to(self.mean.device)
+        other = Classifier(network, (), (), bf16=self.bf16)
+        other.mean, other.std = self.mean, self.std  # The tensors themselves: the host need not read their values.
+        return other.to(self.mean.device)
 
     def watch(self, paths: Sequence[str]) -> None:
         """Tap only these places from now on."""
@@ -69,7 +73,8 @@ class Classifier(nn.Module):
         if labels is None:
             return self._view_in_own_precision(images)
         learning = torch.is_grad_enabled()
-        with torch.enable_grad():
+        # The kernels' gradients cannot be differentiated.
+        with torch.enable_grad(), kernels.paused():
             view = self._view_in_own_precision(images.requires_grad_())
             # The sum, because a mean would scale each image's gradient by the batch size.
             loss = cross_entropy(view.logits, answered(labels, view.logits), reduction="sum")
@@ -77,7 +82,9 @@ class Classifier(nn.Module):
         return View(view.logits, view.taps, gradient if learning else gradient.detach())
 
     def _view_in_own_precision(self, images: Tensor) -> View:
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        folded = folded_precision(self.network)
+        bf16 = self.bf16 if folded is None else folded == torch.bfloat16
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
             return self.view(images)
 
     def view(self, images: Tensor) -> View:
@@ -119,11 +126,18 @@ def _lifted(tensor: Tensor) -> Tensor:
 
 
 class FrozenTeacher(nn.Module):
-    """A teacher of one network: always in eval mode, without gradients."""
+    """A teacher of one network: always in eval mode, without gradients.
 
-    def __init__(self, classifier: Classifier) -> None:
+    `folded`: its batch norms are folded into its convolutions, in the classifier's precision, on a CPU (see `fold`).
+    Every pass without an input gradient is computed so, those that measure the teacher included. The network's weights
+    must not change any more.
+    """
+
+    def __init__(self, classifier: Classifier, folded: bool = False) -> None:
         super().__init__()
         self.classifier = classifier.requires_grad_(False)
+        if folded:
+            fold(classifier.network, classifier.bf16)
         self.needs = NOTHING
         self.train(False)
 

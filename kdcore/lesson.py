@@ -35,8 +35,9 @@ class Batch:
     """int64 N, or float32 N × K if labels are mixed; -1 is an unknown label."""
     index: Tensor
     """int64 N: the samples' rows in the training set."""
-    epoch: int = 1
-    """The epoch of this step, from 1: warm-ups and ramps depend on it."""
+    epoch: int | Tensor = 1
+    """The epoch of this step, from 1: warm-ups and ramps depend on it. In a captured step it is a scalar on the device,
+    because a number would stay that of the first replay."""
     view_ids: Tensor | None = None
     """int64 N: the number of each sample's view. Equal rows and view ids are equal inputs, so a frozen
     teacher's outputs can be cached under both. None if views are not numbered."""
@@ -57,6 +58,11 @@ class Batch:
             view_ids=None if self.view_ids is None else self.view_ids[places],
             sized={side: views[places] for side, views in self.sized.items()},
         )
+
+    def warmed_up(self, epochs: int) -> float | Tensor:
+        """Return the weight of a loss that rises linearly during its first epochs: epoch / epochs, at most 1."""
+        weight = self.epoch / max(epochs, 1)
+        return weight.clamp(max=1) if isinstance(weight, Tensor) else min(weight, 1.0)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ class Lesson:
     student: View
     teacher: View
     batch: Batch
-    share: float = 1.0
+    share: float | Tensor = 1.0
 
     @property
     def logits(self) -> tuple[Tensor, Tensor]:

@@ -47,14 +47,32 @@ _AdamW, _Sgd = _uncompiled(torch.optim.AdamW), _uncompiled(torch.optim.SGD)
 
 
 def optimizer_for(
-    spec: Optimizer, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+    spec: Optimizer, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], captured: bool = False
 ) -> torch.optim.Optimizer:
     """Return an optimizer of parameters, or of groups of them in PyTorch's form.
 
-    Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables."""
+    Weight decay applies to every parameter, batch norm's too, as in the recipes behind the field's tables. If its steps
+    are `captured` in a graph, it is the fused one, which reads the learning rate from a tensor on the device."""
+    fused = captured or None
+    optimizer: torch.optim.Optimizer
     if isinstance(spec, AdamW):
-        return _AdamW(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
-    return _Sgd(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
+        decay, betas = spec.weight_decay, spec.betas
+        optimizer = _AdamW(parameters, spec.lr, betas, weight_decay=decay, fused=fused, capturable=captured)
+    else:
+        momentum, decay, nesterov = spec.momentum, spec.weight_decay, spec.nesterov
+        optimizer = _Sgd(parameters, spec.lr, momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
+    for group in optimizer.param_groups if captured else ():
+        device = group["params"][0].device if group["params"] else None
+        group["lr"] = torch.tensor(spec.lr, dtype=torch.float32, device=device)
+    return optimizer
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the learning rate of a group of parameters; where it is a tensor, in place, so that a graph reads it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 class Average:

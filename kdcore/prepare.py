@@ -244,7 +244,7 @@ def prepare(
     device, bf16 = torch.device(computing.device), computing.bf16
     torch.set_num_threads(computing.threads)
     devices.make_exact(spec.training.seed)
-    teacher = _teacher(spec, loaded, files, bf16)
+    teacher = _teacher(spec, loaded, files, computing)
     baseline = _baseline(spec, loaded, workspace, bf16)
     log.info("torch %s, %s", torch.__version__, computing)
     log.info("%d training and %d test images of %d classes", facts.train, facts.test, facts.num_classes)
@@ -382,7 +382,7 @@ def _inspected(spec: JobSpec, known: Known) -> dict[str, ArchitectureFacts]:
 
 
 def _teacher(
-    spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program | LogitsFile], bf16: bool
+    spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program | LogitsFile], computing: Computing
 ) -> FrozenTeacher | TeacherEnsemble | StoredLogits | None:
     """Return the teacher; several become one."""
     specs = list(each_teacher({"teacher": spec.teacher}))
@@ -391,7 +391,7 @@ def _teacher(
         file = files[pointer]
         if isinstance(file, LogitsFile):
             return StoredLogits(file, loaded)  # Rules refuse others beside it.
-        each.append(FrozenTeacher(_classifier(teacher, loaded, file, bf16)))
+        each.append(FrozenTeacher(_classifier(teacher, loaded, file, computing.bf16), computing.folded))
     if len(each) < 2:
         return each[0] if each else None
     shares = [teacher.weight if teacher.weight is not None else 1.0 for _, teacher in specs]

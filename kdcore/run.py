@@ -253,7 +253,7 @@ def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | No
     earlier = next(one for one in job.trials if one.name == trial.taught_by)
     student = job.student(earlier.students[0])
     student.network.load_state_dict(progress.finished[earlier.name]["student"].best)
-    return FrozenTeacher(student)
+    return FrozenTeacher(student, job.computing.folded)
 
 
 class TrialSetup:
@@ -328,6 +328,7 @@ class TrialSetup:
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
             rate_factors=self.rate_factors,
+            graph=self.job.computing.step == "graph",
             through=self.teacher.through if isinstance(self.teacher, TeacherAhead) else iter,
         )
         if self.teacher is not None and objective is not None:

@@ -261,9 +261,10 @@ class CachedTeacher:
             self._store = self._opened(layout)
         else:
             self._store.refresh()
-        rows = self._coming.rows(batch.epoch)
-        keys = self._coming.keys(rows, batch.epoch)
-        epoch = _Epoch(batch.epoch, rows, keys, np.full(len(keys), -1, dtype=np.int64))
+        number = int(batch.epoch)
+        rows = self._coming.rows(number)
+        keys = self._coming.keys(rows, number)
+        epoch = _Epoch(number, rows, keys, np.full(len(keys), -1, dtype=np.int64))
         start = int((rows == batch.index[0]).nonzero()[0])
         if self._store is not None:
             epoch.places = self._store.find(keys)

@@ -19,11 +19,12 @@ from base.errors import LossDiverged
 from kdcore.classifier import Classifier
 from kdcore.data.images import TrainingSet
 from kdcore.data.views import Views, order
+from kdcore.graph_step import GraphStep
 from kdcore.lesson import Batch, Scheme, StepOutput
 from kdcore.measure import batch_norm, evaluate
 from kdcore.measure.alarms import Alarms
 from kdcore.objectives import Objective
-from kdcore.optimizer import Average, learning_rate, optimizer_for
+from kdcore.optimizer import Average, learning_rate, optimizer_for, set_rate
 from kdcore.spec import Training
 
 POINT_EVERY_STEPS = 200
@@ -99,6 +100,8 @@ class StageTraining:
     observer: Observer
     rate_factors: Mapping[nn.Parameter, float] = field(default_factory=dict)
     """Factors of the learning rate, for the parameters that have one."""
+    graph: bool = False
+    """Capture a step as a CUDA graph, and replay it."""
     alarms: Alarms = field(default_factory=Alarms)
     through: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
     """Passes the batches of an epoch on. A teacher that runs ahead sees the next one first."""
@@ -111,10 +114,13 @@ class StageTraining:
         self.learners = nn.ModuleList(self.scheme.learners())
         self._build_objective()
         self.trained = self._trained()
+        self.graph_step = GraphStep() if self.graph else None
         self.optimizers, self.factors = [], []
         for parameters in self.trained:
             groups = self._by_factor(parameters)
-            self.optimizers.append(optimizer_for(recipe.optimizer, [{"params": one} for one in groups.values()]))
+            self.optimizers.append(
+                optimizer_for(recipe.optimizer, [{"params": one} for one in groups.values()], self.graph)
+            )
             self.factors.append(list(groups))
         networks = {name: model.network for name, model in self.scheme.models.items()}
         self.averages = {name: Average(network, recipe.ema) for name, network in networks.items() if recipe.ema}
@@ -213,26 +219,32 @@ class StageTraining:
         return self.views.batch(self.training_set.images, index, self.recipe.seed, self.position.epoch)
 
     def _step(self, batch: Batch) -> None:
+        """Make one step. The host sets the learning rate; `_learn` is the device's part, eagerly or as a graph."""
         recipe = self.recipe
         rate = learning_rate(recipe.optimizer.lr, recipe.schedule, self.global_step, self.steps_per_epoch, self.epochs)
+        for optimizer, factors in zip(self.optimizers, self.factors, strict=True):
+            for group, factor in zip(optimizer.param_groups, factors, strict=True):
+                set_rate(group, rate * factor)
+        self._sum(self._learn(batch) if self.graph_step is None else self.graph_step(self._learn, batch))
+
+    def _learn(self, batch: Batch) -> dict[str, Tensor]:
+        """Change the weights by one batch, and return the figures of the step. No value is read on the host."""
         output = self.scheme.run(batch)
         label, distillation = self._losses(output)
         # Leave out a term of weight 0: with its zero gradients, weight decay would change untrained parameters.
         weighed = ((self.alpha, label), (self.beta, distillation))
         loss = sum((weight * value for weight, value in weighed if weight > 0), torch.zeros_like(label))
-        for optimizer, factors in zip(self.optimizers, self.factors, strict=True):
-            for group, factor in zip(optimizer.param_groups, factors, strict=True):
-                group["lr"] = rate * factor
+        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # False in a first stage of weight 0.
             loss.backward()  # type: ignore[no-untyped-call]
         for optimizer, parameters in zip(self.optimizers, self.trained, strict=True):
-            if recipe.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+            if self.recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
             optimizer.step()
         for name, average in self.averages.items():
             average.update(self.scheme.models[name].network)
-        self._sum(output, {"loss": loss, "label_loss": label, "distillation_loss": distillation})
+        return self._figures(output, {"loss": loss, "label_loss": label, "distillation_loss": distillation})
 
     def _losses(self, output: StepOutput) -> tuple[Tensor, Tensor]:
         """Return the label loss of all views, and the distillation loss of all lessons."""
@@ -242,13 +254,16 @@ class StageTraining:
             return label, zero
         return label, sum((lesson.share * self.objective(lesson) for lesson in output.lessons), zero)
 
-    def _sum(self, output: StepOutput, losses: Mapping[str, Tensor]) -> None:
-        """Add up the figures of the next point as tensors, so that the host does not wait for the device."""
+    def _figures(self, output: StepOutput, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         figures = {name: value.detach() for name, value in losses.items()}
         if output.views:
             figures["accuracy"] = hits(output.views[0].logits, output.labels) / known(output.labels)
         if self.objective is not None:
             figures |= self.objective.observed
+        return figures
+
+    def _sum(self, figures: Mapping[str, Tensor]) -> None:
+        """Add up the figures of the next point as tensors, so that the host does not wait for the device."""
         for name, value in figures.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.position.summed += 1
@@ -369,7 +384,7 @@ def label_loss(logits_NK: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> 
 def known(labels: Tensor) -> Tensor:
     """Return the number of known labels, at least 1: a tensor, so that the host does not wait."""
     if labels.is_floating_point():
-        return labels.new_tensor(len(labels))
+        return labels.new_full((), len(labels))
     return (labels != UNKNOWN).sum().clamp(min=1)
 
 

@@ -30,7 +30,7 @@ def mixup(
 ) -> tuple[list[Tensor], Tensor]:
     """Blend each image with its partner's; float32 in 0..255, and soft labels. `views`: the images at each size."""
     partner_N, common = partners(states_N)
-    share = quantiles[counter_rng.below(counter_rng.draws(common, 1)[0], QUANTILES)]
+    share = _drawn(quantiles, counter_rng.draws(common, 1)[0])
     mixed = [_blend(pixels, pixels[partner_N], share) for pixels in map(Tensor.float, views)]
     return mixed, _blend(labels_NK, labels_NK[partner_N], share)
 
@@ -45,7 +45,7 @@ def cutmix(
     partner_N, common = partners(states_N)
     height, width = views[0].shape[2:]
     which, middle_row, middle_column = counter_rng.draws(common, 3)
-    side = (1 - quantiles[counter_rng.below(which, QUANTILES)]).sqrt()
+    side = (1 - _drawn(quantiles, which)).sqrt()
     rows, columns = _span(middle_row, side, height), _span(middle_column, side, width)
     inside_HW = _inside(rows, height, height)[:, None] & _inside(columns, width, width)
     share = 1 - inside_HW.double().mean()
@@ -55,6 +55,11 @@ def cutmix(
         covered_HW = _inside(rows, height, tall)[:, None] & _inside(columns, width, wide)
         mixed.append(torch.where(covered_HW, pixels[partner_N], pixels).float())
     return mixed, _blend(labels_NK, labels_NK[partner_N], share)
+
+
+def _drawn(quantiles: Tensor, bits: Tensor) -> Tensor:
+    """Return the quantile that some random bits choose: scalars, but no number that the host waits for."""
+    return quantiles.index_select(0, counter_rng.below(bits, QUANTILES).view(1)).squeeze(0)
 
 
 def partners(states_N: Tensor) -> tuple[Tensor, Tensor]:

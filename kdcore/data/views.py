@@ -16,6 +16,7 @@ Shapes: N batch, C channels, H height, W width, K classes.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -165,7 +166,7 @@ def _boxes(how: RandomResizedCrop, draws: list[Tensor], height: int, width: int)
     """
     low, high = how.scale
     area = (low + (high - low) * counter_rng.unit(draws[0])) * (height * width)
-    roots = _root_ratios(how.ratio).to(area.device)
+    roots = _root_ratios(how.ratio, area.device)
     root = roots[counter_rng.below(draws[1], _RATIO_STEPS)]
     side = area.sqrt()
     tall = (side / root).round().long().clamp(1, height)
@@ -175,9 +176,11 @@ def _boxes(how: RandomResizedCrop, draws: list[Tensor], height: int, width: int)
     return Boxes(top, left, tall, wide)
 
 
-def _root_ratios(ratio: tuple[float, float]) -> Tensor:
-    """Return a table of square roots of aspect ratios, because exp differs in the last bit between CPU and GPU."""
+@cache
+def _root_ratios(ratio: tuple[float, float], device: torch.device) -> Tensor:
+    """Return a table of square roots of aspect ratios, made on the CPU, because exp differs in the last bit between CPU
+    and GPU. It is kept, because a GPU waits for a copy."""
     low, high = torch.tensor(ratio, dtype=torch.float64).log()
     middles = (torch.arange(_RATIO_STEPS, dtype=torch.float64) + 0.5) / _RATIO_STEPS
     roots: Tensor = ((low + (high - low) * middles) / 2).exp()
-    return roots
+    return roots.to(device)

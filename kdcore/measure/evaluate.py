@@ -64,8 +64,8 @@ def batch_size(height: int, width: int) -> int:
 def logits_on(classifier: Classifier, images: Images, on_images: Callable[[int], None] | None = None) -> Tensor:
     """Return the logits of every image in order, on the CPU: n × K, in float32, as for the exported file.
 
-    It gets them at its own image size, and keeps its mode and precision. `on_images` is called after each batch with
-    its number of images.
+    A folded teacher computes them as it teaches. It gets the images at its own size, and keeps its mode and precision.
+    `on_images` is called after each batch with its number of images.
     """
     images = images.at(classifier.image_size)
     was_training, was_bf16 = classifier.training, classifier.bf16

@@ -68,13 +68,13 @@ def key(
     model: Classifier, architecture: str, images: Images, dataset: Dataset, facts: DatasetFacts, computing: Computing
 ) -> str:
     """Return the key of a model's logits on test images: sha256, hex. They are computed in float32, whatever the
-    precision of the training."""
+    precision of the training, but a folded teacher's as it teaches."""
     digest = hashlib.sha256()
     network = model.network
     decides = {
         "version": VERSION,
         "torch": [torch.__version__, torch.backends.cpu.get_cpu_capability()],
-        "computing": [computing.device, computing.threads, computing.folded],
+        "computing": [computing.device, computing.threads, computing.folded, computing.folded and computing.bf16],
         "network": [architecture, *(one.facts.digest for one in network.modules() if isinstance(one, Program))],
         "classes": [_listed(model.order), _listed(model.merged)],
         "normalization": [_listed(model.mean), _listed(model.std)],

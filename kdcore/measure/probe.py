@@ -82,7 +82,7 @@ class _Prober:
         self.spec, self.facts, self.computing = spec, facts, computing
         self.device = torch.device(computing.device)
         self.planned = trials(spec, facts, None)
-        members = [FrozenTeacher(self._classifier(teacher)) for teacher in spec.teachers]
+        members = [FrozenTeacher(self._classifier(teacher), computing.folded) for teacher in spec.teachers]
         self.members = [member.classifier for member in members]
         self.teacher = _joined(members, spec)
         self.images = self._random_images(evaluate.batch_size(*facts.image_size))
@@ -211,7 +211,7 @@ class _Prober:
         if trial.taught_by == GIVEN:
             return self.teacher
         earlier = next(one for one in self.planned if one.name == trial.taught_by)
-        return FrozenTeacher(job.student(earlier.students[0]))
+        return FrozenTeacher(job.student(earlier.students[0]), self.computing.folded)
 
     def _job(self, size: int) -> PreparedJob:
         """Return the job on random pixels: just enough for the steps of an epoch that does not end."""

@@ -6,7 +6,7 @@ It trains in seconds on a CPU, and is so small that distillation helps it on 8×
 
 from torch import Tensor, nn
 
-from kdcore.models.layers import Network, average, conv, he_init
+from kdcore.models.layers import InTurn, Network, average, conv, he_init
 
 
 class ConvNet(Network):
@@ -28,5 +28,5 @@ class ConvNet(Network):
         return self.fc(average(maps_NCHW))
 
 
-def layer(width_in: int, width_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(conv(width_in, width_out, 3, stride), nn.BatchNorm2d(width_out), nn.ReLU())
+def layer(width_in: int, width_out: int, stride: int) -> InTurn:
+    return InTurn(conv(width_in, width_out, 3, stride), nn.BatchNorm2d(width_out), nn.ReLU())

@@ -8,7 +8,7 @@ where the factor is 1. Parameters with 100 classes: 812,836.
 
 from torch import Tensor, nn
 
-from kdcore.models.layers import Network, average, conv, he_init
+from kdcore.models.layers import InTurn, Network, average, conv, he_init, with_shortcut
 
 GROUPS = (
     # expansion, width before halving, blocks, stride
@@ -29,14 +29,14 @@ class MobileNetV2(Network):
     def __init__(self, num_classes: int, channels: int, width: float = 0.5) -> None:
         super().__init__()
         width_in = int(32 * width)
-        self.conv1 = nn.Sequential(conv(channels, width_in, 3, 2), nn.BatchNorm2d(width_in), nn.ReLU())
+        self.conv1 = InTurn(conv(channels, width_in, 3, 2), nn.BatchNorm2d(width_in), nn.ReLU())
         self.blocks = nn.ModuleList()
         for expansion, full_width, blocks, stride in GROUPS:
             width_out = int(full_width * width)
             rest = [InvertedResidual(width_out, width_out, 1, expansion) for _ in range(blocks - 1)]
             self.blocks.append(nn.Sequential(InvertedResidual(width_in, width_out, stride, expansion), *rest))
             width_in = width_out
-        self.conv2 = nn.Sequential(conv(width_in, EMBEDDING, 1), nn.BatchNorm2d(EMBEDDING), nn.ReLU())
+        self.conv2 = InTurn(conv(width_in, EMBEDDING, 1), nn.BatchNorm2d(EMBEDDING), nn.ReLU())
         self.classifier = nn.Sequential(nn.Linear(EMBEDDING, num_classes))
         he_init(self)
 
@@ -56,7 +56,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, width_in: int, width_out: int, stride: int, expansion: int) -> None:
         super().__init__()
         inside = width_in * expansion
-        self.conv = nn.Sequential(
+        self.conv = InTurn(
             conv(width_in, inside, 1),
             nn.BatchNorm2d(inside),
             nn.ReLU(),
@@ -69,5 +69,6 @@ class InvertedResidual(nn.Module):
         self.has_shortcut = stride == 1 and width_in == width_out
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        out: Tensor = self.conv(maps_NCHW)
-        return maps_NCHW + out if self.has_shortcut else out
+        if self.has_shortcut:
+            return with_shortcut(self.conv, maps_NCHW, shortcut=maps_NCHW)
+        return self.conv(maps_NCHW)

@@ -18,6 +18,7 @@ from base.errors import SpecInvalid
 from kdcore import vision
 from kdcore.catalog.architectures import HiddenLayer, UnknownName, architecture, hidden_layers
 from kdcore.models.convnet import ConvNet
+from kdcore.models.layers import RELU, conv_norm, join_sequences, norm_act, with_shortcut
 from kdcore.models.mobilenet_v2 import MobileNetV2
 from kdcore.models.resnet import ResNet, ResNet50
 from kdcore.models.shufflenet_v1 import ShuffleNetV1
@@ -159,7 +160,7 @@ def _from_torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
         )
     options = {"aux_logits": False, "init_weights": True} if name in WITHOUT_AUXILIARY_HEADS else {}
     network: nn.Module = vision.torchvision().models.get_model(name, weights=None, num_classes=num_classes, **options)
-    _name_last_relus(network)
+    _through_layers(network)
     return _none_in_place(network)
 
 
@@ -170,6 +171,7 @@ def _from_timm(name: str, num_classes: int, channels: int) -> nn.Module:
         near = get_close_matches(name, timm.list_models(), n=3)
         raise SpecInvalid(f"timm has no model {name!r}", hint=f"did you mean {', '.join(near)}?" if near else None)
     network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
+    join_sequences(network)
     return _none_in_place(network)
 
 
@@ -180,26 +182,72 @@ def _none_in_place(network: nn.Module) -> nn.Module:
     return network
 
 
-def _name_last_relus(network: nn.Module) -> None:
-    """Give last ReLUs their own names: torchvision's residual blocks call one ReLU module after every layer."""
-    resnet = vision.torchvision().models.resnet
-    for block in network.modules():
-        if isinstance(block, (resnet.BasicBlock, resnet.Bottleneck)):
-            block.last_relu = nn.ReLU()
-            forward = _bottleneck if isinstance(block, resnet.Bottleneck) else _basic_block
-            block.forward = MethodType(forward, block)
+def _through_layers(network: nn.Module) -> None:
+    """Let a network of torchvision compute its batch norms as ours do, by the functions of `layers`.
+
+    The last ReLU of a residual block gets a name of its own: these blocks call one ReLU module after every layer.
+    """
+    join_sequences(network)
+    for module in network.modules():
+        if forward := _FORWARDS.get(f"{type(module).__module__}.{type(module).__qualname__}"):
+            module.forward = MethodType(forward, module)
+        if forward in (_basic_block, _bottleneck):
+            module.last_relu = nn.ReLU()
+
+
+def _resnet(network: Any, images_NCHW: Tensor) -> Tensor:
+    maps = network.maxpool(conv_norm(network.conv1, network.bn1, images_NCHW, network.relu))
+    for group in (network.layer1, network.layer2, network.layer3, network.layer4):
+        maps = group(maps)
+    return network.fc(network.avgpool(maps).flatten(1))  # type: ignore[no-any-return]
 
 
 def _basic_block(block: Any, maps_NCHW: Tensor) -> Tensor:
-    maps = block.relu(block.bn1(block.conv1(maps_NCHW)))
-    return block.last_relu(block.bn2(block.conv2(maps)) + _shortcut(block, maps_NCHW))
+    maps = conv_norm(block.conv1, block.bn1, maps_NCHW, block.relu)
+    return conv_norm(block.conv2, block.bn2, maps, block.last_relu, shortcut=_shortcut(block, maps_NCHW))
 
 
 def _bottleneck(block: Any, maps_NCHW: Tensor) -> Tensor:
-    maps = block.relu(block.bn1(block.conv1(maps_NCHW)))
-    maps = block.relu(block.bn2(block.conv2(maps)))
-    return block.last_relu(block.bn3(block.conv3(maps)) + _shortcut(block, maps_NCHW))
+    maps = conv_norm(block.conv1, block.bn1, maps_NCHW, block.relu)
+    maps = conv_norm(block.conv2, block.bn2, maps, block.relu)
+    return conv_norm(block.conv3, block.bn3, maps, block.last_relu, shortcut=_shortcut(block, maps_NCHW))
 
 
 def _shortcut(block: Any, maps_NCHW: Tensor) -> Tensor:
     return maps_NCHW if block.downsample is None else block.downsample(maps_NCHW)
+
+
+def _dense_layer(layer: Any, maps: Tensor | list[Tensor]) -> Tensor:
+    joined = maps if isinstance(maps, Tensor) else torch.cat(maps, 1)
+    inner = conv_norm(layer.conv1, layer.norm2, norm_act(layer.norm1, joined, layer.relu1), layer.relu2)
+    new = conv_norm(layer.conv2, None, inner)
+    return nn.functional.dropout(new, layer.drop_rate, layer.training) if layer.drop_rate > 0 else new
+
+
+def _basic_conv(layer: Any, maps_NCHW: Tensor) -> Tensor:
+    return conv_norm(layer.conv, layer.bn, maps_NCHW, RELU)
+
+
+def _inverted_residual(adds: str, layers: str) -> Callable[[Any, Tensor], Tensor]:
+    """Return the forward pass of a block whose attributes `adds` and `layers` say whether it has a shortcut, and what
+    it is beside."""
+
+    def forward(block: Any, maps_NCHW: Tensor) -> Tensor:
+        beside = getattr(block, layers)
+        return with_shortcut(beside, maps_NCHW, maps_NCHW) if getattr(block, adds) else beside(maps_NCHW)
+
+    return forward
+
+
+_FORWARDS: dict[str, Callable[..., Tensor]] = {
+    "torchvision.models.resnet.ResNet": _resnet,
+    "torchvision.models.resnet.BasicBlock": _basic_block,
+    "torchvision.models.resnet.Bottleneck": _bottleneck,
+    "torchvision.models.densenet._DenseLayer": _dense_layer,
+    "torchvision.models.googlenet.BasicConv2d": _basic_conv,
+    "torchvision.models.inception.BasicConv2d": _basic_conv,
+    "torchvision.models.mobilenetv2.InvertedResidual": _inverted_residual("use_res_connect", "conv"),
+    "torchvision.models.mobilenetv3.InvertedResidual": _inverted_residual("use_res_connect", "block"),
+    "torchvision.models.mnasnet._InvertedResidual": _inverted_residual("apply_residual", "layers"),
+}
+"""The forward passes of torchvision's classes, by the functions of `layers`."""

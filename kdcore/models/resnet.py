@@ -15,7 +15,7 @@ resnet32x4 7,433,860. With 10 classes and option A resnet20 has the paper's 0.27
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.layers import Network, average, conv, he_init
+from kdcore.models.layers import RELU, InTurn, Network, average, conv, conv_norm, he_init
 
 EXPANSION = 4
 
@@ -43,7 +43,7 @@ class ResNet(Network):
         he_init(self)
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(images_NCHW)))
+        return conv_norm(self.conv1, self.bn1, images_NCHW, RELU)
 
     def trunk(self) -> list[nn.Module]:
         return [self.layer1, self.layer2, self.layer3]
@@ -71,12 +71,12 @@ class BasicBlock(nn.Module):
         if option_a and (stride != 1 or width_in != width_out):
             self.downsample = ZeroPad(width_out - width_in, stride)
         elif stride != 1 or width_in != width_out:
-            self.downsample = nn.Sequential(conv(width_in, width_out, 1, stride), nn.BatchNorm2d(width_out))
+            self.downsample = InTurn(conv(width_in, width_out, 1, stride), nn.BatchNorm2d(width_out))
         self.relu = nn.ReLU()
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        maps = F.relu(self.bn1(self.conv1(maps_NCHW)))
-        return self.relu(self.bn2(self.conv2(maps)) + self.downsample(maps_NCHW))
+        maps = conv_norm(self.conv1, self.bn1, maps_NCHW, RELU)
+        return conv_norm(self.conv2, self.bn2, maps, self.relu, shortcut=self.downsample(maps_NCHW))
 
 
 class ZeroPad(nn.Module):
@@ -104,7 +104,7 @@ class ResNet50(Network):
         he_init(self)
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(images_NCHW)))
+        return conv_norm(self.conv1, self.bn1, images_NCHW, RELU)
 
     def trunk(self) -> list[nn.Module]:
         return [self.layer1, self.layer2, self.layer3, self.layer4]
@@ -132,10 +132,10 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(width_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width_out:
-            self.shortcut = nn.Sequential(conv(width_in, width_out, 1, stride), nn.BatchNorm2d(width_out))
+            self.shortcut = InTurn(conv(width_in, width_out, 1, stride), nn.BatchNorm2d(width_out))
         self.relu = nn.ReLU()
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        maps = F.relu(self.bn1(self.conv1(maps_NCHW)))
-        maps = F.relu(self.bn2(self.conv2(maps)))
-        return self.relu(self.bn3(self.conv3(maps)) + self.shortcut(maps_NCHW))
+        maps = conv_norm(self.conv1, self.bn1, maps_NCHW, RELU)
+        maps = conv_norm(self.conv2, self.bn2, maps, RELU)
+        return conv_norm(self.conv3, self.bn3, maps, self.relu, shortcut=self.shortcut(maps_NCHW))

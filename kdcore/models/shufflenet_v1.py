@@ -7,7 +7,7 @@ arXiv:1707.01083, figure 2. The stem is a 1×1 convolution with no pooling. Para
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from kdcore.models.layers import Network, average, conv, he_init
+from kdcore.models.layers import RELU, Network, average, conv, conv_norm, he_init
 
 GROUPS = 3
 STEM = 24
@@ -25,7 +25,7 @@ class ShuffleNetV1(Network):
         he_init(self)
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(images_NCHW)))
+        return conv_norm(self.conv1, self.bn1, images_NCHW, RELU)
 
     def trunk(self) -> list[nn.Module]:
         return [self.layer1, self.layer2, self.layer3]
@@ -57,9 +57,9 @@ class Unit(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        maps = F.relu(self.bn1(self.conv1(maps_NCHW)))
-        maps = F.relu(self.bn2(self.conv2(F.channel_shuffle(maps, self.squeeze_groups))))
-        maps = self.bn3(self.conv3(maps))
-        if self.halves:
-            return self.relu(cat([maps, F.avg_pool2d(maps_NCHW, 3, stride=2, padding=1)], dim=1))
-        return self.relu(maps + maps_NCHW)
+        maps = conv_norm(self.conv1, self.bn1, maps_NCHW, RELU)
+        maps = conv_norm(self.conv2, self.bn2, F.channel_shuffle(maps, self.squeeze_groups), RELU)
+        if not self.halves:
+            return conv_norm(self.conv3, self.bn3, maps, self.relu, shortcut=maps_NCHW)
+        maps = conv_norm(self.conv3, self.bn3, maps)
+        return self.relu(cat([maps, F.avg_pool2d(maps_NCHW, 3, stride=2, padding=1)], dim=1))

@@ -7,7 +7,7 @@ figure 3. The stem is a 1×1 convolution with no pooling. Parameters with 100 cl
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from kdcore.models.layers import Network, average, conv, he_init
+from kdcore.models.layers import RELU, Network, average, conv, conv_norm, he_init
 
 STEM = 24
 EMBEDDING = 1024
@@ -27,13 +27,13 @@ class ShuffleNetV2(Network):
         he_init(self)
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(images_NCHW)))
+        return conv_norm(self.conv1, self.bn1, images_NCHW, RELU)
 
     def trunk(self) -> list[nn.Module]:
         return [self.layer1, self.layer2, self.layer3]
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
-        return self.linear(average(F.relu(self.bn2(self.conv2(maps_NCHW)))))
+        return self.linear(average(conv_norm(self.conv2, self.bn2, maps_NCHW, RELU)))
 
 
 def group(width_in: int, width_out: int, units: int) -> nn.Sequential:
@@ -56,8 +56,9 @@ class Unit(nn.Module):
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
         passing, maps = maps_NCHW.chunk(2, dim=1)
-        maps = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps)))))
-        maps = F.relu(self.bn3(self.conv3(maps)))
+        maps = conv_norm(self.conv1, self.bn1, maps, RELU)
+        maps = conv_norm(self.conv2, self.bn2, maps)
+        maps = conv_norm(self.conv3, self.bn3, maps, RELU)
         return F.channel_shuffle(cat([passing, maps], dim=1), 2)
 
 
@@ -79,7 +80,8 @@ class DownUnit(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        left = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(maps_NCHW)))))
-        right = self.bn4(self.conv4(F.relu(self.bn3(self.conv3(maps_NCHW)))))
-        right = F.relu(self.bn5(self.conv5(right)))
+        left = conv_norm(self.conv2, self.bn2, conv_norm(self.conv1, self.bn1, maps_NCHW), RELU)
+        right = conv_norm(self.conv3, self.bn3, maps_NCHW, RELU)
+        right = conv_norm(self.conv4, self.bn4, right)
+        right = conv_norm(self.conv5, self.bn5, right, RELU)
         return F.channel_shuffle(cat([left, right], dim=1), 2)

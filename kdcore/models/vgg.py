@@ -10,7 +10,7 @@ The fourth pooling acts only on images of 64 pixels and more: those of 32 keep 4
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.layers import Network, average, he_init
+from kdcore.models.layers import InTurn, Network, average, he_init
 
 GROUPS: dict[int, tuple[tuple[int, ...], ...]] = {
     8: ((64,), (128,), (256,), (512,), (512,)),
@@ -53,12 +53,12 @@ class VGG(Network):
         return self.classifier(average(maps_NCHW))
 
 
-def group(width_in: int, widths: tuple[int, ...]) -> nn.Sequential:
+def group(width_in: int, widths: tuple[int, ...]) -> InTurn:
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
         width_in = width
-    return nn.Sequential(*layers)
+    return InTurn(*layers)
 
 
 class PoolIfLarge(nn.Module):

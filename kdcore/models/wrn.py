@@ -7,9 +7,8 @@ A group ends in a sum without activation; the next group's first batch norm come
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from kdcore.models.layers import Network, average, conv, he_init
+from kdcore.models.layers import RELU, Network, average, conv, conv_norm, he_init, norm_act
 
 
 class WideResNet(Network):
@@ -32,7 +31,7 @@ class WideResNet(Network):
         return [self.block1, self.block2, self.block3]
 
     def head(self, maps_NCHW: Tensor) -> Tensor:
-        return self.fc(average(F.relu(self.bn1(maps_NCHW))))
+        return self.fc(average(norm_act(self.bn1, maps_NCHW, RELU)))
 
 
 class Group(nn.Module):
@@ -59,6 +58,7 @@ class PreActivationBlock(nn.Module):
         self.convShortcut = conv(width_in, width_out, 1, stride) if width_in != width_out else None
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        active = F.relu(self.bn1(maps_NCHW))
-        shortcut = maps_NCHW if self.convShortcut is None else self.convShortcut(active)
-        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        active = norm_act(self.bn1, maps_NCHW, RELU)
+        shortcut = maps_NCHW if self.convShortcut is None else conv_norm(self.convShortcut, None, active)
+        maps = conv_norm(self.conv1, self.bn2, active, RELU)
+        return conv_norm(self.conv2, None, maps, shortcut=shortcut)

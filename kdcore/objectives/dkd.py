@@ -84,4 +84,4 @@ class DecoupledKd(Objective):
             target_weight=self.target_weight,
             non_target_weight=self.non_target_weight,
         )
-        return min(lesson.batch.epoch / max(self.warmup_epochs, 1), 1) * loss
+        return lesson.batch.warmed_up(self.warmup_epochs) * loss

@@ -90,8 +90,7 @@ class KnowledgeReview(Objective):
         for block, (student_NCHW, teacher_NCHW) in zip(self.blocks, self._deepest_first(lesson), strict=True):
             review_NCHW, carried = block(student_NCHW, carried, teacher_NCHW.shape[2:])
             losses.append(hcl_loss(review_NCHW, teacher_NCHW))
-        warmup = min(lesson.batch.epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-        return warmup * torch.stack(losses).sum()
+        return lesson.batch.warmed_up(self.warmup_epochs) * torch.stack(losses).sum()
 
     def _deepest_first(self, lesson: Lesson) -> list[tuple[Tensor, Tensor]]:
         return [map_or_embedding(lesson, pair) for pair in reversed(self.pairs)]

@@ -48,8 +48,10 @@ class NativeEnsemble:
         return StepOutput((*branches, View(ensemble.logits)), batch.labels, lessons)
 
 
-def rampup(epoch: int, epochs: int) -> float:
+def rampup(epoch: int | Tensor, epochs: int) -> float | Tensor:
     """exp(-5 (1 - epoch / epochs)²) up to `epochs`, 1 after it."""
+    if isinstance(epoch, Tensor):
+        return (-5 * (1 - epoch / max(epochs, 1)).clamp(min=0).square()).exp()
     return 1.0 if epoch >= epochs else math.exp(-5 * (1 - epoch / epochs) ** 2)
 
 

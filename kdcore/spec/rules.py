@@ -339,6 +339,13 @@ def not_the_own_images(unlabelled: Unlabelled) -> Fault:
     return Fault("/unlabelled/source", text, "not_allowed", "other images", unlabelled.source)
 
 
+def _graphs_are_for_gpus(fields: Fields) -> Iterator[Fault]:
+    training = fields.get("training")
+    if isinstance(training, Training) and training.step == "graph" and training.device == "cpu":
+        text = "a step is captured as a graph on a GPU only, and device is 'cpu'"
+        yield Fault("/training/step", text, "not_allowed", ["eager"], training.step)
+
+
 def _mixed_images_have_no_one_label(fields: Fields) -> Iterator[Fault]:
     training = fields.get("training")
     if not isinstance(training, Training) or training.mix is None:
@@ -450,6 +457,7 @@ _RULES: tuple[Callable[[Fields], Iterator[Fault]], ...] = (
     _only_a_checkpoint_is_taken_over,
     _assistants_have_a_teacher,
     _unlabelled_images_have_a_teacher,
+    _graphs_are_for_gpus,
     _mixed_images_have_no_one_label,
     _temperature_is_used,
     _weights_mean_something,

@@ -5,8 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble, answered
+from kdcore.data.images import Images
 from kdcore.lesson import Needs
-from tests.kdcore.tiny import batch, constant, linear
+from kdcore.measure.evaluate import logits_on
+from kdcore.models.layers import can_fold
+from tests.kdcore.tiny import batch, constant, linear, named
 
 
 def test_classifier_pixels_are_normalised_channel_by_channel():
@@ -101,6 +104,43 @@ def test_classifier_images_that_are_normalised_already_are_only_looked_at():
 
 
 BATCH = batch([0, 1, 2, 0])
+
+
+needs_fold = pytest.mark.skipif(not can_fold(True), reason="oneDNN's fused convolutions do not work here in bfloat16")
+
+
+@needs_fold
+def test_frozen_teacher_that_is_folded_answers_in_its_precision_wherever_it_is_measured():
+    """In training, by `logits_on` (which takes other models in float32), and under a normalisation that is tried."""
+    for bf16 in (False, True):
+        classifier = named("resnet8")
+        classifier.bf16 = bf16
+        expected = FrozenTeacher(named("resnet8"))(BATCH).logits
+        teacher = FrozenTeacher(classifier, folded=True)
+        logits = teacher(BATCH).logits
+        assert logits.dtype == torch.float32 and torch.allclose(logits, expected, atol=0.1 if bf16 else 1e-5)
+        measured = logits_on(classifier, Images(BATCH.inputs, BATCH.labels))
+        tried = Classifier(classifier.network, [0.5], [0.25]).eval()
+        assert torch.equal(measured, logits) and torch.equal(tried(BATCH.inputs).logits, logits)
+        assert torch.equal(classifier.with_all_outputs()(BATCH.inputs).logits, logits)
+
+
+@needs_fold
+def test_frozen_teacher_that_is_folded_gives_the_input_gradient_of_the_eager_form():
+    folded, eager = FrozenTeacher(named("resnet8"), folded=True), FrozenTeacher(named("resnet8"))
+    for teacher in (folded, eager):
+        teacher.show(Needs(input_gradient=True))
+    assert torch.equal(folded(BATCH).input_gradient, eager(BATCH).input_gradient)
+
+
+@needs_fold
+def test_frozen_teacher_is_folded_after_its_weights_are_loaded():
+    """As in a born-again generation: each convolution is folded when it first runs."""
+    classifier, other = named("resnet8", 0), named("resnet8", 1)
+    classifier.network.load_state_dict(other.network.state_dict())
+    teacher = FrozenTeacher(classifier, folded=True)
+    assert torch.allclose(teacher(BATCH).logits, FrozenTeacher(other)(BATCH).logits, atol=1e-5)
+    assert list(classifier.network.state_dict()) == list(other.network.state_dict())
 
 
 def frozen() -> FrozenTeacher:

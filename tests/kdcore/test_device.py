@@ -32,6 +32,20 @@ def test_make_exact_the_seed_makes_the_same_numbers():
     assert torch.equal(torch.rand(3), once)
 
 
+def test_make_exact_new_tensors_are_not_filled_for_nothing():
+    device.make_exact(0)
+    assert not torch.empty(1000).isnan().all()
+
+
+def test_choose_computing_a_graph_is_refused_on_a_cpu(monkeypatch):
+    with pytest.raises(SpecInvalid, match=r"training\.step is 'graph'.*CPU") as refused:
+        device.choose_computing(Training(step="graph", device="cpu"))
+    assert "'eager'" in str(refused.value.hint)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert device.choose_computing(Training(step="graph")).step == "graph"
+
+
 @pytest.mark.parametrize(("threads", "student", "teacher"), [(1, 1, 1), (2, 1, 1), (5, 3, 2), (8, 4, 4)])
 def test_computing_divides_the_threads_between_student_and_teacher(threads, student, teacher):
     computing = device.Computing("cpu", bf16=False, threads=threads, overlap=True)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.optimizer import Average, learning_rate, optimizer_for
+from kdcore.optimizer import Average, learning_rate, optimizer_for, set_rate
 from kdcore.spec import AdamW, Cosine, Multistep, Sgd
 
 
@@ -49,3 +49,37 @@ def test_average_weights_follow_and_counters_are_copied():
     assert average.state["weight"].item() == pytest.approx(1.2)
     assert average.state["running_mean"].item() == pytest.approx(1.0)
     assert average.state["num_batches_tracked"].item() == 7
+
+
+@pytest.mark.parametrize("spec", [Sgd(), Sgd(momentum=0, weight_decay=0), Sgd(nesterov=True), AdamW()], ids=str)
+def test_optimizer_for_a_captured_step_takes_the_same_steps_at_rates_from_a_tensor(spec):
+    weights = []
+    for captured in (False, True):
+        weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = optimizer_for(spec, [{"params": [weight]}], captured)
+        (group,) = optimizer.param_groups
+        rate = group["lr"]
+        for step in range(3):
+            set_rate(group, 0.1 / (step + 1))
+            weight.grad = torch.tensor([0.5, 1.0]) * (step + 1)
+            optimizer.step()
+        assert (group["lr"] is rate) is captured
+        weights.append(weight.detach())
+    torch.testing.assert_close(*weights)
+
+
+def test_optimizer_for_a_captured_step_goes_on_from_its_state():
+    weights = []
+    for stopped in (False, True):
+        weight = nn.Parameter(torch.tensor([1.0]))
+        optimizer = optimizer_for(AdamW(), [weight], captured=True)
+        for step in range(3):
+            if stopped and step == 2:
+                state, optimizer = optimizer.state_dict(), optimizer_for(AdamW(), [weight], captured=True)
+                optimizer.load_state_dict(state)
+            set_rate(optimizer.param_groups[0], 0.1)
+            weight.grad = torch.tensor([0.5 + step])
+            optimizer.step()
+        assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor)
+        weights.append(weight.detach())
+    assert torch.equal(*weights)

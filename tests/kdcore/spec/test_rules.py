@@ -378,6 +378,11 @@ CASES = {
         {"beta": 0, "unlabelled": UNSEEN},
     ),
     # Mixed images.
+    "a graph on a CPU": (
+        {"training": {"step": "graph", "device": "cpu"}},
+        ("/training/step", "not_allowed", "a step is captured as a graph on a GPU only, and device is 'cpu'"),
+        {"training": {"step": "graph"}},
+    ),
     "one label of mixed images": (
         {"method": "nkd", **mixed()},
         ("/training/mix", "not_allowed", "'nkd' needs one label for each image; mixed images have two"),

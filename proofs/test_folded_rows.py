@@ -1,0 +1,48 @@
+"""A folded teacher gives an image the same bits in any place of a batch, beside any others, with any number of threads.
+
+The cache of teachers' outputs relies on it: it computes missing rows in pieces of one size. All networks by name, and
+kinds of torchvision's, in both precisions, at their logits and at all taps of the catalogue.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdcore import models
+from kdcore.catalog.architectures import FIELD, architecture
+from kdcore.models.layers import fold
+from kdcore.taps import Taps
+
+SIDE, ROWS = 32, 16
+TORCHVISION = ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11_bn"]
+TORCHVISION += ["densenet121", "efficientnet_b0", "mnasnet0_5", "regnet_y_400mf", "googlenet", "squeezenet1_1"]
+NAMES = [*FIELD, *(f"torchvision/{name}" for name in TORCHVISION)]
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_fold_a_row_has_the_same_bits_in_any_place_beside_any_others(name: str, bf16: bool):
+    torch.manual_seed(0)
+    network, facts = models.build(name, 10, 3).to(memory_format=torch.channels_last), architecture(name)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    fold(network.eval().requires_grad_(False), bf16)
+    rows = torch.randn(ROWS, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+    orders = [torch.randperm(ROWS), torch.randint(ROWS, (1,)).repeat(ROWS)]
+    threads = torch.get_num_threads()
+    for paths in ([*facts.taps, *([facts.embedding] if facts.embedding else [])], facts.preactivations):
+        taps = Taps(network, paths)
+
+        def seen(count: int, images: Tensor, taps: Taps = taps) -> dict[str, Tensor]:
+            torch.set_num_threads(count)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                return {"logits": network(images), **taps.read()}
+
+        one = seen(1, rows)
+        for count, order in ((1, orders[0]), (1, orders[1]), (2, orders[0])):
+            other = seen(count, rows[order])
+            assert [path for path in one if not torch.equal(one[path][order], other[path])] == []
+        taps.close()
+    torch.set_num_threads(threads)
