@@ -54,6 +54,7 @@ CODES: dict[str, When] = {
     "batch_norm_not_converged": "training",
     "bits_not_repeatable": "training",
     "decoded_again": "training",
+    "teacher_cache_off": "training",
     "checkpoint_not_saved": "training",
     "checkpoint_not_kept": "training",
     "checkpoint_skipped": "training",

@@ -134,6 +134,9 @@ class Report(TypedDict):
     """Of all attempts together."""
     cost: NotRequired[dict[str, Any]]
     """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
+    teacher_cache: NotRequired[dict[str, Any] | None]
+    """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`), seconds of
+    computing, bytes stored, and `notes` where something was not kept. Null without a teacher."""
     timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
     """How the job computed: device, bf16, threads and why, kernels, folded, step, overlap; and the memory allocator."""

@@ -130,7 +130,13 @@ class RunResult:
 
     @property
     def report(self) -> dict[str, Any]:
-        return {**json.loads((self.out / "report.json").read_text()), "seconds": None, "cost": None, "timings": None}
+        return {
+            **json.loads((self.out / "report.json").read_text()),
+            "seconds": None,
+            "cost": None,
+            "timings": None,
+            "teacher_cache": None,
+        }
 
     @property
     def step(self) -> int:

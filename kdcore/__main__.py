@@ -42,6 +42,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from base.data_cache import TEACHER_MAX_BYTES
 from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from base.files import DISK_FULL
 from base.processes import importing
@@ -82,7 +83,13 @@ def _run(arguments: argparse.Namespace) -> int:
         cache = arguments.cache or arguments.out / "cache"
         known = KnownBefore.read(arguments.known) if arguments.known else protocol.NOTHING_KNOWN
         workspace = prepare.Workspace(
-            arguments.out, dict(arguments.input), cache, lines, known, arguments.cache_max_bytes
+            arguments.out,
+            dict(arguments.input),
+            cache,
+            lines,
+            known,
+            arguments.cache_max_bytes,
+            arguments.teacher_cache_max_bytes,
         )
         workspace.seconds["imports"] = imports_s
         stop_on_sigterm(workspace)
@@ -351,6 +358,9 @@ def _parser() -> argparse.ArgumentParser:
             "--cache-max-bytes", type=int, metavar="N", help="larger data sets are decoded as they are needed"
         )
     run.add_argument("--cache", type=Path, help="decoded and downloaded data; default DIR/cache")
+    run.add_argument(
+        "--teacher-cache-max-bytes", type=int, metavar="N", default=TEACHER_MAX_BYTES, help="for teachers' outputs"
+    )
     for verb in (evaluate, images):
         verb.add_argument("--cache", type=Path, default=Path("distillery-data/cache"))
         _add_data_options(verb)

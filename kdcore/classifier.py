@@ -151,15 +151,16 @@ class FrozenTeacher(nn.Module):
 
     def show(self, needs: Needs) -> None:
         self.needs = needs
-        self.classifier.watch(needs.teacher_taps)
+        self.classifier.watch([*needs.teacher_taps, *(tap for one in needs.reduced for tap in one.taps)])
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> View:
         images = batch.at(self.classifier.image_size)
         view: View = self.classifier(images, batch.labels if self.needs.input_gradient else None)
-        taps = {path: tap.detach() for path, tap in view.taps.items()}
+        taps = {path: view.taps[path].detach() for path in self.needs.teacher_taps}
+        reduced = {one: one.from_taps(view.taps) for one in self.needs.reduced}
         layers = {path: self.classifier.network.get_submodule(path) for path in self.needs.teacher_layers}
-        return View(view.logits.detach(), taps, view.input_gradient, layers)
+        return View(view.logits.detach(), taps, view.input_gradient, layers, reduced)
 
     def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
         (logits_NK,) = logits_kNK
@@ -186,7 +187,9 @@ class TeacherEnsemble(nn.Module):
 
     def show(self, needs: Needs) -> None:
         """Accept logits only: the networks' activations have no common places."""
-        assert not needs.teacher_taps, "rules refuse several teachers where activations are compared"
+        assert not needs.teacher_taps and not needs.reduced, (
+            "rules refuse several teachers where activations are compared"
+        )
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> View:

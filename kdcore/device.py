@@ -39,6 +39,8 @@ class Computing:
     step: Literal["eager", "graph"] = "eager"
     overlap: bool = False
     """The teacher sees the next batch in a thread of its own, with half of the threads of the CPU."""
+    pieces: bool = False
+    """The teacher runs on pieces of one size, so that its outputs can be kept and used again (`teacher_cache.py`)."""
     why: str = ""
     """What decided the number of threads."""
 
@@ -163,6 +165,7 @@ def begin(training: Training, threads: tuple[int, str] | None = None) -> Computi
         threads=number,
         step=training.step,
         overlap=training.overlap and device.type == "cpu",
+        pieces=device.type == "cpu",
         why=why,
     )
 

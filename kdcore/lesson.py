@@ -9,8 +9,8 @@ Shapes: N batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
@@ -48,10 +48,41 @@ class Batch:
         """Return the views for a network with this image size: `inputs` for None, the data's own."""
         return self.inputs if side is None else self.sized[side]
 
+    def take(self, places: Tensor) -> Batch:
+        """Return the samples at some places of this batch."""
+        return replace(
+            self,
+            inputs=self.inputs[places],
+            labels=self.labels[places],
+            index=self.index[places],
+            view_ids=None if self.view_ids is None else self.view_ids[places],
+            sized={side: views[places] for side, views in self.sized.items()},
+        )
+
     def warmed_up(self, epochs: int) -> float | Tensor:
         """Return the weight of a loss that rises linearly during its first epochs: epoch / epochs, at most 1."""
         weight = self.epoch / max(epochs, 1)
         return weight.clamp(max=1) if isinstance(weight, Tensor) else min(weight, 1.0)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What an objective needs of a teacher's taps, where that is less than these: a map of attention, say. It is
+    computed where the teacher runs, so that it can be stored in their place."""
+
+    taps: tuple[str, ...]
+    name: str
+    """Tells the function and its options from others: equal names and taps are equal values."""
+    of: Callable[..., Tensor] = field(compare=False)
+    """Maps the taps to the value. A row of its result depends on that row of the taps alone."""
+
+    def read(self, view: View) -> Tensor:
+        """Return the value in a view that has it, or has the taps."""
+        return view.reduced[self] if self in view.reduced else self.from_taps(view.taps)
+
+    def from_taps(self, taps: Mapping[str, Tensor]) -> Tensor:
+        """Return the value, given the taps."""
+        return self.of(*(taps[tap] for tap in self.taps)).detach()
 
 
 @dataclass(frozen=True)
@@ -63,6 +94,7 @@ class Needs:
     teacher_layers: tuple[str, ...] = ()
     """Modules of the teacher that `Objective.build` reads."""
     input_gradient: bool = False
+    reduced: tuple[Reduced, ...] = ()
 
     @classmethod
     def at(cls, pairs: Iterable[Pair], teacher_layers: Sequence[str] = ()) -> Needs:
@@ -77,6 +109,7 @@ class Needs:
             tuple(dict.fromkeys((*self.teacher_taps, *other.teacher_taps))),
             tuple(dict.fromkeys((*self.teacher_layers, *other.teacher_layers))),
             self.input_gradient or other.input_gradient,
+            tuple(dict.fromkeys((*self.reduced, *other.reduced))),
         )
 
 
@@ -97,6 +130,8 @@ class View:
     student's can be differentiated once more."""
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
     """The model's own modules by path, if needed: margins are read from a teacher's batch norms."""
+    reduced: Mapping[Reduced, Tensor] = field(default_factory=dict)
+    """Of a teacher: what is needed of taps in their place, at least float32."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from base.data_cache import TEACHER_MAX_BYTES
 from base.errors import SpecFaults, SpecInvalid, TeacherMismatch, WarningRefused
 from base.files import Written, sha256_of
 from base.warning import WarningItem, refused_if_strict
@@ -67,6 +68,8 @@ class Workspace:
     known: KnownBefore = NOTHING_KNOWN
     cache_max_bytes: int | None = None
     """What the cache may hold; None: as much as its disk."""
+    teacher_cache_max_bytes: int = TEACHER_MAX_BYTES
+    """What the stored outputs of all teachers may take of it."""
     stop_requested: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     """Of this attempt, by activity (`cost.ACTIVITIES`), until the job has a meter."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from base.errors import LossDiverged
 from base.warning import WarningItem
-from kdcore import checkpoint, device, export, objectives, report
+from kdcore import checkpoint, device, export, objectives, report, teacher_cache
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
@@ -38,6 +38,7 @@ from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.spec import GIVEN, JobSpec, Trial, each_start, start_summary, trials
 from kdcore.spec.methods import SchemeOptions
 from kdcore.stored_logits import StoredLogits
+from kdcore.teacher_cache import CachedTeacher
 from kdcore.training import Observer, Outcome, StageTraining
 
 log = logging.getLogger("kdcore")
@@ -73,10 +74,17 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     progress.cost.prepared(job.device, started)
 
     workspace.lines.phase("training")
-    for trial in job.trials:
-        if trial.name not in progress.finished:
-            with progress.cost.during(f"{TRAINING}{trial.name}"):
-                _train(trial, job, workspace, progress, meter)
+    with progress.cost.during("caching"):
+        cache = teacher_cache.in_front(job, workspace)
+    try:
+        for trial in job.trials:
+            if trial.name not in progress.finished:
+                with progress.cost.during(f"{TRAINING}{trial.name}"):
+                    _train(trial, job, workspace, progress, meter, cache)
+    finally:
+        if cache is not None:
+            with progress.cost.during("caching"):
+                cache.close()
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
@@ -86,6 +94,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
     summary["computing"] = {**job.computing.as_json(), "allocator": device.allocator()}
+    summary["teacher_cache"] = teacher_cache.report(job, cache)
     if job.starts:
         students = dict(each_start(vars(job.spec)))
         summary["starts"] = {
@@ -140,11 +149,19 @@ def _was_read_otherwise(facts: DatasetFacts) -> bool:
     return by_other_names or bool(facts.pictures.get("alpha"))
 
 
-def _train(trial: Trial, job: PreparedJob, workspace: Workspace, progress: Progress, meter: Meter) -> None:
+def _train(
+    trial: Trial,
+    job: PreparedJob,
+    workspace: Workspace,
+    progress: Progress,
+    meter: Meter,
+    cache: CachedTeacher | None,
+) -> None:
     """Train a trial from its start, stage after stage."""
     try:
-        with _beside(_teacher(trial, job, progress), job.computing) as teacher:
-            _train_stages(TrialSetup(trial, job, teacher), workspace, progress, meter)
+        cache = cache if trial.taught_by == GIVEN else None
+        with _beside(cache or _teacher(trial, job, progress), job.computing) as teacher:
+            _train_stages(TrialSetup(trial, job, teacher, cache), workspace, progress, meter)
     except LossDiverged:
         teacher_check.require_finite_in_training(job)  # Its fault is not the learning rate's.
         raise
@@ -234,7 +251,8 @@ def _compare_statistics(
 
 
 def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:
-    """Return the teacher that the spec names, or the best student of an earlier trial, frozen."""
+    """Return the teacher that the spec names, or the best student of an earlier trial, frozen. No other job has that
+    one, so that nothing of it is kept."""
     if trial.taught_by is None or trial.taught_by == GIVEN:
         return job.teacher if trial.taught_by == GIVEN else None
     earlier = next(one for one in job.trials if one.name == trial.taught_by)
@@ -244,11 +262,14 @@ def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | No
 
 
 class TrialSetup:
-    """A trial's students, objectives and images. Creating it draws the students' weights from the trial's seed."""
+    """A trial's students, objectives and images. Creating it draws the students' weights from the trial's seed. `cache`
+    is the one behind the teacher, if it has one."""
 
-    def __init__(self, trial: Trial, job: PreparedJob, teacher: Teacher | None) -> None:
+    def __init__(
+        self, trial: Trial, job: PreparedJob, teacher: Teacher | None, cache: CachedTeacher | None = None
+    ) -> None:
         device.make_exact(trial.seed)
-        self.trial, self.job, self.teacher = trial, job, teacher
+        self.trial, self.job, self.teacher, self.cache = trial, job, teacher, cache
         self.training_set = job.training_set(trial)
         self.students = _students(trial, job)
         self.rate_factors = self._start()
@@ -299,14 +320,15 @@ class TrialSetup:
             if not self.trial.methods and spec.scheme.kind != "alone":
                 alpha = 1.0  # alpha weighs the labels beside a distillation loss, which this trial does not have.
             scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs, answers)
-        return StageTraining(
+        recipe = spec.training.model_copy(update={"seed": self.trial.seed})
+        training = StageTraining(
             scheme=scheme,
             objective=objective,
             alpha=alpha,
             beta=beta if objective is not None else 0.0,
             smoothing=smoothing,
             epochs=stage.epochs,
-            recipe=spec.training.model_copy(update={"seed": self.trial.seed}),
+            recipe=recipe,
             training_set=self.training_set,
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
@@ -314,6 +336,11 @@ class TrialSetup:
             graph=self.job.computing.step == "graph",
             through=self.teacher.through if isinstance(self.teacher, TeacherAhead) else iter,
         )
+        if self.teacher is not None and objective is not None:
+            self.teacher.show(objective.needs)  # The first lesson may have shown that less is enough.
+        if self.cache is not None:
+            self.cache.follow(self.training_set, recipe, self.job.data.facts.num_classes)
+        return training
 
 
 def _students(trial: Trial, job: PreparedJob) -> list[Classifier]:

@@ -110,8 +110,7 @@ class StageTraining:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.steps_per_epoch = len(self.training_set.rows) // recipe.batch_size
-        assert recipe.augmentation is not None, "resolve() names the augmentation"
-        self.views = Views(recipe.augmentation, recipe.mix, self.num_classes)
+        self.views = Views.of(recipe, self.num_classes)
         self.learners = nn.ModuleList(self.scheme.learners())
         self._build_objective()
         self.trained = self._trained()

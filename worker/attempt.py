@@ -145,6 +145,7 @@ class Attempt:
         KnownBefore(warnings, self._teacher_check()).write(known)
         arguments = [str(spec), "--out", str(out), "--cache", str(self.context.cache), "--known", str(known)]
         arguments += ["--cache-max-bytes", str(self.context.settings.cache_max_bytes)]
+        arguments += ["--teacher-cache-max-bytes", str(self.context.options.teacher_cache_max_bytes)]
         for digest in digests:
             arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
         if resume is not None:

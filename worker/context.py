@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import Connection
 
 from base.clock import Contact, boottime
+from base.data_cache import TEACHER_MAX_BYTES
 from base.errors import DatabaseUnavailable, StorageFull
 from store.database import Database
 from store.file_store import FileStore
@@ -45,6 +46,11 @@ class Options(BaseSettings):
     warm: bool = Field(
         default=True,
         description="Keep an engine ready in each idle slot: jobs start at once, for some 250 MB of memory.",
+    )
+    teacher_cache_max_bytes: int = Field(
+        default=TEACHER_MAX_BYTES,
+        ge=0,
+        description="What stored outputs of teachers may take of this host's cache; 0: nothing is stored.",
     )
     room_wait_s: float = Field(
         default=30, gt=0, description="Wait after a job failed on a full disk; it costs no attempt."

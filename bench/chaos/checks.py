@@ -259,6 +259,6 @@ def _count_differences(one: dict[Any, Any], other: dict[Any, Any]) -> int:
 
 def _of_the_training(report: Row | None) -> Row:
     """Return a report without what depends on the attempts: times, costs, and warnings about what was killed."""
-    kept = {name: value for name, value in (report or {}).items() if name not in ("seconds", "cost")}
+    kept = {name: value for name, value in (report or {}).items() if name not in ("seconds", "cost", "teacher_cache")}
     warnings = [one for one in kept.get("warnings", ()) if one["code"] not in OF_ATTEMPTS]
     return {**kept, "warnings": warnings}

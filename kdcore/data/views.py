@@ -5,6 +5,9 @@ A view does not depend on the device nor, unless images are mixed, on the batch 
 outputs can be cached by row and view id. Padding is black before normalisation, as in the usual RandomCrop →
 ToTensor → Normalize.
 
+With `most`, an approximation, each image has few views: epoch e shows that of epoch e mod `most`. Student and teacher
+see the same ones, and a frozen teacher runs `most` times over the data at most.
+
 A teacher may have an image size of its own. What is drawn for a view (place, box, mirroring, partner) is drawn once, in
 pixels of the data's own size, and cut from the picture as it is stored at each size. Boxes are cut from a larger store
 if there is one, so that a small box has the pixels of the picture itself.
@@ -24,7 +27,7 @@ from kdcore.data import counter_rng, mixing
 from kdcore.data.images import Images
 from kdcore.data.resizing import Boxes, resized_crop
 from kdcore.lesson import Batch
-from kdcore.spec import Augmentation, CropFlip, Mix, RandomResizedCrop
+from kdcore.spec import Augmentation, CachedViews, CropFlip, Mix, RandomResizedCrop, Training
 
 _ORDER, _VIEW, _MIX = 1, 2, 3
 _RATIO_STEPS = 4096
@@ -42,11 +45,19 @@ def order(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> 
 class Views:
     """Batches of augmented samples."""
 
-    def __init__(self, augmentation: Augmentation, mix: Mix | None, num_classes: int) -> None:
-        self.augmentation = augmentation
+    def __init__(self, augmentation: Augmentation, mix: Mix | None, num_classes: int, most: int | None = None) -> None:
+        """With `most`, each image has so many views, drawn by seed and row, which epochs take in turn."""
+        self.augmentation, self.most = augmentation, most
         self.mix = mix
         self.num_classes = num_classes
         self._quantiles = mixing.beta_quantiles(mix.alpha) if mix is not None else None
+
+    @classmethod
+    def of(cls, recipe: Training, num_classes: int) -> "Views":
+        """Return the views of a recipe."""
+        assert recipe.augmentation is not None, "resolve() names the augmentation"
+        most = recipe.teacher_cache.views if isinstance(recipe.teacher_cache, CachedViews) else None
+        return cls(recipe.augmentation, recipe.mix, num_classes, most)
 
     def batch(self, images: Images, index: Tensor, seed: int, epoch: int) -> Batch:
         """Return views of the rows `index` in an epoch, counted from 0: pixels uint8 N × C × H × W, labels int64 N.
@@ -55,9 +66,8 @@ class Views:
         mixed. An image without a label (-1) then has weight 0 in every class.
         """
         index = index.to(images.pixels.device)
-        states = counter_rng.streams(counter_rng.key(_VIEW, seed, epoch), index)
         height, width = images.pixels.shape[2:]
-        cut, view_ids = self._drawn((height, width), states)
+        cut, view_ids = self._drawn((height, width), index, seed, epoch)
         if images.wide is not None and isinstance(self.augmentation, RandomResizedCrop):
             stored = images.wide.index_select(0, index)
             views = [cut(stored, size) for size in ((height, width), *((side, side) for side in images.sized))]
@@ -73,9 +83,17 @@ class Views:
         views, targets_NK = mix(views, targets_NK, states, self._quantiles)
         return Batch(views[0], targets_NK, index, epoch + 1, None, dict(zip(images.sized, views[1:], strict=True)))
 
-    def _drawn(self, frame: tuple[int, int], states: Tensor) -> tuple[_Cut, Tensor | None]:
+    def ids(self, index: Tensor, seed: int, epoch: int) -> Tensor | None:
+        """Return the views' ids of the rows `index` in an epoch, counted from 0, as `batch` gives them."""
+        # Ids do not depend on the images' size, which only boxes and cuts need.
+        return None if self.mix is not None else self._drawn((1, 1), index, seed, epoch)[1]
+
+    def _drawn(self, frame: tuple[int, int], index: Tensor, seed: int, epoch: int) -> tuple[_Cut, Tensor | None]:
         """Return what makes views of these samples' pixels at any size, and the views' ids: 0..161 for a crop of 32
-        from 40 with flips, 0 without augmentation, None for boxes. `frame`: the data's own height and width."""
+        from 40 with flips, 0 without augmentation; of boxes their number among `most`, else None. `frame`: the data's
+        own height and width."""
+        number = epoch if self.most is None else epoch % self.most
+        states = counter_rng.streams(counter_rng.key(_VIEW, seed, number), index)
         match self.augmentation:
             case CropFlip(padding=padding, flip=flip) as how:
                 top, left, flipped = _offsets(how, states)
@@ -85,7 +103,8 @@ class Views:
                 *draws, coin = counter_rng.draws(states, 5)
                 mirrored = counter_rng.below(coin, 2) if how.flip else torch.zeros_like(coin)
                 boxes = _boxes(how, draws, *frame)
-                return lambda pixels, size: resized_crop(pixels, boxes, mirrored, frame, size), None
+                numbers = None if self.most is None else torch.full_like(index, number)
+                return lambda pixels, size: resized_crop(pixels, boxes, mirrored, frame, size), numbers
             case _:
                 return lambda pixels, _: pixels, torch.zeros_like(states)
 

@@ -24,6 +24,7 @@ learn, because the masks have no gradient.
 Shapes: N batch, C channels, P = H · W places.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -31,9 +32,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from kdcore.lesson import Lesson, Needs
+from kdcore.lesson import Lesson, Needs, Reduced, equal_shapes
 from kdcore.objectives.objective import Objective, Setting
-from kdcore.objectives.pairs import input_gradients, maps, same_size, unit
+from kdcore.objectives.pairs import averaged_to, input_gradients, maps, smaller_size, unit
 from kdcore.spec.methods.features import Attention
 
 Mapping = Literal["sum", "sum_p", "max_p"]
@@ -49,9 +50,15 @@ def attention_loss(
     reduction: Reduction = "mean_squares",
 ) -> Tensor:
     """Distance between the attention maps of two layers. Returns a scalar ≥ 0. Widths may differ."""
-    student_NCHW, teacher_NCHW = same_size(student_NCHW, teacher_NCHW.detach())
-    attention = partial(attention_map, mapping=mapping, p=p)
-    difference_NP = attention(student_NCHW) - attention(teacher_NCHW)
+    size, attention = smaller_size(student_NCHW, teacher_NCHW), partial(attention_map, mapping=mapping, p=p)
+    student_NP, teacher_NP = (attention(averaged_to(side, size)) for side in (student_NCHW, teacher_NCHW.detach()))
+    return map_distance(student_NP, teacher_NP, reduction=reduction)
+
+
+def map_distance(student_NP: Tensor, teacher_NP: Tensor, *, reduction: Reduction) -> Tensor:
+    """Distance between attention maps: a scalar ≥ 0."""
+    student_NP, teacher_NP = equal_shapes("maps of attention", student_NP, teacher_NP)
+    difference_NP = student_NP - teacher_NP
     if reduction == "mean_squares":
         return difference_NP.square().mean()
     distance_N: Tensor = vector_norm(difference_NP, dim=1)
@@ -79,29 +86,44 @@ def gradient_attention_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tenso
 
 
 class AttentionTransfer(Objective):
-    """Objective on activations: the sum of the losses at all pairs of taps."""
+    """Objective on activations: the sum of the losses at all pairs of taps. A teacher's maps are all it needs."""
 
     def __init__(self, options: Attention, setting: Setting) -> None:
         super().__init__()
         assert options.taps is not None, "resolve() names the layers"
         assert options.mapping != "gradient", "a gradient is GradientAttention's"
         self.taps = options.taps
-        self.mapping: Mapping = options.mapping
-        self.p = options.p
+        self.map = partial(attention_map, mapping=options.mapping, p=options.p)
         self.reduction = options.reduction
         self.needs = Needs.at(self.taps)
 
     def build(self, lesson: Lesson) -> None:
         """Check that every tap is a map. This objective has no parameters."""
-        maps(lesson, self.taps)
+        self.sizes = [smaller_size(*pair) for pair in maps(lesson, self.taps)]
+        # From here on a teacher may send its maps of attention alone.
+        self.teacher_maps = [
+            Reduced(
+                (pair.teacher,), f"attention {self.map.keywords} at {size}", partial(_attention, size=size, of=self.map)
+            )
+            for pair, size in zip(self.taps, self.sizes, strict=True)
+        ]
+        self.needs = Needs(tuple(pair.student for pair in self.taps), reduced=tuple(self.teacher_maps))
 
     def forward(self, lesson: Lesson) -> Tensor:
         return torch.stack(
             [
-                attention_loss(student, teacher, mapping=self.mapping, p=self.p, reduction=self.reduction)
-                for student, teacher in maps(lesson, self.taps)
+                map_distance(
+                    _attention(lesson.student.taps[pair.student], size=size, of=self.map),
+                    teacher.read(lesson.teacher),
+                    reduction=self.reduction,
+                )
+                for pair, size, teacher in zip(self.taps, self.sizes, self.teacher_maps, strict=True)
             ]
         ).sum()
+
+
+def _attention(maps_NCHW: Tensor, size: tuple[int, int], of: Callable[[Tensor], Tensor]) -> Tensor:
+    return of(averaged_to(maps_NCHW, size))
 
 
 class GradientAttention(Objective):

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from base.errors import SpecInvalid
-from kdcore.lesson import Lesson, Needs
+from kdcore.lesson import Lesson, Needs, Reduced, equal_shapes
 from kdcore.objectives.objective import Objective, Setting, TwoStages
 from kdcore.objectives.pairs import maps, same_size
 from kdcore.spec.methods.features import Fsp
@@ -50,6 +50,9 @@ class SolutionFlow(Objective):
         super().__init__()
         assert options.taps is not None, "resolve() names the layers"
         self.taps = options.taps
+        self.flows = [
+            Reduced((shallow.teacher, deep.teacher), "flow", fsp_matrix) for shallow, deep in pairwise(self.taps)
+        ]
         self.needs = Needs.at(self.taps)
 
     def build(self, lesson: Lesson) -> None:
@@ -61,16 +64,16 @@ class SolutionFlow(Objective):
                     f"channels, the teacher's {pair.teacher!r} has {teacher.shape[1]}",
                     hint="choose a student of the teacher's widths, or a method that projects (fitnet, vid)",
                 )
+        # From here on a teacher may send its flows alone.
+        self.needs = Needs(tuple(pair.student for pair in self.taps), reduced=tuple(self.flows))
 
     def forward(self, lesson: Lesson) -> Tensor:
-        return torch.stack(
-            [
-                fsp_loss(student_shallow, student_deep, teacher_shallow, teacher_deep)
-                for (student_shallow, teacher_shallow), (student_deep, teacher_deep) in pairwise(
-                    maps(lesson, self.taps)
-                )
-            ]
-        ).sum()
+        student = [lesson.student.taps[pair.student] for pair in self.taps]
+        pairs = [
+            equal_shapes("flows", fsp_matrix(*layers), flow.read(lesson.teacher))
+            for layers, flow in zip(pairwise(student), self.flows, strict=True)
+        ]
+        return torch.stack([mse_loss(*pair) for pair in pairs]).sum()
 
 
 def from_options(options: Fsp, setting: Setting) -> TwoStages:

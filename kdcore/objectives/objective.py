@@ -30,7 +30,8 @@ class Objective(nn.Module, ABC):
     """
 
     needs: Needs = NOTHING
-    """The objective's inputs beyond logits; a scheme makes its models provide them."""
+    """The objective's inputs beyond logits; a scheme makes its models provide them. `build` may replace teacher's taps
+    by what is needed of them (`Reduced`), which it makes from a first lesson with the whole taps."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -47,8 +47,25 @@ def embeddings(lesson: Lesson, pair: Pair) -> tuple[Tensor, Tensor]:
 
 def same_size(student_NCHW: Tensor, teacher_NCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Return both maps averaged down to the smaller height and the smaller width of the two."""
-    size = [min(pair) for pair in zip(student_NCHW.shape[2:], teacher_NCHW.shape[2:], strict=True)]
-    return _pooled(student_NCHW, size), _pooled(teacher_NCHW, size)
+    size = smaller_size(student_NCHW, teacher_NCHW)
+    return averaged_to(student_NCHW, size), averaged_to(teacher_NCHW, size)
+
+
+def smaller_size(student_NCHW: Tensor, teacher_NCHW: Tensor) -> tuple[int, int]:
+    """Return the smaller height and the smaller width of two maps."""
+    (tall, wide), (other_tall, other_wide) = student_NCHW.shape[2:], teacher_NCHW.shape[2:]
+    return min(tall, other_tall), min(wide, other_wide)
+
+
+def averaged_to(maps_NCHW: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps averaged down to a height and width."""
+    own = maps_NCHW.shape[2:]
+    if tuple(own) == tuple(size):
+        return maps_NCHW
+    if not any(whole % part for whole, part in zip(own, size, strict=True)):
+        # The averages are the same, but on a GPU adaptive pooling sums its gradient in no fixed order.
+        return avg_pool2d(maps_NCHW, [whole // part for whole, part in zip(own, size, strict=True)])
+    return adaptive_avg_pool2d(maps_NCHW, (size[0], size[1]))
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -78,16 +95,6 @@ def unit(vectors: Tensor, dim: int) -> Tensor:
     """
     length: Tensor = vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / length.masked_fill(length < 1e-12, math.inf)
-
-
-def _pooled(maps_NCHW: Tensor, size: list[int]) -> Tensor:
-    own = maps_NCHW.shape[2:]
-    if list(own) == size:
-        return maps_NCHW
-    if not any(whole % part for whole, part in zip(own, size, strict=True)):
-        # The averages are the same, but on a GPU adaptive pooling sums its gradient in no fixed order.
-        return avg_pool2d(maps_NCHW, [whole // part for whole, part in zip(own, size, strict=True)])
-    return adaptive_avg_pool2d(maps_NCHW, (size[0], size[1]))
 
 
 def _read(lesson: Lesson, pairs: Sequence[Pair]) -> list[tuple[Tensor, Tensor, Pair]]:

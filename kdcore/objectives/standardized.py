@@ -41,6 +41,7 @@ class Standardized(Objective):
 
     def build(self, lesson: Lesson) -> None:
         self.objective.build(_standardized(lesson))
+        self.needs = self.objective.needs
 
     def forward(self, lesson: Lesson) -> Tensor:
         loss: Tensor = self.objective(_standardized(lesson))

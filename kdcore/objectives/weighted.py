@@ -7,7 +7,7 @@ from operator import or_
 import torch
 from torch import Tensor, nn
 
-from kdcore.lesson import NOTHING, Lesson
+from kdcore.lesson import NOTHING, Lesson, Needs
 from kdcore.objectives.objective import Objective
 
 
@@ -20,11 +20,15 @@ class WeightedSum(Objective):
         self.weights = [weight for _, weight, _ in terms]
         self.objectives = [objective for _, _, objective in terms]
         self.parts = nn.ModuleList(self.objectives)
-        self.needs = reduce(or_, (objective.needs for objective in self.objectives), NOTHING)
+        self.needs = self._needs()
 
     def build(self, lesson: Lesson) -> None:
         for objective in self.objectives:
             objective.build(lesson)
+        self.needs = self._needs()
+
+    def _needs(self) -> Needs:
+        return reduce(or_, (objective.needs for objective in self.objectives), NOTHING)
 
     def forward(self, lesson: Lesson) -> Tensor:
         values = [objective(lesson) for objective in self.objectives]

@@ -110,7 +110,8 @@ class Done:
 
     @property
     def report(self) -> dict:
-        return {**json.loads((self.out / "report.json").read_text()), "seconds": 0, "cost": 0}
+        of_the_run = {"seconds": 0, "cost": 0, "teacher_cache": 0}
+        return json.loads((self.out / "report.json").read_text()) | of_the_run
 
     @property
     def weights(self) -> dict[str, dict]:

@@ -204,6 +204,7 @@ def main() -> int:
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--cache-max-bytes", type=int)
+    parser.add_argument("--teacher-cache-max-bytes", type=int)
     parser.add_argument("--known", type=Path)
     parser.add_argument("--events-fd", type=int)
     arguments = parser.parse_args()

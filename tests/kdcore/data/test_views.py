@@ -6,7 +6,7 @@ import torch
 from kdcore.data import views
 from kdcore.data.images import Images
 from kdcore.data.views import Views, order
-from kdcore.spec import CropFlip, Cutmix, Mixup, NoAugmentation, RandomResizedCrop
+from kdcore.spec import CachedViews, CropFlip, Cutmix, Mixup, NoAugmentation, RandomResizedCrop, Training
 
 AUGMENTATIONS = [NoAugmentation(), CropFlip(), CropFlip(padding=2, flip=False), RandomResizedCrop()]
 
@@ -112,6 +112,35 @@ def test_view_ids_are_below_the_number_of_views(augmentation, most):
 @pytest.mark.parametrize("views", [Views(RandomResizedCrop(), None, 5), Views(CropFlip(), Mixup(), 5)])
 def test_view_ids_are_absent_where_views_are_not_numbered(views):
     assert views.batch(noise(), torch.arange(8), seed=0, epoch=0).view_ids is None
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda a: a.name)
+@pytest.mark.parametrize("most", [None, 3])
+def test_view_ids_without_a_batch_are_those_of_the_batch(augmentation, most):
+    seen, index = Views(augmentation, None, 5, most), torch.tensor([7, 290, 2])
+    of_batch, alone = seen.batch(noise(), index, seed=1, epoch=4).view_ids, seen.ids(index, seed=1, epoch=4)
+    assert (of_batch is None) == (alone is None) == (most is None and isinstance(augmentation, RandomResizedCrop))
+    assert of_batch is None or torch.equal(of_batch, alone)
+    assert Views(augmentation, Mixup(), 5, most).ids(index, seed=1, epoch=4) is None
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS[1:], ids=lambda a: a.name)
+def test_few_views_are_taken_in_turn(augmentation):
+    """The first epochs are those without the limit; each row has views of its own."""
+    images, free, few = noise(), Views(augmentation, None, 5), Views(augmentation, None, 5, 3)
+    index = torch.arange(300)
+    epochs = [few.batch(images, index, seed=2, epoch=epoch) for epoch in range(7)]
+    for epoch, batch in enumerate(epochs):
+        assert torch.equal(batch.inputs, free.batch(images, index, seed=2, epoch=epoch % 3).inputs)
+        assert batch.epoch == epoch + 1 and torch.equal(batch.view_ids, epochs[epoch % 3].view_ids)
+    assert not torch.equal(epochs[0].inputs, epochs[1].inputs)
+
+
+def test_views_of_a_recipe_are_as_many_as_it_says():
+    recipe = Training(augmentation=CropFlip(), teacher_cache=CachedViews(views=2))
+    assert (
+        Views.of(recipe, 5).most == 2 and Views.of(recipe.model_copy(update={"teacher_cache": "off"}), 5).most is None
+    )
 
 
 def test_views_a_batch_has_the_rows_and_the_epoch_from_one_on():

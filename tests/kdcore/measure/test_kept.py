@@ -141,7 +141,7 @@ def test_run_a_second_job_with_a_teacher_takes_its_logits_and_reports_the_same_b
     reports, runs = [], []
     for name, cache in (("first", "cache"), ("second", "cache"), ("apart", "other")):
         where, _ = workspace(tmp_path / name, tmp_path / cache)
-        reports.append({**run(spec, where), "seconds": 0, "cost": 0, "timings": 0})
+        reports.append({**run(spec, where), "seconds": 0, "cost": 0, "timings": 0, "teacher_cache": 0})
         runs.append(list(measured))
         measured.clear()
     assert reports[0] == reports[1] == reports[2]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from kdcore.objectives.attention import (
     gradient_attention_loss,
 )
 from kdcore.spec.methods.features import Attention
-from tests.kdcore.objectives.lessons import SETTING, lesson, normal
+from tests.kdcore.objectives.lessons import SETTING, built, lesson, normal
 
 MAPPINGS = ["sum", "sum_p", "max_p"]
 REDUCTIONS = ["mean_squares", "norms"]
@@ -106,7 +107,23 @@ def test_attention_transfer_sums_over_its_layers():
     options = {"mapping": "max_p", "p": 3, "reduction": "norms"}
     transfer = AttentionTransfer(Attention(taps=("shallow", "deep"), **options), SETTING)
     single = [attention_loss(student[tap], teacher[tap], **options).item() for tap in student]
+    built(transfer, lesson(student, teacher))
     assert transfer(lesson(student, teacher)).item() == pytest.approx(sum(single))
+
+
+def test_attention_transfer_needs_only_the_maps_of_a_teacher_once_it_is_built():
+    """From the maps alone, the loss has the same bits as from the activations."""
+    student, teacher = {"a": normal(2, 3, 4, 4)}, {"a": normal(2, 6, 8, 8, seed=2)}
+    transfer = AttentionTransfer(Attention(taps=("a",)), SETTING)
+    assert transfer.needs.teacher_taps == ("a",)
+    whole = lesson(student, teacher)
+    built(transfer, whole)
+    (of_map,) = transfer.needs.reduced
+    assert transfer.needs.teacher_taps == () and transfer.needs.student_taps == ("a",)
+    maps = of_map.from_taps(teacher)
+    assert maps.shape == (2, 16)
+    reduced = replace(whole, teacher=View(whole.teacher.logits, reduced={of_map: maps}))
+    assert torch.equal(transfer(reduced), transfer(whole))
 
 
 # Gradients at the image
