@@ -10,6 +10,7 @@ import torch
 
 from base import cores
 from base.errors import SpecInvalid
+from kdcore import kernels
 from kdcore.spec import Training
 
 CPUS = Path("/proc/cpuinfo")
@@ -43,6 +44,8 @@ class Computing:
     """The teacher runs on pieces of one size, so that its outputs can be kept and used again (`teacher_cache.py`)."""
     why: str = ""
     """What decided the number of threads."""
+    note: str = ""
+    """Where the fused kernels come from, or why there are none."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,9 +62,10 @@ class Computing:
     def __str__(self) -> str:
         precision = "bf16" if self.bf16 else "fp32"
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}" + (f" ({self.why})" if self.why else "")
-        chosen = {"fused kernels": self.kernels, "folded teacher": self.folded, "overlap": self.overlap}
+        chosen = {"folded teacher": self.folded, "overlap": self.overlap}
         options = [name for name, is_on in chosen.items() if is_on] + ["CUDA graph"] * (self.step == "graph")
-        return ", ".join([self.device, threads, precision, *options, f"allocator: {allocator()}"])
+        kernels = [f"kernels: {self.note}"] if self.note else []
+        return ", ".join([self.device, threads, precision, *kernels, *options, f"allocator: {allocator()}"])
 
 
 def choose(training: Training) -> torch.device:
@@ -147,10 +151,12 @@ class LoadWatch:
         return free
 
 
-def begin(training: Training, threads: tuple[int, str] | None = None) -> Computing:
-    """Return how a job computes that begins now. Raises SpecInvalid if its device is not available.
+def begin(training: Training, cache: Path | None, threads: tuple[int, str] | None = None) -> Computing:
+    """Return how a job computes that begins now, and enable what it uses. Raises SpecInvalid if its device is not
+    available.
 
-    `threads`: their number, and why; None to choose it by what is free.
+    `cache`: the folder of compiled kernels; None for PyTorch's operators alone. `threads`: their number, and why; None
+    to choose it by what is free.
     """
     device = choose(training)
     if training.step == "graph" and device.type != "cuda":
@@ -159,24 +165,39 @@ def begin(training: Training, threads: tuple[int, str] | None = None) -> Computi
             hint="set training.step to 'eager', or run the job where a GPU is visible",
         )
     number, why = threads or choose_threads(training.threads)
+    own = device.type == "cpu" and training.kernels == "auto"
+    support = _kernels(cache if own else None)
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=bf16(training, device),
         threads=number,
+        kernels=support.enabled,
+        folded=own,
         step=training.step,
         overlap=training.overlap and device.type == "cpu",
         pieces=device.type == "cpu",
         why=why,
+        note=support.note,
     )
 
 
-def resume(begun: Computing | None, training: Training) -> tuple[Computing, str]:
+def _kernels(cache: Path | None) -> kernels.Support:
+    """Enable the fused kernels in this process, or disable them."""
+    if cache is not None:
+        return kernels.enable(cache)
+    kernels.disable()
+    return kernels.Support(False, "")
+
+
+def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Computing, str]:
     """Return how a resumed job computes, and in words what this machine cannot do as the job began; "" if nothing.
+    Enables what it uses.
 
     `begun` is None if the version that began the job did not record it: that one had one way to compute, and took bf16
     on a CPU only when asked.
     """
     device = choose(training)
+    support = _kernels(cache if begun is not None and begun.kernels and device.type == "cpu" else None)
     if begun is None:
         kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
         asked = training.precision == "bf16" or (kind == "cuda" and bf16(training, device))
@@ -188,7 +209,16 @@ def resume(begun: Computing | None, training: Training) -> tuple[Computing, str]
     threads = min(begun.threads, cores.cores(), asked_threads or begun.threads)
     if threads != begun.threads:
         changes["threads"] = f"with {threads} instead of {begun.threads} threads"
-    here = replace(begun, device="cuda" if device.type == "cuda" else "cpu", threads=threads)
+    if begun.kernels and not support.enabled and device.type == begun.device:
+        changes["kernels"] = f"without the fused kernels ({support.note})"
+    here = replace(
+        begun,
+        device="cuda" if device.type == "cuda" else "cpu",
+        threads=threads,
+        kernels=support.enabled,
+        folded=begun.folded and device.type == "cpu",
+        note=support.note,
+    )
     return here, " and ".join(changes.values())
 
 

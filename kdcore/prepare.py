@@ -212,7 +212,7 @@ def prepare(
     """
     workspace.lines.phase("preparing")
     # Chosen first, since the data's mean and std are sums, too.
-    computing = computing or devices.begin(spec.training)
+    computing = computing or devices.begin(spec.training, workspace.cache)
     torch.set_num_threads(computing.threads)
     if spec.training.threads is not None and computing.threads < spec.training.threads:
         workspace.warn(_fewer_threads(spec.training.threads, computing.threads))

@@ -54,17 +54,13 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     if resume is not None:
         log.info("resuming from %s", resume.name)
         resumed = checkpoint.load(resume, device.choose(spec.training))
-        computing, changed = device.resume(resumed.computing, spec.training)
+        computing, changed = device.resume(resumed.computing, spec.training, workspace.cache)
     job = prepare(spec, workspace, resumed.starts if resumed is not None else None, computing)
     progress = resumed or Progress(batch_norm=job.spec.training.batch_norm, starts=dict(job.starts))
     progress.computing = job.computing
     progress.cost.count({**workspace.seconds, "preparing": time.monotonic() - started - workspace.seconds["data"]})
     if resumed is not None:
-        _continue_as_begun(job, workspace, progress)
-        if changed:
-            text = f"the job continues {changed}, because this machine has no more: its sums are rounded differently"
-            hint = "submit the job again for figures of one kind"
-            workspace.warn(WarningItem("bits_not_repeatable", "/training", text, hint))
+        _continue_as_begun(job, workspace, progress, changed)
     elif job.teacher is not None:
         with progress.cost.during("teacher_check"):
             teacher_check.check(spec, job, workspace)
@@ -74,17 +70,11 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     progress.cost.prepared(job.device, started)
 
     workspace.lines.phase("training")
-    with progress.cost.during("caching"):
-        cache = teacher_cache.in_front(job, workspace)
-    try:
+    with _cached(job, workspace, progress) as cache:
         for trial in job.trials:
             if trial.name not in progress.finished:
                 with progress.cost.during(f"{TRAINING}{trial.name}"):
                     _train(trial, job, workspace, progress, meter, cache)
-    finally:
-        if cache is not None:
-            with progress.cost.during("caching"):
-                cache.close()
 
     workspace.lines.phase("evaluating")
     results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
@@ -111,11 +101,28 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     return summary
 
 
-def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progress) -> None:
+@contextmanager
+def _cached(job: PreparedJob, workspace: Workspace, progress: Progress) -> Iterator[CachedTeacher | None]:
+    """Yield the cache in front of the job's teacher; None if it has none."""
+    with progress.cost.during("caching"):
+        cache = teacher_cache.in_front(job, workspace)
+    try:
+        yield cache
+    finally:
+        if cache is not None:
+            with progress.cost.during("caching"):
+                cache.close()
+
+
+def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progress, changed: str) -> None:
     """Keep to the batch-norm statistics, the held-out images, the sizes of images and the warnings of the job that the
-    checkpoint continues."""
+    checkpoint continues. `changed`: what this machine computes otherwise, in words."""
     for warning in progress.warnings:
         workspace.warn(warning)
+    if changed:
+        text = f"the job continues {changed}, because this machine has no more: its sums are rounded differently"
+        hint = "submit the job again for figures of one kind"
+        workspace.warn(WarningItem("bits_not_repeatable", "/training", text, hint))
     recipe = job.spec.training.model_copy(update={"batch_norm": progress.batch_norm})
     job.spec = job.spec.model_copy(update={"training": recipe})
     if not progress.has_sizes:

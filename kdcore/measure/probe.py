@@ -73,7 +73,7 @@ def probe(request: ProbeRequest) -> JobCost:
     if unknown:
         raise SpecInvalid(f"only a job that runs can measure {unknown[0]}: its network is in the file")
     devices.make_exact(spec.training.seed)
-    prober = _Prober(spec, facts, devices.begin(spec.training, (torch.get_num_threads(), "")))
+    prober = _Prober(spec, facts, devices.begin(spec.training, None, (torch.get_num_threads(), "")))
     return prober.run()
 
 

@@ -5,7 +5,7 @@ import torch
 
 from base import cores
 from base.errors import SpecInvalid
-from kdcore import device
+from kdcore import device, kernels
 from kdcore.device import Computing, LoadWatch
 from kdcore.spec import Training
 
@@ -89,33 +89,59 @@ def test_choose_threads_keeps_to_a_number_that_is_set_and_to_what_is_free(
     assert device.threads_are_asked(Training(threads=asked)) is not any(word in why for word in ("share", "busy"))
 
 
-BEGUN = Computing("cpu", True, 2, kernels=True, folded=True, why="its share of the cores")
+FUSED = kernels.Support(True, "fused here")
+BEGUN = Computing("cpu", True, 2, kernels=True, folded=True, why="its share of the cores", note=FUSED.note)
+HERE = Path("cache")
 
 
-@pytest.mark.usefixtures("four_cores")
+@pytest.fixture
+def fused(monkeypatch):
+    monkeypatch.setattr(kernels, "enable", lambda _: FUSED)
+
+
+@pytest.mark.usefixtures("four_cores", "fused")
 def test_resume_computes_as_the_job_began(monkeypatch):
     monkeypatch.setattr(cores, "busy", lambda: 4.0)
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert device.resume(BEGUN, Training(device="cpu")) == (BEGUN, "")
+    assert device.resume(BEGUN, Training(device="cpu"), HERE) == (BEGUN, "")
 
 
-@pytest.mark.usefixtures("four_cores")
+@pytest.mark.usefixtures("four_cores", "fused")
 def test_resume_says_what_this_machine_does_not_have(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    here, changed = device.resume(BEGUN, Training(device="cpu"))
+    here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
     assert (here.threads, here.bf16, here.kernels, changed) == (1, True, True, "with 1 instead of 2 threads")
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(cores, "_allowed", lambda: {0})
-    here, changed = device.resume(Computing("cuda", True, 2), Training(device="cpu"))
+    here, changed = device.resume(Computing("cuda", True, 2), Training(device="cpu"), HERE)
     assert (here.device, here.threads) == ("cpu", 1)
     assert changed == "on cpu instead of cuda and with 1 instead of 2 threads"
 
 
+@pytest.mark.usefixtures("four_cores")
+def test_resume_says_that_the_fused_kernels_are_missing(monkeypatch):
+    monkeypatch.setattr(kernels, "enable", lambda _: kernels.Support(False, "eager: no compiler"))
+    here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
+    assert (here.kernels, here.folded, here.note) == (False, True, "eager: no compiler")
+    assert changed == "without the fused kernels (eager: no compiler)"
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize(
+    ("option", "cache", "own"), [("auto", HERE, True), ("auto", None, False), ("eager", HERE, False)]
+)
+def test_begin_takes_the_kernels_that_the_recipe_and_the_machine_allow(option, cache, own):
+    computing = device.begin(Training(device="cpu", kernels=option), cache, (2, ""))
+    assert (computing.kernels, computing.note) == (own, FUSED.note if own else "")
+    assert computing.folded is (option == "auto")
+
+
+@pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize(("precision", "bf16"), [("auto", False), ("fp32", False), ("bf16", True)])
 def test_resume_a_job_of_an_earlier_version_computes_as_that_one_did(monkeypatch, precision, bf16):
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
-    here, changed = device.resume(None, Training(device="cpu", precision=precision))
+    here, changed = device.resume(None, Training(device="cpu", precision=precision), HERE)
     assert (here.bf16, here.kernels, here.folded, here.step, here.overlap, changed) == (
         bf16, False, False, "eager", False, "",
     )  # fmt: skip
@@ -170,7 +196,7 @@ def test_load_watch_leaves_a_number_that_is_set_or_the_smallest(load, threads, a
 
 
 def test_computing_in_words_names_what_was_chosen():
-    assert str(BEGUN).startswith("cpu, 2 threads (its share of the cores), bf16, fused kernels, folded teacher, alloc")
+    assert str(BEGUN).startswith("cpu, 2 threads (its share of the cores), bf16, kernels: fused here, folded teacher, ")
     assert str(Computing("cuda", False, 1, step="graph")).startswith("cuda, 1 thread, fp32, CUDA graph, allocator: ")
 
 
@@ -188,11 +214,11 @@ def test_make_exact_new_tensors_are_not_filled_for_nothing():
 
 def test_begin_a_graph_is_refused_on_a_cpu(monkeypatch):
     with pytest.raises(SpecInvalid, match=r"training\.step is 'graph'.*CPU") as refused:
-        device.begin(Training(step="graph", device="cpu"))
+        device.begin(Training(step="graph", device="cpu"), None)
     assert "'eager'" in str(refused.value.hint)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert device.begin(Training(step="graph")).step == "graph"
+    assert device.begin(Training(step="graph"), None).step == "graph"
 
 
 @pytest.mark.parametrize(("threads", "student", "teacher"), [(1, 1, 1), (2, 1, 1), (5, 3, 2), (8, 4, 4)])
@@ -202,7 +228,7 @@ def test_computing_divides_the_threads_between_student_and_teacher(threads, stud
 
 
 def test_begin_a_teacher_runs_ahead_on_a_cpu_only(monkeypatch):
-    assert device.begin(Training(device="cpu", overlap=True), (2, "")).overlap
+    assert device.begin(Training(device="cpu", overlap=True), None, (2, "")).overlap
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert not device.begin(Training(overlap=True), (2, "")).overlap
+    assert not device.begin(Training(overlap=True), None, (2, "")).overlap
