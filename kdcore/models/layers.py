@@ -141,7 +141,7 @@ def with_shortcut(module: nn.Module, maps_NCHW: Tensor, shortcut: Tensor) -> Ten
     plain = type(module).forward in (nn.Sequential.forward, InTurn.forward)
     if isinstance(module, nn.Sequential) and plain and not _tapped(module):
         return run_in_turn(module, maps_NCHW, shortcut)
-    return module(maps_NCHW) + shortcut  # type: ignore[no-any-return]
+    return module(maps_NCHW) + shortcut
 
 
 class InTurn(nn.Sequential):
@@ -177,11 +177,11 @@ def _convolved(conv: nn.Module, maps_NCHW: Tensor) -> Tensor:
         and not _tapped(conv)
     )
     if not slow:
-        return conv(maps_NCHW)  # type: ignore[no-any-return]
+        return conv(maps_NCHW)
     assert isinstance(conv, nn.Conv2d)
     bias = None if conv.bias is None else conv.bias.bfloat16()
     places = conv.stride, conv.padding, conv.dilation, conv.groups
-    return _Depthwise.apply(maps_NCHW.bfloat16(), conv.weight, bias, places)  # type: ignore[no-any-return, no-untyped-call]
+    return _Depthwise.apply(maps_NCHW.bfloat16(), conv.weight, bias, places)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -200,7 +200,7 @@ class _Depthwise(torch.autograd.Function):
         return torch.conv2d(maps, rounded, bias, *places)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.places
@@ -343,11 +343,11 @@ class _Folded:
         places = self.padding, self.stride, self.dilation, self.groups
         run, (name, scalars, algorithm) = torch.ops.mkldnn._convolution_pointwise, self.activation
         if shortcut is None:
-            return run(maps, self.weight, self.bias, *places, name, scalars, algorithm)  # type: ignore[no-any-return]
+            return run(maps, self.weight, self.bias, *places, name, scalars, algorithm)
         shortcut = shortcut.to(self.precision).contiguous(memory_format=torch.channels_last)
         if self.groups == 1 and name in ("none", "relu"):
             after = None if name == "none" else name
-            return run.binary(  # type: ignore[no-any-return]
+            return run.binary(
                 maps, shortcut, self.weight, self.bias_with_shortcut, *places, "add", None, after, [], None
             )
         sums = run(maps, self.weight, self.bias, *places, "none", [], None) + shortcut

@@ -199,7 +199,7 @@ def _resnet(network: Any, images_NCHW: Tensor) -> Tensor:
     maps = network.maxpool(conv_norm(network.conv1, network.bn1, images_NCHW, network.relu))
     for group in (network.layer1, network.layer2, network.layer3, network.layer4):
         maps = group(maps)
-    return network.fc(network.avgpool(maps).flatten(1))  # type: ignore[no-any-return]
+    return network.fc(network.avgpool(maps).flatten(1))
 
 
 def _basic_block(block: Any, maps_NCHW: Tensor) -> Tensor:
