@@ -7,6 +7,11 @@ ARG PIP_FIND_LINKS
 ARG PIP_EXTRA_INDEX_URL
 ENV PATH=/opt/distillery/bin:$PATH
 WORKDIR /src
+# For the engine's kernels. The compiler stays in this stage; the distribution of the base image fixes its version.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/distillery
 # The dependencies are a layer of their own: a change of the code does not fetch gigabytes again.
 COPY pyproject.toml constraints.txt ./
@@ -25,6 +30,8 @@ COPY client client
 COPY migrations migrations
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \
     && pip check
+# -P: the installed package, not the folder here.
+RUN python -P -m kdcore.kernels
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="distillery" \

@@ -4,6 +4,8 @@ import gc
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
 from itertools import groupby
@@ -94,6 +96,17 @@ def database(database_url: str) -> Iterator[Database]:
     database.dispose()
 
 
+def compile_kernels(config: pytest.Config) -> None:
+    """Compile the engine's kernels once for this checkout: an engine that finds none compiles them for two seconds."""
+    source = config.rootpath / "kdcore" / "kernels" / "norm_relu.cpp"
+    built = source.with_name("built").glob("kernels-*/")
+    if hasattr(config, "workerinput") or any(one.stat().st_mtime > source.stat().st_mtime for one in built):
+        return
+    command = "from kdcore.kernels.building import *; build(BUILT, [capability()])"
+    # Where it fails, engines compute without kernels, and the tests of the kernels say why they are skipped.
+    subprocess.run([sys.executable, "-c", command], cwd=config.rootpath, capture_output=True, check=False)
+
+
 LONG = (
     "proofs/",
     "tests/client/test_embedded_server.py",
@@ -137,6 +150,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    compile_kernels(config)
     if config.getoption("--cpu"):
         config.pluginmanager.register(CpuSeconds())
 

@@ -158,7 +158,7 @@ class _NormRelu(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         maps, result, weight, moments_2C = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)

@@ -39,7 +39,17 @@ struct Vectors;
     };
 VECTORS_OF(1)
 VECTORS_OF(4)
+VECTORS_OF(8)
 VECTORS_OF(16)
+
+// The channels that fit into one register.
+#if defined(__AVX512F__)
+constexpr int WIDE = 16;
+#elif defined(__AVX2__)
+constexpr int WIDE = 8;
+#else
+constexpr int WIDE = 4;
+#endif
 
 // W channels beside each other.
 template <int W>
@@ -87,10 +97,11 @@ struct Lanes {
     static inline Floats all(float value) { return Floats{} + value; }
 };
 
-// A group of V vectors of W channels. U rows are summed apart, so that an addition need not wait for the one before.
+// A group of V vectors of W channels. U rows are summed apart, so that an addition need not wait for the one before: the
+// same number in every group, because it decides the order of a sum.
 template <int W_, int V_>
 struct Group {
-    static constexpr int W = W_, V = V_, U = 4 / V_, width = W_ * V_;
+    static constexpr int W = W_, V = V_, U = 4, width = W_ * V_;
     using L = Lanes<W>;
     using Floats = typename L::Floats;
 
@@ -120,9 +131,9 @@ inline void for_each_group(long channels, Body body) {
         }
     };
     long c = 0;
-    for (; c + 64 <= channels; c += 64) body(c, 0L, Group<16, 4>{});
-    if (channels >= 16) {
-        cover(c, Group<16, 1>{});
+    for (; c + 2 * WIDE <= channels; c += 2 * WIDE) body(c, 0L, Group<WIDE, 2>{});
+    if (channels >= WIDE) {
+        cover(c, Group<WIDE, 1>{});
     } else if (channels >= 4) {
         cover(c, Group<4, 1>{});
     } else {

@@ -4,6 +4,7 @@ A shell script is the compiler here: it copies the library that a real one made.
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,22 +15,18 @@ import pytest
 import torch
 
 from base.errors import StorageFull
-from bench.processes import REPOSITORY
 from kdcore import kernels
 from kdcore.kernels import building
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def library(compiled: Path) -> Path:
     """A library that works here."""
-    try:
-        return building._library(tmp_path_factory.mktemp("kernels"), building.capability())
-    except building.NotBuilt as error:
-        pytest.skip(str(error))
+    return building._library(compiled, building.capability())
 
 
 @pytest.fixture(autouse=True)
-def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_installed(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BUILT", tmp_path / "not installed")
 
 
@@ -162,13 +159,15 @@ def test_load_starts_no_second_openmp(library: Path) -> None:
     readelf = shutil.which("readelf")
     if readelf is not None:
         needed = subprocess.run([readelf, "-d", library], capture_output=True, text=True, check=True).stdout
-        assert "libstdc++" in needed and "omp" not in needed
+        assert "NEEDED" in needed and "omp" not in needed
 
 
-def test_kernels_command_compiles_for_every_cpu_of_the_architecture(copying: Path, tmp_path: Path) -> None:
+def test_kernels_command_compiles_for_every_cpu_of_the_architecture(
+    copying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "image"
-    command = [sys.executable, "-m", "kdcore.kernels", str(folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    printed = [Path(line) for line in done.stdout.splitlines()]
+    monkeypatch.setattr(sys, "argv", ["kernels", str(folder)])
+    runpy.run_module("kdcore.kernels", run_name="__main__")
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert folder / building.entry_of(building.capability()) / building.LIBRARY in printed
     assert all(path.is_file() for path in printed)

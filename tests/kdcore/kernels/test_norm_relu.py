@@ -18,10 +18,8 @@ ROWS = [(2, 8, 1, 1), (127, 4, 1, 1), (128, 4, 1, 1), (129, 4, 1, 1), (65 * 128 
 
 
 @pytest.fixture(autouse=True)
-def enabled(tmp_path: Path) -> Iterator[None]:
-    support = kernels.enable(tmp_path)
-    if not support.enabled:
-        pytest.skip(support.note)
+def enabled(compiled: Path) -> Iterator[None]:
+    assert kernels.enable(compiled).enabled
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -48,13 +46,19 @@ def eager(norm: nn.BatchNorm2d, maps: Tensor, shortcut: Tensor | None, relu: boo
     return F.relu(result) if relu else result
 
 
+def exact(norm: nn.BatchNorm2d, maps: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    return eager(norm.double(), maps.double(), None if shortcut is None else shortcut.double(), relu)
+
+
 def fused(norm: nn.BatchNorm2d, maps: Tensor, shortcut: Tensor | None = None, relu: bool = True) -> Tensor:
     result = kernels.norm_relu(norm, maps, shortcut, relu=relu)
     assert result is not None
     return result
 
 
-def everything(compute: Any, shape: tuple[int, ...], with_shortcut: bool, relu: bool, dtype: torch.dtype) -> list[Tensor]:
+def everything(
+    compute: Any, shape: tuple[int, ...], with_shortcut: bool, relu: bool, dtype: torch.dtype
+) -> list[Tensor]:
     """Return the output, the gradients of maps, weight, bias and shortcut, and the running statistics."""
     norm = norm_of(shape[1])
     maps, gradient = random(shape, 1, dtype).requires_grad_(), random(shape, 3, dtype)
@@ -71,10 +75,12 @@ def everything(compute: Any, shape: tuple[int, ...], with_shortcut: bool, relu: 
 @pytest.mark.parametrize("shape", [*SHAPES, *ROWS], ids=str)
 def test_norm_relu_agrees_with_eager_in_float32(shape: tuple[int, ...], with_shortcut: bool, relu: bool) -> None:
     ours = everything(fused, shape, with_shortcut, relu, torch.float32)
-    theirs = everything(eager, shape, with_shortcut, relu, torch.float32)
-    for one, other in zip(ours, theirs, strict=True):
-        largest = float(other.abs().max())
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6 * max(largest, 1.0))
+    for reference in (eager, exact):
+        theirs = everything(reference, shape, with_shortcut, relu, torch.float32)
+        # Sums of many values of both signs are smaller than what was added.
+        size = max(1.0, shape[0] ** 0.5, *(float(other.abs().max()) for other in theirs))
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=2e-6 * size)
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -84,28 +90,28 @@ def test_norm_relu_in_bfloat16_is_no_further_from_float64_than_eager(
     shape: tuple[int, ...], with_shortcut: bool
 ) -> None:
     # Without a ReLU, because eager's rounded values fall on another side of zero.
-    def exact(norm: nn.BatchNorm2d, maps: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-        return eager(norm.double(), maps.double(), None if shortcut is None else shortcut.double(), relu)
-
-    dtype = torch.bfloat16
-    three = (everything(compute, shape, with_shortcut, False, dtype) for compute in (fused, eager, exact))
-    for ours, theirs, right in zip(*three, strict=True):
-        right = right.double()
+    three = (everything(compute, shape, with_shortcut, False, torch.bfloat16) for compute in (fused, eager, exact))
+    for ours, theirs, reference in zip(*three, strict=True):
+        right = reference.double()
         # The last summand is the rounding of the reference, whose gradients are bfloat16 as well.
         assert (ours - right).norm() <= 1.01 * (theirs - right).norm() + 1e-6 * right.norm()
 
 
 def test_norm_relu_in_bfloat16_rounds_the_exact_value_once() -> None:
-    norm, maps, shortcut = norm_of(16), random((4, 16, 8, 8), 1, torch.bfloat16), random((4, 16, 8, 8), 2, torch.bfloat16)
+    norm, maps, shortcut = (
+        norm_of(16),
+        random((4, 16, 8, 8), 1, torch.bfloat16),
+        random((4, 16, 8, 8), 2, torch.bfloat16),
+    )
     right = eager(norm_of(16).double(), maps.double(), shortcut.double(), True)
     ours = fused(norm, maps, shortcut)
     assert ours.dtype == torch.bfloat16
     # Half of the last of 8 binary digits, and what float32 adds to it.
-    assert ((ours.double() - right).abs() <= right.abs() * (2**-9 * 1.001) + 1e-6).all()
+    assert ((ours.double() - right).abs() <= right.abs() * (2**-8 * 1.001) + 1e-6).all()
 
 
 def column(*values: float) -> Tensor:
-    return torch.tensor(values).view(-1, 1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1)
 
 
 def test_norm_relu_of_two_values_computed_by_hand() -> None:
@@ -131,7 +137,7 @@ def test_norm_relu_passes_a_gradient_computed_by_hand() -> None:
     norm.weight.data = torch.tensor([2.0])
     maps = column(1, 1, 3, 3).requires_grad_()
     fused(norm, maps, relu=False).backward(column(1, 0, 0, 0))
-    # Its mean is 1/4, its mean product with the normalised values is -1/4: 2 * (1 - 1/4 - 1/4), 2 * (0 - 1/4 - 1/4), 0, 0.
+    # Its mean is 1/4, its mean product with the normalised values is -1/4: twice 1 - 1/4 - 1/4, 0 - 1/4 - 1/4, 0 and 0.
     assert maps.grad is not None and maps.grad.flatten().tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
@@ -146,7 +152,7 @@ def test_norm_relu_has_the_gradient_of_finite_differences(relu: bool) -> None:
     (fused(norm, ours, shortcut, relu) * weights).sum().backward()
 
     def value(at: Tensor) -> float:
-        return float((fused(norm, at, shortcut, relu) * weights).double().sum())
+        return float((fused(norm, at, shortcut, relu) * weights).detach().double().sum())
 
     slope = (value(maps + step * direction) - value(maps - step * direction)) / (2 * step)
     assert ours.grad is not None
@@ -165,12 +171,11 @@ def test_norm_relu_has_the_same_bits_for_every_number_of_threads(shape: tuple[in
 
 
 def test_norm_relu_keeps_its_digits_beside_a_large_mean() -> None:
-    maps = (random((4, 16, 8, 8), 1) + 1e4).requires_grad_()
-    norm = norm_of(16, momentum=1.0)
+    maps, norm = random((4, 16, 8, 8), 1) + 1e4, norm_of(16, momentum=1.0)
     fused(norm, maps, relu=False)
     assert norm.running_var is not None
     right = maps.double().var(dim=(0, 2, 3))
-    assert ((norm.running_var.double() - right).abs() / right).max() < 1e-5
+    assert ((norm.running_var.double() - right).abs() / right).max() < 2e-4  # a mean has an error of 1e-3, in float32
 
 
 @pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.3}, {"momentum": 0.0}], ids=str)
