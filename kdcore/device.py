@@ -11,6 +11,7 @@ import torch
 from base import cores
 from base.errors import SpecInvalid
 from kdcore import kernels
+from kdcore.models.layers import can_fold
 from kdcore.spec import Training
 
 CPUS = Path("/proc/cpuinfo")
@@ -166,13 +167,13 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
         )
     number, why = threads or choose_threads(training.threads)
     own = device.type == "cpu" and training.kernels == "auto"
-    support = _kernels(cache if own else None)
+    support, in_bf16 = _kernels(cache if own else None), bf16(training, device)
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
-        bf16=bf16(training, device),
+        bf16=in_bf16,
         threads=number,
         kernels=support.enabled,
-        folded=own,
+        folded=own and can_fold(in_bf16),
         step=training.step,
         overlap=training.overlap and device.type == "cpu",
         pieces=device.type == "cpu",
@@ -211,12 +212,15 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         changes["threads"] = f"with {threads} instead of {begun.threads} threads"
     if begun.kernels and not support.enabled and device.type == begun.device:
         changes["kernels"] = f"without the fused kernels ({support.note})"
+    folded = begun.folded and device.type == "cpu" and can_fold(begun.bf16)
+    if begun.folded and not folded and device.type == begun.device:
+        changes["folded"] = "with a teacher that is not folded"
     here = replace(
         begun,
         device="cuda" if device.type == "cuda" else "cpu",
         threads=threads,
         kernels=support.enabled,
-        folded=begun.folded and device.type == "cpu",
+        folded=folded,
         note=support.note,
     )
     return here, " and ".join(changes.values())

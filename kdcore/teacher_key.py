@@ -40,7 +40,7 @@ def decides(job: PreparedJob, workspace: Workspace) -> dict[str, Any]:
         "dataset": [facts.digest or spec.dataset.source, spec.dataset.deciding(), facts.model_dump(mode="json")],
         "unlabelled": pool,
         "augmentation": None if augmentation is None else augmentation.model_dump(mode="json"),
-        "computing": {"bf16": computing.bf16, "folded": computing.folded, "kernels": spec.training.kernels},
+        "computing": {"bf16": computing.bf16, "folded": computing.folded},
         "versions": [torch.__version__, *map(_version, ("torchvision", "timm", "onnxruntime"))],
         "cpu": cpu_kind(),
     }

@@ -85,7 +85,7 @@ def conv_norm(
     shortcut: Tensor | None = None,
 ) -> Tensor:
     """Return activation(norm(conv(maps)) + shortcut); what is None is left out."""
-    folded = _folded(conv, norm, activation) if FOLDED in vars(conv) else None
+    folded = _folded(conv, norm, activation) if FOLDED in vars(conv) and maps_NCHW.device.type == "cpu" else None
     if folded is not None and not _learns(maps_NCHW, conv) and not _tapped(conv, norm, activation):
         return folded(maps_NCHW, shortcut, activation)
     maps = _convolved(conv, maps_NCHW)
@@ -237,12 +237,15 @@ FOLDED = "folded"
 """The attribute of modules in which `fold` keeps its state. It is no parameter and no buffer: the network's state, so
 its checkpoints and exports, stays that of its own layers."""
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, list[float], str | None]] = {
-    nn.ReLU: ("relu", [], None),
-    nn.ReLU6: ("hardtanh", [0.0, 6.0], None),
+    nn.ReLU: ("leaky_relu", [1e-30], None),
     nn.Hardswish: ("hardswish", [], None),
     nn.SiLU: ("swish", [], None),
 }
-"""The activations that oneDNN computes within a convolution: operator, scalars and algorithm."""
+"""The activations that oneDNN computes within a convolution: operator, scalars and algorithm.
+
+Only those that keep a NaN: its `relu` and `hardtanh` turn one into 0, so that a broken teacher would seem to be sound.
+The slope stands for 0: what it lets through is lost in the rounding of any sum.
+"""
 
 
 def fold(network: nn.Module, bf16: bool) -> None:
@@ -345,13 +348,13 @@ class _Folded:
         if shortcut is None:
             return run(maps, self.weight, self.bias, *places, name, scalars, algorithm)
         shortcut = shortcut.to(self.precision).contiguous(memory_format=torch.channels_last)
-        if self.groups == 1 and name in ("none", "relu"):
-            after = None if name == "none" else name
-            return run.binary(
-                maps, shortcut, self.weight, self.bias_with_shortcut, *places, "add", None, after, [], None
-            )
-        sums = run(maps, self.weight, self.bias, *places, "none", [], None) + shortcut
-        return sums if activation is None else activation(sums)
+        if self.groups == 1:
+            bias = self.bias_with_shortcut
+            sums = run.binary(maps, shortcut, self.weight, bias, *places, "add", None, None, [], None)
+        else:
+            sums = run(maps, self.weight, self.bias, *places, "none", [], None) + shortcut
+        # Its own `relu` behind a sum would lose a NaN, and it has no other.
+        return sums.relu_() if type(activation) is nn.ReLU else sums if activation is None else activation(sums)
 
 
 def _folded(conv: nn.Module, norm: nn.Module | None, activation: nn.Module | None) -> _Folded | None:

@@ -51,10 +51,9 @@ def same_size(student_NCHW: Tensor, teacher_NCHW: Tensor) -> tuple[Tensor, Tenso
     return averaged_to(student_NCHW, size), averaged_to(teacher_NCHW, size)
 
 
-def smaller_size(student_NCHW: Tensor, teacher_NCHW: Tensor) -> tuple[int, int]:
-    """Return the smaller height and the smaller width of two maps."""
-    (tall, wide), (other_tall, other_wide) = student_NCHW.shape[2:], teacher_NCHW.shape[2:]
-    return min(tall, other_tall), min(wide, other_wide)
+def smaller_size(student_NCHW: Tensor, teacher_NCHW: Tensor) -> tuple[int, ...]:
+    """Return the smaller height and the smaller width of two maps; () for embeddings."""
+    return tuple(map(min, student_NCHW.shape[2:], teacher_NCHW.shape[2:]))
 
 
 def averaged_to(maps_NCHW: Tensor, size: Sequence[int]) -> Tensor:

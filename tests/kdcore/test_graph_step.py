@@ -69,7 +69,7 @@ def files(tmp_path_factory):
 
 def prepared(case: str, files: dict[str, Any]) -> PreparedJob:
     """A job as small as can be, of 40 epochs, so that warm-ups of losses take several of them."""
-    recipe = {"epochs": 40, "batch_size": BATCH, **RECIPES.get(case, {})}
+    recipe = {"epochs": 40, "batch_size": BATCH, "kernels": "eager", **RECIPES.get(case, {})}  # As on a GPU.
     fields: dict[str, Any] = {"baseline": "none", "training": recipe}
     teacher = {"checkpoint": f"file:{files['teacher']}"}
     if case in METHODS:

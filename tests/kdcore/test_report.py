@@ -97,7 +97,9 @@ def measured(classifier: Classifier, data: Data, teacher: torch.Tensor | None = 
 
 
 def test_build_report_a_row_tells_what_the_exported_file_achieves_on_test_images(folder, data, tmp_path):
-    report = proven(folder, tmp_path, folder / "convnet8.safetensors", method="kd", training={"epochs": 3})
+    report = proven(
+        folder, tmp_path, folder / "convnet8.safetensors", method="kd", training={"epochs": 3, "kernels": "eager"}
+    )
     teacher = from_file(folder / "convnet8.safetensors", data)
     teacher_nK = evaluate.logits_on(teacher, data.test)
     student = from_file(tmp_path / "student.safetensors", data)
@@ -135,7 +137,7 @@ def test_what_is_measured_but_not_delivered_is_a_row_without_a_file(method, rows
 def test_build_report_several_teachers_are_measured_together_and_one_by_one(folder, data, tmp_path):
     paths = [folder / "convnet8.safetensors", folder / "convnet4.safetensors"]
     teachers = [{"checkpoint": f"file:{path}", "weight": weight} for weight, path in enumerate(paths, 1)]
-    report = proven(folder, tmp_path, teachers, method="kd", temperature=4)
+    report = proven(folder, tmp_path, teachers, method="kd", temperature=4, training={"kernels": "eager"})
     each = [from_file(path, data) for path in paths]
     for number, teacher in enumerate(each, 1):
         assert [report["models"][f"teacher-{number}"][name] for name in FIGURES] == measured(teacher, data)

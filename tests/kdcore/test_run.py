@@ -35,6 +35,9 @@ from tests.kdcore.engine import (
     write_teacher,
 )
 
+EARLIER = {"batch_norm": "running", "kernels": "eager"}
+"""How versions computed that had no choice."""
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -202,7 +205,7 @@ def test_run_a_job_of_the_version_before_continues_with_running_averages_to_the_
     steps, data, teacher, tmp_path, monkeypatch
 ):
     """Neither its spec nor its checkpoint says anything about batch norms. The second attempt is stopped, too."""
-    running, spec = (distilled(data, teacher, ema=0.8, **kind) for kind in ({"batch_norm": "running"}, {}))
+    running, spec = (distilled(data, teacher, ema=0.8, **kind) for kind in (EARLIER, {}))
     _, whole, _ = finish(running, tmp_path / "whole")
     _, checkpoint = stopped(running, tmp_path / "before", steps, monkeypatch)
     as_by_the_version_before(checkpoint)
@@ -234,10 +237,11 @@ def test_run_a_job_keeps_to_the_precision_that_it_began_with(data, tmp_path, mon
 
 def test_run_a_job_of_the_version_before_continues_in_fp32(data, tmp_path, monkeypatch):
     """By default it computed in fp32 on every CPU. What is stored of it does not say so."""
-    _, whole, _ = finish(supervised(data, batch_norm="running"), tmp_path / "whole")
+    _, whole, _ = finish(supervised(data, **EARLIER), tmp_path / "whole")
     spec = supervised(data, batch_norm="running", precision="auto")
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
-    _, checkpoint = stopped(spec, tmp_path / "before", 5, monkeypatch)
+    before = supervised(data, precision="auto", **EARLIER)
+    _, checkpoint = stopped(before, tmp_path / "before", 5, monkeypatch)
     as_by_the_version_before(checkpoint)
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
     _, checkpoint = stopped(spec, tmp_path / "second", 2, monkeypatch, checkpoint)
@@ -324,9 +328,8 @@ def test_run_a_job_of_the_version_before_keeps_to_its_held_out_part(teacher, tmp
     """It was accepted when validation splits were not read. A job that has no checkpoint yet uses the split."""
     without = write_arrays(tmp_path / "without.npz")
     having = write_arrays(tmp_path / "having.npz", validation=9)
-    running = {"batch_norm": "running"}
-    _, whole, _ = finish(distilled(without, teacher, **running), tmp_path / "whole")
-    _, checkpoint = stopped(distilled(without, teacher, **running), tmp_path / "before", 4, monkeypatch)
+    _, whole, _ = finish(distilled(without, teacher, **EARLIER), tmp_path / "whole")
+    _, checkpoint = stopped(distilled(without, teacher, **EARLIER), tmp_path / "before", 4, monkeypatch)
     as_by_the_version_before(checkpoint)
     where, _ = workspace(tmp_path / "after")
     report = run(distilled(having, teacher), where, checkpoint)

@@ -115,7 +115,7 @@ def test_run_a_stopped_job_resumes_to_the_same_bits(augmentation, data, teacher,
 
 def test_run_a_job_of_an_earlier_version_goes_on_with_the_datas_size(data, teacher, tmp_path, monkeypatch):
     """Its teacher learned from 16 x 16, and got 8 x 8: in that version there was no other size."""
-    running = {"batch_norm": "running"}
+    running = {"batch_norm": "running", "kernels": "eager"}
     earlier = at_8(data, teacher, 8, training=running)
     _, whole, _ = finish(earlier, tmp_path / "whole")
     checkpoint = stopped(earlier, tmp_path / "stopped", 1, monkeypatch)
@@ -294,7 +294,7 @@ def test_run_a_stopped_job_with_larger_pictures_resumes_to_the_same_bits(picture
 
 
 def test_run_a_job_of_an_earlier_version_goes_on_with_boxes_from_its_images(pictures, tmp_path, monkeypatch):
-    running = {"batch_norm": "running", "epochs": 3}
+    running = {"batch_norm": "running", "epochs": 3, "kernels": "eager"}
     _, whole, _ = finish(boxes(pictures, 8, training=running), tmp_path / "whole")
     checkpoint = stopped(boxes(pictures, 8, training=running), tmp_path / "stopped", 1, monkeypatch)
     as_by_the_version_before(checkpoint)

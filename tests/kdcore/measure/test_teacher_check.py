@@ -354,7 +354,8 @@ def test_loss_that_diverges_by_the_teachers_fault_is_a_teacher_mismatch(tmp_path
     save_file(state, file, {"distillery": json.dumps(notes)})
     where, stream = workspace(tmp_path / "job")
     with pytest.raises(TeacherMismatch, match=r"the teacher answers NaN on 40 of 120 images"):
-        run(distilled(tmp_path / "data.npz", file, baseline="none"), where)
+        # Folded, this layer would not overflow: its weights are divided by the deviation of 1e19.
+        run(distilled(tmp_path / "data.npz", file, baseline="none", kernels="eager"), where)
     assert len(events(stream, "teacher_check")) == 1
 
 

@@ -306,7 +306,7 @@ def test_read_the_traps_would_spring(tmp_path: Path):
 def test_inspect_a_whole_network_is_refused_with_advice(tmp_path: Path, network: nn.Module, save):
     save(network, tmp_path / "t.pth")
     error = refusal(tmp_path / "t.pth")
-    assert "whole pickled network (kdcore.models.convnet.ConvNet)" in error.message
+    assert "whole pickled network (kdcore.models.convnet.ConvNet" in error.message
     assert "model.state_dict()" in error.hint
 
 
