@@ -122,7 +122,7 @@ class AttentionTransfer(Objective):
         ).sum()
 
 
-def _attention(maps_NCHW: Tensor, size: tuple[int, int], of: Callable[[Tensor], Tensor]) -> Tensor:
+def _attention(maps_NCHW: Tensor, size: tuple[int, ...], of: Callable[[Tensor], Tensor]) -> Tensor:
     return of(averaged_to(maps_NCHW, size))
 
 
