@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 from sqlalchemy import update
 
@@ -27,6 +25,7 @@ from store.file_store import FileStore
 from store.settings import Settings
 from store.tables import jobs
 from tests.api.conftest import DATASET, MODEL, SUPERVISED, FakeInspector
+from tests.servers import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -42,17 +41,8 @@ pytestmark = [
 
 @pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
-    """A server on a free port, in a thread."""
-    app = create_app(settings, wake_workers=lambda: None, inspector=FakeInspector())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(create_app(settings, wake_workers=lambda: None, inspector=FakeInspector())) as url:
+        yield url
 
 
 class Browser:
