@@ -2,8 +2,8 @@
 
     python -m bench.chaos.recording_engine RECORDS PAUSE_S run ...
 
-Each step appends one whole line to the file RECORDS: boottime, job, fence, process, step. Then it waits PAUSE_S, so that
-few steps can last longer than a lease. Two functions of the engine are wrapped; its results are unchanged.
+Each step appends one whole line to the file RECORDS: boottime, job, fence, process, step. Then it waits PAUSE_S, so
+that few steps can last longer than a lease. Two functions of the engine are wrapped; its results are unchanged.
 """
 
 import os
