@@ -21,8 +21,8 @@ from bench.chaos.results import File, Leftovers, Reference, Results, Rows, Step,
 from bench.chaos.run import RunOptions, run
 from bench.processes import UnexpectedExit
 
-# Seeds whose first faults are of many kinds: an engine, a server and a freeze; a guard and the database. Most of a job's
-# time is pauses: kills need trainings that last, not trainings that compute.
+# Seeds whose first faults are of many kinds: an engine, a server and a freeze; a guard and the database. Most of a
+# job's time is pauses: kills need trainings that last, not trainings that compute.
 BRIEF: dict[str, Any] = {
     "jobs": 2,
     "kills": 3,
