@@ -92,14 +92,16 @@ class Browser:
         return message
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One Chromium for all tests. Each test has a server on a port of its own, so an origin with no stored data."""
     assert CHROMIUM is not None
+    profile = tmp_path_factory.mktemp("profile")
     theirs, commands = os.pipe()
     answers, ours = os.pipe()
     # Chromium reads commands from descriptor 3 and writes answers to 4.
     script = f'exec "$@" 3<&{theirs} 4>&{ours}'
-    flags = ("--headless", "--remote-debugging-pipe", f"--user-data-dir={tmp_path / 'profile'}", *FLAGS, "about:blank")
+    flags = ("--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", *FLAGS, "about:blank")
     command = ["bash", "-c", script, "bash", CHROMIUM, *flags]
     with subprocess.Popen(command, pass_fds=(theirs, ours), stderr=subprocess.DEVNULL) as process:
         os.close(theirs)
