@@ -4,18 +4,23 @@ The types in `base/wire.py` document the routes, and tests compare the answers w
 sends plain dicts with their keys, because building and serializing models takes twice as long.
 """
 
+import ast
+import inspect
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Generic, Literal, TypeVar, get_args
+from itertools import pairwise
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from base import wire
 from base.jobs import allowed_actions
 from base.references import DIGEST
 from base.wire import (
+    IS_TIME,
     ArtifactView,
     AttemptView,
     InspectionProgress,
@@ -42,6 +47,25 @@ from store.uploads import Upload
 from store.workers import Waiting, Worker
 
 T = TypeVar("T")
+
+
+def _describe_views() -> None:
+    """Make the docstrings of the fields in `base/wire.py` their descriptions in the OpenAPI document.
+
+    Pydantic can do that, too, but parses the whole file again for each class.
+    """
+    for statement in ast.parse(inspect.getsource(wire)).body:
+        if not isinstance(statement, ast.ClassDef):
+            continue
+        fields = getattr(wire, statement.name).__annotations__
+        for field, text in pairwise(statement.body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(description))):
+                    described = Field(description=inspect.cleandoc(description))
+                    fields[name] = Annotated[fields[name], described]
+
+
+_describe_views()  # before a route documents its answer with one of them
 
 
 class Json(Response):
@@ -80,7 +104,11 @@ def view_of(view: Any, record: Any, /, **computed: Any) -> dict[str, Any]:
 @cache
 def _times(view: Any) -> list[str]:
     """Return the fields of type `Time`."""
-    return [name for name, kind in view.__annotations__.items() if Time in (kind, *get_args(kind))]
+    return [name for name, kind in view.__annotations__.items() if _is_time(kind)]
+
+
+def _is_time(kind: Any) -> bool:
+    return IS_TIME in getattr(kind, "__metadata__", ()) or any(map(_is_time, get_args(kind)))
 
 
 def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:

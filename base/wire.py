@@ -12,7 +12,8 @@ from base.errors import Code
 from base.jobs import Kind, Reason, SlotState, Status
 from base.warning import Code as WarningCode
 
-Time = Annotated[str, "A record has seconds since 1970 here."]
+IS_TIME = "A record has seconds since 1970 here."
+Time = Annotated[str, IS_TIME]
 
 
 class AnyFields:
@@ -27,8 +28,8 @@ class View(TypedDict):
     """Base of all answers."""
 
 
-# Pydantic's settings: a field that is not listed is an error (for the tests of answers), docstrings are descriptions.
-View.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
+# A setting of pydantic: a field that is not listed is an error (for the tests of answers).
+View.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
 
 
 class WarningView(View):

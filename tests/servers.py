@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import uvicorn
+from fastapi import FastAPI
 
 from local import servers
 from store.settings import Settings
@@ -85,6 +89,22 @@ def api_process(settings: Settings, log: Path, failpoints: str = "") -> Iterator
         yield api
     finally:
         api.stop()
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an app on a free port, in a thread of this process. Yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Server:

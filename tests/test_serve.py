@@ -6,16 +6,17 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import serve
 from store.settings import Settings
 from tests.worker.job_database import REPOSITORY, JobDatabase
-from tests.worker.processes import FAKE_ENGINE, refused, until
+from tests.worker.processes import FAKE_ENGINE, until
 
 SPEC = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": {"epochs": 1}}
 
@@ -51,13 +52,6 @@ def call(url: str, body: Any = None) -> Any:
     request = urllib.request.Request(url, data, {"content-type": "application/json"})  # noqa: S310 - our own server
     with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
         return json.load(answer)
-
-
-def test_serve_wakes_its_worker_for_a_posted_job(tmp_path: Path):
-    """The worker polls every ten minutes: only a wake-up message in memory can have reached it."""
-    with serving(tmp_path) as (_, url):
-        job = call(f"{url}/v1/jobs", SPEC)
-        until(lambda: call(f"{url}/v1/jobs/{job['id']}")["status"] == "succeeded", "the job to succeed")
 
 
 def assert_requeued_at_exit(server: subprocess.Popen[bytes], db: JobDatabase, job_id: str) -> None:
@@ -110,13 +104,32 @@ def test_serve_killed_and_started_again_continues_its_job_at_once(tmp_path: Path
         db.database.dispose()
 
 
-def test_serve_refuses_a_home_with_a_server(tmp_path: Path):
-    with serving(tmp_path) as (server, _):
-        error = refused("serve", "--port", "0", "--home", str(tmp_path / "home"))
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Call the program's `main` in this process, where it must refuse to run; returns its standard error."""
+
+    def call_main(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["serve", *flags])
+        monkeypatch.setattr(serve, "log_to_stderr", lambda *_: None)  # it sets up logging of the whole process
+        assert serve.main() == 1
+        return capsys.readouterr().err
+
+    return call_main
+
+
+def test_serve_wakes_its_worker_for_a_posted_job_and_refuses_a_second_server(tmp_path: Path, refused: Refused):
+    """The worker polls every ten minutes: only a wake-up message in memory can have reached it."""
+    with serving(tmp_path) as (server, url):
+        job = call(f"{url}/v1/jobs", SPEC)
+        until(lambda: call(f"{url}/v1/jobs/{job['id']}")["status"] == "succeeded", "the job to succeed")
+        error = refused("--port", "0", "--home", str(tmp_path / "home"))
     assert f"another server (process {server.pid}) uses" in error
 
 
-def test_serve_refuses_a_public_address_without_a_key(tmp_path: Path):
-    error = refused("serve", "--host", "0.0.0.0", "--home", str(tmp_path))  # noqa: S104
+def test_serve_refuses_a_public_address_without_a_key(tmp_path: Path, refused: Refused):
+    error = refused("--host", "0.0.0.0", "--home", str(tmp_path))  # noqa: S104
     assert "DISTILLERY_ADMIN_KEY_HASH" in error
     assert not list(tmp_path.iterdir())

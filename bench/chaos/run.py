@@ -43,11 +43,17 @@ class RunOptions:
     workers: int = 3
     recipes: tuple[str, ...] = ()
     """Use only these recipes; all if empty."""
+    epochs: int | None = None
+    """The epochs of every job; each recipe has its own if None."""
+    pause_s: float = 0.0
+    """The time that an engine waits before each step: a job of few epochs then lasts as long with less work."""
+    warm: bool = True
+    """Start engines before there is a job for them."""
 
 
 def run(options: RunOptions, root: Path, log: Log) -> Results:
     """Run in an empty folder with at least the given numbers of jobs and kills. Raises Stalled if jobs do not end."""
-    with running_system(options.setting, root, options.workers) as system:
+    with running_system(options.setting, root, options.workers, options.pause_s, options.warm) as system:
         injector = Injector(system)
         try:
             clients = _inject_faults(options, system, injector, log)
@@ -99,6 +105,9 @@ def _inject_faults(options: RunOptions, system: System, injector: Injector, log:
 
 def _bodies(options: RunOptions, teacher: str) -> dict[str, dict[str, Any]]:
     bodies = plan.bodies(teacher)
+    if options.epochs is not None:
+        for body in bodies.values():
+            body["training"]["epochs"] = options.epochs
     return {name: bodies[name] for name in options.recipes or bodies}
 
 

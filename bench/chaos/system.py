@@ -75,11 +75,14 @@ class System:
 
 
 @contextlib.contextmanager
-def running_system(setting: Setting, root: Path, workers: int) -> Iterator[System]:
-    """Start all parts; stop them at the end of the block. Logs and records stay in `root`."""
+def running_system(setting: Setting, root: Path, workers: int, pause_s: float, warm: bool) -> Iterator[System]:
+    """Start all parts; stop them at the end of the block. Logs and records stay in `root`.
+
+    Engines wait `pause_s` before each step; with `warm` they are started before there is a job for them.
+    """
     open_folder(root)
     with _disk(root / "home") as disk, contextlib.ExitStack() as running:
-        settings, broker = _settings(root), None
+        settings, broker = _settings(root, pause_s, warm), None
         targets: dict[str, Target] = {}
         if setting == "cluster":
             ports = [servers.free_port() for _ in range(2)]
@@ -99,8 +102,8 @@ def running_system(setting: Setting, root: Path, workers: int) -> Iterator[Syste
         yield System(setting, root, urls, broker, disk, settings, targets)
 
 
-def _settings(root: Path) -> dict[str, str]:
-    engine = [sys.executable, "-m", ENGINE_MODULE, str(root / "steps"), "run"]
+def _settings(root: Path, pause_s: float, warm: bool) -> dict[str, str]:
+    engine = [sys.executable, "-m", ENGINE_MODULE, str(root / "steps"), str(pause_s), "run"]
     words = ", ".join(f'"{word}"' for word in engine)
     return {
         "DISTILLERY_HOME": str(root / "home"),
@@ -117,6 +120,7 @@ def _settings(root: Path) -> dict[str, str]:
         "DISTILLERY_MIN_FREE_BYTES": str(MIN_FREE_BYTES),
         "DISTILLERY_SLOTS": "1",
         "DISTILLERY_THREADS": "1",
+        "DISTILLERY_WARM": str(warm),
     }
 
 

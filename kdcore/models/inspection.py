@@ -35,7 +35,7 @@ def inspect(name: str, num_classes: int, channels: int, image_size: tuple[int, i
         preactivations, margins = before_relus(network, (channels, *image_size), list(ends))
         taps = {"taps": list(ends), "tap_widths": list(ends.values())}
         before = {"preactivations": preactivations, "margins": margins}
-        counts = _counts(network, name, torch.zeros(1, channels, *image_size))
+        counts = _counts(network, name, num_classes, torch.zeros(1, channels, *image_size))
         return facts.model_copy(update={**taps, **before, **counts})
 
 
@@ -63,12 +63,12 @@ def _run(network: nn.Module, name: str, num_classes: int, images: Tensor) -> Non
         raise SpecInvalid(f"{name} is no plain classifier: it does not answer N x {num_classes} logits")
 
 
-def _counts(network: nn.Module, name: str, images: Tensor) -> dict[str, Any]:
+def _counts(network: nn.Module, name: str, num_classes: int, images: Tensor) -> dict[str, Any]:
     """Return the embedding and its width if one module makes the logits, and parameters if it is linear with bias."""
     channels = images.shape[1]
-    one, other = skeleton(name, 2, channels), skeleton(name, 3, channels)
+    other = skeleton(name, num_classes + 1, channels)
     shapes = {key: weight.shape for key, weight in other.named_parameters()}
-    changed = [key for key, weight in one.named_parameters() if weight.shape != shapes[key]]
+    changed = [key for key, weight in network.named_parameters() if weight.shape != shapes[key]]
     path = changed[0].rpartition(".")[0] if changed else ""
     if not path or any(key.rpartition(".")[0] != path for key in changed):
         return {}
@@ -77,10 +77,10 @@ def _counts(network: nn.Module, name: str, images: Tensor) -> dict[str, Any]:
         return {}
     width = embedding.shape[1]
     facts = {"embedding": f"{path}@in", "embedding_width": width}
-    if not isinstance(one.get_submodule(path), nn.Linear) or changed != [f"{path}.weight", f"{path}.bias"]:
+    if not isinstance(network.get_submodule(path), nn.Linear) or changed != [f"{path}.weight", f"{path}.bias"]:
         return facts
-    stem = _parameters(skeleton(name, 2, channels + 1)) - _parameters(one)
-    body = _parameters(one) - 2 * (width + 1) - channels * stem
+    stem = _parameters(skeleton(name, num_classes, channels + 1)) - _parameters(network)
+    body = _parameters(network) - num_classes * (width + 1) - channels * stem
     return {**facts, "body_parameters": body, "stem_parameters_per_channel": stem}
 
 

@@ -10,9 +10,10 @@ import httpx
 import pytest
 import redis
 
+from api.app import create_app
 from proofs.faults.workers import LONG_LEASE, Workers
 from store import jobs
-from tests.servers import STEPS, Api, api_process
+from tests.servers import SPEC, STEPS, Api, api_process, served
 from tests.worker.processes import until
 
 KEY = "key"
@@ -38,8 +39,8 @@ def test_submit_again_after_a_kill_returns_the_one_job(
             post_until_killed(first)
         before = stored(workers)
         assert len(before) == left
-        with api_process(workers.settings, tmp_path / "second.log") as second:
-            response = second.post(KEY)
+        with served(create_app(workers.settings, wake_workers=lambda: None)) as second:
+            response = httpx.post(f"{second}/v1/jobs", json=SPEC, headers={"Idempotency-Key": KEY})
         assert response.status_code == then, response.text
         assert stored(workers) == (before or [response.json()["id"]]) == [response.json()["id"]]
         workers.start()

@@ -48,6 +48,7 @@ def test_server_killed_student_equals_the_undisturbed_one_bit_for_bit(tmp_path: 
         assert disturbed == _results(server, server.submit(SPEC))
         db.assert_nothing_left()
         db.database.dispose()
+        assert server.stop() == 0
 
 
 def _results(server: EmbeddedServer, job_id: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 from sqlalchemy import update
 
@@ -27,6 +25,7 @@ from store.file_store import FileStore
 from store.settings import Settings
 from store.tables import jobs
 from tests.api.conftest import DATASET, MODEL, SUPERVISED, FakeInspector
+from tests.servers import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -42,17 +41,8 @@ pytestmark = [
 
 @pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
-    """A server on a free port, in a thread."""
-    app = create_app(settings, wake_workers=lambda: None, inspector=FakeInspector())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(create_app(settings, wake_workers=lambda: None, inspector=FakeInspector())) as url:
+        yield url
 
 
 class Browser:
@@ -102,14 +92,16 @@ class Browser:
         return message
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One Chromium for all tests. Each test has a server on a port of its own, so an origin with no stored data."""
     assert CHROMIUM is not None
+    profile = tmp_path_factory.mktemp("profile")
     theirs, commands = os.pipe()
     answers, ours = os.pipe()
     # Chromium reads commands from descriptor 3 and writes answers to 4.
     script = f'exec "$@" 3<&{theirs} 4>&{ours}'
-    flags = ("--headless", "--remote-debugging-pipe", f"--user-data-dir={tmp_path / 'profile'}", *FLAGS, "about:blank")
+    flags = ("--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", *FLAGS, "about:blank")
     command = ["bash", "-c", script, "bash", CHROMIUM, *flags]
     with subprocess.Popen(command, pass_fds=(theirs, ours), stderr=subprocess.DEVNULL) as process:
         os.close(theirs)

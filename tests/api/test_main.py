@@ -19,25 +19,15 @@ def test_main_loads_no_torch() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-def start(tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DISTILLERY_HOME": str(tmp_path), "DISTILLERY_PORT": "0"}
-    return subprocess.run(
-        [sys.executable, "-m", "api"], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
 def test_main_does_not_start_on_an_old_schema(tmp_path: Path) -> None:
     (tmp_path / "distillery.db").touch()
-    ended = start(tmp_path)
+    environment = {**os.environ, "DISTILLERY_HOME": str(tmp_path), "DISTILLERY_PORT": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "api"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert ended.returncode == 1
     assert "run `python -m store migrate`" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-def test_main_does_not_start_without_a_database(tmp_path: Path) -> None:
-    ended = start(tmp_path / "nowhere")
-    assert ended.returncode == 1
-    assert "python -m store migrate" in ended.stderr
 
 
 def test_refuse_an_old_schema_waits_for_a_database_server(
@@ -56,6 +46,6 @@ def test_refuse_an_old_schema_waits_for_a_database_server(
     assert len(waited) == 2
 
 
-def test_refuse_an_old_schema_does_not_wait_for_a_database_file(tmp_path: Path) -> None:
+def test_refuse_an_old_schema_refuses_a_missing_database_file_at_once(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="store migrate"):
         _refuse_an_old_schema(f"sqlite:///{tmp_path}/no/such.db")

@@ -11,6 +11,7 @@ import httpx
 
 from base.jobs import TERMINAL
 from bench.processes import Program
+from tests.worker.processes import pause_s
 
 JOB_S = 120
 
@@ -85,10 +86,11 @@ class EmbeddedServer(Program):
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         """Wait for a condition; a failure shows the end of the server's log."""
-        end = time.monotonic() + timeout_s
+        began = time.monotonic()
         while not condition():
-            assert time.monotonic() < end, f"waited {timeout_s} s\n{self.log_tail}"
-            time.sleep(0.05)
+            waited = time.monotonic() - began
+            assert waited < timeout_s, f"waited {timeout_s} s\n{self.log_tail}"
+            time.sleep(pause_s(waited))
 
 
 @contextlib.contextmanager

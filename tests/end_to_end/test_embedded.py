@@ -28,17 +28,38 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def teacher_job(server):
-    """The job of a digits teacher, trained by the server."""
-    job_id = server.submit(TEACHER)
-    server.ended(job_id)
-    return job_id
+def together(server):
+    """The job of a digits teacher and that of its student, submitted at once; and the student's job as it was then."""
+    teacher = server.submit(TEACHER)
+    student = server.submit(distillation(teacher))
+    return teacher, student, server.get(f"/v1/jobs/{student}")
 
 
 @pytest.fixture(scope="module")
-def distilled(server, teacher_job):
-    """A distilled job of that teacher, which has succeeded."""
+def teacher_job(server, together):
+    """The teacher's job, which has succeeded."""
+    server.ended(together[0])
+    return together[0]
+
+
+@pytest.fixture(scope="module")
+def distilled(server, together):
+    """The student's job, which has succeeded: the first one with this teacher."""
+    return server.ended(together[1])
+
+
+@pytest.fixture(scope="module")
+def again(server, teacher_job, distilled):
+    """The same job, submitted when the teacher's and the student's had succeeded."""
     return server.ended(server.submit(distillation(teacher_job)))
+
+
+@pytest.fixture(scope="module")
+def their_data(server, tmp_path_factory):
+    """The name of a registered data set of the user's own, with three classes."""
+    data = server.upload(write_arrays(tmp_path_factory.mktemp("data") / "blobs.npz", train=150))
+    assert server.registered("datasets", {"name": "their-data", "blob": data})["state"] == "ready"
+    return "their-data"
 
 
 @pytest.fixture(scope="module")
@@ -112,38 +133,31 @@ def test_events_have_no_gap_and_metrics_are_series(server, distilled):
     assert "train/distillation_loss" in series
 
 
-def test_teacher_is_measured_once_for_a_project(server, teacher_job):
+def test_teacher_is_measured_once_for_a_project(server, distilled, again):
     """The second job gets the result, too; both show it on the job and in an event."""
-    # A normalization of its own: other tests of this server have the same teacher.
-    teacher = {"checkpoint": f"job:{teacher_job}", "preprocessing": {"mean": [0.31], "std": [0.37]}}
-    jobs = [server.ended(server.submit(distillation(teacher_job, teacher=teacher))) for _ in range(2)]
-    for number, job in enumerate(jobs):
+    for number, job in enumerate((distilled, again)):
         events = server.get(f"/v1/jobs/{job['id']}/events", limit=100)["data"]
         (event,) = [event for event in events if event["type"] == "teacher_check"]
         assert event["data"] == job["teacher_check"]
         assert job["teacher_check"]["accuracy"] == pytest.approx(job["result"]["teacher"]["accuracy"])
         log = server.http.get(f"/v1/jobs/{job['id']}/logs").text
         assert ("the teacher was measured by an earlier job" in log) == (number == 1)
-    assert jobs[0]["teacher_check"] == jobs[1]["teacher_check"]
-    assert jobs[0]["result"]["warnings"] == jobs[1]["result"]["warnings"]
+    assert distilled["teacher_check"] == again["teacher_check"]
+    assert distilled["result"]["warnings"] == again["result"]["warnings"]
 
 
-def test_teacher_and_student_can_be_submitted_together(server):
+def test_teacher_and_student_can_be_submitted_together(server, together, distilled, again):
     """The student's job waits for its teacher's, and its result is that of a job with the finished student."""
-    teacher = server.submit({**TEACHER, "training": {**TRAINING, "epochs": 4}})
-    student = server.submit(distillation(teacher, baseline="none"))
-    waiting = server.get(f"/v1/jobs/{student}")
+    _, student, waiting = together
     assert (waiting["status"], waiting["waiting"]["reason"]) == ("queued", "teacher")
-    job = server.ended(student)
     order = [one for one in event_types(server, student) if one in ("teacher_ready", "claimed")]
     assert order == ["teacher_ready", "claimed"]
-    afterwards = server.ended(server.submit(distillation(teacher, baseline="none")))
-    assert job["resolved_spec"] == afterwards["resolved_spec"]
+    assert distilled["resolved_spec"] == again["resolved_spec"]
     students = [
-        {one["name"]: one["sha256"] for one in server.get(f"/v1/jobs/{id}/artifacts")["data"]}["student.safetensors"]
-        for id in (student, afterwards["id"])
+        {one["name"]: one["sha256"] for one in server.get(f"/v1/jobs/{job['id']}/artifacts")["data"]}
+        for job in (distilled, again)
     ]
-    assert students[0] == students[1], "the same bits"
+    assert students[0]["student.safetensors"] == students[1]["student.safetensors"], "the same bits"
 
 
 def test_cancelled_running_job_leaves_no_process_and_the_student_that_waits_for_it_fails(server):
@@ -214,11 +228,9 @@ def test_submit_reports_five_faults_in_one_answer(server):
     assert pointers == {"/dataset", "/teacher/checkpoint", "/student/architecture", "/temperature", "/trainning"}
 
 
-def test_submit_refuses_a_teacher_that_does_not_fit_the_data(server, teacher_job, tmp_path):
-    blob = server.upload(write_arrays(tmp_path / "three.npz"))
-    assert server.registered("datasets", {"name": "three-blobs", "blob": blob})["state"] == "ready"
+def test_submit_refuses_a_teacher_that_does_not_fit_the_data(server, teacher_job, their_data):
     before = len(server.get("/v1/jobs")["data"])
-    answer = server.post("/v1/jobs", distillation(teacher_job, dataset="three-blobs"))
+    answer = server.post("/v1/jobs", distillation(teacher_job, dataset=their_data))
     (fault,) = answer.json()["errors"]
     assert (fault["pointer"], fault["code"], fault["got"]) == ("/teacher/checkpoint", "teacher_mismatch", 10)
     assert len(server.get("/v1/jobs")["data"]) == before
@@ -252,7 +264,7 @@ def test_register_dataset_names_a_broken_image_in_an_archive(server, tmp_path):
     assert "cat/05.png" in server.refusal("datasets", {"name": "broken", "blob": server.upload(path)})
 
 
-def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(server, tmp_path):
+def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(server, their_data, tmp_path):
     """The file has the form that other training programs write; the data set is the user's own."""
     torch.manual_seed(0)
     state = {f"module.{name}": value for name, value in models.build("resnet8", 3, 1).state_dict().items()}
@@ -260,12 +272,10 @@ def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(serv
     model = {"name": "theirs", "blob": server.upload(tmp_path / "teacher.pth"), "architecture": "resnet8"}
     registered = server.registered("models", model)
     assert registered["facts"]["num_classes"] == 3
-    data = server.upload(write_arrays(tmp_path / "blobs.npz", train=150))
-    assert server.registered("datasets", {"name": "their-data", "blob": data})["state"] == "ready"
     job = server.ended(
         server.submit(
             {
-                "dataset": "their-data",
+                "dataset": their_data,
                 "teacher": {"checkpoint": "model:theirs"},
                 "student": "convnet4",
                 "method": {"name": "kd", "form": "logits_l2"},
@@ -274,26 +284,6 @@ def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(serv
         )
     )
     assert job["result"]["teacher"]["parameters"] == registered["facts"]["parameters"]
-
-
-def test_killed_server_continues_its_job_after_a_restart(tmp_path):
-    """`kill -9` during a training leaves no process of it; after the restart the job succeeds, each step once."""
-    timings = {"DISTILLERY_LEASE_S": "3", "DISTILLERY_HEARTBEAT_S": "0.5", "DISTILLERY_LOOK_S": "0.3"}
-    with embedded_server(tmp_path / "home", **timings) as server:
-        training = {**TRAINING, "epochs": 40, "checkpoint_every_s": 0.2}
-        job_id = server.submit({**TEACHER, "training": training})
-        server.wait_until(lambda: "checkpoint" in event_types(server, job_id), 60)
-        assert engines(server.home)
-        server.kill()
-        server.wait_until(lambda: not engines(server.home), 10)
-        server.start()
-        job = server.ended(job_id)
-        assert "claimed" in event_types(server, job_id)[2:], "a second attempt took it over"
-        points = server.get(f"/v1/jobs/{job_id}/metrics", max_points=1000)["series"]["student"]["validation/accuracy"]
-        steps = [step for step, _ in points]
-        assert len(steps) == 40 and steps == sorted(set(steps))
-        assert job["attempts_without_progress"] >= 1
-        assert server.stop() == 0
 
 
 def event_types(server, job_id: str) -> list[str]:

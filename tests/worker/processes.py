@@ -13,13 +13,18 @@ PATIENCE_S = 30.0
 T = TypeVar("T")
 
 
+def pause_s(waited_s: float) -> float:
+    """The time between two looks at a condition: longer after long waiting, because each look costs processor time."""
+    return min(0.2, 0.01 + waited_s / 25)
+
+
 def until(condition: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
     """The first true result of `condition`; fails with `what` if there is none in time."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < timeout_s:
         if result := condition():
             return result
-        time.sleep(0.01)
+        time.sleep(pause_s(waited))
     raise AssertionError(f"after {timeout_s:g} s still waiting for {what}")
 
 

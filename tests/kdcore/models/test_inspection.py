@@ -89,17 +89,16 @@ def test_inspect_every_family_of_timm_has_taps_that_work_in_training_too(name: s
     size, least = FAMILIES[name]
     facts = models.inspect(f"timm/{name}", 10, 3, (size, size))
     assert len(facts.taps) >= least
-    paths = [*facts.taps, *facts.preactivations, *([facts.embedding] if facts.embedding else [])]
-    shapes = models.inspect_taps(f"timm/{name}", 10, 3, (size, size), paths).shapes
-    maps = [shapes[path] for path in facts.taps]
-    assert [shape[0] for shape in maps] == facts.tap_widths and {len(shape) for shape in maps} == {3}
-    assert [shape[1:] for shape in maps] == sorted((shape[1:] for shape in maps), reverse=True)
-    assert facts.embedding is None or shapes[facts.embedding][0] == facts.embedding_width
-    # Without memory: an in-place operation behind a tap is an error in the backward pass there, too.
+    # Without memory, and in training: `read` refuses what an operation in place behind a tap has overwritten.
     network = skeleton(f"timm/{name}", 10).to("meta").train()
-    taps = Taps(network, paths)
+    taps = Taps(network, [*facts.taps, *facts.preactivations, *([facts.embedding] if facts.embedding else [])])
     network(torch.empty(2, 3, size, size, device="meta"))
-    sum(tap.square().sum() for tap in taps.read().values()).backward()
+    seen = taps.read()
+    maps = [seen[path] for path in facts.taps]
+    assert [tap.shape[1] for tap in maps] == facts.tap_widths and {tap.dim() for tap in maps} == {4}
+    sizes = [tap.shape[2:] for tap in maps]
+    assert sizes == sorted(sizes, reverse=True)
+    assert facts.embedding is None or seen[facts.embedding].shape[1] == facts.embedding_width
 
 
 @needs_timm

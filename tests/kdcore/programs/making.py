@@ -14,13 +14,13 @@ from torch.export import Dim
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
 CONSTANTS = "data/constants/model_constants_config.json"
-ANY_BATCH = ({0: Dim("batch")},)
 
 
-def exported(
-    network: nn.Module, path: Path, *images: torch.Tensor, shapes: Any = ANY_BATCH, plainer: bool = False
-) -> Path:
-    """The network as torch.export saves it; plainer: decomposed to the core operators."""
+def exported(network: nn.Module, path: Path, *images: torch.Tensor, shapes: Any = ..., plainer: bool = False) -> Path:
+    """The network as torch.export saves it, for any batch unless other shapes are given; plainer: decomposed to the
+    core operators."""
+    if shapes is ...:
+        shapes = ({0: Dim("batch")},)  # not before it is needed: it imports sympy
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's of itself.
         program = torch.export.export(network, images, dynamic_shapes=shapes)
