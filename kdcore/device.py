@@ -100,13 +100,11 @@ def choose_threads(of_spec: int | None = None) -> tuple[int, str]:
     """Return the number of threads of a job that begins now, and why. A number that somebody has set is kept, that of
     the spec first, but no job takes more than there are cores; without one, cores that others use are left to them."""
     available = cores.cores()
-    if of_spec is not None:
-        if of_spec > available:
-            return available, f"training.threads is {of_spec}, of {available} cores"
-        return of_spec, "training.threads"
-    asked = cores.asked_threads(os.environ)
+    asked, name = of_spec, "training.threads"
+    if asked is None:
+        asked, name = cores.asked_threads(os.environ), cores.THREADS[0]
     if asked is not None:
-        return asked, cores.THREADS[0]
+        return (asked, name) if asked <= available else (available, f"{name} is {asked}, of {available} cores")
     share = int(os.environ.get(cores.AT_MOST) or available)
     if share == 1:
         return 1, "its share of the cores"
@@ -221,7 +219,11 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         threads=threads,
         kernels=support.enabled,
         folded=folded,
-        note=support.note,
+        # Graphs are for GPUs, a teacher that runs ahead is for CPUs; the job may have moved.
+        step=begun.step if device.type == "cuda" else "eager",
+        overlap=begun.overlap and device.type == "cpu",
+        # A job that began without the kernels keeps the reason.
+        note=support.note if begun.kernels else begun.note,
     )
     return here, " and ".join(changes.values())
 

@@ -212,10 +212,11 @@ def prepare(
     """
     workspace.lines.phase("preparing")
     # Chosen first, since the data's mean and std are sums, too.
-    computing = computing or devices.begin(spec.training, workspace.cache)
+    if computing is None:
+        computing = devices.begin(spec.training, workspace.cache)
+        if spec.training.threads is not None and computing.threads < spec.training.threads:
+            workspace.warn(_fewer_threads(spec.training.threads, computing.threads))
     torch.set_num_threads(computing.threads)
-    if spec.training.threads is not None and computing.threads < spec.training.threads:
-        workspace.warn(_fewer_threads(spec.training.threads, computing.threads))
     is_resolved = all(student.preprocessing is not None for _, student in each_student(vars(spec)))
     if tagged := [] if is_resolved else list(tags_without_weights(vars(spec))):
         raise SpecFaults(tagged)

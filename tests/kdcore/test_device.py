@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,7 @@ def four_cores(monkeypatch):
         ({"OMP_NUM_THREADS": "3"}, 2, 4.0, 2, "training.threads"),
         ({}, 4, 4.0, 4, "training.threads"),
         ({}, 64, 0.0, 4, "training.threads is 64, of 4 cores"),
+        ({"OMP_NUM_THREADS": "64"}, None, 0.0, 4, "OMP_NUM_THREADS is 64, of 4 cores"),
     ],
 )
 def test_choose_threads_keeps_to_a_number_that_is_set_and_to_what_is_free(
@@ -125,6 +127,21 @@ def test_resume_says_that_the_fused_kernels_are_missing(monkeypatch):
     here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
     assert (here.kernels, here.folded, here.note) == (False, True, "eager: no compiler")
     assert changed == "without the fused kernels (eager: no compiler)"
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_resume_keeps_the_reason_why_a_job_began_without_the_fused_kernels(monkeypatch):
+    """Also where there are some: the job computes as it began."""
+    monkeypatch.setattr(kernels, "enable", lambda _: FUSED)
+    begun = replace(BEGUN, kernels=False, note="eager: no compiler")
+    assert device.resume(begun, Training(device="cpu"), HERE) == (begun, "")
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_resume_a_graph_of_a_gpu_is_eager_on_a_cpu():
+    begun = Computing("cuda", True, 2, step="graph")
+    here, changed = device.resume(begun, Training(device="auto", step="graph"), HERE)
+    assert (here.device, here.step, changed) == ("cpu", "eager", "on cpu instead of cuda")
 
 
 @pytest.mark.usefixtures("fused")
