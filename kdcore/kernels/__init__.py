@@ -113,7 +113,11 @@ def _applies(norm: nn.BatchNorm2d, maps: Tensor) -> bool:
         # One value a channel has no variance: PyTorch raises its error.
         and maps.numel() > maps.size(1)
         and maps.is_contiguous(memory_format=torch.channels_last)
-        and all(own is None or own.dtype == torch.float32 for own in (norm.weight, norm.bias, norm.running_mean))
+        and (norm.weight is None) == (norm.bias is None)
+        and all(
+            own is None or (own.dtype == torch.float32 and own.is_contiguous())
+            for own in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
         and not norm._forward_hooks
         and not norm._forward_pre_hooks
     )

@@ -242,6 +242,12 @@ def test_norm_relu_is_eager_inside_paused_and_after_disable() -> None:
     assert kernels.norm_relu(norm, maps) is None
 
 
+def with_other(norm: nn.BatchNorm2d, **tensors: torch.Tensor | None) -> nn.BatchNorm2d:
+    for name, tensor in tensors.items():
+        setattr(norm, name, tensor)
+    return norm
+
+
 @pytest.mark.parametrize(
     ("reason", "arguments"),
     [
@@ -254,6 +260,13 @@ def test_norm_relu_is_eager_inside_paused_and_after_disable() -> None:
         ("no images", lambda norm, maps: (norm, maps[:0])),
         ("other channels", lambda norm, maps: (nn.BatchNorm2d(8), maps)),
         ("parameters in bfloat16", lambda norm, maps: (norm.bfloat16(), maps)),
+        (
+            "a running variance in float64",
+            lambda norm, maps: (with_other(norm, running_var=torch.ones(16).double()), maps),
+        ),
+        ("running means with gaps", lambda norm, maps: (with_other(norm, running_mean=torch.zeros(32)[::2]), maps)),
+        ("a weight without a bias", lambda norm, maps: (with_other(norm, bias=None), maps)),
+        ("a bias without a weight", lambda norm, maps: (with_other(norm, weight=None), maps)),
         ("a shortcut of another shape", lambda norm, maps: (norm, maps, maps[:, :, :1])),
         ("a shortcut of another dtype", lambda norm, maps: (norm, maps, maps.bfloat16())),
     ],
