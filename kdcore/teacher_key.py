@@ -10,7 +10,9 @@ import torch
 
 from base.files import sha256_of
 from base.references import FILE
+from kdcore.catalog.facts import DATASET_READING
 from kdcore.prepare import PreparedJob, Workspace
+from kdcore.programs import Program
 from kdcore.spec import each_teacher
 
 FORMAT = 1
@@ -25,6 +27,7 @@ def decides(job: PreparedJob, workspace: Workspace) -> dict[str, Any]:
     for pointer, teacher in each_teacher({"teacher": spec.teacher}):
         stated = teacher.model_dump(mode="json", exclude={"checkpoint", "program"})
         teachers.append({**stated, "digest": job.known.teachers[pointer].digest})
+    members = job.teacher.members if job.teacher is not None else ()
     pool = None
     if spec.unlabelled is not None:
         source = spec.unlabelled.source
@@ -37,11 +40,16 @@ def decides(job: PreparedJob, workspace: Workspace) -> dict[str, Any]:
         "teachers": teachers,
         # Several teachers answer as one at the job's temperature.
         "temperature": spec.temperature if len(teachers) > 1 else None,
-        "dataset": [facts.digest or spec.dataset.source, spec.dataset.deciding(), facts.model_dump(mode="json")],
+        "dataset": [
+            *(facts.digest or spec.dataset.source, DATASET_READING),
+            *(spec.dataset.deciding(), facts.model_dump(mode="json")),
+        ],
         "unlabelled": pool,
         "augmentation": None if augmentation is None else augmentation.model_dump(mode="json"),
         "computing": {"bf16": computing.bf16, "folded": computing.folded},
-        "versions": [torch.__version__, *map(_version, ("torchvision", "timm", "onnxruntime"))],
+        # A program has threads of its own from its opening on: the trial on one thread does not reach them.
+        "threads": computing.threads if any(isinstance(one.network, Program) for one in members) else None,
+        "versions": [torch.__version__, *map(_version, ("torchvision", "timm", "onnxruntime", "pillow"))],
         "cpu": cpu_kind(),
     }
 

@@ -395,6 +395,15 @@ def test_other_weights_in_an_ensemble_and_other_temperatures_are_other_keys(data
     assert len({decided(*pair) for pair in ((1, 4), (2, 4), (1, 3))}) == 3
 
 
+def test_the_key_of_a_program_names_its_threads(data, teacher, tmp_path, monkeypatch):
+    """A program has those that it was opened with, so that a trial on one thread tells nothing."""
+    where, _ = workspace(tmp_path / "job")
+    prepared = prepare(spec_of(data, teacher), where)
+    assert teacher_key.decides(prepared, where)["threads"] is None
+    monkeypatch.setattr(teacher_key, "Program", type(prepared.teacher.members[0].network))
+    assert teacher_key.decides(prepared, where)["threads"] == prepared.computing.threads == 1
+
+
 def test_cpu_kind_names_this_cpu_and_the_instructions_that_torch_uses(monkeypatch):
     kind = teacher_key.cpu_kind()
     assert torch.backends.cpu.get_cpu_capability() in kind and kind == teacher_key.cpu_kind()
