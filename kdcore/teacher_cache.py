@@ -31,6 +31,7 @@ from torch import Tensor
 from base.data_cache import TEACHER, TEACHER_MAX_BYTES
 from base.warning import WarningItem
 from kdcore.classifier import Classifier
+from kdcore.data import streaming
 from kdcore.data.images import TrainingSet
 from kdcore.data.views import Views, order
 from kdcore.lesson import NOTHING, Batch, Needs, Teacher, View
@@ -45,6 +46,7 @@ log = logging.getLogger("kdcore")
 PIECE = 64
 """Rows of a piece; those of a batch, if these are fewer: a user may have chosen them because of the memory."""
 SETTING = "DISTILLERY_TEACHER_CACHE_MAX_BYTES"
+"""What limits the stored outputs, unless the whole cache may hold less."""
 _VIEW_BITS = 20
 """A key is the row, and a number of the view of so many bits: crop_flip has 33,282 views at most, a spec 100,000."""
 
@@ -88,7 +90,7 @@ class _Epoch:
     """Numbers by position, until their batch comes."""
 
     def starts_at(self, position: int) -> None:
-        self.missing = np.flatnonzero(self.places[position:] < 0) + position
+        self.missing, self.done = np.flatnonzero(self.places[position:] < 0) + position, 0
 
 
 @dataclass
@@ -115,7 +117,8 @@ class Figures:
 class CachedTeacher:
     """A teacher in front of another. `keep` is False if nothing is to be kept: the bits are the same.
 
-    `follow` says what is shown next; until then, views are passed on to the other teacher as they are.
+    `setting` is the name of what sets `max_bytes`. `follow` says what is shown next; until then, views are passed on to
+    the other teacher as they are.
     """
 
     def __init__(
@@ -126,9 +129,10 @@ class CachedTeacher:
         keep: bool = True,
         max_bytes: int = TEACHER_MAX_BYTES,
         warn: Callable[[WarningItem], None] = lambda _: None,
+        setting: str = SETTING,
     ) -> None:
         self.teacher, self.decides, self.folder = teacher, decides, folder
-        self.keep, self.max_bytes, self.warn = keep, max_bytes, warn
+        self.keep, self.max_bytes, self.setting, self.warn = keep, max_bytes, setting, warn
         self.figures = Figures()
         self.needs = NOTHING
         self._coming: Coming | None = None
@@ -183,10 +187,11 @@ class CachedTeacher:
         self._epoch = None
 
     def report(self) -> dict[str, Any]:
-        """Return what the report says of the cache. `used` is False if the teacher ran on every batch as it came."""
+        """Return what the report says of the cache. `used` is False if it was off from the start, or could neither be
+        read nor written."""
         figures = self.figures
         return {
-            "used": self.keep and figures.hits + figures.misses > 0,
+            "used": figures.hits + figures.stored > 0 or (self.keep and figures.misses > 0),
             **{name: getattr(figures, name) for name in ("hits", "misses", "compared", "stored", "bytes")},
             "seconds": round(figures.seconds, 3),
             "notes": list(figures.notes),
@@ -280,19 +285,39 @@ class CachedTeacher:
             return
         self._is_compared = True
         self.figures.compared += len(stored)
-        if not same_bits(layout.decoded(self._store.read(epoch.places[stored])), self._computed(epoch, stored, layout)):
-            epoch.places[:] = -1
-            self._release()
+        found = self._read(epoch, start, epoch.places[stored], layout)
+        if found is not None and not same_bits(found, self._computed(epoch, stored, layout)):
+            self._forget(epoch, start)
             text = f"of {len(stored)} stored outputs of the teacher, some are not what this machine computes"
             self._end(text, "nothing: the job computes its own. Delete the entry's folder to fill it again")
 
+    def _read(self, epoch: _Epoch, start: int, places: Keys, layout: Layout) -> Values | None:
+        """Return what is stored at some places. If it cannot be read, None: then all is computed from `start` on."""
+        assert self._store is not None, "places are those of a store"
+        try:
+            return layout.decoded(self._store.read(places))
+        except OSError as error:
+            self._forget(epoch, start)
+            text = f"the stored outputs of the teacher cannot be read: {error.strerror or error}"
+            self._end(text, "let nothing but this service write into the folder of the cache")
+            return None
+
+    def _forget(self, epoch: _Epoch, start: int) -> None:
+        """Compute all views of the epoch from a position on, and release the entry."""
+        epoch.places[:] = -1
+        epoch.starts_at(start)
+        self._release()
+
     def _values(self, epoch: _Epoch, batch: Batch, start: int, end: int, layout: Layout) -> Values:
         """Return the numbers of a batch, N × W, after computing pieces until none is missing."""
-        places = epoch.places[start:end]
-        is_stored = places >= 0
+        is_stored = epoch.places[start:end] >= 0
         values = np.empty((end - start, layout.width), dtype=np.float32)
-        if self._store is not None and is_stored.any():
-            values[is_stored] = layout.decoded(self._store.read(places[is_stored]))
+        if is_stored.any():
+            found = self._read(epoch, start, epoch.places[start:end][is_stored], layout)
+            if found is None:
+                is_stored[:] = False
+            else:
+                values[is_stored] = found
         missing = np.flatnonzero(~is_stored)
         while len(missing) and epoch.done < len(epoch.missing) and epoch.missing[epoch.done] < end:
             chosen = epoch.missing[epoch.done : epoch.done + self._piece]
@@ -373,7 +398,9 @@ class CachedTeacher:
         except OSError as error:
             self._end_storing(error)
         if self._store.full:
-            self.figures.note(f"full: stored outputs may take {self.max_bytes:,} bytes ({SETTING}); no more are added")
+            self.figures.note(
+                f"full: stored outputs may take {self.max_bytes:,} bytes ({self.setting}); no more are added"
+            )
 
     def _release(self) -> None:
         if self._store is not None:
@@ -401,14 +428,17 @@ def in_front(job: PreparedJob, workspace: Workspace) -> CachedTeacher | None:
     """Return the cache in front of a job's teacher; None if there is nothing to keep."""
     if job.teacher is None or job.stored is not None or not job.computing.pieces:
         return None
-    limits = (workspace.teacher_cache_max_bytes, workspace.cache_max_bytes)
+    max_bytes, setting = workspace.teacher_cache_max_bytes, SETTING
+    if workspace.cache_max_bytes is not None and workspace.cache_max_bytes < max_bytes:
+        max_bytes, setting = workspace.cache_max_bytes, streaming.SETTING
     return CachedTeacher(
         job.teacher,
         decides(job, workspace),
         workspace.cache,
         keep=job.spec.training.teacher_cache != "off",
-        max_bytes=min(limit for limit in limits if limit is not None),
+        max_bytes=max_bytes,
         warn=workspace.warn,
+        setting=setting,
     )
 
 

@@ -13,6 +13,7 @@ which a bit has changed. So nothing is ever synced; what a power cut takes away 
 A process holds a shared lock on the entry as long as it uses it. An entry that nobody holds may be deleted.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -57,12 +58,21 @@ class _File:
     bytes: Records = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     read: int = 0
 
+    @property
+    def is_cut(self) -> bool:
+        """Return True if the file has become shorter: a read of what is missing in the map would end the process. A
+        deleted file stays in it."""
+        try:
+            return self.path.stat().st_size < len(self.bytes)
+        except OSError:
+            return False
+
 
 class ViewStore:
     """One entry of the cache. `size` is the bytes of a record, `max_bytes` what all entries together may have.
 
-    Raises OSError if the entry cannot be made or locked. Afterwards only `add` and `flush` raise it, and write nothing
-    more then; what is stored can still be read.
+    Raises OSError if the entry cannot be made or locked. Afterwards `add` and `flush` raise it, and write nothing more
+    then; what is stored can still be read. `read` raises it if somebody has cut off a file.
     """
 
     def __init__(self, folder: Path, size: int, max_bytes: int) -> None:
@@ -115,7 +125,10 @@ class ViewStore:
         return np.where(self._keys[at] == keys, self._places[at], -1)
 
     def read(self, places: Keys) -> Records:
-        """Return the records at places, n × size."""
+        """Return the records at places, n × size. Raises OSError if a file has become shorter."""
+        for number in np.unique(places >> _FILE_SHIFT).tolist():
+            if self._files[number].is_cut:
+                raise OSError(errno.EIO, f"{self._files[number].path.name} was cut off while it was read")
         records = np.empty((len(places), self.size), dtype=np.uint8)
         for row, place in enumerate(places.tolist()):
             offset = place & ((1 << _FILE_SHIFT) - 1)
@@ -165,6 +178,8 @@ class ViewStore:
             if file.path.stat().st_size - file.read > _HEADER.size:
                 file.bytes = np.asarray(np.memmap(file.path, dtype=np.uint8, mode="r"))
         blocks: list[tuple[Keys, Keys]] = []
+        if file.is_cut:
+            return blocks
         while (block := self._block(file)) is not None:
             start, keys, is_whole = block
             records = start + _HEADER.size + keys.nbytes

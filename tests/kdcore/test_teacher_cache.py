@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -177,10 +178,42 @@ def test_a_full_disk_turns_the_cache_off_with_a_warning(works, data, teacher, pl
     student, report, codes = finish(spec_of(data, teacher), tmp_path / "job", tmp_path / "cache")
     assert same(student, plain) and codes == ["teacher_cache_off"]
     assert done[0] == works + 1 and any("No space left" in note for note in report["notes"])
+    assert report["used"] is bool(works)
     monkeypatch.undo()
     monkeypatch.setattr(view_store, "MIN_FREE_BYTES", 0)
     again, report, codes = finish(spec_of(data, teacher), tmp_path / "again", tmp_path / "cache")
     assert same(again, plain) and not codes and bool(report["hits"]) >= bool(works)
+
+
+@pytest.mark.parametrize("steps", [0, STEPS + 2])
+def test_a_file_that_is_cut_off_while_it_is_read_changes_no_bit(
+    steps, data, teacher, plain, filled, tmp_path, monkeypatch
+):
+    """Before stored views are compared, and within an epoch."""
+    cache, reads, read = tmp_path / "cache", [0], ViewStore.read
+    shutil.copytree(filled, cache)
+
+    def cut(self, places):
+        reads[0] += 1
+        if reads[0] > steps:
+            for path in self.folder.glob("*.views"):
+                os.truncate(path, 100)
+        return read(self, places)
+
+    monkeypatch.setattr(ViewStore, "read", cut)
+    student, report, codes = finish(spec_of(data, teacher), tmp_path / "job", cache)
+    assert same(student, plain) and codes == ["teacher_cache_off"]
+    assert report["hits"] + report["misses"] == SEEN and report["used"] is bool(report["hits"]) is bool(steps)
+
+
+def test_the_smaller_of_two_limits_is_named(data, teacher, tmp_path):
+    where, _ = workspace(tmp_path)
+    prepared = prepare(spec_of(data, teacher), where)
+    for limit, named in ((None, (2_000_000_000, "DISTILLERY_TEACHER_CACHE_MAX_BYTES")),
+                         (999, (999, "DISTILLERY_CACHE_MAX_BYTES"))):  # fmt: skip
+        where.cache_max_bytes = limit
+        cache = teacher_cache.in_front(prepared, where)
+        assert (cache.max_bytes, cache.setting) == named
 
 
 def test_a_cache_that_cannot_be_opened_is_a_warning(data, teacher, plain, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 import errno
 import fcntl
 import multiprocessing
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -218,6 +220,29 @@ def test_view_store_writes_nothing_more_after_an_error(tmp_path, monkeypatch):
             store.flush()
     put(store, 3)
     assert held(store, 1, 2, 3) == [1]
+
+
+def test_view_store_refuses_to_read_a_file_that_was_cut_off(tmp_path):
+    """Memory that maps what is missing would end the process. A deleted file stays readable."""
+    store = opened(tmp_path)
+    put(store, 1, 2)
+    (path,) = entry(tmp_path).glob("*.views")
+    content = path.read_bytes()
+    os.truncate(path, len(content) // 2)
+    with pytest.raises(OSError, match="cut off"):
+        held(store, 2)
+    store.refresh()
+    assert len(store) == 2
+    path.unlink()
+    assert opened(tmp_path).find(np.array([1])).tolist() == [-1]
+
+
+def test_view_store_reads_a_file_that_was_deleted(tmp_path):
+    store = opened(tmp_path)
+    put(store, 1, 2)
+    shutil.rmtree(entry(tmp_path))
+    store.refresh()
+    assert held(store, 1, 2) == [1, 2]
 
 
 def test_view_store_leaves_the_disk_some_room(tmp_path, monkeypatch):
