@@ -177,7 +177,8 @@ def run_evaluation(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]
 
 def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("preparing")
-    torch.set_num_threads(device.choose_threads()[0])
+    threads, why = device.choose_threads()
+    torch.set_num_threads(threads)
     source, path = spec.dataset.source, workspace.file(spec.model.program or spec.model.checkpoint or "")
     with workspace.timing("data"):
         loaded = data.load(spec.dataset, workspace.source(source), workspace.cache, workspace.room())
@@ -210,7 +211,7 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("evaluating")
     labels = loaded.test.labels
     where = device.choose(Training())
-    computing = device.Computing("cuda" if where.type == "cuda" else "cpu", bf16=False, threads=torch.get_num_threads())
+    computing = device.Computing("cuda" if where.type == "cuda" else "cpu", bf16=False, threads=threads, why=why)
     classifier = classifier.to(where)
     key = kept.key(classifier, file.facts.architecture, loaded.test, spec.dataset, facts, computing)
     with workspace.timing("evaluating"):
@@ -232,6 +233,7 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
         "per_class": classes,
         "preprocessing": spec.model.preprocessing.model_dump(mode="json"),
         "dataset": facts.model_dump(mode="json"),
+        "computing": {**computing.as_json(), "allocator": device.allocator()},
         "warnings": [warning.as_dict() for warning in workspace.warnings],
     }
 
