@@ -9,6 +9,7 @@ from typing import Any
 from base.jobs import TERMINAL
 from bench.chaos.results import File, Results, Row, Step
 from bench.processes import UnexpectedExit
+from kdcore.protocol import REPORT_OF_ATTEMPTS
 
 UNAVAILABLE = 503
 OF_ATTEMPTS = ("engine_ended", "checkpoint_not_saved", "checkpoint_not_kept", "checkpoint_skipped")
@@ -259,6 +260,6 @@ def _count_differences(one: dict[Any, Any], other: dict[Any, Any]) -> int:
 
 def _of_the_training(report: Row | None) -> Row:
     """Return a report without what depends on the attempts: times, costs, and warnings about what was killed."""
-    kept = {name: value for name, value in (report or {}).items() if name not in ("seconds", "cost", "teacher_cache")}
+    kept = {name: value for name, value in (report or {}).items() if name not in REPORT_OF_ATTEMPTS}
     warnings = [one for one in kept.get("warnings", ()) if one["code"] not in OF_ATTEMPTS]
     return {**kept, "warnings": warnings}

@@ -72,20 +72,21 @@ def ahead(
     most = 2 * cores if batches is None else batches
     waiting: deque[tuple[int, Future[list[R]]]] = deque()
     held = 0
-    with ThreadPoolExecutor(cores) as pool:
-        try:
-            for batch, bytes_of in _batches(items, size):
-                waiting.append((bytes_of, pool.submit(all_of, batch)))
-                held += bytes_of
-                while len(waiting) > most or (waiting and held > _AHEAD_BYTES):
-                    done, result = waiting.popleft()
-                    held -= done
-                    yield from result.result()
-            while waiting:
-                yield from waiting.popleft()[1].result()
-        finally:
-            for _, result in waiting:
-                result.cancel()
+    pool = ThreadPoolExecutor(cores)
+    try:
+        for batch, bytes_of in _batches(items, size):
+            waiting.append((bytes_of, pool.submit(all_of, batch)))
+            held += bytes_of
+            while len(waiting) > most or (waiting and held > _AHEAD_BYTES):
+                done, result = waiting.popleft()
+                held -= done
+                yield from result.result()
+        while waiting:
+            yield from waiting.popleft()[1].result()
+    finally:
+        # Without waiting: garbage collection may close a generator in the middle of a thread's start, whose locks a
+        # wait would need.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:

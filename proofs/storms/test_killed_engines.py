@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from base import files
 from kdcore import models, protocol
 from kdcore.catalog import architecture
+from kdcore.protocol import REPORT_OF_ATTEMPTS
 from kdcore.run import run
 from kdcore.spec import METHODS, JobSpec
 from proofs.storms.killing import killed
@@ -110,8 +111,7 @@ class Done:
 
     @property
     def report(self) -> dict:
-        of_the_run = {"seconds": 0, "cost": 0, "teacher_cache": 0}
-        return json.loads((self.out / "report.json").read_text()) | of_the_run
+        return json.loads((self.out / "report.json").read_text()) | dict.fromkeys(REPORT_OF_ATTEMPTS)
 
     @property
     def weights(self) -> dict[str, dict]:

@@ -52,6 +52,26 @@ def test_ahead_raises_the_first_error_at_its_item():
         list(results)
 
 
+def test_ahead_closing_it_waits_for_no_work_and_begins_none():
+    """Garbage collection may close it while the interpreter holds the locks that waiting for a thread would need."""
+    begun, goes_on = threading.Event(), threading.Event()
+    worked = []
+
+    def work(item: int) -> int:
+        if item == 16:
+            begun.set()
+            goes_on.wait(60)
+        worked.append(item)
+        return item
+
+    results = ahead(range(1000), work, lambda _: 1)
+    assert next(results) == 0
+    assert begun.wait(60)
+    results.close()
+    assert 16 not in worked
+    goes_on.set()
+
+
 def test_ahead_an_error_of_the_reader_is_raised_too():
     def reader():
         yield 1
