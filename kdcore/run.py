@@ -120,7 +120,7 @@ def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progres
     for warning in progress.warnings:
         workspace.warn(warning)
     if changed:
-        text = f"the job continues {changed}, because this machine has, or may use, no more: its sums are rounded differently"
+        text = f"the job continues {changed}, because that is all it may use here: its sums are rounded differently"
         hint = "submit the job again for figures of one kind"
         workspace.warn(WarningItem("bits_not_repeatable", "/training", text, hint))
     recipe = job.spec.training.model_copy(update={"batch_norm": progress.batch_norm})

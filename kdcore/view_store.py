@@ -7,9 +7,9 @@ An entry `<key>-teacher/` of the cache has a file for each process that has writ
     records   count × bytes of a record
 
 Only its writer appends to a file. Readers map it, look for new blocks when they are told to, and look before each read
-whether somebody has cut it off. Nothing is trusted
-without its checksum: a block that is cut short by `kill -9`, a power cut or a full disk is left out, and so is one of
-which a bit has changed. So nothing is ever synced; what a power cut takes away is computed again.
+whether somebody has cut it off. Nothing is trusted without its checksum: a block that is cut short by `kill -9`, a
+power cut or a full disk is left out, and so is one of which a bit has changed. So nothing is ever synced; what a power
+cut takes away is computed again.
 
 A process holds a shared lock on the entry as long as it uses it. An entry that nobody holds may be deleted.
 """
