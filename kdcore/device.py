@@ -108,10 +108,10 @@ def choose_threads(of_spec: int | None = None) -> tuple[int, str]:
     share = int(os.environ.get(cores.AT_MOST) or available)
     if share == 1:
         return 1, "its share of the cores"
-    in_use = cores.busy()
-    free = cores.free_cores(in_use)
+    free = cores.free_cores(cores.busy())
     if free < share:
-        return free, f"{in_use:.1f} of {available} cores are busy"
+        # Whole cores, which decide: a report is the same for the same bits.
+        return free, f"{available - free} of {available} cores are busy"
     return share, "its share of the cores"
 
 

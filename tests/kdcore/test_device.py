@@ -69,10 +69,10 @@ def four_cores(monkeypatch):
     ("environment", "asked", "busy", "threads", "why"),
     [
         ({}, None, 0.0, 4, "its share of the cores"),
-        ({}, None, 1.0, 3, "1.0 of 4 cores are busy"),
-        ({}, None, 9.0, 1, "9.0 of 4 cores are busy"),
+        ({}, None, 1.2, 3, "1 of 4 cores are busy"),
+        ({}, None, 9.0, 1, "3 of 4 cores are busy"),
         ({cores.AT_MOST: "2", "OMP_NUM_THREADS": "2"}, None, 1.0, 2, "its share of the cores"),
-        ({cores.AT_MOST: "2", "OMP_NUM_THREADS": "2"}, None, 3.0, 1, "3.0 of 4 cores are busy"),
+        ({cores.AT_MOST: "2", "OMP_NUM_THREADS": "2"}, None, 3.0, 1, "3 of 4 cores are busy"),
         ({cores.AT_MOST: "1", "OMP_NUM_THREADS": "1"}, None, 3.0, 1, "its share of the cores"),
         ({"OMP_NUM_THREADS": "3"}, None, 4.0, 3, "OMP_NUM_THREADS"),
         ({"OMP_NUM_THREADS": "3"}, 2, 4.0, 2, "training.threads"),
