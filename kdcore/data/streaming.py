@@ -18,6 +18,7 @@ An entry `<key>-streamed/` of the cache has `facts.json`, and for each split `<s
 import json
 import os
 import shutil
+import threading
 import time
 import weakref
 import zlib
@@ -246,7 +247,7 @@ class Streamed:
     """The pixels of a split, uint8 N × C × H × W, which are decoded when rows are taken. See the module.
 
     It has the methods of a tensor that a batch needs. Rows that were announced by `expect`, and those after a slice,
-    are decoded ahead. Rows are taken by one thread.
+    are decoded ahead. Any thread may take rows: a teacher that runs ahead takes some beside the training.
     """
 
     def __init__(self, reader: Reader, places: Places, image: tuple[int, ...], device: torch.device = CPU) -> None:
@@ -257,6 +258,8 @@ class Streamed:
         self._expected: list[int] = []
         self._taken = 0
         self._decoded: Generator[Pixels, None, None] | None = None
+        self._lock = threading.Lock()
+        """Of the three above."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -285,20 +288,23 @@ class Streamed:
         return self._take(wanted)
 
     def _expect(self, rows: list[int]) -> None:
-        if self._decoded is not None:
-            self._decoded.close()
-        self._expected, self._taken, self._decoded = rows, 0, self._ahead(rows)
+        with self._lock:
+            if self._decoded is not None:
+                self._decoded.close()
+            self._expected, self._taken, self._decoded = rows, 0, self._ahead(rows)
 
     def _is_next(self, rows: list[int]) -> bool:
         return self._decoded is not None and self._expected[self._taken : self._taken + len(rows)] == rows
 
     def _take(self, rows: list[int]) -> Tensor:
         batch = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
-        results = self._ahead(rows)
-        if self._decoded is not None and self._is_next(rows):
-            results, self._taken = self._decoded, self._taken + len(rows)
-        for one, pixels in zip(batch.numpy(), islice(results, len(rows)), strict=True):
-            one[...] = pixels
+        with self._lock:
+            is_next = self._is_next(rows)
+            if self._decoded is not None and is_next:
+                self._taken += len(rows)
+                _fill_rows(batch, self._decoded)
+        if not is_next:
+            _fill_rows(batch, self._ahead(rows))
         return batch.to(self.device)
 
     def _ahead(self, rows: list[int]) -> Generator[Pixels, None, None]:
@@ -306,3 +312,8 @@ class Streamed:
         return ahead(
             rows, lambda row: self._reader.pixels(self._places[row].tolist()), lambda _: image_bytes, _BATCHES_AHEAD
         )
+
+
+def _fill_rows(batch: Tensor, results: Generator[Pixels, None, None]) -> None:
+    for one, pixels in zip(batch.numpy(), islice(results, len(batch)), strict=True):
+        one[...] = pixels

@@ -5,6 +5,7 @@ import io
 import tarfile
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,18 @@ def test_streamed_expected_rows_are_decoded_once_and_ahead(streamed, monkeypatch
     assert sorted(rows) == sorted([*epoch.tolist(), 0, 3])
     # Beyond what was expected rows are decoded as they are asked for.
     assert torch.equal(streamed.pixels.index_select(0, epoch[:1]), whole[epoch[:1]])
+
+
+def test_streamed_rows_are_right_when_another_thread_takes_the_next_ones(streamed):
+    """As a teacher that runs ahead may."""
+    pixels, count = streamed.pixels, len(streamed)
+    right = pixels.index_select(0, torch.arange(count))
+    pixels.expect(torch.arange(count))
+    batches = torch.arange(count).split(2)
+    with ThreadPoolExecutor(2) as pool:
+        both = [[pool.submit(pixels.index_select, 0, rows) for _ in range(2)] for rows in batches]
+        for rows, taken in zip(batches, both, strict=True):
+            assert all(torch.equal(one.result(), right[rows]) for one in taken)
 
 
 def test_reader_decodes_no_more_pixels_at_once_than_its_budget(tmp_path, nothing_in_memory, monkeypatch):
