@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from base.cores import cores
 from bench.cifar100 import DATA, PREPROCESSING, subset
 from bench.contestants import PEAK_WORK, Arena, Contestant, Json
 from bench.processes import REPOSITORY, exit_on_sigterm
@@ -215,9 +216,12 @@ def measure(field: Field, options: argparse.Namespace) -> Measured:
             neighbour = Neighbour()
             stack.callback(neighbour.end)
         processes: dict[str, Process] = {}
+        beside = {name for slot in field.slots if slot.neighbour for name in slot.runs}
         for contestant in field.contestants:
+            # The turns of the others are load, too: a job that adapts its threads would leave them a core.
+            adapts = contestant.kind != "ours" or contestant.name in beside
             with _beside(neighbour, contestant.name in field.begin_beside_neighbour):
-                process = Process(contestant, options.threads)
+                process = Process(contestant, options.threads or (None if adapts else cores()))
             stack.callback(process.end)
             processes[contestant.name] = process
             measured.ready[contestant.name] = process.ready
@@ -763,10 +767,9 @@ def growth_fields(options: argparse.Namespace, folder: Path) -> Iterator[Field]:
         ]
         yield compared("epochs of so many samples, with their end", whole[1].name, *whole)
     if "workers" in wanted:
-        cores = len(os.sched_getaffinity(0))
-        workers = tuple(ours(f"worker {number}", base, training={"threads": 1}) for number in range(1, cores + 1))
+        workers = tuple(ours(f"worker {number}", base, training={"threads": 1}) for number in range(1, cores() + 1))
         names = [worker.name for worker in workers]
-        together = tuple(Slot(f"{n} workers at once", tuple(names[:n])) for n in range(1, cores + 1))
+        together = tuple(Slot(f"{n} workers at once", tuple(names[:n])) for n in range(1, cores() + 1))
         rows = tuple(ratio(together[0].name, slot.name) for slot in together[1:])
         yield Field("workers of one thread each", base, workers, together, rows)
 
