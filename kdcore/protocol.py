@@ -98,7 +98,8 @@ def send_order(channel: socket.socket, order: Order, *, events: int, log: int, l
     """Send the order and its descriptors (the worker's side). The engine may still be importing."""
     message = json.dumps(asdict(order)).encode() + b"\n"
     sent = socket.send_fds(channel, [message], [events, log, lock])
-    channel.sendall(message[sent:])
+    if sent < len(message):  # An engine that has its whole order closes its end: even an empty send would fail.
+        channel.sendall(message[sent:])
 
 
 def receive_order(descriptor: int, prepare: Callable[[], object]) -> list[str]:

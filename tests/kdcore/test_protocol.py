@@ -104,6 +104,20 @@ def test_receive_order_exits_without_a_worker():
         assert process.wait(60) == 0
 
 
+def test_send_order_the_engine_may_close_its_end_once_it_has_the_order(tmp_path: Path, monkeypatch):
+    ours, theirs = socket.socketpair()
+    send_fds = socket.send_fds
+
+    def sent_and_received(*arguments):
+        count = send_fds(*arguments)
+        theirs.close()
+        return count
+
+    monkeypatch.setattr(socket, "send_fds", sent_and_received)
+    with ours, (tmp_path / "log").open("w") as log:
+        send_order(ours, Order([], str(tmp_path), {}), events=log.fileno(), log=log.fileno(), lock=log.fileno())
+
+
 def test_receive_order_and_run_by_hand_give_the_same_bits(tmp_path: Path):
     data, teacher = write_arrays(tmp_path / "blobs.npz"), write_teacher(tmp_path / "teacher.safetensors")
     spec = tmp_path / "spec.json"
