@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute
 
 from api import problems
 from api.auth import Authentication
+from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
 from api.registrations import Registrations
@@ -39,9 +40,15 @@ from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
 
-SERVER_OPTIONS: dict[str, Any] = {"log_config": None, "server_header": False, "timeout_graceful_shutdown": 3}
+SERVER_OPTIONS: dict[str, Any] = {
+    "http": Connection,
+    "ws": "none",
+    "log_config": None,
+    "server_header": False,
+    "timeout_graceful_shutdown": 3,
+}
 """Of uvicorn. Event streams stay open for as long as a job runs: at shutdown they are cut after so many seconds, and
-browsers reconnect."""
+browsers reconnect. There are no WebSockets: a request that asks for one is answered like any other."""
 
 V1 = (
     jobs,
@@ -74,6 +81,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.database = database
         app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
+        app.state.readiness = monitoring.Readiness()
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
         app.state.inspections, app.state.registrations = inspections, registrations
@@ -95,6 +103,8 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         version=version("distillery"),
         summary="Distils a large image classifier into a small one, and proves that it helped.",
         lifespan=lifespan,
+        # An address has one form. A redirect would repeat the Host header, and many clients do not follow with a body.
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
     )

@@ -1,12 +1,14 @@
 """Every error has one form: RFC 9457 `application/problem+json`, with a code that never changes.
 
 Problem
+ ├─ MalformedRequest    400  the bytes are no HTTP request
  ├─ MalformedBody       400  the body is not JSON
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
  ├─ RoleForbidden       403  the key's role does not allow this; `needs` is the role that does
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, route
  ├─ MethodNotAllowed    405
+ ├─ RequestTimeout      408  the body did not arrive in time
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
  ├─ TeacherUnavailable  409  the job whose student should teach has ended without one
  ├─ NotReady            409  the job has not made this yet, or the file is not inspected yet
@@ -15,6 +17,8 @@ Problem
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
  ├─ TooLarge            413
+ ├─ AddressTooLong      414
+ ├─ UnsupportedEncoding 415  the body is compressed
  ├─ RangeUnsatisfiable  416
  ├─ Invalid             422  parameters or a body that do not match their schema, every fault at once
  │   ├─ SpecInvalid
@@ -22,6 +26,7 @@ Problem
  │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
+ ├─ HeadersTooLarge     431
  ├─ ServerError         500
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
  └─ StorageFull         507
@@ -46,7 +51,7 @@ from starlette.responses import Response
 from api.inspections import Refused
 from base import errors
 from base.errors import Fault
-from kdcore.spec.reading import nearest
+from kdcore.spec.reading import MAX_FAULTS, more_faults, nearest
 from store import errors as store_errors
 
 log = logging.getLogger("distillery.api")
@@ -104,17 +109,22 @@ class Problem(HTTPException):
         return cls(str(error))
 
     def response(self, request_id: str) -> Response:
+        detail = self.detail if len(self.detail) <= errors.LONGEST_TEXT else self.detail[: errors.LONGEST_TEXT] + "…"
         body = {
             "type": f"urn:distillery:problem:{self.code}",
             "title": self.title,
             "status": self.status,
-            "detail": self.detail,
+            "detail": detail,
             "code": self.code,
             "request_id": request_id,
             "errors": [fault.as_dict() for fault in self.faults],
             **self.extra,
         }
         return Response(to_json(body), self.status, headers=self.headers, media_type=MEDIA_TYPE)
+
+
+class MalformedRequest(Problem):
+    status, code, title = 400, "malformed_request", "The request cannot be read"
 
 
 class MalformedBody(Problem):
@@ -140,6 +150,10 @@ class NotFound(Problem):
 
 class MethodNotAllowed(Problem):
     status, code, title = 405, "method_not_allowed", "The address does not support this HTTP method"
+
+
+class RequestTimeout(Problem):
+    status, code, title = 408, "request_timeout", "The body did not arrive in time"
 
 
 class ActionNotAllowed(Problem):
@@ -196,6 +210,14 @@ class TooLarge(Problem):
     status, code, title = 413, "too_large", "Too many bytes"
 
 
+class AddressTooLong(Problem):
+    status, code, title = 414, "address_too_long", "The URL is too long"
+
+
+class UnsupportedEncoding(Problem):
+    status, code, title = 415, "unsupported_encoding", "The body's encoding is not supported"
+
+
 class RangeUnsatisfiable(Problem):
     status, code, title = 416, "range_unsatisfiable", "The range is outside the file"
 
@@ -229,6 +251,10 @@ class ChecksumMismatch(Invalid):
 class IdempotencyConflict(Invalid):
     code, title = "idempotency_conflict", "The key was used for another request"
     stands_for = store_errors.IdempotencyConflict
+
+
+class HeadersTooLarge(Problem):
+    status, code, title = 431, "headers_too_large", "The headers are too large"
 
 
 class ServerError(Problem):
@@ -279,6 +305,16 @@ def install(app: FastAPI) -> None:
             app.add_exception_handler(problem.stands_for, _handler(problem))
 
 
+def problem_of(error: Exception) -> Problem | None:
+    """Return the problem for an exception that was raised outside of a route; None for a bug."""
+    if isinstance(error, Problem):
+        return error
+    for problem in (*Problem.__subclasses__(), *Invalid.__subclasses__()):
+        if problem.stands_for is not None and isinstance(error, problem.stands_for):
+            return problem.of(error)
+    return None
+
+
 def _handler(problem: type[Problem]) -> Any:
     async def handle(request: Request, error: Exception) -> Response:
         return problem.of(error).response(request_id(request))
@@ -297,11 +333,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _as_problem(request: Request, error: HTTPException) -> Problem:
     if isinstance(error, Problem):
         return error
+    path = request.scope["path"]  # Not `request.url`, which cannot be made of a malformed Host.
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"{request.url.path} is not an address of this service; /docs lists them")
+        hint = f"; did you mean {path.rstrip('/')}?" if path.endswith("/") and path.strip("/") else "; /docs lists them"
+        return NotFound(f"{path} is not an address of this service{hint}")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = ", ".join(_http_methods(request.app.openapi(), request.url.path)) or "GET"
-        return MethodNotAllowed(f"{request.url.path} supports {allowed}", headers={"Allow": allowed})
+        allowed = ", ".join(_http_methods(request.app.openapi(), path)) or "GET"
+        return MethodNotAllowed(f"{path} supports {allowed}", headers={"Allow": allowed})
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return MalformedBody(str(error.detail))
     return ServerError(str(error.detail))
@@ -313,6 +351,8 @@ def _http_methods(document: Mapping[str, Any], path: str) -> list[str]:
     for template, operations in document["paths"].items():
         if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path):
             methods.update(method.upper() for method in operations)
+    if "GET" in methods:
+        methods.add("HEAD")
     return sorted(methods)
 
 
@@ -322,7 +362,9 @@ async def _schema_error(request: Request, error: Exception) -> Response:
         return malformed_json(str(details[0].get("ctx", {}).get("error", ""))).response(request_id(request))
     body = getattr(request.scope.get("route"), "body_field", None)
     model = body.field_info.annotation if body is not None else None
-    faults = [_fault(detail, model) for detail in details]
+    faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
+    if len(details) > MAX_FAULTS:
+        faults.append(more_faults(len(details) - MAX_FAULTS))
     return Invalid(summary(faults), faults).response(request_id(request))
 
 

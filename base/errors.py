@@ -17,8 +17,13 @@
 The codes are a closed list that clients may rely on; `retryable` says whether the same spec can succeed later.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from base.text import clipped
+
+LONGEST_TEXT = 2000
+"""Of a text in a fault, in characters."""
 
 
 class EngineError(Exception):
@@ -118,7 +123,13 @@ class Fault:
     got: Any = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return the fault as an answer has it: nothing that a client sent is repeated at any length."""
+        got = self.got if len(str(self.got)) <= LONGEST_TEXT else clipped(self.got)
+        pointer, message = (
+            text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…" for text in (self.pointer, self.message)
+        )
+        values = {"pointer": pointer, "message": message, "code": self.code, "allowed": self.allowed, "got": got}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class SpecFaults(SpecInvalid):

@@ -9,6 +9,7 @@ from api.dependencies import Caller, Db, Files, InspectionsDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
 from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, WarningRefused, responses
 from api.registrations import Inspected, Kind
+from api.routes.artifacts import Download
 from api.routes.models import STILL_INSPECTING, accepted, registered, uploaded
 from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
@@ -91,8 +92,9 @@ async def thumbnails(name_or_id: str, caller: Caller, db: Db, files: Files) -> R
         raise NotReady(f"data set {dataset.name!r} is {dataset.state}")
     if dataset.thumbnails is None:
         raise NotFound(f"data set {dataset.name!r} has no thumbnails: an earlier version of the service registered it")
-    headers = {"Cache-Control": "private, no-cache", "Content-Disposition": "inline"}
-    return FileResponse(files.path(dataset.thumbnails["sha256"]), headers=headers, media_type="image/png")
+    digest = dataset.thumbnails["sha256"]
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache", "Content-Disposition": "inline"}
+    return Download(files.path(digest), dataset.created_at, headers=headers, media_type="image/png")
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))

@@ -105,7 +105,6 @@ async def append(
     return Json(upload_view(upload), 200, _headers(upload))
 
 
-@router.api_route("/{upload_id}", methods=["HEAD"], include_in_schema=False)
 @router.get("/{upload_id}", response_model=UploadView, responses=responses(NotFound))
 async def one(upload_id: str, caller: Caller, db: Db) -> Response:
     """The progress of an upload. The headers `Upload-Offset` and `Upload-Length` have the same, for `HEAD`."""
