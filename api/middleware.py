@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import secrets
+from collections import Counter
 from typing import Any
 
 from pydantic_core import from_json
@@ -37,7 +38,8 @@ BODIES_BYTES = 64 * JSON_BODY_BYTES
 """The bodies that a process holds at a time, of all requests."""
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,80}", re.ASCII)
-_READ_AS_JSON = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+"""Methods whose bodies are read. Those of others are not: the connection ends after the answer."""
 
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -82,8 +84,8 @@ class Middleware:
             path = scope["path"]
             if path.startswith("/v1/") or path == "/metrics":
                 await scope["app"].state.authentication.member(scope)
-            if has_body and not path.startswith("/v1/uploads"):
-                receive = await self._received(receive, header, scope["method"])
+            if has_body and scope["method"] in _WITH_BODY and not path.startswith("/v1/uploads"):
+                receive = await self._received(receive, header)
         except ClientDisconnect:
             return
         except Exception as error:
@@ -102,7 +104,7 @@ class Middleware:
                 raise
             await _refuse(error, scope, receive, send_with_headers)
 
-    async def _received(self, receive: Receive, header: dict[bytes, bytes], method: str) -> Receive:
+    async def _received(self, receive: Receive, header: dict[bytes, bytes]) -> Receive:
         """Receive and check the whole body. Returns what gives it to the route."""
         length = header.get(b"content-length", b"")
         if length.isdigit() and int(length) > JSON_BODY_BYTES:
@@ -130,7 +132,7 @@ class Middleware:
         finally:
             self._held -= held
         body = b"".join(parts)
-        if method in _READ_AS_JSON and body:
+        if body:
             _check_json(body, header.get(b"content-type", b"").decode("latin-1"))
         whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
@@ -212,8 +214,7 @@ class _TwiceError(ValueError):
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise _TwiceError(f"the key {clipped(twice)!r} is there twice in one object")
     return made
 

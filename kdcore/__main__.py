@@ -44,7 +44,7 @@ from pydantic import ValidationError
 
 from base.data_cache import TEACHER_MAX_BYTES
 from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
-from base.files import DISK_FULL
+from base.files import DISK_FULL, too_many_files
 from base.processes import importing
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
@@ -291,6 +291,9 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
 
 def _engine_error(error: Exception) -> EngineError:
     """Return the engine's own error for any exception."""
+    # A library's error, or a reader's own about the file, may hide it.
+    if (exhausted := too_many_files(error)) is not None:
+        return exhausted
     if isinstance(error, EngineError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
