@@ -351,7 +351,8 @@ class Attempt:
         if self.lease.lost.is_set():
             raise LeaseLost(self.claim.job.id, self.claim.fence)
         if self.writer.error is not None:
-            self._fail(Internal(f"the engine's lines could not be written: {self.writer.error}").as_dict())
+            fault = Internal(f"the engine's lines could not be written: {self.writer.error}")
+            self._fail((too_many_files(self.writer.error) or fault).as_dict())
         elif ending is not None and ending.how == "done":
             self._publish(ending)
         elif reason == "deadline":
