@@ -17,12 +17,11 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from api.problems import Forbidden, RoleForbidden, Unauthorized
-from base.defaults import is_loopback
+from base.defaults import DEFAULT_PROJECT, is_loopback
 from base.errors import DatabaseUnavailable, StorageFull
 from store import keys
 from store.database import Database
 from store.keys import Key, Role
-from store.projects import DEFAULT
 from store.settings import Settings
 
 log = logging.getLogger("distillery.api")
@@ -59,8 +58,8 @@ class Member:
 
 _ROLES: tuple[Role, ...] = ("operator", "admin", "member", "reader")
 
-LOCAL = Member(DEFAULT, "operator", None, "local")
-OPERATOR = Member(DEFAULT, "operator", None, "operator")
+LOCAL = Member(DEFAULT_PROJECT, "operator", None, "local")
+OPERATOR = Member(DEFAULT_PROJECT, "operator", None, "operator")
 
 
 class Authentication:

@@ -115,10 +115,12 @@ def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
     """Return the answer for a job. `waiting`: the reason why a queued job waits."""
     here = f"/v1/jobs/{job.id}"
     links = {name: f"{here}/{name}" for name in Links.__annotations__}
+    sender = None if job.created_by_name is None else {"key_id": job.created_by, "key_name": job.created_by_name}
     return view_of(
         JobView,
         job,
         allowed_actions=allowed_actions(job.status, job.requested),
+        created_by=sender,
         queue_position=waiting.position if waiting else None,
         waiting=view_of(WaitingView, waiting) if waiting else None,
         links={**links, "self": here, "stream": f"{here}/events/stream"},

@@ -188,6 +188,15 @@ class TeacherCheck(TypedDict):
     """The mean probability that it gives to outputs which `class_map` leaves out; null without a map."""
 
 
+class SenderView(View):
+    """The key by which a job was sent."""
+
+    key_id: str | None
+    """Null for the operator's key of the settings, and where no key was needed (`key_name`: `local`)."""
+    key_name: str
+    """As it was then."""
+
+
 class Links(View):
     self: str
     attempts: str
@@ -211,6 +220,8 @@ class JobView(View):
     """The action that was requested of the running job and is not done yet."""
     allowed_actions: list[str]
     """The actions that are allowed now: some of cancel, pause, resume, retry, delete."""
+    created_by: SenderView | None
+    """Its sender. Null if it was sent to an earlier version."""
     kind: Kind
     """`distillation` trains a student; `evaluation` measures a registered model on test images."""
     method: str

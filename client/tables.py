@@ -110,11 +110,13 @@ def job_facts(job: JobView) -> Table:
     """Return a table of the job's fields that have a value, except those in `NO_FACTS`."""
     table = Table.grid(padding=(0, 2))
     tries = job["attempts_without_progress"]
+    sender = job.get("created_by")
     texts: dict[str, object] = {
         "status": status_text(job),
         "waiting": waiting_text(job),
         # The first attempt counts as one until it has saved a checkpoint.
         "attempts_without_progress": f"{tries} of {job['max_attempts']}" if tries > 1 else "",
+        "created_by": sender["key_name"] if sender else "",
         "teacher_check": "" if job["teacher_check"] is None else teacher_check_text(job["teacher_check"]),
     }
     for field in JobView.__annotations__:
