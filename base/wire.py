@@ -487,6 +487,46 @@ class Dataset(Registered):
     created_at: Time | None
 
 
+# Who may call
+
+
+Role = Literal["operator", "admin", "member", "reader"]
+
+
+class KeyView(View):
+    """An API key, without its secret."""
+
+    id: str
+    project: str
+    """Whose rows it sees."""
+    name: str
+    role: Role
+    """`reader`: reads. `member`: also makes and acts on jobs, models, data sets and uploads. `admin`: also the keys of
+    the project. `operator`: also projects, and the keys of all."""
+    prefix: str
+    """The part after `dk_`, by which a key is found in a list."""
+    created_at: Time
+    created_by: str | None
+    """The name of the key that made it."""
+    expires_at: Time | None
+    revoked_at: Time | None
+    """Since when it cannot be used any more."""
+    last_used_at: Time | None
+    """To the minute."""
+
+
+class NewKeyView(KeyView):
+    key: str
+    """The key itself: `dk_<prefix>_<secret>`. No other answer has it."""
+
+
+class ProjectView(View):
+    """A project. Its name stands in its keys."""
+
+    name: str
+    created_at: Time
+
+
 # The server
 
 

@@ -17,8 +17,10 @@ from base.wire import (
     Estimate,
     Evaluation,
     JobView,
+    KeyView,
     Measured,
     Model,
+    ProjectView,
     Registered,
     Report,
     StorageView,
@@ -342,6 +344,40 @@ def worker_table(workers: Iterable[WorkerView]) -> Table:
         slots = [f"{slot['name']} {slot['job'] or _words(slot['state'])}" for slot in one["devices"]]
         alive = Text("yes", style="green") if one["alive"] else Text("no", style="red")
         _add_row(table, one["id"], alive, ", ".join(slots), one["seen_at"])
+    return table
+
+
+def key_table(keys: Iterable[KeyView]) -> Table:
+    table = _table("id", "project", "name", "role", "state", "last used")
+    for key in keys:
+        table_row = (
+            key["id"],
+            key["project"],
+            key["name"],
+            key["role"],
+            key_state(key),
+            key["last_used_at"] or "never",
+        )
+        _add_row(table, *table_row)
+    return table
+
+
+def key_state(key: KeyView) -> Text:
+    """Return whether a key can be used, and until when."""
+    if key["revoked_at"]:
+        return Text(f"revoked {key['revoked_at']}", style="red")
+    expires_at = key["expires_at"]
+    if expires_at is None:
+        return Text("valid", style="green")
+    if datetime.fromisoformat(expires_at) <= datetime.now(UTC):
+        return Text(f"expired {expires_at}", style="red")
+    return Text(f"valid until {expires_at}", style="green")
+
+
+def project_table(projects: Iterable[ProjectView]) -> Table:
+    table = _table("name", "created at", unbroken=("name",))
+    for project in projects:
+        _add_row(table, project["name"], project["created_at"])
     return table
 
 
