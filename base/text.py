@@ -66,7 +66,7 @@ def clipped(value: Any, limit: int = 200) -> Any:
     if isinstance(value, int | float) and abs(value) < 2**63:  # Neither infinite nor NaN, nor of thousands of digits.
         return value
     if isinstance(value, int):
-        return f"an integer of {value.bit_length()} bits"
+        return str(value) if value.bit_length() <= 3 * limit else f"an integer of {value.bit_length()} bits"
     if isinstance(value, str):
         text = shown(value[: limit + 1])
     elif isinstance(value, list | tuple | dict):
@@ -132,5 +132,6 @@ class Text:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
         described = handler(schema)
-        bounds = {"minLength": self.min_length, "maxLength": self.max_length, "pattern": self.pattern or PATTERN}
+        pattern = self.pattern or described.get("pattern", PATTERN)
+        bounds = {"minLength": self.min_length, "maxLength": self.max_length, "pattern": pattern}
         return {**described, **{name: bound for name, bound in bounds.items() if bound != 0}}
