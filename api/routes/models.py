@@ -12,7 +12,7 @@ from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
 from api.references import References, has_blob
 from api.registrations import Inspected, Kind
-from api.schemas import Json, MeasuredModelView, ModelView, NewModel, Page, measured_view, model_view, page
+from api.schemas import Json, MeasuredModelView, ModelView, NameOrId, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
@@ -83,7 +83,7 @@ async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) 
 
 
 @router.get("/{name_or_id}", response_model=MeasuredModelView, responses=responses(NotFound))
-async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
+async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
     """A model, by name or id, with its accuracy on the data sets on which it was evaluated."""
 
     def read(connection: Connection) -> Response:
@@ -95,7 +95,7 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: str, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
+async def delete(name_or_id: NameOrId, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
     """Delete a model, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
     affected."""
     registrations.cancel(await db.write(registry.models.delete, caller.project, name_or_id))
