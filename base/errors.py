@@ -23,9 +23,6 @@ from typing import Any, ClassVar, Literal
 
 from base.text import clipped
 
-LONGEST_TEXT = 2000
-"""Of a text in a fault, in characters."""
-
 
 class EngineError(Exception):
     """Base of all errors: a stable code, a message of one sentence, and a hint at what would work."""
@@ -120,6 +117,10 @@ CODES = tuple(kind.code for kind in EngineError.__subclasses__())
 Code = Literal[CODES]  # type: ignore[valid-type]
 
 
+MESSAGE_CHARACTERS = 1000
+"""The most of a message or pointer that is sent: both may contain what a client has written."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault of a spec: its place (RFC 6901 pointer, "" is the whole body), a message, and what would work."""
@@ -131,13 +132,14 @@ class Fault:
     got: Any = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fault as an answer has it: nothing that a client sent is repeated at any length."""
-        got = self.got if len(str(self.got)) <= LONGEST_TEXT else clipped(self.got)
-        pointer, message = (
-            text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…" for text in (self.pointer, self.message)
-        )
-        values = {"pointer": pointer, "message": message, "code": self.code, "allowed": self.allowed, "got": got}
-        return {name: value for name, value in values.items() if value is not None}
+        """Return what an answer says: as long as a person reads, whatever the client sent, and of strict JSON."""
+        own = {"pointer": _limited(self.pointer), "message": _limited(self.message), "code": self.code}
+        more = {"allowed": self.allowed, "got": clipped(self.got)}
+        return own | {name: value for name, value in more.items() if value is not None}
+
+
+def _limited(text: str) -> str:
+    return str(clipped(text, MESSAGE_CHARACTERS))
 
 
 class SpecFaults(SpecInvalid):
