@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse, Response
 
-from api.dependencies import Caller, Db, Files, InspectionsDep, RegistrationsDep
+from api.dependencies import Caller, Db, Files, ReferencesDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
 from api.openapi import headers
 from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, WarningRefused, responses
@@ -42,7 +42,7 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     },
 )
 async def register(
-    new: NewDataset, caller: Caller, inspections: InspectionsDep, registrations: RegistrationsDep
+    new: NewDataset, caller: Caller, references: ReferencesDep, registrations: RegistrationsDep
 ) -> Response:
     """Register an uploaded data set: `.npz` arrays, or an archive of images in folders of splits and classes.
 
@@ -54,7 +54,7 @@ async def register(
     Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.
     """
-    digest = await uploaded(new.blob, inspections)
+    digest = await uploaded(new.blob, references)
     dataset = await registrations.register(KIND, new, caller.project, digest)
     return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}")
 

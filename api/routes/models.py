@@ -7,10 +7,11 @@ from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.dependencies import Caller, Db, InspectionsDep, RegistrationsDep
+from api.dependencies import Caller, Db, ReferencesDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.openapi import headers
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
+from api.references import References, has_blob
 from api.registrations import Inspected, Kind
 from api.schemas import Json, MeasuredModelView, ModelView, NameOrId, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
@@ -54,7 +55,7 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     },
 )
 async def register(
-    new: NewModel, caller: Caller, inspections: InspectionsDep, registrations: RegistrationsDep
+    new: NewModel, caller: Caller, references: ReferencesDep, registrations: RegistrationsDep
 ) -> Response:
     """Register an uploaded checkpoint or program as a teacher. Its bytes say which of them it is.
 
@@ -66,7 +67,7 @@ async def register(
     """
     if new.architecture is not None:
         _require_known(new.architecture)
-    digest = await uploaded(new.blob, inspections)
+    digest = await uploaded(new.blob, references)
     model = await registrations.register(KIND, new, caller.project, digest)
     return registered(model_view(model), f"/v1/models/{model.id}")
 
@@ -112,10 +113,10 @@ def accepted(warnings: Iterable[WarningItem], strict: bool) -> list[dict[str, An
     return [warning.as_dict() for warning in found]
 
 
-async def uploaded(blob: str, inspections: Inspections) -> str:
-    """Return the digest of uploaded bytes. Raises NotFound."""
+async def uploaded(blob: str, references: References) -> str:
+    """Return the digest of bytes that the project has. Raises NotFound."""
     digest = blob.removeprefix("sha256:")
-    if not await inspections.has(digest):
+    if not await has_blob(references.db, references.inspections, references.caller, digest):
         raise NotFound(NOT_UPLOADED, blob=blob)
     return digest
 
