@@ -370,7 +370,7 @@ def _http_methods(document: Mapping[str, Any], path: str) -> list[str]:
         fitting = [paths[path]]
     else:
         fitting = [
-            own for template, own in paths.items() if re.fullmatch(re.sub(r"\\{[^}]*\\}", "[^/]+", template), path)
+            own for template, own in paths.items() if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path)
         ]
     methods = {method.upper() for operations in fitting for method in operations}
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
