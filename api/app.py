@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
 from api import problems
@@ -16,6 +15,7 @@ from api.auth import Authentication
 from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
+from api.openapi import document
 from api.registrations import Registrations
 from api.routes import (
     architectures,
@@ -37,7 +37,6 @@ from api.routes import (
 )
 from api.sweep import Sweep
 from base.folders import remove_abandoned
-from kdcore.spec import JobSpec
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
@@ -116,7 +115,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
     app.add_middleware(Middleware)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = cache(lambda: document(app, needs_key=settings.admin_key_hash is not None))  # type: ignore[method-assign]
     return app
 
 
@@ -130,19 +129,3 @@ def _routes() -> list[BaseRoute]:
     for router in (v1, monitoring.probes, page.router):
         everything.include_router(router)
     return everything.routes
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return FastAPI's document, extended by the schemas of the job spec and of problems, and the key."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        components = document.setdefault("components", {})
-        schemas = components.setdefault("schemas", {})
-        for name, model in (("JobSpec", JobSpec), ("Problem", problems.ProblemView)):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[name] = schema
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}, {}]
-        app.openapi_schema = document
-    return app.openapi_schema

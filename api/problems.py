@@ -93,6 +93,8 @@ class Problem(HTTPException):
     code: ClassVar[str]
     title: ClassVar[str]
     stands_for: ClassVar[type[Exception] | None] = None
+    sends: ClassVar[tuple[str, ...]] = ()
+    """The headers of the answer, for the OpenAPI document."""
 
     def __init__(
         self,
@@ -134,6 +136,7 @@ class MalformedBody(Problem):
 
 class Unauthorized(Problem):
     status, code, title = 401, "unauthorized", "A key is needed"
+    sends = ("WWW-Authenticate",)
 
 
 class Forbidden(Problem):
@@ -230,6 +233,7 @@ class UnsupportedEncoding(Problem):
 
 class RangeUnsatisfiable(Problem):
     status, code, title = 416, "range_unsatisfiable", "The range is outside the file"
+    sends = ("Content-Range",)
 
 
 class Invalid(Problem):
@@ -273,6 +277,7 @@ class ServerError(Problem):
 
 class Unavailable(Problem):
     status, code, title = 503, "unavailable", "Not available now"
+    sends = ("Retry-After",)
     stands_for = errors.DatabaseUnavailable
 
     def __init__(self, detail: str) -> None:
@@ -303,6 +308,9 @@ def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
             continue
         schema = {"$ref": "#/components/schemas/Problem"}
         declared[problem.status] = {"description": line, "content": {MEDIA_TYPE: {"schema": schema}}}
+        if problem.sends:
+            references = {name: {"$ref": f"#/components/headers/{name}"} for name in problem.sends}
+            declared[problem.status]["headers"] = references
     return declared
 
 
@@ -357,13 +365,15 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
 
 def _http_methods(document: Mapping[str, Any], path: str) -> list[str]:
     """Return the methods of all routes at this path; the framework's own list has only those of the first route."""
-    methods: set[str] = set()
-    for template, operations in document["paths"].items():
-        if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path):
-            methods.update(method.upper() for method in operations)
-    if "GET" in methods:
-        methods.add("HEAD")
-    return sorted(methods)
+    paths: Mapping[str, Mapping[str, Any]] = document["paths"]
+    if path in paths:  # No template: `/v1/jobs/validate` is no job's address.
+        fitting = [paths[path]]
+    else:
+        fitting = [
+            own for template, own in paths.items() if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path)
+        ]
+    methods = {method.upper() for operations in fitting for method in operations}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _schema_error(request: Request, error: Exception) -> Response:

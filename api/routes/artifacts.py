@@ -16,6 +16,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from api.dependencies import Caller, Db, Files
+from api.openapi import headers
 from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
 from api.schemas import Id, Page, artifact_view, page
 from base.references import STUDENT_FILE
@@ -25,10 +26,17 @@ from store.artifacts import Artifact
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
+BYTES = {"schema": {"type": "string", "format": "binary"}}
+OF_ONE = ("ETag", "Repr-Digest", "X-Checksum-SHA256", "Cache-Control")
+OF_CONTENT = (*OF_ONE, "Accept-Ranges", "Content-Disposition", "Last-Modified")
 A_FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-    206: {"description": "The bytes of the requested `Range`."},
-    304: {"description": "You have these bytes: `If-None-Match` has their digest."},
+    200: {"content": {"application/octet-stream": BYTES, "application/json": {"schema": {}}}, **headers(*OF_CONTENT)},
+    206: {
+        "description": "The bytes of the requested `Range`; of several, each with its own `Content-Range`.",
+        "content": {"application/octet-stream": BYTES, "application/json": BYTES, "multipart/byteranges": BYTES},
+        **headers(*OF_CONTENT, "Content-Range"),
+    },
+    304: {"description": "You have these bytes: `If-None-Match` has their digest.", **headers(*OF_ONE)},
     **responses(NotFound, NotReady, RangeUnsatisfiable),
 }
 

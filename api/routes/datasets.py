@@ -7,6 +7,7 @@ from starlette.responses import FileResponse, Response
 
 from api.dependencies import Caller, Db, Files, ReferencesDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
+from api.openapi import headers
 from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, WarningRefused, responses
 from api.registrations import Inspected, Kind
 from api.routes.artifacts import Download
@@ -36,7 +37,8 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     status_code=201,
     response_model=DatasetView,
     responses={
-        202: {"model": DatasetView, "description": STILL_INSPECTING},
+        201: headers("Location"),
+        202: {"model": DatasetView, "description": STILL_INSPECTING, **headers("Location")},
         **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
     },
 )
@@ -81,7 +83,10 @@ async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
     "/{name_or_id}/thumbnails",
     response_class=FileResponse,
     responses={
-        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        200: {
+            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+            **headers("Cache-Control", "Content-Disposition", "ETag", "Last-Modified"),
+        },
         **responses(NotFound, NotReady),
     },
 )

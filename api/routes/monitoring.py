@@ -15,7 +15,7 @@ from api.dependencies import Caller, Config, Db, Files, OperatorCaller
 from api.problems import Unauthorized, Unavailable, responses
 from api.schemas import Json, Page, page, view_of, worker_view
 from base.errors import DatabaseUnavailable, StorageFull
-from base.wire import CollectionView, StorageView, WorkerView
+from base.wire import CollectionView, HealthView, StorageView, WorkerView
 from store import collections, jobs, teachers, workers
 from store.database import Database
 from store.file_store import FileStore, usage
@@ -29,13 +29,13 @@ REMEMBERED_S = 1.0
 """The time for which /readyz stays ready: whoever asks needs no key, and each try is a durable write."""
 
 
-@probes.get("/healthz")
+@probes.get("/healthz", response_model=HealthView)
 async def healthz() -> Response:
     """The process answers. The database is not checked: a restart of this process would not repair it."""
     return Json({"status": "ok"})
 
 
-@probes.get("/readyz", responses=responses(Unavailable))
+@probes.get("/readyz", response_model=HealthView, responses=responses(Unavailable))
 async def readyz(request: Request, db: Db, files: Files, settings: Config) -> Response:
     """Jobs can be accepted and started: a write succeeded in time, and there is disk space for files."""
     readiness: Readiness = request.app.state.readiness

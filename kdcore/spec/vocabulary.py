@@ -55,6 +55,8 @@ def at_most(number: int) -> BeforeValidator:
 def named(field: str, of: Any, names: tuple[str, ...] = ()) -> BeforeValidator:
     """Return a validator that reads a plain string as an object with only this field; the schema shows both."""
     plain: Any = Literal[names] if names else str
+    if not names and isinstance(of, type) and issubclass(of, BaseModel):
+        plain = of.model_fields[field].rebuild_annotation()
     discriminated = Annotated[of, Field(discriminator="name")] if field == "name" else of
     return BeforeValidator(
         lambda given: {field: given} if isinstance(given, str) else given,

@@ -268,7 +268,8 @@ def test_job_spec_schema_shows_plain_names_and_lists():
     assert plain["enum"] == list(METHODS)
     assert set(objects["discriminator"]["mapping"]) == set(METHODS)
     assert all(schema["$defs"][ref.rpartition("/")[2]]["required"] == ["name"] for ref in refs(objects["oneOf"]))
-    assert schema["properties"]["dataset"]["anyOf"][0] == {"type": "string"}
+    plain = schema["properties"]["dataset"]["anyOf"][0]
+    assert (plain["type"], plain["minLength"], plain["maxLength"]) == ("string", 1, 300)
     assert schema["$defs"]["Crd"]["properties"]["tap"]["anyOf"][0]["type"] == "string"
 
 
