@@ -792,9 +792,9 @@ def test_keys_list_says_which_can_be_used():
         {"expires_at": "2999-01-02T00:00:00.000Z"},
     ]
     fake = FakeService({"GET /v1/keys": page([{**KEY, **end} for end in ends])})
-    rows = run(fake, "keys", "list").stdout.splitlines()[-4:]
+    rows = [line for line in run(fake, "keys", "list").stdout.splitlines() if "ann" in line]
     for row, state in zip(rows, ("valid ", "revoked 2026", "expired 2026", "valid until 2999"), strict=True):
-        assert state in row and "ann" in row
+        assert state in row
     assert json.loads(run(fake, "keys", "list", "--json").stdout)[0] == KEY
 
 
