@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -41,6 +41,7 @@ from base.wire import (
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, Preprocessing, Scheduling
 from kdcore.spec.job import ClassMap, ClassNames, Part
+from kdcore.spec.vocabulary import few_unknown
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.keys import Key
@@ -77,7 +78,7 @@ class Json(Response):
     media_type = "application/json"
 
     def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(to_json(content), status, headers)
+        super().__init__(to_json(content, inf_nan_mode="null"), status, headers)
 
 
 def page(data: Sequence[Any], following: str | None = None) -> Json:
@@ -182,9 +183,9 @@ Name = Annotated[str, Text(100, pattern=NAME, id_like=False)]
 """A new name, which is unique in its project and a part of addresses."""
 Title = Annotated[str, Text(200)]
 """A name for people, of one line."""
-Line = Annotated[str, Text(1000)]
-"""Any other text, of one line."""
-Filter = Annotated[str, Text(100)]
+Line = Annotated[str, Text(1000, min_length=0)]
+"""Any other text, of one line; it may be empty."""
+Filter = Annotated[str, Text(100, min_length=0)]
 """A value to select rows by."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A number, offset or size. No column and no file holds more."""
@@ -199,6 +200,11 @@ class Schema(BaseModel):
     """Base of all models here."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown_fields(cls, given: Any) -> Any:
+        return few_unknown(cls, given)
 
 
 class Page(Schema, Generic[T]):
