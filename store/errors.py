@@ -70,9 +70,9 @@ class LeaseLost(StoreError):
 class IdempotencyConflict(StoreError):
     code = "idempotency_conflict"
 
-    def __init__(self, key: str, job_id: str) -> None:
-        super().__init__(f"the key {key!r} was used with another body, for job {job_id}")
-        self.key, self.job_id = key, job_id
+    def __init__(self, key: str, kind: str, id: str) -> None:
+        super().__init__(f"the key {key!r} was used with another body, for {kind} {id}")
+        self.key, self.kind, self.id = key, kind, id
 
 
 class NameTaken(StoreError):

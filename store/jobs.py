@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, insert, or_, select
 from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
 from base.references import BLOB
 from base.warning import CODES, KNOWN_AT_SUBMIT
-from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
+from store import idempotency
+from store.errors import ActionNotAllowed, NotFound
 from store.events import append_event, update_job
-from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page, upsert
+from store.idempotency import Once
+from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page
 from store.tables import checkpoints, jobs, metrics
 from store.teachers import append_change, await_teachers, lock_awaited, take_students
 
@@ -34,25 +36,22 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     Raises IdempotencyConflict if the key was used with another body. Concurrent requests with one key get one job.
     Raises TeacherUnavailable if a job that should teach this one has ended without a student.
     """
+    job_id = new_id("job")
+    if (known := idempotency.reserve(connection, _once(new), job_id)) is not None:
+        return get(connection, known), False
     row = (
-        upsert(connection, jobs)
+        insert(jobs)
         .values(
             **vars(new),
-            id=new_id("job"),
+            id=job_id,
             status="queued",
             event_seq=1 + len(new.warnings),
             created_at=database_now(),
             deadline_at=None if new.deadline_s is None else database_now() + new.deadline_s,
         )
-        .on_conflict_do_nothing(index_elements=[jobs.c.project, jobs.c.idempotency_key])
         .returning(*JOB_COLUMNS)
     )
-    inserted = connection.execute(row).one_or_none()
-    if inserted is None:
-        known = find_by_key(connection, new.project, str(new.idempotency_key), new.spec_sha256)
-        assert known is not None, "the insert met a row with this key"  # noqa: S101
-        return known, False
-    job = as_record(Job, inserted)
+    job = as_record(Job, connection.execute(row).one())
     append_event(connection, replace(job, event_seq=1), "queued")
     for seq, warning in enumerate(new.warnings, 2):
         append_event(connection, replace(job, event_seq=seq), "warning", **warning)
@@ -61,15 +60,8 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     return job, True
 
 
-def find_by_key(connection: Connection, project: str, idempotency_key: str, spec_sha256: str) -> Job | None:
-    """Return the job that was submitted with this key, if any. Raises IdempotencyConflict if its body was another."""
-    same_key = and_(jobs.c.project == project, jobs.c.idempotency_key == idempotency_key)
-    row = connection.execute(select(*JOB_COLUMNS).where(same_key)).one_or_none()
-    if row is None:
-        return None
-    if row.spec_sha256 != spec_sha256:
-        raise IdempotencyConflict(idempotency_key, row.id)
-    return as_record(Job, row)
+def _once(new: NewJob) -> Once | None:
+    return None if new.idempotency_key is None else Once(new.project, new.idempotency_key, "jobs", new.spec_sha256)
 
 
 def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
