@@ -12,18 +12,22 @@ from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
 from api import problems
+from api.audit import AuditLog
 from api.auth import Authentication
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
+from api.limits import Limiter
 from api.middleware import Middleware
 from api.registrations import Registrations
 from api.routes import (
     architectures,
     artifacts,
     attempts,
+    audit,
     datasets,
     evaluations,
     events,
     jobs,
+    limits,
     logs,
     methods,
     metrics,
@@ -56,6 +60,8 @@ V1 = (
     datasets,
     methods,
     architectures,
+    limits,
+    audit,
     monitoring,
 )
 
@@ -74,6 +80,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.database = database
         app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
+        app.state.limiter = Limiter(database, files, settings)
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
         app.state.inspections, app.state.registrations = inspections, registrations
@@ -102,6 +109,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
     app.add_middleware(Middleware)
+    app.add_middleware(AuditLog)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -96,6 +96,8 @@ class Authentication:
         if caller is None:
             await self._delay(scope, key)
             raise _unauthorized("this key is not known, or is not valid any more")
+        # Also the caller of what is refused: the audit log names it.
+        scope["distillery.caller"] = caller
         method, path = scope["method"], scope["path"]
         if caller.role == "reader" and method not in READS and path not in READS_BY_POST:
             raise RoleForbidden("a key with the role reader may only read; this needs the role member", needs="member")
@@ -165,7 +167,9 @@ class Authentication:
 async def member(request: Request) -> Member:
     """Return the caller of a route."""
     authentication: Authentication = request.app.state.authentication
-    return await authentication.member(request.scope)
+    caller = await authentication.member(request.scope)
+    await request.app.state.limiter.admit(caller)
+    return caller
 
 
 async def admin(request: Request) -> Member:

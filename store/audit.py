@@ -1,13 +1,16 @@
-"""The audit log: who did what to which resource, when and from where. Entries are added, and deleted by age; no function
-changes one."""
+"""The audit log: who did what to which resource, when and from where.
+
+Entries are added, and deleted by age; no function changes one.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
+from base.text import Text
 from store import tables
 from store.records import PageQuery, database_now, new_id, read_page
 
@@ -42,13 +45,13 @@ class Entry(Actor):
 class AuditQuery(PageQuery):
     """The page and the filters of the audit log, as query parameters. Filters combine."""
 
-    project: str | None = Field(default=None, max_length=100, description="For the operator; default: all projects.")
-    action: str | None = Field(default=None, max_length=64, description="As in `job.submit`.")
-    resource: str | None = Field(default=None, max_length=200, description="The id or the name of what was acted on.")
-    key: str | None = Field(default=None, max_length=100, description="The id or the name of the sender's key.")
-    outcome: Outcome | None = None
-    since: float | None = Field(default=None, ge=0, le=1e11, description="Seconds since 1970.")
-    until: float | None = Field(default=None, ge=0, le=1e11, description="Seconds since 1970; not this moment itself.")
+    project: Annotated[str, Text(100)] | None = Field(default=None, description="For the operator. Default: all.")
+    action: Annotated[str, Text(64)] | None = Field(default=None, description="As in `job.submit`.")
+    resource: Annotated[str, Text(200)] | None = Field(default=None, description="The id or name of what was acted on.")
+    key: Annotated[str, Text(100)] | None = Field(default=None, description="The id or name of the sender's key.")
+    outcome: Outcome | None = Field(default=None, description="`refused`: an unknown key, or one without the right.")
+    since: AwareDatetime | None = Field(default=None, description="ISO 8601 with an offset: from this moment on.")
+    until: AwareDatetime | None = Field(default=None, description="ISO 8601 with an offset: before this moment.")
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         rows = tables.audit.c
@@ -58,9 +61,9 @@ class AuditQuery(PageQuery):
         if self.key is not None:
             yield (rows.key_id == self.key) | (rows.key_name == self.key)
         if self.since is not None:
-            yield rows.at >= self.since
+            yield rows.at >= self.since.timestamp()
         if self.until is not None:
-            yield rows.at < self.until
+            yield rows.at < self.until.timestamp()
 
 
 def append(
@@ -78,7 +81,7 @@ def append(
 
 
 def list_page(connection: Connection, project: str | None, query: AuditQuery) -> tuple[list[Entry], str | None]:
-    """Return a page of the entries of a project, or of all with None, newest first, and the `after` of the next page."""
+    """Return a page of the entries of a project, or of all with None, newest first; and the `after` of the next."""
     own = () if project is None else (tables.audit.c.project == project,)
     return read_page(connection, tables.audit, Entry, query, *own, *query.conditions())
 

@@ -13,10 +13,11 @@ from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
 from base.references import BLOB
 from base.warning import CODES, KNOWN_AT_SUBMIT
-from store import idempotency
+from store import idempotency, limits
 from store.errors import ActionNotAllowed, NotFound
 from store.events import append_event, update_job
 from store.idempotency import Once
+from store.limits import Room
 from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page
 from store.tables import checkpoints, jobs, metrics
 from store.teachers import append_change, await_teachers, lock_awaited, take_students
@@ -30,15 +31,21 @@ _ACTION_OF = {"cancelled": "cancel", "paused": "pause"}
 _BY_ID = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
 
 
-def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
+def submit(
+    connection: Connection, new: NewJob, max_queued: int | None = None, room: Room | None = None
+) -> tuple[Job, bool]:
     """Queue a job. Returns it, and False if it was queued before: the same key with the same body is the same job.
 
     Raises IdempotencyConflict if the key was used with another body. Concurrent requests with one key get one job.
+    Raises LimitReached if the project has `max_queued` jobs that wait, and QuotaExceeded if it has no `room` for files.
     Raises TeacherUnavailable if a job that should teach this one has ended without a student.
     """
     job_id = new_id("job")
     if (known := idempotency.reserve(connection, _once(new), job_id)) is not None:
         return get(connection, known), False
+    limits.require_queue(connection, new.project, max_queued)
+    if room is not None:
+        room.require(connection, new.project, 1)
     row = (
         insert(jobs)
         .values(
@@ -62,6 +69,12 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
 
 def _once(new: NewJob) -> Once | None:
     return None if new.idempotency_key is None else Once(new.project, new.idempotency_key, "jobs", new.spec_sha256)
+
+
+def find_once(connection: Connection, once: Once) -> Job | None:
+    """Return the job that was submitted by this request before, if any. Raises IdempotencyConflict."""
+    known = idempotency.find(connection, once)
+    return None if known is None else get(connection, known)
 
 
 def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
@@ -178,13 +191,22 @@ def resume(connection: Connection, job_id: str, project: str | None = None) -> J
     return job
 
 
-def retry(connection: Connection, job_id: str, project: str | None = None, *, from_scratch: bool = False) -> Job:
+def retry(
+    connection: Connection,
+    job_id: str,
+    project: str | None = None,
+    *,
+    from_scratch: bool = False,
+    max_queued: int | None = None,
+) -> Job:
     """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
     It continues from its last checkpoint. With `from_scratch`, its checkpoints and curves are deleted instead. The
     collector deletes their files. Raises TeacherUnavailable if a job whose student should teach it has failed, was
-    cancelled or deleted; if that job has succeeded by now, its student's digest is taken.
+    cancelled or deleted; if that job has succeeded by now, its student's digest is taken. `max_queued`: see `submit`.
     """
+    if project is not None and get(connection, job_id, project).status in ("failed", "cancelled"):
+        limits.require_queue(connection, project, max_queued)
     values: dict[str, Any] = {"attempts_without_progress": 0, "error": None, "not_before": None, "finished_at": None}
     if from_scratch:
         early = [one for one in get(connection, job_id, project).warnings if CODES[one["code"]] in KNOWN_AT_SUBMIT]

@@ -1,7 +1,7 @@
 """The limits of a project: what it may have and do at once. A project's own come before those of the settings.
 
-A limit on rows is checked in the transaction that adds them, behind a lock that lets no other transaction of the project
-count at the same time. SQLite has one writer anyway.
+A limit on rows is checked in the transaction that adds them, behind a lock that lets no other transaction of the
+project count at the same time. SQLite has one writer anyway.
 
     jobs_queued, inspections, bytes_stored    when a row is made: LimitReached or QuotaExceeded
     jobs_running                              by the claims of workers, which leave the project's jobs in the queue
@@ -9,16 +9,17 @@ count at the same time. SQLite has one writer anyway.
     event_streams, requests_per_s             by each API process (`api/limits.py`)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, Connection, Integer, func, literal, or_, select, union, update
+from sqlalchemy import ColumnElement, Connection, Integer, Select, func, literal, select, union, update
 
 from store import tables
 from store.errors import LimitReached, NotFound, QuotaExceeded
 from store.settings import Settings
-from store.tables import artifacts, checkpoints, jobs, projects, uploads
+from store.tables import artifacts, checkpoints, jobs, project_blobs, projects, uploads
 
 MOST = 2**53
 """The largest limit: every reader of JSON has the numbers up to it exactly."""
@@ -79,7 +80,9 @@ def set_own(connection: Connection, project: str, changes: Mapping[str, Bound]) 
 def lock(connection: Connection, project: str) -> None:
     """Let no other transaction count the project's rows before this one has ended. Taken before any lock of a row."""
     if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(literal(_LOCK_OF_PROJECT, Integer), func.hashtext(project))))
+        connection.execute(
+            select(func.pg_advisory_xact_lock(literal(_LOCK_OF_PROJECT, Integer), func.hashtext(project)))
+        )
 
 
 # ── counts ──
@@ -107,26 +110,41 @@ def _count(connection: Connection, *conditions: ColumnElement[bool]) -> int:
 
 
 def bytes_of_uploads(connection: Connection, project: str) -> int:
-    """Return the bytes of uploads that are not complete: of one that announced its size all of them."""
-    size = func.coalesce(uploads.c.bytes, uploads.c.offset)
-    still_open = uploads.c.project == project, uploads.c.status == "open"
-    return int(connection.execute(select(func.coalesce(func.sum(size), 0)).where(*still_open)).scalar_one())
+    """Return the bytes of a project's uploads: of one that announced its size all of them, and each content once."""
+    of_project = uploads.c.project == project
+    arrives = func.coalesce(uploads.c.bytes, uploads.c.offset)
+    arriving = select(func.coalesce(func.sum(arrives), 0)).where(of_project, uploads.c.status == "open")
+    contents = select(uploads.c.sha256, uploads.c.bytes).where(of_project, uploads.c.status == "complete").distinct()
+    return int(connection.execute(arriving).scalar_one()) + _sum(connection, contents)
 
 
-def bytes_of_files(connection: Connection, project: str) -> int:
-    """Return the bytes of a project's complete uploads and artifacts, each content once, and of its checkpoints.
+def bytes_of_jobs(connection: Connection, project: str) -> int:
+    """Return the bytes of a project's artifacts, each content once and none that an upload has, and of its checkpoints.
 
-    It reads a row of every file, so it runs in a thread and its result is kept for a while.
+    It reads a row of every file, so it runs in a thread, and its result is kept for a while.
     """
-    uploaded = select(uploads.c.sha256, uploads.c.bytes).where(
-        uploads.c.project == project, uploads.c.status == "complete"
-    )
-    of_jobs = jobs.c.project == project
-    made = select(artifacts.c.sha256, artifacts.c.bytes).join_from(artifacts, jobs).where(of_jobs)
-    contents = union(uploaded, made).subquery()
-    saved = select(func.coalesce(func.sum(checkpoints.c.bytes), 0)).join_from(checkpoints, jobs).where(of_jobs)
-    total = connection.execute(select(func.coalesce(func.sum(contents.c.bytes), 0))).scalar_one()
-    return int(total) + int(connection.execute(saved).scalar_one())
+    of_project = jobs.c.project == project
+    made = select(artifacts.c.sha256, artifacts.c.bytes).join_from(artifacts, jobs).where(of_project).distinct()
+    others = made.where(artifacts.c.sha256.not_in(_uploaded(project)))
+    saved = select(checkpoints.c.bytes).join_from(checkpoints, jobs).where(of_project)
+    return _sum(connection, others) + _sum(connection, saved)
+
+
+def other_blobs(connection: Connection, project: str) -> Sequence[str]:
+    """Return the digests of a project's blobs whose sizes no row has: their uploads and jobs are deleted, and a model,
+    a data set or a spec names them."""
+    made = select(artifacts.c.sha256).join_from(artifacts, jobs).where(jobs.c.project == project)
+    known = project_blobs.c.sha256.in_(union(made, _uploaded(project)))
+    return connection.scalars(select(project_blobs.c.sha256).where(project_blobs.c.project == project, ~known)).all()
+
+
+def _uploaded(project: str) -> Select[tuple[Any]]:
+    return select(uploads.c.sha256).where(uploads.c.project == project, uploads.c.status == "complete")
+
+
+def _sum(connection: Connection, sizes: Select[Any]) -> int:
+    rows = sizes.subquery()
+    return int(connection.execute(select(func.coalesce(func.sum(rows.c.bytes), 0))).scalar_one())
 
 
 # ── checks ──
@@ -148,30 +166,44 @@ def require_inspection(connection: Connection, project: str, bound: Bound) -> No
             raise LimitReached("inspections", bound, used, 10)
 
 
-def require_bytes(connection: Connection, project: str, bound: Bound, files: int, more: int) -> None:
-    """Raise QuotaExceeded if the project may not store so many bytes more. `files`: its `bytes_of_files` of late."""
-    if bound is not None:
-        lock(connection, project)
-        used = files + bytes_of_uploads(connection, project)
-        if used + more > bound:
-            raise QuotaExceeded("bytes_stored", bound, used, more)
+@dataclass(frozen=True)
+class Room:
+    """The bytes that a project may store, and those that it has beside its uploads, as they were counted lately."""
+
+    bound: Bound
+    others: int
+
+    def require(self, connection: Connection, project: str, more: int) -> None:
+        """Raise QuotaExceeded if the project may not store so many bytes more."""
+        if self.bound is not None:
+            lock(connection, project)
+            used = self.others + bytes_of_uploads(connection, project)
+            if used + more > self.bound:
+                raise QuotaExceeded("bytes_stored", self.bound, used, more)
 
 
 # ── claims ──
 
 
-def full_projects(connection: Connection, default: Bound) -> list[str]:
-    """Return the projects that run as many jobs as they may. `default`: the bound of those that have none of their own.
+def lock_claims(connection: Connection, default: Bound) -> None:
+    """Where there are bounds, let claims wait for each other: else two at once could take a project's last place."""
+    if connection.dialect.name == "postgresql" and (default is not None or _bounds(connection)):
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK_OF_CLAIMS)))
 
-    A claim calls it before anything else: where there are bounds, claims wait for each other until they are committed,
-    so that no two of them take a project's last place.
-    """
-    of_projects = select(projects.c.name, projects.c.limits).where(projects.c.limits.is_not(None))
-    named = {row.name: row.limits.get("jobs_running") for row in connection.execute(of_projects)}
-    bounds = {name: bound for name, bound in named.items() if bound is not None}
+
+def full_projects(connection: Connection, default: Bound) -> list[str]:
+    """Return the projects that run as many jobs as they may. `default`: the bound of those that have none of their
+    own."""
+    bounds = _bounds(connection)
     if not bounds and default is None:
         return []
     running = select(jobs.c.project, func.count()).where(jobs.c.status == "running").group_by(jobs.c.project)
     counts = {project: count for project, count in connection.execute(running)}
     bounded = {**dict.fromkeys(counts, default), **bounds}
     return [name for name, bound in bounded.items() if bound is not None and counts.get(name, 0) >= bound]
+
+
+def _bounds(connection: Connection) -> dict[str, int]:
+    """Return the own bounds of projects on running jobs."""
+    rows = connection.execute(select(projects.c.name, projects.c.limits).where(projects.c.limits.is_not(None)))
+    return {row.name: row.limits["jobs_running"] for row in rows if "jobs_running" in row.limits}

@@ -223,6 +223,8 @@ uploads = Table(
     CheckConstraint("status IN ('open', 'complete')", name="status"),
 )
 
+Index("ix_uploads_project_id", uploads.c.project, uploads.c.id)
+
 
 def _registered(name: str, *more: Column[Any]) -> Table:
     return Table(

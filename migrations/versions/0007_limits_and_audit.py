@@ -1,4 +1,4 @@
-"""Make the audit log and the table of idempotency keys, which takes over those of jobs; index jobs by status.
+"""Make the audit log and the table of idempotency keys, which takes over those of jobs; index jobs by status, uploads by project.
 
 The digest of a key is now that of the body's meaning, so it is made again from the body.
 """
@@ -12,7 +12,7 @@ from alembic import op
 from pydantic_core import from_json, to_json
 
 revision = "0007"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -53,10 +53,12 @@ def upgrade() -> None:
     op.create_index("ix_audit_project_resource_id", "audit", ["project", "resource", "id"])
     op.create_index("ix_audit_at", "audit", ["at"])
     op.create_index("ix_jobs_project_status_id", "jobs", ["project", "status", "id"])
+    op.create_index("ix_uploads_project_id", "uploads", ["project", "id"])
     _take_over_keys(op.get_bind())
 
 
 def downgrade() -> None:
+    op.drop_index("ix_uploads_project_id", "uploads")
     op.drop_index("ix_jobs_project_status_id", "jobs")
     op.drop_table("audit")
     op.drop_table("idempotency")
