@@ -1,7 +1,8 @@
 """The audit log of requests: an entry for each that has changed something, or that was refused for lack of rights.
 
-A route writes its entry in the transaction of the change (`Auditor`). What no route writes, `AuditLog` writes just after
-the answer: the changes of other routes, and refusals, of which it writes only so many that nobody can fill the disk.
+A route writes its entry in the transaction of the change (`Auditor`). What no route writes, `AuditLog` writes just
+after the answer: the changes of other routes, and refusals, of which it writes only so many that nobody can fill the
+disk.
 """
 
 import logging
@@ -67,16 +68,16 @@ class Auditor:
     async def write(
         self,
         action: str,
-        resource: str | None,
+        resource: str | Callable[[T], str],
         function: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run a store function and write its entry, in one transaction."""
+        """Run a store function and write its entry, in one transaction. `resource` may depend on the result."""
 
         def both(connection: Connection) -> T:
             result = function(connection, *args, **kwargs)
-            self.append(connection, action, resource)
+            self.append(connection, action, resource if isinstance(resource, str) else resource(result))
             return result
 
         return await self._db.write(both)

@@ -56,8 +56,10 @@ class Limiter:
         self._own.pop(project, None)
 
     async def admit(self, caller: Member) -> None:
-        """Count a request. Raises LimitReached, with the time to come again. Callers without a row for their key are the
-        operator, who is never refused."""
+        """Count a request. Raises LimitReached, with the time to come again.
+
+        A caller without a row of `keys` is the operator, or there are no keys: these are never refused.
+        """
         if caller.key_id is None:
             return
         rate = (await self.of(caller.project)).requests_per_s
@@ -66,7 +68,7 @@ class Limiter:
         # A request costs 1 / rate seconds, and up to a second may be spent at once.
         now = time.monotonic()
         paid = max(self._next.get(caller.project, now), now) + 1 / rate
-        if paid > now + max(1.0, 1 / rate) + 1e-9:
+        if paid > now + 1 + 1e-9:
             after_s = max(1, math.ceil(paid - now - 1))
             raise _reached("requests_per_s", rate, rate, after_s)
         self._next[caller.project] = paid

@@ -68,14 +68,21 @@ class AuditQuery(PageQuery):
 
 def append(
     connection: Connection,
+    /,
     actor: Actor,
     action: str,
     resource: str | None = None,
     outcome: Outcome = "done",
+    *,
+    project: str | None = None,
     **details: Any,
 ) -> None:
-    """Write an entry. In the transaction of what it tells, it is there exactly if that was done."""
-    values = {**asdict(actor), "action": action, "resource": resource, "outcome": outcome, "details": details}
+    """Write an entry. In the transaction of what it tells, it is there exactly if that was done.
+
+    `project` is the project that it is about, if that is not the sender's: its admins see what the operator does there.
+    """
+    about = {} if project is None else {"project": project}
+    values = {**asdict(actor), **about, "action": action, "resource": resource, "outcome": outcome, "details": details}
     clipped = {name: _clipped(name, value) for name, value in values.items()}
     connection.execute(insert(tables.audit).values(id=new_id("audit"), at=database_now(), **clipped))
 

@@ -10,7 +10,8 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
-from api.dependencies import Caller, Db
+from api.dependencies import Caller, Db, LimiterDep
+from api.limits import Counted
 from api.problems import NotFound, responses
 from api.schemas import Page, page, view_of
 from base.errors import DatabaseUnavailable
@@ -52,6 +53,7 @@ async def stream(
     job_id: str,
     caller: Caller,
     db: Db,
+    limiter: LimiterDep,
     after: After = 0,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0)] = None,
 ) -> Response:
@@ -65,7 +67,8 @@ async def stream(
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     messages = _messages(db, job_id, caller.project, last)
-    return StreamingResponse(messages, media_type="text/event-stream", headers=headers)
+    await limiter.open_stream(caller.project)
+    return Counted(limiter, caller.project, messages, media_type="text/event-stream", headers=headers)
 
 
 async def _messages(db: Database, job_id: str, project: str, last: int) -> AsyncIterator[bytes]:

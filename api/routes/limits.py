@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import Field
+from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.dependencies import AuditDep, Caller, LimiterDep, OperatorCaller
+from api.dependencies import AuditDep, Caller, Db, LimiterDep, OperatorCaller
 from api.problems import NotFound, responses
 from api.schemas import Filter, Json, NameOrId, Schema
 from base.wire import LimitsView
@@ -38,14 +39,19 @@ async def one(
 
 @router.patch("/v1/projects/{name}", response_model=LimitsView, responses=responses(NotFound))
 async def change(
-    name: NameOrId, changes: Changes, caller: OperatorCaller, limiter: LimiterDep, audit: AuditDep
+    name: NameOrId, changes: Changes, caller: OperatorCaller, db: Db, limiter: LimiterDep, audit: AuditDep
 ) -> Response:
     """Set limits of a project. Other API processes have them within 5 s, workers at their next claim.
 
     A limit below what is used now ends nothing: it refuses what comes next.
     """
     sent = changes.limits.model_dump(exclude_unset=True)
-    await audit.write("project.change", name, limits.set_own, name, sent)
+
+    def write(connection: Connection) -> None:
+        limits.set_own(connection, name, sent)
+        audit.append(connection, "project.change", name, project=name, limits=sent)
+
+    await db.write(write)
     limiter.forget(name)
     return await _view(name, limiter)
 

@@ -1,4 +1,4 @@
-"""Make the audit log and the table of idempotency keys, which takes over those of jobs; index jobs by status, uploads by project.
+"""Make the audit log and the table of idempotency keys, which takes over those of jobs; and indexes for limits.
 
 The digest of a key is now that of the body's meaning, so it is made again from the body.
 """
@@ -15,8 +15,6 @@ revision = "0007"
 down_revision = "0006"
 branch_labels = None
 depends_on = None
-
-BATCH = 500
 
 
 def upgrade() -> None:
@@ -67,7 +65,7 @@ def downgrade() -> None:
 def _take_over_keys(connection: sa.Connection) -> None:
     page = sa.text(
         "SELECT id, project, idempotency_key, CAST(spec AS TEXT) AS spec, created_at FROM jobs "
-        f"WHERE idempotency_key IS NOT NULL AND id > :after ORDER BY id LIMIT {BATCH}"  # noqa: S608
+        "WHERE idempotency_key IS NOT NULL AND id > :after ORDER BY id LIMIT 500"
     )
     add = sa.text(
         "INSERT INTO idempotency (project, key, kind, resource, digest, created_at) "
