@@ -27,6 +27,7 @@ from api.routes import (
     evaluations,
     events,
     jobs,
+    keys,
     limits,
     logs,
     methods,
@@ -34,6 +35,7 @@ from api.routes import (
     models,
     monitoring,
     page,
+    projects,
     uploads,
 )
 from api.sweep import Sweep
@@ -63,6 +65,8 @@ V1 = (
     limits,
     audit,
     monitoring,
+    keys,
+    projects,
 )
 
 

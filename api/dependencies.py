@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from api.audit import Auditor
-from api.auth import Member, admin, member, operator
+from api.auth import Authentication, Member, admin, member, operator
 from api.inspections import Inspections
 from api.limits import Limiter
 from api.references import References
@@ -33,6 +33,7 @@ async def auditor(request: Request) -> Auditor:
 
 
 Caller = Annotated[Member, Depends(member)]
+Auth = Annotated[Authentication, _held("authentication")]
 AdminCaller = Annotated[Member, Depends(admin)]
 """An admin of the project, or the operator."""
 OperatorCaller = Annotated[Member, Depends(operator)]

@@ -13,6 +13,8 @@ Problem
  ├─ NotReady            409  the job has not made this yet, or the file is not inspected yet
  ├─ NameTaken           409
  ├─ ProjectNotEmpty     409  the project has rows, `holds` says where
+ ├─ KeyEnded            409  the key was revoked or has expired
+ ├─ OperatorKeyNeeded   409  the first key must be the operator's
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
  ├─ TooLarge            413
@@ -179,6 +181,15 @@ class ProjectNotEmpty(Problem):
     @classmethod
     def of(cls, error: store_errors.ProjectNotEmpty) -> Self:
         return cls(str(error), holds=error.holds)
+
+
+class KeyEnded(Problem):
+    status, code, title = 409, "key_ended", "The key cannot be used any more"
+    stands_for = store_errors.KeyEnded
+
+
+class OperatorKeyNeeded(Problem):
+    status, code, title = 409, "operator_key_needed", "The first key must be the operator's"
 
 
 class OffsetConflict(Problem):

@@ -28,7 +28,7 @@ from kdcore.catalog import (
 from kdcore.catalog.facts import LogitsFacts, ProgramFacts, model_facts
 from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher
 from kdcore.spec.resolving import loaded_as
-from store import artifacts, jobs, registry
+from store import artifacts, jobs, projects, registry
 from store.database import Database
 from store.errors import NotFound
 from store.records import Job, PageQuery
@@ -335,12 +335,12 @@ class References:
             raise ReferenceFault(_with_hint(refused), code, got=", ".join(paths) or name) from None
 
     async def _digest(self, reference: str) -> str:
-        """Return the hex digest of `blob:sha256:<hex>`, if those bytes have been uploaded."""
+        """Return the hex digest of `blob:sha256:<hex>`, if the project has those bytes."""
         name = reference.removeprefix("blob:")
         if not DIGEST.fullmatch(name):
             raise ReferenceFault("a blob is named sha256: and 64 hexadecimal digits", "not_allowed", got=reference)
         digest = name.removeprefix("sha256:")
-        if not await self.inspections.has(digest):
+        if not await has_blob(self.db, self.inspections, self.caller, digest):
             raise ReferenceFault(NOT_UPLOADED, got=reference)
         return digest
 
@@ -354,6 +354,11 @@ class References:
             text = f"job {job_id} is an {job.kind}: it trains no student"
             raise ReferenceFault(text, "not_allowed", "a job that trains a student", f"{JOB}{job_id}")
         return job
+
+
+async def has_blob(db: Database, inspections: Inspections, caller: Member, digest: str) -> bool:
+    """Return True if the caller's project has a blob. What other projects have is not looked at."""
+    return await db.read(projects.has_blob, caller.project, digest) and await inspections.has(digest)
 
 
 def _choice(architecture: str | None, teacher: Teacher) -> dict[str, Any]:

@@ -8,6 +8,7 @@
      ├─ IdempotencyConflict   idempotency_conflict   the key was used for another body
      ├─ NameTaken             name_taken             names are unique within a project
      ├─ ProjectNotEmpty       project_not_empty      it has rows, which must be deleted first
+     ├─ KeyEnded              key_ended              the key was revoked or has expired
      ├─ LimitReached          limit_reached          a limit of the project; waiting helps
      ├─ QuotaExceeded         quota_exceeded         a limit of the project; something must be deleted first
      ├─ BlobMismatch          checksum_mismatch      the bytes do not have the expected size or digest
@@ -120,6 +121,14 @@ class QuotaExceeded(StoreError):
             used=used,
         )
         self.limit, self.value, self.used, self.more = limit, value, used, more
+
+
+class KeyEnded(StoreError):
+    code = "key_ended"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"key {id} was revoked or has expired; make a new one")
+        self.id = id
 
 
 class BlobMismatch(StoreError):

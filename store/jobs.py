@@ -11,9 +11,9 @@ from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
-from base.references import BLOB
+from base.references import BLOB, blobs_in
 from base.warning import CODES, KNOWN_AT_SUBMIT
-from store import idempotency, limits
+from store import idempotency, limits, projects
 from store.errors import ActionNotAllowed, NotFound
 from store.events import append_event, update_job
 from store.idempotency import Once
@@ -27,8 +27,9 @@ T = TypeVar("T")
 _ACTION_OF = {"cancelled": "cancel", "paused": "pause"}
 """The action that leads to a status."""
 
-# Built once: building this query costs more than running it, and no other runs as often.
+# Built once: building these queries costs more than running them, and no others run as often.
 _BY_ID = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
+_BY_ID_IN_PROJECT = _BY_ID.where(jobs.c.project == bindparam("project"))
 
 
 def submit(
@@ -63,6 +64,7 @@ def submit(
     for seq, warning in enumerate(new.warnings, 2):
         append_event(connection, replace(job, event_seq=seq), "warning", **warning)
     job = await_teachers(connection, job)
+    projects.add_blobs(connection, job.project, blobs_in(job.resolved_spec))
     failpoint("submit.before_commit")
     return job, True
 
@@ -79,8 +81,9 @@ def find_once(connection: Connection, once: Once) -> Job | None:
 
 def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
     """Return a job by its id; with a project, only within it."""
-    row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
-    if row is None or project not in (None, row.project):
+    query = _BY_ID if project is None else _BY_ID_IN_PROJECT
+    row = connection.execute(query, {"job_id": job_id, "project": project}).one_or_none()
+    if row is None:
         raise NotFound("job", job_id)
     return as_record(Job, row)
 

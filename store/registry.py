@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, or_, select, update
 
-from store import idempotency, limits, tables
+from store import idempotency, limits, projects, tables
 from store.errors import NameTaken, NotFound
 from store.idempotency import Once
 from store.records import PageQuery, as_record, columns, database_now, new_id, read_page, upsert
@@ -127,6 +127,7 @@ class Registry(Generic[E]):
         row = connection.execute(added.returning(*self._columns())).one_or_none()
         if row is None:
             raise NameTaken(self.kind, new.name)
+        projects.add_blobs(connection, new.project, [new.sha256])
         return as_record(self.record, row)
 
     def get(self, connection: Connection, project: str, name_or_id: str) -> E:
@@ -151,7 +152,10 @@ class Registry(Generic[E]):
 
     def finish(self, connection: Connection, entry: E, owner: str, found: Mapping[str, Any]) -> E | None:
         """Make an entry ready with what was found (`facts`, `warnings`, …). Returns None if it is not the owner's."""
-        return self._end(connection, entry, owner, {**NO_OWNER, "state": "ready", "error": None, **found})
+        ended = self._end(connection, entry, owner, {**NO_OWNER, "state": "ready", "error": None, **found})
+        if ended is not None and (sheet := found.get("thumbnails")):
+            projects.add_blobs(connection, entry.project, [sheet["sha256"]])
+        return ended
 
     def refuse(self, connection: Connection, entry: E, owner: str, error: dict[str, Any]) -> E | None:
         """Keep an entry with the reason why it cannot be used. Returns None if it is not the owner's."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse, Response
 
-from api.dependencies import AuditDep, Caller, Db, Files, InspectionsDep, LimiterDep, RegistrationsDep
+from api.dependencies import AuditDep, Caller, Db, Files, LimiterDep, ReferencesDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
 from api.problems import (
     IdempotencyConflict,
@@ -54,7 +54,7 @@ async def register(
     new: NewDataset,
     caller: Caller,
     db: Db,
-    inspections: InspectionsDep,
+    references: ReferencesDep,
     registrations: RegistrationsDep,
     limiter: LimiterDep,
     audit: AuditDep,
@@ -73,7 +73,7 @@ async def register(
     made = await registration(KIND, new, caller.project, idempotency_key, limiter, audit)
     dataset = await replay(KIND, db, made)
     if dataset is None:
-        digest = await uploaded(new.blob, inspections)
+        digest = await uploaded(new.blob, references)
         dataset = await registrations.register(KIND, new, caller.project, digest, made)
     return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}", made)
 

@@ -91,6 +91,8 @@ async def submit(
         spec=spec,
         spec_sha256=digest,
         idempotency_key=idempotency_key,
+        created_by=caller.key_id,
+        created_by_name=caller.key_name,
         max_attempts=sent.scheduling.max_attempts or settings.max_attempts,
         warnings=[warning.as_dict() for warning in examined.warnings],
     )

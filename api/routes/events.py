@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
-from api.dependencies import Caller, Db, LimiterDep
+from api.dependencies import Auth, Caller, Db, LimiterDep
 from api.limits import Counted
-from api.problems import NotFound, responses
+from api.problems import NotFound, Problem, responses
 from api.schemas import Page, page, view_of
 from base.errors import DatabaseUnavailable
 from base.jobs import TERMINAL
@@ -51,8 +52,10 @@ async def listing(
 )
 async def stream(
     job_id: str,
+    request: Request,
     caller: Caller,
     db: Db,
+    auth: Auth,
     limiter: LimiterDep,
     after: After = 0,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0)] = None,
@@ -66,20 +69,24 @@ async def stream(
     if ended and not rows:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    messages = _messages(db, job_id, caller.project, last)
+    messages = _messages(db, job_id, caller.project, last, partial(auth.check, request.scope))
     await limiter.open_stream(caller.project)
     return Counted(limiter, caller.project, messages, media_type="text/event-stream", headers=headers)
 
 
-async def _messages(db: Database, job_id: str, project: str, last: int) -> AsyncIterator[bytes]:
-    """Yield the events after number `last` until the job has ended, and pings between them."""
+async def _messages(
+    db: Database, job_id: str, project: str, last: int, check: Callable[[], Awaitable[None]]
+) -> AsyncIterator[bytes]:
+    """Yield the events after number `last` until the job has ended, and pings between them. `check` raises a Problem
+    when the caller's key has ended."""
     yield b"retry: 2000\n\n"
     sent_at = time.monotonic()
     while True:
         try:
+            await check()
             rows, ended = await db.read(_read, job_id, project, last, BATCH)
-        except (errors.NotFound, DatabaseUnavailable):
-            # The client reconnects and then gets 404 or 503.
+        except (errors.NotFound, Problem, DatabaseUnavailable):
+            # The client reconnects and then gets 404, 401 or 503.
             return
         for event in rows:
             yield _message(view_of(EventView, event))

@@ -113,6 +113,8 @@ async def submit(
         spec=spec,
         spec_sha256=digest,
         idempotency_key=idempotency_key,
+        created_by=caller.key_id,
+        created_by_name=caller.key_name,
         max_attempts=examined.resolved.scheduling.max_attempts or settings.max_attempts,
         warnings=[warning.as_dict() for warning in examined.warnings],
     )

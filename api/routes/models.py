@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.audit import Auditor
-from api.dependencies import AuditDep, Caller, Db, InspectionsDep, LimiterDep, RegistrationsDep
+from api.dependencies import AuditDep, Caller, Db, LimiterDep, ReferencesDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.limits import Limiter
 from api.problems import (
@@ -21,6 +21,7 @@ from api.problems import (
     responses,
     summary,
 )
+from api.references import References, has_blob
 from api.registrations import E, Inspected, Kind, Made, New
 from api.routes.jobs import Key
 from api.schemas import Json, MeasuredModelView, ModelView, NewModel, Page, measured_view, model_view, page
@@ -71,7 +72,7 @@ async def register(
     new: NewModel,
     caller: Caller,
     db: Db,
-    inspections: InspectionsDep,
+    references: ReferencesDep,
     registrations: RegistrationsDep,
     limiter: LimiterDep,
     audit: AuditDep,
@@ -90,7 +91,7 @@ async def register(
     if model is None:
         if new.architecture is not None:
             _require_known(new.architecture)
-        digest = await uploaded(new.blob, inspections)
+        digest = await uploaded(new.blob, references)
         model = await registrations.register(KIND, new, caller.project, digest, made)
     return registered(model_view(model), f"/v1/models/{model.id}", made)
 
@@ -162,10 +163,10 @@ def accepted(warnings: Iterable[WarningItem], strict: bool) -> list[dict[str, An
     return [warning.as_dict() for warning in found]
 
 
-async def uploaded(blob: str, inspections: Inspections) -> str:
-    """Return the digest of uploaded bytes. Raises NotFound."""
+async def uploaded(blob: str, references: References) -> str:
+    """Return the digest of bytes that the project has. Raises NotFound."""
     digest = blob.removeprefix("sha256:")
-    if not await inspections.has(digest):
+    if not await has_blob(references.db, references.inspections, references.caller, digest):
         raise NotFound(NOT_UPLOADED, blob=blob)
     return digest
 
