@@ -118,7 +118,7 @@ class AuditLog:
             await self._note(scope, answer)
 
     async def _note(self, scope: Scope, answer: Message) -> None:
-        route = getattr(scope.get("route"), "path", None)
+        route = str(getattr(scope.get("route"), "path", ""))
         status, method = answer["status"], scope["method"]
         details: dict[str, Any] = {}
         resource: str | None = None
@@ -132,10 +132,11 @@ class AuditLog:
             action, bound = "request.refused", self._forbidden
             details = {"method": method, "path": scope["path"][:200]}
         else:
-            if scope.get("distillery.audited") or route is None or not route.startswith("/v1/"):
+            headers = Headers(raw=answer["headers"])
+            if scope.get("distillery.audited") or "idempotent-replayed" in headers or not route.startswith("/v1/"):
                 return
             action, bound = action_of(method, route), None
-            resource = _resource(scope, answer)
+            resource = _resource(scope, headers)
         if action is None or (bound is not None and not bound.admits()):
             return
         if bound is not None and (left_out := bound.taken()):
@@ -174,11 +175,10 @@ def _prefix(scope: Scope) -> str | None:
     return keys.prefix_of(sent.strip())
 
 
-def _resource(scope: Scope, answer: Message) -> str | None:
+def _resource(scope: Scope, headers: Headers) -> str | None:
     """Return what a request has acted on: what its address names, or what it has made."""
     named = list(scope.get("path_params", {}).values())
     if named:
         return str(named[-1])
-    location = Headers(raw=answer.get("headers", [])).get("location", "")
-    made = re.fullmatch(r"/v1/\w+/([^/]+)", location)
+    made = re.fullmatch(r"/v1/\w+/([^/]+)", headers.get("location", ""))
     return made[1] if made else None

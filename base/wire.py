@@ -516,8 +516,8 @@ class KeyView(View):
 
 
 class NewKeyView(KeyView):
-    key: str
-    """The key itself: `dk_<prefix>_<secret>`. No other answer has it."""
+    key: str | None
+    """The key itself: `dk_<prefix>_<secret>`. No other answer has it; null in a replay under an `Idempotency-Key`."""
 
 
 class ProjectView(View):

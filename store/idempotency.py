@@ -17,7 +17,14 @@ from store.errors import IdempotencyConflict
 from store.records import database_now, upsert
 from store.tables import idempotency
 
-KINDS = {"jobs": "job", "uploads": "upload", "models": "model", "datasets": "data set"}
+KINDS = {
+    "jobs": "job",
+    "uploads": "upload",
+    "models": "model",
+    "datasets": "data set",
+    "keys": "key",
+    "projects": "project",
+}
 """What keys make, by its table."""
 
 
