@@ -31,7 +31,7 @@ from base.errors import StorageFull
 from base.files import write_text
 from base.processes import after_imports, log_to_stderr
 from base.wakeup import MEMORY
-from store.database import Database, migrate
+from store.database import migrate
 from store.keys import KeyNeeded, require_if_reachable
 from store.settings import Settings, described
 from worker.worker import Worker
@@ -54,9 +54,9 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
     """
     if settings.broker_url.startswith(MEMORY):
         settings = settings.model_copy(update={"broker_url": IN_MEMORY})
+    require_if_reachable(settings.database_url, settings.host, settings.admin_key_hash)
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
-        _require_key(settings)
         worker, sender = Worker(settings), WakeUpSender(settings.broker_url)
         app = create_app(settings, wake_workers=sender.wake_workers)
         config = uvicorn.Config(app, access_log=False, **SERVER_OPTIONS)
@@ -70,14 +70,6 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
             finally:
                 sender.close()
                 worker.stop()
-
-
-def _require_key(settings: Settings) -> None:
-    database = Database(settings.database_url)
-    try:
-        require_if_reachable(database, settings.host, settings.admin_key_hash)
-    finally:
-        database.dispose()
 
 
 class _Server(uvicorn.Server):

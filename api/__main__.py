@@ -61,13 +61,10 @@ def _refuse_an_old_schema(url: str) -> None:
 
 
 def _refuse_without_key(settings: Settings) -> None:
-    database = Database(settings.database_url)
     try:
-        require_if_reachable(database, settings.host, settings.admin_key_hash)
+        require_if_reachable(settings.database_url, settings.host, settings.admin_key_hash)
     except (KeyNeeded, DatabaseUnavailable) as error:
         sys.exit(f"api: {error}")
-    finally:
-        database.dispose()
 
 
 def _revision(database: Database) -> str | None:

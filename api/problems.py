@@ -34,7 +34,6 @@ Exceptions of other packages become problems here too: each class names the exce
 """
 
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -50,7 +49,8 @@ from starlette.responses import Response
 
 from api.inspections import Refused
 from base import errors
-from base.errors import Fault
+from base.errors import MESSAGE_CHARACTERS, Fault
+from base.text import clipped
 from kdcore.spec.reading import nearest
 from store import errors as store_errors
 
@@ -113,13 +113,13 @@ class Problem(HTTPException):
             "type": f"urn:distillery:problem:{self.code}",
             "title": self.title,
             "status": self.status,
-            "detail": self.detail,
+            "detail": clipped(self.detail, 4 * MESSAGE_CHARACTERS),
             "code": self.code,
             "request_id": request_id,
             "errors": [fault.as_dict() for fault in self.faults],
             **self.extra,
         }
-        return Response(to_json(body), self.status, headers=self.headers, media_type=MEDIA_TYPE)
+        return Response(to_json(body, inf_nan_mode="null"), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 class MalformedBody(Problem):
@@ -404,8 +404,6 @@ def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
     allowed = next((text.format(context[key]) for key, text in bounds.items() if key in context), None)
     value = detail.get("input")
     got = value if isinstance(value, int | float | str | bool) and detail["type"] != "missing" else None
-    if isinstance(got, float) and not math.isfinite(got):
-        got = str(got)  # JSON has no word for it.
     message = str(context["error"]) if detail["type"] == "value_error" else _WORDS.get(detail["type"], detail["msg"])
     if detail["type"] in ("too_short", "too_long"):
         limit = f"at least {context['min_length']}" if "min_length" in context else f"at most {context['max_length']}"

@@ -13,6 +13,7 @@ from api.auth import Member
 from api.inspections import NOT_UPLOADED, Inspections, Refused, while_wanted
 from base.errors import Fault
 from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
+from base.text import STORED
 from kdcore.catalog import (
     DATASETS,
     ArchitectureFacts,
@@ -214,7 +215,7 @@ class References:
             raise ReferenceFault(
                 f"job {job.id} is {job.status}: it has no measured student", "not_ready", got=job.status
             )
-        spec = JobSpec.model_validate(job.resolved_spec)
+        spec = JobSpec.model_validate(job.resolved_spec, context=STORED)
         is_supervised = spec.scheme.kind == "alone"
         if not is_supervised and spec.baseline != "train":
             raise ReferenceFault(
@@ -277,7 +278,7 @@ class References:
 
     async def _future_student(self, job: Job) -> ModelFacts:
         """Return the facts that the student of a job will have, from the job's resolved spec."""
-        spec = JobSpec.model_validate(job.resolved_spec)
+        spec = JobSpec.model_validate(job.resolved_spec, context=STORED)
         student, source = spec.students[0], spec.dataset.source
         if source.startswith(BLOB):
             data = await self._data_facts(source.removeprefix(BLOB), spec.dataset)
@@ -376,7 +377,7 @@ def _student(job: Job) -> dict[str, Any]:
 
 def _members(job: Job) -> int:
     """Return the number of networks in a job's file: all generations, if their ensemble was requested."""
-    scheme = JobSpec.model_validate(job.resolved_spec).scheme
+    scheme = JobSpec.model_validate(job.resolved_spec, context=STORED).scheme
     return scheme.generations if scheme.ensemble_is_result else 1
 
 
@@ -410,7 +411,7 @@ def as_colour(data: Target[DatasetFacts]) -> Target[DatasetFacts]:
 
 def _registered_options(facts: DatasetFacts) -> DataOptions:
     """Return the options of a registration. Earlier versions stored only the size that came out of them."""
-    options = DataOptions.model_validate(facts.options)
+    options = DataOptions.model_validate(facts.options, context=STORED)
     return options if options.image_size else options.model_copy(update={"image_size": facts.resized_to})
 
 

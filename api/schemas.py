@@ -77,7 +77,7 @@ class Json(Response):
     media_type = "application/json"
 
     def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(to_json(content), status, headers)
+        super().__init__(to_json(content, inf_nan_mode="null"), status, headers)
 
 
 def page(data: Sequence[Any], following: str | None = None) -> Json:
@@ -182,9 +182,9 @@ Name = Annotated[str, Text(100, pattern=NAME, id_like=False)]
 """A new name, which is unique in its project and a part of addresses."""
 Title = Annotated[str, Text(200)]
 """A name for people, of one line."""
-Line = Annotated[str, Text(1000)]
-"""Any other text, of one line."""
-Filter = Annotated[str, Text(100)]
+Line = Annotated[str, Text(1000, min_length=0)]
+"""Any other text, of one line; it may be empty."""
+Filter = Annotated[str, Text(100, min_length=0)]
 """A value to select rows by."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A number, offset or size. No column and no file holds more."""

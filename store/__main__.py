@@ -33,7 +33,7 @@ def main() -> None:
     commands.add_parser("migrate", help="make or upgrade the tables")
     collecting = commands.add_parser("collect", help="delete the files that nothing needs any more")
     collecting.add_argument("--dry-run", action="store_true", help="only list them")
-    making = commands.add_parser("key", help="make an API key, without the server")
+    making = commands.add_parser("key", help="make an API key, without a server; makes the tables if there are none")
     making.add_argument("name", help="whose it is, as it is shown on jobs")
     making.add_argument("--role", choices=get_args(Role), default="operator", help="default: operator")
     making.add_argument("--project", default=DEFAULT_PROJECT, help=f"default: {DEFAULT_PROJECT}")
@@ -57,14 +57,13 @@ def _make_key(settings: Settings, project: str, name: str, role: Role) -> None:
         sys.exit(f"store: NAME: {fault}")
     database = Database(settings.database_url)
     try:
+        migrate(settings.database_url)
         with database.begin() as connection:
             key, secret = keys.create(connection, project, name, role, created_by="python -m store key")
             actor = audit.Actor(project, None, "python -m store key", "operator", None, None)
             audit.append(connection, actor, "key.create", key.id, name=name, role=role)
     except (DatabaseUnavailable, StorageFull, NotFound) as error:
         sys.exit(f"store: {error}")
-    except DBAPIError as error:
-        sys.exit(f"store: the database does not have the expected tables; run `python -m store migrate`: {error.orig}")
     finally:
         database.dispose()
     print(f"{key.id} has the role {role} in the project {project}. It is shown only now:", file=sys.stderr)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, insert, or_, select
@@ -12,6 +12,7 @@ from sqlalchemy import delete as delete_from
 from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
 from base.references import BLOB, blobs_in
+from base.text import Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
 from store import idempotency, limits, projects
 from store.errors import ActionNotAllowed, NotFound
@@ -99,7 +100,7 @@ class JobQuery(PageQuery):
 
     status: Status | None = None
     kind: Kind | None = Field(default=None, description="Default: jobs of all kinds.")
-    method: str | None = Field(default=None, max_length=100)
+    method: Annotated[str, Text(100, min_length=0)] | None = None
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         if self.status is not None:

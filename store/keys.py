@@ -7,9 +7,10 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, insert, inspect, or_, select, update
 
 from base.defaults import is_loopback
 from base.wire import Role
@@ -117,13 +118,22 @@ def has_operator(connection: Connection) -> bool:
     return connection.execute(operators.limit(1)).one_or_none() is not None
 
 
-def require_if_reachable(database: Database, host: str, operator_hash: str | None) -> None:
-    """Raise KeyNeeded if other machines can reach the address that a server listens on, and it needs no key."""
+def require_if_reachable(database_url: str, host: str, operator_hash: str | None) -> None:
+    """Raise KeyNeeded if other machines can reach the address that a server is to listen on, and it would need no key.
+
+    The database may be of an earlier version, or not exist yet.
+    """
     if operator_hash is not None or is_loopback(host):
         return
-    with database.connect() as connection:
-        if not any_exists(connection):
+    database = Database(database_url)
+    try:
+        if database.is_sqlite and not Path(str(database.url.database)).exists():
             raise KeyNeeded(host)
+        with database.connect() as connection:
+            if not (inspect(connection).has_table(tables.keys.name) and any_exists(connection)):
+                raise KeyNeeded(host)
+    finally:
+        database.dispose()
 
 
 def get(connection: Connection, project: str | None, key_id: str) -> Key:

@@ -22,6 +22,7 @@ from base.failpoints import failpoint
 from base.files import DISK_FULL, make_folder, sha256_of
 from base.folders import LockedFolder
 from base.references import BLOB, blobs_in
+from base.text import STORED
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts
 from kdcore.protocol import KnownBefore, Order
@@ -305,7 +306,9 @@ class Attempt:
             return {}
         try:
             cost, dataset = JobCost.model_validate(report["cost"]), DatasetFacts.model_validate(report["dataset"])
-            return cost_rows(JobSpec.model_validate(self.claim.job.resolved_spec), Known(dataset=dataset), cost)
+            return cost_rows(
+                JobSpec.model_validate(self.claim.job.resolved_spec, context=STORED), Known(dataset=dataset), cost
+            )
         except (KeyError, ValidationError) as error:
             log.warning("job %s: the cost in its report cannot be kept: %s", self.claim.job.id, error)
             return {}

@@ -20,7 +20,7 @@ from api.problems import (
 from api.registrations import Inspected, Kind
 from api.routes.jobs import Key
 from api.routes.models import STILL_INSPECTING, accepted, registered, registration, replay, uploaded
-from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
+from api.schemas import DatasetView, Json, NameOrId, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
 from kdcore.spec import dataset_warnings
 from store import errors, registry
@@ -87,7 +87,7 @@ async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) 
 
 
 @router.get("/{name_or_id}", response_model=DatasetView, responses=responses(NotFound))
-async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
+async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
     """A data set, by name or id. A registered name hides a built-in one."""
     try:
         return Json(dataset_view(await db.read(registry.datasets.get, caller.project, name_or_id)))
@@ -105,7 +105,7 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
         **responses(NotFound, NotReady),
     },
 )
-async def thumbnails(name_or_id: str, caller: Caller, db: Db, files: Files) -> Response:
+async def thumbnails(name_or_id: NameOrId, caller: Caller, db: Db, files: Files) -> Response:
     """Some training images, evenly over the classes, as one PNG; `thumbnails` of the data set says where each is."""
     dataset = await db.read(registry.datasets.get, caller.project, name_or_id)
     if dataset.state != "ready":
@@ -117,7 +117,7 @@ async def thumbnails(name_or_id: str, caller: Caller, db: Db, files: Files) -> R
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: str, caller: Caller, audit: AuditDep, registrations: RegistrationsDep) -> Response:
+async def delete(name_or_id: NameOrId, caller: Caller, audit: AuditDep, registrations: RegistrationsDep) -> Response:
     """Delete a data set, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
     affected."""
     deleted = await audit.write("dataset.delete", str, registry.datasets.delete, caller.project, name_or_id)

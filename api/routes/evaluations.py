@@ -20,7 +20,7 @@ from api.problems import (
 )
 from api.references import ReferenceFault
 from api.routes.jobs import Key, accept, replay, views
-from api.schemas import NewEvaluation, Page, page
+from api.schemas import NameOrId, NewEvaluation, Page, page
 from api.submission import examine_evaluation
 from base.references import BLOB
 from base.wire import JobView
@@ -43,7 +43,7 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
 )
 async def submit(
     *,
-    name_or_id: str,
+    name_or_id: NameOrId,
     sent: NewEvaluation,
     references: ReferencesDep,
     caller: Caller,
@@ -101,7 +101,7 @@ async def submit(
 
 @router.get("", response_model=Page[JobView], responses=responses(NotFound))
 async def listing(
-    name_or_id: str, caller: Caller, db: Db, settings: Config, query: Annotated[PageQuery, Query()]
+    name_or_id: NameOrId, caller: Caller, db: Db, settings: Config, query: Annotated[PageQuery, Query()]
 ) -> Response:
     """The evaluations of a model, newest first: of its bytes, also if they were registered under another name."""
 

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from api.dependencies import Auth, Caller, Db, LimiterDep
 from api.limits import Counted
 from api.problems import NotFound, Problem, responses
-from api.schemas import Page, page, view_of
+from api.schemas import Count, Id, Page, page, view_of
 from base.errors import DatabaseUnavailable
 from base.jobs import TERMINAL
 from base.wire import EventView
@@ -28,12 +28,12 @@ POLL_S = 0.3
 PING_S = 15.0
 BATCH = 500
 
-After = Annotated[int, Query(ge=0, description="The number of the last event that you have.")]
+After = Annotated[Count, Query(description="The number of the last event that you have.")]
 
 
 @router.get("", response_model=Page[EventView], responses=responses(NotFound))
 async def listing(
-    job_id: str, caller: Caller, db: Db, after: After = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 200
+    job_id: Id, caller: Caller, db: Db, after: After = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 200
 ) -> Response:
     """Events after a number, oldest first. Send `next` as `after` for more; it is null if there are no more yet."""
     rows, _ = await db.read(_read, job_id, caller.project, after, limit + 1)
@@ -51,14 +51,14 @@ async def listing(
     },
 )
 async def stream(
-    job_id: str,
+    job_id: Id,
     request: Request,
     caller: Caller,
     db: Db,
     auth: Auth,
     limiter: LimiterDep,
     after: After = 0,
-    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0)] = None,
+    last_event_id: Annotated[Count | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
     """The same events as they happen, as server-sent events: `id` is the number, `event` the type, `data` the event.
 

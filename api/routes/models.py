@@ -24,7 +24,7 @@ from api.problems import (
 from api.references import References, has_blob
 from api.registrations import E, Inspected, Kind, Made, New
 from api.routes.jobs import Key
-from api.schemas import Json, MeasuredModelView, ModelView, NewModel, Page, measured_view, model_view, page
+from api.schemas import Json, MeasuredModelView, ModelView, NameOrId, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
@@ -134,7 +134,7 @@ async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) 
 
 
 @router.get("/{name_or_id}", response_model=MeasuredModelView, responses=responses(NotFound))
-async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
+async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
     """A model, by name or id, with its accuracy on the data sets on which it was evaluated."""
 
     def read(connection: Connection) -> Response:
@@ -146,7 +146,7 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: str, caller: Caller, audit: AuditDep, registrations: RegistrationsDep) -> Response:
+async def delete(name_or_id: NameOrId, caller: Caller, audit: AuditDep, registrations: RegistrationsDep) -> Response:
     """Delete a model, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
     affected."""
     deleted = await audit.write("model.delete", str, registry.models.delete, caller.project, name_or_id)
