@@ -127,7 +127,7 @@ class AuditLog:
             bound: _Bound | None = self._unknown
             details = {"method": method, "path": scope["path"][:200], "prefix": _prefix(scope)}
         elif status == 403:
-            if scope.get("distillery.problem") not in ("role_forbidden", "forbidden"):
+            if scope.get("distillery.problem") == "quota_exceeded":
                 return
             action, bound = "request.refused", self._forbidden
             details = {"method": method, "path": scope["path"][:200]}

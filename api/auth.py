@@ -74,13 +74,15 @@ class Authentication:
         self._writes: set[asyncio.Task[None]] = set()
 
     async def member(self, scope: Scope) -> Member:
-        """Return the caller. Raises Unauthorized, Forbidden, or RoleForbidden for a reader who would change something.
+        """Return the caller. Raises Unauthorized, Forbidden, or RoleForbidden for a reader who would change something;
+        and LimitReached for more requests in a second than the project may send.
 
         It reads no body. Middleware may call it before the route does: the answer is kept in the scope.
         """
         known: Member | None = scope.get("distillery.member")
         if known is None:
             known = scope["distillery.member"] = await self._member(scope)
+            await scope["app"].state.limiter.admit(known)
         return known
 
     async def check(self, scope: Scope) -> None:
@@ -176,9 +178,7 @@ class Authentication:
 async def member(request: Request) -> Member:
     """Return the caller of a route."""
     authentication: Authentication = request.app.state.authentication
-    caller = await authentication.member(request.scope)
-    await request.app.state.limiter.admit(caller)
-    return caller
+    return await authentication.member(request.scope)
 
 
 async def admin(request: Request) -> Member:
