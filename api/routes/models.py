@@ -11,6 +11,7 @@ from api.audit import Auditor
 from api.dependencies import AuditDep, Caller, Db, LimiterDep, ReferencesDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.limits import Limiter
+from api.openapi import headers
 from api.problems import (
     IdempotencyConflict,
     NameTaken,
@@ -41,6 +42,16 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 STILL_INSPECTING = "The row is made, and its file is still being inspected: GET it until its `state` is another one."
 
 
+def answers_of(view: Any) -> dict[int | str, dict[str, Any]]:
+    """Return the answers to a registration, for the OpenAPI document."""
+    sent = headers("Location", "Idempotent-Replayed")
+    return {
+        200: {"model": view, "description": "The key is known: the row of the first request.", **sent},
+        201: headers("Location"),
+        202: {"model": view, "description": STILL_INSPECTING, **sent},
+    }
+
+
 async def inspected(new: NewModel, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:
     """Return what is found in a file that is registered. Raises Refused, Unusable or WarningRefused."""
     given = {"architecture": new.architecture, "part": new.part, "averaged": new.averaged}
@@ -63,7 +74,7 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     status_code=201,
     response_model=ModelView,
     responses={
-        202: {"model": ModelView, "description": STILL_INSPECTING},
+        **answers_of(ModelView),
         **responses(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict, StorageFull),
     },
 )
