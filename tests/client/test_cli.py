@@ -29,7 +29,7 @@ from tests.client.fake_service import (
 JOBS = "POST /v1/jobs"
 PROMISED = (
     "up demo submit list show watch cancel pause resume retry download models datasets methods workers storage keys "
-    "projects"
+    "projects limits audit"
 )
 
 
@@ -313,6 +313,50 @@ def test_storage():
     shown = run(FakeService({"GET /v1/storage": enough}), "storage").stdout
     assert "no job is started" not in shown
     assert "collected at" not in shown
+
+
+def limits_of(**limits: object) -> dict[str, object]:
+    default = {"value": None, "used": 0, "is_default": True, "counts_in": "project"}
+    return {"project": "ours", "limits": {name: {**default, **one} for name, one in limits.items()}}
+
+
+def test_limits():
+    rate = {"value": 1000, "counts_in": "process"}
+    view = limits_of(
+        jobs_queued={"value": 10_000, "used": 1234, "is_default": False}, bytes_stored={}, requests_per_s=rate
+    )
+    fake = FakeService({"GET /v1/limits": view})
+    shown = run(fake, "limits", "--project", "ours").stdout
+    assert dict(fake.requests[0].url.params) == {"project": "ours"}
+    assert re.search(r"jobs_queued +10,000 +1,234 +set", shown)
+    assert re.search(r"bytes_stored +none +0", shown)
+    assert re.search(r"requests_per_s +1,000 +0 +in one API process", shown)
+
+
+def test_limits_are_set():
+    change = "PATCH /v1/projects/ours"
+    fake = FakeService({"GET /v1/limits": limits_of(), change: limits_of(jobs_running={"value": 4})})
+    assert re.search(r"jobs_running +4", run(fake, "limits", "jobs_running=4", "bytes_stored=default").stdout)
+    assert fake.bodies(change) == [{"limits": {"jobs_running": 4, "bytes_stored": None}}]
+    assert "NAME=default" in run(fake, "limits", "jobs_running=many").stderr
+
+
+def test_audit():
+    entry = {
+        "id": "audit_1", "at": "2026-11-29T10:00:00Z", "project": "ours", "key_id": "key_1", "key_name": "ann",
+        "role": "member", "action": "job.submit", "resource": "job_1", "address": "10.0.0.7", "request_id": "req_1",
+        "outcome": "done", "details": {},
+    }  # fmt: skip
+    nobody = {"key_id": None, "key_name": None, "role": None, "project": None, "resource": None}
+    wrong = {**entry, **nobody, "action": "key.refused", "outcome": "refused", "details": {"path": "/v1/jobs"}}
+    fake = FakeService({"GET /v1/audit": page([entry, wrong])})
+    shown = run(fake, "audit", "--key", "ann", "--refused").stdout
+    assert re.search(r"ann \(member\) +job.submit +job_1 +10.0.0.7 +ours", shown)
+    assert re.search(r"unknown key +key.refused +/v1/jobs", shown)
+    sent = dict(fake.requests[0].url.params)
+    assert (sent["key"], sent["outcome"]) == ("ann", "refused")
+    assert json.loads(run(fake, "audit", "--json").stdout)[0] == entry
+    assert run(FakeService({"GET /v1/audit": page([])}), "audit").stderr == "no entries\n"
 
 
 def test_cancel_that_is_not_allowed_prints_the_allowed_actions():
