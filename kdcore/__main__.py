@@ -52,7 +52,7 @@ from base.errors import (
     StorageFull,
     TeacherMismatch,
 )
-from base.files import DISK_FULL
+from base.files import DISK_FULL, too_many_files
 from base.processes import importing
 from base.text import STORED, all_shown, shown, unwanted
 from kdcore import protocol
@@ -309,6 +309,9 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
 
 def _engine_error(error: Exception) -> EngineError:
     """Return the engine's own error for any exception."""
+    # A library's error, or a reader's own about the file, may hide it.
+    if (exhausted := too_many_files(error)) is not None:
+        return exhausted
     if isinstance(error, EngineError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):

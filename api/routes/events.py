@@ -11,7 +11,8 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
-from api.dependencies import Auth, Caller, Db
+from api.dependencies import Auth, Caller, Db, LimiterDep
+from api.limits import Counted
 from api.openapi import headers
 from api.problems import NotFound, Problem, responses
 from api.schemas import Count, Id, Page, page, view_of
@@ -71,6 +72,7 @@ async def stream(
     caller: Caller,
     db: Db,
     auth: Auth,
+    limiter: LimiterDep,
     after: After = 0,
     last_event_id: Annotated[Count | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
@@ -84,7 +86,8 @@ async def stream(
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     messages = _messages(db, job_id, caller.project, last, partial(auth.check, request.scope))
-    return StreamingResponse(messages, media_type="text/event-stream", headers=headers)
+    await limiter.open_stream(caller.project)
+    return Counted(limiter, caller.project, messages, media_type="text/event-stream", headers=headers)
 
 
 async def _messages(

@@ -113,7 +113,6 @@ async def append(
     return Json(upload_view(upload), 200, _headers(upload))
 
 
-@router.api_route("/{upload_id}", methods=["HEAD"], include_in_schema=False)
 @router.get(
     "/{upload_id}",
     response_model=UploadView,
