@@ -25,6 +25,21 @@ from store.events import Event
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
 
+MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "description": "One message of the stream, by the names of its fields.",
+    "properties": {
+        "id": {"type": "string", "description": "The number of the event."},
+        "event": {"type": "string", "description": "The type of the event."},
+        "data": {
+            "type": "string",
+            "description": "The event, as `/events` has it.",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/EventView"},
+        },
+    },
+}
+
 POLL_S = 0.3
 PING_S = 15.0
 BATCH = 500
@@ -46,7 +61,7 @@ async def listing(
     "/stream",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, **headers("Cache-Control")},
+        200: {"content": {"text/event-stream": {"schema": MESSAGE}}, **headers("Cache-Control")},
         204: {"description": "The job has ended and you have every event; do not reconnect."},
         **responses(NotFound),
     },

@@ -29,7 +29,7 @@ from tests.client.fake_service import (
 JOBS = "POST /v1/jobs"
 PROMISED = (
     "up demo submit list show watch cancel pause resume retry download models datasets methods workers storage keys "
-    "limits audit"
+    "projects limits audit"
 )
 
 
@@ -799,6 +799,63 @@ def test_architectures_of_an_unknown_source_or_family_name_those_that_there_are(
     ):
         done = run(fake, "architectures", *flags)
         assert done.exit_code == 2 and said in done.stderr, done.output
+
+
+KEY = {
+    "id": "key_1", "project": "vision", "name": "ann", "role": "member", "prefix": "0123456789",
+    "created_at": "2026-01-01T00:00:00.000Z", "created_by": "root", "expires_at": None, "revoked_at": None,
+    "last_used_at": None,
+}  # fmt: skip
+
+
+def test_keys_create_prints_the_key_alone_on_standard_output():
+    fake = FakeService({"POST /v1/keys": httpx.Response(201, json={**KEY, "key": "dk_0123456789_secret"})})
+    done = run(fake, "keys", "create", "ann", "--role", "reader", "--project", "vision", "--expires", "2h")
+    assert done.stdout == "dk_0123456789_secret\n"
+    assert "member of vision; shown only now" in done.stderr
+    sent = {"name": "ann", "role": "reader", "project": "vision", "expires_in_s": 7200}
+    assert fake.bodies("POST /v1/keys") == [sent]
+
+
+def test_keys_rotate_and_revoke_name_the_key():
+    fake = FakeService(
+        {
+            "POST /v1/keys/key_1/rotate": httpx.Response(200, json={**KEY, "key": "dk_new"}),
+            "DELETE /v1/keys/key_1": httpx.Response(204),
+        }
+    )
+    assert run(fake, "keys", "rotate", "key_1").stdout == "dk_new\n"
+    assert run(fake, "keys", "revoke", "key_1").stdout == "key_1 revoked\n"
+
+
+def test_keys_list_says_which_can_be_used():
+    ends = [
+        {},
+        {"revoked_at": "2026-01-02T00:00:00.000Z"},
+        {"expires_at": "2026-01-02T00:00:00.000Z"},
+        {"expires_at": "2999-01-02T00:00:00.000Z"},
+    ]
+    fake = FakeService({"GET /v1/keys": page([{**KEY, **end} for end in ends])})
+    rows = [line for line in run(fake, "keys", "list").stdout.splitlines() if "ann" in line]
+    for row, state in zip(rows, ("valid ", "revoked 2026", "expired 2026", "valid until 2999"), strict=True):
+        assert state in row
+    assert json.loads(run(fake, "keys", "list", "--json").stdout)[0] == KEY
+
+
+def test_projects_are_made_listed_and_deleted():
+    project = {"name": "vision", "created_at": "2026-01-01T00:00:00.000Z"}
+    fake = FakeService(
+        {
+            "POST /v1/projects": httpx.Response(201, json=project),
+            "GET /v1/projects": page([project]),
+            "DELETE /v1/projects/vision": httpx.Response(204),
+        }
+    )
+    made = run(fake, "projects", "create", "vision")
+    assert made.stdout == "vision created\n"
+    assert "keys create NAME --role admin --project vision" in made.stderr
+    assert "vision" in run(fake, "projects").stdout
+    assert run(fake, "projects", "delete", "vision").stdout == "vision deleted\n"
 
 
 def test_keys_new_prints_a_key_and_its_digest():
