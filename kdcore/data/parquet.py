@@ -21,7 +21,7 @@ import numpy as np
 from base.errors import DatasetUnreadable
 from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
-from kdcore.data.archive import LIMITS, Entry, Limits, entries
+from kdcore.data.archive import LIMITS, Budget, Entry, Limits, entries
 from kdcore.data.arrays import numbered
 from kdcore.data.decoding import (
     Codec,
@@ -89,13 +89,21 @@ def open_parquet(
     def tables() -> Iterator[tuple[str, _Columns, Iterator[_Row]]]:
         return (table for table in _tables(path, limits, members) if table[0] in split_of)
 
+    budget, broken = Budget(path, limits), image_files.Broken(limits)
     for file, columns, rows in tables():
         names = _same_names(names, columns.names, file)
         labels = given.setdefault(file, [])
         first_of.setdefault(file, len(headers))
         for row in rows:
-            headers.append(_header(row, options))
+            budget.spend(len(row.image))
+            header = _header(row, options)
+            if isinstance(header, Header):
+                budget.spend_pixels(header.height * header.width)
+            broken.count(header)
+            headers.append(header)
             labels.append(row.label)
+            if len(headers) > limits.rows:
+                raise DatasetUnreadable(f"The tables have more than {limits.rows:,} rows.")
     if not headers:
         raise DatasetUnreadable("The table has no rows.")
     pixels = array("q", (one.height * one.width if isinstance(one, Header) else 0 for one in headers))
