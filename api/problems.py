@@ -22,8 +22,10 @@ Problem
  │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
+ ├─ TooManyInspections  429  too many inspections of the caller wait already
  ├─ ServerError         500
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
+ ├─ InspectionsBusy     503  too many inspections wait already
  └─ StorageFull         507
 
 Exceptions of other packages become problems here too: each class names the exception that it `stands_for`.
@@ -43,6 +45,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api import places
 from api.inspections import Refused
 from base import errors
 from base.errors import Fault
@@ -246,6 +249,24 @@ class Unavailable(Problem):
     def of(cls, error: errors.DatabaseUnavailable) -> Self:
         log.warning("database unavailable: %s", error)
         return cls("the database cannot be reached, or takes no writes; try again")
+
+
+class TooManyInspections(Problem):
+    status, code, title = 429, "too_many_inspections", "Too many inspections of yours wait"
+    stands_for = places.AskerBusy
+
+    @classmethod
+    def of(cls, error: places.Busy) -> Self:
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)})
+
+
+class InspectionsBusy(Problem):
+    status, code, title = 503, "inspections_busy", "Too many inspections wait"
+    stands_for = places.Busy
+
+    @classmethod
+    def of(cls, error: places.Busy) -> Self:
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)})
 
 
 class StorageFull(Problem):

@@ -168,11 +168,13 @@ def _wide(sizes: list[int], data: bytes) -> list[int]:
     """Return the sizes in which those that do not fit into 32 bits are taken from a field of 64 bits, in order."""
     wide = []
     for value in sizes:
-        if value == _IN_ZIP64:
-            if len(data) < 8:
-                raise zipfile.BadZipFile("Corrupt zip64 extra field")
-            value, data = int.from_bytes(data[:8], "little"), data[8:]
-        wide.append(value)
+        if value != _IN_ZIP64:
+            wide.append(value)
+        elif len(data) < 8:
+            raise zipfile.BadZipFile("Corrupt zip64 extra field")
+        else:
+            wide.append(int.from_bytes(data[:8], "little"))
+            data = data[8:]
     return wide
 
 

@@ -5,6 +5,7 @@
     logs          of deleted jobs
     uploads       without use for `uploads_s`, row and file (but not the blob of a complete upload)
     temporaries   of killed processes
+    inspections   rows of facts that were not used for `inspections_s`: whoever needs them inspects again
 
 No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its
 last use and restore it from the trash. So a blob is deleted only `after_s` after the last moment at which a process
@@ -38,7 +39,7 @@ from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
 from base.references import BLOB
-from store import checkpoints, collections, tables, uploads
+from store import checkpoints, collections, registry, tables, uploads
 from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
@@ -65,10 +66,16 @@ class Retention:
     after_s: float
     checkpoints_s: float
     uploads_s: float
+    inspections_s: float
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        return cls(settings.collect_after_s, settings.retain_checkpoints_s, settings.retain_uploads_s)
+        return cls(
+            settings.collect_after_s,
+            settings.retain_checkpoints_s,
+            settings.retain_uploads_s,
+            settings.retain_inspections_s,
+        )
 
 
 class Stopped(Exception):
@@ -121,7 +128,8 @@ class Collector:
         # The steps that free disk space without needing any come first.
         steps = [self.empty_trash, self.expire_checkpoints]
         steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
-        for step in [*steps, self.expire_uploads, self.fill_trash, self.delete_temporaries]:
+        steps += [self.expire_uploads, self.expire_inspections, self.fill_trash, self.delete_temporaries]
+        for step in steps:
             try:
                 step()
             except DatabaseUnavailable:
@@ -237,6 +245,17 @@ class Collector:
             if used_at <= before:
                 with suppress(UploadBusy):
                     self._do("uploads", path, self._delete_upload, upload)
+
+    def expire_inspections(self) -> None:
+        """Delete the rows of inspections that were not used for long enough."""
+        age_s = self.retention.inspections_s
+        with self.database.connect() as connection:
+            count = registry.count_unused_inspections(connection, age_s)
+        if count and not self.dry_run:
+            with self._begin() as connection:
+                count = registry.delete_unused_inspections(connection, age_s)
+        if count:
+            self.removed["inspections"] = {"count": count, "bytes": 0}
 
     def tidy_uploads(self) -> None:
         """Delete the files whose upload is deleted or complete."""

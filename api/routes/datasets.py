@@ -7,7 +7,17 @@ from starlette.responses import FileResponse, Response
 
 from api.dependencies import Caller, Db, Files, InspectionsDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
-from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, WarningRefused, responses
+from api.problems import (
+    InspectionsBusy,
+    NameTaken,
+    NotFound,
+    NotReady,
+    StorageFull,
+    TooManyInspections,
+    Unusable,
+    WarningRefused,
+    responses,
+)
 from api.registrations import Inspected, Kind
 from api.routes.models import STILL_INSPECTING, accepted, registered, uploaded
 from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
@@ -36,7 +46,7 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     response_model=DatasetView,
     responses={
         202: {"model": DatasetView, "description": STILL_INSPECTING},
-        **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
+        **responses(NotFound, NameTaken, Unusable, WarningRefused, TooManyInspections, InspectionsBusy, StorageFull),
     },
 )
 async def register(
@@ -53,7 +63,7 @@ async def register(
     distilled onto them, but not measured on them.
     """
     digest = await uploaded(new.blob, inspections)
-    dataset = await registrations.register(KIND, new, caller.project, digest)
+    dataset = await registrations.register(KIND, new, caller.project, digest, inspections.asker)
     return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}")
 
 

@@ -11,10 +11,12 @@ from starlette.responses import Response
 from api.dependencies import Caller, Config, Db, ReferencesDep, WakeWorkers
 from api.problems import (
     IdempotencyConflict,
+    InspectionsBusy,
     NotFound,
     NotReady,
     SpecInvalid,
     StorageFull,
+    TooManyInspections,
     WarningRefused,
     responses,
     summary,
@@ -37,7 +39,10 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
     "",
     status_code=201,
     response_model=JobView,
-    responses=responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
+    responses=responses(
+        *(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict),
+        *(TooManyInspections, InspectionsBusy, StorageFull),
+    ),
 )
 async def submit(
     *,

@@ -15,12 +15,14 @@ from api.estimate import estimated
 from api.problems import (
     ActionNotAllowed,
     IdempotencyConflict,
+    InspectionsBusy,
     MalformedBody,
     NotFound,
     SpecInvalid,
     StorageFull,
     TeacherUnavailable,
     TooLarge,
+    TooManyInspections,
     WarningRefused,
     malformed_json,
     responses,
@@ -64,7 +66,8 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     status_code=201,
     response_model=JobView,
     responses=responses(
-        MalformedBody, TooLarge, SpecInvalid, WarningRefused, IdempotencyConflict, TeacherUnavailable, StorageFull
+        *(MalformedBody, TooLarge, SpecInvalid, WarningRefused, IdempotencyConflict, TeacherUnavailable),
+        *(TooManyInspections, InspectionsBusy, StorageFull),
     ),
     openapi_extra=SPEC_BODY,
 )
@@ -109,7 +112,7 @@ async def submit(
 @router.post(
     "/validate",
     response_model=ValidationView,
-    responses=responses(MalformedBody, TooLarge),
+    responses=responses(MalformedBody, TooLarge, TooManyInspections, InspectionsBusy),
     openapi_extra=SPEC_BODY,
 )
 async def validate(spec: Body, references: ReferencesDep, settings: Config, probe: Probe = True) -> Response:

@@ -9,7 +9,17 @@ from starlette.responses import Response
 
 from api.dependencies import Caller, Db, InspectionsDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
-from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
+from api.problems import (
+    InspectionsBusy,
+    NameTaken,
+    NotFound,
+    StorageFull,
+    TooManyInspections,
+    Unusable,
+    WarningRefused,
+    responses,
+    summary,
+)
 from api.registrations import Inspected, Kind
 from api.schemas import Json, MeasuredModelView, ModelView, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
@@ -48,7 +58,7 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     response_model=ModelView,
     responses={
         202: {"model": ModelView, "description": STILL_INSPECTING},
-        **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
+        **responses(NotFound, NameTaken, Unusable, WarningRefused, TooManyInspections, InspectionsBusy, StorageFull),
     },
 )
 async def register(
@@ -65,7 +75,7 @@ async def register(
     if new.architecture is not None:
         _require_known(new.architecture)
     digest = await uploaded(new.blob, inspections)
-    model = await registrations.register(KIND, new, caller.project, digest)
+    model = await registrations.register(KIND, new, caller.project, digest, inspections.asker)
     return registered(model_view(model), f"/v1/models/{model.id}")
 
 

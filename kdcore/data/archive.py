@@ -279,8 +279,7 @@ class Budget:
         self._pixels += pixels
         if self._pixels > max(self._limits.pixels_from, self._limits.pixels_a_byte * self._packed):
             raise DatasetUnreadable(
-                f"The pictures have more than {self._pixels:,} pixels in a file of {self._packed:,} bytes: it looks like "
-                "a bomb.",
+                f"The pictures have {self._pixels:,} pixels or more in {self._packed:,} bytes: it looks like a bomb.",
                 "Send pictures of the size that they need: what is trained on is dataset.image_size pixels wide.",
             )
 

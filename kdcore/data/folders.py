@@ -186,9 +186,9 @@ def _header(entry: Entry, options: DataOptions) -> Header | DatasetUnreadable:
     if entry.size == 0:
         return DatasetUnreadable(f"{entry.path} is an empty file.")
     try:
-        if entry.size > _WHOLE_BYTES and entry.head is not None:
-            if not image_files.begins_like_one(entry.head(image_files.HEAD_BYTES)):
-                return image_files.unknown(str(entry.path))
+        head = entry.head(image_files.HEAD_BYTES) if entry.size > _WHOLE_BYTES and entry.head is not None else None
+        if head is not None and not image_files.begins_like_one(head):
+            return image_files.unknown(str(entry.path))
         return image_files.header(entry.read(), str(entry.path), options)
     except DatasetUnreadable as error:
         # Without the frames and causes that hold the file's bytes: a hostile archive has many broken files.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from base.data_cache import DOWNLOADS
 from base.errors import DatasetUnreadable
 from base.files import sha256_of
+from base.text import unwanted
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.archive import LIMITS, Limits
@@ -137,9 +137,9 @@ def require_plain_names(names: Sequence[str], limits: Limits = LIMITS) -> None:
                 f"The name of class {number} has {len(name):,} characters; the most is {limits.name_characters}.",
                 "Give shorter names, or register it with class_names.",
             )
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        if (fault := unwanted(name)) is not None:
             raise DatasetUnreadable(
-                f"The name of class {number} is no text: it has control characters or halves of characters: {name!r}.",
+                f"The name of class {number} cannot be shown: {fault}.",
                 "Write the names as UTF-8, or register it with class_names.",
             )
     if (total := sum(map(len, names))) > limits.names_characters:
