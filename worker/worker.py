@@ -21,7 +21,7 @@ WAIT_S = 1.0
 MARGIN_S = 5.0
 """The time after the grace period in which the requeueing of jobs is written."""
 MEMORY_SHARE = 0.8
-"""The part of the memory that all engines may take together. The rest is for the worker, the server and mapped files."""
+"""The part of the memory that all engines may take together; the rest is for worker, server and mapped files."""
 LEAVES_IN_S = 5.0
 """The longest time that a hanging database may delay each thread that has no job to requeue."""
 

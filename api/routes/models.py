@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from starlette.responses import Response
@@ -24,7 +25,8 @@ from api.registrations import Inspected, Kind
 from api.schemas import Json, MeasuredModelView, ModelView, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
-from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
+from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture, libraries
+from kdcore.catalog.architectures import hidden_layers
 from kdcore.spec import model_warnings
 from store import jobs, registry
 from store.records import PageQuery
@@ -73,7 +75,7 @@ async def register(
     `ready`, or `refused` with the reason. DELETE cancels it.
     """
     if new.architecture is not None:
-        _require_known(new.architecture)
+        await to_thread.run_sync(_require_known, new.architecture)
     digest = await uploaded(new.blob, inspections)
     model = await registrations.register(KIND, new, caller.project, digest, inspections.asker)
     return registered(model_view(model), f"/v1/models/{model.id}")
@@ -129,11 +131,13 @@ async def uploaded(blob: str, inspections: Inspections) -> str:
 
 
 def _require_known(name: str) -> None:
+    near: list[str] | None = None
     try:
-        architecture(name)
+        text = libraries.missing(hidden_layers(name)[0]) if architecture(name).source == "timm" else None
     except UnknownName as unknown:
-        fault = Fault("/architecture", str(unknown), "not_allowed", getattr(unknown, "nearest", None), name)
-        raise Unusable(str(unknown), [fault]) from None
+        text, near = str(unknown), getattr(unknown, "nearest", None)
+    if text is not None:
+        raise Unusable(text, [Fault("/architecture", text, "not_allowed", near, name)])
 
 
 def _as_stated(facts: ModelFacts, new: NewModel) -> ModelFacts:

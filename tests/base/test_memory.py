@@ -7,7 +7,9 @@ import pytest
 
 from base.memory import LIMITS, host_memory, peak_bytes, session_of, taken_bytes
 
-STATUS = "Name:\tengine\nVmHWM:\t  900 kB\nVmRSS:\t  700 kB\nRssAnon:\t  100 kB\nRssFile:\t  550 kB\nRssShmem:\t 50 kB\n"
+STATUS = (
+    "Name:\tengine\nVmHWM:\t  900 kB\nVmRSS:\t  700 kB\nRssAnon:\t  100 kB\nRssFile:\t  550 kB\nRssShmem:\t 50 kB\n"
+)
 
 
 def written(path: Path, text: str) -> None:

@@ -26,9 +26,7 @@ from worker.worker import Worker
 
 
 @contextmanager
-def running(
-    tmp_path: Path, left_s: float = 600, most_bytes: int | None = None, **fake: Any
-) -> Iterator[EngineRun]:
+def running(tmp_path: Path, left_s: float = 600, most_bytes: int | None = None, **fake: Any) -> Iterator[EngineRun]:
     order = order_for(tmp_path, **fake)
     with (
         EngineProcess(FAKE_ENGINE, deadline=boottime() + left_s, environment=os.environ) as process,
