@@ -24,12 +24,14 @@ from api.routes import (
     evaluations,
     events,
     jobs,
+    keys,
     logs,
     methods,
     metrics,
     models,
     monitoring,
     page,
+    projects,
     uploads,
 )
 from api.sweep import Sweep
@@ -57,6 +59,8 @@ V1 = (
     methods,
     architectures,
     monitoring,
+    keys,
+    projects,
 )
 
 
