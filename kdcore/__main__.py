@@ -35,6 +35,7 @@ import gc
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -44,16 +45,27 @@ from typing import Any
 from pydantic import ValidationError
 
 from base.data_cache import TEACHER_MAX_BYTES
-from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
+from base.errors import (
+    DatasetUnreadable,
+    EngineError,
+    Internal,
+    OutOfMemory,
+    SpecInvalid,
+    StorageFull,
+    TeacherMismatch,
+)
 from base.files import DISK_FULL
 from base.processes import importing
-from base.text import STORED
+from base.text import STORED, shown
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
 from kdcore.spec.cost import ProbeRequest
 
 PROGRESS_S = 1.0
+ANSWER_BYTES = 2 << 20
+"""The most that an inspection says: it is stored with the file's row, and shown with it."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 NO_MEMORY = "can't allocate memory"
 """A part of the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has its own error class."""
 
@@ -152,10 +164,37 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     def found() -> dict[str, Any]:
         places: dict[str, Any] = {}
-        facts = _facts(arguments, places)
-        return {"ok": True, "facts": facts.model_dump(mode="json"), **places}
+        answer = {"ok": True, "facts": _facts(arguments, places).model_dump(mode="json"), **places}
+        size = len(json.dumps(answer))
+        if size > ANSWER_BYTES:
+            raise _unusable(
+                arguments.kind,
+                f"what the file says of itself (names, notes) has {size:,} bytes; the most is {ANSWER_BYTES:,}",
+                "leave notes out, or give shorter names",
+            )
+        if (fault := _unwanted(answer)) is not None:
+            raise _unusable(arguments.kind, f"a name or note in the file is no text: {fault}", "write names as UTF-8")
+        return answer
 
     return _print(found, exit_on_error=0)
+
+
+def _unusable(kind: str, text: str, hint: str) -> EngineError:
+    if kind == "dataset":
+        return DatasetUnreadable(f"{text[0].upper()}{text[1:]}.", f"{hint[0].upper()}{hint[1:]}.")
+    return TeacherMismatch(text, hint)
+
+
+def _unwanted(value: Any) -> str | None:
+    """Return what is wrong with the first text, at any depth, that no database and no JSON can hold; None if all are
+    text."""
+    if isinstance(value, str):
+        return "it has a lone surrogate" if _SURROGATE.search(value) else "it has a NUL" if "\0" in value else None
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return next((fault for one in value if (fault := _unwanted(one)) is not None), None)
+    return None
 
 
 def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
@@ -289,7 +328,8 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
         if isinstance(engine_error, Internal):
             raise
         option = {"option": engine_error.option} if isinstance(engine_error, DatasetUnreadable) else {}
-        printed, code = {"ok": False, "error": engine_error.as_dict() | option}, exit_on_error
+        said = {name: shown(text) if isinstance(text, str) else text for name, text in engine_error.as_dict().items()}
+        printed, code = {"ok": False, "error": said | option}, exit_on_error
     print(json.dumps(printed))
     return code
 
