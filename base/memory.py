@@ -1,6 +1,8 @@
 """The memory of this host, and of processes on it."""
 
 import os
+import resource
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,8 +39,12 @@ def taken_bytes(process: int, root: Path = _ROOT) -> int:
 
 
 def peak_bytes(root: Path = _ROOT) -> int:
-    """Return the most memory that this process has had so far, mapped files included; 0 if the kernel does not say."""
-    return _status(root / "proc/self/status").get("VmHWM", 0)
+    """Return the most memory that this process has had so far, mapped files included."""
+    # Not getrusage where it can be avoided: Linux hands the peak of the program that started this process on to it.
+    peak = _status(root / "proc/self/status").get("VmHWM")
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak
 
 
 def session_of(leader: int, root: Path = _ROOT) -> list[int]:
