@@ -583,3 +583,23 @@ def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Da
         entry = registry.models.register(connection, NewEntry("ours", "junk", sha256, {}), "server", 30.0)
         registry.models.refuse(connection, entry, "server", {"message": "not a checkpoint"})
     assert list(in_days(1.1).removed) == ["to_trash"]
+
+
+def test_expire_inspections_keeps_those_that_are_used(database: Database, files: FileStore):
+    month = 30 * DAY
+    with database.begin() as connection:
+        for key in ("used", "unused", "new"):
+            registry.put_inspection(connection, "0" * 64, "model", key, {"refused": {}})
+        aged = update(tables.inspections).where(tables.inspections.c.key != "new")
+        connection.execute(aged.values(seen_at=tables.inspections.c.seen_at - month - 60))
+        assert registry.is_long_unused(connection, "0" * 64, "model", "used", DAY)
+        assert not registry.is_long_unused(connection, "0" * 64, "model", "new", DAY)
+        assert not registry.is_long_unused(connection, "0" * 64, "model", "none", DAY)
+        registry.note_use(connection, "0" * 64, "model", "used")
+    dry = Collector(database, files, RETENTION, dry_run=True)
+    dry.expire_inspections()
+    collector = Collector(database, files, RETENTION)
+    collector.expire_inspections()
+    assert collector.removed == dry.removed == {"inspections": {"count": 1, "bytes": 0}}
+    with database.connect() as connection:
+        assert set(connection.scalars(select(tables.inspections.c.key))) == {"used", "new"}
