@@ -119,7 +119,8 @@ def start_of(descriptor: int, header_offset: int) -> int | None:
     header = os.pread(descriptor, _LOCAL.size, header_offset)
     if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
         return None
-    return header_offset + _LOCAL.size + sum(_LOCAL.unpack(header)[-2:])
+    name, extra = _LOCAL.unpack(header)[-2:]
+    return header_offset + _LOCAL.size + int(name) + int(extra)
 
 
 def _find(descriptor: int) -> _Directory:
