@@ -10,7 +10,7 @@ import hmac
 import logging
 import time
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Request
 from starlette.datastructures import Headers
@@ -74,13 +74,15 @@ class Authentication:
         self._writes: set[asyncio.Task[None]] = set()
 
     async def member(self, scope: Scope) -> Member:
-        """Return the caller. Raises Unauthorized, Forbidden, or RoleForbidden for a reader who would change something.
+        """Return the caller. Raises Unauthorized, Forbidden, or RoleForbidden for a reader who would change something;
+        and LimitReached for more requests in a second than the project may send.
 
         It reads no body. Middleware may call it before the route does: the answer is kept in the scope.
         """
         known: Member | None = scope.get("distillery.member")
         if known is None:
             known = scope["distillery.member"] = await self._member(scope)
+            await scope["app"].state.limiter.admit(known)
         return known
 
     async def check(self, scope: Scope) -> None:
@@ -105,6 +107,8 @@ class Authentication:
         if caller is None:
             await self._delay(scope, key)
             raise _unauthorized("this key is not known, or is not valid any more")
+        # Also the caller of what is refused: the audit log names it.
+        scope["distillery.caller"] = caller
         method, path = scope["method"], scope["path"]
         if caller.role == "reader" and method not in READS and path not in READS_BY_POST:
             raise RoleForbidden("a key with the role reader may only read; this needs the role member", needs="member")
@@ -193,15 +197,23 @@ def _at_least(role: Role, caller: Member) -> Member:
     return caller
 
 
+def _split(url: str) -> SplitResult:
+    """Return the parts of a header's URL; those of none if it is malformed, such as `[`."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
 def _unauthorized(detail: str) -> Unauthorized:
     return Unauthorized(detail, headers={"WWW-Authenticate": 'Bearer realm="distillery"'})
 
 
 def _require_local(headers: Headers) -> None:
     """Refuse host names of other machines and pages of other origins, which could use the service through a browser."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    host = _split(f"//{headers.get('host', '')}").hostname or ""
     if not (is_loopback(host) or host.endswith(".localhost")):
         raise Forbidden(f"without a key the service answers to 127.0.0.1 or localhost only, not to {host!r}")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and _split(origin).netloc != headers.get("host"):
         raise Forbidden(f"without a key no page of another origin may call the service; this one is {origin!r}")

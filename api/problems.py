@@ -1,12 +1,15 @@
 """Every error has one form: RFC 9457 `application/problem+json`, with a code that never changes.
 
 Problem
+ ├─ MalformedRequest    400  the bytes are no HTTP request
  ├─ MalformedBody       400  the body is not JSON
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
  ├─ RoleForbidden       403  the key's role does not allow this; `needs` is the role that does
+ ├─ QuotaExceeded       403  a limit of the project; something must be deleted first
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, route
  ├─ MethodNotAllowed    405
+ ├─ RequestTimeout      408  the body did not arrive in time
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
  ├─ TeacherUnavailable  409  the job whose student should teach has ended without one
  ├─ NotReady            409  the job has not made this yet, or the file is not inspected yet
@@ -17,6 +20,8 @@ Problem
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
  ├─ TooLarge            413
+ ├─ AddressTooLong      414
+ ├─ UnsupportedEncoding 415  the body is compressed
  ├─ RangeUnsatisfiable  416
  ├─ Invalid             422  parameters or a body that do not match their schema, every fault at once
  │   ├─ SpecInvalid
@@ -24,7 +29,9 @@ Problem
  │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
+ ├─ LimitReached        429  a limit of the project; waiting helps: `Retry-After` is in seconds
  ├─ TooManyInspections  429  too many inspections of the caller wait already
+ ├─ HeadersTooLarge     431
  ├─ ServerError         500
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
  ├─ InspectionsBusy     503  too many inspections wait already
@@ -35,6 +42,7 @@ Exceptions of other packages become problems here too: each class names the exce
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Self, cast
@@ -51,7 +59,7 @@ from api.inspections import Refused
 from base import errors
 from base.errors import MESSAGE_CHARACTERS, Fault
 from base.text import clipped
-from kdcore.spec.reading import nearest
+from kdcore.spec.reading import MAX_FAULTS, more_faults, nearest
 from store import errors as store_errors
 
 log = logging.getLogger("distillery.api")
@@ -91,6 +99,8 @@ class Problem(HTTPException):
     code: ClassVar[str]
     title: ClassVar[str]
     stands_for: ClassVar[type[Exception] | None] = None
+    sends: ClassVar[tuple[str, ...]] = ()
+    """The headers of the answer, for the OpenAPI document."""
 
     def __init__(
         self,
@@ -122,12 +132,17 @@ class Problem(HTTPException):
         return Response(to_json(body, inf_nan_mode="null"), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
+class MalformedRequest(Problem):
+    status, code, title = 400, "malformed_request", "The request cannot be read"
+
+
 class MalformedBody(Problem):
     status, code, title = 400, "malformed_body", "The body cannot be read"
 
 
 class Unauthorized(Problem):
     status, code, title = 401, "unauthorized", "A key is needed"
+    sends = ("WWW-Authenticate",)
 
 
 class Forbidden(Problem):
@@ -145,6 +160,10 @@ class NotFound(Problem):
 
 class MethodNotAllowed(Problem):
     status, code, title = 405, "method_not_allowed", "The address does not support this HTTP method"
+
+
+class RequestTimeout(Problem):
+    status, code, title = 408, "request_timeout", "The body did not arrive in time"
 
 
 class ActionNotAllowed(Problem):
@@ -210,8 +229,17 @@ class TooLarge(Problem):
     status, code, title = 413, "too_large", "Too many bytes"
 
 
+class AddressTooLong(Problem):
+    status, code, title = 414, "address_too_long", "The URL is too long"
+
+
+class UnsupportedEncoding(Problem):
+    status, code, title = 415, "unsupported_encoding", "The body's encoding is not supported"
+
+
 class RangeUnsatisfiable(Problem):
     status, code, title = 416, "range_unsatisfiable", "The range is outside the file"
+    sends = ("Content-Range",)
 
 
 class Invalid(Problem):
@@ -245,12 +273,44 @@ class IdempotencyConflict(Invalid):
     stands_for = store_errors.IdempotencyConflict
 
 
+REFUSALS: Counter[str] = Counter()
+"""How many requests this process has refused, by the limit that was reached."""
+
+
+class LimitReached(Problem):
+    """The header `Retry-After` has the seconds after which it is worth to come again."""
+
+    status, code, title = 429, "limit_reached", "A limit of the project is reached"
+    sends = ("Retry-After",)
+    stands_for = store_errors.LimitReached
+
+    @classmethod
+    def of(cls, error: store_errors.LimitReached) -> Self:
+        REFUSALS[error.limit] += 1
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)}, **error.details)
+
+
+class QuotaExceeded(Problem):
+    status, code, title = 403, "quota_exceeded", "A limit of the project would be exceeded"
+    stands_for = store_errors.QuotaExceeded
+
+    @classmethod
+    def of(cls, error: store_errors.QuotaExceeded) -> Self:
+        REFUSALS[error.limit] += 1
+        return cls(str(error), **error.details)
+
+
+class HeadersTooLarge(Problem):
+    status, code, title = 431, "headers_too_large", "The headers are too large"
+
+
 class ServerError(Problem):
     status, code, title = 500, "internal", "An error of the service"
 
 
 class Unavailable(Problem):
     status, code, title = 503, "unavailable", "Not available now"
+    sends = ("Retry-After",)
     stands_for = errors.DatabaseUnavailable
 
     def __init__(self, detail: str) -> None:
@@ -264,6 +324,7 @@ class Unavailable(Problem):
 
 class TooManyInspections(Problem):
     status, code, title = 429, "too_many_inspections", "Too many inspections of yours wait"
+    sends = ("Retry-After",)
     stands_for = places.AskerBusy
 
     @classmethod
@@ -273,6 +334,7 @@ class TooManyInspections(Problem):
 
 class InspectionsBusy(Problem):
     status, code, title = 503, "inspections_busy", "Too many inspections wait"
+    sends = ("Retry-After",)
     stands_for = places.Busy
 
     @classmethod
@@ -285,7 +347,15 @@ class StorageFull(Problem):
     stands_for = errors.StorageFull
 
 
-EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, RoleForbidden, Invalid, ServerError, Unavailable)
+EVERYWHERE: tuple[type[Problem], ...] = (
+    Unauthorized,
+    Forbidden,
+    RoleForbidden,
+    Invalid,
+    LimitReached,
+    ServerError,
+    Unavailable,
+)
 """The problems that any route may return; declared once, on the router of all routes."""
 
 
@@ -299,6 +369,9 @@ def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
             continue
         schema = {"$ref": "#/components/schemas/Problem"}
         declared[problem.status] = {"description": line, "content": {MEDIA_TYPE: {"schema": schema}}}
+        if problem.sends:
+            references = {name: {"$ref": f"#/components/headers/{name}"} for name in problem.sends}
+            declared[problem.status]["headers"] = references
     return declared
 
 
@@ -311,8 +384,19 @@ def install(app: FastAPI) -> None:
             app.add_exception_handler(problem.stands_for, _handler(problem))
 
 
+def problem_of(error: Exception) -> Problem | None:
+    """Return the problem for an exception that was raised outside of a route; None for a bug."""
+    if isinstance(error, Problem):
+        return error
+    for problem in (*Problem.__subclasses__(), *Invalid.__subclasses__()):
+        if problem.stands_for is not None and isinstance(error, problem.stands_for):
+            return problem.of(error)
+    return None
+
+
 def _handler(problem: type[Problem]) -> Any:
     async def handle(request: Request, error: Exception) -> Response:
+        request.scope["distillery.problem"] = problem.code
         return problem.of(error).response(request_id(request))
 
     return handle
@@ -323,17 +407,21 @@ def request_id(request: Request) -> str:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    return _as_problem(request, cast(HTTPException, error)).response(request_id(request))
+    problem = _as_problem(request, cast(HTTPException, error))
+    request.scope["distillery.problem"] = problem.code
+    return problem.response(request_id(request))
 
 
 def _as_problem(request: Request, error: HTTPException) -> Problem:
     if isinstance(error, Problem):
         return error
+    path = request.scope["path"]  # Not `request.url`, which cannot be made of a malformed Host.
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"{request.url.path} is not an address of this service; /docs lists them")
+        hint = f"; did you mean {path.rstrip('/')}?" if path.endswith("/") and path.strip("/") else "; /docs lists them"
+        return NotFound(f"{path} is not an address of this service{hint}")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = ", ".join(_http_methods(request.app.openapi(), request.url.path)) or "GET"
-        return MethodNotAllowed(f"{request.url.path} supports {allowed}", headers={"Allow": allowed})
+        allowed = ", ".join(_http_methods(request.app.openapi(), path)) or "GET"
+        return MethodNotAllowed(f"{path} supports {allowed}", headers={"Allow": allowed})
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return MalformedBody(str(error.detail))
     return ServerError(str(error.detail))
@@ -341,11 +429,15 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
 
 def _http_methods(document: Mapping[str, Any], path: str) -> list[str]:
     """Return the methods of all routes at this path; the framework's own list has only those of the first route."""
-    methods: set[str] = set()
-    for template, operations in document["paths"].items():
-        if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path):
-            methods.update(method.upper() for method in operations)
-    return sorted(methods)
+    paths: Mapping[str, Mapping[str, Any]] = document["paths"]
+    if path in paths:  # No template: `/v1/jobs/validate` is no job's address.
+        fitting = [paths[path]]
+    else:
+        fitting = [
+            own for template, own in paths.items() if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path)
+        ]
+    methods = {method.upper() for operations in fitting for method in operations}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _schema_error(request: Request, error: Exception) -> Response:
@@ -354,7 +446,9 @@ async def _schema_error(request: Request, error: Exception) -> Response:
         return malformed_json(str(details[0].get("ctx", {}).get("error", ""))).response(request_id(request))
     body = getattr(request.scope.get("route"), "body_field", None)
     model = body.field_info.annotation if body is not None else None
-    faults = [_fault(detail, model) for detail in details]
+    faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
+    if len(details) > MAX_FAULTS:
+        faults.append(more_faults(len(details) - MAX_FAULTS))
     return Invalid(summary(faults), faults).response(request_id(request))
 
 

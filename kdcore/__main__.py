@@ -35,7 +35,6 @@ import gc
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -54,9 +53,9 @@ from base.errors import (
     StorageFull,
     TeacherMismatch,
 )
-from base.files import DISK_FULL
+from base.files import DISK_FULL, too_many_files
 from base.processes import importing
-from base.text import STORED, shown
+from base.text import STORED, all_shown, shown, unwanted
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
@@ -65,7 +64,6 @@ from kdcore.spec.cost import ProbeRequest
 PROGRESS_S = 1.0
 ANSWER_BYTES = 2 << 20
 """The most that an inspection says: it is stored with the file's row, and shown with it."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
 NO_MEMORY = "can't allocate memory"
 """A part of the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has its own error class."""
 
@@ -164,37 +162,26 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     def found() -> dict[str, Any]:
         places: dict[str, Any] = {}
-        answer = {"ok": True, "facts": _facts(arguments, places).model_dump(mode="json"), **places}
+        facts = _facts(arguments, places)
+        of_data = arguments.kind == "dataset"
+        _require_text(getattr(facts, "class_names", None) or (), of_data=of_data)
+        answer = {"ok": True, "facts": facts.model_dump(mode="json"), **places}
         size = len(json.dumps(answer))
         if size > ANSWER_BYTES:
-            raise _unusable(
-                arguments.kind,
-                f"what the file says of itself (names, notes) has {size:,} bytes; the most is {ANSWER_BYTES:,}",
-                "leave notes out, or give shorter names",
-            )
-        if (fault := _unwanted(answer)) is not None:
-            raise _unusable(arguments.kind, f"a name or note in the file is no text: {fault}", "write names as UTF-8")
+            error = DatasetUnreadable if of_data else TeacherMismatch
+            text = f"what the file says of itself (names, notes) has {size:,} bytes; the most is {ANSWER_BYTES:,}"
+            raise error(text, hint="leave notes out, or give shorter names")
         return answer
 
     return _print(found, exit_on_error=0)
 
 
-def _unusable(kind: str, text: str, hint: str) -> EngineError:
-    if kind == "dataset":
-        return DatasetUnreadable(f"{text[0].upper()}{text[1:]}.", f"{hint[0].upper()}{hint[1:]}.")
-    return TeacherMismatch(text, hint)
-
-
-def _unwanted(value: Any) -> str | None:
-    """Return what is wrong with the first text, at any depth, that no database and no JSON can hold; None if all are
-    text."""
-    if isinstance(value, str):
-        return "it has a lone surrogate" if _SURROGATE.search(value) else "it has a NUL" if "\0" in value else None
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list | tuple):
-        return next((fault for one in value if (fault := _unwanted(one)) is not None), None)
-    return None
+def _require_text(class_names: Sequence[str], *, of_data: bool) -> None:
+    """Raise the file's error for a name that no database can store, or that a terminal would obey."""
+    for number, name in enumerate(class_names):
+        if fault := unwanted(name):
+            error = DatasetUnreadable if of_data else TeacherMismatch
+            raise error(f"the name of class {number}, {shown(name)}: {fault}", hint="rename the class in the file")
 
 
 def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
@@ -328,14 +315,16 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
         if isinstance(engine_error, Internal):
             raise
         option = {"option": engine_error.option} if isinstance(engine_error, DatasetUnreadable) else {}
-        said = {name: shown(text) if isinstance(text, str) else text for name, text in engine_error.as_dict().items()}
-        printed, code = {"ok": False, "error": said | option}, exit_on_error
-    print(json.dumps(printed))
+        printed, code = {"ok": False, "error": engine_error.as_dict() | option}, exit_on_error
+    print(json.dumps(all_shown(printed)))
     return code
 
 
 def _engine_error(error: Exception) -> EngineError:
     """Return the engine's own error for any exception."""
+    # A library's error, or a reader's own about the file, may hide it.
+    if (exhausted := too_many_files(error)) is not None:
+        return exhausted
     if isinstance(error, EngineError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse, Response
 
-from api.dependencies import Caller, Db, Files, ReferencesDep, RegistrationsDep
+from api.dependencies import AuditDep, Caller, Db, Files, LimiterDep, ReferencesDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
+from api.openapi import headers
 from api.problems import (
+    IdempotencyConflict,
     InspectionsBusy,
     NameTaken,
     NotFound,
@@ -19,7 +21,9 @@ from api.problems import (
     responses,
 )
 from api.registrations import Inspected, Kind
-from api.routes.models import STILL_INSPECTING, accepted, registered, uploaded
+from api.routes.artifacts import Download
+from api.routes.jobs import Key
+from api.routes.models import accepted, answers_of, registered, registration, replay, uploaded
 from api.schemas import DatasetView, Json, NameOrId, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
 from kdcore.spec import dataset_warnings
@@ -45,12 +49,23 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     status_code=201,
     response_model=DatasetView,
     responses={
-        202: {"model": DatasetView, "description": STILL_INSPECTING},
-        **responses(NotFound, NameTaken, Unusable, WarningRefused, TooManyInspections, InspectionsBusy, StorageFull),
+        **answers_of(DatasetView),
+        **responses(
+            *(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict),
+            *(TooManyInspections, InspectionsBusy, StorageFull),
+        ),
     },
 )
 async def register(
-    new: NewDataset, caller: Caller, references: ReferencesDep, registrations: RegistrationsDep
+    *,
+    new: NewDataset,
+    caller: Caller,
+    db: Db,
+    references: ReferencesDep,
+    registrations: RegistrationsDep,
+    limiter: LimiterDep,
+    audit: AuditDep,
+    idempotency_key: Key = None,
 ) -> Response:
     """Register an uploaded data set: `.npz` arrays, or an archive of images in folders of splits and classes.
 
@@ -62,9 +77,13 @@ async def register(
     Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.
     """
-    digest = await uploaded(new.blob, references)
-    dataset = await registrations.register(KIND, new, caller.project, digest, references.inspections.asker)
-    return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}")
+    made = await registration(KIND, new, caller.project, idempotency_key, limiter, audit)
+    dataset = await replay(KIND, db, made)
+    if dataset is None:
+        digest = await uploaded(new.blob, references)
+        asker = references.inspections.asker
+        dataset = await registrations.register(KIND, new, caller.project, digest, made, asker)
+    return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}", made)
 
 
 @router.get("", response_model=Page[DatasetView])
@@ -90,7 +109,10 @@ async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
     "/{name_or_id}/thumbnails",
     response_class=FileResponse,
     responses={
-        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        200: {
+            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+            **headers("Cache-Control", "Content-Disposition", "ETag", "Last-Modified"),
+        },
         **responses(NotFound, NotReady),
     },
 )
@@ -101,15 +123,17 @@ async def thumbnails(name_or_id: NameOrId, caller: Caller, db: Db, files: Files)
         raise NotReady(f"data set {dataset.name!r} is {dataset.state}")
     if dataset.thumbnails is None:
         raise NotFound(f"data set {dataset.name!r} has no thumbnails: an earlier version of the service registered it")
-    headers = {"Cache-Control": "private, no-cache", "Content-Disposition": "inline"}
-    return FileResponse(files.path(dataset.thumbnails["sha256"]), headers=headers, media_type="image/png")
+    digest = dataset.thumbnails["sha256"]
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache", "Content-Disposition": "inline"}
+    return Download(files.path(digest), dataset.created_at, headers=headers, media_type="image/png")
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: NameOrId, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
+async def delete(name_or_id: NameOrId, caller: Caller, audit: AuditDep, registrations: RegistrationsDep) -> Response:
     """Delete a data set, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
     affected."""
-    registrations.cancel(await db.write(registry.datasets.delete, caller.project, name_or_id))
+    deleted = await audit.write("dataset.delete", str, registry.datasets.delete, caller.project, name_or_id)
+    registrations.cancel(deleted)
     return Response(status_code=204)
 
 

@@ -22,6 +22,7 @@ from kdcore.spec.job import (
     EVERYTHING_ELSE,
     Augmentation,
     CropFlip,
+    JobSpec,
     NoAugmentation,
     Preprocessing,
     RandomResizedCrop,
@@ -339,10 +340,13 @@ def _start_fit(dataset: DatasetFacts, student: Student, facts: StartFacts, point
         yield Fault(f"{pointer}/freeze", text, "not_allowed", "modules that the checkpoint gives", list(student.freeze))
 
 
-def preprocessing_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:
-    """Return why a mean and std that a file or a registration states cannot be used; None if they can."""
+def preprocessing_fault(mean: Sequence[float] | None, std: Sequence[float] | None) -> str | None:
+    """Return why a mean and std that a file or a registration states cannot be used; None if they can.
+
+    Where one of the two is not stated, the other is checked alone.
+    """
     try:
-        Preprocessing(mean=tuple(mean), std=tuple(std))
+        Preprocessing(mean=tuple(mean or (0.5,)), std=tuple(std or (0.5,)))
     except ValidationError as error:
         return error.errors()[0]["msg"].removeprefix("Value error, ")
     return None
@@ -459,6 +463,14 @@ def images_to_train_on(
     if pool is None or unlabelled is None:
         return labelled
     return pool.train + (labelled if unlabelled.labelled_too else 0)
+
+
+def images_per_class(spec: JobSpec, known: Known) -> float | None:
+    """Return how many images of each class a student sees; None while the data are not known."""
+    if known.dataset is None or (spec.unlabelled is not None and known.unlabelled is None):
+        return None
+    images = images_to_train_on(known.dataset, known.unlabelled, spec.unlabelled, spec.training)
+    return spec.training.epochs * images / known.dataset.num_classes
 
 
 def _mismatch(pointer: str, message: str, allowed: Any, got: Any) -> Fault:

@@ -130,8 +130,8 @@ def test_inspect_a_data_set_whose_names_cannot_be_shown(tmp_path, capsys, names,
     ("notes", "text"),
     [
         ({"class_names": ["n" * 100_000] * 30}, "has 3,0"),
-        ({"class_names": ["\ud800", *"abcdefghi"]}, "no text: it has a lone surrogate"),
-        ({"class_names": ["\0", *"abcdefghi"]}, "no text: it has a NUL"),
+        ({"class_names": ["\ud800", *"abcdefghi"]}, "the name of class 0, \\ud800: character 0 is a lone"),
+        ({"class_names": ["\0", *"abcdefghi"]}, "the name of class 0, \\x00: character 0 is a control"),
     ],
     ids=["long", "surrogate", "NUL"],
 )
