@@ -11,7 +11,6 @@ import torch
 from base.data_cache import DOWNLOADS
 from base.errors import DatasetUnreadable
 from base.files import sha256_of
-from base.text import unwanted
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.data.archive import LIMITS, Limits
@@ -118,14 +117,14 @@ def inspect(
     """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the files or row at
     fault. `thumbnails` take their images in the same pass."""
     source = _open(path, options or DataOptions())
-    require_plain_names(source.class_names)
+    require_short_names(source.class_names)
     if thumbnails is not None:
         source = thumbnails.watch(source)
     return source.facts(decode(source, on_progress=on_progress), f"sha256:{sha256_of(path)}")
 
 
-def require_plain_names(names: Sequence[str], limits: Limits = LIMITS) -> None:
-    """Raise DatasetUnreadable unless the names of the classes are text, and short enough to be listed.
+def require_short_names(names: Sequence[str], limits: Limits = LIMITS) -> None:
+    """Raise DatasetUnreadable unless the names of the classes are few and short enough to be listed.
 
     It is a rule of new registrations, not of data sets that were registered before.
     """
@@ -136,11 +135,6 @@ def require_plain_names(names: Sequence[str], limits: Limits = LIMITS) -> None:
             raise DatasetUnreadable(
                 f"The name of class {number} has {len(name):,} characters; the most is {limits.name_characters}.",
                 "Give shorter names, or register it with class_names.",
-            )
-        if (fault := unwanted(name)) is not None:
-            raise DatasetUnreadable(
-                f"The name of class {number} cannot be shown: {fault}.",
-                "Write the names as UTF-8, or register it with class_names.",
             )
     if (total := sum(map(len, names))) > limits.names_characters:
         raise DatasetUnreadable(

@@ -109,21 +109,13 @@ def test_main_an_inspection_names_the_option_that_does_not_fit(data, tmp_path, c
         assert answer["error"]["code"] == "dataset_unreadable" and answer["error"]["option"] == option
 
 
-@pytest.mark.parametrize(
-    ("names", "text"),
-    [
-        (["\ud800a", "b"], "The name of class 0 cannot be shown: character 0 is a lone surrogate, U+D800"),
-        (["a\x1b[2J", "b"], "The name of class 0 cannot be shown: character 1 is a control character, U+001B"),
-        (["a", "b" * 201], "The name of class 1 has 201 characters; the most is 200."),
-    ],
-    ids=["surrogate", "escape", "long"],
-)
-def test_inspect_a_data_set_whose_names_cannot_be_shown(tmp_path, capsys, names, text):
-    x = np.arange(320, dtype=np.uint8).reshape(20, 4, 4)
-    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(20) % 2, class_names=np.array(names))
-    assert main_module.main(["inspect", "dataset", str(tmp_path / "a.npz")]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["error"]["message"].startswith(text) and "class_names" in answer["error"]["hint"]
+def test_inspect_a_data_set_with_a_long_name_of_a_class(data, tmp_path, capsys):
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "a.npz", **arrays, class_names=np.array(["left", "b" * 201, "right"]))
+    main_module.main(["inspect", "dataset", str(tmp_path / "a.npz")])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["message"] == "The name of class 1 has 201 characters; the most is 200."
+    assert "class_names" in error["hint"]
 
 
 @pytest.mark.parametrize(
