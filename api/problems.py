@@ -296,6 +296,10 @@ class StorageFull(Problem):
 
 EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, RoleForbidden, Invalid, ServerError, Unavailable)
 """The problems that any route may return; declared once, on the router of all routes."""
+TO_EVERYBODY: tuple[type[Problem], ...] = (MalformedRequest, AddressTooLong, HeadersTooLarge)
+"""Those of `api/http_server.py` and `api/middleware.py`, before it matters what is asked for."""
+OF_BODIES: tuple[type[Problem], ...] = (MalformedBody, RequestTimeout, TooLarge, UnsupportedEncoding)
+"""Those of the middleware for a body."""
 
 
 def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
