@@ -388,7 +388,8 @@ async def _schema_error(request: Request, error: Exception) -> Response:
     model = body.field_info.annotation if body is not None else None
     faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
     if len(details) > MAX_FAULTS:
-        faults.append(more_faults(len(details) - MAX_FAULTS))
+        # Of an object with very many unknown fields, most were left out.
+        faults.append(more_faults(len(details) - MAX_FAULTS, "at least "))
     return Invalid(summary(faults), faults).response(request_id(request))
 
 
