@@ -22,7 +22,10 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Content-Disposition": ("The name under which the file is saved.", _TEXT),
     "Content-Range": ("The bytes that are sent, and the size of the file.", _TEXT),
     "ETag": ("The SHA-256 of the file in quotation marks; `If-None-Match` takes it.", _TEXT),
-    "Idempotent-Replayed": ("`true`: the key is known, and this is the job of the first request.", {"const": "true"}),
+    "Idempotent-Replayed": (
+        "`true`: the key is known, and this is what the first request has made.",
+        {"const": "true"},
+    ),
     "Last-Modified": ("When the file was stored.", _TEXT),
     "Location": ("The address of what was made.", {"type": "string", "format": "uri-reference"}),
     "Repr-Digest": ("The SHA-256 of the whole file (RFC 9530).", _TEXT),
@@ -48,6 +51,13 @@ SOMETIMES = {"Idempotent-Replayed", "Last-Modified", "Retry-After", "Upload-Leng
 def headers(*names: str) -> dict[str, Any]:
     """Return the declaration of an answer's headers, for `responses` of a route."""
     return {"headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names}}
+
+
+def made_once(view: Any, *more: str) -> dict[int | str, dict[str, Any]]:
+    """Return the declaration of the answers of a route that makes something: 201, and 200 for a key that is known."""
+    replayed = headers("Location", "Idempotent-Replayed", *more)
+    known = {"model": view, "description": "The key is known: what the first request has made.", **replayed}
+    return {200: known, 201: headers("Location", *more)}
 
 
 def document(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
