@@ -359,6 +359,10 @@ EVERYWHERE: tuple[type[Problem], ...] = (
     Unavailable,
 )
 """The problems that any route may return; declared once, on the router of all routes."""
+TO_EVERYBODY: tuple[type[Problem], ...] = (MalformedRequest, AddressTooLong, HeadersTooLarge)
+"""Those of `api/http_server.py` and `api/middleware.py`, before it matters what is asked for."""
+OF_BODIES: tuple[type[Problem], ...] = (MalformedBody, RequestTimeout, TooLarge, UnsupportedEncoding)
+"""Those of the middleware for a body."""
 
 
 def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
@@ -450,7 +454,8 @@ async def _schema_error(request: Request, error: Exception) -> Response:
     model = body.field_info.annotation if body is not None else None
     faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
     if len(details) > MAX_FAULTS:
-        faults.append(more_faults(len(details) - MAX_FAULTS))
+        # Of an object with very many unknown fields, most were left out.
+        faults.append(more_faults(len(details) - MAX_FAULTS, "at least "))
     return Invalid(summary(faults), faults).response(request_id(request))
 
 
