@@ -29,10 +29,11 @@ from api.wakeup_sender import WakeUpSender
 from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
-from base.processes import after_imports, log_to_stderr
+from base.logs import log_to_stderr
+from base.processes import after_imports
 from base.wakeup import MEMORY
 from store.database import migrate
-from store.settings import Settings, described
+from store.settings import ConfigFileFault, Settings, described, keep_private
 from worker.worker import Worker
 
 log = logging.getLogger("distillery")
@@ -154,7 +155,6 @@ def main() -> int:
     parser.add_argument("--ready-file", type=Path, help='file for {"url", "pid"} as JSON when requests are answered')
     options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     ready_file: Path | None = options.pop("ready_file", None)
-    log_to_stderr(*QUIET)
 
     def ready(url: str) -> None:
         _print_ready(url)
@@ -162,8 +162,11 @@ def main() -> int:
             write_text(ready_file, json.dumps({"url": url, "pid": os.getpid()}))
 
     try:
-        run(Settings(**options), ready)
-    except (HomeTaken, StorageFull, OSError) as error:
+        settings = Settings(**options)
+        log_to_stderr(*QUIET, form=settings.log_format)
+        keep_private(settings)
+        run(settings, ready)
+    except (HomeTaken, ConfigFileFault, StorageFull, OSError) as error:
         return _refuse(str(error))
     except ValidationError as error:
         return _refuse("\n".join(described(fault) for fault in error.errors()))

@@ -19,10 +19,11 @@ from alembic.script import ScriptDirectory
 from api.app import SERVER_OPTIONS, create_app
 from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
-from base.processes import after_imports, log_to_stderr
+from base.logs import log_to_stderr
+from base.processes import after_imports
 from base.wakeup import MEMORY
 from store.database import MIGRATIONS, Database
-from store.settings import settings_or_exit
+from store.settings import keep_private, settings_or_exit
 
 RETRY_S = 1.0
 """The time between two attempts to reach the database at start."""
@@ -33,7 +34,9 @@ log = logging.getLogger("distillery.api")
 def main() -> None:
     after_imports()
     (settings,) = settings_or_exit("api")
-    log_to_stderr()
+    # Our own line for each request has the latency and the key, too.
+    log_to_stderr("uvicorn.access", form=settings.log_format)
+    keep_private(settings)
     _refuse_an_old_schema(settings.database_url)
     # A broker in memory cannot reach other processes; then workers poll for jobs.
     sender = None if settings.broker_url.startswith(MEMORY) else WakeUpSender(settings.broker_url)

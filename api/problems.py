@@ -234,7 +234,7 @@ class Unavailable(Problem):
 
 
 class StorageFull(Problem):
-    status, code, title = 507, "storage_full", "The disk is full"
+    status, code, title = 507, "storage_full", "The disk takes no more files"
     stands_for = errors.StorageFull
 
 

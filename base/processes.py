@@ -1,4 +1,4 @@
-"""Helpers of all processes: imports, logging, signals, and two ways to end a process together with its parent.
+"""Helpers of all processes: imports, signals, and two ways to end a process together with its parent.
 
 `end_with_parent` is called in the child; the kernel then kills it at once. Linux only: on other systems the child of a
 killed process keeps running.
@@ -10,7 +10,6 @@ with its whole process group. This works on every system. It uses the standard l
 
 import ctypes
 import gc
-import logging
 import os
 import signal
 import subprocess
@@ -41,13 +40,6 @@ def after_imports() -> None:
     """Enable garbage collection, which from now on, and at the exit, leaves out the objects that exist already."""
     gc.freeze()
     gc.enable()
-
-
-def log_to_stderr(*quiet: str) -> None:
-    """Set up logging of a process. `quiet`: loggers that write warnings and errors only."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in quiet:
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def stop_signals() -> int:

@@ -43,8 +43,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from base.data_cache import TEACHER_MAX_BYTES
-from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
-from base.files import DISK_FULL
+from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid
+from base.files import DISK_FULL, storage_full
 from base.processes import importing
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
@@ -296,7 +296,7 @@ def _engine_error(error: Exception) -> EngineError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
         return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size or network needs less")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return StorageFull(f"out of disk space: {error}")
+        return storage_full(error, str(error.filename or "a file"))
     return Internal(f"{type(error).__name__}: {error}")
 
 

@@ -16,7 +16,7 @@ from store import cache
 from store.collector import Collector, Retention, collect
 from store.database import Database, migrate
 from store.file_store import FileStore
-from store.settings import Settings, settings_or_exit
+from store.settings import Settings, keep_private, settings_or_exit
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     collecting.add_argument("--dry-run", action="store_true", help="only list them")
     arguments = parser.parse_args()
     (settings,) = settings_or_exit("store")
+    keep_private(settings)
     if arguments.command == "migrate":
         _migrate(settings.database_url)
     else:

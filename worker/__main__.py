@@ -12,9 +12,10 @@ if __name__ == "__main__":
 import os
 import sys
 
-from base.processes import after_imports, log_to_stderr, stop_signals
+from base.logs import log_to_stderr
+from base.processes import after_imports, stop_signals
 from base.wakeup import MEMORY
-from store.settings import settings_or_exit
+from store.settings import keep_private, settings_or_exit
 from worker.context import Options
 from worker.worker import Worker
 
@@ -23,9 +24,10 @@ POLL_WITHOUT_BROKER_S = 0.5
 
 def main() -> int:
     after_imports()
-    # Celery logs every message at the level INFO.
-    log_to_stderr("celery")
     settings, options = settings_or_exit("worker", Options)
+    # Celery logs every message at the level INFO.
+    log_to_stderr("celery", form=settings.log_format)
+    keep_private(settings)
     # Messages in memory stay inside the process that sends them, which is another one.
     listens = not settings.broker_url.startswith(MEMORY)
     if not listens:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from base.clock import boottime
 from base.errors import CODES, DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
 from base.failpoints import failpoint
-from base.files import DISK_FULL, sha256_of
+from base.files import DISK_FULL, sha256_of, storage_full
 from base.folders import LockedFolder
 from base.references import BLOB
 from base.warning import WarningItem
@@ -339,7 +339,7 @@ class Attempt:
         job_id = self.claim.job.id
         self.writer.close()
         if error["code"] == StorageFull.code:
-            log.warning("job %s: waits for disk space: %s", job_id, error["message"])
+            log.warning("job %s: waits for the disk: %s", job_id, error["message"])
             self._commit("postpone.committed", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)
             return
         self.failed = bool(error["retryable"])
@@ -433,5 +433,5 @@ def _observed_error(ending: Ending) -> dict[str, Any]:
 
 def _as_engine_error(error: OSError) -> EngineError:
     if error.errno in DISK_FULL:
-        return StorageFull(f"the disk cannot be written: {error.strerror}", "free some disk space, then try again")
+        return storage_full(error)
     return Internal(f"the worker failed: {error}")
