@@ -3,7 +3,9 @@
     blobs         that no row names: to the trash after `after_s` without use; deleted after the same time there
     checkpoints   of succeeded jobs; of failed and cancelled ones after `checkpoints_s`; files that no row can name
     logs          of deleted jobs
-    uploads       without use for `uploads_s`, row and file (but not the blob of a complete upload)
+    uploads       without use, row and file (but not the blob of a complete upload): after `uploads_s`, open ones after
+                  `open_uploads_s`, open ones without a byte after EMPTY_S
+    inspections   rows of files that no row names, after `uploads_s`
     temporaries   of killed processes
 
 No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its
@@ -18,6 +20,10 @@ more. Its files are listed first, then the fence is read, then the rows: a file 
 
 A database without a collection older than `after_s` may be the wrong one, which names no files. Until then, files of
 unknown jobs and uploads are not deleted, and blobs are at most moved to the trash.
+
+On request nothing waits (`free_now`, `free_blob`): instead of a time without use, it is looked up that no process is
+between a file and its row. A job that publishes, a registration, and an upload that is completed have rows that say so.
+While there is one, only what was unused for BUSY_S is deleted.
 """
 
 import re
@@ -31,7 +37,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Self, TypeVar
 
-from sqlalchemy import Connection, Text, cast, select
+from sqlalchemy import Connection, Text, cast, delete, exists, or_, select
 
 from base.errors import DatabaseUnavailable, StorageFull
 from base.failpoints import failpoint
@@ -43,11 +49,16 @@ from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
 from store.file_store import FileStore, measured
+from store.records import database_now
 from store.settings import Settings
 from store.tables import jobs
 
 T = TypeVar("T")
 
+EMPTY_S = 3600.0
+"""The age at which an upload without a byte is deleted."""
+BUSY_S = 3600.0
+"""Longer than any process takes from a file to the row that names it."""
 BATCH = 200
 JOBS_PER_TRANSACTION = 25
 PAUSE_S = 0.12
@@ -65,10 +76,16 @@ class Retention:
     after_s: float
     checkpoints_s: float
     uploads_s: float
+    open_uploads_s: float
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        return cls(settings.collect_after_s, settings.retain_checkpoints_s, settings.retain_uploads_s)
+        return cls(
+            settings.collect_after_s,
+            settings.retain_checkpoints_s,
+            settings.retain_uploads_s,
+            settings.retain_open_uploads_s,
+        )
 
 
 class Stopped(Exception):
@@ -110,6 +127,8 @@ class Collector:
     stopped: Callable[[], bool] = lambda: False
     report: Callable[[str, Path, int], None] = lambda kind, path, bytes: None
     """Called for each removal with its kind, path and bytes."""
+    on_demand: bool = False
+    """Delete what no row names at once, without a time without use."""
     removed: Removed = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     """The steps that failed; the others were done."""
@@ -121,7 +140,10 @@ class Collector:
         # The steps that free disk space without needing any come first.
         steps = [self.empty_trash, self.expire_checkpoints]
         steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
-        for step in [*steps, self.expire_uploads, self.fill_trash, self.delete_temporaries]:
+        steps += [self.expire_uploads, self.forget_inspections, self.fill_trash, self.delete_temporaries]
+        # Last: the steps before it have taken names from blobs.
+        steps += [self.free_now] if self.on_demand and knows_its_files else []
+        for step in steps:
             try:
                 step()
             except DatabaseUnavailable:
@@ -155,6 +177,23 @@ class Collector:
         if moved and not self.dry_run:
             for sha256 in {path.name for path in moved} & named_digests(self.database):
                 self._do("brought_back", self.files.trash_path(sha256), self.files.restore, sha256)
+
+    def free_now(self) -> None:
+        """Delete the blobs that no row names; while a process is between a file and its row, only those long unused."""
+        busy, named = _names_now(self.database)
+        before = self._before(BUSY_S if busy else 0.0)
+        for path in self._each(_blobs(self.files)):
+            if path.name not in named and self.files.last_used_at(path.name) <= before:
+                self._do("to_trash", path, self.files.move_to_trash, path.name, before)
+        # Listed before the rows are read: what is put again after that is among the blobs.
+        trash = list(_matching(self.files.folder / "trash", _SHA256))
+        busy, named = _names_now(self.database)
+        before = self._before(BUSY_S if busy else 0.0)
+        for path in self._each(trash):
+            if path.name in named:
+                self._do("brought_back", path, self.files.restore, path.name)
+            elif modified_at(path) <= before:
+                self._do("blobs", path, _unlink, path)
 
     # ── files of jobs ──
 
@@ -225,18 +264,28 @@ class Collector:
 
     def expire_uploads(self) -> None:
         """Delete the uploads that were not used for long enough, rows and files."""
-        before = self._before(self.retention.uploads_s)
+        kept_s = {"complete": self.retention.uploads_s, "open": self.retention.open_uploads_s, "empty": EMPTY_S}
         with self.database.connect() as connection:
-            old = uploads.list_older_than(connection, self.retention.uploads_s)
+            old = uploads.list_older_than(connection, kept_s)
+        now = self.files.now()
         for upload in self._each(old):
             path = self.files.upload_path(upload.id)
-            if upload.status == "open":
-                used_at = modified_at(path) if path.exists() else float("-inf")
-            else:
+            if upload.kind == "complete":
                 used_at = self.files.last_used_at(str(upload.sha256))
-            if used_at <= before:
+            else:
+                used_at = modified_at(path) if path.exists() else float("-inf")
+            if used_at <= now - kept_s[upload.kind]:
                 with suppress(UploadBusy):
                     self._do("uploads", path, self._delete_upload, upload)
+
+    def forget_inspections(self) -> None:
+        """Delete what inspections have found in files that no row names. It would only be found again."""
+        rows, named = tables.inspections.c, [tables.models, tables.datasets, tables.uploads, tables.artifacts]
+        old = rows.seen_at <= database_now() - self.retention.uploads_s
+        unnamed = [~exists().where(table.c.sha256 == rows.digest) for table in named]
+        if not self.dry_run:
+            with self._begin() as connection:
+                connection.execute(delete(tables.inspections).where(old, *unnamed))
 
     def tidy_uploads(self) -> None:
         """Delete the files whose upload is deleted or complete."""
@@ -320,10 +369,68 @@ class _Rows:
 
 def named_digests(database: Database) -> set[str]:
     """Return every digest that a row names, all as of one moment."""
+    return _names_now(database)[1]
+
+
+def _names_now(database: Database) -> tuple[bool, set[str]]:
+    """Return whether a process may be between a file and its row, and all digests that rows name, as of one moment."""
     with database.connect() as connection:
         if not database.is_sqlite:
             connection.execution_options(isolation_level="REPEATABLE READ")
-        return {digest for digests in _named(connection) for digest in digests if digest}
+        return _is_busy(connection), {digest for digests in _named(connection) for digest in digests if digest}
+
+
+def _is_busy(connection: Connection) -> bool:
+    """Return whether a process may have put a blob that no row names yet, but one soon will."""
+    sent = tables.uploads.c
+    between = (
+        exists().where(jobs.c.status == "running", jobs.c.phase == "publishing"),
+        exists().where(tables.models.c.state == "inspecting"),
+        exists().where(tables.datasets.c.state == "inspecting"),
+        # All its bytes have arrived, and it is not complete. Only one that is sent whole has no length in its row.
+        exists().where(
+            sent.status == "open",
+            sent.offset > 0,
+            or_(sent.bytes.is_(None), sent.bytes == sent.offset),
+            sent.created_at > database_now() - BUSY_S,
+        ),
+    )
+    return bool(connection.execute(select(or_(*between))).scalar_one())
+
+
+def free_blob(database: Database, files: FileStore, sha256: str) -> bool:
+    """Delete a blob whose row was deleted, unless another row names it or may soon. Returns whether its bytes are free.
+
+    What is not deleted now is left to the collector.
+    """
+    with database.connect() as connection:
+        if _is_named(connection, sha256):
+            return False
+    files.move_to_trash(sha256, float("inf"))
+    with database.connect() as connection:
+        if not database.is_sqlite:
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        if _is_named(connection, sha256):
+            files.restore(sha256)
+            return False
+        if _is_busy(connection):
+            return False
+    return _unlink(files.trash_path(sha256))
+
+
+def _is_named(connection: Connection, sha256: str) -> bool:
+    refused = [tables.models.c.state != "refused", tables.datasets.c.state != "refused"]
+    sheets = cast(tables.datasets.c.thumbnails, Text)
+    naming = (
+        exists().where(tables.artifacts.c.sha256 == sha256),
+        exists().where(tables.uploads.c.sha256 == sha256),
+        exists().where(tables.models.c.sha256 == sha256, refused[0]),
+        exists().where(tables.datasets.c.sha256 == sha256, refused[1]),
+        exists().where(sheets.contains(sha256)),
+        exists().where(cast(jobs.c.resolved_spec, Text).contains(BLOB + sha256)),
+    )
+    # One after the other: the last ones read whole tables.
+    return any(connection.execute(select(one)).scalar_one() for one in naming)
 
 
 def _named(connection: Connection) -> Iterator[Iterable[str]]:

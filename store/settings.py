@@ -116,7 +116,12 @@ class Settings(FromEnvironmentOrFile):
         description="Time after its end for which a failed or cancelled job keeps its checkpoints.",
     )
     retain_uploads_s: float = Field(
-        default=7 * 86_400, ge=3600, description="Time without use after which an upload is deleted, complete or not."
+        default=7 * 86_400, ge=3600, description="Time without use after which a complete upload is deleted."
+    )
+    retain_open_uploads_s: float = Field(
+        default=86_400,
+        ge=3600,
+        description="Time without use after which an upload that is not complete is deleted; without a byte, an hour.",
     )
     upload_max_bytes: int = Field(default=10_000_000_000, gt=0, description="The largest file that may be uploaded.")
     slots: int | None = Field(

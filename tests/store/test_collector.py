@@ -22,7 +22,7 @@ from store.registry import NewEntry
 from tests.store.helpers import ERROR, claimed, expire_lease, read_job, running, submitted
 
 DAY = 86_400.0
-RETENTION = Retention(after_s=DAY, checkpoints_s=7 * DAY, uploads_s=7 * DAY)
+RETENTION = Retention(after_s=DAY, checkpoints_s=7 * DAY, uploads_s=7 * DAY, open_uploads_s=DAY)
 
 
 @pytest.fixture
@@ -415,11 +415,11 @@ def rows_of_uploads(database: Database) -> set[str]:
         return set(connection.scalars(select(tables.uploads.c.id)))
 
 
-def test_expire_uploads_a_week_after_the_last_byte(database: Database, files: FileStore, in_days: Any):
+def test_expire_uploads_that_are_open_a_day_after_the_last_byte(database: Database, files: FileStore, in_days: Any):
     begun_long_ago = upload(database, files, days_ago=30)
     begun_now = upload(database, files, days_ago=0)
-    assert in_days(6.9).removed == {}
-    assert in_days(7.1).removed == {"uploads": {"count": 1, "bytes": 4}}
+    assert in_days(0.9).removed == {}
+    assert in_days(1.1).removed == {"uploads": {"count": 1, "bytes": 4}}
     assert rows_of_uploads(database) == {begun_now.id}
     assert not files.upload_path(begun_long_ago.id).exists()
 
@@ -546,7 +546,7 @@ def test_run_continues_after_a_step_that_fails(files: FileStore, in_days: Any, m
 
 def test_collect_writes_a_row_of_what_it_removed(database: Database, files: FileStore):
     put(files, "not named")
-    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0)
+    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0)
     assert collect(Collector(database, files, immediately), every_s=3600)
     assert not collect(Collector(database, files, immediately), every_s=3600)
     with database.connect() as connection:
@@ -571,7 +571,7 @@ def test_collect_runs_without_a_row_if_the_disk_is_full(
 
     monkeypatch.setattr(collections, "begin", full)
     sha256 = put(files, "not named")
-    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0)
+    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0)
     for _ in range(2):
         assert collect(Collector(database, files, immediately), every_s=0)
     assert place(files, sha256) == "deleted"
