@@ -30,6 +30,7 @@ from api.routes import (
     models,
     monitoring,
     page,
+    storage,
     uploads,
 )
 from api.sweep import Sweep
@@ -57,6 +58,7 @@ V1 = (
     methods,
     architectures,
     monitoring,
+    storage,
 )
 
 

@@ -78,6 +78,13 @@ class FileStore:
     def exists(self, sha256: str) -> bool:
         return self.path(sha256).is_file()
 
+    def size(self, sha256: str) -> int | None:
+        """Return a blob's size in bytes; None if it is not among the blobs. This call is not a use."""
+        try:
+            return self._blob_path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
     def last_used_at(self, sha256: str) -> float:
         """Return the time of a blob's last use; minus infinity if it is not among the blobs. This call is not a use."""
         try:
@@ -220,11 +227,6 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 class Usage:
     files: int
     bytes: int
-
-
-def usage(files: FileStore, cache: Path) -> dict[str, Usage]:
-    """Return the disk usage of each folder of the store, and of the `cache`. It reads the whole tree."""
-    return {folder: measured(files.folder / folder) for folder in FOLDERS} | {"cache": measured(cache)}
 
 
 def measured(path: Path) -> Usage:

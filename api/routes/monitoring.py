@@ -1,22 +1,22 @@
-"""The state of the service for its operator: health, numbers for Prometheus, workers, storage."""
+"""The state of the service for its operator: health, numbers for Prometheus, workers."""
 
 import asyncio
 import os
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from sqlalchemy import Connection, text
 from starlette.responses import PlainTextResponse, Response
 
 from api.dependencies import Caller, Config, Db, Files
 from api.problems import Unauthorized, Unavailable, responses
-from api.schemas import Json, Page, page, view_of, worker_view
+from api.schemas import Json, Page, page, worker_view
 from base.errors import StorageFull
-from base.wire import CollectionView, StorageView, WorkerView
-from store import collections, jobs, teachers, workers
-from store.file_store import FileStore, usage
+from base.wire import WorkerView
+from store import jobs, teachers, workers
+from store.file_store import FileStore
 
 probes = APIRouter(tags=["service"])
 router = APIRouter(prefix="/v1", tags=["service"])
@@ -58,30 +58,6 @@ async def prometheus(caller: Caller, db: Db, settings: Config) -> PlainTextRespo
 async def listing(caller: Caller, db: Db, settings: Config) -> Response:
     """Workers and their slots. A worker that was killed is listed for a day, as not `alive`."""
     return page([worker_view(worker, settings.lease_s) for worker in await db.read(workers.list_workers)])
-
-
-@router.get("/storage", response_model=StorageView)
-async def storage(
-    *,
-    caller: Caller,
-    db: Db,
-    files: Files,
-    settings: Config,
-    limit: Annotated[int, Query(ge=0, le=collections.MAX_ROWS, description="The number of collections to list.")] = 10,
-) -> Response:
-    """Files and bytes by kind, the free disk space, and the newest collections.
-
-    Every file is counted, which is slow if there are many. `cache` is the one of the server's own host.
-    """
-    newest = await db.read(collections.list_collections, limit)
-    return Json(
-        {
-            "usage": await to_thread.run_sync(usage, files, settings.home / "cache"),
-            "free_bytes": await to_thread.run_sync(files.free_bytes),
-            "min_free_bytes": settings.min_free_bytes,
-            "collections": [view_of(CollectionView, collection) for collection in newest],
-        }
-    )
 
 
 def _try_write(connection: Connection) -> None:

@@ -1,6 +1,5 @@
 """Health, numbers for Prometheus, workers and storage. /readyz: each cause of a failure is made and undone again."""
 
-import asyncio
 import os
 import shutil
 import signal
@@ -13,14 +12,13 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from pydantic import TypeAdapter
 
 from api.routes import monitoring
 from api.schemas import Page
-from base.wire import StorageView, WorkerView
+from base.wire import WorkerView
 from local import servers
-from store import collections, workers
 from store import database as databases
+from store import workers
 from store.database import migrate
 from store.settings import Settings
 from tests.api.conftest import SUPERVISED, Service, problem, serving
@@ -201,51 +199,3 @@ async def test_prometheus_counts_jobs_and_workers(service: Service) -> None:
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'distillery_jobs{status="queued"} 1' in answer.text.splitlines()
     assert "distillery_workers 0" in answer.text.splitlines()
-
-
-async def test_storage_counts_files_by_kind(service: Service) -> None:
-    await service.upload(b"twelve bytes")
-    await service.upload(b"seven b")
-    half = await service.http.post("/v1/uploads", headers={"Upload-Length": "10"})
-    await service.http.patch(f"/v1/uploads/{half.json()['id']}", headers={"Upload-Offset": "0"}, content=b"four")
-    log = service.files.log_path("job_1", 1)
-    log.parent.mkdir(parents=True)
-    log.write_bytes(b"hello\n")
-    cached = service.settings.home / "cache" / "digits" / "images"
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(bytes(100))
-    body = (await service.http.get("/v1/storage")).json()
-    assert TypeAdapter(StorageView).validate_python(body, strict=True)
-    nothing = {"files": 0, "bytes": 0}
-    assert body["usage"] == {
-        "blobs": {"files": 2, "bytes": 19},
-        "checkpoints": nothing,
-        "logs": {"files": 1, "bytes": 6},
-        "uploads": {"files": 1, "bytes": 4},
-        "trash": nothing,
-        "cache": {"files": 1, "bytes": 100},
-    }
-    assert body["free_bytes"] > 0
-    assert (body["min_free_bytes"], body["collections"]) == (0, [])
-
-
-async def test_storage_lists_the_newest_collections_first(service: Service) -> None:
-    removed = {"blobs": {"count": 3, "bytes": 300}}
-    ids = []
-    for _ in range(3):
-        began = await service.db.write(collections.begin, "host-7", 0.0)
-        assert began is not None
-        ids.append(began)
-        # Ids of one millisecond have no order.
-        await asyncio.sleep(0.005)
-    await service.db.write(collections.end, ids[0], removed, "logs: busy")
-    body = (await service.http.get("/v1/storage")).json()
-    assert TypeAdapter(StorageView).validate_python(body, strict=True)
-    assert [one["id"] for one in body["collections"]] == ids[::-1]
-    last = body["collections"][-1]
-    assert (last["host"], last["removed"], last["error"]) == ("host-7", removed, "logs: busy")
-    assert last["ended_at"] >= last["began_at"]
-    assert body["collections"][0]["ended_at"] is None
-    fewer = (await service.http.get("/v1/storage", params={"limit": 1})).json()["collections"]
-    assert [one["id"] for one in fewer] == ids[:1:-1]
-    problem(await service.http.get("/v1/storage", params={"limit": 101}), 422, "invalid_request")

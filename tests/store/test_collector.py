@@ -14,7 +14,7 @@ from base import failpoints
 from base.errors import DatabaseUnavailable, StorageFull
 from store import checkpoints, collections, collector, jobs, lifecycle, registry, tables, uploads
 from store.artifacts import NewArtifact
-from store.collector import Collector, Retention, collect, named_digests
+from store.collector import Collector, Retention, collect, free_blob, named_digests
 from store.database import Database
 from store.file_store import FileStore
 from store.records import Job, database_now, new_id
@@ -583,3 +583,43 @@ def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Da
         entry = registry.models.register(connection, NewEntry("ours", "junk", sha256, {}), "server", 30.0)
         registry.models.refuse(connection, entry, "server", {"message": "not a checkpoint"})
     assert list(in_days(1.1).removed) == ["to_trash"]
+
+
+def test_expire_uploads_deletes_one_without_a_byte_after_an_hour(database: Database, files: FileStore, in_days: Any):
+    with database.begin() as connection:
+        empty = [uploads.create(connection, "ours", bytes=10) for _ in range(2)]
+        created = update(tables.uploads).where(tables.uploads.c.id == empty[0].id)
+        connection.execute(created.values(created_at=database_now() - 3700))
+    assert in_days(0).removed == {"uploads": {"count": 1, "bytes": 0}}
+    assert rows_of_uploads(database) == {empty[1].id}
+
+
+def test_forget_inspections_deletes_old_rows_of_files_that_no_row_names(
+    database: Database, files: FileStore, in_days: Any
+):
+    kept = upload(database, files, days_ago=0)
+    with database.begin() as connection:
+        uploads.complete(connection, "ours", kept.id, uploads.adopt(files, kept))
+        named = connection.scalar(select(tables.uploads.c.sha256))
+        for digest, kind, days_ago in ((named, "model", 8), ("0" * 64, "model", 8), ("0" * 64, "dataset", 6)):
+            registry.put_inspection(connection, str(digest), kind, "", {})
+            row = update(tables.inspections).where(tables.inspections.c.kind == kind)
+            if digest != named:
+                row = row.where(tables.inspections.c.digest == digest)
+            connection.execute(row.values(seen_at=database_now() - days_ago * DAY))
+    in_days(0)
+    with database.connect() as connection:
+        left = connection.execute(select(tables.inspections.c.digest, tables.inspections.c.kind)).all()
+    assert sorted(map(tuple, left)) == sorted([(named, "model"), ("0" * 64, "dataset")])
+
+
+def test_free_blob_deletes_only_what_no_row_names_or_may_name(database: Database, files: FileStore):
+    sha256 = put(files, "content")
+    sending = upload(database, files, days_ago=0)
+    assert not free_blob(database, files, sha256), "an upload has all its bytes, and its digest is not known yet"
+    assert files.trash_path(sha256).exists(), "the collector deletes it later"
+    with database.begin() as connection:
+        blob = uploads.adopt(files, sending)
+        uploads.complete(connection, "ours", sending.id, blob)
+    assert free_blob(database, files, sha256) and not files.exists(sha256)
+    assert not free_blob(database, files, blob.sha256) and files.exists(blob.sha256)
