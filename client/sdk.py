@@ -24,6 +24,7 @@ from base.references import STUDENT_FILE
 from base.wire import (
     ArtifactView,
     AttemptView,
+    CollectionView,
     Dataset,
     EventView,
     JobFilters,
@@ -31,6 +32,7 @@ from base.wire import (
     MeasuredModel,
     Model,
     StorageView,
+    UploadView,
     ValidationView,
     WorkerView,
 )
@@ -379,10 +381,23 @@ class Distillery:
         """Return all workers with their devices. `alive` workers take jobs."""
         return list(self._pages("/v1/workers"))
 
+    def uploads(self, *, status: str | None = None) -> Iterator[UploadView]:
+        """Return all uploads, newest first. `status`: `open` or `complete`."""
+        return self._pages("/v1/uploads", status=status)
+
+    def delete_upload(self, upload_id: str) -> None:
+        """Delete an upload, and its bytes if nothing else names them."""
+        self.connection.request("DELETE", f"/v1/uploads/{upload_id}")
+
     def storage(self) -> StorageView:
-        """Return disk usage, free disk space, and the runs of the collector."""
+        """Return disk usage, free disk space, and for the operator also the runs of the collector."""
         storage: StorageView = self.connection.json("GET", "/v1/storage")
         return storage
+
+    def collect(self) -> CollectionView:
+        """Delete now what nothing needs any more. It may take minutes. Only the operator may do that."""
+        collection: CollectionView = self.connection.json("POST", "/v1/storage/collections", timeout=None)
+        return collection
 
     def ready(self) -> bool:
         """Return True if the server can take jobs now. Raises Unreachable if there is no answer."""
