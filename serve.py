@@ -51,6 +51,8 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
     """Serve until Ctrl-C or SIGTERM. Calls `ready` with the URL when requests are answered. Raises HomeTaken."""
     if settings.broker_url.startswith(MEMORY):
         settings = settings.model_copy(update={"broker_url": IN_MEMORY})
+    # One person's terminal, in which the page asks every few seconds.
+    settings = settings.model_copy(update={"access_log": bool(settings.access_log)})
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
         worker, sender = Worker(settings), WakeUpSender(settings.broker_url)

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
@@ -15,6 +16,7 @@ from api import problems
 from api.auth import Authentication
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
+from api.observing import Observing
 from api.registrations import Registrations
 from api.routes import (
     architectures,
@@ -34,6 +36,7 @@ from api.routes import (
     uploads,
 )
 from api.sweep import Sweep
+from base.figures import WRITE_EVERY_S, Exchange
 from base.folders import remove_abandoned
 from kdcore.spec import JobSpec
 from store.database import Database
@@ -81,12 +84,15 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.inspections, app.state.registrations = inspections, registrations
         periodic = [asyncio.create_task(Sweep(database, settings, wake_workers).run())]
         periodic += [asyncio.create_task(registrations.run())]
+        app.state.exchange = exchange = Exchange(settings.home / "metrics", "api")
+        periodic += [asyncio.create_task(_write_figures(exchange))]
         try:
             yield
         finally:
             for task in periodic:
                 task.cancel()
             await asyncio.wait(periodic)
+            exchange.remove()
             await registrations.stop()
             await inspections.close()
             await authentication.close()
@@ -104,8 +110,17 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
     app.add_middleware(Middleware)
+    # The last one that is added is the outermost.
+    app.add_middleware(Observing, access_log=settings.access_log is not False)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+async def _write_figures(exchange: Exchange) -> None:
+    """Write this process's figures for the others, until it is cancelled."""
+    while True:
+        await asyncio.sleep(WRITE_EVERY_S)
+        await to_thread.run_sync(exchange.write)
 
 
 @cache

@@ -12,6 +12,7 @@ from api.auth import Member, admin, member, operator
 from api.inspections import Inspections
 from api.references import References
 from api.registrations import Registrations
+from base.figures import Exchange
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
@@ -31,6 +32,7 @@ AdminCaller = Annotated[Member, Depends(admin)]
 """An admin of the project, or the operator."""
 OperatorCaller = Annotated[Member, Depends(operator)]
 Config = Annotated[Settings, _held("settings")]
+ExchangeDep = Annotated[Exchange, _held("exchange")]
 Db = Annotated[Database, _held("database")]
 Files = Annotated[FileStore, _held("files")]
 InspectionsDep = Annotated[Inspections, _held("inspections")]

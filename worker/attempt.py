@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
+from base import figures
 from base.clock import boottime
 from base.errors import CODES, DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
 from base.failpoints import failpoint
@@ -72,6 +73,7 @@ def run_job(
             return attempt.outcome
     except LeaseLost:
         log.warning(STALE_FENCE, job.id, claim.fence)
+        figures.attempt_ended("lost")
     except DrainOver:
         log.warning("job %s: left unfinished, the database could not be reached in time", job.id)
     except Exception as error:
@@ -294,6 +296,7 @@ class Attempt:
             return done
 
         self._commit("finish_succeeded.committed", succeed)
+        figures.job_succeeded(report)
         # Jobs may have waited for this one's student.
         self.context.wake_workers()
 
@@ -323,6 +326,7 @@ class Attempt:
             self._fail(DeadlineExceeded("the job took longer than it was allowed to").as_dict())
         elif reason == "cancel":
             self._commit("finish_cancelled.committed", lifecycle.finish_cancelled)
+            figures.attempt_ended("cancelled")
         elif ending is not None and ending.how == "error":
             self._fail(_reported_error(ending))
         elif reason is not None:
@@ -330,6 +334,7 @@ class Attempt:
                 "release.committed", lifecycle.release, reason=reason, to="paused" if reason == "pause" else "queued"
             )
             self.context.wake_workers()
+            figures.attempt_ended("released")
         else:
             assert ending is not None, "without a reason to stop an engine was started"  # noqa: S101
             self._fail(_observed_error(ending), ending)
@@ -338,6 +343,7 @@ class Attempt:
         """End the job, or requeue it while it has attempts and the error may pass. A full disk costs no attempt."""
         job_id = self.claim.job.id
         self.writer.close()
+        figures.attempt_ended("postponed" if error["code"] == StorageFull.code else "failed")
         if error["code"] == StorageFull.code:
             log.warning("job %s: waits for the disk: %s", job_id, error["message"])
             self._commit("postpone.committed", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)

@@ -13,6 +13,7 @@ import httpx
 import psycopg
 import pytest
 
+from api.auth import Member
 from api.routes import monitoring
 from api.schemas import Page
 from base.wire import WorkerView
@@ -190,12 +191,39 @@ async def test_workers_listing_shows_workers_alive_unless_all_slots_are_stuck(se
     ]
     assert body["data"][0]["devices"] == [BUSY, STUCK]
     assert Page[WorkerView].model_validate(body, strict=True)
-    assert "distillery_workers 1" in (await service.http.get("/metrics")).text.splitlines()
+    assert figures((await service.http.get("/metrics")).text)["distillery_workers"] == 1
 
 
-async def test_prometheus_counts_jobs_and_workers(service: Service) -> None:
+def figures(text: str) -> dict[str, float]:
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+
+
+async def test_prometheus_counts_jobs_workers_and_slots(service: Service) -> None:
     await service.submit()
     answer = await service.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert 'distillery_jobs{status="queued"} 1' in answer.text.splitlines()
-    assert "distillery_workers 0" in answer.text.splitlines()
+    before = figures(answer.text)
+    assert before['distillery_jobs{status="queued"}'] == before["distillery_queue_depth"] == 1
+    assert 0 <= before["distillery_queue_oldest_seconds"] < 60
+    assert (before["distillery_workers"], before["distillery_min_free_bytes"]) == (0, 0)
+    assert before["distillery_free_bytes"] > 0
+    await service.db.write(workers.record_heartbeat, "well", "gpu-0", [BUSY, STUCK], "job_1")
+    after = figures((await service.http.get("/metrics")).text)
+    assert after['distillery_slots{device="cuda",state="busy"}'] == 1
+    assert after['distillery_slots{device="cuda",state="stuck"}'] == 1
+    assert after['distillery_device_memory_bytes{device="cuda:0",host="gpu-0",worker="well"}'] == 8e10
+    families = [line.split()[2] for line in answer.text.splitlines() if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
+
+
+async def test_prometheus_shows_a_member_its_own_project_only(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.submit()
+
+    async def member(scope: object) -> Member:
+        return Member("theirs", "member", "key_1", "ci")
+
+    monkeypatch.setattr(service.app.state.authentication, "member", member)
+    text = (await service.http.get("/metrics")).text
+    assert figures(text) == {"distillery_queue_depth": 0, "distillery_queue_oldest_seconds": 0}
