@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
-from api import problems
+from api import problems, tracing
 from api.auth import Authentication
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
@@ -112,6 +112,8 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.add_middleware(Middleware)
     # The last one that is added is the outermost.
     app.add_middleware(Observing, access_log=settings.access_log is not False)
+    if settings.otel:
+        tracing.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -169,6 +169,16 @@ class Settings(FromEnvironmentOrFile):
             raise ValueError("must be the SHA-256 of the key as 64 hexadecimal digits, not the key itself")
         return digest
 
+    @field_validator("otel")
+    @classmethod
+    def _is_installed(cls, otel: bool) -> bool:
+        if otel:
+            try:
+                import opentelemetry.instrumentation.fastapi  # noqa: F401
+            except ImportError as error:
+                raise ValueError(f"{error.name} is missing; pip install 'distillery[otel]'") from None
+        return otel
+
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:
         if self.lease_s < 4 * self.heartbeat_s:
