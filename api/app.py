@@ -105,6 +105,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        telemetry=tracing.telemetry(settings.otel),
     )
     problems.install(app)
     app.router.routes.extend(_routes())
@@ -112,8 +113,6 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.add_middleware(Middleware)
     # The last one that is added is the outermost.
     app.add_middleware(Observing, access_log=settings.access_log is not False)
-    if settings.otel:
-        tracing.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

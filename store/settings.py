@@ -174,7 +174,8 @@ class Settings(FromEnvironmentOrFile):
     def _is_installed(cls, otel: bool) -> bool:
         if otel:
             try:
-                import opentelemetry.instrumentation.fastapi  # noqa: F401
+                import opentelemetry.exporter.otlp.proto.http
+                import opentelemetry.sdk  # noqa: F401
             except ImportError as error:
                 raise ValueError(f"{error.name} is missing; pip install 'distillery[otel]'") from None
         return otel
