@@ -2,6 +2,8 @@
 
 python -m store migrate              bring the database to the newest revision
 python -m store collect [--dry-run]  delete the files that are not needed any more, or only list them
+python -m store backup FOLDER        copy rows and files while the service runs; again: copy what is new
+python -m store restore FOLDER       make a new service of a backup, in an empty database and home
 """
 
 import argparse
@@ -12,7 +14,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
 from base.errors import DatabaseUnavailable, StorageFull
-from store import cache
+from store import backup, cache
+from store.backup import BackupFault, Manifest
 from store.collector import Collector, Retention, collect
 from store.database import Database, migrate
 from store.file_store import FileStore
@@ -27,18 +30,48 @@ def main() -> None:
     commands.add_parser("migrate", help="make or upgrade the tables")
     collecting = commands.add_parser("collect", help="delete the files that nothing needs any more")
     collecting.add_argument("--dry-run", action="store_true", help="only list them")
+    backing_up = commands.add_parser("backup", help="copy rows and files into a folder while the service runs")
+    restoring = commands.add_parser("restore", help="make a new service of a backup")
+    for command in (backing_up, restoring):
+        command.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     (settings,) = settings_or_exit("store")
     keep_private(settings)
-    if arguments.command == "migrate":
-        _migrate(settings.database_url)
-    else:
-        _collect(settings, arguments.dry_run)
+    match arguments.command:
+        case "migrate":
+            _migrate(settings.database_url)
+        case "collect":
+            _collect(settings, arguments.dry_run)
+        case "backup":
+            _back_up(settings, arguments.folder.absolute())
+        case "restore":
+            _restore(settings, arguments.folder.absolute())
 
 
 def _migrate(url: str) -> None:
     migrate(url)
     print(f"{make_url(url).render_as_string(hide_password=True)} is up to date")
+
+
+def _back_up(settings: Settings, folder: Path) -> None:
+    database = Database(settings.database_url)
+    try:
+        _print_manifest("copied", backup.back_up(database, FileStore(settings.files), folder))
+    except (BackupFault, DatabaseUnavailable, StorageFull) as error:
+        sys.exit(f"store: {error}")
+    finally:
+        database.dispose()
+
+
+def _restore(settings: Settings, folder: Path) -> None:
+    try:
+        _print_manifest("restored", backup.restore(settings.database_url, FileStore(settings.files), folder))
+    except (BackupFault, DatabaseUnavailable, StorageFull) as error:
+        sys.exit(f"store: {error}")
+
+
+def _print_manifest(done: str, manifest: Manifest) -> None:
+    print(f"{done} {sum(manifest.rows.values())} rows and {manifest.files} files ({manifest.bytes} bytes)")
 
 
 def _collect(settings: Settings, dry_run: bool) -> None:

@@ -377,7 +377,7 @@ def _names_now(database: Database) -> tuple[bool, set[str]]:
     with database.connect() as connection:
         if not database.is_sqlite:
             connection.execution_options(isolation_level="REPEATABLE READ")
-        return _is_busy(connection), {digest for digests in _named(connection) for digest in digests if digest}
+        return _is_busy(connection), {digest for digests in named_in(connection) for digest in digests if digest}
 
 
 def _is_busy(connection: Connection) -> bool:
@@ -433,7 +433,8 @@ def _is_named(connection: Connection, sha256: str) -> bool:
     return any(connection.execute(select(one)).scalar_one() for one in naming)
 
 
-def _named(connection: Connection) -> Iterator[Iterable[str]]:
+def named_in(connection: Connection) -> Iterator[Iterable[str]]:
+    """Yield every digest that a row names, in groups, with repetitions and nulls."""
     for table in (tables.artifacts, tables.uploads):
         yield connection.scalars(select(table.c.sha256).distinct()).all()
     for table in (tables.models, tables.datasets):
