@@ -107,6 +107,7 @@ def _patch(address: str, path: str, offset: int, size: int) -> dict[str, str]:
         connection.send(piece)
     answer = connection.getresponse()
     found: dict[str, str] = json.load(answer)
+    connection.close()
     assert answer.status == http.client.OK, found
     return found
 
