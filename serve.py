@@ -30,9 +30,10 @@ from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
 from base.logs import log_to_stderr
-from base.processes import after_imports
+from base.processes import after_imports, raise_descriptor_limit
 from base.wakeup import MEMORY
 from store.database import migrate
+from store.keys import KeyNeeded, require_if_reachable
 from store.settings import ConfigFileFault, Settings, described, keep_private
 from worker.worker import Worker
 
@@ -48,11 +49,15 @@ class HomeTaken(Exception):
 
 
 def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
-    """Serve until Ctrl-C or SIGTERM. Calls `ready` with the URL when requests are answered. Raises HomeTaken."""
+    """Serve until Ctrl-C or SIGTERM. Calls `ready` with the URL when requests are answered.
+
+    Raises HomeTaken and KeyNeeded.
+    """
     if settings.broker_url.startswith(MEMORY):
         settings = settings.model_copy(update={"broker_url": IN_MEMORY})
     # One person's terminal, in which the page asks every few seconds.
     settings = settings.model_copy(update={"access_log": bool(settings.access_log)})
+    require_if_reachable(settings.database_url, settings.host, settings.admin_key_hash)
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
         worker, sender = Worker(settings), WakeUpSender(settings.broker_url)
@@ -151,12 +156,13 @@ def _print_ready(url: str) -> None:
 def main() -> int:
     after_imports()
     parser = argparse.ArgumentParser(prog="python -m serve", description="API, page and worker in one process.")
-    parser.add_argument("--host", help=f"default: {HOST}; any other needs DISTILLERY_ADMIN_KEY_HASH")
+    parser.add_argument("--host", help=f"default: {HOST}; any other needs a key")
     parser.add_argument("--port", type=int, help=f"default: {PORT}; 0 takes a free one")
     parser.add_argument("--home", type=Path, help="folder of all data; default: ./distillery-data")
     parser.add_argument("--ready-file", type=Path, help='file for {"url", "pid"} as JSON when requests are answered')
     options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     ready_file: Path | None = options.pop("ready_file", None)
+    raise_descriptor_limit()
 
     def ready(url: str) -> None:
         _print_ready(url)
@@ -168,7 +174,7 @@ def main() -> int:
         log_to_stderr(*QUIET, form=settings.log_format)
         keep_private(settings)
         run(settings, ready)
-    except (HomeTaken, ConfigFileFault, StorageFull, OSError) as error:
+    except (HomeTaken, ConfigFileFault, KeyNeeded, StorageFull, OSError) as error:
         return _refuse(str(error))
     except ValidationError as error:
         return _refuse("\n".join(described(fault) for fault in error.errors()))

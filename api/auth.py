@@ -10,19 +10,19 @@ import hmac
 import logging
 import time
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from api.problems import Forbidden, RoleForbidden, Unauthorized
-from base.defaults import is_loopback
+from base.defaults import DEFAULT_PROJECT, is_loopback
 from base.errors import DatabaseUnavailable, StorageFull
+from base.wire import Role
 from store import keys
 from store.database import Database
-from store.keys import Key, Role
-from store.projects import DEFAULT
+from store.keys import Key
 from store.settings import Settings
 
 log = logging.getLogger("distillery.api")
@@ -59,8 +59,8 @@ class Member:
 
 _ROLES: tuple[Role, ...] = ("operator", "admin", "member", "reader")
 
-LOCAL = Member(DEFAULT, "operator", None, "local")
-OPERATOR = Member(DEFAULT, "operator", None, "operator")
+LOCAL = Member(DEFAULT_PROJECT, "operator", None, "local")
+OPERATOR = Member(DEFAULT_PROJECT, "operator", None, "operator")
 
 
 class Authentication:
@@ -82,6 +82,15 @@ class Authentication:
         if known is None:
             known = scope["distillery.member"] = await self._member(scope)
         return known
+
+    async def check(self, scope: Scope) -> None:
+        """Raise what `member` would raise now, for a stream that has been open for some time."""
+        await self._member(scope)
+
+    def forget(self) -> None:
+        """Read all keys again: this process has changed one."""
+        self._known.clear()
+        self._any_key_at = float("-inf")
 
     async def _member(self, scope: Scope) -> Member:
         headers = Headers(scope=scope)
@@ -184,15 +193,23 @@ def _at_least(role: Role, caller: Member) -> Member:
     return caller
 
 
+def _split(url: str) -> SplitResult:
+    """Return the parts of a header's URL; those of none if it is malformed, such as `[`."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
 def _unauthorized(detail: str) -> Unauthorized:
     return Unauthorized(detail, headers={"WWW-Authenticate": 'Bearer realm="distillery"'})
 
 
 def _require_local(headers: Headers) -> None:
     """Refuse host names of other machines and pages of other origins, which could use the service through a browser."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    host = _split(f"//{headers.get('host', '')}").hostname or ""
     if not (is_loopback(host) or host.endswith(".localhost")):
         raise Forbidden(f"without a key the service answers to 127.0.0.1 or localhost only, not to {host!r}")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and _split(origin).netloc != headers.get("host"):
         raise Forbidden(f"without a key no page of another origin may call the service; this one is {origin!r}")

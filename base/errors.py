@@ -12,13 +12,16 @@
      ├─ DeadlineExceeded    deadline_exceeded     the job took longer than its time limit
      ├─ WorkerLost          worker_lost           retryable: the process or its host vanished
      ├─ StorageFull         storage_full          retryable: continues when there is disk space
+     ├─ TooManyFiles        too_many_files        retryable: continues when the host lets a process open files again
      └─ Internal            internal              retryable: our fault
 
 The codes are a closed list that clients may rely on; `retryable` says whether the same spec can succeed later.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from base.text import clipped
 
 
 class EngineError(Exception):
@@ -97,6 +100,13 @@ class StorageFull(EngineError):
     retryable = True
 
 
+class TooManyFiles(EngineError):
+    """A process, or its host, has no free file descriptor. Raised by `base/files.py`; it costs a job no attempt."""
+
+    code = "too_many_files"
+    retryable = True
+
+
 class Internal(EngineError):
     code = "internal"
     retryable = True
@@ -105,6 +115,10 @@ class Internal(EngineError):
 CODES = tuple(kind.code for kind in EngineError.__subclasses__())
 """All codes that a failed job can have."""
 Code = Literal[CODES]  # type: ignore[valid-type]
+
+
+MESSAGE_CHARACTERS = 1000
+"""The most of a message or pointer that is sent: both may contain what a client has written."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,14 @@ class Fault:
     got: Any = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return what an answer says: as long as a person reads, whatever the client sent, and of strict JSON."""
+        own = {"pointer": _limited(self.pointer), "message": _limited(self.message), "code": self.code}
+        more = {"allowed": self.allowed, "got": clipped(self.got)}
+        return own | {name: value for name, value in more.items() if value is not None}
+
+
+def _limited(text: str) -> str:
+    return str(clipped(text, MESSAGE_CHARACTERS))
 
 
 class SpecFaults(SpecInvalid):

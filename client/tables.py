@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from base.text import shown
 from base.wire import (
     AttemptView,
     CollectionView,
@@ -17,8 +18,10 @@ from base.wire import (
     Estimate,
     Evaluation,
     JobView,
+    KeyView,
     Measured,
     Model,
+    ProjectView,
     Registered,
     Report,
     StorageView,
@@ -51,8 +54,10 @@ def _table(
 
 
 def _add_row(table: Table, *cells: object) -> None:
-    """Add a row. Cells are text, never rich's markup: names come from users."""
-    table.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in cells))
+    """Add a row. Cells are text, never rich's markup, and of one line: names come from users."""
+    table.add_row(
+        *(cell if isinstance(cell, Text) else Text("" if cell is None else shown(str(cell))) for cell in cells)
+    )
 
 
 # Jobs
@@ -111,11 +116,13 @@ def job_facts(job: JobView) -> Table:
     """Return a table of the job's fields that have a value, except those in `NO_FACTS`."""
     table = Table.grid(padding=(0, 2))
     tries = job["attempts_without_progress"]
+    sender = job.get("created_by")
     texts: dict[str, object] = {
         "status": status_text(job),
         "waiting": waiting_text(job),
         # The first attempt counts as one until it has saved a checkpoint.
         "attempts_without_progress": f"{tries} of {job['max_attempts']}" if tries > 1 else "",
+        "created_by": sender["key_name"] if sender else "",
         "teacher_check": "" if job["teacher_check"] is None else teacher_check_text(job["teacher_check"]),
     }
     for field in JobView.__annotations__:
@@ -349,6 +356,40 @@ def upload_table(uploads: Iterable[UploadView]) -> Table:
     for one in uploads:
         size = "" if one["bytes"] is None else f"{one['bytes']:,}"
         _add_row(table, one["filename"], f"{one['offset']:,}", size, one["status"], one["id"])
+    return table
+
+
+def key_table(keys: Iterable[KeyView]) -> Table:
+    table = _table("id", "project", "name", "role", "state", "last used")
+    for key in keys:
+        table_row = (
+            key["id"],
+            key["project"],
+            key["name"],
+            key["role"],
+            key_state(key),
+            key["last_used_at"] or "never",
+        )
+        _add_row(table, *table_row)
+    return table
+
+
+def key_state(key: KeyView) -> Text:
+    """Return whether a key can be used, and until when."""
+    if key["revoked_at"]:
+        return Text(f"revoked {key['revoked_at']}", style="red")
+    expires_at = key["expires_at"]
+    if expires_at is None:
+        return Text("valid", style="green")
+    if datetime.fromisoformat(expires_at) <= datetime.now(UTC):
+        return Text(f"expired {expires_at}", style="red")
+    return Text(f"valid until {expires_at}", style="green")
+
+
+def project_table(projects: Iterable[ProjectView]) -> Table:
+    table = _table("name", "created at", unbroken=("name",))
+    for project in projects:
+        _add_row(table, project["name"], project["created_at"])
     return table
 
 

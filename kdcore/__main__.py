@@ -43,9 +43,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from base.data_cache import TEACHER_MAX_BYTES
-from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid
-from base.files import DISK_FULL, storage_full
+from base.errors import (
+    DatasetUnreadable,
+    EngineError,
+    Internal,
+    OutOfMemory,
+    SpecInvalid,
+    TeacherMismatch,
+)
+from base.files import DISK_FULL, storage_full, too_many_files
 from base.processes import importing
+from base.text import STORED, all_shown, shown, unwanted
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
@@ -148,9 +156,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
     def found() -> dict[str, Any]:
         places: dict[str, Any] = {}
         facts = _facts(arguments, places)
+        _require_text(getattr(facts, "class_names", None) or (), of_data=arguments.kind == "dataset")
         return {"ok": True, "facts": facts.model_dump(mode="json"), **places}
 
     return _print(found, exit_on_error=0)
+
+
+def _require_text(class_names: Sequence[str], *, of_data: bool) -> None:
+    """Raise the file's error for a name that no database can store, or that a terminal would obey."""
+    for number, name in enumerate(class_names):
+        if fault := unwanted(name):
+            error = DatasetUnreadable if of_data else TeacherMismatch
+            raise error(f"the name of class {number}, {shown(name)}: {fault}", hint="rename the class in the file")
 
 
 def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
@@ -259,7 +276,7 @@ def _data_options(arguments: argparse.Namespace) -> DataOptions:
     if not isinstance(given, dict):
         raise SpecInvalid(f"--options is no JSON object: {arguments.options}", hint='write it as {"resize": "pad"}')
     try:
-        return DataOptions.model_validate({"image_size": arguments.image_size, **given})
+        return DataOptions.model_validate({"image_size": arguments.image_size, **given}, context=STORED)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         option = "/".join(map(str, detail["loc"]))
@@ -285,12 +302,15 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
             raise
         option = {"option": engine_error.option} if isinstance(engine_error, DatasetUnreadable) else {}
         printed, code = {"ok": False, "error": engine_error.as_dict() | option}, exit_on_error
-    print(json.dumps(printed))
+    print(json.dumps(all_shown(printed)))
     return code
 
 
 def _engine_error(error: Exception) -> EngineError:
     """Return the engine's own error for any exception."""
+    # A library's error, or a reader's own about the file, may hide it.
+    if (exhausted := too_many_files(error)) is not None:
+        return exhausted
     if isinstance(error, EngineError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
@@ -307,8 +327,8 @@ def _spec(path: Path) -> JobSpec | EvaluationSpec:
     except (OSError, ValueError) as error:
         raise SpecInvalid(f"{path} holds no JSON: {error}") from error
     if isinstance(body, dict) and body.get("kind") == "evaluation":
-        return parse_evaluation(body)
-    return parse(body)
+        return parse_evaluation(body, stored=True)
+    return parse(body, stored=True)
 
 
 def _events(descriptor: int | None) -> Any:

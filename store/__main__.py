@@ -4,20 +4,26 @@ python -m store migrate              bring the database to the newest revision
 python -m store collect [--dry-run]  delete the files that are not needed any more, or only list them
 python -m store backup FOLDER        copy rows and files while the service runs; again: copy what is new
 python -m store restore FOLDER       make a new service of a backup, in an empty database and home
+python -m store key NAME             make an API key: the first one, or another where all are lost
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
+from base.defaults import DEFAULT_PROJECT
 from base.errors import DatabaseUnavailable, StorageFull
-from store import backup, cache
+from base.text import unwanted
+from base.wire import Role
+from store import backup, cache, keys
 from store.backup import BackupFault, Manifest
 from store.collector import Collector, Retention, collect
 from store.database import Database, migrate
+from store.errors import NotFound
 from store.file_store import FileStore
 from store.settings import Settings, keep_private, settings_or_exit
 
@@ -34,12 +40,18 @@ def main() -> None:
     restoring = commands.add_parser("restore", help="make a new service of a backup")
     for command in (backing_up, restoring):
         command.add_argument("folder", type=Path)
+    making = commands.add_parser("key", help="make an API key, without a server; makes the tables if there are none")
+    making.add_argument("name", help="whose it is, as it is shown on jobs")
+    making.add_argument("--role", choices=get_args(Role), default="operator", help="default: operator")
+    making.add_argument("--project", default=DEFAULT_PROJECT, help=f"default: {DEFAULT_PROJECT}")
     arguments = parser.parse_args()
     (settings,) = settings_or_exit("store")
     keep_private(settings)
     match arguments.command:
         case "migrate":
             _migrate(settings.database_url)
+        case "key":
+            _make_key(settings, arguments.project, arguments.name, arguments.role)
         case "collect":
             _collect(settings, arguments.dry_run)
         case "backup":
@@ -72,6 +84,22 @@ def _restore(settings: Settings, folder: Path) -> None:
 
 def _print_manifest(done: str, manifest: Manifest) -> None:
     print(f"{done} {sum(manifest.rows.values())} rows and {manifest.files} files ({manifest.bytes} bytes)")
+
+
+def _make_key(settings: Settings, project: str, name: str, role: Role) -> None:
+    if fault := unwanted(name) or (None if 1 <= len(name) <= 100 else "it has 1 to 100 characters"):
+        sys.exit(f"store: NAME: {fault}")
+    database = Database(settings.database_url)
+    try:
+        migrate(settings.database_url)
+        with database.begin() as connection:
+            key, secret = keys.create(connection, project, name, role, created_by="python -m store key")
+    except (DatabaseUnavailable, StorageFull, NotFound) as error:
+        sys.exit(f"store: {error}")
+    finally:
+        database.dispose()
+    print(f"{key.id} has the role {role} in the project {project}. It is shown only now:", file=sys.stderr)
+    print(secret)
 
 
 def _collect(settings: Settings, dry_run: bool) -> None:

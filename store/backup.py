@@ -171,7 +171,7 @@ def _reflected(connection: Connection) -> MetaData:
 
 
 def _named(connection: Connection) -> Iterator[_Named]:
-    for digest in sorted({digest for digests in named_in(connection) for digest in digests if digest}):
+    for digest in sorted({digest for pairs in named_in(connection) for _, digest in pairs if digest}):
         yield _Named(f"blobs/{digest[:2]}/{digest}", digest)
     rows = tables.checkpoints.c
     for path, sha256 in connection.execute(select(rows.path, rows.sha256)):

@@ -35,16 +35,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, Text, cast, delete, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, Text, and_, cast, delete, exists, or_, select
 
 from base.errors import DatabaseUnavailable, StorageFull
 from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
 from base.references import BLOB
-from store import checkpoints, collections, tables, uploads
+from store import checkpoints, collections, projects, tables, uploads
 from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
@@ -140,7 +140,8 @@ class Collector:
         # The steps that free disk space without needing any come first.
         steps = [self.empty_trash, self.expire_checkpoints]
         steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
-        steps += [self.expire_uploads, self.forget_inspections, self.fill_trash, self.delete_temporaries]
+        steps += [self.expire_uploads, self.forget_inspections, self.forget_blobs, self.fill_trash]
+        steps += [self.delete_temporaries]
         # Last: the steps before it have taken names from blobs.
         steps += [self.free_now] if self.on_demand and knows_its_files else []
         for step in steps:
@@ -178,22 +179,37 @@ class Collector:
             for sha256 in {path.name for path in moved} & named_digests(self.database):
                 self._do("brought_back", self.files.trash_path(sha256), self.files.restore, sha256)
 
+    def forget_blobs(self) -> None:
+        """Delete the rows of blobs that a project had, but has not named for some time."""
+        if self.dry_run:
+            return
+        named, forgotten = named_by_project(self.database), BATCH
+        while forgotten == BATCH:
+            if self.stopped():
+                raise Stopped
+            with self._begin() as connection:
+                forgotten = projects.forget_blobs(connection, named, self.retention.after_s, BATCH)
+
     def free_now(self) -> None:
         """Delete the blobs that no row names; while a process is between a file and its row, only those long unused."""
-        busy, named = _names_now(self.database)
+        busy, named = self._names_now()
         before = self._before(BUSY_S if busy else 0.0)
         for path in self._each(_blobs(self.files)):
             if path.name not in named and self.files.last_used_at(path.name) <= before:
                 self._do("to_trash", path, self.files.move_to_trash, path.name, before)
         # Listed before the rows are read: what is put again after that is among the blobs.
         trash = list(_matching(self.files.folder / "trash", _SHA256))
-        busy, named = _names_now(self.database)
+        busy, named = self._names_now()
         before = self._before(BUSY_S if busy else 0.0)
         for path in self._each(trash):
             if path.name in named:
                 self._do("brought_back", path, self.files.restore, path.name)
             elif modified_at(path) <= before:
                 self._do("blobs", path, _unlink, path)
+
+    def _names_now(self) -> tuple[bool, set[str]]:
+        busy, pairs = _names_now(self.database)
+        return busy, {digest for _, digest in pairs}
 
     # ── files of jobs ──
 
@@ -369,15 +385,20 @@ class _Rows:
 
 def named_digests(database: Database) -> set[str]:
     """Return every digest that a row names, all as of one moment."""
+    return {digest for _, digest in named_by_project(database)}
+
+
+def named_by_project(database: Database) -> set[tuple[str, str]]:
+    """Return every digest that a row names, with the row's project, all as of one moment."""
     return _names_now(database)[1]
 
 
-def _names_now(database: Database) -> tuple[bool, set[str]]:
-    """Return whether a process may be between a file and its row, and all digests that rows name, as of one moment."""
+def _names_now(database: Database) -> tuple[bool, set[tuple[str, str]]]:
+    """Return whether a process may be between a file and its row, and what `named_by_project` returns, as of then."""
     with database.connect() as connection:
         if not database.is_sqlite:
             connection.execution_options(isolation_level="REPEATABLE READ")
-        return _is_busy(connection), {digest for digests in named_in(connection) for digest in digests if digest}
+        return _is_busy(connection), {pair for pairs in named_in(connection) for pair in pairs if pair[1]}
 
 
 def _is_busy(connection: Connection) -> bool:
@@ -398,12 +419,16 @@ def _is_busy(connection: Connection) -> bool:
     return bool(connection.execute(select(or_(*between))).scalar_one())
 
 
-def free_blob(database: Database, files: FileStore, sha256: str) -> bool:
-    """Delete a blob whose row was deleted, unless another row names it or may soon. Returns whether its bytes are free.
+def free_blob(database: Database, files: FileStore, project: str, sha256: str) -> bool:
+    """Take a blob from a project whose row was deleted, unless another row of it names the blob; and delete it, unless
+    a row of any project names it or may soon. Returns whether its bytes are free.
 
     What is not deleted now is left to the collector.
     """
-    with database.connect() as connection:
+    with database.begin() as connection:
+        if _is_named(connection, sha256, project):
+            return False
+        projects.forget_blob(connection, project, sha256)
         if _is_named(connection, sha256):
             return False
     files.move_to_trash(sha256, float("inf"))
@@ -418,35 +443,53 @@ def free_blob(database: Database, files: FileStore, sha256: str) -> bool:
     return _unlink(files.trash_path(sha256))
 
 
-def _is_named(connection: Connection, sha256: str) -> bool:
-    refused = [tables.models.c.state != "refused", tables.datasets.c.state != "refused"]
-    sheets = cast(tables.datasets.c.thumbnails, Text)
-    naming = (
-        exists().where(tables.artifacts.c.sha256 == sha256),
-        exists().where(tables.uploads.c.sha256 == sha256),
-        exists().where(tables.models.c.sha256 == sha256, refused[0]),
-        exists().where(tables.datasets.c.sha256 == sha256, refused[1]),
-        exists().where(sheets.contains(sha256)),
-        exists().where(cast(jobs.c.resolved_spec, Text).contains(BLOB + sha256)),
+def _is_named(connection: Connection, sha256: str, project: str | None = None) -> bool:
+    """Return whether a row names the blob: one of any project, or of the given one."""
+    named, sheets = tables.artifacts.c.sha256 == sha256, cast(tables.datasets.c.thumbnails, Text)
+    readable = [
+        (table, and_(table.c.sha256 == sha256, table.c.state != "refused"))
+        for table in (tables.models, tables.datasets)
+    ]
+    conditions = [
+        (tables.uploads, tables.uploads.c.sha256 == sha256),
+        *readable,
+        (tables.datasets, sheets.contains(sha256)),
+        (jobs, jobs.c.id.in_(select(tables.artifacts.c.job_id).where(named))),
+        (jobs, cast(jobs.c.resolved_spec, Text).contains(BLOB + sha256)),
+    ]
+    # One after the other: the last one reads a whole table.
+    return any(
+        connection.execute(select(exists().where(condition, *_of(table, project)))).scalar_one()
+        for table, condition in conditions
     )
-    # One after the other: the last ones read whole tables.
-    return any(connection.execute(select(one)).scalar_one() for one in naming)
 
 
-def named_in(connection: Connection) -> Iterator[Iterable[str]]:
-    """Yield every digest that a row names, in groups, with repetitions and nulls."""
-    for table in (tables.artifacts, tables.uploads):
-        yield connection.scalars(select(table.c.sha256).distinct()).all()
+def _of(table: Table, project: str | None) -> list[ColumnElement[bool]]:
+    return [] if project is None else [table.c.project == project]
+
+
+def named_in(connection: Connection) -> Iterator[Iterable[tuple[str, str]]]:
+    """Yield every digest that a row names, with its project, in groups, with repetitions and nulls."""
+    made = tables.artifacts.join(jobs)
+    yield _pairs(connection, select(jobs.c.project, tables.artifacts.c.sha256).select_from(made).distinct())
+    yield _pairs(connection, select(tables.uploads.c.project, tables.uploads.c.sha256).distinct())
     for table in (tables.models, tables.datasets):
         # Nothing reads the file of a refused row.
-        yield connection.scalars(select(table.c.sha256).where(table.c.state != "refused").distinct()).all()
+        readable = table.c.state != "refused"
+        yield _pairs(connection, select(table.c.project, table.c.sha256).where(readable).distinct())
     sheets = tables.datasets.c.thumbnails
-    yield [sheet["sha256"] for sheet in connection.scalars(select(sheets).where(sheets.is_not(None)))]
+    pictured = select(tables.datasets.c.project, sheets).where(sheets.is_not(None))
+    yield [(project, sheet["sha256"]) for project, sheet in _pairs(connection, pictured)]
     spec, after = cast(jobs.c.resolved_spec, Text), ""
-    naming = select(jobs.c.id, spec.label("spec")).where(spec.contains(BLOB)).order_by(jobs.c.id).limit(BATCH)
+    naming = select(jobs.c.id, jobs.c.project, spec.label("spec")).where(spec.contains(BLOB))
+    naming = naming.order_by(jobs.c.id).limit(BATCH)
     while rows := connection.execute(naming.where(jobs.c.id > after)).all():
-        yield (digest for row in rows for digest in _NAMED.findall(row.spec))
+        yield ((row.project, digest) for row in rows for digest in _NAMED.findall(row.spec))
         after = rows[-1].id
+
+
+def _pairs(connection: Connection, query: Select[Any]) -> list[tuple[Any, Any]]:
+    return [(first, second) for first, second in connection.execute(query)]
 
 
 def _blobs(files: FileStore) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import sys
 
 from base.figures import WRITE_EVERY_S, Exchange
 from base.logs import log_to_stderr
-from base.processes import after_imports, stop_signals
+from base.processes import after_imports, raise_descriptor_limit, stop_signals
 from base.wakeup import MEMORY
 from store.settings import keep_private, settings_or_exit
 from worker.context import Options
@@ -26,6 +26,7 @@ POLL_WITHOUT_BROKER_S = 0.5
 
 def main() -> int:
     after_imports()
+    raise_descriptor_limit()
     settings, options = settings_or_exit("worker", Options)
     # Celery logs every message at the level INFO.
     log_to_stderr("celery", form=settings.log_format)

@@ -7,7 +7,8 @@ from the last checkpoint.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
@@ -17,11 +18,22 @@ from sqlalchemy import Connection
 
 from base import figures
 from base.clock import boottime
-from base.errors import CODES, DeadlineExceeded, EngineError, Internal, OutOfMemory, StorageFull, WorkerLost
+from base.data_cache import cache_of
+from base.errors import (
+    CODES,
+    DeadlineExceeded,
+    EngineError,
+    Internal,
+    OutOfMemory,
+    StorageFull,
+    TooManyFiles,
+    WorkerLost,
+)
 from base.failpoints import failpoint
-from base.files import DISK_FULL, sha256_of, storage_full
+from base.files import DISK_FULL, make_folder, sha256_of, storage_full, too_many_files
 from base.folders import LockedFolder
-from base.references import BLOB
+from base.references import BLOB, blobs_in
+from base.text import STORED
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts
 from kdcore.protocol import KnownBefore, Order
@@ -49,8 +61,11 @@ Outcome = Literal["progressed", "failed_early", "neither"]
 """The result of an attempt for its slot. `failed_early`: it failed before any progress, by a temporary error."""
 
 LISTEN_S = 0.2
+GIVE_BACK_EVERY_S = 0.5
 BACK_OFF_GROWTH = 3
 LONGEST_BACK_OFF_S = 600.0
+HOST_LACKS = (StorageFull.code, TooManyFiles.code)
+"""Errors that are not the job's: it waits until its host has disk space, or descriptors, again."""
 STALE_FENCE = "job %s: fence %d is stale, another attempt owns the job"
 
 
@@ -77,10 +92,26 @@ def run_job(
     except DrainOver:
         log.warning("job %s: left unfinished, the database could not be reached in time", job.id)
     except Exception as error:
-        # No job may end its slot. The lease of this one expires, and its attempt counts.
+        # No job may end its slot. If it is not given back here, its lease expires, and its attempt counts.
         log.exception("job %s: the attempt could not be brought to an end: %s", job.id, error)
-        return "failed_early"
+        if (exhausted := too_many_files(error)) is None:
+            return "failed_early"
+        _give_back(claim, context, exhausted)
     return "neither"
+
+
+def _give_back(claim: Claim, context: WorkerContext, error: EngineError) -> None:
+    """Return a job to the queue, as soon as the database can be opened, without spending its attempt."""
+    give_up_at = boottime() + context.settings.lease_s
+    while boottime() < give_up_at and not context.drain.is_over:
+        try:
+            with context.database.begin() as connection:
+                wait_s = context.options.room_wait_s
+                lifecycle.postpone(connection, claim.job.id, claim.fence, error.as_dict(), wait_s)
+            return
+        except (*UNAVAILABLE, OSError) as unavailable:
+            log.warning("job %s: cannot be given back yet: %s", claim.job.id, unavailable)
+            time.sleep(GIVE_BACK_EVERY_S)
 
 
 @dataclass
@@ -115,13 +146,19 @@ class Attempt:
                 self._settle(ending)
         except (LeaseLost, DrainOver):
             raise
-        except EngineError as error:
-            self._fail(error.as_dict())
-        except OSError as error:
-            self._fail(_as_engine_error(error).as_dict())
         except Exception as error:
-            log.exception("job %s: the worker failed", self.claim.job.id)
-            self._fail(Internal(f"the worker failed: {type(error).__name__}: {error}").as_dict())
+            self._fail(self._engine_error(error).as_dict())
+
+    def _engine_error(self, error: Exception) -> EngineError:
+        """Return the job's error for an exception of the worker."""
+        if (exhausted := too_many_files(error)) is not None:
+            return exhausted
+        if isinstance(error, EngineError):
+            return error
+        if isinstance(error, OSError):
+            return _as_engine_error(error)
+        log.error("job %s: the worker failed", self.claim.job.id, exc_info=error)
+        return Internal(f"the worker failed: {type(error).__name__}: {error}")
 
     # ── prepare ──
 
@@ -141,11 +178,12 @@ class Attempt:
         spec.write_text(json.dumps(self.claim.job.resolved_spec))
         out = folder / "out"
         out.mkdir()
-        self.context.cache.mkdir(parents=True, exist_ok=True)
+        cache = cache_of(self.context.cache, self.claim.job.project)
+        make_folder(cache)
         known = folder / "known.json"
         warnings = [WarningItem(**warning) for warning in self.claim.job.warnings]
         KnownBefore(warnings, self._teacher_check()).write(known)
-        arguments = [str(spec), "--out", str(out), "--cache", str(self.context.cache), "--known", str(known)]
+        arguments = [str(spec), "--out", str(out), "--cache", str(cache), "--known", str(known)]
         arguments += ["--cache-max-bytes", str(self.context.settings.cache_max_bytes)]
         arguments += ["--teacher-cache-max-bytes", str(self.context.options.teacher_cache_max_bytes)]
         for digest in digests:
@@ -306,7 +344,9 @@ class Attempt:
             return {}
         try:
             cost, dataset = JobCost.model_validate(report["cost"]), DatasetFacts.model_validate(report["dataset"])
-            return cost_rows(JobSpec.model_validate(self.claim.job.resolved_spec), Known(dataset=dataset), cost)
+            return cost_rows(
+                JobSpec.model_validate(self.claim.job.resolved_spec, context=STORED), Known(dataset=dataset), cost
+            )
         except (KeyError, ValidationError) as error:
             log.warning("job %s: the cost in its report cannot be kept: %s", self.claim.job.id, error)
             return {}
@@ -319,7 +359,8 @@ class Attempt:
         if self.lease.lost.is_set():
             raise LeaseLost(self.claim.job.id, self.claim.fence)
         if self.writer.error is not None:
-            self._fail(Internal(f"the engine's lines could not be written: {self.writer.error}").as_dict())
+            fault = Internal(f"the engine's lines could not be written: {self.writer.error}")
+            self._fail((too_many_files(self.writer.error) or fault).as_dict())
         elif ending is not None and ending.how == "done":
             self._publish(ending)
         elif reason == "deadline":
@@ -340,12 +381,12 @@ class Attempt:
             self._fail(_observed_error(ending), ending)
 
     def _fail(self, error: dict[str, Any], ending: Ending | None = None) -> None:
-        """End the job, or requeue it while it has attempts and the error may pass. A full disk costs no attempt."""
+        """End the job, or requeue it while it has attempts and the error may pass. What the host lacks costs none."""
         job_id = self.claim.job.id
         self.writer.close()
-        figures.attempt_ended("postponed" if error["code"] == StorageFull.code else "failed")
-        if error["code"] == StorageFull.code:
-            log.warning("job %s: waits for the disk: %s", job_id, error["message"])
+        figures.attempt_ended("postponed" if error["code"] in HOST_LACKS else "failed")
+        if error["code"] in HOST_LACKS:
+            log.warning("job %s: waits: %s", job_id, error["message"])
             self._commit("postpone.committed", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)
             return
         self.failed = bool(error["retryable"])
@@ -384,19 +425,7 @@ def inputs(resolved_spec: dict[str, Any], *, resumed: bool) -> list[str]:
     """Return the digests of the files that an attempt reads. A checkpoint of the job holds what its students started
     from, so that a resumed job does not need those files."""
     spec = {name: value for name, value in resolved_spec.items() if not (resumed and name in ("student", "assistants"))}
-    return sorted(set(_digests(spec)))
-
-
-def _digests(value: Any) -> Iterator[str]:
-    """Yield the digest of every blob that a resolved spec names, at any depth."""
-    if isinstance(value, str) and value.startswith(BLOB):
-        yield value.removeprefix(BLOB)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _digests(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _digests(part)
+    return sorted(set(blobs_in(spec)))
 
 
 def _fault(path: Path, checkpoint: Checkpoint) -> str | None:

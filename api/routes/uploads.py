@@ -12,11 +12,11 @@ from typing import Annotated, BinaryIO, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import contextmanager_in_threadpool
-from pydantic import Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from api.dependencies import Caller, Config, Db, Files
+from api.openapi import headers
 from api.problems import (
     ChecksumMismatch,
     MalformedBody,
@@ -56,7 +56,10 @@ Digest = Annotated[
     "",
     status_code=201,
     response_model=UploadView,
-    responses=responses(MalformedBody, TooLarge, ChecksumMismatch, StorageFull),
+    responses={
+        201: headers("Location", "Upload-Offset", "Upload-Length"),
+        **responses(MalformedBody, TooLarge, ChecksumMismatch, StorageFull),
+    },
     openapi_extra=RAW_BODY,
 )
 async def create(
@@ -66,9 +69,9 @@ async def create(
     db: Db,
     files: Files,
     settings: Config,
-    filename: Annotated[Annotated[str, Text(255)] | None, Query()] = None,
+    filename: Annotated[str, Text(255, min_length=0)] | None = None,
     sha256: Digest = None,
-    length: Annotated[Annotated[Count, Field(ge=1)] | None, Header(alias="Upload-Length")] = None,
+    length: Annotated[Count | None, Header(alias="Upload-Length", ge=1)] = None,
 ) -> Response:
     """Send a file as the raw body; or, with `Upload-Length` and no body, begin an upload in parts, sent by `PATCH`.
 
@@ -90,7 +93,10 @@ async def create(
 @router.patch(
     "/{upload_id}",
     response_model=UploadView,
-    responses=responses(MalformedBody, NotFound, OffsetConflict, UploadBusy, TooLarge, ChecksumMismatch, StorageFull),
+    responses={
+        200: headers("Upload-Offset", "Upload-Length"),
+        **responses(MalformedBody, NotFound, OffsetConflict, UploadBusy, TooLarge, ChecksumMismatch, StorageFull),
+    },
     openapi_extra=RAW_BODY,
 )
 async def append(
@@ -132,8 +138,11 @@ async def listing(
     return page([upload_view(upload) for upload in rows], following)
 
 
-@router.api_route("/{upload_id}", methods=["HEAD"], include_in_schema=False)
-@router.get("/{upload_id}", response_model=UploadView, responses=responses(NotFound))
+@router.get(
+    "/{upload_id}",
+    response_model=UploadView,
+    responses={200: headers("Upload-Offset", "Upload-Length", "Cache-Control"), **responses(NotFound)},
+)
 async def one(upload_id: Id, caller: Caller, db: Db) -> Response:
     """The progress of an upload. The headers `Upload-Offset` and `Upload-Length` have the same, for `HEAD`."""
     upload = await db.read(uploads.get, caller.project, upload_id)
@@ -149,7 +158,7 @@ async def delete(upload_id: Id, caller: Caller, db: Db, files: Files) -> Respons
             raise UploadBusy(f"upload {upload_id} has changed meanwhile; try again")
         await to_thread.run_sync(uploads.delete_file, files, upload_id)
     if upload.status == "complete" and upload.sha256:
-        await to_thread.run_sync(collector.free_blob, db, files, upload.sha256)
+        await to_thread.run_sync(collector.free_blob, db, files, upload.project, upload.sha256)
     return Response(status_code=204)
 
 

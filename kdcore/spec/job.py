@@ -4,14 +4,25 @@ A plain string stands for an object with only that field: `"method": "kd"` is `{
 `None` means that a field was not given; `resolve` replaces it once the data and the teacher are known.
 """
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
 from base.references import BLOB, FILE, REFERENCE_PREFIXES
+from base.text import STORED, Text, unwanted
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
-from kdcore.spec.vocabulary import Vocabulary, named
+from kdcore.spec.vocabulary import Bounds, Vocabulary, at_most, named
 
 
 def _single_or_several(given: Any) -> str:
@@ -35,8 +46,9 @@ def _known_reference(reference: str) -> str:
     )
 
 
-Architecture = Annotated[str, AfterValidator(_known_architecture)]
-Reference = Annotated[str, AfterValidator(_known_reference)]
+MOST_CLASSES = 100_000
+Architecture = Annotated[str, Text(200), AfterValidator(_known_architecture)]
+Reference = Annotated[str, Text(1000), AfterValidator(_known_reference)]
 FAR_ABOVE_ONE = 3.0
 """The largest size of a mean or std of pixels in 0..1. Those of pixels in 0..255 are above it, but for black images."""
 
@@ -47,11 +59,29 @@ def _of_scaled_pixels(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+def _of_one_line(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    # One look at all of them together: a list may have a hundred thousand.
+    if info.context is not STORED and unwanted("".join(names)) is not None:
+        number, fault = next((at, fault) for at, name in enumerate(names) if (fault := unwanted(name)) is not None)
+        raise ValueError(f"name {number}: {fault}")
+    return names
+
+
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValueError(f"each class has one name; {', '.join(map(repr, twice[:3]))} is there twice")
     return names
+
+
+def _plain_map(given: Any) -> Any:
+    """Refuse a map by its first wrong entry: each of very many would be a fault for each form that a value may have."""
+    if isinstance(given, dict):
+        for name, outputs in given.items():
+            listed = outputs if isinstance(outputs, list | tuple) else (outputs,)
+            if not all(isinstance(one, str) or (type(one) is int and 0 <= one < MOST_CLASSES) for one in listed):
+                raise ValueError(f"{name[:100]!r}: the name or number of an output, or a list of them, belongs here")
+    return given
 
 
 def _known_encoding(name: str) -> str:
@@ -64,24 +94,33 @@ def _known_encoding(name: str) -> str:
 
 ClassNames = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
-    Field(min_length=2, max_length=100_000),
+    Field(min_length=2, max_length=MOST_CLASSES, fail_fast=True),
     AfterValidator(_each_once),
+    AfterValidator(_of_one_line),
 ]
-Output = Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[int, Field(strict=True, ge=0, lt=100_000)]
+Output = Annotated[str, Text(1000)] | Annotated[int, Field(strict=True, ge=0, lt=MOST_CLASSES)]
 ClassMap = Annotated[
     dict[
-        Annotated[str, Field(min_length=1, max_length=1000)],
-        Output | Annotated[tuple[Output, ...], Field(min_length=1, max_length=100_000)],
+        Annotated[str, Text(1000)],
+        Output | Annotated[tuple[Output, ...], Field(min_length=1, max_length=MOST_CLASSES)],
     ],
-    Field(min_length=2, max_length=100_000),
+    Field(min_length=2, max_length=MOST_CLASSES),
+    BeforeValidator(_plain_map),
 ]
-Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4), AfterValidator(_of_scaled_pixels)]
-Part = Annotated[str, Field(min_length=1, max_length=300)]
+Channelwise = Annotated[
+    tuple[float, ...], Field(min_length=1, max_length=4), at_most(4), AfterValidator(_of_scaled_pixels)
+]
+Part = Annotated[str, Text(300)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of the rate from zero, in epochs.")]
 MixAlpha = Annotated[
-    float, Field(gt=0, le=100, description="The shares of two images are drawn from Beta(alpha, alpha).")
+    float,
+    Field(gt=0, le=100),
+    Bounds(ge=1e-3),
+    Field(description="The shares of two images are drawn from Beta(alpha, alpha)."),
 ]
+PartOfArea = Annotated[float, Field(gt=0, le=1), Bounds(ge=1e-4)]
+WidthOverHeight = Annotated[float, Field(gt=0), Bounds(ge=0.01, le=100)]
 Flip = Annotated[bool, Field(description="Mirror each image with probability 1/2.")]
 
 
@@ -90,8 +129,9 @@ class Preprocessing(Vocabulary):
 
     mean: Channelwise = Field(description="One number for each channel, of pixels in 0..1.")
     std: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...],
+        tuple[Annotated[float, Field(gt=0), Bounds(ge=1e-3)], ...],
         Field(min_length=1, max_length=4),
+        at_most(4),
         AfterValidator(_of_scaled_pixels),
     ] = Field(description="One number for each channel, of pixels in 0..1.")
 
@@ -144,7 +184,7 @@ class DataOptions(Vocabulary):
         description="The data's own names in another order, which then is that of the classes; or new names, in the "
         "order of the data's classes.",
     )
-    encoding: Annotated[str, Field(max_length=40), AfterValidator(_known_encoding)] | None = Field(
+    encoding: Annotated[str, Text(40), AfterValidator(_known_encoding)] | None = Field(
         default=None, description="The encoding of names in an archive that are not UTF-8, such as cp932."
     )
 
@@ -186,7 +226,7 @@ class DataOptions(Vocabulary):
             base.pop("resize_to", None)
         if "resize_to" in given:
             base.pop("resize", None)
-        return DataOptions.model_validate({**base, **given})
+        return DataOptions.model_validate({**base, **given}, context=STORED)
 
     def for_unlabelled(self) -> "DataOptions":
         """Return the options for unlabelled images that are read like these: without those of classes."""
@@ -204,7 +244,7 @@ OPTION_DEFAULTS: dict[str, Any] = {
 
 
 class Dataset(DataOptions):
-    source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
+    source: Annotated[str, Text(300)] = Field(
         description="A built-in name (digits, cifar100, ...), a registered data set's name or id, blob:sha256:<hex>, "
         "or file:<path> (only for `python -m kdcore`)."
     )
@@ -212,11 +252,11 @@ class Dataset(DataOptions):
     @classmethod
     def of(cls, source: str, options: DataOptions) -> "Dataset":
         """Return a data set that is read with these options."""
-        return cls(source=source, **options.given())
+        return cls.model_validate({"source": source, **options.given()}, context=STORED)
 
     def resolved(self) -> "Dataset":
         """Return the data set with the default of every option written out."""
-        return Dataset(source=self.source, **{**OPTION_DEFAULTS, **self.given()})
+        return Dataset.model_validate({"source": self.source, **OPTION_DEFAULTS, **self.given()}, context=STORED)
 
 
 class Teacher(Vocabulary):
@@ -229,13 +269,13 @@ class Teacher(Vocabulary):
         "weights:ResNet50_Weights.IMAGENET1K_V1, weights:timm/resnet18.a1_in1k), or file:<path> (only for "
         "`python -m kdcore`).",
     )
-    program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
+    program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$"), Text(1000)] | None = Field(
         default=None,
         description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a program, an ONNX model (.onnx) "
         "or one of torch.export (.pt2), that maps normalised images to logits. It has no taps: only methods on logits "
         "can use it. A registered one is named as a checkpoint, model:<name or id>.",
     )
-    logits: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
+    logits: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$"), Text(1000)] | None = Field(
         default=None,
         description="Instead of a network: blob:sha256:<hex> (or file:<path>) of an .npz with the array logits: "
         "training images x classes, in the order of the data's rows and classes, of images without augmentation; or "
@@ -304,7 +344,7 @@ class Student(Vocabulary):
         "this one waits for it), blob:sha256:, weights:, file:. Taken is what has the same name and shape. The "
         "classifier starts from random weights where the classes are others.",
     )
-    freeze: Annotated[tuple[ModulePath, ...], Field(max_length=1000)] = Field(
+    freeze: Annotated[tuple[ModulePath, ...], Field(max_length=1000), at_most(1000)] = Field(
         default=(),
         description="Modules of the network that are not trained, by path (layer1); they stay in eval mode, also their "
         'batch norms. "*" is everything but the classifier: what is trained then is a linear probe.',
@@ -334,7 +374,7 @@ class Student(Vocabulary):
 class Unlabelled(Vocabulary):
     """Images without labels, or whose labels are not used: the student learns the teacher's outputs for them."""
 
-    source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
+    source: Annotated[str, Text(300)] = Field(
         description="As a data set's source: the training images of a registered or built-in set, blob:sha256:<hex>, "
         "or file:<path>; it needs no labels."
     )
@@ -379,9 +419,10 @@ class Multistep(Vocabulary):
     (CRD's recipe), scaled to the job's epochs."""
 
     name: Literal["multistep"] = "multistep"
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        default=None, description="In epochs, in rising order."
-    )
+    milestones: (
+        Annotated[tuple[Annotated[int, Field(ge=1, lt=2**63)], ...], Field(fail_fast=True), Bounds(max_length=1000)]
+        | None
+    ) = Field(default=None, description="In epochs, in rising order.")
     gamma: float = Field(default=0.1, gt=0, le=1, description="Factor of the rate at each milestone.")
     warmup_epochs: WarmUp = 0
 
@@ -418,10 +459,10 @@ class RandomResizedCrop(Vocabulary):
     """A crop of random area and aspect ratio, resized to full size (Szegedy et al., CVPR 2015)."""
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
-    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
+    scale: tuple[PartOfArea, PartOfArea] = Field(
         default=(0.35, 1.0), description="Smallest and largest part of the image's area."
     )
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+    ratio: tuple[WidthOverHeight, WidthOverHeight] = Field(
         default=(3 / 4, 4 / 3), description="Smallest and largest width over height."
     )
     flip: Flip = True
@@ -555,16 +596,17 @@ OneStudent = Annotated[Student, named("architecture", Student)]
 # The JSON type decides between one and several, so that a fault names only fields of that form.
 OneOrSeveralTeachers = Annotated[
     Annotated[Teacher, Tag("single")]
-    | Annotated[tuple[Teacher, ...], Field(min_length=1, max_length=16), Tag("several")],
+    | Annotated[tuple[Teacher, ...], Field(min_length=1, max_length=16), at_most(16), Tag("several")],
     Discriminator(_single_or_several),
 ]
 OneOrSeveralStudents = Annotated[
     Annotated[OneStudent, Tag("single")]
-    | Annotated[tuple[OneStudent, ...], Field(min_length=1, max_length=8), Tag("several")],
+    | Annotated[tuple[OneStudent, ...], Field(min_length=1, max_length=8), at_most(8), Tag("several")],
     Discriminator(_single_or_several),
 ]
 OneOrSeveralMethods = Annotated[
-    Annotated[Method, Tag("single")] | Annotated[tuple[Method, ...], Field(min_length=1, max_length=8), Tag("several")],
+    Annotated[Method, Tag("single")]
+    | Annotated[tuple[Method, ...], Field(min_length=1, max_length=8), at_most(8), Tag("several")],
     Discriminator(_single_or_several),
 ]
 
@@ -597,8 +639,8 @@ class JobSpec(Vocabulary):
     changes. `ttm` divides the teacher's logits only: its loss has no T².
     """
 
-    name: str | None = Field(
-        default=None, min_length=1, max_length=200, description="A name for people; it need not be unique."
+    name: Annotated[str, Text(200)] | None = Field(
+        default=None, description="A name for people, of one line; it need not be unique."
     )
     dataset: Annotated[Dataset, named("source", Dataset)] = Field(
         description="The images to train on and to measure every model on. A plain string is their source."
@@ -611,7 +653,7 @@ class JobSpec(Vocabulary):
         description="The trained network; some methods take none (GET /v1/methods). The probabilities of a list are "
         "averaged, by weight: only methods on logits can use a list.",
     )
-    assistants: Annotated[tuple[OneStudent, ...], Field(max_length=8)] = Field(
+    assistants: Annotated[tuple[OneStudent, ...], Field(max_length=8), at_most(8)] = Field(
         default=(),
         description="Networks between teacher and student, largest first: each is distilled from the one before "
         "(Mirzadeh et al., AAAI 2020, arXiv:1902.03393).",
@@ -623,7 +665,7 @@ class JobSpec(Vocabulary):
         description="A name, or an object with a name and the method's options. A list is a sum: each method's loss "
         "times its weight, and beta times the sum."
     )
-    temperature: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+    temperature: Annotated[float, Field(gt=0, le=1000), Bounds(ge=1e-3)] | None = Field(
         default=None,
         description="Divides both logits before the softmax. Default: the method's own (GET /v1/methods), in a list "
         "that of the first that has one.",
@@ -638,7 +680,7 @@ class JobSpec(Vocabulary):
         "have weights of their own, as in a list of several.",
     )
     training: Training = Field(default=Training(), description="The recipe of the training.")
-    baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
+    baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$"), Text(1000)] = Field(
         default="none",
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: of an "
         "earlier job, a supervised one, or one that trained its own student alone, with the same network, data, recipe "

@@ -1,8 +1,15 @@
 """The base class of every object in a job spec, and the type of a place in a network."""
 
+from itertools import islice
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticKnownError, core_schema
+
+from base.text import STORED, Text
+
+UNKNOWN_FIELDS = 60
+"""The unknown fields of an object that are looked at. They make a fault each, and a body may hold thousands."""
 
 
 def _require_name(schema: dict[str, Any]) -> None:
@@ -18,10 +25,38 @@ class Vocabulary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_require_name)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown_fields(cls, given: Any) -> Any:
+        return few_unknown(cls, given)
+
+
+def few_unknown(model: type[BaseModel], given: Any) -> Any:
+    """Return an object without most of its unknown fields, if it has very many: those left are refused all the same."""
+    if not isinstance(given, dict) or len(given) <= UNKNOWN_FIELDS:
+        return given
+    known = {name for field, info in model.model_fields.items() for name in (field, info.alias)}
+    unknown = islice((name for name in given if name not in known), UNKNOWN_FIELDS)
+    return {name: given[name] for name in (*(name for name in known if name in given), *unknown)}
+
+
+def at_most(number: int) -> BeforeValidator:
+    """Return a validator that refuses a longer list before its entries are looked at, each of which may be a fault."""
+
+    def check(given: Any) -> Any:
+        if isinstance(given, list | tuple) and len(given) > number:
+            context = {"field_type": "Tuple", "max_length": number, "actual_length": len(given)}
+            raise PydanticKnownError("too_long", context)
+        return given
+
+    return BeforeValidator(check)
+
 
 def named(field: str, of: Any, names: tuple[str, ...] = ()) -> BeforeValidator:
     """Return a validator that reads a plain string as an object with only this field; the schema shows both."""
     plain: Any = Literal[names] if names else str
+    if not names and isinstance(of, type) and issubclass(of, BaseModel):
+        plain = of.model_fields[field].rebuild_annotation()
     discriminated = Annotated[of, Field(discriminator="name")] if field == "name" else of
     return BeforeValidator(
         lambda given: {field: given} if isinstance(given, str) else given,
@@ -29,7 +64,40 @@ def named(field: str, of: Any, names: tuple[str, ...] = ()) -> BeforeValidator:
     )
 
 
+class Bounds:
+    """Annotation of a number or a list: bounds that are newer than stored specs.
+
+    A spec that an earlier version has accepted runs as it did: it is read with the context `STORED`, in which these
+    bounds are not checked. Bounds that the first version had are pydantic's own.
+    """
+
+    def __init__(self, *, ge: float | None = None, le: float | None = None, max_length: int | None = None) -> None:
+        self.ge, self.le, self.max_length = ge, le, max_length
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        def check(value: Any, info: core_schema.ValidationInfo) -> Any:
+            if info.context is STORED:
+                return value
+            if self.ge is not None and value < self.ge:
+                raise PydanticKnownError("greater_than_equal", {"ge": self.ge})
+            if self.le is not None and value > self.le:
+                raise PydanticKnownError("less_than_equal", {"le": self.le})
+            if self.max_length is not None and len(value) > self.max_length:
+                lengths = {"max_length": self.max_length, "actual_length": len(value)}
+                raise PydanticKnownError("too_long", {"field_type": "List", **lengths})
+            return value
+
+        return core_schema.with_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        described = handler(schema)
+        own = {"minimum": self.ge, "maximum": self.le, "maxItems": self.max_length}
+        return {**described, **{name: bound for name, bound in own.items() if bound is not None}}
+
+
 TapPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+(@(in|nhwc|tokens))?$")]
+Path = Annotated[str, Text(200)]
+"""A module's path that may be any name of a checkpoint."""
 
 
 class Pair(Vocabulary):
@@ -46,4 +114,4 @@ def _same_on_both_sides(given: Any) -> Any:
 Tap = Annotated[Pair, BeforeValidator(_same_on_both_sides, json_schema_input_type=TapPath | Pair)]
 """Return a pair of places. A plain path means the same path in both networks."""
 
-Taps = Annotated[tuple[Tap, ...], Field(min_length=1, max_length=16)]
+Taps = Annotated[tuple[Tap, ...], Field(min_length=1, max_length=16), at_most(16)]

@@ -285,3 +285,10 @@ async def test_uploads_stop_at_min_free_bytes_and_other_writes_go_on(
     assert small.status_code == 201
     await service.submit()
     assert (await service.http.delete(upload)).status_code == 204
+
+
+async def test_delete_upload_takes_the_bytes_from_its_project(service: Service) -> None:
+    upload = await service.http.post("/v1/uploads", content=CONTENT)
+    assert (await service.http.delete(upload.headers["location"])).status_code == 204
+    named = await service.http.post("/v1/models", json={"name": "m", "blob": f"sha256:{DIGEST}"})
+    problem(named, 404, "not_found")

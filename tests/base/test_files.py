@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from base.errors import StorageFull
-from base.files import disk_full_as_storage_full, keep_private, storage_full, write_text, write_whole
+from base.files import (
+    disk_full_as_storage_full,
+    keep_private,
+    storage_full,
+    too_many_files,
+    write_text,
+    write_whole,
+)
 
 
 def test_write_text_returns_path_bytes_and_digest(tmp_path):
@@ -78,3 +85,16 @@ def test_keep_private_takes_the_rights_of_others_and_no_more(tmp_path):
     (store / "blobs" / "weights").chmod(0o644)
     keep_private(store)
     assert (store / "blobs" / "weights").stat().st_mode & 0o777 == 0o644, "a private folder is not walked again"
+
+
+def test_too_many_files_finds_the_cause_in_what_a_library_makes_of_it():
+    for number in (errno.EMFILE, errno.ENFILE):
+        try:
+            try:
+                raise OSError(number, "Too many open files")
+            except OSError:
+                raise ValueError("this is no image") from None
+        except ValueError as error:
+            found = too_many_files(error)
+        assert found is not None and found.message == "no file can be opened: Too many open files"
+    assert too_many_files(OSError(errno.ENOENT, "no such file")) is None

@@ -239,7 +239,7 @@ def test_named_digests_finds_a_name_that_moves_between_rows(database: Database, 
     with database.begin() as connection:
         spec = {"teacher": {"checkpoint": f"blob:sha256:{sha256}"}}
         connection.execute(update(tables.jobs).values(resolved_spec=spec))
-    named = collector._named
+    named = collector.named_in
     moved = []
 
     def named_with_a_move(connection: Any) -> Iterator[Any]:
@@ -250,7 +250,7 @@ def test_named_digests_finds_a_name_that_moves_between_rows(database: Database, 
                 delete(database, job.id)
                 moved.append(sha256)
 
-    monkeypatch.setattr(collector, "_named", named_with_a_move)
+    monkeypatch.setattr(collector, "named_in", named_with_a_move)
     assert sha256 in named_digests(database)
     assert moved
 
@@ -616,10 +616,12 @@ def test_forget_inspections_deletes_old_rows_of_files_that_no_row_names(
 def test_free_blob_deletes_only_what_no_row_names_or_may_name(database: Database, files: FileStore):
     sha256 = put(files, "content")
     sending = upload(database, files, days_ago=0)
-    assert not free_blob(database, files, sha256), "an upload has all its bytes, and its digest is not known yet"
+    assert not free_blob(database, files, "ours", sha256), (
+        "an upload has all its bytes, and its digest is not known yet"
+    )
     assert files.trash_path(sha256).exists(), "the collector deletes it later"
     with database.begin() as connection:
         blob = uploads.adopt(files, sending)
         uploads.complete(connection, "ours", sending.id, blob)
-    assert free_blob(database, files, sha256) and not files.exists(sha256)
-    assert not free_blob(database, files, blob.sha256) and files.exists(blob.sha256)
+    assert free_blob(database, files, "ours", sha256) and not files.exists(sha256)
+    assert not free_blob(database, files, "ours", blob.sha256) and files.exists(blob.sha256)
