@@ -12,9 +12,11 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
 from api import problems, tracing
+from api.audit import AuditLog
 from api.auth import Authentication
 from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
+from api.limits import Limiter
 from api.middleware import Middleware
 from api.observing import Observing
 from api.openapi import document
@@ -23,11 +25,13 @@ from api.routes import (
     architectures,
     artifacts,
     attempts,
+    audit,
     datasets,
     evaluations,
     events,
     jobs,
     keys,
+    limits,
     logs,
     methods,
     metrics,
@@ -68,6 +72,8 @@ V1 = (
     datasets,
     methods,
     architectures,
+    limits,
+    audit,
     monitoring,
     storage,
     keys,
@@ -89,6 +95,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.database = database
         app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
+        app.state.limiter = Limiter(database, files, settings)
         app.state.readiness = monitoring.Readiness()
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
@@ -124,6 +131,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
     app.add_middleware(Middleware)
+    app.add_middleware(AuditLog)
     # The last one that is added is the outermost.
     app.add_middleware(Observing, access_log=settings.access_log is not False)
     app.openapi = cache(lambda: document(app, needs_key=settings.admin_key_hash is not None))  # type: ignore[method-assign]

@@ -7,6 +7,7 @@
                   `open_uploads_s`, open ones without a byte after EMPTY_S
     inspections   rows of files that no row names, after `uploads_s`
     temporaries   of killed processes
+    rows          of the audit log after `audit_s`; of idempotency keys whose things are gone
 
 No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its
 last use and restore it from the trash. So a blob is deleted only `after_s` after the last moment at which a process
@@ -44,7 +45,7 @@ from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
 from base.references import BLOB
-from store import checkpoints, collections, projects, tables, uploads
+from store import audit, checkpoints, collections, idempotency, projects, tables, uploads
 from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
@@ -77,6 +78,7 @@ class Retention:
     checkpoints_s: float
     uploads_s: float
     open_uploads_s: float
+    audit_s: float = 365 * 86_400.0
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -85,6 +87,7 @@ class Retention:
             settings.retain_checkpoints_s,
             settings.retain_uploads_s,
             settings.retain_open_uploads_s,
+            settings.retain_audit_s,
         )
 
 
@@ -141,7 +144,7 @@ class Collector:
         steps = [self.empty_trash, self.expire_checkpoints]
         steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
         steps += [self.expire_uploads, self.forget_inspections, self.forget_blobs, self.fill_trash]
-        steps += [self.delete_temporaries]
+        steps += [self.delete_temporaries, self.expire_rows]
         # Last: the steps before it have taken names from blobs.
         steps += [self.free_now] if self.on_demand and knows_its_files else []
         for step in steps:
@@ -314,6 +317,18 @@ class Collector:
             for path in self._each(paths):
                 if path.name not in known and modified_at(path) <= before:
                     self._do("uploads", path, _unlink, path)
+
+    def expire_rows(self) -> None:
+        """Delete old entries of the audit log, and idempotency keys whose things are gone. They are no files, and not
+        counted."""
+        while not self.dry_run:
+            if self.stopped():
+                raise Stopped
+            with self._begin() as connection:
+                count = audit.delete_older_than(connection, self.retention.audit_s, BATCH)
+                count += idempotency.delete_free(connection, BATCH)
+            if not count:
+                break
 
     def delete_temporaries(self) -> None:
         for path in self._each(self.files.temporaries()):

@@ -47,5 +47,5 @@ def _of_rows(connection: Connection, project: str) -> dict[str, Usage]:
 
 
 def _of_blobs(files: FileStore, digests: Iterable[str]) -> Usage:
-    sizes = [size for digest in digests if (size := files.size(digest)) is not None]
+    sizes = [size for digest in digests if (size := files.size(digest))]
     return Usage(len(sizes), sum(sizes))
