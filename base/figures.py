@@ -69,6 +69,11 @@ def refused(limit: str) -> None:
     _REFUSALS.labels(limit).inc()
 
 
+def refusals(limit: str) -> float:
+    """Return how many requests and connections a limit has refused in this process."""
+    return float(_REFUSALS.labels(limit)._value.get())
+
+
 def delivered(outcome: str) -> None:
     """Count a delivery of a webhook. `outcome`: one of a few words, such as `delivered` or `failed`."""
     _DELIVERIES.labels(outcome).inc()
