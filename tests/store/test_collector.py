@@ -14,7 +14,7 @@ from base import failpoints
 from base.errors import DatabaseUnavailable, StorageFull
 from store import audit, checkpoints, collections, collector, jobs, lifecycle, projects, registry, tables, uploads
 from store.artifacts import NewArtifact
-from store.collector import Collector, Retention, collect, named_digests
+from store.collector import Collector, Retention, collect, free_blob, named_digests
 from store.database import Database
 from store.file_store import FileStore
 from store.records import Job, database_now, new_id
@@ -22,7 +22,7 @@ from store.registry import NewEntry
 from tests.store.helpers import ERROR, claimed, expire_lease, read_job, running, submitted
 
 DAY = 86_400.0
-RETENTION = Retention(after_s=DAY, checkpoints_s=7 * DAY, uploads_s=7 * DAY)
+RETENTION = Retention(after_s=DAY, checkpoints_s=7 * DAY, uploads_s=7 * DAY, open_uploads_s=DAY)
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_named_digests_finds_a_name_that_moves_between_rows(database: Database, 
     with database.begin() as connection:
         spec = {"teacher": {"checkpoint": f"blob:sha256:{sha256}"}}
         connection.execute(update(tables.jobs).values(resolved_spec=spec))
-    named = collector._named
+    named = collector.named_in
     moved = []
 
     def named_with_a_move(connection: Any) -> Iterator[Any]:
@@ -272,7 +272,7 @@ def test_named_digests_finds_a_name_that_moves_between_rows(database: Database, 
                 delete(database, job.id)
                 moved.append(sha256)
 
-    monkeypatch.setattr(collector, "_named", named_with_a_move)
+    monkeypatch.setattr(collector, "named_in", named_with_a_move)
     assert sha256 in named_digests(database)
     assert moved
 
@@ -437,11 +437,11 @@ def rows_of_uploads(database: Database) -> set[str]:
         return set(connection.scalars(select(tables.uploads.c.id)))
 
 
-def test_expire_uploads_a_week_after_the_last_byte(database: Database, files: FileStore, in_days: Any):
+def test_expire_uploads_that_are_open_a_day_after_the_last_byte(database: Database, files: FileStore, in_days: Any):
     begun_long_ago = upload(database, files, days_ago=30)
     begun_now = upload(database, files, days_ago=0)
-    assert in_days(6.9).removed == {}
-    assert in_days(7.1).removed == {"uploads": {"count": 1, "bytes": 4}}
+    assert in_days(0.9).removed == {}
+    assert in_days(1.1).removed == {"uploads": {"count": 1, "bytes": 4}}
     assert rows_of_uploads(database) == {begun_now.id}
     assert not files.upload_path(begun_long_ago.id).exists()
 
@@ -568,7 +568,7 @@ def test_run_continues_after_a_step_that_fails(files: FileStore, in_days: Any, m
 
 def test_collect_writes_a_row_of_what_it_removed(database: Database, files: FileStore):
     put(files, "not named")
-    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0)
+    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0)
     assert collect(Collector(database, files, immediately), every_s=3600)
     assert not collect(Collector(database, files, immediately), every_s=3600)
     with database.connect() as connection:
@@ -593,7 +593,7 @@ def test_collect_runs_without_a_row_if_the_disk_is_full(
 
     monkeypatch.setattr(collections, "begin", full)
     sha256 = put(files, "not named")
-    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0)
+    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0)
     for _ in range(2):
         assert collect(Collector(database, files, immediately), every_s=0)
     assert place(files, sha256) == "deleted"
@@ -605,6 +605,48 @@ def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Da
         entry = registry.models.register(connection, NewEntry("ours", "junk", sha256, {}), "server", 30.0)
         registry.models.refuse(connection, entry, "server", {"message": "not a checkpoint"})
     assert list(in_days(1.1).removed) == ["to_trash"]
+
+
+def test_expire_uploads_deletes_one_without_a_byte_after_an_hour(database: Database, files: FileStore, in_days: Any):
+    with database.begin() as connection:
+        empty = [uploads.create(connection, "ours", bytes=10) for _ in range(2)]
+        created = update(tables.uploads).where(tables.uploads.c.id == empty[0].id)
+        connection.execute(created.values(created_at=database_now() - 3700))
+    assert in_days(0).removed == {"uploads": {"count": 1, "bytes": 0}}
+    assert rows_of_uploads(database) == {empty[1].id}
+
+
+def test_forget_inspections_deletes_old_rows_of_files_that_no_row_names(
+    database: Database, files: FileStore, in_days: Any
+):
+    kept = upload(database, files, days_ago=0)
+    with database.begin() as connection:
+        uploads.complete(connection, "ours", kept.id, uploads.adopt(files, kept))
+        named = connection.scalar(select(tables.uploads.c.sha256))
+        for digest, kind, days_ago in ((named, "model", 8), ("0" * 64, "model", 8), ("0" * 64, "dataset", 6)):
+            registry.put_inspection(connection, str(digest), kind, "", {})
+            row = update(tables.inspections).where(tables.inspections.c.kind == kind)
+            if digest != named:
+                row = row.where(tables.inspections.c.digest == digest)
+            connection.execute(row.values(seen_at=database_now() - days_ago * DAY))
+    in_days(0)
+    with database.connect() as connection:
+        left = connection.execute(select(tables.inspections.c.digest, tables.inspections.c.kind)).all()
+    assert sorted(map(tuple, left)) == sorted([(named, "model"), ("0" * 64, "dataset")])
+
+
+def test_free_blob_deletes_only_what_no_row_names_or_may_name(database: Database, files: FileStore):
+    sha256 = put(files, "content")
+    sending = upload(database, files, days_ago=0)
+    assert not free_blob(database, files, "ours", sha256), (
+        "an upload has all its bytes, and its digest is not known yet"
+    )
+    assert files.trash_path(sha256).exists(), "the collector deletes it later"
+    with database.begin() as connection:
+        blob = uploads.adopt(files, sending)
+        uploads.complete(connection, "ours", sending.id, blob)
+    assert free_blob(database, files, "ours", sha256) and not files.exists(sha256)
+    assert not free_blob(database, files, "ours", blob.sha256) and files.exists(blob.sha256)
 
 
 def test_collector_deletes_old_entries_of_the_audit_log_and_free_keys(database: Database, files: FileStore):
