@@ -5,6 +5,7 @@
     logs          of deleted jobs
     uploads       without use for `uploads_s`, row and file (but not the blob of a complete upload)
     temporaries   of killed processes
+    inspections   rows of facts that were not used for `inspections_s`: whoever needs them inspects again
     rows          of the audit log after `audit_s`; of idempotency keys whose things are gone
 
 No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its
@@ -39,7 +40,7 @@ from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
 from base.references import BLOB
-from store import audit, checkpoints, collections, idempotency, projects, tables, uploads
+from store import audit, checkpoints, collections, idempotency, projects, registry, tables, uploads
 from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
@@ -67,11 +68,16 @@ class Retention:
     checkpoints_s: float
     uploads_s: float
     audit_s: float = 365 * 86_400.0
+    inspections_s: float = 30 * 86_400.0
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         return cls(
-            settings.collect_after_s, settings.retain_checkpoints_s, settings.retain_uploads_s, settings.retain_audit_s
+            settings.collect_after_s,
+            settings.retain_checkpoints_s,
+            settings.retain_uploads_s,
+            settings.retain_audit_s,
+            settings.retain_inspections_s,
         )
 
 
@@ -128,6 +134,7 @@ class Collector:
         for step in [
             *steps,
             self.expire_uploads,
+            self.expire_inspections,
             self.forget_blobs,
             self.fill_trash,
             self.delete_temporaries,
@@ -259,6 +266,17 @@ class Collector:
             if used_at <= before:
                 with suppress(UploadBusy):
                     self._do("uploads", path, self._delete_upload, upload)
+
+    def expire_inspections(self) -> None:
+        """Delete the rows of inspections that were not used for long enough."""
+        age_s = self.retention.inspections_s
+        with self.database.connect() as connection:
+            count = registry.count_unused_inspections(connection, age_s)
+        if count and not self.dry_run:
+            with self._begin() as connection:
+                count = registry.delete_unused_inspections(connection, age_s)
+        if count:
+            self.removed["inspections"] = {"count": count, "bytes": 0}
 
     def tidy_uploads(self) -> None:
         """Delete the files whose upload is deleted or complete."""

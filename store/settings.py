@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     retain_uploads_s: float = Field(
         default=7 * 86_400, ge=3600, description="Time without use after which an upload is deleted, complete or not."
     )
+    retain_inspections_s: float = Field(
+        default=30 * 86_400,
+        ge=3600,
+        description="Time without use after which the facts that an inspection has found are forgotten.",
+    )
     upload_max_bytes: int = Field(default=10_000_000_000, gt=0)
     limit_jobs_queued: int | None = Field(
         default=10_000,
