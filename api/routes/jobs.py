@@ -13,17 +13,19 @@ from api.audit import Auditor
 from api.dependencies import AuditDep, Caller, Config, Db, Files, LimiterDep, ReferencesDep, WakeWorkers
 from api.estimate import estimated
 from api.limits import Limiter
-from api.openapi import headers
+from api.openapi import made_once
 from api.problems import (
+    FORBIDDEN,
     ActionNotAllowed,
     IdempotencyConflict,
+    InspectionsBusy,
     MalformedBody,
     NotFound,
-    QuotaExceeded,
     SpecInvalid,
     StorageFull,
     TeacherUnavailable,
     TooLarge,
+    TooManyInspections,
     WarningRefused,
     malformed_json,
     responses,
@@ -50,14 +52,7 @@ SPEC_BODY = {
 }
 
 
-SUBMITTED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": JobView,
-        "description": "The key is known: the job of the first request.",
-        **headers("Location", "Idempotent-Replayed"),
-    },
-    201: headers("Location"),
-}
+SUBMITTED = made_once(JobView)
 """The answers to a job that is submitted."""
 
 
@@ -87,7 +82,9 @@ Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
             WarningRefused,
             IdempotencyConflict,
             TeacherUnavailable,
-            QuotaExceeded,
+            *FORBIDDEN,
+            TooManyInspections,
+            InspectionsBusy,
             StorageFull,
         ),
     },
@@ -139,7 +136,7 @@ async def submit(
 @router.post(
     "/validate",
     response_model=ValidationView,
-    responses=responses(MalformedBody, TooLarge),
+    responses=responses(MalformedBody, TooLarge, TooManyInspections, InspectionsBusy),
     openapi_extra=SPEC_BODY,
 )
 async def validate(spec: Body, references: ReferencesDep, settings: Config, probe: Probe = True) -> Response:
