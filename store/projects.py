@@ -102,6 +102,12 @@ def has_blob(connection: Connection, project: str, sha256: str) -> bool:
     return connection.execute(query).one_or_none() is not None
 
 
+def forget_blob(connection: Connection, project: str, sha256: str) -> None:
+    """Delete the row of a blob that no row of the project names any more."""
+    rows = tables.project_blobs
+    connection.execute(delete(rows).where(rows.c.project == project, rows.c.sha256 == sha256))
+
+
 def forget_blobs(connection: Connection, named: Collection[tuple[str, str]], after_s: float, limit: int) -> int:
     """Delete rows of blobs that no row of their project names (`named`: project and digest) and that were not seen for
     `after_s`. Returns their number, at most `limit`."""
