@@ -662,7 +662,7 @@ def test_collector_deletes_old_entries_of_the_audit_log_and_free_keys(database: 
         jobs.cancel(connection, gone.id)
         jobs.delete(connection, gone.id)
     for dry_run, entries, keys in ((True, 2, 2), (False, 1, 1)):
-        Collector(database, files, Retention(9, 9, 9, audit_s=60), dry_run=dry_run).expire_rows()
+        Collector(database, files, Retention(9, 9, 9, 9, audit_s=60), dry_run=dry_run).expire_rows()
         with database.connect() as connection:
             assert len(connection.execute(select(tables.audit)).all()) == entries
             assert len(connection.execute(select(tables.idempotency)).all()) == keys
