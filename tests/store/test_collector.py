@@ -607,6 +607,26 @@ def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Da
     assert list(in_days(1.1).removed) == ["to_trash"]
 
 
+def test_expire_inspections_keeps_those_that_are_used(database: Database, files: FileStore):
+    month = 30 * DAY
+    with database.begin() as connection:
+        for key in ("used", "unused", "new"):
+            registry.put_inspection(connection, "0" * 64, "model", key, {"refused": {}})
+        aged = update(tables.inspections).where(tables.inspections.c.key != "new")
+        connection.execute(aged.values(seen_at=tables.inspections.c.seen_at - month - 60))
+        assert registry.is_long_unused(connection, "0" * 64, "model", "used", DAY)
+        assert not registry.is_long_unused(connection, "0" * 64, "model", "new", DAY)
+        assert not registry.is_long_unused(connection, "0" * 64, "model", "none", DAY)
+        registry.note_use(connection, "0" * 64, "model", "used")
+    dry = Collector(database, files, RETENTION, dry_run=True)
+    dry.expire_inspections()
+    collector = Collector(database, files, RETENTION)
+    collector.expire_inspections()
+    assert collector.removed == dry.removed == {"inspections": {"count": 1, "bytes": 0}}
+    with database.connect() as connection:
+        assert set(connection.scalars(select(tables.inspections.c.key))) == {"used", "new"}
+
+
 def test_expire_uploads_deletes_one_without_a_byte_after_an_hour(database: Database, files: FileStore, in_days: Any):
     with database.begin() as connection:
         empty = [uploads.create(connection, "ours", bytes=10) for _ in range(2)]
@@ -628,26 +648,6 @@ def test_free_blob_deletes_only_what_no_row_names_or_may_name(database: Database
         uploads.complete(connection, "ours", sending.id, blob)
     assert free_blob(database, files, "ours", sha256) and not files.exists(sha256)
     assert not free_blob(database, files, "ours", blob.sha256) and files.exists(blob.sha256)
-
-
-def test_expire_inspections_keeps_those_that_are_used(database: Database, files: FileStore):
-    month = 30 * DAY
-    with database.begin() as connection:
-        for key in ("used", "unused", "new"):
-            registry.put_inspection(connection, "0" * 64, "model", key, {"refused": {}})
-        aged = update(tables.inspections).where(tables.inspections.c.key != "new")
-        connection.execute(aged.values(seen_at=tables.inspections.c.seen_at - month - 60))
-        assert registry.is_long_unused(connection, "0" * 64, "model", "used", DAY)
-        assert not registry.is_long_unused(connection, "0" * 64, "model", "new", DAY)
-        assert not registry.is_long_unused(connection, "0" * 64, "model", "none", DAY)
-        registry.note_use(connection, "0" * 64, "model", "used")
-    dry = Collector(database, files, RETENTION, dry_run=True)
-    dry.expire_inspections()
-    collector = Collector(database, files, RETENTION)
-    collector.expire_inspections()
-    assert collector.removed == dry.removed == {"inspections": {"count": 1, "bytes": 0}}
-    with database.connect() as connection:
-        assert set(connection.scalars(select(tables.inspections.c.key))) == {"used", "new"}
 
 
 def test_collector_deletes_old_entries_of_the_audit_log_and_free_keys(database: Database, files: FileStore):
