@@ -43,7 +43,15 @@ Config = Annotated[Settings, _held("settings")]
 ExchangeDep = Annotated[Exchange, _held("exchange")]
 Db = Annotated[Database, _held("database")]
 Files = Annotated[FileStore, _held("files")]
-InspectionsDep = Annotated[Inspections, _held("inspections")]
+
+
+async def own_inspections(request: Request, caller: Caller) -> Inspections:
+    """Return the service's inspections, in which this caller takes turns with others."""
+    inspections: Inspections = request.app.state.inspections
+    return inspections.of(f"{caller.project}/{caller.key_id or ''}")
+
+
+InspectionsDep = Annotated[Inspections, Depends(own_inspections)]
 LimiterDep = Annotated[Limiter, _held("limiter")]
 RegistrationsDep = Annotated[Registrations, _held("registrations")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]

@@ -30,9 +30,11 @@ Problem
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
  ├─ LimitReached        429  a limit of the project; waiting helps: `Retry-After` is in seconds
+ ├─ TooManyInspections  429  too many inspections of the caller wait already
  ├─ HeadersTooLarge     431
  ├─ ServerError         500
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
+ ├─ InspectionsBusy     503  too many inspections wait already
  └─ StorageFull         507
 
 Exceptions of other packages become problems here too: each class names the exception that it `stands_for`.
@@ -51,6 +53,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api import places
 from api.inspections import Refused
 from base import errors, figures
 from base.errors import MESSAGE_CHARACTERS, Fault
@@ -314,6 +317,26 @@ class Unavailable(Problem):
         return cls("the database cannot be reached, or takes no writes; try again")
 
 
+class TooManyInspections(Problem):
+    status, code, title = 429, "too_many_inspections", "Too many inspections of yours wait"
+    sends = ("Retry-After",)
+    stands_for = places.AskerBusy
+
+    @classmethod
+    def of(cls, error: places.Busy) -> Self:
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)})
+
+
+class InspectionsBusy(Problem):
+    status, code, title = 503, "inspections_busy", "Too many inspections wait"
+    sends = ("Retry-After",)
+    stands_for = places.Busy
+
+    @classmethod
+    def of(cls, error: places.Busy) -> Self:
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)})
+
+
 class StorageFull(Problem):
     status, code, title = 507, "storage_full", "The disk takes no more files"
     stands_for = errors.StorageFull
@@ -331,6 +354,10 @@ EVERYWHERE: tuple[type[Problem], ...] = (
     Unavailable,
 )
 """The problems that any route may return; declared once, on the router of all routes."""
+TO_EVERYBODY: tuple[type[Problem], ...] = (MalformedRequest, AddressTooLong, HeadersTooLarge)
+"""Those of `api/http_server.py` and `api/middleware.py`, before it matters what is asked for."""
+OF_BODIES: tuple[type[Problem], ...] = (MalformedBody, RequestTimeout, TooLarge, UnsupportedEncoding)
+"""Those of the middleware for a body."""
 
 
 def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
@@ -422,7 +449,8 @@ async def _schema_error(request: Request, error: Exception) -> Response:
     model = body.field_info.annotation if body is not None else None
     faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
     if len(details) > MAX_FAULTS:
-        faults.append(more_faults(len(details) - MAX_FAULTS))
+        # Of an object with very many unknown fields, most were left out.
+        faults.append(more_faults(len(details) - MAX_FAULTS, "at least "))
     return Invalid(summary(faults), faults).response(request_id(request))
 
 

@@ -18,10 +18,10 @@ HEAD = """# Settings
 
 Made from the code by `python -m bench.settings_page`; a test compares it.
 
-A setting is a variable of the environment, or a line of a file that `DISTILLERY_CONFIG` names; the variable is stronger.
-The file is TOML: the name without `DISTILLERY_`, in small letters. What only workers read is in its table `[worker]`.
-A name that no setting has, and a value that no setting takes, ends the program with a line that says so. All processes of
-one service need the same database, broker, files and lease; sizes are in bytes, times in seconds.
+A setting is a variable of the environment, or a line of a file that `DISTILLERY_CONFIG` names; the variable is
+stronger. The file is TOML: the name without `DISTILLERY_`, in small letters. What only workers read is in its table
+`[worker]`. A name that no setting has, and a value that no setting takes, ends the program with a line that says so.
+All processes of one service need the same database, broker, files and lease; sizes are in bytes, times in seconds.
 
 ```toml
 home = "/var/lib/distillery"
@@ -41,10 +41,10 @@ OTHERS = """
 | variable | read by | meaning |
 |---|---|---|
 | `DISTILLERY_CONFIG` | API, workers, `python -m store` | the file with settings |
-| `DISTILLERY_WEIGHTS` | engines | a folder in which published weights are looked for first, or the address of a mirror |
+| `DISTILLERY_WEIGHTS` | engines | a folder with published weights, asked first, or the address of a mirror |
 | `OMP_NUM_THREADS` | engines | threads of a training, where neither job nor worker sets a number |
-| `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | engines | as for the Hugging Face client, which downloads timm's weights |
-| `OTEL_…` | API | OpenTelemetry's own, if `DISTILLERY_OTEL` is on: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME` … |
+| `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | engines | as for the Hugging Face client: timm's weights |
+| `OTEL_…` | API | OpenTelemetry's own, with `DISTILLERY_OTEL`: `OTEL_EXPORTER_OTLP_ENDPOINT` … |
 | `FORWARDED_ALLOW_IPS` | API | proxies whose `X-Forwarded-For` is believed; default: this machine |
 | `DISTILLERY_URL`, `DISTILLERY_API_KEY` | the command line, the SDK | the server, and the key to send |
 | `DISTILLERY_VENV`, `PYTHON` | `./run` | its folder for the environment, and the interpreter |

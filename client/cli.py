@@ -865,7 +865,7 @@ def create_project(
 
 @projects_app.command("delete")
 def delete_project(context: typer.Context, name: Annotated[str, typer.Argument()]) -> None:
-    """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
+    """Delete a project that has no jobs, models, data sets and uploads, and end its keys."""
     context.obj.delete_project(name)
     typer.echo(f"{name} deleted")
 

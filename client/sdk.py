@@ -467,7 +467,7 @@ class Distillery:
         return self._pages("/v1/audit", limit=100, **filters, since=since, until=until)
 
     def delete_project(self, name: str) -> None:
-        """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
+        """Delete a project that has no jobs, models, data sets and uploads, and end its keys."""
         self.connection.request("DELETE", f"/v1/projects/{name}")
 
     def ready(self) -> bool:

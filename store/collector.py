@@ -5,8 +5,8 @@
     logs          of deleted jobs
     uploads       without use, row and file (but not the blob of a complete upload): after `uploads_s`, open ones after
                   `open_uploads_s`, open ones without a byte after EMPTY_S
-    inspections   rows of files that no row names, after `uploads_s`
     temporaries   of killed processes
+    inspections   rows of facts that were not used for `inspections_s`: whoever needs them inspects again
     rows          of the audit log after `audit_s`; of idempotency keys whose things are gone
 
 No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its
@@ -38,14 +38,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, Text, and_, cast, delete, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, Text, and_, cast, exists, or_, select
 
 from base.errors import DatabaseUnavailable, StorageFull
 from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
 from base.references import BLOB
-from store import audit, checkpoints, collections, idempotency, projects, tables, uploads
+from store import audit, checkpoints, collections, idempotency, projects, registry, tables, uploads
 from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
@@ -79,6 +79,7 @@ class Retention:
     uploads_s: float
     open_uploads_s: float
     audit_s: float = 365 * 86_400.0
+    inspections_s: float = 30 * 86_400.0
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -88,6 +89,7 @@ class Retention:
             settings.retain_uploads_s,
             settings.retain_open_uploads_s,
             settings.retain_audit_s,
+            settings.retain_inspections_s,
         )
 
 
@@ -143,7 +145,7 @@ class Collector:
         # The steps that free disk space without needing any come first.
         steps = [self.empty_trash, self.expire_checkpoints]
         steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
-        steps += [self.expire_uploads, self.forget_inspections, self.forget_blobs, self.fill_trash]
+        steps += [self.expire_uploads, self.expire_inspections, self.forget_blobs, self.fill_trash]
         steps += [self.delete_temporaries, self.expire_rows]
         # Last: the steps before it have taken names from blobs.
         steps += [self.free_now] if self.on_demand and knows_its_files else []
@@ -297,14 +299,16 @@ class Collector:
                 with suppress(UploadBusy):
                     self._do("uploads", path, self._delete_upload, upload)
 
-    def forget_inspections(self) -> None:
-        """Delete what inspections have found in files that no row names. It would only be found again."""
-        rows, named = tables.inspections.c, [tables.models, tables.datasets, tables.uploads, tables.artifacts]
-        old = rows.seen_at <= database_now() - self.retention.uploads_s
-        unnamed = [~exists().where(table.c.sha256 == rows.digest) for table in named]
-        if not self.dry_run:
+    def expire_inspections(self) -> None:
+        """Delete the rows of inspections that were not used for long enough."""
+        age_s = self.retention.inspections_s
+        with self.database.connect() as connection:
+            count = registry.count_unused_inspections(connection, age_s)
+        if count and not self.dry_run:
             with self._begin() as connection:
-                connection.execute(delete(tables.inspections).where(old, *unnamed))
+                count = registry.delete_unused_inspections(connection, age_s)
+        if count:
+            self.removed["inspections"] = {"count": count, "bytes": 0}
 
     def tidy_uploads(self) -> None:
         """Delete the files whose upload is deleted or complete."""

@@ -123,6 +123,11 @@ class Settings(FromEnvironmentOrFile):
         ge=3600,
         description="Time without use after which an upload that is not complete is deleted; without a byte, an hour.",
     )
+    retain_inspections_s: float = Field(
+        default=30 * 86_400,
+        ge=3600,
+        description="Time without use after which the facts that an inspection has found are forgotten.",
+    )
     upload_max_bytes: int = Field(default=10_000_000_000, gt=0, description="The largest file that may be uploaded.")
     limit_jobs_queued: int | None = Field(
         default=10_000,

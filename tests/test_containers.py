@@ -109,6 +109,15 @@ def test_services_have_no_needless_rights(services: dict[str, Any]) -> None:
         assert not service.get("privileged"), name
 
 
+def test_every_service_has_bounds_of_memory_and_processes(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        size = re.fullmatch(r"(?:\$\{[A-Z]+_MEMORY:-)?(\d+)(m|g)\}?", service["mem_limit"])
+        assert size is not None and int(size[1]) > 0, name
+        assert 100 <= service["pids_limit"] <= 5000, name
+        for mount in service["tmpfs"]:
+            assert re.search(r"size=\d+[mg]$", mount), f"{name}: a tmpfs takes memory"
+
+
 def test_only_the_api_is_published_and_to_this_host_alone(services: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert published.pop("tls") == ["${DISTILLERY_TLS_PUBLISH:-443}:8443"], "of the profile tls"

@@ -262,7 +262,8 @@ class Attempt:
     def _run_engine(self, process: EngineProcess, order: Order, scratch: LockedFolder) -> tuple[Ending, bool]:
         """Run one engine. Returns how it ended, and whether it had begun."""
         log_path = self.context.files.log_path(self.claim.job.id, self.claim.fence)
-        with process, EngineRun(process, order, log_path=log_path, lock=scratch.lock) as run:
+        most_bytes = self.context.engine_memory_bytes
+        with process, EngineRun(process, order, log_path=log_path, lock=scratch.lock, most_bytes=most_bytes) as run:
             write_session(scratch, process.pid)
             failpoint("engine.started")
             self.lease.attach(process)
@@ -459,6 +460,10 @@ def _observed_error(ending: Ending) -> dict[str, Any]:
     match ending.how:
         case "out_of_memory":
             error: EngineError = OutOfMemory(message, hint="a smaller training.batch_size needs less")
+        case "over_memory":
+            # Another attempt would take as much.
+            needs_less = "a smaller training.batch_size, image_size or network needs less"
+            return OutOfMemory(ending.message, hint=needs_less).as_dict() | {"retryable": False}
         case "crashed":
             error = Internal(message, hint="the log of this attempt has more")
         case _:

@@ -51,6 +51,12 @@ class Options(FromEnvironmentOrFile):
         ge=0,
         description="What stored outputs of teachers may take of this host's cache; 0: nothing is stored.",
     )
+    engine_memory_bytes: int | None = Field(
+        default=None,
+        ge=1 << 28,
+        description="Memory that one engine may take before its job fails with `out_of_memory`; default: 80 % of the "
+        "host's, or of its container's, divided by its slots. GPU memory does not count.",
+    )
     room_wait_s: float = Field(
         default=30, gt=0, description="Wait after a job failed on a full disk; it costs no attempt."
     )
@@ -91,6 +97,8 @@ class WorkerContext:
 
     def __init__(self, settings: Settings, options: Options, wake_workers: Callable[[], None]) -> None:
         self.settings, self.options, self.wake_workers = settings, options, wake_workers
+        self.engine_memory_bytes = options.engine_memory_bytes
+        """None: no bound. A worker that knows its slots sets the default."""
         self.owner = new_owner()
         self.database = Database(settings.database_url)
         # For heartbeats only: a lease must not be lost because the other pool has no free connection.

@@ -22,7 +22,7 @@ from store.registry import NewEntry
 from tests.store.helpers import ERROR, claimed, expire_lease, read_job, running, submitted
 
 DAY = 86_400.0
-RETENTION = Retention(after_s=DAY, checkpoints_s=7 * DAY, uploads_s=7 * DAY, open_uploads_s=DAY)
+RETENTION = Retention(after_s=DAY, checkpoints_s=7 * DAY, uploads_s=7 * DAY, open_uploads_s=DAY, inspections_s=30 * DAY)
 
 
 @pytest.fixture
@@ -568,7 +568,7 @@ def test_run_continues_after_a_step_that_fails(files: FileStore, in_days: Any, m
 
 def test_collect_writes_a_row_of_what_it_removed(database: Database, files: FileStore):
     put(files, "not named")
-    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0)
+    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0, inspections_s=0)
     assert collect(Collector(database, files, immediately), every_s=3600)
     assert not collect(Collector(database, files, immediately), every_s=3600)
     with database.connect() as connection:
@@ -593,7 +593,7 @@ def test_collect_runs_without_a_row_if_the_disk_is_full(
 
     monkeypatch.setattr(collections, "begin", full)
     sha256 = put(files, "not named")
-    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0)
+    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0, inspections_s=0)
     for _ in range(2):
         assert collect(Collector(database, files, immediately), every_s=0)
     assert place(files, sha256) == "deleted"
@@ -607,6 +607,26 @@ def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Da
     assert list(in_days(1.1).removed) == ["to_trash"]
 
 
+def test_expire_inspections_keeps_those_that_are_used(database: Database, files: FileStore):
+    month = 30 * DAY
+    with database.begin() as connection:
+        for key in ("used", "unused", "new"):
+            registry.put_inspection(connection, "0" * 64, "model", key, {"refused": {}})
+        aged = update(tables.inspections).where(tables.inspections.c.key != "new")
+        connection.execute(aged.values(seen_at=tables.inspections.c.seen_at - month - 60))
+        assert registry.is_long_unused(connection, "0" * 64, "model", "used", DAY)
+        assert not registry.is_long_unused(connection, "0" * 64, "model", "new", DAY)
+        assert not registry.is_long_unused(connection, "0" * 64, "model", "none", DAY)
+        registry.note_use(connection, "0" * 64, "model", "used")
+    dry = Collector(database, files, RETENTION, dry_run=True)
+    dry.expire_inspections()
+    collector = Collector(database, files, RETENTION)
+    collector.expire_inspections()
+    assert collector.removed == dry.removed == {"inspections": {"count": 1, "bytes": 0}}
+    with database.connect() as connection:
+        assert set(connection.scalars(select(tables.inspections.c.key))) == {"used", "new"}
+
+
 def test_expire_uploads_deletes_one_without_a_byte_after_an_hour(database: Database, files: FileStore, in_days: Any):
     with database.begin() as connection:
         empty = [uploads.create(connection, "ours", bytes=10) for _ in range(2)]
@@ -614,25 +634,6 @@ def test_expire_uploads_deletes_one_without_a_byte_after_an_hour(database: Datab
         connection.execute(created.values(created_at=database_now() - 3700))
     assert in_days(0).removed == {"uploads": {"count": 1, "bytes": 0}}
     assert rows_of_uploads(database) == {empty[1].id}
-
-
-def test_forget_inspections_deletes_old_rows_of_files_that_no_row_names(
-    database: Database, files: FileStore, in_days: Any
-):
-    kept = upload(database, files, days_ago=0)
-    with database.begin() as connection:
-        uploads.complete(connection, "ours", kept.id, uploads.adopt(files, kept))
-        named = connection.scalar(select(tables.uploads.c.sha256))
-        for digest, kind, days_ago in ((named, "model", 8), ("0" * 64, "model", 8), ("0" * 64, "dataset", 6)):
-            registry.put_inspection(connection, str(digest), kind, "", {})
-            row = update(tables.inspections).where(tables.inspections.c.kind == kind)
-            if digest != named:
-                row = row.where(tables.inspections.c.digest == digest)
-            connection.execute(row.values(seen_at=database_now() - days_ago * DAY))
-    in_days(0)
-    with database.connect() as connection:
-        left = connection.execute(select(tables.inspections.c.digest, tables.inspections.c.kind)).all()
-    assert sorted(map(tuple, left)) == sorted([(named, "model"), ("0" * 64, "dataset")])
 
 
 def test_free_blob_deletes_only_what_no_row_names_or_may_name(database: Database, files: FileStore):
@@ -661,7 +662,7 @@ def test_collector_deletes_old_entries_of_the_audit_log_and_free_keys(database: 
         jobs.cancel(connection, gone.id)
         jobs.delete(connection, gone.id)
     for dry_run, entries, keys in ((True, 2, 2), (False, 1, 1)):
-        Collector(database, files, Retention(9, 9, 9, audit_s=60), dry_run=dry_run).expire_rows()
+        Collector(database, files, Retention(9, 9, 9, 9, audit_s=60), dry_run=dry_run).expire_rows()
         with database.connect() as connection:
             assert len(connection.execute(select(tables.audit)).all()) == entries
             assert len(connection.execute(select(tables.idempotency)).all()) == keys
