@@ -71,10 +71,10 @@ class Middleware:
             nonlocal started
             started = True
             if message["type"] == "http.response.start":
-                present = message.setdefault("headers", [])
+                present = list(message.get("headers", ()))
                 names = {name.lower() for name, _ in present}
-                present.append((b"x-request-id", request_id.encode()))
-                present += [(name, value) for name, value in _HEADERS if name not in names]
+                own = [(name, value) for name, value in _HEADERS if name not in names]
+                message["headers"] = [*present, (b"x-request-id", request_id.encode()), *own]
             await send(message)
 
         has_body = header.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in header
