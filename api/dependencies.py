@@ -14,6 +14,7 @@ from api.inspections import Inspections
 from api.limits import Limiter
 from api.references import References
 from api.registrations import Registrations
+from base.figures import Exchange
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
@@ -39,6 +40,7 @@ AdminCaller = Annotated[Member, Depends(admin)]
 OperatorCaller = Annotated[Member, Depends(operator)]
 AuditDep = Annotated[Auditor, Depends(auditor)]
 Config = Annotated[Settings, _held("settings")]
+ExchangeDep = Annotated[Exchange, _held("exchange")]
 Db = Annotated[Database, _held("database")]
 Files = Annotated[FileStore, _held("files")]
 

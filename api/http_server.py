@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from api.problems import AddressTooLong, HeadersTooLarge, MalformedRequest, Problem, Unavailable
+from base import figures
 
 log = logging.getLogger("distillery.api")
 
@@ -267,6 +268,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer with a problem outside of the application, and read nothing more."""
+        figures.refused(problem.code)
         if self.pipeline:
             # An answer is under way, and others would have to come before this one.
             self.pipeline.clear()

@@ -42,7 +42,6 @@ Exceptions of other packages become problems here too: each class names the exce
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Self, cast
@@ -56,7 +55,7 @@ from starlette.responses import Response
 
 from api import places
 from api.inspections import Refused
-from base import errors
+from base import errors, figures
 from base.errors import MESSAGE_CHARACTERS, Fault
 from base.text import clipped
 from kdcore.spec.reading import MAX_FAULTS, more_faults, nearest
@@ -273,10 +272,6 @@ class IdempotencyConflict(Invalid):
     stands_for = store_errors.IdempotencyConflict
 
 
-REFUSALS: Counter[str] = Counter()
-"""How many requests this process has refused, by the limit that was reached."""
-
-
 class LimitReached(Problem):
     """The header `Retry-After` has the seconds after which it is worth to come again."""
 
@@ -286,7 +281,7 @@ class LimitReached(Problem):
 
     @classmethod
     def of(cls, error: store_errors.LimitReached) -> Self:
-        REFUSALS[error.limit] += 1
+        figures.refused(error.limit)
         return cls(str(error), headers={"Retry-After": str(error.retry_after_s)}, **error.details)
 
 
@@ -296,7 +291,7 @@ class QuotaExceeded(Problem):
 
     @classmethod
     def of(cls, error: store_errors.QuotaExceeded) -> Self:
-        REFUSALS[error.limit] += 1
+        figures.refused(error.limit)
         return cls(str(error), **error.details)
 
 
@@ -343,7 +338,7 @@ class InspectionsBusy(Problem):
 
 
 class StorageFull(Problem):
-    status, code, title = 507, "storage_full", "The disk is full"
+    status, code, title = 507, "storage_full", "The disk takes no more files"
     stands_for = errors.StorageFull
 
 

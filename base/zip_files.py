@@ -32,6 +32,10 @@ ENCRYPTED, UTF8 = 0x1, 0x800
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
+class MembersOverlap(zipfile.BadZipFile):
+    """The entries have more packed bytes than the file: some share theirs."""
+
+
 class ZipMember(NamedTuple):
     """An entry of a zip's directory. Its fields have the names that they have in `zipfile.ZipInfo`."""
 
@@ -87,7 +91,7 @@ def members(descriptor: int) -> Iterator[ZipMember]:
         at += _ENTRY.size + sum(lengths)
         left -= one.compress_size
         if left < 0:
-            raise zipfile.BadZipFile("its members overlap: together they have more bytes than the file")
+            raise MembersOverlap("its members overlap: together they have more bytes than the file")
         yield one
     if len(buffer) > at or start < stop:
         raise zipfile.BadZipFile("Truncated central directory")

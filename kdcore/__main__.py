@@ -50,10 +50,9 @@ from base.errors import (
     Internal,
     OutOfMemory,
     SpecInvalid,
-    StorageFull,
     TeacherMismatch,
 )
-from base.files import DISK_FULL, too_many_files
+from base.files import DISK_FULL, storage_full, too_many_files
 from base.processes import importing
 from base.text import STORED, all_shown, shown, unwanted
 from kdcore import protocol
@@ -330,7 +329,7 @@ def _engine_error(error: Exception) -> EngineError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
         return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size or network needs less")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return StorageFull(f"out of disk space: {error}")
+        return storage_full(error, str(error.filename or "a file"))
     return Internal(f"{type(error).__name__}: {error}")
 
 

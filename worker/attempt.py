@@ -16,6 +16,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
+from base import figures
 from base.clock import boottime
 from base.data_cache import cache_of
 from base.errors import (
@@ -29,7 +30,7 @@ from base.errors import (
     WorkerLost,
 )
 from base.failpoints import failpoint
-from base.files import DISK_FULL, make_folder, sha256_of, too_many_files
+from base.files import DISK_FULL, make_folder, sha256_of, storage_full, too_many_files
 from base.folders import LockedFolder
 from base.references import BLOB, blobs_in
 from base.text import STORED
@@ -87,6 +88,7 @@ def run_job(
             return attempt.outcome
     except LeaseLost:
         log.warning(STALE_FENCE, job.id, claim.fence)
+        figures.attempt_ended("lost")
     except DrainOver:
         log.warning("job %s: left unfinished, the database could not be reached in time", job.id)
     except Exception as error:
@@ -333,6 +335,7 @@ class Attempt:
             return done
 
         self._commit("finish_succeeded.committed", succeed)
+        figures.job_succeeded(report)
         # Jobs may have waited for this one's student.
         self.context.wake_workers()
 
@@ -365,6 +368,7 @@ class Attempt:
             self._fail(DeadlineExceeded("the job took longer than it was allowed to").as_dict())
         elif reason == "cancel":
             self._commit("finish_cancelled.committed", lifecycle.finish_cancelled)
+            figures.attempt_ended("cancelled")
         elif ending is not None and ending.how == "error":
             self._fail(_reported_error(ending))
         elif reason is not None:
@@ -372,6 +376,7 @@ class Attempt:
                 "release.committed", lifecycle.release, reason=reason, to="paused" if reason == "pause" else "queued"
             )
             self.context.wake_workers()
+            figures.attempt_ended("released")
         else:
             assert ending is not None, "without a reason to stop an engine was started"  # noqa: S101
             self._fail(_observed_error(ending), ending)
@@ -380,6 +385,7 @@ class Attempt:
         """End the job, or requeue it while it has attempts and the error may pass. What the host lacks costs none."""
         job_id = self.claim.job.id
         self.writer.close()
+        figures.attempt_ended("postponed" if error["code"] in HOST_LACKS else "failed")
         if error["code"] in HOST_LACKS:
             log.warning("job %s: waits: %s", job_id, error["message"])
             self._commit("postpone.committed", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)
@@ -467,5 +473,5 @@ def _observed_error(ending: Ending) -> dict[str, Any]:
 
 def _as_engine_error(error: OSError) -> EngineError:
     if error.errno in DISK_FULL:
-        return StorageFull(f"the disk cannot be written: {error.strerror}", "free some disk space, then try again")
+        return storage_full(error)
     return Internal(f"the worker failed: {error}")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import Connection
 
 from base.clock import Contact, boottime
@@ -17,17 +16,17 @@ from base.data_cache import TEACHER_MAX_BYTES
 from base.errors import DatabaseUnavailable, StorageFull
 from store.database import Database
 from store.file_store import FileStore
-from store.settings import Settings
+from store.settings import FromEnvironmentOrFile, Settings
 from worker.devices import Allocator
 
 UNAVAILABLE = (DatabaseUnavailable, StorageFull)
 """Errors of a database that cannot be reached or written: the worker waits, and no training is stopped."""
 
 
-class Options(BaseSettings):
-    """Settings that only a worker has; read from the environment as DISTILLERY_…."""
+class Options(FromEnvironmentOrFile):
+    """Settings that only a worker has."""
 
-    model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True)
+    table = "worker"
 
     engine: tuple[str, ...] = Field(
         default=(sys.executable, "-m", "kdcore", "run"),

@@ -42,8 +42,15 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
     responses={
         **SUBMITTED,
         **responses(
-            *(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, *FORBIDDEN),
-            *(TooManyInspections, InspectionsBusy, StorageFull),
+            NotFound,
+            NotReady,
+            SpecInvalid,
+            WarningRefused,
+            IdempotencyConflict,
+            *FORBIDDEN,
+            TooManyInspections,
+            InspectionsBusy,
+            StorageFull,
         ),
     },
 )

@@ -1,13 +1,16 @@
 """Programs from files: the kind is known from the bytes, and the program is compared with the data and tried."""
 
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 from base.errors import TeacherMismatch
 from base.file_kinds import HEAD_BYTES, ONNX, kind_of
+from base.zip_files import members
 from kdcore.catalog.facts import DatasetFacts, ProgramFacts
 from kdcore.programs.onnx_program import OnnxProgram, RunFailed, open_onnx
 from kdcore.programs.program import Program, TakesTooMuch, refuse_other_images, try_out
+from kdcore.programs.pt2 import MOST_MEMBERS
 from kdcore.programs.traced import open_traced
 
 MOST_BYTES = 1 << 30
@@ -28,8 +31,9 @@ def is_onnx(path: Path) -> bool:
 
 def _is_traced(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.rpartition("/")[2] == "archive_format" for name in archive.namelist())
+        with path.open("rb") as file:
+            found = islice(members(file.fileno()), MOST_MEMBERS)
+            return any(one.filename.rpartition("/")[2] == "archive_format" for one in found)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
 

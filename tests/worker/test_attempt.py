@@ -33,7 +33,7 @@ LONG = 200
 """Steps of 0.02 s: time for a request to reach the engine, on a busy machine too."""
 
 
-def test_run_job_from_claim_to_artifacts(db: JobDatabase, start_worker: Start):
+def test_run_job_from_claim_to_artifacts(db: JobDatabase, start_worker: Start, settings: Settings):
     job_id = db.submit(steps=10, checkpoint_every=2)
     start_worker()
     db.assert_trained(job_id, 10)
@@ -53,6 +53,7 @@ def test_run_job_from_claim_to_artifacts(db: JobDatabase, start_worker: Start):
         "000000010.pt",
     ]
     assert "the fake engine starts" in db.files.log_path(job_id, 1).read_text()
+    assert (settings.home / "cache" / "projects" / "p").is_dir(), "each project has a cache of its own"
     db.assert_nothing_left()
 
 
