@@ -136,6 +136,14 @@ async def test_student_from_published_weights_is_checked_without_a_download(serv
     )  # fmt: skip
 
 
+async def test_teacher_by_a_name_of_weights_that_no_library_has_is_refused_at_submit(service: Service) -> None:
+    for name in ("http://127.0.0.1:1/x", "nothing"):
+        service.inspector.answers[name] = Refused("spec_invalid", f"torchvision publishes no weights {name!r}")
+        body = {**SUPERVISED, "method": "kd", "teacher": {"checkpoint": f"weights:{name}"}}
+        fault = (await faults_of(service, body))["/teacher/checkpoint"]
+        assert (fault["code"], fault["got"]) == ("not_found", f"weights:{name}")
+
+
 async def test_student_from_a_job_that_has_not_ended_waits_for_it(service: Service) -> None:
     first = await service.submit()
     student = {"architecture": "convnet4", "checkpoint": f"job:{first}"}
