@@ -53,6 +53,7 @@ class New(Protocol):
     """What the bodies of all registrations have."""
 
     name: str
+    labels: dict[str, str]
 
     def model_dump(self, *, mode: str, exclude_unset: bool) -> dict[str, Any]: ...
 
@@ -116,7 +117,7 @@ class Registrations:
         Raises NameTaken; and, within that time, Refused or the Problem for which the row was deleted again.
         """
         request = new.model_dump(mode="json", exclude_unset=True)
-        entry = NewEntry(project, new.name, digest, request)
+        entry = NewEntry(project, new.name, digest, request, dict(new.labels))
         starts = self._inspections.inspector.is_free(kind.facts)
         held = self._hold(kind, await self._db.write(kind.registry.register, entry, self._owner, self._lease_s))
         begun = asyncio.create_task(held.begun.wait())

@@ -8,7 +8,7 @@ same name in the spec or its scheduling.
 import secrets
 import time
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field
 from sqlalchemy import Column, ColumnElement, Connection, Double, Row, Table, select
@@ -17,6 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 from store import tables
+from store.lists import summary_of
 
 if TYPE_CHECKING:
     from kdcore.spec import EvaluationSpec, JobSpec
@@ -44,6 +45,10 @@ class NewJob:
     deadline_s: float | None
     warnings: list[dict[str, Any]]
     """What is doubtful about the job (`base/warning.py`); its attempts add to it."""
+    labels: dict[str, str]
+    """Names and values to find it by."""
+    summary: dict[str, Any]
+    """What a list shows of its spec: `store.lists.summary_of`."""
 
     @classmethod
     def of(cls, resolved: "JobSpec | EvaluationSpec", **sent: Any) -> "NewJob":
@@ -51,7 +56,8 @@ class NewJob:
 
         An evaluation has None for a field that only the spec of a distillation has.
         """
-        named = {"method": resolved.method_name, "resolved_spec": resolved.as_json()}
+        spec = resolved.as_json()
+        named = {"method": resolved.method_name, "resolved_spec": spec, "summary": summary_of(sent["spec"], spec)}
         values = {"kind": "distillation", **vars(resolved), **vars(resolved.scheduling), **named, **sent}
         if values["kind"] == "evaluation":
             values = {**dict.fromkeys(field.name for field in fields(cls)), **values}
@@ -88,6 +94,38 @@ class Job(NewJob):
     finished_at: float | None
     not_before: float | None
     deadline_at: float | None
+    figures: dict[str, Any] | None
+    """What a list shows of its result: `store.lists.figures_of`."""
+    revision: int
+    """Increases with every change of the row."""
+
+
+@dataclass(frozen=True)
+class ListedJob:
+    """The columns of a job that a list shows. All are small, whatever the client sent."""
+
+    id: str
+    name: str | None
+    kind: str
+    method: str
+    labels: dict[str, str]
+    summary: dict[str, Any] | None
+    figures: dict[str, Any] | None
+    status: str
+    phase: str | None
+    requested: str | None
+    priority: int
+    progress: dict[str, Any] | None
+    attempts_without_progress: int
+    max_attempts: int
+    checkpoint_step: int | None
+    error: dict[str, Any] | None
+    warnings: list[dict[str, Any]]
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    not_before: float | None
+    deadline_at: float | None
 
 
 def columns(table: Table, record: type[Any]) -> list[Column[Any]]:
@@ -107,7 +145,15 @@ class PageQuery(BaseModel):
     """A page of a list, as query parameters."""
 
     limit: int = Field(default=20, ge=1, le=100)
-    after: str | None = Field(default=None, max_length=100, description="`next` of the page before.")
+    after: str | None = Field(default=None, max_length=2000, description="`next` of the page before.")
+
+
+class LabelledQuery(PageQuery):
+    """A page of what has labels."""
+
+    labels: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
+        default=[], max_length=16, description="`name:value`, or a `name` with any value; several must all match."
+    )
 
 
 def read_page(

@@ -10,7 +10,7 @@ from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec.doubts import dataset_warnings, loading_warnings, normalization_warnings, teacher_warnings
 from kdcore.spec.fitting import Known, fit
-from kdcore.spec.job import Dataset, Preprocessing, Scheduling, Teacher
+from kdcore.spec.job import Dataset, Labels, Preprocessing, Scheduling, Teacher
 from kdcore.spec.resolving import loaded_as, named_classes, preprocessing
 from kdcore.spec.vocabulary import Vocabulary
 
@@ -20,6 +20,7 @@ class EvaluationSpec(Vocabulary):
 
     kind: Literal["evaluation"] = Field(default="evaluation", description="Tells it from the spec of a distillation.")
     name: str | None = Field(default=None, min_length=1, max_length=200, description="A name for people.")
+    labels: Labels = {}
     model: Teacher = Field(description="The model: a checkpoint, with its architecture and preprocessing.")
     dataset: Dataset = Field(description="The model is measured on all its test images.")
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")

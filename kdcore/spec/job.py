@@ -85,6 +85,16 @@ MixAlpha = Annotated[
 Flip = Annotated[bool, Field(description="Mirror each image with probability 1/2.")]
 
 
+LABEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+Labels = Annotated[
+    dict[
+        Annotated[str, Field(pattern=LABEL_NAME)],
+        Annotated[str, Field(max_length=200, pattern=r"^\P{Cc}*$")],
+    ],
+    Field(max_length=16, description="Names and values to find it by: {\"team\": \"vision\"}. Up to 16."),
+]
+
+
 class Preprocessing(Vocabulary):
     """The normalisation of a model's input: (pixel - mean) / std for each channel, of pixels in 0..1."""
 
@@ -600,6 +610,7 @@ class JobSpec(Vocabulary):
     name: str | None = Field(
         default=None, min_length=1, max_length=200, description="A name for people; it need not be unique."
     )
+    labels: Labels = {}
     dataset: Annotated[Dataset, named("source", Dataset)] = Field(
         description="The images to train on and to measure every model on. A plain string is their source."
     )

@@ -22,7 +22,7 @@ def registry(request: pytest.FixtureRequest) -> Registry:
 
 
 def begun(connection: Connection, registry: Registry, project: str = "ours", name: str = "resnet56") -> Entry:
-    return registry.register(connection, NewEntry(project, name, SHA256, {"name": name}), "server 1", LEASE_S)
+    return registry.register(connection, NewEntry(project, name, SHA256, {"name": name}, {}), "server 1", LEASE_S)
 
 
 def expire(connection: Connection, registry: Registry) -> None:
