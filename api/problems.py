@@ -4,12 +4,14 @@ Problem
  ├─ MalformedBody       400  the body is not JSON
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
- ├─ NotFound            404  no such job, model, data set, upload, artifact, method, route
+ ├─ RoleForbidden       403  the key's role does not allow this; `needs` is the role that does
+ ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, route
  ├─ MethodNotAllowed    405
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
  ├─ TeacherUnavailable  409  the job whose student should teach has ended without one
  ├─ NotReady            409  the job has not made this yet, or the file is not inspected yet
  ├─ NameTaken           409
+ ├─ ProjectNotEmpty     409  the project has rows, `holds` says where
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
  ├─ TooLarge            413
@@ -127,6 +129,10 @@ class Forbidden(Problem):
     status, code, title = 403, "forbidden", "This origin or host is not allowed"
 
 
+class RoleForbidden(Problem):
+    status, code, title = 403, "role_forbidden", "The key's role does not allow this"
+
+
 class NotFound(Problem):
     status, code, title = 404, "not_found", "Not found"
     stands_for = store_errors.NotFound
@@ -161,6 +167,15 @@ class NotReady(Problem):
 class NameTaken(Problem):
     status, code, title = 409, "name_taken", "The name is taken"
     stands_for = store_errors.NameTaken
+
+
+class ProjectNotEmpty(Problem):
+    status, code, title = 409, "project_not_empty", "The project is not empty"
+    stands_for = store_errors.ProjectNotEmpty
+
+    @classmethod
+    def of(cls, error: store_errors.ProjectNotEmpty) -> Self:
+        return cls(str(error), holds=error.holds)
 
 
 class OffsetConflict(Problem):
@@ -238,7 +253,7 @@ class StorageFull(Problem):
     stands_for = errors.StorageFull
 
 
-EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, Invalid, ServerError, Unavailable)
+EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, RoleForbidden, Invalid, ServerError, Unavailable)
 """The problems that any route may return; declared once, on the router of all routes."""
 
 
