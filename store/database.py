@@ -2,12 +2,13 @@
 
                  SQLite                                         PostgreSQL
     read         at once, on the caller's event loop            asyncpg, through run_sync
+    scan         in a thread                                    as read
     write        one writer thread, BEGIN IMMEDIATE             asyncpg, through run_sync
     connect      a read-only connection                         psycopg
     begin        BEGIN IMMEDIATE                                psycopg
 
-A reader of SQLite's write-ahead log never waits, so reading on the event loop is safe as long as the connection cannot
-write; and one writer thread answers sooner than many that contend for one lock.
+A reader of SQLite's write-ahead log never waits, so reading a few rows by their keys on the event loop is safe as long
+as the connection cannot write. What takes longer, such as a list, is a `scan`. And one writer thread answers sooner than many that contend for one lock.
 """
 
 import asyncio
@@ -38,15 +39,17 @@ T = TypeVar("T")
 
 BUSY_S = 10
 """The longest time that a SQLite writer waits for its turn."""
+SCANS = 4
+"""The scans of SQLite that run at the same time."""
 CONNECT_S = 5
 ANSWER_S = 12
 """The longest total time that a coroutine waits for PostgreSQL; longer than the statement timeout."""
 
 
 class Database:
-    """One database, for coroutines (`read`, `write`) and for threads (`connect`, `begin`).
+    """One database, for coroutines (`read`, `scan`, `write`) and for threads (`connect`, `begin`).
 
-    All four raise DatabaseUnavailable if it cannot be reached, and StorageFull if its disk is full.
+    All five raise DatabaseUnavailable if it cannot be reached, and StorageFull if its disk is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -63,6 +66,17 @@ class Database:
         with translated_errors(OSError):
             async with asyncio.timeout(ANSWER_S), self._asynchronous.connect() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
+
+    async def scan(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a store function that reads many rows, or large ones."""
+        if not self.is_sqlite:
+            return await self.read(function, *args, **kwargs)
+
+        def read() -> T:
+            with self.connect() as connection:
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._scanner_threads, read)
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a store function in a transaction of its own, which is committed when this returns."""
@@ -91,6 +105,8 @@ class Database:
         # End the thread first: its remaining writes would open a connection again.
         if "_writer_thread" in self.__dict__:
             self.__dict__.pop("_writer_thread").shutdown()
+        if "_scanner_threads" in self.__dict__:
+            self.__dict__.pop("_scanner_threads").shutdown()
         for name in ("_readers", "_writers"):
             if name in self.__dict__:
                 self.__dict__.pop(name).dispose()
@@ -112,6 +128,10 @@ class Database:
     @cached_property
     def _writer_thread(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix="database-writer")
+
+    @cached_property
+    def _scanner_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=SCANS, thread_name_prefix="database-scanner")
 
     @cached_property
     def _writers(self) -> Engine:

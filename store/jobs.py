@@ -12,10 +12,11 @@ from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
+from base.text import LIKE_AN_ID, Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
-from store.lists import Filter, Order, Rows, facets_of, page_of_ids, put_facets, require_cursor, within_bytes
+from store.lists import VALUE, Filter, Order, Rows, facets_of, page_of_ids, put_facets, require_cursor, within_bytes
 from store.records import (
     JOB_COLUMNS,
     Job,
@@ -35,6 +36,7 @@ from store.teachers import append_change, await_teachers, lock_awaited, take_stu
 
 T = TypeVar("T")
 
+Value = Annotated[str, Text(VALUE)]
 NAMED = "As the spec names it, by its name or id,"
 
 _ACTION_OF = {"cancelled": "cancel", "paused": "pause"}
@@ -124,18 +126,13 @@ class JobQuery(LabelledQuery):
         default=[], max_length=6, description="One of these, sent several times or with commas."
     )
     kind: Kind | None = Field(default=None, description="Default: jobs of all kinds.")
-    method: str | None = Field(default=None, max_length=300, description="A sum by all its methods: kd+dkd.")
-    name: str | None = Field(default=None, min_length=1, max_length=200, description="The beginning of the name.")
-    dataset: str | None = Field(default=None, min_length=1, max_length=300, description=f"{NAMED} or sha256:<hex>.")
-    teacher: str | None = Field(
-        default=None, min_length=1, max_length=300, description=f"{NAMED}, an architecture, job:<id> or sha256:<hex>."
-    )
-    student: str | None = Field(
-        default=None, min_length=1, max_length=300, description="An architecture, or the checkpoint that it started at."
-    )
-    model: str | None = Field(
-        default=None, min_length=1, max_length=300, description="Of evaluations: the model, by its name or sha256:<hex>."
-    )
+    method: Value | None = Field(default=None, description="A sum by all its methods: kd+dkd.")
+    name: Value | None = Field(default=None, description="The beginning of the name.")
+    dataset: Value | None = Field(default=None, description=f"{NAMED} or sha256:<hex>.")
+    teacher: Value | None = Field(default=None, description=f"{NAMED} an architecture, job:<id> or sha256:<hex>.")
+    student: Value | None = Field(default=None, description="An architecture, or the checkpoint that it started from.")
+    model: Value | None = Field(default=None, description="Of evaluations: the model, by its name or sha256:<hex>.")
+    sender: Value | None = Field(default=None, description="The key that submitted it, by its name or id.")
     created_after: datetime | None = Field(default=None, description="At this time or later (ISO 8601; default UTC).")
     created_before: datetime | None = Field(default=None, description="Before this time.")
     sort: OrderName = Field(
@@ -170,6 +167,9 @@ class JobQuery(LabelledQuery):
         for facet in ("dataset", "teacher", "student", "model"):
             if (value := getattr(self, facet)) is not None:
                 yield rows.with_facet(facet, value)
+        if self.sender is not None:
+            by = "created_by" if LIKE_AN_ID.fullmatch(self.sender) else "created_by_name"
+            yield rows.where(by, lambda key: key == self.sender)
         if self.created_after is not None:
             yield rows.where("created_at", lambda at: at >= _seconds(self.created_after))
         if self.created_before is not None:

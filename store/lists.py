@@ -39,7 +39,7 @@ from sqlalchemy.sql.operators import custom_op
 
 from base.references import BLOB, MODEL
 
-RARE = 1000
+RARE = 300
 """A filter with at most so many matches is read whole, and sorted."""
 PAGE_BYTES = 4_000_000
 """The size of stored documents at which a page ends, although more rows were asked for."""
@@ -261,7 +261,7 @@ def require_cursor(order: Order, after: str) -> None:
     try:
         order.position(after)
     except BadCursor as fault:
-        raise PydanticCustomError("cursor", "`after` {fault}", {"fault": str(fault)}) from None
+        raise PydanticCustomError("cursor", "`after` {fault}", {"fault": str(fault), "parameter": "after"}) from None
 
 
 def page_of_ids(

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
+from base.text import Text
 from store import tables
 from store.lists import summary_of
 
@@ -111,6 +112,8 @@ class ListedJob:
     labels: dict[str, str]
     summary: dict[str, Any] | None
     figures: dict[str, Any] | None
+    created_by: str | None
+    created_by_name: str | None
     status: str
     phase: str | None
     requested: str | None
@@ -145,13 +148,13 @@ class PageQuery(BaseModel):
     """A page of a list, as query parameters."""
 
     limit: int = Field(default=20, ge=1, le=100)
-    after: str | None = Field(default=None, max_length=2000, description="`next` of the page before.")
+    after: Annotated[str, Text(2000)] | None = Field(default=None, description="`next` of the page before.")
 
 
 class LabelledQuery(PageQuery):
     """A page of what has labels."""
 
-    labels: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
+    labels: list[Annotated[str, Text(300)]] = Field(
         default=[], max_length=16, description="`name:value`, or a `name` with any value; several must all match."
     )
 

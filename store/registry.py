@@ -15,11 +15,12 @@ what was measured once, by project, so that later jobs need not measure it again
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, null, or_, select, update
 
+from base.text import Text
 from store import tables
 from store.errors import NameTaken, NotFound
 from store.lists import (
@@ -88,7 +89,7 @@ class EntryQuery(LabelledQuery):
     """The page and the filters of a list of models or data sets, as query parameters."""
 
     state: State | None = None
-    name: str | None = Field(default=None, min_length=1, max_length=100, description="The beginning of the name.")
+    name: Annotated[str, Text(100)] | None = Field(default=None, description="The beginning of the name.")
     view: Literal["summary", "full"] = Field(
         default="summary", description="full: with all facts. A page then ends early after some megabytes of them."
     )

@@ -160,7 +160,7 @@ Index(
 for _order in ("created_at", "finished_at", "name", "accuracy"):
     _columns = (jobs.c.project, jobs.c[_order], jobs.c.id, jobs.c.status, jobs.c.kind, jobs.c.method)
     Index(f"ix_jobs_{_order}", *_columns)
-for _filters in (("status", "method", "kind"), ("kind", "method"), ("method",)):
+for _filters in (("status", "method", "kind"), ("kind", "method"), ("method",), ("created_by",), ("created_by_name",)):
     Index(f"ix_jobs_{_filters[0]}", jobs.c.project, *(jobs.c[_filter] for _filter in _filters), jobs.c.id)
 
 

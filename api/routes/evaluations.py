@@ -66,6 +66,7 @@ async def submit(
     facts = model_facts(model.facts)
     asked = EvaluationSpec(
         name=sent.name,
+        labels=sent.labels,
         model=Teacher.model_validate(
             {
                 facts.field: f"{BLOB}{model.sha256}",

@@ -26,10 +26,10 @@ from api.problems import (
     responses,
     summary,
 )
-from api.schemas import Json, Page, Retry, job_view, page
+from api.schemas import Id, Json, Page, Relabel, Retry, job_summary, job_view, page
 from api.submission import examine
 from base.failpoints import failpoint
-from base.wire import JobView, ValidationView
+from base.wire import JobSummary, JobView, ValidationView
 from store import jobs, workers
 from store.database import Database
 from store.jobs import JobQuery
@@ -132,25 +132,33 @@ async def validate(spec: Body, references: ReferencesDep, settings: Config, prob
     )
 
 
-@router.get("", response_model=Page[JobView])
+@router.get("", response_model=Page[JobSummary] | Page[JobView])
 async def listing(caller: Caller, db: Db, settings: Config, query: Annotated[JobQuery, Query()]) -> Response:
-    """Jobs, newest first: of all kinds, because they share one queue; `kind` selects one."""
+    """Jobs of all kinds, newest first. Filters combine; `labels` and `status` may be sent several times.
+
+    Without `view=full` a job has the fields that a list shows. To get the next page, send the same filters and `next`
+    as `after`.
+    """
 
     def read(connection: Connection) -> Response:
+        if query.view == "full":
+            whole, following = jobs.list_full_jobs(connection, caller.project, query)
+            return page(views(connection, whole, settings.lease_s), following)
         rows, following = jobs.list_jobs(connection, caller.project, query)
-        return page(views(connection, rows, settings.lease_s), following)
+        reasons = workers.waiting_reasons(connection, rows, settings.lease_s)
+        return page([job_summary(job, reasons.get(job.id)) for job in rows], following)
 
-    return await db.read(read)
+    return await db.scan(read)
 
 
 @router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
-async def one(job_id: str, caller: Caller, db: Db, settings: Config) -> Response:
+async def one(job_id: Id, caller: Caller, db: Db, settings: Config) -> Response:
     """A job. Polling it is cheap; `/events/stream` shows when it has changed."""
     return Json(await db.read(_view_of, jobs.get, settings.lease_s, job_id, project=caller.project))
 
 
 @router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def cancel(job_id: str, caller: Caller, db: Db) -> Response:
+async def cancel(job_id: Id, caller: Caller, db: Db) -> Response:
     """Cancel a job. A queued or paused job is cancelled immediately.
 
     A running job is stopped first: its status becomes `cancelled` when its process has ended, or `succeeded` if its
@@ -160,13 +168,13 @@ async def cancel(job_id: str, caller: Caller, db: Db) -> Response:
 
 
 @router.post("/{job_id}/pause", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def pause(job_id: str, caller: Caller, db: Db) -> Response:
+async def pause(job_id: Id, caller: Caller, db: Db) -> Response:
     """Pause a job. A running job saves a checkpoint first and resumes from there. Pausing is idempotent."""
     return Json(job_view(await db.write(jobs.pause, job_id, project=caller.project)))
 
 
 @router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def resume(job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config) -> Response:
+async def resume(job_id: Id, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config) -> Response:
     """Return a paused job to the queue."""
     job = await db.write(_view_of, jobs.resume, settings.lease_s, job_id, project=caller.project)
     wake_workers()
@@ -179,7 +187,7 @@ async def resume(job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers,
     responses=responses(MalformedBody, NotFound, ActionNotAllowed, TeacherUnavailable),
 )
 async def retry(
-    *, job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config, sent: Retry | None = None
+    *, job_id: Id, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config, sent: Retry | None = None
 ) -> Response:
     """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
@@ -193,8 +201,14 @@ async def retry(
     return Json(job)
 
 
+@router.patch("/{job_id}", response_model=JobView, responses=responses(MalformedBody, NotFound))
+async def relabel(job_id: Id, sent: Relabel, caller: Caller, db: Db, settings: Config) -> Response:
+    """Replace the labels of a job, in any status. Its spec stays as it was sent."""
+    return Json(await db.write(_view_of, jobs.relabel, settings.lease_s, job_id, sent.labels, project=caller.project))
+
+
 @router.delete("/{job_id}", status_code=204, responses=responses(NotFound, ActionNotAllowed))
-async def delete(job_id: str, caller: Caller, db: Db, files: Files) -> Response:
+async def delete(job_id: Id, caller: Caller, db: Db, files: Files) -> Response:
     """Delete a job that has ended, with its events, metrics, artifacts, checkpoints and logs."""
     await db.write(jobs.delete, job_id, project=caller.project)
     await to_thread.run_sync(files.delete_job_files, job_id)

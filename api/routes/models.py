@@ -11,13 +11,24 @@ from api.dependencies import Caller, Db, InspectionsDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
 from api.registrations import Inspected, Kind
-from api.schemas import Json, MeasuredModelView, ModelView, NewModel, Page, measured_view, model_view, page
+from api.schemas import (
+    Json,
+    ListedModelView,
+    MeasuredModelView,
+    ModelView,
+    NewModel,
+    Page,
+    Relabel,
+    measured_view,
+    model_view,
+    page,
+)
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
 from kdcore.spec import model_warnings
 from store import jobs, registry
-from store.records import PageQuery
+from store.registry import EntryQuery
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -74,10 +85,10 @@ def registered(view: dict[str, Any], location: str) -> Response:
     return Json(view, 202 if view["state"] == "inspecting" else 201, {"Location": location})
 
 
-@router.get("", response_model=Page[ModelView])
-async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
-    """Registered models, newest first."""
-    rows, following = await db.read(registry.models.list_page, caller.project, query)
+@router.get("", response_model=Page[ListedModelView])
+async def listing(caller: Caller, db: Db, query: Annotated[EntryQuery, Query()]) -> Response:
+    """Registered models, newest first. Without `view=full` their facts are those that a list shows."""
+    rows, following = await db.scan(registry.models.list_page, caller.project, query)
     return page([model_view(model) for model in rows], following)
 
 
@@ -91,6 +102,12 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
         return Json({**model_view(model), "measured": [measured_view(job) for job in evaluations]})
 
     return await db.read(read)
+
+
+@router.patch("/{name_or_id}", response_model=ModelView, responses=responses(NotFound))
+async def relabel(name_or_id: str, sent: Relabel, caller: Caller, db: Db) -> Response:
+    """Replace the labels of a model."""
+    return Json(model_view(await db.write(registry.models.relabel, caller.project, name_or_id, sent.labels)))
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))

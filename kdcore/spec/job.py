@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from base.references import BLOB, FILE, REFERENCE_PREFIXES
+from base.text import Text
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
 from kdcore.spec.vocabulary import Vocabulary, named
@@ -85,13 +86,12 @@ MixAlpha = Annotated[
 Flip = Annotated[bool, Field(description="Mirror each image with probability 1/2.")]
 
 
-LABEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 Labels = Annotated[
     dict[
-        Annotated[str, Field(pattern=LABEL_NAME)],
-        Annotated[str, Field(max_length=200, pattern=r"^\P{Cc}*$")],
+        Annotated[str, Text(63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")],
+        Annotated[str, Text(200, min_length=0)],
     ],
-    Field(max_length=16, description="Names and values to find it by: {\"team\": \"vision\"}. Up to 16."),
+    Field(max_length=16, description='Names and values to find it by, such as {"team": "vision"}.'),
 ]
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from store.lists import facets_of, facts_summary_of, figures_of, summary_of
 
 revision = "0009"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -21,7 +21,7 @@ DOCUMENT = sa.JSON(none_as_null=True)
 LIST = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 OPEN = "status IN ('queued', 'running')"
 ORDERS = ("created_at", "finished_at", "name", "accuracy")
-FILTERS = (("status", "method", "kind"), ("kind", "method"), ("method",))
+FILTERS = (("status", "method", "kind"), ("kind", "method"), ("method",), ("created_by",), ("created_by_name",))
 KINDS = {"jobs": "job_facets", "models": "model_facets", "datasets": "dataset_facets"}
 BATCH = 50
 

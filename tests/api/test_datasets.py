@@ -27,7 +27,7 @@ async def test_register_dataset_stores_the_facts_of_its_inspection(service: Serv
 async def test_datasets_listing_ends_with_the_built_in_ones(service: Service) -> None:
     blob = await service.upload(b"pictures")
     await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
-    listed = (await service.http.get("/v1/datasets")).json()
+    listed = (await service.http.get("/v1/datasets?view=full")).json()
     assert [dataset["name"] for dataset in listed["data"]] == ["mine", *sorted(DATASETS)]
     assert Page[DatasetView].model_validate(listed)
     assert (await service.http.get("/v1/datasets/digits")).json()["facts"]["num_classes"] == 10
@@ -128,7 +128,7 @@ async def test_register_dataset_without_labels(service: Service) -> None:
     answer = await service.http.post("/v1/datasets", json={"name": "pool", "blob": blob})
     assert answer.status_code == 201
     assert answer.json()["facts"]["labelled"] is False and answer.json()["facts"]["num_classes"] == 0
-    listed = (await service.http.get("/v1/datasets")).json()
+    listed = (await service.http.get("/v1/datasets?view=full")).json()
     assert Page[DatasetView].model_validate(listed)
     assert {dataset["name"]: dataset["facts"]["labelled"] for dataset in listed["data"]}["digits"] is True
 

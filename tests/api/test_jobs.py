@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from api.schemas import Page
 from base.errors import DatabaseUnavailable
-from base.wire import JobFilters, JobView
+from base.wire import JobFilters, JobSummary, JobView
 from store import checkpoints, lifecycle, workers
 from store.jobs import JobQuery
 from tests.api.conftest import SUPERVISED, Service, problem
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 def test_job_query_has_the_filters_that_clients_send() -> None:
-    assert JobQuery.model_fields.keys() - {"limit", "after"} == JobFilters.__annotations__.keys()
+    assert JobQuery.model_fields.keys() - {"limit", "after", "view"} == JobFilters.__annotations__.keys()
 
 
 async def test_submit_queues_the_job_and_wakes_workers(service: Service) -> None:
@@ -115,12 +115,13 @@ async def test_validate_lists_faults(service: Service) -> None:
 
 async def test_jobs_listing_is_paged_from_newest_to_oldest(service: Service) -> None:
     ids = [await service.submit(name=f"job {n}") for n in range(5)]
-    first = (await service.http.get("/v1/jobs", params={"limit": 2})).json()
+    first = (await service.http.get("/v1/jobs", params={"limit": 2, "view": "full"})).json()
     second = (await service.http.get("/v1/jobs", params={"limit": 2, "after": first["next"]})).json()
     third = (await service.http.get("/v1/jobs", params={"limit": 2, "after": second["next"]})).json()
     assert [job["id"] for page in (first, second, third) for job in page["data"]] == ids[::-1]
     assert third["next"] is None
     assert Page[JobView].model_validate(first, strict=True)
+    assert Page[JobSummary].model_validate(second, strict=True)
 
 
 async def test_jobs_listing_filters_by_status_and_method(service: Service) -> None:
@@ -224,7 +225,7 @@ async def test_job_view_of_a_queued_job_has_the_reason_why_it_waits(service: Ser
     )
     listed = (await service.http.get("/v1/jobs")).json()
     assert [one["waiting"]["reason"] for one in listed["data"]] == ["starting"]
-    assert Page[JobView].model_validate(listed, strict=True)
+    assert Page[JobSummary].model_validate(listed, strict=True)
     fence = await service.claim(job_id)
     assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["waiting"] is None
     full = {"code": "storage_full", "message": "the disk is full", "retryable": True, "hint": None}

@@ -28,7 +28,7 @@ async def test_model_is_found_by_name_and_id(service: Service) -> None:
     assert body["facts"]["num_classes"] == MODEL.num_classes  # type: ignore[index]
     for name in ("teacher", body["id"]):
         assert (await service.http.get(f"/v1/models/{name}")).json() == {**body, "measured": []}
-    listed = (await service.http.get("/v1/models")).json()
+    listed = (await service.http.get("/v1/models?view=full")).json()
     assert listed == {"data": [body], "next": None}
     assert Page[ModelView].model_validate(listed)
 
@@ -169,7 +169,7 @@ async def test_register_model_accepts_a_program_with_what_the_client_states(
     found = answer.json()["facts"]
     assert (found["architecture"], found["format"], found["batch"]) == ("program", facts.format, facts.batch)
     assert (found["class_names"], found["mean"], found["image_size"]) == (names, [0.25], [8, 8])
-    assert Page[ModelView].model_validate((await service.http.get("/v1/models")).json()).data[0].facts == (
+    assert Page[ModelView].model_validate((await service.http.get("/v1/models?view=full")).json()).data[0].facts == (
         facts.model_copy(update={"class_names": names, "mean": [0.25], "std": [0.5]})
     )
 

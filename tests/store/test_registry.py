@@ -7,8 +7,7 @@ from sqlalchemy.exc import IntegrityError
 from store import registry as store_registry
 from store.database import Database
 from store.errors import NameTaken, NotFound
-from store.records import PageQuery
-from store.registry import Entry, NewEntry, Registry, datasets, get_inspection, models, put_inspection
+from store.registry import Entry, EntryQuery, NewEntry, Registry, datasets, get_inspection, models, put_inspection
 from tests.store.helpers import SHA256, run_concurrently
 
 LEASE_S = 30.0
@@ -170,9 +169,9 @@ def test_list_page_is_newest_first(database: Database, registry: Registry):
     with database.begin() as connection:
         for name in "abc":
             begun(connection, registry, name=name)
-        page, after = registry.list_page(connection, "ours", PageQuery(limit=2))
-        rest, end = registry.list_page(connection, "ours", PageQuery(limit=2, after=after))
-        assert registry.list_page(connection, "theirs", PageQuery(limit=2)) == ([], None)
+        page, after = registry.list_page(connection, "ours", EntryQuery(limit=2))
+        rest, end = registry.list_page(connection, "ours", EntryQuery(limit=2, after=after))
+        assert registry.list_page(connection, "theirs", EntryQuery(limit=2)) == ([], None)
     assert (len(page), len(rest), after, end) == (2, 1, page[-1].id, None)
     ids = [entry.id for entry in (*page, *rest)]
     assert ids == sorted(ids, reverse=True)
