@@ -15,6 +15,7 @@ from api import problems
 from api.auth import Authentication
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
+from api.polls import Polls, Shortcut
 from api.registrations import Registrations
 from api.routes import (
     architectures,
@@ -74,6 +75,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.database = database
         app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
+        app.state.polls = Polls(database, lambda connection, job: jobs.views(connection, [job], settings.lease_s)[0])
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
         app.state.inspections, app.state.registrations = inspections, registrations
@@ -101,6 +103,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     problems.install(app)
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
+    app.add_middleware(Shortcut)
     app.add_middleware(Middleware)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

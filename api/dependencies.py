@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from api.auth import Member, admin, member, operator
 from api.inspections import Inspections
+from api.polls import Polls
 from api.references import References
 from api.registrations import Registrations
 from store.database import Database
@@ -35,6 +36,7 @@ Db = Annotated[Database, _held("database")]
 Files = Annotated[FileStore, _held("files")]
 InspectionsDep = Annotated[Inspections, _held("inspections")]
 RegistrationsDep = Annotated[Registrations, _held("registrations")]
+PollsDep = Annotated[Polls, _held("polls")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
 
 

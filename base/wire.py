@@ -219,7 +219,7 @@ class JobView(View):
     """Those of the spec, or the ones that were set later."""
     progress: Annotated[Progress, AnyFields] | None
     queue_position: int | None
-    """1 is next. Null unless the job is queued and due."""
+    """1 is next. Null unless the job is queued and due, and for one that is behind more than 1,000 others."""
     waiting: WaitingView | None
     """The reason why it has not started. Null unless it is queued."""
     priority: int

@@ -13,13 +13,15 @@ as the connection cannot write. What takes longer, such as a list, is a `scan`. 
 
 import asyncio
 import fcntl
+import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
@@ -67,6 +69,27 @@ class Database:
             async with asyncio.timeout(ANSWER_S), self._asynchronous.connect() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
 
+    async def fetch(self, statement: str, value: str) -> Sequence[Any] | None:
+        """Return the row of a SELECT by its key, which stands for `{}` in the statement; None if there is none.
+
+        It goes to the driver itself: SQLAlchemy takes several times as long as so short a read. None also if the
+        database cannot answer: the caller then reads in another way, which says why.
+        """
+        if self.is_sqlite:
+            try:
+                row: Sequence[Any] | None = self._fetcher.execute(statement.format("?"), (value,)).fetchone()
+            except sqlite3.Error:
+                return None
+            return row
+        import asyncpg  # workers need none
+
+        try:
+            async with asyncio.timeout(CONNECT_S), self._fetchers.acquire() as connection:
+                found: Sequence[Any] | None = await connection.fetchrow(statement.format("$1"), value)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return None
+        return found
+
     async def scan(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a store function that reads many rows, or large ones."""
         if not self.is_sqlite:
@@ -105,6 +128,8 @@ class Database:
         # End the thread first: its remaining writes would open a connection again.
         if "_writer_thread" in self.__dict__:
             self.__dict__.pop("_writer_thread").shutdown()
+        if "_fetcher" in self.__dict__:
+            self.__dict__.pop("_fetcher").close()
         if "_scanner_threads" in self.__dict__:
             self.__dict__.pop("_scanner_threads").shutdown()
         for name in ("_readers", "_writers"):
@@ -112,6 +137,8 @@ class Database:
                 self.__dict__.pop(name).dispose()
 
     async def close(self) -> None:
+        if "_fetchers" in self.__dict__:
+            self.__dict__.pop("_fetchers").terminate()
         if "_asynchronous" in self.__dict__:
             await self.__dict__.pop("_asynchronous").dispose()
         self.dispose()
@@ -132,6 +159,18 @@ class Database:
     @cached_property
     def _scanner_threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=SCANS, thread_name_prefix="database-scanner")
+
+    @cached_property
+    def _fetcher(self) -> sqlite3.Connection:
+        # It makes no file where there is none.
+        path = f"file:{quote(str(self.url.database))}?mode=rw"
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    @cached_property
+    def _fetchers(self) -> "_LazyPool":
+        return _LazyPool(self.url)
 
     @cached_property
     def _writers(self) -> Engine:
@@ -275,6 +314,39 @@ def _postgres_async_engine(url: URL) -> AsyncEngine:
         pool_pre_ping=True,
         **JSON_CODEC,
     )
+
+
+class _LazyPool:
+    """asyncpg's own pool of one event loop, made with the first connection."""
+
+    def __init__(self, url: URL) -> None:
+        self._url = url.set(drivername="postgresql")
+        self._pool: Any = None
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Any]:
+        if self._pool is None:
+            import asyncpg
+
+            self._pool = asyncpg.create_pool(
+                self._url.render_as_string(hide_password=False),
+                min_size=0,
+                max_size=10,
+                timeout=CONNECT_S,
+                command_timeout=CONNECT_S,
+                server_settings=POSTGRES_LIMITS,
+                reset=_keep_session,
+            )
+        async with (await self._pool).acquire() as connection:
+            yield connection
+
+    def terminate(self) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+
+
+async def _keep_session(connection: Any) -> None:
+    """Leave a connection as it is: a single SELECT changes nothing that would have to be reset."""
 
 
 # ── migration ──

@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.dependencies import Caller, Config, Db, Files, ReferencesDep, WakeWorkers
+from api.dependencies import Caller, Config, Db, Files, PollsDep, ReferencesDep, WakeWorkers
 from api.estimate import estimated
 from api.problems import (
     ActionNotAllowed,
@@ -56,6 +56,7 @@ async def body(request: Request) -> Any:
 
 Body = Annotated[Any, Depends(body)]
 Probe = Annotated[bool, Query(description="Run a few steps if the cost of the job was never measured.")]
+Known = Annotated[str | None, Header(description="The tag of the answer that you have: 304 if it is still the same.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
@@ -151,10 +152,19 @@ async def listing(caller: Caller, db: Db, settings: Config, query: Annotated[Job
     return await db.scan(read)
 
 
-@router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
-async def one(job_id: Id, caller: Caller, db: Db, settings: Config) -> Response:
-    """A job. Polling it is cheap; `/events/stream` shows when it has changed."""
-    return Json(await db.read(_view_of, jobs.get, settings.lease_s, job_id, project=caller.project))
+@router.get(
+    "/{job_id}",
+    response_model=JobView,
+    responses={
+        200: {"headers": {"ETag": {"description": "Of this answer.", "schema": {"type": "string"}}}},
+        304: {"description": "The job is as you know it."},
+        **responses(NotFound),
+    },
+)
+async def one(job_id: Id, caller: Caller, polls: PollsDep, if_none_match: Known = None) -> Response:
+    """A job. Polling it is cheap, most of all with the `ETag` of the last answer as `If-None-Match`; `/events/stream`
+    shows when it has changed."""
+    return (await polls.answer(job_id, caller.project)).response(if_none_match)
 
 
 @router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
