@@ -182,7 +182,11 @@ def dataset_view(dataset: Dataset) -> dict[str, Any]:
 def _registered(entry: Entry) -> dict[str, Any]:
     """Return the fields that are not the entry's own. An error before the last attempt is none of the client's."""
     facts = entry.summary if entry.facts is None else entry.facts
-    return {"blob": f"sha256:{entry.sha256}", "facts": facts, "error": entry.error if entry.state == "refused" else None}
+    return {
+        "blob": f"sha256:{entry.sha256}",
+        "facts": facts,
+        "error": entry.error if entry.state == "refused" else None,
+    }
 
 
 def worker_view(worker: Worker, lease_s: float) -> dict[str, Any]:
@@ -321,7 +325,7 @@ class NewModel(Schema):
 
     name: Name
     blob: BlobDigest
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     architecture: str | None = Field(
         default=None,
         description="A name of GET /v1/architectures, or timm/<name>. Default: that of the file's metadata, else the "
@@ -369,7 +373,7 @@ class NewEvaluation(Schema):
         "teacher's in the spec of a job.",
     )
     name: Title | None = Field(default=None, description="A name for the job.")
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
     scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
@@ -382,5 +386,5 @@ class NewDataset(DataOptions):
 
     name: Name
     blob: BlobDigest
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     strict: bool = Field(default=False, description=STRICT)

@@ -1,6 +1,6 @@
 """How fast the API answers, beside a bare route: one FastAPI route under uvicorn's defaults that reads the same row.
 
-    .venv/bin/python -m bench.api [--databases sqlite postgres] [--jobs 1 100000] [--streams 1000] [--seconds 3] [--smoke]
+    .venv/bin/python -m bench.api [--databases sqlite postgres] [--jobs 1 100000] [--smoke]
 
 For each database and number of jobs the embedded server runs, and trains a job. Contestants take turns, so that what
 else the machine does meets all of them; the ratio of the medians counts, not the rates. `poll` is GET of the job that
@@ -102,7 +102,7 @@ class _Client(asyncio.Protocol):
         self._buffer, self._length = b"", -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self._send()
 
@@ -168,7 +168,7 @@ async def _load(
 def load(url: str, seconds: float, expected: int = 200, connections: int = CONNECTIONS, **sent: object) -> Load:
     """Return the load of one request, repeated."""
     parts = urlsplit(url)
-    assert parts.hostname is not None and parts.port is not None  # noqa: S101
+    assert parts.hostname is not None and parts.port is not None
     once = request(url, **sent)  # type: ignore[arg-type]
     return asyncio.run(_load((parts.hostname, parts.port), lambda: once, seconds, expected, connections))
 
@@ -232,11 +232,14 @@ def serve_bare(database_url: str, ready_file: Path) -> None:
     """Serve the bare route until a signal, with uvicorn's defaults."""
     config = uvicorn.Config(bare(database_url), port=0)
 
+    def announce(url: str) -> None:
+        ready_file.write_text(json.dumps({"url": url}))
+
     class Announced(uvicorn.Server):
         async def startup(self, sockets: object = None) -> None:
             await super().startup()
             port = self.servers[0].sockets[0].getsockname()[1]
-            ready_file.write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
+            announce(f"http://127.0.0.1:{port}")
 
     Announced(config).run()
 
@@ -258,7 +261,7 @@ def with_streams(stream_url: str, count: int, poll_url: str, seconds: float) -> 
     async def run() -> Load:
         opened = await _open_streams(stream_url, count)
         parts = urlsplit(poll_url)
-        assert parts.hostname is not None and parts.port is not None  # noqa: S101
+        assert parts.hostname is not None and parts.port is not None
         once = request(poll_url)
         try:
             return await _load((parts.hostname, parts.port), lambda: once, seconds, 200)

@@ -8,7 +8,8 @@
     begin        BEGIN IMMEDIATE                                psycopg
 
 A reader of SQLite's write-ahead log never waits, so reading a few rows by their keys on the event loop is safe as long
-as the connection cannot write. What takes longer, such as a list, is a `scan`. And one writer thread answers sooner than many that contend for one lock.
+as the connection cannot write. What takes longer, such as a list, is a `scan`. One writer thread answers sooner than
+many that contend for one lock.
 """
 
 import asyncio

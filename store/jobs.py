@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select, update
 from sqlalchemy import delete as delete_from
 
@@ -16,19 +16,17 @@ from base.text import LIKE_AN_ID, Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
-from store.lists import VALUE, Filter, Order, Rows, facets_of, page_of_ids, put_facets, require_cursor, within_bytes
+from store.lists import VALUE, Filter, Order, Rows, facets_of, page_of_ids, put_facets, within_bytes
 from store.records import (
     JOB_COLUMNS,
     Job,
     LabelledQuery,
     ListedJob,
     NewJob,
-    PageQuery,
     as_record,
     columns,
     database_now,
     new_id,
-    read_page,
     upsert,
 )
 from store.tables import checkpoints, job_facets, jobs, metrics
@@ -143,12 +141,6 @@ class JobQuery(LabelledQuery):
         description="full: with specs, results and warnings. A page then ends early after some megabytes of them.",
     )
 
-    @model_validator(mode="after")
-    def _follows_a_page_of_this_order(self) -> Self:
-        if self.after is not None:
-            require_cursor(self.order, self.after)
-        return self
-
     @property
     def order(self) -> Order:
         return Order.named(self.sort)
@@ -208,27 +200,14 @@ def _in_order(connection: Connection, record: type[T], ids: Sequence[str]) -> li
     return [by_id[id] for id in ids if id in by_id]
 
 
-def list_evaluations(
-    connection: Connection, project: str, model_sha256: str, query: PageQuery
-) -> tuple[list[Job], str | None]:
-    """Return a page of the evaluations of a model's bytes, under any name, newest first; see `list_jobs`."""
-    return read_page(connection, jobs, Job, query, *_measures(project, model_sha256))
-
-
 def newest_evaluations(connection: Connection, project: str, model_sha256: str) -> list[Job]:
     """Return the newest evaluation that succeeded for each data set, by its bytes and options, newest first."""
-    conditions = (*_measures(project, model_sha256), jobs.c.status == "succeeded")
-    rows, _following = read_page(connection, jobs, Job, PageQuery(limit=100), *conditions)
+    of_model = JobQuery(kind="evaluation", model=f"sha256:{model_sha256}", status=["succeeded"], limit=100)
+    rows, _following = list_full_jobs(connection, project, of_model)
     newest: dict[str, Job] = {}
     for job in rows:
         newest.setdefault(json.dumps(job.resolved_spec["dataset"], sort_keys=True), job)
     return list(newest.values())
-
-
-def _measures(project: str, model_sha256: str) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions of the evaluations of a model's bytes."""
-    measured = Rows(jobs, job_facets, project).with_facet("model", f"sha256:{model_sha256}")
-    return jobs.c.project == project, jobs.c.kind == "evaluation", jobs.c.id.in_(measured.ids)
 
 
 def count_by_status(connection: Connection, project: str | None = None) -> dict[str, int]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic_core import PydanticCustomError
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -256,14 +255,6 @@ class Order:
 NEWEST_FIRST = Order("created_at", descending=True)
 
 
-def require_cursor(order: Order, after: str) -> None:
-    """Raise the error of a query whose `after` no page of this order has given."""
-    try:
-        order.position(after)
-    except BadCursor as fault:
-        raise PydanticCustomError("cursor", "`after` {fault}", {"fault": str(fault), "parameter": "after"}) from None
-
-
 def page_of_ids(
     connection: Connection, rows: Rows, filters: Sequence[Filter], order: Order, after: str | None, limit: int
 ) -> tuple[list[str], str | None]:
@@ -301,9 +292,7 @@ def _counts(connection: Connection, filters: Sequence[Filter]) -> list[int]:
     """Return how many rows each filter lets through, at most `RARE` + 1."""
     if not filters:
         return []
-    counts = [
-        select(func.count()).select_from(one.ids.limit(RARE + 1).subquery()).scalar_subquery() for one in filters
-    ]
+    counts = [select(func.count()).select_from(one.ids.limit(RARE + 1).subquery()).scalar_subquery() for one in filters]
     return list(connection.execute(select(*counts)).one())
 
 
@@ -315,7 +304,8 @@ def _parts(column: Column[Any], id: Column[Any], order: Order, at: tuple[Any, st
         return query.order_by(*(key.desc() if order.descending else key.asc() for key in keys))
 
     def beyond(key: Column[Any], value: Any) -> ColumnElement[bool]:
-        return key < value if order.descending else key > value
+        found: ColumnElement[bool] = key < value if order.descending else key > value
+        return found
 
     if at is None or at[0] is not None:
         further: tuple[ColumnElement[bool], ...] = ()
@@ -336,7 +326,8 @@ def within_bytes(
     """Return the first of these ids, at least one, whose documents have at most `PAGE_BYTES` together."""
     sizes = sum((func.coalesce(func.length(cast(one, Text)), 0) for one in documents), literal(0))
     by_id = {id: size for id, size in connection.execute(select(table.c.id, sizes).where(table.c.id.in_(ids)))}
-    total, fitting = 0, []
+    total = 0
+    fitting: list[str] = []
     for id in ids:
         total += by_id.get(id, 0)
         if total > PAGE_BYTES and fitting:

@@ -8,9 +8,10 @@ same name in the spec or its scheduling.
 import secrets
 import time
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
 from sqlalchemy import Column, ColumnElement, Connection, Double, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
@@ -18,7 +19,7 @@ from sqlalchemy.sql.expression import FunctionElement
 
 from base.text import Text
 from store import tables
-from store.lists import summary_of
+from store.lists import NEWEST_FIRST, BadCursor, Order, summary_of
 
 if TYPE_CHECKING:
     from kdcore.spec import EvaluationSpec, JobSpec
@@ -151,7 +152,25 @@ class PageQuery(BaseModel):
     after: Annotated[str, Text(2000)] | None = Field(default=None, description="`next` of the page before.")
 
 
-class LabelledQuery(PageQuery):
+class NewestQuery(PageQuery):
+    """A page of a list with cursors."""
+
+    @model_validator(mode="after")
+    def _follows_a_page_of_this_order(self) -> Self:
+        if self.after is not None:
+            try:
+                self.order.position(self.after)
+            except BadCursor as fault:
+                context = {"fault": str(fault), "parameter": "after"}
+                raise PydanticCustomError("cursor", "`after` {fault}", context) from None
+        return self
+
+    @property
+    def order(self) -> Order:
+        return NEWEST_FIRST
+
+
+class LabelledQuery(NewestQuery):
     """A page of what has labels."""
 
     labels: list[Annotated[str, Text(300)]] = Field(

@@ -15,9 +15,9 @@ what was measured once, by project, so that later jobs need not measure it again
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, null, or_, select, update
 
 from base.text import Text
@@ -30,7 +30,6 @@ from store.lists import (
     facts_summary_of,
     page_of_ids,
     put_facets,
-    require_cursor,
     within_bytes,
 )
 from store.records import LabelledQuery, as_record, columns, database_now, new_id, upsert
@@ -94,12 +93,6 @@ class EntryQuery(LabelledQuery):
         default="summary", description="full: with all facts. A page then ends early after some megabytes of them."
     )
 
-    @model_validator(mode="after")
-    def _follows_a_page(self) -> Self:
-        if self.after is not None:
-            require_cursor(NEWEST_FIRST, self.after)
-        return self
-
     def filters(self, rows: Rows) -> Iterator[Filter]:
         if self.state is not None:
             yield rows.where("state", lambda state: state == self.state)
@@ -156,8 +149,10 @@ class Registry(Generic[E]):
         full = query.view == "full"
         fitting = within_bytes(connection, self.table, (self.table.c.facts,), ids) if full and ids else ids
         shown = [column if full or column.name != "facts" else null() for column in self._columns()]
-        read = select(*shown).where(self.table.c.id.in_(fitting)).order_by(
-            self.table.c.created_at.desc(), self.table.c.id.desc()
+        read = (
+            select(*shown)
+            .where(self.table.c.id.in_(fitting))
+            .order_by(self.table.c.created_at.desc(), self.table.c.id.desc())
         )
         page = [as_record(self.record, row) for row in connection.execute(read)] if fitting else []
         if page and len(fitting) < len(ids):

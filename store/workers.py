@@ -104,7 +104,7 @@ COUNTED = 1000
 """The places of the queue that are counted. A job behind them has none, so that no poll reads a long queue."""
 
 # Built once, and run once for a whole page of jobs: it reads the beginning of the queue.
-_OPEN = literal_column("'queued'"), literal_column("'running'")
+_OPEN: tuple[Any, ...] = literal_column("'queued'"), literal_column("'running'")
 _IS_DUE = and_(
     # As the partial index has it, so that both databases use that.
     jobs.c.status.in_(_OPEN),
@@ -129,17 +129,13 @@ def waiting_reasons(connection: Connection, page: Iterable[Job | ListedJob], lea
     awaited = list_awaited(connection, not_due) if not_due else {}
     consuming_workers = list_consuming(connection, lease_s)
     waits = {
-        job.id: _for_teacher(awaited[job.id])
-        if job.id in awaited
-        else _waiting(job, positions, consuming_workers)
+        job.id: _for_teacher(awaited[job.id]) if job.id in awaited else _waiting(job, positions, consuming_workers)
         for job in queued
     }
     return {id: waiting for id, waiting in waits.items() if waiting is not None}
 
 
-def _waiting(
-    job: Job | ListedJob, positions: Mapping[str, int | None], workers: Sequence[Worker]
-) -> Waiting | None:
+def _waiting(job: Job | ListedJob, positions: Mapping[str, int | None], workers: Sequence[Worker]) -> Waiting | None:
     if job.id not in positions:
         # A job without `not_before` was claimed between the two queries.
         return None if job.not_before is None else Waiting("backing_off", _backs_off(job), job.not_before)

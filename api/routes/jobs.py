@@ -145,9 +145,7 @@ async def listing(caller: Caller, db: Db, settings: Config, query: Annotated[Job
         if query.view == "full":
             whole, following = jobs.list_full_jobs(connection, caller.project, query)
             return page(views(connection, whole, settings.lease_s), following)
-        rows, following = jobs.list_jobs(connection, caller.project, query)
-        reasons = workers.waiting_reasons(connection, rows, settings.lease_s)
-        return page([job_summary(job, reasons.get(job.id)) for job in rows], following)
+        return listed(connection, caller.project, query, settings.lease_s)
 
     return await db.scan(read)
 
@@ -264,6 +262,13 @@ def _view_of(
 def _submit(connection: Connection, new: NewJob, lease_s: float) -> tuple[dict[str, Any], bool]:
     job, created = jobs.submit(connection, new)
     return views(connection, [job], lease_s)[0], created
+
+
+def listed(connection: Connection, project: str, query: JobQuery, lease_s: float) -> Response:
+    """Return a page of jobs as a list shows them."""
+    rows, following = jobs.list_jobs(connection, project, query)
+    reasons = workers.waiting_reasons(connection, rows, lease_s)
+    return page([job_summary(job, reasons.get(job.id)) for job in rows], following)
 
 
 def views(connection: Connection, rows: Iterable[Job], lease_s: float) -> list[dict[str, Any]]:

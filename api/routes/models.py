@@ -101,7 +101,7 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
         evaluations = jobs.newest_evaluations(connection, caller.project, model.sha256)
         return Json({**model_view(model), "measured": [measured_view(job) for job in evaluations]})
 
-    return await db.read(read)
+    return await db.scan(read)
 
 
 @router.patch("/{name_or_id}", response_model=ModelView, responses=responses(NotFound))

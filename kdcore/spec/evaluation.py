@@ -20,7 +20,7 @@ class EvaluationSpec(Vocabulary):
 
     kind: Literal["evaluation"] = Field(default="evaluation", description="Tells it from the spec of a distillation.")
     name: str | None = Field(default=None, min_length=1, max_length=200, description="A name for people.")
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     model: Teacher = Field(description="The model: a checkpoint, with its architecture and preprocessing.")
     dataset: Dataset = Field(description="The model is measured on all its test images.")
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")

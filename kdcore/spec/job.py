@@ -610,7 +610,7 @@ class JobSpec(Vocabulary):
     name: str | None = Field(
         default=None, min_length=1, max_length=200, description="A name for people; it need not be unique."
     )
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     dataset: Annotated[Dataset, named("source", Dataset)] = Field(
         description="The images to train on and to measure every model on. A plain string is their source."
     )

@@ -118,6 +118,8 @@ def _table(name: str, texts: tuple[str, ...], documents: tuple[str, ...], *more:
 def _each(rows: Any) -> Any:
     """Yield all rows in the order of their ids, a few at a time: a row may have megabytes."""
     last = ""
-    while batch := op.get_bind().execute(sa.select(rows).where(rows.c.id > last).order_by(rows.c.id).limit(BATCH)).all():
+    while (
+        batch := op.get_bind().execute(sa.select(rows).where(rows.c.id > last).order_by(rows.c.id).limit(BATCH)).all()
+    ):
         yield from batch
         last = batch[-1].id
