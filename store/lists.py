@@ -244,11 +244,12 @@ class Order:
             order, value, id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         except (ValueError, TypeError, binascii.Error):
             raise BadCursor("is no `next` of a page") from None
+        if isinstance(order, str) and order != str(self):
+            raise BadCursor(f"is of a list with sort={order[:20]}; begin again without it, or keep that order")
         kind = str if self.column == "name" else (int, float)
-        if not isinstance(id, str) or not (value is None or (isinstance(value, kind) and not isinstance(value, bool))):
+        is_value = value is None or (isinstance(value, kind) and not isinstance(value, bool))
+        if not isinstance(order, str) or not isinstance(id, str) or not is_value:
             raise BadCursor("is no `next` of a page")
-        if order != str(self):
-            raise BadCursor(f"is of a list with sort={order}; begin again without it, or keep that order")
         return value, id
 
 

@@ -285,3 +285,45 @@ async def test_actions_on_an_unknown_job_are_not_found(service: Service, verb: s
 async def test_jobs_listing_refuses_invalid_parameters(service: Service, query: str, pointer: str) -> None:
     body = problem(await service.http.get(f"/v1/jobs?{query}"), 422, "invalid_request")
     assert [fault["pointer"] for fault in body["errors"]] == [pointer]
+
+
+async def test_jobs_listing_has_summaries_and_whole_jobs_on_demand(service: Service) -> None:
+    job_id = await service.submit(labels={"team": "vision"}, training={"epochs": 3})
+    await service.succeed(job_id)
+    (listed,) = (await service.http.get("/v1/jobs?labels=team:vision&status=succeeded,failed&student=convnet8")).json()[
+        "data"
+    ]
+    assert not {"spec", "resolved_spec", "result", "warnings"} & listed.keys()
+    assert (listed["dataset"], listed["students"], listed["labels"]) == ("digits", ["convnet8"], {"team": "vision"})
+    assert (listed["figures"]["accuracy"], listed["figures"]["parameters"]) == (0.9, 3_000)
+    (whole,) = (await service.http.get("/v1/jobs?view=full")).json()["data"]
+    assert whole == (await service.http.get(f"/v1/jobs/{job_id}")).json()
+
+
+async def test_jobs_listing_shortens_the_message_of_an_error(service: Service) -> None:
+    job_id = await service.submit()
+    fence = await service.claim(job_id)
+    error = {"code": "internal", "message": "x" * 100_000, "retryable": False, "hint": None}
+    await service.db.write(lifecycle.finish_failed, job_id, fence, error, None)
+    (listed,) = (await service.http.get("/v1/jobs")).json()["data"]
+    assert listed["error"] == {**error, "message": "x" * 1000 + "…"}
+
+
+async def test_relabel_replaces_the_labels_of_a_job(service: Service) -> None:
+    job_id = await service.submit(labels={"team": "vision"})
+    answer = await service.http.patch(f"/v1/jobs/{job_id}", json={"labels": {"owner": "ü"}})
+    assert (answer.status_code, answer.json()["labels"]) == (200, {"owner": "ü"})
+    assert answer.json()["spec"]["labels"] == {"team": "vision"}
+    assert (await service.http.get("/v1/jobs?labels=team")).json()["data"] == []
+    problem(await service.http.patch(f"/v1/jobs/{'job_' + '0' * 24}", json={"labels": {}}), 404, "not_found")
+    refused = await service.http.patch(f"/v1/jobs/{job_id}", json={"labels": {"a b": "\n"}})
+    assert problem(refused, 422, "invalid_request")["errors"]
+
+
+async def test_jobs_listing_refuses_a_cursor_of_another_order(service: Service) -> None:
+    for _ in range(2):
+        await service.submit()
+    after = (await service.http.get("/v1/jobs?limit=1&sort=name")).json()["next"]
+    body = problem(await service.http.get("/v1/jobs", params={"after": after}), 422, "invalid_request")
+    assert [fault["pointer"] for fault in body["errors"]] == ["?after"]
+    assert "sort=name" in body["errors"][0]["message"]

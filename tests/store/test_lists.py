@@ -71,8 +71,8 @@ def test_filters_combine(database: Database) -> None:
         (method, team, status): made(database, method=method, labels={"team": team, "all": ""}, status=status)
         for method, team, status in values
     }
-    for method, team, status in by_values:
-        wanted = [by_values[method, team, status]]
+    for (method, team, status), id in by_values.items():
+        wanted = [id]
         assert found(database, method=method, labels=[f"team:{team}", "all"], status=[status]) == wanted
     assert set(found(database, labels=["team:vision"])) == {
         id for (_, team, _), id in by_values.items() if team == "vision"
