@@ -25,12 +25,14 @@ from api.routes import (
     evaluations,
     events,
     jobs,
+    keys,
     logs,
     methods,
     metrics,
     models,
     monitoring,
     page,
+    projects,
     uploads,
 )
 from api.sweep import Sweep
@@ -58,6 +60,8 @@ V1 = (
     methods,
     architectures,
     monitoring,
+    keys,
+    projects,
 )
 
 

@@ -8,6 +8,7 @@
      ├─ IdempotencyConflict   idempotency_conflict   the key was used for another body
      ├─ NameTaken             name_taken             names are unique within a project
      ├─ ProjectNotEmpty       project_not_empty      it has rows, which must be deleted first
+     ├─ KeyEnded              key_ended              the key was revoked or has expired
      ├─ BlobMismatch          checksum_mismatch      the bytes do not have the expected size or digest
      ├─ OffsetConflict        offset_conflict        the upload continues at another offset
      └─ UploadBusy            upload_busy            another request is writing to the same upload
@@ -91,6 +92,14 @@ class ProjectNotEmpty(StoreError):
         has = f"has {' and '.join(holds)}: delete these first" if holds else "is the service's own and stays"
         super().__init__(f"project {name!r} {has}", holds=holds)
         self.name, self.holds = name, holds
+
+
+class KeyEnded(StoreError):
+    code = "key_ended"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"key {id} was revoked or has expired; make a new one")
+        self.id = id
 
 
 class BlobMismatch(StoreError):

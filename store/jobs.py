@@ -12,8 +12,10 @@ from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
+from base.references import blobs_in
 from base.text import LIKE_AN_ID, Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
+from store import projects
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
 from store.lists import VALUE, Filter, Order, Rows, facets_of, page_of_ids, put_facets, within_bytes
@@ -40,8 +42,9 @@ NAMED = "As the spec names it, by its name or id,"
 _ACTION_OF = {"cancelled": "cancel", "paused": "pause"}
 """The action that leads to a status."""
 
-# Built once: building this query costs more than running it, and no other runs as often.
+# Built once: building these queries costs more than running them, and no others run as often.
 _BY_ID = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
+_BY_ID_IN_PROJECT = _BY_ID.where(jobs.c.project == bindparam("project"))
 
 
 def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
@@ -74,6 +77,7 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     for seq, warning in enumerate(new.warnings, 2):
         append_event(connection, replace(job, event_seq=seq), "warning", **warning)
     job = await_teachers(connection, job)
+    projects.add_blobs(connection, job.project, blobs_in(job.resolved_spec))
     failpoint("submit.before_commit")
     return job, True
 
@@ -91,8 +95,9 @@ def find_by_key(connection: Connection, project: str, idempotency_key: str, spec
 
 def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
     """Return a job by its id; with a project, only within it."""
-    row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
-    if row is None or project not in (None, row.project):
+    query = _BY_ID if project is None else _BY_ID_IN_PROJECT
+    row = connection.execute(query, {"job_id": job_id, "project": project}).one_or_none()
+    if row is None:
         raise NotFound("job", job_id)
     return as_record(Job, row)
 

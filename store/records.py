@@ -42,6 +42,10 @@ class NewJob:
     spec_sha256: str
     """Digest of the body: the same idempotency key with another digest is a conflict."""
     idempotency_key: str | None
+    created_by: str | None
+    """The id of the key that sent it; None if no row has the key: the operator's, or none at all."""
+    created_by_name: str | None
+    """The name of that key, as it was then."""
     priority: int
     max_attempts: int
     deadline_s: float | None

@@ -26,7 +26,7 @@ from api.problems import (
     responses,
     summary,
 )
-from api.schemas import Id, Json, Page, Relabel, Retry, job_summary, job_view, page
+from api.schemas import Id, Json, Line, Page, Relabel, Retry, Title, job_summary, job_view, page
 from api.submission import examine
 from base.failpoints import failpoint
 from base.wire import JobSummary, JobView, ValidationView
@@ -56,8 +56,8 @@ async def body(request: Request) -> Any:
 
 Body = Annotated[Any, Depends(body)]
 Probe = Annotated[bool, Query(description="Run a few steps if the cost of the job was never measured.")]
-Known = Annotated[str | None, Header(description="The tag of the answer that you have: 304 if it is still the same.")]
-Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+Known = Annotated[Line | None, Header(description="The tag of the answer that you have: 304 if it is still the same.")]
+Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
 
 
 @router.post(
@@ -101,6 +101,8 @@ async def submit(
         spec=spec,
         spec_sha256=digest,
         idempotency_key=idempotency_key,
+        created_by=caller.key_id,
+        created_by_name=caller.key_name,
         max_attempts=examined.resolved.scheduling.max_attempts or settings.max_attempts,
         warnings=[warning.as_dict() for warning in examined.warnings],
     )
