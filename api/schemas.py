@@ -119,16 +119,19 @@ def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
     """Return the answer for a job. `waiting`: the reason why a queued job waits."""
     here = f"/v1/jobs/{job.id}"
     links = {name: f"{here}/{name}" for name in Links.__annotations__}
-    sender = None if job.created_by_name is None else {"key_id": job.created_by, "key_name": job.created_by_name}
     return view_of(
         JobView,
         job,
         allowed_actions=allowed_actions(job.status, job.requested),
-        created_by=sender,
+        created_by=_sender(job),
         queue_position=waiting.position if waiting else None,
         waiting=view_of(WaitingView, waiting) if waiting else None,
         links={**links, "self": here, "stream": f"{here}/events/stream"},
     )
+
+
+def _sender(job: Job | ListedJob) -> dict[str, Any] | None:
+    return None if job.created_by_name is None else {"key_id": job.created_by, "key_name": job.created_by_name}
 
 
 LISTED_MESSAGE = 1000
@@ -145,7 +148,7 @@ def job_summary(job: ListedJob, waiting: Waiting | None = None) -> dict[str, Any
         JobSummary,
         job,
         **shown,
-        sender=job.created_by_name,
+        created_by=_sender(job),
         allowed_actions=allowed_actions(job.status, job.requested),
         queue_position=waiting.position if waiting else None,
         waiting=view_of(WaitingView, waiting) if waiting else None,

@@ -293,8 +293,7 @@ class JobSummary(View):
     students: list[str]
     model: str | None
     """What an evaluation measures, by the name that was sent."""
-    sender: str | None
-    """The name of the key that submitted it."""
+    created_by: SenderView | None
     progress: Annotated[Progress, AnyFields] | None
     queue_position: int | None
     waiting: WaitingView | None
