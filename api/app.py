@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute
 
 from api import problems
 from api.auth import Authentication
+from api.feed import Feed
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
 from api.polls import Polls, Shortcut
@@ -79,12 +80,13 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.database = database
         app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
+        app.state.feed = feed = Feed(database)
         app.state.polls = Polls(database, lambda connection, job: jobs.views(connection, [job], settings.lease_s)[0])
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
         app.state.inspections, app.state.registrations = inspections, registrations
         periodic = [asyncio.create_task(Sweep(database, settings, wake_workers).run())]
-        periodic += [asyncio.create_task(registrations.run())]
+        periodic += [asyncio.create_task(registrations.run()), asyncio.create_task(feed.run())]
         try:
             yield
         finally:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from api.auth import Authentication, Member, admin, member, operator
+from api.feed import Feed
 from api.inspections import Inspections
 from api.polls import Polls
 from api.references import References
@@ -37,6 +38,7 @@ Db = Annotated[Database, _held("database")]
 Files = Annotated[FileStore, _held("files")]
 InspectionsDep = Annotated[Inspections, _held("inspections")]
 RegistrationsDep = Annotated[Registrations, _held("registrations")]
+FeedDep = Annotated[Feed, _held("feed")]
 PollsDep = Annotated[Polls, _held("polls")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
 
