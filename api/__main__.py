@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from api.app import SERVER_OPTIONS, create_app
 from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
-from base.processes import after_imports, end_with_parent, log_to_stderr
+from base.processes import after_imports, end_with_parent, log_to_stderr, raise_descriptor_limit
 from base.wakeup import MEMORY
 from store.database import MIGRATIONS, Database
 from store.keys import KeyNeeded, require_if_reachable
@@ -42,6 +42,7 @@ def main() -> None:
     after_imports()
     (settings,) = settings_or_exit("api")
     log_to_stderr()
+    raise_descriptor_limit()
     _refuse_an_old_schema(settings.database_url)
     _refuse_without_key(settings)
     where: dict[str, Any] = {"host": settings.host, "port": settings.port}

@@ -1,5 +1,5 @@
-"""What the event streams of a process share: one query tells all of them which jobs have new events, and the events of a
-job are read and rendered once for all who follow it. Other processes have a feed of their own, and read the same rows.
+"""What the event streams of a process share: one query tells all of them which jobs have new events, and the events of
+a job are read and rendered once for all who follow it. Other processes have a feed of their own.
 """
 
 import asyncio

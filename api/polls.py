@@ -101,13 +101,13 @@ class Polls:
 
 
 class Shortcut:
-    """Middleware that answers GET and HEAD of a job. Everything else, errors included, is the routes' part."""
+    """Middleware that answers GET of a job. Everything else, errors included, is the routes' part."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+        if scope["type"] == "http" and scope["method"] == "GET":
             path = _PATH.fullmatch(scope["path"])
             if path is not None and not scope["query_string"] and (response := await _response(scope, path[1])):
                 await response(scope, receive, send)
@@ -122,7 +122,4 @@ async def _response(scope: Scope, job_id: str) -> Response | None:
         answer: Answer = await state.polls.answer(job_id, caller.project)
     except (Problem, errors.NotFound, DatabaseUnavailable):
         return None
-    response = answer.response(Headers(scope=scope).get("if-none-match"))
-    if scope["method"] == "HEAD":
-        response.body = b""
-    return response
+    return answer.response(Headers(scope=scope).get("if-none-match"))

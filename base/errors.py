@@ -12,6 +12,7 @@
      ├─ DeadlineExceeded    deadline_exceeded     the job took longer than its time limit
      ├─ WorkerLost          worker_lost           retryable: the process or its host vanished
      ├─ StorageFull         storage_full          retryable: continues when there is disk space
+     ├─ TooManyFiles        too_many_files        retryable: continues when the host lets a process open files again
      └─ Internal            internal              retryable: our fault
 
 The codes are a closed list that clients may rely on; `retryable` says whether the same spec can succeed later.
@@ -96,6 +97,13 @@ class WorkerLost(EngineError):
 
 class StorageFull(EngineError):
     code = "storage_full"
+    retryable = True
+
+
+class TooManyFiles(EngineError):
+    """A process, or its host, has no free file descriptor. Raised by `base/files.py`; it costs a job no attempt."""
+
+    code = "too_many_files"
     retryable = True
 
 
