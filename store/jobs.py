@@ -18,7 +18,7 @@ from base.warning import CODES, KNOWN_AT_SUBMIT
 from store import projects
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
-from store.lists import VALUE, Filter, Order, Rows, facets_of, page_of_ids, put_facets, within_bytes
+from store.lists import VALUE, Filter, Order, Rows, facets_of, may_match, page_of_ids, put_facets, within_bytes
 from store.records import (
     JOB_COLUMNS,
     Job,
@@ -184,6 +184,11 @@ def list_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[li
     filters = tuple(query.filters(project))
     ids, following = page_of_ids(connection, rows, filters, query.order, query.after, query.limit)
     return _in_order(connection, ListedJob, ids), following
+
+
+def may_list(connection: Connection, project: str, query: JobQuery) -> bool:
+    """Return False if it is known at once that the list is empty."""
+    return may_match(connection, tuple(query.filters(project)))
 
 
 def list_full_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[list[Job], str | None]:

@@ -268,7 +268,7 @@ def page_of_ids(
         condition, checked = (and_(*(getattr(one, form) for one in of_columns)) for form in ("condition", "checked"))
         both = Filter(condition, checked, select(id).where(rows.own, condition))
         filters = [both, *(one for one in filters if not one.of_column)]
-    counts = _counts(connection, filters)
+    counts = _counts(connection, filters, RARE + 1)
     least = min(counts, default=RARE + 1)
     if least == 0:
         return [], None
@@ -289,11 +289,16 @@ def page_of_ids(
     return page, order.cursor(found[limit - 1][1], page[-1]) if len(found) > limit else None
 
 
-def _counts(connection: Connection, filters: Sequence[Filter]) -> list[int]:
-    """Return how many rows each filter lets through, at most `RARE` + 1."""
+def may_match(connection: Connection, filters: Sequence[Filter]) -> bool:
+    """Return False if one of the filters lets no row through, which is known at once."""
+    return min(_counts(connection, filters, 1), default=1) > 0
+
+
+def _counts(connection: Connection, filters: Sequence[Filter], most: int) -> list[int]:
+    """Return how many rows each filter lets through, and no more than `most`."""
     if not filters:
         return []
-    counts = [select(func.count()).select_from(one.ids.limit(RARE + 1).subquery()).scalar_subquery() for one in filters]
+    counts = [select(func.count()).select_from(one.ids.limit(most).subquery()).scalar_subquery() for one in filters]
     return list(connection.execute(select(*counts)).one())
 
 
