@@ -6,6 +6,7 @@ and send bytes that are there. The answer for a queued job is never kept: its po
 It answers nothing that the route would not answer in the same way: what it does not know it passes on.
 """
 
+import asyncio
 import hashlib
 import re
 from collections import OrderedDict
@@ -28,6 +29,7 @@ from store.records import Job
 KEPT_BYTES = 32_000_000
 KEPT_ANSWER_BYTES = 1_000_000
 """The largest answer that is kept."""
+SMALL_BYTES = 50_000
 _VERSION = "SELECT project, status, revision FROM jobs WHERE id = {}"
 _PATH = re.compile(r"/v1/jobs/(job_[0-9a-hjkmnp-tv-z]{24})")
 
@@ -64,23 +66,41 @@ class Polls:
         self._database, self._render = database, render
         self._kept: OrderedDict[str, Answer] = OrderedDict()
         self._bytes = 0
+        self._making: dict[str, asyncio.Future[Answer]] = {}
 
     async def answer(self, job_id: str, project: str) -> Answer:
         """Return the answer for a job of the project. Raises NotFound."""
         row = await self._database.fetch(_VERSION, job_id)
-        if row is not None and (row[0] != project):
+        if row is not None and row[0] != project:
             raise errors.NotFound("job", job_id)
-        kept = self._kept.get(job_id)
-        if kept is not None and row is not None and row[2] == kept.revision and row[1] != "queued":
-            self._kept.move_to_end(job_id)
-            return kept
         if row is not None and row[1] == "queued":
             return (await self._database.read(self._read, job_id, project))[0]
-        # A spec may have a megabyte.
-        made, is_queued = await self._database.scan(self._read, job_id, project)
+        kept = self._kept.get(job_id)
+        if row is not None and kept is not None and kept.revision == row[2]:
+            self._kept.move_to_end(job_id)
+            return kept
+        # All who ask at the moment of a change wait for one read, unless it began before the change.
+        while (making := self._making.get(job_id)) is not None:
+            made = await asyncio.shield(making)
+            if row is not None and made.project == project and made.revision >= row[2]:
+                return made
+        self._making[job_id] = making = asyncio.ensure_future(self._make(job_id, project, kept))
+        making.add_done_callback(lambda done: self._made(job_id, done))
+        return await asyncio.shield(making)
+
+    async def _make(self, job_id: str, project: str, before: Answer | None) -> Answer:
+        # An answer may have megabytes; if the last one was small, another thread would take longer than the read.
+        is_small = before is not None and len(before.body) < SMALL_BYTES
+        read = self._database.read if is_small else self._database.scan
+        made, is_queued = await read(self._read, job_id, project)
         if not is_queued:
             self._keep(job_id, made)
         return made
+
+    def _made(self, job_id: str, making: asyncio.Future[Answer]) -> None:
+        del self._making[job_id]
+        if not making.cancelled():
+            making.exception()  # Who waited for it has it.
 
     def _read(self, connection: Connection, job_id: str, project: str) -> tuple[Answer, bool]:
         job = jobs.get(connection, job_id, project=project)

@@ -1,5 +1,7 @@
 """GET of a job: its tag, its kept answer, and that the shortcut answers as the route does."""
 
+import asyncio
+
 import pytest
 
 from api import polls
@@ -55,6 +57,31 @@ async def test_poll_reads_the_job_once_for_each_revision(service: Service, monke
     assert len(reads) == 2
 
 
+async def test_polls_at_the_moment_of_a_change_share_one_read(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await service.submit()
+    fence = await service.claim(job_id)
+    reads: list[str] = []
+    read = polls.Polls._read
+    monkeypatch.setattr(polls.Polls, "_read", lambda *given: reads.append("read") or read(*given))
+    for percent in (1.0, 2.0):
+        await service.db.write(lifecycle.set_progress, job_id, fence, {"percent": percent})
+        answers = await asyncio.gather(*(service.http.get(f"/v1/jobs/{job_id}") for _ in range(5)))
+        assert {answer.json()["progress"]["percent"] for answer in answers} == {percent}
+    assert len(reads) <= 4
+    assert service.app.state.polls._making == {}
+
+
+async def test_polls_of_a_job_that_is_deleted_are_all_not_found(service: Service) -> None:
+    job_id = await service.submit()
+    await service.http.post(f"/v1/jobs/{job_id}/cancel")
+    await service.http.get(f"/v1/jobs/{job_id}")
+    await service.http.delete(f"/v1/jobs/{job_id}")
+    for answer in await asyncio.gather(*(service.http.get(f"/v1/jobs/{job_id}") for _ in range(3))):
+        problem(answer, 404, "not_found")
+
+
 async def test_poll_of_a_queued_job_sees_the_queue_move(service: Service) -> None:
     first, second = await service.submit(), await service.submit()
     positions = [(await service.http.get(f"/v1/jobs/{second}")).json()["queue_position"]]
@@ -98,6 +125,7 @@ async def test_poll_without_a_database_is_a_problem(service: Service, monkeypatc
         raise DatabaseUnavailable("the server went away")
 
     monkeypatch.setattr(service.db, "fetch", none)
+    monkeypatch.setattr(service.db, "read", away)
     monkeypatch.setattr(service.db, "scan", away)
     problem(await service.http.get(f"/v1/jobs/{job_id}"), 503, "unavailable")
 
