@@ -11,10 +11,12 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
 from api import problems
+from api.audit import AuditLog
 from api.auth import Authentication
 from api.feed import Feed
 from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
+from api.limits import Limiter
 from api.middleware import Middleware
 from api.openapi import document
 from api.polls import Polls, Shortcut
@@ -23,11 +25,13 @@ from api.routes import (
     architectures,
     artifacts,
     attempts,
+    audit,
     datasets,
     evaluations,
     events,
     jobs,
     keys,
+    limits,
     logs,
     methods,
     metrics,
@@ -66,6 +70,8 @@ V1 = (
     datasets,
     methods,
     architectures,
+    limits,
+    audit,
     monitoring,
     keys,
     projects,
@@ -88,6 +94,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.files = files
         app.state.feed = feed = Feed(database)
         app.state.polls = Polls(database, lambda connection, job: jobs.views(connection, [job], settings.lease_s)[0])
+        app.state.limiter = Limiter(database, files, settings)
         app.state.readiness = monitoring.Readiness()
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
@@ -120,6 +127,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.mount("/static", page.static)
     app.add_middleware(Shortcut)
     app.add_middleware(Middleware)
+    app.add_middleware(AuditLog)
     app.openapi = cache(lambda: document(app, needs_key=settings.admin_key_hash is not None))  # type: ignore[method-assign]
     return app
 

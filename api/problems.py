@@ -6,6 +6,7 @@ Problem
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
  ├─ RoleForbidden       403  the key's role does not allow this; `needs` is the role that does
+ ├─ QuotaExceeded       403  a limit of the project; something must be deleted first
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, route
  ├─ MethodNotAllowed    405
  ├─ RequestTimeout      408  the body did not arrive in time
@@ -28,6 +29,7 @@ Problem
  │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
+ ├─ LimitReached        429  a limit of the project; waiting helps: `Retry-After` is in seconds
  ├─ HeadersTooLarge     431
  ├─ ServerError         500
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
@@ -38,6 +40,7 @@ Exceptions of other packages become problems here too: each class names the exce
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Self, cast
@@ -267,6 +270,33 @@ class IdempotencyConflict(Invalid):
     stands_for = store_errors.IdempotencyConflict
 
 
+REFUSALS: Counter[str] = Counter()
+"""How many requests this process has refused, by the limit that was reached."""
+
+
+class LimitReached(Problem):
+    """The header `Retry-After` has the seconds after which it is worth to come again."""
+
+    status, code, title = 429, "limit_reached", "A limit of the project is reached"
+    sends = ("Retry-After",)
+    stands_for = store_errors.LimitReached
+
+    @classmethod
+    def of(cls, error: store_errors.LimitReached) -> Self:
+        REFUSALS[error.limit] += 1
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)}, **error.details)
+
+
+class QuotaExceeded(Problem):
+    status, code, title = 403, "quota_exceeded", "A limit of the project would be exceeded"
+    stands_for = store_errors.QuotaExceeded
+
+    @classmethod
+    def of(cls, error: store_errors.QuotaExceeded) -> Self:
+        REFUSALS[error.limit] += 1
+        return cls(str(error), **error.details)
+
+
 class HeadersTooLarge(Problem):
     status, code, title = 431, "headers_too_large", "The headers are too large"
 
@@ -294,7 +324,15 @@ class StorageFull(Problem):
     stands_for = errors.StorageFull
 
 
-EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, RoleForbidden, Invalid, ServerError, Unavailable)
+EVERYWHERE: tuple[type[Problem], ...] = (
+    Unauthorized,
+    Forbidden,
+    RoleForbidden,
+    Invalid,
+    LimitReached,
+    ServerError,
+    Unavailable,
+)
 """The problems that any route may return; declared once, on the router of all routes."""
 
 
@@ -335,6 +373,7 @@ def problem_of(error: Exception) -> Problem | None:
 
 def _handler(problem: type[Problem]) -> Any:
     async def handle(request: Request, error: Exception) -> Response:
+        request.scope["distillery.problem"] = problem.code
         return problem.of(error).response(request_id(request))
 
     return handle
@@ -345,7 +384,9 @@ def request_id(request: Request) -> str:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    return _as_problem(request, cast(HTTPException, error)).response(request_id(request))
+    problem = _as_problem(request, cast(HTTPException, error))
+    request.scope["distillery.problem"] = problem.code
+    return problem.response(request_id(request))
 
 
 def _as_problem(request: Request, error: HTTPException) -> Problem:

@@ -3,14 +3,15 @@
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
-from api.dependencies import Auth, Caller, Db, FeedDep
+from api.dependencies import Auth, Caller, Db, FeedDep, LimiterDep
 from api.feed import Feed, message_of
+from api.limits import Counted
 from api.openapi import headers
 from api.problems import NotFound, Problem, responses
 from api.schemas import Count, Id, Page, page, view_of
@@ -22,6 +23,21 @@ from store.database import Database
 from store.events import Event
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
+
+MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "description": "One message of the stream, by the names of its fields.",
+    "properties": {
+        "id": {"type": "string", "description": "The number of the event."},
+        "event": {"type": "string", "description": "The type of the event."},
+        "data": {
+            "type": "string",
+            "description": "The event, as `/events` has it.",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/EventView"},
+        },
+    },
+}
 
 CHECK_S = 2.0
 """The longest time after which a stream looks again whether its key is valid, and its job is there."""
@@ -45,7 +61,7 @@ async def listing(
     "/stream",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, **headers("Cache-Control")},
+        200: {"content": {"text/event-stream": {"schema": MESSAGE}}, **headers("Cache-Control")},
         204: {"description": "The job has ended and you have every event; do not reconnect."},
         **responses(NotFound),
     },
@@ -57,6 +73,7 @@ async def stream(
     db: Db,
     auth: Auth,
     feed: FeedDep,
+    limiter: LimiterDep,
     after: After = 0,
     last_event_id: Annotated[Count | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
@@ -70,7 +87,8 @@ async def stream(
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     messages = _messages(db, job_id, caller.project, last, partial(auth.check, request.scope), feed)
-    return StreamingResponse(messages, media_type="text/event-stream", headers=headers)
+    await limiter.open_stream(caller.project)
+    return Counted(limiter, caller.project, messages, media_type="text/event-stream", headers=headers)
 
 
 async def _messages(
