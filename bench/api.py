@@ -86,6 +86,8 @@ class Load:
 
     rate: float
     waits: list[float]
+    refused: int = 0
+    """Answers with another status than the expected one, which are not in the rate."""
 
     def within(self, share: float) -> float:
         return sorted(self.waits)[max(0, math.ceil(share * len(self.waits)) - 1)]
@@ -97,6 +99,7 @@ class _Client(asyncio.Protocol):
     def __init__(self, request: Callable[[], bytes], expected: int) -> None:
         self.request, self.expected = request, f"HTTP/1.1 {expected} ".encode()
         self.waits: list[float] = []
+        self.refused: list[bytes] = []
         self.ended = asyncio.get_running_loop().create_future()
         self.stopping = False
         self._buffer, self._length = b"", -1
@@ -116,17 +119,17 @@ class _Client(asyncio.Protocol):
             head, end, _ = self._buffer.partition(b"\r\n\r\n")
             if not end:
                 return
-            if not head.startswith(self.expected):
-                self.ended.set_exception(SystemExit(f"the answer was {self._buffer[:600]!r}"))
-                self.transport.close()
-                return
+            self._is_expected = head.startswith(self.expected)
             lines = (line.partition(b":") for line in head.lower().split(b"\r\n"))
             length = next((int(value) for name, _, value in lines if name == b"content-length"), 0)
             self._length = len(head) + 4 + length
         if len(self._buffer) < self._length:
             return
-        self._buffer, self._length = b"", -1
-        self.waits.append(time.perf_counter() - self._sent_at)
+        answer, self._buffer, self._length = self._buffer, b"", -1
+        if self._is_expected:
+            self.waits.append(time.perf_counter() - self._sent_at)
+        else:
+            self.refused.append(answer)
         if self.stopping:
             self.transport.close()
             self.ended.set_result(None)
@@ -162,7 +165,10 @@ async def _load(
         client.stopping = True
     await asyncio.gather(*(client.ended for client in clients))
     waits = [wait for client in clients for wait in client.waits]
-    return Load(len(waits) / (time.perf_counter() - began), waits)
+    refused = [answer for client in clients for answer in client.refused]
+    if not waits:
+        raise SystemExit(f"every answer was like {refused[0][:600]!r}")
+    return Load(len(waits) / (time.perf_counter() - began), waits, len(refused))
 
 
 def load(url: str, seconds: float, expected: int = 200, connections: int = CONNECTIONS, **sent: object) -> Load:
@@ -319,7 +325,9 @@ def _print(title: str, loads: Mapping[str, Sequence[Load]]) -> None:
         rate = statistics.median(load.rate for load in of_turns)
         waits = [statistics.median(load.within(share) for load in of_turns) for share in (0.5, 0.99)]
         shown = "".join(f"{1000 * wait:>7.1f} ms" for wait in waits)
-        print(f"{name:22}{rate:>10,.0f}{rate / bare_rate:>9.2f}{shown}", flush=True)
+        refused = sum(load.refused for load in of_turns)
+        note = f"  {refused} refused" if refused else ""
+        print(f"{name:22}{rate:>10,.0f}{rate / bare_rate:>9.2f}{shown}{note}", flush=True)
 
 
 def main() -> int:
