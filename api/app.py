@@ -7,10 +7,11 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
-from api import problems
+from api import problems, tracing
 from api.audit import AuditLog
 from api.auth import Authentication
 from api.feed import Feed
@@ -18,6 +19,7 @@ from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.limits import Limiter
 from api.middleware import Middleware
+from api.observing import Observing
 from api.openapi import document
 from api.polls import Polls, Shortcut
 from api.registrations import Registrations
@@ -39,9 +41,11 @@ from api.routes import (
     monitoring,
     page,
     projects,
+    storage,
     uploads,
 )
 from api.sweep import Sweep
+from base.figures import WRITE_EVERY_S, Exchange
 from base.folders import remove_abandoned
 from store.database import Database
 from store.file_store import FileStore
@@ -73,6 +77,7 @@ V1 = (
     limits,
     audit,
     monitoring,
+    storage,
     keys,
     projects,
 )
@@ -101,12 +106,15 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.inspections, app.state.registrations = inspections, registrations
         periodic = [asyncio.create_task(Sweep(database, settings, wake_workers).run())]
         periodic += [asyncio.create_task(registrations.run()), asyncio.create_task(feed.run())]
+        app.state.exchange = exchange = Exchange(settings.home / "metrics", "api")
+        periodic += [asyncio.create_task(_write_figures(exchange))]
         try:
             yield
         finally:
             for task in periodic:
                 task.cancel()
             await asyncio.wait(periodic)
+            exchange.remove()
             await registrations.stop()
             await inspections.close()
             await authentication.close()
@@ -121,6 +129,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        telemetry=tracing.telemetry(settings.otel),
     )
     problems.install(app)
     app.router.routes.extend(_routes())
@@ -128,8 +137,17 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.add_middleware(Shortcut)
     app.add_middleware(Middleware)
     app.add_middleware(AuditLog)
+    # The last one that is added is the outermost.
+    app.add_middleware(Observing, access_log=settings.access_log is not False)
     app.openapi = cache(lambda: document(app, needs_key=settings.admin_key_hash is not None))  # type: ignore[method-assign]
     return app
+
+
+async def _write_figures(exchange: Exchange) -> None:
+    """Write this process's figures for the others, until it is cancelled."""
+    while True:
+        await asyncio.sleep(WRITE_EVERY_S)
+        await to_thread.run_sync(exchange.write)
 
 
 @cache

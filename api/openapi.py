@@ -53,6 +53,13 @@ def headers(*names: str) -> dict[str, Any]:
     return {"headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names}}
 
 
+def made_once(view: Any, *more: str) -> dict[int | str, dict[str, Any]]:
+    """Return the declaration of the answers of a route that makes something: 201, and 200 for a key that is known."""
+    replayed = headers("Location", "Idempotent-Replayed", *more)
+    known = {"model": view, "description": "The key is known: what the first request has made.", **replayed}
+    return {200: known, 201: headers("Location", *more)}
+
+
 def document(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
     """Return the document of an application. `needs_key`: nobody is answered without one."""
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
@@ -65,8 +72,8 @@ def document(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
         schemas.update(schema.pop("$defs", {}))
         schemas[name] = schema
     made["security"] = [{"key": []}] if needs_key else [{"key": []}, {}]
-    for path, operation in _operations(made):
-        _complete(path, operation)
+    for path, method, operation in _operations(made):
+        _complete(path, method, operation)
     return made
 
 
@@ -75,17 +82,17 @@ def _header(name: str) -> dict[str, Any]:
     return {"description": meaning, "required": name not in SOMETIMES, "schema": schema}
 
 
-def _operations(made: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _operations(made: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in made["paths"].items():
-        yield from ((path, operation) for operation in methods.values())
+        yield from ((path, method, operation) for method, operation in methods.items())
 
 
-def _complete(path: str, operation: dict[str, Any]) -> None:
-    """Add what holds for every operation, or for all that have a body."""
+def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
+    """Add what holds for every operation, or for all whose body is looked at, although most take none."""
     answers = operation["responses"]
-    if "requestBody" in operation:
-        for status, declared in problems.responses(problems.MalformedBody, problems.TooLarge).items():
-            answers.setdefault(str(status), declared)
+    general = problems.TO_EVERYBODY if method == "get" else (*problems.TO_EVERYBODY, *problems.OF_BODIES)
+    for status, declared in problems.responses(*general).items():
+        answers.setdefault(str(status), declared)
     if not path.startswith("/v1/") and path != "/metrics":
         operation["security"] = []
     for parameter in operation.get("parameters", ()):

@@ -8,12 +8,14 @@ from starlette.responses import Response
 
 from api.dependencies import AuditDep, Caller, Config, Db, LimiterDep, ReferencesDep, WakeWorkers
 from api.problems import (
+    FORBIDDEN,
     IdempotencyConflict,
+    InspectionsBusy,
     NotFound,
     NotReady,
-    QuotaExceeded,
     SpecInvalid,
     StorageFull,
+    TooManyInspections,
     WarningRefused,
     responses,
     summary,
@@ -40,7 +42,17 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
     response_model=JobView,
     responses={
         **SUBMITTED,
-        **responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, QuotaExceeded, StorageFull),
+        **responses(
+            NotFound,
+            NotReady,
+            SpecInvalid,
+            WarningRefused,
+            IdempotencyConflict,
+            *FORBIDDEN,
+            TooManyInspections,
+            InspectionsBusy,
+            StorageFull,
+        ),
     },
 )
 async def submit(

@@ -23,17 +23,19 @@ from api.dependencies import (
 )
 from api.estimate import estimated
 from api.limits import Limiter
-from api.openapi import headers
+from api.openapi import headers, made_once
 from api.problems import (
+    FORBIDDEN,
     ActionNotAllowed,
     IdempotencyConflict,
+    InspectionsBusy,
     MalformedBody,
     NotFound,
-    QuotaExceeded,
     SpecInvalid,
     StorageFull,
     TeacherUnavailable,
     TooLarge,
+    TooManyInspections,
     WarningRefused,
     malformed_json,
     responses,
@@ -60,14 +62,7 @@ SPEC_BODY = {
 }
 
 
-SUBMITTED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": JobView,
-        "description": "The key is known: the job of the first request.",
-        **headers("Location", "Idempotent-Replayed"),
-    },
-    201: headers("Location"),
-}
+SUBMITTED = made_once(JobView)
 """The answers to a job that is submitted."""
 
 
@@ -98,7 +93,9 @@ Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
             WarningRefused,
             IdempotencyConflict,
             TeacherUnavailable,
-            QuotaExceeded,
+            *FORBIDDEN,
+            TooManyInspections,
+            InspectionsBusy,
             StorageFull,
         ),
     },
@@ -150,7 +147,7 @@ async def submit(
 @router.post(
     "/validate",
     response_model=ValidationView,
-    responses=responses(MalformedBody, TooLarge),
+    responses=responses(MalformedBody, TooLarge, TooManyInspections, InspectionsBusy),
     openapi_extra=SPEC_BODY,
 )
 async def validate(spec: Body, references: ReferencesDep, settings: Config, probe: Probe = True) -> Response:

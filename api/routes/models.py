@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from starlette.responses import Response
@@ -11,12 +12,14 @@ from api.audit import Auditor
 from api.dependencies import AuditDep, Caller, Db, LimiterDep, ReferencesDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.limits import Limiter
-from api.openapi import headers
+from api.openapi import headers, made_once
 from api.problems import (
     IdempotencyConflict,
+    InspectionsBusy,
     NameTaken,
     NotFound,
     StorageFull,
+    TooManyInspections,
     Unusable,
     WarningRefused,
     responses,
@@ -40,7 +43,8 @@ from api.schemas import (
 )
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
-from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
+from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture, libraries
+from kdcore.catalog.architectures import hidden_layers
 from kdcore.spec import model_warnings
 from store import jobs, registry
 from store.database import Database
@@ -55,12 +59,8 @@ STILL_INSPECTING = "The row is made, and its file is still being inspected: GET 
 
 def answers_of(view: Any) -> dict[int | str, dict[str, Any]]:
     """Return the answers to a registration, for the OpenAPI document."""
-    sent = headers("Location", "Idempotent-Replayed")
-    return {
-        200: {"model": view, "description": "The key is known: the row of the first request.", **sent},
-        201: headers("Location"),
-        202: {"model": view, "description": STILL_INSPECTING, **sent},
-    }
+    inspecting = {"model": view, "description": STILL_INSPECTING, **headers("Location", "Idempotent-Replayed")}
+    return {**made_once(view), 202: inspecting}
 
 
 async def inspected(new: NewModel, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:
@@ -86,7 +86,10 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     response_model=ModelView,
     responses={
         **answers_of(ModelView),
-        **responses(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict, StorageFull),
+        **responses(
+            *(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict),
+            *(TooManyInspections, InspectionsBusy, StorageFull),
+        ),
     },
 )
 async def register(
@@ -112,9 +115,10 @@ async def register(
     model = await replay(KIND, db, made)
     if model is None:
         if new.architecture is not None:
-            _require_known(new.architecture)
+            await to_thread.run_sync(_require_known, new.architecture)
         digest = await uploaded(new.blob, references)
-        model = await registrations.register(KIND, new, caller.project, digest, made)
+        asker = references.inspections.asker
+        model = await registrations.register(KIND, new, caller.project, digest, made, asker)
     return registered(model_view(model), f"/v1/models/{model.id}", made)
 
 
@@ -200,11 +204,13 @@ async def uploaded(blob: str, references: References) -> str:
 
 
 def _require_known(name: str) -> None:
+    near: list[str] | None = None
     try:
-        architecture(name)
+        text = libraries.missing(hidden_layers(name)[0]) if architecture(name).source == "timm" else None
     except UnknownName as unknown:
-        fault = Fault("/architecture", str(unknown), "not_allowed", getattr(unknown, "nearest", None), name)
-        raise Unusable(str(unknown), [fault]) from None
+        text, near = str(unknown), getattr(unknown, "nearest", None)
+    if text is not None:
+        raise Unusable(text, [Fault("/architecture", text, "not_allowed", near, name)])
 
 
 def _as_stated(facts: ModelFacts, new: NewModel) -> ModelFacts:

@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.dependencies import AuditDep, Auth, Db, OperatorCaller
+from api.openapi import made_once
 from api.problems import IdempotencyConflict, NameTaken, NotFound, ProjectNotEmpty, RoleForbidden, responses
 from api.routes.jobs import Key
 from api.schemas import Id, Json, NewProject, Page, page, view_of
@@ -23,7 +24,7 @@ router = APIRouter(prefix="/v1/projects", tags=["projects"])
     "",
     status_code=201,
     response_model=ProjectView,
-    responses=responses(NameTaken, RoleForbidden, IdempotencyConflict),
+    responses={**made_once(ProjectView), **responses(NameTaken, RoleForbidden, IdempotencyConflict)},
 )
 async def create(
     new: NewProject, caller: OperatorCaller, db: Db, audit: AuditDep, idempotency_key: Key = None
@@ -59,7 +60,10 @@ async def one(name: Id, caller: OperatorCaller, db: Db) -> Response:
 
 @router.delete("/{name}", status_code=204, responses=responses(NotFound, ProjectNotEmpty, RoleForbidden))
 async def delete(name: Id, caller: OperatorCaller, db: Db, auth: Auth, audit: AuditDep) -> Response:
-    """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
+    """Delete a project that has no jobs, models, data sets and uploads, and end its keys.
+
+    Its name is not given again.
+    """
 
     def write(connection: Connection) -> None:
         projects.remove(connection, name)
