@@ -323,8 +323,8 @@ def list_jobs(
     teacher: Annotated[str | None, typer.Option(help="Its name, architecture, or sha256:<hex>.")] = None,
     student: Annotated[str | None, typer.Option(help="Its architecture.")] = None,
     sender: Annotated[str | None, typer.Option(help="The key that submitted it, by name or id.")] = None,
-    created_after: Annotated[str | None, typer.Option(metavar="TIME", help="2026-01-31, 2026-01-31T08:00Z")] = None,
-    created_before: Annotated[str | None, typer.Option(metavar="TIME")] = None,
+    created_after: Annotated[str | None, typer.Option(metavar="TIME", help="From then on: 2026-01-31T08:00Z.")] = None,
+    created_before: Annotated[str | None, typer.Option(metavar="TIME", help="Before then.")] = None,
     sort: Annotated[
         str | None,
         typer.Option(

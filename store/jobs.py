@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
@@ -26,6 +25,7 @@ from store.records import (
     Job,
     LabelledQuery,
     ListedJob,
+    Moment,
     NewJob,
     as_record,
     columns,
@@ -139,8 +139,8 @@ class JobQuery(LabelledQuery):
     student: Value | None = Field(default=None, description="An architecture, or the checkpoint that it started from.")
     model: Value | None = Field(default=None, description="Of evaluations: the model, by its name or sha256:<hex>.")
     sender: Value | None = Field(default=None, description="The key that submitted it, by its name or id.")
-    created_after: datetime | None = Field(default=None, description="At this time or later (ISO 8601; default UTC).")
-    created_before: datetime | None = Field(default=None, description="Before this time.")
+    created_after: Moment | None = Field(default=None, description="ISO 8601 with an offset: from this moment on.")
+    created_before: Moment | None = Field(default=None, description="ISO 8601 with an offset: before this moment.")
     sort: OrderName = Field(
         default="-created_at", description="`-` is descending. Jobs without a value come last, in both directions."
     )
@@ -171,14 +171,11 @@ class JobQuery(LabelledQuery):
             by = "created_by" if LIKE_AN_ID.fullmatch(self.sender) else "created_by_name"
             yield rows.where(by, lambda key: key == self.sender)
         if self.created_after is not None:
-            yield rows.where("created_at", lambda at: at >= _seconds(self.created_after))
+            since = self.created_after.timestamp()
+            yield rows.where("created_at", lambda at: at >= since)
         if self.created_before is not None:
-            yield rows.where("created_at", lambda at: at < _seconds(self.created_before))
-
-
-def _seconds(at: datetime | None) -> float:
-    assert at is not None  # noqa: S101
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+            until = self.created_before.timestamp()
+            yield rows.where("created_at", lambda at: at < until)
 
 
 def list_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[list[ListedJob], str | None]:
