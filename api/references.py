@@ -35,8 +35,8 @@ from kdcore.spec.resolving import loaded_as
 from store import artifacts, jobs, projects, registry
 from store.database import Database
 from store.errors import NotFound
-from store.records import Job, PageQuery
-from store.registry import Entry, Registry
+from store.records import Job
+from store.registry import Entry, EntryQuery, Registry
 
 _OF_FILES = ("orientation", "skip_unreadable", "class_names", "encoding")
 """Options that have no meaning for built-in data sets."""
@@ -266,7 +266,7 @@ class References:
 
     async def _names(self, kind: Registry[Any]) -> list[str]:
         """The newest registered names, among which a similar one is looked for."""
-        rows, _ = await self.db.read(kind.list_page, self.caller.project, PageQuery(limit=100))
+        rows, _ = await self.db.read(kind.list_page, self.caller.project, EntryQuery(limit=100))
         return [row.name for row in rows]
 
     async def _student_of(self, job_id: str) -> Target[ModelFacts]:
