@@ -30,8 +30,10 @@ from api.routes import (
     monitoring,
     page,
     uploads,
+    webhooks,
 )
 from api.sweep import Sweep
+from api.webhooks import WebhookSender
 from base.folders import remove_abandoned
 from kdcore.spec import JobSpec
 from store.database import Database
@@ -55,6 +57,7 @@ V1 = (
     datasets,
     methods,
     architectures,
+    webhooks,
     monitoring,
 )
 
@@ -77,12 +80,16 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.inspections, app.state.registrations = inspections, registrations
         periodic = [asyncio.create_task(Sweep(database, settings, wake_workers).run())]
         periodic += [asyncio.create_task(registrations.run())]
+        sender = WebhookSender(database, settings.webhook_allow)
+        app.state.webhooks = sender
+        periodic += [asyncio.create_task(sender.run())]
         try:
             yield
         finally:
             for task in periodic:
                 task.cancel()
             await asyncio.wait(periodic)
+            await sender.stop()
             await registrations.stop()
             await inspections.close()
             await database.close()

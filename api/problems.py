@@ -5,6 +5,7 @@ Problem
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, route
+ ├─ TooManyWebhooks     403  the project has as many as it may have
  ├─ MethodNotAllowed    405
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
  ├─ TeacherUnavailable  409  the job whose student should teach has ended without one
@@ -12,6 +13,7 @@ Problem
  ├─ NameTaken           409
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
+ ├─ WebhookDisabled     409  nothing is sent to it
  ├─ TooLarge            413
  ├─ RangeUnsatisfiable  416
  ├─ Invalid             422  parameters or a body that do not match their schema, every fault at once
@@ -175,6 +177,20 @@ class OffsetConflict(Problem):
 class UploadBusy(Problem):
     status, code, title = 409, "upload_busy", "Another request writes to this upload"
     stands_for = store_errors.UploadBusy
+
+
+class TooManyWebhooks(Problem):
+    status, code, title = 403, "too_many_webhooks", "The project has as many webhooks as it may have"
+    stands_for = store_errors.TooManyWebhooks
+
+    @classmethod
+    def of(cls, error: store_errors.TooManyWebhooks) -> Self:
+        return cls(str(error), limit=error.most)
+
+
+class WebhookDisabled(Problem):
+    status, code, title = 409, "webhook_disabled", "The webhook is disabled"
+    stands_for = store_errors.WebhookDisabled
 
 
 class TooLarge(Problem):

@@ -17,12 +17,13 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from base import wire
-from base.jobs import allowed_actions
+from base.jobs import WebhookEvent, allowed_actions
 from base.references import DIGEST
 from base.wire import (
     IS_TIME,
     ArtifactView,
     AttemptView,
+    DeliveryView,
     InspectionProgress,
     JobView,
     Links,
@@ -34,6 +35,7 @@ from base.wire import (
     UploadView,
     WaitingView,
     WarningView,
+    WebhookView,
     WorkerView,
 )
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
@@ -44,6 +46,7 @@ from store.attempts import Attempt
 from store.records import Job
 from store.registry import Dataset, Entry, Model
 from store.uploads import Upload
+from store.webhooks import Delivery, Webhook
 from store.workers import Waiting, Worker
 
 T = TypeVar("T")
@@ -161,6 +164,16 @@ def _registered(entry: Entry) -> dict[str, Any]:
 
 def worker_view(worker: Worker, lease_s: float) -> dict[str, Any]:
     return view_of(WorkerView, worker, alive=worker.consumes(lease_s))
+
+
+def webhook_view(webhook: Webhook, secret: str | None = None) -> dict[str, Any]:
+    """Return the answer for a webhook; with its secret, which only the answers to its making and its rotation have."""
+    view = view_of(WebhookView, webhook)
+    return view if secret is None else {**view, "secret": secret}
+
+
+def delivery_view(delivery: Delivery) -> dict[str, Any]:
+    return view_of(DeliveryView, delivery)
 
 
 # Models of request bodies, and of answers that contain classes of the engine.
@@ -292,3 +305,31 @@ class NewDataset(DataOptions):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     blob: str = Field(pattern=f"^{DIGEST.pattern}$")
     strict: bool = Field(default=False, description=STRICT)
+
+
+Events = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=20)]
+WebhookUrl = Annotated[str, Field(min_length=1, max_length=2_000)]
+
+
+class NewWebhook(Schema):
+    """An address that is to be told of the project's jobs. Each message is a POST, signed by Standard Webhooks."""
+
+    url: WebhookUrl = Field(
+        description="https://host/path. Addresses of private networks, and http, must be allowed by the operator.",
+        examples=["https://example.org/hooks/distillery"],
+    )
+    events: Events = Field(
+        default=("job.succeeded", "job.failed", "job.cancelled", "job.alert"), description="What it is told of."
+    )
+    enabled: bool = Field(default=True, description="False: nothing is sent to it yet.")
+
+
+class ChangedWebhook(Schema):
+    """What is to be changed of a webhook. A field that is null or not given stays as it is."""
+
+    url: WebhookUrl | None = None
+    events: Events | None = None
+    enabled: bool | None = Field(
+        default=None,
+        description="False: what waits for it fails. True: it begins anew, also if the service has disabled it.",
+    )

@@ -8,6 +8,8 @@
      ├─ IdempotencyConflict   idempotency_conflict   the key was used for another body
      ├─ NameTaken             name_taken             names are unique within a project
      ├─ BlobMismatch          checksum_mismatch      the bytes do not have the expected size or digest
+     ├─ TooManyWebhooks       too_many_webhooks      a project has so many at most
+     ├─ WebhookDisabled       webhook_disabled       nothing is sent to it
      ├─ OffsetConflict        offset_conflict        the upload continues at another offset
      └─ UploadBusy            upload_busy            another request is writing to the same upload
 
@@ -89,6 +91,22 @@ class BlobMismatch(StoreError):
     def __init__(self, name: str, expected: object, actual: object) -> None:
         super().__init__(f"{name}: expected {expected}, got {actual}")
         self.name, self.expected, self.actual = name, expected, actual
+
+
+class TooManyWebhooks(StoreError):
+    code = "too_many_webhooks"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"the project has {most} webhooks, which is the most; delete one first", limit=most)
+        self.most = most
+
+
+class WebhookDisabled(StoreError):
+    code = "webhook_disabled"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"webhook {id} is disabled, so that nothing is sent to it; set enabled to true first")
+        self.id = id
 
 
 class OffsetConflict(StoreError):

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from base.addresses import Allowed
 from base.defaults import HOST, PORT, is_loopback
 
 
@@ -62,6 +63,11 @@ class Settings(BaseSettings):
         default=7 * 86_400, ge=3600, description="Time without use after which an upload is deleted, complete or not."
     )
     upload_max_bytes: int = Field(default=10_000_000_000, gt=0)
+    webhook_allow: str = Field(
+        default="",
+        description="Hosts and networks that webhooks may call beside public addresses, also without TLS, separated by "
+        "commas: 10.0.0.0/8, hooks.internal.",
+    )
     slots: int | None = Field(
         default=None, ge=1, description="Jobs that run at the same time on this host; default: one for each device."
     )
@@ -93,6 +99,12 @@ class Settings(BaseSettings):
         if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError("must be the SHA-256 of the key as 64 hexadecimal digits, not the key itself")
         return digest
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _hosts_and_networks(cls, text: str) -> str:
+        Allowed.of(text)
+        return text
 
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:

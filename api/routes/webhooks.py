@@ -1,0 +1,108 @@
+"""Webhooks: addresses that are told of a project's jobs, and the messages that were sent to them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from api.dependencies import Caller, Config, Db
+from api.problems import Invalid, NotFound, TooManyWebhooks, WebhookDisabled, responses
+from api.schemas import ChangedWebhook, Json, NewWebhook, Page, delivery_view, page, webhook_view
+from api.webhooks import checked_url
+from base.addresses import Allowed
+from base.errors import Fault
+from base.wire import DeliveryView, SecretWebhookView, WebhookView
+from store import webhooks
+from store.records import PageQuery
+from store.settings import Settings
+from store.webhooks import DeliveryQuery
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+
+
+@router.post("", status_code=201, response_model=SecretWebhookView, responses=responses(TooManyWebhooks))
+async def create(new: NewWebhook, caller: Caller, db: Db, settings: Config) -> Response:
+    """Tell an address of the project's jobs. The answer has the secret that all messages are signed with, once.
+
+    A message is a POST of `{"type", "timestamp", "data"}` with the headers of Standard Webhooks. It is repeated, under
+    the same `webhook-id`, until an answer is 2xx, at most 8 times in 21 hours. The order of messages is not kept.
+    """
+    url = _checked(new.url, settings)
+    events = list(dict.fromkeys(new.events))
+    webhook, secret = await db.write(webhooks.create, caller.project, url, events, new.enabled)
+    return Json(webhook_view(webhook, secret), 201, {"Location": f"/v1/webhooks/{webhook.id}"})
+
+
+@router.api_route("", methods=["HEAD"], include_in_schema=False)
+@router.get("", response_model=Page[WebhookView])
+async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
+    """All webhooks of the project, newest first."""
+    found, following = await db.read(webhooks.list_webhooks, caller.project, query)
+    return page([webhook_view(webhook) for webhook in found], following)
+
+
+@router.api_route("/{webhook_id}", methods=["HEAD"], include_in_schema=False)
+@router.get("/{webhook_id}", response_model=WebhookView, responses=responses(NotFound))
+async def one(webhook_id: str, caller: Caller, db: Db) -> Response:
+    """A webhook, without its secret."""
+    return Json(webhook_view(await db.read(webhooks.get, caller.project, webhook_id)))
+
+
+@router.patch("/{webhook_id}", response_model=WebhookView, responses=responses(NotFound))
+async def change(webhook_id: str, changed: ChangedWebhook, caller: Caller, db: Db, settings: Config) -> Response:
+    """Change the URL or the events of a webhook, disable it, or enable it again."""
+    values = changed.model_dump(mode="json", exclude_none=True)
+    if changed.url is not None:
+        values["url"] = _checked(changed.url, settings)
+    if changed.events is not None:
+        values["events"] = list(dict.fromkeys(changed.events))
+    return Json(webhook_view(await db.write(webhooks.change, caller.project, webhook_id, values)))
+
+
+@router.delete("/{webhook_id}", status_code=204, response_class=Response, responses=responses(NotFound))
+async def delete(webhook_id: str, caller: Caller, db: Db) -> Response:
+    """Delete a webhook, with its messages. What is being sent at this moment may still arrive."""
+    await db.write(webhooks.remove, caller.project, webhook_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{webhook_id}/test", status_code=202, response_model=DeliveryView, responses=responses(NotFound, WebhookDisabled)
+)
+async def test(webhook_id: str, caller: Caller, db: Db) -> Response:
+    """Send a message of the type `webhook.test`. What comes of it is in the list of deliveries a moment later."""
+    return Json(delivery_view(await db.write(webhooks.send_test, caller.project, webhook_id)), 202)
+
+
+@router.post("/{webhook_id}/rotate", response_model=SecretWebhookView, responses=responses(NotFound))
+async def rotate(webhook_id: str, caller: Caller, db: Db) -> Response:
+    """Give a webhook another secret, which the answer has, once. For a day messages are signed with the earlier one,
+    too."""
+    webhook, secret = await db.write(webhooks.rotate, caller.project, webhook_id)
+    return Json(webhook_view(webhook, secret))
+
+
+@router.api_route("/{webhook_id}/deliveries", methods=["HEAD"], include_in_schema=False)
+@router.get("/{webhook_id}/deliveries", response_model=Page[DeliveryView], responses=responses(NotFound))
+async def deliveries(webhook_id: str, caller: Caller, db: Db, query: Annotated[DeliveryQuery, Query()]) -> Response:
+    """What was sent, or will be, newest first, with the receiver's last answer. Kept for a week after its end."""
+    found, following = await db.read(webhooks.list_deliveries, caller.project, webhook_id, query)
+    return page([delivery_view(delivery) for delivery in found], following)
+
+
+@router.post(
+    "/{webhook_id}/deliveries/{delivery_id}/replay",
+    status_code=202,
+    response_model=DeliveryView,
+    responses=responses(NotFound, WebhookDisabled),
+)
+async def replay(webhook_id: str, delivery_id: str, caller: Caller, db: Db) -> Response:
+    """Send a message again, now, whatever came of it before. It keeps its id."""
+    return Json(delivery_view(await db.write(webhooks.replay, caller.project, webhook_id, delivery_id)), 202)
+
+
+def _checked(url: str, settings: Settings) -> str:
+    try:
+        return checked_url(url, Allowed.of(settings.webhook_allow))
+    except ValueError as error:
+        raise Invalid(f"/url: {error}", [Fault("/url", str(error), "not_allowed", got=url[:200])]) from None
