@@ -26,7 +26,7 @@ from pydantic_core import to_json
 from standardwebhooks import Webhook
 
 from api.schemas import iso
-from base.addresses import Address, Allowed, is_public, literal
+from base.addresses import HOST_NAME, Address, Allowed, is_public, literal
 from base.clock import boottime, jittered
 from base.errors import DatabaseUnavailable, StorageFull
 from store import webhooks
@@ -70,9 +70,11 @@ def checked_url(text: str, allowed: Allowed) -> str:
         raise ValueError("a user and password in the URL are not sent; each message is signed instead")
     if url.fragment:
         raise ValueError(f"the part behind #, {url.fragment[:50]!r}, would never be sent; leave it out")
-    if url.port == 0:
-        raise ValueError("port 0 cannot be called")
+    if url.port is not None and not 0 < url.port < 65_536:
+        raise ValueError(f"there is no port {url.port}")
     host = url.raw_host.decode()
+    if literal(host) is None and not HOST_NAME.fullmatch(host):
+        raise ValueError(f"{host[:100]!r} is no name of a host")
     try:
         address = literal(host)
         addresses = [] if address is None else [address]

@@ -11,7 +11,7 @@ from typing import Self
 
 Address = IPv4Address | IPv6Address
 
-_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*\.?", re.IGNORECASE)
+HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*\.?", re.IGNORECASE)
 _NAT64 = IPv6Network("64:ff9b::/96")
 _SPECIAL = (IPv4Network("192.0.0.0/24"), IPv6Network("fec0::/10"))
 """What some versions of Python call global: protocol assignments, and the former site-local addresses."""
@@ -54,7 +54,7 @@ class Allowed:
             try:
                 networks.append(ip_network(entry, strict=False))
             except ValueError:
-                if "/" in entry or not _HOST.fullmatch(entry):
+                if "/" in entry or not HOST_NAME.fullmatch(entry):
                     raise ValueError(f"{entry!r} is neither a host name nor a network such as 10.0.0.0/8") from None
                 names.add(_plain(entry))
         return cls(frozenset(names), tuple(networks))

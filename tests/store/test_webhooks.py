@@ -117,7 +117,9 @@ def test_claim_of_a_server_that_died_is_due_again(database: Database, clock: Set
     assert (second.delivery.id, second.delivery.attempts) == (first.delivery.id, 2)
     assert finish(database, first, Outcome(200)) is None, "the first try is not the newest"
     assert finish(database, second, Outcome(204, "")) is not None
-    assert [(one.status, one.answer_status, one.next_at) for one in sent(database, webhook)] == [("delivered", 204, None)]
+    assert [(one.status, one.answer_status, one.next_at) for one in sent(database, webhook)] == [
+        ("delivered", 204, None)
+    ]
 
 
 def test_finish_tries_again_with_growing_waits_and_then_fails(database: Database):
@@ -129,7 +131,11 @@ def test_finish_tries_again_with_growing_waits_and_then_fails(database: Database
         (one,) = claim(database)
         assert one.delivery.attempts == attempt
         after = finish(database, one, REFUSED)
-        assert after is not None and (after.answer_status, after.answer, after.error) == (500, "no", "the answer is 500")
+        assert after is not None and (after.answer_status, after.answer, after.error) == (
+            500,
+            "no",
+            "the answer is 500",
+        )
         if after.status == "pending":
             waits.append(after.next_at - after.attempted_at)  # type: ignore[operator]
     assert after.status == "failed" and after.next_at is None
@@ -154,9 +160,7 @@ def test_finish_waits_as_the_receiver_asks_but_not_for_ever(database: Database):
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_finish_disables_a_webhook_that_is_gone_or_fails_for_days(
-    database: Database, clock: SettableClock, gone: bool
-):
+def test_finish_disables_a_webhook_that_is_gone_or_fails_for_days(database: Database, clock: SettableClock, gone: bool):
     webhook = made(database)
     submitted(database)
     submitted(database)
