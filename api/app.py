@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
 from api import problems
+from api.auth import Authentication
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
 from api.registrations import Registrations
@@ -74,6 +75,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.settings = settings
         app.state.wake_workers = wake_workers
         app.state.database = database
+        app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
@@ -92,6 +94,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
             await sender.stop()
             await registrations.stop()
             await inspections.close()
+            await authentication.close()
             await database.close()
 
     app = FastAPI(

@@ -4,13 +4,15 @@ Problem
  ├─ MalformedBody       400  the body is not JSON
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
- ├─ NotFound            404  no such job, model, data set, upload, artifact, method, route
- ├─ TooManyWebhooks     403  the project has as many as it may have
+ ├─ RoleForbidden       403  the key's role does not allow this; `needs` is the role that does
+ ├─ TooManyWebhooks     403  the project has as many as it may have, `limit`
+ ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, webhook, route
  ├─ MethodNotAllowed    405
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
  ├─ TeacherUnavailable  409  the job whose student should teach has ended without one
  ├─ NotReady            409  the job has not made this yet, or the file is not inspected yet
  ├─ NameTaken           409
+ ├─ ProjectNotEmpty     409  the project has rows, `holds` says where
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
  ├─ WebhookDisabled     409  nothing is sent to it
@@ -129,6 +131,10 @@ class Forbidden(Problem):
     status, code, title = 403, "forbidden", "This origin or host is not allowed"
 
 
+class RoleForbidden(Problem):
+    status, code, title = 403, "role_forbidden", "The key's role does not allow this"
+
+
 class NotFound(Problem):
     status, code, title = 404, "not_found", "Not found"
     stands_for = store_errors.NotFound
@@ -163,6 +169,15 @@ class NotReady(Problem):
 class NameTaken(Problem):
     status, code, title = 409, "name_taken", "The name is taken"
     stands_for = store_errors.NameTaken
+
+
+class ProjectNotEmpty(Problem):
+    status, code, title = 409, "project_not_empty", "The project is not empty"
+    stands_for = store_errors.ProjectNotEmpty
+
+    @classmethod
+    def of(cls, error: store_errors.ProjectNotEmpty) -> Self:
+        return cls(str(error), holds=error.holds)
 
 
 class OffsetConflict(Problem):
@@ -254,7 +269,7 @@ class StorageFull(Problem):
     stands_for = errors.StorageFull
 
 
-EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, Invalid, ServerError, Unavailable)
+EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, RoleForbidden, Invalid, ServerError, Unavailable)
 """The problems that any route may return; declared once, on the router of all routes."""
 
 

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from base import wire
 from base.jobs import WebhookEvent, allowed_actions
 from base.references import DIGEST
+from base.text import NAME, Text
 from base.wire import (
     IS_TIME,
     ArtifactView,
@@ -176,6 +177,26 @@ def delivery_view(delivery: Delivery) -> dict[str, Any]:
     return view_of(DeliveryView, delivery)
 
 
+# Types of all that comes from outside: every text and every number of a parameter or a body is one of these.
+
+Id = Annotated[str, Text(100)]
+"""An id in an address. One that no row has is answered with 404."""
+NameOrId = Annotated[str, Text(100)]
+"""A registered name or an id in an address."""
+Name = Annotated[str, Text(100, pattern=NAME, id_like=False)]
+"""A new name, which is unique in its project and a part of addresses."""
+Title = Annotated[str, Text(200)]
+"""A name for people, of one line."""
+Line = Annotated[str, Text(1000)]
+"""Any other text, of one line."""
+Filter = Annotated[str, Text(100)]
+"""A value to select rows by."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number, offset or size. No column and no file holds more."""
+BlobDigest = Annotated[str, Field(pattern=f"^{DIGEST.pattern}$")]
+"""The digest of uploaded bytes: `sha256:` and 64 hexadecimal digits."""
+
+
 # Models of request bodies, and of answers that contain classes of the engine.
 
 
@@ -243,8 +264,8 @@ STRICT = "True: a warning is an error, warning_refused, and nothing is registere
 class NewModel(Schema):
     """A teacher's checkpoint or program that has been uploaded."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    blob: str = Field(pattern=f"^{DIGEST.pattern}$")
+    name: Name
+    blob: BlobDigest
     architecture: str | None = Field(
         default=None,
         description="A name of GET /v1/architectures, or timm/<name>. Default: that of the file's metadata, else the "
@@ -277,8 +298,8 @@ class NewModel(Schema):
 class NewEvaluation(Schema):
     """The measurement of a registered model on the test images of a data set."""
 
-    dataset: str = Field(
-        min_length=1, max_length=300, description="A built-in name, a registered data set, or blob:sha256:<hex>."
+    dataset: Annotated[str, Text(300)] = Field(
+        description="A built-in name, a registered data set, or blob:sha256:<hex>."
     )
     image_size: int | None = Field(
         default=None, ge=4, le=1024, description="Height and width to which images of different sizes are resized."
@@ -291,7 +312,7 @@ class NewEvaluation(Schema):
         description="Which of the model's outputs answer each class of the data, where the classes differ: as a "
         "teacher's in the spec of a job.",
     )
-    name: str | None = Field(default=None, min_length=1, max_length=200, description="A name for the job.")
+    name: Title | None = Field(default=None, description="A name for the job.")
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
     scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
@@ -302,13 +323,13 @@ class NewDataset(DataOptions):
 
     Jobs that name it read it with the options given here, unless they give their own."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    blob: str = Field(pattern=f"^{DIGEST.pattern}$")
+    name: Name
+    blob: BlobDigest
     strict: bool = Field(default=False, description=STRICT)
 
 
 Events = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=20)]
-WebhookUrl = Annotated[str, Field(min_length=1, max_length=2_000)]
+WebhookUrl = Annotated[str, Text(2000)]
 
 
 class NewWebhook(Schema):

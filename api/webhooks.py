@@ -10,7 +10,6 @@ import asyncio
 import logging
 import socket
 import ssl
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from api.schemas import iso
 from base.addresses import HOST_NAME, Address, Allowed, is_public, literal
 from base.clock import boottime, jittered
 from base.errors import DatabaseUnavailable, StorageFull
+from base.text import shown
 from store import webhooks
 from store.database import Database
 from store.webhooks import Claimed, Outcome
@@ -48,7 +48,6 @@ ANSWER_BYTES = 65_536
 """More of an answer is not read."""
 KEPT_CHARACTERS = 2_000
 CLEAR_EVERY_S = 3600.0
-LONGEST_URL = 2_000
 
 
 class Refused(Exception):
@@ -187,7 +186,7 @@ class WebhookSender:
         except Refused as refused:
             return Outcome(error=str(refused))
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return Outcome(error=_clean(f"{type(error).__name__}: {error}")[:KEPT_CHARACTERS])
+            return Outcome(error=shown(f"{type(error).__name__}: {error}")[:KEPT_CHARACTERS])
 
     async def _find(self, text: str) -> Target:
         """Look up the addresses of a URL, once. Raises Refused if it, or one of them, is not called."""
@@ -277,7 +276,7 @@ async def _outcome(response: httpx.Response, deadline: float) -> Outcome:
                 if len(received) >= ANSWER_BYTES:
                     break
     await response.aclose()
-    answer = _clean(received[:ANSWER_BYTES].decode("utf-8", "replace"))[:KEPT_CHARACTERS]
+    answer = shown(received[:ANSWER_BYTES].decode("utf-8", "replace"))[:KEPT_CHARACTERS]
     error = None
     if response.is_redirect:
         error = f"the answer is a redirect ({response.status_code}), which is not followed: change the URL"
@@ -289,8 +288,3 @@ async def _outcome(response: httpx.Response, deadline: float) -> Outcome:
 def _retry_after(response: httpx.Response) -> float | None:
     text = response.headers.get("Retry-After", "")
     return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
-
-
-def _clean(text: str) -> str:
-    """Return a receiver's text without control characters, which terminals obey and PostgreSQL refuses."""
-    return "".join(one if one in "\n\t" or unicodedata.category(one)[0] != "C" else "\ufffd" for one in text)

@@ -19,8 +19,10 @@ _LOW_32 = 0xFFFF_FFFF
 
 
 def is_public(address: Address) -> bool:
-    """Return whether an address belongs to a machine of the internet. An IPv6 address that holds an IPv4 address (mapped,
-    6to4, Teredo, NAT64) is what that one is."""
+    """Return whether an address belongs to a machine of the internet.
+
+    An IPv6 address that holds an IPv4 address (mapped, 6to4, Teredo, NAT64) is what that one is.
+    """
     held = _held(address)
     if held is not None:
         return is_public(held)

@@ -1,5 +1,5 @@
-"""Kinds and statuses of jobs, the actions that a client may request, why a job waits, what webhooks tell, and states of a
-worker's slot."""
+"""Kinds and statuses of jobs, the actions that a client may request, why a job waits, what webhooks tell of it, and the
+states of a worker's slot."""
 
 from typing import Literal
 

@@ -7,6 +7,7 @@
      ├─ LeaseLost             lease_lost             another attempt owns the job: stop at once
      ├─ IdempotencyConflict   idempotency_conflict   the key was used for another body
      ├─ NameTaken             name_taken             names are unique within a project
+     ├─ ProjectNotEmpty       project_not_empty      it has rows, which must be deleted first
      ├─ BlobMismatch          checksum_mismatch      the bytes do not have the expected size or digest
      ├─ TooManyWebhooks       too_many_webhooks      a project has so many at most
      ├─ WebhookDisabled       webhook_disabled       nothing is sent to it
@@ -83,6 +84,15 @@ class NameTaken(StoreError):
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(f"there is already a {kind} named {name!r}; remove it first, or choose another name")
         self.kind, self.name = kind, name
+
+
+class ProjectNotEmpty(StoreError):
+    code = "project_not_empty"
+
+    def __init__(self, name: str, holds: list[str]) -> None:
+        has = f"has {' and '.join(holds)}: delete these first" if holds else "is the service's own and stays"
+        super().__init__(f"project {name!r} {has}", holds=holds)
+        self.name, self.holds = name, holds
 
 
 class BlobMismatch(StoreError):

@@ -42,6 +42,46 @@ def _job_id() -> Column[str]:
     return Column("job_id", ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
+# A project separates everything that its keys can see. The name is the `project` of the other tables' rows.
+projects = Table(
+    "projects",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    # Null, or in the place of the settings' limits those of this project.
+    Column("limits", DOCUMENT),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("project", String(100), ForeignKey("projects.name", ondelete="CASCADE"), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("role", String(16), nullable=False),
+    # The part of the key that finds its row, and the digest of the whole key; the key itself is nowhere.
+    Column("prefix", String(16), nullable=False),
+    Column("sha256", SHA256, nullable=False),
+    Column("created_at", Double, nullable=False),
+    # The name of the key that made it; null if no key was needed.
+    Column("created_by", String(100)),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("last_used_at", Double),
+    UniqueConstraint("prefix"),
+    CheckConstraint("role IN ('operator', 'admin', 'member', 'reader')", name="role"),
+)
+Index("ix_keys_project_id", keys.c.project, keys.c.id)
+
+# The blobs that a project has: a digest names a blob in these projects only. `seen_at` is when it last got it.
+project_blobs = Table(
+    "project_blobs",
+    metadata,
+    Column("project", String(100), primary_key=True),
+    Column("sha256", SHA256, primary_key=True),
+    Column("seen_at", Double, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -55,6 +95,9 @@ jobs = Table(
     Column("resolved_spec", DOCUMENT, nullable=False),
     Column("spec_sha256", SHA256, nullable=False),
     Column("idempotency_key", String(200)),
+    # The id and the name of the sender's key; both null in rows of earlier versions, the id where no row has the key.
+    Column("created_by", ID),
+    Column("created_by_name", String(100)),
     Column("status", String(16), nullable=False),
     Column("phase", String(32)),
     Column("requested", String(16)),

@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.dependencies import Caller, Config, Db
+from api.dependencies import AdminCaller, Config, Db
 from api.problems import Invalid, NotFound, TooManyWebhooks, WebhookDisabled, responses
-from api.schemas import ChangedWebhook, Json, NewWebhook, Page, delivery_view, page, webhook_view
+from api.schemas import ChangedWebhook, Id, Json, NewWebhook, Page, delivery_view, page, webhook_view
 from api.webhooks import checked_url
 from base.addresses import Allowed
 from base.errors import Fault
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
 
 @router.post("", status_code=201, response_model=SecretWebhookView, responses=responses(TooManyWebhooks))
-async def create(new: NewWebhook, caller: Caller, db: Db, settings: Config) -> Response:
+async def create(new: NewWebhook, caller: AdminCaller, db: Db, settings: Config) -> Response:
     """Tell an address of the project's jobs. The answer has the secret that all messages are signed with, once.
 
     A message is a POST of `{"type", "timestamp", "data"}` with the headers of Standard Webhooks. It is repeated, under
@@ -35,7 +35,7 @@ async def create(new: NewWebhook, caller: Caller, db: Db, settings: Config) -> R
 
 @router.api_route("", methods=["HEAD"], include_in_schema=False)
 @router.get("", response_model=Page[WebhookView])
-async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
+async def listing(caller: AdminCaller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
     """All webhooks of the project, newest first."""
     found, following = await db.read(webhooks.list_webhooks, caller.project, query)
     return page([webhook_view(webhook) for webhook in found], following)
@@ -43,13 +43,13 @@ async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) 
 
 @router.api_route("/{webhook_id}", methods=["HEAD"], include_in_schema=False)
 @router.get("/{webhook_id}", response_model=WebhookView, responses=responses(NotFound))
-async def one(webhook_id: str, caller: Caller, db: Db) -> Response:
+async def one(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
     """A webhook, without its secret."""
     return Json(webhook_view(await db.read(webhooks.get, caller.project, webhook_id)))
 
 
 @router.patch("/{webhook_id}", response_model=WebhookView, responses=responses(NotFound))
-async def change(webhook_id: str, changed: ChangedWebhook, caller: Caller, db: Db, settings: Config) -> Response:
+async def change(webhook_id: Id, changed: ChangedWebhook, caller: AdminCaller, db: Db, settings: Config) -> Response:
     """Change the URL or the events of a webhook, disable it, or enable it again."""
     values = changed.model_dump(mode="json", exclude_none=True)
     if changed.url is not None:
@@ -60,7 +60,7 @@ async def change(webhook_id: str, changed: ChangedWebhook, caller: Caller, db: D
 
 
 @router.delete("/{webhook_id}", status_code=204, response_class=Response, responses=responses(NotFound))
-async def delete(webhook_id: str, caller: Caller, db: Db) -> Response:
+async def delete(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
     """Delete a webhook, with its messages. What is being sent at this moment may still arrive."""
     await db.write(webhooks.remove, caller.project, webhook_id)
     return Response(status_code=204)
@@ -69,13 +69,13 @@ async def delete(webhook_id: str, caller: Caller, db: Db) -> Response:
 @router.post(
     "/{webhook_id}/test", status_code=202, response_model=DeliveryView, responses=responses(NotFound, WebhookDisabled)
 )
-async def test(webhook_id: str, caller: Caller, db: Db) -> Response:
+async def test(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
     """Send a message of the type `webhook.test`. What comes of it is in the list of deliveries a moment later."""
     return Json(delivery_view(await db.write(webhooks.send_test, caller.project, webhook_id)), 202)
 
 
 @router.post("/{webhook_id}/rotate", response_model=SecretWebhookView, responses=responses(NotFound))
-async def rotate(webhook_id: str, caller: Caller, db: Db) -> Response:
+async def rotate(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
     """Give a webhook another secret, which the answer has, once. For a day messages are signed with the earlier one,
     too."""
     webhook, secret = await db.write(webhooks.rotate, caller.project, webhook_id)
@@ -84,7 +84,7 @@ async def rotate(webhook_id: str, caller: Caller, db: Db) -> Response:
 
 @router.api_route("/{webhook_id}/deliveries", methods=["HEAD"], include_in_schema=False)
 @router.get("/{webhook_id}/deliveries", response_model=Page[DeliveryView], responses=responses(NotFound))
-async def deliveries(webhook_id: str, caller: Caller, db: Db, query: Annotated[DeliveryQuery, Query()]) -> Response:
+async def deliveries(webhook_id: Id, caller: AdminCaller, db: Db, query: Annotated[DeliveryQuery, Query()]) -> Response:
     """What was sent, or will be, newest first, with the receiver's last answer. Kept for a week after its end."""
     found, following = await db.read(webhooks.list_deliveries, caller.project, webhook_id, query)
     return page([delivery_view(delivery) for delivery in found], following)
@@ -96,7 +96,7 @@ async def deliveries(webhook_id: str, caller: Caller, db: Db, query: Annotated[D
     response_model=DeliveryView,
     responses=responses(NotFound, WebhookDisabled),
 )
-async def replay(webhook_id: str, delivery_id: str, caller: Caller, db: Db) -> Response:
+async def replay(webhook_id: Id, delivery_id: Id, caller: AdminCaller, db: Db) -> Response:
     """Send a message again, now, whatever came of it before. It keeps its id."""
     return Json(delivery_view(await db.write(webhooks.replay, caller.project, webhook_id, delivery_id)), 202)
 

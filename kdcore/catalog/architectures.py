@@ -90,6 +90,7 @@ def _nearest(name: str) -> list[str]:
 # The usual networks for small images. family: (embedding, smallest image, taps)
 FIELD_FAMILIES: dict[str, tuple[str, int, list[str]]] = {
     "resnet": ("fc@in", 4, ["layer1", "layer2", "layer3"]),
+    "resnet18": ("linear@in", 8, ["layer1", "layer2", "layer3", "layer4"]),
     "resnet50": ("linear@in", 8, ["layer1", "layer2", "layer3", "layer4"]),
     "wrn": ("fc@in", 4, ["block1", "block2", "block3"]),
     "vgg": ("classifier@in", 8, ["block0", "block1", "block2", "block3", "block4"]),
@@ -117,6 +118,8 @@ FIELD: dict[str, tuple[str, int, int, int]] = {
     "resnet44_option_a": ("resnet", 657_504, 144, 64),
     "resnet56_option_a": ("resnet", 851_936, 144, 64),
     "resnet110_option_a": ("resnet", 1_726_880, 144, 64),
+    "resnet18_cifar": ("resnet18", 11_167_104, 576, 512),
+    "resnet34_cifar": ("resnet18", 21_275_264, 576, 512),
     "resnet50_cifar": ("resnet50", 23_498_624, 576, 2_048),
     "wrn_16_1": ("wrn", 173_984, 144, 64),
     "wrn_16_2": ("wrn", 689_952, 144, 128),
@@ -292,6 +295,7 @@ def _field_widths(family: str, width: int) -> list[int]:
     """Return the channels at each tap, from the width of the embedding."""
     return {
         "resnet": [width // 4, width // 2, width],
+        "resnet18": [64, 128, 256, 512],
         "resnet50": [256, 512, 1024, 2048],
         "wrn": [width // 4, width // 2, width],
         "vgg": [64, 128, 256, 512, 512],
@@ -307,10 +311,10 @@ def _field_before_relus(name: str, family: str, taps: list[str]) -> tuple[list[s
     if family == "resnet":
         blocks = _each(taps, str((_depth(name) - 2) // 6 - 1))
         return _each(blocks, "relu@in"), _each(blocks, "bn2")
-    if family in ("resnet50", "shufflenetv1"):
-        last = (2, 3, 5, 2) if family == "resnet50" else (3, 7, 3)
-        blocks = [f"{tap}.{block}" for tap, block in zip(taps, last, strict=True)]
-        return _each(blocks, "relu@in"), _each(blocks, "bn3")
+    if family in ("resnet18", "resnet50", "shufflenetv1"):
+        counts = (4, 8, 4) if family == "shufflenetv1" else RESNET_BLOCKS[_depth(name)]
+        blocks = [f"{tap}.{count - 1}" for tap, count in zip(taps, counts, strict=True)]
+        return _each(blocks, "relu@in"), _each(blocks, "bn2" if family == "resnet18" else "bn3")
     if family == "mobilenetv2":
         return taps, ["blocks.1.1.conv.7", "blocks.2.2.conv.7", "blocks.4.2.conv.7", "blocks.6.0.conv.7"]
     if family == "vgg":

@@ -20,7 +20,7 @@ from kdcore.catalog.architectures import HiddenLayer, UnknownName, architecture,
 from kdcore.models.convnet import ConvNet
 from kdcore.models.layers import RELU, conv_norm, join_sequences, norm_act, with_shortcut
 from kdcore.models.mobilenet_v2 import MobileNetV2
-from kdcore.models.resnet import ResNet, ResNet50
+from kdcore.models.resnet import FourGroups, ResNet
 from kdcore.models.shufflenet_v1 import ShuffleNetV1
 from kdcore.models.shufflenet_v2 import ShuffleNetV2
 from kdcore.models.vgg import VGG
@@ -48,7 +48,9 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet44_option_a": lambda classes, channels: ResNet(44, classes, channels, option_a=True),
     "resnet56_option_a": lambda classes, channels: ResNet(56, classes, channels, option_a=True),
     "resnet110_option_a": lambda classes, channels: ResNet(110, classes, channels, option_a=True),
-    "resnet50_cifar": ResNet50,
+    "resnet18_cifar": lambda classes, channels: FourGroups((2, 2, 2, 2), False, classes, channels),
+    "resnet34_cifar": lambda classes, channels: FourGroups((3, 4, 6, 3), False, classes, channels),
+    "resnet50_cifar": lambda classes, channels: FourGroups((3, 4, 6, 3), True, classes, channels),
     "wrn_16_1": lambda classes, channels: WideResNet(16, 1, classes, channels),
     "wrn_16_2": lambda classes, channels: WideResNet(16, 2, classes, channels),
     "wrn_40_1": lambda classes, channels: WideResNet(40, 1, classes, channels),

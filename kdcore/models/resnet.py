@@ -1,15 +1,16 @@
-"""The ResNets for small images: CIFAR's, of basic blocks, and ImageNet's ResNet-50 behind a stem for small images.
+"""The ResNets for small images: CIFAR's, and ImageNet's ResNet-18, 34 and 50 behind a stem for small images.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2 and table 1.
 
 CIFAR's have three groups of blocks, 16/32/64 wide, and 6n + 2 layers. Where a block changes width or size, the shortcut
 is a 1×1 convolution with batch norm (the paper's option B), as in the distillation papers and their checkpoints. The
 paper itself used option A on CIFAR, which drops every other pixel and adds zero channels: the `_option_a` names.
-ResNet-50 has a 3×3 stem without pooling; the stride is in the 3×3 convolution of a bottleneck.
+ImageNet's have a 3×3 stem without pooling; the stride is in the 3×3 convolution of a bottleneck.
 
 Parameters with 100 classes (option B): resnet8 83,892; resnet14 181,108; resnet20 278,324; resnet32 472,756;
 resnet44 667,188; resnet56 861,620; resnet110 1,736,564. Stem 32 and groups 64/128/256: resnet8x4 1,233,540;
-resnet32x4 7,433,860. With 10 classes and option A resnet20 has the paper's 0.27 M: 269,722. resnet50_cifar 23,705,252.
+resnet32x4 7,433,860. With 10 classes and option A resnet20 has the paper's 0.27 M: 269,722. resnet18_cifar
+11,220,132; resnet34_cifar 21,328,292; resnet50_cifar 23,705,252.
 """
 
 from torch import Tensor, nn
@@ -91,16 +92,22 @@ class ZeroPad(nn.Module):
         return F.pad(maps_NCHW[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class ResNet50(Network):
-    def __init__(self, num_classes: int, channels: int) -> None:
+class FourGroups(Network):
+    """Four groups of blocks, 64/128/256/512 wide; a bottleneck's output is four times as wide."""
+
+    def __init__(self, blocks: tuple[int, int, int, int], bottleneck: bool, num_classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = conv(channels, 64, 3)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = bottleneck_group(64, 64, blocks=3, stride=1)
-        self.layer2 = bottleneck_group(256, 128, blocks=4, stride=2)
-        self.layer3 = bottleneck_group(512, 256, blocks=6, stride=2)
-        self.layer4 = bottleneck_group(1024, 512, blocks=3, stride=2)
-        self.linear = nn.Linear(2048, num_classes)
+        width_in, groups = 64, []
+        for number, width, stride in zip(blocks, (64, 128, 256, 512), (1, 2, 2, 2), strict=True):
+            if bottleneck:
+                groups.append(bottleneck_group(width_in, width, number, stride))
+            else:
+                groups.append(basic_group(width_in, width, number, stride, option_a=False))
+            width_in = width * EXPANSION if bottleneck else width
+        self.layer1, self.layer2, self.layer3, self.layer4 = groups
+        self.linear = nn.Linear(width_in, num_classes)
         he_init(self)
 
     def stem(self, images_NCHW: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ HELD = ("Config", "Db", "Files", "InspectionsDep", "WakeWorkers")
     "dependency",
     [
         auth.member,
+        auth.admin,
+        auth.operator,
         dependencies.references,
         jobs.body,
         *(getattr(dependencies, name).__metadata__[0].dependency for name in HELD),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -22,7 +23,7 @@ from api.schemas import Page
 from api.webhooks import WebhookSender, checked_url
 from base.addresses import Allowed
 from base.wire import DeliveryView, SecretWebhookView, WebhookView
-from store import tables
+from store import keys, projects, tables
 from store.records import database_now
 from store.settings import Settings
 from tests.api.conftest import Service, problem, serving
@@ -118,7 +119,7 @@ async def tried(service: Service, url: str) -> dict[str, Any]:
 async def test_a_webhook_from_its_making_to_its_end(service: Service) -> None:
     answer = await service.http.post("/v1/webhooks", json={"url": "https://Example.org/hook"})
     created = answer.json()
-    SecretWebhookView.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    TypeAdapter(SecretWebhookView).validate_python(created, strict=True)
     assert created["url"] == URL and created["secret"].startswith("whsec_")
     assert created["events"] == ["job.succeeded", "job.failed", "job.cancelled", "job.alert"]
     path = answer.headers["location"]
@@ -136,6 +137,34 @@ async def test_a_webhook_from_its_making_to_its_end(service: Service) -> None:
         assert (await service.http.head(address)).status_code == 200
     assert (await service.http.delete(path)).status_code == 204
     problem(await service.http.get(path), 404, "not_found")
+
+
+async def test_only_admins_see_webhooks_and_only_those_of_their_project(service: Service) -> None:
+    webhook = await made(service)
+    test = await service.http.post(f"/v1/webhooks/{webhook['id']}/test")
+    await service.db.write(projects.create, "other")
+    sent = {
+        name: {"Authorization": f"Bearer {(await service.db.write(keys.create, project, name, role))[1]}"}
+        for name, project, role in (("member", "default", "member"), ("theirs", "other", "admin"))
+    }
+    service.app.state.authentication._any_key_at = float("-inf")
+    path = f"/v1/webhooks/{webhook['id']}"
+    assert (await service.http.get("/v1/webhooks", headers=sent["theirs"])).json()["data"] == []
+    for method, address in (
+        ("GET", path),
+        ("PATCH", path),
+        ("POST", f"{path}/test"),
+        ("POST", f"{path}/rotate"),
+        ("GET", f"{path}/deliveries"),
+        ("POST", f"{path}/deliveries/{test.json()['id']}/replay"),
+        ("DELETE", path),
+    ):
+        body = {"json": {"enabled": False}} if method == "PATCH" else {}
+        problem(await service.http.request(method, address, headers=sent["member"], **body), 403, "role_forbidden")
+        found = problem(await service.http.request(method, address, headers=sent["theirs"], **body), 404, "not_found")
+        unknown = address.replace(webhook["id"], "wh_0")
+        missing = await service.http.request(method, unknown, headers=sent["theirs"], **body)
+        assert problem(missing, 404, "not_found")["detail"] == found["detail"].replace(webhook["id"], "wh_0")
 
 
 @pytest.mark.parametrize(
@@ -156,9 +185,10 @@ async def test_create_refuses_bad_bodies(service: Service, body: dict[str, Any],
 
 async def test_create_and_change_refuse_urls_that_are_never_called(service: Service) -> None:
     webhook = await made(service)
-    for act in (service.http.post("/v1/webhooks", json={"url": "http://169.254.169.254/latest"}),
-                service.http.patch(f"/v1/webhooks/{webhook['id']}", json={"url": "http://127.0.0.1:8000/"})):  # fmt: skip
-        (fault,) = problem(await act, 422, "invalid_request")["errors"]
+    created = await service.http.post("/v1/webhooks", json={"url": "http://169.254.169.254/latest"})
+    changed = await service.http.patch(f"/v1/webhooks/{webhook['id']}", json={"url": "http://127.0.0.1:8000/"})
+    for answer in (created, changed):
+        (fault,) = problem(answer, 422, "invalid_request")["errors"]
         assert fault["pointer"] == "/url" and "private network" in fault["message"]
 
 
@@ -308,13 +338,21 @@ async def test_a_huge_answer_is_read_to_its_bound_and_kept_clipped(local: Servic
         delivery = await tried(local, receiver.url)
     assert delivery["status"] == "delivered"
     assert len(delivery["answer"]) == sending.KEPT_CHARACTERS
-    assert delivery["answer"].startswith("�[2J�x")
+    assert delivery["answer"].startswith(r"\x1b[2J\x00x")
     assert written < 50_000_000, "only what the sockets hold"
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"HTTP/1.1 2", b"not http at all\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, b"HTTP/1.1 500 Oh\r\n\r\n"]
-)  # fmt: skip
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 2",
+        b"not http at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000,
+        b"HTTP/1.1 500 Oh\r\n\r\n",
+    ],
+    ids=["none", "cut", "other", "endless", "error"],
+)
 async def test_a_broken_answer_is_a_failed_try(local: Service, answer: bytes) -> None:
     async with receiving(answer) as receiver:
         delivery = await tried(local, receiver.url)

@@ -1,4 +1,4 @@
-"""Webhooks and their deliveries, on both databases: what is written with an event, and how servers share the sending."""
+"""Webhooks and their deliveries, on both databases: what an event writes, and how servers share the sending."""
 
 from typing import Any
 

@@ -88,6 +88,7 @@ def test_architecture_taps_are_valid_tap_paths(facts: ArchitectureFacts):
         ("resnet56", "layer1.8.relu@in", "layer1.8.bn2"),
         ("resnet8x4", "layer1.0.relu@in", "layer1.0.bn2"),
         ("resnet20_option_a", "layer1.2.relu@in", "layer1.2.bn2"),
+        ("resnet34_cifar", "layer1.2.relu@in", "layer1.2.bn2"),
         ("resnet50_cifar", "layer1.2.relu@in", "layer1.2.bn3"),
         ("wrn_40_2", "block2.layer.0.bn1", "block2.layer.0.bn1"),
         ("vgg13", "block0.4", "block0.4"),

@@ -35,6 +35,17 @@ def test_architecture_of_a_file_is_found_by_its_size_and_names(name: str):
     assert found(empty(name))[0] == name
 
 
+@pytest.mark.parametrize("classifier", ["fc", "linear"])
+@pytest.mark.parametrize("shortcut", ["downsample", "shortcut"])
+def test_architecture_of_a_resnet18_with_a_stem_for_small_images_is_found(shortcut: str, classifier: str):
+    state = empty("resnet18_cifar", 10)
+    renamed = {
+        name.replace(".downsample.", f".{shortcut}.").replace("linear.", f"{classifier}."): value
+        for name, value in state.items()
+    }
+    assert found(renamed)[0] == "resnet18_cifar"
+
+
 def test_architecture_of_grey_images_is_found():
     assert found(empty("resnet8", 10, channels=1))[0] == "resnet8"
 

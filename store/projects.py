@@ -1,0 +1,86 @@
+"""Projects: each separates jobs, models, data sets, uploads and blobs. `default` always exists.
+
+A project has a blob from the moment when one of its rows first names it (`add_blob`, in the transaction that writes the
+row). A digest is found by the projects that have it (`has_blob`), whatever other projects have.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Table, delete, select
+
+from store import tables
+from store.errors import NameTaken, NotFound, ProjectNotEmpty
+from store.records import as_record, columns, database_now, upsert
+
+DEFAULT = "default"
+"""The project of a service on which nobody made any."""
+
+HOLDS: tuple[Table, ...] = (tables.jobs, tables.models, tables.datasets, tables.uploads)
+"""The tables whose rows keep a project from being deleted."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """One row of `projects`."""
+
+    name: str
+    created_at: float
+    limits: dict[str, Any] | None
+
+
+PROJECT_COLUMNS = columns(tables.projects, Project)
+
+
+def create(connection: Connection, name: str) -> Project:
+    """Add a project. Raises NameTaken."""
+    added = upsert(connection, tables.projects).values(name=name, created_at=database_now()).on_conflict_do_nothing()
+    row = connection.execute(added.returning(*PROJECT_COLUMNS)).one_or_none()
+    if row is None:
+        raise NameTaken("project", name)
+    return as_record(Project, row)
+
+
+def get(connection: Connection, name: str) -> Project:
+    query = select(*PROJECT_COLUMNS).where(tables.projects.c.name == name)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound("project", name)
+    return as_record(Project, row)
+
+
+def list_page(connection: Connection, limit: int, after: str | None = None) -> tuple[list[Project], str | None]:
+    """Return a page of projects by name, and the `after` of the next page, None at the end."""
+    query = select(*PROJECT_COLUMNS).order_by(tables.projects.c.name).limit(limit + 1)
+    if after is not None:
+        query = query.where(tables.projects.c.name > after)
+    rows = [as_record(Project, row) for row in connection.execute(query)]
+    return rows[:limit], rows[limit - 1].name if len(rows) > limit else None
+
+
+def remove(connection: Connection, name: str) -> None:
+    """Delete a project that has no rows, with its keys. Raises NotFound, or ProjectNotEmpty that says what it has."""
+    get(connection, name)
+    holds = [table.name for table in HOLDS if _any(connection, table, name)]
+    if name == DEFAULT or holds:
+        raise ProjectNotEmpty(name, holds)
+    for table in (tables.project_blobs, tables.measurements, tables.webhooks):
+        connection.execute(delete(table).where(table.c.project == name))
+    connection.execute(delete(tables.projects).where(tables.projects.c.name == name))
+
+
+def add_blob(connection: Connection, project: str, sha256: str) -> None:
+    """Write that a project has a blob. Idempotent."""
+    added = upsert(connection, tables.project_blobs).values(project=project, sha256=sha256, seen_at=database_now())
+    seen = added.on_conflict_do_update(index_elements=["project", "sha256"], set_={"seen_at": database_now()})
+    connection.execute(seen)
+
+
+def has_blob(connection: Connection, project: str, sha256: str) -> bool:
+    rows = tables.project_blobs.c
+    query = select(rows.sha256).where(rows.project == project, rows.sha256 == sha256)
+    return connection.execute(query).one_or_none() is not None
+
+
+def _any(connection: Connection, table: Table, project: str) -> bool:
+    return connection.execute(select(table.c.id).where(table.c.project == project).limit(1)).one_or_none() is not None
