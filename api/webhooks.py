@@ -2,8 +2,8 @@
 
 A client chooses where this server sends a request to. So the name is resolved once, every address that it has is looked
 at, and the connection goes to one of these addresses: a second look-up could give another one. The certificate is
-checked for the name. No redirect is followed, no proxy of the environment is used, and of an answer only so much is read
-as is kept or tells that there is more.
+checked for the name. No redirect is followed, no proxy of the environment is used, and of an answer only a bounded part
+is read.
 """
 
 import asyncio

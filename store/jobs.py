@@ -13,6 +13,7 @@ from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
 from base.references import BLOB
 from base.warning import CODES, KNOWN_AT_SUBMIT
+from store import alerts
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
 from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page, upsert
@@ -56,6 +57,7 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     append_event(connection, replace(job, event_seq=1), "queued")
     for seq, warning in enumerate(new.warnings, 2):
         append_event(connection, replace(job, event_seq=seq), "warning", **warning)
+    alerts.write(connection, job)
     job = await_teachers(connection, job)
     failpoint("submit.before_commit")
     return job, True
@@ -206,6 +208,7 @@ def retry(connection: Connection, job_id: str, project: str | None = None, *, fr
     if from_scratch:
         for table in (checkpoints, metrics):
             connection.execute(delete_from(table).where(table.c.job_id == job_id))
+        alerts.reset(connection, job_id)
     append_event(connection, job, "retried", **{"from": "scratch" if from_scratch else "checkpoint"})
     return take_students(connection, job)
 
