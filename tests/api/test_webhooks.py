@@ -84,6 +84,12 @@ async def local(settings: Settings) -> AsyncIterator[Service]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's own loop sends nothing meanwhile."""
+    monkeypatch.setattr(sending, "POLL_S", 3600.0)
+
+
 async def made(service: Service, url: str = URL, **changes: Any) -> dict[str, Any]:
     answer = await service.http.post("/v1/webhooks", json={"url": url, **changes})
     assert answer.status_code == 201, answer.text
@@ -299,28 +305,66 @@ async def test_a_redirect_is_not_followed(local: Service) -> None:
     assert "redirect (307), which is not followed" in delivery["error"]
 
 
-async def test_a_receiver_that_hangs_ends_the_try_and_delays_nobody(
-    local: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sending, "ANSWER_S", 0.2)
+async def test_a_receiver_that_hangs_delays_no_other(local: Service) -> None:
     hung = asyncio.Event()
 
     async def hang(writer: asyncio.StreamWriter) -> None:
         await hung.wait()
+        writer.write(OK)
 
     async with receiving(hang) as slow, receiving() as quick:
         webhooks = [await made(local, one.url) for one in (slow, quick)]
         for webhook in webhooks:
             for _ in range(6):
                 await local.http.post(f"/v1/webhooks/{webhook['id']}/test")
-        sender: WebhookSender = local.app.state.webhooks
+        sender = WebhookSender(local.db, LOCAL)
         assert await sender.once() == 2 * sending.AT_ONCE_EACH
-        await deliver(local)
+        while any(one["status"] == "pending" for one in await deliveries(local, webhooks[1])):
+            await sender.once()
+            await asyncio.sleep(0.01)
+        assert {one["status"] for one in await deliveries(local, webhooks[0])} == {"pending"}
+        assert sum(one["attempts"] for one in await deliveries(local, webhooks[0])) == sending.AT_ONCE_EACH
         hung.set()
-    assert {one["status"] for one in await deliveries(local, webhooks[1])} == {"delivered"}
-    waiting = await deliveries(local, webhooks[0])
-    assert {one["error"] for one in waiting} == {"there was no answer within 0.2 s"}
-    assert {one["attempts"] for one in waiting} == {1}
+        await sender.settled()
+        await sender.stop()
+
+
+async def test_a_receiver_that_hangs_ends_the_try(local: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "ANSWER_S", 0.1)
+
+    async def hang(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    async with receiving(hang) as receiver:
+        delivery = await tried(local, receiver.url)
+    assert (delivery["status"], delivery["attempts"]) == ("pending", 1)
+    assert delivery["error"] == "there was no answer within 0.1 s"
+
+
+async def test_a_server_that_ends_in_the_middle_of_a_try_leaves_it_to_another_one(local: Service) -> None:
+    reached = asyncio.Event()
+
+    async def hang(writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        await asyncio.sleep(0 if len(receiver.requests) > 1 else 60)
+        writer.write(OK)
+
+    async with receiving(hang) as receiver:
+        webhook = await made(local, receiver.url)
+        await local.http.post(f"/v1/webhooks/{webhook['id']}/test")
+        dying, other = (WebhookSender(local.db, LOCAL) for _ in range(2))
+        await dying.once()
+        await reached.wait()
+        await dying.stop()
+        assert await other.once() == 0, "the claim of the first one counts for a while"
+        rows = tables.webhook_deliveries
+        await local.db.write(lambda connection: connection.execute(update(rows).values(next_at=database_now())))
+        await other.once()
+        await other.settled()
+        await other.stop()
+    (delivery,) = await deliveries(local, webhook)
+    assert (delivery["status"], delivery["attempts"]) == ("delivered", 2)
+    assert {headers["webhook-id"] for headers, _ in receiver.requests} == {delivery["id"]}
 
 
 async def test_a_huge_answer_is_read_to_its_bound_and_kept_clipped(local: Service) -> None:
