@@ -32,6 +32,7 @@ from base.files import write_text
 from base.processes import after_imports, log_to_stderr
 from base.wakeup import MEMORY
 from store.database import migrate
+from store.keys import KeyNeeded, require_if_reachable
 from store.settings import Settings, described
 from worker.worker import Worker
 
@@ -47,9 +48,13 @@ class HomeTaken(Exception):
 
 
 def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
-    """Serve until Ctrl-C or SIGTERM. Calls `ready` with the URL when requests are answered. Raises HomeTaken."""
+    """Serve until Ctrl-C or SIGTERM. Calls `ready` with the URL when requests are answered.
+
+    Raises HomeTaken and KeyNeeded.
+    """
     if settings.broker_url.startswith(MEMORY):
         settings = settings.model_copy(update={"broker_url": IN_MEMORY})
+    require_if_reachable(settings.database_url, settings.host, settings.admin_key_hash)
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
         worker, sender = Worker(settings), WakeUpSender(settings.broker_url)
@@ -148,7 +153,7 @@ def _print_ready(url: str) -> None:
 def main() -> int:
     after_imports()
     parser = argparse.ArgumentParser(prog="python -m serve", description="API, page and worker in one process.")
-    parser.add_argument("--host", help=f"default: {HOST}; any other needs DISTILLERY_ADMIN_KEY_HASH")
+    parser.add_argument("--host", help=f"default: {HOST}; any other needs a key")
     parser.add_argument("--port", type=int, help=f"default: {PORT}; 0 takes a free one")
     parser.add_argument("--home", type=Path, help="folder of all data; default: ./distillery-data")
     parser.add_argument("--ready-file", type=Path, help='file for {"url", "pid"} as JSON when requests are answered')
@@ -163,7 +168,7 @@ def main() -> int:
 
     try:
         run(Settings(**options), ready)
-    except (HomeTaken, StorageFull, OSError) as error:
+    except (HomeTaken, KeyNeeded, StorageFull, OSError) as error:
         return _refuse(str(error))
     except ValidationError as error:
         return _refuse("\n".join(described(fault) for fault in error.errors()))

@@ -22,7 +22,8 @@ from base.errors import DatabaseUnavailable
 from base.processes import after_imports, log_to_stderr
 from base.wakeup import MEMORY
 from store.database import MIGRATIONS, Database
-from store.settings import settings_or_exit
+from store.keys import KeyNeeded, require_if_reachable
+from store.settings import Settings, settings_or_exit
 
 RETRY_S = 1.0
 """The time between two attempts to reach the database at start."""
@@ -35,6 +36,7 @@ def main() -> None:
     (settings,) = settings_or_exit("api")
     log_to_stderr()
     _refuse_an_old_schema(settings.database_url)
+    _refuse_without_key(settings)
     # A broker in memory cannot reach other processes; then workers poll for jobs.
     sender = None if settings.broker_url.startswith(MEMORY) else WakeUpSender(settings.broker_url)
     app = create_app(settings, wake_workers=sender.wake_workers if sender else lambda: None)
@@ -56,6 +58,13 @@ def _refuse_an_old_schema(url: str) -> None:
         database.dispose()
     if revision != newest:
         sys.exit(f"the database is at revision {revision}, not {newest}: run `python -m store migrate` first")
+
+
+def _refuse_without_key(settings: Settings) -> None:
+    try:
+        require_if_reachable(settings.database_url, settings.host, settings.admin_key_hash)
+    except (KeyNeeded, DatabaseUnavailable) as error:
+        sys.exit(f"api: {error}")
 
 
 def _revision(database: Database) -> str | None:

@@ -24,12 +24,14 @@ from api.routes import (
     evaluations,
     events,
     jobs,
+    keys,
     logs,
     methods,
     metrics,
     models,
     monitoring,
     page,
+    projects,
     uploads,
     webhooks,
 )
@@ -60,6 +62,8 @@ V1 = (
     architectures,
     webhooks,
     monitoring,
+    keys,
+    projects,
 )
 
 

@@ -17,12 +17,12 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from api.problems import Forbidden, RoleForbidden, Unauthorized
-from base.defaults import is_loopback
+from base.defaults import DEFAULT_PROJECT, is_loopback
 from base.errors import DatabaseUnavailable, StorageFull
+from base.wire import Role
 from store import keys
 from store.database import Database
-from store.keys import Key, Role
-from store.projects import DEFAULT
+from store.keys import Key
 from store.settings import Settings
 
 log = logging.getLogger("distillery.api")
@@ -59,8 +59,8 @@ class Member:
 
 _ROLES: tuple[Role, ...] = ("operator", "admin", "member", "reader")
 
-LOCAL = Member(DEFAULT, "operator", None, "local")
-OPERATOR = Member(DEFAULT, "operator", None, "operator")
+LOCAL = Member(DEFAULT_PROJECT, "operator", None, "local")
+OPERATOR = Member(DEFAULT_PROJECT, "operator", None, "operator")
 
 
 class Authentication:
@@ -82,6 +82,15 @@ class Authentication:
         if known is None:
             known = scope["distillery.member"] = await self._member(scope)
         return known
+
+    async def check(self, scope: Scope) -> None:
+        """Raise what `member` would raise now, for a stream that has been open for some time."""
+        await self._member(scope)
+
+    def forget(self) -> None:
+        """Read all keys again: this process has changed one."""
+        self._known.clear()
+        self._any_key_at = float("-inf")
 
     async def _member(self, scope: Scope) -> Member:
         headers = Headers(scope=scope)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from api.auth import Member, admin, member, operator
+from api.auth import Authentication, Member, admin, member, operator
 from api.inspections import Inspections
 from api.references import References
 from api.registrations import Registrations
@@ -27,6 +27,7 @@ def _held(name: str) -> Any:
 
 
 Caller = Annotated[Member, Depends(member)]
+Auth = Annotated[Authentication, _held("authentication")]
 AdminCaller = Annotated[Member, Depends(admin)]
 """An admin of the project, or the operator."""
 OperatorCaller = Annotated[Member, Depends(operator)]

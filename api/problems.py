@@ -13,6 +13,8 @@ Problem
  ├─ NotReady            409  the job has not made this yet, or the file is not inspected yet
  ├─ NameTaken           409
  ├─ ProjectNotEmpty     409  the project has rows, `holds` says where
+ ├─ KeyEnded            409  the key was revoked or has expired
+ ├─ OperatorKeyNeeded   409  the first key must be the operator's
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
  ├─ WebhookDisabled     409  nothing is sent to it
@@ -32,7 +34,6 @@ Exceptions of other packages become problems here too: each class names the exce
 """
 
 import logging
-import math
 import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -47,7 +48,8 @@ from starlette.responses import Response
 
 from api.inspections import Refused
 from base import errors
-from base.errors import Fault
+from base.errors import MESSAGE_CHARACTERS, Fault
+from base.text import clipped
 from kdcore.spec.reading import nearest
 from store import errors as store_errors
 
@@ -110,13 +112,13 @@ class Problem(HTTPException):
             "type": f"urn:distillery:problem:{self.code}",
             "title": self.title,
             "status": self.status,
-            "detail": self.detail,
+            "detail": clipped(self.detail, 4 * MESSAGE_CHARACTERS),
             "code": self.code,
             "request_id": request_id,
             "errors": [fault.as_dict() for fault in self.faults],
             **self.extra,
         }
-        return Response(to_json(body), self.status, headers=self.headers, media_type=MEDIA_TYPE)
+        return Response(to_json(body, inf_nan_mode="null"), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 class MalformedBody(Problem):
@@ -178,6 +180,15 @@ class ProjectNotEmpty(Problem):
     @classmethod
     def of(cls, error: store_errors.ProjectNotEmpty) -> Self:
         return cls(str(error), holds=error.holds)
+
+
+class KeyEnded(Problem):
+    status, code, title = 409, "key_ended", "The key cannot be used any more"
+    stands_for = store_errors.KeyEnded
+
+
+class OperatorKeyNeeded(Problem):
+    status, code, title = 409, "operator_key_needed", "The first key must be the operator's"
 
 
 class OffsetConflict(Problem):
@@ -369,8 +380,6 @@ def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
     allowed = next((text.format(context[key]) for key, text in bounds.items() if key in context), None)
     value = detail.get("input")
     got = value if isinstance(value, int | float | str | bool) and detail["type"] != "missing" else None
-    if isinstance(got, float) and not math.isfinite(got):
-        got = str(got)  # JSON has no word for it.
     message = str(context["error"]) if detail["type"] == "value_error" else _WORDS.get(detail["type"], detail["msg"])
     if detail["type"] in ("too_short", "too_long"):
         limit = f"at least {context['min_length']}" if "min_length" in context else f"at most {context['max_length']}"

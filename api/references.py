@@ -13,6 +13,7 @@ from api.auth import Member
 from api.inspections import NOT_UPLOADED, Inspections, Refused, while_wanted
 from base.errors import Fault
 from base.references import ALONE_FILE, BLOB, DIGEST, FILE, JOB, STUDENT_FILE
+from base.text import STORED
 from kdcore.catalog import (
     DATASETS,
     ArchitectureFacts,
@@ -28,7 +29,7 @@ from kdcore.catalog import (
 from kdcore.catalog.facts import LogitsFacts, ProgramFacts, model_facts
 from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher
 from kdcore.spec.resolving import loaded_as
-from store import artifacts, jobs, registry
+from store import artifacts, jobs, projects, registry
 from store.database import Database
 from store.errors import NotFound
 from store.records import Job, PageQuery
@@ -214,7 +215,7 @@ class References:
             raise ReferenceFault(
                 f"job {job.id} is {job.status}: it has no measured student", "not_ready", got=job.status
             )
-        spec = JobSpec.model_validate(job.resolved_spec)
+        spec = JobSpec.model_validate(job.resolved_spec, context=STORED)
         is_supervised = spec.scheme.kind == "alone"
         if not is_supervised and spec.baseline != "train":
             raise ReferenceFault(
@@ -277,7 +278,7 @@ class References:
 
     async def _future_student(self, job: Job) -> ModelFacts:
         """Return the facts that the student of a job will have, from the job's resolved spec."""
-        spec = JobSpec.model_validate(job.resolved_spec)
+        spec = JobSpec.model_validate(job.resolved_spec, context=STORED)
         student, source = spec.students[0], spec.dataset.source
         if source.startswith(BLOB):
             data = await self._data_facts(source.removeprefix(BLOB), spec.dataset)
@@ -335,12 +336,12 @@ class References:
             raise ReferenceFault(_with_hint(refused), code, got=", ".join(paths) or name) from None
 
     async def _digest(self, reference: str) -> str:
-        """Return the hex digest of `blob:sha256:<hex>`, if those bytes have been uploaded."""
+        """Return the hex digest of `blob:sha256:<hex>`, if the project has those bytes."""
         name = reference.removeprefix("blob:")
         if not DIGEST.fullmatch(name):
             raise ReferenceFault("a blob is named sha256: and 64 hexadecimal digits", "not_allowed", got=reference)
         digest = name.removeprefix("sha256:")
-        if not await self.inspections.has(digest):
+        if not await has_blob(self.db, self.inspections, self.caller, digest):
             raise ReferenceFault(NOT_UPLOADED, got=reference)
         return digest
 
@@ -354,6 +355,11 @@ class References:
             text = f"job {job_id} is an {job.kind}: it trains no student"
             raise ReferenceFault(text, "not_allowed", "a job that trains a student", f"{JOB}{job_id}")
         return job
+
+
+async def has_blob(db: Database, inspections: Inspections, caller: Member, digest: str) -> bool:
+    """Return True if the caller's project has a blob. What other projects have is not looked at."""
+    return await db.read(projects.has_blob, caller.project, digest) and await inspections.has(digest)
 
 
 def _choice(architecture: str | None, teacher: Teacher) -> dict[str, Any]:
@@ -371,7 +377,7 @@ def _student(job: Job) -> dict[str, Any]:
 
 def _members(job: Job) -> int:
     """Return the number of networks in a job's file: all generations, if their ensemble was requested."""
-    scheme = JobSpec.model_validate(job.resolved_spec).scheme
+    scheme = JobSpec.model_validate(job.resolved_spec, context=STORED).scheme
     return scheme.generations if scheme.ensemble_is_result else 1
 
 
@@ -405,7 +411,7 @@ def as_colour(data: Target[DatasetFacts]) -> Target[DatasetFacts]:
 
 def _registered_options(facts: DatasetFacts) -> DataOptions:
     """Return the options of a registration. Earlier versions stored only the size that came out of them."""
-    options = DataOptions.model_validate(facts.options)
+    options = DataOptions.model_validate(facts.options, context=STORED)
     return options if options.image_size else options.model_copy(update={"image_size": facts.resized_to})
 
 

@@ -23,6 +23,7 @@ from base.clock import jittered
 from base.errors import DatabaseUnavailable
 from base.errors import StorageFull as DiskFull
 from base.folders import HOST, remove_abandoned
+from base.text import STORED
 from store.database import Database
 from store.registry import Entry, NewEntry, Registry
 from store.settings import Settings
@@ -215,7 +216,7 @@ class Registrations:
         """Inspect a row's file and write the outcome. Returns the row; raises what was found wrong."""
         kind, entry = held.kind, held.entry
         try:
-            body = kind.body.model_validate(entry.request)
+            body = kind.body.model_validate(entry.request, context=STORED)
             found = await kind.inspect(body, entry.sha256, self._inspections, held.count)
         except DatabaseUnavailable:
             raise  # Nothing can be written: the row is taken over when its lease has expired.

@@ -27,6 +27,7 @@ from base.wire import (
     DeliveryView,
     InspectionProgress,
     JobView,
+    KeyView,
     Links,
     MeasuredView,
     RefusalView,
@@ -44,6 +45,7 @@ from kdcore.spec import DataOptions, Preprocessing, Scheduling
 from kdcore.spec.job import ClassMap, ClassNames, Part
 from store.artifacts import Artifact
 from store.attempts import Attempt
+from store.keys import Key
 from store.records import Job
 from store.registry import Dataset, Entry, Model
 from store.uploads import Upload
@@ -78,7 +80,7 @@ class Json(Response):
     media_type = "application/json"
 
     def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(to_json(content), status, headers)
+        super().__init__(to_json(content, inf_nan_mode="null"), status, headers)
 
 
 def page(data: Sequence[Any], following: str | None = None) -> Json:
@@ -119,10 +121,12 @@ def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
     """Return the answer for a job. `waiting`: the reason why a queued job waits."""
     here = f"/v1/jobs/{job.id}"
     links = {name: f"{here}/{name}" for name in Links.__annotations__}
+    sender = None if job.created_by_name is None else {"key_id": job.created_by, "key_name": job.created_by_name}
     return view_of(
         JobView,
         job,
         allowed_actions=allowed_actions(job.status, job.requested),
+        created_by=sender,
         queue_position=waiting.position if waiting else None,
         waiting=view_of(WaitingView, waiting) if waiting else None,
         links={**links, "self": here, "stream": f"{here}/events/stream"},
@@ -163,6 +167,10 @@ def _registered(entry: Entry) -> dict[str, Any]:
     return {"blob": f"sha256:{entry.sha256}", "error": entry.error if entry.state == "refused" else None}
 
 
+def key_view(key: Key) -> dict[str, Any]:
+    return view_of(KeyView, key)
+
+
 def worker_view(worker: Worker, lease_s: float) -> dict[str, Any]:
     return view_of(WorkerView, worker, alive=worker.consumes(lease_s))
 
@@ -187,9 +195,9 @@ Name = Annotated[str, Text(100, pattern=NAME, id_like=False)]
 """A new name, which is unique in its project and a part of addresses."""
 Title = Annotated[str, Text(200)]
 """A name for people, of one line."""
-Line = Annotated[str, Text(1000)]
-"""Any other text, of one line."""
-Filter = Annotated[str, Text(100)]
+Line = Annotated[str, Text(1000, min_length=0)]
+"""Any other text, of one line; it may be empty."""
+Filter = Annotated[str, Text(100, min_length=0)]
 """A value to select rows by."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A number, offset or size. No column and no file holds more."""
@@ -255,6 +263,25 @@ class Retry(Schema):
         default="checkpoint",
         alias="from",
         description="`checkpoint`: at its newest checkpoint. `scratch`: its checkpoints and curves are deleted.",
+    )
+
+
+class NewProject(Schema):
+    name: Annotated[str, Text(63, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", id_like=False)] = Field(
+        description="Small letters, digits and hyphens: it is the name of a folder, too."
+    )
+
+
+class NewKey(Schema):
+    """An API key. A member needs no other role to run jobs."""
+
+    name: Annotated[str, Text(100)] = Field(description="Whose it is, as it is shown on jobs: ann, or ci-nightly.")
+    role: wire.Role = Field(default="member", description="At most the role of the key that makes it.")
+    project: Annotated[str, Text(100)] | None = Field(
+        default=None, description="Default: the project of the key that makes it. Only the operator names another."
+    )
+    expires_in_s: int | None = Field(
+        default=None, ge=60, le=10 * 366 * 86_400, description="Seconds for which it can be used. Default: no end."
     )
 
 

@@ -7,11 +7,17 @@
 <key>-logits/       a teacher's logits on test images, locked while they are written
 downloads/<name>/   as published       downloads/<name>.lock; it is also in use while a lock `<name>-….lock` is held
 downloads/<name>.partial/
+projects/<project>/ all of this for a project; that of `default` is the folder itself, as before there were projects
+
+Projects share no entry: a job that finds one, or is fast, would tell that another project has the same data or teacher.
 """
 
 from pathlib import Path
 
+from base.defaults import DEFAULT_PROJECT
+
 DOWNLOADS = "downloads"
+PROJECTS = "projects"
 STREAMED = "-streamed"
 TEACHER = "-teacher"
 TEACHER_MAX_BYTES = 2_000_000_000
@@ -19,6 +25,11 @@ TEACHER_MAX_BYTES = 2_000_000_000
 LOGITS = "-logits"
 LOCK = ".lock"
 _PARTIAL = ".partial"
+
+
+def cache_of(cache: Path, project: str) -> Path:
+    """Return the folder of a project in a host's cache."""
+    return cache if project == DEFAULT_PROJECT else cache / PROJECTS / project
 
 
 def lock_of(entry: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The address of a server that is started without settings, and which addresses are of this machine."""
+"""The address and the project of a server that is started without settings, and which addresses are of this machine."""
 
 import ipaddress
 
@@ -7,6 +7,8 @@ PORT = 8000
 """Texts that cannot import it repeat it. `tests/base/test_defaults.py` lists and compares them all: change the number
 here, then what that test names."""
 DEFAULT_URL = f"http://{HOST}:{PORT}"
+DEFAULT_PROJECT = "default"
+"""The project of everything that was made before there were others, and of the operator."""
 
 
 def is_loopback(host: str) -> bool:

@@ -18,8 +18,10 @@
 The codes are a closed list that clients may rely on; `retryable` says whether the same spec can succeed later.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from base.text import clipped
 
 
 class EngineError(Exception):
@@ -113,6 +115,10 @@ CODES = tuple(kind.code for kind in EngineError.__subclasses__())
 Code = Literal[CODES]  # type: ignore[valid-type]
 
 
+MESSAGE_CHARACTERS = 1000
+"""The most of a message or pointer that is sent: both may contain what a client has written."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault of a spec: its place (RFC 6901 pointer, "" is the whole body), a message, and what would work."""
@@ -124,7 +130,14 @@ class Fault:
     got: Any = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return what an answer says: as long as a person reads, whatever the client sent, and of strict JSON."""
+        own = {"pointer": _limited(self.pointer), "message": _limited(self.message), "code": self.code}
+        more = {"allowed": self.allowed, "got": clipped(self.got)}
+        return own | {name: value for name, value in more.items() if value is not None}
+
+
+def _limited(text: str) -> str:
+    return str(clipped(text, MESSAGE_CHARACTERS))
 
 
 class SpecFaults(SpecInvalid):

@@ -59,35 +59,45 @@ def _escape(code: int) -> str:
 
 
 def clipped(value: Any, limit: int = 200) -> Any:
-    """Return a client's value as an answer can repeat it: JSON's plain values as they are if they are short, anything
-    else as text of at most `limit` characters."""
+    """Return a client's value as an answer can repeat it: as it is if it is short, else as text of at most `limit`
+    characters. The result is strict JSON: infinity and NaN become text."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float) and abs(value) < 2**63:  # Neither infinite nor NaN, nor of thousands of digits.
         return value
     if isinstance(value, int):
-        return f"an integer of {value.bit_length()} bits"
+        return str(value) if value.bit_length() <= 3 * limit else f"an integer of {value.bit_length()} bits"
     if isinstance(value, str):
         text = shown(value[: limit + 1])
     elif isinstance(value, list | tuple | dict):
-        text = _beginning(value, limit)
+        text, whole = _beginning(value, limit)
+        if whole:
+            return _each_clipped(value)
+        text = text[:limit] + "…"
     else:
         text = shown(str(value)[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _beginning(value: Any, limit: int) -> str:
-    """Return the JSON of a list or an object, and of a long one no more than its beginning."""
+def _each_clipped(value: Any) -> Any:
+    """Return a list or an object of few characters with the parts that JSON or UTF-8 cannot have as text."""
+    if isinstance(value, dict):
+        return {shown(str(key)): clipped(part) for key, part in value.items()}
+    return [clipped(part) for part in value]
+
+
+def _beginning(value: Any, limit: int) -> tuple[str, bool]:
+    """Return the JSON of a list or an object, of a long one no more than its beginning; and whether that is all."""
     text = ""
     encoder = json.JSONEncoder(ensure_ascii=True, default=str, check_circular=False)
     try:
         for piece in encoder.iterencode(value):
             text += piece[: limit + 1]
             if len(text) > limit:
-                break
+                return text, False
     except (ValueError, RecursionError):  # An integer of thousands of digits, or objects that are too deep.
-        text += "…"
-    return text
+        return text, False
+    return text, True
 
 
 class Text:
@@ -122,5 +132,6 @@ class Text:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
         described = handler(schema)
-        bounds = {"minLength": self.min_length, "maxLength": self.max_length, "pattern": self.pattern or PATTERN}
+        pattern = self.pattern or described.get("pattern", PATTERN)
+        bounds = {"minLength": self.min_length, "maxLength": self.max_length, "pattern": pattern}
         return {**described, **{name: bound for name, bound in bounds.items() if bound != 0}}

@@ -188,6 +188,15 @@ class TeacherCheck(TypedDict):
     """The mean probability that it gives to outputs which `class_map` leaves out; null without a map."""
 
 
+class SenderView(View):
+    """The key by which a job was sent."""
+
+    key_id: str | None
+    """Null for the operator's key of the settings, and where no key was needed (`key_name`: `local`)."""
+    key_name: str
+    """As it was then."""
+
+
 class Links(View):
     self: str
     attempts: str
@@ -211,6 +220,8 @@ class JobView(View):
     """The action that was requested of the running job and is not done yet."""
     allowed_actions: list[str]
     """The actions that are allowed now: some of cancel, pause, resume, retry, delete."""
+    created_by: SenderView | None
+    """Its sender. Null if it was sent to an earlier version."""
     kind: Kind
     """`distillation` trains a student; `evaluation` measures a registered model on test images."""
     method: str
@@ -524,6 +535,46 @@ class DeliveryView(View):
     """The beginning of the last answer's body."""
     error: str | None
     """Why the last try failed."""
+    created_at: Time
+
+
+# Who may call
+
+
+Role = Literal["operator", "admin", "member", "reader"]
+
+
+class KeyView(View):
+    """An API key, without its secret."""
+
+    id: str
+    project: str
+    """Whose rows it sees."""
+    name: str
+    role: Role
+    """`reader`: reads. `member`: also makes and acts on jobs, models, data sets and uploads. `admin`: also the keys of
+    the project. `operator`: also projects, and the keys of all."""
+    prefix: str
+    """The part after `dk_`, by which a key is found in a list."""
+    created_at: Time
+    created_by: str | None
+    """The name of the key that made it."""
+    expires_at: Time | None
+    revoked_at: Time | None
+    """Since when it cannot be used any more."""
+    last_used_at: Time | None
+    """To the minute."""
+
+
+class NewKeyView(KeyView):
+    key: str
+    """The key itself: `dk_<prefix>_<secret>`. No other answer has it."""
+
+
+class ProjectView(View):
+    """A project. Its name stands in its keys."""
+
+    name: str
     created_at: Time
 
 

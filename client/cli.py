@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from base.defaults import DEFAULT_URL, PORT
 from base.jobs import WebhookEvent
 from base.references import STUDENT_FILE
-from base.wire import JobView, Registered, SecretWebhookView, WarningView
+from base.wire import JobView, NewKeyView, Registered, Role, SecretWebhookView, WarningView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
@@ -79,7 +79,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, evaluate, remove.")
 datasets_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Data sets: list, add, remove.")
-keys_app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys.")
+keys_app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys: create, list, rotate, revoke.")
+projects_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Projects: list, create, delete.")
 app.add_typer(models_app, name="models")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(keys_app, name="keys")
@@ -87,6 +88,7 @@ webhooks_app = typer.Typer(
     cls=Commands, invoke_without_command=True, help="Webhooks: list, add, change, test, deliveries, replay, remove."
 )
 app.add_typer(webhooks_app, name="webhooks")
+app.add_typer(projects_app, name="projects")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
@@ -121,7 +123,7 @@ def connect(
 @app.command()
 def up(
     host: Annotated[
-        str | None, typer.Option(help="Default: this machine only. Any other address needs a key: keys new.")
+        str | None, typer.Option(help="Default: this machine only. Any other address needs a key: keys create.")
     ] = None,
     port: Annotated[int | None, typer.Option(help=f"Default: {PORT}; 0 takes any free port.")] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of all data. Default: ./distillery-data")] = None,
@@ -817,9 +819,81 @@ def storage(context: typer.Context, as_json: AsJson = False) -> None:
         console.print(tables.collection_table(answer["collections"]))
 
 
+KeyId = Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as in `keys list`.")]
+OfProject = Annotated[str | None, typer.Option(help="Only the operator names one. Default: that of your key.")]
+
+
+@keys_app.command("list")
+def list_keys(context: typer.Context, project: OfProject = None, as_json: AsJson = False) -> None:
+    """List the keys, newest first, with the ended ones."""
+    keys = list(context.obj.keys(project=project))
+    print_list(keys, as_json, tables.key_table, "no keys: distillery keys create NAME --role operator")
+
+
+@keys_app.command("create")
+def create_key(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Whose it is, as it is shown on jobs: ann, ci-nightly.")],
+    role: Annotated[Role, typer.Option(help="At most that of your own key.")] = "member",
+    project: OfProject = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="TIME", help="It can be used for this time: 8h, 30d. Default: no end.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key. It is printed once, alone on standard output; the server stores only its SHA-256."""
+    expires_in_s = None if expires is None else round(parse_duration(expires))
+    made = context.obj.create_key(name, role=role, project=project, expires_in_s=expires_in_s)
+    _print_key(made, as_json)
+
+
+@keys_app.command("rotate")
+def rotate_key(context: typer.Context, key_id: KeyId, as_json: AsJson = False) -> None:
+    """Give a key another secret, which is printed once. The old one ends within five seconds."""
+    _print_key(context.obj.rotate_key(key_id), as_json)
+
+
+@keys_app.command("revoke")
+def revoke_key(context: typer.Context, key_id: KeyId) -> None:
+    """End a key for good, everywhere within five seconds."""
+    context.obj.revoke_key(key_id)
+    typer.echo(f"{key_id} revoked")
+
+
+def _print_key(made: NewKeyView, as_json: bool) -> None:
+    if as_json:
+        print_json(made)
+        return
+    tell(f"{made['id']}, {made['role']} of {made['project']}; shown only now, for DISTILLERY_API_KEY:")
+    typer.echo(made["key"])
+
+
+@projects_app.callback()
+def list_projects(context: typer.Context, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is None:
+        print_list(list(context.obj.projects()), as_json, tables.project_table, "no projects")
+
+
+@projects_app.command("create")
+def create_project(
+    context: typer.Context, name: Annotated[str, typer.Argument(help="Small letters, digits and hyphens.")]
+) -> None:
+    """Make a project. Its first key: keys create NAME --project PROJECT --role admin."""
+    project = context.obj.create_project(name)
+    typer.echo(f"{project['name']} created")
+    tell(f"its first key: distillery keys create NAME --role admin --project {project['name']}")
+
+
+@projects_app.command("delete")
+def delete_project(context: typer.Context, name: Annotated[str, typer.Argument()]) -> None:
+    """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
+    context.obj.delete_project(name)
+    typer.echo(f"{name} deleted")
+
+
 @keys_app.command("new")
 def new_key() -> None:
-    """Make an administrator's key. It is printed once; the server stores only its SHA-256."""
+    """Make the operator's key without a server. It is printed once; the server's settings get only its SHA-256."""
     key = f"distillery_{secrets.token_urlsafe(32)}"
     typer.echo(f"key, shown only now (clients: DISTILLERY_API_KEY):\n  {key}")
     typer.echo(f"for the server:\n  DISTILLERY_ADMIN_KEY_HASH={hashlib.sha256(key.encode()).hexdigest()}")

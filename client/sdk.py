@@ -29,8 +29,12 @@ from base.wire import (
     EventView,
     JobFilters,
     JobView,
+    KeyView,
     MeasuredModel,
     Model,
+    NewKeyView,
+    ProjectView,
+    Role,
     SecretWebhookView,
     StorageView,
     ValidationView,
@@ -442,6 +446,40 @@ class Distillery:
         """Return disk usage, free disk space, and the runs of the collector."""
         storage: StorageView = self.connection.json("GET", "/v1/storage")
         return storage
+
+    # Keys and projects
+
+    def create_key(
+        self, name: str, *, role: Role = "member", project: str | None = None, expires_in_s: int | None = None
+    ) -> NewKeyView:
+        """Make an API key. Its `key` is in this answer only. Only the operator names a project."""
+        body = {"name": name, "role": role, "project": project, "expires_in_s": expires_in_s}
+        key: NewKeyView = self.connection.json("POST", "/v1/keys", json=_without_none(body))
+        return key
+
+    def keys(self, *, project: str | None = None) -> Iterator[KeyView]:
+        """Yield the keys of the project, newest first; for the operator those of all, or of one."""
+        return self._pages("/v1/keys", limit=100, project=project)
+
+    def rotate_key(self, key_id: str) -> NewKeyView:
+        """Give a key another secret. The old one ends."""
+        key: NewKeyView = self.connection.json("POST", f"/v1/keys/{key_id}/rotate")
+        return key
+
+    def revoke_key(self, key_id: str) -> None:
+        """End a key for good, everywhere within five seconds."""
+        self.connection.request("DELETE", f"/v1/keys/{key_id}")
+
+    def create_project(self, name: str) -> ProjectView:
+        project: ProjectView = self.connection.json("POST", "/v1/projects", json={"name": name})
+        return project
+
+    def projects(self) -> Iterator[ProjectView]:
+        return self._pages("/v1/projects", limit=100)
+
+    def delete_project(self, name: str) -> None:
+        """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
+        self.connection.request("DELETE", f"/v1/projects/{name}")
 
     def ready(self) -> bool:
         """Return True if the server can take jobs now. Raises Unreachable if there is no answer."""

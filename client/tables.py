@@ -18,8 +18,10 @@ from base.wire import (
     Estimate,
     Evaluation,
     JobView,
+    KeyView,
     Measured,
     Model,
+    ProjectView,
     Registered,
     Report,
     StorageView,
@@ -112,11 +114,13 @@ def job_facts(job: JobView) -> Table:
     """Return a table of the job's fields that have a value, except those in `NO_FACTS`."""
     table = Table.grid(padding=(0, 2))
     tries = job["attempts_without_progress"]
+    sender = job.get("created_by")
     texts: dict[str, object] = {
         "status": status_text(job),
         "waiting": waiting_text(job),
         # The first attempt counts as one until it has saved a checkpoint.
         "attempts_without_progress": f"{tries} of {job['max_attempts']}" if tries > 1 else "",
+        "created_by": sender["key_name"] if sender else "",
         "teacher_check": "" if job["teacher_check"] is None else teacher_check_text(job["teacher_check"]),
     }
     for field in JobView.__annotations__:
@@ -342,6 +346,40 @@ def worker_table(workers: Iterable[WorkerView]) -> Table:
         slots = [f"{slot['name']} {slot['job'] or _words(slot['state'])}" for slot in one["devices"]]
         alive = Text("yes", style="green") if one["alive"] else Text("no", style="red")
         _add_row(table, one["id"], alive, ", ".join(slots), one["seen_at"])
+    return table
+
+
+def key_table(keys: Iterable[KeyView]) -> Table:
+    table = _table("id", "project", "name", "role", "state", "last used")
+    for key in keys:
+        table_row = (
+            key["id"],
+            key["project"],
+            key["name"],
+            key["role"],
+            key_state(key),
+            key["last_used_at"] or "never",
+        )
+        _add_row(table, *table_row)
+    return table
+
+
+def key_state(key: KeyView) -> Text:
+    """Return whether a key can be used, and until when."""
+    if key["revoked_at"]:
+        return Text(f"revoked {key['revoked_at']}", style="red")
+    expires_at = key["expires_at"]
+    if expires_at is None:
+        return Text("valid", style="green")
+    if datetime.fromisoformat(expires_at) <= datetime.now(UTC):
+        return Text(f"expired {expires_at}", style="red")
+    return Text(f"valid until {expires_at}", style="green")
+
+
+def project_table(projects: Iterable[ProjectView]) -> Table:
+    table = _table("name", "created at", unbroken=("name",))
+    for project in projects:
+        _add_row(table, project["name"], project["created_at"])
     return table
 
 

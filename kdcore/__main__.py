@@ -46,6 +46,7 @@ from base.data_cache import TEACHER_MAX_BYTES
 from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
 from base.files import DISK_FULL
 from base.processes import importing
+from base.text import STORED
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
@@ -259,7 +260,7 @@ def _data_options(arguments: argparse.Namespace) -> DataOptions:
     if not isinstance(given, dict):
         raise SpecInvalid(f"--options is no JSON object: {arguments.options}", hint='write it as {"resize": "pad"}')
     try:
-        return DataOptions.model_validate({"image_size": arguments.image_size, **given})
+        return DataOptions.model_validate({"image_size": arguments.image_size, **given}, context=STORED)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         option = "/".join(map(str, detail["loc"]))
@@ -307,8 +308,8 @@ def _spec(path: Path) -> JobSpec | EvaluationSpec:
     except (OSError, ValueError) as error:
         raise SpecInvalid(f"{path} holds no JSON: {error}") from error
     if isinstance(body, dict) and body.get("kind") == "evaluation":
-        return parse_evaluation(body)
-    return parse(body)
+        return parse_evaluation(body, stored=True)
+    return parse(body, stored=True)
 
 
 def _events(descriptor: int | None) -> Any:

@@ -2,19 +2,25 @@
 
 python -m store migrate              bring the database to the newest revision
 python -m store collect [--dry-run]  delete the files that are not needed any more, or only list them
+python -m store key NAME             make an API key: the first one, or another where all are lost
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
+from base.defaults import DEFAULT_PROJECT
 from base.errors import DatabaseUnavailable, StorageFull
-from store import cache
+from base.text import unwanted
+from base.wire import Role
+from store import cache, keys
 from store.collector import Collector, Retention, collect
 from store.database import Database, migrate
+from store.errors import NotFound
 from store.file_store import FileStore
 from store.settings import Settings, settings_or_exit
 
@@ -27,10 +33,16 @@ def main() -> None:
     commands.add_parser("migrate", help="make or upgrade the tables")
     collecting = commands.add_parser("collect", help="delete the files that nothing needs any more")
     collecting.add_argument("--dry-run", action="store_true", help="only list them")
+    making = commands.add_parser("key", help="make an API key, without a server; makes the tables if there are none")
+    making.add_argument("name", help="whose it is, as it is shown on jobs")
+    making.add_argument("--role", choices=get_args(Role), default="operator", help="default: operator")
+    making.add_argument("--project", default=DEFAULT_PROJECT, help=f"default: {DEFAULT_PROJECT}")
     arguments = parser.parse_args()
     (settings,) = settings_or_exit("store")
     if arguments.command == "migrate":
         _migrate(settings.database_url)
+    elif arguments.command == "key":
+        _make_key(settings, arguments.project, arguments.name, arguments.role)
     else:
         _collect(settings, arguments.dry_run)
 
@@ -38,6 +50,22 @@ def main() -> None:
 def _migrate(url: str) -> None:
     migrate(url)
     print(f"{make_url(url).render_as_string(hide_password=True)} is up to date")
+
+
+def _make_key(settings: Settings, project: str, name: str, role: Role) -> None:
+    if fault := unwanted(name) or (None if 1 <= len(name) <= 100 else "it has 1 to 100 characters"):
+        sys.exit(f"store: NAME: {fault}")
+    database = Database(settings.database_url)
+    try:
+        migrate(settings.database_url)
+        with database.begin() as connection:
+            key, secret = keys.create(connection, project, name, role, created_by="python -m store key")
+    except (DatabaseUnavailable, StorageFull, NotFound) as error:
+        sys.exit(f"store: {error}")
+    finally:
+        database.dispose()
+    print(f"{key.id} has the role {role} in the project {project}. It is shown only now:", file=sys.stderr)
+    print(secret)
 
 
 def _collect(settings: Settings, dry_run: bool) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from base.data_cache import DOWNLOADS, LOCK, is_partial, lock_of, partial_of
+from base.data_cache import DOWNLOADS, LOCK, PROJECTS, is_partial, lock_of, partial_of
 from base.files import modified_at
 from store.file_store import Usage, measured
 
@@ -47,10 +47,11 @@ def trim(cache: Path, max_bytes: int, dry_run: bool = False) -> list[Entry]:
 
 
 def _entries(cache: Path) -> Iterator[Entry]:
-    for parent in (cache, cache / DOWNLOADS):
-        for folder in parent.glob("*/"):
-            if folder != cache / DOWNLOADS:
-                yield Entry(folder, measured(folder), modified_at(folder))
+    for root in (cache, *(cache / PROJECTS).glob("*/")):
+        for parent in (root, root / DOWNLOADS):
+            for folder in parent.glob("*/"):
+                if folder not in (root / DOWNLOADS, cache / PROJECTS):
+                    yield Entry(folder, measured(folder), modified_at(folder))
 
 
 def _delete(entry: Entry, dry_run: bool) -> bool:

@@ -29,16 +29,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, Text, cast, select
+from sqlalchemy import Connection, Select, Text, cast, select
 
 from base.errors import DatabaseUnavailable, StorageFull
 from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
 from base.references import BLOB
-from store import checkpoints, collections, tables, uploads
+from store import checkpoints, collections, projects, tables, uploads
 from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
@@ -121,7 +121,7 @@ class Collector:
         # The steps that free disk space without needing any come first.
         steps = [self.empty_trash, self.expire_checkpoints]
         steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
-        for step in [*steps, self.expire_uploads, self.fill_trash, self.delete_temporaries]:
+        for step in [*steps, self.expire_uploads, self.forget_blobs, self.fill_trash, self.delete_temporaries]:
             try:
                 step()
             except DatabaseUnavailable:
@@ -155,6 +155,17 @@ class Collector:
         if moved and not self.dry_run:
             for sha256 in {path.name for path in moved} & named_digests(self.database):
                 self._do("brought_back", self.files.trash_path(sha256), self.files.restore, sha256)
+
+    def forget_blobs(self) -> None:
+        """Delete the rows of blobs that a project had, but has not named for some time."""
+        if self.dry_run:
+            return
+        named, forgotten = named_by_project(self.database), BATCH
+        while forgotten == BATCH:
+            if self.stopped():
+                raise Stopped
+            with self._begin() as connection:
+                forgotten = projects.forget_blobs(connection, named, self.retention.after_s, BATCH)
 
     # ── files of jobs ──
 
@@ -320,25 +331,38 @@ class _Rows:
 
 def named_digests(database: Database) -> set[str]:
     """Return every digest that a row names, all as of one moment."""
+    return {digest for _, digest in named_by_project(database)}
+
+
+def named_by_project(database: Database) -> set[tuple[str, str]]:
+    """Return every digest that a row names, with the row's project, all as of one moment."""
     with database.connect() as connection:
         if not database.is_sqlite:
             connection.execution_options(isolation_level="REPEATABLE READ")
-        return {digest for digests in _named(connection) for digest in digests if digest}
+        return {(project, digest) for pairs in _named(connection) for project, digest in pairs if digest}
 
 
-def _named(connection: Connection) -> Iterator[Iterable[str]]:
-    for table in (tables.artifacts, tables.uploads):
-        yield connection.scalars(select(table.c.sha256).distinct()).all()
+def _named(connection: Connection) -> Iterator[Iterable[tuple[str, str]]]:
+    made = tables.artifacts.join(jobs)
+    yield _pairs(connection, select(jobs.c.project, tables.artifacts.c.sha256).select_from(made).distinct())
+    yield _pairs(connection, select(tables.uploads.c.project, tables.uploads.c.sha256).distinct())
     for table in (tables.models, tables.datasets):
         # Nothing reads the file of a refused row.
-        yield connection.scalars(select(table.c.sha256).where(table.c.state != "refused").distinct()).all()
+        readable = table.c.state != "refused"
+        yield _pairs(connection, select(table.c.project, table.c.sha256).where(readable).distinct())
     sheets = tables.datasets.c.thumbnails
-    yield [sheet["sha256"] for sheet in connection.scalars(select(sheets).where(sheets.is_not(None)))]
+    pictured = select(tables.datasets.c.project, sheets).where(sheets.is_not(None))
+    yield [(project, sheet["sha256"]) for project, sheet in _pairs(connection, pictured)]
     spec, after = cast(jobs.c.resolved_spec, Text), ""
-    naming = select(jobs.c.id, spec.label("spec")).where(spec.contains(BLOB)).order_by(jobs.c.id).limit(BATCH)
+    naming = select(jobs.c.id, jobs.c.project, spec.label("spec")).where(spec.contains(BLOB))
+    naming = naming.order_by(jobs.c.id).limit(BATCH)
     while rows := connection.execute(naming.where(jobs.c.id > after)).all():
-        yield (digest for row in rows for digest in _NAMED.findall(row.spec))
+        yield ((row.project, digest) for row in rows for digest in _NAMED.findall(row.spec))
         after = rows[-1].id
+
+
+def _pairs(connection: Connection, query: Select[Any]) -> list[tuple[Any, Any]]:
+    return [(first, second) for first, second in connection.execute(query)]
 
 
 def _blobs(files: FileStore) -> Iterator[Path]:

@@ -8,6 +8,7 @@
      ├─ IdempotencyConflict   idempotency_conflict   the key was used for another body
      ├─ NameTaken             name_taken             names are unique within a project
      ├─ ProjectNotEmpty       project_not_empty      it has rows, which must be deleted first
+     ├─ KeyEnded              key_ended              the key was revoked or has expired
      ├─ BlobMismatch          checksum_mismatch      the bytes do not have the expected size or digest
      ├─ TooManyWebhooks       too_many_webhooks      a project has so many at most
      ├─ WebhookDisabled       webhook_disabled       nothing is sent to it
@@ -93,6 +94,14 @@ class ProjectNotEmpty(StoreError):
         has = f"has {' and '.join(holds)}: delete these first" if holds else "is the service's own and stays"
         super().__init__(f"project {name!r} {has}", holds=holds)
         self.name, self.holds = name, holds
+
+
+class KeyEnded(StoreError):
+    code = "key_ended"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"key {id} was revoked or has expired; make a new one")
+        self.id = id
 
 
 class BlobMismatch(StoreError):

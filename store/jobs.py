@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select
@@ -11,9 +11,10 @@ from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
-from base.references import BLOB
+from base.references import BLOB, blobs_in
+from base.text import Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
-from store import alerts
+from store import alerts, projects
 from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
 from store.events import append_event, update_job
 from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page, upsert
@@ -25,8 +26,9 @@ T = TypeVar("T")
 _ACTION_OF = {"cancelled": "cancel", "paused": "pause"}
 """The action that leads to a status."""
 
-# Built once: building this query costs more than running it, and no other runs as often.
+# Built once: building these queries costs more than running them, and no others run as often.
 _BY_ID = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
+_BY_ID_IN_PROJECT = _BY_ID.where(jobs.c.project == bindparam("project"))
 
 
 def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
@@ -59,6 +61,7 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
         append_event(connection, replace(job, event_seq=seq), "warning", **warning)
     alerts.write(connection, job)
     job = await_teachers(connection, job)
+    projects.add_blobs(connection, job.project, blobs_in(job.resolved_spec))
     failpoint("submit.before_commit")
     return job, True
 
@@ -76,8 +79,9 @@ def find_by_key(connection: Connection, project: str, idempotency_key: str, spec
 
 def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
     """Return a job by its id; with a project, only within it."""
-    row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
-    if row is None or project not in (None, row.project):
+    query = _BY_ID if project is None else _BY_ID_IN_PROJECT
+    row = connection.execute(query, {"job_id": job_id, "project": project}).one_or_none()
+    if row is None:
         raise NotFound("job", job_id)
     return as_record(Job, row)
 
@@ -93,7 +97,7 @@ class JobQuery(PageQuery):
 
     status: Status | None = None
     kind: Kind | None = Field(default=None, description="Default: jobs of all kinds.")
-    method: str | None = Field(default=None, max_length=100)
+    method: Annotated[str, Text(100, min_length=0)] | None = None
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         if self.status is not None:

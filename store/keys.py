@@ -7,16 +7,29 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, insert, inspect, or_, select, update
 
+from base.defaults import is_loopback
+from base.wire import Role
 from store import projects, tables
-from store.errors import NotFound
+from store.database import Database
+from store.errors import KeyEnded, NotFound
 from store.records import DIGITS, PageQuery, as_record, columns, database_now, new_id, read_page
 
-Role = Literal["operator", "admin", "member", "reader"]
-"""What a key may do, from everything to reading. Each may do what those after it may."""
+
+class KeyNeeded(Exception):
+    """A server that other machines can reach has no key."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"host {host} can be reached from other machines, and there is no key; make one with `python -m store key "
+            "NAME --role operator`, or set DISTILLERY_ADMIN_KEY_HASH to the SHA-256 of one, or DISTILLERY_HOST to "
+            "127.0.0.1"
+        )
+
 
 _KEY = re.compile(f"dk_([{DIGITS}]{{10}})_[{DIGITS}]{{32}}")
 
@@ -65,14 +78,18 @@ def create(
     role: Role,
     *,
     created_by: str | None = None,
-    expires_at: float | None = None,
+    expires_in_s: float | None = None,
 ) -> tuple[Key, str]:
     """Add a key. Returns its row and the key itself, which nothing returns again. Raises NotFound for the project."""
     projects.get(connection, project)
     key, prefix = new_key()
     values: dict[str, Any] = {"id": new_id("key"), "project": project, "name": name, "role": role, "prefix": prefix}
-    values |= {"sha256": digest_of(key), "created_by": created_by, "expires_at": expires_at}
-    added = insert(tables.keys).values(**values, created_at=database_now()).returning(*KEY_COLUMNS)
+    values |= {"sha256": digest_of(key), "created_by": created_by}
+    times = {
+        "created_at": database_now(),
+        "expires_at": None if expires_in_s is None else database_now() + expires_in_s,
+    }
+    added = insert(tables.keys).values(**values, **times).returning(*KEY_COLUMNS)
     return as_record(Key, connection.execute(added).one()), key
 
 
@@ -86,6 +103,30 @@ def find(connection: Connection, prefix: str) -> Key | None:
 def any_exists(connection: Connection) -> bool:
     """Return True if a key was ever made, whether it can still be used or not."""
     return bool(connection.execute(select(exists(select(tables.keys.c.id)))).scalar_one())
+
+
+def has_operator(connection: Connection) -> bool:
+    """Return True if an operator's key can be used."""
+    operators = select(tables.keys.c.id).where(tables.keys.c.role == "operator", _usable())
+    return connection.execute(operators.limit(1)).one_or_none() is not None
+
+
+def require_if_reachable(database_url: str, host: str, operator_hash: str | None) -> None:
+    """Raise KeyNeeded if other machines can reach the address that a server is to listen on, and it would need no key.
+
+    The database may be of an earlier version, or not exist yet.
+    """
+    if operator_hash is not None or is_loopback(host):
+        return
+    database = Database(database_url)
+    try:
+        if database.is_sqlite and not Path(str(database.url.database)).exists():
+            raise KeyNeeded(host)
+        with database.connect() as connection:
+            if not (inspect(connection).has_table(tables.keys.name) and any_exists(connection)):
+                raise KeyNeeded(host)
+    finally:
+        database.dispose()
 
 
 def get(connection: Connection, project: str | None, key_id: str) -> Key:
@@ -103,12 +144,12 @@ def list_page(connection: Connection, project: str | None, query: PageQuery) -> 
 
 
 def rotate(connection: Connection, project: str | None, key_id: str) -> tuple[Key, str]:
-    """Give a key another secret and prefix: the old key ends. Returns what `create` does. Raises NotFound."""
+    """Give a key another prefix and secret: the old key ends. Returns as `create`. Raises NotFound or KeyEnded."""
     key, prefix = new_key()
     changed = update(tables.keys).where(_is(project, key_id), _usable()).values(prefix=prefix, sha256=digest_of(key))
     row = connection.execute(changed.values(last_used_at=None).returning(*KEY_COLUMNS)).one_or_none()
     if row is None:
-        raise NotFound("usable key", key_id)
+        raise KeyEnded(get(connection, project, key_id).id)
     return as_record(Key, row), key
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, false,
 
 from base.errors import DeadlineExceeded, WorkerLost
 from base.wire import TeacherCheck
-from store import alerts, registry
+from store import alerts, projects, registry
 from store.artifacts import NewArtifact, publish
 from store.attempts import close_attempt, open_attempt, owned_by
 from store.checkpoints import Checkpoint, list_checkpoints
@@ -197,6 +197,7 @@ def finish_succeeded(
     publish(connection, job_id, artifacts)
     close_attempt(connection, job, "succeeded")
     append_change(connection, job, "succeeded", artifacts=[asdict(artifact) for artifact in artifacts])
+    projects.add_blobs(connection, job.project, [artifact.sha256 for artifact in artifacts])
     return True
 
 

@@ -1,20 +1,23 @@
 """Projects: each separates jobs, models, data sets, uploads and blobs. `default` always exists.
 
-A project has a blob from the moment when one of its rows first names it (`add_blob`, in the transaction that writes the
-row). A digest is found by the projects that have it (`has_blob`), whatever other projects have.
+A project has a blob from the moment when one of its rows first names it (`add_blobs`, in the transaction that writes
+the row) until none has named it for some time (`forget_blobs`, by the collector). A client's digest is looked up among
+the blobs of its project (`has_blob`), so what other projects have cannot be found.
 """
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, select
+from sqlalchemy import Connection, Table, and_, delete, select, tuple_
 
+from base.defaults import DEFAULT_PROJECT
 from store import tables
 from store.errors import NameTaken, NotFound, ProjectNotEmpty
 from store.records import as_record, columns, database_now, upsert
 
-DEFAULT = "default"
-"""The project of a service on which nobody made any."""
+SEEN_EVERY_S = 600.0
+"""The age at which the time of a blob's row is written again: most submissions name the same blobs as those before."""
 
 HOLDS: tuple[Table, ...] = (tables.jobs, tables.models, tables.datasets, tables.uploads)
 """The tables whose rows keep a project from being deleted."""
@@ -62,24 +65,47 @@ def remove(connection: Connection, name: str) -> None:
     """Delete a project that has no rows, with its keys. Raises NotFound, or ProjectNotEmpty that says what it has."""
     get(connection, name)
     holds = [table.name for table in HOLDS if _any(connection, table, name)]
-    if name == DEFAULT or holds:
+    if name == DEFAULT_PROJECT or holds:
         raise ProjectNotEmpty(name, holds)
     for table in (tables.project_blobs, tables.measurements, tables.webhooks):
         connection.execute(delete(table).where(table.c.project == name))
     connection.execute(delete(tables.projects).where(tables.projects.c.name == name))
 
 
-def add_blob(connection: Connection, project: str, sha256: str) -> None:
-    """Write that a project has a blob. Idempotent."""
-    added = upsert(connection, tables.project_blobs).values(project=project, sha256=sha256, seen_at=database_now())
-    seen = added.on_conflict_do_update(index_elements=["project", "sha256"], set_={"seen_at": database_now()})
-    connection.execute(seen)
+def add_blobs(connection: Connection, project: str, digests: Iterable[str]) -> None:
+    """Write that a project has these blobs. Idempotent.
+
+    It comes last in its transaction, and in the order of digests: so no two transactions wait for each other's rows.
+    """
+    wanted, rows = set(digests), tables.project_blobs.c
+    if not wanted:
+        return
+    seen_lately = and_(rows.project == project, rows.sha256.in_(wanted), rows.seen_at > database_now() - SEEN_EVERY_S)
+    for sha256 in sorted(wanted.difference(connection.scalars(select(rows.sha256).where(seen_lately)))):
+        values = {"project": project, "sha256": sha256, "seen_at": database_now()}
+        added = upsert(connection, tables.project_blobs).values(**values)
+        again = added.on_conflict_do_update(index_elements=["project", "sha256"], set_={"seen_at": database_now()})
+        connection.execute(again)
 
 
 def has_blob(connection: Connection, project: str, sha256: str) -> bool:
     rows = tables.project_blobs.c
     query = select(rows.sha256).where(rows.project == project, rows.sha256 == sha256)
     return connection.execute(query).one_or_none() is not None
+
+
+def forget_blobs(connection: Connection, named: Collection[tuple[str, str]], after_s: float, limit: int) -> int:
+    """Delete rows of blobs that no row of their project names (`named`: project and digest) and that were not seen for
+    `after_s`. Returns their number, at most `limit`."""
+    rows = tables.project_blobs.c
+    old = rows.seen_at < database_now() - after_s
+    pairs = connection.execute(select(rows.project, rows.sha256).where(old).order_by(rows.project, rows.sha256))
+    unnamed = [(row.project, row.sha256) for row in pairs if (row.project, row.sha256) not in named][:limit]
+    if not unnamed:
+        return 0
+    # The age is checked again: a job may have named the blob meanwhile.
+    forgotten = delete(tables.project_blobs).where(tuple_(rows.project, rows.sha256).in_(unnamed), old)
+    return connection.execute(forgotten).rowcount
 
 
 def _any(connection: Connection, table: Table, project: str) -> bool:

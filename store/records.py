@@ -8,7 +8,7 @@ same name in the spec or its scheduling.
 import secrets
 import time
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field
 from sqlalchemy import Column, ColumnElement, Connection, Double, Row, Table, select
@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
+from base.text import Text
 from store import tables
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ class NewJob:
     spec_sha256: str
     """Digest of the body: the same idempotency key with another digest is a conflict."""
     idempotency_key: str | None
+    created_by: str | None
+    """The id of the key that sent it; None if no row has the key: the operator's, or none at all."""
+    created_by_name: str | None
+    """The name of that key, as it was then."""
     priority: int
     max_attempts: int
     deadline_s: float | None
@@ -107,7 +112,7 @@ class PageQuery(BaseModel):
     """A page of a list, as query parameters."""
 
     limit: int = Field(default=20, ge=1, le=100)
-    after: str | None = Field(default=None, max_length=100, description="`next` of the page before.")
+    after: Annotated[str, Text(100)] | None = Field(default=None, description="`next` of the page before.")
 
 
 def read_page(

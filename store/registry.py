@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, or_, select, update
 
-from store import tables
+from store import projects, tables
 from store.errors import NameTaken, NotFound
 from store.records import PageQuery, as_record, columns, database_now, new_id, read_page, upsert
 
@@ -95,10 +95,11 @@ class Registry(Generic[E]):
         row = connection.execute(added.returning(*self._columns())).one_or_none()
         if row is None:
             raise NameTaken(self.kind, new.name)
+        projects.add_blobs(connection, new.project, [new.sha256])
         return as_record(self.record, row)
 
     def get(self, connection: Connection, project: str, name_or_id: str) -> E:
-        row = connection.execute(select(*self._columns()).where(self._is(project, name_or_id))).one_or_none()
+        row = connection.execute(select(*self._columns()).where(self._is_named(project, name_or_id))).one_or_none()
         if row is None:
             raise NotFound(self.kind, name_or_id)
         return as_record(self.record, row)
@@ -109,7 +110,7 @@ class Registry(Generic[E]):
 
     def delete(self, connection: Connection, project: str, name_or_id: str) -> str:
         """Delete an entry in any state, and return its id. Jobs name digests, so no job is affected."""
-        deleted = delete(self.table).where(self._is(project, name_or_id)).returning(self.table.c.id)
+        deleted = delete(self.table).where(self._is_named(project, name_or_id)).returning(self.table.c.id)
         entry_id: str | None = connection.execute(deleted).scalar_one_or_none()
         if entry_id is None:
             raise NotFound(self.kind, name_or_id)
@@ -119,7 +120,10 @@ class Registry(Generic[E]):
 
     def finish(self, connection: Connection, entry: E, owner: str, found: Mapping[str, Any]) -> E | None:
         """Make an entry ready with what was found (`facts`, `warnings`, …). Returns None if it is not the owner's."""
-        return self._end(connection, entry, owner, {**NO_OWNER, "state": "ready", "error": None, **found})
+        ended = self._end(connection, entry, owner, {**NO_OWNER, "state": "ready", "error": None, **found})
+        if ended is not None and (sheet := found.get("thumbnails")):
+            projects.add_blobs(connection, entry.project, [sheet["sha256"]])
+        return ended
 
     def refuse(self, connection: Connection, entry: E, owner: str, error: dict[str, Any]) -> E | None:
         """Keep an entry with the reason why it cannot be used. Returns None if it is not the owner's."""
@@ -195,9 +199,13 @@ class Registry(Generic[E]):
         rows = self.table.c
         return and_(rows.state == "inspecting", rows.lease_until < database_now())
 
-    def _is(self, project: str, name_or_id: str) -> ColumnElement[bool]:
+    def _is_named(self, project: str, name_or_id: str) -> ColumnElement[bool]:
+        """Match one row: the one of this id, or else of this name. Earlier versions accepted names like ids."""
         rows = self.table.c
-        return and_(rows.project == project, or_(rows.id == name_or_id, rows.name == name_or_id))
+        either = and_(rows.project == project, or_(rows.id == name_or_id, rows.name == name_or_id))
+        by_id_first = case((rows.id == name_or_id, 0), else_=1)
+        found = select(rows.id).where(either).order_by(by_id_first).limit(1).scalar_subquery()
+        return rows.id == found
 
     def _columns(self) -> list[Any]:
         return columns(self.table, self.record)

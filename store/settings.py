@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from base.addresses import Allowed
-from base.defaults import HOST, PORT, is_loopback
+from base.defaults import HOST, PORT
 
 
 class Settings(BaseSettings):
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
 
     host: str = Field(default=HOST, description="Address that the server listens on.")
     port: int = Field(default=PORT, ge=0, le=65535)
-    admin_key_hash: str | None = Field(default=None, description="SHA-256 of the administrator's key, hexadecimal.")
+    admin_key_hash: str | None = Field(default=None, description="SHA-256 of the operator's key, hexadecimal.")
 
     lease_s: float = Field(default=30, gt=0, description="Time after the last heartbeat until a job can be taken over.")
     heartbeat_s: float = Field(default=5, gt=0, description="Time between two heartbeats of a worker.")
@@ -121,15 +121,6 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"look_s {self.look_s:g} is more than a quarter of lease_s {self.lease_s:g}: no worker could prove its "
                 f"own contact with the database, or take over a job; set look_s to {self.lease_s / 4:g} or less"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _requires_key_if_reachable(self) -> Self:
-        if self.admin_key_hash is None and not is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host} can be reached from other machines, and no key is set; set "
-                "DISTILLERY_ADMIN_KEY_HASH to the SHA-256 of a key, or DISTILLERY_HOST to 127.0.0.1"
             )
         return self
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
 
 from base.files import disk_full_as_storage_full, make_folder, sync
-from store import tables
+from store import projects, tables
 from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
 from store.file_store import Blob, FileStore
 from store.records import as_record, columns, database_now, new_id
@@ -83,6 +83,7 @@ def complete(connection: Connection, project: str, upload_id: str, blob: Blob) -
     row = connection.execute(completed.returning(*UPLOAD_COLUMNS)).one_or_none()
     if row is None:
         raise BlobMismatch(upload_id, get(connection, project, upload_id).offset, blob.bytes)
+    projects.add_blobs(connection, project, [blob.sha256])
     return as_record(Upload, row)
 
 

@@ -5,7 +5,7 @@ busy slot has succeeded. A slot without that proof is stuck; a worker whose slot
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, bindparam, delete, func, select
@@ -69,11 +69,28 @@ def delete_worker(connection: Connection, worker_id: str) -> None:
     connection.execute(delete(tables.workers).where(tables.workers.c.id == worker_id))
 
 
-def list_workers(connection: Connection) -> Sequence[Worker]:
-    """Return all workers, the longest running first. Those that do not respond are included for a day."""
+def list_workers(connection: Connection, project: str | None = None) -> Sequence[Worker]:
+    """Return all workers, the longest running first. Those that do not respond are included for a day.
+
+    With a project, the jobs of others are left out of them.
+    """
     rows = select(tables.workers, (database_now() - tables.workers.c.seen_at).label("silent_s"))
     ordered = rows.order_by(tables.workers.c.started_at, tables.workers.c.id)
-    return [_worker(row) for row in connection.execute(ordered).mappings()]
+    found = [_worker(row) for row in connection.execute(ordered).mappings()]
+    return found if project is None else _without_others(connection, found, project)
+
+
+def _without_others(connection: Connection, workers: Sequence[Worker], project: str) -> list[Worker]:
+    named = {worker.current_job for worker in workers} | {slot.job for worker in workers for slot in worker.devices}
+    own = set(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(named - {None}), jobs.c.project == project)))
+    return [
+        replace(
+            worker,
+            current_job=worker.current_job if worker.current_job in own else None,
+            devices=tuple(replace(slot, job=slot.job if slot.job in own else None) for slot in worker.devices),
+        )
+        for worker in workers
+    ]
 
 
 def list_consuming(connection: Connection, lease_s: float) -> Sequence[Worker]:

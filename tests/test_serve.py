@@ -131,5 +131,6 @@ def test_serve_wakes_its_worker_for_a_posted_job_and_refuses_a_second_server(tmp
 
 def test_serve_refuses_a_public_address_without_a_key(tmp_path: Path, refused: Refused):
     error = refused("--host", "0.0.0.0", "--home", str(tmp_path))  # noqa: S104
-    assert "DISTILLERY_ADMIN_KEY_HASH" in error
+    assert "host 0.0.0.0 can be reached from other machines, and there is no key" in error
+    assert "python -m store key" in error and "DISTILLERY_ADMIN_KEY_HASH" in error
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from the last checkpoint.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from base.clock import boottime
+from base.data_cache import cache_of
 from base.errors import (
     CODES,
     DeadlineExceeded,
@@ -27,9 +28,10 @@ from base.errors import (
     WorkerLost,
 )
 from base.failpoints import failpoint
-from base.files import DISK_FULL, sha256_of
+from base.files import DISK_FULL, make_folder, sha256_of
 from base.folders import LockedFolder
-from base.references import BLOB
+from base.references import BLOB, blobs_in
+from base.text import STORED
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts
 from kdcore.protocol import KnownBefore, Order
@@ -149,11 +151,12 @@ class Attempt:
         spec.write_text(json.dumps(self.claim.job.resolved_spec))
         out = folder / "out"
         out.mkdir()
-        self.context.cache.mkdir(parents=True, exist_ok=True)
+        cache = cache_of(self.context.cache, self.claim.job.project)
+        make_folder(cache)
         known = folder / "known.json"
         warnings = [WarningItem(**warning) for warning in self.claim.job.warnings]
         KnownBefore(warnings, self._teacher_check()).write(known)
-        arguments = [str(spec), "--out", str(out), "--cache", str(self.context.cache), "--known", str(known)]
+        arguments = [str(spec), "--out", str(out), "--cache", str(cache), "--known", str(known)]
         arguments += ["--cache-max-bytes", str(self.context.settings.cache_max_bytes)]
         arguments += ["--teacher-cache-max-bytes", str(self.context.options.teacher_cache_max_bytes)]
         for digest in digests:
@@ -314,7 +317,9 @@ class Attempt:
             return {}
         try:
             cost, dataset = JobCost.model_validate(report["cost"]), DatasetFacts.model_validate(report["dataset"])
-            return cost_rows(JobSpec.model_validate(self.claim.job.resolved_spec), Known(dataset=dataset), cost)
+            return cost_rows(
+                JobSpec.model_validate(self.claim.job.resolved_spec, context=STORED), Known(dataset=dataset), cost
+            )
         except (KeyError, ValidationError) as error:
             log.warning("job %s: the cost in its report cannot be kept: %s", self.claim.job.id, error)
             return {}
@@ -396,19 +401,7 @@ def inputs(resolved_spec: dict[str, Any], *, resumed: bool) -> list[str]:
     """Return the digests of the files that an attempt reads. A checkpoint of the job holds what its students started
     from, so that a resumed job does not need those files."""
     spec = {name: value for name, value in resolved_spec.items() if not (resumed and name in ("student", "assistants"))}
-    return sorted(set(_digests(spec)))
-
-
-def _digests(value: Any) -> Iterator[str]:
-    """Yield the digest of every blob that a resolved spec names, at any depth."""
-    if isinstance(value, str) and value.startswith(BLOB):
-        yield value.removeprefix(BLOB)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _digests(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _digests(part)
+    return sorted(set(blobs_in(spec)))
 
 
 def _fault(path: Path, checkpoint: Checkpoint) -> str | None:

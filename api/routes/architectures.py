@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api.dependencies import Caller
-from api.schemas import Page, page
+from api.schemas import Filter, Page, page
 from kdcore.catalog import ARCHITECTURES, ArchitectureFacts
 
 router = APIRouter(prefix="/v1/architectures", tags=["catalogue"])
@@ -20,8 +20,8 @@ class ArchitectureView(ArchitectureFacts):
 @router.get("", response_model=Page[ArchitectureView])
 async def listing(
     caller: Caller,
-    family: Annotated[str | None, Query(max_length=100)] = None,
-    source: Annotated[str | None, Query(max_length=100, description="kdcore, torchvision or timm.")] = None,
+    family: Annotated[Filter | None, Query()] = None,
+    source: Annotated[Filter | None, Query(description="kdcore, torchvision or timm.")] = None,
     classes: Annotated[int, Query(ge=2, le=1_000_000)] = 10,
     channels: Annotated[int, Query(ge=1, le=64)] = 3,
 ) -> Response:

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.dependencies import Caller, Db, Files
 from api.problems import NotFound, NotReady, RangeUnsatisfiable, responses
-from api.schemas import Page, artifact_view, page
+from api.schemas import Id, Page, artifact_view, page
 from base.references import STUDENT_FILE
 from base.wire import ArtifactView
 from store import artifacts, errors, jobs
@@ -29,7 +29,7 @@ A_FILE: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/artifacts", response_model=Page[ArtifactView], responses=responses(NotFound))
-async def listing(job_id: str, caller: Caller, db: Db) -> Response:
+async def listing(job_id: Id, caller: Caller, db: Db) -> Response:
     """The job's files, with size and SHA-256. A job publishes all of them at once, when it succeeds."""
     rows = await db.read(jobs.read_of_job, job_id, caller.project, artifacts.list_artifacts)
     return page([artifact_view(artifact) for artifact in rows])
@@ -37,14 +37,14 @@ async def listing(job_id: str, caller: Caller, db: Db) -> Response:
 
 @router.api_route("/checkpoint", methods=["HEAD"], include_in_schema=False)
 @router.get("/checkpoint", response_class=FileResponse, responses=A_FILE)
-async def checkpoint(job_id: str, request: Request, caller: Caller, db: Db, files: Files) -> Response:
+async def checkpoint(job_id: Id, request: Request, caller: Caller, db: Db, files: Files) -> Response:
     """The student's weights: a safetensors file whose metadata describes the network and its input."""
     return _download(await db.read(_named, job_id, caller.project, STUDENT_FILE), request, files)
 
 
 @router.api_route("/artifacts/{name}", methods=["HEAD"], include_in_schema=False)
 @router.get("/artifacts/{name}", response_class=FileResponse, responses=A_FILE)
-async def one(*, job_id: str, name: str, request: Request, caller: Caller, db: Db, files: Files) -> Response:
+async def one(*, job_id: Id, name: Id, request: Request, caller: Caller, db: Db, files: Files) -> Response:
     """One file, whole or in ranges. `ETag` is its SHA-256, so that a download can be resumed and checked."""
     return _download(await db.read(_named, job_id, caller.project, name), request, files)
 

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse, Response
 
-from api.dependencies import Caller, Db, Files, InspectionsDep, RegistrationsDep
+from api.dependencies import Caller, Db, Files, ReferencesDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
 from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, WarningRefused, responses
 from api.registrations import Inspected, Kind
 from api.routes.models import STILL_INSPECTING, accepted, registered, uploaded
-from api.schemas import DatasetView, Json, NewDataset, Page, dataset_view, page
+from api.schemas import DatasetView, Json, NameOrId, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
 from kdcore.spec import dataset_warnings
 from store import errors, registry
@@ -40,7 +40,7 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     },
 )
 async def register(
-    new: NewDataset, caller: Caller, inspections: InspectionsDep, registrations: RegistrationsDep
+    new: NewDataset, caller: Caller, references: ReferencesDep, registrations: RegistrationsDep
 ) -> Response:
     """Register an uploaded data set: `.npz` arrays, or an archive of images in folders of splits and classes.
 
@@ -52,7 +52,7 @@ async def register(
     Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.
     """
-    digest = await uploaded(new.blob, inspections)
+    digest = await uploaded(new.blob, references)
     dataset = await registrations.register(KIND, new, caller.project, digest)
     return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}")
 
@@ -66,7 +66,7 @@ async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) 
 
 
 @router.get("/{name_or_id}", response_model=DatasetView, responses=responses(NotFound))
-async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
+async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
     """A data set, by name or id. A registered name hides a built-in one."""
     try:
         return Json(dataset_view(await db.read(registry.datasets.get, caller.project, name_or_id)))
@@ -84,7 +84,7 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
         **responses(NotFound, NotReady),
     },
 )
-async def thumbnails(name_or_id: str, caller: Caller, db: Db, files: Files) -> Response:
+async def thumbnails(name_or_id: NameOrId, caller: Caller, db: Db, files: Files) -> Response:
     """Some training images, evenly over the classes, as one PNG; `thumbnails` of the data set says where each is."""
     dataset = await db.read(registry.datasets.get, caller.project, name_or_id)
     if dataset.state != "ready":
@@ -96,7 +96,7 @@ async def thumbnails(name_or_id: str, caller: Caller, db: Db, files: Files) -> R
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: str, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
+async def delete(name_or_id: NameOrId, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
     """Delete a data set, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
     affected."""
     registrations.cancel(await db.write(registry.datasets.delete, caller.project, name_or_id))

@@ -21,7 +21,7 @@ from api.problems import (
 )
 from api.references import ReferenceFault
 from api.routes.jobs import Key, accept, replay, views
-from api.schemas import NewEvaluation, Page, page
+from api.schemas import NameOrId, NewEvaluation, Page, page
 from api.submission import examine_evaluation
 from base.references import BLOB
 from base.wire import JobView
@@ -41,7 +41,7 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
 )
 async def submit(
     *,
-    name_or_id: str,
+    name_or_id: NameOrId,
     sent: NewEvaluation,
     references: ReferencesDep,
     caller: Caller,
@@ -87,6 +87,8 @@ async def submit(
         spec=spec,
         spec_sha256=digest,
         idempotency_key=idempotency_key,
+        created_by=caller.key_id,
+        created_by_name=caller.key_name,
         max_attempts=sent.scheduling.max_attempts or settings.max_attempts,
         warnings=[warning.as_dict() for warning in examined.warnings],
     )
@@ -95,7 +97,7 @@ async def submit(
 
 @router.get("", response_model=Page[JobView], responses=responses(NotFound))
 async def listing(
-    name_or_id: str, caller: Caller, db: Db, settings: Config, query: Annotated[PageQuery, Query()]
+    name_or_id: NameOrId, caller: Caller, db: Db, settings: Config, query: Annotated[PageQuery, Query()]
 ) -> Response:
     """The evaluations of a model, newest first: of its bytes, also if they were registered under another name."""
 

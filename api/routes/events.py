@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
-from api.dependencies import Caller, Db
-from api.problems import NotFound, responses
-from api.schemas import Page, page, view_of
+from api.dependencies import Auth, Caller, Db
+from api.problems import NotFound, Problem, responses
+from api.schemas import Count, Id, Page, page, view_of
 from base.errors import DatabaseUnavailable
 from base.jobs import TERMINAL
 from base.wire import EventView
@@ -26,12 +27,12 @@ POLL_S = 0.3
 PING_S = 15.0
 BATCH = 500
 
-After = Annotated[int, Query(ge=0, description="The number of the last event that you have.")]
+After = Annotated[Count, Query(description="The number of the last event that you have.")]
 
 
 @router.get("", response_model=Page[EventView], responses=responses(NotFound))
 async def listing(
-    job_id: str, caller: Caller, db: Db, after: After = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 200
+    job_id: Id, caller: Caller, db: Db, after: After = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 200
 ) -> Response:
     """Events after a number, oldest first. Send `next` as `after` for more; it is null if there are no more yet."""
     rows, _ = await db.read(_read, job_id, caller.project, after, limit + 1)
@@ -49,11 +50,13 @@ async def listing(
     },
 )
 async def stream(
-    job_id: str,
+    job_id: Id,
+    request: Request,
     caller: Caller,
     db: Db,
+    auth: Auth,
     after: After = 0,
-    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0)] = None,
+    last_event_id: Annotated[Count | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
     """The same events as they happen, as server-sent events: `id` is the number, `event` the type, `data` the event.
 
@@ -64,19 +67,23 @@ async def stream(
     if ended and not rows:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    messages = _messages(db, job_id, caller.project, last)
+    messages = _messages(db, job_id, caller.project, last, partial(auth.check, request.scope))
     return StreamingResponse(messages, media_type="text/event-stream", headers=headers)
 
 
-async def _messages(db: Database, job_id: str, project: str, last: int) -> AsyncIterator[bytes]:
-    """Yield the events after number `last` until the job has ended, and pings between them."""
+async def _messages(
+    db: Database, job_id: str, project: str, last: int, check: Callable[[], Awaitable[None]]
+) -> AsyncIterator[bytes]:
+    """Yield the events after number `last` until the job has ended, and pings between them. `check` raises a Problem
+    when the caller's key has ended."""
     yield b"retry: 2000\n\n"
     sent_at = time.monotonic()
     while True:
         try:
+            await check()
             rows, ended = await db.read(_read, job_id, project, last, BATCH)
-        except (errors.NotFound, DatabaseUnavailable):
-            # The client reconnects and then gets 404 or 503.
+        except (errors.NotFound, Problem, DatabaseUnavailable):
+            # The client reconnects and then gets 404, 401 or 503.
             return
         for event in rows:
             yield _message(view_of(EventView, event))

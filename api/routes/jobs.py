@@ -26,7 +26,7 @@ from api.problems import (
     responses,
     summary,
 )
-from api.schemas import Json, Page, Retry, job_view, page
+from api.schemas import Id, Json, Page, Retry, Title, job_view, page
 from api.submission import examine
 from base.failpoints import failpoint
 from base.wire import JobView, ValidationView
@@ -56,7 +56,7 @@ async def body(request: Request) -> Any:
 
 Body = Annotated[Any, Depends(body)]
 Probe = Annotated[bool, Query(description="Run a few steps if the cost of the job was never measured.")]
-Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
 
 
 @router.post(
@@ -100,6 +100,8 @@ async def submit(
         spec=spec,
         spec_sha256=digest,
         idempotency_key=idempotency_key,
+        created_by=caller.key_id,
+        created_by_name=caller.key_name,
         max_attempts=examined.resolved.scheduling.max_attempts or settings.max_attempts,
         warnings=[warning.as_dict() for warning in examined.warnings],
     )
@@ -144,13 +146,13 @@ async def listing(caller: Caller, db: Db, settings: Config, query: Annotated[Job
 
 
 @router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
-async def one(job_id: str, caller: Caller, db: Db, settings: Config) -> Response:
+async def one(job_id: Id, caller: Caller, db: Db, settings: Config) -> Response:
     """A job. Polling it is cheap; `/events/stream` shows when it has changed."""
     return Json(await db.read(_view_of, jobs.get, settings.lease_s, job_id, project=caller.project))
 
 
 @router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def cancel(job_id: str, caller: Caller, db: Db) -> Response:
+async def cancel(job_id: Id, caller: Caller, db: Db) -> Response:
     """Cancel a job. A queued or paused job is cancelled immediately.
 
     A running job is stopped first: its status becomes `cancelled` when its process has ended, or `succeeded` if its
@@ -160,13 +162,13 @@ async def cancel(job_id: str, caller: Caller, db: Db) -> Response:
 
 
 @router.post("/{job_id}/pause", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def pause(job_id: str, caller: Caller, db: Db) -> Response:
+async def pause(job_id: Id, caller: Caller, db: Db) -> Response:
     """Pause a job. A running job saves a checkpoint first and resumes from there. Pausing is idempotent."""
     return Json(job_view(await db.write(jobs.pause, job_id, project=caller.project)))
 
 
 @router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def resume(job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config) -> Response:
+async def resume(job_id: Id, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config) -> Response:
     """Return a paused job to the queue."""
     job = await db.write(_view_of, jobs.resume, settings.lease_s, job_id, project=caller.project)
     wake_workers()
@@ -179,7 +181,7 @@ async def resume(job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers,
     responses=responses(MalformedBody, NotFound, ActionNotAllowed, TeacherUnavailable),
 )
 async def retry(
-    *, job_id: str, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config, sent: Retry | None = None
+    *, job_id: Id, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config, sent: Retry | None = None
 ) -> Response:
     """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
@@ -194,7 +196,7 @@ async def retry(
 
 
 @router.delete("/{job_id}", status_code=204, responses=responses(NotFound, ActionNotAllowed))
-async def delete(job_id: str, caller: Caller, db: Db, files: Files) -> Response:
+async def delete(job_id: Id, caller: Caller, db: Db, files: Files) -> Response:
     """Delete a job that has ended, with its events, metrics, artifacts, checkpoints and logs."""
     await db.write(jobs.delete, job_id, project=caller.project)
     await to_thread.run_sync(files.delete_job_files, job_id)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from api.dependencies import Caller, Db, Files
 from api.problems import NotFound, responses
+from api.schemas import Count, Id
 from store import jobs
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/logs", tags=["jobs"])
@@ -32,14 +33,14 @@ class Part:
 )
 async def logs(
     *,
-    job_id: str,
+    job_id: Id,
     caller: Caller,
     db: Db,
     files: Files,
     tail: Annotated[int, Query(ge=1, le=100_000, description="Lines from the end.")] = 1000,
-    offset: Annotated[int | None, Query(ge=0, description="Bytes from this offset, instead of the tail.")] = None,
+    offset: Annotated[Count | None, Query(description="Bytes from this offset, instead of the tail.")] = None,
     attempt: Annotated[
-        int | None, Query(ge=1, description="As in `/attempts`; default: the newest attempt that has a log.")
+        Count | None, Query(ge=1, description="As in `/attempts`; default: the newest attempt that has a log.")
     ] = None,
 ) -> Response:
     """The log as text, 1 MiB at most. To follow it, send `X-Log-Next-Offset` as `offset` and `X-Log-Attempt` as
@@ -67,8 +68,9 @@ def _newest(paths: list[tuple[int, Path]], tail: int, offset: int | None) -> tup
 
 def _from(path: Path, offset: int) -> Part:
     with path.open("rb") as log:
-        log.seek(offset)
-        text = log.read(CHUNK_BYTES)
+        # No seek beyond the end: file systems refuse large offsets.
+        log.seek(min(offset, os.fstat(log.fileno()).st_size))
+        text = log.read(CHUNK_BYTES) if log.tell() == offset else b""
     return Part(text, offset, offset + len(text))
 
 

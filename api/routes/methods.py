@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from api.dependencies import Caller
 from api.problems import NotFound, responses
-from api.schemas import Json, Page, Schema, page
+from api.schemas import Id, Json, Page, Schema, page
 from kdcore.catalog import ModelFacts, architecture, named_facts
 from kdcore.catalog.facts import Facts
 from kdcore.spec import METHODS, Known, MethodFacts, parse, read, resolve
@@ -61,7 +61,7 @@ async def listing(caller: Caller) -> Response:
 
 
 @router.get("/{name}", response_model=MethodView, responses=responses(NotFound))
-async def one(name: str, caller: Caller) -> Response:
+async def one(name: Id, caller: Caller) -> Response:
     """A method: its paper, the quantity that it matches, its needs, its options with their defaults, and an example."""
     if name not in METHODS:
         raise NotFound(f"there is no method {name!r}", allowed=sorted(METHODS))

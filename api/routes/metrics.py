@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api.dependencies import Caller, Db
 from api.problems import NotFound, responses
-from api.schemas import Json
+from api.schemas import Count, Id, Json, Line
 from base.wire import MetricsView
 from store import jobs, metrics
 
@@ -17,12 +17,12 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/metrics", tags=["jobs"])
 @router.get("", response_model=MetricsView, responses=responses(NotFound))
 async def series(
     *,
-    job_id: str,
+    job_id: Id,
     caller: Caller,
     db: Db,
-    keys: Annotated[str | None, Query(max_length=1000, description="Names separated by commas; default: all.")] = None,
+    keys: Annotated[Line | None, Query(description="Names separated by commas; default: all.")] = None,
     after_step: Annotated[
-        int | None, Query(ge=0, description="Only later steps; each trial counts its own from 0.")
+        Count | None, Query(description="Only later steps; each trial counts its own from 0.")
     ] = None,
     max_points: Annotated[int, Query(ge=2, le=10_000, description="Per curve; minima and maxima are kept.")] = 500,
 ) -> Response:

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.dependencies import Caller, Db, InspectionsDep, RegistrationsDep
+from api.dependencies import Caller, Db, ReferencesDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
+from api.references import References, has_blob
 from api.registrations import Inspected, Kind
-from api.schemas import Json, MeasuredModelView, ModelView, NewModel, Page, measured_view, model_view, page
+from api.schemas import Json, MeasuredModelView, ModelView, NameOrId, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
@@ -52,7 +53,7 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     },
 )
 async def register(
-    new: NewModel, caller: Caller, inspections: InspectionsDep, registrations: RegistrationsDep
+    new: NewModel, caller: Caller, references: ReferencesDep, registrations: RegistrationsDep
 ) -> Response:
     """Register an uploaded checkpoint or program as a teacher. Its bytes say which of them it is.
 
@@ -64,7 +65,7 @@ async def register(
     """
     if new.architecture is not None:
         _require_known(new.architecture)
-    digest = await uploaded(new.blob, inspections)
+    digest = await uploaded(new.blob, references)
     model = await registrations.register(KIND, new, caller.project, digest)
     return registered(model_view(model), f"/v1/models/{model.id}")
 
@@ -82,7 +83,7 @@ async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) 
 
 
 @router.get("/{name_or_id}", response_model=MeasuredModelView, responses=responses(NotFound))
-async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
+async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
     """A model, by name or id, with its accuracy on the data sets on which it was evaluated."""
 
     def read(connection: Connection) -> Response:
@@ -94,7 +95,7 @@ async def one(name_or_id: str, caller: Caller, db: Db) -> Response:
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: str, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
+async def delete(name_or_id: NameOrId, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
     """Delete a model, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
     affected."""
     registrations.cancel(await db.write(registry.models.delete, caller.project, name_or_id))
@@ -110,10 +111,10 @@ def accepted(warnings: Iterable[WarningItem], strict: bool) -> list[dict[str, An
     return [warning.as_dict() for warning in found]
 
 
-async def uploaded(blob: str, inspections: Inspections) -> str:
-    """Return the digest of uploaded bytes. Raises NotFound."""
+async def uploaded(blob: str, references: References) -> str:
+    """Return the digest of bytes that the project has. Raises NotFound."""
     digest = blob.removeprefix("sha256:")
-    if not await inspections.has(digest):
+    if not await has_blob(references.db, references.inspections, references.caller, digest):
         raise NotFound(NOT_UPLOADED, blob=blob)
     return digest
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from sqlalchemy import Connection, text
 from starlette.responses import PlainTextResponse, Response
 
-from api.dependencies import Caller, Config, Db, Files
+from api.dependencies import Caller, Config, Db, Files, OperatorCaller
 from api.problems import Unauthorized, Unavailable, responses
 from api.schemas import Json, Page, page, view_of, worker_view
 from base.errors import StorageFull
@@ -48,28 +48,30 @@ async def readyz(db: Db, files: Files, settings: Config) -> Response:
 
 
 @probes.get("/metrics", response_class=PlainTextResponse, responses=responses(Unauthorized, Unavailable))
-async def prometheus(caller: Caller, db: Db, settings: Config) -> PlainTextResponse:
-    """Jobs by status and the number of working workers, in the text format of Prometheus."""
+async def prometheus(caller: OperatorCaller, db: Db, settings: Config) -> PlainTextResponse:
+    """For the operator: jobs by status and the number of working workers, in the text format of Prometheus."""
     lines = await db.read(_prometheus_lines, settings.lease_s)
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/workers", response_model=Page[WorkerView])
 async def listing(caller: Caller, db: Db, settings: Config) -> Response:
-    """Workers and their slots. A worker that was killed is listed for a day, as not `alive`."""
-    return page([worker_view(worker, settings.lease_s) for worker in await db.read(workers.list_workers)])
+    """Workers and their slots. A worker that was killed is listed for a day, as not `alive`. `job` and `current_job`
+    are null for a job of another project, which only the operator sees."""
+    project = None if caller.is_at_least("operator") else caller.project
+    return page([worker_view(worker, settings.lease_s) for worker in await db.read(workers.list_workers, project)])
 
 
 @router.get("/storage", response_model=StorageView)
 async def storage(
     *,
-    caller: Caller,
+    caller: OperatorCaller,
     db: Db,
     files: Files,
     settings: Config,
     limit: Annotated[int, Query(ge=0, le=collections.MAX_ROWS, description="The number of collections to list.")] = 10,
 ) -> Response:
-    """Files and bytes by kind, the free disk space, and the newest collections.
+    """For the operator: files and bytes by kind, the free disk space, and the newest collections.
 
     Every file is counted, which is slow if there are many. `cache` is the one of the server's own host.
     """

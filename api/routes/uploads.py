@@ -22,7 +22,8 @@ from api.problems import (
     UploadBusy,
     responses,
 )
-from api.schemas import Json, upload_view
+from api.schemas import Count, Id, Json, upload_view
+from base.text import Text
 from base.wire import UploadView
 from store import uploads
 from store.database import Database
@@ -57,9 +58,9 @@ async def create(
     db: Db,
     files: Files,
     settings: Config,
-    filename: Annotated[str | None, Query(max_length=255)] = None,
+    filename: Annotated[str, Text(255, min_length=0)] | None = None,
     sha256: Digest = None,
-    length: Annotated[int | None, Header(alias="Upload-Length", ge=1)] = None,
+    length: Annotated[Count | None, Header(alias="Upload-Length", ge=1)] = None,
 ) -> Response:
     """Send a file as the raw body; or, with `Upload-Length` and no body, begin an upload in parts, sent by `PATCH`.
 
@@ -83,13 +84,13 @@ async def create(
 )
 async def append(
     *,
-    upload_id: str,
+    upload_id: Id,
     request: Request,
     caller: Caller,
     db: Db,
     files: Files,
     settings: Config,
-    offset: Annotated[int, Header(alias="Upload-Offset", ge=0, description="Where these bytes begin.")],
+    offset: Annotated[Count, Header(alias="Upload-Offset", description="Where these bytes begin.")],
 ) -> Response:
     """Send the next bytes. After a break, `GET` has the offset to continue at. The last byte completes the upload."""
     upload = await db.read(uploads.get, caller.project, upload_id)
@@ -107,7 +108,7 @@ async def append(
 
 @router.api_route("/{upload_id}", methods=["HEAD"], include_in_schema=False)
 @router.get("/{upload_id}", response_model=UploadView, responses=responses(NotFound))
-async def one(upload_id: str, caller: Caller, db: Db) -> Response:
+async def one(upload_id: Id, caller: Caller, db: Db) -> Response:
     """The progress of an upload. The headers `Upload-Offset` and `Upload-Length` have the same, for `HEAD`."""
     upload = await db.read(uploads.get, caller.project, upload_id)
     return Json(upload_view(upload), 200, {**_headers(upload), "Cache-Control": "no-store"})

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from base.text import STORED
 from kdcore.catalog import DatasetFacts
 from kdcore.spec.job import Dataset, JobSpec
 from kdcore.spec.methods.schemes import Supervised
@@ -52,7 +53,7 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
     """
     mine = spec.as_json()
     # A baseline has only the labels' loss, with weight 1. A supervised job has an alpha of its own.
-    supervised = JobSpec.model_validate(stored).scheme.kind == "alone"
+    supervised = JobSpec.model_validate(stored, context=STORED).scheme.kind == "alone"
     return [
         *_compare("student", _first(mine["student"]), _first(stored["student"])),
         # Options of the data that an earlier version did not have, and so did not record, were the defaults.
@@ -79,7 +80,7 @@ def _first(student: Any) -> Any:
 
 
 def _dataset(stored: Mapping[str, Any]) -> dict[str, Any]:
-    return Dataset.model_validate(stored["dataset"]).resolved().model_dump(mode="json")
+    return Dataset.model_validate(stored["dataset"], context=STORED).resolved().model_dump(mode="json")
 
 
 def _that_count(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +90,10 @@ def _that_count(spec: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(training.get("teacher_cache"), dict):
         training.pop("teacher_cache", None)
     augmentation = training.get("augmentation")
-    if augmentation and augmentation.get("store_size") in (None, Dataset.model_validate(spec["dataset"]).image_size):
+    if augmentation and augmentation.get("store_size") in (
+        None,
+        Dataset.model_validate(spec["dataset"], context=STORED).image_size,
+    ):
         training["augmentation"] = {name: value for name, value in augmentation.items() if name != "store_size"}
     return training
 

@@ -1,11 +1,12 @@
 """The spec of an evaluation: a job that measures a model on the test images of a data set, and trains nothing."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from base.errors import Fault, SpecFaults
+from base.text import STORED, Text
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec.doubts import dataset_warnings, loading_warnings, normalization_warnings, teacher_warnings
@@ -19,7 +20,7 @@ class EvaluationSpec(Vocabulary):
     """What a job of the kind `evaluation` runs, and `python -m kdcore run` accepts beside a `JobSpec`."""
 
     kind: Literal["evaluation"] = Field(default="evaluation", description="Tells it from the spec of a distillation.")
-    name: str | None = Field(default=None, min_length=1, max_length=200, description="A name for people.")
+    name: Annotated[str, Text(200)] | None = Field(default=None, description="A name for people.")
     model: Teacher = Field(description="The model: a checkpoint, with its architecture and preprocessing.")
     dataset: Dataset = Field(description="The model is measured on all its test images.")
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
@@ -33,10 +34,10 @@ class EvaluationSpec(Vocabulary):
         return self.model_dump(mode="json")
 
 
-def parse_evaluation(body: dict[str, Any]) -> EvaluationSpec:
-    """Return the spec. Raises SpecFaults with every fault."""
+def parse_evaluation(body: dict[str, Any], *, stored: bool = False) -> EvaluationSpec:
+    """Return the spec. Raises SpecFaults with every fault. `stored`: an earlier version may have accepted it."""
     try:
-        spec = EvaluationSpec.model_validate(body)
+        spec = EvaluationSpec.model_validate(body, context=STORED if stored else None)
     except ValidationError as error:
         faults = (
             Fault("".join(f"/{step}" for step in detail["loc"]), detail["msg"], detail["type"], got=detail["input"])

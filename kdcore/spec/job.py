@@ -18,9 +18,10 @@ from pydantic import (
 )
 
 from base.references import BLOB, FILE, REFERENCE_PREFIXES
+from base.text import STORED, Text, unwanted
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
-from kdcore.spec.vocabulary import Vocabulary, named
+from kdcore.spec.vocabulary import Bounds, Vocabulary, named
 
 
 def _single_or_several(given: Any) -> str:
@@ -44,8 +45,8 @@ def _known_reference(reference: str) -> str:
     )
 
 
-Architecture = Annotated[str, AfterValidator(_known_architecture)]
-Reference = Annotated[str, AfterValidator(_known_reference)]
+Architecture = Annotated[str, Text(200), AfterValidator(_known_architecture)]
+Reference = Annotated[str, Text(1000), AfterValidator(_known_reference)]
 FAR_ABOVE_ONE = 3.0
 """The largest size of a mean or std of pixels in 0..1. Those of pixels in 0..255 are above it, but for black images."""
 
@@ -54,6 +55,14 @@ def _of_scaled_pixels(values: tuple[float, ...]) -> tuple[float, ...]:
     if any(abs(value) > FAR_ABOVE_ONE for value in values):
         raise ValueError(f"{list(values)} are not of pixels in 0..1: divide by 255")
     return values
+
+
+def _of_one_line(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    # One look at all of them together: a list may have a hundred thousand.
+    if info.context is not STORED and unwanted("".join(names)) is not None:
+        number, fault = next((at, fault) for at, name in enumerate(names) if (fault := unwanted(name)) is not None)
+        raise ValueError(f"name {number}: {fault}")
+    return names
 
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,22 +84,28 @@ ClassNames = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
     Field(min_length=2, max_length=100_000),
     AfterValidator(_each_once),
+    AfterValidator(_of_one_line),
 ]
-Output = Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[int, Field(strict=True, ge=0, lt=100_000)]
+Output = Annotated[str, Text(1000)] | Annotated[int, Field(strict=True, ge=0, lt=100_000)]
 ClassMap = Annotated[
     dict[
-        Annotated[str, Field(min_length=1, max_length=1000)],
+        Annotated[str, Text(1000)],
         Output | Annotated[tuple[Output, ...], Field(min_length=1, max_length=100_000)],
     ],
     Field(min_length=2, max_length=100_000),
 ]
 Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4), AfterValidator(_of_scaled_pixels)]
-Part = Annotated[str, Field(min_length=1, max_length=300)]
+Part = Annotated[str, Text(300)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of the rate from zero, in epochs.")]
 MixAlpha = Annotated[
-    float, Field(gt=0, le=100, description="The shares of two images are drawn from Beta(alpha, alpha).")
+    float,
+    Field(gt=0, le=100),
+    Bounds(ge=1e-3),
+    Field(description="The shares of two images are drawn from Beta(alpha, alpha)."),
 ]
+PartOfArea = Annotated[float, Field(gt=0, le=1), Bounds(ge=1e-4)]
+WidthOverHeight = Annotated[float, Field(gt=0), Bounds(ge=0.01, le=100)]
 Flip = Annotated[bool, Field(description="Mirror each image with probability 1/2.")]
 
 
@@ -99,7 +114,7 @@ class Preprocessing(Vocabulary):
 
     mean: Channelwise = Field(description="One number for each channel, of pixels in 0..1.")
     std: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...],
+        tuple[Annotated[float, Field(gt=0), Bounds(ge=1e-3)], ...],
         Field(min_length=1, max_length=4),
         AfterValidator(_of_scaled_pixels),
     ] = Field(description="One number for each channel, of pixels in 0..1.")
@@ -153,7 +168,7 @@ class DataOptions(Vocabulary):
         description="The data's own names in another order, which then is that of the classes; or new names, in the "
         "order of the data's classes.",
     )
-    encoding: Annotated[str, Field(max_length=40), AfterValidator(_known_encoding)] | None = Field(
+    encoding: Annotated[str, Text(40), AfterValidator(_known_encoding)] | None = Field(
         default=None, description="The encoding of names in an archive that are not UTF-8, such as cp932."
     )
 
@@ -195,7 +210,7 @@ class DataOptions(Vocabulary):
             base.pop("resize_to", None)
         if "resize_to" in given:
             base.pop("resize", None)
-        return DataOptions.model_validate({**base, **given})
+        return DataOptions.model_validate({**base, **given}, context=STORED)
 
     def for_unlabelled(self) -> "DataOptions":
         """Return the options for unlabelled images that are read like these: without those of classes."""
@@ -213,7 +228,7 @@ OPTION_DEFAULTS: dict[str, Any] = {
 
 
 class Dataset(DataOptions):
-    source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
+    source: Annotated[str, Text(300)] = Field(
         description="A built-in name (digits, cifar100, ...), a registered data set's name or id, blob:sha256:<hex>, "
         "or file:<path> (only for `python -m kdcore`)."
     )
@@ -221,11 +236,11 @@ class Dataset(DataOptions):
     @classmethod
     def of(cls, source: str, options: DataOptions) -> "Dataset":
         """Return a data set that is read with these options."""
-        return cls(source=source, **options.given())
+        return cls.model_validate({"source": source, **options.given()}, context=STORED)
 
     def resolved(self) -> "Dataset":
         """Return the data set with the default of every option written out."""
-        return Dataset(source=self.source, **{**OPTION_DEFAULTS, **self.given()})
+        return Dataset.model_validate({"source": self.source, **OPTION_DEFAULTS, **self.given()}, context=STORED)
 
 
 class Teacher(Vocabulary):
@@ -238,13 +253,13 @@ class Teacher(Vocabulary):
         "weights:ResNet50_Weights.IMAGENET1K_V1, weights:timm/resnet18.a1_in1k), or file:<path> (only for "
         "`python -m kdcore`).",
     )
-    program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
+    program: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$"), Text(1000)] | None = Field(
         default=None,
         description="Instead of a checkpoint: blob:sha256:<hex> (or file:<path>) of a program, an ONNX model (.onnx) "
         "or one of torch.export (.pt2), that maps normalised images to logits. It has no taps: only methods on logits "
         "can use it. A registered one is named as a checkpoint, model:<name or id>.",
     )
-    logits: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$")] | None = Field(
+    logits: Annotated[str, Field(pattern=rf"^({BLOB}|{FILE}).+$"), Text(1000)] | None = Field(
         default=None,
         description="Instead of a network: blob:sha256:<hex> (or file:<path>) of an .npz with the array logits: "
         "training images x classes, in the order of the data's rows and classes, of images without augmentation; or "
@@ -343,7 +358,7 @@ class Student(Vocabulary):
 class Unlabelled(Vocabulary):
     """Images without labels, or whose labels are not used: the student learns the teacher's outputs for them."""
 
-    source: Annotated[str, Field(min_length=1, max_length=300)] = Field(
+    source: Annotated[str, Text(300)] = Field(
         description="As a data set's source: the training images of a registered or built-in set, blob:sha256:<hex>, "
         "or file:<path>; it needs no labels."
     )
@@ -388,7 +403,7 @@ class Multistep(Vocabulary):
     (CRD's recipe), scaled to the job's epochs."""
 
     name: Literal["multistep"] = "multistep"
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+    milestones: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**63)], ...], Bounds(max_length=1000)] | None = Field(
         default=None, description="In epochs, in rising order."
     )
     gamma: float = Field(default=0.1, gt=0, le=1, description="Factor of the rate at each milestone.")
@@ -427,10 +442,10 @@ class RandomResizedCrop(Vocabulary):
     """A crop of random area and aspect ratio, resized to full size (Szegedy et al., CVPR 2015)."""
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
-    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
+    scale: tuple[PartOfArea, PartOfArea] = Field(
         default=(0.35, 1.0), description="Smallest and largest part of the image's area."
     )
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+    ratio: tuple[WidthOverHeight, WidthOverHeight] = Field(
         default=(3 / 4, 4 / 3), description="Smallest and largest width over height."
     )
     flip: Flip = True
@@ -648,8 +663,8 @@ class JobSpec(Vocabulary):
     changes. `ttm` divides the teacher's logits only: its loss has no T².
     """
 
-    name: str | None = Field(
-        default=None, min_length=1, max_length=200, description="A name for people; it need not be unique."
+    name: Annotated[str, Text(200)] | None = Field(
+        default=None, description="A name for people, of one line; it need not be unique."
     )
     dataset: Annotated[Dataset, named("source", Dataset)] = Field(
         description="The images to train on and to measure every model on. A plain string is their source."
@@ -674,7 +689,7 @@ class JobSpec(Vocabulary):
         description="A name, or an object with a name and the method's options. A list is a sum: each method's loss "
         "times its weight, and beta times the sum."
     )
-    temperature: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+    temperature: Annotated[float, Field(gt=0, le=1000), Bounds(ge=1e-3)] | None = Field(
         default=None,
         description="Divides both logits before the softmax. Default: the method's own (GET /v1/methods), in a list "
         "that of the first that has one.",
@@ -689,7 +704,7 @@ class JobSpec(Vocabulary):
         "have weights of their own, as in a list of several.",
     )
     training: Training = Field(default=Training(), description="The recipe of the training.")
-    baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$")] = Field(
+    baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$"), Text(1000)] = Field(
         default="none",
         description="none, train (the same student, recipe and seed without the teacher), or job:<id>: of an "
         "earlier job, a supervised one, or one that trained its own student alone, with the same network, data, recipe "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from base.references import FILE
+from base.text import STORED
 from kdcore.spec.job import Dataset
 
 TEACHER_CHECK_VERSION = 3
@@ -35,7 +36,11 @@ def teacher_check_key(resolved: Mapping[str, Any]) -> str | None:
         return None
     decides = {
         "version": TEACHER_CHECK_VERSION,
-        "dataset": {"source": dataset["source"], "image_size": None, **Dataset.model_validate(dataset).deciding()},
+        "dataset": {
+            "source": dataset["source"],
+            "image_size": None,
+            **Dataset.model_validate(dataset, context=STORED).deciding(),
+        },
         "teachers": teachers,
         # Several teachers answer as one at the job's temperature.
         "temperature": resolved.get("temperature") if len(each) > 1 else None,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from base.errors import Fault, SpecFaults
+from base.text import STORED
 from kdcore.spec.job import JobSpec, Training
 from kdcore.spec.rules import Fields, rules
 
@@ -39,26 +40,26 @@ _BOUNDS = {
 }
 
 
-def parse(body: Any) -> JobSpec:
-    """Return the spec. Raises SpecFaults with every fault."""
-    spec, _, faults = read(body)
+def parse(body: Any, *, stored: bool = False) -> JobSpec:
+    """Return the spec. Raises SpecFaults with every fault. `stored`: an earlier version may have accepted it."""
+    spec, _, faults = read(body, STORED if stored else None)
     if spec is None:
         raise SpecFaults(faults)
     return spec
 
 
-def read(body: Any) -> tuple[JobSpec | None, Fields, list[Fault]]:
+def read(body: Any, context: Any = None) -> tuple[JobSpec | None, Fields, list[Fault]]:
     """Return the spec (None if there is a fault), the fields that are valid by themselves, and every fault."""
     if not isinstance(body, dict):
         return None, {}, [Fault("", "a job spec is a JSON object", "type", "object", type(body).__name__)]
     try:
-        spec: JobSpec | None = JobSpec.model_validate(body)
+        spec: JobSpec | None = JobSpec.model_validate(body, context=context)
         faults: list[Fault] = []
     except ValidationError as error:
         spec = None
         details = [detail for detail in error.errors(include_url=False) if not _follows(detail)]
         faults = _once(_fault(detail, body) for detail in details)
-    partial = _readable(body)
+    partial = _readable(body, context)
     faults += as_typed(rules(partial), body)
     return (None if faults else spec), partial, faults
 
@@ -98,7 +99,7 @@ def _once(faults: Iterable[Fault]) -> list[Fault]:
     return seen
 
 
-def _readable(body: dict[str, Any]) -> Fields:
+def _readable(body: dict[str, Any], context: Any) -> Fields:
     fields = {}
     for name, field in JobSpec.model_fields.items():
         if name not in body:
@@ -106,7 +107,7 @@ def _readable(body: dict[str, Any]) -> Fields:
                 fields[name] = field.get_default()
             continue
         try:
-            fields[name] = _adapter(name).validate_python(body[name])
+            fields[name] = _adapter(name).validate_python(body[name], context=context)
         except ValidationError:
             continue
     return fields
@@ -176,7 +177,8 @@ def _locate(detail: ErrorDetails, body: Any) -> tuple[list[str | int], type[Base
     last = len(detail["loc"]) - 1
     for position, step in enumerate(detail["loc"]):
         model = _model(annotation)
-        is_field = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int))
+        in_list = isinstance(here, list) and isinstance(step, int) and step < len(here)
+        is_field = in_list or (isinstance(here, dict) and step in here)
         if is_field or (position == last and detail["type"] == "missing"):
             path.append(step)
             here = here[step] if is_field else None

@@ -3,6 +3,9 @@
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError, core_schema
+
+from base.text import STORED, Text
 
 
 def _require_name(schema: dict[str, Any]) -> None:
@@ -29,7 +32,40 @@ def named(field: str, of: Any, names: tuple[str, ...] = ()) -> BeforeValidator:
     )
 
 
+class Bounds:
+    """Annotation of a number or a list: bounds that are newer than stored specs.
+
+    A spec that an earlier version has accepted runs as it did: it is read with the context `STORED`, in which these
+    bounds are not checked. Bounds that the first version had are pydantic's own.
+    """
+
+    def __init__(self, *, ge: float | None = None, le: float | None = None, max_length: int | None = None) -> None:
+        self.ge, self.le, self.max_length = ge, le, max_length
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        def check(value: Any, info: core_schema.ValidationInfo) -> Any:
+            if info.context is STORED:
+                return value
+            if self.ge is not None and value < self.ge:
+                raise PydanticKnownError("greater_than_equal", {"ge": self.ge})
+            if self.le is not None and value > self.le:
+                raise PydanticKnownError("less_than_equal", {"le": self.le})
+            if self.max_length is not None and len(value) > self.max_length:
+                lengths = {"max_length": self.max_length, "actual_length": len(value)}
+                raise PydanticKnownError("too_long", {"field_type": "List", **lengths})
+            return value
+
+        return core_schema.with_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        described = handler(schema)
+        own = {"minimum": self.ge, "maximum": self.le, "maxItems": self.max_length}
+        return {**described, **{name: bound for name, bound in own.items() if bound is not None}}
+
+
 TapPath = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+(@(in|nhwc|tokens))?$")]
+Path = Annotated[str, Text(200)]
+"""A module's path that may be any name of a checkpoint."""
 
 
 class Pair(Vocabulary):

@@ -3,8 +3,8 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
+from sqlalchemy import Connection
 
 from api.app import create_app
 from api.inspections import KINDS, OF_FILES, F, Inspector, Keep, OnProgress, Refused
+from base.wire import Role
 from kdcore.catalog import (
     ArchitectureFacts,
     DatasetFacts,
@@ -26,9 +28,10 @@ from kdcore.catalog import (
 )
 from kdcore.catalog.facts import DATASET_READING, LogitsFacts, ProgramFacts
 from kdcore.spec.cost import JobCost, ProbeRequest
-from store import jobs, lifecycle
+from store import jobs, keys, lifecycle, projects
 from store.artifacts import NewArtifact
 from store.database import Database, migrate
+from store.errors import NameTaken
 from store.file_store import FileStore
 from store.settings import Settings
 
@@ -150,6 +153,26 @@ class Service:
     settings: Settings
     wake_ups: list[bool] = field(default_factory=list)
     """One for each time that the workers were to be woken."""
+
+    async def key(self, role: Role = "member", project: str = "default", name: str = "ann", **more: Any) -> str:
+        """Make a key, and its project if there is none. From the first one on, every request needs a key."""
+
+        def make(connection: Connection) -> str:
+            with suppress(NameTaken):
+                projects.create(connection, project)
+            return keys.create(connection, project, name, role, **more)[1]
+
+        made = await self.db.write(make)
+        self.app.state.authentication.forget()
+        return made
+
+    @asynccontextmanager
+    async def holder(self, key: str) -> AsyncIterator["Service"]:
+        """The same service, for the holder of a key."""
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(transport=transport, base_url=self.http.base_url, headers=headers) as http:
+            yield replace(self, http=http)
 
     async def submit(self, **changes: Any) -> str:
         answer = await self.http.post("/v1/jobs", json={**SUPERVISED, **changes})

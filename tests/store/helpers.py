@@ -32,6 +32,8 @@ def new_job(**changes: Any) -> NewJob:
         "resolved_spec": {"method": {"name": "kd"}},
         "spec_sha256": SHA256,
         "idempotency_key": None,
+        "created_by": None,
+        "created_by_name": "local",
         "priority": 0,
         "max_attempts": 3,
         "deadline_s": None,

@@ -1,4 +1,5 @@
 import asyncio
+import re
 import socket
 import sqlite3
 import subprocess
@@ -20,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 
 from base.errors import DatabaseUnavailable, StorageFull
 from store import database as database_module
-from store import jobs
+from store import jobs, keys, tables
 from store.attempts import list_attempts
 from store.database import Database, _exclusive_postgres, alembic_config, migrate, translated_errors
 from store.errors import NotFound
@@ -441,6 +442,38 @@ ROWS_OF_REVISION_2 = (
        ('job_1', 1, 1, 'queued', '{}'),
        ('job_1', 2, 2, 'claimed', '{"worker": "w", "device": "cpu", "fence": 3, "rescued": true, "attempt": 2}')""",
 )
+
+
+def test_migrate_from_revision_5_gives_each_project_the_blobs_that_its_rows_name(database: Database, database_url: str):
+    with database.begin() as connection:
+        command.downgrade(alembic_config(connection), "0005")
+    with database.begin() as connection:
+        for statement in ROWS_OF_REVISION_5:
+            connection.exec_driver_sql(re.sub(r"<(\d)>", lambda digit: 64 * digit[1], statement))
+    migrate(database_url)
+    with database.connect() as connection:
+        named = sorted(connection.scalars(select(tables.projects.c.name)))
+        rows = connection.execute(select(tables.project_blobs.c.project, tables.project_blobs.c.sha256)).all()
+        job = jobs.get(connection, "job_1", "ours")
+        assert keys.any_exists(connection) is False
+    assert named == ["default", "ours", "theirs"]
+    ours = {("ours", digit * 64) for digit in "12345"}
+    assert {tuple(row) for row in rows} == ours | {("theirs", "5" * 64)}
+    assert (job.created_by, job.created_by_name) == (None, None)
+
+
+ROWS_OF_REVISION_5 = (
+    """INSERT INTO jobs (id, project, method, spec, resolved_spec, spec_sha256, status, max_attempts, created_at)
+       VALUES ('job_1', 'ours', 'kd', '{}', '{"dataset": {"source": "blob:sha256:<1>"}}', 'x', 'succeeded', 3, 1)""",
+    """INSERT INTO artifacts (job_id, name, sha256, bytes, media_type)
+       VALUES ('job_1', 'report.json', '<2>', 1, 'x')""",
+    """INSERT INTO uploads (id, project, sha256, status, created_at) VALUES
+       ('up_1', 'ours', '<3>', 'complete', 1), ('up_2', 'ours', '<9>', 'open', 1)""",
+    """INSERT INTO datasets (id, project, name, sha256, thumbnails, created_at)
+       VALUES ('ds_1', 'ours', 'd', '<4>', '{"sha256": "<5>"}', 1)""",
+    "INSERT INTO models (id, project, name, sha256, created_at) VALUES ('mdl_1', 'theirs', 'm', '<5>', 1)",
+)
+"""`<1>` stands for a digest of ones."""
 
 
 def test_downgrade_leaves_nothing(sqlite_database_url: str):

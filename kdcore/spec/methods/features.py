@@ -20,7 +20,7 @@ from kdcore.spec.methods.options import (
     ShortBudget,
 )
 from kdcore.spec.methods.response import Kd
-from kdcore.spec.vocabulary import Pair, Tap, Taps
+from kdcore.spec.vocabulary import Bounds, Pair, Path, Tap, Taps
 
 _COST = "supervised plus one forward pass of the teacher a step"
 _CRD_CODE = "CRD's code (RepDistiller, run_cifar_distill.sh)"
@@ -395,7 +395,7 @@ class Ofd(Options):
         description="Shallow to deep, before their ReLU, the teacher's fed by a batch norm. Default: the input "
         "of the last ReLU of each stage, as the authors' code.",
     )
-    margins: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] | None = Field(
+    margins: Annotated[tuple[Path, ...], Bounds(max_length=16)] | None = Field(
         default=None,
         description="Module paths of the teacher's batch norms, one for each tap; named together with taps. Default: "
         "those that feed the default taps.",
