@@ -5,6 +5,7 @@ Problem
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
  ├─ RoleForbidden       403  the key's role does not allow this; `needs` is the role that does
+ ├─ AddressRefused      403  a webhook's URL is that of a private network, or not https, and the operator allows neither
  ├─ TooManyWebhooks     403  the project has as many as it may have, `limit`
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, webhook, route
  ├─ MethodNotAllowed    405
@@ -203,6 +204,10 @@ class OffsetConflict(Problem):
 class UploadBusy(Problem):
     status, code, title = 409, "upload_busy", "Another request writes to this upload"
     stands_for = store_errors.UploadBusy
+
+
+class AddressRefused(Problem):
+    status, code, title = 403, "address_refused", "The address is not called"
 
 
 class TooManyWebhooks(Problem):

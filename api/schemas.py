@@ -356,7 +356,9 @@ class NewDataset(DataOptions):
 
 
 Events = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=20)]
-WebhookUrl = Annotated[str, Text(2000)]
+_URL = r"^https?://[A-Za-z0-9]+([.-][A-Za-z0-9]+)*(:[1-9][0-9]{0,3})?(/[A-Za-z0-9/._-]*)?$"
+"""The usual form, for the document. `api.webhooks.checked_url` accepts others as well, and says what is wrong."""
+WebhookUrl = Annotated[str, Text(2000), Field(json_schema_extra={"pattern": _URL})]
 
 
 class NewWebhook(Schema):
@@ -369,7 +371,7 @@ class NewWebhook(Schema):
     events: Events = Field(
         default=("job.succeeded", "job.failed", "job.cancelled", "job.alert"), description="What it is told of."
     )
-    enabled: bool = Field(default=True, description="False: nothing is sent to it yet.")
+    enabled: bool = Field(default=True, strict=True, description="False: nothing is sent to it yet.")
 
 
 class ChangedWebhook(Schema):
@@ -379,5 +381,6 @@ class ChangedWebhook(Schema):
     events: Events | None = None
     enabled: bool | None = Field(
         default=None,
+        strict=True,
         description="False: what waits for it fails. True: it begins anew, also if the service has disabled it.",
     )

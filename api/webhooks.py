@@ -48,6 +48,7 @@ ANSWER_BYTES = 65_536
 """More of an answer is not read."""
 KEPT_CHARACTERS = 2_000
 CLEAR_EVERY_S = 3600.0
+ONLY_HTTPS = "only https is called; an operator can allow http to a host with DISTILLERY_WEBHOOK_ALLOW"
 
 
 class Refused(Exception):
@@ -55,7 +56,7 @@ class Refused(Exception):
 
 
 def checked_url(text: str, allowed: Allowed) -> str:
-    """Return the URL of a webhook in its normal form. Raises ValueError if no request would ever be sent to it.
+    """Return the URL of a webhook in its normal form. Raises ValueError if it is none, and Refused if it is not called.
 
     The addresses of a name are looked at when something is sent.
     """
@@ -74,16 +75,13 @@ def checked_url(text: str, allowed: Allowed) -> str:
     host = url.raw_host.decode()
     if literal(host) is None and not HOST_NAME.fullmatch(host):
         raise ValueError(f"{host[:100]!r} is no name of a host")
-    try:
-        address = literal(host)
-        addresses = [] if address is None else [address]
-        if f".{host.lower().rstrip('.')}".endswith(".localhost"):
-            addresses = [ip_address("127.0.0.1"), ip_address("::1")]
-        _refuse_private(host, addresses, allowed)
-    except Refused as refused:
-        raise ValueError(str(refused)) from None
+    address = literal(host)
+    addresses = [] if address is None else [address]
+    if f".{host.lower().rstrip('.')}".endswith(".localhost"):
+        addresses = [ip_address("127.0.0.1"), ip_address("::1")]
+    _refuse_private(host, addresses, allowed)
     if url.scheme == "http" and not (allowed.allows_name(host) or allowed.networks):
-        raise ValueError("only https is called; an operator can allow http to a host with DISTILLERY_WEBHOOK_ALLOW")
+        raise Refused(ONLY_HTTPS)
     return str(url)
 
 
@@ -200,7 +198,7 @@ class WebhookSender:
         _refuse_private(host, addresses, self._allowed)
         plain_allowed = self._allowed.allows_name(host) or all(map(self._allowed.allows_address, addresses))
         if url.scheme == "http" and not plain_allowed:
-            raise Refused("only https is called; an operator can allow http to a host with DISTILLERY_WEBHOOK_ALLOW")
+            raise Refused(ONLY_HTTPS)
         return Target(url, addresses)
 
     async def _look_up(self, host: str, port: int) -> list[Address]:

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api.dependencies import AdminCaller, Config, Db
-from api.problems import Invalid, NotFound, TooManyWebhooks, WebhookDisabled, responses
+from api.problems import AddressRefused, Invalid, NotFound, TooManyWebhooks, WebhookDisabled, responses
 from api.schemas import ChangedWebhook, Id, Json, NewWebhook, Page, delivery_view, page, webhook_view
-from api.webhooks import checked_url
+from api.webhooks import Refused, checked_url
 from base.addresses import Allowed
 from base.errors import Fault
+from base.text import clipped
 from base.wire import DeliveryView, SecretWebhookView, WebhookView
 from store import webhooks
 from store.records import PageQuery
@@ -20,7 +21,9 @@ from store.webhooks import DeliveryQuery
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
 
-@router.post("", status_code=201, response_model=SecretWebhookView, responses=responses(TooManyWebhooks))
+@router.post(
+    "", status_code=201, response_model=SecretWebhookView, responses=responses(AddressRefused, TooManyWebhooks)
+)
 async def create(new: NewWebhook, caller: AdminCaller, db: Db, settings: Config) -> Response:
     """Tell an address of the project's jobs. The answer has the secret that all messages are signed with, once.
 
@@ -48,7 +51,7 @@ async def one(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
     return Json(webhook_view(await db.read(webhooks.get, caller.project, webhook_id)))
 
 
-@router.patch("/{webhook_id}", response_model=WebhookView, responses=responses(NotFound))
+@router.patch("/{webhook_id}", response_model=WebhookView, responses=responses(NotFound, AddressRefused))
 async def change(webhook_id: Id, changed: ChangedWebhook, caller: AdminCaller, db: Db, settings: Config) -> Response:
     """Change the URL or the events of a webhook, disable it, or enable it again."""
     values = changed.model_dump(mode="json", exclude_none=True)
@@ -104,5 +107,9 @@ async def replay(webhook_id: Id, delivery_id: Id, caller: AdminCaller, db: Db) -
 def _checked(url: str, settings: Settings) -> str:
     try:
         return checked_url(url, Allowed.of(settings.webhook_allow))
+    except Refused as refused:
+        raise AddressRefused(
+            str(refused), [Fault("/url", str(refused), AddressRefused.code, got=clipped(url))]
+        ) from None
     except ValueError as error:
-        raise Invalid(f"/url: {error}", [Fault("/url", str(error), "not_allowed", got=url[:200])]) from None
+        raise Invalid(f"/url: {error}", [Fault("/url", str(error), "not_allowed", got=clipped(url))]) from None

@@ -174,6 +174,7 @@ async def test_only_admins_see_webhooks(service: Service) -> None:
         ({"url": URL, "events": []}, "/events"),
         ({"url": URL, "events": ["job.done"]}, "/events/0"),
         ({"url": URL, "secret": "mine"}, "/secret"),
+        ({"url": URL, "enabled": 1}, "/enabled"),
         ({"url": "https://" + "a" * 2000}, "/url"),
     ],
     ids=str,
@@ -188,8 +189,12 @@ async def test_create_and_change_refuse_urls_that_are_never_called(service: Serv
     created = await service.http.post("/v1/webhooks", json={"url": "http://169.254.169.254/latest"})
     changed = await service.http.patch(f"/v1/webhooks/{webhook['id']}", json={"url": "http://127.0.0.1:8000/"})
     for answer in (created, changed):
-        (fault,) = problem(answer, 422, "invalid_request")["errors"]
+        (fault,) = problem(answer, 403, "address_refused")["errors"]
         assert fault["pointer"] == "/url" and "private network" in fault["message"]
+    (fault,) = problem(await service.http.post("/v1/webhooks", json={"url": "ftp://a/"}), 422, "invalid_request")[
+        "errors"
+    ]
+    assert fault["pointer"] == "/url" and "https://host/path" in fault["message"]
 
 
 async def test_create_is_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +216,16 @@ async def test_create_is_bounded(service: Service, monkeypatch: pytest.MonkeyPat
         ("https://example.org:99999/", "no port 99999"),
         ("https://exa mple.org/", "no name of a host"),
         ("https://example.org/\x00", "no URL"),
+    ],
+)
+def test_checked_url_refuses(url: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        checked_url(url, Allowed())
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
         ("http://example.org/hook", "only https"),
         ("https://127.0.0.1/", "private network"),
         ("https://[::1]/", "private network"),
@@ -219,8 +234,8 @@ async def test_create_is_bounded(service: Service, monkeypatch: pytest.MonkeyPat
         ("https://a.LOCALHOST./", "private network"),
     ],
 )
-def test_checked_url_refuses(url: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_checked_url_refuses_what_is_not_called(url: str, words: str) -> None:
+    with pytest.raises(sending.Refused, match=words):
         checked_url(url, Allowed())
 
 
