@@ -356,7 +356,7 @@ class NewDataset(DataOptions):
 
 
 Events = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=20)]
-_URL = r"^https?://[A-Za-z0-9]+([.-][A-Za-z0-9]+)*(:[1-9][0-9]{0,3})?(/[A-Za-z0-9/._-]*)?$"
+_URL = r"^https?://([A-Za-z0-9]{1,50}\.){0,3}[A-Za-z0-9]{1,50}(:[1-9][0-9]{0,3})?(/[A-Za-z0-9/._-]*)?$"
 """The usual form, for the document. `api.webhooks.checked_url` accepts others as well, and says what is wrong."""
 WebhookUrl = Annotated[str, Text(2000), Field(json_schema_extra={"pattern": _URL})]
 
