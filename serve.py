@@ -29,7 +29,7 @@ from api.wakeup_sender import WakeUpSender
 from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
-from base.processes import after_imports, log_to_stderr
+from base.processes import after_imports, log_to_stderr, raise_descriptor_limit
 from base.wakeup import MEMORY
 from store.database import migrate
 from store.keys import KeyNeeded, require_if_reachable
@@ -160,6 +160,7 @@ def main() -> int:
     options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     ready_file: Path | None = options.pop("ready_file", None)
     log_to_stderr(*QUIET)
+    raise_descriptor_limit()
 
     def ready(url: str) -> None:
         _print_ready(url)

@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from api.app import SERVER_OPTIONS, create_app
 from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
-from base.processes import after_imports, log_to_stderr
+from base.processes import after_imports, log_to_stderr, raise_descriptor_limit
 from base.wakeup import MEMORY
 from store.database import MIGRATIONS, Database
 from store.keys import KeyNeeded, require_if_reachable
@@ -35,6 +35,7 @@ def main() -> None:
     after_imports()
     (settings,) = settings_or_exit("api")
     log_to_stderr()
+    raise_descriptor_limit()
     _refuse_an_old_schema(settings.database_url)
     _refuse_without_key(settings)
     # A broker in memory cannot reach other processes; then workers poll for jobs.

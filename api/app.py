@@ -8,13 +8,14 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
 from api import problems
 from api.auth import Authentication
+from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.middleware import Middleware
+from api.openapi import document
 from api.registrations import Registrations
 from api.routes import (
     architectures,
@@ -38,14 +39,19 @@ from api.routes import (
 from api.sweep import Sweep
 from api.webhooks import WebhookSender
 from base.folders import remove_abandoned
-from kdcore.spec import JobSpec
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
 
-SERVER_OPTIONS: dict[str, Any] = {"log_config": None, "server_header": False, "timeout_graceful_shutdown": 3}
+SERVER_OPTIONS: dict[str, Any] = {
+    "http": Connection,
+    "ws": "none",
+    "log_config": None,
+    "server_header": False,
+    "timeout_graceful_shutdown": 3,
+}
 """Of uvicorn. Event streams stay open for as long as a job runs: at shutdown they are cut after so many seconds, and
-browsers reconnect."""
+browsers reconnect. There are no WebSockets: a request that asks for one is answered like any other."""
 
 V1 = (
     jobs,
@@ -81,6 +87,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.database = database
         app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
+        app.state.readiness = monitoring.Readiness()
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
         app.state.inspections, app.state.registrations = inspections, registrations
@@ -106,6 +113,8 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         version=version("distillery"),
         summary="Distils a large image classifier into a small one, and proves that it helped.",
         lifespan=lifespan,
+        # An address has one form. A redirect would repeat the Host header, and many clients do not follow with a body.
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
     )
@@ -113,7 +122,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
     app.add_middleware(Middleware)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = cache(lambda: document(app, needs_key=settings.admin_key_hash is not None))  # type: ignore[method-assign]
     return app
 
 
@@ -127,19 +136,3 @@ def _routes() -> list[BaseRoute]:
     for router in (v1, monitoring.probes, page.router):
         everything.include_router(router)
     return everything.routes
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return FastAPI's document, extended by the schemas of the job spec and of problems, and the key."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        components = document.setdefault("components", {})
-        schemas = components.setdefault("schemas", {})
-        for name, model in (("JobSpec", JobSpec), ("Problem", problems.ProblemView)):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[name] = schema
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}, {}]
-        app.openapi_schema = document
-    return app.openapi_schema

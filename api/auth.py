@@ -10,7 +10,7 @@ import hmac
 import logging
 import time
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Request
 from starlette.datastructures import Headers
@@ -193,15 +193,23 @@ def _at_least(role: Role, caller: Member) -> Member:
     return caller
 
 
+def _split(url: str) -> SplitResult:
+    """Return the parts of a header's URL; those of none if it is malformed, such as `[`."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
 def _unauthorized(detail: str) -> Unauthorized:
     return Unauthorized(detail, headers={"WWW-Authenticate": 'Bearer realm="distillery"'})
 
 
 def _require_local(headers: Headers) -> None:
     """Refuse host names of other machines and pages of other origins, which could use the service through a browser."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    host = _split(f"//{headers.get('host', '')}").hostname or ""
     if not (is_loopback(host) or host.endswith(".localhost")):
         raise Forbidden(f"without a key the service answers to 127.0.0.1 or localhost only, not to {host!r}")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and _split(origin).netloc != headers.get("host"):
         raise Forbidden(f"without a key no page of another origin may call the service; this one is {origin!r}")

@@ -1,6 +1,7 @@
 """Every error has one form: RFC 9457 `application/problem+json`, with a code that never changes.
 
 Problem
+ ├─ MalformedRequest    400  the bytes are no HTTP request
  ├─ MalformedBody       400  the body is not JSON
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
@@ -9,6 +10,7 @@ Problem
  ├─ TooManyWebhooks     403  the project has as many as it may have, `limit`
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, webhook, route
  ├─ MethodNotAllowed    405
+ ├─ RequestTimeout      408  the body did not arrive in time
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
  ├─ TeacherUnavailable  409  the job whose student should teach has ended without one
  ├─ NotReady            409  the job has not made this yet, or the file is not inspected yet
@@ -20,6 +22,8 @@ Problem
  ├─ UploadBusy          409  another request writes to the same upload
  ├─ WebhookDisabled     409  nothing is sent to it
  ├─ TooLarge            413
+ ├─ AddressTooLong      414
+ ├─ UnsupportedEncoding 415  the body is compressed
  ├─ RangeUnsatisfiable  416
  ├─ Invalid             422  parameters or a body that do not match their schema, every fault at once
  │   ├─ SpecInvalid
@@ -27,6 +31,7 @@ Problem
  │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
+ ├─ HeadersTooLarge     431
  ├─ ServerError         500
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
  └─ StorageFull         507
@@ -51,7 +56,7 @@ from api.inspections import Refused
 from base import errors
 from base.errors import MESSAGE_CHARACTERS, Fault
 from base.text import clipped
-from kdcore.spec.reading import nearest
+from kdcore.spec.reading import MAX_FAULTS, more_faults, nearest
 from store import errors as store_errors
 
 log = logging.getLogger("distillery.api")
@@ -91,6 +96,8 @@ class Problem(HTTPException):
     code: ClassVar[str]
     title: ClassVar[str]
     stands_for: ClassVar[type[Exception] | None] = None
+    sends: ClassVar[tuple[str, ...]] = ()
+    """The headers of the answer, for the OpenAPI document."""
 
     def __init__(
         self,
@@ -122,12 +129,17 @@ class Problem(HTTPException):
         return Response(to_json(body, inf_nan_mode="null"), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
+class MalformedRequest(Problem):
+    status, code, title = 400, "malformed_request", "The request cannot be read"
+
+
 class MalformedBody(Problem):
     status, code, title = 400, "malformed_body", "The body cannot be read"
 
 
 class Unauthorized(Problem):
     status, code, title = 401, "unauthorized", "A key is needed"
+    sends = ("WWW-Authenticate",)
 
 
 class Forbidden(Problem):
@@ -145,6 +157,10 @@ class NotFound(Problem):
 
 class MethodNotAllowed(Problem):
     status, code, title = 405, "method_not_allowed", "The address does not support this HTTP method"
+
+
+class RequestTimeout(Problem):
+    status, code, title = 408, "request_timeout", "The body did not arrive in time"
 
 
 class ActionNotAllowed(Problem):
@@ -228,8 +244,17 @@ class TooLarge(Problem):
     status, code, title = 413, "too_large", "Too many bytes"
 
 
+class AddressTooLong(Problem):
+    status, code, title = 414, "address_too_long", "The URL is too long"
+
+
+class UnsupportedEncoding(Problem):
+    status, code, title = 415, "unsupported_encoding", "The body's encoding is not supported"
+
+
 class RangeUnsatisfiable(Problem):
     status, code, title = 416, "range_unsatisfiable", "The range is outside the file"
+    sends = ("Content-Range",)
 
 
 class Invalid(Problem):
@@ -263,12 +288,17 @@ class IdempotencyConflict(Invalid):
     stands_for = store_errors.IdempotencyConflict
 
 
+class HeadersTooLarge(Problem):
+    status, code, title = 431, "headers_too_large", "The headers are too large"
+
+
 class ServerError(Problem):
     status, code, title = 500, "internal", "An error of the service"
 
 
 class Unavailable(Problem):
     status, code, title = 503, "unavailable", "Not available now"
+    sends = ("Retry-After",)
     stands_for = errors.DatabaseUnavailable
 
     def __init__(self, detail: str) -> None:
@@ -299,6 +329,9 @@ def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
             continue
         schema = {"$ref": "#/components/schemas/Problem"}
         declared[problem.status] = {"description": line, "content": {MEDIA_TYPE: {"schema": schema}}}
+        if problem.sends:
+            references = {name: {"$ref": f"#/components/headers/{name}"} for name in problem.sends}
+            declared[problem.status]["headers"] = references
     return declared
 
 
@@ -309,6 +342,16 @@ def install(app: FastAPI) -> None:
     for problem in (*Problem.__subclasses__(), *Invalid.__subclasses__()):
         if problem.stands_for is not None:
             app.add_exception_handler(problem.stands_for, _handler(problem))
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """Return the problem for an exception that was raised outside of a route; None for a bug."""
+    if isinstance(error, Problem):
+        return error
+    for problem in (*Problem.__subclasses__(), *Invalid.__subclasses__()):
+        if problem.stands_for is not None and isinstance(error, problem.stands_for):
+            return problem.of(error)
+    return None
 
 
 def _handler(problem: type[Problem]) -> Any:
@@ -329,11 +372,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _as_problem(request: Request, error: HTTPException) -> Problem:
     if isinstance(error, Problem):
         return error
+    path = request.scope["path"]  # Not `request.url`, which cannot be made of a malformed Host.
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"{request.url.path} is not an address of this service; /docs lists them")
+        hint = f"; did you mean {path.rstrip('/')}?" if path.endswith("/") and path.strip("/") else "; /docs lists them"
+        return NotFound(f"{path} is not an address of this service{hint}")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = ", ".join(_http_methods(request.app.openapi(), request.url.path)) or "GET"
-        return MethodNotAllowed(f"{request.url.path} supports {allowed}", headers={"Allow": allowed})
+        allowed = ", ".join(_http_methods(request.app.openapi(), path)) or "GET"
+        return MethodNotAllowed(f"{path} supports {allowed}", headers={"Allow": allowed})
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return MalformedBody(str(error.detail))
     return ServerError(str(error.detail))
@@ -341,11 +386,15 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
 
 def _http_methods(document: Mapping[str, Any], path: str) -> list[str]:
     """Return the methods of all routes at this path; the framework's own list has only those of the first route."""
-    methods: set[str] = set()
-    for template, operations in document["paths"].items():
-        if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path):
-            methods.update(method.upper() for method in operations)
-    return sorted(methods)
+    paths: Mapping[str, Mapping[str, Any]] = document["paths"]
+    if path in paths:  # No template: `/v1/jobs/validate` is no job's address.
+        fitting = [paths[path]]
+    else:
+        fitting = [
+            own for template, own in paths.items() if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path)
+        ]
+    methods = {method.upper() for operations in fitting for method in operations}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _schema_error(request: Request, error: Exception) -> Response:
@@ -354,7 +403,9 @@ async def _schema_error(request: Request, error: Exception) -> Response:
         return malformed_json(str(details[0].get("ctx", {}).get("error", ""))).response(request_id(request))
     body = getattr(request.scope.get("route"), "body_field", None)
     model = body.field_info.annotation if body is not None else None
-    faults = [_fault(detail, model) for detail in details]
+    faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
+    if len(details) > MAX_FAULTS:
+        faults.append(more_faults(len(details) - MAX_FAULTS))
     return Invalid(summary(faults), faults).response(request_id(request))
 
 

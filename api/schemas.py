@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -43,6 +43,7 @@ from base.wire import (
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, Preprocessing, Scheduling
 from kdcore.spec.job import ClassMap, ClassNames, Part
+from kdcore.spec.vocabulary import few_unknown
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.keys import Key
@@ -212,6 +213,11 @@ class Schema(BaseModel):
     """Base of all models here."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown_fields(cls, given: Any) -> Any:
+        return few_unknown(cls, given)
 
 
 class Page(Schema, Generic[T]):

@@ -13,6 +13,7 @@
      ├─ WorkerLost          worker_lost           retryable: the process or its host vanished
      ├─ EngineSilent        engine_silent         retryable: the process hung, and was stopped
      ├─ StorageFull         storage_full          retryable: continues when there is disk space
+     ├─ TooManyFiles        too_many_files        retryable: continues when the host lets a process open files again
      └─ Internal            internal              retryable: our fault
 
 The codes are a closed list that clients may rely on; `retryable` says whether the same spec can succeed later.
@@ -102,6 +103,13 @@ class EngineSilent(EngineError):
 
 class StorageFull(EngineError):
     code = "storage_full"
+    retryable = True
+
+
+class TooManyFiles(EngineError):
+    """A process, or its host, has no free file descriptor. Raised by `base/files.py`; it costs a job no attempt."""
+
+    code = "too_many_files"
     retryable = True
 
 

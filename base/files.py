@@ -3,14 +3,16 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from base.errors import StorageFull
+from base.errors import StorageFull, TooManyFiles
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+"""The errors of a process that may open no more files, and of a host that may open no more."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
         digest = sha256_of(temporary)
         temporary.replace(path)
     except Exception as error:
-        if (cause := _disk_full(error)) is not None:
+        if (cause := _caused_by(error, DISK_FULL)) is not None:
             raise StorageFull(
                 f"no disk space to write {path.name}: {cause.strerror}", "free some disk space"
             ) from error
@@ -55,10 +57,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _disk_full(error: BaseException | None) -> OSError | None:
-    """Return the operating system's error for a full disk if it caused `error`. Libraries wrap it in their own."""
+def too_many_files(error: BaseException) -> TooManyFiles | None:
+    """Return the error of a job that was stopped because no file could be opened, if that caused `error`."""
+    cause = _caused_by(error, NO_DESCRIPTOR)
+    if cause is None:
+        return None
+    return TooManyFiles(f"no file can be opened: {cause.strerror}", "close files or connections, or raise ulimit -n")
+
+
+def _caused_by(error: BaseException | None, numbers: Sequence[int]) -> OSError | None:
+    """Return the operating system's error with one of these numbers if it caused `error`. Libraries wrap it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        if isinstance(error, OSError) and error.errno in numbers:
             return error
         error = error.__cause__ or error.__context__
     return None

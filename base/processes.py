@@ -9,20 +9,24 @@ with its whole process group. This works on every system. It uses the standard l
 """
 
 import ctypes
+import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 # Loaded here, not in `end_with_parent`: as little code as possible may run between fork and exec.
 _prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
+MOST_DESCRIPTORS = 1 << 20
 STOP_GRACE_S = 15
 """Time between SIGTERM and SIGKILL."""
 
@@ -48,6 +52,26 @@ def log_to_stderr(*quiet: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and those that it starts, open as many files as its host allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # Some systems have a limit below the one that they name.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def free_descriptors() -> int | None:
+    """Return how many more files this process may open; None where the system does not say."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        used = len(list(Path("/proc/self/fd").iterdir()))
+    except OSError as error:
+        return 0 if error.errno in (errno.EMFILE, errno.ENFILE) else None
+    return None if soft == resource.RLIM_INFINITY else soft - used
 
 
 def stop_signals() -> int:

@@ -58,6 +58,15 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def all_shown(value: Any) -> Any:
+    """Return JSON whose texts, also those of keys, are as `shown`: a database can store it, an answer can hold it."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {shown(str(key)): all_shown(part) for key, part in value.items()}
+    return [all_shown(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def clipped(value: Any, limit: int = 200) -> Any:
     """Return a client's value as an answer can repeat it: as it is if it is short, else as text of at most `limit`
     characters. The result is strict JSON: infinity and NaN become text."""

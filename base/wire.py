@@ -390,6 +390,12 @@ class ValidationView(View):
     estimate: Estimate | None
 
 
+class HealthView(View):
+    """What a load balancer asks for."""
+
+    status: Literal["ok", "ready"]
+
+
 # Files. The API documents models and data sets with the engine's own classes of facts (`api/schemas.py`).
 
 

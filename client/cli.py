@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -53,6 +54,7 @@ from client.terminal import (
     print_result,
     print_warnings,
     tell,
+    visible,
 )
 from client.transfer import digest_of, packed
 
@@ -331,11 +333,12 @@ def show(
     """Show a job: its state, its report or its error, and its attempts."""
     distillery: Distillery = context.obj
     if logs:
-        typer.echo(distillery.logs(job_id), nl=False)
+        text = distillery.logs(job_id)
+        typer.echo(visible(text) if sys.stdout.isatty() else text, nl=False)
         return
     if events:
         for event in distillery.events(job_id):
-            typer.echo(json.dumps(event) if as_json else event_line(event))
+            typer.echo(json.dumps(event) if as_json else visible(event_line(event)))
         return
     job = distillery.job(job_id)
     print_warnings(job["warnings"])

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from base.text import shown
 from base.wire import (
     AttemptView,
     CollectionView,
@@ -54,8 +55,10 @@ def _table(
 
 
 def _add_row(table: Table, *cells: object) -> None:
-    """Add a row. Cells are text, never rich's markup: names come from users."""
-    table.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in cells))
+    """Add a row. Cells are text, never rich's markup, and of one line: names come from users."""
+    table.add_row(
+        *(cell if isinstance(cell, Text) else Text("" if cell is None else shown(str(cell))) for cell in cells)
+    )
 
 
 # Jobs

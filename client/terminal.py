@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from base.jobs import TERMINAL
+from base.text import shown
 from base.wire import EventView, JobView, TeacherCheck, WarningView
 from client import tables
 from client.errors import DistilleryError
@@ -32,7 +33,7 @@ from client.transfer import OnProgress
 
 POLL_S = 0.4
 MAX_OUTAGE_S = 120.0
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SHOWN_BY_BAR = ("queued", "phase", "checkpoint", "claimed", "succeeded", "failed", "warning", "teacher_check")
 """Types of events that are not printed above the bar: it shows their content, or they are printed from the job."""
 
@@ -81,7 +82,9 @@ class NewWarnings:
 
 
 def print_json(answer: Any) -> None:
-    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    text = json.dumps(answer, indent=2, ensure_ascii=False)
+    # JSON escapes the control characters of ASCII, and none of the others that a terminal obeys.
+    typer.echo(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_list(rows: list[Any], as_json: bool, to_table: Callable[[Iterable[Any]], Any], if_empty: str) -> None:
@@ -129,7 +132,7 @@ class TransferBars:
 
     def _add(self, name: str, *, images: bool) -> OnProgress:
         self.progress.start()
-        bar = self.progress.add_task(name, total=None, images=images)
+        bar = self.progress.add_task(shown(name), total=None, images=images)
         return lambda done, total: self.progress.update(bar, completed=done, total=total)
 
 
@@ -231,7 +234,7 @@ class _JobBar:
         self.progress.refresh()
 
     def _description(self, state: str) -> str:
-        return escape(f"{self.title or self.job['name'] or self.job['id']}: {state}")
+        return escape(shown(f"{self.title or self.job['name'] or self.job['id']}: {state}"))
 
 
 def progress_text(job: JobView, accuracy: float | None) -> str:

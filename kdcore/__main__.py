@@ -43,10 +43,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from base.data_cache import TEACHER_MAX_BYTES
-from base.errors import DatasetUnreadable, EngineError, Internal, OutOfMemory, SpecInvalid, StorageFull
-from base.files import DISK_FULL
+from base.errors import (
+    DatasetUnreadable,
+    EngineError,
+    Internal,
+    OutOfMemory,
+    SpecInvalid,
+    StorageFull,
+    TeacherMismatch,
+)
+from base.files import DISK_FULL, too_many_files
 from base.processes import importing
-from base.text import STORED
+from base.text import STORED, all_shown, shown, unwanted
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
@@ -149,9 +157,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
     def found() -> dict[str, Any]:
         places: dict[str, Any] = {}
         facts = _facts(arguments, places)
+        _require_text(getattr(facts, "class_names", None) or (), of_data=arguments.kind == "dataset")
         return {"ok": True, "facts": facts.model_dump(mode="json"), **places}
 
     return _print(found, exit_on_error=0)
+
+
+def _require_text(class_names: Sequence[str], *, of_data: bool) -> None:
+    """Raise the file's error for a name that no database can store, or that a terminal would obey."""
+    for number, name in enumerate(class_names):
+        if fault := unwanted(name):
+            error = DatasetUnreadable if of_data else TeacherMismatch
+            raise error(f"the name of class {number}, {shown(name)}: {fault}", hint="rename the class in the file")
 
 
 def _facts(of: argparse.Namespace, places: dict[str, Any]) -> Any:
@@ -286,12 +303,15 @@ def _print(answer: Callable[[], dict[str, Any]], exit_on_error: int = 1) -> int:
             raise
         option = {"option": engine_error.option} if isinstance(engine_error, DatasetUnreadable) else {}
         printed, code = {"ok": False, "error": engine_error.as_dict() | option}, exit_on_error
-    print(json.dumps(printed))
+    print(json.dumps(all_shown(printed)))
     return code
 
 
 def _engine_error(error: Exception) -> EngineError:
     """Return the engine's own error for any exception."""
+    # A library's error, or a reader's own about the file, may hide it.
+    if (exhausted := too_many_files(error)) is not None:
+        return exhausted
     if isinstance(error, EngineError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):

@@ -17,6 +17,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from api.app import SERVER_OPTIONS
 from local import servers
 from store.settings import Settings
 from tests.worker.job_database import REPOSITORY
@@ -94,7 +95,8 @@ def api_process(settings: Settings, log: Path, failpoints: str = "") -> Iterator
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """Serve an app on a free port, in a thread of this process. Yields its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
+    options = {**SERVER_OPTIONS, "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import os
 import sys
 
-from base.processes import after_imports, log_to_stderr, stop_signals
+from base.processes import after_imports, log_to_stderr, raise_descriptor_limit, stop_signals
 from base.wakeup import MEMORY
 from store.settings import settings_or_exit
 from worker.context import Options
@@ -25,6 +25,7 @@ def main() -> int:
     after_imports()
     # Celery logs every message at the level INFO.
     log_to_stderr("celery")
+    raise_descriptor_limit()
     settings, options = settings_or_exit("worker", Options)
     # Messages in memory stay inside the process that sends them, which is another one.
     listens = not settings.broker_url.startswith(MEMORY)

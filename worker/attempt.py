@@ -7,6 +7,7 @@ from the last checkpoint.
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,11 @@ from base.errors import (
     Internal,
     OutOfMemory,
     StorageFull,
+    TooManyFiles,
     WorkerLost,
 )
 from base.failpoints import failpoint
-from base.files import DISK_FULL, make_folder, sha256_of
+from base.files import DISK_FULL, make_folder, sha256_of, too_many_files
 from base.folders import LockedFolder
 from base.references import BLOB, blobs_in
 from base.text import STORED
@@ -60,8 +62,11 @@ Outcome = Literal["progressed", "failed_early", "neither"]
 """The result of an attempt for its slot. `failed_early`: it failed before any progress, by a temporary error."""
 
 LISTEN_S = 0.2
+GIVE_BACK_EVERY_S = 0.5
 BACK_OFF_GROWTH = 3
 LONGEST_BACK_OFF_S = 600.0
+HOST_LACKS = (StorageFull.code, TooManyFiles.code)
+"""Errors that are not the job's: it waits until its host has disk space, or descriptors, again."""
 STALE_FENCE = "job %s: fence %d is stale, another attempt owns the job"
 
 
@@ -87,10 +92,26 @@ def run_job(
     except DrainOver:
         log.warning("job %s: left unfinished, the database could not be reached in time", job.id)
     except Exception as error:
-        # No job may end its slot. The lease of this one expires, and its attempt counts.
+        # No job may end its slot. If it is not given back here, its lease expires, and its attempt counts.
         log.exception("job %s: the attempt could not be brought to an end: %s", job.id, error)
-        return "failed_early"
+        if (exhausted := too_many_files(error)) is None:
+            return "failed_early"
+        _give_back(claim, context, exhausted)
     return "neither"
+
+
+def _give_back(claim: Claim, context: WorkerContext, error: EngineError) -> None:
+    """Return a job to the queue, as soon as the database can be opened, without spending its attempt."""
+    give_up_at = boottime() + context.settings.lease_s
+    while boottime() < give_up_at and not context.drain.is_over:
+        try:
+            with context.database.begin() as connection:
+                wait_s = context.options.room_wait_s
+                lifecycle.postpone(connection, claim.job.id, claim.fence, error.as_dict(), wait_s)
+            return
+        except (*UNAVAILABLE, OSError) as unavailable:
+            log.warning("job %s: cannot be given back yet: %s", claim.job.id, unavailable)
+            time.sleep(GIVE_BACK_EVERY_S)
 
 
 @dataclass
@@ -125,13 +146,19 @@ class Attempt:
                 self._settle(ending)
         except (LeaseLost, DrainOver):
             raise
-        except EngineError as error:
-            self._fail(error.as_dict())
-        except OSError as error:
-            self._fail(_as_engine_error(error).as_dict())
         except Exception as error:
-            log.exception("job %s: the worker failed", self.claim.job.id)
-            self._fail(Internal(f"the worker failed: {type(error).__name__}: {error}").as_dict())
+            self._fail(self._engine_error(error).as_dict())
+
+    def _engine_error(self, error: Exception) -> EngineError:
+        """Return the job's error for an exception of the worker."""
+        if (exhausted := too_many_files(error)) is not None:
+            return exhausted
+        if isinstance(error, EngineError):
+            return error
+        if isinstance(error, OSError):
+            return _as_engine_error(error)
+        log.error("job %s: the worker failed", self.claim.job.id, exc_info=error)
+        return Internal(f"the worker failed: {type(error).__name__}: {error}")
 
     # ── prepare ──
 
@@ -332,7 +359,8 @@ class Attempt:
         if self.lease.lost.is_set():
             raise LeaseLost(self.claim.job.id, self.claim.fence)
         if self.writer.error is not None:
-            self._fail(Internal(f"the engine's lines could not be written: {self.writer.error}").as_dict())
+            fault = Internal(f"the engine's lines could not be written: {self.writer.error}")
+            self._fail((too_many_files(self.writer.error) or fault).as_dict())
         elif ending is not None and ending.how == "done":
             self._publish(ending)
         elif reason == "deadline":
@@ -358,11 +386,11 @@ class Attempt:
         return EngineSilent(f"the engine printed no line for {silence_s:g} s, and was stopped", hint)
 
     def _fail(self, error: dict[str, Any], ending: Ending | None = None) -> None:
-        """End the job, or requeue it while it has attempts and the error may pass. A full disk costs no attempt."""
+        """End the job, or requeue it while it has attempts and the error may pass. What the host lacks costs none."""
         job_id = self.claim.job.id
         self.writer.close()
-        if error["code"] == StorageFull.code:
-            log.warning("job %s: waits for disk space: %s", job_id, error["message"])
+        if error["code"] in HOST_LACKS:
+            log.warning("job %s: waits: %s", job_id, error["message"])
             self._commit("postpone.committed", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)
             return
         self.failed = bool(error["retryable"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from base.clock import boottime, jittered
 from base.failpoints import failpoint
+from base.processes import free_descriptors
 from store import lifecycle
 from store.lifecycle import Claim
 from worker.attempt import Outcome, run_job
@@ -17,6 +18,8 @@ from worker.engine import EnginePool
 
 log = logging.getLogger("distillery.slot")
 
+DESCRIPTORS = 32
+"""The files that this process must be able to open before it claims a job: pipes, logs, inputs and databases."""
 LONGEST_PAUSE_S = 600.0
 JOBS_IN_A_ROW = 2
 
@@ -28,6 +31,7 @@ class Slot:
         self._wake_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"slot-{device.name}", daemon=True)
         self._short_of_disk_space = False
+        self._short_of_descriptors = False
         self._proven_at = boottime()
         self._back_off = BackOff(device.name, context.settings.look_s)
         self._pausing = False
@@ -56,14 +60,15 @@ class Slot:
         """The slot's row: fields of `store.workers.Device`.
 
         A poll proves that the slot consumes jobs, and so does a heartbeat of its job. Without any proof for a lease it
-        is `stuck`. It is also `stuck` while it pauses because jobs fail here before they make progress.
+        is `stuck`. It is also `stuck` while it pauses because jobs fail here before they make progress, and while this
+        process can hardly open files.
         """
         job, seen_s = self.job, boottime() - self._proven_at
         if seen_s > self._context.settings.lease_s:
             state = "stuck"
         elif job is not None:
             state = "busy"
-        elif self._pausing:
+        elif self._pausing or self._short_of_descriptors:
             state = "stuck"
         else:
             state = "out_of_disk_space" if self._short_of_disk_space else "idle"
@@ -117,8 +122,8 @@ class Slot:
         return True
 
     def _poll(self) -> tuple[Claim, float] | None:
-        """Claim the first waiting job if there is disk space for it. Returns it, and the time before the claim."""
-        if not self._has_disk_space():
+        """Claim the first waiting job if there is room for it. Returns it, and the time before the claim."""
+        if not self._has_disk_space() or not self._has_descriptors():
             self._prove()
             return None
         context = self._context
@@ -156,6 +161,15 @@ class Slot:
             log.warning("%s: there is enough disk space again", self.device.name)
         self._short_of_disk_space = fault is not None
         return fault is None
+
+    def _has_descriptors(self) -> bool:
+        """Return False if this process can hardly open files. Its connections may have taken them."""
+        free = free_descriptors()
+        short = free is not None and free < DESCRIPTORS
+        if short and not self._short_of_descriptors:
+            log.error("%s: no job is started: %s more files can be opened (ulimit -n)", self.device.name, free)
+        self._short_of_descriptors = short
+        return not short
 
     def _disk_fault(self) -> str | None:
         """Return the reason why no job can write here, for the operator, or None."""

@@ -7,8 +7,10 @@ from starlette.responses import FileResponse, Response
 
 from api.dependencies import Caller, Db, Files, ReferencesDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
+from api.openapi import headers
 from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, WarningRefused, responses
 from api.registrations import Inspected, Kind
+from api.routes.artifacts import Download
 from api.routes.models import STILL_INSPECTING, accepted, registered, uploaded
 from api.schemas import DatasetView, Json, NameOrId, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
@@ -35,7 +37,8 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     status_code=201,
     response_model=DatasetView,
     responses={
-        202: {"model": DatasetView, "description": STILL_INSPECTING},
+        201: headers("Location"),
+        202: {"model": DatasetView, "description": STILL_INSPECTING, **headers("Location")},
         **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
     },
 )
@@ -80,7 +83,10 @@ async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
     "/{name_or_id}/thumbnails",
     response_class=FileResponse,
     responses={
-        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        200: {
+            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+            **headers("Cache-Control", "Content-Disposition", "ETag", "Last-Modified"),
+        },
         **responses(NotFound, NotReady),
     },
 )
@@ -91,8 +97,9 @@ async def thumbnails(name_or_id: NameOrId, caller: Caller, db: Db, files: Files)
         raise NotReady(f"data set {dataset.name!r} is {dataset.state}")
     if dataset.thumbnails is None:
         raise NotFound(f"data set {dataset.name!r} has no thumbnails: an earlier version of the service registered it")
-    headers = {"Cache-Control": "private, no-cache", "Content-Disposition": "inline"}
-    return FileResponse(files.path(dataset.thumbnails["sha256"]), headers=headers, media_type="image/png")
+    digest = dataset.thumbnails["sha256"]
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache", "Content-Disposition": "inline"}
+    return Download(files.path(digest), dataset.created_at, headers=headers, media_type="image/png")
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))

@@ -20,7 +20,7 @@ from api.problems import (
     summary,
 )
 from api.references import ReferenceFault
-from api.routes.jobs import Key, accept, replay, views
+from api.routes.jobs import SUBMITTED, Key, accept, replay, views
 from api.schemas import NameOrId, NewEvaluation, Page, page
 from api.submission import examine_evaluation
 from base.references import BLOB
@@ -37,7 +37,10 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
     "",
     status_code=201,
     response_model=JobView,
-    responses=responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
+    responses={
+        **SUBMITTED,
+        **responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
+    },
 )
 async def submit(
     *,

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
 from api.dependencies import Auth, Caller, Db
+from api.openapi import headers
 from api.problems import NotFound, Problem, responses
 from api.schemas import Count, Id, Page, page, view_of
 from base.errors import DatabaseUnavailable
@@ -44,7 +45,7 @@ async def listing(
     "/stream",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, **headers("Cache-Control")},
         204: {"description": "The job has ended and you have every event; do not reconnect."},
         **responses(NotFound),
     },

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api.dependencies import Caller, Config, Db, Files, ReferencesDep, WakeWorkers
 from api.estimate import estimated
+from api.openapi import headers
 from api.problems import (
     ActionNotAllowed,
     IdempotencyConflict,
@@ -46,6 +47,17 @@ SPEC_BODY = {
 }
 
 
+SUBMITTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": JobView,
+        "description": "The key is known: the job of the first request.",
+        **headers("Location", "Idempotent-Replayed"),
+    },
+    201: headers("Location"),
+}
+"""The answers to a job that is submitted."""
+
+
 async def body(request: Request) -> Any:
     """Return the JSON as it was sent. The spec's own reader checks it, so that all faults are returned at once."""
     try:
@@ -63,9 +75,12 @@ Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
     "",
     status_code=201,
     response_model=JobView,
-    responses=responses(
-        MalformedBody, TooLarge, SpecInvalid, WarningRefused, IdempotencyConflict, TeacherUnavailable, StorageFull
-    ),
+    responses={
+        **SUBMITTED,
+        **responses(
+            MalformedBody, TooLarge, SpecInvalid, WarningRefused, IdempotencyConflict, TeacherUnavailable, StorageFull
+        ),
+    },
     openapi_extra=SPEC_BODY,
 )
 async def submit(

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api.dependencies import Caller, Db, Files
+from api.openapi import headers
 from api.problems import NotFound, responses
 from api.schemas import Count, Id
 from store import jobs
@@ -29,7 +30,13 @@ class Part:
 @router.get(
     "",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses(NotFound)},
+    responses={
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            **headers("X-Log-Attempt", "X-Log-Newest-Attempt", "X-Log-Offset", "X-Log-Next-Offset", "Cache-Control"),
+        },
+        **responses(NotFound),
+    },
 )
 async def logs(
     *,

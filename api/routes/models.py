@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from api.dependencies import Caller, Db, ReferencesDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
+from api.openapi import headers
 from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
 from api.references import References, has_blob
 from api.registrations import Inspected, Kind
@@ -48,7 +49,8 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     status_code=201,
     response_model=ModelView,
     responses={
-        202: {"model": ModelView, "description": STILL_INSPECTING},
+        201: headers("Location"),
+        202: {"model": ModelView, "description": STILL_INSPECTING, **headers("Location")},
         **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
     },
 )

@@ -2,20 +2,22 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from sqlalchemy import Connection, text
 from starlette.responses import PlainTextResponse, Response
 
 from api.dependencies import Caller, Config, Db, Files, OperatorCaller
 from api.problems import Unauthorized, Unavailable, responses
 from api.schemas import Json, Page, page, view_of, worker_view
-from base.errors import StorageFull
-from base.wire import CollectionView, StorageView, WorkerView
+from base.errors import DatabaseUnavailable, StorageFull
+from base.wire import CollectionView, HealthView, StorageView, WorkerView
 from store import collections, jobs, teachers, workers
+from store.database import Database
 from store.file_store import FileStore, usage
 
 probes = APIRouter(tags=["service"])
@@ -23,28 +25,62 @@ router = APIRouter(prefix="/v1", tags=["service"])
 
 READY_S = 3.0
 """Time limit of /readyz: load balancers wait less time than clients."""
+REMEMBERED_S = 1.0
+"""The time for which /readyz stays ready: whoever asks needs no key, and each try is a durable write."""
 
 
-@probes.get("/healthz")
+@probes.get("/healthz", response_model=HealthView)
 async def healthz() -> Response:
     """The process answers. The database is not checked: a restart of this process would not repair it."""
     return Json({"status": "ok"})
 
 
-@probes.get("/readyz", responses=responses(Unavailable))
-async def readyz(db: Db, files: Files, settings: Config) -> Response:
+@probes.get("/readyz", response_model=HealthView, responses=responses(Unavailable))
+async def readyz(request: Request, db: Db, files: Files, settings: Config) -> Response:
     """Jobs can be accepted and started: a write succeeded in time, and there is disk space for files."""
-    try:
-        async with asyncio.timeout(READY_S):
-            await db.write(_try_write)
-            fault = await to_thread.run_sync(_files_fault, files, settings.min_free_bytes, abandon_on_cancel=True)
-    except TimeoutError:
-        fault = f"no write succeeded within {READY_S:g} s"
-    except StorageFull as error:
-        fault = str(error)
+    readiness: Readiness = request.app.state.readiness
+    fault = await readiness.fault(db, files, settings.min_free_bytes)
     if fault is not None:
         raise Unavailable(fault)
     return Json({"status": "ready"})
+
+
+class Readiness:
+    """What keeps this process from being ready. Of all who ask at the same time, one tries; a success is remembered."""
+
+    def __init__(self) -> None:
+        self._trial: asyncio.Task[str | None] | None = None
+        self._ready_until = float("-inf")
+
+    async def fault(self, db: Database, files: FileStore, min_free_bytes: int) -> str | None:
+        if time.monotonic() < self._ready_until:
+            return None
+        if self._trial is None:
+            self._trial = asyncio.create_task(self._try(db, files, min_free_bytes))
+        # Who goes away does not end the trial for the others.
+        return await asyncio.shield(self._trial)
+
+    async def _try(self, db: Database, files: FileStore, min_free_bytes: int) -> str | None:
+        try:
+            fault = await _fault(db, files, min_free_bytes)
+            if fault is None:
+                self._ready_until = time.monotonic() + REMEMBERED_S
+            return fault
+        finally:
+            self._trial = None
+
+
+async def _fault(db: Database, files: FileStore, min_free_bytes: int) -> str | None:
+    try:
+        async with asyncio.timeout(READY_S):
+            await db.write(_try_write)
+            return await to_thread.run_sync(_files_fault, files, min_free_bytes, abandon_on_cancel=True)
+    except TimeoutError:
+        return f"no write succeeded within {READY_S:g} s"
+    except StorageFull as error:
+        return str(error)
+    except DatabaseUnavailable as error:
+        return Unavailable.of(error).detail
 
 
 @probes.get("/metrics", response_class=PlainTextResponse, responses=responses(Unauthorized, Unavailable))

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from api.dependencies import Caller, Config, Db, Files
+from api.openapi import headers
 from api.problems import (
     ChecksumMismatch,
     MalformedBody,
@@ -48,7 +49,10 @@ Digest = Annotated[
     "",
     status_code=201,
     response_model=UploadView,
-    responses=responses(MalformedBody, TooLarge, ChecksumMismatch, StorageFull),
+    responses={
+        201: headers("Location", "Upload-Offset", "Upload-Length"),
+        **responses(MalformedBody, TooLarge, ChecksumMismatch, StorageFull),
+    },
     openapi_extra=RAW_BODY,
 )
 async def create(
@@ -79,7 +83,10 @@ async def create(
 @router.patch(
     "/{upload_id}",
     response_model=UploadView,
-    responses=responses(MalformedBody, NotFound, OffsetConflict, UploadBusy, TooLarge, ChecksumMismatch, StorageFull),
+    responses={
+        200: headers("Upload-Offset", "Upload-Length"),
+        **responses(MalformedBody, NotFound, OffsetConflict, UploadBusy, TooLarge, ChecksumMismatch, StorageFull),
+    },
     openapi_extra=RAW_BODY,
 )
 async def append(
@@ -106,8 +113,11 @@ async def append(
     return Json(upload_view(upload), 200, _headers(upload))
 
 
-@router.api_route("/{upload_id}", methods=["HEAD"], include_in_schema=False)
-@router.get("/{upload_id}", response_model=UploadView, responses=responses(NotFound))
+@router.get(
+    "/{upload_id}",
+    response_model=UploadView,
+    responses={200: headers("Upload-Offset", "Upload-Length", "Cache-Control"), **responses(NotFound)},
+)
 async def one(upload_id: Id, caller: Caller, db: Db) -> Response:
     """The progress of an upload. The headers `Upload-Offset` and `Upload-Length` have the same, for `HEAD`."""
     upload = await db.read(uploads.get, caller.project, upload_id)

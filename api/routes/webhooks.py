@@ -36,7 +36,6 @@ async def create(new: NewWebhook, caller: AdminCaller, db: Db, settings: Config)
     return Json(webhook_view(webhook, secret), 201, {"Location": f"/v1/webhooks/{webhook.id}"})
 
 
-@router.api_route("", methods=["HEAD"], include_in_schema=False)
 @router.get("", response_model=Page[WebhookView])
 async def listing(caller: AdminCaller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
     """All webhooks of the project, newest first."""
@@ -44,7 +43,6 @@ async def listing(caller: AdminCaller, db: Db, query: Annotated[PageQuery, Query
     return page([webhook_view(webhook) for webhook in found], following)
 
 
-@router.api_route("/{webhook_id}", methods=["HEAD"], include_in_schema=False)
 @router.get("/{webhook_id}", response_model=WebhookView, responses=responses(NotFound))
 async def one(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
     """A webhook, without its secret."""
@@ -85,7 +83,6 @@ async def rotate(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
     return Json(webhook_view(webhook, secret))
 
 
-@router.api_route("/{webhook_id}/deliveries", methods=["HEAD"], include_in_schema=False)
 @router.get("/{webhook_id}/deliveries", response_model=Page[DeliveryView], responses=responses(NotFound))
 async def deliveries(webhook_id: Id, caller: AdminCaller, db: Db, query: Annotated[DeliveryQuery, Query()]) -> Response:
     """What was sent, or will be, newest first, with the receiver's last answer. Kept for a week after its end."""

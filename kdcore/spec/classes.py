@@ -192,12 +192,15 @@ def _given(
     faults: list[Fault] = []
     outputs: dict[int, tuple[int, ...]] = {}
     taken: dict[int, str] = {}
+    exact = {name: places[0] for name, places in _places(dataset.class_names).items()}
     for name, listed in class_map.items():
         if len(faults) >= _TOLD:
             break
         at = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
         places: list[int] = []
         for one in listed if isinstance(listed, tuple) else (listed,):
+            if len(faults) >= _TOLD:
+                break
             fault, place = _one_output(one, known, at)
             if fault is None and place in taken:
                 output = f"output {place}" if one == place else f"output {place} ({one!r})"
@@ -210,7 +213,7 @@ def _given(
             places.append(place)
         if not dataset.class_names:
             continue
-        found = own.find(name)[0] if name not in dataset.class_names else [dataset.class_names.index(name)]
+        found = [exact[name]] if name in exact else own.find(name)[0]
         if len(found) != 1:
             near = own.nearest(name)
             text = f"the data set has no class {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")

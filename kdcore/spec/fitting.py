@@ -339,10 +339,13 @@ def _start_fit(dataset: DatasetFacts, student: Student, facts: StartFacts, point
         yield Fault(f"{pointer}/freeze", text, "not_allowed", "modules that the checkpoint gives", list(student.freeze))
 
 
-def preprocessing_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:
-    """Return why a mean and std that a file or a registration states cannot be used; None if they can."""
+def preprocessing_fault(mean: Sequence[float] | None, std: Sequence[float] | None) -> str | None:
+    """Return why a mean and std that a file or a registration states cannot be used; None if they can.
+
+    Where one of the two is not stated, the other is checked alone.
+    """
     try:
-        Preprocessing(mean=tuple(mean), std=tuple(std))
+        Preprocessing(mean=tuple(mean or (0.5,)), std=tuple(std or (0.5,)))
     except ValidationError as error:
         return error.errors()[0]["msg"].removeprefix("Value error, ")
     return None

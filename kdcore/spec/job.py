@@ -4,10 +4,12 @@ A plain string stands for an object with only that field: `"method": "kd"` is `{
 `None` means that a field was not given; `resolve` replaces it once the data and the teacher are known.
 """
 
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -21,7 +23,7 @@ from base.references import BLOB, FILE, REFERENCE_PREFIXES
 from base.text import STORED, Text, unwanted
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
-from kdcore.spec.vocabulary import Bounds, Vocabulary, named
+from kdcore.spec.vocabulary import Bounds, Vocabulary, at_most, named
 
 
 def _single_or_several(given: Any) -> str:
@@ -45,6 +47,7 @@ def _known_reference(reference: str) -> str:
     )
 
 
+MOST_CLASSES = 100_000
 Architecture = Annotated[str, Text(200), AfterValidator(_known_architecture)]
 Reference = Annotated[str, Text(1000), AfterValidator(_known_reference)]
 FAR_ABOVE_ONE = 3.0
@@ -66,10 +69,20 @@ def _of_one_line(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...
 
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValueError(f"each class has one name; {', '.join(map(repr, twice[:3]))} is there twice")
     return names
+
+
+def _plain_map(given: Any) -> Any:
+    """Refuse a map by its first wrong entry: each of very many would be a fault for each form that a value may have."""
+    if isinstance(given, dict):
+        for name, outputs in given.items():
+            listed = outputs if isinstance(outputs, list | tuple) else (outputs,)
+            if not all(isinstance(one, str) or (type(one) is int and 0 <= one < MOST_CLASSES) for one in listed):
+                raise ValueError(f"{name[:100]!r}: the name or number of an output, or a list of them, belongs here")
+    return given
 
 
 def _known_encoding(name: str) -> str:
@@ -82,19 +95,22 @@ def _known_encoding(name: str) -> str:
 
 ClassNames = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
-    Field(min_length=2, max_length=100_000),
+    Field(min_length=2, max_length=MOST_CLASSES, fail_fast=True),
     AfterValidator(_each_once),
     AfterValidator(_of_one_line),
 ]
-Output = Annotated[str, Text(1000)] | Annotated[int, Field(strict=True, ge=0, lt=100_000)]
+Output = Annotated[str, Text(1000)] | Annotated[int, Field(strict=True, ge=0, lt=MOST_CLASSES)]
 ClassMap = Annotated[
     dict[
         Annotated[str, Text(1000)],
-        Output | Annotated[tuple[Output, ...], Field(min_length=1, max_length=100_000)],
+        Output | Annotated[tuple[Output, ...], Field(min_length=1, max_length=MOST_CLASSES)],
     ],
-    Field(min_length=2, max_length=100_000),
+    Field(min_length=2, max_length=MOST_CLASSES),
+    BeforeValidator(_plain_map),
 ]
-Channelwise = Annotated[tuple[float, ...], Field(min_length=1, max_length=4), AfterValidator(_of_scaled_pixels)]
+Channelwise = Annotated[
+    tuple[float, ...], Field(min_length=1, max_length=4), at_most(4), AfterValidator(_of_scaled_pixels)
+]
 Part = Annotated[str, Text(300)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 WarmUp = Annotated[float, Field(ge=0, le=100_000, description="Linear rise of the rate from zero, in epochs.")]
@@ -116,6 +132,7 @@ class Preprocessing(Vocabulary):
     std: Annotated[
         tuple[Annotated[float, Field(gt=0), Bounds(ge=1e-3)], ...],
         Field(min_length=1, max_length=4),
+        at_most(4),
         AfterValidator(_of_scaled_pixels),
     ] = Field(description="One number for each channel, of pixels in 0..1.")
 
@@ -328,7 +345,7 @@ class Student(Vocabulary):
         "this one waits for it), blob:sha256:, weights:, file:. Taken is what has the same name and shape. The "
         "classifier starts from random weights where the classes are others.",
     )
-    freeze: Annotated[tuple[ModulePath, ...], Field(max_length=1000)] = Field(
+    freeze: Annotated[tuple[ModulePath, ...], Field(max_length=1000), at_most(1000)] = Field(
         default=(),
         description="Modules of the network that are not trained, by path (layer1); they stay in eval mode, also their "
         'batch norms. "*" is everything but the classifier: what is trained then is a linear probe.',
@@ -403,9 +420,10 @@ class Multistep(Vocabulary):
     (CRD's recipe), scaled to the job's epochs."""
 
     name: Literal["multistep"] = "multistep"
-    milestones: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**63)], ...], Bounds(max_length=1000)] | None = Field(
-        default=None, description="In epochs, in rising order."
-    )
+    milestones: (
+        Annotated[tuple[Annotated[int, Field(ge=1, lt=2**63)], ...], Field(fail_fast=True), Bounds(max_length=1000)]
+        | None
+    ) = Field(default=None, description="In epochs, in rising order.")
     gamma: float = Field(default=0.1, gt=0, le=1, description="Factor of the rate at each milestone.")
     warmup_epochs: WarmUp = 0
 
@@ -588,16 +606,17 @@ OneStudent = Annotated[Student, named("architecture", Student)]
 # The JSON type decides between one and several, so that a fault names only fields of that form.
 OneOrSeveralTeachers = Annotated[
     Annotated[Teacher, Tag("single")]
-    | Annotated[tuple[Teacher, ...], Field(min_length=1, max_length=16), Tag("several")],
+    | Annotated[tuple[Teacher, ...], Field(min_length=1, max_length=16), at_most(16), Tag("several")],
     Discriminator(_single_or_several),
 ]
 OneOrSeveralStudents = Annotated[
     Annotated[OneStudent, Tag("single")]
-    | Annotated[tuple[OneStudent, ...], Field(min_length=1, max_length=8), Tag("several")],
+    | Annotated[tuple[OneStudent, ...], Field(min_length=1, max_length=8), at_most(8), Tag("several")],
     Discriminator(_single_or_several),
 ]
 OneOrSeveralMethods = Annotated[
-    Annotated[Method, Tag("single")] | Annotated[tuple[Method, ...], Field(min_length=1, max_length=8), Tag("several")],
+    Annotated[Method, Tag("single")]
+    | Annotated[tuple[Method, ...], Field(min_length=1, max_length=8), at_most(8), Tag("several")],
     Discriminator(_single_or_several),
 ]
 
@@ -677,7 +696,7 @@ class JobSpec(Vocabulary):
         description="The trained network; some methods take none (GET /v1/methods). The probabilities of a list are "
         "averaged, by weight: only methods on logits can use a list.",
     )
-    assistants: Annotated[tuple[OneStudent, ...], Field(max_length=8)] = Field(
+    assistants: Annotated[tuple[OneStudent, ...], Field(max_length=8), at_most(8)] = Field(
         default=(),
         description="Networks between teacher and student, largest first: each is distilled from the one before "
         "(Mirzadeh et al., AAAI 2020, arXiv:1902.03393).",

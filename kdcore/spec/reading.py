@@ -11,9 +11,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from base.errors import Fault, SpecFaults
-from base.text import STORED
+from base.text import STORED, clipped
 from kdcore.spec.job import JobSpec, Training
 from kdcore.spec.rules import Fields, rules
+from kdcore.spec.vocabulary import UNKNOWN_FIELDS
 
 OTHER_WORDS = {
     **dict.fromkeys(("pretrained", "weights", "init", "load_from", "resume"), "checkpoint"),
@@ -40,6 +41,15 @@ _BOUNDS = {
 }
 
 
+LONGEST_COMPARED = 200
+MAX_FAULTS = 50
+"""The faults that are described; of more, only the number is given."""
+
+
+def more_faults(number: int) -> Fault:
+    return Fault("", f"and {number} more faults; the first {MAX_FAULTS} are described", "more_faults")
+
+
 def parse(body: Any, *, stored: bool = False) -> JobSpec:
     """Return the spec. Raises SpecFaults with every fault. `stored`: an earlier version may have accepted it."""
     spec, _, faults = read(body, STORED if stored else None)
@@ -57,8 +67,10 @@ def read(body: Any, context: Any = None) -> tuple[JobSpec | None, Fields, list[F
         faults: list[Fault] = []
     except ValidationError as error:
         spec = None
-        details = [detail for detail in error.errors(include_url=False) if not _follows(detail)]
-        faults = _once(_fault(detail, body) for detail in details)
+        details = error.errors(include_url=False)
+        faults = _once(_fault(detail, body) for detail in details[:MAX_FAULTS] if not _follows(detail))
+        if len(details) > MAX_FAULTS:
+            return None, {}, [*faults, more_faults(len(details) + _left_out(details, body) - MAX_FAULTS)]
     partial = _readable(body, context)
     faults += as_typed(rules(partial), body)
     return (None if faults else spec), partial, faults
@@ -90,13 +102,22 @@ def _follows(detail: ErrorDetails) -> bool:
     return detail["type"] == "too_short" and len(detail["input"]) > detail["ctx"]["actual_length"]
 
 
+def _left_out(details: list[ErrorDetails], body: dict[str, Any]) -> int:
+    """Return the number of unknown fields that `few_unknown` has left out."""
+    count = 0
+    for detail in {detail["loc"][:-1]: detail for detail in details if detail["type"] == "extra_forbidden"}.values():
+        path, model, _ = _locate(detail, body)
+        parent: Any = body
+        for step in path[:-1]:
+            parent = parent[step]
+        known = model.model_fields if model else ()
+        count += max(0, sum(name not in known for name in parent) - UNKNOWN_FIELDS)
+    return count
+
+
 def _once(faults: Iterable[Fault]) -> list[Fault]:
     """Return the faults without repetitions: one plain value can set two fields with the same fault."""
-    seen: list[Fault] = []
-    for fault in faults:
-        if fault not in seen:
-            seen.append(fault)
-    return seen
+    return list({(fault.pointer, fault.code, fault.message): fault for fault in faults}.values())
 
 
 def _readable(body: dict[str, Any], context: Any) -> Fields:
@@ -122,7 +143,7 @@ def _adapter(field: str) -> TypeAdapter[Any]:
 def _fault(detail: ErrorDetails, body: dict[str, Any]) -> Fault:
     path, model, here = _locate(detail, body)
     kind, context = detail["type"], detail.get("ctx", {})
-    given = None if kind == "missing" else _short(detail["input"])
+    given = None if kind == "missing" else clipped(detail["input"])
     if kind == "missing":
         return Fault(_pointer(path), "this field is required", "missing")
     if kind == "extra_forbidden":
@@ -163,7 +184,7 @@ def _unknown_variant(path: list[str | int], context: Mapping[str, Any], given: A
     if isinstance(given, dict) and name in given:
         path = [*path, name]
     allowed = [choice.strip(" '") for choice in str(context.get("expected_tags", "")).split(",") if choice]
-    tag = context.get("tag")
+    tag = clipped(context.get("tag"))
     message = f"no such {name}: {tag!r}" if tag is not None else f"an object with a {name!r}, or a plain {name}"
     return Fault(_pointer(path), message + nearest(str(tag), allowed), "not_allowed", allowed or None, tag)
 
@@ -220,23 +241,21 @@ def _tag(model: type[BaseModel]) -> str | None:
 
 
 def _pointer(path: list[str | int]) -> str:
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+    """Return the RFC 6901 pointer. A step that is far longer than any name of a field is cut."""
+    return "".join("/" + clipped(str(step)).replace("~", "~0").replace("/", "~1") for step in path)
 
 
 def _unknown(name: str, allowed: list[str], *, top: bool) -> str:
     meant = nearest(name, allowed)
     if top and not meant and name in Training.model_fields:
         meant = f"; did you mean 'training.{name}'?"
-    return f"there is no field {name!r} here" + meant
+    return f"there is no field {clipped(name)!r} here" + meant
 
 
 def nearest(name: str, allowed: list[str]) -> str:
     """Return `; did you mean '…'?` if an allowed name is like this one, else nothing."""
     if (meant := OTHER_WORDS.get(name)) in allowed:
         return f"; did you mean {meant!r}?"
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    # Comparing takes longer for longer names, and no name here is as long as that.
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5) if len(name) <= LONGEST_COMPARED else ()
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _short(given: Any) -> Any:
-    return given if isinstance(given, int | float | bool | str | None) and len(str(given)) <= 200 else str(given)[:200]

@@ -121,7 +121,7 @@ def open_teacher(
     ):
         if values is not None and len(values) != count:
             raise TeacherMismatch(f"the file notes {len(values)} {what}, its weights have {count}")
-    fault = preprocessing_fault(facts.mean, facts.std) if facts.mean and facts.std else None
+    fault = preprocessing_fault(facts.mean, facts.std)
     if fault is not None:
         raise TeacherMismatch(f"the mean and std that the file notes cannot be used: {fault}")
     return TeacherFile(facts, fitted.state)
@@ -158,7 +158,9 @@ def _notes(content: Content) -> Notes:
     try:
         return Notes.model_validate_json(content.metadata.get("distillery", "{}"))
     except ValidationError as error:
-        raise TeacherMismatch(f"the file's notes about itself cannot be read: {error}") from error
+        first = error.errors(include_url=False)[0]
+        place = "/".join(map(str, first["loc"])) or "the whole"
+        raise TeacherMismatch(f"the file's notes about itself cannot be read: {place}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """A job's files: listed, downloaded whole or in ranges, or not sent again."""
 
 import hashlib
+import os
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -47,7 +50,7 @@ async def test_artifact_download_resumes_with_range(service: Service) -> None:
     assert (other.status_code, other.content) == (200, whole.content)
 
 
-@pytest.mark.parametrize("range_header", ["bytes=99999-", "lines=1-2"])
+@pytest.mark.parametrize("range_header", ["bytes=99999-", "bytes=5-2", "bytes=-0", "bytes=0-1, 99999-"])
 async def test_artifact_download_refuses_a_range_outside_the_file(service: Service, range_header: str) -> None:
     job_id = await service.submit()
     await service.succeed(job_id)
@@ -87,3 +90,24 @@ async def test_artifact_that_does_not_exist_is_answered_with_those_that_do(servi
     assert body["allowed"] == ["report.json", "student.safetensors"]
     problem(await service.http.get("/v1/jobs/job_0/checkpoint"), 404, "not_found")
     problem(await service.http.get("/v1/jobs/job_0/artifacts"), 404, "not_found")
+
+
+@pytest.mark.parametrize("range_header", ["lines=1-2", "bytes=a-b", "bytes", "bytes=1", "bytes=" + "9" * 5000 + "-"])
+async def test_artifact_download_ignores_a_range_that_is_none(service: Service, range_header: str) -> None:
+    job_id = await service.submit()
+    await service.succeed(job_id)
+    path = f"/v1/jobs/{job_id}/checkpoint"
+    answer = await service.http.get(path, headers={"Range": range_header})
+    assert (answer.status_code, answer.content) == (200, (await service.http.get(path)).content)
+
+
+async def test_artifact_download_was_modified_when_it_was_made(service: Service) -> None:
+    """Not when it was last downloaded, which is the time of the file."""
+    job_id = await service.submit()
+    made = await service.succeed(job_id)
+    finished = (await service.http.get(f"/v1/jobs/{job_id}")).json()["finished_at"]
+    os.utime(service.files.path(made["student.safetensors"]), (0, 0))
+    for _ in range(2):
+        answer = await service.http.get(f"/v1/jobs/{job_id}/checkpoint")
+        modified = parsedate_to_datetime(answer.headers["last-modified"])
+        assert modified == datetime.fromisoformat(finished).replace(microsecond=0)

@@ -41,6 +41,19 @@ async def test_healthz_and_readyz(service: Service) -> None:
     assert (await service.http.get("/readyz")).json() == {"status": "ready"}
 
 
+async def test_readyz_writes_once_for_all_who_ask(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key is needed to ask, and each trial is a durable write."""
+    trials: list[bool] = []
+    monkeypatch.setattr(monitoring, "_try_write", lambda connection: trials.append(True))
+    answers = await asyncio.gather(*(service.http.get("/readyz") for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert (await service.http.get("/readyz")).status_code == 200
+    assert len(trials) == 1
+    service.app.state.readiness._ready_until = 0.0
+    assert (await service.http.get("/readyz")).status_code == 200
+    assert len(trials) == 2
+
+
 async def test_readyz_fails_below_min_free_bytes_and_jobs_are_accepted(settings: Settings) -> None:
     async with serving(settings.model_copy(update={"min_free_bytes": 10**18})) as service:
         assert f"{10**18} are needed to start a job" in unavailable(await service.http.get("/readyz"))

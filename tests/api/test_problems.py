@@ -15,7 +15,7 @@ async def test_problem_for_an_unknown_address(service: Service) -> None:
 async def test_problem_for_another_http_method(service: Service) -> None:
     answer = await service.http.put("/v1/jobs")
     problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "GET, POST"
+    assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
 async def test_problem_for_a_body_that_is_not_json(service: Service) -> None:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import StorageFull
-from base.files import write_text, write_whole
+from base.files import too_many_files, write_text, write_whole
 
 
 def test_write_text_returns_path_bytes_and_digest(tmp_path):
@@ -44,3 +45,16 @@ def test_write_text_syncs_the_file_then_renames_then_syncs_the_folder(tmp_path, 
     write_text(tmp_path / "file", "bytes")
     temporary, *rest = steps
     assert temporary.startswith(".file.") and rest == ["rename", tmp_path.name]
+
+
+def test_too_many_files_finds_the_cause_in_what_a_library_makes_of_it():
+    for number in (errno.EMFILE, errno.ENFILE):
+        try:
+            try:
+                raise OSError(number, "Too many open files")
+            except OSError:
+                raise ValueError("this is no image") from None
+        except ValueError as error:
+            found = too_many_files(error)
+        assert found is not None and found.message == "no file can be opened: Too many open files"
+    assert too_many_files(OSError(errno.ENOENT, "no such file")) is None

@@ -119,3 +119,13 @@ def test_run_until_stdin_closes_ends_the_whole_process_group():
 def test_run_until_stdin_closes_returns_the_exit_code():
     process = start("print('up', flush=True); raise SystemExit(7)")
     assert ends(process, lambda: time.sleep(0)) == 7
+
+
+def test_raise_descriptor_limit_is_inherited_and_free_descriptors_counts():
+    script = (
+        "import resource, subprocess, sys; from base.processes import free_descriptors, raise_descriptor_limit; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 200)); few = free_descriptors(); raise_descriptor_limit(); "
+        "print(few, free_descriptors() - few, subprocess.check_output(['sh', '-c', 'ulimit -n'], text=True))"
+    )
+    few, more, inherited = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=REPOSITORY).split()
+    assert 50 < int(few) < 64 and (int(more), int(inherited)) == (136, 200)

@@ -180,6 +180,10 @@ class Engine:
         self.write_line("error", code="storage_full", message="the disk is full", retryable=True, hint=None)
         sys.exit(1)
 
+    def too_many_files(self) -> None:
+        self.write_line("error", code="too_many_files", message="no file can be opened", retryable=True, hint=None)
+        sys.exit(1)
+
     def wait(self) -> None:
         """Wait for the file `gate`, or for the request to stop."""
         gate = Path(self.options["gate"])

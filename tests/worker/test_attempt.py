@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from worker.attempt import inputs, run_job
 from worker.context import WorkerContext
 from worker.engine import EnginePool
 from worker.worker import Worker
+from worker.writer import AttemptWriter
 
 Start = Callable[..., Worker]
 Arm = Callable[[str], None]
@@ -386,6 +388,35 @@ def test_run_job_waits_for_a_file_store_that_is_not_mounted(db: JobDatabase, sta
     assert "warning" not in db.types(job_id), "no checkpoint was discarded"
     resumed = db.attempts(job_id)[-1]
     assert (resumed.attempts_without_progress, resumed.first_step) == (1, step)
+
+
+@pytest.mark.parametrize(
+    ("owner", "place"), [(EnginePool, "start"), (EnginePool, "take"), (AttemptWriter, "__enter__")]
+)
+def test_run_job_spends_no_attempt_for_want_of_a_descriptor(
+    db: JobDatabase, start_worker: Start, monkeypatch: pytest.MonkeyPatch, owner: type, place: str
+):
+    before, refused = getattr(owner, place), []
+
+    def refuse(self: Any, *arguments: Any) -> Any:
+        if len(refused) < 3:
+            refused.append(True)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return before(self, *arguments)
+
+    monkeypatch.setattr(owner, place, refuse)
+    job_id = db.submit(max_attempts=1, steps=2)
+    start_worker()
+    db.assert_trained(job_id, 2)
+    released = next(event.data for event in db.events(job_id) if event.type == "released")
+    assert released["reason"] == "too_many_files"
+
+
+def test_run_job_waits_if_its_engine_can_open_no_file(db: JobDatabase, start_worker: Start, tmp_path: Path):
+    job_id = db.submit(max_attempts=1, steps=2, at={"1": "too_many_files"}, once=str(tmp_path / "once"))
+    start_worker()
+    db.assert_trained(job_id, 2)
+    assert [attempt.attempts_without_progress for attempt in db.attempts(job_id)] == [1, 1]
 
 
 def test_run_job_passes_inputs_by_digest(db: JobDatabase, start_worker: Start):

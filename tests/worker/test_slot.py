@@ -80,6 +80,19 @@ def test_slot_starts_no_job_without_disk_space_and_logs_it(
     assert "there is enough disk space again" in caplog.text
 
 
+def test_slot_starts_no_job_while_it_can_hardly_open_files(
+    db: JobDatabase, start_worker: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(slot_module, "free_descriptors", lambda: slot_module.DESCRIPTORS - 1)
+    worker = start_worker()
+    job_id = db.submit(steps=2)
+    until(lambda: device_row(db).state == "stuck", "the slot to see it")
+    assert db.job(job_id).status == "queued"
+    monkeypatch.setattr(slot_module, "free_descriptors", lambda: None)
+    worker.wake_up()
+    db.assert_trained(job_id, 2)
+
+
 def test_slot_makes_a_home_again_that_is_gone(settings: Settings, db: JobDatabase, start_worker: Start):
     worker = start_worker()
     until(lambda: worker.has_polled, "the first poll")

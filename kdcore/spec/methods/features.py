@@ -20,7 +20,7 @@ from kdcore.spec.methods.options import (
     ShortBudget,
 )
 from kdcore.spec.methods.response import Kd
-from kdcore.spec.vocabulary import Bounds, Pair, Path, Tap, Taps
+from kdcore.spec.vocabulary import Bounds, Pair, Path, Tap, Taps, at_most
 
 _COST = "supervised plus one forward pass of the teacher a step"
 _CRD_CODE = "CRD's code (RepDistiller, run_cifar_distill.sh)"
@@ -285,7 +285,7 @@ class Fsp(Options):
     short_budget = ShortBudget(216, +0.54)
 
     name: Literal["fsp"] = "fsp"
-    taps: Annotated[tuple[Tap, ...], Field(min_length=2, max_length=16)] | None = Field(
+    taps: Annotated[tuple[Tap, ...], Field(min_length=2, max_length=16), at_most(16)] | None = Field(
         default=None,
         description="Shallow to deep; each tap and the next make a flow. Student and teacher need the same number of "
         "channels. Default: the input of the first stage and the end of each, as the paper.",
@@ -395,7 +395,7 @@ class Ofd(Options):
         description="Shallow to deep, before their ReLU, the teacher's fed by a batch norm. Default: the input "
         "of the last ReLU of each stage, as the authors' code.",
     )
-    margins: Annotated[tuple[Path, ...], Bounds(max_length=16)] | None = Field(
+    margins: Annotated[tuple[Path, ...], Field(fail_fast=True), Bounds(max_length=16)] | None = Field(
         default=None,
         description="Module paths of the teacher's batch norms, one for each tap; named together with taps. Default: "
         "those that feed the default taps.",

@@ -20,7 +20,7 @@ from kdcore.spec.methods.options import (
     wrong_shape,
 )
 from kdcore.spec.methods.response import Kd
-from kdcore.spec.vocabulary import TapPath
+from kdcore.spec.vocabulary import TapPath, at_most
 
 
 class Supervised(Options):
@@ -132,7 +132,7 @@ class Byot(Options):
     )
 
     name: Literal["byot"] = "byot"
-    exits: Annotated[tuple[TapPath, ...], Field(min_length=1, max_length=16)] | None = Field(
+    exits: Annotated[tuple[TapPath, ...], Field(min_length=1, max_length=16), at_most(16)] | None = Field(
         default=None,
         description="Module paths of the early exits, shallow to deep. Default: the ends of all stages "
         "but the last, as the paper.",

@@ -1,7 +1,7 @@
 import pytest
 
 from base.errors import Fault, SpecFaults
-from kdcore.spec import METHODS, JobSpec, as_typed, parse, read
+from kdcore.spec import METHODS, JobSpec, as_typed, parse, read, reading
 from kdcore.spec.methods.response import Kd
 from kdcore.spec.methods.schemes import Supervised
 
@@ -294,7 +294,8 @@ def test_job_spec_schema_shows_plain_names_and_lists():
     assert plain["enum"] == list(METHODS)
     assert set(objects["discriminator"]["mapping"]) == set(METHODS)
     assert all(schema["$defs"][ref.rpartition("/")[2]]["required"] == ["name"] for ref in refs(objects["oneOf"]))
-    assert schema["properties"]["dataset"]["anyOf"][0] == {"type": "string"}
+    plain = schema["properties"]["dataset"]["anyOf"][0]
+    assert (plain["type"], plain["minLength"], plain["maxLength"]) == ("string", 1, 300)
     assert schema["$defs"]["Crd"]["properties"]["tap"]["anyOf"][0]["type"] == "string"
 
 
@@ -315,3 +316,58 @@ def test_as_typed_points_to_the_plain_name():
     assert [fault.pointer for fault in pointed] == [
         "/student", "/teacher/architecture", "/teacher/checkpoint", "/training/schedule", "/method/name", "",
     ]  # fmt: skip
+
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "described", "more"),
+    [
+        ({f"k{number}": 0 for number in range(MANY)}, 50, MANY - 50),
+        ({"training": {f"k{number}": 0 for number in range(MANY)}}, 50, MANY - 50),
+        ({"student": {"architecture": "resnet8", "freeze": [""] * 1000}}, 50, 950),
+        ({"method": ["nope"] * MANY}, 1, 0),
+        ({"teacher": [{"a": 1}] * MANY}, 1, 0),
+        ({"student": [f"nope{number}" for number in range(MANY)]}, 1, 0),
+        ({"assistants": ["nope"] * MANY}, 1, 0),
+        ({"dataset": {"source": "digits", "class_names": [0] * MANY}}, 1, 0),
+        ({"teacher": {"checkpoint": "model:x", "class_map": {str(n): [-1] for n in range(MANY)}}}, 1, 0),
+        ({"training": {"schedule": {"name": "multistep", "milestones": ["x"] * MANY}}}, 1, 0),
+        ({"method": {"name": "fitnet", "taps": [{"x": 1}] * MANY}}, 1, 0),
+        ({"method": {"name": "ofd", "margins": [""] * MANY}}, 1, 0),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_read_describes_the_first_faults_and_counts_the_others(changes: dict, described: int, more: int):
+    """Of a long list, no entry is looked at: its length is the fault."""
+    spec, _, found = read({**SOUND, **changes})
+    assert spec is None
+    last = found[-1].message if more else ""
+    assert len(found) - bool(more) >= described <= 50
+    assert last == (f"and {more} more faults; the first 50 are described" if more else "")
+
+
+def test_read_work_grows_no_faster_than_the_body(monkeypatch: pytest.MonkeyPatch):
+    """The suggestions compare names with each other: of many faults, the first are described at all."""
+    compared = []
+    monkeypatch.setattr(reading.difflib, "get_close_matches", lambda name, *_, **__: compared.append(name) or [])
+    read({**SOUND, **{f"k{number}": 0 for number in range(MANY)}})
+    assert len(compared) == 50
+    read({**SOUND, "x" * 100_000: 0})
+    assert len(compared) == 50, "no field has a name of that length"
+
+
+def test_read_repeats_little_of_a_long_value():
+    long = "x" * 100_000
+    for change in ({long: 1}, {"method": long}, {"name": long}, {"training": {"epochs": [0] * 100_000}}):
+        _, _, found = read({**SOUND, **change})
+        assert all(len(str(fault.as_dict())) < 5_000 for fault in found)
+
+
+def test_read_accepts_an_object_of_many_known_fields():
+    """A map of classes is no object with fields."""
+    names = [str(number) for number in range(5_000)]
+    assert faults(dataset={"source": "x", "class_names": names}) == {}
+    body = {"architecture": "resnet56", "checkpoint": "model:big", "class_map": {name: int(name) for name in names}}
+    assert faults(teacher=body) == {}

@@ -142,6 +142,10 @@ def test_inspect_a_student_of_ours_says_all_by_itself(tmp_path: Path, state: dic
         ('{"class_names": ["a"]}', "notes 1 class names, its weights have 10"),
         ('{"std": [1, 1, 1]}', "notes 3 channels of its standard deviation, its weights have 1"),
         ('{"mean": [0.5], "std": [0]}', "the mean and std that the file notes cannot be used: Input should be greater"),
+        ('{"mean": [NaN]}', "the mean and std that the file notes cannot be used: Input should be a finite number"),
+        ('{"std": [-1]}', "the mean and std that the file notes cannot be used: Input should be greater than 0"),
+        ('{"mean": [0.5], "std": [1e-300]}', "cannot be used: Input should be greater than or equal to 0.001"),
+        ('{"class_names": ["\\ud800"]}', "cannot be read"),
         ('{"mean": [123.7], "std": [58.4]}', "are not of pixels in 0..1: divide by 255"),
     ],
 )
