@@ -175,10 +175,11 @@ class WebhookSender:
 
     async def send(self, claimed: Claimed) -> Outcome:
         """Send one message, once. Returns what came of it; raises nothing that the receiver can cause."""
+        deadline = asyncio.get_running_loop().time() + ANSWER_S
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout_at(deadline):
                 target = await self._find(claimed.url)
-            return await self._post(target, claimed)
+            return await self._post(target, claimed, deadline)
         except TimeoutError:
             return Outcome(error=f"there was no answer within {ANSWER_S:g} s")
         except Refused as refused:
@@ -209,8 +210,7 @@ class WebhookSender:
             raise Refused(f"{host} cannot be looked up: {getattr(error, 'strerror', None) or error}") from None
         return list(dict.fromkeys(ip_address(one[4][0]) for one in found))
 
-    async def _post(self, target: Target, claimed: Claimed) -> Outcome:
-        deadline = asyncio.get_running_loop().time() + ANSWER_S
+    async def _post(self, target: Target, claimed: Claimed, deadline: float) -> Outcome:
         headers, content = message(claimed, datetime.now(UTC))
         headers |= {"Host": target.url.netloc.decode(), "Accept-Encoding": "identity", "Connection": "close"}
         headers["User-Agent"] = f"Distillery/{version('distillery')}"

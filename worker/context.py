@@ -57,7 +57,8 @@ class Options(BaseSettings):
     )
     engine_silence_s: float = Field(
         default=1800,
-        gt=0,
+        # Several times what lies between two signs of an engine at work.
+        ge=60,
         description="Time without a line of a training engine after which it is stopped, and its attempt counted.",
     )
     back_off_s: float = Field(
