@@ -11,9 +11,11 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
 from api import problems
+from api.audit import AuditLog
 from api.auth import Authentication
 from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
+from api.limits import Limiter
 from api.middleware import Middleware
 from api.openapi import document
 from api.registrations import Registrations
@@ -21,11 +23,13 @@ from api.routes import (
     architectures,
     artifacts,
     attempts,
+    audit,
     datasets,
     evaluations,
     events,
     jobs,
     keys,
+    limits,
     logs,
     methods,
     metrics,
@@ -67,6 +71,8 @@ V1 = (
     methods,
     architectures,
     webhooks,
+    limits,
+    audit,
     monitoring,
     keys,
     projects,
@@ -87,6 +93,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.database = database
         app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
+        app.state.limiter = Limiter(database, files, settings)
         app.state.readiness = monitoring.Readiness()
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
@@ -122,6 +129,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
     app.add_middleware(Middleware)
+    app.add_middleware(AuditLog)
     app.openapi = cache(lambda: document(app, needs_key=settings.admin_key_hash is not None))  # type: ignore[method-assign]
     return app
 

@@ -74,13 +74,15 @@ class Authentication:
         self._writes: set[asyncio.Task[None]] = set()
 
     async def member(self, scope: Scope) -> Member:
-        """Return the caller. Raises Unauthorized, Forbidden, or RoleForbidden for a reader who would change something.
+        """Return the caller. Raises Unauthorized, Forbidden, or RoleForbidden for a reader who would change something;
+        and LimitReached for more requests in a second than the project may send.
 
         It reads no body. Middleware may call it before the route does: the answer is kept in the scope.
         """
         known: Member | None = scope.get("distillery.member")
         if known is None:
             known = scope["distillery.member"] = await self._member(scope)
+            await scope["app"].state.limiter.admit(known)
         return known
 
     async def check(self, scope: Scope) -> None:
@@ -105,6 +107,8 @@ class Authentication:
         if caller is None:
             await self._delay(scope, key)
             raise _unauthorized("this key is not known, or is not valid any more")
+        # Also the caller of what is refused: the audit log names it.
+        scope["distillery.caller"] = caller
         method, path = scope["method"], scope["path"]
         if caller.role == "reader" and method not in READS and path not in READS_BY_POST:
             raise RoleForbidden("a key with the role reader may only read; this needs the role member", needs="member")

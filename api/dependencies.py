@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from api.audit import Auditor
 from api.auth import Authentication, Member, admin, member, operator
 from api.inspections import Inspections
+from api.limits import Limiter
 from api.references import References
 from api.registrations import Registrations
 from store.database import Database
@@ -26,15 +28,21 @@ def _held(name: str) -> Any:
     return Depends(held)
 
 
+async def auditor(request: Request) -> Auditor:
+    return Auditor(request.app.state.database, request.scope)
+
+
 Caller = Annotated[Member, Depends(member)]
 Auth = Annotated[Authentication, _held("authentication")]
 AdminCaller = Annotated[Member, Depends(admin)]
 """An admin of the project, or the operator."""
 OperatorCaller = Annotated[Member, Depends(operator)]
+AuditDep = Annotated[Auditor, Depends(auditor)]
 Config = Annotated[Settings, _held("settings")]
 Db = Annotated[Database, _held("database")]
 Files = Annotated[FileStore, _held("files")]
 InspectionsDep = Annotated[Inspections, _held("inspections")]
+LimiterDep = Annotated[Limiter, _held("limiter")]
 RegistrationsDep = Annotated[Registrations, _held("registrations")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
 

@@ -41,6 +41,9 @@ SILENCE_S = 60.0
 UNREAD_S = 300.0
 """Time in which the client takes nothing of an answer."""
 LINGER_S = 2.0
+LINGER_BYTES = 4_000_000
+"""What a connection still reads meanwhile, to drop it: more than this is no body that was begun in good faith."""
+PIECE_BYTES = 16_384
 CONNECTIONS = 4096
 """The most connections of a process, however many descriptors it may open."""
 DESCRIPTORS_EACH = 3
@@ -143,6 +146,7 @@ class Connection(HttpToolsProtocol):
         """Bytes since the last header, body or message was whole."""
         self._refusal: Problem | None = None
         self._leaving = False
+        self._dropped = 0
 
     # ── the connection ──
 
@@ -161,9 +165,22 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._leaving:
+            self._dropped += len(data)
+            if self._dropped > LINGER_BYTES:
+                self.transport.pause_reading()
             return
+        if len(data) <= PIECE_BYTES or (self.cycle is not None and self.cycle.more_body):
+            self._parse(data)
+            return
+        # A read has up to 256 kB. As a header, these would become very many objects before they were counted.
+        view = memoryview(data)
+        for start in range(0, len(data), PIECE_BYTES):
+            if not (self._leaving or self.transport.is_closing()):
+                self._parse(view[start : start + PIECE_BYTES])
+
+    def _parse(self, data: bytes | memoryview) -> None:
         self.unfinished += len(data)
-        super().data_received(data)
+        super().data_received(data)  # type: ignore[arg-type]
         if self.transport.is_closing() or self._leaving:
             return
         if self.unfinished > HEADER_BYTES or len(self.headers or ()) > HEADERS:

@@ -22,7 +22,10 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Content-Disposition": ("The name under which the file is saved.", _TEXT),
     "Content-Range": ("The bytes that are sent, and the size of the file.", _TEXT),
     "ETag": ("The SHA-256 of the file in quotation marks; `If-None-Match` takes it.", _TEXT),
-    "Idempotent-Replayed": ("`true`: the key is known, and this is the job of the first request.", {"const": "true"}),
+    "Idempotent-Replayed": (
+        "`true`: the key is known, and this is what the first request has made.",
+        {"const": "true"},
+    ),
     "Last-Modified": ("When the file was stored.", _TEXT),
     "Location": ("The address of what was made.", {"type": "string", "format": "uri-reference"}),
     "Repr-Digest": ("The SHA-256 of the whole file (RFC 9530).", _TEXT),

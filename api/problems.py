@@ -6,8 +6,8 @@ Problem
  ├─ Unauthorized        401  no key, or an unknown one
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
  ├─ RoleForbidden       403  the key's role does not allow this; `needs` is the role that does
+ ├─ QuotaExceeded       403  a limit of the project; something must be deleted first
  ├─ AddressRefused      403  a webhook's URL is that of a private network, or not https, and the operator allows neither
- ├─ TooManyWebhooks     403  the project has as many as it may have, `limit`
  ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, webhook, route
  ├─ MethodNotAllowed    405
  ├─ RequestTimeout      408  the body did not arrive in time
@@ -31,6 +31,7 @@ Problem
  │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
+ ├─ LimitReached        429  a limit of the project; waiting helps: `Retry-After` is in seconds
  ├─ HeadersTooLarge     431
  ├─ ServerError         500
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
@@ -41,6 +42,7 @@ Exceptions of other packages become problems here too: each class names the exce
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Self, cast
@@ -226,15 +228,6 @@ class AddressRefused(Problem):
     status, code, title = 403, "address_refused", "The address is not called"
 
 
-class TooManyWebhooks(Problem):
-    status, code, title = 403, "too_many_webhooks", "The project has as many webhooks as it may have"
-    stands_for = store_errors.TooManyWebhooks
-
-    @classmethod
-    def of(cls, error: store_errors.TooManyWebhooks) -> Self:
-        return cls(str(error), limit=error.most)
-
-
 class WebhookDisabled(Problem):
     status, code, title = 409, "webhook_disabled", "The webhook is disabled"
     stands_for = store_errors.WebhookDisabled
@@ -288,6 +281,33 @@ class IdempotencyConflict(Invalid):
     stands_for = store_errors.IdempotencyConflict
 
 
+REFUSALS: Counter[str] = Counter()
+"""How many requests this process has refused, by the limit that was reached."""
+
+
+class LimitReached(Problem):
+    """The header `Retry-After` has the seconds after which it is worth to come again."""
+
+    status, code, title = 429, "limit_reached", "A limit of the project is reached"
+    sends = ("Retry-After",)
+    stands_for = store_errors.LimitReached
+
+    @classmethod
+    def of(cls, error: store_errors.LimitReached) -> Self:
+        REFUSALS[error.limit] += 1
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)}, **error.details)
+
+
+class QuotaExceeded(Problem):
+    status, code, title = 403, "quota_exceeded", "A limit of the project would be exceeded"
+    stands_for = store_errors.QuotaExceeded
+
+    @classmethod
+    def of(cls, error: store_errors.QuotaExceeded) -> Self:
+        REFUSALS[error.limit] += 1
+        return cls(str(error), **error.details)
+
+
 class HeadersTooLarge(Problem):
     status, code, title = 431, "headers_too_large", "The headers are too large"
 
@@ -315,7 +335,15 @@ class StorageFull(Problem):
     stands_for = errors.StorageFull
 
 
-EVERYWHERE: tuple[type[Problem], ...] = (Unauthorized, Forbidden, RoleForbidden, Invalid, ServerError, Unavailable)
+EVERYWHERE: tuple[type[Problem], ...] = (
+    Unauthorized,
+    Forbidden,
+    RoleForbidden,
+    Invalid,
+    LimitReached,
+    ServerError,
+    Unavailable,
+)
 """The problems that any route may return; declared once, on the router of all routes."""
 
 
@@ -356,6 +384,7 @@ def problem_of(error: Exception) -> Problem | None:
 
 def _handler(problem: type[Problem]) -> Any:
     async def handle(request: Request, error: Exception) -> Response:
+        request.scope["distillery.problem"] = problem.code
         return problem.of(error).response(request_id(request))
 
     return handle
@@ -366,7 +395,9 @@ def request_id(request: Request) -> str:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    return _as_problem(request, cast(HTTPException, error)).response(request_id(request))
+    problem = _as_problem(request, cast(HTTPException, error))
+    request.scope["distillery.problem"] = problem.code
+    return problem.response(request_id(request))
 
 
 def _as_problem(request: Request, error: HTTPException) -> Problem:

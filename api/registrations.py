@@ -25,6 +25,7 @@ from base.errors import StorageFull as DiskFull
 from base.folders import HOST, remove_abandoned
 from base.text import STORED
 from store.database import Database
+from store.idempotency import Once
 from store.registry import Entry, NewEntry, Registry
 from store.settings import Settings
 
@@ -81,6 +82,17 @@ class Kind(Generic[E]):
 
 
 @dataclass
+class Made(Generic[E]):
+    """How a request makes a row, and whether it has made it before."""
+
+    once: Once | None = None
+    max_inspections: int | None = None
+    note: Callable[[Connection, E], None] | None = None
+    """Called in the transaction that makes the row."""
+    before: bool = False
+
+
+@dataclass
 class _Held(Generic[E]):
     """An inspection of this server."""
 
@@ -110,16 +122,22 @@ class Registrations:
         self._held: dict[str, _Held[Any]] = {}
         self.wait_s = WAIT_S
 
-    async def register(self, kind: Kind[E], new: New, project: str, digest: str) -> E:
+    async def register(self, kind: Kind[E], new: New, project: str, digest: str, made: Made[E] | None = None) -> E:
         """Make a row and inspect its file. Returns the row when that has ended, or after `wait_s` as it is then. The
-        start of the child does not count, if it starts at once.
+        start of the child does not count, if it starts at once. The row of a request that was executed before is
+        returned as it is.
 
-        Raises NameTaken; and, within that time, Refused or the Problem for which the row was deleted again.
+        Raises NameTaken, LimitReached, IdempotencyConflict; and, within that time, Refused or the Problem for which the
+        row was deleted again.
         """
         request = new.model_dump(mode="json", exclude_unset=True)
         entry = NewEntry(project, new.name, digest, request)
+        made = made or Made()
         starts = self._inspections.inspector.is_free(kind.facts)
-        held = self._hold(kind, await self._db.write(kind.registry.register, entry, self._owner, self._lease_s))
+        row = await self._db.write(self._add, kind, entry, made)
+        if made.before:
+            return row
+        held = self._hold(kind, row)
         begun = asyncio.create_task(held.begun.wait())
         try:
             if starts:
@@ -183,6 +201,14 @@ class Registrations:
                     await self._db.write(one.kind.registry.release, one.entry, self._owner, 0.0)
                 except (DatabaseUnavailable, DiskFull):
                     log.warning("the inspection of %s is begun again when its lease has expired", one.entry.id)
+
+    def _add(self, connection: Connection, kind: Kind[E], new: NewEntry, made: Made[E]) -> E:
+        own = self._owner, self._lease_s, made.max_inspections
+        entry, created = kind.registry.register_once(connection, made.once, new, *own)
+        made.before = not created
+        if created and made.note is not None:
+            made.note(connection, entry)
+        return entry
 
     def _has_expired(self, connection: Connection) -> bool:
         return any(kind.registry.has_expired(connection) for kind in self._kinds)

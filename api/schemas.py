@@ -176,10 +176,8 @@ def worker_view(worker: Worker, lease_s: float) -> dict[str, Any]:
     return view_of(WorkerView, worker, alive=worker.consumes(lease_s))
 
 
-def webhook_view(webhook: Webhook, secret: str | None = None) -> dict[str, Any]:
-    """Return the answer for a webhook; with its secret, which only the answers to its making and its rotation have."""
-    view = view_of(WebhookView, webhook)
-    return view if secret is None else {**view, "secret": secret}
+def webhook_view(webhook: Webhook) -> dict[str, Any]:
+    return view_of(WebhookView, webhook)
 
 
 def delivery_view(delivery: Delivery) -> dict[str, Any]:

@@ -50,4 +50,9 @@ class Sweep:
         """Sweep once. Returns the jobs that have been due for long."""
         lease_s, heartbeat_s = self._settings.lease_s, self._settings.heartbeat_s
         with self._contact.takeover_gate(requested_at, lease_s=lease_s, heartbeat_s=heartbeat_s) as takeover:
-            return lifecycle.sweep(connection, takeover=takeover, rering_s=self._settings.rering_s)
+            return lifecycle.sweep(
+                connection,
+                takeover=takeover,
+                rering_s=self._settings.rering_s,
+                max_running=self._settings.limit_jobs_running,
+            )

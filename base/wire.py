@@ -514,8 +514,9 @@ class WebhookView(View):
 class SecretWebhookView(WebhookView):
     """A webhook with its secret, which is shown once."""
 
-    secret: str
-    """Every message is signed with it: give it to a library of standardwebhooks.com at the receiver."""
+    secret: str | None
+    """Every message is signed with it: give it to a library of standardwebhooks.com at the receiver. Null in the replay
+    of a request under its `Idempotency-Key`: rotate the secret if the first answer was lost."""
 
 
 class DeliveryView(View):
@@ -573,8 +574,8 @@ class KeyView(View):
 
 
 class NewKeyView(KeyView):
-    key: str
-    """The key itself: `dk_<prefix>_<secret>`. No other answer has it."""
+    key: str | None
+    """The key itself: `dk_<prefix>_<secret>`. No other answer has it; null in a replay under an `Idempotency-Key`."""
 
 
 class ProjectView(View):
@@ -610,6 +611,65 @@ class WorkerView(View):
     started_at: Time
     seen_at: Time
     """Its last heartbeat."""
+
+
+class LimitView(View):
+    """One limit of a project."""
+
+    value: int | None
+    """Null: no limit of the project."""
+    used: int | None
+    """Null where nothing adds up: the size of an upload."""
+    is_default: bool
+    """False if the operator has set it for this project."""
+    counts_in: Literal["project", "process", "upload"]
+    """Where it counts: in the whole project, in the API process that answers, or in each upload."""
+
+
+class AllLimits(View):
+    jobs_queued: LimitView
+    """Jobs that are queued or paused."""
+    jobs_running: LimitView
+    bytes_stored: LimitView
+    """Bytes of uploads, registered files, artifacts and checkpoints, each content once. What jobs have made is counted
+    again every 30 s."""
+    upload_bytes: LimitView
+    event_streams: LimitView
+    inspections: LimitView
+    """Models and data sets that are being inspected."""
+    requests_per_s: LimitView
+    """Requests with a key of the project; as many may come at once."""
+
+
+class LimitsView(View):
+    """The limits of a project, and what is used. A request beyond one is answered with 429, `limit_reached`, and
+    `Retry-After`; where only deleting helps with 403, `quota_exceeded`; an upload that is too large with 413."""
+
+    project: str
+    limits: AllLimits
+
+
+class AuditView(View):
+    """Who did what to which resource, when and from where."""
+
+    id: str
+    at: Time
+    project: str | None
+    """Null for an unknown key."""
+    key_id: str | None
+    """Null for the operator's key of the settings, and without a key."""
+    key_name: str | None
+    role: str | None
+    action: str
+    """`<resource>.<verb>`, as in `job.submit`; `key.refused` for an unknown key, `request.refused` for a key without
+    the right."""
+    resource: str | None
+    """The id or the name of what was acted on."""
+    address: str | None
+    request_id: str | None
+    """The `X-Request-Id` of the answer, which the server's log has, too."""
+    outcome: Literal["done", "refused"]
+    details: dict[str, Any]
 
 
 class UsageView(View):

@@ -822,6 +822,55 @@ def storage(context: typer.Context, as_json: AsJson = False) -> None:
         console.print(tables.collection_table(answer["collections"]))
 
 
+@app.command()
+def limits(
+    context: typer.Context,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME=VALUE", help="Set limits: jobs_running=4 bytes_stored=default. Operator only."),
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="Only the operator names one. Default: yours.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the limits of a project and what is used, or set some."""
+    answer = context.obj.limits(project)
+    if changes:
+        answer = context.obj.set_limits(answer["project"], dict(map(_limit, changes)))
+    if as_json:
+        print_json(answer)
+        return
+    output().print(tables.limits_table(answer))
+
+
+def _limit(text: str) -> tuple[str, int | None]:
+    name, _, value = text.partition("=")
+    if value == "default":
+        return name, None
+    if not (name and value.isascii() and value.isdigit()):
+        raise InvalidInput(f"{text} is no limit; write NAME=NUMBER, or NAME=default")
+    return name, int(value)
+
+
+@app.command()
+def audit(
+    context: typer.Context,
+    action: Annotated[str | None, typer.Option(help="As in job.submit, key.revoke.")] = None,
+    resource: Annotated[str | None, typer.Option(help="The id or name of what was acted on.")] = None,
+    key: Annotated[str | None, typer.Option(help="The id or name of a key.")] = None,
+    refused: Annotated[bool, typer.Option("--refused", help="Only what was refused for lack of rights.")] = False,
+    project: Annotated[str | None, typer.Option(help="For the operator. Default: all.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="2026-11-29T00:00:00Z")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The most entries.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show who did what to which resource, newest first. For admins of a project and the operator."""
+    outcome = "refused" if refused else None
+    filters = {"action": action, "resource": resource, "key": key, "outcome": outcome, "project": project}
+    entries = list(islice(context.obj.audit(**filters, since=since, until=until), limit))
+    print_list(entries, as_json, tables.audit_table, "no entries")
+
+
 KeyId = Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as in `keys list`.")]
 OfProject = Annotated[str | None, typer.Option(help="Only the operator names one. Default: that of your key.")]
 

@@ -24,12 +24,14 @@ from base.references import STUDENT_FILE
 from base.wire import (
     ArtifactView,
     AttemptView,
+    AuditView,
     Dataset,
     DeliveryView,
     EventView,
     JobFilters,
     JobView,
     KeyView,
+    LimitsView,
     MeasuredModel,
     Model,
     NewKeyView,
@@ -471,11 +473,42 @@ class Distillery:
         self.connection.request("DELETE", f"/v1/keys/{key_id}")
 
     def create_project(self, name: str) -> ProjectView:
-        project: ProjectView = self.connection.json("POST", "/v1/projects", json={"name": name})
+        how: dict[str, Any] = {"headers": _random_key(), "idempotent": True}
+        project: ProjectView = self.connection.json("POST", "/v1/projects", json={"name": name}, **how)
         return project
 
     def projects(self) -> Iterator[ProjectView]:
         return self._pages("/v1/projects", limit=100)
+
+    def limits(self, project: str | None = None) -> LimitsView:
+        """Return the limits of a project, and what is used. Only the operator names one."""
+        limits: LimitsView = self.connection.json("GET", "/v1/limits", params=_without_none({"project": project}))
+        return limits
+
+    def set_limits(self, project: str, limits: Mapping[str, int | None]) -> LimitsView:
+        """Set limits of a project; None: the default holds again. Only the operator may do that."""
+        changed: LimitsView = self.connection.json(
+            "PATCH", f"/v1/projects/{project}", json={"limits": dict(limits)}, idempotent=True
+        )
+        return changed
+
+    def audit(
+        self,
+        *,
+        action: str | None = None,
+        resource: str | None = None,
+        key: str | None = None,
+        outcome: str | None = None,
+        project: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> Iterator[AuditView]:
+        """Yield who did what to which resource, newest first: in the project, for the operator in all of them.
+
+        Times are ISO 8601 with an offset.
+        """
+        filters = {"action": action, "resource": resource, "key": key, "outcome": outcome, "project": project}
+        return self._pages("/v1/audit", limit=100, **filters, since=since, until=until)
 
     def delete_project(self, name: str) -> None:
         """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
@@ -518,7 +551,7 @@ class Distillery:
 
     def _register(self, path: str, body: Mapping[str, Any]) -> Any:
         try:
-            return self.connection.json("POST", path, json=body)
+            return self.connection.json("POST", path, json=body, headers=_random_key(), idempotent=True)
         except KeyboardInterrupt:
             self._cancel_unanswered(path, body)
             raise
@@ -563,6 +596,11 @@ class Distillery:
         if isinstance(file, str) and file.removeprefix("blob:").startswith("sha256:"):
             return file.removeprefix("blob:")
         return self.upload(file, on_progress=on_progress)
+
+
+def _random_key() -> dict[str, str]:
+    """Return a header with which a request may be sent again: it makes nothing twice."""
+    return {"Idempotency-Key": uuid4().hex}
 
 
 def _refusal(error: Mapping[str, Any]) -> ApiError:

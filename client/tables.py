@@ -13,6 +13,7 @@ from rich.text import Text
 from base.text import shown
 from base.wire import (
     AttemptView,
+    AuditView,
     CollectionView,
     Dataset,
     DeliveryView,
@@ -20,6 +21,8 @@ from base.wire import (
     Evaluation,
     JobView,
     KeyView,
+    LimitsView,
+    LimitView,
     Measured,
     Model,
     ProjectView,
@@ -383,6 +386,27 @@ def project_table(projects: Iterable[ProjectView]) -> Table:
     table = _table("name", "created at", unbroken=("name",))
     for project in projects:
         _add_row(table, project["name"], project["created_at"])
+    return table
+
+
+def limits_table(limits: LimitsView) -> Table:
+    table = _table("limit", "value", "used", "", right=("value", "used"), unbroken=("limit",))
+    for name, one in limits["limits"].items():
+        limit = cast(LimitView, one)
+        value = "none" if limit["value"] is None else f"{limit['value']:,}"
+        used = "" if limit["used"] is None else f"{limit['used']:,}"
+        of = {"project": "", "process": "in one API process", "upload": "each"}[limit["counts_in"]]
+        _add_row(table, name, value, used, ", ".join(filter(None, (of, "" if limit["is_default"] else "set"))))
+    return table
+
+
+def audit_table(entries: Iterable[AuditView]) -> Table:
+    table = _table("at", "who", "did", "to", "from", "project", unbroken=("at", "to"))
+    for one in entries:
+        who = f"{one['key_name']} ({one['role']})" if one["key_name"] else "unknown key"
+        did = one["action"] if one["outcome"] == "done" else Text(one["action"], style="red")
+        to = one["resource"] or one["details"].get("path")
+        _add_row(table, one["at"], who, did, to, one["address"], one["project"])
     return table
 
 

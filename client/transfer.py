@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 import httpx
 
@@ -163,8 +164,7 @@ def _new_upload(connection: Connection, path: Path, size: int, digest: str) -> U
         "POST",
         "/v1/uploads",
         params={"filename": path.name, "sha256": digest},
-        headers={"Upload-Length": str(size)},
-        # A second empty upload does no harm: it holds no bytes and expires.
+        headers={"Upload-Length": str(size), "Idempotency-Key": uuid4().hex},
         idempotent=True,
     )
     return state

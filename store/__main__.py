@@ -17,7 +17,7 @@ from base.defaults import DEFAULT_PROJECT
 from base.errors import DatabaseUnavailable, StorageFull
 from base.text import unwanted
 from base.wire import Role
-from store import cache, keys
+from store import audit, cache, keys
 from store.collector import Collector, Retention, collect
 from store.database import Database, migrate
 from store.errors import NotFound
@@ -60,6 +60,8 @@ def _make_key(settings: Settings, project: str, name: str, role: Role) -> None:
         migrate(settings.database_url)
         with database.begin() as connection:
             key, secret = keys.create(connection, project, name, role, created_by="python -m store key")
+            actor = audit.Actor(project, None, "python -m store key", "operator", None, None)
+            audit.append(connection, actor, "key.create", key.id, name=name, role=role)
     except (DatabaseUnavailable, StorageFull, NotFound) as error:
         sys.exit(f"store: {error}")
     finally:

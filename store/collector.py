@@ -5,6 +5,7 @@
     logs          of deleted jobs
     uploads       without use for `uploads_s`, row and file (but not the blob of a complete upload)
     temporaries   of killed processes
+    rows          of the audit log after `audit_s`; of idempotency keys whose things are gone
 
 No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its
 last use and restore it from the trash. So a blob is deleted only `after_s` after the last moment at which a process
@@ -38,7 +39,7 @@ from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
 from base.references import BLOB
-from store import checkpoints, collections, projects, tables, uploads
+from store import audit, checkpoints, collections, idempotency, projects, tables, uploads
 from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
@@ -65,10 +66,13 @@ class Retention:
     after_s: float
     checkpoints_s: float
     uploads_s: float
+    audit_s: float = 365 * 86_400.0
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        return cls(settings.collect_after_s, settings.retain_checkpoints_s, settings.retain_uploads_s)
+        return cls(
+            settings.collect_after_s, settings.retain_checkpoints_s, settings.retain_uploads_s, settings.retain_audit_s
+        )
 
 
 class Stopped(Exception):
@@ -121,7 +125,14 @@ class Collector:
         # The steps that free disk space without needing any come first.
         steps = [self.empty_trash, self.expire_checkpoints]
         steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
-        for step in [*steps, self.expire_uploads, self.forget_blobs, self.fill_trash, self.delete_temporaries]:
+        for step in [
+            *steps,
+            self.expire_uploads,
+            self.forget_blobs,
+            self.fill_trash,
+            self.delete_temporaries,
+            self.expire_rows,
+        ]:
             try:
                 step()
             except DatabaseUnavailable:
@@ -260,6 +271,18 @@ class Collector:
             for path in self._each(paths):
                 if path.name not in known and modified_at(path) <= before:
                     self._do("uploads", path, _unlink, path)
+
+    def expire_rows(self) -> None:
+        """Delete old entries of the audit log, and idempotency keys whose things are gone. They are no files, and not
+        counted."""
+        while not self.dry_run:
+            if self.stopped():
+                raise Stopped
+            with self._begin() as connection:
+                count = audit.delete_older_than(connection, self.retention.audit_s, BATCH)
+                count += idempotency.delete_free(connection, BATCH)
+            if not count:
+                break
 
     def delete_temporaries(self) -> None:
         for path in self._each(self.files.temporaries()):

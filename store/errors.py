@@ -9,8 +9,9 @@
      ├─ NameTaken             name_taken             names are unique within a project
      ├─ ProjectNotEmpty       project_not_empty      it has rows, which must be deleted first
      ├─ KeyEnded              key_ended              the key was revoked or has expired
+     ├─ LimitReached          limit_reached          a limit of the project; waiting helps
+     ├─ QuotaExceeded         quota_exceeded         a limit of the project; something must be deleted first
      ├─ BlobMismatch          checksum_mismatch      the bytes do not have the expected size or digest
-     ├─ TooManyWebhooks       too_many_webhooks      a project has so many at most
      ├─ WebhookDisabled       webhook_disabled       nothing is sent to it
      ├─ OffsetConflict        offset_conflict        the upload continues at another offset
      └─ UploadBusy            upload_busy            another request is writing to the same upload
@@ -74,9 +75,9 @@ class LeaseLost(StoreError):
 class IdempotencyConflict(StoreError):
     code = "idempotency_conflict"
 
-    def __init__(self, key: str, job_id: str) -> None:
-        super().__init__(f"the key {key!r} was used with another body, for job {job_id}")
-        self.key, self.job_id = key, job_id
+    def __init__(self, key: str, kind: str, id: str) -> None:
+        super().__init__(f"the key {key!r} was used with another body, for {kind} {id}")
+        self.key, self.kind, self.id = key, kind, id
 
 
 class NameTaken(StoreError):
@@ -96,6 +97,33 @@ class ProjectNotEmpty(StoreError):
         self.name, self.holds = name, holds
 
 
+class LimitReached(StoreError):
+    code = "limit_reached"
+
+    def __init__(self, limit: str, value: int, used: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"the project's limit {limit} is {value}, and it has {used}; try again in {retry_after_s} s",
+            limit=limit,
+            value=value,
+            used=used,
+        )
+        self.limit, self.value, self.used, self.retry_after_s = limit, value, used, retry_after_s
+
+
+class QuotaExceeded(StoreError):
+    code = "quota_exceeded"
+
+    def __init__(self, limit: str, value: int, used: int, more: int) -> None:
+        super().__init__(
+            f"the project's limit {limit} is {value}, it has {used}, and this needs {more} more; delete something "
+            "first",
+            limit=limit,
+            value=value,
+            used=used,
+        )
+        self.limit, self.value, self.used, self.more = limit, value, used, more
+
+
 class KeyEnded(StoreError):
     code = "key_ended"
 
@@ -110,14 +138,6 @@ class BlobMismatch(StoreError):
     def __init__(self, name: str, expected: object, actual: object) -> None:
         super().__init__(f"{name}: expected {expected}, got {actual}")
         self.name, self.expected, self.actual = name, expected, actual
-
-
-class TooManyWebhooks(StoreError):
-    code = "too_many_webhooks"
-
-    def __init__(self, most: int) -> None:
-        super().__init__(f"the project has {most} webhooks, which is the most; delete one first", limit=most)
-        self.most = most
 
 
 class WebhookDisabled(StoreError):

@@ -78,6 +78,13 @@ class FileStore:
     def exists(self, sha256: str) -> bool:
         return self.path(sha256).is_file()
 
+    def size(self, sha256: str) -> int:
+        """Return the bytes of a blob, 0 if there is none. This is no use of it."""
+        try:
+            return self._blob_path(sha256).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def last_used_at(self, sha256: str) -> float:
         """Return the time of a blob's last use; minus infinity if it is not among the blobs. This call is not a use."""
         try:

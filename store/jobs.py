@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, insert, or_, select
 from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
@@ -14,10 +14,12 @@ from base.jobs import TERMINAL, Kind, Status, allowed_actions
 from base.references import BLOB, blobs_in
 from base.text import Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
-from store import alerts, projects
-from store.errors import ActionNotAllowed, IdempotencyConflict, NotFound
+from store import alerts, idempotency, limits, projects
+from store.errors import ActionNotAllowed, NotFound
 from store.events import append_event, update_job
-from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page, upsert
+from store.idempotency import Once
+from store.limits import Room
+from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page
 from store.tables import checkpoints, jobs, metrics
 from store.teachers import append_change, await_teachers, lock_awaited, take_students
 
@@ -31,31 +33,34 @@ _BY_ID = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
 _BY_ID_IN_PROJECT = _BY_ID.where(jobs.c.project == bindparam("project"))
 
 
-def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
+def submit(
+    connection: Connection, new: NewJob, max_queued: int | None = None, room: Room | None = None
+) -> tuple[Job, bool]:
     """Queue a job. Returns it, and False if it was queued before: the same key with the same body is the same job.
 
     Raises IdempotencyConflict if the key was used with another body. Concurrent requests with one key get one job.
+    Raises LimitReached if the project has `max_queued` jobs that wait, and QuotaExceeded if it has no `room` for files.
     Raises TeacherUnavailable if a job that should teach this one has ended without a student.
     """
+    job_id = new_id("job")
+    if (known := idempotency.reserve(connection, _once(new), job_id)) is not None:
+        return get(connection, known), False
+    limits.require_queue(connection, new.project, max_queued)
+    if room is not None:
+        room.require(connection, new.project, 1)
     row = (
-        upsert(connection, jobs)
+        insert(jobs)
         .values(
             **vars(new),
-            id=new_id("job"),
+            id=job_id,
             status="queued",
             event_seq=1 + len(new.warnings),
             created_at=database_now(),
             deadline_at=None if new.deadline_s is None else database_now() + new.deadline_s,
         )
-        .on_conflict_do_nothing(index_elements=[jobs.c.project, jobs.c.idempotency_key])
         .returning(*JOB_COLUMNS)
     )
-    inserted = connection.execute(row).one_or_none()
-    if inserted is None:
-        known = find_by_key(connection, new.project, str(new.idempotency_key), new.spec_sha256)
-        assert known is not None, "the insert met a row with this key"  # noqa: S101
-        return known, False
-    job = as_record(Job, inserted)
+    job = as_record(Job, connection.execute(row).one())
     append_event(connection, replace(job, event_seq=1), "queued")
     for seq, warning in enumerate(new.warnings, 2):
         append_event(connection, replace(job, event_seq=seq), "warning", **warning)
@@ -66,15 +71,14 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     return job, True
 
 
-def find_by_key(connection: Connection, project: str, idempotency_key: str, spec_sha256: str) -> Job | None:
-    """Return the job that was submitted with this key, if any. Raises IdempotencyConflict if its body was another."""
-    same_key = and_(jobs.c.project == project, jobs.c.idempotency_key == idempotency_key)
-    row = connection.execute(select(*JOB_COLUMNS).where(same_key)).one_or_none()
-    if row is None:
-        return None
-    if row.spec_sha256 != spec_sha256:
-        raise IdempotencyConflict(idempotency_key, row.id)
-    return as_record(Job, row)
+def _once(new: NewJob) -> Once | None:
+    return None if new.idempotency_key is None else Once(new.project, new.idempotency_key, "jobs", new.spec_sha256)
+
+
+def find_once(connection: Connection, once: Once) -> Job | None:
+    """Return the job that was submitted by this request before, if any. Raises IdempotencyConflict."""
+    known = idempotency.find(connection, once)
+    return None if known is None else get(connection, known)
 
 
 def get(connection: Connection, job_id: str, project: str | None = None) -> Job:
@@ -192,13 +196,22 @@ def resume(connection: Connection, job_id: str, project: str | None = None) -> J
     return job
 
 
-def retry(connection: Connection, job_id: str, project: str | None = None, *, from_scratch: bool = False) -> Job:
+def retry(
+    connection: Connection,
+    job_id: str,
+    project: str | None = None,
+    *,
+    from_scratch: bool = False,
+    max_queued: int | None = None,
+) -> Job:
     """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
     It continues from its last checkpoint. With `from_scratch`, its checkpoints and curves are deleted instead. The
     collector deletes their files. Raises TeacherUnavailable if a job whose student should teach it has failed, was
-    cancelled or deleted; if that job has succeeded by now, its student's digest is taken.
+    cancelled or deleted; if that job has succeeded by now, its student's digest is taken. `max_queued`: see `submit`.
     """
+    if project is not None and get(connection, job_id, project).status in ("failed", "cancelled"):
+        limits.require_queue(connection, project, max_queued)
     values: dict[str, Any] = {"attempts_without_progress": 0, "error": None, "not_before": None, "finished_at": None}
     if from_scratch:
         early = [one for one in get(connection, job_id, project).warnings if CODES[one["code"]] in KNOWN_AT_SUBMIT]

@@ -79,11 +79,18 @@ def create(
     *,
     created_by: str | None = None,
     expires_in_s: float | None = None,
+    key_id: str | None = None,
 ) -> tuple[Key, str]:
     """Add a key. Returns its row and the key itself, which nothing returns again. Raises NotFound for the project."""
     projects.get(connection, project)
     key, prefix = new_key()
-    values: dict[str, Any] = {"id": new_id("key"), "project": project, "name": name, "role": role, "prefix": prefix}
+    values: dict[str, Any] = {
+        "id": key_id or new_id("key"),
+        "project": project,
+        "name": name,
+        "role": role,
+        "prefix": prefix,
+    }
     values |= {"sha256": digest_of(key), "created_by": created_by}
     times = {
         "created_at": database_now(),

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, false,
 
 from base.errors import DeadlineExceeded, WorkerLost
 from base.wire import TeacherCheck
-from store import alerts, projects, registry
+from store import alerts, limits, projects, registry
 from store.artifacts import NewArtifact, publish
 from store.attempts import close_attempt, open_attempt, owned_by
 from store.checkpoints import Checkpoint, list_checkpoints
@@ -53,14 +53,25 @@ class Claim:
 
 
 def claim(
-    connection: Connection, owner: str, lease_s: float, *, takeover: bool, device: str | None = None
+    connection: Connection,
+    owner: str,
+    lease_s: float,
+    *,
+    takeover: bool,
+    device: str | None = None,
+    max_running: int | None = None,
 ) -> Claim | None:
     """Claim the first job of the queue; with `takeover`, also one whose lease has expired. Returns None without a job.
 
     A worker may take over only after one lease of unbroken contact with the database. Otherwise the lease may have
     expired because the database was out of reach, for the owner as well.
+
+    `max_running`: the jobs that a project without a limit of its own may run at a time. The queued jobs of a project
+    that runs as many as it may are left out; those of others are not delayed by them.
     """
-    first = _first_claimable(takeover).with_for_update(skip_locked=True).scalar_subquery()
+    limits.lock_claims(connection, max_running)
+    full = limits.full_projects(connection, max_running)
+    first = _first_claimable(takeover, full).with_for_update(skip_locked=True).scalar_subquery()
     job = update_job(
         connection,
         jobs.c.id == first,
@@ -85,9 +96,10 @@ def claim(
     return Claim(job, list_checkpoints(connection, job.id))
 
 
-def has_claimable(connection: Connection, takeover: bool) -> bool:
+def has_claimable(connection: Connection, takeover: bool, max_running: int | None = None) -> bool:
     """Return whether a claim would find a job. Takes no lock, so polling is cheap."""
-    return connection.execute(_first_claimable(takeover)).one_or_none() is not None
+    full = limits.full_projects(connection, max_running)
+    return connection.execute(_first_claimable(takeover, full)).one_or_none() is not None
 
 
 def heartbeat(connection: Connection, job_id: str, fence: int, lease_s: float) -> str | None:
@@ -239,8 +251,10 @@ def finish_cancelled(connection: Connection, job_id: str, fence: int) -> bool:
     return True
 
 
-def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15) -> list[str]:
+def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15, max_running: int | None = None) -> list[str]:
     """End jobs that no worker will end. Returns the jobs that have been due for `rering_s`: their wake-up was lost.
+
+    Jobs that wait for a place of their project (`max_running`, see `claim`) are not among these.
 
     Jobs that wait past their deadline fail. With `takeover` (see `claim`), this also ends the jobs whose lease has
     expired and that cannot be claimed: cancel or pause is requested, the deadline has passed, or no attempt is left.
@@ -258,7 +272,9 @@ def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15) -> li
         if takeover:
             _end_abandoned(connection, job_id)
     alerts.see_progress(connection)
+    full = limits.full_projects(connection, max_running)
     missed = select(jobs.c.id).where(_is_due(jobs), _due_since(jobs) < database_now() - rering_s)
+    missed = missed.where(jobs.c.project.not_in(full)) if full else missed
     return list(connection.scalars(missed.order_by(jobs.c.priority.desc(), jobs.c.created_at).limit(100)))
 
 
@@ -287,10 +303,12 @@ def _fail(connection: Connection, where: ColumnElement[bool], error: dict[str, A
     return job
 
 
-def _first_claimable(takeover: bool) -> Any:
+def _first_claimable(takeover: bool, full: Sequence[str]) -> Any:
+    """Return the query of the job that is next. `full`: the projects of which none may be started."""
     waiting = jobs.alias("waiting")
     can_take_over = and_(_lease_expired(waiting), waiting.c.requested.is_(None))
-    claimable = or_(_is_due(waiting), can_take_over) if takeover else _is_due(waiting)
+    can_start = and_(_is_due(waiting), waiting.c.project.not_in(full)) if full else _is_due(waiting)
+    claimable = or_(can_start, can_take_over) if takeover else can_start
     return (
         select(waiting.c.id)
         .where(

@@ -19,8 +19,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, or_, select, update
 
-from store import projects, tables
+from store import idempotency, limits, projects, tables
 from store.errors import NameTaken, NotFound
+from store.idempotency import Once
 from store.records import PageQuery, as_record, columns, database_now, new_id, read_page, upsert
 
 State = Literal["inspecting", "ready", "refused"]
@@ -81,7 +82,33 @@ class Registry(Generic[E]):
     kind: str
     prefix: str
 
-    def register(self, connection: Connection, new: NewEntry, owner: str, lease_s: float) -> E:
+    def register_once(
+        self,
+        connection: Connection,
+        once: Once | None,
+        new: NewEntry,
+        owner: str,
+        lease_s: float,
+        max_inspections: int | None = None,
+    ) -> tuple[E, bool]:
+        """Add an entry as `register` does, and return it; with False if the request was executed before.
+
+        Raises LimitReached if the project has `max_inspections` entries that are inspected.
+        """
+        entry_id = new_id(self.prefix)
+        if (known := idempotency.reserve(connection, once, entry_id)) is not None:
+            return self.get(connection, new.project, known), False
+        limits.require_inspection(connection, new.project, max_inspections)
+        return self.register(connection, new, owner, lease_s, entry_id), True
+
+    def find_once(self, connection: Connection, once: Once) -> E | None:
+        """Return the entry that was registered by this request before, if any. Raises IdempotencyConflict."""
+        known = idempotency.find(connection, once)
+        return None if known is None else self.get(connection, once.project, known)
+
+    def register(
+        self, connection: Connection, new: NewEntry, owner: str, lease_s: float, entry_id: str | None = None
+    ) -> E:
         """Add an entry that its owner inspects. It replaces a refused one of its name.
 
         Raises NameTaken if the project has another one of this name.
@@ -89,7 +116,12 @@ class Registry(Generic[E]):
         rows = self.table.c
         refused = and_(rows.project == new.project, rows.name == new.name, rows.state == "refused")
         connection.execute(delete(self.table).where(refused))
-        values: dict[str, Any] = {"id": new_id(self.prefix), **vars(new), "state": "inspecting", "owner": owner}
+        values: dict[str, Any] = {
+            "id": entry_id or new_id(self.prefix),
+            **vars(new),
+            "state": "inspecting",
+            "owner": owner,
+        }
         times = {"lease_until": database_now() + lease_s, "created_at": database_now()}
         added = upsert(connection, self.table).values(**values, **times, attempts=1).on_conflict_do_nothing()
         row = connection.execute(added.returning(*self._columns())).one_or_none()

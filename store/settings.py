@@ -68,6 +68,29 @@ class Settings(BaseSettings):
         description="Hosts and networks that webhooks may call beside public addresses, also without TLS, separated by "
         "commas: 10.0.0.0/8, hooks.internal.",
     )
+    limit_jobs_queued: int | None = Field(
+        default=10_000,
+        ge=1,
+        description="Jobs of one project that may be queued or paused; the operator may set others.",
+    )
+    limit_jobs_running: int | None = Field(
+        default=None, ge=1, description="Jobs of one project that run at a time; workers need it, too. Default: all."
+    )
+    limit_bytes_stored: int | None = Field(
+        default=None, ge=1, description="Bytes of the files of one project. Default: as the disk has."
+    )
+    limit_event_streams: int | None = Field(
+        default=5_000, ge=1, description="Open event streams of one project in one API process."
+    )
+    limit_inspections: int | None = Field(
+        default=100, ge=1, description="Models and data sets of one project that are inspected at a time."
+    )
+    limit_requests_per_s: int | None = Field(
+        default=1_000, ge=1, description="Requests with a key in a second, of one project in one API process."
+    )
+    retain_audit_s: float = Field(
+        default=365 * 86_400, ge=86_400, description="Time after which an entry of the audit log is deleted."
+    )
     slots: int | None = Field(
         default=None, ge=1, description="Jobs that run at the same time on this host; default: one for each device."
     )

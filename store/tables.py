@@ -133,6 +133,7 @@ jobs = Table(
     CheckConstraint("requested IS NULL OR status = 'running'", name="only_running_jobs_are_requested"),
 )
 Index("ix_jobs_project_id", jobs.c.project, jobs.c.id)
+Index("ix_jobs_project_status_id", jobs.c.project, jobs.c.status, jobs.c.id)
 Index(
     "ix_jobs_waiting",
     jobs.c.priority.desc(),
@@ -234,6 +235,8 @@ uploads = Table(
     Column("created_at", Double, nullable=False),
     CheckConstraint("status IN ('open', 'complete')", name="status"),
 )
+
+Index("ix_uploads_project_id", uploads.c.project, uploads.c.id)
 
 
 def _registered(name: str, *more: Column[Any]) -> Table:
@@ -348,6 +351,43 @@ workers = Table(
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
 )
+
+# What a key of a request (`Idempotency-Key`) has made: `resource` is the row's id in the table `kind`.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("project", String(100), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("resource", String(100), nullable=False),
+    Column("digest", SHA256, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+Index("ix_idempotency_kind_resource", idempotency.c.kind, idempotency.c.resource)
+
+# Who did what to which resource. Rows are added, and deleted by age; nothing changes them.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("at", Double, nullable=False),
+    # Null where no key told the project: a wrong key.
+    Column("project", String(100)),
+    Column("key_id", ID),
+    Column("key_name", String(100)),
+    Column("role", String(16)),
+    Column("action", String(64), nullable=False),
+    Column("resource", String(200)),
+    Column("address", String(64)),
+    Column("request_id", String(80)),
+    Column("outcome", String(16), nullable=False),
+    Column("details", DOCUMENT, nullable=False),
+    CheckConstraint("outcome IN ('done', 'refused')", name="outcome"),
+)
+Index("ix_audit_project_id", audit.c.project, audit.c.id)
+Index("ix_audit_project_action_id", audit.c.project, audit.c.action, audit.c.id)
+Index("ix_audit_project_resource_id", audit.c.project, audit.c.resource, audit.c.id)
+Index("ix_audit_at", audit.c.at)
 
 collections = Table(
     "collections",

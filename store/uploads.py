@@ -16,9 +16,11 @@ from typing import BinaryIO
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
 
 from base.files import disk_full_as_storage_full, make_folder, sync
-from store import projects, tables
+from store import idempotency, projects, tables
 from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
 from store.file_store import Blob, FileStore
+from store.idempotency import Once
+from store.limits import Room
 from store.records import as_record, columns, database_now, new_id
 
 
@@ -49,10 +51,34 @@ def create(
     filename: str | None = None,
     bytes: int | None = None,
     sha256: str | None = None,
+    upload_id: str | None = None,
 ) -> Upload:
-    row = {"id": new_id("up"), "project": project, "filename": filename, "bytes": bytes, "sha256": sha256}
+    row = {"id": upload_id or new_id("up"), "project": project, "filename": filename, "bytes": bytes, "sha256": sha256}
     created = insert(tables.uploads).values(**row, created_at=database_now()).returning(*UPLOAD_COLUMNS)
     return as_record(Upload, connection.execute(created).one())
+
+
+def create_once(
+    connection: Connection,
+    once: Once | None,
+    project: str,
+    *,
+    filename: str | None = None,
+    bytes: int | None = None,
+    sha256: str | None = None,
+    room: Room | None = None,
+) -> tuple[Upload, bool]:
+    """Begin an upload. Returns it, and False if the request was executed before.
+
+    Raises QuotaExceeded if the project has no `room` for the announced bytes.
+    """
+    upload_id = new_id("up")
+    if (known := idempotency.reserve(connection, once, upload_id)) is not None:
+        return get(connection, project, known), False
+    if room is not None:
+        room.require(connection, project, bytes or 0)
+    made = create(connection, project, filename=filename, bytes=bytes, sha256=sha256, upload_id=upload_id)
+    return made, True
 
 
 def get(connection: Connection, project: str, upload_id: str) -> Upload:
@@ -62,8 +88,13 @@ def get(connection: Connection, project: str, upload_id: str) -> Upload:
     return as_record(Upload, row)
 
 
-def append(connection: Connection, project: str, upload_id: str, *, offset: int, length: int) -> Upload:
-    """Acknowledge `length` durable bytes after `offset`. Raises OffsetConflict if the row has another offset."""
+def append(
+    connection: Connection, project: str, upload_id: str, *, offset: int, length: int, room: Room | None = None
+) -> Upload:
+    """Acknowledge `length` durable bytes after `offset`. Raises OffsetConflict if the row has another offset, and
+    QuotaExceeded if the project has no `room` for bytes that were not announced."""
+    if room is not None:
+        room.require(connection, project, length)
     advanced = (
         update(tables.uploads)
         .where(_is(project, upload_id), tables.uploads.c.offset == offset, tables.uploads.c.status == "open")

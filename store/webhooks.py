@@ -23,7 +23,9 @@ from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, inse
 
 from base.clock import jittered
 from base.jobs import WEBHOOK_EVENTS, WEBHOOK_TEST, DeliveryStatus
-from store.errors import NotFound, TooManyWebhooks, WebhookDisabled
+from store import idempotency, limits
+from store.errors import NotFound, QuotaExceeded, WebhookDisabled
+from store.idempotency import Once
 from store.records import Job, PageQuery, as_record, columns, database_now, new_id, read_page
 from store.tables import webhook_deliveries as deliveries
 from store.tables import webhooks
@@ -118,15 +120,30 @@ _DUE = and_(_PENDING, deliveries.c.next_at <= database_now())
 # ── what clients do ──
 
 
-def create(connection: Connection, project: str, url: str, events: Sequence[str], enabled: bool) -> tuple[Webhook, str]:
-    """Add a webhook. Returns it and its secret, which is shown once. Raises TooManyWebhooks."""
+def create(
+    connection: Connection, project: str, url: str, events: Sequence[str], enabled: bool, once: Once | None = None
+) -> tuple[Webhook, str | None]:
+    """Add a webhook. Returns it and its secret, which is shown once: None if `once` has made the webhook before.
+
+    Raises IdempotencyConflict, or QuotaExceeded if the project has as many as it may have.
+    """
+    webhook_id = new_id("wh")
+    limits.lock(connection, project)
+    if (known := idempotency.reserve(connection, once, webhook_id)) is not None:
+        return get(connection, project, known), None
     count = select(func.count()).select_from(webhooks).where(webhooks.c.project == project)
-    if connection.execute(count).scalar_one() >= MOST_WEBHOOKS:
-        raise TooManyWebhooks(MOST_WEBHOOKS)
+    if (used := connection.execute(count).scalar_one()) >= MOST_WEBHOOKS:
+        raise QuotaExceeded("webhooks", MOST_WEBHOOKS, used, 1)
     secret = _new_secret()
-    row = {"id": new_id("wh"), "project": project, "url": url, "events": list(events), "enabled": enabled}
+    row = {"id": webhook_id, "project": project, "url": url, "events": list(events), "enabled": enabled}
     added = insert(webhooks).values(**row, secret=secret, created_at=database_now()).returning(*WEBHOOK_COLUMNS)
     return as_record(Webhook, connection.execute(added).one()), secret
+
+
+def find_once(connection: Connection, once: Once) -> Webhook | None:
+    """Return the webhook that this request has made before, if any. Raises IdempotencyConflict."""
+    known = idempotency.find(connection, once)
+    return None if known is None else get(connection, once.project, known)
 
 
 def get(connection: Connection, project: str, webhook_id: str) -> Webhook:

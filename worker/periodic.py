@@ -84,7 +84,12 @@ class Sweep(PeriodicTask):
         self._end_outlived_engines()
         with context.begin() as (connection, takeover):
             workers.record_heartbeat(connection, context.owner, socket.gethostname(), devices, current_job)
-            waiting = lifecycle.sweep(connection, takeover=takeover, rering_s=context.settings.rering_s)
+            waiting = lifecycle.sweep(
+                connection,
+                takeover=takeover,
+                rering_s=context.settings.rering_s,
+                max_running=context.settings.limit_jobs_running,
+            )
         return waiting
 
     def requeue_dead(self) -> None:

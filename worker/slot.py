@@ -130,7 +130,9 @@ class Slot:
         try:
             # The query takes no lock, so that idle workers do not wait for each other.
             with context.database.connect() as connection:
-                has_work = lifecycle.has_claimable(connection, context.may_take_over())
+                has_work = lifecycle.has_claimable(
+                    connection, context.may_take_over(), context.settings.limit_jobs_running
+                )
             context.contact.made()
             self._prove()
             if not has_work:
@@ -139,7 +141,12 @@ class Slot:
                 failpoint("claim.begun")
                 claimed_at = boottime()
                 claim = lifecycle.claim(
-                    connection, context.owner, context.settings.lease_s, takeover=takeover, device=self.device.name
+                    connection,
+                    context.owner,
+                    context.settings.lease_s,
+                    takeover=takeover,
+                    device=self.device.name,
+                    max_running=context.settings.limit_jobs_running,
                 )
                 failpoint("claim.before_commit")
             failpoint("claim.committed")

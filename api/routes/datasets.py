@@ -5,13 +5,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse, Response
 
-from api.dependencies import Caller, Db, Files, ReferencesDep, RegistrationsDep
+from api.dependencies import AuditDep, Caller, Db, Files, LimiterDep, ReferencesDep, RegistrationsDep
 from api.inspections import Inspections, OnProgress
 from api.openapi import headers
-from api.problems import NameTaken, NotFound, NotReady, StorageFull, Unusable, WarningRefused, responses
+from api.problems import (
+    IdempotencyConflict,
+    NameTaken,
+    NotFound,
+    NotReady,
+    StorageFull,
+    Unusable,
+    WarningRefused,
+    responses,
+)
 from api.registrations import Inspected, Kind
 from api.routes.artifacts import Download
-from api.routes.models import STILL_INSPECTING, accepted, registered, uploaded
+from api.routes.jobs import Key
+from api.routes.models import accepted, answers_of, registered, registration, replay, uploaded
 from api.schemas import DatasetView, Json, NameOrId, NewDataset, Page, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
 from kdcore.spec import dataset_warnings
@@ -37,13 +47,20 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     status_code=201,
     response_model=DatasetView,
     responses={
-        201: headers("Location"),
-        202: {"model": DatasetView, "description": STILL_INSPECTING, **headers("Location")},
-        **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
+        **answers_of(DatasetView),
+        **responses(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict, StorageFull),
     },
 )
 async def register(
-    new: NewDataset, caller: Caller, references: ReferencesDep, registrations: RegistrationsDep
+    *,
+    new: NewDataset,
+    caller: Caller,
+    db: Db,
+    references: ReferencesDep,
+    registrations: RegistrationsDep,
+    limiter: LimiterDep,
+    audit: AuditDep,
+    idempotency_key: Key = None,
 ) -> Response:
     """Register an uploaded data set: `.npz` arrays, or an archive of images in folders of splits and classes.
 
@@ -55,9 +72,12 @@ async def register(
     Arrays of `x` alone, and images outside class folders, have no labels (`labelled: false`): a student can be
     distilled onto them, but not measured on them.
     """
-    digest = await uploaded(new.blob, references)
-    dataset = await registrations.register(KIND, new, caller.project, digest)
-    return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}")
+    made = await registration(KIND, new, caller.project, idempotency_key, limiter, audit)
+    dataset = await replay(KIND, db, made)
+    if dataset is None:
+        digest = await uploaded(new.blob, references)
+        dataset = await registrations.register(KIND, new, caller.project, digest, made)
+    return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}", made)
 
 
 @router.get("", response_model=Page[DatasetView])
@@ -103,10 +123,11 @@ async def thumbnails(name_or_id: NameOrId, caller: Caller, db: Db, files: Files)
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: NameOrId, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
+async def delete(name_or_id: NameOrId, caller: Caller, audit: AuditDep, registrations: RegistrationsDep) -> Response:
     """Delete a data set, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
     affected."""
-    registrations.cancel(await db.write(registry.datasets.delete, caller.project, name_or_id))
+    deleted = await audit.write("dataset.delete", str, registry.datasets.delete, caller.project, name_or_id)
+    registrations.cancel(deleted)
     return Response(status_code=204)
 
 

@@ -1,18 +1,17 @@
 """Evaluations of registered models: jobs that measure a model on all test images of a data set."""
 
-import hashlib
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.dependencies import Caller, Config, Db, ReferencesDep, WakeWorkers
+from api.dependencies import AuditDep, Caller, Config, Db, LimiterDep, ReferencesDep, WakeWorkers
 from api.problems import (
     IdempotencyConflict,
     NotFound,
     NotReady,
+    QuotaExceeded,
     SpecInvalid,
     StorageFull,
     WarningRefused,
@@ -28,6 +27,7 @@ from base.wire import JobView
 from kdcore.catalog.facts import model_facts
 from kdcore.spec import Dataset, EvaluationSpec, Teacher
 from store import jobs, registry
+from store.idempotency import digest_of
 from store.records import NewJob, PageQuery
 
 router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"])
@@ -39,7 +39,7 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
     response_model=JobView,
     responses={
         **SUBMITTED,
-        **responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, StorageFull),
+        **responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, QuotaExceeded, StorageFull),
     },
 )
 async def submit(
@@ -51,6 +51,8 @@ async def submit(
     db: Db,
     wake_workers: WakeWorkers,
     settings: Config,
+    limiter: LimiterDep,
+    audit: AuditDep,
     idempotency_key: Key = None,
 ) -> Response:
     """Submit a job that measures a model on all test images of a data set.
@@ -59,7 +61,7 @@ async def submit(
     `result` has the accuracy with its 95 % interval, the top-5 accuracy, the loss, and the accuracy of each class.
     """
     spec = {"model": name_or_id, **sent.model_dump(mode="json", exclude_unset=True)}
-    digest = hashlib.sha256(to_json(spec)).hexdigest()
+    digest = digest_of("jobs", spec)
     if known := await replay(db, settings, caller.project, idempotency_key, digest):
         return known
     try:
@@ -95,7 +97,7 @@ async def submit(
         max_attempts=sent.scheduling.max_attempts or settings.max_attempts,
         warnings=[warning.as_dict() for warning in examined.warnings],
     )
-    return await accept(new, db, settings, wake_workers)
+    return await accept(new, db, settings, wake_workers, limiter, audit)
 
 
 @router.get("", response_model=Page[JobView], responses=responses(NotFound))

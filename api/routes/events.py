@@ -11,7 +11,8 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
-from api.dependencies import Auth, Caller, Db
+from api.dependencies import Auth, Caller, Db, LimiterDep
+from api.limits import Counted
 from api.openapi import headers
 from api.problems import NotFound, Problem, responses
 from api.schemas import Count, Id, Page, page, view_of
@@ -23,6 +24,21 @@ from store.database import Database
 from store.events import Event
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
+
+MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "description": "One message of the stream, by the names of its fields.",
+    "properties": {
+        "id": {"type": "string", "description": "The number of the event."},
+        "event": {"type": "string", "description": "The type of the event."},
+        "data": {
+            "type": "string",
+            "description": "The event, as `/events` has it.",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/EventView"},
+        },
+    },
+}
 
 POLL_S = 0.3
 PING_S = 15.0
@@ -45,7 +61,7 @@ async def listing(
     "/stream",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, **headers("Cache-Control")},
+        200: {"content": {"text/event-stream": {"schema": MESSAGE}}, **headers("Cache-Control")},
         204: {"description": "The job has ended and you have every event; do not reconnect."},
         **responses(NotFound),
     },
@@ -56,6 +72,7 @@ async def stream(
     caller: Caller,
     db: Db,
     auth: Auth,
+    limiter: LimiterDep,
     after: After = 0,
     last_event_id: Annotated[Count | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
@@ -69,7 +86,8 @@ async def stream(
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     messages = _messages(db, job_id, caller.project, last, partial(auth.check, request.scope))
-    return StreamingResponse(messages, media_type="text/event-stream", headers=headers)
+    await limiter.open_stream(caller.project)
+    return Counted(limiter, caller.project, messages, media_type="text/event-stream", headers=headers)
 
 
 async def _messages(

@@ -1,23 +1,25 @@
 """Jobs: submit, read, and act on them. An action that the job's status does not allow is answered with 409."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.dependencies import Caller, Config, Db, Files, ReferencesDep, WakeWorkers
+from api.audit import Auditor
+from api.dependencies import AuditDep, Caller, Config, Db, Files, LimiterDep, ReferencesDep, WakeWorkers
 from api.estimate import estimated
+from api.limits import Limiter
 from api.openapi import headers
 from api.problems import (
     ActionNotAllowed,
     IdempotencyConflict,
     MalformedBody,
     NotFound,
+    QuotaExceeded,
     SpecInvalid,
     StorageFull,
     TeacherUnavailable,
@@ -33,6 +35,7 @@ from base.failpoints import failpoint
 from base.wire import JobView, ValidationView
 from store import jobs, workers
 from store.database import Database
+from store.idempotency import Once, digest_of
 from store.jobs import JobQuery
 from store.records import Job, NewJob
 from store.settings import Settings
@@ -78,7 +81,14 @@ Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
     responses={
         **SUBMITTED,
         **responses(
-            MalformedBody, TooLarge, SpecInvalid, WarningRefused, IdempotencyConflict, TeacherUnavailable, StorageFull
+            MalformedBody,
+            TooLarge,
+            SpecInvalid,
+            WarningRefused,
+            IdempotencyConflict,
+            TeacherUnavailable,
+            QuotaExceeded,
+            StorageFull,
         ),
     },
     openapi_extra=SPEC_BODY,
@@ -91,17 +101,20 @@ async def submit(
     db: Db,
     wake_workers: WakeWorkers,
     settings: Config,
+    limiter: LimiterDep,
+    audit: AuditDep,
     idempotency_key: Key = None,
 ) -> Response:
     """Submit a job. Every fault of the spec is answered at once; an accepted spec never changes.
 
     With an `Idempotency-Key`, a second request with the same body is answered with 200, the same job, and the header
-    `Idempotent-Replayed: true`; another body under that key is refused.
+    `Idempotent-Replayed: true`; another body under that key is refused. The order of fields does not count, and 1.0
+    is 1. A key is remembered for as long as the job exists. All that makes something takes such a key.
 
     A teacher `job:<id>` may be a job that has not ended: the new job stays `queued` (`waiting`: `teacher`) until that
     job succeeds, and fails with `teacher_unavailable` if it ends otherwise.
     """
-    digest = hashlib.sha256(to_json(spec)).hexdigest()
+    digest = digest_of("jobs", spec)
     if known := await replay(db, settings, caller.project, idempotency_key, digest):
         return known
     # A job does not wait for a probe: only what is measured already can make a warning.
@@ -120,7 +133,7 @@ async def submit(
         max_attempts=examined.resolved.scheduling.max_attempts or settings.max_attempts,
         warnings=[warning.as_dict() for warning in examined.warnings],
     )
-    return await accept(new, db, settings, wake_workers)
+    return await accept(new, db, settings, wake_workers, limiter, audit)
 
 
 @router.post(
@@ -167,25 +180,27 @@ async def one(job_id: Id, caller: Caller, db: Db, settings: Config) -> Response:
 
 
 @router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def cancel(job_id: Id, caller: Caller, db: Db) -> Response:
+async def cancel(job_id: Id, caller: Caller, audit: AuditDep) -> Response:
     """Cancel a job. A queued or paused job is cancelled immediately.
 
     A running job is stopped first: its status becomes `cancelled` when its process has ended, or `succeeded` if its
     training had already ended. Cancelling is idempotent.
     """
-    return Json(job_view(await db.write(jobs.cancel, job_id, project=caller.project)))
+    return Json(job_view(await audit.write("job.cancel", job_id, jobs.cancel, job_id, project=caller.project)))
 
 
 @router.post("/{job_id}/pause", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def pause(job_id: Id, caller: Caller, db: Db) -> Response:
+async def pause(job_id: Id, caller: Caller, audit: AuditDep) -> Response:
     """Pause a job. A running job saves a checkpoint first and resumes from there. Pausing is idempotent."""
-    return Json(job_view(await db.write(jobs.pause, job_id, project=caller.project)))
+    return Json(job_view(await audit.write("job.pause", job_id, jobs.pause, job_id, project=caller.project)))
 
 
 @router.post("/{job_id}/resume", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
-async def resume(job_id: Id, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config) -> Response:
+async def resume(job_id: Id, caller: Caller, audit: AuditDep, wake_workers: WakeWorkers, settings: Config) -> Response:
     """Return a paused job to the queue."""
-    job = await db.write(_view_of, jobs.resume, settings.lease_s, job_id, project=caller.project)
+    job = await audit.write(
+        "job.resume", job_id, _view_of, jobs.resume, settings.lease_s, job_id, project=caller.project
+    )
     wake_workers()
     return Json(job)
 
@@ -196,7 +211,14 @@ async def resume(job_id: Id, caller: Caller, db: Db, wake_workers: WakeWorkers, 
     responses=responses(MalformedBody, NotFound, ActionNotAllowed, TeacherUnavailable),
 )
 async def retry(
-    *, job_id: Id, caller: Caller, db: Db, wake_workers: WakeWorkers, settings: Config, sent: Retry | None = None
+    *,
+    job_id: Id,
+    caller: Caller,
+    audit: AuditDep,
+    limiter: LimiterDep,
+    wake_workers: WakeWorkers,
+    settings: Config,
+    sent: Retry | None = None,
 ) -> Response:
     """Queue a failed or cancelled job again, with all its attempts and its whole deadline.
 
@@ -205,15 +227,17 @@ async def retry(
     answer is 409, `teacher_unavailable`.
     """
     scratch = sent is not None and sent.start == "scratch"
-    job = await db.write(_view_of, jobs.retry, settings.lease_s, job_id, project=caller.project, from_scratch=scratch)
+    bounds = await limiter.of(caller.project)
+    how: dict[str, Any] = {"project": caller.project, "from_scratch": scratch, "max_queued": bounds.jobs_queued}
+    job = await audit.write("job.retry", job_id, _view_of, jobs.retry, settings.lease_s, job_id, **how)
     wake_workers()
     return Json(job)
 
 
 @router.delete("/{job_id}", status_code=204, responses=responses(NotFound, ActionNotAllowed))
-async def delete(job_id: Id, caller: Caller, db: Db, files: Files) -> Response:
+async def delete(job_id: Id, caller: Caller, audit: AuditDep, files: Files) -> Response:
     """Delete a job that has ended, with its events, metrics, artifacts, checkpoints and logs."""
-    await db.write(jobs.delete, job_id, project=caller.project)
+    await audit.write("job.delete", job_id, jobs.delete, job_id, project=caller.project)
     await to_thread.run_sync(files.delete_job_files, job_id)
     return Response(status_code=204)
 
@@ -222,13 +246,29 @@ async def replay(db: Database, settings: Settings, project: str, key: str | None
     """Return the answer to a request whose key is known. A replay checks nothing: what it names may be deleted now."""
     if key is None:
         return None
-    job = await db.read(_view_of, jobs.find_by_key, settings.lease_s, project, key, digest)
+    job = await db.read(_view_of, jobs.find_once, settings.lease_s, Once(project, key, "jobs", digest))
     return None if job is None else _replayed(job)
 
 
-async def accept(new: NewJob, db: Database, settings: Settings, wake_workers: Callable[[], None]) -> Response:
+async def accept(
+    new: NewJob,
+    db: Database,
+    settings: Settings,
+    wake_workers: Callable[[], None],
+    limiter: Limiter,
+    audit: Auditor,
+) -> Response:
     """Store a job that was checked, wake a worker, and return the answer."""
-    job, created = await db.write(_submit, new, settings.lease_s)
+    bounds, room = await limiter.of(new.project), await limiter.room(new.project)
+
+    def write(connection: Connection) -> tuple[dict[str, Any], bool]:
+        job, created = jobs.submit(connection, new, bounds.jobs_queued, room)
+        if created:
+            action = "job.submit" if new.kind == "distillation" else "evaluation.submit"
+            audit.append(connection, action, job.id, name=job.name)
+        return views(connection, [job], settings.lease_s)[0], created
+
+    job, created = await db.write(write)
     failpoint("submit.committed")
     wake_workers()
     return Json(job, 201, _location(job)) if created else _replayed(job)
@@ -252,11 +292,6 @@ def _view_of(
     """Run a store function that returns a job, and return the job's view."""
     job = action(connection, *args, **kwargs)
     return None if job is None else views(connection, [job], lease_s)[0]
-
-
-def _submit(connection: Connection, new: NewJob, lease_s: float) -> tuple[dict[str, Any], bool]:
-    job, created = jobs.submit(connection, new)
-    return views(connection, [job], lease_s)[0], created
 
 
 def views(connection: Connection, rows: Iterable[Job], lease_s: float) -> list[dict[str, Any]]:

@@ -7,24 +7,49 @@ from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.dependencies import Caller, Db, ReferencesDep, RegistrationsDep
+from api.audit import Auditor
+from api.dependencies import AuditDep, Caller, Db, LimiterDep, ReferencesDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
+from api.limits import Limiter
 from api.openapi import headers
-from api.problems import NameTaken, NotFound, StorageFull, Unusable, WarningRefused, responses, summary
+from api.problems import (
+    IdempotencyConflict,
+    NameTaken,
+    NotFound,
+    StorageFull,
+    Unusable,
+    WarningRefused,
+    responses,
+    summary,
+)
 from api.references import References, has_blob
-from api.registrations import Inspected, Kind
+from api.registrations import E, Inspected, Kind, Made, New
+from api.routes.jobs import Key
 from api.schemas import Json, MeasuredModelView, ModelView, NameOrId, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
 from kdcore.spec import model_warnings
 from store import jobs, registry
+from store.database import Database
+from store.idempotency import Once
 from store.records import PageQuery
+from store.registry import Entry
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 STILL_INSPECTING = "The row is made, and its file is still being inspected: GET it until its `state` is another one."
+
+
+def answers_of(view: Any) -> dict[int | str, dict[str, Any]]:
+    """Return the answers to a registration, for the OpenAPI document."""
+    sent = headers("Location", "Idempotent-Replayed")
+    return {
+        200: {"model": view, "description": "The key is known: the row of the first request.", **sent},
+        201: headers("Location"),
+        202: {"model": view, "description": STILL_INSPECTING, **sent},
+    }
 
 
 async def inspected(new: NewModel, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:
@@ -49,13 +74,20 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     status_code=201,
     response_model=ModelView,
     responses={
-        201: headers("Location"),
-        202: {"model": ModelView, "description": STILL_INSPECTING, **headers("Location")},
-        **responses(NotFound, NameTaken, Unusable, WarningRefused, StorageFull),
+        **answers_of(ModelView),
+        **responses(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict, StorageFull),
     },
 )
 async def register(
-    new: NewModel, caller: Caller, references: ReferencesDep, registrations: RegistrationsDep
+    *,
+    new: NewModel,
+    caller: Caller,
+    db: Db,
+    references: ReferencesDep,
+    registrations: RegistrationsDep,
+    limiter: LimiterDep,
+    audit: AuditDep,
+    idempotency_key: Key = None,
 ) -> Response:
     """Register an uploaded checkpoint or program as a teacher. Its bytes say which of them it is.
 
@@ -63,18 +95,46 @@ async def register(
     that cannot be used is not registered, and the answer has the reason.
 
     If that takes longer than a few seconds, the answer is 202 with `state` `inspecting`; GET the model until it is
-    `ready`, or `refused` with the reason. DELETE cancels it.
+    `ready`, or `refused` with the reason. DELETE cancels it. A replay under an `Idempotency-Key` is answered with 200.
     """
-    if new.architecture is not None:
-        _require_known(new.architecture)
-    digest = await uploaded(new.blob, references)
-    model = await registrations.register(KIND, new, caller.project, digest)
-    return registered(model_view(model), f"/v1/models/{model.id}")
+    made = await registration(KIND, new, caller.project, idempotency_key, limiter, audit)
+    model = await replay(KIND, db, made)
+    if model is None:
+        if new.architecture is not None:
+            _require_known(new.architecture)
+        digest = await uploaded(new.blob, references)
+        model = await registrations.register(KIND, new, caller.project, digest, made)
+    return registered(model_view(model), f"/v1/models/{model.id}", made)
 
 
-def registered(view: dict[str, Any], location: str) -> Response:
-    """Return the answer to a registration: 201, or 202 while the file is inspected."""
-    return Json(view, 202 if view["state"] == "inspecting" else 201, {"Location": location})
+async def registration(
+    kind: Kind[E], new: New, project: str, key: str | None, limiter: Limiter, audit: Auditor
+) -> Made[E]:
+    """Return how a request makes its row: once, within the project's limits, and with an entry of the audit log."""
+    table, action = kind.registry.table.name, f"{kind.registry.table.name.removesuffix('s')}.register"
+
+    def note(connection: Connection, entry: Entry) -> None:
+        audit.append(connection, action, entry.id, name=entry.name)
+
+    once = Once.of(project, key, table, new.model_dump(mode="json", exclude_unset=True))
+    return Made(once, (await limiter.of(project)).inspections, note)
+
+
+async def replay(kind: Kind[E], db: Database, made: Made[E]) -> E | None:
+    """Return the row that this request has made before. A replay checks nothing: the upload may be deleted by now."""
+    if made.once is None:
+        return None
+    entry = await db.read(kind.registry.find_once, made.once)
+    made.before = entry is not None
+    return entry
+
+
+def registered(view: dict[str, Any], location: str, made: Made[Any]) -> Response:
+    """Return the answer to a registration: 201, 200 if it was made before, or 202 while the file is inspected."""
+    headers = {"Location": location}
+    if made.before:
+        headers["Idempotent-Replayed"] = "true"
+    return Json(view, 202 if view["state"] == "inspecting" else 200 if made.before else 201, headers)
 
 
 @router.get("", response_model=Page[ModelView])
@@ -97,10 +157,11 @@ async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
-async def delete(name_or_id: NameOrId, caller: Caller, db: Db, registrations: RegistrationsDep) -> Response:
+async def delete(name_or_id: NameOrId, caller: Caller, audit: AuditDep, registrations: RegistrationsDep) -> Response:
     """Delete a model, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
     affected."""
-    registrations.cancel(await db.write(registry.models.delete, caller.project, name_or_id))
+    deleted = await audit.write("model.delete", str, registry.models.delete, caller.project, name_or_id)
+    registrations.cancel(deleted)
     return Response(status_code=204)
 
 

@@ -3,23 +3,45 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from sqlalchemy import Connection
 from starlette.responses import Response
 
-from api.dependencies import Auth, Db, OperatorCaller
-from api.problems import NameTaken, NotFound, ProjectNotEmpty, RoleForbidden, responses
+from api.dependencies import AuditDep, Auth, Db, OperatorCaller
+from api.problems import IdempotencyConflict, NameTaken, NotFound, ProjectNotEmpty, RoleForbidden, responses
+from api.routes.jobs import Key
 from api.schemas import Id, Json, NewProject, Page, page, view_of
 from base.wire import ProjectView
-from store import projects
+from store import idempotency, projects
+from store.idempotency import Once
+from store.projects import Project
 from store.records import PageQuery
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"])
 
 
-@router.post("", status_code=201, response_model=ProjectView, responses=responses(NameTaken, RoleForbidden))
-async def create(new: NewProject, caller: OperatorCaller, db: Db) -> Response:
+@router.post(
+    "",
+    status_code=201,
+    response_model=ProjectView,
+    responses=responses(NameTaken, RoleForbidden, IdempotencyConflict),
+)
+async def create(
+    new: NewProject, caller: OperatorCaller, db: Db, audit: AuditDep, idempotency_key: Key = None
+) -> Response:
     """Make a project. Its first key is made with `POST /v1/keys` and `project`."""
-    project = await db.write(projects.create, new.name)
-    return Json(view_of(ProjectView, project), 201, {"Location": f"/v1/projects/{project.name}"})
+    once = Once.of(caller.project, idempotency_key, "projects", new.model_dump(mode="json", exclude_unset=True))
+
+    def write(connection: Connection) -> tuple[Project, bool]:
+        if (known := idempotency.reserve(connection, once, new.name)) is not None:
+            return projects.get(connection, known), False
+        audit.append(connection, "project.create", new.name, project=new.name)
+        return projects.create(connection, new.name), True
+
+    project, created = await db.write(write)
+    headers = {"Location": f"/v1/projects/{project.name}"}
+    if created:
+        return Json(view_of(ProjectView, project), 201, headers)
+    return Json(view_of(ProjectView, project), 200, {**headers, "Idempotent-Replayed": "true"})
 
 
 @router.get("", response_model=Page[ProjectView], responses=responses(RoleForbidden))
@@ -36,8 +58,13 @@ async def one(name: Id, caller: OperatorCaller, db: Db) -> Response:
 
 
 @router.delete("/{name}", status_code=204, responses=responses(NotFound, ProjectNotEmpty, RoleForbidden))
-async def delete(name: Id, caller: OperatorCaller, db: Db, auth: Auth) -> Response:
+async def delete(name: Id, caller: OperatorCaller, db: Db, auth: Auth, audit: AuditDep) -> Response:
     """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
-    await db.write(projects.remove, name)
+
+    def write(connection: Connection) -> None:
+        projects.remove(connection, name)
+        audit.append(connection, "project.delete", name, project=name)
+
+    await db.write(write)
     auth.forget()
     return Response(status_code=204)

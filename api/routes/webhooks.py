@@ -5,8 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.dependencies import AdminCaller, Config, Db
-from api.problems import AddressRefused, Invalid, NotFound, TooManyWebhooks, WebhookDisabled, responses
+from api.dependencies import AdminCaller, AuditDep, Config, Db
+from api.openapi import headers
+from api.problems import (
+    AddressRefused,
+    IdempotencyConflict,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+    WebhookDisabled,
+    responses,
+)
+from api.routes.jobs import Key
 from api.schemas import ChangedWebhook, Id, Json, NewWebhook, Page, delivery_view, page, webhook_view
 from api.webhooks import Refused, checked_url
 from base.addresses import Allowed
@@ -14,17 +24,31 @@ from base.errors import Fault
 from base.text import clipped
 from base.wire import DeliveryView, SecretWebhookView, WebhookView
 from store import webhooks
+from store.idempotency import Once
 from store.records import PageQuery
 from store.settings import Settings
-from store.webhooks import DeliveryQuery
+from store.webhooks import DeliveryQuery, Webhook
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
 
 @router.post(
-    "", status_code=201, response_model=SecretWebhookView, responses=responses(AddressRefused, TooManyWebhooks)
+    "",
+    status_code=201,
+    response_model=SecretWebhookView,
+    responses={
+        200: {
+            "model": SecretWebhookView,
+            "description": "A replay under an `Idempotency-Key`.",
+            **headers("Location", "Cache-Control", "Idempotent-Replayed"),
+        },
+        201: headers("Location", "Cache-Control"),
+        **responses(AddressRefused, QuotaExceeded, IdempotencyConflict),
+    },
 )
-async def create(new: NewWebhook, caller: AdminCaller, db: Db, settings: Config) -> Response:
+async def create(
+    new: NewWebhook, caller: AdminCaller, db: Db, settings: Config, audit: AuditDep, idempotency_key: Key = None
+) -> Response:
     """Tell an address of the project's jobs. The answer has the secret that all messages are signed with, once.
 
     A message is a POST of `{"type", "timestamp", "data"}` with the headers of Standard Webhooks. It is repeated, under
@@ -32,8 +56,13 @@ async def create(new: NewWebhook, caller: AdminCaller, db: Db, settings: Config)
     """
     url = _checked(new.url, settings)
     events = list(dict.fromkeys(new.events))
-    webhook, secret = await db.write(webhooks.create, caller.project, url, events, new.enabled)
-    return Json(webhook_view(webhook, secret), 201, {"Location": f"/v1/webhooks/{webhook.id}"})
+    once = Once.of(caller.project, idempotency_key, "webhooks", new.model_dump(mode="json", exclude_unset=True))
+    if once is not None and (known := await db.read(webhooks.find_once, once)) is not None:
+        return _with_secret(known, None, 200)
+    webhook, secret = await audit.write(
+        "webhook.create", lambda made: made[0].id, webhooks.create, caller.project, url, events, new.enabled, once
+    )
+    return _with_secret(webhook, secret, 201 if secret else 200)
 
 
 @router.get("", response_model=Page[WebhookView])
@@ -50,37 +79,45 @@ async def one(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
 
 
 @router.patch("/{webhook_id}", response_model=WebhookView, responses=responses(NotFound, AddressRefused))
-async def change(webhook_id: Id, changed: ChangedWebhook, caller: AdminCaller, db: Db, settings: Config) -> Response:
+async def change(
+    webhook_id: Id, changed: ChangedWebhook, caller: AdminCaller, settings: Config, audit: AuditDep
+) -> Response:
     """Change the URL or the events of a webhook, disable it, or enable it again."""
     values = changed.model_dump(mode="json", exclude_none=True)
     if changed.url is not None:
         values["url"] = _checked(changed.url, settings)
     if changed.events is not None:
         values["events"] = list(dict.fromkeys(changed.events))
-    return Json(webhook_view(await db.write(webhooks.change, caller.project, webhook_id, values)))
+    webhook = await audit.write("webhook.change", webhook_id, webhooks.change, caller.project, webhook_id, values)
+    return Json(webhook_view(webhook))
 
 
-@router.delete("/{webhook_id}", status_code=204, response_class=Response, responses=responses(NotFound))
-async def delete(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
+@router.delete("/{webhook_id}", status_code=204, responses=responses(NotFound))
+async def delete(webhook_id: Id, caller: AdminCaller, audit: AuditDep) -> Response:
     """Delete a webhook, with its messages. What is being sent at this moment may still arrive."""
-    await db.write(webhooks.remove, caller.project, webhook_id)
+    await audit.write("webhook.delete", webhook_id, webhooks.remove, caller.project, webhook_id)
     return Response(status_code=204)
 
 
 @router.post(
     "/{webhook_id}/test", status_code=202, response_model=DeliveryView, responses=responses(NotFound, WebhookDisabled)
 )
-async def test(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
+async def test(webhook_id: Id, caller: AdminCaller, audit: AuditDep) -> Response:
     """Send a message of the type `webhook.test`. What comes of it is in the list of deliveries a moment later."""
-    return Json(delivery_view(await db.write(webhooks.send_test, caller.project, webhook_id)), 202)
+    delivery = await audit.write("webhook.test", webhook_id, webhooks.send_test, caller.project, webhook_id)
+    return Json(delivery_view(delivery), 202)
 
 
-@router.post("/{webhook_id}/rotate", response_model=SecretWebhookView, responses=responses(NotFound))
-async def rotate(webhook_id: Id, caller: AdminCaller, db: Db) -> Response:
+@router.post(
+    "/{webhook_id}/rotate",
+    response_model=SecretWebhookView,
+    responses={200: headers("Location", "Cache-Control"), **responses(NotFound)},
+)
+async def rotate(webhook_id: Id, caller: AdminCaller, audit: AuditDep) -> Response:
     """Give a webhook another secret, which the answer has, once. For a day messages are signed with the earlier one,
     too."""
-    webhook, secret = await db.write(webhooks.rotate, caller.project, webhook_id)
-    return Json(webhook_view(webhook, secret))
+    webhook, secret = await audit.write("webhook.rotate", webhook_id, webhooks.rotate, caller.project, webhook_id)
+    return _with_secret(webhook, secret, 200)
 
 
 @router.get("/{webhook_id}/deliveries", response_model=Page[DeliveryView], responses=responses(NotFound))
@@ -96,9 +133,19 @@ async def deliveries(webhook_id: Id, caller: AdminCaller, db: Db, query: Annotat
     response_model=DeliveryView,
     responses=responses(NotFound, WebhookDisabled),
 )
-async def replay(webhook_id: Id, delivery_id: Id, caller: AdminCaller, db: Db) -> Response:
+async def replay(webhook_id: Id, delivery_id: Id, caller: AdminCaller, audit: AuditDep) -> Response:
     """Send a message again, now, whatever came of it before. It keeps its id."""
-    return Json(delivery_view(await db.write(webhooks.replay, caller.project, webhook_id, delivery_id)), 202)
+    delivery = await audit.write(
+        "webhook.replay", delivery_id, webhooks.replay, caller.project, webhook_id, delivery_id
+    )
+    return Json(delivery_view(delivery), 202)
+
+
+def _with_secret(webhook: Webhook, secret: str | None, status: int) -> Response:
+    told = {"Location": f"/v1/webhooks/{webhook.id}", "Cache-Control": "no-store"}
+    if secret is None:
+        told["Idempotent-Replayed"] = "true"
+    return Json({**webhook_view(webhook), "secret": secret}, status, told)
 
 
 def _checked(url: str, settings: Settings) -> str:

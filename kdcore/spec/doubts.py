@@ -14,7 +14,7 @@ from kdcore.spec.classes import (
     map_example,
     needs_classes,
 )
-from kdcore.spec.fitting import Known, images_to_train_on, start_summary, teacher_size
+from kdcore.spec.fitting import Known, images_per_class, images_to_train_on, start_summary, teacher_size
 from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
 from kdcore.spec.rules import each_method, each_start, each_teacher
 
@@ -310,11 +310,10 @@ def _logits_warnings(facts: LogitsFacts, pointer: str) -> Iterator[WarningItem]:
 
 def budget_warnings(spec: JobSpec, known: Known) -> Iterator[WarningItem]:
     """Yield a warning if every method of the spec was measured not to help in a training as short as this one."""
-    dataset, training = known.dataset, spec.training
-    if dataset is None or (spec.unlabelled is not None and known.unlabelled is None):
+    dataset, training, seen = known.dataset, spec.training, images_per_class(spec, known)
+    if dataset is None or seen is None:
         return
     images = images_to_train_on(dataset, known.unlabelled, spec.unlabelled, training)
-    seen = training.epochs * images / dataset.num_classes
     budgets = [method.short_budget for method in spec.methods if method.short_budget is not None]
     if len(budgets) == len(spec.methods) and all(seen <= budget.images_per_class for budget in budgets):
         # Of several methods the one that needs least: it is enough if one of them helps.

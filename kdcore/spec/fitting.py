@@ -22,6 +22,7 @@ from kdcore.spec.job import (
     EVERYTHING_ELSE,
     Augmentation,
     CropFlip,
+    JobSpec,
     NoAugmentation,
     Preprocessing,
     RandomResizedCrop,
@@ -462,6 +463,14 @@ def images_to_train_on(
     if pool is None or unlabelled is None:
         return labelled
     return pool.train + (labelled if unlabelled.labelled_too else 0)
+
+
+def images_per_class(spec: JobSpec, known: Known) -> float | None:
+    """Return how many images of each class a student sees; None while the data are not known."""
+    if known.dataset is None or (spec.unlabelled is not None and known.unlabelled is None):
+        return None
+    images = images_to_train_on(known.dataset, known.unlabelled, spec.unlabelled, spec.training)
+    return spec.training.epochs * images / known.dataset.num_classes
 
 
 def _mismatch(pointer: str, message: str, allowed: Any, got: Any) -> Fault:

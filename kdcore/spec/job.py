@@ -95,7 +95,7 @@ def _known_encoding(name: str) -> str:
 
 ClassNames = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
-    Field(min_length=2, max_length=MOST_CLASSES, fail_fast=True),
+    Field(min_length=2, max_length=MOST_CLASSES, fail_fast=True, json_schema_extra={"uniqueItems": True}),
     AfterValidator(_each_once),
     AfterValidator(_of_one_line),
 ]

@@ -5,7 +5,7 @@ from math import ceil, isqrt, sqrt
 
 from kdcore.catalog import DatasetFacts, LogitsFacts, ModelFacts, ProgramFacts, StartFacts
 from kdcore.spec.classes import as_numbers, class_names, class_outputs
-from kdcore.spec.fitting import Known, default_augmentation, teacher_network, teacher_size
+from kdcore.spec.fitting import Known, default_augmentation, images_per_class, teacher_network, teacher_size
 from kdcore.spec.job import (
     AdamW,
     Cosine,
@@ -21,6 +21,7 @@ from kdcore.spec.job import (
     Training,
 )
 from kdcore.spec.methods import Method
+from kdcore.spec.methods.options import Weights
 from kdcore.spec.rules import each_assistant, each_student, each_teacher
 
 FINE_TUNING: dict[type[Sgd | AdamW], dict[str, float]] = {
@@ -43,14 +44,16 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
     dataset = known.dataset
     assert dataset is not None, "a spec is resolved after its data set is known"
     methods, teachers = _methods(spec, known), _teachers(spec, known)
+    usual = Weights(spec.methods[0].defaults.alpha, _beta(spec.methods), _temperature(spec.methods))
+    default = _short_weights(spec, known) or usual
     students = tuple(_student(student, dataset, known.starts.get(at)) for at, student in each_student(vars(spec)))
     return spec.model_copy(
         update={
             "dataset": spec.dataset.resolved(),
             "method": methods if isinstance(spec.method, tuple) else methods[0],
-            "temperature": spec.temperature if spec.temperature is not None else _temperature(spec.methods),
-            "alpha": _given(spec.alpha, spec.methods[0].defaults.alpha),
-            "beta": spec.beta if spec.beta is not None else _beta(spec.methods),
+            "temperature": spec.temperature if spec.temperature is not None else default.temperature,
+            "alpha": _given(spec.alpha, default.alpha),
+            "beta": spec.beta if spec.beta is not None else default.beta,
             "teacher": teachers if isinstance(spec.teacher, tuple) else next(iter(teachers), None),
             "assistants": tuple(_student(one, dataset, known.starts.get(at)) for at, one in each_assistant(vars(spec))),
             "student": students if isinstance(spec.student, tuple) else students[0],
@@ -89,6 +92,17 @@ def named_classes(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts) ->
     if mapped is not None and dataset.class_names:
         return {"class_names": None, "class_map": as_numbers(mapped.outputs, dataset)}
     return {"class_names": tuple(names) if names and names != dataset.class_names else None}
+
+
+def _short_weights(spec: JobSpec, known: Known) -> Weights | None:
+    """Return the weights of a method in a short training, if the spec gives none, and as far as they were measured:
+    one method, labelled images, students that start from nothing."""
+    given = (spec.temperature, spec.alpha, spec.beta) != (None, None, None)
+    if given or len(spec.methods) > 1 or spec.unlabelled is not None or any(one.checkpoint for one in spec.students):
+        return None
+    method, seen = spec.methods[0], images_per_class(spec, known)
+    is_short = seen is not None and method.short_budget is not None and seen <= method.short_budget.images_per_class
+    return method.short_weights if is_short else None
 
 
 def _temperature(methods: tuple[Method, ...]) -> float | None:

@@ -139,9 +139,9 @@ async def test_middleware_holds_a_limited_number_of_bytes_of_all_bodies(
     [
         ('{"name": "a", "name": "b"}', "the key 'name' is there twice"),
         ('{"name": "a", "training": {"epochs": 1, "epochs": 2}}', "the key 'epochs' is there twice"),
-        ('{"name": "a", "alpha": NaN}', "expected value"),
-        ('{"name": "a", "alpha": 1e999}', "too large"),
-        ("[" * 100_000, "recursion limit exceeded"),
+        ('{"name": "a", "alpha": NaN}', "NaN is no finite number"),
+        ('{"name": "a", "alpha": 1e999}', "1e999 is no finite number"),
+        ("[" * 100_000, "nested too deeply"),
         ("{" + '"a":{' * 1000, ""),
         ('{"a": ' + "9" * 5000 + "}", ""),
     ],

@@ -200,7 +200,35 @@ async def test_create_and_change_refuse_urls_that_are_never_called(service: Serv
 async def test_create_is_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("store.webhooks.MOST_WEBHOOKS", 1)
     await made(service)
-    assert problem(await service.http.post("/v1/webhooks", json={"url": URL}), 403, "too_many_webhooks")["limit"] == 1
+    refused = problem(await service.http.post("/v1/webhooks", json={"url": URL}), 403, "quota_exceeded")
+    assert (refused["limit"], refused["value"], refused["used"]) == ("webhooks", 1, 1)
+
+
+async def test_create_with_an_idempotency_key_makes_one_webhook_and_shows_its_secret_once(service: Service) -> None:
+    key = {"Idempotency-Key": "one"}
+    first, again, other = [
+        await service.http.post("/v1/webhooks", json={"url": url}, headers=key) for url in (URL, URL, f"{URL}/other")
+    ]
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json() == {**first.json(), "secret": None} and first.json()["secret"]
+    assert again.headers["idempotent-replayed"] == "true"
+    problem(other, 422, "idempotency_conflict")
+    assert len((await service.http.get("/v1/webhooks")).json()["data"]) == 1
+
+
+async def test_changes_are_in_the_audit_log_and_secrets_are_not(service: Service) -> None:
+    webhook = await made(service)
+    path = f"/v1/webhooks/{webhook['id']}"
+    test = (await service.http.post(f"{path}/test")).json()["id"]
+    await service.http.post(f"{path}/deliveries/{test}/replay")
+    secret = (await service.http.post(f"{path}/rotate")).json()["secret"]
+    await service.http.patch(path, json={"enabled": False})
+    await service.http.delete(path)
+    log = await service.http.get("/v1/audit")
+    entries = [(one["action"], one["resource"]) for one in log.json()["data"]]
+    verbs = ["create", "test", "replay", "rotate", "change", "delete"]
+    assert entries[::-1] == [(f"webhook.{verb}", test if verb == "replay" else webhook["id"]) for verb in verbs]
+    assert webhook["secret"] not in log.text and secret not in log.text
 
 
 @pytest.mark.parametrize(

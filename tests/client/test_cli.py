@@ -28,8 +28,8 @@ from tests.client.fake_service import (
 
 JOBS = "POST /v1/jobs"
 PROMISED = (
-    "up demo submit list show watch cancel pause resume retry download models datasets methods workers storage keys"
-    " webhooks"
+    "up demo submit list show watch cancel pause resume retry download models datasets methods workers storage keys "
+    "projects limits audit webhooks"
 )
 
 
@@ -313,6 +313,50 @@ def test_storage():
     shown = run(FakeService({"GET /v1/storage": enough}), "storage").stdout
     assert "no job is started" not in shown
     assert "collected at" not in shown
+
+
+def limits_of(**limits: object) -> dict[str, object]:
+    default = {"value": None, "used": 0, "is_default": True, "counts_in": "project"}
+    return {"project": "ours", "limits": {name: {**default, **one} for name, one in limits.items()}}
+
+
+def test_limits():
+    rate = {"value": 1000, "counts_in": "process"}
+    view = limits_of(
+        jobs_queued={"value": 10_000, "used": 1234, "is_default": False}, bytes_stored={}, requests_per_s=rate
+    )
+    fake = FakeService({"GET /v1/limits": view})
+    shown = run(fake, "limits", "--project", "ours").stdout
+    assert dict(fake.requests[0].url.params) == {"project": "ours"}
+    assert re.search(r"jobs_queued +10,000 +1,234 +set", shown)
+    assert re.search(r"bytes_stored +none +0", shown)
+    assert re.search(r"requests_per_s +1,000 +0 +in one API process", shown)
+
+
+def test_limits_are_set():
+    change = "PATCH /v1/projects/ours"
+    fake = FakeService({"GET /v1/limits": limits_of(), change: limits_of(jobs_running={"value": 4})})
+    assert re.search(r"jobs_running +4", run(fake, "limits", "jobs_running=4", "bytes_stored=default").stdout)
+    assert fake.bodies(change) == [{"limits": {"jobs_running": 4, "bytes_stored": None}}]
+    assert "NAME=default" in run(fake, "limits", "jobs_running=many").stderr
+
+
+def test_audit():
+    entry = {
+        "id": "audit_1", "at": "2026-11-29T10:00:00Z", "project": "ours", "key_id": "key_1", "key_name": "ann",
+        "role": "member", "action": "job.submit", "resource": "job_1", "address": "10.0.0.7", "request_id": "req_1",
+        "outcome": "done", "details": {},
+    }  # fmt: skip
+    nobody = {"key_id": None, "key_name": None, "role": None, "project": None, "resource": None}
+    wrong = {**entry, **nobody, "action": "key.refused", "outcome": "refused", "details": {"path": "/v1/jobs"}}
+    fake = FakeService({"GET /v1/audit": page([entry, wrong])})
+    shown = run(fake, "audit", "--key", "ann", "--refused").stdout
+    assert re.search(r"ann \(member\) +job.submit +job_1 +10.0.0.7 +ours", shown)
+    assert re.search(r"unknown key +key.refused +/v1/jobs", shown)
+    sent = dict(fake.requests[0].url.params)
+    assert (sent["key"], sent["outcome"]) == ("ann", "refused")
+    assert json.loads(run(fake, "audit", "--json").stdout)[0] == entry
+    assert run(FakeService({"GET /v1/audit": page([])}), "audit").stderr == "no entries\n"
 
 
 def test_cancel_that_is_not_allowed_prints_the_allowed_actions():
@@ -755,6 +799,63 @@ def test_architectures_of_an_unknown_source_or_family_name_those_that_there_are(
     ):
         done = run(fake, "architectures", *flags)
         assert done.exit_code == 2 and said in done.stderr, done.output
+
+
+KEY = {
+    "id": "key_1", "project": "vision", "name": "ann", "role": "member", "prefix": "0123456789",
+    "created_at": "2026-01-01T00:00:00.000Z", "created_by": "root", "expires_at": None, "revoked_at": None,
+    "last_used_at": None,
+}  # fmt: skip
+
+
+def test_keys_create_prints_the_key_alone_on_standard_output():
+    fake = FakeService({"POST /v1/keys": httpx.Response(201, json={**KEY, "key": "dk_0123456789_secret"})})
+    done = run(fake, "keys", "create", "ann", "--role", "reader", "--project", "vision", "--expires", "2h")
+    assert done.stdout == "dk_0123456789_secret\n"
+    assert "member of vision; shown only now" in done.stderr
+    sent = {"name": "ann", "role": "reader", "project": "vision", "expires_in_s": 7200}
+    assert fake.bodies("POST /v1/keys") == [sent]
+
+
+def test_keys_rotate_and_revoke_name_the_key():
+    fake = FakeService(
+        {
+            "POST /v1/keys/key_1/rotate": httpx.Response(200, json={**KEY, "key": "dk_new"}),
+            "DELETE /v1/keys/key_1": httpx.Response(204),
+        }
+    )
+    assert run(fake, "keys", "rotate", "key_1").stdout == "dk_new\n"
+    assert run(fake, "keys", "revoke", "key_1").stdout == "key_1 revoked\n"
+
+
+def test_keys_list_says_which_can_be_used():
+    ends = [
+        {},
+        {"revoked_at": "2026-01-02T00:00:00.000Z"},
+        {"expires_at": "2026-01-02T00:00:00.000Z"},
+        {"expires_at": "2999-01-02T00:00:00.000Z"},
+    ]
+    fake = FakeService({"GET /v1/keys": page([{**KEY, **end} for end in ends])})
+    rows = [line for line in run(fake, "keys", "list").stdout.splitlines() if "ann" in line]
+    for row, state in zip(rows, ("valid ", "revoked 2026", "expired 2026", "valid until 2999"), strict=True):
+        assert state in row
+    assert json.loads(run(fake, "keys", "list", "--json").stdout)[0] == KEY
+
+
+def test_projects_are_made_listed_and_deleted():
+    project = {"name": "vision", "created_at": "2026-01-01T00:00:00.000Z"}
+    fake = FakeService(
+        {
+            "POST /v1/projects": httpx.Response(201, json=project),
+            "GET /v1/projects": page([project]),
+            "DELETE /v1/projects/vision": httpx.Response(204),
+        }
+    )
+    made = run(fake, "projects", "create", "vision")
+    assert made.stdout == "vision created\n"
+    assert "keys create NAME --role admin --project vision" in made.stderr
+    assert "vision" in run(fake, "projects").stdout
+    assert run(fake, "projects", "delete", "vision").stdout == "vision deleted\n"
 
 
 def test_keys_new_prints_a_key_and_its_digest():

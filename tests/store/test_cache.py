@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from base.data_cache import cache_of
 from store import cache
 from store.cache import trim
 
@@ -47,6 +48,19 @@ def test_trim_deletes_the_least_recently_used_until_the_rest_fits(folder: Path):
     assert trimmed(folder, 250, dry_run=True) == ["set3-native-v1", "set1-native-v1"]
     assert trimmed(folder, 250) == ["set3-native-v1", "set1-native-v1"]
     assert sorted(path.name for path in folder.glob("*-v1")) == ["set0-native-v1", "set2-native-v1"]
+
+
+def test_trim_counts_the_folders_of_all_projects(folder: Path):
+    """`default` has the host's folder itself, as before there were projects."""
+    assert cache_of(folder, "default") == folder
+    vision = cache_of(folder, "vision")
+    (vision / "downloads").mkdir(parents=True)
+    entry(folder, "ours-native-v1", 100, hours_ago=3)
+    entry(vision, "theirs-native-v1", 100, hours_ago=4)
+    entry(vision / "downloads", "theirs", 100, hours_ago=2)
+    assert trimmed(folder, 300) == []
+    assert trimmed(folder, 100) == ["theirs-native-v1", "ours-native-v1"]
+    assert (vision / "downloads" / "theirs").exists()
 
 
 def test_trim_spares_what_was_used_lately(folder: Path):

@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, update
 
 from base import failpoints
 from base.errors import DatabaseUnavailable, StorageFull
-from store import checkpoints, collections, collector, jobs, lifecycle, registry, tables, uploads
+from store import audit, checkpoints, collections, collector, jobs, lifecycle, projects, registry, tables, uploads
 from store.artifacts import NewArtifact
 from store.collector import Collector, Retention, collect, named_digests
 from store.database import Database
@@ -230,6 +230,28 @@ def test_fill_trash_counts_from_the_last_use(files: FileStore, in_days: Any):
     assert in_days(0.9).removed == {}
     os.utime(files.folder / "blobs" / sha256[:2] / sha256, (0, 0))
     assert list(in_days(0.9).removed) == ["to_trash"]
+
+
+def test_forget_blobs_takes_what_a_project_has_not_named_for_a_day(database: Database, in_days: Any):
+    named, unnamed = "1" * 64, "2" * 64
+    submitted(database, resolved_spec={"dataset": {"source": f"blob:sha256:{named}"}})
+    with database.begin() as connection:
+        projects.add_blobs(connection, "ours", [unnamed])
+        projects.add_blobs(connection, "theirs", [named])
+
+    def left() -> set[tuple[str, str]]:
+        rows = tables.project_blobs.c
+        with database.connect() as connection:
+            return {(project, sha256) for project, sha256 in connection.execute(select(rows.project, rows.sha256))}
+
+    in_days(0)
+    assert len(left()) == 3, "a request may just have found it"
+    with database.begin() as connection:
+        connection.execute(update(tables.project_blobs).values(seen_at=database_now() - 2 * DAY))
+    in_days(0, dry_run=True)
+    assert len(left()) == 3
+    in_days(0)
+    assert left() == {("ours", named)}, "another project's name does not count"
 
 
 def test_named_digests_finds_a_name_that_moves_between_rows(database: Database, monkeypatch: pytest.MonkeyPatch):
@@ -583,3 +605,21 @@ def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Da
         entry = registry.models.register(connection, NewEntry("ours", "junk", sha256, {}), "server", 30.0)
         registry.models.refuse(connection, entry, "server", {"message": "not a checkpoint"})
     assert list(in_days(1.1).removed) == ["to_trash"]
+
+
+def test_collector_deletes_old_entries_of_the_audit_log_and_free_keys(database: Database, files: FileStore):
+    nobody = audit.Actor("ours", None, "ann", "member", None, None)
+    with database.begin() as connection:
+        audit.append(connection, nobody, "job.submit", "job_1")
+        connection.execute(update(tables.audit).values(at=tables.audit.c.at - 100))
+        audit.append(connection, nobody, "job.cancel", "job_1")
+    submitted(database, idempotency_key="kept")
+    gone = submitted(database, idempotency_key="gone")
+    with database.begin() as connection:
+        jobs.cancel(connection, gone.id)
+        jobs.delete(connection, gone.id)
+    for dry_run, entries, keys in ((True, 2, 2), (False, 1, 1)):
+        Collector(database, files, Retention(9, 9, 9, audit_s=60), dry_run=dry_run).expire_rows()
+        with database.connect() as connection:
+            assert len(connection.execute(select(tables.audit)).all()) == entries
+            assert len(connection.execute(select(tables.idempotency)).all()) == keys

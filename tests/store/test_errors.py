@@ -12,7 +12,7 @@ MESSAGES = {
         "pause is not allowed for a job that is running (cancel requested); allowed: cancel"
     ),
     errors.LeaseLost("job_1", 2): "attempt 2 does not own job job_1 any more; its writes are refused",
-    errors.IdempotencyConflict("k", "job_1"): "the key 'k' was used with another body, for job job_1",
+    errors.IdempotencyConflict("k", "job", "job_1"): "the key 'k' was used with another body, for job job_1",
     errors.NameTaken("model", "resnet56"): "there is already a model named 'resnet56'; remove it first, "
     "or choose another name",
     errors.OffsetConflict("up_1", 0, 5): "upload up_1 continues at byte 5, not at 0",

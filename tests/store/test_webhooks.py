@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 
 from store import events, jobs, lifecycle, webhooks
 from store.database import Database
-from store.errors import NotFound, TooManyWebhooks, WebhookDisabled
+from store.errors import NotFound, QuotaExceeded, WebhookDisabled
 from store.records import PageQuery, database_now
 from store.tables import webhook_deliveries
 from store.tables import webhooks as webhook_rows
@@ -23,7 +23,7 @@ def made(database: Database, *events: str, project: str = "ours", enabled: bool 
     with database.begin() as connection:
         url = "https://example.org/hook"
         webhook, secret = webhooks.create(connection, project, url, events or ALL, enabled)
-    assert secret.startswith("whsec_") and len(secret) == 6 + 44
+    assert secret is not None and secret.startswith("whsec_") and len(secret) == 6 + 44
     return webhook
 
 
@@ -251,7 +251,7 @@ def test_remove_deletes_the_deliveries_and_a_try_that_ends_later_changes_nothing
 def test_create_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(webhooks, "MOST_WEBHOOKS", 2)
     made(database), made(database), made(database, project="theirs")
-    with pytest.raises(TooManyWebhooks):
+    with pytest.raises(QuotaExceeded):
         made(database)
 
 

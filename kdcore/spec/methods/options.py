@@ -79,6 +79,14 @@ class ShortBudget(NamedTuple):
     """Steps of a first stage that were too few."""
 
 
+class Weights(NamedTuple):
+    """The numbers of the loss: alpha of the labels, beta of the method, and the temperature."""
+
+    alpha: float
+    beta: float | None
+    temperature: float | None
+
+
 @dataclass(frozen=True)
 class FirstStage:
     """A stage of training before the labels are used: the method's loss alone."""
@@ -161,6 +169,11 @@ class Options(Vocabulary):
     def own_temperature(self) -> float | None:
         """The default temperature; None if these options use none."""
         return self.defaults.temperature
+
+    @property
+    def short_weights(self) -> Weights | None:
+        """The default weights in a training no longer than `short_budget`; None if they are the usual ones."""
+        return None
 
     @property
     def no_temperature(self) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from base.errors import Fault
-from kdcore.spec.methods.options import Epochs, MethodFacts, OnLogits, PublishedEpochs, SchemeKind, ShortBudget
+from kdcore.spec.methods.options import Epochs, MethodFacts, OnLogits, PublishedEpochs, SchemeKind, ShortBudget, Weights
 
 _COST = "supervised plus one forward pass of the teacher a step"
 
@@ -24,7 +24,8 @@ class Kd(OnLogits):
         beta=0.9,
         temperature=4,
         defaults_from="CRD's code (RepDistiller, run_cifar_distill.sh): -r 0.1 -a 0.9, T 4; standardized: beta 9 and T "
-        "2 of the authors of logit standardisation",
+        "2 of the authors of logit standardisation. In a training of at most 270 images of each class, of students "
+        "that start from nothing, alpha is 1 and beta 0.25 (measured here: docs/methods.md)",
         cost=_COST,
     )
     short_budget = ShortBudget(270, +0.06, helped_at=720)
@@ -53,6 +54,12 @@ class Kd(OnLogits):
         if self.form == "logits_l2":
             return None
         return 2.0 if self.standardize else self.facts.temperature
+
+    @property
+    def short_weights(self) -> Weights | None:
+        """Labels at full weight. With the usual 0.1 a student that starts from nothing learns more slowly than alone;
+        measured by `python -m bench.budgets` (docs/methods.md, "Results at a short budget")."""
+        return Weights(1.0, 0.25, 4.0) if self.form == "kl" and not self.standardize else None
 
     @property
     def no_temperature(self) -> str:

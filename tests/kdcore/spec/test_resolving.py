@@ -38,6 +38,37 @@ def alone(name: str, student: str) -> dict[str, Any]:
     return {"method": name, "teacher": teacher, "student": [student, student] if name == "dml" else student}
 
 
+SHORT, LONG = DATA.model_copy(update={"train": 900}), DATA.model_copy(update={"train": 903})
+"""One epoch shows 270 images of each class, and 271: a tenth is held out."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "weights"),
+    [
+        ({}, SHORT, (1.0, 0.25, 4.0)),
+        ({}, LONG, (0.1, 0.9, 4.0)),
+        ({"method": {"name": "kd", "form": "cross_entropy"}}, SHORT, (0.1, 0.9, 4.0)),
+        ({"method": {"name": "kd", "standardize": True}}, SHORT, (0.1, 9.0, 2.0)),
+        ({"alpha": 0.5}, SHORT, (0.5, 0.9, 4.0)),
+        ({"beta": 0.5}, SHORT, (0.1, 0.5, 4.0)),
+        ({"temperature": 2.0}, SHORT, (0.1, 0.9, 2.0)),
+        ({"method": ["kd", "nst"]}, SHORT, (0.1, 1.0, 4.0)),
+        ({"student": {"architecture": "resnet20", "checkpoint": "model:start"}}, SHORT, (0.1, 0.9, 4.0)),
+        ({"method": "dkd"}, SHORT, (1.0, 1.0, 4.0)),
+    ],
+)
+def test_resolve_weighs_the_labels_of_a_short_kd_more_unless_the_spec_gives_a_weight(changes, data, weights):
+    changes = {"training": {"epochs": 1}, **changes}
+    spec = resolved(more={"dataset": data}, **changes)
+    assert (spec.alpha, spec.beta, spec.temperature) == weights
+    assert resolve(spec, known(body(**changes), dataset=LONG)) == spec, "what was written out stays"
+
+
+def test_resolve_weighs_labels_as_published_where_images_without_labels_are_used():
+    spec = resolved(more={"dataset": SHORT}, training={"epochs": 1}, unlabelled="pool")
+    assert (spec.alpha, spec.beta) == (0.1, 0.9)
+
+
 @pytest.mark.parametrize(("teacher", "student"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
 @pytest.mark.parametrize("name", METHODS)
 def test_resolve_writes_out_every_default_of_every_method(name: str, teacher: str, student: str):
