@@ -53,6 +53,13 @@ def headers(*names: str) -> dict[str, Any]:
     return {"headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names}}
 
 
+def made_once(view: Any, *more: str) -> dict[int | str, dict[str, Any]]:
+    """Return the declaration of the answers of a route that makes something: 201, and 200 for a key that is known."""
+    replayed = headers("Location", "Idempotent-Replayed", *more)
+    known = {"model": view, "description": "The key is known: what the first request has made.", **replayed}
+    return {200: known, 201: headers("Location", *more)}
+
+
 def document(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
     """Return the document of an application. `needs_key`: nobody is answered without one."""
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)

@@ -335,6 +335,8 @@ class StorageFull(Problem):
     stands_for = errors.StorageFull
 
 
+FORBIDDEN: tuple[type[Problem], ...] = (Forbidden, RoleForbidden, QuotaExceeded)
+"""All with the status 403: what a route declares of a status takes the place of what is declared everywhere."""
 EVERYWHERE: tuple[type[Problem], ...] = (
     Unauthorized,
     Forbidden,

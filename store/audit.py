@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
 from base.text import Text
 from store import tables
-from store.records import PageQuery, database_now, new_id, read_page
+from store.records import Moment, PageQuery, database_now, new_id, read_page
 
 Outcome = Literal["done", "refused"]
 
@@ -50,8 +50,8 @@ class AuditQuery(PageQuery):
     resource: Annotated[str, Text(200)] | None = Field(default=None, description="The id or name of what was acted on.")
     key: Annotated[str, Text(100)] | None = Field(default=None, description="The id or name of the sender's key.")
     outcome: Outcome | None = Field(default=None, description="`refused`: an unknown key, or one without the right.")
-    since: AwareDatetime | None = Field(default=None, description="ISO 8601 with an offset: from this moment on.")
-    until: AwareDatetime | None = Field(default=None, description="ISO 8601 with an offset: before this moment.")
+    since: Moment | None = Field(default=None, description="ISO 8601 with an offset: from this moment on.")
+    until: Moment | None = Field(default=None, description="ISO 8601 with an offset: before this moment.")
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         rows = tables.audit.c

@@ -5,12 +5,14 @@ in `tables.jobs`, a migration, and one line in `base.wire.JobView` if clients re
 same name in the spec or its scheduling.
 """
 
+import re
 import secrets
 import time
 from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 from sqlalchemy import Column, ColumnElement, Connection, Double, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
@@ -106,6 +108,27 @@ def as_record(record: type[T], row: Row[*tuple[Any, ...]]) -> T:
 
 
 JOB_COLUMNS = columns(tables.jobs, Job)
+
+
+_MOMENT = (
+    r"^[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+    r"T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+
+
+def _as_moment(text: Any) -> datetime:
+    """Return a time that was sent as text. Other forms, such as plain seconds, could be taken for another time."""
+    if not isinstance(text, str) or re.search(_MOMENT, text) is None:
+        raise ValueError("a time as ISO 8601 with an offset belongs here, such as 2026-11-29T18:30:00Z")
+    return datetime.fromisoformat(text)
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_as_moment),
+    Field(json_schema_extra={"pattern": _MOMENT, "maxLength": 40}),
+]
+"""A time in a parameter."""
 
 
 class PageQuery(BaseModel):

@@ -8,10 +8,10 @@ from starlette.responses import Response
 
 from api.dependencies import AuditDep, Caller, Config, Db, LimiterDep, ReferencesDep, WakeWorkers
 from api.problems import (
+    FORBIDDEN,
     IdempotencyConflict,
     NotFound,
     NotReady,
-    QuotaExceeded,
     SpecInvalid,
     StorageFull,
     WarningRefused,
@@ -39,7 +39,7 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
     response_model=JobView,
     responses={
         **SUBMITTED,
-        **responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, QuotaExceeded, StorageFull),
+        **responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, *FORBIDDEN, StorageFull),
     },
 )
 async def submit(

@@ -13,13 +13,13 @@ from api.audit import Auditor
 from api.dependencies import AuditDep, Caller, Config, Db, Files, LimiterDep, ReferencesDep, WakeWorkers
 from api.estimate import estimated
 from api.limits import Limiter
-from api.openapi import headers
+from api.openapi import made_once
 from api.problems import (
+    FORBIDDEN,
     ActionNotAllowed,
     IdempotencyConflict,
     MalformedBody,
     NotFound,
-    QuotaExceeded,
     SpecInvalid,
     StorageFull,
     TeacherUnavailable,
@@ -50,14 +50,7 @@ SPEC_BODY = {
 }
 
 
-SUBMITTED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": JobView,
-        "description": "The key is known: the job of the first request.",
-        **headers("Location", "Idempotent-Replayed"),
-    },
-    201: headers("Location"),
-}
+SUBMITTED = made_once(JobView)
 """The answers to a job that is submitted."""
 
 
@@ -87,7 +80,7 @@ Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
             WarningRefused,
             IdempotencyConflict,
             TeacherUnavailable,
-            QuotaExceeded,
+            *FORBIDDEN,
             StorageFull,
         ),
     },

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api.auth import Member
 from api.dependencies import AdminCaller, AuditDep, Auth, Config, Db
+from api.openapi import made_once
 from api.problems import IdempotencyConflict, KeyEnded, NotFound, OperatorKeyNeeded, RoleForbidden, responses
 from api.routes.jobs import Key as IdempotencyKey
 from api.schemas import Filter, Id, Json, NewKey, Page, key_view, page
@@ -33,7 +34,10 @@ class KeyQuery(PageQuery):
     "",
     status_code=201,
     response_model=NewKeyView,
-    responses=responses(NotFound, RoleForbidden, OperatorKeyNeeded, IdempotencyConflict),
+    responses={
+        **made_once(NewKeyView, "Cache-Control"),
+        **responses(NotFound, RoleForbidden, OperatorKeyNeeded, IdempotencyConflict),
+    },
 )
 async def create(
     *,
@@ -53,11 +57,8 @@ async def create(
     """
     project = _project(caller, new.project) or caller.project
     _require_role(caller, new.role)
-
-    once, key_id = (
-        Once.of(project, idempotency_key, "keys", new.model_dump(mode="json", exclude_unset=True)),
-        new_id("key"),
-    )
+    once = Once.of(project, idempotency_key, "keys", new.model_dump(mode="json", exclude_unset=True))
+    key_id = new_id("key")
 
     def write(connection: Connection) -> tuple[Key, str | None]:
         if (known := idempotency.reserve(connection, once, key_id)) is not None:

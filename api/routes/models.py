@@ -11,7 +11,7 @@ from api.audit import Auditor
 from api.dependencies import AuditDep, Caller, Db, LimiterDep, ReferencesDep, RegistrationsDep
 from api.inspections import NOT_UPLOADED, Inspections, OnProgress
 from api.limits import Limiter
-from api.openapi import headers
+from api.openapi import headers, made_once
 from api.problems import (
     IdempotencyConflict,
     NameTaken,
@@ -44,12 +44,8 @@ STILL_INSPECTING = "The row is made, and its file is still being inspected: GET 
 
 def answers_of(view: Any) -> dict[int | str, dict[str, Any]]:
     """Return the answers to a registration, for the OpenAPI document."""
-    sent = headers("Location", "Idempotent-Replayed")
-    return {
-        200: {"model": view, "description": "The key is known: the row of the first request.", **sent},
-        201: headers("Location"),
-        202: {"model": view, "description": STILL_INSPECTING, **sent},
-    }
+    inspecting = {"model": view, "description": STILL_INSPECTING, **headers("Location", "Idempotent-Replayed")}
+    return {**made_once(view), 202: inspecting}
 
 
 async def inspected(new: NewModel, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:

@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.dependencies import AuditDep, Auth, Db, OperatorCaller
+from api.openapi import made_once
 from api.problems import IdempotencyConflict, NameTaken, NotFound, ProjectNotEmpty, RoleForbidden, responses
 from api.routes.jobs import Key
 from api.schemas import Id, Json, NewProject, Page, page, view_of
@@ -23,7 +24,7 @@ router = APIRouter(prefix="/v1/projects", tags=["projects"])
     "",
     status_code=201,
     response_model=ProjectView,
-    responses=responses(NameTaken, RoleForbidden, IdempotencyConflict),
+    responses={**made_once(ProjectView), **responses(NameTaken, RoleForbidden, IdempotencyConflict)},
 )
 async def create(
     new: NewProject, caller: OperatorCaller, db: Db, audit: AuditDep, idempotency_key: Key = None

@@ -5,6 +5,7 @@ import json
 import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,21 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from api import http_server
-from api.http_server import CONNECTIONS, HEADER_BYTES, PIPELINED, Connection, Crowd, connection_bound
+from api.http_server import (
+    CONNECTIONS,
+    HEADER_BYTES,
+    HEADER_S,
+    HEADERS,
+    PIPELINED,
+    SILENCE_S,
+    UNREAD_S,
+    Connection,
+    Crowd,
+    connection_bound,
+)
+from api.middleware import BODIES_BYTES, JSON_BODY_BYTES, JSON_BODY_S
+from kdcore.spec.reading import MAX_FAULTS
+from worker.slot import DESCRIPTORS
 
 pytestmark = pytest.mark.anyio
 
@@ -244,3 +259,20 @@ def test_connection_bound_is_well_below_the_descriptors(monkeypatch: pytest.Monk
     for soft, bound in ((256, 85), (1024, 341), (1 << 20, CONNECTIONS), (resource.RLIM_INFINITY, CONNECTIONS), (9, 8)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert connection_bound() == bound
+
+
+def test_defended_has_the_bounds_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "defended.md").read_text()
+    for said in (
+        f"{HEADER_BYTES:,} bytes, {HEADERS} headers",
+        f"last answer | {HEADER_S:g} s |",
+        f"on one connection | {PIPELINED} |",
+        f"at most {CONNECTIONS:,} |",
+        f"takes nothing | {UNREAD_S / 60:g} minutes |",
+        f"upload's body | {SILENCE_S:g} s |",
+        f"{JSON_BODY_BYTES // 10**6} MB, whole within {JSON_BODY_S:g} s",
+        f"is receiving | {BODIES_BYTES // 10**6} MB |",
+        f"first {MAX_FAULTS} faults",
+        f"fewer than {DESCRIPTORS} more files",
+    ):
+        assert said in page, said

@@ -127,3 +127,29 @@ async def test_projects_are_made_listed_and_deleted(service: Service) -> None:
 async def test_project_names_are_those_of_folders(service: Service, name: str) -> None:
     answer = await service.http.post("/v1/projects", json={"name": name})
     assert problem(answer, 422, "invalid_request")["errors"][0]["pointer"] == "/name"
+
+
+async def test_create_under_an_idempotency_key_shows_the_secret_once(service: Service) -> None:
+    headers = {"Idempotency-Key": "k"}
+    async with service.holder(await service.key("operator")) as op:
+        first = await op.http.post("/v1/keys", json={"name": "ann", "role": "member"}, headers=headers)
+        again = await op.http.post("/v1/keys", json={"role": "member", "name": "ann"}, headers=headers)
+        other = await op.http.post("/v1/keys", json={"name": "bob"}, headers=headers)
+        listed = (await op.http.get("/v1/keys")).json()["data"]
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["key"] and again.json() == {**first.json(), "key": None}
+    assert again.headers["idempotent-replayed"] == "true"
+    problem(other, 422, "idempotency_conflict")
+    assert [one["name"] for one in listed].count("ann") == 2  # And the operator's own, of this name.
+
+
+async def test_create_project_under_an_idempotency_key_is_done_once(service: Service) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = await service.http.post("/v1/projects", json={"name": "team"}, headers=headers)
+    again = await service.http.post("/v1/projects", json={"name": "team"}, headers=headers)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+    problem(await service.http.post("/v1/projects", json={"name": "team"}), 409, "name_taken")
+    problem(
+        await service.http.post("/v1/projects", json={"name": "other"}, headers=headers), 422, "idempotency_conflict"
+    )

@@ -1,5 +1,6 @@
 """Teachers: inspected before they exist."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -269,3 +270,30 @@ async def test_register_model_names_a_mistake_in_plain_words(
     blob = await service.upload(b"weights")
     answer = await service.http.post("/v1/models", json={"name": "plain", "blob": blob, **body})
     assert words in problem(answer, 422, "invalid_request")["detail"]
+
+
+async def test_register_under_an_idempotency_key_makes_one_model(service: Service) -> None:
+    blob, key = await service.upload(b"weights"), {"Idempotency-Key": "k"}
+    body = {"name": "big", "blob": blob, "strict": False}
+    send = (service.http.post("/v1/models", json=body, headers=key) for _ in range(20))
+    answers = await asyncio.gather(*send)
+    assert {answer.status_code for answer in answers} <= {200, 201, 202}
+    assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
+    (model_id,) = {answer.json()["id"] for answer in answers}
+    again = await service.http.post("/v1/models", json=dict(reversed(body.items())), headers=key)
+    assert (again.status_code, again.json()["id"], again.headers["idempotent-replayed"]) == (200, model_id, "true")
+    assert again.headers["location"] == f"/v1/models/{model_id}"
+    other = await service.http.post("/v1/models", json={**body, "name": "small"}, headers=key)
+    problem(other, 422, "idempotency_conflict")
+    problem(await service.http.post("/v1/datasets", json=body, headers=key), 422, "idempotency_conflict")
+
+
+async def test_register_again_under_the_key_of_a_refused_file_inspects_it_again(service: Service) -> None:
+    blob, key = await service.upload(b"weights"), {"Idempotency-Key": "k"}
+    digest = blob.removeprefix("sha256:")
+    service.inspector.answers[digest] = Refused("unusable", "it has no classifier", final=False)
+    body = {"name": "big", "blob": blob}
+    problem(await service.http.post("/v1/models", json=body, headers=key), 422, "unusable")
+    del service.inspector.answers[digest]
+    answer = await service.http.post("/v1/models", json=body, headers=key)
+    assert (answer.status_code, "idempotent-replayed" in answer.headers) == (201, False)

@@ -48,6 +48,29 @@ async def test_postgres_problems_are_the_same(service: Service) -> None:
     problem(await service.http.post("/v1/jobs", json={"dataset": "x"}), 422, "spec_invalid")
 
 
+async def test_postgres_answers_text_that_it_cannot_store_as_sqlite_does(service: Service) -> None:
+    job_id = await service.submit()
+    for address in ("jobs/%00", "models/%00", "datasets/%00", "uploads/%00", f"jobs/{job_id}/artifacts/%00"):
+        problem(await service.http.get(f"/v1/{address}"), 422, "invalid_request")
+    for address in ("jobs?after=%00", "jobs?method=%00", f"jobs/{job_id}/metrics?keys=%00"):
+        problem(await service.http.get(f"/v1/{address}"), 422, "invalid_request")
+    problem(await service.http.post("/v1/uploads?filename=%00", content=b"x"), 422, "invalid_request")
+    for changes in (
+        {"name": "a\0b"},
+        {"dataset": "a\0b"},
+        {"student": {"architecture": "convnet8", "checkpoint": "model:a\0b"}},
+        {"student": "timm/a\0b"},
+        {"dataset": {"source": "digits", "class_names": ["a\0", "b"]}},
+        {"a\0b": 1},
+    ):
+        answer = await service.http.post("/v1/jobs", json={**SUPERVISED, **changes})
+        problem(answer, 422, "spec_invalid")
+    largest = 2**63 - 1
+    for address in (f"events?after={largest}", f"metrics?after_step={largest}", f"logs?offset={largest}"):
+        assert (await service.http.get(f"/v1/jobs/{job_id}/{address}")).status_code == 200
+    assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["status"] == "queued"
+
+
 async def test_postgres_uploads_models_and_health(service: Service) -> None:
     blob = await service.upload(b"weights")
     body = {"name": "teacher", "blob": blob, "architecture": "convnet32"}

@@ -147,6 +147,14 @@ def test_tables_never_read_names_as_markup():
     assert "[/nonsense]" in text(tables.job_facts(job(name="[/nonsense]")))
 
 
+def test_tables_show_a_hostile_name_as_escapes_in_its_own_row():
+    shown = text(tables.job_table([job(name="\x1b]0;x\x07\x1b[2J\x9b2J\nFAKE ROW\u202e")]))
+    assert r"\x1b]0;x\x07\x1b[2J\x9b2J\x0aFAKE ROW\u202e" in "".join(part.strip() for part in shown.splitlines())
+    assert not any(line.strip().startswith("FAKE ROW") for line in shown.splitlines())
+    assert "\x9b" not in shown and "\u202e" not in shown
+    assert r"\x0aFAKE" in text(tables.job_facts(job(name="a\nFAKE")))
+
+
 def test_job_facts_are_the_fields_that_have_a_value():
     shown = cells(tables.job_facts(job(priority=0, deadline_at="2026-01-03", checkpoint_step=40, spec={"a": 1})))
     assert shown == [

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import httpx
@@ -137,6 +138,14 @@ def test_print_result(ended: Any, good: bool, expected: str):
     assert print_result(ended, screen, "fetch job_1") is good
     assert expected in printed(screen)
     assert ("fetch job_1" in printed(screen)) is good
+
+
+def test_print_json_escapes_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]):
+    answer = {"name": "a\x1b\x9b2J\u202e\0ö"}
+    terminal.print_json(answer)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == answer and "ö" in shown
+    assert not {"\x1b", "\x9b", "\u202e"} & set(shown)
 
 
 def test_print_warnings_control_characters_of_a_class_name_reach_no_terminal(capsys: pytest.CaptureFixture[str]):

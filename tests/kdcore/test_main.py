@@ -108,6 +108,22 @@ def test_main_an_inspection_names_the_option_that_does_not_fit(data, tmp_path, c
         assert answer["error"]["code"] == "dataset_unreadable" and answer["error"]["option"] == option
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\x1b[2J", "\ud800", "a\nb"])
+def test_main_an_inspection_refuses_names_that_no_database_or_terminal_takes(data, tmp_path, capsys, name):
+    named = tmp_path / "named.npz"
+    with np.load(data) as arrays:
+        np.savez(named, **arrays, class_names=np.array(["left", name, "right"]))
+    main_module.main(["inspect", "dataset", str(named)])
+    line = capsys.readouterr().out
+    answer = json.loads(line)["error"]
+    assert answer["code"] == "dataset_unreadable" and "the name of class 1" in answer["message"], answer
+    assert name not in answer["message"] and "\\\\" in line, "the name is shown as an escape"
+    # New names at the registration cure it.
+    options = json.dumps({"class_names": ["first", "second", "third"]})
+    main_module.main(["inspect", "dataset", str(named), "--options", options])
+    assert json.loads(capsys.readouterr().out)["ok"]
+
+
 def test_inspect_a_data_set_with_options(tmp_path):
     data = tmp_path / "grey.npz"
     x = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)

@@ -43,6 +43,21 @@ def test_get_finds_an_entry_by_name_or_id_in_its_project_only(database: Database
             registry.get(connection, "theirs", "resnet56")
 
 
+def test_get_and_delete_take_an_id_before_a_name(database: Database, registry: Registry):
+    """Earlier versions accepted a name that is the id of another entry."""
+    with database.begin() as connection:
+        entry = begun(connection, registry)
+        trap = begun(connection, registry, name=entry.id)
+        elsewhere = begun(connection, registry, "theirs", name=entry.id)
+        assert registry.get(connection, "ours", entry.id) == entry
+        assert registry.get(connection, "ours", trap.id) == trap
+        assert registry.get(connection, "theirs", entry.id) == elsewhere
+        assert registry.delete(connection, "ours", entry.id) == entry.id
+        assert registry.get(connection, "ours", entry.id) == trap
+        assert registry.delete(connection, "ours", entry.id) == trap.id
+        assert registry.get(connection, "theirs", entry.id) == elsewhere
+
+
 def test_register_takes_a_name_once_in_a_project(database: Database, registry: Registry):
     with database.begin() as connection:
         entry = begun(connection, registry)

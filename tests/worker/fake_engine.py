@@ -139,10 +139,9 @@ class Engine:
         time.sleep(600)
 
     def work(self) -> None:
-        """Print signs of work that no progress counts, until the file `gate` exists."""
-        while not self.stop_requested and not Path(self.options["gate"]).exists():
-            self.write_line("working", done=1, total=2)
-            time.sleep(0.02)
+        """Print the signs of work that no progress counts."""
+        self.write_line("working", done=1, total=2)
+        self.write_line("waiting")
 
     def hold_the_interpreter(self) -> None:
         """A C call that never releases the interpreter lock: no signal handler runs any more."""

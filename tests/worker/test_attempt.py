@@ -119,6 +119,13 @@ def test_run_job_stops_an_engine_that_prints_nothing_for_long(db: JobDatabase, s
     db.assert_nothing_left()
 
 
+def test_run_job_takes_signs_of_work_as_no_events(db: JobDatabase, start_worker: Start):
+    job_id = db.submit(steps=3, at={"2": "work"})
+    start_worker()
+    db.assert_trained(job_id, 3)
+    assert not {"working", "waiting"} & set(db.types(job_id))
+
+
 def test_run_job_raises_alerts_of_metrics(db: JobDatabase, start_worker: Start):
     nothing = {"above": None, "from_epoch": None, "no_progress_s": None}
     low = {**nothing, "metric": "train/loss", "below": 0.3, "from_epoch": 2}

@@ -285,6 +285,17 @@ def bounded(field: dict) -> bool:
     return all((low & set(part) and high & set(part)) or known & set(part) for part in numbers)
 
 
+@pytest.mark.parametrize(
+    ("field", "given", "missing"),
+    [("scale", [0.5], [1]), ("ratio", [], [0, 1]), ("scale", [], [0, 1])],
+)
+def test_read_points_to_what_a_pair_of_numbers_lacks(field: str, given: list[float], missing: list[int]):
+    crop = {"name": "random_resized_crop", field: given}
+    faults = read({**SOUND, "training": {"augmentation": crop}})[2]
+    assert [fault.pointer for fault in faults] == [f"/training/augmentation/{field}/{place}" for place in missing]
+    assert {fault.code for fault in faults} == {"missing"}
+
+
 def test_job_spec_schema_shows_plain_names_and_lists():
     """What a client's own validator refuses because of our schema, it can never send."""
     schema = JobSpec.model_json_schema()
