@@ -43,7 +43,7 @@ LABEL org.opencontainers.image.title="distillery" \
     org.opencontainers.image.description="Distils a large image classifier into a small one, and proves that it helped"
 RUN groupadd --gid 10001 distillery \
     && useradd --uid 10001 --gid distillery --home-dir /var/lib/distillery --no-create-home distillery \
-    && install --directory --owner distillery --group distillery /var/lib/distillery
+    && install --directory --mode 0700 --owner distillery --group distillery /var/lib/distillery
 COPY --from=build /opt/distillery /opt/distillery
 ENV PATH=/opt/distillery/bin:$PATH \
     PYTHONUNBUFFERED=1 \

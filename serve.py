@@ -29,11 +29,12 @@ from api.wakeup_sender import WakeUpSender
 from base.defaults import HOST, PORT
 from base.errors import StorageFull
 from base.files import write_text
-from base.processes import after_imports, log_to_stderr, raise_descriptor_limit
+from base.logs import log_to_stderr
+from base.processes import after_imports, raise_descriptor_limit
 from base.wakeup import MEMORY
 from store.database import migrate
 from store.keys import KeyNeeded, require_if_reachable
-from store.settings import Settings, described
+from store.settings import ConfigFileFault, Settings, described, keep_private
 from worker.worker import Worker
 
 log = logging.getLogger("distillery")
@@ -54,6 +55,8 @@ def run(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
     """
     if settings.broker_url.startswith(MEMORY):
         settings = settings.model_copy(update={"broker_url": IN_MEMORY})
+    # One person's terminal, in which the page asks every few seconds.
+    settings = settings.model_copy(update={"access_log": bool(settings.access_log)})
     require_if_reachable(settings.database_url, settings.host, settings.admin_key_hash)
     with _sole_server(settings), _listening(settings.host, settings.port) as listener:
         migrate(settings.database_url)
@@ -159,7 +162,6 @@ def main() -> int:
     parser.add_argument("--ready-file", type=Path, help='file for {"url", "pid"} as JSON when requests are answered')
     options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     ready_file: Path | None = options.pop("ready_file", None)
-    log_to_stderr(*QUIET)
     raise_descriptor_limit()
 
     def ready(url: str) -> None:
@@ -168,8 +170,11 @@ def main() -> int:
             write_text(ready_file, json.dumps({"url": url, "pid": os.getpid()}))
 
     try:
-        run(Settings(**options), ready)
-    except (HomeTaken, KeyNeeded, StorageFull, OSError) as error:
+        settings = Settings(**options)
+        log_to_stderr(*QUIET, form=settings.log_format)
+        keep_private(settings)
+        run(settings, ready)
+    except (HomeTaken, ConfigFileFault, KeyNeeded, StorageFull, OSError) as error:
         return _refuse(str(error))
     except ValidationError as error:
         return _refuse("\n".join(described(fault) for fault in error.errors()))

@@ -19,11 +19,12 @@ from alembic.script import ScriptDirectory
 from api.app import SERVER_OPTIONS, create_app
 from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
-from base.processes import after_imports, log_to_stderr, raise_descriptor_limit
+from base.logs import log_to_stderr
+from base.processes import after_imports, raise_descriptor_limit
 from base.wakeup import MEMORY
 from store.database import MIGRATIONS, Database
 from store.keys import KeyNeeded, require_if_reachable
-from store.settings import Settings, settings_or_exit
+from store.settings import Settings, keep_private, settings_or_exit
 
 RETRY_S = 1.0
 """The time between two attempts to reach the database at start."""
@@ -34,8 +35,10 @@ log = logging.getLogger("distillery.api")
 def main() -> None:
     after_imports()
     (settings,) = settings_or_exit("api")
-    log_to_stderr()
+    # Our own line for each request has the latency and the key, too.
+    log_to_stderr("uvicorn.access", form=settings.log_format)
     raise_descriptor_limit()
+    keep_private(settings)
     _refuse_an_old_schema(settings.database_url)
     _refuse_without_key(settings)
     # A broker in memory cannot reach other processes; then workers poll for jobs.

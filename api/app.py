@@ -7,16 +7,18 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
-from api import problems
+from api import problems, tracing
 from api.audit import AuditLog
 from api.auth import Authentication
 from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.limits import Limiter
 from api.middleware import Middleware
+from api.observing import Observing
 from api.openapi import document
 from api.registrations import Registrations
 from api.routes import (
@@ -37,11 +39,13 @@ from api.routes import (
     monitoring,
     page,
     projects,
+    storage,
     uploads,
     webhooks,
 )
 from api.sweep import Sweep
 from api.webhooks import WebhookSender
+from base.figures import WRITE_EVERY_S, Exchange
 from base.folders import remove_abandoned
 from store.database import Database
 from store.file_store import FileStore
@@ -74,6 +78,7 @@ V1 = (
     limits,
     audit,
     monitoring,
+    storage,
     keys,
     projects,
 )
@@ -100,6 +105,8 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.inspections, app.state.registrations = inspections, registrations
         periodic = [asyncio.create_task(Sweep(database, settings, wake_workers).run())]
         periodic += [asyncio.create_task(registrations.run())]
+        app.state.exchange = exchange = Exchange(settings.home / "metrics", "api")
+        periodic += [asyncio.create_task(_write_figures(exchange))]
         sender = WebhookSender(database, settings.webhook_allow)
         app.state.webhooks = sender
         periodic += [asyncio.create_task(sender.run())]
@@ -110,6 +117,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
                 task.cancel()
             await asyncio.wait(periodic)
             await sender.stop()
+            exchange.remove()
             await registrations.stop()
             await inspections.close()
             await authentication.close()
@@ -124,14 +132,24 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        telemetry=tracing.telemetry(settings.otel),
     )
     problems.install(app)
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
     app.add_middleware(Middleware)
     app.add_middleware(AuditLog)
+    # The last one that is added is the outermost.
+    app.add_middleware(Observing, access_log=settings.access_log is not False)
     app.openapi = cache(lambda: document(app, needs_key=settings.admin_key_hash is not None))  # type: ignore[method-assign]
     return app
+
+
+async def _write_figures(exchange: Exchange) -> None:
+    """Write this process's figures for the others, until it is cancelled."""
+    while True:
+        await asyncio.sleep(WRITE_EVERY_S)
+        await to_thread.run_sync(exchange.write)
 
 
 @cache

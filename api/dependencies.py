@@ -14,6 +14,7 @@ from api.inspections import Inspections
 from api.limits import Limiter
 from api.references import References
 from api.registrations import Registrations
+from base.figures import Exchange
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
@@ -39,9 +40,18 @@ AdminCaller = Annotated[Member, Depends(admin)]
 OperatorCaller = Annotated[Member, Depends(operator)]
 AuditDep = Annotated[Auditor, Depends(auditor)]
 Config = Annotated[Settings, _held("settings")]
+ExchangeDep = Annotated[Exchange, _held("exchange")]
 Db = Annotated[Database, _held("database")]
 Files = Annotated[FileStore, _held("files")]
-InspectionsDep = Annotated[Inspections, _held("inspections")]
+
+
+async def own_inspections(request: Request, caller: Caller) -> Inspections:
+    """Return the service's inspections, in which this caller takes turns with others."""
+    inspections: Inspections = request.app.state.inspections
+    return inspections.of(f"{caller.project}/{caller.key_id or ''}")
+
+
+InspectionsDep = Annotated[Inspections, Depends(own_inspections)]
 LimiterDep = Annotated[Limiter, _held("limiter")]
 RegistrationsDep = Annotated[Registrations, _held("registrations")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from api.inspections import Refused
+from api.places import Busy
 from api.references import References
 from api.submission import Examined
 from base.cores import asked_threads, cores
@@ -154,8 +155,9 @@ async def _probed(
     request = ProbeRequest(spec=spec, dataset=facts, threads=_threads(settings))
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            cost = await references.inspections.inspector.inspect(JobCost, request.model_dump_json())
-    except (Refused, StorageFull, TimeoutError) as refused:
+            inspections = references.inspections
+            cost = await inspections.inspector.inspect(JobCost, request.model_dump_json(), asker=inspections.asker)
+    except (Refused, Busy, StorageFull, TimeoutError) as refused:
         log.info("no probe of the job's cost: %s: %s", type(refused).__name__, refused)
         return {}
     rows, project = cost_rows(spec, Known(dataset=dataset), cost), references.caller.project

@@ -5,7 +5,7 @@ Whoever reaches the port meets these bounds before any key is looked at:
     unfinished header, trailer, chunk line    HEADER_BYTES, HEADERS, HEADER_S
     URL                                       HEADER_BYTES
     requests in advance on one connection     PIPELINED
-    silence inside a body                     SILENCE_S
+    an unfinished body                        BODY_BYTES in SILENCE_S
     an answer that nobody reads               UNREAD_S
     connections                               `connection_bound`; at the bound the oldest without a request is closed
 
@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from api.problems import AddressTooLong, HeadersTooLarge, MalformedRequest, Problem, Unavailable
+from base import figures
 
 log = logging.getLogger("distillery.api")
 
@@ -36,8 +37,8 @@ HEADER_S = 10.0
 """Time limit of a whole header, from the connection's begin or its last answer."""
 PIPELINED = 16
 """Requests that a client may send before the first of them is answered."""
-SILENCE_S = 60.0
-"""Time without any byte of an unfinished body."""
+SILENCE_S, BODY_BYTES = 60.0, 10_000
+"""Time in which at least so many bytes of an unfinished body arrive."""
 UNREAD_S = 300.0
 """Time in which the client takes nothing of an answer."""
 LINGER_S = 2.0
@@ -66,7 +67,7 @@ class Crowd:
         self.without_request: dict[Connection, float] = {}
         """No whole header yet, or no next one."""
         self.in_body: dict[Connection, float] = {}
-        """The time of the body's last bytes."""
+        """Since when the body is waited for, or its last BODY_BYTES have been there."""
         self.unread: dict[Connection, float] = {}
         """The client does not take the answer."""
         self.leaving: dict[Connection, float] = {}
@@ -107,8 +108,10 @@ class Crowd:
                 del group[connection]
                 connection.transport.abort()
         for connection, since in list(self.in_body.items()):
-            # Where we do not read, because the application is slow, the client is not the silent one.
-            if now - since > SILENCE_S and not connection.flow.read_paused:
+            if connection.flow.read_paused:
+                # The application is slow, not the client.
+                self.in_body[connection] = now
+            elif now - since > SILENCE_S:
                 del self.in_body[connection]
                 connection.transport.abort()
         self._ticking = self._members > 0
@@ -146,7 +149,7 @@ class Connection(HttpToolsProtocol):
         """Bytes since the last header, body or message was whole."""
         self._refusal: Problem | None = None
         self._leaving = False
-        self._dropped = 0
+        self._dropped = self._body_bytes = 0
 
     # ── the connection ──
 
@@ -222,8 +225,11 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.unfinished = 0
-        if self in self.crowd.in_body:
-            self.crowd.in_body[self] = self.loop.time()
+        self._body_bytes += len(body)
+        if self._body_bytes >= BODY_BYTES:
+            self._body_bytes = 0
+            if self in self.crowd.in_body:
+                self.crowd.in_body[self] = self.loop.time()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -262,6 +268,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer with a problem outside of the application, and read nothing more."""
+        figures.refused(problem.code)
         if self.pipeline:
             # An answer is under way, and others would have to come before this one.
             self.pipeline.clear()

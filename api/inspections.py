@@ -2,7 +2,7 @@
 
 The server itself never opens an uploaded file. The child is `python -m kdcore inspect …`: it has a session of its
 own, few environment variables, a scratch folder, and limits on time, memory and disk. It ends with the server, even if
-the server is killed. Two run at a time, and two more of data sets, which may take long: nothing else waits for those. A
+the server is killed. Few run at a time, data sets apart from all else, and those who ask take turns (`places.py`). A
 child prints one JSON object: the facts, or the error. Of a data set it prints lines of progress before that, and writes
 a sheet of thumbnails.
 
@@ -15,11 +15,12 @@ import json
 import logging
 import os
 import secrets
+import signal
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,8 +29,11 @@ from anyio import to_thread
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import Connection
 
+from api.places import Places
+from base.errors import OutOfMemory
 from base.files import disk_full_as_storage_full
 from base.folders import locked_folder
+from base.memory import host_memory
 from base.processes import kill_group
 from kdcore.catalog import (
     ArchitectureFacts,
@@ -81,7 +85,15 @@ LINGER_S = 3.0
 """The time for which an inspection that nobody needs continues: a client whose request broke sends it again."""
 GONE_S = 1.0
 """The time between two looks whether the client is still there."""
-MEMORY_BYTES = 8 << 30
+MEMORY_BYTES, LEAST_MEMORY_BYTES = 8 << 30, 1 << 30
+MEMORY_SHARE = 0.25
+"""The part of this host's memory that one inspection may take, between the two bounds."""
+MOST_ARGUMENT_BYTES = 64 << 10
+"""Longer ones are given to the child in a file: the kernel accepts 128 KiB each."""
+MOST_KEY = 200
+"""Characters of the key of a stored inspection."""
+USED_S = 86_400.0
+"""The time after which the use of a stored inspection is noted again: the collector deletes what is not used."""
 FILE_BYTES = 8 << 30
 OUTPUT_BYTES = 4 << 20
 SHEET, SHEET_BYTES = "thumbnails.png", 2 << 20
@@ -89,6 +101,8 @@ THUMBNAILS, THUMBNAIL_PIXELS = 16, 96
 _PNG = b"\x89PNG\r\n\x1a\n"
 FOREIGN_AFTER_S = 86_400.0
 """The age at which scratch folders of other hosts are removed. No inspection lasts a day."""
+_NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "Cannot allocate memory")
+_KILLED = "the kernel ends processes so when the host has no memory left"
 _INHERITED_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
@@ -152,7 +166,8 @@ class Inspector:
         self.scratch = scratch
         self._command = tuple(command)
         self._timeout_s = timeout_s
-        self._slots, self._slots_of_data = asyncio.Semaphore(parallel), asyncio.Semaphore(parallel)
+        self._memory_bytes = memory_bytes()
+        self._places, self._places_of_data = Places(parallel), Places(parallel)
 
     async def inspect(
         self,
@@ -160,22 +175,31 @@ class Inspector:
         *subject: str,
         on_progress: OnProgress | None = None,
         keep: Keep | None = None,
+        asker: str = "",
         **options: Any,
     ) -> F:
-        """Run `kdcore inspect KIND SUBJECT... --OPTION VALUE...`, without options that are None. Raises Refused.
+        """Run `kdcore inspect KIND --OPTION=VALUE... -- SUBJECT...`, without options that are None. Raises Refused, or
+        Busy if too many of `asker`, or of all, wait already.
 
         `on_progress` is called when a file is opened, and of a data set about once a second; `keep` with the thumbnails
         of a data set.
         """
-        arguments, name = [KINDS[kind], *subject, *_flags(options)], f"inspect.{secrets.token_hex(8)}"
-        async with self._slots_of(kind):
+
+        async def attempt() -> _Output:
+            name = f"inspect.{secrets.token_hex(8)}"
             with disk_full_as_storage_full(self.scratch), locked_folder(self.scratch, name) as scratch:
                 sheet = scratch.path / SHEET
+                arguments = [KINDS[kind], *_flags(options)]
                 arguments += ["--progress"] if on_progress else []
                 arguments += ["--thumbnails", str(sheet)] if keep else []
-                output = await self._run(arguments, scratch.path, on_progress)
+                # Whatever stands behind these dashes is no option.
+                arguments += ["--", *subject]
+                output = await self._run(_short(arguments, scratch.path), scratch.path, on_progress)
                 if keep and output.thumbnails is not None:
                     await keep(sheet, output.thumbnails)
+                return output
+
+        output = await self._places_of(kind).run(asker, attempt)
         try:
             return _typed(kind, output.facts)
         except ValidationError as error:
@@ -184,13 +208,17 @@ class Inspector:
 
     def is_free(self, kind: type[BaseModel]) -> bool:
         """Return True if an inspection of this kind would start at once."""
-        return not self._slots_of(kind).locked()
+        return self._places_of(kind).is_free
 
-    def _slots_of(self, kind: type[BaseModel]) -> asyncio.Semaphore:
-        return self._slots_of_data if kind is DatasetFacts else self._slots
+    def require_room(self, kind: type[BaseModel], asker: str) -> None:
+        """Raise Busy if an inspection of this kind could not even wait."""
+        self._places_of(kind).require_room(asker)
+
+    def _places_of(self, kind: type[BaseModel]) -> Places:
+        return self._places_of_data if kind is DatasetFacts else self._places
 
     async def _run(self, arguments: Sequence[str], scratch: Path, on_progress: OnProgress | None) -> _Output:
-        limits = (str(round(self._timeout_s * 2)), str(MEMORY_BYTES), str(FILE_BYTES))
+        limits = (str(round(self._timeout_s * 2)), str(self._memory_bytes), str(FILE_BYTES))
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "api.process_limits", str(os.getpid()), *limits,
             *self._command, "inspect", *arguments,
@@ -210,7 +238,7 @@ class Inspector:
             # The child leads a session: all that it has started ends too.
             kill_group(child.pid)
             await child.wait()
-        return _result(output, errors.decode(errors="replace"), child.returncode)
+        return _result(output, errors.decode(errors="replace"), child.returncode, self._memory_bytes)
 
 
 @dataclass
@@ -232,7 +260,13 @@ class Inspections:
     files: FileStore
     inspector: Inspector
     linger_s: float = LINGER_S
+    asker: str = ""
+    """Who takes turns with others (`places.py`)."""
     _runs: dict[tuple[str, str, str], _Run] = field(default_factory=dict)
+
+    def of(self, asker: str) -> "Inspections":
+        """Return the same inspections for one asker."""
+        return replace(self, asker=asker)
 
     async def has(self, digest: str) -> bool:
         return await to_thread.run_sync(self.files.exists, digest)
@@ -247,7 +281,7 @@ class Inspections:
     ) -> F:
         """Return the facts of a blob (`subject`: its digest) or of a network (its name, for taps also their paths).
 
-        `pictured`: a data set whose thumbnails are not stored is inspected again. Raises Refused.
+        `pictured`: a data set whose thumbnails are not stored is inspected again. Raises Refused or Busy.
         """
         if kind in OF_FILES:
             (digest,) = subject
@@ -315,7 +349,9 @@ class Inspections:
         report: OnProgress,
         pictured: bool,
     ) -> F:
-        stored = await self.db.read(registry.get_inspection, *key)
+        stored, is_noted = await self.db.read(_find, key)
+        if not is_noted:
+            await self.db.write(registry.note_use, *key)
         if stored is not None and "refused" in stored:
             raise Refused(**stored["refused"])
         if stored is not None and not (pictured and await self._lacks_thumbnails(key)):
@@ -327,7 +363,7 @@ class Inspections:
             blob = await to_thread.run_sync(self.files.put_stream, [content])
             sheet.update(sha256=blob.sha256, **places.model_dump())
 
-        how: dict[str, Any] = {"on_progress": report} if kind in OF_FILES else {}
+        how: dict[str, Any] = {"asker": self.asker} | ({"on_progress": report} if kind in OF_FILES else {})
         how |= {"keep": keep} if kind is DatasetFacts else {}
         try:
             facts = await self.inspector.inspect(kind, *subject, **how, **options)
@@ -362,6 +398,12 @@ class Inspections:
             run.task.exception()  # Those who waited have it; without this, asyncio would log it if there was nobody.
 
 
+def _find(connection: Connection, key: tuple[str, str, str]) -> tuple[dict[str, Any] | None, bool]:
+    """Return a stored inspection, and False if its use should be noted."""
+    stored = registry.get_inspection(connection, *key)
+    return stored, stored is None or not registry.is_long_unused(connection, *key, USED_S)
+
+
 async def while_wanted(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitable[bool]]) -> T:
     """Return the result of an inspection for a request. Raises Refused when its client is gone."""
     task = asyncio.create_task(work)
@@ -390,7 +432,9 @@ def _options_key(kind: type[BaseModel], options: dict[str, Any]) -> str:
         key += f" reading={DATASET_READING if kind is DatasetFacts else MODEL_READING}"
     if kind in (PublishedFacts, NamedStartFacts):
         key += f" {_libraries()}"  # Another version publishes other weights.
-    return key.strip()
+    key = key.strip()
+    # Names of classes may be many: the column has room for so much.
+    return key if len(key) <= MOST_KEY else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _of_dataset(options: DataOptions) -> tuple[int | None, str | None]:
@@ -430,14 +474,35 @@ def _libraries() -> str:
 
 
 def _flags(options: dict[str, Any]) -> Iterator[str]:
+    """Yield options with their values in one argument each, so that no value is read as an option."""
     for name, value in options.items():
-        if value is not None and value != ():
-            yield f"--{name.replace('_', '-')}"
-            yield from map(_argument, value if isinstance(value, tuple) else (value,))
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, tuple) and all(isinstance(one, int) for one in value):
+            yield from (flag, *map(str, value)) if value else ()
+        elif value is not None:
+            yield from (f"{flag}={_argument(one)}" for one in (value if isinstance(value, tuple) else (value,)))
 
 
 def _argument(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _short(arguments: list[str], scratch: Path) -> list[str]:
+    """Return the arguments, or those that name a file with them if they are too long for a command line."""
+    try:
+        longest = max(len(os.fsencode(argument)) for argument in arguments)
+    except UnicodeEncodeError:
+        longest = MOST_ARGUMENT_BYTES
+    if longest < MOST_ARGUMENT_BYTES and not any("\0" in argument for argument in arguments):
+        return arguments
+    path = scratch / "arguments.json"
+    path.write_text(json.dumps(arguments))
+    return ["--arguments", str(path)]
+
+
+def memory_bytes() -> int:
+    """Return the bytes of memory that one inspection may take on this host."""
+    return min(MEMORY_BYTES, max(LEAST_MEMORY_BYTES, round((host_memory() or MEMORY_BYTES) * MEMORY_SHARE)))
 
 
 async def _head(stream: asyncio.StreamReader | None, on_progress: OnProgress | None = None) -> bytes:
@@ -470,19 +535,25 @@ def _reported(line: bytearray, on_progress: OnProgress) -> bool:
     return True
 
 
-def _result(output: bytes, errors: str, exit_code: int | None) -> _Output:
+def _result(output: bytes, errors: str, exit_code: int | None, most_bytes: int) -> _Output:
     """Return the result in the last line of the output. Raises Refused."""
     lines = output.decode(errors="replace").strip().splitlines()
     try:
         result = _Output.model_validate_json(lines[-1] if lines else "")
     except ValidationError:
         log.error("an inspection ended with %s and no result: %s", exit_code, errors)
+        last = errors.strip().splitlines()[-1:]
+        if any(sign in line for line in last for sign in _NO_MEMORY):
+            raise _out_of_memory(most_bytes) from None
         how = f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
-        last = "; ".join(errors.strip().splitlines()[-1:]) or None
-        raise Refused("internal", f"the inspection ended with {how}", last, final=False) from None
+        hint = "; ".join(last) or (_KILLED if exit_code == -signal.SIGKILL else None)
+        raise Refused("internal", f"the inspection ended with {how}", hint, final=False) from None
     if result.ok and result.facts is not None:
         return result
     error = result.error or {}
+    if error.get("code") == OutOfMemory.code:
+        log.warning("an inspection ran out of memory: %s", error.get("message"))
+        raise _out_of_memory(most_bytes)
     raise Refused(
         str(error.get("code", "internal")),
         str(error.get("message", "the file cannot be used")),
@@ -490,6 +561,12 @@ def _result(output: bytes, errors: str, exit_code: int | None) -> _Output:
         final=not error.get("retryable", False),
         option=next((name for name in DataOptions.model_fields if name == error.get("option")), None),
     )
+
+
+def _out_of_memory(most_bytes: int) -> Refused:
+    text = f"the inspection ran out of memory; it may take {most_bytes / 1e9:.1f} GB on this host"
+    hint = "a smaller file, smaller pictures or a smaller network needs less; so does a host with more memory"
+    return Refused(OutOfMemory.code, text, hint, final=False)
 
 
 def _environment(scratch: Path) -> dict[str, str]:

@@ -72,8 +72,8 @@ def document(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
         schemas.update(schema.pop("$defs", {}))
         schemas[name] = schema
     made["security"] = [{"key": []}] if needs_key else [{"key": []}, {}]
-    for path, operation in _operations(made):
-        _complete(path, operation)
+    for path, method, operation in _operations(made):
+        _complete(path, method, operation)
     return made
 
 
@@ -82,17 +82,17 @@ def _header(name: str) -> dict[str, Any]:
     return {"description": meaning, "required": name not in SOMETIMES, "schema": schema}
 
 
-def _operations(made: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _operations(made: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in made["paths"].items():
-        yield from ((path, operation) for operation in methods.values())
+        yield from ((path, method, operation) for method, operation in methods.items())
 
 
-def _complete(path: str, operation: dict[str, Any]) -> None:
-    """Add what holds for every operation, or for all that have a body."""
+def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
+    """Add what holds for every operation, or for all whose body is looked at, although most take none."""
     answers = operation["responses"]
-    if "requestBody" in operation:
-        for status, declared in problems.responses(problems.MalformedBody, problems.TooLarge).items():
-            answers.setdefault(str(status), declared)
+    general = problems.TO_EVERYBODY if method == "get" else (*problems.TO_EVERYBODY, *problems.OF_BODIES)
+    for status, declared in problems.responses(*general).items():
+        answers.setdefault(str(status), declared)
     if not path.startswith("/v1/") and path != "/metrics":
         operation["security"] = []
     for parameter in operation.get("parameters", ()):

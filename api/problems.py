@@ -32,9 +32,11 @@ Problem
  │   ├─ ChecksumMismatch
  │   └─ IdempotencyConflict
  ├─ LimitReached        429  a limit of the project; waiting helps: `Retry-After` is in seconds
+ ├─ TooManyInspections  429  too many inspections of the caller wait already
  ├─ HeadersTooLarge     431
  ├─ ServerError         500
  ├─ Unavailable         503  the database cannot be reached or written to; `Retry-After` is in seconds
+ ├─ InspectionsBusy     503  too many inspections wait already
  └─ StorageFull         507
 
 Exceptions of other packages become problems here too: each class names the exception that it `stands_for`.
@@ -42,7 +44,6 @@ Exceptions of other packages become problems here too: each class names the exce
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Self, cast
@@ -54,8 +55,9 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api import places
 from api.inspections import Refused
-from base import errors
+from base import errors, figures
 from base.errors import MESSAGE_CHARACTERS, Fault
 from base.text import clipped
 from kdcore.spec.reading import MAX_FAULTS, more_faults, nearest
@@ -281,10 +283,6 @@ class IdempotencyConflict(Invalid):
     stands_for = store_errors.IdempotencyConflict
 
 
-REFUSALS: Counter[str] = Counter()
-"""How many requests this process has refused, by the limit that was reached."""
-
-
 class LimitReached(Problem):
     """The header `Retry-After` has the seconds after which it is worth to come again."""
 
@@ -294,7 +292,7 @@ class LimitReached(Problem):
 
     @classmethod
     def of(cls, error: store_errors.LimitReached) -> Self:
-        REFUSALS[error.limit] += 1
+        figures.refused(error.limit)
         return cls(str(error), headers={"Retry-After": str(error.retry_after_s)}, **error.details)
 
 
@@ -304,7 +302,7 @@ class QuotaExceeded(Problem):
 
     @classmethod
     def of(cls, error: store_errors.QuotaExceeded) -> Self:
-        REFUSALS[error.limit] += 1
+        figures.refused(error.limit)
         return cls(str(error), **error.details)
 
 
@@ -330,8 +328,28 @@ class Unavailable(Problem):
         return cls("the database cannot be reached, or takes no writes; try again")
 
 
+class TooManyInspections(Problem):
+    status, code, title = 429, "too_many_inspections", "Too many inspections of yours wait"
+    sends = ("Retry-After",)
+    stands_for = places.AskerBusy
+
+    @classmethod
+    def of(cls, error: places.Busy) -> Self:
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)})
+
+
+class InspectionsBusy(Problem):
+    status, code, title = 503, "inspections_busy", "Too many inspections wait"
+    sends = ("Retry-After",)
+    stands_for = places.Busy
+
+    @classmethod
+    def of(cls, error: places.Busy) -> Self:
+        return cls(str(error), headers={"Retry-After": str(error.retry_after_s)})
+
+
 class StorageFull(Problem):
-    status, code, title = 507, "storage_full", "The disk is full"
+    status, code, title = 507, "storage_full", "The disk takes no more files"
     stands_for = errors.StorageFull
 
 
@@ -347,6 +365,10 @@ EVERYWHERE: tuple[type[Problem], ...] = (
     Unavailable,
 )
 """The problems that any route may return; declared once, on the router of all routes."""
+TO_EVERYBODY: tuple[type[Problem], ...] = (MalformedRequest, AddressTooLong, HeadersTooLarge)
+"""Those of `api/http_server.py` and `api/middleware.py`, before it matters what is asked for."""
+OF_BODIES: tuple[type[Problem], ...] = (MalformedBody, RequestTimeout, TooLarge, UnsupportedEncoding)
+"""Those of the middleware for a body."""
 
 
 def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
@@ -438,7 +460,8 @@ async def _schema_error(request: Request, error: Exception) -> Response:
     model = body.field_info.annotation if body is not None else None
     faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
     if len(details) > MAX_FAULTS:
-        faults.append(more_faults(len(details) - MAX_FAULTS))
+        # Of an object with very many unknown fields, most were left out.
+        faults.append(more_faults(len(details) - MAX_FAULTS, "at least "))
     return Invalid(summary(faults), faults).response(request_id(request))
 
 

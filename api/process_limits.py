@@ -7,6 +7,7 @@ command, because setting limits between fork and exec is not safe in a server wi
 import os
 import resource
 import sys
+from contextlib import suppress
 
 from base.processes import end_with_parent
 
@@ -23,6 +24,9 @@ def main(parent: str, cpu_s: str, memory_bytes: str, file_bytes: str, *command: 
         _, hard = resource.getrlimit(limit)
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (allowed, allowed))
+    # If the host itself runs out of memory, this is the process that it can spare.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 - pathlib imports much
+        file.write("1000")
     os.execvp(command[0], command)  # noqa: S606 - the command replaces this process
 
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from anyio import to_thread
 from pydantic import BaseModel
 
 from api.auth import Member
@@ -24,8 +25,10 @@ from kdcore.catalog import (
     StartFacts,
     TapFacts,
     architecture,
+    libraries,
     named_facts,
 )
+from kdcore.catalog.architectures import hidden_layers
 from kdcore.catalog.facts import LogitsFacts, ProgramFacts, model_facts
 from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher
 from kdcore.spec.resolving import loaded_as
@@ -197,6 +200,7 @@ class References:
 
     async def _of_published(self, kind: type[F], reference: str, name: str, **options: Any) -> F:
         """Return facts of published weights, which are not downloaded for that."""
+        await self._require_known(name.removeprefix("weights:"), "not_found", reference)
         try:
             return await while_wanted(self.inspections.inspect(kind, name, **options), self.client_gone)
         except Refused as refused:
@@ -236,6 +240,7 @@ class References:
         """Look up a network. The facts of timm's networks are known only after building them."""
         facts = architecture(name)
         if facts.source == "timm":
+            await self._require_known(name, "not_allowed", name)
             facts = await self._network_facts(ArchitectureFacts, data, name)
         return Target(facts, name)
 
@@ -334,6 +339,12 @@ class References:
             # A final refusal of a network is a fault of the spec; a timeout or a crash is not.
             code = "not_allowed" if refused.final else refused.code
             raise ReferenceFault(_with_hint(refused), code, got=", ".join(paths) or name) from None
+
+    async def _require_known(self, name: str, code: str, got: str) -> None:
+        """Raise ReferenceFault for a network or weights that no library has: no process is started to find that."""
+        fault = await to_thread.run_sync(libraries.missing, hidden_layers(name)[0])
+        if fault is not None:
+            raise ReferenceFault(fault, code, got=got)
 
     async def _digest(self, reference: str) -> str:
         """Return the hex digest of `blob:sha256:<hex>`, if the project has those bytes."""

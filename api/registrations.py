@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from sqlalchemy import Connection
 
 from api.inspections import FOREIGN_AFTER_S, Inspections, OnProgress, Refused
-from api.problems import NotFound, Problem, ServerError, StorageFull, Unusable
+from api.places import Busy
+from api.problems import InspectionsBusy, NotFound, Problem, ServerError, StorageFull, Unusable
 from base.clock import jittered
-from base.errors import DatabaseUnavailable
+from base.errors import DatabaseUnavailable, OutOfMemory
 from base.errors import StorageFull as DiskFull
 from base.folders import HOST, remove_abandoned
 from base.text import STORED
@@ -98,6 +99,7 @@ class _Held(Generic[E]):
 
     kind: Kind[E]
     entry: E
+    asker: str
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the file is opened."""
     progress: dict[str, int] | None = None
@@ -122,14 +124,17 @@ class Registrations:
         self._held: dict[str, _Held[Any]] = {}
         self.wait_s = WAIT_S
 
-    async def register(self, kind: Kind[E], new: New, project: str, digest: str, made: Made[E] | None = None) -> E:
+    async def register(
+        self, kind: Kind[E], new: New, project: str, digest: str, made: Made[E] | None = None, asker: str = ""
+    ) -> E:
         """Make a row and inspect its file. Returns the row when that has ended, or after `wait_s` as it is then. The
         start of the child does not count, if it starts at once. The row of a request that was executed before is
-        returned as it is.
+        returned as it is. `asker` takes turns with others.
 
-        Raises NameTaken, LimitReached, IdempotencyConflict; and, within that time, Refused or the Problem for which the
-        row was deleted again.
+        Raises NameTaken, LimitReached, IdempotencyConflict, or Busy if too many inspections wait; and, within that
+        time, Refused or the Problem for which the row was deleted again.
         """
+        self._inspections.inspector.require_room(kind.facts, asker)
         request = new.model_dump(mode="json", exclude_unset=True)
         entry = NewEntry(project, new.name, digest, request)
         made = made or Made()
@@ -137,7 +142,7 @@ class Registrations:
         row = await self._db.write(self._add, kind, entry, made)
         if made.before:
             return row
-        held = self._hold(kind, row)
+        held = self._hold(kind, row, asker)
         begun = asyncio.create_task(held.begun.wait())
         try:
             if starts:
@@ -182,7 +187,7 @@ class Registrations:
                 self.cancel(entry_id)
         for kind, entry in claimed:
             log.info("takes over the inspection of %s, attempt %d", entry.id, entry.attempts)
-            self._hold(kind, entry).answered = True
+            self._hold(kind, entry, entry.project).answered = True
         if claimed:
             # The server that died may have been one of this host.
             await to_thread.run_sync(remove_abandoned, self._inspections.inspector.scratch, FOREIGN_AFTER_S)
@@ -226,8 +231,8 @@ class Registrations:
             claimed += [(kind, entry) for entry in kind.registry.claim_expired(connection, *given)]
         return owned, claimed
 
-    def _hold(self, kind: Kind[E], entry: E) -> _Held[E]:
-        held = self._held[entry.id] = _Held(kind, entry)
+    def _hold(self, kind: Kind[E], entry: E, asker: str) -> _Held[E]:
+        held = self._held[entry.id] = _Held(kind, entry, asker)
         held.task = asyncio.create_task(self._inspect(held))
         held.task.add_done_callback(lambda task: self._drop(held, task))
         return held
@@ -235,7 +240,11 @@ class Registrations:
     def _drop(self, held: _Held[E], task: asyncio.Task[E]) -> None:
         if self._held.get(held.entry.id) is held:
             del self._held[held.entry.id]
-        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Problem | Refused | DiskFull):
+        if (
+            not task.cancelled()
+            and (error := task.exception())
+            and not isinstance(error, Problem | Refused | Busy | DiskFull)
+        ):
             log.error("the inspection of %s failed", held.entry.id, exc_info=error)
 
     async def _inspect(self, held: _Held[E]) -> E:
@@ -243,7 +252,7 @@ class Registrations:
         kind, entry = held.kind, held.entry
         try:
             body = kind.body.model_validate(entry.request, context=STORED)
-            found = await kind.inspect(body, entry.sha256, self._inspections, held.count)
+            found = await kind.inspect(body, entry.sha256, self._inspections.of(held.asker), held.count)
         except DatabaseUnavailable:
             raise  # Nothing can be written: the row is taken over when its lease has expired.
         except Exception as error:
@@ -260,7 +269,7 @@ class Registrations:
     async def _refuse(self, held: _Held[Any], error: Exception) -> None:
         """Delete the row if a request waits for it; else keep the reason in it, or let it be inspected once more."""
         table, entry = held.kind.registry, held.entry
-        may_succeed = isinstance(error, DiskFull) or (isinstance(error, Refused) and _is_worth_another(error))
+        may_succeed = isinstance(error, DiskFull | Busy) or (isinstance(error, Refused) and _is_worth_another(error))
         if not held.answered:
             await self._db.write(table.withdraw, entry, self._owner)
         elif may_succeed and entry.attempts < MAX_ATTEMPTS:
@@ -270,8 +279,8 @@ class Registrations:
 
 
 def _is_worth_another(refused: Refused) -> bool:
-    """True if the child crashed, or had too little memory. What took too long once would do so again."""
-    return not refused.final and refused.code != "timeout"
+    """True if the child crashed. What took too long or too much memory once would do so again."""
+    return not refused.final and refused.code not in ("timeout", OutOfMemory.code)
 
 
 def stored_error(error: Exception) -> dict[str, Any]:
@@ -283,6 +292,8 @@ def stored_error(error: Exception) -> dict[str, Any]:
         problem = Unusable.of(error)
     elif isinstance(error, DiskFull):
         problem = StorageFull.of(error)
+    elif isinstance(error, Busy):
+        problem = InspectionsBusy.of(error)
     return {
         "code": problem.code,
         "message": problem.detail,

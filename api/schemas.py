@@ -297,7 +297,7 @@ class NewModel(Schema):
 
     name: Name
     blob: BlobDigest
-    architecture: str | None = Field(
+    architecture: Annotated[str, Text(200)] | None = Field(
         default=None,
         description="A name of GET /v1/architectures, or timm/<name>. Default: that of the file's metadata, else the "
         "one of the same names and shapes, with a warning.",

@@ -25,6 +25,7 @@ from pydantic_core import to_json
 from standardwebhooks import Webhook
 
 from api.schemas import iso
+from base import figures
 from base.addresses import HOST_NAME, Address, Allowed, is_public, literal
 from base.clock import boottime, jittered
 from base.errors import DatabaseUnavailable, StorageFull
@@ -168,6 +169,8 @@ class WebhookSender:
         except Exception:
             log.exception("webhook %s: message %s cannot be sent", tried.webhook_id, tried.id)
             return
+        if delivery is not None:
+            figures.delivered("repeated" if delivery.status == "pending" else delivery.status)
         if outcome.error is not None and delivery is not None:
             # Without the URL: its path is a secret of many receivers.
             values = (tried.webhook_id, tried.id, delivery.attempts, outcome.error, delivery.status)

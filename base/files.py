@@ -2,13 +2,17 @@
 
 import errno
 import hashlib
+import logging
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from base.errors import StorageFull, TooManyFiles
+
+log = logging.getLogger("distillery.files")
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
@@ -36,9 +40,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Written:
         temporary.replace(path)
     except Exception as error:
         if (cause := _caused_by(error, DISK_FULL)) is not None:
-            raise StorageFull(
-                f"no disk space to write {path.name}: {cause.strerror}", "free some disk space"
-            ) from error
+            raise storage_full(cause, path.name) from error
         raise
     finally:
         with suppress(OSError):
@@ -119,6 +121,51 @@ def disk_full_as_storage_full(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise StorageFull(
-            f"no disk space to write in {folder.name}: {error.strerror}", "free some disk space, then try again"
-        ) from error
+        raise storage_full(error, f"in {folder.name}") from error
+
+
+def storage_full(error: OSError, what: str = "") -> StorageFull:
+    """Return the engine's error for one of the errors DISK_FULL while `what` was written."""
+    what = f" {what}" if what else ""
+    if error.errno == errno.EROFS:
+        # Freeing space does not help, so it is not called a full disk.
+        return StorageFull(
+            f"cannot write{what}: {error.strerror}", "the disk is mounted for reading only: mount it for writing"
+        )
+    return StorageFull(f"no disk space to write{what}: {error.strerror}", "free some disk space, then try again")
+
+
+# ── rights ──
+
+OTHERS = 0o077
+"""The rights of a file's group and of all others."""
+
+
+def keep_private(*places: Path) -> None:
+    """Take all rights to these files and folders, and to what is in them, from everybody but their owner.
+
+    A folder is changed after what is in it: if its own rights are right, so is the rest, which is not looked at again.
+    """
+    for place in places:
+        if not (place.exists() and _mode(place) & OTHERS):
+            continue
+        for inside, folders, files in os.walk(place, topdown=False):
+            for name in (*files, *folders):
+                take_rights(Path(inside, name))
+        take_rights(place)
+
+
+def take_rights(path: Path, rights: int = OTHERS) -> None:
+    """Take these rights to a file or folder. A path that vanishes is no fault; one of another user is a warning."""
+    try:
+        mode = _mode(path)
+        if mode & rights and not stat.S_ISLNK(mode):
+            path.chmod(stat.S_IMODE(mode) & ~rights)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("others may be able to read %s, whose rights cannot be changed: %s", path, error.strerror)
+
+
+def _mode(path: Path) -> int:
+    return path.lstat().st_mode

@@ -1,4 +1,4 @@
-"""Helpers of all processes: imports, logging, signals, and two ways to end a process together with its parent.
+"""Helpers of all processes: imports, signals, and two ways to end a process together with its parent.
 
 `end_with_parent` is called in the child; the kernel then kills it at once. Linux only: on other systems the child of a
 killed process keeps running.
@@ -11,7 +11,6 @@ with its whole process group. This works on every system. It uses the standard l
 import ctypes
 import errno
 import gc
-import logging
 import os
 import resource
 import signal
@@ -45,13 +44,6 @@ def after_imports() -> None:
     """Enable garbage collection, which from now on, and at the exit, leaves out the objects that exist already."""
     gc.freeze()
     gc.enable()
-
-
-def log_to_stderr(*quiet: str) -> None:
-    """Set up logging of a process. `quiet`: loggers that write warnings and errors only."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in quiet:
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def raise_descriptor_limit() -> None:

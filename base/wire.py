@@ -697,11 +697,14 @@ class CollectionView(View):
 
 
 class StorageView(View):
+    project: dict[str, UsageView]
+    """Of the key's project, by kind: models, datasets, uploads, open_uploads, artifacts, checkpoints. Bytes that
+    several of them name are on the disk once."""
     usage: dict[str, UsageView]
-    """By kind: blobs, checkpoints, logs, uploads, trash, cache."""
+    """Of all projects together, by kind: blobs, checkpoints, logs, uploads, trash, cache. For the operator only."""
     free_bytes: int
     """Free disk space for files."""
     min_free_bytes: int
-    """With less free disk space, no job is started."""
+    """With less free disk space, no job is started and no upload accepted."""
     collections: list[CollectionView]
-    """The newest first."""
+    """The newest first. For the operator only."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.processes import REPOSITORY
 
-REQUIRED = {"POSTGRES_PASSWORD": "checked", "DISTILLERY_ADMIN_KEY_HASH": "0" * 64, "COMPOSE_PROFILES": "4gpus"}
+REQUIRED = {"POSTGRES_PASSWORD": "checked", "DISTILLERY_ADMIN_KEY_HASH": "0" * 64, "COMPOSE_PROFILES": "4gpus,tls"}
 """The settings that an operator must give, and the services of every profile."""
 
 

@@ -81,10 +81,12 @@ app = typer.Typer(
 )
 models_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Teachers: list, add, evaluate, remove.")
 datasets_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Data sets: list, add, remove.")
+uploads_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Uploaded files: list, remove.")
 keys_app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys: create, list, rotate, revoke.")
 projects_app = typer.Typer(cls=Commands, invoke_without_command=True, help="Projects: list, create, delete.")
 app.add_typer(models_app, name="models")
 app.add_typer(datasets_app, name="datasets")
+app.add_typer(uploads_app, name="uploads")
 app.add_typer(keys_app, name="keys")
 webhooks_app = typer.Typer(
     cls=Commands, invoke_without_command=True, help="Webhooks: list, add, change, test, deliveries, replay, remove."
@@ -808,9 +810,34 @@ def workers(context: typer.Context, as_json: AsJson = False) -> None:
     print_list(context.obj.workers(), as_json, tables.worker_table, if_empty)
 
 
+@uploads_app.callback()
+def list_uploads(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="Only those that are open, or complete.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print_list(list(context.obj.uploads(status=status)), as_json, tables.upload_table, "no uploads")
+
+
+@uploads_app.command("remove")
+def remove_upload(context: typer.Context, upload: Annotated[str, typer.Argument(help="The upload's id.")]) -> None:
+    """Remove an upload. Models, data sets and jobs keep its bytes."""
+    context.obj.delete_upload(upload)
+    typer.echo(f"{upload} removed")
+
+
 @app.command()
-def storage(context: typer.Context, as_json: AsJson = False) -> None:
+def storage(
+    context: typer.Context,
+    collect: Annotated[
+        bool, typer.Option("--collect", help="First delete what nothing needs any more (the operator's key).")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show disk usage, free disk space, and what the collector removed."""
+    if collect:
+        context.obj.collect()
     answer = context.obj.storage()
     if as_json:
         print_json(answer)
@@ -938,7 +965,7 @@ def create_project(
 
 @projects_app.command("delete")
 def delete_project(context: typer.Context, name: Annotated[str, typer.Argument()]) -> None:
-    """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
+    """Delete a project that has no jobs, models, data sets and uploads, and end its keys."""
     context.obj.delete_project(name)
     typer.echo(f"{name} deleted")
 

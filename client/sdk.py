@@ -25,6 +25,7 @@ from base.wire import (
     ArtifactView,
     AttemptView,
     AuditView,
+    CollectionView,
     Dataset,
     DeliveryView,
     EventView,
@@ -39,6 +40,7 @@ from base.wire import (
     Role,
     SecretWebhookView,
     StorageView,
+    UploadView,
     ValidationView,
     WebhookView,
     WorkerView,
@@ -444,10 +446,23 @@ class Distillery:
         """Return all workers with their devices. `alive` workers take jobs."""
         return list(self._pages("/v1/workers"))
 
+    def uploads(self, *, status: str | None = None) -> Iterator[UploadView]:
+        """Return all uploads, newest first. `status`: `open` or `complete`."""
+        return self._pages("/v1/uploads", status=status)
+
+    def delete_upload(self, upload_id: str) -> None:
+        """Delete an upload, and its bytes if nothing else names them."""
+        self.connection.request("DELETE", f"/v1/uploads/{upload_id}")
+
     def storage(self) -> StorageView:
-        """Return disk usage, free disk space, and the runs of the collector."""
+        """Return disk usage, free disk space, and for the operator also the runs of the collector."""
         storage: StorageView = self.connection.json("GET", "/v1/storage")
         return storage
+
+    def collect(self) -> CollectionView:
+        """Delete now what nothing needs any more. It may take minutes. Only the operator may do that."""
+        collection: CollectionView = self.connection.json("POST", "/v1/storage/collections", timeout=None)
+        return collection
 
     # Keys and projects
 
@@ -511,7 +526,7 @@ class Distillery:
         return self._pages("/v1/audit", limit=100, **filters, since=since, until=until)
 
     def delete_project(self, name: str) -> None:
-        """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
+        """Delete a project that has no jobs, models, data sets and uploads, and end its keys."""
         self.connection.request("DELETE", f"/v1/projects/{name}")
 
     def ready(self) -> bool:

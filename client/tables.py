@@ -30,6 +30,7 @@ from base.wire import (
     Report,
     StorageView,
     TeacherCheck,
+    UploadView,
     WarningView,
     WebhookView,
     WorkerView,
@@ -355,6 +356,14 @@ def worker_table(workers: Iterable[WorkerView]) -> Table:
     return table
 
 
+def upload_table(uploads: Iterable[UploadView]) -> Table:
+    table = _table("file", "bytes", "of", "status", "id", right=("bytes", "of"))
+    for one in uploads:
+        size = "" if one["bytes"] is None else f"{one['bytes']:,}"
+        _add_row(table, one["filename"], f"{one['offset']:,}", size, one["status"], one["id"])
+    return table
+
+
 def key_table(keys: Iterable[KeyView]) -> Table:
     table = _table("id", "project", "name", "role", "state", "last used")
     for key in keys:
@@ -411,9 +420,10 @@ def audit_table(entries: Iterable[AuditView]) -> Table:
 
 
 def usage_table(storage: StorageView) -> Table:
-    table = _table("kind", "files", "bytes", right=("files", "bytes"))
-    for kind, used in storage["usage"].items():
-        _add_row(table, kind, f"{used['files']:,}", f"{used['bytes']:,}")
+    table = _table("of", "kind", "files", "bytes", right=("files", "bytes"))
+    for whose, kinds in (("project", storage["project"]), ("all", storage["usage"])):
+        for kind, used in kinds.items():
+            _add_row(table, whose, _words(kind), f"{used['files']:,}", f"{used['bytes']:,}")
     return table
 
 

@@ -12,12 +12,13 @@
     python -m kdcore inspect logits PATH [--progress]    an .npz of logits in the place of a teacher
     python -m kdcore inspect dataset PATH [--image-size N] [--options JSON] [--progress] [--thumbnails FILE.png]
     python -m kdcore inspect architecture NAME --classes K --channels C --image-size H W
-    python -m kdcore inspect taps NAME PATH... --classes K --channels C --image-size H W
+    python -m kdcore inspect taps --classes K --channels C --image-size H W -- NAME PATH...
     python -m kdcore inspect published NAME    facts of published weights, without a download
     python -m kdcore inspect start PATH --architecture NAME --classes K --channels C [--freeze PATH...]
                                                     and, as of a model, --part, --averaged, --progress
     python -m kdcore inspect named-start weights:NAME --architecture ... (as start)
     python -m kdcore inspect named-start NAME --from-classes K --from-channels C --architecture ... (as start)
+    python -m kdcore inspect --arguments FILE   the same; FILE is a JSON list of the arguments after `inspect`
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
@@ -49,10 +50,9 @@ from base.errors import (
     Internal,
     OutOfMemory,
     SpecInvalid,
-    StorageFull,
     TeacherMismatch,
 )
-from base.files import DISK_FULL, too_many_files
+from base.files import DISK_FULL, storage_full, too_many_files
 from base.processes import importing
 from base.text import STORED, all_shown, shown, unwanted
 from kdcore import protocol
@@ -61,12 +61,17 @@ from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, pa
 from kdcore.spec.cost import ProbeRequest
 
 PROGRESS_S = 1.0
+ANSWER_BYTES = 2 << 20
+"""The most that an inspection says: it is stored with the file's row, and shown with it."""
 NO_MEMORY = "can't allocate memory"
 """A part of the message of the CPU's allocator, which raises a plain RuntimeError; a GPU's has its own error class."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:2] == ["inspect", "--arguments"]:
+        given = ["inspect", *json.loads(Path(given[2]).read_text())]
+    arguments = _parser().parse_args(given)
     verb: Callable[[argparse.Namespace], int] = arguments.verb
     return verb(arguments)
 
@@ -157,8 +162,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
     def found() -> dict[str, Any]:
         places: dict[str, Any] = {}
         facts = _facts(arguments, places)
-        _require_text(getattr(facts, "class_names", None) or (), of_data=arguments.kind == "dataset")
-        return {"ok": True, "facts": facts.model_dump(mode="json"), **places}
+        of_data = arguments.kind == "dataset"
+        _require_text(getattr(facts, "class_names", None) or (), of_data=of_data)
+        answer = {"ok": True, "facts": facts.model_dump(mode="json"), **places}
+        size = len(json.dumps(answer))
+        if size > ANSWER_BYTES:
+            error = DatasetUnreadable if of_data else TeacherMismatch
+            text = f"what the file says of itself (names, notes) has {size:,} bytes; the most is {ANSWER_BYTES:,}"
+            raise error(text, hint="leave notes out, or give shorter names")
+        return answer
 
     return _print(found, exit_on_error=0)
 
@@ -317,7 +329,7 @@ def _engine_error(error: Exception) -> EngineError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
         return OutOfMemory(str(error) or "out of memory", hint="a smaller training.batch_size or network needs less")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return StorageFull(f"out of disk space: {error}")
+        return storage_full(error, str(error.filename or "a file"))
     return Internal(f"{type(error).__name__}: {error}")
 
 
@@ -426,7 +438,7 @@ def _add_starts(kinds: Any) -> argparse.ArgumentParser:
         kind.add_argument("--architecture", required=True)
         kind.add_argument("--classes", type=int, required=True)
         kind.add_argument("--channels", type=int, required=True)
-        kind.add_argument("--freeze", nargs="+", default=[])
+        kind.add_argument("--freeze", nargs="+", action="extend", default=[], metavar="PATH")
     return start
 
 

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Literal
 
@@ -31,8 +32,10 @@ from torch import Tensor, nn
 
 from base.errors import TeacherMismatch
 from base.files import sha256_of
+from base.zip_files import members
 from kdcore.catalog.facts import LogitsFacts
 from kdcore.classifier import Classifier
+from kdcore.data.archive import LIMITS
 from kdcore.data.images import Data
 from kdcore.lesson import NOTHING, Batch, Needs, View
 
@@ -40,10 +43,11 @@ MOST_BYTES = 4 << 30
 """The largest array of logits. It is kept in memory: CIFAR-100 with all 162 views has 1.6 GB in float16."""
 MOST_VIEWS = 2 * 129**2
 """Those of crop_flip with the largest padding."""
+_MOST_ARRAYS = 100
 _CHUNK_BYTES = 16 << 20
 _READING_FAILED = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
-    *(ValueError, SyntaxError, tokenize.TokenError),
+    *(ValueError, SyntaxError, TypeError, OverflowError, tokenize.TokenError),
 )
 _NAMES = ("logits", "views", "test_logits", "labels", "test_labels")
 _EXAMPLE = "numpy.savez('teacher.npz', logits=logits.astype('float16'))"
@@ -70,7 +74,7 @@ class LogitsFile:
 
 def inspect(path: Path) -> LogitsFacts:
     """Return the facts of a file after reading every number. Raises TeacherMismatch if it cannot be a teacher."""
-    with _reading(), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         arrays = _headers(archive)
         for name in ("logits", "test_logits"):
             for start, values in _chunks(archive, arrays[name]) if name in arrays else ():
@@ -80,7 +84,7 @@ def inspect(path: Path) -> LogitsFacts:
 
 def open_logits(path: Path) -> LogitsFile:
     """Read the headers of a file, and the numbers of its views. Raises TeacherMismatch."""
-    with _reading(), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         arrays = _headers(archive)
         logits, test = arrays["logits"], arrays.get("test_logits")
         if "views" in arrays:
@@ -108,7 +112,7 @@ class StoredLogits(nn.Module):
         """Read the logits. Raises TeacherMismatch if a number is not finite, or if labels are not the data's."""
         super().__init__()
         self.facts = file.facts
-        with _reading(), zipfile.ZipFile(file.path) as archive:
+        with _opened(file.path) as archive:
             arrays = _headers(archive)
             logits = _whole(archive, arrays["logits"])
             test = _whole(archive, arrays["test_logits"]) if "test_logits" in arrays else None
@@ -150,6 +154,23 @@ class StoredLogits(nn.Module):
 
 
 # The file
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open the file. Raises TeacherMismatch for too many arrays, before Python's reader makes an object for each, and
+    for numbers that were packed as only zeros are."""
+    with _reading():
+        with path.open("rb") as file:
+            found = list(islice(members(file.fileno()), _MOST_ARRAYS + 1))
+        if len(found) > _MOST_ARRAYS:
+            raise TeacherMismatch(f"the file holds more than {_MOST_ARRAYS} arrays", hint=_EXAMPLE)
+        size = sum(one.file_size for one in found)
+        if size > max(LIMITS.ratio_from_bytes, LIMITS.ratio * path.stat().st_size):
+            text = f"the file unpacks to more than {LIMITS.ratio} times its size: it looks like a bomb"
+            raise TeacherMismatch(text, hint=_EXAMPLE)
+        with zipfile.ZipFile(path) as archive:
+            yield archive
 
 
 @contextmanager
@@ -219,6 +240,8 @@ def _header(archive: zipfile.ZipFile, name: str) -> _Array:
 def _read_header(file: IO[bytes], name: str) -> _Array:
     read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
     shape, fortran_order, dtype = read(file)
+    if any(type(side) is not int or side < 0 for side in shape):
+        raise TeacherMismatch(f"{name} has the shape {shape}, which no array has", hint=_EXAMPLE)
     if dtype.hasobject:
         text = f"{name} holds Python objects, which are never unpickled"
         raise TeacherMismatch(text, hint="store plain numbers: numpy.array(rows, dtype='float32')")

@@ -75,7 +75,7 @@ class Member:
         self._start()
 
     def _start(self) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._started_at = time.monotonic()
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C reaches only this process, which stops all in order.
@@ -231,7 +231,7 @@ def _wait(seconds: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m local.cluster", description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--home", type=Path, default=Path("distillery-data/cluster"))
+    parser.add_argument("--home", type=Path, default=Path("distillery-cluster"))
     parser.add_argument("--port", type=int, default=Settings.model_fields["port"].default, help="0 takes a free one")
     parser.add_argument("--ready-file", type=Path, help='file for {"url", "pid", …} as JSON when requests are answered')
     options = parser.parse_args()

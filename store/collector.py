@@ -3,8 +3,10 @@
     blobs         that no row names: to the trash after `after_s` without use; deleted after the same time there
     checkpoints   of succeeded jobs; of failed and cancelled ones after `checkpoints_s`; files that no row can name
     logs          of deleted jobs
-    uploads       without use for `uploads_s`, row and file (but not the blob of a complete upload)
+    uploads       without use, row and file (but not the blob of a complete upload): after `uploads_s`, open ones after
+                  `open_uploads_s`, open ones without a byte after EMPTY_S
     temporaries   of killed processes
+    inspections   rows of facts that were not used for `inspections_s`: whoever needs them inspects again
     rows          of the audit log after `audit_s`; of idempotency keys whose things are gone
 
 No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its
@@ -19,6 +21,10 @@ more. Its files are listed first, then the fence is read, then the rows: a file 
 
 A database without a collection older than `after_s` may be the wrong one, which names no files. Until then, files of
 unknown jobs and uploads are not deleted, and blobs are at most moved to the trash.
+
+On request nothing waits (`free_now`, `free_blob`): instead of a time without use, it is looked up that no process is
+between a file and its row. A job that publishes, a registration, and an upload that is completed have rows that say so.
+While there is one, only what was unused for BUSY_S is deleted.
 """
 
 import re
@@ -32,23 +38,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, Select, Text, cast, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, Text, and_, cast, exists, or_, select
 
 from base.errors import DatabaseUnavailable, StorageFull
 from base.failpoints import failpoint
 from base.files import files_in, modified_at
 from base.jobs import TERMINAL
 from base.references import BLOB
-from store import audit, checkpoints, collections, idempotency, projects, tables, uploads
+from store import audit, checkpoints, collections, idempotency, projects, registry, tables, uploads
 from store.collections import Removed
 from store.database import Database
 from store.errors import UploadBusy
 from store.file_store import FileStore, measured
+from store.records import database_now
 from store.settings import Settings
 from store.tables import jobs
 
 T = TypeVar("T")
 
+EMPTY_S = 3600.0
+"""The age at which an upload without a byte is deleted."""
+BUSY_S = 3600.0
+"""Longer than any process takes from a file to the row that names it."""
 BATCH = 200
 JOBS_PER_TRANSACTION = 25
 PAUSE_S = 0.12
@@ -66,12 +77,19 @@ class Retention:
     after_s: float
     checkpoints_s: float
     uploads_s: float
+    open_uploads_s: float
     audit_s: float = 365 * 86_400.0
+    inspections_s: float = 30 * 86_400.0
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         return cls(
-            settings.collect_after_s, settings.retain_checkpoints_s, settings.retain_uploads_s, settings.retain_audit_s
+            settings.collect_after_s,
+            settings.retain_checkpoints_s,
+            settings.retain_uploads_s,
+            settings.retain_open_uploads_s,
+            settings.retain_audit_s,
+            settings.retain_inspections_s,
         )
 
 
@@ -114,6 +132,8 @@ class Collector:
     stopped: Callable[[], bool] = lambda: False
     report: Callable[[str, Path, int], None] = lambda kind, path, bytes: None
     """Called for each removal with its kind, path and bytes."""
+    on_demand: bool = False
+    """Delete what no row names at once, without a time without use."""
     removed: Removed = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     """The steps that failed; the others were done."""
@@ -125,14 +145,11 @@ class Collector:
         # The steps that free disk space without needing any come first.
         steps = [self.empty_trash, self.expire_checkpoints]
         steps += [self.tidy_checkpoints, self.tidy_logs, self.tidy_uploads] if knows_its_files else []
-        for step in [
-            *steps,
-            self.expire_uploads,
-            self.forget_blobs,
-            self.fill_trash,
-            self.delete_temporaries,
-            self.expire_rows,
-        ]:
+        steps += [self.expire_uploads, self.expire_inspections, self.forget_blobs, self.fill_trash]
+        steps += [self.delete_temporaries, self.expire_rows]
+        # Last: the steps before it have taken names from blobs.
+        steps += [self.free_now] if self.on_demand and knows_its_files else []
+        for step in steps:
             try:
                 step()
             except DatabaseUnavailable:
@@ -177,6 +194,27 @@ class Collector:
                 raise Stopped
             with self._begin() as connection:
                 forgotten = projects.forget_blobs(connection, named, self.retention.after_s, BATCH)
+
+    def free_now(self) -> None:
+        """Delete the blobs that no row names; while a process is between a file and its row, only those long unused."""
+        busy, named = self._names_now()
+        before = self._before(BUSY_S if busy else 0.0)
+        for path in self._each(_blobs(self.files)):
+            if path.name not in named and self.files.last_used_at(path.name) <= before:
+                self._do("to_trash", path, self.files.move_to_trash, path.name, before)
+        # Listed before the rows are read: what is put again after that is among the blobs.
+        trash = list(_matching(self.files.folder / "trash", _SHA256))
+        busy, named = self._names_now()
+        before = self._before(BUSY_S if busy else 0.0)
+        for path in self._each(trash):
+            if path.name in named:
+                self._do("brought_back", path, self.files.restore, path.name)
+            elif modified_at(path) <= before:
+                self._do("blobs", path, _unlink, path)
+
+    def _names_now(self) -> tuple[bool, set[str]]:
+        busy, pairs = _names_now(self.database)
+        return busy, {digest for _, digest in pairs}
 
     # ── files of jobs ──
 
@@ -247,18 +285,30 @@ class Collector:
 
     def expire_uploads(self) -> None:
         """Delete the uploads that were not used for long enough, rows and files."""
-        before = self._before(self.retention.uploads_s)
+        kept_s = {"complete": self.retention.uploads_s, "open": self.retention.open_uploads_s, "empty": EMPTY_S}
         with self.database.connect() as connection:
-            old = uploads.list_older_than(connection, self.retention.uploads_s)
+            old = uploads.list_older_than(connection, kept_s)
+        now = self.files.now()
         for upload in self._each(old):
             path = self.files.upload_path(upload.id)
-            if upload.status == "open":
-                used_at = modified_at(path) if path.exists() else float("-inf")
-            else:
+            if upload.kind == "complete":
                 used_at = self.files.last_used_at(str(upload.sha256))
-            if used_at <= before:
+            else:
+                used_at = modified_at(path) if path.exists() else float("-inf")
+            if used_at <= now - kept_s[upload.kind]:
                 with suppress(UploadBusy):
                     self._do("uploads", path, self._delete_upload, upload)
+
+    def expire_inspections(self) -> None:
+        """Delete the rows of inspections that were not used for long enough."""
+        age_s = self.retention.inspections_s
+        with self.database.connect() as connection:
+            count = registry.count_unused_inspections(connection, age_s)
+        if count and not self.dry_run:
+            with self._begin() as connection:
+                count = registry.delete_unused_inspections(connection, age_s)
+        if count:
+            self.removed["inspections"] = {"count": count, "bytes": 0}
 
     def tidy_uploads(self) -> None:
         """Delete the files whose upload is deleted or complete."""
@@ -359,13 +409,86 @@ def named_digests(database: Database) -> set[str]:
 
 def named_by_project(database: Database) -> set[tuple[str, str]]:
     """Return every digest that a row names, with the row's project, all as of one moment."""
+    return _names_now(database)[1]
+
+
+def _names_now(database: Database) -> tuple[bool, set[tuple[str, str]]]:
+    """Return whether a process may be between a file and its row, and what `named_by_project` returns, as of then."""
     with database.connect() as connection:
         if not database.is_sqlite:
             connection.execution_options(isolation_level="REPEATABLE READ")
-        return {(project, digest) for pairs in _named(connection) for project, digest in pairs if digest}
+        return _is_busy(connection), {pair for pairs in named_in(connection) for pair in pairs if pair[1]}
 
 
-def _named(connection: Connection) -> Iterator[Iterable[tuple[str, str]]]:
+def _is_busy(connection: Connection) -> bool:
+    """Return whether a process may have put a blob that no row names yet, but one soon will."""
+    sent = tables.uploads.c
+    between = (
+        exists().where(jobs.c.status == "running", jobs.c.phase == "publishing"),
+        exists().where(tables.models.c.state == "inspecting"),
+        exists().where(tables.datasets.c.state == "inspecting"),
+        # All its bytes have arrived, and it is not complete. Only one that is sent whole has no length in its row.
+        exists().where(
+            sent.status == "open",
+            sent.offset > 0,
+            or_(sent.bytes.is_(None), sent.bytes == sent.offset),
+            sent.created_at > database_now() - BUSY_S,
+        ),
+    )
+    return bool(connection.execute(select(or_(*between))).scalar_one())
+
+
+def free_blob(database: Database, files: FileStore, project: str, sha256: str) -> bool:
+    """Take a blob from a project whose row was deleted, unless another row of it names the blob; and delete it, unless
+    a row of any project names it or may soon. Returns whether its bytes are free.
+
+    What is not deleted now is left to the collector.
+    """
+    with database.begin() as connection:
+        if _is_named(connection, sha256, project):
+            return False
+        projects.forget_blob(connection, project, sha256)
+        if _is_named(connection, sha256):
+            return False
+    files.move_to_trash(sha256, float("inf"))
+    with database.connect() as connection:
+        if not database.is_sqlite:
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        if _is_named(connection, sha256):
+            files.restore(sha256)
+            return False
+        if _is_busy(connection):
+            return False
+    return _unlink(files.trash_path(sha256))
+
+
+def _is_named(connection: Connection, sha256: str, project: str | None = None) -> bool:
+    """Return whether a row names the blob: one of any project, or of the given one."""
+    named, sheets = tables.artifacts.c.sha256 == sha256, cast(tables.datasets.c.thumbnails, Text)
+    readable = [
+        (table, and_(table.c.sha256 == sha256, table.c.state != "refused"))
+        for table in (tables.models, tables.datasets)
+    ]
+    conditions = [
+        (tables.uploads, tables.uploads.c.sha256 == sha256),
+        *readable,
+        (tables.datasets, sheets.contains(sha256)),
+        (jobs, jobs.c.id.in_(select(tables.artifacts.c.job_id).where(named))),
+        (jobs, cast(jobs.c.resolved_spec, Text).contains(BLOB + sha256)),
+    ]
+    # One after the other: the last one reads a whole table.
+    return any(
+        connection.execute(select(exists().where(condition, *_of(table, project)))).scalar_one()
+        for table, condition in conditions
+    )
+
+
+def _of(table: Table, project: str | None) -> list[ColumnElement[bool]]:
+    return [] if project is None else [table.c.project == project]
+
+
+def named_in(connection: Connection) -> Iterator[Iterable[tuple[str, str]]]:
+    """Yield every digest that a row names, with its project, in groups, with repetitions and nulls."""
     made = tables.artifacts.join(jobs)
     yield _pairs(connection, select(jobs.c.project, tables.artifacts.c.sha256).select_from(made).distinct())
     yield _pairs(connection, select(tables.uploads.c.project, tables.uploads.c.sha256).distinct())

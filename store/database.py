@@ -264,14 +264,15 @@ ADVISORY_LOCK = 7_310_577
 """The key of the migration's advisory lock; no other lock of this database uses it."""
 
 
-def migrate(url: str) -> None:
-    """Bring a database to the newest revision. If several processes start at once, one migrates and the others wait."""
+def migrate(url: str, revision: str = "head") -> None:
+    """Bring a database to the newest revision, or to an earlier one. If several processes start at once, one migrates
+    and the others wait."""
     from alembic import command  # takes a sixth of a worker's start, and most processes migrate nothing
 
     parsed = make_url(url)
     exclusive = _exclusive_sqlite if parsed.get_backend_name() == "sqlite" else _exclusive_postgres
     with translated_errors(), exclusive(parsed) as connection:
-        command.upgrade(alembic_config(connection), "head")
+        command.upgrade(alembic_config(connection), revision)
 
 
 def alembic_config(connection: Connection) -> "Config":

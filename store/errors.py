@@ -83,8 +83,11 @@ class IdempotencyConflict(StoreError):
 class NameTaken(StoreError):
     code = "name_taken"
 
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"there is already a {kind} named {name!r}; remove it first, or choose another name")
+    def __init__(self, kind: str, name: str, *, deleted: bool = False) -> None:
+        if deleted:
+            super().__init__(f"the {kind} {name!r} was deleted, and its name is not given again; choose another name")
+        else:
+            super().__init__(f"there is already a {kind} named {name!r}; remove it first, or choose another name")
         self.kind, self.name = kind, name
 
 

@@ -229,11 +229,6 @@ class Usage:
     bytes: int
 
 
-def usage(files: FileStore, cache: Path) -> dict[str, Usage]:
-    """Return the disk usage of each folder of the store, and of the `cache`. It reads the whole tree."""
-    return {folder: measured(files.folder / folder) for folder in FOLDERS} | {"cache": measured(cache)}
-
-
 def measured(path: Path) -> Usage:
     """Return the usage of a file, or of all files in a folder; zero if there is none."""
     sizes = list(_sizes(path))

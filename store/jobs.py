@@ -21,7 +21,7 @@ from store.idempotency import Once
 from store.limits import Room
 from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page
 from store.tables import checkpoints, jobs, metrics
-from store.teachers import append_change, await_teachers, lock_awaited, take_students
+from store.teachers import append_change, await_teachers, lock_awaited, take_students, waits_for_teacher
 
 T = TypeVar("T")
 
@@ -147,6 +147,18 @@ def count_by_status(connection: Connection, project: str | None = None) -> dict[
     if project is not None:
         counts = counts.where(jobs.c.project == project)
     return {status: count for status, count in connection.execute(counts)}
+
+
+def queue(connection: Connection, project: str | None = None) -> tuple[int, float]:
+    """Return the number of queued jobs that are due and wait for no teacher, and the age of the oldest in seconds."""
+    now = database_now()
+    due = select(func.count(), func.coalesce(now - func.min(jobs.c.created_at), 0.0)).where(
+        jobs.c.status == "queued", func.coalesce(jobs.c.not_before, jobs.c.created_at) <= now, ~waits_for_teacher(jobs)
+    )
+    if project is not None:
+        due = due.where(jobs.c.project == project)
+    count, age_s = connection.execute(due).one()
+    return int(count), float(age_s)
 
 
 def cancel(connection: Connection, job_id: str, project: str | None = None) -> Job:

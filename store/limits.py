@@ -62,7 +62,8 @@ def defaults(settings: Settings) -> Limits:
 
 def own(connection: Connection, project: str) -> dict[str, int]:
     """Return the limits that were set for a project. Raises NotFound."""
-    row = connection.execute(select(projects.c.limits).where(projects.c.name == project)).one_or_none()
+    exists = projects.c.deleted_at.is_(None)
+    row = connection.execute(select(projects.c.limits).where(projects.c.name == project, exists)).one_or_none()
     if row is None:
         raise NotFound("project", project)
     return dict(row.limits or {})

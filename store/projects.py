@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, delete, select, tuple_
+from sqlalchemy import Connection, Table, and_, delete, select, tuple_, update
 
 from base.defaults import DEFAULT_PROJECT
 from store import tables
@@ -33,19 +33,21 @@ class Project:
 
 
 PROJECT_COLUMNS = columns(tables.projects, Project)
+_EXISTS = tables.projects.c.deleted_at.is_(None)
 
 
 def create(connection: Connection, name: str) -> Project:
-    """Add a project. Raises NameTaken."""
+    """Add a project. Raises NameTaken, also for the name of a deleted one."""
     added = upsert(connection, tables.projects).values(name=name, created_at=database_now()).on_conflict_do_nothing()
     row = connection.execute(added.returning(*PROJECT_COLUMNS)).one_or_none()
     if row is None:
-        raise NameTaken("project", name)
+        known = select(tables.projects.c.deleted_at).where(tables.projects.c.name == name)
+        raise NameTaken("project", name, deleted=connection.execute(known).scalar_one() is not None)
     return as_record(Project, row)
 
 
 def get(connection: Connection, name: str) -> Project:
-    query = select(*PROJECT_COLUMNS).where(tables.projects.c.name == name)
+    query = select(*PROJECT_COLUMNS).where(tables.projects.c.name == name, _EXISTS)
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound("project", name)
@@ -54,7 +56,7 @@ def get(connection: Connection, name: str) -> Project:
 
 def list_page(connection: Connection, limit: int, after: str | None = None) -> tuple[list[Project], str | None]:
     """Return a page of projects by name, and the `after` of the next page, None at the end."""
-    query = select(*PROJECT_COLUMNS).order_by(tables.projects.c.name).limit(limit + 1)
+    query = select(*PROJECT_COLUMNS).where(_EXISTS).order_by(tables.projects.c.name).limit(limit + 1)
     if after is not None:
         query = query.where(tables.projects.c.name > after)
     rows = [as_record(Project, row) for row in connection.execute(query)]
@@ -62,14 +64,20 @@ def list_page(connection: Connection, limit: int, after: str | None = None) -> t
 
 
 def remove(connection: Connection, name: str) -> None:
-    """Delete a project that has no rows, with its keys. Raises NotFound, or ProjectNotEmpty that says what it has."""
+    """Delete a project that has no rows, and end its keys. Raises NotFound, or ProjectNotEmpty that says what it has.
+
+    Its name cannot be used again: a request of one of its keys may still be running, and its audit log stays.
+    """
     get(connection, name)
     holds = [table.name for table in HOLDS if _any(connection, table, name)]
     if name == DEFAULT_PROJECT or holds:
         raise ProjectNotEmpty(name, holds)
     for table in (tables.project_blobs, tables.measurements, tables.webhooks):
         connection.execute(delete(table).where(table.c.project == name))
-    connection.execute(delete(tables.projects).where(tables.projects.c.name == name))
+    now, project_keys = database_now(), tables.keys.c
+    ended = update(tables.keys).where(project_keys.project == name, project_keys.revoked_at.is_(None))
+    connection.execute(ended.values(revoked_at=now))
+    connection.execute(update(tables.projects).where(tables.projects.c.name == name).values(deleted_at=now))
 
 
 def add_blobs(connection: Connection, project: str, digests: Iterable[str]) -> None:
@@ -92,6 +100,12 @@ def has_blob(connection: Connection, project: str, sha256: str) -> bool:
     rows = tables.project_blobs.c
     query = select(rows.sha256).where(rows.project == project, rows.sha256 == sha256)
     return connection.execute(query).one_or_none() is not None
+
+
+def forget_blob(connection: Connection, project: str, sha256: str) -> None:
+    """Delete the row of a blob that no row of the project names any more."""
+    rows = tables.project_blobs
+    connection.execute(delete(rows).where(rows.c.project == project, rows.c.sha256 == sha256))
 
 
 def forget_blobs(connection: Connection, named: Collection[tuple[str, str]], after_s: float, limit: int) -> int:

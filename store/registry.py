@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, func, or_, select, update
 
 from store import idempotency, limits, projects, tables
 from store.errors import NameTaken, NotFound
@@ -260,6 +260,36 @@ def put_inspection(connection: Connection, digest: str, kind: str, key: str, fac
     added = upsert(connection, tables.inspections).values(**values)
     replaced = {"facts": added.excluded.facts, "seen_at": added.excluded.seen_at}
     connection.execute(added.on_conflict_do_update(index_elements=["digest", "kind", "key"], set_=replaced))
+
+
+def is_long_unused(connection: Connection, digest: str, kind: str, key: str, age_s: float) -> bool:
+    """Return True if the use of an inspection was not noted for so long."""
+    rows = tables.inspections.c
+    query = select(rows.kind).where(rows.digest == digest, rows.kind == kind, rows.key == key)
+    return connection.execute(query.where(rows.seen_at < database_now() - age_s)).one_or_none() is not None
+
+
+def note_use(connection: Connection, digest: str, kind: str, key: str) -> None:
+    """Note that an inspection, if it is still stored, was used now."""
+    rows = tables.inspections
+    used = update(rows).where(rows.c.digest == digest, rows.c.kind == kind, rows.c.key == key)
+    connection.execute(used.values(seen_at=database_now()))
+
+
+def count_unused_inspections(connection: Connection, age_s: float) -> int:
+    """Return the number of inspections that were not used for so long."""
+    return connection.execute(
+        select(func.count())
+        .select_from(tables.inspections)
+        .where(tables.inspections.c.seen_at < database_now() - age_s)
+    ).scalar_one()
+
+
+def delete_unused_inspections(connection: Connection, age_s: float) -> int:
+    """Delete the inspections that were not used for so long. Returns their number."""
+    return connection.execute(
+        delete(tables.inspections).where(tables.inspections.c.seen_at < database_now() - age_s)
+    ).rowcount
 
 
 Measured = Literal["evaluation", "cost"]

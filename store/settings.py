@@ -1,24 +1,76 @@
-"""The settings of an operator, read from the environment as DISTILLERY_… and checked at start."""
+"""The settings of an operator, read from the environment as DISTILLERY_… or from a file, and checked at start.
 
+The file is named by DISTILLERY_CONFIG and written in TOML: a line `lease_s = 60` is DISTILLERY_LEASE_S. What only a
+worker has is in its table `[worker]`. A variable of the environment is stronger than the file.
+"""
+
+import os
 import re
+import stat
 import sys
+import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from base import files
 from base.addresses import Allowed
 from base.defaults import HOST, PORT
 
+CONFIG = "DISTILLERY_CONFIG"
+TABLES = ("worker",)
+"""The tables that a settings file may have; its other lines belong to all programs."""
 
-class Settings(BaseSettings):
-    """By default everything is local: SQLite, a folder, one process, this machine only."""
+
+class ConfigFileFault(Exception):
+    """The file that DISTILLERY_CONFIG names cannot be read."""
+
+
+class FromEnvironmentOrFile(BaseSettings):
+    """Base of all settings. Raises ConfigFileFault if there is a file that cannot be read."""
 
     model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True, extra="forbid", hide_input_in_errors=True)
+    table: ClassVar[str | None] = None
+    """The table of the file with these settings; None: the lines that are in no table."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=_from_file(cls.table))
+
+
+def _from_file(table: str | None) -> dict[str, Any]:
+    """Return the lines of the settings file that are in this table, or in none."""
+    name = os.environ.get(CONFIG)
+    if not name:
+        return {}
+    try:
+        lines = tomllib.loads(Path(name).read_text())
+    except OSError as error:
+        raise ConfigFileFault(f"{CONFIG}: {name} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigFileFault(f"{CONFIG}: {name} is not TOML: {error}") from error
+    if table is None:
+        return {key: value for key, value in lines.items() if key not in TABLES}
+    found = lines.get(table, {})
+    if not isinstance(found, dict):
+        raise ConfigFileFault(f"{CONFIG}: {name}: {table} must be a table: a line [{table}], then its settings")
+    return found
+
+
+class Settings(FromEnvironmentOrFile):
+    """By default everything is local: SQLite, a folder, one process, this machine only."""
 
     home: Path = Field(
         default=Path("distillery-data"), description="Folder of everything for which no other setting names a place."
@@ -28,7 +80,7 @@ class Settings(BaseSettings):
     files: Path = Field(default=Path(), description="Folder of blobs, checkpoints and logs; default: files in home.")
 
     host: str = Field(default=HOST, description="Address that the server listens on.")
-    port: int = Field(default=PORT, ge=0, le=65535)
+    port: int = Field(default=PORT, ge=0, le=65535, description="Port that the server listens on; 0: a free one.")
     admin_key_hash: str | None = Field(default=None, description="SHA-256 of the operator's key, hexadecimal.")
 
     lease_s: float = Field(default=30, gt=0, description="Time after the last heartbeat until a job can be taken over.")
@@ -43,7 +95,12 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts in a row that may end without a new checkpoint.")
 
-    min_free_bytes: int = Field(default=200_000_000, ge=0, description="With less free disk space, no job is started.")
+    min_free_bytes: int = Field(
+        default=200_000_000,
+        ge=0,
+        description="With less free disk space, no job is started and no upload is accepted: what is left is for the "
+        "jobs that run, and for the database.",
+    )
     cache_max_bytes: int = Field(
         default=20_000_000_000, ge=0, description="Size to which each host's cache of data sets is trimmed."
     )
@@ -60,9 +117,19 @@ class Settings(BaseSettings):
         description="Time after its end for which a failed or cancelled job keeps its checkpoints.",
     )
     retain_uploads_s: float = Field(
-        default=7 * 86_400, ge=3600, description="Time without use after which an upload is deleted, complete or not."
+        default=7 * 86_400, ge=3600, description="Time without use after which a complete upload is deleted."
     )
-    upload_max_bytes: int = Field(default=10_000_000_000, gt=0)
+    retain_open_uploads_s: float = Field(
+        default=86_400,
+        ge=3600,
+        description="Time without use after which an upload that is not complete is deleted; without a byte, an hour.",
+    )
+    retain_inspections_s: float = Field(
+        default=30 * 86_400,
+        ge=3600,
+        description="Time without use after which the facts that an inspection has found are forgotten.",
+    )
+    upload_max_bytes: int = Field(default=10_000_000_000, gt=0, description="The largest file that may be uploaded.")
     webhook_allow: str = Field(
         default="",
         description="Hosts and networks that webhooks may call beside public addresses, also without TLS, separated by "
@@ -93,6 +160,19 @@ class Settings(BaseSettings):
     )
     slots: int | None = Field(
         default=None, ge=1, description="Jobs that run at the same time on this host; default: one for each device."
+    )
+
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Form of the log on standard error: lines for people, or one JSON object a line."
+    )
+    access_log: bool | None = Field(
+        default=None,
+        description="Log each request with its latency and the id of its key; default: yes, but not in the embedded "
+        "server.",
+    )
+    otel: bool = Field(
+        default=False,
+        description="Send traces by OpenTelemetry, as its own OTEL_… variables say; needs `distillery[otel]`.",
     )
 
     @model_validator(mode="before")
@@ -129,6 +209,17 @@ class Settings(BaseSettings):
         Allowed.of(text)
         return text
 
+    @field_validator("otel")
+    @classmethod
+    def _is_installed(cls, otel: bool) -> bool:
+        if otel:
+            try:
+                import opentelemetry.exporter.otlp.proto.http
+                import opentelemetry.sdk  # noqa: F401
+            except ImportError as error:
+                raise ValueError(f"{error.name} is missing; pip install 'distillery[otel]'") from None
+        return otel
+
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:
         if self.lease_s < 4 * self.heartbeat_s:
@@ -148,11 +239,33 @@ class Settings(BaseSettings):
         return self
 
 
+OWN = ("distillery.migrating", "server.lock", "cache", "scratch", "inspect", "metrics")
+"""What the service keeps in its home, beside the files and the database."""
+
+
+def keep_private(settings: Settings) -> None:
+    """Take the rights to all that the service has stored from everybody but its user, and to all that this process and
+    its children will make. An earlier version has let all users of the host read it.
+    """
+    os.umask(files.OTHERS)
+    home, database = settings.home, make_url(settings.database_url)
+    places = [home / name for name in OWN] + [settings.files]
+    if database.get_backend_name() == "sqlite":
+        places += [Path(f"{database.database}{end}") for end in ("", "-wal", "-shm")]
+    files.keep_private(*places)
+    if home.is_dir():
+        # A server of another user that has its data here, such as `local.cluster`'s PostgreSQL, must still get to it.
+        shared = any(place.lstat().st_uid != os.geteuid() for place in home.iterdir())
+        files.take_rights(home, files.OTHERS & ~stat.S_IXOTH if shared else files.OTHERS)
+
+
 def settings_or_exit(program: str, *further: type[BaseSettings]) -> tuple[Any, ...]:
     """Return the Settings and the `further` ones of the program. For invalid values, print a line each and exit."""
     kinds: tuple[type[BaseSettings], ...] = (Settings, *further)
     try:
         return tuple(kind() for kind in kinds)
+    except ConfigFileFault as error:
+        sys.exit(f"{program}: {error}")
     except ValidationError as error:
         sys.exit("\n".join(f"{program}: {described(fault)}" for fault in error.errors()))
 
@@ -161,4 +274,6 @@ def described(fault: ErrorDetails) -> str:
     """Return a fault of the settings with the variable's name. The value may be a secret."""
     message = fault["msg"].removeprefix("Value error, ")
     field = "_".join(map(str, fault["loc"])).upper()
+    if fault["type"] == "extra_forbidden":
+        return f"{field.lower()} in the file of {CONFIG}: there is no such setting"
     return f"DISTILLERY_{field}: {message}" if field else message

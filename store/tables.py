@@ -48,6 +48,8 @@ projects = Table(
     metadata,
     Column("name", String(100), primary_key=True),
     Column("created_at", Double, nullable=False),
+    # The row of a deleted project stays, so that nobody gets its name, and with it what may still have it.
+    Column("deleted_at", Double),
     # Null, or in the place of the settings' limits those of this project.
     Column("limits", DOCUMENT),
 )

@@ -4,24 +4,28 @@ create ──▶ append … append ──▶ complete
 
 append      write at the row's offset, fsync, then advance the row's offset
 complete    hash, compare, move the file among the blobs, then write the row
+
+None is begun or continued that would leave less than `min_free_bytes` on the disk (`require_space`): what is left is
+for the database, without which nothing could be deleted either, and for the jobs that run.
 """
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
 
+from base.errors import StorageFull
 from base.files import disk_full_as_storage_full, make_folder, sync
 from store import idempotency, projects, tables
 from store.errors import BlobMismatch, NotFound, OffsetConflict, UploadBusy
 from store.file_store import Blob, FileStore
 from store.idempotency import Once
 from store.limits import Room
-from store.records import as_record, columns, database_now, new_id
+from store.records import PageQuery, as_record, columns, database_now, new_id, read_page
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class Upload:
     """The number of bytes that have arrived and are durable."""
     status: str
     created_at: float
+
+    @property
+    def kind(self) -> Literal["complete", "open", "empty"]:
+        """For how long it is kept: `empty` is an open one without a byte."""
+        if self.status == "complete":
+            return "complete"
+        return "open" if self.offset else "empty"
 
 
 UPLOAD_COLUMNS = columns(tables.uploads, Upload)
@@ -88,6 +99,16 @@ def get(connection: Connection, project: str, upload_id: str) -> Upload:
     return as_record(Upload, row)
 
 
+def list_page(
+    connection: Connection, project: str, query: PageQuery, status: str | None = None
+) -> tuple[list[Upload], str | None]:
+    """Return a page of the project's uploads, newest first, and the `after` of the next one, None at the end."""
+    conditions = [tables.uploads.c.project == project]
+    if status is not None:
+        conditions.append(tables.uploads.c.status == status)
+    return read_page(connection, tables.uploads, Upload, query, *conditions)
+
+
 def append(
     connection: Connection, project: str, upload_id: str, *, offset: int, length: int, room: Room | None = None
 ) -> Upload:
@@ -116,6 +137,17 @@ def complete(connection: Connection, project: str, upload_id: str, blob: Blob) -
         raise BlobMismatch(upload_id, get(connection, project, upload_id).offset, blob.bytes)
     projects.add_blobs(connection, project, [blob.sha256])
     return as_record(Upload, row)
+
+
+def require_space(files: FileStore, bytes: int, min_free_bytes: int) -> None:
+    """Raise StorageFull if so many more bytes would leave less than `min_free_bytes` on the disk."""
+    free = files.free_bytes()
+    if free - bytes < min_free_bytes:
+        raise StorageFull(
+            f"{free} bytes are free for files, of which {min_free_bytes} are kept for running jobs and the database: "
+            f"{bytes} more do not fit",
+            "delete uploads, models, data sets or jobs that nobody needs, then collect: POST /v1/storage/collections",
+        )
 
 
 @contextmanager
@@ -177,10 +209,16 @@ def lock_file(files: FileStore, upload_id: str) -> Iterator[None]:
         yield
 
 
-def list_older_than(connection: Connection, age_s: float) -> Sequence[Upload]:
-    """Return the uploads of all projects and states that were created at least `age_s` ago."""
-    old = select(*UPLOAD_COLUMNS).where(tables.uploads.c.created_at <= database_now() - age_s)
-    return [as_record(Upload, row) for row in connection.execute(old.order_by(tables.uploads.c.id))]
+def list_older_than(connection: Connection, ages_s: Mapping[str, float]) -> Sequence[Upload]:
+    """Return the uploads of all projects that were created at least so many seconds ago, by their `kind`."""
+    rows, now = tables.uploads.c, database_now()
+    kinds = {
+        "complete": rows.status == "complete",
+        "open": and_(rows.status == "open", rows.offset > 0),
+        "empty": and_(rows.status == "open", rows.offset == 0),
+    }
+    old = or_(*(and_(kinds[kind], rows.created_at <= now - age_s) for kind, age_s in ages_s.items()))
+    return [as_record(Upload, row) for row in connection.execute(select(*UPLOAD_COLUMNS).where(old).order_by(rows.id))]
 
 
 def delete_upload(connection: Connection, upload: Upload) -> bool:

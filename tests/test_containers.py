@@ -109,9 +109,49 @@ def test_services_have_no_needless_rights(services: dict[str, Any]) -> None:
         assert not service.get("privileged"), name
 
 
+def test_every_service_has_bounds_of_memory_and_processes(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        size = re.fullmatch(r"(?:\$\{[A-Z]+_MEMORY:-)?(\d+)(m|g)\}?", service["mem_limit"])
+        assert size is not None and int(size[1]) > 0, name
+        assert 100 <= service["pids_limit"] <= 5000, name
+        for mount in service["tmpfs"]:
+            assert re.search(r"size=\d+[mg]$", mount), f"{name}: a tmpfs takes memory"
+
+
 def test_only_the_api_is_published_and_to_this_host_alone(services: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published.pop("tls") == ["${DISTILLERY_TLS_PUBLISH:-443}:8443"], "of the profile tls"
     assert published == {"api": [f"${{DISTILLERY_PUBLISH:-127.0.0.1:{PORT}}}:{PORT}"]}
+
+
+def test_the_tls_proxy_is_an_option_with_limits_and_collects_no_stream(services: dict[str, Any]) -> None:
+    proxy = services["tls"]
+    assert (proxy["profiles"], proxy["user"]) == (["tls"], "nginx")
+    assert proxy["volumes"] == ["./proxy:/etc/distillery:ro", "${DISTILLERY_TLS_FOLDER:-./tls}:/etc/tls:ro"]
+    assert proxy["depends_on"] == {"api": {"condition": "service_healthy"}}
+    text = (REPOSITORY / "proxy" / "nginx.conf").read_text()
+    lines = [line.strip() for line in text.splitlines()]
+    for directive in (
+        "listen 8443 ssl;",
+        "ssl_protocols TLSv1.2 TLSv1.3;",
+        "client_header_timeout 10s;",
+        "limit_conn address 200;",
+        "proxy_buffering off;",
+        "proxy_request_buffering off;",
+        "client_max_body_size 2m;",
+        "set $api http://api:8000;",
+    ):
+        assert directive in lines, directive
+    assert text.count("{") == text.count("}")
+    simple = [line for line in lines if line and line[0] not in "#}" and not line.endswith("{")]
+    assert all(line.endswith(";") for line in simple)
+    writes = [line for line in simple if "_temp_path" in line or line.startswith("pid")]
+    assert writes and all(line.split()[1].startswith("/tmp/") for line in writes)  # noqa: S108 - all else is read-only
+
+
+def test_the_home_is_private_in_the_image(dockerfile: list[str]) -> None:
+    made = [line for line in dockerfile if "install --directory" in line]
+    assert len(made) == 1 and "--mode 0700 --owner distillery" in made[0]
 
 
 def test_our_services_share_one_image_and_one_volume(services: dict[str, Any]) -> None:
@@ -134,9 +174,9 @@ def test_workers_are_not_killed_while_they_save(services: dict[str, Any]) -> Non
 
 
 def test_images_are_pinned_to_a_patch_version(services: dict[str, Any], dockerfile: list[str]) -> None:
-    defaults = [services[name]["image"] for name in ("postgres", "redis")]
+    defaults = [services[name]["image"] for name in ("postgres", "redis", "tls")]
     defaults += [line.split("=", 1)[1] for line in dockerfile if line.startswith("ARG PYTHON_IMAGE=")]
-    assert len(defaults) == 3
+    assert len(defaults) == 4
     for image in defaults:
         assert re.search(r":\d+\.\d+(\.\d+)?-[a-z-]+}?$", image), image
 

@@ -10,7 +10,7 @@ import pytest
 from base.defaults import DEFAULT_URL
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "test", "up", "cluster", "check", "distillery", "setup", "help")
+COMMANDS = ("demo", "test", "up", "cluster", "check", "audit", "distillery", "setup", "help")
 
 
 @pytest.fixture
@@ -80,6 +80,10 @@ def test_unknown_command_is_refused_and_installs_nothing(checkout: Path):
         (["up", "--port", "9"], "distillery up --port 9"),
         (["distillery", "list", "--status", "a b"], "distillery list --status a b"),
         (["cluster"], "python -m local.cluster"),
+        (
+            ["audit", "--fix"],
+            "python -m pip_audit --strict --disable-pip --no-deps --requirement constraints.txt --fix",
+        ),
         (["test", "tests/client", "-x"], "python -m pytest tests/client -x"),
     ],
 )
@@ -96,6 +100,7 @@ def test_command_in_a_ready_environment_installs_nothing(ready: Path, arguments:
         ("distillery", "timm"),
         ("cluster", "timm,cluster"),
         ("check", "dev"),
+        ("audit", "dev"),
         ("test", "dev"),
         ("setup", "dev"),
     ],

@@ -113,7 +113,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def call_main(*flags: str) -> str:
         monkeypatch.setattr(sys, "argv", ["serve", *flags])
-        monkeypatch.setattr(serve, "log_to_stderr", lambda *_: None)  # it sets up logging of the whole process
+        monkeypatch.setattr(serve, "keep_private", lambda _: None)  # it sets the umask of the whole process
+        monkeypatch.setattr(serve, "log_to_stderr", lambda *_, **__: None)  # it sets up logging of the whole process
         assert serve.main() == 1
         return capsys.readouterr().err
 

@@ -12,10 +12,13 @@ if __name__ == "__main__":
 import os
 import sys
 
-from base.processes import after_imports, log_to_stderr, raise_descriptor_limit, stop_signals
+from base.figures import WRITE_EVERY_S, Exchange
+from base.logs import log_to_stderr
+from base.processes import after_imports, raise_descriptor_limit, stop_signals
 from base.wakeup import MEMORY
-from store.settings import settings_or_exit
+from store.settings import keep_private, settings_or_exit
 from worker.context import Options
+from worker.periodic import PeriodicTask
 from worker.worker import Worker
 
 POLL_WITHOUT_BROKER_S = 0.5
@@ -23,19 +26,40 @@ POLL_WITHOUT_BROKER_S = 0.5
 
 def main() -> int:
     after_imports()
-    # Celery logs every message at the level INFO.
-    log_to_stderr("celery")
     raise_descriptor_limit()
     settings, options = settings_or_exit("worker", Options)
+    # Celery logs every message at the level INFO.
+    log_to_stderr("celery", form=settings.log_format)
+    keep_private(settings)
     # Messages in memory stay inside the process that sends them, which is another one.
     listens = not settings.broker_url.startswith(MEMORY)
     if not listens:
         settings = settings.model_copy(update={"look_s": min(settings.look_s, POLL_WITHOUT_BROKER_S)})
     worker = Worker(settings, options, listens=listens)
+    shared = SharedFigures(Exchange(settings.home / "metrics", "worker"))
     signals = stop_signals()
     worker.start()
+    shared.start()
     os.read(signals, 1)
-    return 0 if worker.stop() else 1
+    ended = worker.stop()
+    shared.stop()
+    return 0 if ended else 1
+
+
+class SharedFigures(PeriodicTask):
+    """Writes this process's figures for the API, which is asked for them."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__("figures", WRITE_EVERY_S, first_s=WRITE_EVERY_S)
+        self._exchange = exchange
+
+    def run(self) -> None:
+        self._exchange.write()
+
+    def stop(self, timeout_s: float | None = WRITE_EVERY_S) -> bool:
+        ended = super().stop(timeout_s)
+        self._exchange.remove()
+        return ended
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
+from base import figures
 from base.clock import boottime
 from base.data_cache import cache_of
 from base.errors import (
@@ -30,7 +31,7 @@ from base.errors import (
     WorkerLost,
 )
 from base.failpoints import failpoint
-from base.files import DISK_FULL, make_folder, sha256_of, too_many_files
+from base.files import DISK_FULL, make_folder, sha256_of, storage_full, too_many_files
 from base.folders import LockedFolder
 from base.references import BLOB, blobs_in
 from base.text import STORED
@@ -89,6 +90,7 @@ def run_job(
             return attempt.outcome
     except LeaseLost:
         log.warning(STALE_FENCE, job.id, claim.fence)
+        figures.attempt_ended("lost")
     except DrainOver:
         log.warning("job %s: left unfinished, the database could not be reached in time", job.id)
     except Exception as error:
@@ -262,7 +264,8 @@ class Attempt:
     def _run_engine(self, process: EngineProcess, order: Order, scratch: LockedFolder) -> tuple[Ending, bool]:
         """Run one engine. Returns how it ended, and whether it had begun."""
         log_path = self.context.files.log_path(self.claim.job.id, self.claim.fence)
-        with process, EngineRun(process, order, log_path=log_path, lock=scratch.lock) as run:
+        most_bytes = self.context.engine_memory_bytes
+        with process, EngineRun(process, order, log_path=log_path, lock=scratch.lock, most_bytes=most_bytes) as run:
             write_session(scratch, process.pid)
             failpoint("engine.started")
             self.lease.attach(process)
@@ -335,6 +338,7 @@ class Attempt:
             return done
 
         self._commit("finish_succeeded.committed", succeed)
+        figures.job_succeeded(report)
         # Jobs may have waited for this one's student.
         self.context.wake_workers()
 
@@ -367,6 +371,7 @@ class Attempt:
             self._fail(DeadlineExceeded("the job took longer than it was allowed to").as_dict())
         elif reason == "cancel":
             self._commit("finish_cancelled.committed", lifecycle.finish_cancelled)
+            figures.attempt_ended("cancelled")
         elif ending is not None and ending.how == "error":
             self._fail(_reported_error(ending))
         elif reason == "silent":
@@ -376,6 +381,7 @@ class Attempt:
                 "release.committed", lifecycle.release, reason=reason, to="paused" if reason == "pause" else "queued"
             )
             self.context.wake_workers()
+            figures.attempt_ended("released")
         else:
             assert ending is not None, "without a reason to stop an engine was started"  # noqa: S101
             self._fail(_observed_error(ending), ending)
@@ -389,6 +395,7 @@ class Attempt:
         """End the job, or requeue it while it has attempts and the error may pass. What the host lacks costs none."""
         job_id = self.claim.job.id
         self.writer.close()
+        figures.attempt_ended("postponed" if error["code"] in HOST_LACKS else "failed")
         if error["code"] in HOST_LACKS:
             log.warning("job %s: waits: %s", job_id, error["message"])
             self._commit("postpone.committed", lifecycle.postpone, error=error, wait_s=self.context.options.room_wait_s)
@@ -463,6 +470,10 @@ def _observed_error(ending: Ending) -> dict[str, Any]:
     match ending.how:
         case "out_of_memory":
             error: EngineError = OutOfMemory(message, hint="a smaller training.batch_size needs less")
+        case "over_memory":
+            # Another attempt would take as much.
+            needs_less = "a smaller training.batch_size, image_size or network needs less"
+            return OutOfMemory(ending.message, hint=needs_less).as_dict() | {"retryable": False}
         case "crashed":
             error = Internal(message, hint="the log of this attempt has more")
         case _:
@@ -472,5 +483,5 @@ def _observed_error(ending: Ending) -> dict[str, Any]:
 
 def _as_engine_error(error: OSError) -> EngineError:
     if error.errno in DISK_FULL:
-        return StorageFull(f"the disk cannot be written: {error.strerror}", "free some disk space, then try again")
+        return storage_full(error)
     return Internal(f"the worker failed: {error}")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import Connection
 
 from base.clock import Contact, boottime
@@ -17,17 +16,17 @@ from base.data_cache import TEACHER_MAX_BYTES
 from base.errors import DatabaseUnavailable, StorageFull
 from store.database import Database
 from store.file_store import FileStore
-from store.settings import Settings
+from store.settings import FromEnvironmentOrFile, Settings
 from worker.devices import Allocator
 
 UNAVAILABLE = (DatabaseUnavailable, StorageFull)
 """Errors of a database that cannot be reached or written: the worker waits, and no training is stopped."""
 
 
-class Options(BaseSettings):
-    """Settings that only a worker has; read from the environment as DISTILLERY_…."""
+class Options(FromEnvironmentOrFile):
+    """Settings that only a worker has."""
 
-    model_config = SettingsConfigDict(env_prefix="DISTILLERY_", frozen=True)
+    table = "worker"
 
     engine: tuple[str, ...] = Field(
         default=(sys.executable, "-m", "kdcore", "run"),
@@ -51,6 +50,12 @@ class Options(BaseSettings):
         default=TEACHER_MAX_BYTES,
         ge=0,
         description="What stored outputs of teachers may take of this host's cache; 0: nothing is stored.",
+    )
+    engine_memory_bytes: int | None = Field(
+        default=None,
+        ge=1 << 28,
+        description="Memory that one engine may take before its job fails with `out_of_memory`; default: 80 % of the "
+        "host's, or of its container's, divided by its slots. GPU memory does not count.",
     )
     room_wait_s: float = Field(
         default=30, gt=0, description="Wait after a job failed on a full disk; it costs no attempt."
@@ -98,6 +103,8 @@ class WorkerContext:
 
     def __init__(self, settings: Settings, options: Options, wake_workers: Callable[[], None]) -> None:
         self.settings, self.options, self.wake_workers = settings, options, wake_workers
+        self.engine_memory_bytes = options.engine_memory_bytes
+        """None: no bound. A worker that knows its slots sets the default."""
         self.owner = new_owner()
         self.database = Database(settings.database_url)
         # For heartbeats only: a lease must not be lost because the other pool has no free connection.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from base.cores import AT_MOST, THREADS, asked_threads, cores
+from base.memory import host_memory
 
 log = logging.getLogger("distillery.engine")
 
@@ -137,23 +138,6 @@ def find_allocator(folders: tuple[str, ...] = LIBRARIES) -> str | None:
                 return str(path)
             log.warning("the allocator %s cannot be used: %s", path, tried.stderr.decode(errors="replace").strip())
     return None
-
-
-def host_memory() -> int | None:
-    """Return the bytes of memory that this process may use, by the host's size and by the container's limit."""
-    try:
-        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-    return min(host, _memory_limit(Path("/sys/fs/cgroup/memory.max")) or host)
-
-
-def _memory_limit(path: Path) -> int | None:
-    try:
-        limit = path.read_text().strip()
-    except OSError:
-        return None
-    return int(limit) if limit.isdecimal() else None
 
 
 def _gpus(environment: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
     EngineProcess    the guard and the engine, in a process session of their own
     EngineRun        one engine at work on one job: its lines, its log and its ending
+    MemoryWatch      the memory that an engine's processes take
     EnginePool       the engines of a slot, of which one is kept ready
 
 An engine writes JSON lines to a pipe. What it prints goes to the attempt's log file, which outlives both.
@@ -23,6 +24,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, Self
 
 from base.clock import boottime
+from base.memory import session_of, taken_bytes
 from base.processes import kill_group
 from kdcore.protocol import EXIT_STOPPED, Order, send_order
 from worker import guard
@@ -37,6 +39,7 @@ STARTS_IN_S = 120.0
 """Time limit of an engine's imports, from a disk without cached files."""
 BEGINS_IN_S = 5.0
 """Time limit between the order and the first line of an engine that was ready."""
+MEMORY_SETTING = "DISTILLERY_ENGINE_MEMORY_BYTES"
 LONGEST_LINE_BYTES = 16 * 1024 * 1024
 LAST_BYTES = 64 * 1024
 LAST_LINES = 20
@@ -44,6 +47,10 @@ PIPE_CLOSES_IN_S = 10
 """Time limit for reading the pipe after the engine has ended: a killed process may take a moment to close it."""
 LONGEST_PAUSE_S = 1.0
 """More time than this between two polls is a pause of the worker's own, and not counted as the engine's silence."""
+LOOK_S = 0.5
+"""The time between two looks at an engine's memory."""
+LIST_S = 5.0
+"""The time between two searches for further processes of an engine."""
 ENDS_SOON_S = 0.02
 """The time between two polls of an engine that has closed its pipe."""
 
@@ -51,7 +58,8 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 """Signals that a program causes by its own fault."""
 
 Line = dict[str, Any]
-How = Literal["done", "error", "stopped", "out_of_memory", "killed", "crashed", "vanished"]
+How = Literal["done", "error", "stopped", "out_of_memory", "over_memory", "killed", "crashed", "vanished"]
+"""`out_of_memory`: the host had no more, or the engine said so; `over_memory`: the engine took more than it may."""
 
 
 class EngineProcess:
@@ -172,11 +180,15 @@ class Ending:
 class EngineRun:
     """The engine of `process` at work on `order`. It prints to `log_path` and holds `lock` until it ends.
 
-    A context manager, to be left before its process is closed.
+    If its processes take more than `most_bytes` of memory, `lines` kills them. A context manager, to be left before its
+    process is closed.
     """
 
-    def __init__(self, process: EngineProcess, order: Order, *, log_path: Path, lock: int) -> None:
+    def __init__(
+        self, process: EngineProcess, order: Order, *, log_path: Path, lock: int, most_bytes: int | None = None
+    ) -> None:
         self.process = process
+        self._memory = MemoryWatch(process.pid, most_bytes)
         self.began = False
         """True after the first line. Until then, nothing is lost if the engine ends."""
         self.silent_s = 0.0
@@ -219,6 +231,8 @@ class EngineRun:
     def lines(self, timeout_s: float) -> tuple[list[Line], bool]:
         """Wait at most `timeout_s` for lines. Returns them, and whether more may come."""
         ended = self.process.has_ended()
+        if not ended and self._memory.is_over():
+            self.process.kill()
         if ended:
             # Remaining child processes of the engine could keep the pipe open for ever.
             self.process.kill_rest()
@@ -299,6 +313,10 @@ class EngineRun:
 
     def _judge_signal(self, number: int, engine: bool) -> tuple[How, str]:
         """Classify an end by a signal. `engine`: the signal ended the engine, not the guard."""
+        if self._memory.taken_bytes is not None:
+            taken, most = (f"{size / 1e9:.1f} GB" for size in (self._memory.taken_bytes, self._memory.most_bytes or 0))
+            text = f"the engine took {taken} of memory; it may take {most} here ({MEMORY_SETTING})"
+            return "over_memory", text
         if self.process.killed:
             begun = "" if self.began else ", which had not begun"
             return "killed", f"the worker killed the engine{begun}"
@@ -311,6 +329,35 @@ class EngineRun:
             return "crashed", f"{which} crashed: {signal.Signals(number).name}"
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         return "killed", f"{which} was ended by {name}"
+
+
+class MemoryWatch:
+    """Compares the memory that the processes of a session take with a bound, now and then.
+
+    A limit of the kernel's would count what a GPU's driver only reserves. So an engine may be above the bound for
+    `LOOK_S`.
+    """
+
+    def __init__(self, session: int, most_bytes: int | None) -> None:
+        self.most_bytes = most_bytes
+        self.taken_bytes: int | None = None
+        """What was found above the bound."""
+        self._session = session
+        self._processes: list[int] = []
+        self._looks_at = self._lists_at = 0.0
+
+    def is_over(self) -> bool:
+        """Look, if the last look is long enough ago. Returns True if too much is taken."""
+        now = boottime()
+        if self.most_bytes is None or now < self._looks_at:
+            return False
+        self._looks_at = now + LOOK_S
+        if now >= self._lists_at:
+            self._processes, self._lists_at = session_of(self._session), now + LIST_S
+        taken = sum(map(taken_bytes, self._processes))
+        if taken > self.most_bytes:
+            self.taken_bytes = taken
+        return taken > self.most_bytes
 
 
 class EnginePool:

@@ -10,6 +10,7 @@ to the engine only, because it needs its data loaders for a checkpoint. The guar
 the session (`setsid`) is not killed.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -30,6 +31,9 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     stop_requested: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.append(1))
+    # If the host runs out of memory, the kernel ends the engine before the worker, the server or the database.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 - few imports
+        file.write("500")
     engine = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)
     while engine.poll() is None:
         if stop_requested:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError
 
+from base.memory import host_memory
 from store import lifecycle, workers
 from store.settings import Settings
 from worker.celery_app import Listener, make_app, wake_workers
@@ -19,6 +20,8 @@ log = logging.getLogger("distillery.worker")
 WAIT_S = 1.0
 MARGIN_S = 5.0
 """The time after the grace period in which the requeueing of jobs is written."""
+MEMORY_SHARE = 0.8
+"""The part of the memory that all engines may take together; the rest is for worker, server and mapped files."""
 LEAVES_IN_S = 5.0
 """The longest time that a hanging database may delay each thread that has no job to requeue."""
 
@@ -37,6 +40,8 @@ class Worker:
         self._app = make_app(settings.broker_url, self.wake_up)
         self.context = WorkerContext(settings, options or Options(), self._wake_workers if listens else self.wake_up)
         devices = devices or discover(settings.slots, self.context.options.threads)
+        if self.context.engine_memory_bytes is None and (memory := host_memory()) is not None:
+            self.context.engine_memory_bytes = int(MEMORY_SHARE * memory / len(devices))
         self.slots = [Slot(self.context, device) for device in devices]
         self._sweep = Sweep(self.context, self.slots)
         self._collection = Collection(self.context)

@@ -10,10 +10,12 @@ from api.inspections import Inspections, OnProgress
 from api.openapi import headers
 from api.problems import (
     IdempotencyConflict,
+    InspectionsBusy,
     NameTaken,
     NotFound,
     NotReady,
     StorageFull,
+    TooManyInspections,
     Unusable,
     WarningRefused,
     responses,
@@ -48,7 +50,10 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     response_model=DatasetView,
     responses={
         **answers_of(DatasetView),
-        **responses(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict, StorageFull),
+        **responses(
+            *(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict),
+            *(TooManyInspections, InspectionsBusy, StorageFull),
+        ),
     },
 )
 async def register(
@@ -76,7 +81,8 @@ async def register(
     dataset = await replay(KIND, db, made)
     if dataset is None:
         digest = await uploaded(new.blob, references)
-        dataset = await registrations.register(KIND, new, caller.project, digest, made)
+        asker = references.inspections.asker
+        dataset = await registrations.register(KIND, new, caller.project, digest, made, asker)
     return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}", made)
 
 

@@ -10,10 +10,12 @@ from api.dependencies import AuditDep, Caller, Config, Db, LimiterDep, Reference
 from api.problems import (
     FORBIDDEN,
     IdempotencyConflict,
+    InspectionsBusy,
     NotFound,
     NotReady,
     SpecInvalid,
     StorageFull,
+    TooManyInspections,
     WarningRefused,
     responses,
     summary,
@@ -39,7 +41,17 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
     response_model=JobView,
     responses={
         **SUBMITTED,
-        **responses(NotFound, NotReady, SpecInvalid, WarningRefused, IdempotencyConflict, *FORBIDDEN, StorageFull),
+        **responses(
+            NotFound,
+            NotReady,
+            SpecInvalid,
+            WarningRefused,
+            IdempotencyConflict,
+            *FORBIDDEN,
+            TooManyInspections,
+            InspectionsBusy,
+            StorageFull,
+        ),
     },
 )
 async def submit(

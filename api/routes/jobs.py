@@ -18,12 +18,14 @@ from api.problems import (
     FORBIDDEN,
     ActionNotAllowed,
     IdempotencyConflict,
+    InspectionsBusy,
     MalformedBody,
     NotFound,
     SpecInvalid,
     StorageFull,
     TeacherUnavailable,
     TooLarge,
+    TooManyInspections,
     WarningRefused,
     malformed_json,
     responses,
@@ -81,6 +83,8 @@ Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
             IdempotencyConflict,
             TeacherUnavailable,
             *FORBIDDEN,
+            TooManyInspections,
+            InspectionsBusy,
             StorageFull,
         ),
     },
@@ -132,7 +136,7 @@ async def submit(
 @router.post(
     "/validate",
     response_model=ValidationView,
-    responses=responses(MalformedBody, TooLarge),
+    responses=responses(MalformedBody, TooLarge, TooManyInspections, InspectionsBusy),
     openapi_extra=SPEC_BODY,
 )
 async def validate(spec: Body, references: ReferencesDep, settings: Config, probe: Probe = True) -> Response:

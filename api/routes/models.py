@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from starlette.responses import Response
@@ -14,9 +15,11 @@ from api.limits import Limiter
 from api.openapi import headers, made_once
 from api.problems import (
     IdempotencyConflict,
+    InspectionsBusy,
     NameTaken,
     NotFound,
     StorageFull,
+    TooManyInspections,
     Unusable,
     WarningRefused,
     responses,
@@ -28,7 +31,8 @@ from api.routes.jobs import Key
 from api.schemas import Json, MeasuredModelView, ModelView, NameOrId, NewModel, Page, measured_view, model_view, page
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
-from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture
+from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture, libraries
+from kdcore.catalog.architectures import hidden_layers
 from kdcore.spec import model_warnings
 from store import jobs, registry
 from store.database import Database
@@ -71,7 +75,10 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     response_model=ModelView,
     responses={
         **answers_of(ModelView),
-        **responses(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict, StorageFull),
+        **responses(
+            *(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict),
+            *(TooManyInspections, InspectionsBusy, StorageFull),
+        ),
     },
 )
 async def register(
@@ -97,9 +104,10 @@ async def register(
     model = await replay(KIND, db, made)
     if model is None:
         if new.architecture is not None:
-            _require_known(new.architecture)
+            await to_thread.run_sync(_require_known, new.architecture)
         digest = await uploaded(new.blob, references)
-        model = await registrations.register(KIND, new, caller.project, digest, made)
+        asker = references.inspections.asker
+        model = await registrations.register(KIND, new, caller.project, digest, made, asker)
     return registered(model_view(model), f"/v1/models/{model.id}", made)
 
 
@@ -179,11 +187,13 @@ async def uploaded(blob: str, references: References) -> str:
 
 
 def _require_known(name: str) -> None:
+    near: list[str] | None = None
     try:
-        architecture(name)
+        text = libraries.missing(hidden_layers(name)[0]) if architecture(name).source == "timm" else None
     except UnknownName as unknown:
-        fault = Fault("/architecture", str(unknown), "not_allowed", getattr(unknown, "nearest", None), name)
-        raise Unusable(str(unknown), [fault]) from None
+        text, near = str(unknown), getattr(unknown, "nearest", None)
+    if text is not None:
+        raise Unusable(text, [Fault("/architecture", text, "not_allowed", near, name)])
 
 
 def _as_stated(facts: ModelFacts, new: NewModel) -> ModelFacts:

@@ -1,24 +1,29 @@
-"""The state of the service for its operator: health, numbers for Prometheus, workers, storage."""
+"""The state of the service for its operator: health, numbers for Prometheus, workers."""
 
 import asyncio
 import os
 import time
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from sqlalchemy import Connection, text
 from starlette.responses import PlainTextResponse, Response
 
-from api.dependencies import Caller, Config, Db, Files, OperatorCaller
+from api.dependencies import Caller, Config, Db, ExchangeDep, Files
 from api.problems import Unauthorized, Unavailable, responses
-from api.schemas import Json, Page, page, view_of, worker_view
+from api.schemas import Json, Page, page, worker_view
 from base.errors import DatabaseUnavailable, StorageFull
-from base.wire import CollectionView, HealthView, StorageView, WorkerView
-from store import collections, jobs, teachers, workers
+from base.wire import HealthView, WorkerView
+from store import jobs, teachers, workers
 from store.database import Database
-from store.file_store import FileStore, usage
+from store.file_store import FileStore
 
 probes = APIRouter(tags=["service"])
 router = APIRouter(prefix="/v1", tags=["service"])
@@ -84,10 +89,20 @@ async def _fault(db: Database, files: FileStore, min_free_bytes: int) -> str | N
 
 
 @probes.get("/metrics", response_class=PlainTextResponse, responses=responses(Unauthorized, Unavailable))
-async def prometheus(caller: OperatorCaller, db: Db, settings: Config) -> PlainTextResponse:
-    """For the operator: jobs by status and the number of working workers, in the text format of Prometheus."""
-    lines = await db.read(_prometheus_lines, settings.lease_s)
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
+async def prometheus(
+    caller: Caller, db: Db, files: Files, settings: Config, exchange: ExchangeDep
+) -> PlainTextResponse:
+    """Jobs by status and the queue of the key's project, in the text format of Prometheus. For the operator those of
+    all projects, and what concerns the service: workers, slots, requests by route, refusals, deliveries, disk space."""
+    of_all = caller.role == "operator"
+    families = await db.read(_of_jobs, None if of_all else caller.project)
+    if of_all:
+        families += await db.read(_of_service, settings.lease_s)
+        families += await to_thread.run_sync(_of_disk, files, settings.min_free_bytes)
+        families += await to_thread.run_sync(list, exchange.collect())
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/workers", response_model=Page[WorkerView])
@@ -96,30 +111,6 @@ async def listing(caller: Caller, db: Db, settings: Config) -> Response:
     are null for a job of another project, which only the operator sees."""
     project = None if caller.is_at_least("operator") else caller.project
     return page([worker_view(worker, settings.lease_s) for worker in await db.read(workers.list_workers, project)])
-
-
-@router.get("/storage", response_model=StorageView)
-async def storage(
-    *,
-    caller: OperatorCaller,
-    db: Db,
-    files: Files,
-    settings: Config,
-    limit: Annotated[int, Query(ge=0, le=collections.MAX_ROWS, description="The number of collections to list.")] = 10,
-) -> Response:
-    """For the operator: files and bytes by kind, the free disk space, and the newest collections.
-
-    Every file is counted, which is slow if there are many. `cache` is the one of the server's own host.
-    """
-    newest = await db.read(collections.list_collections, limit)
-    return Json(
-        {
-            "usage": await to_thread.run_sync(usage, files, settings.home / "cache"),
-            "free_bytes": await to_thread.run_sync(files.free_bytes),
-            "min_free_bytes": settings.min_free_bytes,
-            "collections": [view_of(CollectionView, collection) for collection in newest],
-        }
-    )
 
 
 def _try_write(connection: Connection) -> None:
@@ -138,19 +129,61 @@ def _files_fault(files: FileStore, min_free_bytes: int) -> str | None:
     return None if os.access(files.folder, os.W_OK) else f"no file can be stored: {files.folder} cannot be written to"
 
 
-def _prometheus_lines(connection: Connection, lease_s: float) -> list[str]:
-    by_status = {f'{{status="{name}"}}': n for name, n in sorted(jobs.count_by_status(connection).items())}
-    for_teachers = {"": teachers.count_waiting(connection)}
-    working = {"": len(workers.list_consuming(connection, lease_s))}
+class _Families(Collector):
+    """Figures that are ready, as Prometheus's client wants them."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _of_jobs(connection: Connection, project: str | None) -> list[Metric]:
+    """Return the figures of the jobs of a project, or of all projects."""
+    by_status = {(status,): float(n) for status, n in sorted(jobs.count_by_status(connection, project).items())}
+    depth, oldest_s = jobs.queue(connection, project)
     return [
-        *_gauge("distillery_jobs", "Jobs by status.", by_status),
-        *_gauge("distillery_jobs_waiting_for_teacher", "Queued jobs that no worker can start yet.", for_teachers),
-        *_gauge("distillery_workers", "Workers that take jobs.", working),
+        _gauge("distillery_jobs", "Jobs by status.", ["status"], by_status),
+        _gauge("distillery_queue_depth", "Queued jobs that a worker may start now.", [], {(): depth}),
+        _gauge("distillery_queue_oldest_seconds", "Time since the oldest of them was submitted.", [], {(): oldest_s}),
     ]
 
 
-def _gauge(name: str, meaning: str, values: dict[str, Any]) -> Iterator[str]:
-    yield f"# HELP {name} {meaning}"
-    yield f"# TYPE {name} gauge"
-    for labels, value in values.items():
-        yield f"{name}{labels} {value}"
+def _of_service(connection: Connection, lease_s: float) -> list[Metric]:
+    """Return the figures of the workers, and of jobs that no worker can start."""
+    known = [worker for worker in workers.list_workers(connection) if worker.silent_s <= lease_s]
+    slots: Counter[tuple[str, ...]] = Counter(
+        (device.kind, device.state) for worker in known for device in worker.devices
+    )
+    memory = {
+        (worker.host, worker.id, device.name): float(device.memory_bytes)
+        for worker in known
+        for device in worker.devices
+        if device.memory_bytes is not None
+    }
+    consuming = sum(worker.consumes(lease_s) for worker in known)
+    waiting = teachers.count_waiting(connection)
+    return [
+        _gauge("distillery_jobs_waiting_for_teacher", "Queued jobs that no worker can start yet.", [], {(): waiting}),
+        _gauge("distillery_workers", "Workers that take jobs.", [], {(): consuming}),
+        _gauge("distillery_slots", "Slots of workers; busy ones train.", ["device", "state"],
+               {slot: float(n) for slot, n in sorted(slots.items())}),
+        _gauge("distillery_device_memory_bytes", "Memory of each slot's GPU or host.", ["host", "worker", "device"],
+               memory),
+    ]  # fmt: skip
+
+
+def _of_disk(files: FileStore, min_free_bytes: int) -> list[Metric]:
+    free = {(): float(files.free_bytes())}
+    return [
+        _gauge("distillery_free_bytes", "Free disk space for files.", [], free),
+        _gauge("distillery_min_free_bytes", "With less, no job and no upload is begun.", [], {(): min_free_bytes}),
+    ]
+
+
+def _gauge(name: str, meaning: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
+    family = GaugeMetricFamily(name, meaning, labels=labels)
+    for of, value in values.items():
+        family.add_metric(of, value)
+    return family

@@ -60,7 +60,10 @@ async def one(name: Id, caller: OperatorCaller, db: Db) -> Response:
 
 @router.delete("/{name}", status_code=204, responses=responses(NotFound, ProjectNotEmpty, RoleForbidden))
 async def delete(name: Id, caller: OperatorCaller, db: Db, auth: Auth, audit: AuditDep) -> Response:
-    """Delete a project that has no jobs, models, data sets and uploads, with its keys."""
+    """Delete a project that has no jobs, models, data sets and uploads, and end its keys.
+
+    Its name is not given again.
+    """
 
     def write(connection: Connection) -> None:
         projects.remove(connection, name)

@@ -1,9 +1,13 @@
-"""Uploads: a file is sent in one request, or in parts that each continue at an offset. The result is its digest."""
+"""Uploads: a file is sent in one request, or in parts that each continue at an offset. The result is its digest.
+
+What is of no use leaves nothing behind: a whole file that breaks off, and one whose bytes are not the announced ones.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request
@@ -23,12 +27,15 @@ from api.problems import (
     UploadBusy,
     responses,
 )
-from api.schemas import Count, Id, Json, upload_view
+from api.schemas import Count, Id, Json, Page, page, upload_view
+from base import errors
 from base.text import Text
 from base.wire import UploadView
-from store import uploads
+from store import collector, uploads
 from store.database import Database
+from store.errors import BlobMismatch
 from store.file_store import FileStore
+from store.records import PageQuery
 from store.uploads import Upload
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
@@ -71,12 +78,15 @@ async def create(
     A model or data set is registered with the `blob` of a complete upload.
     """
     limit = settings.upload_max_bytes
-    if length is not None and length > limit:
+    announced = length or _announced(request)
+    if announced > limit:
         raise _too_large(limit)
+    space = Space(files, settings.min_free_bytes)
+    await space.require(announced)
     digest = sha256.removeprefix("sha256:") if sha256 else None
     upload = await db.write(uploads.create, caller.project, filename=filename, bytes=length, sha256=digest)
     if length is None:
-        upload = await _receive_whole(request, upload, db, files, limit)
+        upload = await _receive_whole(request, upload, db, space, limit)
     return Json(upload_view(upload), 201, {"Location": f"/v1/uploads/{upload.id}", **_headers(upload)})
 
 
@@ -99,18 +109,33 @@ async def append(
     settings: Config,
     offset: Annotated[Count, Header(alias="Upload-Offset", description="Where these bytes begin.")],
 ) -> Response:
-    """Send the next bytes. After a break, `GET` has the offset to continue at. The last byte completes the upload."""
+    """Send the next bytes. After a break, `GET` has the offset to continue at. The last byte completes the upload; if
+    its bytes are not those of the announced `sha256`, it is deleted."""
     upload = await db.read(uploads.get, caller.project, upload_id)
     if upload.status == "complete" or offset != upload.offset:
         raise OffsetConflict(f"the upload continues at byte {upload.offset}, not at {offset}", offset=upload.offset)
     # An open upload may have all its bytes: the process ended before it completed the row. Then only complete the row.
     if upload.offset != upload.bytes:
         size = upload.bytes if upload.bytes is not None else settings.upload_max_bytes
-        received = await _receive_part(request, upload, files, size - offset)
+        space = Space(files, settings.min_free_bytes)
+        await space.require(_announced(request))
+        received = await _receive_part(request, upload, space, size - offset)
         upload = await db.write(uploads.append, caller.project, upload_id, offset=offset, length=received.length)
     if upload.offset == upload.bytes:
         upload = await _complete(upload, db, files)
     return Json(upload_view(upload), 200, _headers(upload))
+
+
+@router.get("", response_model=Page[UploadView])
+async def listing(
+    caller: Caller,
+    db: Db,
+    query: Annotated[PageQuery, Query()],
+    status: Annotated[Literal["open", "complete"] | None, Query()] = None,
+) -> Response:
+    """The project's uploads, newest first. Those that are not continued are deleted after a day."""
+    rows, following = await db.read(uploads.list_page, caller.project, query, status)
+    return page([upload_view(upload) for upload in rows], following)
 
 
 @router.get(
@@ -124,23 +149,73 @@ async def one(upload_id: Id, caller: Caller, db: Db) -> Response:
     return Json(upload_view(upload), 200, {**_headers(upload), "Cache-Control": "no-store"})
 
 
-async def _receive_whole(request: Request, upload: Upload, db: Database, files: FileStore, limit: int) -> Upload:
-    """Store the body as one file. A body that is incomplete or too large leaves no upload behind."""
+@router.delete("/{upload_id}", status_code=204, responses=responses(NotFound, UploadBusy))
+async def delete(upload_id: Id, caller: Caller, db: Db, files: Files) -> Response:
+    """Delete an upload, complete or not. Its bytes are deleted, too, unless a model, data set or job needs them."""
+    upload = await db.read(uploads.get, caller.project, upload_id)
+    async with contextmanager_in_threadpool(uploads.lock_file(files, upload_id)):
+        if not await db.write(uploads.delete_upload, upload):
+            raise UploadBusy(f"upload {upload_id} has changed meanwhile; try again")
+        await to_thread.run_sync(uploads.delete_file, files, upload_id)
+    if upload.status == "complete" and upload.sha256:
+        await to_thread.run_sync(collector.free_blob, db, files, upload.project, upload.sha256)
+    return Response(status_code=204)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The disk of the files, on which `min_free_bytes` are kept for other things than uploads."""
+
+    files: FileStore
+    min_free_bytes: int
+
+    async def require(self, bytes: int) -> None:
+        """Raise StorageFull if so many bytes do not fit. Called for each piece: others write to the disk as well."""
+        await to_thread.run_sync(uploads.require_space, self.files, bytes, self.min_free_bytes)
+
+    def write(self, file: BinaryIO, piece: bytes) -> None:
+        """Write a piece, or raise StorageFull."""
+        uploads.require_space(self.files, len(piece), self.min_free_bytes)
+        file.write(piece)
+
+
+async def _receive_whole(request: Request, upload: Upload, db: Database, space: Space, limit: int) -> Upload:
+    """Store the body as one file. A body that is incomplete, too large or another than announced leaves nothing."""
     try:
-        received = await _receive_part(request, upload, files, limit)
+        received = await _receive_part(request, upload, space, limit)
         if not received.whole or received.length == 0:
             raise MalformedBody("send the file's bytes as the body, or the header Upload-Length to send it in parts")
         upload = await db.write(uploads.append, upload.project, upload.id, offset=0, length=received.length)
-        return await _complete(upload, db, files)
+        return await _complete(upload, db, space.files)
+    except Exception:
+        await _discard(upload, db, space.files)
+        raise
     finally:
-        await to_thread.run_sync(uploads.delete_file, files, upload.id)
+        await to_thread.run_sync(uploads.delete_file, space.files, upload.id)
 
 
 async def _complete(upload: Upload, db: Database, files: FileStore) -> Upload:
-    blob = await to_thread.run_sync(uploads.adopt, files, upload)
+    try:
+        blob = await to_thread.run_sync(uploads.adopt, files, upload)
+    except BlobMismatch:
+        await _discard(upload, db, files)
+        raise
     upload = await db.write(uploads.complete, upload.project, upload.id, blob)
     await to_thread.run_sync(uploads.delete_file, files, upload.id)
     return upload
+
+
+async def _discard(upload: Upload, db: Database, files: FileStore) -> None:
+    """Delete the row and the file of an upload that is of no use. The collector deletes what remains here."""
+    await to_thread.run_sync(uploads.delete_file, files, upload.id)
+    with suppress(errors.DatabaseUnavailable, errors.StorageFull):
+        await db.write(uploads.delete_upload, upload)
+
+
+def _announced(request: Request) -> int:
+    """Return the length of the body that the client has announced; 0 if it has announced none."""
+    length = request.headers.get("content-length", "")
+    return min(int(length[:20]), 2**63) if length.isascii() and length.isdigit() else 0
 
 
 def _headers(upload: Upload) -> dict[str, str]:
@@ -155,23 +230,22 @@ class Received:
     """False if the client disconnected before the end."""
 
 
-async def _receive_part(request: Request, upload: Upload, files: FileStore, max_bytes: int) -> Received:
+async def _receive_part(request: Request, upload: Upload, space: Space, max_bytes: int) -> Received:
     """Write the body to the upload's file, durably. Bytes that arrive before a disconnect are kept."""
-    async with contextmanager_in_threadpool(uploads.open_part(files, upload)) as file:
-        return await _receive(request, file, max_bytes)
-
-
-async def _receive(request: Request, file: BinaryIO, max_bytes: int) -> Received:
-    """Write the body to an open file, in bounded memory. Raises TooLarge."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
+    if _announced(request) > max_bytes:
         raise _too_large(max_bytes)
+    async with contextmanager_in_threadpool(uploads.open_part(space.files, upload)) as file:
+        return await _receive(request, file, space, max_bytes)
+
+
+async def _receive(request: Request, file: BinaryIO, space: Space, max_bytes: int) -> Received:
+    """Write the body to an open file, in bounded memory. Raises TooLarge, or StorageFull."""
     length = 0
     try:
         async for piece in _pieces(request):
             if length + len(piece) > max_bytes:
                 raise _too_large(max_bytes)
-            await to_thread.run_sync(file.write, piece)
+            await to_thread.run_sync(space.write, file, piece)
             length += len(piece)
     except ClientDisconnect:
         return Received(length, whole=False)

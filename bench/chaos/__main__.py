@@ -27,7 +27,14 @@ def main() -> int:
     arguments = _parser().parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    options = RunOptions(arguments.setting, arguments.jobs, arguments.kills, arguments.seed, arguments.workers)
+    options = RunOptions(
+        arguments.setting,
+        arguments.jobs,
+        arguments.kills,
+        arguments.seed,
+        arguments.workers,
+        misbehaving=arguments.misbehaving,
+    )
     root = Path(tempfile.mkdtemp(prefix="distillery-chaos-"))
     began = time.monotonic()
     failed = True
@@ -70,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=200, help="number of SIGKILLs; default 200")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=3, help="processes that train; default 3")
+    parser.add_argument("--misbehaving", action="store_true", help="also clients that are slow, cut off and hostile")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, violations and their rows")
     return parser
 

@@ -46,6 +46,13 @@ def lost_jobs(results: Results) -> Iterator[tuple[str, str]]:
             yield job, f"it was accepted and is still {rows[job]['status']}"
 
 
+def answered_500(results: Results) -> Iterator[tuple[str, str]]:
+    """No client that misbehaves is answered by an error of the service."""
+    for request, times in results.misbehaved.items():
+        if request.endswith(" 500"):
+            yield "", f"{request}, {times} times; the server's log has each"
+
+
 def duplicated_jobs(results: Results) -> Iterator[tuple[str, str]]:
     """One idempotency key gives one job, and every job was named in an answer."""
     by_key: dict[str, set[str]] = defaultdict(set)
@@ -221,6 +228,7 @@ CHECKS: dict[str, Check] = {
     "unlike the reference": reference_differences,
     "overlapping attempts": overlapping_attempts,
     "leftover": leftovers,
+    "answered 500": answered_500,
 }
 
 

@@ -23,7 +23,9 @@ class Later(FileStore):
 def main() -> None:
     settings = Settings()
     # The clock of the rows is unchanged: checkpoints that a failed or cancelled job can continue from are kept.
-    retention = Retention(after_s=0, checkpoints_s=MONTH_S, uploads_s=MONTH_S)
+    retention = Retention(
+        after_s=0, checkpoints_s=MONTH_S, uploads_s=MONTH_S, open_uploads_s=MONTH_S, inspections_s=MONTH_S
+    )
     for _ in range(RUNS):
         collector = Collector(Database(settings.database_url), Later(settings.files), retention)
         collector.run()

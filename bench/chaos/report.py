@@ -23,6 +23,7 @@ def figures(results: Results, violations: Sequence[Violation]) -> Figures:
         "other_faults": _counts(injection.kind for injection in results.injections if not injection.kills),
         "broker_unreachable": results.broker_unreachable,
         "refused_to_start": sum(map(refused_to_start, results.exits)),
+        "misbehaved": dict(results.misbehaved),
         "jobs": len(results.rows.jobs),
         "statuses": _counts(job["status"] for job in results.rows.jobs),
         "submit_answers": _counts(answer.code for answer in results.answers if answer.verb == "submit"),
@@ -67,6 +68,7 @@ def as_text(figures: Figures, violations: Sequence[Violation], setting: str, see
         f"  other faults          {_total(figures['other_faults'])}; "
         f"{figures['broker_unreachable']} could not reach the broker",
         f"  refused to start      {figures['refused_to_start']} times, without a database",
+        f"  misbehaved            {_total(figures['misbehaved'])}",
         f"  jobs                  {figures['jobs']}: {_listed(figures['statuses'])}",
         f"  submits answered      {_listed(figures['submit_answers'])}",
         f"  attempts              {_listed(figures['attempts'])}",

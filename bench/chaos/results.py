@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,8 @@ class Results:
     exits: Sequence[UnexpectedExit]
     leftovers: Leftovers
     broker_unreachable: int = 0
+    misbehaved: Mapping[str, int] = field(default_factory=dict)
+    """The requests of clients that misbehaved, by habit and status."""
 
 
 def read_rows(url: str) -> Rows:

@@ -14,6 +14,7 @@ from base.references import BLOB
 from bench.chaos import plan
 from bench.chaos.clients import Clients
 from bench.chaos.injector import Injector
+from bench.chaos.misbehaving import Misbehaving
 from bench.chaos.plan import PlannedJob, Setting
 from bench.chaos.results import Reference, Results, Rows, find_leftovers, read_files, read_rows, read_steps
 from bench.chaos.system import System, running_system
@@ -49,18 +50,25 @@ class RunOptions:
     """The time that an engine waits before each step: a job of few epochs then lasts as long with less work."""
     warm: bool = True
     """Start engines before there is a job for them."""
+    misbehaving: bool = False
+    """Also have clients that are slow, cut off and hostile."""
 
 
 def run(options: RunOptions, root: Path, log: Log) -> Results:
     """Run in an empty folder with at least the given numbers of jobs and kills. Raises Stalled if jobs do not end."""
     with running_system(options.setting, root, options.workers, options.pause_s, options.warm) as system:
         injector = Injector(system)
+        bad = Misbehaving(system.urls, options.seed)
         try:
+            if options.misbehaving:
+                bad.begin()
             clients = _inject_faults(options, system, injector, log)
         except Stalled:
             # The database is removed with the system, and its rows are needed to understand the stall.
             (root / "rows.json").write_text(json.dumps(asdict(read_rows(system.database)), indent=1))
             raise
+        finally:
+            bad.close()
         log("all jobs have ended; reading the results")
         injector.wait(_scratch_is_empty(system))
         injector.stop_programs()
@@ -76,6 +84,7 @@ def run(options: RunOptions, root: Path, log: Log) -> Results:
             injections=injector.injections,
             exits=injector.exits,
             broker_unreachable=injector.broker_unreachable,
+            misbehaved={f"{habit} {status}": n for (habit, status), n in sorted(bad.answers.items())},
             leftovers=find_leftovers(root, system.home, [root / name for name in SERVERS]),
         )
 

@@ -9,7 +9,6 @@ import gzip
 import io
 import os
 import stat
-import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -18,9 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 from base.errors import DatasetUnreadable
+from base.zip_files import ZipMember, members, read_member, start_of
 
 _ZIP = b"PK"
 _GZIP = b"\x1f\x8b"
@@ -48,6 +48,23 @@ class Limits:
     ratio: int = 100
     """The ratio of unpacked to packed size, from `ratio_from_bytes` on: images hardly compress, bombs do."""
     ratio_from_bytes: int = 1 << 30
+    pixels_a_byte: int = 500
+    """Pixels of all pictures for each byte of the file, from `pixels_from` on. Ordinary pictures have one to ten, scans
+    of black and white some two hundred, a large PNG of nothing 8,000 for each byte and, in a zip, 300,000."""
+    pixels_from: int = 1 << 32
+    broken: int = 1_000
+    """Files named as pictures that are none, if they are more than the others: then the rest is not read."""
+    no_pictures: int = 50_000
+    """Files of any name among which there is no picture: then the rest is not read."""
+    arrays: int = 1_000
+    """Arrays of an .npz."""
+    rows: int = 20_000_000
+    """Images of a data set in arrays or tables."""
+    classes: int = 100_000
+    name_characters: int = 200
+    """Of the name of one class."""
+    names_characters: int = 1_000_000
+    """Of the names of all classes."""
 
 
 LIMITS = Limits()
@@ -77,7 +94,8 @@ def read_at(descriptor: int, place: Place) -> bytes:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file or folder in an archive. `read` and `place` work until the next entry is taken."""
+    """One file or folder in an archive. `read`, `head` and `place` work until the next entry is taken; of a tar, only
+    one of `read` and `head` does."""
 
     path: PurePosixPath
     is_folder: bool
@@ -88,6 +106,8 @@ class Entry:
     """Bytes, as the archive says."""
     place: Callable[[], Place | None]
     """Returns None if the bytes can be reached only by unpacking what is before them, or only by a library."""
+    head: Callable[[int], bytes] | None = None
+    """Returns so many first bytes without the others; None if it cannot be done."""
 
 
 def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator[Entry]:
@@ -106,8 +126,8 @@ def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator
     try:
         with path.open("rb") as file:
             start = file.read(2)
-        members = _zip(path, limits, encoding) if start == _ZIP else _tar(path, limits, encoding, packed=start == _GZIP)
-        for count, entry in enumerate(members):
+        found = _zip(path, limits, encoding) if start == _ZIP else _tar(path, limits, encoding, packed=start == _GZIP)
+        for count, entry in enumerate(found):
             if count >= limits.members:
                 raise DatasetUnreadable(f"The archive holds more than {limits.members:,} members.")
             if len(entry.path.parts) > limits.depth:
@@ -121,29 +141,26 @@ def entries(path: Path, limits: Limits, encoding: str | None = None) -> Iterator
 
 
 def _zip(path: Path, limits: Limits, encoding: str | None) -> Iterator[Entry]:
-    budget = _Budget(path, limits)
-    with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
-        for info in archive.infolist():
-            stored = _zipped_name(info, encoding)
+    budget = Budget(path, limits)
+    with path.open("rb") as raw:
+        for member in members(raw.fileno()):
+            stored = zipped_name(member, encoding)
             name = _safe(stored)
-            mode = info.external_attr >> 16
+            mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _not_a_file(str(name))
-            budget.check(str(name), info.file_size)
-            budget.spend(info.file_size)
-            read = partial(_read_zipped, archive, info, name)
-            place = partial(place_zipped, raw.fileno(), info)
-            yield Entry(name, stored.endswith("/"), read, stored, info.file_size, place)
+            budget.check(str(name), member.file_size)
+            budget.spend(member.file_size)
+            read = partial(_read_zipped, raw.fileno(), member, name)
+            place = partial(place_zipped, raw.fileno(), member)
+            yield Entry(name, stored.endswith("/"), read, stored, member.file_size, place, read)
 
 
-_UTF8_FLAG = 0x800
-
-
-def _zipped_name(info: zipfile.ZipInfo, encoding: str | None) -> str:
-    """Return a member's name. Python decodes names without the UTF-8 flag as cp437: that gives their bytes again."""
-    if info.flag_bits & _UTF8_FLAG or info.filename != info.orig_filename.partition("\0")[0]:
-        return info.filename  # Flagged, or taken from the field for Unicode names by newer Pythons.
-    return _decoded(info.filename.encode("cp437"), encoding)
+def zipped_name(member: ZipMember, encoding: str | None) -> str:
+    """Return a member's name. Names that are not marked as UTF-8 are decoded anew."""
+    if member.is_text:
+        return member.filename
+    return _decoded(member.stored.partition(b"\0")[0], encoding)
 
 
 def _decoded(name: bytes, encoding: str | None) -> str:
@@ -162,39 +179,48 @@ def _decoded(name: bytes, encoding: str | None) -> str:
         ) from error
 
 
-def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: PurePosixPath) -> bytes:
+def _read_zipped(descriptor: int, member: ZipMember, name: PurePosixPath, most: int | None = None) -> bytes:
     try:
-        return archive.read(info)
+        return read_member(descriptor, member, most)
     except _READING_FAILED as error:
         raise DatasetUnreadable(f"{name} cannot be unpacked: {error}.") from error
 
 
-_LOCAL_HEADER = struct.Struct("<26xHH")
 _MOST_OVERHEAD = 1024
 """Bytes by which a deflated file of a few bytes may be larger than the file."""
 
 
-def place_zipped(descriptor: int, info: zipfile.ZipInfo) -> Place | None:
-    """Return where a zip's member is: behind its local header, which ends with a name and an extra field."""
-    deflated = info.compress_type == zipfile.ZIP_DEFLATED
+class _Zipped(Protocol):
+    """What of a zip's entry says where its bytes are: a `ZipMember` or Python's own `ZipInfo`."""
+
+    @property
+    def compress_type(self) -> int: ...
+    @property
+    def compress_size(self) -> int: ...
+    @property
+    def file_size(self) -> int: ...
+    @property
+    def header_offset(self) -> int: ...
+
+
+def place_zipped(descriptor: int, member: _Zipped) -> Place | None:
+    """Return where a zip's member is."""
+    deflated = member.compress_type == zipfile.ZIP_DEFLATED
     # The packed size is read in one piece, and it is only what the archive says.
-    most = info.file_size + (info.file_size >> 8) + _MOST_OVERHEAD if deflated else info.file_size
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.compress_size > most:
+    most = member.file_size + (member.file_size >> 8) + _MOST_OVERHEAD if deflated else member.file_size
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.compress_size > most:
         return None
-    header = os.pread(descriptor, _LOCAL_HEADER.size, info.header_offset)
-    if len(header) < _LOCAL_HEADER.size:
-        return None
-    start = info.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header))
-    return Place(start, info.compress_size, info.file_size, deflated)
+    start = start_of(descriptor, member.header_offset)
+    return None if start is None else Place(start, member.compress_size, member.file_size, deflated)
 
 
 def _tar(path: Path, limits: Limits, encoding: str | None, packed: bool) -> Iterator[Entry]:
-    budget = _Budget(path, limits)
+    budget = Budget(path, limits)
     with (
         path.open("rb") as raw,
         gzip.open(raw) if packed else raw as unpacked,
         # A stream: each member is read once, in order, so that a packed archive is never unpacked twice.
-        tarfile.open(fileobj=_Metered(unpacked, budget), mode="r|", encoding="utf-8") as archive,
+        tarfile.open(fileobj=_Metered(unpacked, budget), mode="r|", encoding="utf-8", tarinfo=_TarMember) as archive,
     ):
         for member in archive:
             stored = _tarred_name(member, encoding)
@@ -226,13 +252,14 @@ def _read_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo, name: PurePo
         raise DatasetUnreadable(f"{name} cannot be unpacked: {error}.") from error
 
 
-class _Budget:
-    """Counts unpacked bytes and compares them with the limits."""
+class Budget:
+    """Counts unpacked bytes and the pixels of pictures, and compares them with the limits."""
 
-    def __init__(self, path: Path, limits: Limits) -> None:
+    def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
         self._limits = limits
         self._packed = path.stat().st_size
         self._unpacked = 0
+        self._pixels = 0
 
     def check(self, name: str, size: int) -> None:
         if size > self._limits.member_bytes:
@@ -247,11 +274,40 @@ class _Budget:
                 f"The archive unpacks to more than {self._limits.ratio} times its size: it looks like a bomb."
             )
 
+    def spend_pixels(self, pixels: int) -> None:
+        """Count a picture before its pixels are decoded. Raises DatasetUnreadable."""
+        self._pixels += pixels
+        if self._pixels > max(self._limits.pixels_from, self._limits.pixels_a_byte * self._packed):
+            raise DatasetUnreadable(
+                f"The pictures have {self._pixels:,} pixels or more in {self._packed:,} bytes: it looks like a bomb.",
+                "Send pictures of the size that they need: what is trained on is dataset.image_size pixels wide.",
+            )
+
+
+class _TarMember(tarfile.TarInfo):
+    """A tar's member. Records that only say more of the next member (long names, pax headers) are read whole: large
+    ones are refused."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _TAR_NOTES and self.size > _MOST_NOTES:
+            raise DatasetUnreadable(
+                f"The tar has a header of {self.size:,} bytes; the most is {_MOST_NOTES:,}.", "Pack it again."
+            )
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return member
+
+
+_TAR_NOTES = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_MOST_NOTES = 1 << 20
+
 
 class _Metered(io.RawIOBase):
     """A stream whose bytes are counted: a tar file does not give its size beforehand."""
 
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, budget: _Budget) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, budget: Budget) -> None:
         self._stream = stream
         self._budget = budget
 
@@ -265,6 +321,8 @@ def _safe(name: str) -> PurePosixPath:
     """Return the path with every part in one Unicode form, without blanks at its end."""
     plain = unicodedata.normalize("NFC", name.replace("\\", "/"))
     path = PurePosixPath("/".join(part.rstrip() or part for part in plain.split("/")))
+    if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise DatasetUnreadable(f"The archive has a name that is no text: {name!r}.", "Pack it with names in UTF-8.")
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")) or "\0" in name:
         raise DatasetUnreadable(
             f"The archive names a path outside itself: {name!r}.", "Pack it from within its folder."

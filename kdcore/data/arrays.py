@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,9 +27,10 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from base.errors import DatasetUnreadable
+from base.zip_files import members
 from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
-from kdcore.data.archive import LIMITS, Place, place_zipped
+from kdcore.data.archive import LIMITS, Budget, Place, place_zipped
 from kdcore.data.decoding import (
     Codec,
     Encoded,
@@ -51,7 +53,7 @@ _CHUNK_BYTES = 16 << 20
 _SMALL_BYTES = 256 << 20
 _READING_FAILED = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
-    *(ValueError, SyntaxError, tokenize.TokenError),
+    *(ValueError, SyntaxError, TypeError, OverflowError, tokenize.TokenError),
 )
 _AS_BYTES = {
     "f": "for floats in 0..1, (x * 255).round().astype('uint8')",
@@ -102,6 +104,13 @@ class _Images:
 
 def open_arrays(path: Path, options: DataOptions | None = None) -> Source:
     """Check names, types, shapes and labels, without reading the images."""
+    with _reading("The .npz file"), path.open("rb") as file:
+        # Before Python's reader, which makes an object for each of them.
+        count = sum(1 for _ in islice(members(file.fileno()), LIMITS.arrays + 1))
+    if count > LIMITS.arrays:
+        raise DatasetUnreadable(
+            f"The .npz file holds more than {LIMITS.arrays:,} arrays.", "Join the images to one array for each split."
+        )
     with _reading("The .npz file"), zipfile.ZipFile(path) as archive:
         return _open(path, archive, options or DataOptions())
 
@@ -109,10 +118,11 @@ def open_arrays(path: Path, options: DataOptions | None = None) -> Source:
 def _open(path: Path, archive: zipfile.ZipFile, options: DataOptions) -> Source:
     present = {name.removesuffix(".npy") for name in archive.namelist()}
     stored = _stored(present)
+    budget = Budget(path, LIMITS)
     if present == {stored.get("x_train")}:
-        return _unlabelled(path, _image_header(archive, stored["x_train"]), options)
+        return _unlabelled(path, _image_header(archive, stored["x_train"], budget), options)
     splits = _splits(stored, present)
-    images = {split: _image_header(archive, stored[f"x_{name}"]) for split, name in splits.items()}
+    images = {split: _image_header(archive, stored[f"x_{name}"], budget) for split, name in splits.items()}
     labels = {split: _labels(archive, stored[f"y_{name}"], images[split]) for split, name in splits.items()}
     named = "class_names" in stored
     class_names = _class_names(archive, stored["class_names"]) if named else numbered(labels["train"])
@@ -276,10 +286,20 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype
         raise DatasetUnreadable(
             f"{name} holds Python objects, which are never unpickled.", "Store plain numbers or text: np.array([...])."
         )
+    if any(type(side) is not int or side < 0 for side in shape):
+        raise DatasetUnreadable(f"{name} has the shape {shape}, which no array has.", "Write the file again.")
     return shape, fortran_order, dtype
 
 
-def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
+def _require_whole(member: zipfile.ZipInfo, start: int, name: str, shape: tuple[int, ...], item_bytes: int) -> None:
+    """Raise DatasetUnreadable unless an array has as many bytes as its shape says."""
+    found, said = member.file_size - start, math.prod(shape) * item_bytes
+    if found != said:
+        what = "is cut short" if found < said else "is longer than it says"
+        raise DatasetUnreadable(f"{name} {what}: its shape is {shape}, but it has {found:,} bytes.")
+
+
+def _image_header(archive: zipfile.ZipFile, name: str, budget: Budget) -> _Images:
     member = archive.getinfo(f"{name}.npy")
     with _reading(name), archive.open(member) as file:
         shape, fortran_order, dtype = _header(file, name)
@@ -290,15 +310,14 @@ def _image_header(archive: zipfile.ZipFile, name: str) -> _Images:
         raise DatasetUnreadable(f"{name} has shape {shape}.", _right_order(name, shape))
     if 0 in shape:
         raise DatasetUnreadable(f"{name} is empty: its shape is {shape}.")
-    if member.file_size > max(LIMITS.ratio_from_bytes, LIMITS.ratio * member.compress_size):
-        raise DatasetUnreadable(
-            f"{name} unpacks to more than {LIMITS.ratio} times its size: it looks like a bomb.",
-            "If the images are really so even, store them without compression: numpy.savez.",
-        )
-    if member.file_size != start + int(np.prod(shape, dtype=object)):
-        raise DatasetUnreadable(
-            f"{name} is cut short: its shape is {shape}, but it has {member.file_size - start} bytes."
-        )
+    if shape[0] > LIMITS.rows:
+        raise DatasetUnreadable(f"{name} holds {shape[0]:,} images; the most is {LIMITS.rows:,}.")
+    _require_whole(member, start, name, shape, 1)
+    try:
+        budget.spend(member.file_size)
+    except DatasetUnreadable as error:
+        hint = "If the images are really so even, store them without compression: numpy.savez."
+        raise DatasetUnreadable(error.message.replace("The archive", "The .npz file"), hint) from None
     place = place_zipped(archive.fp.fileno(), member) if archive.fp is not None else None
     return _Images(name, shape, fortran_order, None if place is None or place.deflated else place.start + start)
 
@@ -326,11 +345,15 @@ def _right_order(name: str, shape: tuple[int, ...]) -> str:
 
 def _small(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
     """Return an array of labels or names."""
-    size = archive.getinfo(f"{name}.npy").file_size
-    if size > _SMALL_BYTES:
-        raise DatasetUnreadable(f"{name} has {size:,} bytes; the most is {_SMALL_BYTES:,}.")
-    with _reading(name), archive.open(f"{name}.npy") as file:
-        _header(file, name)
+    member = archive.getinfo(f"{name}.npy")
+    if member.file_size > _SMALL_BYTES:
+        raise DatasetUnreadable(f"{name} has {member.file_size:,} bytes; the most is {_SMALL_BYTES:,}.")
+    with _reading(name), archive.open(member) as file:
+        shape, _, dtype = _header(file, name)
+        start = file.tell()
+    _require_whole(member, start, name, shape, dtype.itemsize)
+    if shape and shape[0] > LIMITS.rows:
+        raise DatasetUnreadable(f"{name} has {shape[0]:,} rows; the most is {LIMITS.rows:,}.")
     with _reading(name), archive.open(f"{name}.npy") as file:
         array: npt.NDArray[np.generic] = npy.read_array(file, allow_pickle=False)
     return array
@@ -367,6 +390,8 @@ def _class_names(archive: zipfile.ZipFile, name: str) -> tuple[str, ...]:
     names = _small(archive, name)
     if names.ndim != 1 or names.dtype.kind not in "US" or len(names) == 0:
         raise DatasetUnreadable(f"{name} is {names.dtype} of shape {names.shape}; it is a list of text.")
+    if len(names) > LIMITS.classes:
+        raise DatasetUnreadable(f"{name} has {len(names):,} names; the most is {LIMITS.classes:,}.")
     if names.dtype.kind == "S":
         return tuple(name.decode("utf-8", "replace") for name in names.tolist())
     return tuple(names.tolist())
@@ -380,6 +405,8 @@ def numbered(train: Labels) -> tuple[str, ...]:
             f"The labels of {len(train)} training images go up to {train.max()}.",
             "Labels run from 0 to the number of classes minus one, and each must occur in the training split.",
         )
+    if train.max() >= LIMITS.classes:
+        raise DatasetUnreadable(f"The labels go up to {train.max():,}; there may be {LIMITS.classes:,} classes.")
     return tuple(str(label) for label in range(max(1, int(train.max()) + 1)))
 
 

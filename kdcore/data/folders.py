@@ -13,7 +13,7 @@ import numpy as np
 
 from base.errors import DatasetUnreadable
 from kdcore.data import image_files
-from kdcore.data.archive import LIMITS, Entry, Limits, entries
+from kdcore.data.archive import LIMITS, Budget, Entry, Limits, entries
 from kdcore.data.decoding import (
     Codec,
     Encoded,
@@ -37,6 +37,8 @@ from kdcore.spec import DataOptions
 NOTES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".ini", ".log", ".pdf", ".db"}
 """Suffixes of texts beside the images: no samples. Tables among them are read if labels are missing."""
 _CONVERT = "If these are pictures, convert them to PNG or JPEG. docs/data.md lists all files that are read."
+_WHOLE_BYTES = 1 << 20
+"""Larger files are read only if they begin like a picture."""
 _MOST_NAMED = 20
 _LONGEST_NAME = 200
 
@@ -48,7 +50,7 @@ def open_folders(path: Path, options: DataOptions | None = None, limits: Limits 
     """Read the archive's layout, classes, sizes and colours, from the header of every image."""
     options = options or DataOptions()
     archive = partial(entries, path, limits, options.encoding)
-    members, merged = _read_entries(archive(), options)
+    members, merged = _read_entries(archive(), options, limits, Budget(path, limits))
     layout = read_layout(members, lambda: Tables(lambda: _texts(archive, members)))
     by_class, skipped = _without_unreadable(archive, layout.classes, options)
     for split, classes in by_class.items():
@@ -135,13 +137,19 @@ def _labels(layout: Mapping[Split, Classes], class_names: tuple[str, ...]) -> di
     return labels
 
 
-def _read_entries(archive: Iterator[Entry], options: DataOptions) -> tuple[list[Member], list[str]]:
+def _read_entries(
+    archive: Iterator[Entry], options: DataOptions, limits: Limits, budget: Budget
+) -> tuple[list[Member], list[str]]:
     """Return all members, and the folders whose names were brought to one form and so became one."""
     members = []
     spellings: dict[str, set[str]] = {}
+    broken = image_files.Broken(limits)
     for ordinal, entry in enumerate(archive):
         is_note = not entry.is_folder and entry.path.suffix.lower() in NOTES
         header = None if entry.is_folder or is_note else _header(entry, options)
+        if isinstance(header, Header):
+            budget.spend_pixels(header.height * header.width)
+        broken.count(header, entry.path.suffix.lower() in image_files.SUFFIXES)
         members.append(Member(ordinal, str(entry.path), entry.path.parts, header, is_note))
         if not entry.is_folder:
             folder, stored = (name.rpartition("/")[0] for name in (members[-1].name, entry.stored))
@@ -175,7 +183,12 @@ def _texts(archive: _Archive, members: Iterable[Member]) -> Iterator[tuple[PureP
 
 def _header(entry: Entry, options: DataOptions) -> Header | DatasetUnreadable:
     """Return the header, or the error: it is a fault only if the file is a sample, which is not known yet."""
+    if entry.size == 0:
+        return DatasetUnreadable(f"{entry.path} is an empty file.")
     try:
+        head = entry.head(image_files.HEAD_BYTES) if entry.size > _WHOLE_BYTES and entry.head is not None else None
+        if head is not None and not image_files.begins_like_one(head):
+            return image_files.unknown(str(entry.path))
         return image_files.header(entry.read(), str(entry.path), options)
     except DatasetUnreadable as error:
         # Without the frames and causes that hold the file's bytes: a hostile archive has many broken files.

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from base.errors import DatasetUnreadable
 from base.file_kinds import HEAD_BYTES, PARQUET, WEBDATASET, FileKind, is_idx, kind_of, kind_of_members
+from base.zip_files import members
 from kdcore.data.archive import LIMITS, entries
 from kdcore.data.arrays import open_arrays
 from kdcore.data.decoding import Source
 from kdcore.data.folders import open_folders
-from kdcore.data.image_files import FORMATS
+from kdcore.data.image_files import SUFFIXES
 from kdcore.data.parquet import open_parquet
 from kdcore.data.published import holds_cifar, holds_idx, open_cifar, open_idx, open_idx_file
 from kdcore.spec import DataOptions
@@ -24,7 +25,8 @@ from kdcore.spec import DataOptions
 READ = (
     "Arrays in a .npz, and class folders of images in a .zip, .tar or .tar.gz, are read; docs/data.md lists all forms."
 )
-_PICTURES = {f".{suffix.lower()}" for suffix in (*FORMATS, "jpg", "jpe", "jfif", "tif", "pgm", "pbm", "pnm")}
+_MOST_NAMES = 100_000
+"""Names of an archive by which its form is told: none of the forms that are no pictures has so many."""
 _FIRST_FILES = 64
 """The number of files of a tar, whose names are not in one place, that tell its form."""
 
@@ -55,9 +57,10 @@ def open_file(path: Path, options: DataOptions | None = None) -> Source:
 
 def _open_zip(path: Path, options: DataOptions) -> Source:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/")]
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        with path.open("rb") as file:
+            found = (member.filename for member in islice(members(file.fileno()), _MOST_NAMES))
+            names = [name for name in found if not name.endswith("/")]
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError):
         names = []
     if any(name.endswith(".npy") and "/" not in name for name in names):
         return open_arrays(path, options)
@@ -65,7 +68,7 @@ def _open_zip(path: Path, options: DataOptions) -> Source:
 
 
 def _open_archive(path: Path, options: DataOptions, names: list[str]) -> Source:
-    if any(name.lower().endswith(tuple(_PICTURES)) for name in names):
+    if any(name.lower().endswith(SUFFIXES) for name in names):
         if any(name.endswith(".cls") for name in names):
             raise _not_read(WEBDATASET)
         return open_folders(path, options)

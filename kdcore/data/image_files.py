@@ -18,12 +18,16 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from base.errors import DatasetUnreadable
+from kdcore.data.archive import Limits
 from kdcore.data.decoding import NAMED, Pixels
 from kdcore.spec import DataOptions
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """The decoders that are safe for untrusted files; Pillow has others that start programs."""
+SUFFIXES = tuple(f".{suffix.lower()}" for suffix in (*FORMATS, "jpg", "jpe", "jfif", "tif", "pgm", "pbm", "pnm"))
 MAX_PIXELS = 80_000_000
+HEAD_BYTES = 16
+"""The bytes by which Pillow knows a kind."""
 NOTICEABLE_CUT = 0.1
 """The share of a picture that a crop must leave out for the picture to count as cut."""
 AS_IT_IS = DataOptions()
@@ -57,6 +61,18 @@ class Header(NamedTuple):
     width: int
     grey: bool
     marks: frozenset[str] = frozenset()
+
+
+def begins_like_one(head: bytes) -> bool:
+    """Return False if no file with these first `HEAD_BYTES` is of a known kind, as the decoders themselves say."""
+    Image.preinit()
+    Image.init()
+    return any(accepts is None or bool(accepts(head)) for _, accepts in map(Image.OPEN.__getitem__, FORMATS))
+
+
+def unknown(name: str) -> DatasetUnreadable:
+    """Return the error of a file that is no picture."""
+    return DatasetUnreadable(f"{name} is not an image of a known kind ({', '.join(FORMATS)}).")
 
 
 def header(blob: bytes, name: str, options: DataOptions = AS_IT_IS) -> Header:
@@ -177,12 +193,39 @@ def unreadable(faults: Sequence[DatasetUnreadable]) -> DatasetUnreadable:
     return DatasetUnreadable(f"{len(faults):,} pictures cannot be read. {named}{more}", hint)
 
 
+class Broken:
+    """Counts the files that are no pictures: a hostile data set has a million of them, each with an error."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pictures = self._others = 0
+        self._faults: list[DatasetUnreadable] = []
+        """Of files that are named as pictures, or stand where pictures belong."""
+
+    def count(self, found: Header | DatasetUnreadable | None, is_named: bool = True) -> None:
+        """Count a file; None is one that need not be a picture. `is_named`: it is named as one.
+
+        Raises DatasetUnreadable if the rest is not worth reading.
+        """
+        if isinstance(found, Header):
+            self._pictures += 1
+        elif found is not None and is_named:
+            self._faults.append(found)
+            if len(self._faults) >= self._limits.broken and len(self._faults) > self._pictures:
+                error, seen = unreadable(self._faults), len(self._faults) + self._pictures
+                raise DatasetUnreadable(f"{error.message} The rest behind {seen:,} pictures was not read.", error.hint)
+        elif found is not None:
+            self._others += 1
+            if self._others >= self._limits.no_pictures and not self._pictures:
+                text = f"The archive holds no images among its first {self._others:,} files. {found.message}"
+                raise DatasetUnreadable(text, "Pack the pictures alone.")
+
+
 def _open(blob: bytes, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(blob), formats=FORMATS)
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise DatasetUnreadable(f"{name} is not an image of a known kind ({known}).") from error
+        raise unknown(name) from error
     except Image.DecompressionBombError as error:
         raise DatasetUnreadable(f"{name}: {error}") from error
     except _DECODING_FAILED as error:

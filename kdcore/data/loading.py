@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from base.errors import DatasetUnreadable
 from base.files import sha256_of
 from kdcore.catalog.datasets import DATASETS
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
+from kdcore.data.archive import LIMITS, Limits
 from kdcore.data.builtin import open_digits, open_named
 from kdcore.data.decoding import OnProgress, Source, Split, decode, decoded, with_options
 from kdcore.data.forms import open_file
@@ -116,9 +117,30 @@ def inspect(
     """Return the facts of a file after decoding every image. Raises DatasetUnreadable with the files or row at
     fault. `thumbnails` take their images in the same pass."""
     source = _open(path, options or DataOptions())
+    require_short_names(source.class_names)
     if thumbnails is not None:
         source = thumbnails.watch(source)
     return source.facts(decode(source, on_progress=on_progress), f"sha256:{sha256_of(path)}")
+
+
+def require_short_names(names: Sequence[str], limits: Limits = LIMITS) -> None:
+    """Raise DatasetUnreadable unless the names of the classes are few and short enough to be listed.
+
+    It is a rule of new registrations, not of data sets that were registered before.
+    """
+    if len(names) > limits.classes:
+        raise DatasetUnreadable(f"The data set has {len(names):,} classes; the most is {limits.classes:,}.")
+    for number, name in enumerate(names):
+        if len(name) > limits.name_characters:
+            raise DatasetUnreadable(
+                f"The name of class {number} has {len(name):,} characters; the most is {limits.name_characters}.",
+                "Give shorter names, or register it with class_names.",
+            )
+    if (total := sum(map(len, names))) > limits.names_characters:
+        raise DatasetUnreadable(
+            f"The names of the classes have {total:,} characters; the most is {limits.names_characters:,}.",
+            "Give shorter names, or register it with class_names.",
+        )
 
 
 def _load(dataset: Dataset, path: Path | None, cache: Path, room: Room) -> Data:

@@ -21,7 +21,7 @@ import numpy as np
 from base.errors import DatasetUnreadable
 from kdcore.catalog.facts import LeftOut
 from kdcore.data import image_files
-from kdcore.data.archive import LIMITS, Entry, Limits, entries
+from kdcore.data.archive import LIMITS, Budget, Entry, Limits, entries
 from kdcore.data.arrays import numbered
 from kdcore.data.decoding import (
     Codec,
@@ -81,23 +81,11 @@ def open_parquet(
     options = options or DataOptions()
     members = partial(entries, path, limits, options.encoding) if archive else None
     split_of, left_out = _splits(members) if members is not None else ({path.name: _TRAIN}, [])
-    headers: list[Header | DatasetUnreadable] = []
-    given: dict[str, list[int | str | None]] = {}
-    first_of: dict[str, int] = {}
-    names: list[str] | None = None
 
     def tables() -> Iterator[tuple[str, _Columns, Iterator[_Row]]]:
         return (table for table in _tables(path, limits, members) if table[0] in split_of)
 
-    for file, columns, rows in tables():
-        names = _same_names(names, columns.names, file)
-        labels = given.setdefault(file, [])
-        first_of.setdefault(file, len(headers))
-        for row in rows:
-            headers.append(_header(row, options))
-            labels.append(row.label)
-    if not headers:
-        raise DatasetUnreadable("The table has no rows.")
+    headers, given, first_of, names, other = _read_headers(tables(), Budget(path, limits), limits, options)
     pixels = array("q", (one.height * one.width if isinstance(one, Header) else 0 for one in headers))
     faults = {row: one for row, one in enumerate(headers) if isinstance(one, DatasetUnreadable)}
     skipped: dict[int, str] = {}
@@ -150,12 +138,49 @@ def open_parquet(
         stream=Stream(Codec(channels), pieces),
         layout="parquet",
         splits={file: len(given[file]) for file in sorted(given)} if archive else {},
-        left_out=left_out if class_names else shortened([*left_out, *_unread_columns(columns.other, len(headers))]),
+        left_out=left_out if class_names else shortened([*left_out, *_unread_columns(other, len(headers))]),
         pictures=pictures,
         pixels_cut=pixels_cut,
         own_side=image_files.own_side(good, options),
         skipped=list(skipped.values()),
     )
+
+
+class _Headers(NamedTuple):
+    """What the first pass over the tables finds."""
+
+    headers: list[Header | DatasetUnreadable]
+    """Of the rows of all tables."""
+    labels: dict[str, list[int | str | None]]
+    """Of each table."""
+    first_of: dict[str, int]
+    """The number of the first row of each table."""
+    names: list[str] | None
+    other: list[str]
+
+
+def _read_headers(
+    tables: Iterator[tuple[str, _Columns, Iterator[_Row]]], budget: Budget, limits: Limits, options: DataOptions
+) -> _Headers:
+    """Read labels, and sizes and colours of the pictures. Raises DatasetUnreadable if it is not worth reading on."""
+    found, broken = _Headers([], {}, {}, None, []), image_files.Broken(limits)
+    for file, columns, rows in tables:
+        found = found._replace(names=_same_names(found.names, columns.names, file), other=columns.other)
+        labels = found.labels.setdefault(file, [])
+        found.first_of.setdefault(file, len(found.headers))
+        for row in rows:
+            budget.spend(len(row.image))
+            header = _header(row, options)
+            if isinstance(header, Header):
+                budget.spend_pixels(header.height * header.width)
+            broken.count(header)
+            found.headers.append(header)
+            labels.append(row.label)
+            if len(found.headers) > limits.rows:
+                raise DatasetUnreadable(f"The tables have more than {limits.rows:,} rows.")
+    if not found.headers:
+        raise DatasetUnreadable("The table has no rows.")
+    return found
 
 
 def _same_names(before: list[str] | None, names: list[str] | None, file: str) -> list[str] | None:

@@ -8,17 +8,15 @@ Nothing here changes a result: the meter reads clocks, and waits for the device 
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from base.memory import peak_bytes
 from kdcore.spec.cost import JobCost, StageCost
 
 if TYPE_CHECKING:
@@ -202,16 +200,7 @@ class StageMeter:
 
 def peak_memory(device: torch.device) -> int:
     """Return the largest memory so far in bytes: what was allocated on a GPU, or this process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: Linux hands the peak of the program that started this process on to it.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
 
 
 def device_name(device: torch.device) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import EngineError, TeacherMismatch
+from base.memory import peak_bytes
 from kdcore.catalog.facts import DatasetFacts, ProgramFacts
 
 TRIED = 3
@@ -71,9 +72,27 @@ def refuse_other_images(facts: ProgramFacts, data: DatasetFacts) -> None:
         )
 
 
-def try_out(program: Program, height: int, width: int) -> None:
+class TakesTooMuch(TeacherMismatch):
+    """A program takes more memory for a few images than any teacher needs."""
+
+
+def try_out(program: Program, height: int, width: int, most_bytes: int | None = None) -> None:
     """Raise TeacherMismatch unless the outputs are finite and depend on the image alone; note if they are
-    probabilities."""
+    probabilities. With `most_bytes`, raise TakesTooMuch if this process's memory has to grow by more for that."""
+    before = peak_bytes()
+    try:
+        _try_out(program, height, width)
+    finally:
+        taken = peak_bytes() - before
+        if most_bytes is not None and taken > most_bytes:
+            raise TakesTooMuch(
+                f"the program takes {taken / 1e9:.1f} GB of memory for {TRIED} images of {height} x {width} pixels; "
+                f"the most is {most_bytes / 1e9:.1f} GB",
+                hint="look for a tensor in its graph that is larger than the network needs",
+            )
+
+
+def _try_out(program: Program, height: int, width: int) -> None:
     generator = torch.Generator().manual_seed(0)
     try:
         images = torch.randn(TRIED, program.facts.channels, height, width, generator=generator)

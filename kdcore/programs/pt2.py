@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ import torch
 from torch import Tensor
 
 from base.errors import TeacherMismatch
+from base.zip_files import MembersOverlap, members
 
 MODEL = "models/model.json"
 JSON_BYTES = 256 << 20
+MOST_MEMBERS = 100_000
+"""Files in a program's archive: one for each tensor and a few more."""
 SCHEMA = 8
 """The major version of the graph's JSON, in PyTorch 2.11 and in 2.13."""
 EXPORT_AGAIN = "export it again with PyTorch 2.11 or newer"
@@ -85,7 +89,14 @@ def reading() -> Iterator[None]:
 
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
+        with path.open("rb") as file:
+            # Before Python's reader, which makes an object for each of them.
+            count = sum(1 for _ in islice(members(file.fileno()), MOST_MEMBERS + 1))
+        if count > MOST_MEMBERS:
+            raise TeacherMismatch(f"the program's archive has more than {MOST_MEMBERS:,} files", hint=SAVE_PROGRAM)
         return zipfile.ZipFile(path)
+    except MembersOverlap as error:
+        raise TeacherMismatch("the program's archive claims more bytes than it has") from error
     except zipfile.BadZipFile as error:
         raise TeacherMismatch(
             "the file is no torch.export program and no ONNX model, or it is cut short", hint=SAVE_PROGRAM

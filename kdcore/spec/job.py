@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from base.references import BLOB, FILE, REFERENCE_PREFIXES
-from base.text import STORED, Text, unwanted
+from base.text import PATTERN, STORED, Text, unwanted
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
 from kdcore.spec.vocabulary import Bounds, Vocabulary, at_most, named
@@ -52,6 +52,9 @@ Architecture = Annotated[str, Text(200), AfterValidator(_known_architecture)]
 Reference = Annotated[str, Text(1000), AfterValidator(_known_reference)]
 FAR_ABOVE_ONE = 3.0
 """The largest size of a mean or std of pixels in 0..1. Those of pixels in 0..255 are above it, but for black images."""
+
+NEAR_ONE = Field(json_schema_extra={"maximum": FAR_ABOVE_ONE})
+"""For the schema of a number that `_of_scaled_pixels` checks."""
 
 
 def _of_scaled_pixels(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -94,7 +97,7 @@ def _known_encoding(name: str) -> str:
 
 
 ClassNames = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
+    tuple[Annotated[str, Field(min_length=1, max_length=1000, json_schema_extra={"pattern": PATTERN})], ...],
     Field(min_length=2, max_length=MOST_CLASSES, fail_fast=True, json_schema_extra={"uniqueItems": True}),
     AfterValidator(_each_once),
     AfterValidator(_of_one_line),
@@ -109,7 +112,10 @@ ClassMap = Annotated[
     BeforeValidator(_plain_map),
 ]
 Channelwise = Annotated[
-    tuple[float, ...], Field(min_length=1, max_length=4), at_most(4), AfterValidator(_of_scaled_pixels)
+    tuple[Annotated[float, NEAR_ONE], ...],
+    Field(min_length=1, max_length=4),
+    at_most(4),
+    AfterValidator(_of_scaled_pixels),
 ]
 Part = Annotated[str, Text(300)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -130,7 +136,7 @@ class Preprocessing(Vocabulary):
 
     mean: Channelwise = Field(description="One number for each channel, of pixels in 0..1.")
     std: Annotated[
-        tuple[Annotated[float, Field(gt=0), Bounds(ge=1e-3)], ...],
+        tuple[Annotated[float, Field(gt=0), Bounds(ge=1e-3), NEAR_ONE], ...],
         Field(min_length=1, max_length=4),
         at_most(4),
         AfterValidator(_of_scaled_pixels),

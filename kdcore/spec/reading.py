@@ -46,8 +46,8 @@ MAX_FAULTS = 50
 """The faults that are described; of more, only the number is given."""
 
 
-def more_faults(number: int) -> Fault:
-    return Fault("", f"and {number} more faults; the first {MAX_FAULTS} are described", "more_faults")
+def more_faults(number: int, least: str = "") -> Fault:
+    return Fault("", f"and {least}{number} more faults; the first {MAX_FAULTS} are described", "more_faults")
 
 
 def parse(body: Any, *, stored: bool = False) -> JobSpec:

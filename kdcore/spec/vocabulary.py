@@ -1,7 +1,7 @@
 """The base class of every object in a job spec, and the type of a place in a network."""
 
 from itertools import islice
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticKnownError, core_schema
@@ -54,9 +54,9 @@ def at_most(number: int) -> BeforeValidator:
 
 def named(field: str, of: Any, names: tuple[str, ...] = ()) -> BeforeValidator:
     """Return a validator that reads a plain string as an object with only this field; the schema shows both."""
-    plain: Any = Literal[names] if names else str
-    if not names and isinstance(of, type) and issubclass(of, BaseModel):
-        plain = of.model_fields[field].rebuild_annotation()
+    if field == "name":
+        names = names or tuple(one.model_fields["name"].default for one in get_args(of))
+    plain: Any = Literal[names] if names else of.model_fields[field].rebuild_annotation()
     discriminated = Annotated[of, Field(discriminator="name")] if field == "name" else of
     return BeforeValidator(
         lambda given: {field: given} if isinstance(given, str) else given,

@@ -15,6 +15,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, Never
 
@@ -23,10 +24,14 @@ from safetensors import SafetensorError, safe_open
 
 from base.errors import TeacherMismatch
 from base.file_kinds import HEAD_BYTES, NPY, NPZ, PADDLE, PICKLE, TORCH, FileKind, kind_of, kind_of_members
+from base.zip_files import members
 
 COPY_AGAIN = "compare its size, copy it again"
 ADVICE = "give a PyTorch state dict (torch.save(model.state_dict(), path)) or a safetensors file"
 
+MOST_MEMBERS = 100_000
+"""Files in a checkpoint's archive: one for each tensor and a few more."""
+MOST_RATIO = 100
 NOTES = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|copyreg\._reconstructor|uuid\.UUID|decimal\.Decimal|fractions\.Fraction"
     r"|datetime\.(datetime|date|time|timedelta|timezone)|zoneinfo\.ZoneInfo(\._unpickle)?"
@@ -146,10 +151,16 @@ def refuse_other_files(path: Path, head: bytes) -> None:
 
 def _refuse_other_archives(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
+        with path.open("rb") as file:
+            found = list(islice(members(file.fileno()), MOST_MEMBERS + 1))
+    except (zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise TeacherMismatch("the checkpoint is cut short or damaged", hint=COPY_AGAIN) from error
+    if len(found) > MOST_MEMBERS:
+        raise TeacherMismatch(f"the file is an archive of more than {MOST_MEMBERS:,} files", hint=ADVICE)
+    if sum(one.file_size for one in found) > max(1 << 30, MOST_RATIO * path.stat().st_size):
+        text = f"the file unpacks to more than {MOST_RATIO} times its size: it looks like a bomb"
+        raise TeacherMismatch(text, hint="send the file as PyTorch wrote it, which packs nothing")
+    names = [one.filename for one in found]
     kind = kind_of_members(names)
     if kind is NPY:
         raise _other(NPZ)

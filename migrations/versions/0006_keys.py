@@ -25,6 +25,7 @@ def upgrade() -> None:
         "projects",
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("deleted_at", sa.Double()),
         sa.Column("limits", sa.JSON(none_as_null=True)),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_projects")),
     )

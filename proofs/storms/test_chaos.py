@@ -31,7 +31,7 @@ BRIEF: dict[str, Any] = {
     "epochs": 10,
     "pause_s": 0.02,
 }
-RUNS = [RunOptions("embedded", seed=2, **BRIEF), RunOptions("cluster", seed=7, warm=False, **BRIEF)]
+RUNS = [RunOptions("embedded", seed=2, misbehaving=True, **BRIEF), RunOptions("cluster", seed=7, warm=False, **BRIEF)]
 
 
 @pytest.fixture
@@ -165,6 +165,7 @@ WRONG: list[tuple[str, Callable[[], Results]]] = [
     ("wrong end", lambda: with_rows(jobs=[job(status="failed", error=ERROR)])),
     ("wrong end", lambda: with_answer("k", "cancel", 500, "j", "", 1)),
     ("wrong end", lambda: correct_results(exits=[UnexpectedExit("worker-1", 1, 0, "Traceback")])),
+    ("answered 500", lambda: correct_results(misbehaved={"half_body none": 9, "hostile_body 500": 1})),
     ("ended twice", lambda: with_rows(events=[*EVENTS, event(4, "succeeded")], jobs=[job(event_seq=4)])),
     ("ended twice", lambda: with_rows(events=[*EVENTS, event(4, "checkpoint")], jobs=[job(event_seq=4)])),
     ("event gap", lambda: with_rows(jobs=[job(event_seq=4)])),

@@ -32,7 +32,7 @@ CONTENTS = [f"weights {number}".encode() for number in range(8)]
 DIGESTS = [hashlib.sha256(content).hexdigest() for content in CONTENTS]
 CLOCK_TICK_S = 0.05
 """Files are stamped by a clock that ticks a few times a second at worst."""
-NO_AGE = Retention(after_s=0, checkpoints_s=0, uploads_s=86_400)
+NO_AGE = Retention(after_s=0, checkpoints_s=0, uploads_s=86_400, open_uploads_s=86_400, inspections_s=86_400)
 
 
 @dataclass

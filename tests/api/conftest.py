@@ -89,6 +89,7 @@ class FakeInspector(Inspector):
         *subject: str,
         on_progress: OnProgress | None = None,
         keep: Keep | None = None,
+        asker: str = "",
         **options: Any,
     ) -> F:
         if kind is JobCost:

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from api import http_server
 from api.http_server import (
+    BODY_BYTES,
     CONNECTIONS,
     HEADER_BYTES,
     HEADER_S,
@@ -198,6 +199,14 @@ async def test_connection_that_sends_no_more_of_a_body_is_closed(served: Served,
     await served.application.disconnected.wait()
 
 
+async def test_connection_that_drips_a_body_is_closed(served: Served, impatient: None) -> None:
+    client = await served.client(POST + b"Content-Length: 9000000\r\n\r\n")
+    while not served.application.disconnected.is_set():
+        client.send(b"x")
+        await asyncio.sleep(0.005)
+    assert await client.ended()
+
+
 async def test_connection_whose_answer_nobody_reads_is_closed(served: Served, impatient: None) -> None:
     client = await served.client(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -269,7 +278,7 @@ def test_defended_has_the_bounds_of_the_code() -> None:
         f"on one connection | {PIPELINED} |",
         f"at most {CONNECTIONS:,} |",
         f"takes nothing | {UNREAD_S / 60:g} minutes |",
-        f"upload's body | {SILENCE_S:g} s |",
+        f"upload's body | {BODY_BYTES:,} bytes in {SILENCE_S:g} s |",
         f"{JSON_BODY_BYTES // 10**6} MB, whole within {JSON_BODY_S:g} s",
         f"is receiving | {BODIES_BYTES // 10**6} MB |",
         f"first {MAX_FAULTS} faults",

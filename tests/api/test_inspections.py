@@ -14,14 +14,16 @@ import httpx
 import numpy as np
 import pytest
 from anyio import to_thread
+from sqlalchemy import Connection, select, update
 
-from api.inspections import Inspections, Inspector, Refused, Thumbnails
+from api.inspections import Inspections, Inspector, Refused, Thumbnails, memory_bytes
 from base.errors import StorageFull
 from kdcore.catalog import DatasetFacts, ModelFacts, PublishedFacts, StartFacts, TapFacts
 from kdcore.catalog.facts import LogitsFacts, ProgramFacts
 from kdcore.spec import DataOptions
-from store import registry
+from store import registry, tables
 from store.database import migrate
+from store.records import database_now
 from store.settings import Settings
 from tests.api.conftest import DATASET, MODEL, Service
 from tests.servers import Api
@@ -62,15 +64,15 @@ async def test_inspector_reads_facts_from_the_last_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "subject", "options", "arguments"),
     [
-        (DatasetFacts, ["x.npz"], {"image_size": 32}, "inspect dataset x.npz --image-size 32"),
-        (DatasetFacts, ["x.npz"], {"image_size": None}, "inspect dataset x.npz"),
-        (ModelFacts, ["x.pt"], {"architecture": "resnet20"}, "inspect model x.pt --architecture resnet20"),
-        (ModelFacts, ["x.pt"], {"part": "ema", "averaged": False}, "inspect model x.pt --part ema --averaged false"),
-        (StartFacts, ["x.pt"], {"freeze": ("a", "b")}, "inspect start x.pt --freeze a b"),
-        (StartFacts, ["x.pt"], {"freeze": ()}, "inspect start x.pt"),
-        (ProgramFacts, ["x.pt2"], {}, "inspect program x.pt2"),
-        (LogitsFacts, ["x.npz"], {}, "inspect logits x.npz"),
-        (TapFacts, ["n", "a", "b"], SMALL, "inspect taps n a b --classes 10 --channels 1 --image-size 8 8"),
+        (DatasetFacts, ["x.npz"], {"image_size": 32}, "inspect dataset --image-size=32 -- x.npz"),
+        (DatasetFacts, ["x.npz"], {"image_size": None}, "inspect dataset -- x.npz"),
+        (ModelFacts, ["x.pt"], {"architecture": "resnet20"}, "inspect model --architecture=resnet20 -- x.pt"),
+        (ModelFacts, ["x.pt"], {"part": "ema", "averaged": False}, "inspect model --part=ema --averaged=false -- x.pt"),
+        (StartFacts, ["x.pt"], {"freeze": ("a", "b")}, "inspect start --freeze=a --freeze=b -- x.pt"),
+        (StartFacts, ["x.pt"], {"freeze": ()}, "inspect start -- x.pt"),
+        (ProgramFacts, ["x.pt2"], {}, "inspect program -- x.pt2"),
+        (LogitsFacts, ["x.npz"], {}, "inspect logits -- x.npz"),
+        (TapFacts, ["n", "a", "b"], SMALL, "inspect taps --classes=10 --channels=1 --image-size 8 8 -- n a b"),
     ],
     ids=["data set with a size", "data set", "model", "part", "start", "nothing frozen", "program", "logits", "taps"],
 )
@@ -106,6 +108,41 @@ async def test_inspector_that_crashes_refuses_but_not_finally(tmp_path: Path, li
     refused = await refusal(inspector_of(tmp_path, line))
     assert (refused.code, refused.final) == ("internal", False)
     assert message in refused.message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "raise MemoryError",
+        "sys.exit('RuntimeError: can\\'t allocate memory: you tried to allocate 5 bytes')",
+        "print(json.dumps({'ok': False, 'error': {'code': 'out_of_memory', 'message': 'x', 'hint': 'batch_size'}}))",
+    ],
+    ids=["Python", "torch", "reported"],
+)
+async def test_inspector_says_that_memory_is_short(tmp_path: Path, line: str) -> None:
+    refused = await refusal(inspector_of(tmp_path, line))
+    assert (refused.code, refused.final) == ("out_of_memory", False)
+    assert (
+        refused.message == f"the inspection ran out of memory; it may take {memory_bytes() / 1e9:.1f} GB on this host"
+    )
+    assert "batch_size" not in (refused.hint or "")
+
+
+@pytest.mark.parametrize(("host", "most"), [(None, 2), (2, 1), (16, 4), (32, 8), (1024, 8)])
+def test_memory_bytes_is_a_part_of_the_hosts(monkeypatch: pytest.MonkeyPatch, host: int | None, most: int) -> None:
+    monkeypatch.setattr("api.inspections.host_memory", lambda: host and host << 30)
+    assert memory_bytes() == most << 30
+
+
+async def test_inspector_gives_long_arguments_in_a_file(tmp_path: Path) -> None:
+    """The kernel accepts 128 KiB each: names of classes may be more."""
+    copy = f"open({str(tmp_path / 'copy')!r}, 'w').write(open(sys.argv[-1]).read())"
+    inspector = inspector_of(tmp_path, f"open({str(tmp_path / 'argv')!r}, 'w').write(sys.argv[2])", copy)
+    for text in ("x" * 200_000, "\ud800", "a\0b"):
+        with pytest.raises(Refused):
+            await inspector.inspect(DatasetFacts, "x.npz", options=text)
+        assert (tmp_path / "argv").read_text() == "--arguments"
+        assert json.loads((tmp_path / "copy").read_text()) == ["dataset", f"--options={text}", "--", "x.npz"]
 
 
 async def test_inspector_kills_a_child_that_hangs_and_all_that_it_started(tmp_path: Path) -> None:
@@ -279,6 +316,34 @@ async def test_inspections_run_once_per_subject_and_options(service: Service) ->
     await inspections.inspect(TapFacts, "resnet20", "layer2", **SMALL)
     await inspections.inspect(TapFacts, "resnet20", "layer3", **{**SMALL, "image_size": (32, 32)})
     assert len(service.inspector.requests) == 4
+
+
+async def test_inspections_with_many_options_have_a_key_that_fits(service: Service) -> None:
+    digest = (await service.upload(b"pictures")).removeprefix("sha256:")
+    for names in (list("abcd"), ["a" * 100, "b" * 100, "c", "d"]):
+        for _ in range(2):
+            await inspections_of(service).dataset(digest, DataOptions(class_names=names))
+    keys = await service.db.read(lambda connection: connection.scalars(select(tables.inspections.c.key)).all())
+    assert len(service.inspector.requests) == 2 and max(map(len, keys)) <= 200
+
+
+async def test_inspections_note_that_they_are_used(service: Service) -> None:
+    """Once a day: the collector deletes those that are not."""
+    inspections = inspections_of(service)
+    ages = []
+    for aged_s in (0, 3600, 2 * 86_400):
+        await inspections.inspect(TapFacts, "resnet20", "layer3", **SMALL)
+
+        def age(connection: Connection, by: float = aged_s) -> float:
+            rows = tables.inspections
+            found = connection.execute(select(database_now() - rows.c.seen_at)).scalar_one()
+            connection.execute(update(rows).values(seen_at=rows.c.seen_at - by))
+            return float(found)
+
+        ages.append(await service.db.write(age))
+    await inspections.inspect(TapFacts, "resnet20", "layer3", **SMALL)
+    ages.append(await service.db.write(lambda connection: age(connection, 0)))
+    assert [round(one / 3600) for one in ages] == [0, 0, 1, 0] and len(service.inspector.requests) == 1
 
 
 async def test_inspections_of_models_are_told_apart_by_the_names_of_their_options(service: Service) -> None:

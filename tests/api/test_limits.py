@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from api import problems
 from api.auth import LOCAL, OPERATOR, Member
 from api.limits import COUNTED_S, FRESH_S, Limiter
 from api.problems import LimitReached
+from base import figures
 from base.wire import LimitsView
 from store import limits as stored
 from store.limits import Limits
@@ -77,14 +77,14 @@ async def test_admit_counts_by_project_and_never_refuses_the_operator(service: S
 
 async def test_request_beyond_the_rate_is_answered_with_the_time_to_come_again(service: Service) -> None:
     await bound(service, requests_per_s=2)
-    before = problems.REFUSALS["requests_per_s"]
+    before = figures.refusals("requests_per_s")
     async with service.holder(await service.key("member")) as ann:
         answers = [await ann.http.get("/v1/methods") for _ in range(4)]
     assert {answer.status_code for answer in answers[:2]} == {200}
     body = problem(answers[3], 429, "limit_reached")
     assert (body["limit"], body["value"]) == ("requests_per_s", 2)
     assert int(answers[3].headers["retry-after"]) == 1
-    assert problems.REFUSALS["requests_per_s"] > before
+    assert figures.refusals("requests_per_s") > before
 
 
 async def test_limits_of_another_process_hold_after_some_seconds(

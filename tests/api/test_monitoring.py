@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from pydantic import TypeAdapter
 
+from api.auth import Member
 from api.routes import monitoring
 from api.schemas import Page
-from base.wire import StorageView, WorkerView
+from base.wire import WorkerView
 from local import servers
-from store import collections, workers
 from store import database as databases
+from store import workers
 from store.database import migrate
 from store.settings import Settings
 from tests.api.conftest import SUPERVISED, Service, problem, serving
@@ -205,60 +205,39 @@ async def test_workers_listing_shows_workers_alive_unless_all_slots_are_stuck(se
     ]
     assert body["data"][0]["devices"] == [BUSY, STUCK]
     assert Page[WorkerView].model_validate(body, strict=True)
-    assert "distillery_workers 1" in (await service.http.get("/metrics")).text.splitlines()
+    assert figures((await service.http.get("/metrics")).text)["distillery_workers"] == 1
 
 
-async def test_prometheus_counts_jobs_and_workers(service: Service) -> None:
+def figures(text: str) -> dict[str, float]:
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+
+
+async def test_prometheus_counts_jobs_workers_and_slots(service: Service) -> None:
     await service.submit()
     answer = await service.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert 'distillery_jobs{status="queued"} 1' in answer.text.splitlines()
-    assert "distillery_workers 0" in answer.text.splitlines()
+    before = figures(answer.text)
+    assert before['distillery_jobs{status="queued"}'] == before["distillery_queue_depth"] == 1
+    assert 0 <= before["distillery_queue_oldest_seconds"] < 60
+    assert (before["distillery_workers"], before["distillery_min_free_bytes"]) == (0, 0)
+    assert before["distillery_free_bytes"] > 0
+    await service.db.write(workers.record_heartbeat, "well", "gpu-0", [BUSY, STUCK], "job_1")
+    after = figures((await service.http.get("/metrics")).text)
+    assert after['distillery_slots{device="cuda",state="busy"}'] == 1
+    assert after['distillery_slots{device="cuda",state="stuck"}'] == 1
+    assert after['distillery_device_memory_bytes{device="cuda:0",host="gpu-0",worker="well"}'] == 8e10
+    families = [line.split()[2] for line in answer.text.splitlines() if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
 
 
-async def test_storage_counts_files_by_kind(service: Service) -> None:
-    await service.upload(b"twelve bytes")
-    await service.upload(b"seven b")
-    half = await service.http.post("/v1/uploads", headers={"Upload-Length": "10"})
-    await service.http.patch(f"/v1/uploads/{half.json()['id']}", headers={"Upload-Offset": "0"}, content=b"four")
-    log = service.files.log_path("job_1", 1)
-    log.parent.mkdir(parents=True)
-    log.write_bytes(b"hello\n")
-    cached = service.settings.home / "cache" / "digits" / "images"
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(bytes(100))
-    body = (await service.http.get("/v1/storage")).json()
-    assert TypeAdapter(StorageView).validate_python(body, strict=True)
-    nothing = {"files": 0, "bytes": 0}
-    assert body["usage"] == {
-        "blobs": {"files": 2, "bytes": 19},
-        "checkpoints": nothing,
-        "logs": {"files": 1, "bytes": 6},
-        "uploads": {"files": 1, "bytes": 4},
-        "trash": nothing,
-        "cache": {"files": 1, "bytes": 100},
-    }
-    assert body["free_bytes"] > 0
-    assert (body["min_free_bytes"], body["collections"]) == (0, [])
+async def test_prometheus_shows_a_member_its_own_project_only(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.submit()
 
+    async def member(scope: object) -> Member:
+        return Member("theirs", "member", "key_1", "ci")
 
-async def test_storage_lists_the_newest_collections_first(service: Service) -> None:
-    removed = {"blobs": {"count": 3, "bytes": 300}}
-    ids = []
-    for _ in range(3):
-        began = await service.db.write(collections.begin, "host-7", 0.0)
-        assert began is not None
-        ids.append(began)
-        # Ids of one millisecond have no order.
-        await asyncio.sleep(0.005)
-    await service.db.write(collections.end, ids[0], removed, "logs: busy")
-    body = (await service.http.get("/v1/storage")).json()
-    assert TypeAdapter(StorageView).validate_python(body, strict=True)
-    assert [one["id"] for one in body["collections"]] == ids[::-1]
-    last = body["collections"][-1]
-    assert (last["host"], last["removed"], last["error"]) == ("host-7", removed, "logs: busy")
-    assert last["ended_at"] >= last["began_at"]
-    assert body["collections"][0]["ended_at"] is None
-    fewer = (await service.http.get("/v1/storage", params={"limit": 1})).json()["collections"]
-    assert [one["id"] for one in fewer] == ids[:1:-1]
-    problem(await service.http.get("/v1/storage", params={"limit": 101}), 422, "invalid_request")
+    monkeypatch.setattr(service.app.state.authentication, "member", member)
+    text = (await service.http.get("/metrics")).text
+    assert figures(text) == {"distillery_queue_depth": 0, "distillery_queue_oldest_seconds": 0}

@@ -70,11 +70,42 @@ async def test_openapi_bounds_every_text_and_number(service: Service) -> None:
         schema, name = parameter["schema"], f"{method} {path} {parameter['name']}"
         assert "anyOf" not in schema, name
         if kind(parameter) == "string" and "enum" not in schema:
-            assert "pattern" in schema, name
+            assert {"pattern", "format"} & set(schema), name
             assert schema.get("maxLength", 0) <= 1000, name
         if kind(parameter) == "integer":
             assert "minimum" in schema, name
             assert schema.get("maximum", schema.get("exclusiveMaximum", 2**64)) <= 2**63, name
+
+
+async def test_openapi_bounds_every_part_of_a_body(service: Service) -> None:
+    document = await of(service)
+    schemas, seen, loose = document["components"]["schemas"], set(), []
+
+    def look(node: Any, at: str) -> None:
+        if isinstance(node, list):
+            for part in node:
+                look(part, at)
+        if not isinstance(node, dict):
+            return
+        if (name := str(node.get("$ref", "")).rpartition("/")[2]) and name not in seen:
+            seen.add(name)
+            look(schemas[name], name)
+        needed = {
+            "string": {"pattern", "format", "enum", "const"},
+            "array": {"maxItems", "prefixItems"},
+            "integer": {"maximum", "exclusiveMaximum", "enum", "const"},
+            "number": {"maximum", "exclusiveMaximum", "enum", "const"},
+        }.get(str(node.get("type")))
+        if needed is not None and not needed & set(node):
+            loose.append(f"{at}: {node}")
+        for key, part in node.items():
+            look(part, f"{at}/{key}")
+
+    for method, path, operation in operations(document):
+        sent = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        look(sent.get("schema"), f"{method} {path}")
+    assert {"JobSpec", "NewModel", "NewDataset"} <= seen
+    assert not loose, "\n".join(loose)
 
 
 @pytest.mark.parametrize("value", ["\0", "a\0b", "\x1b[2J", "a\nb", "\x9b", "\u202e", TOO_LONG])

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from api.inspections import Refused, while_wanted
+from api.places import AskerBusy, Busy, Places
 from api.registrations import LOST, MAX_ATTEMPTS, Registrations
 from api.routes import datasets, models
 from api.schemas import DatasetView, ModelView
@@ -346,3 +347,67 @@ async def test_thumbnails_of_a_data_set_that_is_not_ready_or_has_none(slow: Serv
     open_gate(slow)
     assert (await when(slow, "ready"))["thumbnails"] is None
     problem(await slow.http.get("/v1/datasets/mine/thumbnails"), 404, "not_found")
+
+
+async def test_register_is_refused_if_too_many_inspections_wait(slow: Service, monkeypatch) -> None:
+    """The answer says when to come again, and there is no row."""
+
+    class Full(Places):
+        def require_room(self, asker: str) -> None:
+            raise error
+
+    monkeypatch.setattr(slow.inspector, "_places_of_data", Full(1))
+    blob = await slow.upload(b"pictures")
+    body = {"name": "mine", "blob": blob}
+    for error, status, code in (
+        (AskerBusy("32 inspections of yours wait already"), 429, "too_many_inspections"),
+        (Busy("128 inspections wait already"), 503, "inspections_busy"),
+    ):
+        answer = await slow.http.post("/v1/datasets", json=body)
+        assert problem(answer, status, code)["detail"] == str(error)
+        assert int(answer.headers["retry-after"]) > 0
+    assert await shown(slow) is None
+
+
+@pytest.mark.parametrize("where", ["jobs", "jobs/validate"])
+async def test_job_whose_data_cannot_wait_for_an_inspection_is_told_so(slow: Service, monkeypatch, where: str) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise AskerBusy("32 inspections of yours wait already")
+
+    monkeypatch.setattr(slow.inspector, "inspect", full)
+    blob = await slow.upload(b"pictures")
+    spec = {"dataset": f"blob:{blob}", "student": "convnet4", "method": "supervised"}
+    problem(await slow.http.post(f"/v1/{where}", json=spec), 429, "too_many_inspections")
+
+
+async def test_registration_that_was_taken_over_and_finds_no_place_waits(slow: Service, monkeypatch) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise Busy("128 inspections wait already")
+
+    await add(slow)
+    await registrations(slow).stop()
+    monkeypatch.setattr(slow.inspector, "inspect", full)
+    await change(slow, lease_until=1.0)
+    await registrations(slow).once()
+    for _ in range(100):
+        row = await shown(slow)
+        if row["error"] or not registrations(slow)._held:
+            break
+        await asyncio.sleep(0.01)
+    assert (await shown(slow))["state"] == "inspecting"
+
+
+async def test_register_has_turns_by_key_and_project(slow: Service) -> None:
+    askers = []
+    given = slow.inspector.inspect
+
+    async def inspect(*subject: Any, asker: str = "", **options: Any) -> Any:
+        askers.append(asker)
+        return await given(*subject, **options)
+
+    slow.inspector.inspect = inspect  # type: ignore[method-assign]
+    await add(slow)
+    await running(slow, 1)
+    assert askers == ["default/"]
+    open_gate(slow)
+    await when(slow, "ready")

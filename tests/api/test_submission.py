@@ -713,7 +713,7 @@ async def test_references_inspect_each_network_once(service: Service) -> None:
     assert [request[1] for request in service.inspector.requests if request[0] == "architecture"] == ["timm/resnet18"]
     await teacher(service, "lost", architecture="timm/gone")
     faults = await faults_of(service, kd(teacher={"checkpoint": "model:lost"}))
-    assert "timm has no timm/gone" in faults["/teacher/checkpoint"]["message"]
+    assert faults["/teacher/checkpoint"]["message"] == "timm has no model 'gone'"
 
 
 async def test_resolved_spec_of_students_that_teach_each_other(service: Service) -> None:

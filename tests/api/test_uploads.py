@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from api.routes import uploads as route
 from base.wire import UploadView
 from store import uploads
+from store.file_store import FileStore
 from store.settings import Settings
 from tests.api.conftest import Service, problem, serving
 
@@ -203,3 +204,91 @@ async def test_upload_that_does_not_exist_is_not_found(service: Service) -> None
     problem(
         await service.http.patch("/v1/uploads/up_0", content=b"x", headers={"Upload-Offset": "0"}), 404, "not_found"
     )
+
+
+async def rows(service: Service, **query: str) -> list[str]:
+    answer = await service.http.get("/v1/uploads", params=query)
+    assert answer.status_code == 200, answer.text
+    return [row["id"] for row in answer.json()["data"]]
+
+
+async def test_list_uploads_newest_first_by_status(service: Service) -> None:
+    first = (await service.http.post("/v1/uploads", content=CONTENT)).json()
+    await asyncio.sleep(0.002)  # ids of one millisecond have no order
+    second = (await begin(service)).rpartition("/")[2]
+    assert await rows(service) == [second, first["id"]]
+    assert await rows(service, status="complete") == [first["id"]]
+    page = (await service.http.get("/v1/uploads", params={"limit": 1})).json()
+    assert await rows(service, after=page["next"]) == [first["id"]]
+    assert page["data"][0]["status"] == "open"
+    problem(await service.http.get("/v1/uploads?status=lost"), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("query", [{}, {"sha256": "0" * 64}])
+async def test_create_upload_that_fails_leaves_no_row(service: Service, query: dict[str, str]) -> None:
+    content = CONTENT if query else b""
+    assert (await service.http.post("/v1/uploads", content=content, params=query)).is_client_error
+    assert await rows(service) == []
+
+
+async def test_append_upload_with_another_checksum_deletes_it(service: Service) -> None:
+    upload = await begin(service, sha256="0" * 64)
+    answer = await service.http.patch(upload, content=CONTENT, headers={"Upload-Offset": "0"})
+    problem(answer, 422, "checksum_mismatch")
+    problem(await service.http.get(upload), 404, "not_found")
+    assert (left_over(service), await rows(service)) == ([], [])
+
+
+async def test_delete_upload_frees_its_bytes(service: Service) -> None:
+    upload = await begin(service)
+    await service.http.patch(upload, content=CONTENT[:1000], headers={"Upload-Offset": "0"})
+    whole = await service.http.post("/v1/uploads", content=CONTENT)
+    for address in (upload, whole.headers["location"]):
+        assert (await service.http.delete(address)).status_code == 204
+        problem(await service.http.delete(address), 404, "not_found")
+    files = [path for path in service.files.folder.rglob("*") if path.is_file()]
+    assert files == []
+
+
+async def test_delete_upload_keeps_bytes_that_something_else_names(service: Service) -> None:
+    first, second = [await service.http.post("/v1/uploads", content=CONTENT) for _ in range(2)]
+    assert (await service.http.delete(first.headers["location"])).status_code == 204
+    assert service.files.exists(DIGEST)
+    assert (await service.http.post("/v1/models", json={"name": "m", "blob": f"sha256:{DIGEST}"})).status_code == 201
+    assert (await service.http.delete(second.headers["location"])).status_code == 204
+    assert service.files.exists(DIGEST)
+
+
+async def test_delete_upload_while_a_part_arrives_is_busy(service: Service) -> None:
+    upload = await begin(service)
+    row = await service.db.read(uploads.get, "default", upload.rpartition("/")[2])
+    with uploads.open_part(service.files, row):
+        problem(await service.http.delete(upload), 409, "upload_busy")
+    assert (await service.http.delete(upload)).status_code == 204
+
+
+async def test_uploads_stop_at_min_free_bytes_and_other_writes_go_on(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10,000 bytes are free, of which 8,000 are kept."""
+    upload = await begin(service)
+    service.app.state.settings = service.settings.model_copy(update={"min_free_bytes": 8_000})
+    monkeypatch.setattr(FileStore, "free_bytes", lambda self: 10_000)
+    for content in (CONTENT, chunks(CONTENT)):
+        body = problem(await service.http.post("/v1/uploads", content=content), 507, "storage_full")
+        assert "10000 bytes are free" in body["detail"]
+    problem(await service.http.post("/v1/uploads", headers={"Upload-Length": "2001"}), 507, "storage_full")
+    problem(await service.http.patch(upload, content=CONTENT, headers={"Upload-Offset": "0"}), 507, "storage_full")
+    assert (await service.http.get(upload)).json()["offset"] == 0
+    assert await rows(service) == [upload.rpartition("/")[2]]
+    small = await service.http.post("/v1/uploads", content=CONTENT[:2000])
+    assert small.status_code == 201
+    await service.submit()
+    assert (await service.http.delete(upload)).status_code == 204
+
+
+async def test_delete_upload_takes_the_bytes_from_its_project(service: Service) -> None:
+    upload = await service.http.post("/v1/uploads", content=CONTENT)
+    assert (await service.http.delete(upload.headers["location"])).status_code == 204
+    named = await service.http.post("/v1/models", json={"name": "m", "blob": f"sha256:{DIGEST}"})
+    problem(named, 404, "not_found")

@@ -28,8 +28,8 @@ from tests.client.fake_service import (
 
 JOBS = "POST /v1/jobs"
 PROMISED = (
-    "up demo submit list show watch cancel pause resume retry download models datasets methods workers storage keys "
-    "projects limits audit webhooks"
+    "up demo submit list show watch cancel pause resume retry download models datasets uploads methods workers storage "
+    "keys projects limits audit webhooks"
 )
 
 
@@ -298,13 +298,15 @@ def test_storage():
     ran = {"id": "col_1", "host": "h", "began_at": "then", "ended_at": "now", "removed": removed, "error": "logs: busy"}
     killed = {**ran, "ended_at": None, "removed": None, "error": None}
     usage = {
+        "project": {"open_uploads": {"files": 1, "bytes": 30}},
         "usage": {"blobs": {"files": 1234, "bytes": 5_678_901}},
         "free_bytes": 100,
         "min_free_bytes": 200,
         "collections": [killed, ran],
     }
     shown = run(FakeService({"GET /v1/storage": usage}), "storage").stdout
-    assert re.search(r"blobs +1,234 +5,678,901", shown)
+    assert re.search(r"all +blobs +1,234 +5,678,901", shown)
+    assert re.search(r"project +open uploads +1 +30", shown)
     assert "100 bytes are free, 200 are needed to start a job: no job is started\n" in shown
     assert re.search(r"then +has not ended", shown)
     assert re.search(r"then +2 to trash \(4,096 bytes\), 1 logs \(10 bytes\) +logs: busy", shown)
@@ -313,6 +315,16 @@ def test_storage():
     shown = run(FakeService({"GET /v1/storage": enough}), "storage").stdout
     assert "no job is started" not in shown
     assert "collected at" not in shown
+
+
+def test_storage_collect_and_uploads():
+    usage = {"project": {}, "usage": {}, "free_bytes": 300, "min_free_bytes": 200, "collections": []}
+    fake = FakeService({"POST /v1/storage/collections": {"id": "col_1"}, "GET /v1/storage": usage})
+    assert "300 bytes are free" in run(fake, "storage", "--collect").stdout
+    row = {"id": "up_1", "filename": None, "offset": 1000, "bytes": 2560, "status": "open", "blob": None}
+    uploads = FakeService({"GET /v1/uploads": page([row]), "DELETE /v1/uploads/up_1": ""})
+    assert re.search(r"1,000 +2,560 +open +up_1", run(uploads, "uploads").stdout)
+    assert "up_1 removed" in run(uploads, "uploads", "remove", "up_1").stdout
 
 
 def limits_of(**limits: object) -> dict[str, object]:

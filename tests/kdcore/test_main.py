@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from kdcore import __main__ as main_module
+from kdcore.catalog import ModelFacts
 from tests.kdcore.engine import supervised, write_arrays, write_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,42 @@ def test_main_an_inspection_names_the_option_that_does_not_fit(data, tmp_path, c
         main_module.main(["inspect", "dataset", str(path), "--options", options])
         answer = json.loads(capsys.readouterr().out)
         assert answer["error"]["code"] == "dataset_unreadable" and answer["error"]["option"] == option
+
+
+def test_inspect_a_data_set_with_a_long_name_of_a_class(data, tmp_path, capsys):
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "a.npz", **arrays, class_names=np.array(["left", "b" * 201, "right"]))
+    main_module.main(["inspect", "dataset", str(tmp_path / "a.npz")])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["message"] == "The name of class 1 has 201 characters; the most is 200."
+    assert "class_names" in error["hint"]
+
+
+@pytest.mark.parametrize(
+    ("notes", "text"),
+    [
+        ({"class_names": ["n" * 100_000] * 30}, "has 3,0"),
+        ({"class_names": ["\ud800", *"abcdefghi"]}, "the name of class 0, \\ud800: character 0 is a lone"),
+        ({"class_names": ["\0", *"abcdefghi"]}, "the name of class 0, \\x00: character 0 is a control"),
+    ],
+    ids=["long", "surrogate", "NUL"],
+)
+def test_inspect_a_file_that_says_too_much_or_no_text(tmp_path, capsys, monkeypatch, notes, text):
+    facts = ModelFacts(architecture="convnet4", num_classes=10, channels=1, parameters=1, bytes=1, format="pytorch")
+    monkeypatch.setattr(main_module, "_facts", lambda *_: facts.model_copy(update=notes))
+    assert main_module.main(["inspect", "model", str(tmp_path / "x")]) == 0
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "teacher_mismatch" and text in error["message"]
+
+
+def test_inspect_with_arguments_from_a_file(tmp_path, capsys):
+    arguments = tmp_path / "arguments.json"
+    arguments.write_text(
+        json.dumps(["taps", "--classes=2", "--channels=1", "--image-size", "8", "--", "convnet4", "-h"])
+    )
+    assert main_module.main(["inspect", "--arguments", str(arguments)]) == 0
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "spec_invalid" and "'-h'" in error["message"], "a name, no option"
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\x1b[2J", "\ud800", "a\nb"])

@@ -17,6 +17,7 @@ from kdcore import data
 from kdcore.catalog.facts import LogitsFacts
 from kdcore.checkpoint import Stopped
 from kdcore.classifier import FrozenTeacher
+from kdcore.data.archive import Limits
 from kdcore.data.images import Data, Images
 from kdcore.data.views import Views
 from kdcore.lesson import NOTHING, Batch
@@ -287,3 +288,18 @@ def test_images_of_the_training_split_are_in_the_order_of_rows(tmp_path, capsys)
     train = data.load(Dataset(source="digits"), None, Path(cache)).train
     assert (answer["train_samples"], answer["class_names"]) == (len(train), [str(digit) for digit in range(10)])
     assert torch.equal(load_file(written)["labels"], train.labels)
+
+
+def test_open_logits_that_were_packed_as_only_zeros_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcore.stored_logits.LIMITS", Limits(ratio_from_bytes=10_000))
+    np.savez_compressed(tmp_path / "a.npz", logits=np.zeros((10_000, 10), np.float32))
+    with pytest.raises(TeacherMismatch, match="unpacks to more than 100 times its size"):
+        open_logits(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", logits=np.zeros((10_000, 10), np.float32))
+    assert open_logits(tmp_path / "a.npz").facts.train == 10_000
+
+
+def test_open_logits_of_too_many_arrays(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcore.stored_logits._MOST_ARRAYS", 1)
+    with pytest.raises(TeacherMismatch, match="more than 1 arrays"):
+        open_logits(saved(tmp_path / "a.npz", labels=np.arange(4)))

@@ -14,7 +14,7 @@ from base import failpoints
 from base.errors import DatabaseUnavailable, StorageFull
 from store import audit, checkpoints, collections, collector, jobs, lifecycle, projects, registry, tables, uploads
 from store.artifacts import NewArtifact
-from store.collector import Collector, Retention, collect, named_digests
+from store.collector import Collector, Retention, collect, free_blob, named_digests
 from store.database import Database
 from store.file_store import FileStore
 from store.records import Job, database_now, new_id
@@ -22,7 +22,7 @@ from store.registry import NewEntry
 from tests.store.helpers import ERROR, claimed, expire_lease, read_job, running, submitted
 
 DAY = 86_400.0
-RETENTION = Retention(after_s=DAY, checkpoints_s=7 * DAY, uploads_s=7 * DAY)
+RETENTION = Retention(after_s=DAY, checkpoints_s=7 * DAY, uploads_s=7 * DAY, open_uploads_s=DAY, inspections_s=30 * DAY)
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_named_digests_finds_a_name_that_moves_between_rows(database: Database, 
     with database.begin() as connection:
         spec = {"teacher": {"checkpoint": f"blob:sha256:{sha256}"}}
         connection.execute(update(tables.jobs).values(resolved_spec=spec))
-    named = collector._named
+    named = collector.named_in
     moved = []
 
     def named_with_a_move(connection: Any) -> Iterator[Any]:
@@ -272,7 +272,7 @@ def test_named_digests_finds_a_name_that_moves_between_rows(database: Database, 
                 delete(database, job.id)
                 moved.append(sha256)
 
-    monkeypatch.setattr(collector, "_named", named_with_a_move)
+    monkeypatch.setattr(collector, "named_in", named_with_a_move)
     assert sha256 in named_digests(database)
     assert moved
 
@@ -437,11 +437,11 @@ def rows_of_uploads(database: Database) -> set[str]:
         return set(connection.scalars(select(tables.uploads.c.id)))
 
 
-def test_expire_uploads_a_week_after_the_last_byte(database: Database, files: FileStore, in_days: Any):
+def test_expire_uploads_that_are_open_a_day_after_the_last_byte(database: Database, files: FileStore, in_days: Any):
     begun_long_ago = upload(database, files, days_ago=30)
     begun_now = upload(database, files, days_ago=0)
-    assert in_days(6.9).removed == {}
-    assert in_days(7.1).removed == {"uploads": {"count": 1, "bytes": 4}}
+    assert in_days(0.9).removed == {}
+    assert in_days(1.1).removed == {"uploads": {"count": 1, "bytes": 4}}
     assert rows_of_uploads(database) == {begun_now.id}
     assert not files.upload_path(begun_long_ago.id).exists()
 
@@ -568,7 +568,7 @@ def test_run_continues_after_a_step_that_fails(files: FileStore, in_days: Any, m
 
 def test_collect_writes_a_row_of_what_it_removed(database: Database, files: FileStore):
     put(files, "not named")
-    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0)
+    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0, inspections_s=0)
     assert collect(Collector(database, files, immediately), every_s=3600)
     assert not collect(Collector(database, files, immediately), every_s=3600)
     with database.connect() as connection:
@@ -593,7 +593,7 @@ def test_collect_runs_without_a_row_if_the_disk_is_full(
 
     monkeypatch.setattr(collections, "begin", full)
     sha256 = put(files, "not named")
-    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0)
+    immediately = Retention(after_s=0, checkpoints_s=0, uploads_s=0, open_uploads_s=0, inspections_s=0)
     for _ in range(2):
         assert collect(Collector(database, files, immediately), every_s=0)
     assert place(files, sha256) == "deleted"
@@ -605,6 +605,49 @@ def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Da
         entry = registry.models.register(connection, NewEntry("ours", "junk", sha256, {}), "server", 30.0)
         registry.models.refuse(connection, entry, "server", {"message": "not a checkpoint"})
     assert list(in_days(1.1).removed) == ["to_trash"]
+
+
+def test_expire_inspections_keeps_those_that_are_used(database: Database, files: FileStore):
+    month = 30 * DAY
+    with database.begin() as connection:
+        for key in ("used", "unused", "new"):
+            registry.put_inspection(connection, "0" * 64, "model", key, {"refused": {}})
+        aged = update(tables.inspections).where(tables.inspections.c.key != "new")
+        connection.execute(aged.values(seen_at=tables.inspections.c.seen_at - month - 60))
+        assert registry.is_long_unused(connection, "0" * 64, "model", "used", DAY)
+        assert not registry.is_long_unused(connection, "0" * 64, "model", "new", DAY)
+        assert not registry.is_long_unused(connection, "0" * 64, "model", "none", DAY)
+        registry.note_use(connection, "0" * 64, "model", "used")
+    dry = Collector(database, files, RETENTION, dry_run=True)
+    dry.expire_inspections()
+    collector = Collector(database, files, RETENTION)
+    collector.expire_inspections()
+    assert collector.removed == dry.removed == {"inspections": {"count": 1, "bytes": 0}}
+    with database.connect() as connection:
+        assert set(connection.scalars(select(tables.inspections.c.key))) == {"used", "new"}
+
+
+def test_expire_uploads_deletes_one_without_a_byte_after_an_hour(database: Database, files: FileStore, in_days: Any):
+    with database.begin() as connection:
+        empty = [uploads.create(connection, "ours", bytes=10) for _ in range(2)]
+        created = update(tables.uploads).where(tables.uploads.c.id == empty[0].id)
+        connection.execute(created.values(created_at=database_now() - 3700))
+    assert in_days(0).removed == {"uploads": {"count": 1, "bytes": 0}}
+    assert rows_of_uploads(database) == {empty[1].id}
+
+
+def test_free_blob_deletes_only_what_no_row_names_or_may_name(database: Database, files: FileStore):
+    sha256 = put(files, "content")
+    sending = upload(database, files, days_ago=0)
+    assert not free_blob(database, files, "ours", sha256), (
+        "an upload has all its bytes, and its digest is not known yet"
+    )
+    assert files.trash_path(sha256).exists(), "the collector deletes it later"
+    with database.begin() as connection:
+        blob = uploads.adopt(files, sending)
+        uploads.complete(connection, "ours", sending.id, blob)
+    assert free_blob(database, files, "ours", sha256) and not files.exists(sha256)
+    assert not free_blob(database, files, "ours", blob.sha256) and files.exists(blob.sha256)
 
 
 def test_collector_deletes_old_entries_of_the_audit_log_and_free_keys(database: Database, files: FileStore):
@@ -619,7 +662,7 @@ def test_collector_deletes_old_entries_of_the_audit_log_and_free_keys(database: 
         jobs.cancel(connection, gone.id)
         jobs.delete(connection, gone.id)
     for dry_run, entries, keys in ((True, 2, 2), (False, 1, 1)):
-        Collector(database, files, Retention(9, 9, 9, audit_s=60), dry_run=dry_run).expire_rows()
+        Collector(database, files, Retention(9, 9, 9, 9, audit_s=60), dry_run=dry_run).expire_rows()
         with database.connect() as connection:
             assert len(connection.execute(select(tables.audit)).all()) == entries
             assert len(connection.execute(select(tables.idempotency)).all()) == keys

@@ -10,7 +10,7 @@ import pytest
 from base.errors import StorageFull
 from base.files import make_folder
 from store.errors import BlobMismatch
-from store.file_store import Blob, FileStore, Usage, measured, usage
+from store.file_store import Blob, FileStore, Usage, measured
 
 CONTENT = b"weights" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -262,25 +262,6 @@ def test_temporaries_are_old_unfinished_files(files: FileStore):
 
 def test_free_bytes_before_anything_is_written(files: FileStore):
     assert files.free_bytes() > 0
-
-
-def test_usage_by_folder(tmp_path: Path):
-    files, cache = FileStore(tmp_path / "files"), tmp_path / "cache"
-    sha256 = files.put_stream([b"1234"]).sha256
-    files.put_stream([b"12345"])
-    files.move_to_trash(sha256, unused_since=files.now())
-    (cache / "digits").mkdir(parents=True)
-    (cache / "digits" / "pixels.npy").write_bytes(b"123")
-    (cache / "digits.lock").touch()
-    nothing = Usage(0, 0)
-    assert usage(files, cache) == {
-        "blobs": Usage(1, 5),
-        "checkpoints": nothing,
-        "logs": nothing,
-        "uploads": nothing,
-        "trash": Usage(1, 4),
-        "cache": Usage(2, 3),
-    }
 
 
 def test_measured_of_a_file_and_of_a_folder(tmp_path: Path):

@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from store import keys
+from store.database import Database
 from store.file_store import FileStore
 
 
@@ -13,6 +15,23 @@ def test_migrate_makes_the_tables_and_prints_the_url(tmp_path: Path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout == f"sqlite:///{tmp_path}/distillery.db is up to date\n"
     assert (tmp_path / "distillery.db").exists()
+
+
+def test_key_makes_the_tables_and_prints_a_key_that_can_be_used(tmp_path: Path):
+    environment = {**os.environ, "DISTILLERY_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "store", "key", "root"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "has the role operator in the project default. It is shown only now:" in done.stderr
+    database = Database(f"sqlite:///{tmp_path}/distillery.db")
+    with database.connect() as connection:
+        key = keys.find(connection, str(keys.prefix_of(done.stdout.strip())))
+    database.dispose()
+    assert key is not None
+    assert (key.sha256, key.role, key.created_by) == (
+        keys.digest_of(done.stdout.strip()),
+        "operator",
+        "python -m store key",
+    )
 
 
 def test_main_without_a_command_lists_the_commands():

@@ -25,7 +25,7 @@ def blobs(database: Database, project: str) -> list[str]:
 def test_create_refuses_a_name_twice(database: Database):
     with database.begin() as connection:
         assert projects.create(connection, "ours").name == "ours"
-        with pytest.raises(NameTaken):
+        with pytest.raises(NameTaken, match="there is already a project named 'ours'"):
             projects.create(connection, "ours")
         with pytest.raises(NotFound, match="there is no project 'theirs'"):
             projects.get(connection, "theirs")
@@ -47,10 +47,17 @@ def test_remove_takes_an_empty_project_with_its_keys(database: Database):
         projects.create(connection, "ours")
         keys.create(connection, "ours", "ann", "admin")
         projects.add_blobs(connection, "ours", DIGESTS)
+        key, _ = keys.create(connection, "ours", "ben", "member")
         projects.remove(connection, "ours")
-        assert not keys.any_exists(connection)
+        assert keys.get(connection, None, key.id).revoked_at is not None
+        assert keys.any_exists(connection), "a key is needed as before"
         with pytest.raises(NotFound):
             projects.remove(connection, "ours")
+        with pytest.raises(NotFound):
+            keys.create(connection, "ours", "ann", "admin")
+        assert "ours" not in [project.name for project in projects.list_page(connection, 10)[0]]
+        with pytest.raises(NameTaken, match="'ours' was deleted, and its name is not given again"):
+            projects.create(connection, "ours")
     assert blobs(database, "ours") == []
 
 

@@ -1,3 +1,5 @@
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from base.defaults import is_loopback
-from store.settings import Settings, settings_or_exit
+from store.settings import Settings, keep_private, settings_or_exit
+from worker.context import Options
 
 KEY_HASH = "a" * 64
 ANYWHERE = ".".join("0000")
@@ -84,3 +87,69 @@ def test_settings_or_exit_prints_one_line(monkeypatch: pytest.MonkeyPatch):
 )
 def test_is_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "distillery.toml"
+    monkeypatch.setenv("DISTILLERY_CONFIG", str(path))
+    return path
+
+
+def test_settings_are_read_from_a_file_and_the_environment_is_stronger(config: Path, monkeypatch: pytest.MonkeyPatch):
+    config.write_text(f'home = "{config.parent}"\nport = 9000\nlease_s = 60\n[worker]\nthreads = 3\nwarm = false\n')
+    monkeypatch.setenv("DISTILLERY_LEASE_S", "40")
+    monkeypatch.setenv("DISTILLERY_WARM", "true")
+    settings, options = settings_or_exit("worker", Options)
+    assert (settings.home, settings.port, settings.lease_s) == (config.parent, 9000, 40)
+    assert (options.threads, options.warm) == (3, True)
+    assert settings.database_url == f"sqlite:///{config.parent}/distillery.db"
+    assert Settings(port=1).port == 1, "an argument is stronger than both"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "DISTILLERY_CONFIG: .* cannot be read: No such file"),
+        ("port = ", "DISTILLERY_CONFIG: .* is not TOML"),
+        ("worker = 3", "worker must be a table"),
+        ("prot = 80", "prot in the file of DISTILLERY_CONFIG: there is no such setting"),
+        ("[worker]\nthread = 1", "thread in the file of DISTILLERY_CONFIG: there is no such setting"),
+        ("port = 70000", "DISTILLERY_PORT: Input should be less than or equal to 65535"),
+    ],
+)
+def test_settings_refuse_a_wrong_file(config: Path, text: str | None, message: str):
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        settings_or_exit("worker", Options)
+
+
+@pytest.fixture
+def old_umask() -> Iterator[None]:
+    umask = os.umask(0o022)
+    yield
+    os.umask(umask)
+
+
+def test_keep_private_takes_a_home_of_an_earlier_version_from_others(tmp_path: Path, old_umask: None):
+    home = tmp_path / "home"
+    for folder in ("files/blobs/ab", "cache/digits", "scratch", "inspect", "letters"):
+        (home / folder).mkdir(parents=True)
+    for file in ("distillery.db", "distillery.db-wal", "files/blobs/ab/abc", "cache/digits/images", "letters/mine"):
+        (home / file).touch()
+    keep_private(Settings(home=home))
+    open_to_others = {str(path.relative_to(home)) for path in home.rglob("*") if path.stat().st_mode & 0o077}
+    assert open_to_others == {"letters", "letters/mine"}, "what the service has not made is left as it is"
+    assert home.stat().st_mode & 0o777 == 0o700
+    (home / "files" / "new").touch()
+    assert (home / "files" / "new").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
+def test_keep_private_leaves_the_way_to_what_another_user_has_in_the_home(tmp_path: Path, old_umask: None):
+    home = tmp_path / "home"
+    (home / "postgres").mkdir(parents=True)
+    os.chown(home / "postgres", 65534, 65534)
+    keep_private(Settings(home=home))
+    assert home.stat().st_mode & 0o777 == 0o701

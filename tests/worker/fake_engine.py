@@ -169,6 +169,11 @@ class Engine:
         while True:
             taken.append(b"x" * (16 << 20))
 
+    def swell(self) -> None:
+        """Take 300 MB of memory and wait."""
+        self.taken = b"x" * 300_000_000
+        time.sleep(600)
+
     def diverge(self) -> None:
         self.write_line(
             "error", code="loss_diverged", message="the loss is not a number", retryable=False, hint="lower lr"

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from base.clock import boottime
+from base.memory import host_memory
 from kdcore.spec.measured import teacher_check_key
 from store import checkpoints, jobs, lifecycle, metrics, tables
 from store.errors import NotFound
@@ -32,7 +33,7 @@ LONG = 200
 """Steps of 0.02 s: time for a request to reach the engine, on a busy machine too."""
 
 
-def test_run_job_from_claim_to_artifacts(db: JobDatabase, start_worker: Start):
+def test_run_job_from_claim_to_artifacts(db: JobDatabase, start_worker: Start, settings: Settings):
     job_id = db.submit(steps=10, checkpoint_every=2)
     start_worker()
     db.assert_trained(job_id, 10)
@@ -52,6 +53,7 @@ def test_run_job_from_claim_to_artifacts(db: JobDatabase, start_worker: Start):
         "000000010.pt",
     ]
     assert "the fake engine starts" in db.files.log_path(job_id, 1).read_text()
+    assert (settings.home / "cache" / "projects" / "p").is_dir(), "each project has a cache of its own"
     db.assert_nothing_left()
 
 
@@ -136,6 +138,22 @@ def test_run_job_raises_alerts_of_metrics(db: JobDatabase, start_worker: Start):
     db.assert_trained(job_id, 10)
     (alert,) = [event.data for event in db.events(job_id) if event.type == "alert"]
     assert alert == {"number": 0, "metric": "train/loss", "below": 0.3, "value": 1 / 6, "epoch": 2, "step": 6}
+
+
+def test_run_job_whose_engine_takes_too_much_memory_fails_at_once(
+    db: JobDatabase, start_worker: Start, monkeypatch: pytest.MonkeyPatch
+):
+    """Another attempt would take as much: none is made."""
+    monkeypatch.setattr("worker.engine.LOOK_S", 0.05)
+    monkeypatch.setattr("worker.engine.LIST_S", 0.05)
+    job_id = db.submit(steps=4, at={"2": "swell"})
+    worker = start_worker()
+    assert worker.context.engine_memory_bytes == int(0.8 * (host_memory() or 0)), "one slot"
+    worker.context.engine_memory_bytes = 200_000_000
+    error = db.until(job_id, *ENDED).error
+    assert (error["code"], error["retryable"]) == ("out_of_memory", False)
+    assert "it may take 0.2 GB here" in error["message"] and "batch_size" in error["hint"]
+    assert [attempt.how for attempt in db.attempts(job_id)] == ["failed"]
 
 
 def assert_waited_for_disk_space(db: JobDatabase, job_id: str) -> None:

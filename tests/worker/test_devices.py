@@ -69,16 +69,6 @@ def test_discover_finds_the_memory_of_a_gpu_by_its_number_too():
     assert [device.memory_bytes for device in chosen] == [None, 40 << 30, None]
 
 
-@pytest.mark.parametrize(("content", "limit"), [("1048576\n", 1 << 20), ("max\n", None), (None, None)])
-def test_host_memory_is_the_containers_limit_if_it_has_one(tmp_path: Path, content: str | None, limit: int | None):
-    path = tmp_path / "memory.max"
-    if content is not None:
-        path.write_text(content)
-    assert devices._memory_limit(path) == limit
-    whole = devices.host_memory()
-    assert whole is not None and 1 << 26 < whole < 1 << 50
-
-
 def test_discover_finds_no_gpu_when_the_driver_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\nexit 9\n")

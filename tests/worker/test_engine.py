@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import time
@@ -21,17 +22,17 @@ from tests.worker.job_database import OPTIONS, JobDatabase, waiting_engines, wor
 from tests.worker.processes import FAKE_ENGINE, in_session, none_left, until
 from worker import engine as engine_module
 from worker.context import WorkerContext
-from worker.engine import EnginePool, EngineProcess, EngineRun, Line
+from worker.engine import EnginePool, EngineProcess, EngineRun, Line, MemoryWatch
 from worker.worker import Worker
 
 
 @contextmanager
-def running(tmp_path: Path, left_s: float = 600, **fake: Any) -> Iterator[EngineRun]:
+def running(tmp_path: Path, left_s: float = 600, most_bytes: int | None = None, **fake: Any) -> Iterator[EngineRun]:
     order = order_for(tmp_path, **fake)
     with (
         EngineProcess(FAKE_ENGINE, deadline=boottime() + left_s, environment=os.environ) as process,
         (tmp_path / "lock").open("w") as lock,
-        EngineRun(process, order, log_path=tmp_path / "log", lock=lock.fileno()) as run,
+        EngineRun(process, order, log_path=tmp_path / "log", lock=lock.fileno(), most_bytes=most_bytes) as run,
     ):
         yield run
 
@@ -60,6 +61,34 @@ def test_engine_run_to_the_end(tmp_path: Path):
     assert ending.last_line["report"]["student"] == {"accuracy": 0.5}
     assert ending.log_tail == ["the fake engine starts"]
     none_left(run.process.pid)
+
+
+def test_engine_run_that_takes_too_much_memory_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_module, "LOOK_S", 0.05)
+    monkeypatch.setattr(engine_module, "LIST_S", 0.05)
+    with running(tmp_path, most_bytes=200_000_000, at={"2": "swell"}) as run:
+        all_lines(run)
+        ending = run.ending()
+    assert ending.how == "over_memory"
+    assert re.fullmatch(r"the engine took 0\.[23] GB of memory; it may take 0\.2 GB here \(DISTIL.*\)", ending.message)
+    none_left(run.process.pid)
+
+
+def test_engine_run_below_its_bound_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_module, "LOOK_S", 0.0)
+    with running(tmp_path, most_bytes=1 << 40, steps=2) as run:
+        all_lines(run)
+        assert run.ending().how == "done"
+
+
+def test_memory_watch_looks_no_more_often_than_it_should(monkeypatch: pytest.MonkeyPatch):
+    looks = []
+    monkeypatch.setattr(engine_module, "session_of", lambda session: [session])
+    monkeypatch.setattr(engine_module, "taken_bytes", lambda process: looks.append(process) or 5)
+    watch = MemoryWatch(17, most_bytes=5)
+    assert [watch.is_over() for _ in range(100)] == [False] * 100 and looks == [17]
+    assert not MemoryWatch(17, most_bytes=None).is_over() and looks == [17]
+    assert MemoryWatch(17, most_bytes=4).is_over()
 
 
 @pytest.fixture

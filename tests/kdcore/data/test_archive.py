@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import DatasetUnreadable
-from kdcore.data.archive import LIMITS, Limits, Place, entries, read_at
+from kdcore.data.archive import LIMITS, Budget, Limits, Place, entries, read_at
 
 
 def contents(path: Path, limits: Limits = LIMITS) -> dict[str, bytes | None]:
@@ -236,12 +236,13 @@ def test_place_of_what_only_a_library_unpacks_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_place_a_packed_size_that_cannot_be_true_is_not_believed(tmp_path, how):
+def test_entries_a_packed_size_that_cannot_be_true_is_refused(tmp_path, how):
     path = tmp_path / "x"
     with zipfile.ZipFile(path, "w", how) as archive:
         archive.writestr("a", b"one" * 50)
         archive.infolist()[0].compress_size += 1 << 31
-    assert read_again(path) == {"a": None}
+    with pytest.raises(DatasetUnreadable, match="more bytes than the file"):
+        read_again(path)
 
 
 def test_read_at_unpacks_no_more_than_the_size_that_was_noted(tmp_path):
@@ -251,3 +252,62 @@ def test_read_at_unpacks_no_more_than_the_size_that_was_noted(tmp_path):
         assert read_at(file.fileno(), Place(2, len(bomb), 100, True)) == bytes(100)
         assert read_at(file.fileno(), Place(3, len(bomb), 100, True)) == b""
         assert read_at(file.fileno(), Place(10**9, 5, 5)) == b""
+
+
+def test_entries_give_the_first_bytes_of_a_zips_member(pack_zip):
+    (entry,) = entries(pack_zip({"a": b"0123456789" * 1000}), LIMITS)
+    assert entry.head is not None and entry.size == 10_000
+
+
+def test_entries_of_a_zip_are_read_before_its_directory_ends(tmp_path):
+    """Of a million entries, only those that are used are ever in memory."""
+    path = tmp_path / "x"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(20):
+            archive.writestr(f"a/{number}", b"x")
+    blob = bytearray(path.read_bytes())
+    blob[blob.rindex(b"PK\x01\x02")] = 0
+    path.write_bytes(blob)
+    found = entries(path, LIMITS)
+    assert next(found).read() == b"x"
+    with pytest.raises(DatasetUnreadable, match="cannot be read"):
+        list(found)
+
+
+def test_entries_that_share_bytes_are_refused(tmp_path):
+    path = tmp_path / "x"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/0.png", bytes(1 << 20))
+        archive.filelist += archive.filelist * 99
+    with pytest.raises(DatasetUnreadable, match="its members overlap"):
+        contents(path)
+
+
+def test_entries_of_a_tar_with_a_large_header_are_refused(tmp_path):
+    """A pax header is read whole: one of gigabytes may stand before any member."""
+    path = tmp_path / "x"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a/1.png")
+        member.pax_headers = {"comment": "x" * (2 << 20)}
+        archive.addfile(member)
+    with pytest.raises(DatasetUnreadable, match=r"a header of 2,09\d,\d+ bytes; the most is 1,048,576"):
+        contents(path)
+
+
+def test_entries_names_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "x"
+    member = tarfile.TarInfo("a/1.png")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape") as archive:
+        member.name = "a/\udcff.png"
+        archive.addfile(member)
+    with pytest.raises(DatasetUnreadable, match="no text"):
+        contents(path)
+
+
+def test_budget_of_pixels(tmp_path):
+    (tmp_path / "x").write_bytes(b"x" * 100)
+    budget = Budget(tmp_path / "x", Limits(pixels_from=1000, pixels_a_byte=20))
+    budget.spend_pixels(1999)
+    budget.spend_pixels(1)
+    with pytest.raises(DatasetUnreadable, match="2,001 pixels or more in 100 bytes"):
+        budget.spend_pixels(1)

@@ -1,4 +1,6 @@
 import io
+import re
+import struct
 import zipfile
 from pathlib import Path
 
@@ -127,10 +129,66 @@ def test_open_arrays_is_bounded_by_the_ratio_of_archives(npz, tmp_path, monkeypa
     monkeypatch.setattr(arrays, "LIMITS", Limits(ratio_from_bytes=10_000))
     even = np.zeros((200, 32, 32, 3), np.uint8)
     np.savez_compressed(tmp_path / "a.npz", x=even)
-    with pytest.raises(DatasetUnreadable, match="x unpacks to more than 100 times its size"):
+    with pytest.raises(DatasetUnreadable, match=r"The \.npz file unpacks to more than 100 times its size"):
         open_arrays(tmp_path / "a.npz", None)
     np.savez(tmp_path / "a.npz", x=even)
     assert len(open_arrays(tmp_path / "a.npz", None).labels["train"]) == 200
+
+
+def test_open_arrays_bounds_all_arrays_together(npz, tmp_path, monkeypatch):
+    """Each is small enough; a job on the three would fill a disk."""
+    monkeypatch.setattr(arrays, "LIMITS", Limits(ratio_from_bytes=700_000))
+    even, labels = np.zeros((100, 32, 32, 3), np.uint8), np.arange(100) % 2
+    parts = {f"{kind}_{name}": of for name in ("train", "val", "test") for kind, of in (("x", even), ("y", labels))}
+    np.savez_compressed(tmp_path / "a.npz", **{name: parts[name] for name in ("x_train", "y_train")})
+    assert len(open_arrays(tmp_path / "a.npz", None).labels["test"]) == 10
+    np.savez_compressed(tmp_path / "a.npz", **parts)
+    with pytest.raises(DatasetUnreadable, match="looks like a bomb"):
+        open_arrays(tmp_path / "a.npz", None)
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        ({"rows": 5}, "x_train holds 6 images; the most is 5"),
+        ({"classes": 2}, "labels go up to 2; there may be 2 classes"),
+        ({"arrays": 3}, "more than 3 arrays"),
+    ],
+)
+def test_open_arrays_bounds_images_classes_and_arrays(npz, monkeypatch, limit, text):
+    monkeypatch.setattr(arrays, "LIMITS", Limits(**limit))
+    with pytest.raises(DatasetUnreadable, match=text):
+        open_arrays(npz(), None)
+
+
+def test_open_arrays_bounds_the_number_of_names_before_they_are_made(npz, monkeypatch):
+    monkeypatch.setattr(arrays, "LIMITS", Limits(classes=2))
+    with pytest.raises(DatasetUnreadable, match="class_names has 3 names; the most is 2"):
+        open_arrays(npz(class_names=np.array(list("abc"))), None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ("(1000000000000000000,)", "y_train is cut short: its shape is (1000000000000000000,), but it has 48 bytes"),
+        ("(99999999999999999999999,)", "y_train is cut short"),
+        ("(6, 1000000000000)", "y_train is cut short"),
+        ("(3,)", "y_train is longer than it says: its shape is (3,)"),
+        ("(-1,)", "y_train has the shape (-1,), which no array has"),
+        ("(True,)", "y_train has the shape (True,), which no array has"),
+        ("(10**18,)", "y_train cannot be read"),
+        ("(" * 3000 + ")" * 3000, "y_train cannot be read"),
+    ],
+)
+def test_open_arrays_labels_of_an_impossible_shape(npz, tmp_path, shape, text):
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}"
+    header += " " * (63 - (len(header) + 10) % 64) + "\n"
+    with zipfile.ZipFile(npz()) as old, zipfile.ZipFile(tmp_path / "b.npz", "w") as new:
+        for name in old.namelist():
+            forged = b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode() + bytes(48)
+            new.writestr(name, forged if name == "y_train.npy" else old.read(name))
+    with pytest.raises(DatasetUnreadable, match=re.escape(text)):
+        open_arrays(tmp_path / "b.npz", None)
 
 
 def test_open_arrays_splits_without_a_task_are_left_out(npz):

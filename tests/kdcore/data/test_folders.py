@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from base.errors import DatasetUnreadable
+from base.zip_files import read_member
 from kdcore.data.archive import Limits
 from kdcore.data.decoding import Source
 from kdcore.data.folders import open_folders
@@ -375,3 +376,44 @@ def test_open_folders_names_of_a_zip_in_another_encoding(pack_zip):
     encoded, marked = "\u732b".encode(), "\u732b".encode("cp932") + b"_"
     path.write_bytes(raw.replace(encoded, marked).replace(b"\x00\x08\x08\x00", b"\x00\x00\x08\x00"))
     assert open_folders(path, DataOptions(encoding="cp932")).class_names == ("dog", "\u732b_")
+
+
+def test_open_folders_stops_where_most_pictures_are_broken(pack):
+    """With or without `skip_unreadable`: of a million empty files, a thousand are looked at."""
+    members = {f"a/{number}.png": b"" for number in range(30)}
+    for options in (DataOptions(), DataOptions(skip_unreadable=True)):
+        with pytest.raises(DatasetUnreadable, match=r"10 pictures cannot be read\..*rest behind 10 pictures was not"):
+            open_folders(pack(members), options, Limits(broken=10))
+
+
+def test_open_folders_goes_on_if_most_pictures_are_good(pack):
+    members = {**class_folders(each=6), **{f"train/cat/broken{number}.png": b"" for number in range(10)}}
+    source = open_folders(pack(members), DataOptions(skip_unreadable=True), Limits(broken=10))
+    assert len(source.skipped) == 10 and len(source.labels["train"]) == 12
+
+
+def test_open_folders_stops_where_nothing_is_a_picture(pack):
+    members = {f"a/{number}.bin": b"no picture" for number in range(30)}
+    with pytest.raises(DatasetUnreadable, match=r"no images among its first 20 files. a/0*19\.bin is not an image"):
+        open_folders(pack(members), None, Limits(no_pictures=20))
+    assert open_folders(pack({**members, **class_folders()}), None, Limits(no_pictures=31)).class_names
+
+
+def test_open_folders_bounds_the_pixels_of_all_pictures(pack):
+    """Empty pictures: 250 bytes each, and a second of decoding."""
+    members = class_folders(width=100, height=100)
+    with pytest.raises(DatasetUnreadable, match=r"40,000 pixels or more in .* bytes: it looks like a bomb"):
+        open_folders(pack(members), None, Limits(pixels_from=30_000, pixels_a_byte=0))
+
+
+def test_open_folders_reads_no_large_file_that_does_not_begin_like_a_picture(pack_zip, monkeypatch):
+    monkeypatch.setattr("kdcore.data.folders._WHOLE_BYTES", 50)
+    monkeypatch.setattr("kdcore.data.archive.read_member", head_only)
+    members = {"a/1.png": b"x" * 100, "a/2.png": b"y" * 100}
+    with pytest.raises(DatasetUnreadable, match=r"a/1\.png is not an image of a known kind"):
+        open_folders(pack_zip(members), None)
+
+
+def head_only(descriptor, member, most=None):
+    assert most == 16, "the file was read"
+    return read_member(descriptor, member, most)

@@ -13,7 +13,9 @@ from base.errors import DatasetUnreadable
 from kdcore.catalog import DATASETS
 from kdcore.catalog.facts import DATASET_READING
 from kdcore.data import inspect, load, load_unlabelled
+from kdcore.data.archive import Limits
 from kdcore.data.images import split
+from kdcore.data.loading import require_short_names
 from kdcore.data.views import Views, order
 from kdcore.spec import CropFlip, DataOptions, Dataset
 from tests.kdcore.data.making import class_folders, png
@@ -238,3 +240,17 @@ def test_inspect_real_flowers_with_a_limit():
     facts = inspect(SHARED / "flowers128.zip", DataOptions(image_size=32, limit=100))
     assert facts.class_counts["train"] == [20] * 5 and not facts.grey
     assert facts.pictures == {"colour": 960} and facts.pixels_cut == 0, "they are squares of 128 pixels"
+
+
+@pytest.mark.parametrize(
+    ("names", "limits", "text"),
+    [
+        (["a"] * 4, {"classes": 3}, "4 classes; the most is 3"),
+        (["a", "bcd"], {"name_characters": 2}, "name of class 1 has 3 characters; the most is 2"),
+        (["abc", "def"], {"names_characters": 5}, "have 6 characters; the most is 5"),
+    ],
+)
+def test_require_short_names(names: list[str], limits: dict[str, int], text: str) -> None:
+    require_short_names(["abc", "Grüße", "猫"])
+    with pytest.raises(DatasetUnreadable, match=text):
+        require_short_names(names, Limits(**limits))

@@ -239,3 +239,26 @@ def test_open_parquet_without_labels_lists_the_columns_that_might_be_labels(tmp_
     source = open_parquet(written(tmp_path / "x", table([0, 1, 0], label="kind")), None)
     assert [(one.what, one.count) for one in source.left_out] == [("the column 'kind'", 3)]
     assert source.class_names == ()
+
+
+@needs_pyarrow
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        (Limits(rows=5), "more than 5 rows"),
+        (Limits(pixels_from=100, pixels_a_byte=0), "it looks like a bomb"),
+        (Limits(ratio_from_bytes=300, ratio=0), "unpacks to more than 0 times"),
+    ],
+    ids=["rows", "pixels", "bytes"],
+)
+def test_open_parquet_bounds_rows_pixels_and_bytes(tmp_path, limits, text):
+    path = written(tmp_path / "a.parquet", table([0, 1] * 20))
+    with pytest.raises(DatasetUnreadable, match=text):
+        open_parquet(path, None, limits)
+
+
+@needs_pyarrow
+def test_open_parquet_stops_where_most_pictures_are_broken(tmp_path):
+    path = written(tmp_path / "a.parquet", table([0, 1] * 20, blobs=[b"none"] * 40))
+    with pytest.raises(DatasetUnreadable, match="rest behind 10 pictures was not read"):
+        open_parquet(path, None, Limits(broken=10))

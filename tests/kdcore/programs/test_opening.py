@@ -102,6 +102,28 @@ def test_open_program_images_that_do_not_fit_are_refused(program: Path, data: di
         programs.open_program(program, DATA.model_copy(update=data))
 
 
+@pytest.mark.parametrize("sides", [(8, 8), (None, None)], ids=["one size", "any size"])
+def test_inspect_a_program_that_takes_gigabytes_is_refused(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sides: tuple[int | None, int | None]
+):
+    peaks = [1 << 28, 3 << 30]
+    monkeypatch.setattr("kdcore.programs.program.peak_bytes", lambda: peaks.pop(0))
+    facts = ProgramFacts(num_classes=10, channels=1, parameters=1, bytes=1, image_size=sides)
+    opened = programs.open_program(program)
+    opened.facts = facts
+    monkeypatch.setattr("kdcore.programs.opening.open_traced", lambda _: opened)
+    peaks[:] = [1 << 28, 3 << 30]
+    side = sides[0] or 64
+    with pytest.raises(TeacherMismatch, match=rf"takes 3\.0 GB of memory for 3 images of {side} x {side} pixels"):
+        programs.inspect(program)
+
+
+def test_open_program_of_a_job_has_the_bound_of_its_engine(program: Path, monkeypatch: pytest.MonkeyPatch):
+    peaks = [0, 64 << 30]
+    monkeypatch.setattr("kdcore.programs.program.peak_bytes", lambda: peaks.pop(0))
+    assert programs.open_program(program, DATA).facts.num_classes == 10
+
+
 class Head(nn.Module):
     """Logits of the mean colour, and what a test does to them."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from base.errors import TeacherMismatch
+from kdcore.weights import content as content_module
 from kdcore.weights.content import NOTES, Unread, read_content
 
 WEIGHTS = {"fc.weight": torch.ones(2, 3)}
@@ -182,3 +183,23 @@ def test_read_content_names_quantised_layers(tmp_path: Path, made, name: str):
     with pytest.raises(TeacherMismatch, match="quantised layers") as caught:
         read_content(tmp_path / "t.pth")
     assert "before the quantisation" in str(caught.value.hint)
+
+
+def test_read_content_of_an_archive_of_zeros_or_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Refused before PyTorch unpacks it, or Python makes an object for each file."""
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(100_000))
+    monkeypatch.setattr(content_module, "MOST_RATIO", -1)
+    with pytest.raises(TeacherMismatch, match=r"no checkpoint|cut short|PyTorch"):
+        read_content(path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        info = zipfile.ZipInfo("x/data/0")
+        archive.writestr(info, b"")
+        archive.filelist[-1].file_size = 2 << 30
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(TeacherMismatch, match="it looks like a bomb"):
+        read_content(path)
+    monkeypatch.setattr(content_module, "MOST_MEMBERS", 1)
+    with pytest.raises(TeacherMismatch, match="an archive of more than 1 files"):
+        read_content(path)
