@@ -13,21 +13,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
+from base.jobs import WebhookEvent
 from base.references import STUDENT_FILE
-from base.wire import JobView, NewKeyView, Registered, Role, WarningView
+from base.wire import JobFilters, JobView, NewKeyView, Registered, Role, SecretWebhookView, WarningView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
 from client.sdk import Distillery
 from client.spec import (
     Spec,
+    label_filters,
+    labels_of,
     parse_duration,
     parse_methods,
     parse_numbers,
@@ -87,6 +90,10 @@ app.add_typer(models_app, name="models")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(uploads_app, name="uploads")
 app.add_typer(keys_app, name="keys")
+webhooks_app = typer.Typer(
+    cls=Commands, invoke_without_command=True, help="Webhooks: list, add, change, test, deliveries, replay, remove."
+)
+app.add_typer(webhooks_app, name="webhooks")
 app.add_typer(projects_app, name="projects")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
@@ -94,6 +101,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer
 NameOrId = Annotated[str, typer.Argument(help="Name or id.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A warning is an error: nothing is registered.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the inspection.")]
+ListLabels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="Only with this label, or a NAME. Repeat it.")
+]
+NewLabels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="A label to find it by. Repeat it.")
+]
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="The webhook's id.")]
+WebhookEvents = Annotated[
+    list[str] | None,
+    typer.Option("--event", help=f"What it is told of; repeat it for several: {', '.join(get_args(WebhookEvent))}."),
+]
 FileName = Annotated[str | None, typer.Option("--name", help="Default: the file's name.")]
 
 
@@ -205,6 +223,7 @@ def submit(
     seed: Annotated[int | None, typer.Option()] = None,
     baseline: Annotated[str | None, typer.Option(help="none, train or job:<id>.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
+    label: NewLabels = None,
     priority: Annotated[
         int | None, typer.Option(help="-100 to 100; a job with a higher priority starts first. Default: 0.")
     ] = None,
@@ -245,6 +264,7 @@ def submit(
         "beta": beta,
         "baseline": baseline,
         "name": name,
+        "labels": {**fields.get("labels", {}), **labels_of(label)} if label else None,
         "strict": True if strict else None,
     }
     fields.update({field: value for field, value in flags.items() if value is not None})
@@ -302,15 +322,36 @@ def _validate(distillery: Distillery, spec: Spec, as_json: bool) -> None:
 @app.command("list")
 def list_jobs(
     context: typer.Context,
-    status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled. Repeat it.")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="distillation or evaluation. Default: all.")] = None,
     method: Annotated[str | None, typer.Option(help="Jobs of this method; a sum is written as kd+dkd.")] = None,
+    name: Annotated[str | None, typer.Option(help="The beginning of the name.")] = None,
+    label: ListLabels = None,
+    dataset: Annotated[str | None, typer.Option(help="As the spec names it, or sha256:<hex>.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Its name, architecture, or sha256:<hex>.")] = None,
+    student: Annotated[str | None, typer.Option(help="Its architecture.")] = None,
+    sender: Annotated[str | None, typer.Option(help="The key that submitted it, by name or id.")] = None,
+    created_after: Annotated[str | None, typer.Option(metavar="TIME", help="From then on: 2026-01-31T08:00Z.")] = None,
+    created_before: Annotated[str | None, typer.Option(metavar="TIME", help="Before then.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="created_at, finished_at, name or accuracy; with a - before it descending (--sort=-accuracy)."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The largest number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first. Filters combine."""
     distillery: Distillery = context.obj
-    jobs = islice(distillery.jobs(status=status, kind=kind, method=method, limit=min(limit, 100)), limit)
+    filters: JobFilters = {
+        **{"status": status, "kind": kind, "method": method, "name": name, "labels": label_filters(label)},
+        **{"dataset": dataset, "teacher": teacher, "student": student, "sender": sender},
+        **{"created_after": created_after, "created_before": created_before, "sort": sort},
+    }
+    jobs = islice(distillery.jobs(limit=min(limit, 100), **filters), limit)
     print_list(list(jobs), as_json, tables.job_table, "no jobs yet: distillery submit --help")
 
 
@@ -441,10 +482,10 @@ def download(
 
 
 @models_app.callback()
-def list_models(context: typer.Context, as_json: AsJson = False) -> None:
+def list_models(context: typer.Context, label: ListLabels = None, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
         none_yet = "no models yet: distillery models add FILE --architecture resnet56"
-        models = list(context.obj.models())
+        models = list(context.obj.models(labels=label_filters(label) or ()))
         print_list(models, as_json, tables.model_table, none_yet)
         for model in models:
             _print_doubts(model)
@@ -484,6 +525,7 @@ def add_model(
         bool | None,
         typer.Option("--averaged/--raw", help="Of a file with both: the averaged weights (EMA), or the raw ones."),
     ] = None,
+    label: NewLabels = None,
     strict: Strict = False,
     no_wait: NoWait = False,
 ) -> None:
@@ -505,6 +547,7 @@ def add_model(
             image_size=image_size,
             part=part,
             averaged=averaged,
+            labels=labels_of(label) if label else None,
             strict=strict,
             wait=not no_wait,
             on_progress=bars.add(file.name),
@@ -554,6 +597,35 @@ def evaluate_model(
     raise typer.Exit(0 if job["status"] == "succeeded" else 1)
 
 
+@app.command()
+def label(
+    context: typer.Context,
+    row: Annotated[
+        str, typer.Argument(metavar="JOB", help="A job's id; model:NAME or dataset:NAME of a registration.")
+    ],
+    labels: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME=VALUE", help="All labels that it is to have. None: no labels.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the labels of a job, a model or a data set."""
+    distillery: Distillery = context.obj
+    kind, colon, name = row.partition(":")
+    given = labels_of(labels)
+    if not colon:
+        changed: Any = distillery.label_job(row, given)
+    elif kind in ("model", "dataset"):
+        changed = (distillery.label_model if kind == "model" else distillery.label_dataset)(name, given)
+    else:
+        raise InvalidInput(f"{row!r}: a job's id, model:NAME or dataset:NAME belongs here")
+    if as_json:
+        print_json(changed)
+    else:
+        typer.echo(
+            f"{row}  " + (" ".join(f"{name}={value}" for name, value in changed["labels"].items()) or "no labels")
+        )
+
+
 @models_app.command("remove")
 def remove_model(context: typer.Context, name: NameOrId) -> None:
     """Remove a teacher. Accepted jobs keep its file."""
@@ -562,9 +634,9 @@ def remove_model(context: typer.Context, name: NameOrId) -> None:
 
 
 @datasets_app.callback()
-def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+def list_datasets(context: typer.Context, label: ListLabels = None, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
-        datasets = list(context.obj.datasets())
+        datasets = list(context.obj.datasets(labels=label_filters(label) or ()))
         print_list(datasets, as_json, tables.dataset_table, "no data sets")
         for dataset in datasets:
             _print_doubts(dataset)
@@ -593,6 +665,7 @@ def add_dataset(
     encoding: Annotated[
         str | None, typer.Option(help="Of names in an archive that are not UTF-8, such as cp932.")
     ] = None,
+    label: NewLabels = None,
     strict: Strict = False,
     no_wait: NoWait = False,
 ) -> None:
@@ -604,6 +677,7 @@ def add_dataset(
         "interpolation": interpolation,
         "channels": channels,
         "orientation": orientation,
+        "labels": labels_of(label) if label else None,
         "skip_unreadable": skip_unreadable or None,
         "limit": limit,
         "encoding": encoding,
@@ -631,6 +705,96 @@ def remove_dataset(context: typer.Context, name: NameOrId) -> None:
     """Remove a data set. Accepted jobs keep its file."""
     context.obj.delete_dataset(name)
     typer.echo(f"{name} removed")
+
+
+# Webhooks
+
+
+@webhooks_app.callback()
+def list_webhooks(context: typer.Context, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is None:
+        webhooks = list(context.obj.webhooks())
+        print_list(webhooks, as_json, tables.webhook_table, "no webhooks yet: distillery webhooks add URL")
+        for webhook in webhooks:
+            if webhook["note"] is not None:
+                tell(f"{webhook['id']}: {webhook['note']}")
+
+
+@webhooks_app.command("add")
+def add_webhook(
+    context: typer.Context,
+    url: Annotated[str, typer.Argument(help="https://host/path")],
+    events: WebhookEvents = None,
+) -> None:
+    """Let an address be told of the project's jobs: by default of their ends and alerts. Its secret is printed once."""
+    webhook = context.obj.add_webhook(url, events)
+    output().print(tables.webhook_table([webhook]))
+    _print_secret(webhook)
+
+
+@webhooks_app.command("change")
+def change_webhook(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    url: Annotated[str | None, typer.Option(help="https://host/path")] = None,
+    events: WebhookEvents = None,
+    enabled: Annotated[
+        bool | None, typer.Option("--enable/--disable", help="Begin to send again, or send nothing more.")
+    ] = None,
+) -> None:
+    """Change the URL or the events of a webhook, disable it, or enable it again."""
+    output().print(
+        tables.webhook_table([context.obj.change_webhook(webhook_id, url=url, events=events, enabled=enabled)])
+    )
+
+
+@webhooks_app.command("rotate")
+def rotate_webhook(context: typer.Context, webhook_id: WebhookId) -> None:
+    """Give a webhook another secret. For a day messages are signed with the earlier one, too."""
+    _print_secret(context.obj.rotate_webhook(webhook_id))
+
+
+@webhooks_app.command("test")
+def test_webhook(context: typer.Context, webhook_id: WebhookId) -> None:
+    """Send a test message."""
+    delivery = context.obj.test_webhook(webhook_id)
+    typer.echo(f"{delivery['id']} will be sent; what comes of it: distillery webhooks deliveries {webhook_id}")
+
+
+@webhooks_app.command("deliveries")
+def list_deliveries(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    status: Annotated[Literal["pending", "delivered", "failed"] | None, typer.Option(help="Default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the messages to a webhook, newest first, with the last answer."""
+    deliveries = list(islice(context.obj.deliveries(webhook_id, status=status), limit))
+    print_list(deliveries, as_json, tables.delivery_table, "nothing was sent yet")
+
+
+@webhooks_app.command("replay")
+def replay_delivery(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    delivery_id: Annotated[str, typer.Argument(metavar="DELIVERY", help="The message's id.")],
+) -> None:
+    """Send a message again. It keeps its id."""
+    context.obj.replay_delivery(webhook_id, delivery_id)
+    typer.echo(f"{delivery_id} will be sent again")
+
+
+@webhooks_app.command("remove")
+def remove_webhook(context: typer.Context, webhook_id: WebhookId) -> None:
+    """Remove a webhook, with its messages."""
+    context.obj.delete_webhook(webhook_id)
+    typer.echo(f"{webhook_id} removed")
+
+
+def _print_secret(webhook: SecretWebhookView) -> None:
+    tell("its secret, shown only now: the receiver verifies each message with it")
+    typer.echo(webhook["secret"])
 
 
 def _print_doubts(entry: Registered) -> None:

@@ -27,8 +27,10 @@ from base.wire import (
     AuditView,
     CollectionView,
     Dataset,
+    DeliveryView,
     EventView,
     JobFilters,
+    JobSummary,
     JobView,
     KeyView,
     LimitsView,
@@ -37,9 +39,11 @@ from base.wire import (
     NewKeyView,
     ProjectView,
     Role,
+    SecretWebhookView,
     StorageView,
     UploadView,
     ValidationView,
+    WebhookView,
     WorkerView,
 )
 from client import transfer
@@ -117,11 +121,26 @@ class Distillery:
         job: JobView = self.connection.json("GET", f"/v1/jobs/{job_id}")
         return job
 
-    def jobs(self, *, limit: int = 100, **filters: Unpack[JobFilters]) -> Iterator[JobView]:
-        """Yield all jobs, newest first. `limit` is the size of the pages, which are fetched as needed."""
+    def jobs(self, *, limit: int = 100, **filters: Unpack[JobFilters]) -> Iterator[JobSummary]:
+        """Yield the jobs that match all filters, newest first, or as `sort` says, without specs and results.
+
+        `limit` is the size of the pages, which are fetched as needed. `full_jobs` yields whole jobs.
+        """
+        return self._jobs(limit, filters)
+
+    def full_jobs(self, *, limit: int = 100, **filters: Unpack[JobFilters]) -> Iterator[JobView]:
+        """Yield whole jobs, as `job` returns one; see `jobs`."""
+        return self._jobs(limit, filters, view="full")
+
+    def label_job(self, job_id: str, labels: Mapping[str, str]) -> JobView:
+        """Replace the labels of a job."""
+        job: JobView = self.connection.json("PATCH", f"/v1/jobs/{job_id}", json={"labels": dict(labels)})
+        return job
+
+    def _jobs(self, limit: int, filters: Mapping[str, Any], **more: str) -> Iterator[Any]:
         if unknown := filters.keys() - JobFilters.__annotations__.keys():
             raise TypeError(f"jobs() has no filter {', '.join(sorted(unknown))}")
-        return self._pages("/v1/jobs", limit=limit, **filters)
+        return self._pages("/v1/jobs", limit=limit, **more, **filters)
 
     def cancel(self, job_id: str) -> JobView:
         """Cancel a job. A running job becomes `cancelled` when its process has ended: `wait` for that."""
@@ -249,6 +268,7 @@ class Distillery:
         image_size: int | None = None,
         part: str | None = None,
         averaged: bool | None = None,
+        labels: Mapping[str, str] | None = None,
         strict: bool = False,
         wait: bool = True,
         on_progress: OnProgress | None = None,
@@ -272,6 +292,7 @@ class Distillery:
             "image_size": image_size,
             "part": part,
             "averaged": averaged,
+            "labels": None if labels is None else dict(labels),
             "strict": strict or None,
         }
         model: Model = self._register("/v1/models", _without_none(body))
@@ -317,8 +338,15 @@ class Distillery:
         waited: Dataset = self._inspected("/v1/datasets", dataset, on_progress)
         return waited
 
-    def models(self) -> Iterator[Model]:
-        return self._pages("/v1/models", limit=100)
+    def models(self, *, labels: Sequence[str] = (), full: bool = False) -> Iterator[Model]:
+        """Yield the registered models, newest first, with the main facts, or all with `full`. `labels` are `name:value`
+        or names, which must all match."""
+        return self._registered("/v1/models", labels, full)
+
+    def label_model(self, name_or_id: str, labels: Mapping[str, str]) -> Model:
+        """Replace the labels of a model."""
+        model: Model = self.connection.json("PATCH", f"/v1/models/{name_or_id}", json={"labels": dict(labels)})
+        return model
 
     def model(self, name_or_id: str) -> MeasuredModel:
         model: MeasuredModel = self.connection.json("GET", f"/v1/models/{name_or_id}")
@@ -353,12 +381,21 @@ class Distillery:
         job: JobView = self.connection.json("POST", path, json=_without_none(body), headers=headers, idempotent=True)
         return job
 
-    def evaluations(self, name_or_id: str) -> Iterator[JobView]:
-        """Yield the evaluations of a registered model, newest first."""
+    def evaluations(self, name_or_id: str) -> Iterator[JobSummary]:
+        """Yield the evaluations of a registered model, newest first, without their results."""
         return self._pages(f"/v1/models/{name_or_id}/evaluations", limit=100)
 
-    def datasets(self) -> Iterator[Dataset]:
-        return self._pages("/v1/datasets", limit=100)
+    def datasets(self, *, labels: Sequence[str] = (), full: bool = False) -> Iterator[Dataset]:
+        """Yield the registered data sets, newest first, then the built-in ones; see `models`."""
+        return self._registered("/v1/datasets", labels, full)
+
+    def label_dataset(self, name_or_id: str, labels: Mapping[str, str]) -> Dataset:
+        """Replace the labels of a data set."""
+        dataset: Dataset = self.connection.json("PATCH", f"/v1/datasets/{name_or_id}", json={"labels": dict(labels)})
+        return dataset
+
+    def _registered(self, path: str, labels: Sequence[str], full: bool) -> Iterator[Any]:
+        return self._pages(path, limit=100, labels=list(labels) or None, view="full" if full else None)
 
     def dataset(self, name_or_id: str) -> Dataset:
         dataset: Dataset = self.connection.json("GET", f"/v1/datasets/{name_or_id}")
@@ -366,6 +403,62 @@ class Distillery:
 
     def delete_dataset(self, name_or_id: str) -> None:
         self.connection.request("DELETE", f"/v1/datasets/{name_or_id}")
+
+    # Webhooks
+
+    def webhooks(self) -> Iterator[WebhookView]:
+        """Yield the webhooks of the project, newest first."""
+        return self._pages("/v1/webhooks", limit=100)
+
+    def webhook(self, webhook_id: str) -> WebhookView:
+        webhook: WebhookView = self.connection.json("GET", f"/v1/webhooks/{webhook_id}")
+        return webhook
+
+    def add_webhook(self, url: str, events: Sequence[str] | None = None) -> SecretWebhookView:
+        """Let an address be told of the project's jobs: by default of their ends and alerts.
+
+        The answer has the `secret`, once. A receiver verifies each message with it and the library `standardwebhooks`.
+        """
+        body = _without_none({"url": url, "events": None if events is None else list(events)})
+        webhook: SecretWebhookView = self.connection.json("POST", "/v1/webhooks", json=body)
+        return webhook
+
+    def change_webhook(
+        self,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        events: Sequence[str] | None = None,
+        enabled: bool | None = None,
+    ) -> WebhookView:
+        """Change what is given. `enabled=True` also sends again to one that the service has disabled."""
+        body = _without_none({"url": url, "events": None if events is None else list(events), "enabled": enabled})
+        path = f"/v1/webhooks/{webhook_id}"
+        webhook: WebhookView = self.connection.json("PATCH", path, json=body, idempotent=True)
+        return webhook
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        self.connection.request("DELETE", f"/v1/webhooks/{webhook_id}")
+
+    def test_webhook(self, webhook_id: str) -> DeliveryView:
+        """Queue a test message. `deliveries` says a moment later what came of it."""
+        delivery: DeliveryView = self.connection.json("POST", f"/v1/webhooks/{webhook_id}/test")
+        return delivery
+
+    def rotate_webhook(self, webhook_id: str) -> SecretWebhookView:
+        """Give a webhook another secret, which the answer has, once. For a day messages are signed with both."""
+        webhook: SecretWebhookView = self.connection.json("POST", f"/v1/webhooks/{webhook_id}/rotate")
+        return webhook
+
+    def deliveries(self, webhook_id: str, *, status: str | None = None) -> Iterator[DeliveryView]:
+        """Yield the messages to a webhook, newest first: all, or those that are `pending`, `delivered` or `failed`."""
+        return self._pages(f"/v1/webhooks/{webhook_id}/deliveries", limit=100, status=status)
+
+    def replay_delivery(self, webhook_id: str, delivery_id: str) -> DeliveryView:
+        """Send a message again, under the same id."""
+        path = f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay"
+        delivery: DeliveryView = self.connection.json("POST", path, idempotent=True)
+        return delivery
 
     # The catalogue and the server
 

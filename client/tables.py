@@ -16,8 +16,10 @@ from base.wire import (
     AuditView,
     CollectionView,
     Dataset,
+    DeliveryView,
     Estimate,
     Evaluation,
+    JobSummary,
     JobView,
     KeyView,
     LimitsView,
@@ -31,6 +33,7 @@ from base.wire import (
     TeacherCheck,
     UploadView,
     WarningView,
+    WebhookView,
     WorkerView,
 )
 
@@ -66,12 +69,17 @@ def _add_row(table: Table, *cells: object) -> None:
 # Jobs
 
 
-def job_table(jobs: Iterable[JobView]) -> Table:
-    columns = ("id", "status", "accuracy", "age", "method", "name")
-    table = _table(*columns, right=("accuracy",), unbroken=columns[:-1])
-    for job in jobs:
+def job_table(jobs: Iterable[JobSummary]) -> Table:
+    """Return the table of a list. The labels have a column if any of the jobs has one."""
+    listed = list(jobs)
+    labelled = any(job.get("labels") for job in listed)
+    columns = ("id", "status", "accuracy", "age", "method", *(("labels",) if labelled else ()), "name")
+    table = _table(*columns, right=("accuracy",), unbroken=("id", "status", "accuracy", "age", "method"))
+    for job in listed:
+        accuracy = "" if job["figures"] is None else percent([job["figures"]["accuracy"]])
+        labels = (_fact_text(job["labels"]),) if labelled else ()
         _add_row(
-            table, job["id"], status_text(job), accuracy_text(job), age(job["created_at"]), job["method"], job["name"]
+            table, job["id"], status_text(job), accuracy, age(job["created_at"]), job["method"], *labels, job["name"]
         )
     return table
 
@@ -84,7 +92,7 @@ def accuracy_text(job: JobView) -> str:
     return percent([measured["accuracy"]])
 
 
-def status_text(job: JobView) -> Text:
+def status_text(job: JobView | JobSummary) -> Text:
     """Return the status, with the reason of a wait, the error, the progress and the requested action."""
     text: str = job["status"]
     if job["waiting"] is not None:
@@ -440,6 +448,28 @@ def collection_table(collections: Iterable[CollectionView]) -> Table:
         ]
         text = (", ".join(removed) or "nothing") if one["ended_at"] else "has not ended"
         _add_row(table, one["began_at"], text, one["error"])
+    return table
+
+
+# Webhooks
+
+
+def webhook_table(webhooks: Iterable[WebhookView]) -> Table:
+    table = _table("id", "state", "url", "events")
+    for webhook in webhooks:
+        state = "enabled" if webhook["enabled"] else "disabled"
+        if webhook["failing_since"] is not None:
+            state += f", fails since {webhook['failing_since']}"
+        _add_row(table, webhook["id"], state, webhook["url"], ", ".join(webhook["events"]))
+    return table
+
+
+def delivery_table(deliveries: Iterable[DeliveryView]) -> Table:
+    table = _table("id", "status", "age", "type", "tries", "answer", right=("tries",), unbroken=("id", "age", "type"))
+    for one in deliveries:
+        status = one["status"] + (f", next {one['next_at']}" if one["next_at"] and one["attempts"] else "")
+        answer = one["error"] or one["answer_status"]
+        _add_row(table, one["id"], status, age(one["created_at"]), one["type"], one["attempts"], answer)
     return table
 
 

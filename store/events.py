@@ -2,15 +2,17 @@
 
 Every change of a job takes the next number in its own UPDATE (`update_job`) and then writes its event
 (`append_event`). So a job's events have no gap, no duplicate number, and no event of an attempt that has lost the job.
+What webhooks are to be told of it is written with the event (`webhooks.announce`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Integer, bindparam, insert, select, update
 
 from base.warning import WarningItem
+from store import webhooks
 from store.attempts import owned_by
 from store.errors import LeaseLost
 from store.records import JOB_COLUMNS, Job, as_record, columns, database_now
@@ -35,6 +37,9 @@ _AFTER = (
     .order_by(job_events.c.seq)
     .limit(bindparam("limit", type_=Integer))
 )
+_NEWEST = select(jobs.c.id, jobs.c.event_seq).where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+IDS_AT_ONCE = 500
+"""The ids in one query: SQLite takes a bounded number of parameters."""
 
 
 def update_job(connection: Connection, where: ColumnElement[bool], **values: Any) -> Job | None:
@@ -48,6 +53,7 @@ def append_event(connection: Connection, job: Job, type: str, **data: Any) -> No
     """Write the event of a change, under the number that the change took. Called once after each `update_job`."""
     row = {"job_id": job.id, "seq": job.event_seq, "at": database_now(), "type": type, "data": data}
     connection.execute(insert(job_events).values(row))
+    webhooks.announce(connection, job, type, data)
 
 
 def append_warning(
@@ -75,6 +81,15 @@ def append_finding(connection: Connection, job_id: str, fence: int, type: str, d
     if job is None:
         raise LeaseLost(job_id, fence)
     append_event(connection, job, type, **data)
+
+
+def newest_numbers(connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of the newest events of these jobs. Jobs that are gone are left out."""
+    found: dict[str, int] = {}
+    for start in range(0, len(job_ids), IDS_AT_ONCE):
+        some = job_ids[start : start + IDS_AT_ONCE]
+        found |= {id: seq for id, seq in connection.execute(_NEWEST, {"ids": some})}
+    return found
 
 
 def list_events(connection: Connection, job_id: str, seq: int, limit: int) -> list[Event]:

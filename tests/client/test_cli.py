@@ -19,6 +19,7 @@ from tests.client.fake_service import (
     evaluation_job,
     event,
     job,
+    listed,
     page,
     problem,
     report,
@@ -29,7 +30,7 @@ from tests.client.fake_service import (
 JOBS = "POST /v1/jobs"
 PROMISED = (
     "up demo submit list show watch cancel pause resume retry download models datasets uploads methods workers storage "
-    "keys projects limits audit"
+    "keys projects limits audit webhooks"
 )
 
 
@@ -379,11 +380,32 @@ def test_cancel_that_is_not_allowed_prints_the_allowed_actions():
 
 
 def test_list_has_a_limit_and_a_filter():
-    fake = FakeService({"GET /v1/jobs": page([job(id=f"job_{n}") for n in range(3)], "more")})
+    fake = FakeService({"GET /v1/jobs": page([listed(job(id=f"job_{n}")) for n in range(3)], "more")})
     done = run(fake, "list", "--limit", "2", "--status", "running", "--json")
     assert [one["id"] for one in json.loads(done.stdout)] == ["job_0", "job_1"]
     assert dict(fake.requests[0].url.params) == {"status": "running", "limit": "2"}
     assert "job_2" in run(fake, "list", "--limit", "3").stdout
+
+
+def test_list_sends_filters_that_combine_and_shows_labels():
+    fake = FakeService({"GET /v1/jobs": page([listed(job(labels={"team": "vision"}))])})
+    flags = ("--label", "team=vision", "--label", "urgent", "--status", "queued", "--status", "running")
+    shown = run(fake, "list", *flags, "--sort=-accuracy", "--teacher", "resnet56").stdout
+    assert "team=vision" in shown
+    sent = fake.requests[0].url.params
+    assert sent.get_list("labels") == ["team:vision", "urgent"]
+    assert sent.get_list("status") == ["queued", "running"]
+    assert (sent["sort"], sent["teacher"]) == ("-accuracy", "resnet56")
+
+
+def test_label_replaces_the_labels():
+    answer = {"labels": {"team": "vision", "note": "a=b"}}
+    fake = FakeService({"PATCH /v1/jobs/job_1": answer, "PATCH /v1/models/big": answer})
+    assert "team=vision note=a=b" in run(fake, "label", "job_1", "team=vision", "note=a=b").stdout
+    assert json.loads(fake.requests[0].content) == answer
+    assert run(fake, "label", "model:big").exit_code == 0
+    assert json.loads(fake.requests[1].content) == {"labels": {}}
+    assert "name=value" in run(fake, "label", "job_1", "team").stderr
 
 
 def test_list_of_no_jobs_prints_a_hint():
@@ -598,7 +620,7 @@ def test_models_evaluate_refused_prints_the_faults():
 def test_list_and_show_an_evaluation():
     done = evaluation_job()
     attempts = "GET /v1/jobs/job_1/attempts"
-    fake = FakeService({"GET /v1/jobs": page([done]), "GET /v1/jobs/job_1": done, attempts: page([])})
+    fake = FakeService({"GET /v1/jobs": page([listed(done)]), "GET /v1/jobs/job_1": done, attempts: page([])})
     assert "75.0 %" in run(fake, "list", "--kind", "evaluation").stdout
     assert fake.requests[0].url.params["kind"] == "evaluation"
     assert "95 % interval 70.1 to 79.4 %" in run(fake, "show", "job_1").stdout
@@ -883,3 +905,63 @@ def test_up_executes_the_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.execv", lambda program, command: started.append(command))
     CliRunner().invoke(app, ["up", "--port", "9000", "--home", "here"])
     assert started[0][1:] == ["-m", "serve", "--port", "9000", "--home", "here"]
+
+
+WEBHOOK = {
+    "id": "wh_1", "url": "https://example.org/hook", "events": ["job.failed"], "enabled": True, "note": None,
+    "failing_since": None, "created_at": "2026-01-02T03:04:05.678Z",
+}  # fmt: skip
+DELIVERY = {
+    "id": "msg_1", "webhook_id": "wh_1", "type": "job.failed", "data": {}, "status": "pending", "attempts": 2,
+    "next_at": "2026-01-02T03:09:05.678Z", "attempted_at": "2026-01-02T03:04:06.678Z", "answer_status": 500,
+    "answer": "", "error": "the answer is 500", "created_at": "2026-01-02T03:04:05.678Z",
+}  # fmt: skip
+
+
+def test_webhooks_list_shows_state_and_note():
+    disabled = {**WEBHOOK, "id": "wh_2", "enabled": False, "note": "it was disabled because it answered 410 (gone)"}
+    fake = FakeService({"GET /v1/webhooks": page([WEBHOOK, disabled])})
+    done = run(fake, "webhooks")
+    assert "wh_1" in done.stdout and "disabled" in done.stdout and "job.failed" in done.stdout
+    assert "wh_2: it was disabled because it answered 410 (gone)" in done.stderr
+    assert json.loads(run(fake, "webhooks", "--json").stdout) == [WEBHOOK, disabled]
+    none = run(FakeService({"GET /v1/webhooks": page([])}), "webhooks")
+    assert "distillery webhooks add URL" in none.stderr
+
+
+def test_webhooks_add_and_rotate_print_the_secret_once():
+    secret = {**WEBHOOK, "secret": "whsec_abc"}
+    fake = FakeService({"POST /v1/webhooks": secret, "POST /v1/webhooks/wh_1/rotate": secret})
+    done = run(fake, "webhooks", "add", WEBHOOK["url"], "--event", "job.failed", "--event", "job.alert")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith("whsec_abc\n") and "shown only now" in done.stderr
+    assert run(fake, "webhooks", "add", WEBHOOK["url"]).exit_code == 0
+    assert fake.bodies("POST /v1/webhooks") == [
+        {"url": WEBHOOK["url"], "events": ["job.failed", "job.alert"]},
+        {"url": WEBHOOK["url"]},
+    ]
+    assert run(fake, "webhooks", "rotate", "wh_1").stdout == "whsec_abc\n"
+
+
+def test_webhooks_change_test_replay_and_remove():
+    fake = FakeService(
+        {
+            "PATCH /v1/webhooks/wh_1": {**WEBHOOK, "enabled": False},
+            "POST /v1/webhooks/wh_1/test": DELIVERY,
+            "POST /v1/webhooks/wh_1/deliveries/msg_1/replay": DELIVERY,
+            "DELETE /v1/webhooks/wh_1": httpx.Response(204),
+        }
+    )
+    assert "disabled" in run(fake, "webhooks", "change", "wh_1", "--disable").stdout
+    assert fake.bodies("PATCH /v1/webhooks/wh_1") == [{"enabled": False}]
+    assert "distillery webhooks deliveries wh_1" in run(fake, "webhooks", "test", "wh_1").stdout
+    assert run(fake, "webhooks", "replay", "wh_1", "msg_1").stdout == "msg_1 will be sent again\n"
+    assert run(fake, "webhooks", "remove", "wh_1").stdout == "wh_1 removed\n"
+
+
+def test_webhooks_deliveries_show_tries_and_the_last_error():
+    fake = FakeService({"GET /v1/webhooks/wh_1/deliveries": page([DELIVERY])})
+    done = run(fake, "webhooks", "deliveries", "wh_1", "--status", "pending")
+    for text in ("msg_1", "job.failed", "pending, next 2026-01-02T03:09:05.678Z", "the answer is 500", "2"):
+        assert text in done.stdout
+    assert json.loads(run(fake, "webhooks", "deliveries", "wh_1", "--json").stdout) == [DELIVERY]
