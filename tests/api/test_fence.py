@@ -19,7 +19,11 @@ pytestmark = pytest.mark.anyio
 
 PUBLIC = ("/v1/methods/{name}", "/v1/architectures")
 """Paths whose parameter names no row."""
+LABELLED = {"json": {"labels": {"taken": "over"}}}
 SENT: dict[str, dict[str, Any]] = {
+    "/v1/jobs/{job_id}": LABELLED,
+    "/v1/models/{name_or_id}": LABELLED,
+    "/v1/datasets/{name_or_id}": LABELLED,
     "/v1/models/{name_or_id}/evaluations": {"json": {"dataset": "digits"}},
     "/v1/webhooks/{webhook_id}": {"json": {"enabled": True}},
     "/v1/uploads/{upload_id}": {"content": b"more", "headers": {"Upload-Offset": "0"}},
@@ -237,5 +241,5 @@ async def test_inspection_that_another_project_paid_for_tells_nothing(two: Two) 
     answer = await two.ours.http.post("/v1/models", json={"name": "mine", "blob": two.blob})
     assert answer.status_code == 404
     assert len(two.service.inspector.requests) == asked
-    kept = await two.service.db.read(registry.models.list_page, "ours", registry.PageQuery())
+    kept = await two.service.db.read(registry.models.list_page, "ours", registry.EntryQuery())
     assert kept == ([], None)
