@@ -47,6 +47,9 @@ WAIT_S = 20.0
 """The longest wait for an inspection that counts no images yet; less than the 30 s after which clients give up."""
 POLL_S = 0.2
 
+COMPARED = 200
+"""The most names among which one that is like an unknown one is looked for: that takes 0.1 ms a name."""
+
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry)
 F = TypeVar("F", bound=BaseModel)
@@ -459,7 +462,8 @@ def _named(name: str, options: DataOptions, size_at: str = "/dataset/image_size"
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> ReferenceFault:
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    compared = names if len(names) <= COMPARED else [one for one in names if one[:1] == name[:1]][:COMPARED]
+    near = difflib.get_close_matches(name, compared, n=3, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ReferenceFault(f"there is no {kind} {name!r}{hint}", allowed=near or names[:20] or None, got=name)
 
