@@ -5,7 +5,7 @@ Every change of a job takes the next number in its own UPDATE (`update_job`) and
 What webhooks are to be told of it is written with the event (`webhooks.announce`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,9 @@ _AFTER = (
     .order_by(job_events.c.seq)
     .limit(bindparam("limit", type_=Integer))
 )
+_NEWEST = select(jobs.c.id, jobs.c.event_seq).where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+IDS_AT_ONCE = 500
+"""The ids in one query: SQLite takes a bounded number of parameters."""
 
 
 def update_job(connection: Connection, where: ColumnElement[bool], **values: Any) -> Job | None:
@@ -78,6 +81,15 @@ def append_finding(connection: Connection, job_id: str, fence: int, type: str, d
     if job is None:
         raise LeaseLost(job_id, fence)
     append_event(connection, job, type, **data)
+
+
+def newest_numbers(connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of the newest events of these jobs. Jobs that are gone are left out."""
+    found: dict[str, int] = {}
+    for start in range(0, len(job_ids), IDS_AT_ONCE):
+        some = job_ids[start : start + IDS_AT_ONCE]
+        found |= {id: seq for id, seq in connection.execute(_NEWEST, {"ids": some})}
+    return found
 
 
 def list_events(connection: Connection, job_id: str, seq: int, limit: int) -> list[Event]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from api import references
 from api.inspections import Refused
 from kdcore.catalog import ModelFacts, NamedStartFacts, StartFacts
 from kdcore.catalog.facts import Loading
@@ -133,6 +134,14 @@ async def test_student_from_published_weights_is_checked_without_a_download(serv
     assert (faults["/student/checkpoint"]["code"], faults["/student/checkpoint"]["got"]) == (
         "not_found", "weights:nothing",
     )  # fmt: skip
+
+
+async def test_teacher_by_a_name_of_weights_that_no_library_has_is_refused_at_submit(service: Service) -> None:
+    for name in ("http://127.0.0.1:1/x", "nothing"):
+        service.inspector.answers[name] = Refused("spec_invalid", f"torchvision publishes no weights {name!r}")
+        body = {**SUPERVISED, "method": "kd", "teacher": {"checkpoint": f"weights:{name}"}}
+        fault = (await faults_of(service, body))["/teacher/checkpoint"]
+        assert (fault["code"], fault["got"]) == ("not_found", f"weights:{name}")
 
 
 async def test_student_from_a_job_that_has_not_ended_waits_for_it(service: Service) -> None:
@@ -1004,3 +1013,12 @@ async def test_submit_accepts_the_name_of_a_network_whose_classifier_is_deep(ser
     service.inspector.answers[blob.removeprefix("sha256:")] = deep
     given = {"checkpoint": f"blob:{blob}", "architecture": "convnet32"}
     assert (await accepted(service, kd(teacher=given)))["teacher"]["architecture"] == "convnet32+relu16"
+
+
+def test_unknown_reference_is_compared_with_few_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are registered: with those that begin like it."""
+    compared: list[str] = []
+    monkeypatch.setattr(references.difflib, "get_close_matches", lambda name, names, **_: compared.extend(names) or [])
+    names = [f"{letter}{number}" for letter in "abcd" for number in range(1000)]
+    references._unknown("model", "c", names)
+    assert len(compared) == references.COMPARED and {name[0] for name in compared} == {"c"}
