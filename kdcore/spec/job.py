@@ -607,6 +607,7 @@ class Training(Vocabulary):
     checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between checkpoints.")
 
 
+Bound = Annotated[float, Field(ge=-1e9, le=1e9)]
 AlertMetric = Literal[
     "validation/accuracy",
     "validation/loss",
@@ -641,8 +642,8 @@ class Alert(Vocabulary):
     the project's webhooks (`job.alert`). Either a `metric` with a bound, or `no_progress_s`."""
 
     metric: AlertMetric | None = Field(default=None, description="A curve of the student: GET /v1/jobs/{id}/metrics.")
-    below: float | None = Field(default=None, description="The alert is raised by a value of the metric below this.")
-    above: float | None = Field(default=None, description="The alert is raised by a value of the metric above this.")
+    below: Bound | None = Field(default=None, description="The alert is raised by a value of the metric below this.")
+    above: Bound | None = Field(default=None, description="The alert is raised by a value of the metric above this.")
     from_epoch: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         default=None, description="The first epoch, counted from 1, whose values count. Default: 1."
     )
