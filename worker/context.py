@@ -53,7 +53,7 @@ class Options(FromEnvironmentOrFile):
     )
     engine_memory_bytes: int | None = Field(
         default=None,
-        ge=1 << 28,
+        ge=100_000_000,
         description="Memory that one engine may take before its job fails with `out_of_memory`; default: 80 % of the "
         "host's, or of its container's, divided by its slots. GPU memory does not count.",
     )
