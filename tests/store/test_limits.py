@@ -176,7 +176,7 @@ def test_sweep_wakes_no_worker_for_a_full_project(database: Database):
 
 def register(database: Database, name: str, bound: int, kind: registry.Registry = registry.models) -> object:
     with database.begin() as connection:
-        new = NewEntry("ours", name, SHA256, {})
+        new = NewEntry("ours", name, SHA256, {}, {})
         return kind.register_once(connection, None, new, "server", LEASE_S, bound)[0]
 
 
