@@ -10,7 +10,9 @@ Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelle
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """The final statuses: a job that has one changes only if it is retried."""
 
-Reason = Literal["teacher", "backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
+Reason = Literal[
+    "teacher", "backing_off", "no_worker", "out_of_disk_space", "project_limit", "behind_others", "starting"
+]
 """The reasons why a queued job has not started."""
 SlotState = Literal["idle", "busy", "out_of_disk_space", "stuck"]
 

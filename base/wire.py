@@ -59,7 +59,7 @@ class WaitingView(View):
 
     reason: Reason
     """`teacher`: a job whose student teaches it has not succeeded yet. `backing_off`: an attempt failed, another
-    follows. `out_of_disk_space`: no worker has enough."""
+    follows. `out_of_disk_space`: no worker has enough. `project_limit`: the project runs as many jobs as it may."""
     message: str
     until: Time | None
     """When the job is due again; null if that is not known."""

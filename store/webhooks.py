@@ -128,9 +128,10 @@ def create(
     Raises IdempotencyConflict, or QuotaExceeded if the project has as many as it may have.
     """
     webhook_id = new_id("wh")
-    limits.lock(connection, project)
     if (known := idempotency.reserve(connection, once, webhook_id)) is not None:
         return get(connection, project, known), None
+    # After the key, as everywhere: two transactions that take both in another order could wait for each other.
+    limits.lock(connection, project)
     count = select(func.count()).select_from(webhooks).where(webhooks.c.project == project)
     if (used := connection.execute(count).scalar_one()) >= MOST_WEBHOOKS:
         raise QuotaExceeded("webhooks", MOST_WEBHOOKS, used, 1)
