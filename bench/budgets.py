@@ -119,6 +119,8 @@ BUDGETS = {
     "cifar100-10000x10": cifar100(10_000, 10),
     "flowers": flowers("resnet20"),
     "flowers-mobilenet": flowers("torchvision/mobilenet_v3_small"),
+    "digits-2": digits(2),
+    "digits-5": digits(5),
     "digits": digits(),
 }
 
