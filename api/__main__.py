@@ -1,6 +1,7 @@
 """`python -m api`: the REST server and the web page, configured by DISTILLERY_… variables.
 
-It does not migrate the database: run `python -m store migrate` once, before servers and workers start.
+It does not migrate the database: run `python -m store migrate` once, before servers and workers start. With
+DISTILLERY_API_PROCESSES it is several processes behind one address.
 """
 
 import gc
@@ -8,19 +9,25 @@ import gc
 if __name__ == "__main__":
     gc.disable()  # until `after_imports`
 
+import atexit
 import logging
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import uvicorn
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from fastapi import FastAPI
 
 from api.app import SERVER_OPTIONS, create_app
 from api.wakeup_sender import WakeUpSender
 from base.errors import DatabaseUnavailable
 from base.logs import log_to_stderr
-from base.processes import after_imports, raise_descriptor_limit
+from base.processes import after_imports, end_with_parent, raise_descriptor_limit
 from base.wakeup import MEMORY
 from store.database import MIGRATIONS, Database
 from store.keys import KeyNeeded, require_if_reachable
@@ -41,11 +48,34 @@ def main() -> None:
     keep_private(settings)
     _refuse_an_old_schema(settings.database_url)
     _refuse_without_key(settings)
+    where: dict[str, Any] = {"host": settings.host, "port": settings.port}
+    if settings.api_processes > 1:
+        # uvicorn binds the socket once, and starts the processes; one that dies is started again.
+        several = {"factory": True, "workers": settings.api_processes}
+        uvicorn.run("api.__main__:application", **several, **where, **SERVER_OPTIONS)
+        return
+    with _made(settings) as app:
+        uvicorn.run(app, **where, **SERVER_OPTIONS)
+
+
+def application() -> FastAPI:
+    """Return the application of one of several processes, which share nothing but database and files."""
+    after_imports()
+    end_with_parent(os.getppid())
+    (settings,) = settings_or_exit("api")
+    log_to_stderr()
+    until_exit = ExitStack()
+    atexit.register(until_exit.close)
+    return until_exit.enter_context(_made(settings))
+
+
+@contextmanager
+def _made(settings: Settings) -> Iterator[FastAPI]:
+    """Make the application, with its sender of wake-up messages."""
     # A broker in memory cannot reach other processes; then workers poll for jobs.
     sender = None if settings.broker_url.startswith(MEMORY) else WakeUpSender(settings.broker_url)
-    app = create_app(settings, wake_workers=sender.wake_workers if sender else lambda: None)
     try:
-        uvicorn.run(app, host=settings.host, port=settings.port, **SERVER_OPTIONS)
+        yield create_app(settings, wake_workers=sender.wake_workers if sender else lambda: None)
     finally:
         if sender:
             sender.close()

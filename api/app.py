@@ -14,12 +14,14 @@ from starlette.routing import BaseRoute
 from api import problems, tracing
 from api.audit import AuditLog
 from api.auth import Authentication
+from api.feed import Feed
 from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
 from api.limits import Limiter
 from api.middleware import Middleware
 from api.observing import Observing
 from api.openapi import document
+from api.polls import Polls, Shortcut
 from api.registrations import Registrations
 from api.routes import (
     architectures,
@@ -95,13 +97,15 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         app.state.database = database
         app.state.authentication = authentication = Authentication(database, settings)
         app.state.files = files
+        app.state.feed = feed = Feed(database)
+        app.state.polls = Polls(database, lambda connection, job: jobs.views(connection, [job], settings.lease_s)[0])
         app.state.limiter = Limiter(database, files, settings)
         app.state.readiness = monitoring.Readiness()
         inspections = Inspections(database, files, inspector or Inspector(scratch))
         registrations = Registrations(database, inspections, settings, (models.KIND, datasets.KIND))
         app.state.inspections, app.state.registrations = inspections, registrations
         periodic = [asyncio.create_task(Sweep(database, settings, wake_workers).run())]
-        periodic += [asyncio.create_task(registrations.run())]
+        periodic += [asyncio.create_task(registrations.run()), asyncio.create_task(feed.run())]
         app.state.exchange = exchange = Exchange(settings.home / "metrics", "api")
         periodic += [asyncio.create_task(_write_figures(exchange))]
         try:
@@ -130,6 +134,7 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
     problems.install(app)
     app.router.routes.extend(_routes())
     app.mount("/static", page.static)
+    app.add_middleware(Shortcut)
     app.add_middleware(Middleware)
     app.add_middleware(AuditLog)
     # The last one that is added is the outermost.

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from api.problems import Forbidden, RoleForbidden, Unauthorized
+from base import figures
 from base.defaults import DEFAULT_PROJECT, is_loopback
 from base.errors import DatabaseUnavailable, StorageFull
 from base.wire import Role
@@ -158,6 +159,7 @@ class Authentication:
         return self._any_key
 
     async def _delay(self, scope: Scope, key: str) -> None:
+        figures.refused("wrong_key")
         if self._waiting >= WAITING:
             return
         address = (scope.get("client") or ("unknown",))[0]

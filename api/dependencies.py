@@ -10,8 +10,10 @@ from fastapi import Depends, Request
 
 from api.audit import Auditor
 from api.auth import Authentication, Member, admin, member, operator
+from api.feed import Feed
 from api.inspections import Inspections
 from api.limits import Limiter
+from api.polls import Polls
 from api.references import References
 from api.registrations import Registrations
 from base.figures import Exchange
@@ -54,6 +56,8 @@ async def own_inspections(request: Request, caller: Caller) -> Inspections:
 InspectionsDep = Annotated[Inspections, Depends(own_inspections)]
 LimiterDep = Annotated[Limiter, _held("limiter")]
 RegistrationsDep = Annotated[Registrations, _held("registrations")]
+FeedDep = Annotated[Feed, _held("feed")]
+PollsDep = Annotated[Polls, _held("polls")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
 
 

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import (
+    MalformedBody,
     MalformedRequest,
     RequestTimeout,
     ServerError,
@@ -71,10 +72,10 @@ class Middleware:
             nonlocal started
             started = True
             if message["type"] == "http.response.start":
-                present = message.setdefault("headers", [])
+                present = list(message.get("headers", ()))
                 names = {name.lower() for name, _ in present}
-                present.append((b"x-request-id", request_id.encode()))
-                present += [(name, value) for name, value in _HEADERS if name not in names]
+                own = [(name, value) for name, value in _HEADERS if name not in names]
+                message["headers"] = [*present, (b"x-request-id", request_id.encode()), *own]
             await send(message)
 
         has_body = header.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in header
@@ -88,7 +89,8 @@ class Middleware:
         except ClientDisconnect:
             return
         except Exception as error:
-            await _refuse(error, scope, receive, send_with_headers, closes=has_body)
+            unread = has_body and not isinstance(error, MalformedBody)
+            await _refuse(error, scope, receive, send_with_headers, closes=unread)
             return
         try:
             if scope["method"] == "HEAD":
@@ -180,11 +182,14 @@ async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send, 
 def _check_header(scope: Scope, header: dict[bytes, bytes]) -> None:
     if len(header) < len(scope["headers"]) and sum(name == b"host" for name, _ in scope["headers"]) > 1:
         raise MalformedRequest("a request has one Host header")
-    encoding = header.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedEncoding(
-            f"Content-Encoding {clipped(encoding)!r} is not supported: send the bytes as they are"
-        )
+    if b"content-encoding" not in header:
+        return
+    for encoding in (
+        value.decode("latin-1").strip() for name, value in scope["headers"] if name == b"content-encoding"
+    ):
+        if encoding.lower() not in ("", "identity"):
+            text = f"Content-Encoding {clipped(encoding)!r} is not supported: send the bytes as they are"
+            raise UnsupportedEncoding(text)
 
 
 def _too_large() -> TooLarge:

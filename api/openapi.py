@@ -21,7 +21,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Cache-Control": ("How the answer may be kept.", _TEXT),
     "Content-Disposition": ("The name under which the file is saved.", _TEXT),
     "Content-Range": ("The bytes that are sent, and the size of the file.", _TEXT),
-    "ETag": ("The SHA-256 of the file in quotation marks; `If-None-Match` takes it.", _TEXT),
+    "ETag": ("Stands for this content, in quotation marks: of a file its SHA-256. `If-None-Match` takes it.", _TEXT),
     "Idempotent-Replayed": (
         "`true`: the key is known, and this is what the first request has made.",
         {"const": "true"},

@@ -475,8 +475,10 @@ def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
     that of the body."""
     place, *path = detail["loc"]
     steps = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
-    pointer = steps if place == "body" else "?" + steps.removeprefix("/")
     context = detail.get("ctx", {})
+    # A parameter that may be sent several times has a step for each value, which is no part of its name. A fault of
+    # several together names the one that is wrong.
+    pointer = steps if place == "body" else f"?{path[0] if path else context.get('parameter', '')}"
     bounds = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "expected": "{}"}
     allowed = next((text.format(context[key]) for key, text in bounds.items() if key in context), None)
     value = detail.get("input")

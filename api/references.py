@@ -35,8 +35,8 @@ from kdcore.spec.resolving import loaded_as
 from store import artifacts, jobs, projects, registry
 from store.database import Database
 from store.errors import NotFound
-from store.records import Job, PageQuery
-from store.registry import Entry, Registry
+from store.records import Job
+from store.registry import Entry, EntryQuery, Registry
 
 _OF_FILES = ("orientation", "skip_unreadable", "class_names", "encoding")
 """Options that have no meaning for built-in data sets."""
@@ -46,6 +46,9 @@ NO_OPTIONS = DataOptions()
 WAIT_S = 20.0
 """The longest wait for an inspection that counts no images yet; less than the 30 s after which clients give up."""
 POLL_S = 0.2
+
+COMPARED = 200
+"""The most names among which one that is like an unknown one is looked for: that takes 0.1 ms a name."""
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry)
@@ -263,7 +266,7 @@ class References:
 
     async def _names(self, kind: Registry[Any]) -> list[str]:
         """The newest registered names, among which a similar one is looked for."""
-        rows, _ = await self.db.read(kind.list_page, self.caller.project, PageQuery(limit=100))
+        rows, _ = await self.db.read(kind.list_page, self.caller.project, EntryQuery(limit=100))
         return [row.name for row in rows]
 
     async def _student_of(self, job_id: str) -> Target[ModelFacts]:
@@ -459,7 +462,8 @@ def _named(name: str, options: DataOptions, size_at: str = "/dataset/image_size"
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> ReferenceFault:
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    compared = names if len(names) <= COMPARED else [one for one in names if one[:1] == name[:1]][:COMPARED]
+    near = difflib.get_close_matches(name, compared, n=3, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ReferenceFault(f"there is no {kind} {name!r}{hint}", allowed=near or names[:20] or None, got=name)
 

@@ -56,6 +56,7 @@ class New(Protocol):
     """What the bodies of all registrations have."""
 
     name: str
+    labels: dict[str, str]
 
     def model_dump(self, *, mode: str, exclude_unset: bool) -> dict[str, Any]: ...
 
@@ -136,7 +137,7 @@ class Registrations:
         """
         self._inspections.inspector.require_room(kind.facts, asker)
         request = new.model_dump(mode="json", exclude_unset=True)
-        entry = NewEntry(project, new.name, digest, request)
+        entry = NewEntry(project, new.name, digest, request, dict(new.labels))
         made = made or Made()
         starts = self._inspections.inspector.is_free(kind.facts)
         row = await self._db.write(self._add, kind, entry, made)

@@ -25,6 +25,7 @@ from base.wire import (
     ArtifactView,
     AttemptView,
     InspectionProgress,
+    JobSummary,
     JobView,
     KeyView,
     Links,
@@ -40,12 +41,12 @@ from base.wire import (
 )
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, Preprocessing, Scheduling
-from kdcore.spec.job import ClassMap, ClassNames, Part
+from kdcore.spec.job import ClassMap, ClassNames, Labels, Part
 from kdcore.spec.vocabulary import few_unknown
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.keys import Key
-from store.records import Job
+from store.records import Job, ListedJob
 from store.registry import Dataset, Entry, Model
 from store.uploads import Upload
 from store.workers import Waiting, Worker
@@ -119,15 +120,41 @@ def job_view(job: Job, waiting: Waiting | None = None) -> dict[str, Any]:
     """Return the answer for a job. `waiting`: the reason why a queued job waits."""
     here = f"/v1/jobs/{job.id}"
     links = {name: f"{here}/{name}" for name in Links.__annotations__}
-    sender = None if job.created_by_name is None else {"key_id": job.created_by, "key_name": job.created_by_name}
     return view_of(
         JobView,
         job,
         allowed_actions=allowed_actions(job.status, job.requested),
-        created_by=sender,
+        created_by=_sender(job),
         queue_position=waiting.position if waiting else None,
         waiting=view_of(WaitingView, waiting) if waiting else None,
         links={**links, "self": here, "stream": f"{here}/events/stream"},
+    )
+
+
+def _sender(job: Job | ListedJob) -> dict[str, Any] | None:
+    return None if job.created_by_name is None else {"key_id": job.created_by, "key_name": job.created_by_name}
+
+
+LISTED_MESSAGE = 1000
+"""The length to which a list cuts the message of an error; the job itself has all of it."""
+
+
+def job_summary(job: ListedJob, waiting: Waiting | None = None) -> dict[str, Any]:
+    """Return a job's line in a list."""
+    error = job.error
+    if error is not None and len(error["message"]) > LISTED_MESSAGE:
+        error = {**error, "message": error["message"][:LISTED_MESSAGE] + "…"}
+    shown = {"dataset": None, "model": None, "teachers": [], "assistants": [], "students": [], **(job.summary or {})}
+    return view_of(
+        JobSummary,
+        job,
+        **shown,
+        created_by=_sender(job),
+        allowed_actions=allowed_actions(job.status, job.requested),
+        queue_position=waiting.position if waiting else None,
+        waiting=view_of(WaitingView, waiting) if waiting else None,
+        error=error,
+        warning_count=len(job.warnings),
     )
 
 
@@ -162,7 +189,12 @@ def dataset_view(dataset: Dataset) -> dict[str, Any]:
 
 def _registered(entry: Entry) -> dict[str, Any]:
     """Return the fields that are not the entry's own. An error before the last attempt is none of the client's."""
-    return {"blob": f"sha256:{entry.sha256}", "error": entry.error if entry.state == "refused" else None}
+    facts = entry.summary if entry.facts is None else entry.facts
+    return {
+        "blob": f"sha256:{entry.sha256}",
+        "facts": facts,
+        "error": entry.error if entry.state == "refused" else None,
+    }
 
 
 def key_view(key: Key) -> dict[str, Any]:
@@ -221,6 +253,7 @@ FACTS = "What the inspection found; null if the state is not `ready`."
 class ModelView(Schema):
     id: str
     name: str
+    labels: dict[str, str]
     blob: str
     state: RegistrationState = Field(description=STATE)
     progress: InspectionProgress | None
@@ -239,6 +272,7 @@ class MeasuredModelView(ModelView):
 class DatasetView(Schema):
     id: str | None = Field(description="Null for a built-in data set.")
     name: str
+    labels: dict[str, str]
     blob: str | None
     state: RegistrationState = Field(description=STATE)
     progress: InspectionProgress | None = Field(description="How far the inspection is; null before it counts.")
@@ -247,6 +281,47 @@ class DatasetView(Schema):
     warnings: list[WarningView]
     thumbnails: ThumbnailsView | None = Field(description="Some of its images. Null for a built-in data set.")
     created_at: Time | None
+
+
+class FactsSummary(Schema):
+    """The facts of a model or data set in a list: those that do not name each class."""
+
+    kind: str | None = None
+    labelled: bool | None = None
+    num_classes: int | None = None
+    channels: int | None = None
+    image_size: list[int | None] | None = Field(default=None, description="Height and width; null if any.")
+    train: int | None = None
+    test: int | None = None
+    validation: int | None = None
+    test_carved: bool | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    format: str | None = None
+    batch: int | str | None = None
+    outputs: str | None = None
+
+
+LISTED_FACTS = "Null if the state is not `ready`. With `view=full` all facts."
+
+
+class ListedModelView(ModelView):
+    """A model in a list. `view=full` has all facts."""
+
+    facts: FactsSummary | ProgramFacts | ModelFacts | None = Field(description=LISTED_FACTS)  # type: ignore[assignment]
+
+
+class ListedDatasetView(DatasetView):
+    """A data set in a list. `view=full` has all facts."""
+
+    facts: FactsSummary | DatasetFacts | None = Field(description=LISTED_FACTS)  # type: ignore[assignment]
+
+
+class Relabel(Schema):
+    """New labels, in the place of all that there are."""
+
+    labels: Labels
 
 
 class Retry(Schema):
@@ -286,6 +361,7 @@ class NewModel(Schema):
 
     name: Name
     blob: BlobDigest
+    labels: Labels = Field(default={})
     architecture: Annotated[str, Text(200)] | None = Field(
         default=None,
         description="A name of GET /v1/architectures, or timm/<name>. Default: that of the file's metadata, else the "
@@ -333,6 +409,7 @@ class NewEvaluation(Schema):
         "teacher's in the spec of a job.",
     )
     name: Title | None = Field(default=None, description="A name for the job.")
+    labels: Labels = Field(default={})
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
     scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
@@ -345,4 +422,5 @@ class NewDataset(DataOptions):
 
     name: Name
     blob: BlobDigest
+    labels: Labels = Field(default={})
     strict: bool = Field(default=False, description=STRICT)

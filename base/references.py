@@ -10,7 +10,9 @@ FILE = "file:"
 """The prefix of references to local files, by path. A service opens none."""
 JOB = "job:"
 """The prefix of references to the student of a job, by the job's id."""
-REFERENCE_PREFIXES = ("model:", JOB, BLOB, "weights:", FILE)
+MODEL = "model:"
+"""The prefix of references to registered models, by name or id."""
+REFERENCE_PREFIXES = (MODEL, JOB, BLOB, "weights:", FILE)
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 STUDENT_FILE = "student.safetensors"

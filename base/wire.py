@@ -226,9 +226,11 @@ class JobView(View):
     """`distillation` trains a student; `evaluation` measures a registered model on test images."""
     method: str
     """The names of its methods, as in kd+attention; `evaluation` for a job of that kind."""
+    labels: dict[str, str]
+    """Those of the spec, or the ones that were set later."""
     progress: Annotated[Progress, AnyFields] | None
     queue_position: int | None
-    """1 is next. Null unless the job is queued and due."""
+    """1 is next. Null unless the job is queued and due, and for one that is behind more than 1,000 others."""
     waiting: WaitingView | None
     """The reason why it has not started. Null unless it is queued."""
     priority: int
@@ -257,12 +259,78 @@ class JobView(View):
     links: Links
 
 
-class JobFilters(TypedDict, total=False):
-    """The filters of a list of jobs, as a client sends them. `store.jobs.JobQuery` applies them."""
+class Figures(View):
+    """The main figures of a job's result. Null is what was not measured."""
 
-    status: str | None
+    accuracy: float | None
+    """Of the student; of an evaluation, of the model."""
+    parameters: int | None
+    bytes: int | None
+    gain: float | None
+    teacher_accuracy: float | None
+    alone_accuracy: float | None
+    """Of the student alone."""
+    seconds: float | None
+
+
+class JobSummary(View):
+    """A job in a list: without its specs, its result and its warnings, which `view=full` adds."""
+
+    id: str
+    name: str | None
+    status: Status
+    phase: str | None
+    requested: Literal["cancel", "pause"] | None
+    allowed_actions: list[str]
+    kind: Kind
+    method: str
+    labels: dict[str, str]
+    dataset: str | None
+    """As the spec names it."""
+    teachers: list[str]
+    """Their architectures, or the references to their files where these are not known; the first few."""
+    assistants: list[str]
+    students: list[str]
+    model: str | None
+    """What an evaluation measures, by the name that was sent."""
+    created_by: SenderView | None
+    progress: Annotated[Progress, AnyFields] | None
+    queue_position: int | None
+    waiting: WaitingView | None
+    priority: int
+    not_before: Time | None
+    deadline_at: Time | None
+    attempts_without_progress: int
+    max_attempts: int
+    checkpoint_step: int | None
+    figures: Figures | None
+    """Null before it has succeeded."""
+    error: ErrorView | None
+    warning_count: int
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+
+
+class JobFilters(TypedDict, total=False):
+    """The filters of a list of jobs, as a client sends them. `store.jobs.JobQuery` applies them: a job is listed if it
+    matches all."""
+
+    status: str | list[str] | None
     kind: str | None
     method: str | None
+    name: str | None
+    """The beginning of its name."""
+    labels: list[str] | None
+    """`name:value` each, or a `name` with any value."""
+    dataset: str | None
+    teacher: str | None
+    student: str | None
+    model: str | None
+    sender: str | None
+    created_after: str | None
+    created_before: str | None
+    sort: str | None
 
 
 class AttemptView(View):
@@ -446,6 +514,7 @@ class Registered(TypedDict):
     """What registered models and data sets have."""
 
     name: str
+    labels: dict[str, str]
     state: RegistrationState
     progress: InspectionProgress | None
     error: RefusalView | None

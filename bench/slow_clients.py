@@ -52,12 +52,12 @@ def main() -> int:
     parser.add_argument("--url")
     parser.add_argument("--attack", nargs=3, metavar=("KIND", "ADDRESS", "NUMBER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    exit_on_sigterm()
     raise_descriptor_limit()
     if arguments.attack:
         kind, address, number = arguments.attack
         asyncio.run(_attack(kind, address, int(number)))
         return 0
+    exit_on_sigterm()
     numbers = {"slow": arguments.connections, "headers": 8, "bodies": 4, "streams": arguments.streams}
     with tempfile.TemporaryDirectory() as folder, _service(arguments.url, Path(folder)) as url:
         slowest = {kind: _measure(kind, url, numbers.get(kind, 0), arguments.seconds) for kind in arguments.only}

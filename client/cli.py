@@ -21,13 +21,15 @@ from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
 from base.references import STUDENT_FILE
-from base.wire import JobView, NewKeyView, Registered, Role, WarningView
+from base.wire import JobFilters, JobView, NewKeyView, Registered, Role, WarningView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
 from client.sdk import Distillery
 from client.spec import (
     Spec,
+    label_filters,
+    labels_of,
     parse_duration,
     parse_methods,
     parse_numbers,
@@ -94,6 +96,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer
 NameOrId = Annotated[str, typer.Argument(help="Name or id.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A warning is an error: nothing is registered.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the inspection.")]
+ListLabels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="Only with this label, or a NAME. Repeat it.")
+]
+NewLabels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="A label to find it by. Repeat it.")
+]
 FileName = Annotated[str | None, typer.Option("--name", help="Default: the file's name.")]
 
 
@@ -205,6 +213,7 @@ def submit(
     seed: Annotated[int | None, typer.Option()] = None,
     baseline: Annotated[str | None, typer.Option(help="none, train or job:<id>.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
+    label: NewLabels = None,
     priority: Annotated[
         int | None, typer.Option(help="-100 to 100; a job with a higher priority starts first. Default: 0.")
     ] = None,
@@ -245,6 +254,7 @@ def submit(
         "beta": beta,
         "baseline": baseline,
         "name": name,
+        "labels": {**fields.get("labels", {}), **labels_of(label)} if label else None,
         "strict": True if strict else None,
     }
     fields.update({field: value for field, value in flags.items() if value is not None})
@@ -302,15 +312,36 @@ def _validate(distillery: Distillery, spec: Spec, as_json: bool) -> None:
 @app.command("list")
 def list_jobs(
     context: typer.Context,
-    status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled. Repeat it.")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="distillation or evaluation. Default: all.")] = None,
     method: Annotated[str | None, typer.Option(help="Jobs of this method; a sum is written as kd+dkd.")] = None,
+    name: Annotated[str | None, typer.Option(help="The beginning of the name.")] = None,
+    label: ListLabels = None,
+    dataset: Annotated[str | None, typer.Option(help="As the spec names it, or sha256:<hex>.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Its name, architecture, or sha256:<hex>.")] = None,
+    student: Annotated[str | None, typer.Option(help="Its architecture.")] = None,
+    sender: Annotated[str | None, typer.Option(help="The key that submitted it, by name or id.")] = None,
+    created_after: Annotated[str | None, typer.Option(metavar="TIME", help="From then on: 2026-01-31T08:00Z.")] = None,
+    created_before: Annotated[str | None, typer.Option(metavar="TIME", help="Before then.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="created_at, finished_at, name or accuracy; with a - before it descending (--sort=-accuracy)."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The largest number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first. Filters combine."""
     distillery: Distillery = context.obj
-    jobs = islice(distillery.jobs(status=status, kind=kind, method=method, limit=min(limit, 100)), limit)
+    filters: JobFilters = {
+        **{"status": status, "kind": kind, "method": method, "name": name, "labels": label_filters(label)},
+        **{"dataset": dataset, "teacher": teacher, "student": student, "sender": sender},
+        **{"created_after": created_after, "created_before": created_before, "sort": sort},
+    }
+    jobs = islice(distillery.jobs(limit=min(limit, 100), **filters), limit)
     print_list(list(jobs), as_json, tables.job_table, "no jobs yet: distillery submit --help")
 
 
@@ -441,10 +472,10 @@ def download(
 
 
 @models_app.callback()
-def list_models(context: typer.Context, as_json: AsJson = False) -> None:
+def list_models(context: typer.Context, label: ListLabels = None, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
         none_yet = "no models yet: distillery models add FILE --architecture resnet56"
-        models = list(context.obj.models())
+        models = list(context.obj.models(labels=label_filters(label) or ()))
         print_list(models, as_json, tables.model_table, none_yet)
         for model in models:
             _print_doubts(model)
@@ -484,6 +515,7 @@ def add_model(
         bool | None,
         typer.Option("--averaged/--raw", help="Of a file with both: the averaged weights (EMA), or the raw ones."),
     ] = None,
+    label: NewLabels = None,
     strict: Strict = False,
     no_wait: NoWait = False,
 ) -> None:
@@ -505,6 +537,7 @@ def add_model(
             image_size=image_size,
             part=part,
             averaged=averaged,
+            labels=labels_of(label) if label else None,
             strict=strict,
             wait=not no_wait,
             on_progress=bars.add(file.name),
@@ -554,6 +587,35 @@ def evaluate_model(
     raise typer.Exit(0 if job["status"] == "succeeded" else 1)
 
 
+@app.command()
+def label(
+    context: typer.Context,
+    row: Annotated[
+        str, typer.Argument(metavar="JOB", help="A job's id; model:NAME or dataset:NAME of a registration.")
+    ],
+    labels: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME=VALUE", help="All labels that it is to have. None: no labels.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the labels of a job, a model or a data set."""
+    distillery: Distillery = context.obj
+    kind, colon, name = row.partition(":")
+    given = labels_of(labels)
+    if not colon:
+        changed: Any = distillery.label_job(row, given)
+    elif kind in ("model", "dataset"):
+        changed = (distillery.label_model if kind == "model" else distillery.label_dataset)(name, given)
+    else:
+        raise InvalidInput(f"{row!r}: a job's id, model:NAME or dataset:NAME belongs here")
+    if as_json:
+        print_json(changed)
+    else:
+        typer.echo(
+            f"{row}  " + (" ".join(f"{name}={value}" for name, value in changed["labels"].items()) or "no labels")
+        )
+
+
 @models_app.command("remove")
 def remove_model(context: typer.Context, name: NameOrId) -> None:
     """Remove a teacher. Accepted jobs keep its file."""
@@ -562,9 +624,9 @@ def remove_model(context: typer.Context, name: NameOrId) -> None:
 
 
 @datasets_app.callback()
-def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+def list_datasets(context: typer.Context, label: ListLabels = None, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
-        datasets = list(context.obj.datasets())
+        datasets = list(context.obj.datasets(labels=label_filters(label) or ()))
         print_list(datasets, as_json, tables.dataset_table, "no data sets")
         for dataset in datasets:
             _print_doubts(dataset)
@@ -593,6 +655,7 @@ def add_dataset(
     encoding: Annotated[
         str | None, typer.Option(help="Of names in an archive that are not UTF-8, such as cp932.")
     ] = None,
+    label: NewLabels = None,
     strict: Strict = False,
     no_wait: NoWait = False,
 ) -> None:
@@ -604,6 +667,7 @@ def add_dataset(
         "interpolation": interpolation,
         "channels": channels,
         "orientation": orientation,
+        "labels": labels_of(label) if label else None,
         "skip_unreadable": skip_unreadable or None,
         "limit": limit,
         "encoding": encoding,

@@ -29,6 +29,7 @@ from base.wire import (
     Dataset,
     EventView,
     JobFilters,
+    JobSummary,
     JobView,
     KeyView,
     LimitsView,
@@ -117,11 +118,26 @@ class Distillery:
         job: JobView = self.connection.json("GET", f"/v1/jobs/{job_id}")
         return job
 
-    def jobs(self, *, limit: int = 100, **filters: Unpack[JobFilters]) -> Iterator[JobView]:
-        """Yield all jobs, newest first. `limit` is the size of the pages, which are fetched as needed."""
+    def jobs(self, *, limit: int = 100, **filters: Unpack[JobFilters]) -> Iterator[JobSummary]:
+        """Yield the jobs that match all filters, newest first, or as `sort` says, without specs and results.
+
+        `limit` is the size of the pages, which are fetched as needed. `full_jobs` yields whole jobs.
+        """
+        return self._jobs(limit, filters)
+
+    def full_jobs(self, *, limit: int = 100, **filters: Unpack[JobFilters]) -> Iterator[JobView]:
+        """Yield whole jobs, as `job` returns one; see `jobs`."""
+        return self._jobs(limit, filters, view="full")
+
+    def label_job(self, job_id: str, labels: Mapping[str, str]) -> JobView:
+        """Replace the labels of a job."""
+        job: JobView = self.connection.json("PATCH", f"/v1/jobs/{job_id}", json={"labels": dict(labels)})
+        return job
+
+    def _jobs(self, limit: int, filters: Mapping[str, Any], **more: str) -> Iterator[Any]:
         if unknown := filters.keys() - JobFilters.__annotations__.keys():
             raise TypeError(f"jobs() has no filter {', '.join(sorted(unknown))}")
-        return self._pages("/v1/jobs", limit=limit, **filters)
+        return self._pages("/v1/jobs", limit=limit, **more, **filters)
 
     def cancel(self, job_id: str) -> JobView:
         """Cancel a job. A running job becomes `cancelled` when its process has ended: `wait` for that."""
@@ -249,6 +265,7 @@ class Distillery:
         image_size: int | None = None,
         part: str | None = None,
         averaged: bool | None = None,
+        labels: Mapping[str, str] | None = None,
         strict: bool = False,
         wait: bool = True,
         on_progress: OnProgress | None = None,
@@ -272,6 +289,7 @@ class Distillery:
             "image_size": image_size,
             "part": part,
             "averaged": averaged,
+            "labels": None if labels is None else dict(labels),
             "strict": strict or None,
         }
         model: Model = self._register("/v1/models", _without_none(body))
@@ -317,8 +335,15 @@ class Distillery:
         waited: Dataset = self._inspected("/v1/datasets", dataset, on_progress)
         return waited
 
-    def models(self) -> Iterator[Model]:
-        return self._pages("/v1/models", limit=100)
+    def models(self, *, labels: Sequence[str] = (), full: bool = False) -> Iterator[Model]:
+        """Yield the registered models, newest first, with the main facts, or all with `full`. `labels` are `name:value`
+        or names, which must all match."""
+        return self._registered("/v1/models", labels, full)
+
+    def label_model(self, name_or_id: str, labels: Mapping[str, str]) -> Model:
+        """Replace the labels of a model."""
+        model: Model = self.connection.json("PATCH", f"/v1/models/{name_or_id}", json={"labels": dict(labels)})
+        return model
 
     def model(self, name_or_id: str) -> MeasuredModel:
         model: MeasuredModel = self.connection.json("GET", f"/v1/models/{name_or_id}")
@@ -353,12 +378,21 @@ class Distillery:
         job: JobView = self.connection.json("POST", path, json=_without_none(body), headers=headers, idempotent=True)
         return job
 
-    def evaluations(self, name_or_id: str) -> Iterator[JobView]:
-        """Yield the evaluations of a registered model, newest first."""
+    def evaluations(self, name_or_id: str) -> Iterator[JobSummary]:
+        """Yield the evaluations of a registered model, newest first, without their results."""
         return self._pages(f"/v1/models/{name_or_id}/evaluations", limit=100)
 
-    def datasets(self) -> Iterator[Dataset]:
-        return self._pages("/v1/datasets", limit=100)
+    def datasets(self, *, labels: Sequence[str] = (), full: bool = False) -> Iterator[Dataset]:
+        """Yield the registered data sets, newest first, then the built-in ones; see `models`."""
+        return self._registered("/v1/datasets", labels, full)
+
+    def label_dataset(self, name_or_id: str, labels: Mapping[str, str]) -> Dataset:
+        """Replace the labels of a data set."""
+        dataset: Dataset = self.connection.json("PATCH", f"/v1/datasets/{name_or_id}", json={"labels": dict(labels)})
+        return dataset
+
+    def _registered(self, path: str, labels: Sequence[str], full: bool) -> Iterator[Any]:
+        return self._pages(path, limit=100, labels=list(labels) or None, view="full" if full else None)
 
     def dataset(self, name_or_id: str) -> Dataset:
         dataset: Dataset = self.connection.json("GET", f"/v1/datasets/{name_or_id}")

@@ -68,6 +68,22 @@ def read_spec(path: str) -> Spec:
     return spec
 
 
+def labels_of(given: Sequence[str] | None) -> dict[str, str]:
+    """Return the labels of flags such as `team=vision`. Raises InvalidInput."""
+    labels = {}
+    for one in given or ():
+        name, equals, value = one.partition("=")
+        if not name or not equals:
+            raise InvalidInput(f"label {one!r}: write it as name=value, such as team=vision")
+        labels[name] = value
+    return labels
+
+
+def label_filters(given: Sequence[str] | None) -> list[str] | None:
+    """Return the filters of flags such as `team=vision`, or `team` for any value, as the service takes them."""
+    return [one.replace("=", ":", 1) for one in given] if given else None
+
+
 def set_field(spec: Spec, setting: str) -> None:
     """Set one field by its path: `training.batch_size=64`. A value that is not valid JSON is text.
 

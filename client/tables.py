@@ -18,6 +18,7 @@ from base.wire import (
     Dataset,
     Estimate,
     Evaluation,
+    JobSummary,
     JobView,
     KeyView,
     LimitsView,
@@ -66,12 +67,17 @@ def _add_row(table: Table, *cells: object) -> None:
 # Jobs
 
 
-def job_table(jobs: Iterable[JobView]) -> Table:
-    columns = ("id", "status", "accuracy", "age", "method", "name")
-    table = _table(*columns, right=("accuracy",), unbroken=columns[:-1])
-    for job in jobs:
+def job_table(jobs: Iterable[JobSummary]) -> Table:
+    """Return the table of a list. The labels have a column if any of the jobs has one."""
+    listed = list(jobs)
+    labelled = any(job.get("labels") for job in listed)
+    columns = ("id", "status", "accuracy", "age", "method", *(("labels",) if labelled else ()), "name")
+    table = _table(*columns, right=("accuracy",), unbroken=("id", "status", "accuracy", "age", "method"))
+    for job in listed:
+        accuracy = "" if job["figures"] is None else percent([job["figures"]["accuracy"]])
+        labels = (_fact_text(job["labels"]),) if labelled else ()
         _add_row(
-            table, job["id"], status_text(job), accuracy_text(job), age(job["created_at"]), job["method"], job["name"]
+            table, job["id"], status_text(job), accuracy, age(job["created_at"]), job["method"], *labels, job["name"]
         )
     return table
 
@@ -84,7 +90,7 @@ def accuracy_text(job: JobView) -> str:
     return percent([measured["accuracy"]])
 
 
-def status_text(job: JobView) -> Text:
+def status_text(job: JobView | JobSummary) -> Text:
     """Return the status, with the reason of a wait, the error, the progress and the requested action."""
     text: str = job["status"]
     if job["waiting"] is not None:

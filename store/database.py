@@ -2,23 +2,27 @@
 
                  SQLite                                         PostgreSQL
     read         at once, on the caller's event loop            asyncpg, through run_sync
+    scan         in a thread                                    as read
     write        one writer thread, BEGIN IMMEDIATE             asyncpg, through run_sync
     connect      a read-only connection                         psycopg
     begin        BEGIN IMMEDIATE                                psycopg
 
-A reader of SQLite's write-ahead log never waits, so reading on the event loop is safe as long as the connection cannot
-write; and one writer thread answers sooner than many that contend for one lock.
+A reader of SQLite's write-ahead log never waits, so reading a few rows by their keys on the event loop is safe as long
+as the connection cannot write. What takes longer, such as a list, is a `scan`. One writer thread answers sooner than
+many that contend for one lock.
 """
 
 import asyncio
 import fcntl
+import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
@@ -38,15 +42,17 @@ T = TypeVar("T")
 
 BUSY_S = 10
 """The longest time that a SQLite writer waits for its turn."""
+SCANS = 4
+"""The scans of SQLite that run at the same time."""
 CONNECT_S = 5
 ANSWER_S = 12
 """The longest total time that a coroutine waits for PostgreSQL; longer than the statement timeout."""
 
 
 class Database:
-    """One database, for coroutines (`read`, `write`) and for threads (`connect`, `begin`).
+    """One database, for coroutines (`read`, `scan`, `write`) and for threads (`connect`, `begin`).
 
-    All four raise DatabaseUnavailable if it cannot be reached, and StorageFull if its disk is full.
+    All five raise DatabaseUnavailable if it cannot be reached, and StorageFull if its disk is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -63,6 +69,38 @@ class Database:
         with translated_errors(OSError):
             async with asyncio.timeout(ANSWER_S), self._asynchronous.connect() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
+
+    async def fetch(self, statement: str, value: str) -> Sequence[Any] | None:
+        """Return the row of a SELECT by its key, which stands for `{}` in the statement; None if there is none.
+
+        It goes to the driver itself: SQLAlchemy takes several times as long as so short a read. None also if the
+        database cannot answer: the caller then reads in another way, which says why.
+        """
+        if self.is_sqlite:
+            try:
+                row: Sequence[Any] | None = self._fetcher.execute(statement.format("?"), (value,)).fetchone()
+            except sqlite3.Error:
+                return None
+            return row
+        import asyncpg  # workers need none
+
+        try:
+            async with asyncio.timeout(CONNECT_S), self._fetchers.acquire() as connection:
+                found: Sequence[Any] | None = await connection.fetchrow(statement.format("$1"), value)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return None
+        return found
+
+    async def scan(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a store function that reads many rows, or large ones."""
+        if not self.is_sqlite:
+            return await self.read(function, *args, **kwargs)
+
+        def read() -> T:
+            with self.connect() as connection:
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._scanner_threads, read)
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a store function in a transaction of its own, which is committed when this returns."""
@@ -91,11 +129,17 @@ class Database:
         # End the thread first: its remaining writes would open a connection again.
         if "_writer_thread" in self.__dict__:
             self.__dict__.pop("_writer_thread").shutdown()
+        if "_fetcher" in self.__dict__:
+            self.__dict__.pop("_fetcher").close()
+        if "_scanner_threads" in self.__dict__:
+            self.__dict__.pop("_scanner_threads").shutdown()
         for name in ("_readers", "_writers"):
             if name in self.__dict__:
                 self.__dict__.pop(name).dispose()
 
     async def close(self) -> None:
+        if "_fetchers" in self.__dict__:
+            self.__dict__.pop("_fetchers").terminate()
         if "_asynchronous" in self.__dict__:
             await self.__dict__.pop("_asynchronous").dispose()
         self.dispose()
@@ -112,6 +156,22 @@ class Database:
     @cached_property
     def _writer_thread(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix="database-writer")
+
+    @cached_property
+    def _scanner_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=SCANS, thread_name_prefix="database-scanner")
+
+    @cached_property
+    def _fetcher(self) -> sqlite3.Connection:
+        # It makes no file where there is none.
+        path = f"file:{quote(str(self.url.database))}?mode=rw"
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    @cached_property
+    def _fetchers(self) -> "_LazyPool":
+        return _LazyPool(self.url)
 
     @cached_property
     def _writers(self) -> Engine:
@@ -255,6 +315,39 @@ def _postgres_async_engine(url: URL) -> AsyncEngine:
         pool_pre_ping=True,
         **JSON_CODEC,
     )
+
+
+class _LazyPool:
+    """asyncpg's own pool of one event loop, made with the first connection."""
+
+    def __init__(self, url: URL) -> None:
+        self._url = url.set(drivername="postgresql")
+        self._pool: Any = None
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Any]:
+        if self._pool is None:
+            import asyncpg
+
+            self._pool = asyncpg.create_pool(
+                self._url.render_as_string(hide_password=False),
+                min_size=0,
+                max_size=10,
+                timeout=CONNECT_S,
+                command_timeout=CONNECT_S,
+                server_settings=POSTGRES_LIMITS,
+                reset=_keep_session,
+            )
+        async with (await self._pool).acquire() as connection:
+            yield connection
+
+    def terminate(self) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+
+
+async def _keep_session(connection: Any) -> None:
+    """Leave a connection as it is: a single SELECT changes nothing that would have to be reset."""
 
 
 # ── migration ──

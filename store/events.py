@@ -4,7 +4,7 @@ Every change of a job takes the next number in its own UPDATE (`update_job`) and
 (`append_event`). So a job's events have no gap, no duplicate number, and no event of an attempt that has lost the job.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,9 @@ _AFTER = (
     .order_by(job_events.c.seq)
     .limit(bindparam("limit", type_=Integer))
 )
+_NEWEST = select(jobs.c.id, jobs.c.event_seq).where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+IDS_AT_ONCE = 500
+"""The ids in one query: SQLite takes a bounded number of parameters."""
 
 
 def update_job(connection: Connection, where: ColumnElement[bool], **values: Any) -> Job | None:
@@ -75,6 +78,15 @@ def append_finding(connection: Connection, job_id: str, fence: int, type: str, d
     if job is None:
         raise LeaseLost(job_id, fence)
     append_event(connection, job, type, **data)
+
+
+def newest_numbers(connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of the newest events of these jobs. Jobs that are gone are left out."""
+    found: dict[str, int] = {}
+    for start in range(0, len(job_ids), IDS_AT_ONCE):
+        some = job_ids[start : start + IDS_AT_ONCE]
+        found |= {id: seq for id, seq in connection.execute(_NEWEST, {"ids": some})}
+    return found
 
 
 def list_events(connection: Connection, job_id: str, seq: int, limit: int) -> list[Event]:

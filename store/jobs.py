@@ -1,29 +1,44 @@
 """The actions of clients: submit, find, cancel, pause, resume, retry, delete. `lifecycle` has those of workers."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, insert, or_, select
+from pydantic import BeforeValidator, Field
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, insert, or_, select, update
 from sqlalchemy import delete as delete_from
 
 from base.failpoints import failpoint
 from base.jobs import TERMINAL, Kind, Status, allowed_actions
-from base.references import BLOB, blobs_in
-from base.text import Text
+from base.references import blobs_in
+from base.text import LIKE_AN_ID, Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
 from store import idempotency, limits, projects
 from store.errors import ActionNotAllowed, NotFound
 from store.events import append_event, update_job
 from store.idempotency import Once
 from store.limits import Room
-from store.records import JOB_COLUMNS, Job, NewJob, PageQuery, as_record, database_now, new_id, read_page
-from store.tables import checkpoints, jobs, metrics
+from store.lists import VALUE, Filter, Order, Rows, facets_of, may_match, page_of_ids, put_facets, within_bytes
+from store.records import (
+    JOB_COLUMNS,
+    Job,
+    LabelledQuery,
+    ListedJob,
+    Moment,
+    NewJob,
+    as_record,
+    columns,
+    database_now,
+    new_id,
+)
+from store.tables import checkpoints, job_facets, jobs, metrics
 from store.teachers import append_change, await_teachers, lock_awaited, take_students, waits_for_teacher
 
 T = TypeVar("T")
+
+Value = Annotated[str, Text(VALUE)]
+NAMED = "As the spec names it, by its name or id,"
 
 _ACTION_OF = {"cancelled": "cancel", "paused": "pause"}
 """The action that leads to a status."""
@@ -61,6 +76,7 @@ def submit(
         .returning(*JOB_COLUMNS)
     )
     job = as_record(Job, connection.execute(row).one())
+    put_facets(connection, job_facets, job, facets_of(job.spec, job.resolved_spec))
     append_event(connection, replace(job, event_seq=1), "queued")
     for seq, warning in enumerate(new.warnings, 2):
         append_event(connection, replace(job, event_seq=seq), "warning", **warning)
@@ -95,49 +111,113 @@ def read_of_job(connection: Connection, job_id: str, project: str, read: Callabl
     return read(connection, job_id, *args)
 
 
-class JobQuery(PageQuery):
-    """The page and the filters of a list of jobs, as query parameters. A filter is a field and a condition."""
+ORDERS = ("created_at", "finished_at", "name", "accuracy")
+"""Each has an index that begins with the project and this column."""
+OrderName = Literal[
+    "-created_at", "created_at", "-finished_at", "finished_at", "name", "-name", "-accuracy", "accuracy"
+]
 
-    status: Status | None = None
+
+def _split(given: Any) -> Any:
+    """Return the values of a parameter that is sent several times, or once with commas."""
+    several = [given] if isinstance(given, str) else given
+    return [part for one in several for part in one.split(",")] if isinstance(several, list) else given
+
+
+class JobQuery(LabelledQuery):
+    """The page and the filters of a list of jobs, as query parameters. A filter is a field and a condition. Filters
+    combine: a job is listed if it matches all."""
+
+    status: Annotated[list[Status], BeforeValidator(_split)] = Field(
+        default=[], max_length=6, description="One of these, sent several times or with commas."
+    )
     kind: Kind | None = Field(default=None, description="Default: jobs of all kinds.")
-    method: Annotated[str, Text(100, min_length=0)] | None = None
+    method: Value | None = Field(default=None, description="A sum by all its methods: kd+dkd.")
+    name: Value | None = Field(default=None, description="The beginning of the name.")
+    dataset: Value | None = Field(default=None, description=f"{NAMED} or sha256:<hex>.")
+    teacher: Value | None = Field(default=None, description=f"{NAMED} an architecture, job:<id> or sha256:<hex>.")
+    student: Value | None = Field(default=None, description="An architecture, or the checkpoint that it started from.")
+    model: Value | None = Field(default=None, description="Of evaluations: the model, by its name or sha256:<hex>.")
+    sender: Value | None = Field(default=None, description="The key that submitted it, by its name or id.")
+    created_after: Moment | None = Field(default=None, description="ISO 8601 with an offset: from this moment on.")
+    created_before: Moment | None = Field(default=None, description="ISO 8601 with an offset: before this moment.")
+    sort: OrderName = Field(
+        default="-created_at", description="`-` is descending. Jobs without a value come last, in both directions."
+    )
+    view: Literal["summary", "full"] = Field(
+        default="summary",
+        description="full: with specs, results and warnings. A page then ends early after some megabytes of them.",
+    )
 
-    def conditions(self) -> Iterator[ColumnElement[bool]]:
-        if self.status is not None:
-            yield jobs.c.status == self.status
+    @property
+    def order(self) -> Order:
+        return Order.named(self.sort)
+
+    def filters(self, project: str) -> Iterator[Filter]:
+        rows = Rows(jobs, job_facets, project)
+        if self.status:
+            yield rows.where("status", lambda status: status.in_(self.status))
         if self.kind is not None:
-            yield jobs.c.kind == self.kind
+            yield rows.where("kind", lambda kind: kind == self.kind)
         if self.method is not None:
-            yield jobs.c.method == self.method
+            yield rows.where("method", lambda method: method == self.method)
+        if self.name is not None:
+            yield rows.starting("name", self.name)
+        yield from rows.with_labels(self.labels)
+        for facet in ("dataset", "teacher", "student", "model"):
+            if (value := getattr(self, facet)) is not None:
+                yield rows.with_facet(facet, value)
+        if self.sender is not None:
+            by = "created_by" if LIKE_AN_ID.fullmatch(self.sender) else "created_by_name"
+            yield rows.where(by, lambda key: key == self.sender)
+        if self.created_after is not None:
+            since = self.created_after.timestamp()
+            yield rows.where("created_at", lambda at: at >= since)
+        if self.created_before is not None:
+            until = self.created_before.timestamp()
+            yield rows.where("created_at", lambda at: at < until)
 
 
-def list_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[list[Job], str | None]:
-    """Return a page of jobs, newest first, and the `after` of the next page, None at the end."""
-    return read_page(connection, jobs, Job, query, jobs.c.project == project, *query.conditions())
+def list_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[list[ListedJob], str | None]:
+    """Return a page of jobs, and the `after` of the next page, None at the end."""
+    rows = Rows(jobs, job_facets, project)
+    filters = tuple(query.filters(project))
+    ids, following = page_of_ids(connection, rows, filters, query.order, query.after, query.limit)
+    return _in_order(connection, ListedJob, ids), following
 
 
-def list_evaluations(
-    connection: Connection, project: str, model_sha256: str, query: PageQuery
-) -> tuple[list[Job], str | None]:
-    """Return a page of the evaluations of a model's bytes, under any name, newest first; see `list_jobs`."""
-    return read_page(connection, jobs, Job, query, *_measures(project, model_sha256))
+def may_list(connection: Connection, project: str, query: JobQuery) -> bool:
+    """Return False if it is known at once that the list is empty."""
+    return may_match(connection, tuple(query.filters(project)))
+
+
+def list_full_jobs(connection: Connection, project: str, query: JobQuery) -> tuple[list[Job], str | None]:
+    """Return a page of whole jobs, which ends after some megabytes; see `list_jobs`."""
+    rows = Rows(jobs, job_facets, project)
+    filters = tuple(query.filters(project))
+    ids, following = page_of_ids(connection, rows, filters, query.order, query.after, query.limit)
+    fitting = within_bytes(connection, jobs, (jobs.c.spec, jobs.c.resolved_spec, jobs.c.result), ids)
+    found = _in_order(connection, Job, fitting)
+    if found and len(fitting) < len(ids):
+        following = query.order.cursor(getattr(found[-1], query.order.column), found[-1].id)
+    return found, following
+
+
+def _in_order(connection: Connection, record: type[T], ids: Sequence[str]) -> list[T]:
+    """Return the jobs of these ids, in their order."""
+    found = connection.execute(select(jobs.c.id.label("key"), *columns(jobs, record)).where(jobs.c.id.in_(ids)))
+    by_id = {row[0]: record(*row[1:]) for row in found} if ids else {}
+    return [by_id[id] for id in ids if id in by_id]
 
 
 def newest_evaluations(connection: Connection, project: str, model_sha256: str) -> list[Job]:
     """Return the newest evaluation that succeeded for each data set, by its bytes and options, newest first."""
-    conditions = (*_measures(project, model_sha256), jobs.c.status == "succeeded")
-    rows, _following = read_page(connection, jobs, Job, PageQuery(limit=100), *conditions)
+    of_model = JobQuery(kind="evaluation", model=f"sha256:{model_sha256}", status=["succeeded"], limit=100)
+    rows, _following = list_full_jobs(connection, project, of_model)
     newest: dict[str, Job] = {}
     for job in rows:
         newest.setdefault(json.dumps(job.resolved_spec["dataset"], sort_keys=True), job)
     return list(newest.values())
-
-
-def _measures(project: str, model_sha256: str) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions of the evaluations of a model's bytes."""
-    model = jobs.c.resolved_spec["model"]
-    measured = or_(*(model[field].as_string() == BLOB + model_sha256 for field in ("checkpoint", "program")))
-    return jobs.c.project == project, jobs.c.kind == "evaluation", measured
 
 
 def count_by_status(connection: Connection, project: str | None = None) -> dict[str, int]:
@@ -238,6 +318,17 @@ def retry(
             connection.execute(delete_from(table).where(table.c.job_id == job_id))
     append_event(connection, job, "retried", **{"from": "scratch" if from_scratch else "checkpoint"})
     return take_students(connection, job)
+
+
+def relabel(connection: Connection, job_id: str, labels: dict[str, str], project: str | None = None) -> Job:
+    """Replace the labels of a job, in any status. Its specs stay as they are."""
+    changed = update(jobs).where(_is(job_id, project)).values(labels=labels).returning(*JOB_COLUMNS)
+    row = connection.execute(changed).one_or_none()
+    if row is None:
+        raise NotFound("job", job_id)
+    job = as_record(Job, row)
+    put_facets(connection, job_facets, job, facets_of(job.spec, job.resolved_spec))
+    return job
 
 
 def delete(connection: Connection, job_id: str, project: str | None = None) -> None:

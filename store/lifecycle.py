@@ -25,6 +25,7 @@ from store.attempts import close_attempt, open_attempt, owned_by
 from store.checkpoints import Checkpoint, list_checkpoints
 from store.errors import LeaseLost
 from store.events import append_event, update_job
+from store.lists import figures_of
 from store.records import Job, database_now
 from store.tables import jobs
 from store.teachers import append_change, lock_with_waiting, waits_for_teacher
@@ -193,7 +194,9 @@ def finish_succeeded(
     All `finish_…` functions are idempotent: they return True if this attempt has made the change already, because only
     the answer to its commit was lost then.
     """
-    job = update_job(connection, owned_by(job_id, fence), **_ended("succeeded"), result=result, error=None)
+    figures = figures_of(result)
+    shown = {"result": result, "figures": figures, "accuracy": figures["accuracy"]}
+    job = update_job(connection, owned_by(job_id, fence), **_ended("succeeded"), **shown, error=None)
     if job is None:
         return _is_done(connection, job_id, fence, "succeeded")
     publish(connection, job_id, artifacts)

@@ -1,15 +1,17 @@
 """A job's curves. Long curves are thinned here, so that an answer stays small however many steps a job has."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby, islice
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from store import tables
 from store.attempts import lock_owned_job
 from store.records import upsert
 
+ROWS_AT_ONCE = 1000
 Point = tuple[int, float | None]
 """Step and value."""
 
@@ -48,32 +50,65 @@ def series(
     after_step: int | None = None,
     max_points: int = 500,
 ) -> dict[str, dict[str, list[Point]]]:
-    """Return the curves by trial and key, each thinned to at most `max_points` (two or more)."""
+    """Return the curves by trial and key, each thinned to at most `max_points` (two or more).
+
+    The points of a curve are counted first and then thinned as they are read, so that no more of them are in memory
+    than are returned.
+    """
     rows = tables.metrics
-    query = select(rows.c.trial, rows.c.key, rows.c.step, rows.c.value).where(rows.c.job_id == job_id)
+    conditions = [rows.c.job_id == job_id]
     if keys is not None:
-        query = query.where(rows.c.key.in_(keys))
+        conditions.append(rows.c.key.in_(keys))
     if after_step is not None:
-        query = query.where(rows.c.step > after_step)
+        conditions.append(rows.c.step > after_step)
+    counted = select(rows.c.trial, rows.c.key, func.count()).where(*conditions).group_by(rows.c.trial, rows.c.key)
+    counts = {(trial, key): count for trial, key, count in connection.execute(counted)}
+    ordered = select(rows.c.trial, rows.c.key, rows.c.step, rows.c.value).where(*conditions)
+    found = connection.execute(
+        ordered.order_by(rows.c.trial, rows.c.key, rows.c.step), execution_options={"yield_per": ROWS_AT_ONCE}
+    )
     trials: dict[str, dict[str, list[Point]]] = {}
-    for trial, key, step, value in connection.execute(query.order_by(rows.c.trial, rows.c.key, rows.c.step)):
-        trials.setdefault(trial, {}).setdefault(key, []).append((step, value))
-    return {
-        trial: {key: thinned(points, max_points) for key, points in curves.items()} for trial, curves in trials.items()
-    }
+    for (trial, key), points in groupby(found, key=lambda row: (row[0], row[1])):
+        # Points that were added since the count are of the last bucket.
+        thin = thinned(((step, value) for _, _, step, value in points), counts.get((trial, key), 0), max_points)
+        trials.setdefault(trial, {})[key] = thin
+    return trials
 
 
-def thinned(points: list[Point], max_points: int) -> list[Point]:
-    """Return at most `max_points` points: the first, the last, and the extremes of equal buckets between them."""
-    if len(points) <= max_points:
-        return points
-    inner, buckets = points[1:-1], (max_points - 2) // 2
-    chosen = {points[0], points[-1]}
-    for bucket in range(buckets):
-        part = inner[len(inner) * bucket // buckets : len(inner) * (bucket + 1) // buckets]
-        measured = [point for point in part if point[1] is not None]
-        chosen.update((min(measured, key=_value), max(measured, key=_value)) if measured else part[:1])
-    return sorted(chosen, key=lambda point: point[0])
+def thinned(points: Iterable[Point], count: int, max_points: int) -> list[Point]:
+    """Return at most `max_points` of about `count` points: the first, the last, and the extremes of equal buckets
+    between them. Where nothing was measured in a whole bucket, its first point stays, so that the gap is seen."""
+    if count <= max_points:
+        return list(islice(points, max_points))
+    buckets, between = (max_points - 2) // 2, count - 2
+    chosen: list[Point] = []
+    lowest = highest = gap = last = None
+    at = 0
+    for place, point in enumerate(points):
+        if place == 0:
+            chosen.append(point)
+            continue
+        if last is not None and buckets:
+            # The point before belongs to a bucket: it was not the last one.
+            bucket = min(buckets - 1, (place - 2) * buckets // between)
+            if bucket != at:
+                chosen += _extremes(lowest, highest, gap)
+                lowest = highest = gap = None
+                at = bucket
+            if last[1] is None:
+                gap = gap or last
+            else:
+                lowest = last if lowest is None or _value(last) < _value(lowest) else lowest
+                highest = last if highest is None or _value(last) > _value(highest) else highest
+        last = point
+    chosen += _extremes(lowest, highest, gap)
+    return [*chosen, last] if last is not None else chosen
+
+
+def _extremes(lowest: Point | None, highest: Point | None, gap: Point | None) -> list[Point]:
+    if lowest is None or highest is None:
+        return [gap] if gap is not None else []
+    return sorted({lowest, highest}, key=lambda point: point[0])
 
 
 def _value(point: Point) -> Any:

@@ -10,9 +10,10 @@ import secrets
 import time
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 from sqlalchemy import Column, ColumnElement, Connection, Double, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
@@ -20,6 +21,7 @@ from sqlalchemy.sql.expression import FunctionElement
 
 from base.text import Text
 from store import tables
+from store.lists import NEWEST_FIRST, BadCursor, Order, summary_of
 
 if TYPE_CHECKING:
     from kdcore.spec import EvaluationSpec, JobSpec
@@ -51,6 +53,10 @@ class NewJob:
     deadline_s: float | None
     warnings: list[dict[str, Any]]
     """What is doubtful about the job (`base/warning.py`); its attempts add to it."""
+    labels: dict[str, str]
+    """Names and values to find it by."""
+    summary: dict[str, Any]
+    """What a list shows of its spec: `store.lists.summary_of`."""
 
     @classmethod
     def of(cls, resolved: "JobSpec | EvaluationSpec", **sent: Any) -> "NewJob":
@@ -58,7 +64,8 @@ class NewJob:
 
         An evaluation has None for a field that only the spec of a distillation has.
         """
-        named = {"method": resolved.method_name, "resolved_spec": resolved.as_json()}
+        spec = resolved.as_json()
+        named = {"method": resolved.method_name, "resolved_spec": spec, "summary": summary_of(sent["spec"], spec)}
         values = {"kind": "distillation", **vars(resolved), **vars(resolved.scheduling), **named, **sent}
         if values["kind"] == "evaluation":
             values = {**dict.fromkeys(field.name for field in fields(cls)), **values}
@@ -90,6 +97,40 @@ class Job(NewJob):
     error: dict[str, Any] | None
     event_seq: int
     """The number of the job's last event."""
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    not_before: float | None
+    deadline_at: float | None
+    figures: dict[str, Any] | None
+    """What a list shows of its result: `store.lists.figures_of`."""
+    revision: int
+    """Increases with every change of the row."""
+
+
+@dataclass(frozen=True)
+class ListedJob:
+    """The columns of a job that a list shows. All are small, whatever the client sent."""
+
+    id: str
+    name: str | None
+    kind: str
+    method: str
+    labels: dict[str, str]
+    summary: dict[str, Any] | None
+    figures: dict[str, Any] | None
+    created_by: str | None
+    created_by_name: str | None
+    status: str
+    phase: str | None
+    requested: str | None
+    priority: int
+    progress: dict[str, Any] | None
+    attempts_without_progress: int
+    max_attempts: int
+    checkpoint_step: int | None
+    error: dict[str, Any] | None
+    warnings: list[dict[str, Any]]
     created_at: float
     started_at: float | None
     finished_at: float | None
@@ -135,7 +176,33 @@ class PageQuery(BaseModel):
     """A page of a list, as query parameters."""
 
     limit: int = Field(default=20, ge=1, le=100)
-    after: Annotated[str, Text(100)] | None = Field(default=None, description="`next` of the page before.")
+    after: Annotated[str, Text(2000)] | None = Field(default=None, description="`next` of the page before.")
+
+
+class NewestQuery(PageQuery):
+    """A page of a list with cursors."""
+
+    @model_validator(mode="after")
+    def _follows_a_page_of_this_order(self) -> Self:
+        if self.after is not None:
+            try:
+                self.order.position(self.after)
+            except BadCursor as fault:
+                context = {"fault": str(fault), "parameter": "after"}
+                raise PydanticCustomError("cursor", "`after` {fault}", context) from None
+        return self
+
+    @property
+    def order(self) -> Order:
+        return NEWEST_FIRST
+
+
+class LabelledQuery(NewestQuery):
+    """A page of what has labels."""
+
+    labels: list[Annotated[str, Text(300)]] = Field(
+        default=[], max_length=16, description="`name:value`, or a `name` with any value; several must all match."
+    )
 
 
 def read_page(

@@ -13,16 +13,27 @@ The results of inspections are cached here as well, by digest, so that no file i
 what was measured once, by project, so that later jobs need not measure it again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, func, or_, select, update
+from pydantic import Field
+from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, func, null, or_, select, update
 
+from base.text import Text
 from store import idempotency, limits, projects, tables
 from store.errors import NameTaken, NotFound
 from store.idempotency import Once
-from store.records import PageQuery, as_record, columns, database_now, new_id, read_page, upsert
+from store.lists import (
+    NEWEST_FIRST,
+    Filter,
+    Rows,
+    facts_summary_of,
+    page_of_ids,
+    put_facets,
+    within_bytes,
+)
+from store.records import LabelledQuery, as_record, columns, database_now, new_id, upsert
 
 State = Literal["inspecting", "ready", "refused"]
 
@@ -38,6 +49,8 @@ class NewEntry:
     sha256: str
     request: dict[str, Any]
     """The body of the registration."""
+    labels: dict[str, str]
+    """Names and values to find it by."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +63,10 @@ class Entry(NewEntry):
     """`done` and `total` images of an inspection that counts them."""
     error: dict[str, Any] | None
     """Why it is refused; of an entry that is being inspected, how the attempt before has ended."""
+    summary: dict[str, Any] | None
+    """The facts that a list shows."""
     facts: dict[str, Any] | None
-    """The results of the inspection; None before its end."""
+    """The results of the inspection; None before its end, and in a list of summaries."""
     warnings: list[dict[str, Any]]
     """What is doubtful about it (`base/warning.py`)."""
     created_at: float
@@ -70,6 +85,23 @@ class Dataset(Entry):
     """The digest of their sheet, and the places in it (`api.inspections.Thumbnails`)."""
 
 
+class EntryQuery(LabelledQuery):
+    """The page and the filters of a list of models or data sets, as query parameters."""
+
+    state: State | None = None
+    name: Annotated[str, Text(100)] | None = Field(default=None, description="The beginning of the name.")
+    view: Literal["summary", "full"] = Field(
+        default="summary", description="full: with all facts. A page then ends early after some megabytes of them."
+    )
+
+    def filters(self, rows: Rows) -> Iterator[Filter]:
+        if self.state is not None:
+            yield rows.where("state", lambda state: state == self.state)
+        if self.name is not None:
+            yield rows.where("name", lambda name: func.substr(name, 1, len(self.name or "")) == self.name)
+        yield from rows.with_labels(self.labels)
+
+
 E = TypeVar("E", bound=Entry)
 
 
@@ -78,6 +110,7 @@ class Registry(Generic[E]):
     """The functions of one table of entries."""
 
     table: Table
+    facets: Table
     record: type[E]
     kind: str
     prefix: str
@@ -128,7 +161,9 @@ class Registry(Generic[E]):
         if row is None:
             raise NameTaken(self.kind, new.name)
         projects.add_blobs(connection, new.project, [new.sha256])
-        return as_record(self.record, row)
+        entry = as_record(self.record, row)
+        put_facets(connection, self.facets, entry, ())
+        return entry
 
     def get(self, connection: Connection, project: str, name_or_id: str) -> E:
         row = connection.execute(select(*self._columns()).where(self._is_named(project, name_or_id))).one_or_none()
@@ -136,9 +171,36 @@ class Registry(Generic[E]):
             raise NotFound(self.kind, name_or_id)
         return as_record(self.record, row)
 
-    def list_page(self, connection: Connection, project: str, query: PageQuery) -> tuple[list[E], str | None]:
-        """Return a page of entries, newest first, and the `after` of the next page, None at the end."""
-        return read_page(connection, self.table, self.record, query, self.table.c.project == project)
+    def list_page(self, connection: Connection, project: str, query: EntryQuery) -> tuple[list[E], str | None]:
+        """Return a page of entries, newest first, and the `after` of the next page, None at the end.
+
+        Without `view=full` they have no `facts`, but a summary; with it, a page ends after some megabytes of facts.
+        """
+        rows = Rows(self.table, self.facets, project)
+        filters = tuple(query.filters(rows))
+        ids, following = page_of_ids(connection, rows, filters, NEWEST_FIRST, query.after, query.limit)
+        full = query.view == "full"
+        fitting = within_bytes(connection, self.table, (self.table.c.facts,), ids) if full and ids else ids
+        shown = [column if full or column.name != "facts" else null() for column in self._columns()]
+        read = (
+            select(*shown)
+            .where(self.table.c.id.in_(fitting))
+            .order_by(self.table.c.created_at.desc(), self.table.c.id.desc())
+        )
+        page = [as_record(self.record, row) for row in connection.execute(read)] if fitting else []
+        if page and len(fitting) < len(ids):
+            following = NEWEST_FIRST.cursor(page[-1].created_at, page[-1].id)
+        return page, following
+
+    def relabel(self, connection: Connection, project: str, name_or_id: str, labels: dict[str, str]) -> E:
+        """Replace the labels of an entry, in any state."""
+        changed = update(self.table).where(self._is_named(project, name_or_id)).values(labels=labels)
+        row = connection.execute(changed.returning(*self._columns())).one_or_none()
+        if row is None:
+            raise NotFound(self.kind, name_or_id)
+        entry = as_record(self.record, row)
+        put_facets(connection, self.facets, entry, ())
+        return entry
 
     def delete(self, connection: Connection, project: str, name_or_id: str) -> str:
         """Delete an entry in any state, and return its id. Jobs name digests, so no job is affected."""
@@ -152,7 +214,8 @@ class Registry(Generic[E]):
 
     def finish(self, connection: Connection, entry: E, owner: str, found: Mapping[str, Any]) -> E | None:
         """Make an entry ready with what was found (`facts`, `warnings`, …). Returns None if it is not the owner's."""
-        ended = self._end(connection, entry, owner, {**NO_OWNER, "state": "ready", "error": None, **found})
+        shown = {"summary": facts_summary_of(found["facts"])} if found.get("facts") else {}
+        ended = self._end(connection, entry, owner, {**NO_OWNER, "state": "ready", "error": None, **shown, **found})
         if ended is not None and (sheet := found.get("thumbnails")):
             projects.add_blobs(connection, entry.project, [sheet["sha256"]])
         return ended
@@ -243,8 +306,8 @@ class Registry(Generic[E]):
         return columns(self.table, self.record)
 
 
-models = Registry(tables.models, Model, "model", "mdl")
-datasets = Registry(tables.datasets, Dataset, "data set", "ds")
+models = Registry(tables.models, tables.model_facets, Model, "model", "mdl")
+datasets = Registry(tables.datasets, tables.dataset_facets, Dataset, "data set", "ds")
 
 
 def get_inspection(connection: Connection, digest: str, kind: str, key: str = "") -> dict[str, Any] | None:

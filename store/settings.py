@@ -80,6 +80,9 @@ class Settings(FromEnvironmentOrFile):
 
     host: str = Field(default=HOST, description="Address that the server listens on.")
     port: int = Field(default=PORT, ge=0, le=65535, description="Port that the server listens on; 0: a free one.")
+    api_processes: int = Field(
+        default=1, ge=1, le=64, description="Processes of `python -m api` that answer behind one address."
+    )
     admin_key_hash: str | None = Field(default=None, description="SHA-256 of the operator's key, hexadecimal.")
 
     lease_s: float = Field(default=30, gt=0, description="Time after the last heartbeat until a job can be taken over.")

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects import postgresql
@@ -35,6 +36,8 @@ DOCUMENT = JSON(none_as_null=True)
 LIST = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 SHA256 = String(64)
 ID = String(40)
+# Sorted by code points on both databases, so that a prefix is a range of the index.
+NAME = Text().with_variant(Text(collation="C"), "postgresql")
 
 
 def _job_id() -> Column[str]:
@@ -88,7 +91,7 @@ jobs = Table(
     metadata,
     Column("id", ID, primary_key=True),
     Column("project", String(100), nullable=False),
-    Column("name", Text),
+    Column("name", NAME),
     # What the job makes: a student (`distillation`), or the accuracy of a registered model (`evaluation`).
     Column("kind", String(16), nullable=False, server_default=text("'distillation'")),
     Column("method", Text, nullable=False),
@@ -125,6 +128,19 @@ jobs = Table(
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("finished_at", Double),
+    Column("labels", LIST, nullable=False, server_default=text("'{}'")),
+    # What a list shows of the spec, and of the result: these are small, whatever the client sent.
+    Column("summary", DOCUMENT),
+    Column("figures", DOCUMENT),
+    Column("accuracy", Double),
+    # Increases with every UPDATE of the row: what was made of it is valid while this is the same.
+    Column(
+        "revision",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        onupdate=literal_column("revision") + literal_column("1"),
+    ),
     UniqueConstraint("project", "idempotency_key"),
     CheckConstraint("status IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="status"),
     CheckConstraint("requested IN ('cancel', 'pause')", name="requested"),
@@ -137,9 +153,37 @@ Index(
     "ix_jobs_waiting",
     jobs.c.priority.desc(),
     jobs.c.created_at,
+    jobs.c.id,
     sqlite_where=jobs.c.status.in_(("queued", "running")),
     postgresql_where=jobs.c.status.in_(("queued", "running")),
 )
+
+# A list walks the index of its order; behind the order stand the columns that many jobs are filtered by, so that SQLite
+# need not look at the rows.
+for _order in ("created_at", "finished_at", "name", "accuracy"):
+    _columns = (jobs.c.project, jobs.c[_order], jobs.c.id, jobs.c.status, jobs.c.kind, jobs.c.method)
+    Index(f"ix_jobs_{_order}", *_columns)
+for _filters in (("status", "method", "kind"), ("kind", "method"), ("method",), ("created_by",), ("created_by_name",)):
+    Index(f"ix_jobs_{_filters[0]}", jobs.c.project, *(jobs.c[_filter] for _filter in _filters), jobs.c.id)
+
+
+def _facets(of: Table) -> Table:
+    """Return the table of what the rows of another one are found by: labels, and the names and digests in a spec."""
+    name = f"{of.name.removesuffix('s')}_facets"
+    facets = Table(
+        name,
+        metadata,
+        Column("project", String(100), primary_key=True),
+        Column("facet", String(100), primary_key=True),
+        Column("value", String(300), primary_key=True),
+        Column("id", ID, ForeignKey(f"{of.name}.id", ondelete="CASCADE"), primary_key=True),
+        sqlite_with_rowid=False,
+    )
+    Index(f"ix_{name}_id", facets.c.id)
+    return facets
+
+
+job_facets = _facets(jobs)
 
 # The jobs whose students teach a job, while they have not ended: it waits for them.
 job_teachers = Table(
@@ -229,7 +273,7 @@ Index("ix_uploads_project_id", uploads.c.project, uploads.c.id)
 
 
 def _registered(name: str, *more: Column[Any]) -> Table:
-    return Table(
+    table = Table(
         name,
         metadata,
         Column("id", ID, primary_key=True),
@@ -247,6 +291,9 @@ def _registered(name: str, *more: Column[Any]) -> Table:
         # Of a refused row the reason; of one that is inspected the end of the attempt before.
         Column("error", DOCUMENT),
         Column("facts", DOCUMENT),
+        # The facts that a list shows.
+        Column("summary", DOCUMENT),
+        Column("labels", LIST, nullable=False, server_default=text("'{}'")),
         Column("warnings", LIST, nullable=False, server_default=text("'[]'")),
         Column("created_at", Double, nullable=False),
         *more,
@@ -254,11 +301,15 @@ def _registered(name: str, *more: Column[Any]) -> Table:
         CheckConstraint("state IN ('inspecting', 'ready', 'refused')", name="state"),
         CheckConstraint("(state = 'inspecting') = (lease_until IS NOT NULL)", name="inspecting_holds_a_lease"),
     )
+    Index(f"ix_{name}_created_at", table.c.project, table.c.created_at, table.c.id, table.c.state)
+    return table
 
 
 models = _registered("models")
 # `thumbnails` is the digest of their sheet, and the places in it: `api.inspections.Thumbnails`.
 datasets = _registered("datasets", Column("thumbnails", DOCUMENT))
+model_facets = _facets(models)
+dataset_facets = _facets(datasets)
 
 inspections = Table(
     "inspections",

@@ -24,8 +24,9 @@ from base.references import BLOB, JOB, STUDENT_FILE
 from store import artifacts
 from store.errors import NotFound, TeacherUnavailable
 from store.events import append_event, update_job
+from store.lists import facets_of, put_facets
 from store.records import Job, database_now
-from store.tables import job_teachers, jobs
+from store.tables import job_facets, job_teachers, jobs
 
 NAMING = ("teacher", "student", "assistants")
 """The fields of a resolved spec in which a checkpoint may be that of another job."""
@@ -133,6 +134,7 @@ def _write_digest(connection: Connection, job_id: str, teacher_id: str, sha256: 
     assert job is not None, "the row is locked"  # noqa: S101
     row = job_teachers.c
     connection.execute(delete(job_teachers).where(row.job_id == job_id, row.teacher_job_id == teacher_id))
+    put_facets(connection, job_facets, job, facets_of(job.spec, job.resolved_spec))
     append_event(connection, job, "teacher_ready", teacher_job=teacher_id, sha256=sha256)
     return job
 

@@ -221,12 +221,14 @@ def list_older_than(connection: Connection, ages_s: Mapping[str, float]) -> Sequ
     return [as_record(Upload, row) for row in connection.execute(select(*UPLOAD_COLUMNS).where(old).order_by(rows.id))]
 
 
-def delete_upload(connection: Connection, upload: Upload) -> bool:
-    """Delete the row. Returns False if the upload has changed since it was read. The blob that it became stays."""
+def delete_upload(connection: Connection, upload: Upload, older_than_s: float = 0.0) -> bool:
+    """Delete the row. Returns False if the upload has changed since it was read, or is younger. The blob that it became
+    stays."""
     unchanged = (
         _is(upload.project, upload.id),
         tables.uploads.c.status == upload.status,
         tables.uploads.c.offset == upload.offset,
+        tables.uploads.c.created_at <= database_now() - older_than_s,
     )
     deleted = delete(tables.uploads).where(*unchanged).returning(tables.uploads.c.id)
     return connection.execute(deleted).one_or_none() is not None

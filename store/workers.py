@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, delete, func, select
+from sqlalchemy import Connection, and_, bindparam, delete, func, literal_column, select
 
 from base.jobs import Reason, SlotState
 from store import tables
-from store.records import Job, database_now, upsert
+from store.records import Job, ListedJob, database_now, upsert
 from store.tables import jobs
 from store.teachers import list_awaited, waits_for_teacher
 
@@ -112,49 +112,51 @@ class Waiting:
     until: float | None = None
     """When a job that backs off is due, in seconds since 1970 by the database's clock."""
     position: int | None = None
-    """Its place among the jobs that are due; 1 is next."""
+    """Its place among the jobs that are due; 1 is next. None for a job that is not due, or far behind."""
     jobs: tuple[str, ...] = ()
     """The jobs whose students it waits for."""
 
 
-# Built once, and run once for a whole page of jobs: it reads the queue.
-_QUEUE = (
-    select(
-        jobs.c.id,
-        func.row_number().over(order_by=(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)).label("position"),
-    )
-    .where(
-        jobs.c.status == "queued",
-        func.coalesce(jobs.c.not_before, jobs.c.created_at) <= database_now(),
-        ~waits_for_teacher(jobs),
-    )
-    .subquery("queue")
+COUNTED = 1000
+"""The places of the queue that are counted. A job behind them has none, so that no poll reads a long queue."""
+
+# Built once, and run once for a whole page of jobs: it reads the beginning of the queue.
+_OPEN: tuple[Any, ...] = literal_column("'queued'"), literal_column("'running'")
+_IS_DUE = and_(
+    # As the partial index has it, so that both databases use that.
+    jobs.c.status.in_(_OPEN),
+    jobs.c.status == "queued",
+    func.coalesce(jobs.c.not_before, jobs.c.created_at) <= database_now(),
+    ~waits_for_teacher(jobs),
 )
-_POSITIONS = select(_QUEUE.c.id, _QUEUE.c.position).where(_QUEUE.c.id.in_(bindparam("ids", expanding=True)))
+_QUEUE = select(jobs.c.id).where(_IS_DUE).order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id).limit(COUNTED)
+_DUE = select(jobs.c.id).where(jobs.c.id.in_(bindparam("ids", expanding=True)), _IS_DUE)
 
 
-def waiting_reasons(connection: Connection, page: Iterable[Job], lease_s: float) -> dict[str, Waiting]:
+def waiting_reasons(connection: Connection, page: Iterable[Job | ListedJob], lease_s: float) -> dict[str, Waiting]:
     """Return the reasons why the queued ones of these jobs wait, by id. Runs no query if none is queued."""
     queued = [job for job in page if job.status == "queued"]
     if not queued:
         return {}
-    positions = {id: place for id, place in connection.execute(_POSITIONS, {"ids": [job.id for job in queued]})}
-    not_due = [job.id for job in queued if job.id not in positions]
+    positions: dict[str, int | None] = {id: place for place, id in enumerate(connection.scalars(_QUEUE), 1)}
+    rest = [job.id for job in queued if job.id not in positions]
+    if rest and len(positions) == COUNTED:
+        positions |= dict.fromkeys(connection.scalars(_DUE, {"ids": rest}))
+    not_due = [id for id in rest if id not in positions]
     awaited = list_awaited(connection, not_due) if not_due else {}
     consuming_workers = list_consuming(connection, lease_s)
     waits = {
-        job.id: _for_teacher(awaited[job.id])
-        if job.id in awaited
-        else _waiting(job, positions.get(job.id), consuming_workers)
+        job.id: _for_teacher(awaited[job.id]) if job.id in awaited else _waiting(job, positions, consuming_workers)
         for job in queued
     }
     return {id: waiting for id, waiting in waits.items() if waiting is not None}
 
 
-def _waiting(job: Job, position: int | None, workers: Sequence[Worker]) -> Waiting | None:
-    if position is None:
+def _waiting(job: Job | ListedJob, positions: Mapping[str, int | None], workers: Sequence[Worker]) -> Waiting | None:
+    if job.id not in positions:
         # A job without `not_before` was claimed between the two queries.
         return None if job.not_before is None else Waiting("backing_off", _backs_off(job), job.not_before)
+    position = positions[job.id]
     states = [device.state for worker in workers for device in worker.devices]
     idle, busy = states.count("idle"), states.count("busy")
     reason: Reason
@@ -165,6 +167,9 @@ def _waiting(job: Job, position: int | None, workers: Sequence[Worker]) -> Waiti
             "out_of_disk_space",
             "every worker is out of disk space, and starts no job before some is free",
         )
+    elif position is None:
+        reason = "behind_others"
+        message = f"more than {COUNTED:,} jobs are before it, {_counted(busy, 'slot')} busy"
     elif position > idle:
         reason = "behind_others"
         before = f"{_counted(position - 1, 'job')} before it, " if position > 1 else ""
@@ -179,7 +184,7 @@ def _for_teacher(awaited: Sequence[tuple[str, str | None]]) -> Waiting:
     return Waiting("teacher", f"it waits for the student of {named}", jobs=tuple(id for id, _ in awaited))
 
 
-def _backs_off(job: Job) -> str:
+def _backs_off(job: Job | ListedJob) -> str:
     error = f"the last attempt ended with {job.error['code']}: {job.error['message']}; " if job.error else ""
     return f"{error}the next one follows after a pause"
 

@@ -46,6 +46,8 @@ class Api:
                 stderr=output,
             )
         self.http = httpx.Client(base_url=self._address(), timeout=60)
+        # Of several processes the first one logs the address before the others listen.
+        until(self._answers, "the server to answer", START_S)
 
     @property
     def log(self) -> str:
@@ -74,6 +76,12 @@ class Api:
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+
+    def _answers(self) -> bool:
+        try:
+            return self.http.get("/healthz").status_code == 200
+        except httpx.ConnectError:
+            return False
 
     def _address(self) -> str:
         def address() -> re.Match[str] | None:

@@ -24,11 +24,12 @@ from api.registrations import Inspected, Kind
 from api.routes.artifacts import Download
 from api.routes.jobs import Key
 from api.routes.models import accepted, answers_of, registered, registration, replay, uploaded
-from api.schemas import DatasetView, Json, NameOrId, NewDataset, Page, dataset_view, page
+from api.schemas import DatasetView, Json, ListedDatasetView, NameOrId, NewDataset, Page, Relabel, dataset_view, page
 from kdcore.catalog import DATASETS, DatasetFacts, named_facts
 from kdcore.spec import dataset_warnings
 from store import errors, registry
-from store.records import PageQuery
+from store.lists import facts_summary_of
+from store.registry import EntryQuery
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -86,11 +87,14 @@ async def register(
     return registered(dataset_view(dataset), f"/v1/datasets/{dataset.id}", made)
 
 
-@router.get("", response_model=Page[DatasetView])
-async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
-    """Registered data sets, newest first. The built-in ones, which have no id, follow on the last page."""
-    rows, following = await db.read(registry.datasets.list_page, caller.project, query)
-    built_in = [] if following else [_built_in(name) for name in sorted(DATASETS)]
+@router.get("", response_model=Page[ListedDatasetView])
+async def listing(caller: Caller, db: Db, query: Annotated[EntryQuery, Query()]) -> Response:
+    """Registered data sets, newest first. Without `view=full` their facts are those that a list shows.
+
+    The built-in ones, which have neither an id nor labels, follow on the last page.
+    """
+    rows, following = await db.scan(registry.datasets.list_page, caller.project, query)
+    built_in = [] if following else [_listed(_built_in(name), query) for name in _matching(query)]
     return page([*(dataset_view(dataset) for dataset in rows), *built_in], following)
 
 
@@ -128,6 +132,12 @@ async def thumbnails(name_or_id: NameOrId, caller: Caller, db: Db, files: Files)
     return Download(files.path(digest), dataset.created_at, headers=headers, media_type="image/png")
 
 
+@router.patch("/{name_or_id}", response_model=DatasetView, responses=responses(NotFound))
+async def relabel(name_or_id: NameOrId, sent: Relabel, caller: Caller, db: Db) -> Response:
+    """Replace the labels of a registered data set."""
+    return Json(dataset_view(await db.write(registry.datasets.relabel, caller.project, name_or_id, sent.labels)))
+
+
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))
 async def delete(name_or_id: NameOrId, caller: Caller, audit: AuditDep, registrations: RegistrationsDep) -> Response:
     """Delete a data set, or cancel its inspection. Jobs that were accepted with it name its bytes by digest and are not
@@ -137,7 +147,18 @@ async def delete(name_or_id: NameOrId, caller: Caller, audit: AuditDep, registra
     return Response(status_code=204)
 
 
+def _matching(query: EntryQuery) -> list[str]:
+    """Return the built-in data sets that a query finds."""
+    if query.labels or query.state not in (None, "ready"):
+        return []
+    return [name for name in sorted(DATASETS) if name.startswith(query.name or "")]
+
+
+def _listed(view: dict[str, Any], query: EntryQuery) -> dict[str, Any]:
+    return view if query.view == "full" else {**view, "facts": facts_summary_of(view["facts"])}
+
+
 def _built_in(name: str) -> dict[str, Any]:
     facts = named_facts(name).model_dump(mode="json")
     ready: dict[str, Any] = {"state": "ready", "progress": None, "error": None, "warnings": [], "thumbnails": None}
-    return {"id": None, "name": name, "blob": None, "facts": facts, "created_at": None, **ready}
+    return {"id": None, "name": name, "labels": {}, "blob": None, "facts": facts, "created_at": None, **ready}

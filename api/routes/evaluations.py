@@ -21,16 +21,17 @@ from api.problems import (
     summary,
 )
 from api.references import ReferenceFault
-from api.routes.jobs import SUBMITTED, Key, accept, replay, views
-from api.schemas import NameOrId, NewEvaluation, Page, page
+from api.routes.jobs import SUBMITTED, Key, accept, listed, replay
+from api.schemas import NameOrId, NewEvaluation, Page
 from api.submission import examine_evaluation
 from base.references import BLOB
-from base.wire import JobView
+from base.wire import JobSummary, JobView
 from kdcore.catalog.facts import model_facts
 from kdcore.spec import Dataset, EvaluationSpec, Teacher
-from store import jobs, registry
+from store import registry
 from store.idempotency import digest_of
-from store.records import NewJob, PageQuery
+from store.jobs import JobQuery
+from store.records import NewestQuery, NewJob
 
 router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"])
 
@@ -83,6 +84,7 @@ async def submit(
     facts = model_facts(model.facts)
     asked = EvaluationSpec(
         name=sent.name,
+        labels=sent.labels,
         model=Teacher.model_validate(
             {
                 facts.field: f"{BLOB}{model.sha256}",
@@ -112,15 +114,18 @@ async def submit(
     return await accept(new, db, settings, wake_workers, limiter, audit)
 
 
-@router.get("", response_model=Page[JobView], responses=responses(NotFound))
+@router.get("", response_model=Page[JobSummary], responses=responses(NotFound))
 async def listing(
-    name_or_id: NameOrId, caller: Caller, db: Db, settings: Config, query: Annotated[PageQuery, Query()]
+    name_or_id: NameOrId, caller: Caller, db: Db, settings: Config, query: Annotated[NewestQuery, Query()]
 ) -> Response:
-    """The evaluations of a model, newest first: of its bytes, also if they were registered under another name."""
+    """The evaluations of a model, newest first: of its bytes, also if they were registered under another name.
+
+    They have the fields that a list of jobs shows.
+    """
 
     def read(connection: Connection) -> Response:
         model = registry.models.get(connection, caller.project, name_or_id)
-        rows, following = jobs.list_evaluations(connection, caller.project, model.sha256, query)
-        return page(views(connection, rows, settings.lease_s), following)
+        of_model = JobQuery(kind="evaluation", model=f"sha256:{model.sha256}", limit=query.limit, after=query.after)
+        return listed(connection, caller.project, of_model, settings.lease_s)
 
-    return await db.read(read)
+    return await db.scan(read)

@@ -1,17 +1,16 @@
 """A job's events, numbered from 1 without gaps. Polling and streaming read the same rows."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
-from api.dependencies import Auth, Caller, Db, LimiterDep
+from api.dependencies import Auth, Caller, Db, FeedDep, LimiterDep
+from api.feed import Feed, message_of
 from api.limits import Counted
 from api.openapi import headers
 from api.problems import NotFound, Problem, responses
@@ -40,7 +39,8 @@ MESSAGE: dict[str, Any] = {
     },
 }
 
-POLL_S = 0.3
+CHECK_S = 2.0
+"""The longest time after which a stream looks again whether its key is valid, and its job is there."""
 PING_S = 15.0
 BATCH = 500
 
@@ -72,6 +72,7 @@ async def stream(
     caller: Caller,
     db: Db,
     auth: Auth,
+    feed: FeedDep,
     limiter: LimiterDep,
     after: After = 0,
     last_event_id: Annotated[Count | None, Header(alias="Last-Event-ID")] = None,
@@ -85,39 +86,44 @@ async def stream(
     if ended and not rows:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    messages = _messages(db, job_id, caller.project, last, partial(auth.check, request.scope))
+    messages = _messages(db, job_id, caller.project, last, partial(auth.check, request.scope), feed)
     await limiter.open_stream(caller.project)
     return Counted(limiter, caller.project, messages, media_type="text/event-stream", headers=headers)
 
 
 async def _messages(
-    db: Database, job_id: str, project: str, last: int, check: Callable[[], Awaitable[None]]
+    db: Database, job_id: str, project: str, last: int, check: Callable[[], Awaitable[None]], feed: Feed
 ) -> AsyncIterator[bytes]:
     """Yield the events after number `last` until the job has ended, and pings between them. `check` raises a Problem
     when the caller's key has ended."""
     yield b"retry: 2000\n\n"
     sent_at = time.monotonic()
-    while True:
-        try:
-            await check()
-            rows, ended = await db.read(_read, job_id, project, last, BATCH)
-        except (errors.NotFound, Problem, DatabaseUnavailable):
-            # The client reconnects and then gets 404, 401 or 503.
-            return
-        for event in rows:
-            yield _message(view_of(EventView, event))
-            last, sent_at = event.seq, time.monotonic()
-        if not rows:
+    # The number of the event after which the job was seen not to have ended: its end is another event.
+    open_at = -1
+    with feed.following(job_id) as job:
+        while True:
+            ended = False
+            try:
+                await check()
+                messages = job.since(last)
+                if messages is None or (not messages and open_at != last):
+                    rows, ended = await db.read(_read, job_id, project, last, BATCH)
+                    messages = [(event.seq, message_of(event)) for event in rows]
+                    open_at = last
+            except (errors.NotFound, Problem, DatabaseUnavailable):
+                # The client reconnects and then gets 404, 401 or 503.
+                return
+            for seq, message in messages:
+                yield message
+                last, sent_at = seq, time.monotonic()
+            if messages:
+                continue
             if ended:
                 return
             if time.monotonic() - sent_at > PING_S:
                 yield b": still here\n\n"
                 sent_at = time.monotonic()
-            await asyncio.sleep(POLL_S)
-
-
-def _message(event: dict[str, Any]) -> bytes:
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event["seq"], event["type"].encode(), to_json(event))
+            await job.change(last, min(CHECK_S, PING_S))
 
 
 def _read(connection: Connection, job_id: str, project: str, after: int, limit: int) -> tuple[list[Event], bool]:

@@ -10,10 +10,20 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.audit import Auditor
-from api.dependencies import AuditDep, Caller, Config, Db, Files, LimiterDep, ReferencesDep, WakeWorkers
+from api.dependencies import (
+    AuditDep,
+    Caller,
+    Config,
+    Db,
+    Files,
+    LimiterDep,
+    PollsDep,
+    ReferencesDep,
+    WakeWorkers,
+)
 from api.estimate import estimated
 from api.limits import Limiter
-from api.openapi import made_once
+from api.openapi import headers, made_once
 from api.problems import (
     FORBIDDEN,
     ActionNotAllowed,
@@ -31,10 +41,10 @@ from api.problems import (
     responses,
     summary,
 )
-from api.schemas import Id, Json, Page, Retry, Title, job_view, page
+from api.schemas import Id, Json, Line, Page, Relabel, Retry, Title, job_summary, job_view, page
 from api.submission import examine
 from base.failpoints import failpoint
-from base.wire import JobView, ValidationView
+from base.wire import JobSummary, JobView, ValidationView
 from store import jobs, workers
 from store.database import Database
 from store.idempotency import Once, digest_of
@@ -66,6 +76,7 @@ async def body(request: Request) -> Any:
 
 Body = Annotated[Any, Depends(body)]
 Probe = Annotated[bool, Query(description="Run a few steps if the cost of the job was never measured.")]
+Known = Annotated[Line | None, Header(description="The tag of the answer that you have: 304 if it is still the same.")]
 Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
 
 
@@ -159,21 +170,39 @@ async def validate(spec: Body, references: ReferencesDep, settings: Config, prob
     )
 
 
-@router.get("", response_model=Page[JobView])
+@router.get("", response_model=Page[JobSummary] | Page[JobView])
 async def listing(caller: Caller, db: Db, settings: Config, query: Annotated[JobQuery, Query()]) -> Response:
-    """Jobs, newest first: of all kinds, because they share one queue; `kind` selects one."""
+    """Jobs of all kinds, newest first. Filters combine; `labels` and `status` may be sent several times.
+
+    Without `view=full` a job has the fields that a list shows. To get the next page, send the same filters and `next`
+    as `after`.
+    """
 
     def read(connection: Connection) -> Response:
-        rows, following = jobs.list_jobs(connection, caller.project, query)
-        return page(views(connection, rows, settings.lease_s), following)
+        if query.view == "full":
+            whole, following = jobs.list_full_jobs(connection, caller.project, query)
+            return page(views(connection, whole, settings.lease_s), following)
+        return listed(connection, caller.project, query, settings.lease_s)
 
-    return await db.read(read)
+    # On SQLite a scan is another thread, which takes far longer than to see that nothing matches.
+    if db.is_sqlite and not await db.read(jobs.may_list, caller.project, query):
+        return page([])
+    return await db.scan(read)
 
 
-@router.get("/{job_id}", response_model=JobView, responses=responses(NotFound))
-async def one(job_id: Id, caller: Caller, db: Db, settings: Config) -> Response:
-    """A job. Polling it is cheap; `/events/stream` shows when it has changed."""
-    return Json(await db.read(_view_of, jobs.get, settings.lease_s, job_id, project=caller.project))
+@router.get(
+    "/{job_id}",
+    response_model=JobView,
+    responses={
+        200: headers("ETag", "Cache-Control"),
+        304: {"description": "The job is as you know it.", **headers("ETag", "Cache-Control")},
+        **responses(NotFound),
+    },
+)
+async def one(job_id: Id, caller: Caller, polls: PollsDep, if_none_match: Known = None) -> Response:
+    """A job. Polling it is cheap, most of all with the `ETag` of the last answer as `If-None-Match`; `/events/stream`
+    shows when it has changed."""
+    return (await polls.answer(job_id, caller.project)).response(if_none_match)
 
 
 @router.post("/{job_id}/cancel", response_model=JobView, responses=responses(NotFound, ActionNotAllowed))
@@ -229,6 +258,12 @@ async def retry(
     job = await audit.write("job.retry", job_id, _view_of, jobs.retry, settings.lease_s, job_id, **how)
     wake_workers()
     return Json(job)
+
+
+@router.patch("/{job_id}", response_model=JobView, responses=responses(MalformedBody, NotFound))
+async def relabel(job_id: Id, sent: Relabel, caller: Caller, db: Db, settings: Config) -> Response:
+    """Replace the labels of a job, in any status. Its spec stays as it was sent."""
+    return Json(await db.write(_view_of, jobs.relabel, settings.lease_s, job_id, sent.labels, project=caller.project))
 
 
 @router.delete("/{job_id}", status_code=204, responses=responses(NotFound, ActionNotAllowed))
@@ -289,6 +324,13 @@ def _view_of(
     """Run a store function that returns a job, and return the job's view."""
     job = action(connection, *args, **kwargs)
     return None if job is None else views(connection, [job], lease_s)[0]
+
+
+def listed(connection: Connection, project: str, query: JobQuery, lease_s: float) -> Response:
+    """Return a page of jobs as a list shows them."""
+    rows, following = jobs.list_jobs(connection, project, query)
+    reasons = workers.waiting_reasons(connection, rows, lease_s)
+    return page([job_summary(job, reasons.get(job.id)) for job in rows], following)
 
 
 def views(connection: Connection, rows: Iterable[Job], lease_s: float) -> list[dict[str, Any]]:

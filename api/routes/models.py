@@ -28,7 +28,19 @@ from api.problems import (
 from api.references import References, has_blob
 from api.registrations import E, Inspected, Kind, Made, New
 from api.routes.jobs import Key
-from api.schemas import Json, MeasuredModelView, ModelView, NameOrId, NewModel, Page, measured_view, model_view, page
+from api.schemas import (
+    Json,
+    ListedModelView,
+    MeasuredModelView,
+    ModelView,
+    NameOrId,
+    NewModel,
+    Page,
+    Relabel,
+    measured_view,
+    model_view,
+    page,
+)
 from base.errors import Fault
 from base.warning import WarningItem, warning_faults
 from kdcore.catalog import ModelFacts, ProgramFacts, UnknownName, architecture, libraries
@@ -37,8 +49,7 @@ from kdcore.spec import model_warnings
 from store import jobs, registry
 from store.database import Database
 from store.idempotency import Once
-from store.records import PageQuery
-from store.registry import Entry
+from store.registry import Entry, EntryQuery
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -141,10 +152,10 @@ def registered(view: dict[str, Any], location: str, made: Made[Any]) -> Response
     return Json(view, 202 if view["state"] == "inspecting" else 200 if made.before else 201, headers)
 
 
-@router.get("", response_model=Page[ModelView])
-async def listing(caller: Caller, db: Db, query: Annotated[PageQuery, Query()]) -> Response:
-    """Registered models, newest first."""
-    rows, following = await db.read(registry.models.list_page, caller.project, query)
+@router.get("", response_model=Page[ListedModelView])
+async def listing(caller: Caller, db: Db, query: Annotated[EntryQuery, Query()]) -> Response:
+    """Registered models, newest first. Without `view=full` their facts are those that a list shows."""
+    rows, following = await db.scan(registry.models.list_page, caller.project, query)
     return page([model_view(model) for model in rows], following)
 
 
@@ -157,7 +168,13 @@ async def one(name_or_id: NameOrId, caller: Caller, db: Db) -> Response:
         evaluations = jobs.newest_evaluations(connection, caller.project, model.sha256)
         return Json({**model_view(model), "measured": [measured_view(job) for job in evaluations]})
 
-    return await db.read(read)
+    return await db.scan(read)
+
+
+@router.patch("/{name_or_id}", response_model=ModelView, responses=responses(NotFound))
+async def relabel(name_or_id: NameOrId, sent: Relabel, caller: Caller, db: Db) -> Response:
+    """Replace the labels of a model."""
+    return Json(model_view(await db.write(registry.models.relabel, caller.project, name_or_id, sent.labels)))
 
 
 @router.delete("/{name_or_id}", status_code=204, responses=responses(NotFound))

@@ -1,6 +1,6 @@
 // The page: which view the address names, the list of jobs, and the form for a key.
 
-import { age, bar, dataset, h, json, key, method, models, percent, pill, points, Problem, repeatedly, request, short, show, waitingText } from "./common.js";
+import { age, bar, h, json, key, listedModels, method, percent, pill, points, Problem, repeatedly, request, short, shownDataset, show, waitingText } from "./common.js";
 import { jobPage } from "./job.js";
 import { registeredOnePage, registeredPage } from "./registered.js";
 
@@ -13,12 +13,13 @@ function route() {
   leave.abort();
   leave = new AbortController();
   main.replaceChildren();
-  const [, noun, id] = location.hash.replace(/^#/, "").split("/");
+  const [path, query] = location.hash.replace(/^#/, "").split("?");
+  const [, noun, id] = path.split("/");
   document.title = "Distillery";
   if (noun === "jobs" && id) jobPage(main, decodeURIComponent(id), leave.signal, showError);
   else if (["datasets", "models"].includes(noun) && id) registeredOnePage(main, noun, decodeURIComponent(id), leave.signal, showError);
   else if (noun === "registered") registeredPage(main, leave.signal, showError);
-  else listPage(leave.signal);
+  else listPage(new URLSearchParams(query), leave.signal);
 }
 
 /** Show a failed request in the corner of the page; `null` removes the message. */
@@ -28,7 +29,8 @@ function showError(error) {
   else service.textContent = error instanceof Problem ? error.message : "no answer from the service; trying again";
 }
 
-function listPage(signal) {
+/** The filters in the address are those of GET /v1/jobs. */
+function listPage(filters, signal) {
   const body = h("tbody");
   const more = h("div", { class: "more", hidden: true }, h("button", { type: "button", onclick: () => { limit += 50; refresh(); } }, "Show older jobs"));
   const summary = h("span", { class: "quiet" });
@@ -44,14 +46,16 @@ function listPage(signal) {
       body),
     more);
   const empty = h("section", { class: "card empty", hidden: true });
-  const heading = h("div", { class: "heading" }, h("h1", null, "Jobs"), summary);
+  const chosen = [...filters].map(([name, value]) => h("span", { class: "pill" }, `${name} ${value}`));
+  const all = chosen.length > 0 && h("a", { href: "#/" }, "all jobs");
+  const heading = h("div", { class: "heading" }, h("h1", null, "Jobs"), chosen, all, summary);
   main.append(heading, table, empty);
   const rows = new Map();
   let limit = 50;
 
   async function refresh() {
     try {
-      const { data, next } = await json(`/v1/jobs?limit=${Math.min(limit, 100)}`, { signal });
+      const { data, next } = await json(`/v1/jobs?${new URLSearchParams([...filters, ["limit", Math.min(limit, 100)]])}`, { signal });
       showError(null);
       draw(data, next);
     } catch (error) {
@@ -61,10 +65,10 @@ function listPage(signal) {
 
   function draw(jobs, next) {
     table.hidden = !jobs.length;
-    heading.hidden = !jobs.length;
+    heading.hidden = !jobs.length && !chosen.length;
     empty.hidden = jobs.length > 0;
     more.hidden = !next || limit >= 100;
-    if (!jobs.length) show(empty, location.origin, emptyState);
+    if (!jobs.length) show(empty, location.origin, chosen.length ? () => h("p", { class: "quiet" }, "No job matches.") : emptyState);
     const active = jobs.filter((job) => job.status === "running").length;
     const waiting = jobs.filter((job) => job.status === "queued").length;
     summary.textContent = [active && `${active} running`, waiting && `${waiting} waiting`].filter(Boolean).join(", ");
@@ -82,23 +86,32 @@ function listPage(signal) {
 }
 
 function cells(job) {
-  const student = job.kind === "evaluation" ? job.result : job.result?.student;
-  const gain = job.result?.gain;
+  const figures = job.figures || {};
+  const gain = figures.gain;
   return [
     h("td", null, pill(job), h("span", { class: "waiting", title: job.waiting?.message }, waitingText(job)),
-      job.warnings.length > 0 && h("span", { class: "warned" }, warnedText(job)), bar(job)),
+      job.warning_count > 0 && h("span", { class: "warned" }, warnedText(job.warning_count)), bar(job)),
     h("td", null,
       h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
-      h("div", { class: "models" }, [models(job), dataset(job)].filter(Boolean).join(", "))),
+      h("div", { class: "models" }, [listedModels(job), shownDataset(job.dataset)].filter(Boolean).join(", ")),
+      labels(job)),
     h("td", { class: "wide" }, method(job)),
-    h("td", { class: "number" }, percent(student?.accuracy)),
+    h("td", { class: "number" }, percent(figures.accuracy)),
     h("td", { class: `number ${gain > 0 ? "up" : gain < 0 ? "down" : ""}` }, points(gain)),
-    h("td", { class: "number wide" }, short(student?.parameters)),
+    h("td", { class: "number wide" }, short(figures.parameters)),
     h("td", { class: "number wide quiet" }, age(job.created_at)),
   ];
 }
 
-const warnedText = ({ warnings: { length } }) => `${length} warning${length === 1 ? "" : "s"}`;
+const warnedText = (number) => `${number} warning${number === 1 ? "" : "s"}`;
+
+/** Each label is a link to the jobs that have it. */
+function labels(job) {
+  const each = Object.entries(job.labels);
+  if (!each.length) return null;
+  return h("div", { class: "labels" }, each.map(([name, value]) =>
+    h("a", { href: `#/?labels=${encodeURIComponent(`${name}:${value}`)}` }, value ? `${name}: ${value}` : name)));
+}
 
 function emptyState(origin) {
   const spec = JSON.stringify({

@@ -110,12 +110,20 @@ export function models(job) {
   return [spec.teacher, ...(spec.assistants || []), spec.student].map(joined).filter(Boolean).join(" → ");
 }
 
-/** The data set as the client named it; bytes without a name by the start of their digest. */
+/** The same of a job in a list. */
+export function listedModels(job) {
+  if (job.kind === "evaluation") return job.model;
+  return [job.teachers, job.assistants, job.students].map(joined).filter(Boolean).join(" → ");
+}
+
+/** The data set as the client named it. */
 export function dataset(job) {
   const given = (job.spec || {}).dataset;
-  const name = typeof given === "string" ? given : given?.source;
-  return name?.startsWith("blob:sha256:") ? `${name.slice(0, 24)}…` : name || "";
+  return shownDataset(typeof given === "string" ? given : given?.source);
 }
+
+/** The name of a data set; bytes without a name by the start of their digest. */
+export const shownDataset = (name) => (name?.startsWith("blob:sha256:") ? `${name.slice(0, 24)}…` : name || "");
 
 /** "70.2 % on 1,000 of 10,000 test images": the teacher before anything was trained. */
 export function teacherCheck({ accuracy, images, test_samples: all, dropped }) {

@@ -11,7 +11,7 @@ from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec.doubts import dataset_warnings, loading_warnings, normalization_warnings, teacher_warnings
 from kdcore.spec.fitting import Known, fit
-from kdcore.spec.job import Dataset, Preprocessing, Scheduling, Teacher
+from kdcore.spec.job import Dataset, Labels, Preprocessing, Scheduling, Teacher
 from kdcore.spec.resolving import loaded_as, named_classes, preprocessing
 from kdcore.spec.vocabulary import Vocabulary
 
@@ -21,6 +21,7 @@ class EvaluationSpec(Vocabulary):
 
     kind: Literal["evaluation"] = Field(default="evaluation", description="Tells it from the spec of a distillation.")
     name: Annotated[str, Text(200)] | None = Field(default=None, description="A name for people.")
+    labels: Labels = Field(default={})
     model: Teacher = Field(description="The model: a checkpoint, with its architecture and preprocessing.")
     dataset: Dataset = Field(description="The model is measured on all its test images.")
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")

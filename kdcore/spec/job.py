@@ -130,6 +130,15 @@ WidthOverHeight = Annotated[float, Field(gt=0), Bounds(ge=0.01, le=100)]
 Flip = Annotated[bool, Field(description="Mirror each image with probability 1/2.")]
 
 
+Labels = Annotated[
+    dict[
+        Annotated[str, Text(63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")],
+        Annotated[str, Text(200, min_length=0)],
+    ],
+    Field(max_length=16, description='Names and values to find it by, such as {"team": "vision"}.'),
+]
+
+
 class Preprocessing(Vocabulary):
     """The normalisation of a model's input: (pixel - mean) / std for each channel, of pixels in 0..1."""
 
@@ -648,6 +657,7 @@ class JobSpec(Vocabulary):
     name: Annotated[str, Text(200)] | None = Field(
         default=None, description="A name for people, of one line; it need not be unique."
     )
+    labels: Labels = Field(default={})
     dataset: Annotated[Dataset, named("source", Dataset)] = Field(
         description="The images to train on and to measure every model on. A plain string is their source."
     )

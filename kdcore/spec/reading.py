@@ -22,11 +22,13 @@ OTHER_WORDS = {
     **dict.fromkeys(("backbone_lr", "lr_mult", "head_lr_mult"), "head_lr"),
     **dict.fromkeys(("classes", "labels", "names", "id2label"), "class_names"),
     **dict.fromkeys(("model", "arch", "network"), "architecture"),
+    **dict.fromkeys(("tags", "metadata"), "labels"),
     **dict.fromkeys(("normalize", "normalization", "transform"), "preprocessing"),
 }
 """Words of other tools for fields that are named here."""
 _KINDS = {
     "model_type": "an object",
+    "dict_type": "an object",
     "model_attributes_type": "an object with a 'name', or a plain name,",
     "tuple_type": "a list",
     "string_type": "a string",

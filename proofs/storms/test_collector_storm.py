@@ -123,7 +123,7 @@ class Client:
             name = f"model {self.chance.random()}"
             self.name(
                 lambda connection: registry.models.register(
-                    connection, NewEntry("ours", name, sha256, {}), "server", 30.0
+                    connection, NewEntry("ours", name, sha256, {}, {}), "server", 30.0
                 ),
                 sha256,
             )

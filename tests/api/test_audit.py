@@ -54,7 +54,7 @@ async def test_changes_have_an_entry_each(service: Service) -> None:
     await service.http.patch("/v1/projects/default", json={"limits": {"jobs_queued": 5}})
     assert await actions(service) == [
         "job.submit", "job.pause", "job.resume", "job.cancel", "job.retry", "job.cancel", "job.delete",
-        "upload.create", "model.register", "evaluation.submit", "model.delete",
+        "upload.create", "upload.complete", "model.register", "evaluation.submit", "model.delete",
         "dataset.register", "dataset.delete", "project.change",
     ]  # fmt: skip
     assert {row["resource"] for row in await entries(service) if row["action"].startswith("job.")} == {job_id}

@@ -135,7 +135,7 @@ async def test_wrong_keys_beyond_the_bound_wait_for_nothing(service: Service, mo
 READER_MAY = [("GET", "/v1/jobs"), ("GET", "/v1/datasets"), ("POST", "/v1/jobs/validate?probe=false")]
 MEMBER_MAY = [("POST", "/v1/jobs"), ("POST", "/v1/uploads"), ("POST", "/v1/models"), ("DELETE", "/v1/models/none")]
 ADMIN_MAY = [("GET", "/v1/keys"), ("POST", "/v1/keys"), ("DELETE", "/v1/keys/none")]
-OPERATOR_MAY = [("GET", "/v1/projects"), ("POST", "/v1/projects"), ("GET", "/metrics"), ("GET", "/v1/storage")]
+OPERATOR_MAY = [("GET", "/v1/projects"), ("POST", "/v1/projects"), ("POST", "/v1/storage/collections")]
 
 
 @pytest.mark.parametrize("role", ["reader", "member", "admin", "operator"])

@@ -391,7 +391,7 @@ def register(settings: Settings, kind: registry.Registry[Any], name: str, **foun
     """Make a row that another server inspects; with `found` it is ready. Returns its id."""
     database = Database(settings.database_url)
     with database.begin() as connection:
-        entry = kind.register(connection, registry.NewEntry("default", name, "0" * 64, {}), "another server", 3600)
+        entry = kind.register(connection, registry.NewEntry("default", name, "0" * 64, {}, {}), "another server", 3600)
         kind.renew(connection, "another server", 3600, {entry.id: {"done": 1200, "total": 60000}})
         if "error" in found:
             kind.refuse(connection, entry, "another server", found["error"])

@@ -3,7 +3,7 @@
 import pytest
 
 from api.inspections import Refused
-from api.schemas import DatasetView, Page
+from api.schemas import DatasetView, ListedDatasetView, Page
 from kdcore.catalog import DATASETS
 from kdcore.catalog.facts import DATASET_READING, LeftOut
 from store import registry
@@ -27,7 +27,7 @@ async def test_register_dataset_stores_the_facts_of_its_inspection(service: Serv
 async def test_datasets_listing_ends_with_the_built_in_ones(service: Service) -> None:
     blob = await service.upload(b"pictures")
     await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob})
-    listed = (await service.http.get("/v1/datasets")).json()
+    listed = (await service.http.get("/v1/datasets?view=full")).json()
     assert [dataset["name"] for dataset in listed["data"]] == ["mine", *sorted(DATASETS)]
     assert Page[DatasetView].model_validate(listed)
     assert (await service.http.get("/v1/datasets/digits")).json()["facts"]["num_classes"] == 10
@@ -128,7 +128,7 @@ async def test_register_dataset_without_labels(service: Service) -> None:
     answer = await service.http.post("/v1/datasets", json={"name": "pool", "blob": blob})
     assert answer.status_code == 201
     assert answer.json()["facts"]["labelled"] is False and answer.json()["facts"]["num_classes"] == 0
-    listed = (await service.http.get("/v1/datasets")).json()
+    listed = (await service.http.get("/v1/datasets?view=full")).json()
     assert Page[DatasetView].model_validate(listed)
     assert {dataset["name"]: dataset["facts"]["labelled"] for dataset in listed["data"]}["digits"] is True
 
@@ -178,3 +178,21 @@ async def test_register_dataset_warns_of_what_was_not_chosen(service: Service) -
     assert [warning["code"] for warning in answer.json()["warnings"]] == ["alpha_over_white"]
     body = {"name": "third", "blob": blob, **chosen, "strict": True}
     problem(await service.http.post("/v1/datasets", json=body), 422, "warning_refused")
+
+
+async def test_datasets_listing_filters_the_built_in_ones_too(service: Service) -> None:
+    new = {"name": "digital", "blob": await service.upload(b"arrays"), "labels": {"team": "vision"}}
+    assert (await service.http.post("/v1/datasets", json=new)).status_code == 201
+
+    async def found(query: str) -> list[str]:
+        return [one["name"] for one in (await service.http.get(f"/v1/datasets?{query}")).json()["data"]]
+
+    assert await found("name=digit") == ["digital", "digits"]
+    assert await found("labels=team:vision") == ["digital"]
+    assert await found("state=refused") == []
+    listed = (await service.http.get("/v1/datasets")).json()
+    assert Page[ListedDatasetView].model_validate(listed)
+    assert not any("class_names" in one["facts"] for one in listed["data"])
+    changed = await service.http.patch("/v1/datasets/digital", json={"labels": {}})
+    assert changed.json()["labels"] == {} and await found("labels=team") == []
+    problem(await service.http.patch("/v1/datasets/digits", json={"labels": {}}), 404, "not_found")

@@ -65,7 +65,7 @@ async def test_evaluation_is_claimed_listed_and_finished_like_any_job(service: S
     fence = await service.claim(job["id"])
     assert await service.db.write(lifecycle.finish_succeeded, job["id"], fence, FIGURES, [])
     (listed,) = (await service.http.get(PATH)).json()["data"]
-    assert (listed["id"], listed["result"]) == (job["id"], FIGURES)
+    assert (listed["id"], listed["figures"]["accuracy"], listed["model"]) == (job["id"], FIGURES["accuracy"], "big")
     by_kind = {
         kind: [one["id"] for one in (await service.http.get("/v1/jobs", params=params)).json()["data"]]
         for kind, params in (

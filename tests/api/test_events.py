@@ -1,15 +1,24 @@
 """A job's events, polled and streamed."""
 
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 
+from api import feed
 from api.routes import events
 from api.schemas import Page
 from base.wire import EventView
 from tests.api.conftest import Service, problem
 
 pytestmark = pytest.mark.anyio
+
+
+def following(service: Service, job_id: str, last: int) -> AsyncIterator[bytes]:
+    async def check() -> None:
+        """The caller's key is valid."""
+
+    return events._messages(service.db, job_id, "default", last, check, service.app.state.feed)
 
 
 def messages(text: str) -> list[dict[str, str]]:
@@ -68,10 +77,10 @@ async def test_stream_of_a_retried_job_does_not_end_at_its_first_end(service: Se
 
 async def test_messages_sends_events_as_they_happen(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read from the generator: the in-process client returns a stream only when it has ended."""
-    monkeypatch.setattr(events, "POLL_S", 0.01)
+    monkeypatch.setattr(feed, "POLL_S", 0.01)
     monkeypatch.setattr(events, "PING_S", 0.03)
     job_id = await service.submit()
-    stream = events._messages(service.db, job_id, "default", 1)
+    stream = following(service, job_id, 1)
     assert await anext(stream) == b"retry: 2000\n\n"
     assert await anext(stream) == b": still here\n\n"
     await service.http.post(f"/v1/jobs/{job_id}/pause")
@@ -87,7 +96,7 @@ async def test_messages_sends_events_as_they_happen(service: Service, monkeypatc
 async def test_messages_ends_when_the_job_is_deleted(service: Service) -> None:
     job_id = await service.submit()
     await service.http.post(f"/v1/jobs/{job_id}/cancel")
-    stream = events._messages(service.db, job_id, "default", 0)
+    stream = following(service, job_id, 0)
     await anext(stream)
     await service.http.delete(f"/v1/jobs/{job_id}")
     assert [message async for message in stream] == []
@@ -96,7 +105,7 @@ async def test_messages_ends_when_the_job_is_deleted(service: Service) -> None:
 async def test_messages_ends_when_the_database_is_away(service: Service) -> None:
     """The file is replaced by a folder, which cannot be opened, and then restored."""
     job_id = await service.submit()
-    stream = events._messages(service.db, job_id, "default", 0)
+    stream = following(service, job_id, 0)
     assert [await anext(stream) for _ in range(2)][1].startswith(b"id: 1")
     path = service.settings.home / "distillery.db"
     service.db.dispose()
@@ -106,7 +115,7 @@ async def test_messages_ends_when_the_database_is_away(service: Service) -> None
     problem(await service.http.get(f"/v1/jobs/{job_id}/events/stream"), 503, "unavailable")
     path.rmdir()
     path.with_name("away").rename(path)
-    stream = events._messages(service.db, job_id, "default", 0)
+    stream = following(service, job_id, 0)
     assert [await anext(stream) for _ in range(2)][1].startswith(b"id: 1")
 
 

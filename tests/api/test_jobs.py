@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from api.schemas import Page
 from base.errors import DatabaseUnavailable
-from base.wire import JobFilters, JobView
+from base.wire import JobFilters, JobSummary, JobView
 from store import checkpoints, lifecycle, workers
 from store.jobs import JobQuery
 from tests.api.conftest import SUPERVISED, Service, problem
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 def test_job_query_has_the_filters_that_clients_send() -> None:
-    assert JobQuery.model_fields.keys() - {"limit", "after"} == JobFilters.__annotations__.keys()
+    assert JobQuery.model_fields.keys() - {"limit", "after", "view"} == JobFilters.__annotations__.keys()
 
 
 async def test_submit_queues_the_job_and_wakes_workers(service: Service) -> None:
@@ -115,12 +115,13 @@ async def test_validate_lists_faults(service: Service) -> None:
 
 async def test_jobs_listing_is_paged_from_newest_to_oldest(service: Service) -> None:
     ids = [await service.submit(name=f"job {n}") for n in range(5)]
-    first = (await service.http.get("/v1/jobs", params={"limit": 2})).json()
+    first = (await service.http.get("/v1/jobs", params={"limit": 2, "view": "full"})).json()
     second = (await service.http.get("/v1/jobs", params={"limit": 2, "after": first["next"]})).json()
     third = (await service.http.get("/v1/jobs", params={"limit": 2, "after": second["next"]})).json()
     assert [job["id"] for page in (first, second, third) for job in page["data"]] == ids[::-1]
     assert third["next"] is None
     assert Page[JobView].model_validate(first, strict=True)
+    assert Page[JobSummary].model_validate(second, strict=True)
 
 
 async def test_jobs_listing_filters_by_status_and_method(service: Service) -> None:
@@ -224,7 +225,7 @@ async def test_job_view_of_a_queued_job_has_the_reason_why_it_waits(service: Ser
     )
     listed = (await service.http.get("/v1/jobs")).json()
     assert [one["waiting"]["reason"] for one in listed["data"]] == ["starting"]
-    assert Page[JobView].model_validate(listed, strict=True)
+    assert Page[JobSummary].model_validate(listed, strict=True)
     fence = await service.claim(job_id)
     assert (await service.http.get(f"/v1/jobs/{job_id}")).json()["waiting"] is None
     full = {"code": "storage_full", "message": "the disk is full", "retryable": True, "hint": None}
@@ -284,3 +285,45 @@ async def test_actions_on_an_unknown_job_are_not_found(service: Service, verb: s
 async def test_jobs_listing_refuses_invalid_parameters(service: Service, query: str, pointer: str) -> None:
     body = problem(await service.http.get(f"/v1/jobs?{query}"), 422, "invalid_request")
     assert [fault["pointer"] for fault in body["errors"]] == [pointer]
+
+
+async def test_jobs_listing_has_summaries_and_whole_jobs_on_demand(service: Service) -> None:
+    job_id = await service.submit(labels={"team": "vision"}, training={"epochs": 3})
+    await service.succeed(job_id)
+    (listed,) = (await service.http.get("/v1/jobs?labels=team:vision&status=succeeded,failed&student=convnet8")).json()[
+        "data"
+    ]
+    assert not {"spec", "resolved_spec", "result", "warnings"} & listed.keys()
+    assert (listed["dataset"], listed["students"], listed["labels"]) == ("digits", ["convnet8"], {"team": "vision"})
+    assert (listed["figures"]["accuracy"], listed["figures"]["parameters"]) == (0.9, 3_000)
+    (whole,) = (await service.http.get("/v1/jobs?view=full")).json()["data"]
+    assert whole == (await service.http.get(f"/v1/jobs/{job_id}")).json()
+
+
+async def test_jobs_listing_shortens_the_message_of_an_error(service: Service) -> None:
+    job_id = await service.submit()
+    fence = await service.claim(job_id)
+    error = {"code": "internal", "message": "x" * 100_000, "retryable": False, "hint": None}
+    await service.db.write(lifecycle.finish_failed, job_id, fence, error, None)
+    (listed,) = (await service.http.get("/v1/jobs")).json()["data"]
+    assert listed["error"] == {**error, "message": "x" * 1000 + "…"}
+
+
+async def test_relabel_replaces_the_labels_of_a_job(service: Service) -> None:
+    job_id = await service.submit(labels={"team": "vision"})
+    answer = await service.http.patch(f"/v1/jobs/{job_id}", json={"labels": {"owner": "ü"}})
+    assert (answer.status_code, answer.json()["labels"]) == (200, {"owner": "ü"})
+    assert answer.json()["spec"]["labels"] == {"team": "vision"}
+    assert (await service.http.get("/v1/jobs?labels=team")).json()["data"] == []
+    problem(await service.http.patch(f"/v1/jobs/{'job_' + '0' * 24}", json={"labels": {}}), 404, "not_found")
+    refused = await service.http.patch(f"/v1/jobs/{job_id}", json={"labels": {"a b": "\n"}})
+    assert problem(refused, 422, "invalid_request")["errors"]
+
+
+async def test_jobs_listing_refuses_a_cursor_of_another_order(service: Service) -> None:
+    for _ in range(2):
+        await service.submit()
+    after = (await service.http.get("/v1/jobs?limit=1&sort=name")).json()["next"]
+    body = problem(await service.http.get("/v1/jobs", params={"after": after}), 422, "invalid_request")
+    assert [fault["pointer"] for fault in body["errors"]] == ["?after"]
+    assert "sort=name" in body["errors"][0]["message"]

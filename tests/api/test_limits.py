@@ -87,6 +87,14 @@ async def test_request_beyond_the_rate_is_answered_with_the_time_to_come_again(s
     assert figures.refusals("requests_per_s") > before
 
 
+async def test_rate_is_checked_before_the_body_is_read(service: Service) -> None:
+    await bound(service, requests_per_s=1)
+    async with service.holder(await service.key("member")) as ann:
+        answers = [await ann.http.post("/v1/jobs", content=b"no JSON") for _ in range(2)]
+    problem(answers[0], 400, "malformed_body")
+    problem(answers[1], 429, "limit_reached")
+
+
 async def test_limits_of_another_process_hold_after_some_seconds(
     service: Service, limiter: Limiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from api.inspections import Refused
-from api.schemas import ModelView, Page
+from api.schemas import ListedModelView, ModelView, Page
 from kdcore.catalog.facts import Loading, ProgramFacts
+from store import lists
 from tests.api.conftest import MODEL, ONNX, PROGRAM, Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ async def test_model_is_found_by_name_and_id(service: Service) -> None:
     assert body["facts"]["num_classes"] == MODEL.num_classes  # type: ignore[index]
     for name in ("teacher", body["id"]):
         assert (await service.http.get(f"/v1/models/{name}")).json() == {**body, "measured": []}
-    listed = (await service.http.get("/v1/models")).json()
+    listed = (await service.http.get("/v1/models?view=full")).json()
     assert listed == {"data": [body], "next": None}
     assert Page[ModelView].model_validate(listed)
 
@@ -170,7 +171,7 @@ async def test_register_model_accepts_a_program_with_what_the_client_states(
     found = answer.json()["facts"]
     assert (found["architecture"], found["format"], found["batch"]) == ("program", facts.format, facts.batch)
     assert (found["class_names"], found["mean"], found["image_size"]) == (names, [0.25], [8, 8])
-    assert Page[ModelView].model_validate((await service.http.get("/v1/models")).json()).data[0].facts == (
+    assert Page[ModelView].model_validate((await service.http.get("/v1/models?view=full")).json()).data[0].facts == (
         facts.model_copy(update={"class_names": names, "mean": [0.25], "std": [0.5]})
     )
 
@@ -297,3 +298,45 @@ async def test_register_again_under_the_key_of_a_refused_file_inspects_it_again(
     del service.inspector.answers[digest]
     answer = await service.http.post("/v1/models", json=body, headers=key)
     assert (answer.status_code, "idempotent-replayed" in answer.headers) == (201, False)
+
+
+async def test_models_listing_filters_and_shows_no_class_names(service: Service) -> None:
+    """A model of 2,000 classes with long names: they are in the model, and not in a list."""
+    names = [f"{number} {'x' * 200}" for number in range(2000)]
+    blob = await service.upload(b"many classes")
+    facts = MODEL.model_copy(update={"num_classes": 2000, "class_names": names})
+    service.inspector.answers[blob.removeprefix("sha256:")] = facts
+    new = {"name": "big", "blob": blob, "architecture": "convnet32", "labels": {"team": "vision"}}
+    made = (await service.http.post("/v1/models", json=new)).json()
+    assert made["labels"] == {"team": "vision"} and len(made["facts"]["class_names"]) == 2000
+    other = {"name": "small", "blob": await service.upload(b"other"), "architecture": "convnet32"}
+    assert (await service.http.post("/v1/models", json=other)).status_code == 201
+
+    async def found(query: str) -> list[str]:
+        answer = await service.http.get(f"/v1/models?{query}")
+        assert Page[ListedModelView].model_validate(answer.json())
+        return [one["name"] for one in answer.json()["data"]]
+
+    whole = await service.http.get("/v1/models")
+    assert len(whole.content) < 5_000
+    (big,) = [one for one in whole.json()["data"] if one["name"] == "big"]
+    assert (big["facts"]["num_classes"], big["facts"]["architecture"]) == (2000, "convnet32")
+    assert await found("labels=team:vision") == await found("name=b") == ["big"]
+    assert await found("labels=team:speech") == await found("state=refused") == await found("name=B") == []
+    assert await found("view=full") == ["small", "big"]
+    changed = await service.http.patch("/v1/models/small", json={"labels": {"team": "speech"}})
+    assert changed.json()["labels"] == {"team": "speech"}
+    assert await found("labels=team") == ["small", "big"]
+    problem(await service.http.patch("/v1/models/none", json={"labels": {}}), 404, "not_found")
+
+
+async def test_models_listing_in_full_ends_after_some_bytes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "PAGE_BYTES", 10)
+    for name in ("a", "b"):
+        blob = await service.upload(name.encode())
+        new = {"name": name, "blob": blob, "architecture": "convnet32"}
+        assert (await service.http.post("/v1/models", json=new)).status_code == 201
+    first = (await service.http.get("/v1/models?view=full")).json()
+    rest = (await service.http.get("/v1/models", params={"view": "full", "after": first["next"]})).json()
+    assert [[one["name"] for one in page["data"]] for page in (first, rest)] == [["b"], ["a"]]
+    assert rest["next"] is None

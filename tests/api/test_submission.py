@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from api import references
 from api.inspections import Refused
 from kdcore.catalog import ModelFacts, NamedStartFacts, StartFacts
 from kdcore.catalog.facts import Loading
@@ -1012,3 +1013,12 @@ async def test_submit_accepts_the_name_of_a_network_whose_classifier_is_deep(ser
     service.inspector.answers[blob.removeprefix("sha256:")] = deep
     given = {"checkpoint": f"blob:{blob}", "architecture": "convnet32"}
     assert (await accepted(service, kd(teacher=given)))["teacher"]["architecture"] == "convnet32+relu16"
+
+
+def test_unknown_reference_is_compared_with_few_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are registered: with those that begin like it."""
+    compared: list[str] = []
+    monkeypatch.setattr(references.difflib, "get_close_matches", lambda name, names, **_: compared.extend(names) or [])
+    names = [f"{letter}{number}" for letter in "abcd" for number in range(1000)]
+    references._unknown("model", "c", names)
+    assert len(compared) == references.COMPARED and {name[0] for name in compared} == {"c"}

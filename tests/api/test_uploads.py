@@ -13,8 +13,9 @@ from api.routes import uploads as route
 from base.wire import UploadView
 from store import uploads
 from store.file_store import FileStore
+from store.idempotency import Once
 from store.settings import Settings
-from tests.api.conftest import Service, problem, serving
+from tests.api.conftest import SUPERVISED, Service, problem, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -292,3 +293,92 @@ async def test_delete_upload_takes_the_bytes_from_its_project(service: Service) 
     assert (await service.http.delete(upload.headers["location"])).status_code == 204
     named = await service.http.post("/v1/models", json={"name": "m", "blob": f"sha256:{DIGEST}"})
     problem(named, 404, "not_found")
+
+
+# ── repeated requests, limits, the audit log ──
+
+
+async def test_parts_under_an_idempotency_key_continue_one_upload(service: Service) -> None:
+    headers = {"Upload-Length": "10", "Idempotency-Key": "k"}
+    send = (service.http.post("/v1/uploads", params={"filename": "a"}, headers=headers) for _ in range(20))
+    answers = await asyncio.gather(*send)
+    assert sorted(answer.status_code for answer in answers) == [200] * 19 + [201]
+    (upload_id,) = {answer.json()["id"] for answer in answers}
+    await service.http.patch(f"/v1/uploads/{upload_id}", content=b"12345", headers={"Upload-Offset": "0"})
+    again = await service.http.post("/v1/uploads", params={"filename": "a"}, headers=headers)
+    assert (again.headers["upload-offset"], again.headers["idempotent-replayed"]) == ("5", "true")
+    other = await service.http.post("/v1/uploads", headers={**headers, "Upload-Length": "11"})
+    problem(other, 422, "idempotency_conflict")
+
+
+async def test_whole_file_under_an_idempotency_key_is_stored_once(service: Service) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = await service.http.post("/v1/uploads", content=b"weights", headers=headers)
+    again = await service.http.post("/v1/uploads", content=b"weights", headers=headers)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json() == first.json() and again.headers["idempotent-replayed"] == "true"
+    other = await service.http.post("/v1/uploads", content=b"other weights", headers=headers)
+    problem(other, 422, "idempotency_conflict")
+
+
+async def test_whole_file_under_the_key_of_one_that_is_being_sent_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is not at its end, or its server was killed."""
+    once = Once.of("default", "k", "uploads", {"filename": None, "bytes": None, "sha256": None})
+    sent, _ = await service.db.write(uploads.create_once, once, "default")
+    headers = {"Idempotency-Key": "k"}
+    problem(await service.http.post("/v1/uploads", content=b"weights", headers=headers), 409, "upload_busy")
+    monkeypatch.setattr(route, "ABANDONED_S", 0.0)
+    answer = await service.http.post("/v1/uploads", content=b"weights", headers=headers)
+    assert answer.status_code == 201 and answer.json()["id"] != sent.id
+    problem(await service.http.get(f"/v1/uploads/{sent.id}"), 404, "not_found")
+
+
+async def test_whole_file_that_was_refused_leaves_its_key_free(service: Service) -> None:
+    headers = {"Idempotency-Key": "k"}
+    params = {"sha256": "0" * 64}
+    answer = await service.http.post("/v1/uploads", content=b"weights", params=params, headers=headers)
+    problem(answer, 422, "checksum_mismatch")
+    assert (await service.http.post("/v1/uploads", content=b"weights", headers=headers)).status_code == 201
+
+
+async def limited(service: Service, **limits: int) -> None:
+    assert (await service.http.patch("/v1/projects/default", json={"limits": limits})).status_code == 200
+
+
+async def test_upload_beyond_the_bytes_of_the_project_is_refused(service: Service) -> None:
+    await limited(service, bytes_stored=20)
+    await service.upload(b"0123456789")
+    parts = await service.http.post("/v1/uploads", headers={"Upload-Length": "8"})
+    assert parts.status_code == 201
+    for sent in ({"content": b"123"}, {"headers": {"Upload-Length": "3"}}, {"content": pieces(b"123")}):
+        answer = await service.http.post("/v1/uploads", **sent)
+        body = problem(answer, 403, "quota_exceeded")
+        assert (body["limit"], body["value"], body["used"]) == ("bytes_stored", 20, 18)
+    await service.submit()
+    await service.upload(b"12")
+    problem(await service.http.post("/v1/jobs", json=SUPERVISED), 403, "quota_exceeded")
+    await service.http.delete(f"/v1/uploads/{parts.json()['id']}")
+    await service.submit()
+
+
+async def pieces(content: bytes) -> AsyncIterator[bytes]:
+    """A body without Content-Length."""
+    yield content
+
+
+async def test_upload_beyond_the_size_of_the_project_is_refused(service: Service) -> None:
+    await limited(service, upload_bytes=5)
+    problem(await service.http.post("/v1/uploads", content=b"123456"), 413, "too_large")
+    problem(await service.http.post("/v1/uploads", content=pieces(b"123456")), 413, "too_large")
+    problem(await service.http.post("/v1/uploads", headers={"Upload-Length": "6"}), 413, "too_large")
+    await service.upload(b"12345")
+
+
+async def test_upload_has_entries_of_the_audit_log(service: Service) -> None:
+    upload = (await service.http.post("/v1/uploads", content=b"weights", params={"filename": "w.pt"})).json()
+    await service.http.delete(f"/v1/uploads/{upload['id']}")
+    rows = (await service.http.get("/v1/audit", params={"resource": upload["id"]})).json()["data"]
+    assert [row["action"] for row in rows] == ["upload.delete", "upload.complete", "upload.create"]
+    assert rows[1]["details"] == {"bytes": 7, "sha256": upload["blob"].removeprefix("sha256:")}

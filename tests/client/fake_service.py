@@ -22,6 +22,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "requested": None,
         "allowed_actions": ["delete"],
         "method": "kd",
+        "labels": {},
         "progress": None,
         "queue_position": None,
         "waiting": None,
@@ -43,6 +44,14 @@ def job(**changes: Any) -> dict[str, Any]:
         "finished_at": None,
         **changes,
     }
+
+
+def listed(job: dict[str, Any]) -> dict[str, Any]:
+    """Return a job as a list has it."""
+    result = job["result"]
+    figures = None if result is None else {"accuracy": result.get("student", result)["accuracy"]}
+    absent = ("spec", "resolved_spec", "result", "warnings", "teacher_check")
+    return {**{name: value for name, value in job.items() if name not in absent}, "figures": figures}
 
 
 def warning(code: str = "normalization_guessed", pointer: str = "/teacher/preprocessing") -> dict[str, Any]:

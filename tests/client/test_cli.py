@@ -19,6 +19,7 @@ from tests.client.fake_service import (
     evaluation_job,
     event,
     job,
+    listed,
     page,
     problem,
     report,
@@ -379,11 +380,32 @@ def test_cancel_that_is_not_allowed_prints_the_allowed_actions():
 
 
 def test_list_has_a_limit_and_a_filter():
-    fake = FakeService({"GET /v1/jobs": page([job(id=f"job_{n}") for n in range(3)], "more")})
+    fake = FakeService({"GET /v1/jobs": page([listed(job(id=f"job_{n}")) for n in range(3)], "more")})
     done = run(fake, "list", "--limit", "2", "--status", "running", "--json")
     assert [one["id"] for one in json.loads(done.stdout)] == ["job_0", "job_1"]
     assert dict(fake.requests[0].url.params) == {"status": "running", "limit": "2"}
     assert "job_2" in run(fake, "list", "--limit", "3").stdout
+
+
+def test_list_sends_filters_that_combine_and_shows_labels():
+    fake = FakeService({"GET /v1/jobs": page([listed(job(labels={"team": "vision"}))])})
+    flags = ("--label", "team=vision", "--label", "urgent", "--status", "queued", "--status", "running")
+    shown = run(fake, "list", *flags, "--sort=-accuracy", "--teacher", "resnet56").stdout
+    assert "team=vision" in shown
+    sent = fake.requests[0].url.params
+    assert sent.get_list("labels") == ["team:vision", "urgent"]
+    assert sent.get_list("status") == ["queued", "running"]
+    assert (sent["sort"], sent["teacher"]) == ("-accuracy", "resnet56")
+
+
+def test_label_replaces_the_labels():
+    answer = {"labels": {"team": "vision", "note": "a=b"}}
+    fake = FakeService({"PATCH /v1/jobs/job_1": answer, "PATCH /v1/models/big": answer})
+    assert "team=vision note=a=b" in run(fake, "label", "job_1", "team=vision", "note=a=b").stdout
+    assert json.loads(fake.requests[0].content) == answer
+    assert run(fake, "label", "model:big").exit_code == 0
+    assert json.loads(fake.requests[1].content) == {"labels": {}}
+    assert "name=value" in run(fake, "label", "job_1", "team").stderr
 
 
 def test_list_of_no_jobs_prints_a_hint():
@@ -598,7 +620,7 @@ def test_models_evaluate_refused_prints_the_faults():
 def test_list_and_show_an_evaluation():
     done = evaluation_job()
     attempts = "GET /v1/jobs/job_1/attempts"
-    fake = FakeService({"GET /v1/jobs": page([done]), "GET /v1/jobs/job_1": done, attempts: page([])})
+    fake = FakeService({"GET /v1/jobs": page([listed(done)]), "GET /v1/jobs/job_1": done, attempts: page([])})
     assert "75.0 %" in run(fake, "list", "--kind", "evaluation").stdout
     assert fake.requests[0].url.params["kind"] == "evaluation"
     assert "95 % interval 70.1 to 79.4 %" in run(fake, "show", "job_1").stdout

@@ -6,7 +6,17 @@ from rich.table import Table
 
 from client import tables
 from tests.client.console import console, printed
-from tests.client.fake_service import attempt, evaluation, job, measured, report, teacher_check, waiting, warning
+from tests.client.fake_service import (
+    attempt,
+    evaluation,
+    job,
+    listed,
+    measured,
+    report,
+    teacher_check,
+    waiting,
+    warning,
+)
 
 
 def text(table: Table, width: int = 140) -> str:
@@ -22,7 +32,7 @@ def cells(shown: Table) -> list[list[str]]:
 
 def test_job_table_never_breaks_an_id():
     name = "job_" + "0" * 26
-    assert name in text(tables.job_table([job(id=name, name="a very long name " * 5)]), width=80)
+    assert name in text(tables.job_table([listed(job(id=name, name="a very long name " * 5))]), width=80)
 
 
 def test_report_table_of_one_run():
@@ -94,14 +104,17 @@ def test_job_table_of_jobs_in_any_status():
     error = {"code": "loss_diverged", "message": "nan", "retryable": False, "hint": None}
     rows = cells(
         tables.job_table(
-            [
-                job(id="job_6", **waiting(2, "behind_others")),
-                job(id="job_5", **waiting(1, "no_worker")),
-                job(id="job_4", **waiting(None, "backing_off"), error=error),
-                job(id="job_3", status="failed", error=error),
-                running,
-                job(result=report()),
-            ]
+            map(
+                listed,
+                [
+                    job(id="job_6", **waiting(2, "behind_others")),
+                    job(id="job_5", **waiting(1, "no_worker")),
+                    job(id="job_4", **waiting(None, "backing_off"), error=error),
+                    job(id="job_3", status="failed", error=error),
+                    running,
+                    job(result=report()),
+                ],
+            )
         )
     )
     assert [row[1:3] for row in rows] == [
@@ -143,7 +156,7 @@ def test_worker_table():
 
 
 def test_tables_never_read_names_as_markup():
-    assert "[bold]x[/bold]" in text(tables.job_table([job(name="[bold]x[/bold]")]))
+    assert "[bold]x[/bold]" in text(tables.job_table([listed(job(name="[bold]x[/bold]", labels={"[b]": "[i]"}))]))
     assert "[/nonsense]" in text(tables.job_facts(job(name="[/nonsense]")))
 
 
@@ -202,7 +215,7 @@ def test_evaluation_lines_and_accuracy_text():
         "resnet56, 861,620 parameters",
         "least accurate classes: b 10.0 %, a 50.0 %",
     ]
-    assert "72.6 %" in text(tables.job_table([done]))
+    assert "72.6 %" in text(tables.job_table([listed(done)]))
 
 
 def test_failure_lines():

@@ -38,6 +38,8 @@ def new_job(**changes: Any) -> NewJob:
         "max_attempts": 3,
         "deadline_s": None,
         "warnings": [],
+        "labels": {},
+        "summary": {},
     }
     return NewJob(**{**fields, **changes})
 

@@ -131,17 +131,17 @@ def name_by_artifact(database: Database, sha256: str) -> None:
 
 def name_by_model(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        registry.models.register(connection, NewEntry("ours", "resnet", sha256, {}), "server", 30.0)
+        registry.models.register(connection, NewEntry("ours", "resnet", sha256, {}, {}), "server", 30.0)
 
 
 def name_by_dataset(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        registry.datasets.register(connection, NewEntry("ours", "flowers", sha256, {}), "server", 30.0)
+        registry.datasets.register(connection, NewEntry("ours", "flowers", sha256, {}, {}), "server", 30.0)
 
 
 def name_by_thumbnails(database: Database, sha256: str) -> None:
     with database.begin() as connection:
-        new = NewEntry("ours", "flowers", "0" * 64, {})
+        new = NewEntry("ours", "flowers", "0" * 64, {}, {})
         entry = registry.datasets.register(connection, new, "server", 30.0)
         sheet = {"sha256": sha256, "side": 8, "columns": 1, "classes": [0]}
         registry.datasets.finish(connection, entry, "server", {"facts": {}, "thumbnails": sheet})
@@ -602,7 +602,7 @@ def test_collect_runs_without_a_row_if_the_disk_is_full(
 def test_collector_does_not_keep_the_file_of_a_refused_registration(database: Database, files: FileStore, in_days):
     sha256 = put(files, "junk")
     with database.begin() as connection:
-        entry = registry.models.register(connection, NewEntry("ours", "junk", sha256, {}), "server", 30.0)
+        entry = registry.models.register(connection, NewEntry("ours", "junk", sha256, {}, {}), "server", 30.0)
         registry.models.refuse(connection, entry, "server", {"message": "not a checkpoint"})
     assert list(in_days(1.1).removed) == ["to_trash"]
 

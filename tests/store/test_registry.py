@@ -7,8 +7,8 @@ from sqlalchemy.exc import IntegrityError
 from store import registry as store_registry
 from store.database import Database
 from store.errors import NameTaken, NotFound
-from store.records import PageQuery
-from store.registry import Entry, NewEntry, Registry, datasets, get_inspection, models, put_inspection
+from store.lists import NEWEST_FIRST
+from store.registry import Entry, EntryQuery, NewEntry, Registry, datasets, get_inspection, models, put_inspection
 from tests.store.helpers import SHA256, run_concurrently
 
 LEASE_S = 30.0
@@ -22,7 +22,7 @@ def registry(request: pytest.FixtureRequest) -> Registry:
 
 
 def begun(connection: Connection, registry: Registry, project: str = "ours", name: str = "resnet56") -> Entry:
-    return registry.register(connection, NewEntry(project, name, SHA256, {"name": name}), "server 1", LEASE_S)
+    return registry.register(connection, NewEntry(project, name, SHA256, {"name": name}, {}), "server 1", LEASE_S)
 
 
 def expire(connection: Connection, registry: Registry) -> None:
@@ -185,10 +185,11 @@ def test_list_page_is_newest_first(database: Database, registry: Registry):
     with database.begin() as connection:
         for name in "abc":
             begun(connection, registry, name=name)
-        page, after = registry.list_page(connection, "ours", PageQuery(limit=2))
-        rest, end = registry.list_page(connection, "ours", PageQuery(limit=2, after=after))
-        assert registry.list_page(connection, "theirs", PageQuery(limit=2)) == ([], None)
-    assert (len(page), len(rest), after, end) == (2, 1, page[-1].id, None)
+        page, after = registry.list_page(connection, "ours", EntryQuery(limit=2))
+        rest, end = registry.list_page(connection, "ours", EntryQuery(limit=2, after=after))
+        assert registry.list_page(connection, "theirs", EntryQuery(limit=2)) == ([], None)
+    assert (len(page), len(rest), end) == (2, 1, None)
+    assert after == NEWEST_FIRST.cursor(page[-1].created_at, page[-1].id)
     ids = [entry.id for entry in (*page, *rest)]
     assert ids == sorted(ids, reverse=True)
 
