@@ -125,7 +125,9 @@ def _readable(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     read = {key: _readable(part) for key, part in node.items()}
-    return {**read, "items": {"anyOf": read.pop("prefixItems")}} if "prefixItems" in read else read
+    if "prefixItems" in read:
+        read["items"] = {"anyOf": read.pop("prefixItems")}
+    return read
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -71,7 +71,7 @@ async def test_openapi_bounds_every_text_and_number(service: Service) -> None:
         assert "anyOf" not in schema, name
         if kind(parameter) == "string" and "enum" not in schema:
             assert {"pattern", "format"} & set(schema), name
-            assert schema.get("maxLength", 0) <= 1000, name
+            assert schema.get("maxLength", 0) <= 2000, name
         if kind(parameter) == "integer":
             assert "minimum" in schema, name
             assert schema.get("maximum", schema.get("exclusiveMaximum", 2**64)) <= 2**63, name

@@ -161,7 +161,7 @@ def test_tables_never_read_names_as_markup():
 
 
 def test_tables_show_a_hostile_name_as_escapes_in_its_own_row():
-    shown = text(tables.job_table([job(name="\x1b]0;x\x07\x1b[2J\x9b2J\nFAKE ROW\u202e")]))
+    shown = text(tables.job_table([listed(job(name="\x1b]0;x\x07\x1b[2J\x9b2J\nFAKE ROW\u202e"))]))
     assert r"\x1b]0;x\x07\x1b[2J\x9b2J\x0aFAKE ROW\u202e" in "".join(part.strip() for part in shown.splitlines())
     assert not any(line.strip().startswith("FAKE ROW") for line in shown.splitlines())
     assert "\x9b" not in shown and "\u202e" not in shown
