@@ -259,7 +259,7 @@ def keep_private(settings: Settings) -> None:
     if home.is_dir():
         # A server of another user that has its data here, such as `local.cluster`'s PostgreSQL, must still get to it.
         shared = any(place.lstat().st_uid != os.geteuid() for place in home.iterdir())
-        files.take_rights(home, files.OTHERS & ~stat.S_IXOTH if shared else files.OTHERS)
+        files.take_rights(home, files.OTHERS & ~(stat.S_IXGRP | stat.S_IXOTH) if shared else files.OTHERS)
 
 
 def settings_or_exit(program: str, *further: type[BaseSettings]) -> tuple[Any, ...]:

@@ -152,4 +152,4 @@ def test_keep_private_leaves_the_way_to_what_another_user_has_in_the_home(tmp_pa
     (home / "postgres").mkdir(parents=True)
     os.chown(home / "postgres", 65534, 65534)
     keep_private(Settings(home=home))
-    assert home.stat().st_mode & 0o777 == 0o701
+    assert home.stat().st_mode & 0o777 == 0o711
