@@ -33,6 +33,8 @@ from store.database import MIGRATIONS, Database
 from store.keys import KeyNeeded, require_if_reachable
 from store.settings import Settings, keep_private, settings_or_exit
 
+SILENT_S = 60
+"""The time without a sign of life after which one of several processes is killed. Its imports count, too."""
 RETRY_S = 1.0
 """The time between two attempts to reach the database at start."""
 
@@ -50,8 +52,8 @@ def main() -> None:
     _refuse_without_key(settings)
     where: dict[str, Any] = {"host": settings.host, "port": settings.port}
     if settings.api_processes > 1:
-        # uvicorn binds the socket once, and starts the processes; one that dies is started again.
-        several = {"factory": True, "workers": settings.api_processes}
+        # uvicorn binds the socket once, and starts the processes; one that dies, or is silent, is started again.
+        several = {"factory": True, "workers": settings.api_processes, "timeout_worker_healthcheck": SILENT_S}
         uvicorn.run("api.__main__:application", **several, **where, **SERVER_OPTIONS)
         return
     with _made(settings) as app:

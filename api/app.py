@@ -43,8 +43,10 @@ from api.routes import (
     projects,
     storage,
     uploads,
+    webhooks,
 )
 from api.sweep import Sweep
+from api.webhooks import WebhookSender
 from base.figures import WRITE_EVERY_S, Exchange
 from base.folders import remove_abandoned
 from store.database import Database
@@ -74,6 +76,7 @@ V1 = (
     datasets,
     methods,
     architectures,
+    webhooks,
     limits,
     audit,
     monitoring,
@@ -108,12 +111,16 @@ def create_app(settings: Settings, wake_workers: Callable[[], None], inspector: 
         periodic += [asyncio.create_task(registrations.run()), asyncio.create_task(feed.run())]
         app.state.exchange = exchange = Exchange(settings.home / "metrics", "api")
         periodic += [asyncio.create_task(_write_figures(exchange))]
+        sender = WebhookSender(database, settings.webhook_allow)
+        app.state.webhooks = sender
+        periodic += [asyncio.create_task(sender.run())]
         try:
             yield
         finally:
             for task in periodic:
                 task.cancel()
             await asyncio.wait(periodic)
+            await sender.stop()
             exchange.remove()
             await registrations.stop()
             await inspections.close()

@@ -35,6 +35,7 @@ ACTIONS: dict[tuple[str, str], str | None] = {
     # Its parts are no actions; its end is `upload.complete`.
     ("PATCH", "/v1/uploads/{upload_id}"): None,
     ("DELETE", "/v1/keys/{key_id}"): "key.revoke",
+    ("POST", "/v1/storage/collections"): "storage.collect",
 }
 """The actions whose names do not follow from method and address; None: no entry."""
 

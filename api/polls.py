@@ -12,6 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from pydantic_core import to_json
@@ -32,6 +33,8 @@ KEPT_ANSWER_BYTES = 1_000_000
 SMALL_BYTES = 50_000
 _VERSION = "SELECT project, status, revision FROM jobs WHERE id = {}"
 _PATH = re.compile(r"/v1/jobs/(job_[0-9a-hjkmnp-tv-z]{24})")
+_ROUTE = SimpleNamespace(path="/v1/jobs/{job_id}")
+"""The route that a shortcut stands for, as logs and figures name it."""
 
 Render = Callable[[Connection, Job], dict[str, Any]]
 
@@ -130,6 +133,7 @@ class Shortcut:
         if scope["type"] == "http" and scope["method"] == "GET":
             path = _PATH.fullmatch(scope["path"])
             if path is not None and not scope["query_string"] and (response := await _response(scope, path[1])):
+                scope["route"] = _ROUTE
                 await response(scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -7,7 +7,8 @@ Problem
  ├─ Forbidden           403  a page of another origin, or a host name of another machine
  ├─ RoleForbidden       403  the key's role does not allow this; `needs` is the role that does
  ├─ QuotaExceeded       403  a limit of the project; something must be deleted first
- ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, route
+ ├─ AddressRefused      403  a webhook's URL is that of a private network, or not https, and the operator allows neither
+ ├─ NotFound            404  no such job, model, data set, upload, artifact, method, key, project, webhook, route
  ├─ MethodNotAllowed    405
  ├─ RequestTimeout      408  the body did not arrive in time
  ├─ ActionNotAllowed    409  the job's status does not allow the action; `allowed_actions` lists those that it allows
@@ -19,6 +20,7 @@ Problem
  ├─ OperatorKeyNeeded   409  the first key must be the operator's
  ├─ OffsetConflict      409  the upload continues at another byte, `offset`
  ├─ UploadBusy          409  another request writes to the same upload
+ ├─ WebhookDisabled     409  nothing is sent to it
  ├─ TooLarge            413
  ├─ AddressTooLong      414
  ├─ UnsupportedEncoding 415  the body is compressed
@@ -222,6 +224,15 @@ class OffsetConflict(Problem):
 class UploadBusy(Problem):
     status, code, title = 409, "upload_busy", "Another request writes to this upload"
     stands_for = store_errors.UploadBusy
+
+
+class AddressRefused(Problem):
+    status, code, title = 403, "address_refused", "The address is not called"
+
+
+class WebhookDisabled(Problem):
+    status, code, title = 409, "webhook_disabled", "The webhook is disabled"
+    stands_for = store_errors.WebhookDisabled
 
 
 class TooLarge(Problem):

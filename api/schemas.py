@@ -17,13 +17,14 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from base import wire
-from base.jobs import allowed_actions
+from base.jobs import WebhookEvent, allowed_actions
 from base.references import DIGEST
 from base.text import NAME, Text
 from base.wire import (
     IS_TIME,
     ArtifactView,
     AttemptView,
+    DeliveryView,
     InspectionProgress,
     JobSummary,
     JobView,
@@ -37,6 +38,7 @@ from base.wire import (
     UploadView,
     WaitingView,
     WarningView,
+    WebhookView,
     WorkerView,
 )
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
@@ -49,6 +51,7 @@ from store.keys import Key
 from store.records import Job, ListedJob
 from store.registry import Dataset, Entry, Model
 from store.uploads import Upload
+from store.webhooks import Delivery, Webhook
 from store.workers import Waiting, Worker
 
 T = TypeVar("T")
@@ -203,6 +206,14 @@ def key_view(key: Key) -> dict[str, Any]:
 
 def worker_view(worker: Worker, lease_s: float) -> dict[str, Any]:
     return view_of(WorkerView, worker, alive=worker.consumes(lease_s))
+
+
+def webhook_view(webhook: Webhook) -> dict[str, Any]:
+    return view_of(WebhookView, webhook)
+
+
+def delivery_view(delivery: Delivery) -> dict[str, Any]:
+    return view_of(DeliveryView, delivery)
 
 
 # Types of all that comes from outside: every text and every number of a parameter or a body is one of these.
@@ -424,3 +435,34 @@ class NewDataset(DataOptions):
     blob: BlobDigest
     labels: Labels = Field(default={})
     strict: bool = Field(default=False, description=STRICT)
+
+
+Events = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=20)]
+_URL = r"^https?://([A-Za-z0-9]{1,50}\.){0,3}[A-Za-z0-9]{1,50}(:[1-9][0-9]{0,3})?(/[A-Za-z0-9/._-]*)?$"
+"""The usual form, for the document. `api.webhooks.checked_url` accepts others as well, and says what is wrong."""
+WebhookUrl = Annotated[str, Text(2000), Field(json_schema_extra={"pattern": _URL})]
+
+
+class NewWebhook(Schema):
+    """An address that is to be told of the project's jobs. Each message is a POST, signed by Standard Webhooks."""
+
+    url: WebhookUrl = Field(
+        description="https://host/path. Addresses of private networks, and http, must be allowed by the operator.",
+        examples=["https://example.org/hooks/distillery"],
+    )
+    events: Events = Field(
+        default=("job.succeeded", "job.failed", "job.cancelled", "job.alert"), description="What it is told of."
+    )
+    enabled: bool = Field(default=True, strict=True, description="False: nothing is sent to it yet.")
+
+
+class ChangedWebhook(Schema):
+    """What is to be changed of a webhook. A field that is null or not given stays as it is."""
+
+    url: WebhookUrl | None = None
+    events: Events | None = None
+    enabled: bool | None = Field(
+        default=None,
+        strict=True,
+        description="False: what waits for it fails. True: it begins anew, also if the service has disabled it.",
+    )

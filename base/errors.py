@@ -11,6 +11,7 @@
      ├─ LossDiverged        loss_diverged         the loss is not finite
      ├─ DeadlineExceeded    deadline_exceeded     the job took longer than its time limit
      ├─ WorkerLost          worker_lost           retryable: the process or its host vanished
+     ├─ EngineSilent        engine_silent         retryable: the process hung, and was stopped
      ├─ StorageFull         storage_full          retryable: continues when there is disk space
      ├─ TooManyFiles        too_many_files        retryable: continues when the host lets a process open files again
      └─ Internal            internal              retryable: our fault
@@ -92,6 +93,11 @@ class DeadlineExceeded(EngineError):
 
 class WorkerLost(EngineError):
     code = "worker_lost"
+    retryable = True
+
+
+class EngineSilent(EngineError):
+    code = "engine_silent"
     retryable = True
 
 

@@ -146,7 +146,8 @@ def keep_private(*places: Path) -> None:
 
     A folder is changed after what is in it: if its own rights are right, so is the rest, which is not looked at again.
     """
-    for place in places:
+    for named in places:
+        place = named.resolve()  # the folder may be a link to another disk
         if not (place.exists() and _mode(place) & OTHERS):
             continue
         for inside, folders, files in os.walk(place, topdown=False):

@@ -1,4 +1,5 @@
-"""Kinds and statuses of jobs, the actions that a client may request, why a job waits, and states of a worker's slot."""
+"""Kinds and statuses of jobs, the actions that a client may request, why a job waits, what webhooks tell of it, and the
+states of a worker's slot."""
 
 from typing import Literal
 
@@ -9,9 +10,40 @@ Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelle
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """The final statuses: a job that has one changes only if it is retried."""
 
-Reason = Literal["teacher", "backing_off", "no_worker", "out_of_disk_space", "behind_others", "starting"]
+Reason = Literal[
+    "teacher", "backing_off", "no_worker", "out_of_disk_space", "project_limit", "behind_others", "starting"
+]
 """The reasons why a queued job has not started."""
 SlotState = Literal["idle", "busy", "out_of_disk_space", "stuck"]
+
+WebhookEvent = Literal[
+    "job.queued",
+    "job.started",
+    "job.paused",
+    "job.succeeded",
+    "job.failed",
+    "job.cancelled",
+    "job.warning",
+    "job.alert",
+]
+"""What a webhook can ask for."""
+WEBHOOK_EVENTS: dict[str, WebhookEvent] = {
+    "queued": "job.queued",
+    "resumed": "job.queued",
+    "retried": "job.queued",
+    "released": "job.queued",
+    "claimed": "job.started",
+    "paused": "job.paused",
+    "succeeded": "job.succeeded",
+    "failed": "job.failed",
+    "cancelled": "job.cancelled",
+    "warning": "job.warning",
+    "alert": "job.alert",
+}
+"""By the type of a job's own event. All other types are told to nobody."""
+WEBHOOK_TEST = "webhook.test"
+"""What a test sends."""
+DeliveryStatus = Literal["pending", "delivered", "failed"]
 
 ALLOWED_ACTIONS: dict[str, tuple[str, ...]] = {
     "queued": ("cancel", "pause"),

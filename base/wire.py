@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from typing_extensions import TypedDict  # pydantic reads no other TypedDict before Python 3.12
 
 from base.errors import Code
-from base.jobs import Kind, Reason, SlotState, Status
+from base.jobs import DeliveryStatus, Kind, Reason, SlotState, Status, WebhookEvent
 from base.warning import Code as WarningCode
 
 IS_TIME = "A record has seconds since 1970 here."
@@ -59,7 +59,7 @@ class WaitingView(View):
 
     reason: Reason
     """`teacher`: a job whose student teaches it has not succeeded yet. `backing_off`: an attempt failed, another
-    follows. `out_of_disk_space`: no worker has enough."""
+    follows. `out_of_disk_space`: no worker has enough. `project_limit`: the project runs as many jobs as it may."""
     message: str
     until: Time | None
     """When the job is due again; null if that is not known."""
@@ -560,6 +560,58 @@ class Dataset(Registered):
     facts: dict[str, Any] | None
     thumbnails: ThumbnailsView | None
     created_at: Time | None
+
+
+# Webhooks
+
+
+class WebhookView(View):
+    """An address that is told of the project's jobs, by Standard Webhooks."""
+
+    id: str
+    url: str
+    events: list[WebhookEvent]
+    enabled: bool
+    """Nothing is sent to one that is disabled, and what happens meanwhile is not sent later."""
+    note: str | None
+    """Why the service has disabled it; null if it has not."""
+    failing_since: Time | None
+    """The first failed try since the last that succeeded. After three days it is disabled."""
+    created_at: Time
+
+
+class SecretWebhookView(WebhookView):
+    """A webhook with its secret, which is shown once."""
+
+    secret: str | None
+    """Every message is signed with it: give it to a library of standardwebhooks.com at the receiver. Null in the replay
+    of a request under its `Idempotency-Key`: rotate the secret if the first answer was lost."""
+
+
+class DeliveryView(View):
+    """One message to one webhook. Its body is `type`, `timestamp` (`created_at`) and `data`."""
+
+    id: str
+    """The header `webhook-id` of the message, the same in every try and replay: a receiver drops what it has seen."""
+    webhook_id: str
+    type: str
+    """An event of a webhook, or `webhook.test`."""
+    data: dict[str, Any]
+    status: DeliveryStatus
+    """`pending`: it is, or will be, sent. `failed`: all tries have failed; a replay sends it again."""
+    attempts: int
+    """Tries since it was made or replayed."""
+    next_at: Time | None
+    """Of a pending one: when it is sent next."""
+    attempted_at: Time | None
+    """The last try."""
+    answer_status: int | None
+    """The HTTP status of the last answer; 2xx is success. Null without an answer."""
+    answer: str | None
+    """The beginning of the last answer's body."""
+    error: str | None
+    """Why the last try failed."""
+    created_at: Time
 
 
 # Who may call

@@ -30,7 +30,11 @@ PHASES = "examples,coverage,fuzzing,stateful"
 JOB = {"dataset": "digits", "student": "convnet8", "method": "supervised", "training": {"epochs": 1}}
 DESTRUCTIVE = ("delete", "post", "patch")
 """With real ids, only reads and these actions are tried: a deleted row answers nothing more."""
-REPEATABLE = ("/v1/jobs/{job_id}/pause", "/v1/jobs/{job_id}/resume", "/v1/models/{name_or_id}/evaluations")
+REPEATABLE = (
+    *("/v1/jobs/{job_id}/pause", "/v1/jobs/{job_id}/resume", "/v1/models/{name_or_id}/evaluations"),
+    *("/v1/webhooks/{webhook_id}/test", "/v1/webhooks/{webhook_id}/rotate"),
+    "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +92,10 @@ def _rows(url: str, folder: Path) -> dict[str, str]:
         np.savez(folder / "data.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
         dataset = service.register_dataset("fuzzed-data", folder / "data.npz")
         upload = httpx.post(f"{url}/v1/uploads", headers={"Upload-Length": "1000000"}).json()["id"]
-    return {"job_id": job["id"], "model": model["id"], "dataset": str(dataset["id"]), "upload_id": upload}
+        webhook = service.add_webhook("https://hooks.invalid/")["id"]
+        delivery = service.test_webhook(webhook)["id"]
+    rows = {"job_id": job["id"], "model": model["id"], "dataset": str(dataset["id"]), "upload_id": upload}
+    return {**rows, "webhook_id": webhook, "delivery_id": delivery}
 
 
 def _fuzz(url: str, ids: Mapping[str, str], folder: Path, arguments: argparse.Namespace) -> int:
@@ -149,7 +156,8 @@ def _configuration(document: Mapping[str, Any], ids: Mapping[str, str]) -> Itera
     yield 'include-name = "GET /v1/jobs/{job_id}/events/stream"'
     yield "max-stream-events = 3  # the stream of a job that has not ended stays open"
     yield "request-timeout = 3"
-    own = {"job_id": ids.get("job_id"), "upload_id": ids.get("upload_id"), "name": "student.safetensors"}
+    own = {name: ids.get(name) for name in ("job_id", "upload_id", "webhook_id", "delivery_id")}
+    own["name"] = "student.safetensors"
     for method, path in _operations(document) if ids else ():
         values = {name: value for name, value in own.items() if value and f"{{{name}}}" in path}
         if path in REPEATABLE and "job_id" in values:

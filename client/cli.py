@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
+from base.jobs import WebhookEvent
 from base.references import STUDENT_FILE
-from base.wire import JobFilters, JobView, NewKeyView, Registered, Role, WarningView
+from base.wire import JobFilters, JobView, NewKeyView, Registered, Role, SecretWebhookView, WarningView
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
@@ -89,6 +90,10 @@ app.add_typer(models_app, name="models")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(uploads_app, name="uploads")
 app.add_typer(keys_app, name="keys")
+webhooks_app = typer.Typer(
+    cls=Commands, invoke_without_command=True, help="Webhooks: list, add, change, test, deliveries, replay, remove."
+)
+app.add_typer(webhooks_app, name="webhooks")
 app.add_typer(projects_app, name="projects")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
@@ -101,6 +106,11 @@ ListLabels = Annotated[
 ]
 NewLabels = Annotated[
     list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="A label to find it by. Repeat it.")
+]
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="The webhook's id.")]
+WebhookEvents = Annotated[
+    list[str] | None,
+    typer.Option("--event", help=f"What it is told of; repeat it for several: {', '.join(get_args(WebhookEvent))}."),
 ]
 FileName = Annotated[str | None, typer.Option("--name", help="Default: the file's name.")]
 
@@ -695,6 +705,96 @@ def remove_dataset(context: typer.Context, name: NameOrId) -> None:
     """Remove a data set. Accepted jobs keep its file."""
     context.obj.delete_dataset(name)
     typer.echo(f"{name} removed")
+
+
+# Webhooks
+
+
+@webhooks_app.callback()
+def list_webhooks(context: typer.Context, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is None:
+        webhooks = list(context.obj.webhooks())
+        print_list(webhooks, as_json, tables.webhook_table, "no webhooks yet: distillery webhooks add URL")
+        for webhook in webhooks:
+            if webhook["note"] is not None:
+                tell(f"{webhook['id']}: {webhook['note']}")
+
+
+@webhooks_app.command("add")
+def add_webhook(
+    context: typer.Context,
+    url: Annotated[str, typer.Argument(help="https://host/path")],
+    events: WebhookEvents = None,
+) -> None:
+    """Let an address be told of the project's jobs: by default of their ends and alerts. Its secret is printed once."""
+    webhook = context.obj.add_webhook(url, events)
+    output().print(tables.webhook_table([webhook]))
+    _print_secret(webhook)
+
+
+@webhooks_app.command("change")
+def change_webhook(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    url: Annotated[str | None, typer.Option(help="https://host/path")] = None,
+    events: WebhookEvents = None,
+    enabled: Annotated[
+        bool | None, typer.Option("--enable/--disable", help="Begin to send again, or send nothing more.")
+    ] = None,
+) -> None:
+    """Change the URL or the events of a webhook, disable it, or enable it again."""
+    output().print(
+        tables.webhook_table([context.obj.change_webhook(webhook_id, url=url, events=events, enabled=enabled)])
+    )
+
+
+@webhooks_app.command("rotate")
+def rotate_webhook(context: typer.Context, webhook_id: WebhookId) -> None:
+    """Give a webhook another secret. For a day messages are signed with the earlier one, too."""
+    _print_secret(context.obj.rotate_webhook(webhook_id))
+
+
+@webhooks_app.command("test")
+def test_webhook(context: typer.Context, webhook_id: WebhookId) -> None:
+    """Send a test message."""
+    delivery = context.obj.test_webhook(webhook_id)
+    typer.echo(f"{delivery['id']} will be sent; what comes of it: distillery webhooks deliveries {webhook_id}")
+
+
+@webhooks_app.command("deliveries")
+def list_deliveries(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    status: Annotated[Literal["pending", "delivered", "failed"] | None, typer.Option(help="Default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the messages to a webhook, newest first, with the last answer."""
+    deliveries = list(islice(context.obj.deliveries(webhook_id, status=status), limit))
+    print_list(deliveries, as_json, tables.delivery_table, "nothing was sent yet")
+
+
+@webhooks_app.command("replay")
+def replay_delivery(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    delivery_id: Annotated[str, typer.Argument(metavar="DELIVERY", help="The message's id.")],
+) -> None:
+    """Send a message again. It keeps its id."""
+    context.obj.replay_delivery(webhook_id, delivery_id)
+    typer.echo(f"{delivery_id} will be sent again")
+
+
+@webhooks_app.command("remove")
+def remove_webhook(context: typer.Context, webhook_id: WebhookId) -> None:
+    """Remove a webhook, with its messages."""
+    context.obj.delete_webhook(webhook_id)
+    typer.echo(f"{webhook_id} removed")
+
+
+def _print_secret(webhook: SecretWebhookView) -> None:
+    tell("its secret, shown only now: the receiver verifies each message with it")
+    typer.echo(webhook["secret"])
 
 
 def _print_doubts(entry: Registered) -> None:

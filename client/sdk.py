@@ -27,6 +27,7 @@ from base.wire import (
     AuditView,
     CollectionView,
     Dataset,
+    DeliveryView,
     EventView,
     JobFilters,
     JobSummary,
@@ -38,9 +39,11 @@ from base.wire import (
     NewKeyView,
     ProjectView,
     Role,
+    SecretWebhookView,
     StorageView,
     UploadView,
     ValidationView,
+    WebhookView,
     WorkerView,
 )
 from client import transfer
@@ -400,6 +403,62 @@ class Distillery:
 
     def delete_dataset(self, name_or_id: str) -> None:
         self.connection.request("DELETE", f"/v1/datasets/{name_or_id}")
+
+    # Webhooks
+
+    def webhooks(self) -> Iterator[WebhookView]:
+        """Yield the webhooks of the project, newest first."""
+        return self._pages("/v1/webhooks", limit=100)
+
+    def webhook(self, webhook_id: str) -> WebhookView:
+        webhook: WebhookView = self.connection.json("GET", f"/v1/webhooks/{webhook_id}")
+        return webhook
+
+    def add_webhook(self, url: str, events: Sequence[str] | None = None) -> SecretWebhookView:
+        """Let an address be told of the project's jobs: by default of their ends and alerts.
+
+        The answer has the `secret`, once. A receiver verifies each message with it and the library `standardwebhooks`.
+        """
+        body = _without_none({"url": url, "events": None if events is None else list(events)})
+        webhook: SecretWebhookView = self.connection.json("POST", "/v1/webhooks", json=body)
+        return webhook
+
+    def change_webhook(
+        self,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        events: Sequence[str] | None = None,
+        enabled: bool | None = None,
+    ) -> WebhookView:
+        """Change what is given. `enabled=True` also sends again to one that the service has disabled."""
+        body = _without_none({"url": url, "events": None if events is None else list(events), "enabled": enabled})
+        path = f"/v1/webhooks/{webhook_id}"
+        webhook: WebhookView = self.connection.json("PATCH", path, json=body, idempotent=True)
+        return webhook
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        self.connection.request("DELETE", f"/v1/webhooks/{webhook_id}")
+
+    def test_webhook(self, webhook_id: str) -> DeliveryView:
+        """Queue a test message. `deliveries` says a moment later what came of it."""
+        delivery: DeliveryView = self.connection.json("POST", f"/v1/webhooks/{webhook_id}/test")
+        return delivery
+
+    def rotate_webhook(self, webhook_id: str) -> SecretWebhookView:
+        """Give a webhook another secret, which the answer has, once. For a day messages are signed with both."""
+        webhook: SecretWebhookView = self.connection.json("POST", f"/v1/webhooks/{webhook_id}/rotate")
+        return webhook
+
+    def deliveries(self, webhook_id: str, *, status: str | None = None) -> Iterator[DeliveryView]:
+        """Yield the messages to a webhook, newest first: all, or those that are `pending`, `delivered` or `failed`."""
+        return self._pages(f"/v1/webhooks/{webhook_id}/deliveries", limit=100, status=status)
+
+    def replay_delivery(self, webhook_id: str, delivery_id: str) -> DeliveryView:
+        """Send a message again, under the same id."""
+        path = f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay"
+        delivery: DeliveryView = self.connection.json("POST", path, idempotent=True)
+        return delivery
 
     # The catalogue and the server
 

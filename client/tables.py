@@ -16,6 +16,7 @@ from base.wire import (
     AuditView,
     CollectionView,
     Dataset,
+    DeliveryView,
     Estimate,
     Evaluation,
     JobSummary,
@@ -32,6 +33,7 @@ from base.wire import (
     TeacherCheck,
     UploadView,
     WarningView,
+    WebhookView,
     WorkerView,
 )
 
@@ -446,6 +448,28 @@ def collection_table(collections: Iterable[CollectionView]) -> Table:
         ]
         text = (", ".join(removed) or "nothing") if one["ended_at"] else "has not ended"
         _add_row(table, one["began_at"], text, one["error"])
+    return table
+
+
+# Webhooks
+
+
+def webhook_table(webhooks: Iterable[WebhookView]) -> Table:
+    table = _table("id", "state", "url", "events")
+    for webhook in webhooks:
+        state = "enabled" if webhook["enabled"] else "disabled"
+        if webhook["failing_since"] is not None:
+            state += f", fails since {webhook['failing_since']}"
+        _add_row(table, webhook["id"], state, webhook["url"], ", ".join(webhook["events"]))
+    return table
+
+
+def delivery_table(deliveries: Iterable[DeliveryView]) -> Table:
+    table = _table("id", "status", "age", "type", "tries", "answer", right=("tries",), unbroken=("id", "age", "type"))
+    for one in deliveries:
+        status = one["status"] + (f", next {one['next_at']}" if one["next_at"] and one["attempts"] else "")
+        answer = one["error"] or one["answer_status"]
+        _add_row(table, one["id"], status, age(one["created_at"]), one["type"], one["attempts"], answer)
     return table
 
 

@@ -94,7 +94,7 @@ class Workspace:
 
     def room(self, pointer: str = "/dataset") -> data.Room:
         """Return the room for the decoded data set at a place in the spec."""
-        return data.Room(self.cache_max_bytes, self._warn_once, pointer)
+        return data.Room(self.cache_max_bytes, self._warn_once, pointer, self.lines.working, self.lines.waiting)
 
     def _warn_once(self, warning: WarningItem) -> None:
         """Warn, unless the job has a warning of this code and place: its figures are others on each host."""

@@ -24,6 +24,8 @@ from typing import Any, TextIO
 from base.warning import WarningItem
 
 PROGRESS_EVERY_S = 1.0
+SIGN_EVERY_S = 10.0
+"""The time between two signs of an engine at work that no progress counts."""
 READY = b"\n"
 EXIT_STOPPED = os.EX_TEMPFAIL
 """Exit code of an engine that was stopped by SIGTERM and has saved a checkpoint."""
@@ -63,6 +65,7 @@ class Lines:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._last_progress = float("-inf")
+        self._last_sign = time.monotonic()
 
     def emit(self, event: str, **fields: Any) -> None:
         self._stream.write(json.dumps({"event": event, **fields}, allow_nan=False) + "\n")
@@ -73,6 +76,23 @@ class Lines:
 
     def progress_is_due(self) -> bool:
         return time.monotonic() - self._last_progress >= PROGRESS_EVERY_S
+
+    def working(self, done: int, total: int) -> None:
+        """Say from time to time that the engine goes on with something that is no part of the progress, such as the
+        decoding of a data set: an engine that prints nothing for long is stopped."""
+        if self._sign_is_due():
+            self.emit("working", done=done, total=total)
+
+    def waiting(self) -> None:
+        """Say from time to time that the engine waits for another process of the host."""
+        if self._sign_is_due():
+            self.emit("waiting")
+
+    def _sign_is_due(self) -> bool:
+        due = time.monotonic() - self._last_sign >= SIGN_EVERY_S
+        if due:
+            self._last_sign = time.monotonic()
+        return due
 
     def progress(self, **fields: Any) -> None:
         self._last_progress = time.monotonic()

@@ -170,7 +170,7 @@ def _train(
         with _beside(cache or _teacher(trial, job, progress), job.computing) as teacher:
             _train_stages(TrialSetup(trial, job, teacher, cache), workspace, progress, meter)
     except LossDiverged:
-        teacher_check.require_finite_in_training(job)  # Its fault is not the learning rate's.
+        teacher_check.require_finite_in_training(job, workspace.lines)  # Its fault is not the learning rate's.
         raise
 
 

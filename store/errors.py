@@ -12,6 +12,7 @@
      ├─ LimitReached          limit_reached          a limit of the project; waiting helps
      ├─ QuotaExceeded         quota_exceeded         a limit of the project; something must be deleted first
      ├─ BlobMismatch          checksum_mismatch      the bytes do not have the expected size or digest
+     ├─ WebhookDisabled       webhook_disabled       nothing is sent to it
      ├─ OffsetConflict        offset_conflict        the upload continues at another offset
      └─ UploadBusy            upload_busy            another request is writing to the same upload
 
@@ -140,6 +141,14 @@ class BlobMismatch(StoreError):
     def __init__(self, name: str, expected: object, actual: object) -> None:
         super().__init__(f"{name}: expected {expected}, got {actual}")
         self.name, self.expected, self.actual = name, expected, actual
+
+
+class WebhookDisabled(StoreError):
+    code = "webhook_disabled"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"webhook {id} is disabled, so that nothing is sent to it; set enabled to true first")
+        self.id = id
 
 
 class OffsetConflict(StoreError):

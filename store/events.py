@@ -2,6 +2,7 @@
 
 Every change of a job takes the next number in its own UPDATE (`update_job`) and then writes its event
 (`append_event`). So a job's events have no gap, no duplicate number, and no event of an attempt that has lost the job.
+What webhooks are to be told of it is written with the event (`webhooks.announce`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Integer, bindparam, insert, select, update
 
 from base.warning import WarningItem
+from store import webhooks
 from store.attempts import owned_by
 from store.errors import LeaseLost
 from store.records import JOB_COLUMNS, Job, as_record, columns, database_now
@@ -51,6 +53,7 @@ def append_event(connection: Connection, job: Job, type: str, **data: Any) -> No
     """Write the event of a change, under the number that the change took. Called once after each `update_job`."""
     row = {"job_id": job.id, "seq": job.event_seq, "at": database_now(), "type": type, "data": data}
     connection.execute(insert(job_events).values(row))
+    webhooks.announce(connection, job, type, data)
 
 
 def append_warning(

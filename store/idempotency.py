@@ -24,6 +24,7 @@ KINDS = {
     "datasets": "data set",
     "keys": "key",
     "projects": "project",
+    "webhooks": "webhook",
 }
 """What keys make, by its table."""
 

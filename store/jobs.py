@@ -14,7 +14,7 @@ from base.jobs import TERMINAL, Kind, Status, allowed_actions
 from base.references import blobs_in
 from base.text import LIKE_AN_ID, Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
-from store import idempotency, limits, projects
+from store import alerts, idempotency, limits, projects
 from store.errors import ActionNotAllowed, NotFound
 from store.events import append_event, update_job
 from store.idempotency import Once
@@ -80,6 +80,7 @@ def submit(
     append_event(connection, replace(job, event_seq=1), "queued")
     for seq, warning in enumerate(new.warnings, 2):
         append_event(connection, replace(job, event_seq=seq), "warning", **warning)
+    alerts.write(connection, job)
     job = await_teachers(connection, job)
     projects.add_blobs(connection, job.project, blobs_in(job.resolved_spec))
     failpoint("submit.before_commit")
@@ -316,6 +317,7 @@ def retry(
     if from_scratch:
         for table in (checkpoints, metrics):
             connection.execute(delete_from(table).where(table.c.job_id == job_id))
+        alerts.reset(connection, job_id)
     append_event(connection, job, "retried", **{"from": "scratch" if from_scratch else "checkpoint"})
     return take_students(connection, job)
 

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, and_, bindparam, c
 
 from base.errors import DeadlineExceeded, WorkerLost
 from base.wire import TeacherCheck
-from store import limits, projects, registry
+from store import alerts, limits, projects, registry
 from store.artifacts import NewArtifact, publish
 from store.attempts import close_attempt, open_attempt, owned_by
 from store.checkpoints import Checkpoint, list_checkpoints
@@ -84,6 +84,7 @@ def claim(
         lease_until=database_now() + lease_s,
         started_at=func.coalesce(jobs.c.started_at, database_now()),
         not_before=None,
+        progressed_at=database_now(),
         phase=None,
         # The error of the last attempt remains in the events.
         error=None,
@@ -121,7 +122,7 @@ def heartbeat(connection: Connection, job_id: str, fence: int, lease_s: float) -
 
 
 def set_phase(connection: Connection, job_id: str, fence: int, to: str) -> None:
-    job = update_job(connection, owned_by(job_id, fence), phase=to)
+    job = update_job(connection, owned_by(job_id, fence), phase=to, progressed_at=database_now())
     if job is None:
         raise LeaseLost(job_id, fence)
     append_event(connection, job, "phase", phase=to)
@@ -147,9 +148,18 @@ def set_teacher_check(connection: Connection, job_id: str, fence: int, to: dict[
         registry.put_measurement(connection, known.project, "evaluation", key, to)
 
 
-def set_progress(connection: Connection, job_id: str, fence: int, to: dict[str, Any]) -> None:
-    """Write the progress to the job's row only: one event each second would flood the events."""
-    changed = update(jobs).where(owned_by(job_id, fence)).values(progress=to).returning(jobs.c.id)
+def set_progress(
+    connection: Connection, job_id: str, fence: int, to: dict[str, Any] | None, *, has_grown: bool = True
+) -> None:
+    """Write the progress to the job's row only: one event each second would flood the events.
+
+    None leaves what was written last: the attempt works at something that this does not count. `has_grown`: it is more
+    than before, so that no alert says otherwise.
+    """
+    values: dict[str, Any] = {} if to is None else {"progress": to}
+    if has_grown:
+        values["progressed_at"] = database_now()
+    changed = update(jobs).where(owned_by(job_id, fence)).values(**values).returning(jobs.c.id)
     if connection.execute(changed).one_or_none() is None:
         raise LeaseLost(job_id, fence)
 
@@ -251,7 +261,7 @@ def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15, max_r
 
     Jobs that wait past their deadline fail. With `takeover` (see `claim`), this also ends the jobs whose lease has
     expired and that cannot be claimed: cancel or pause is requested, the deadline has passed, or no attempt is left.
-    Any number of sweeps may run at the same time.
+    Alerts of jobs without progress are raised. Any number of sweeps may run at the same time.
     """
     must_end = _waits_past_deadline(jobs)
     if takeover:
@@ -264,6 +274,7 @@ def sweep(connection: Connection, *, takeover: bool, rering_s: float = 15, max_r
         _fail(connection, and_(jobs.c.id == job_id, _waits_past_deadline(jobs)), _DEADLINE_EXCEEDED)
         if takeover:
             _end_abandoned(connection, job_id)
+    alerts.see_progress(connection)
     full = limits.full_projects(connection, max_running)
     missed = select(jobs.c.id).where(_is_open(jobs), _is_due(jobs), _due_since(jobs) < database_now() - rering_s)
     missed = missed.where(jobs.c.project.not_in(full)) if full else missed

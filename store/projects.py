@@ -72,7 +72,7 @@ def remove(connection: Connection, name: str) -> None:
     holds = [table.name for table in HOLDS if _any(connection, table, name)]
     if name == DEFAULT_PROJECT or holds:
         raise ProjectNotEmpty(name, holds)
-    for table in (tables.project_blobs, tables.measurements):
+    for table in (tables.project_blobs, tables.measurements, tables.webhooks):
         connection.execute(delete(table).where(table.c.project == name))
     now, project_keys = database_now(), tables.keys.c
     ended = update(tables.keys).where(project_keys.project == name, project_keys.revoked_at.is_(None))

@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from base import files
+from base.addresses import Allowed
 from base.defaults import HOST, PORT
 
 CONFIG = "DISTILLERY_CONFIG"
@@ -132,6 +133,11 @@ class Settings(FromEnvironmentOrFile):
         description="Time without use after which the facts that an inspection has found are forgotten.",
     )
     upload_max_bytes: int = Field(default=10_000_000_000, gt=0, description="The largest file that may be uploaded.")
+    webhook_allow: str = Field(
+        default="",
+        description="Hosts and networks that webhooks may call beside public addresses, also without TLS, separated by "
+        "commas: 10.0.0.0/8, hooks.internal.",
+    )
     limit_jobs_queued: int | None = Field(
         default=10_000,
         ge=1,
@@ -199,6 +205,12 @@ class Settings(FromEnvironmentOrFile):
         if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError("must be the SHA-256 of the key as 64 hexadecimal digits, not the key itself")
         return digest
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _hosts_and_networks(cls, text: str) -> str:
+        Allowed.of(text)
+        return text
 
     @field_validator("otel")
     @classmethod

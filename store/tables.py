@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -121,6 +122,8 @@ jobs = Table(
     Column("deadline_at", Double),
     Column("event_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("progress", DOCUMENT),
+    # When an attempt began or its progress last grew: an alert may ask for it.
+    Column("progressed_at", Double),
     Column("warnings", LIST, nullable=False, server_default=text("'[]'")),
     Column("teacher_check", DOCUMENT),
     Column("result", DOCUMENT),
@@ -219,6 +222,16 @@ job_events = Table(
     Column("at", Double, nullable=False),
     Column("type", String(32), nullable=False),
     Column("data", DOCUMENT, nullable=False),
+)
+
+# The alerts that a job's scheduling asks for, by their place in the list. Each is raised once.
+job_alerts = Table(
+    "job_alerts",
+    metadata,
+    _job_id(),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("no_progress_s", Double),
+    Column("raised_at", Double),
 )
 
 metrics = Table(
@@ -332,6 +345,54 @@ measurements = Table(
     Column("figures", DOCUMENT, nullable=False),
     Column("measured_at", Double, nullable=False),
 )
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("project", String(100), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("events", LIST, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    # Why the service has disabled it.
+    Column("note", Text),
+    # As they are: what is sent is signed with them. The earlier one also, for a while.
+    Column("secret", String(100), nullable=False),
+    Column("earlier_secret", String(100)),
+    Column("earlier_until", Double),
+    # The first of its failed tries since the last that succeeded.
+    Column("failing_since", Double),
+    Column("created_at", Double, nullable=False),
+)
+Index("ix_webhooks_project_id", webhooks.c.project, webhooks.c.id)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("webhook_id", ID, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("data", DOCUMENT, nullable=False),
+    Column("status", String(16), nullable=False, server_default=text("'pending'")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    # Of a pending delivery: when it is due, or when the process that sends it must have ended.
+    Column("next_at", Double),
+    Column("attempted_at", Double),
+    Column("answer_status", Integer),
+    Column("answer", Text),
+    Column("error", Text),
+    Column("created_at", Double, nullable=False),
+    CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
+    CheckConstraint("(status = 'pending') = (next_at IS NOT NULL)", name="pending_has_a_time"),
+)
+Index("ix_webhook_deliveries_webhook_id_id", webhook_deliveries.c.webhook_id, webhook_deliveries.c.id)
+Index(
+    "ix_webhook_deliveries_due",
+    webhook_deliveries.c.next_at,
+    sqlite_where=webhook_deliveries.c.status == "pending",
+    postgresql_where=webhook_deliveries.c.status == "pending",
+)
+Index("ix_webhook_deliveries_created_at", webhook_deliveries.c.created_at)
 
 workers = Table(
     "workers",

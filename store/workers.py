@@ -4,14 +4,14 @@ A worker proves for each slot that it takes jobs: an idle slot has polled the da
 busy slot has succeeded. A slot without that proof is stuck; a worker whose slots are all stuck takes no jobs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, literal_column, select
 
 from base.jobs import Reason, SlotState
-from store import tables
+from store import limits, tables
 from store.records import Job, ListedJob, database_now, upsert
 from store.tables import jobs
 from store.teachers import list_awaited, waits_for_teacher
@@ -149,7 +149,19 @@ def waiting_reasons(connection: Connection, page: Iterable[Job | ListedJob], lea
         job.id: _for_teacher(awaited[job.id]) if job.id in awaited else _waiting(job, positions, consuming_workers)
         for job in queued
     }
-    return {id: waiting for id, waiting in waits.items() if waiting is not None}
+    found = {id: waiting for id, waiting in waits.items() if waiting is not None}
+    for id in _held_by_their_project(connection, found.keys() & positions.keys()):
+        message = "the project runs as many jobs as it may; it starts when one of them has ended"
+        found[id] = Waiting("project_limit", message, position=positions[id])
+    return found
+
+
+def _held_by_their_project(connection: Connection, due: Collection[str]) -> Sequence[str]:
+    """Return those of these jobs whose project has a limit of its own and runs as many as it may."""
+    full = limits.full_projects(connection, None)
+    if not full:
+        return ()
+    return connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(due), jobs.c.project.in_(full))).all()
 
 
 def _waiting(job: Job | ListedJob, positions: Mapping[str, int | None], workers: Sequence[Worker]) -> Waiting | None:

@@ -47,7 +47,11 @@ class Api:
             )
         self.http = httpx.Client(base_url=self._address(), timeout=60)
         # Of several processes the first one logs the address before the others listen.
-        until(self._answers, "the server to answer", START_S)
+        try:
+            until(self._answers, "the server to answer", START_S)
+        except AssertionError:
+            self.stop()
+            raise
 
     @property
     def log(self) -> str:

@@ -23,6 +23,7 @@ from base.errors import (
     CODES,
     DeadlineExceeded,
     EngineError,
+    EngineSilent,
     Internal,
     OutOfMemory,
     StorageFull,
@@ -54,9 +55,10 @@ from worker.writer import AnnouncedArtifact, AttemptWriter, DrainOver, LineWrite
 log = logging.getLogger("distillery.attempt")
 
 P = ParamSpec("P")
-StopReason = Literal["cancel", "pause", "drain", "deadline", "lease_lost", "unproven", "broken"]
+StopReason = Literal["cancel", "pause", "drain", "deadline", "silent", "lease_lost", "unproven", "broken"]
 """The reason why a training is stopped before its end. `unproven`: the database was out of reach for so long that
-another attempt may own the job. `broken`: the engine's lines cannot be written."""
+another attempt may own the job. `silent`: the engine has printed no line for long. `broken`: its lines cannot be
+written."""
 Outcome = Literal["progressed", "failed_early", "neither"]
 """The result of an attempt for its slot. `failed_early`: it failed before any progress, by a temporary error."""
 
@@ -291,7 +293,8 @@ class Attempt:
         elif self.lease.unproven:
             self.stop_reason = self.stop_reason or "unproven"
             run.process.kill()
-        if self.stop_reason is None and (reason := self._reason_to_stop()):
+        is_silent = run.began and run.silent_s > self.context.options.engine_silence_s
+        if self.stop_reason is None and (reason := "silent" if is_silent else self._reason_to_stop()):
             self.stop_reason = reason
             self._kill_at = boottime() + self.context.settings.stop_grace_s
             log.info("job %s: stopping the engine (%s)", self.claim.job.id, reason)
@@ -371,6 +374,8 @@ class Attempt:
             figures.attempt_ended("cancelled")
         elif ending is not None and ending.how == "error":
             self._fail(_reported_error(ending))
+        elif reason == "silent":
+            self._fail(self._silence().as_dict())
         elif reason is not None:
             self._commit(
                 "release.committed", lifecycle.release, reason=reason, to="paused" if reason == "pause" else "queued"
@@ -380,6 +385,11 @@ class Attempt:
         else:
             assert ending is not None, "without a reason to stop an engine was started"  # noqa: S101
             self._fail(_observed_error(ending), ending)
+
+    def _silence(self) -> EngineSilent:
+        silence_s = self.context.options.engine_silence_s
+        hint = "the log of this attempt may say where; DISTILLERY_ENGINE_SILENCE_S is how long a worker waits"
+        return EngineSilent(f"the engine printed no line for {silence_s:g} s, and was stopped", hint)
 
     def _fail(self, error: dict[str, Any], ending: Ending | None = None) -> None:
         """End the job, or requeue it while it has attempts and the error may pass. What the host lacks costs none."""

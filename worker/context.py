@@ -53,12 +53,18 @@ class Options(FromEnvironmentOrFile):
     )
     engine_memory_bytes: int | None = Field(
         default=None,
-        ge=1 << 28,
+        ge=100_000_000,
         description="Memory that one engine may take before its job fails with `out_of_memory`; default: 80 % of the "
         "host's, or of its container's, divided by its slots. GPU memory does not count.",
     )
     room_wait_s: float = Field(
         default=30, gt=0, description="Wait after a job failed on a full disk; it costs no attempt."
+    )
+    engine_silence_s: float = Field(
+        default=1800,
+        # Several times what lies between two signs of an engine at work.
+        ge=60,
+        description="Time without a line of a training engine after which it is stopped, and its attempt counted.",
     )
     back_off_s: float = Field(
         default=5, gt=0, description="Wait before the second attempt; each further wait is three times as long."

@@ -45,6 +45,8 @@ LAST_BYTES = 64 * 1024
 LAST_LINES = 20
 PIPE_CLOSES_IN_S = 10
 """Time limit for reading the pipe after the engine has ended: a killed process may take a moment to close it."""
+LONGEST_PAUSE_S = 1.0
+"""More time than this between two polls is a pause of the worker's own, and not counted as the engine's silence."""
 LOOK_S = 0.5
 """The time between two looks at an engine's memory."""
 LIST_S = 5.0
@@ -189,6 +191,9 @@ class EngineRun:
         self._memory = MemoryWatch(process.pid, most_bytes)
         self.began = False
         """True after the first line. Until then, nothing is lost if the engine ends."""
+        self.silent_s = 0.0
+        """The time for which the worker has waited for the next line since the last one."""
+        self._polled_at = boottime()
         self._log_path = log_path
         self._unfinished = bytearray()
         self._last_line: Line | None = None
@@ -235,9 +240,16 @@ class EngineRun:
         readable = _readable(self._events, timeout_s)
         chunk = os.read(self._events, 1 << 20) if readable else b""
         self.began = self.began or bool(chunk)
+        self._count_silence(bool(chunk))
         if readable and not chunk and not ended:
             time.sleep(ENDS_SOON_S)
         return self._split(chunk), bool(chunk) or not ended
+
+    def _count_silence(self, heard: bool) -> None:
+        """Count only the time in which this process has run: one that was frozen finds an engine that was, too."""
+        now = boottime()
+        self.silent_s = 0.0 if heard else self.silent_s + min(now - self._polled_at, LONGEST_PAUSE_S)
+        self._polled_at = now
 
     def ending(self) -> Ending:
         """Return how the engine ended. Call it after `lines` has returned that no more may come."""

@@ -18,7 +18,7 @@ from base.failpoints import failpoint
 from base.warning import WarningItem
 from base.wire import TeacherCheck
 from kdcore.protocol import CHECKPOINTS_KEPT
-from store import attempts, checkpoints, events, lifecycle, metrics
+from store import alerts, attempts, checkpoints, events, lifecycle, metrics
 from store.errors import BlobMismatch, LeaseLost
 from store.lifecycle import Claim
 from worker.context import UNAVAILABLE, WorkerContext
@@ -46,6 +46,8 @@ class AttemptWriter:
         self._claim, self._context, self._lost = claim, context, lost
         self._waiting: list[Write] = []
         self._progress: dict[str, Any] | None = None
+        self._has_grown = False
+        self._furthest = (0.0, 0)
         self._batches = 0
         self._lock = threading.Lock()
         self._more = threading.Event()
@@ -69,9 +71,18 @@ class AttemptWriter:
 
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Write the latest progress; an earlier one that is not written yet is dropped."""
+        reached = (float(progress.get("percent") or 0), int(progress.get("step") or 0))
         with self._lock:
             self._progress = progress
+            if reached > self._furthest:
+                self._furthest, self._has_grown = reached, True
         self.has_progress = True
+        self._more.set()
+
+    def note_work(self) -> None:
+        """Write that the attempt goes on with something that its progress does not count."""
+        with self._lock:
+            self._has_grown = True
         self._more.set()
 
     def close(self) -> None:
@@ -125,14 +136,15 @@ class AttemptWriter:
         with self._lock:
             batch, self._waiting = self._waiting, []
             progress, self._progress = self._progress, None
-        if not batch and progress is None:
+            has_grown, self._has_grown = self._has_grown, False
+        if not batch and progress is None and not has_grown:
             return
         job, fence = self._claim.job, self._claim.fence
 
         def write_all(connection: Connection) -> list[Path]:
             unused = [path for write in batch for path in write(connection)]
-            if progress is not None:
-                lifecycle.set_progress(connection, job.id, fence, progress)
+            if progress is not None or has_grown:
+                lifecycle.set_progress(connection, job.id, fence, progress, has_grown=has_grown)
             return unused
 
         for path in self.commit(write_all):
@@ -160,6 +172,7 @@ class LineWriter:
     def __init__(self, claim: Claim, context: WorkerContext, writer: AttemptWriter, out: Path) -> None:
         self._job_id, self._fence = claim.job.id, claim.fence
         self._files, self._writer, self._out = context.files, writer, out.resolve()
+        self._alerts = alerts.asked(claim.job.resolved_spec)
         self.artifacts: list[AnnouncedArtifact] = []
 
     def write(self, line: Line) -> None:
@@ -172,7 +185,12 @@ class LineWriter:
                     self._writer.write_progress({key: value for key, value in line.items() if key != "event"})
                 case "metric":
                     step, epoch, values = int(line["step"]), line.get("epoch"), dict(line["values"])
-                    self._write(metrics.record, trial=str(line["trial"]), step=step, epoch=epoch, values=values)
+                    trial = str(line["trial"])
+                    self._write(metrics.record, trial=trial, step=step, epoch=epoch, values=values)
+                    if self._alerts and trial == alerts.TRIAL:
+                        self._write(alerts.see_metrics, self._alerts, step=step, epoch=epoch, values=values)
+                case "working":
+                    self._writer.note_work()
                 case "checkpoint":
                     self._store_checkpoint(int(line["step"]), self._inside(line["path"]), str(line["sha256"]))
                 case "artifact":

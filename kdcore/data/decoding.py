@@ -11,12 +11,13 @@ so two jobs never decode the same archive at the same time. The incomplete folde
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,8 @@ _LIMIT = 4
 NAMED = 20
 """Image files that cannot be read, or have another name in a table, and are named."""
 _LONGEST_NAME = 200
+LOCK_POLL_S = 1.0
+"""The time between two looks at a lock that another process holds."""
 RESIDENT_BYTES = 2 << 30
 """Splits larger than this are not loaded; their file is mapped into memory."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -249,30 +252,48 @@ def decoded(source: Source, digest: str | None = None) -> Data:
 
 
 def cached(
-    key: str, digest: str | None, cache: Path, source: Callable[[], Source], resident_bytes: int = RESIDENT_BYTES
+    key: str,
+    digest: str | None,
+    cache: Path,
+    source: Callable[[], Source],
+    resident_bytes: int = RESIDENT_BYTES,
+    on_wait: Callable[[], None] | None = None,
 ) -> Data:
     """Return the data set under `key`, decoded from `source` if it is not in the cache."""
     folder = cache / key
-    filled(folder, lambda unfinished: _decode_into(unfinished, digest, source()))
+    filled(folder, lambda unfinished: _decode_into(unfinished, digest, source()), on_wait)
     facts, labels = read_labels(folder)
     splits = {split: _images(folder, split, of, resident_bytes) for split, of in labels.items()}
     return Data(splits["train"], splits["test"], tuple(facts.class_names), facts, splits.get("val"))
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Hold an advisory lock. The system releases it when the process ends."""
+def alone(lock: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold an advisory lock. The system releases it when the process ends. `on_wait` is called from time to time while
+    another process holds it."""
     with lock.open("w") as file:
+        while on_wait is not None and not _locked(file):
+            on_wait()
+            time.sleep(LOCK_POLL_S)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def filled(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make an entry of the cache, unless it exists: `fill` writes into another folder, which is then renamed."""
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def filled(folder: Path, fill: Callable[[Path], None], on_wait: Callable[[], None] | None = None) -> None:
+    """Make an entry of the cache, unless it exists: `fill` writes into another folder, which is then renamed. `on_wait`
+    is called from time to time while another process makes it."""
     cache = folder.parent
     with disk_full_as_storage_full(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        with alone(lock_of(folder)):
+        with alone(lock_of(folder), on_wait):
             if not folder.exists():
                 unfinished = partial_of(folder)
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -341,6 +362,24 @@ def decode(source: Source, pixels: Mapping[Split, Pixels] | None = None, on_prog
             "Look at the files: pictures on transparent ground, or of more than 8 bits, may have been saved empty.",
         )
     return sums
+
+
+def watched(source: Source, on_progress: OnProgress) -> Source:
+    """Return the same source; what it decodes is counted. Each pass begins at 0."""
+    total = sum(map(len, source.labels.values()))
+
+    def counted(pieces: Iterator[Piece]) -> Iterator[Piece]:
+        done = 0
+        for piece in pieces:
+            yield piece
+            done += len(piece.pixels)
+            on_progress(done, total)
+
+    stream = source.stream
+    if stream is not None:
+        each = stream.pieces
+        stream = replace(stream, pieces=lambda on_encoded: counted(each(on_encoded)))
+    return replace(source, pieces=lambda: counted(source.pieces()), stream=stream)
 
 
 def with_options(source: Source, options: DataOptions) -> Source:

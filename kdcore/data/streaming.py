@@ -41,6 +41,7 @@ from kdcore.data.decoding import (
     RESIDENT_BYTES,
     Codec,
     Encoded,
+    OnProgress,
     Pixels,
     Source,
     Split,
@@ -49,6 +50,7 @@ from kdcore.data.decoding import (
     decoded,
     filled,
     read_labels,
+    watched,
     with_channels,
     write_labels,
 )
@@ -70,11 +72,17 @@ Places = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class Room:
     """How many bytes of decoded pixels the cache may hold (None: as many as the disk), and who hears of a data set that
-    does not fit. `pointer` is its place in the spec."""
+    does not fit. `pointer` is its place in the spec. `on_progress` hears of the images that are decoded into it, and
+    `on_wait` that another process does that."""
 
     max_bytes: int | None = None
     warn: Callable[[WarningItem], None] = lambda _: None
     pointer: str = "/dataset"
+    on_progress: OnProgress | None = None
+    on_wait: Callable[[], None] | None = None
+
+    def watch(self, source: Source) -> Source:
+        return source if self.on_progress is None else watched(source, self.on_progress)
 
     def bytes(self, cache: Path) -> int:
         cache.mkdir(parents=True, exist_ok=True)
@@ -110,15 +118,15 @@ def kept(
     streamed, source = cache / f"{key}{STREAMED}", None
 
     def fill(folder: Path) -> None:
-        _fill(folder, digest, source or open_source(), path, room)
+        _fill(folder, digest, source or room.watch(open_source()), path, room)
 
     if (cache / key).exists():
-        return cached(key, digest, cache, open_source)
+        return cached(key, digest, cache, lambda: room.watch(open_source()), on_wait=room.on_wait)
     if path is not None and _decoded_bytes(streamed) > room.bytes(cache):
         return _open(streamed, path, options, fill, room)
-    source = open_source()
+    source = room.watch(open_source())
     if source.bytes <= room.bytes(cache):
-        return cached(key, digest, cache, lambda: source)
+        return cached(key, digest, cache, lambda: source, on_wait=room.on_wait)
     lack, hint = room.lack(cache, source.bytes)
     if source.bytes <= RESIDENT_BYTES:
         text = f"{lack}: each attempt at the job decodes all of them again, into memory"
@@ -132,7 +140,7 @@ def kept(
             _sentence(hint, ". Pictures in a .zip, and arrays of numpy.savez, need no room."),
         )
     # The disk is full: an error that passes, and the job waits.
-    return cached(key, digest, cache, lambda: source)
+    return cached(key, digest, cache, lambda: source, on_wait=room.on_wait)
 
 
 def _decoded_bytes(entry: Path) -> int:
@@ -186,7 +194,7 @@ def _sentence(start: str, end: str) -> str:
 
 
 def _open(entry: Path, path: Path, options: DataOptions, fill: Callable[[Path], None], room: Room) -> Data:
-    filled(entry, fill)
+    filled(entry, fill, room.on_wait)
     facts, labels = read_labels(entry)
     about = json.loads((entry / _CODEC).read_text())
     codec = Codec(**about["codec"])

@@ -30,6 +30,7 @@ from kdcore.catalog import DatasetFacts
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
 from kdcore.measure import chance, evaluate
+from kdcore.protocol import Lines
 from kdcore.spec import JobSpec, each_teacher
 from kdcore.spec.classes import map_example
 from kdcore.spec.measured import teacher_check_key
@@ -340,7 +341,7 @@ def _require_finite_sample(job: PreparedJob) -> None:
         _require_finite(evaluate.logits_on(member, images), member, pointer)
 
 
-def require_finite_in_training(job: PreparedJob) -> None:
+def require_finite_in_training(job: PreparedJob, lines: Lines) -> None:
     """Raise TeacherMismatch if an output on the training images is not finite: the loss has diverged because of it.
 
     The check before the training sees a sample of the test images, and an image outside of it may be the only one.
@@ -348,7 +349,8 @@ def require_finite_in_training(job: PreparedJob) -> None:
     if job.teacher is None or job.stored is not None:
         return
     for (pointer, _), member in zip(each_teacher({"teacher": job.spec.teacher}), job.teacher.members, strict=True):
-        _require_finite(evaluate.logits_on(member, job.data.train), member, pointer)
+        logits_nK = evaluate.logits_on(member, job.data.train, lambda count: lines.working(count, len(job.data.train)))
+        _require_finite(logits_nK, member, pointer)
 
 
 # The order of the classes

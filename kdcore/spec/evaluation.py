@@ -56,6 +56,11 @@ def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFact
     if spec.model.image_size is not None:
         text = "an evaluation shows the images at the data set's size"
         return [Fault("/model/image_size", text, "unused", "dataset.image_size", spec.model.image_size)]
+    metrics = [number for number, alert in enumerate(spec.scheduling.alerts) if alert.metric is not None]
+    if metrics:
+        text = "an evaluation trains nothing and has no metrics; it can only be told that it makes no progress"
+        places = [f"/scheduling/alerts/{number}/metric" for number in metrics]
+        return [Fault(place, text, "unused", "no_progress_s") for place in places]
     height, width = dataset.image_size
     shown = spec.model.model_copy(update={"image_size": height if height == width else None})
     faults = fit({"teacher": shown}, Known(dataset=dataset, teachers={"/teacher": model}))

@@ -5,7 +5,7 @@ A plain string stands for an object with only that field: `"method": "kd"` is `{
 """
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
     Tag,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from base.references import BLOB, FILE, REFERENCE_PREFIXES
@@ -606,6 +607,16 @@ class Training(Vocabulary):
     checkpoint_every_s: float = Field(default=30, ge=0, le=86_400, description="Seconds between checkpoints.")
 
 
+Bound = Annotated[float, Field(ge=-1e9, le=1e9)]
+AlertMetric = Literal[
+    "validation/accuracy",
+    "validation/loss",
+    "train/accuracy",
+    "train/loss",
+    "train/label_loss",
+    "train/distillation_loss",
+]
+
 OneStudent = Annotated[Student, named("architecture", Student)]
 
 # The JSON type decides between one and several, so that a fault names only fields of that form.
@@ -626,6 +637,35 @@ OneOrSeveralMethods = Annotated[
 ]
 
 
+class Alert(Vocabulary):
+    """Something that people want to be told once of a job, also if several attempts show it: by an event `alert` and by
+    the project's webhooks (`job.alert`). Either a `metric` with a bound, or `no_progress_s`."""
+
+    metric: AlertMetric | None = Field(default=None, description="A curve of the student: GET /v1/jobs/{id}/metrics.")
+    below: Bound | None = Field(default=None, description="The alert is raised by a value of the metric below this.")
+    above: Bound | None = Field(default=None, description="The alert is raised by a value of the metric above this.")
+    from_epoch: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="The first epoch, counted from 1, whose values count. Default: 1."
+    )
+    no_progress_s: Annotated[float, Field(ge=1, le=366 * 86_400)] | None = Field(
+        default=None,
+        description="The alert is raised when the job has been running for so many seconds without a step, an "
+        "evaluated or decoded image, or another phase. Waiting in the queue does not count.",
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> Self:
+        if (self.metric is None) == (self.no_progress_s is None):
+            raise ValueError("give a metric with below or above, or no_progress_s")
+        bounds = [name for name in ("below", "above") if getattr(self, name) is not None]
+        if self.metric is not None and len(bounds) != 1:
+            raise ValueError(f"give either below or above with the metric {self.metric}, a number to compare it with")
+        unused = [*bounds, *(["from_epoch"] if self.from_epoch is not None else [])]
+        if self.metric is None and unused:
+            raise ValueError(f"only a metric has {' and '.join(unused)}")
+        return self
+
+
 class Scheduling(Vocabulary):
     """The scheduling of the job by the service. It does not change the training; `python -m kdcore` ignores it."""
 
@@ -644,6 +684,10 @@ class Scheduling(Vocabulary):
         default=None,
         description="Attempts in a row that may end without a new checkpoint before the job fails. Default: the "
         "server's.",
+    )
+    alerts: Annotated[tuple[Alert, ...], Field(max_length=16)] = Field(
+        default=(),
+        description="What people want to be told of the job while it runs, each once. An evaluation has no metrics.",
     )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from store.lists import facets_of, facts_summary_of, figures_of, summary_of
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

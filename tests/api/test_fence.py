@@ -19,8 +19,13 @@ pytestmark = pytest.mark.anyio
 
 PUBLIC = ("/v1/methods/{name}", "/v1/architectures")
 """Paths whose parameter names no row."""
+LABELLED = {"json": {"labels": {"taken": "over"}}}
 SENT: dict[str, dict[str, Any]] = {
+    "/v1/jobs/{job_id}": LABELLED,
+    "/v1/models/{name_or_id}": LABELLED,
+    "/v1/datasets/{name_or_id}": LABELLED,
     "/v1/models/{name_or_id}/evaluations": {"json": {"dataset": "digits"}},
+    "/v1/webhooks/{webhook_id}": {"json": {"enabled": True}},
     "/v1/uploads/{upload_id}": {"content": b"more", "headers": {"Upload-Offset": "0"}},
 }
 """What a request needs so that it is not refused for its form."""
@@ -42,6 +47,8 @@ class Two:
     upload: str
     blob: str
     key_id: str
+    webhook: str
+    delivery: str
 
     def named(self, path: str) -> dict[str, str]:
         """The parameters of a path with their ids; KeyError for a parameter that is not known here."""
@@ -51,6 +58,8 @@ class Two:
             "upload_id": self.open_upload,
             "name_or_id": entry["id"],
             "key_id": self.key_id,
+            "webhook_id": self.webhook,
+            "delivery_id": self.delivery,
             "name": "student.safetensors" if "/artifacts/" in path else "team-42",
         }
         return {name: known[name] for name in known if f"{{{name}}}" in path}
@@ -69,12 +78,15 @@ async def two(service: Service) -> AsyncIterator[Two]:
         model = await them.http.post("/v1/models", json={"name": "their-model", "blob": blob})
         dataset = await them.http.post("/v1/datasets", json={"name": "digits", "blob": blob})
         keys = (await them.http.get("/v1/keys")).json()["data"]
+        webhook = (await them.http.post("/v1/webhooks", json={"url": "https://example.org/team-42"})).json()["id"]
+        delivery = (await them.http.post(f"/v1/webhooks/{webhook}/test")).json()["id"]
+        await them.http.patch(f"/v1/webhooks/{webhook}", json={"enabled": False})  # Nothing changes by itself then.
         sheet = {"sha256": digests["report.json"], "side": 8, "columns": 1, "classes": [0]}
         row = tables.datasets.update().where(tables.datasets.c.id == dataset.json()["id"])
         await service.db.write(lambda connection: connection.execute(row.values(thumbnails=sheet)))
         yield Two(
             service, them, us, job, await them.submit(name="waits"), digests, model.json(), dataset.json(),
-            part.json()["id"], upload.json()["id"], blob, keys[0]["id"],
+            part.json()["id"], upload.json()["id"], blob, keys[0]["id"], webhook, delivery,
         )  # fmt: skip
 
 
@@ -119,6 +131,7 @@ async def test_every_route_answers_another_projects_ids_as_unknown_ones(two: Two
 async def everything(two: Two) -> list[Any]:
     """What the other project's member sees: a request of ours must not have changed it."""
     paths = ["/v1/jobs", f"/v1/jobs/{two.job}", f"/v1/jobs/{two.waiting}", "/v1/models", "/v1/datasets"]
+    paths += [f"/v1/webhooks/{two.webhook}", f"/v1/webhooks/{two.webhook}/deliveries?status=failed"]
     paths += [f"/v1/uploads/{two.open_upload}", f"/v1/uploads/{two.upload}", f"/v1/jobs/{two.job}/artifacts"]
     return [(await two.theirs.http.get(path)).json() for path in paths]
 
@@ -133,7 +146,16 @@ async def test_registered_names_are_those_of_the_own_project(two: Two) -> None:
 
 
 async def test_lists_have_nothing_of_another_project(two: Two) -> None:
-    marks = [two.job, two.waiting, two.model["id"], two.dataset["id"], two.open_upload, two.upload, two.key_id]
+    marks = [
+        two.job,
+        two.waiting,
+        two.model["id"],
+        two.dataset["id"],
+        two.open_upload,
+        two.upload,
+        two.key_id,
+        two.webhook,
+    ]
     marks += [two.blob, *two.digests.values(), "their job", "their-model", "team-42", "ann-42"]
     for path, verbs in two.service.app.openapi()["paths"].items():
         if "get" not in verbs or "{" in path:
@@ -219,5 +241,5 @@ async def test_inspection_that_another_project_paid_for_tells_nothing(two: Two) 
     answer = await two.ours.http.post("/v1/models", json={"name": "mine", "blob": two.blob})
     assert answer.status_code == 404
     assert len(two.service.inspector.requests) == asked
-    kept = await two.service.db.read(registry.models.list_page, "ours", registry.PageQuery())
+    kept = await two.service.db.read(registry.models.list_page, "ours", registry.EntryQuery())
     assert kept == ([], None)

@@ -6,6 +6,7 @@ import pytest
 
 from api import polls
 from api.polls import matches
+from base import figures
 from base.errors import DatabaseUnavailable
 from store import checkpoints, lifecycle
 from tests.api.conftest import Service, problem
@@ -100,6 +101,15 @@ async def test_poll_by_the_route_is_the_same_answer(service: Service) -> None:
     assert [short.headers[name] for name in names] == [long.headers[name] for name in names]
     known = {"If-None-Match": short.headers["etag"]}
     assert (await service.http.get(f"/v1/jobs/{job_id}?x=1", headers=known)).status_code == 304
+
+
+async def test_polls_are_counted_under_their_route(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = await service.submit()
+    counted: list[str] = []
+    monkeypatch.setattr(figures, "answered", lambda method, route, status, seconds: counted.append(route))
+    for query in ("", "?x=1"):
+        assert (await service.http.get(f"/v1/jobs/{job_id}{query}")).status_code == 200
+    assert counted == ["/v1/jobs/{job_id}"] * 2
 
 
 async def test_poll_by_head_has_no_body(service: Service) -> None:

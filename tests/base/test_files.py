@@ -82,6 +82,10 @@ def test_keep_private_takes_the_rights_of_others_and_no_more(tmp_path):
     outside = found.pop("link")
     assert outside == 0o644, "a link leads to a file that is not ours"
     assert found == {".": 0o700, "blobs": 0o700, "blobs/weights": 0o600, "blobs/library": 0o700, "blobs/mine": 0o400}
+    store.chmod(0o755)
+    (tmp_path / "elsewhere").symlink_to(store)
+    keep_private(tmp_path / "elsewhere")
+    assert store.stat().st_mode & 0o777 == 0o700
     (store / "blobs" / "weights").chmod(0o644)
     keep_private(store)
     assert (store / "blobs" / "weights").stat().st_mode & 0o777 == 0o644, "a private folder is not walked again"

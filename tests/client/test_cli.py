@@ -30,7 +30,7 @@ from tests.client.fake_service import (
 JOBS = "POST /v1/jobs"
 PROMISED = (
     "up demo submit list show watch cancel pause resume retry download models datasets uploads methods workers storage "
-    "keys projects limits audit"
+    "keys projects limits audit webhooks"
 )
 
 
@@ -905,3 +905,63 @@ def test_up_executes_the_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.execv", lambda program, command: started.append(command))
     CliRunner().invoke(app, ["up", "--port", "9000", "--home", "here"])
     assert started[0][1:] == ["-m", "serve", "--port", "9000", "--home", "here"]
+
+
+WEBHOOK = {
+    "id": "wh_1", "url": "https://example.org/hook", "events": ["job.failed"], "enabled": True, "note": None,
+    "failing_since": None, "created_at": "2026-01-02T03:04:05.678Z",
+}  # fmt: skip
+DELIVERY = {
+    "id": "msg_1", "webhook_id": "wh_1", "type": "job.failed", "data": {}, "status": "pending", "attempts": 2,
+    "next_at": "2026-01-02T03:09:05.678Z", "attempted_at": "2026-01-02T03:04:06.678Z", "answer_status": 500,
+    "answer": "", "error": "the answer is 500", "created_at": "2026-01-02T03:04:05.678Z",
+}  # fmt: skip
+
+
+def test_webhooks_list_shows_state_and_note():
+    disabled = {**WEBHOOK, "id": "wh_2", "enabled": False, "note": "it was disabled because it answered 410 (gone)"}
+    fake = FakeService({"GET /v1/webhooks": page([WEBHOOK, disabled])})
+    done = run(fake, "webhooks")
+    assert "wh_1" in done.stdout and "disabled" in done.stdout and "job.failed" in done.stdout
+    assert "wh_2: it was disabled because it answered 410 (gone)" in done.stderr
+    assert json.loads(run(fake, "webhooks", "--json").stdout) == [WEBHOOK, disabled]
+    none = run(FakeService({"GET /v1/webhooks": page([])}), "webhooks")
+    assert "distillery webhooks add URL" in none.stderr
+
+
+def test_webhooks_add_and_rotate_print_the_secret_once():
+    secret = {**WEBHOOK, "secret": "whsec_abc"}
+    fake = FakeService({"POST /v1/webhooks": secret, "POST /v1/webhooks/wh_1/rotate": secret})
+    done = run(fake, "webhooks", "add", WEBHOOK["url"], "--event", "job.failed", "--event", "job.alert")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith("whsec_abc\n") and "shown only now" in done.stderr
+    assert run(fake, "webhooks", "add", WEBHOOK["url"]).exit_code == 0
+    assert fake.bodies("POST /v1/webhooks") == [
+        {"url": WEBHOOK["url"], "events": ["job.failed", "job.alert"]},
+        {"url": WEBHOOK["url"]},
+    ]
+    assert run(fake, "webhooks", "rotate", "wh_1").stdout == "whsec_abc\n"
+
+
+def test_webhooks_change_test_replay_and_remove():
+    fake = FakeService(
+        {
+            "PATCH /v1/webhooks/wh_1": {**WEBHOOK, "enabled": False},
+            "POST /v1/webhooks/wh_1/test": DELIVERY,
+            "POST /v1/webhooks/wh_1/deliveries/msg_1/replay": DELIVERY,
+            "DELETE /v1/webhooks/wh_1": httpx.Response(204),
+        }
+    )
+    assert "disabled" in run(fake, "webhooks", "change", "wh_1", "--disable").stdout
+    assert fake.bodies("PATCH /v1/webhooks/wh_1") == [{"enabled": False}]
+    assert "distillery webhooks deliveries wh_1" in run(fake, "webhooks", "test", "wh_1").stdout
+    assert run(fake, "webhooks", "replay", "wh_1", "msg_1").stdout == "msg_1 will be sent again\n"
+    assert run(fake, "webhooks", "remove", "wh_1").stdout == "wh_1 removed\n"
+
+
+def test_webhooks_deliveries_show_tries_and_the_last_error():
+    fake = FakeService({"GET /v1/webhooks/wh_1/deliveries": page([DELIVERY])})
+    done = run(fake, "webhooks", "deliveries", "wh_1", "--status", "pending")
+    for text in ("msg_1", "job.failed", "pending, next 2026-01-02T03:09:05.678Z", "the answer is 500", "2"):
+        assert text in done.stdout
+    assert json.loads(run(fake, "webhooks", "deliveries", "wh_1", "--json").stdout) == [DELIVERY]

@@ -297,6 +297,34 @@ def test_catalogue_and_registry_methods():
         distillery.delete_dataset("d")
 
 
+def test_webhook_methods():
+    hook, delivery = {"id": "wh_1"}, {"id": "msg_1"}
+    fake = FakeService(
+        {
+            "GET /v1/webhooks": page([hook]),
+            "POST /v1/webhooks": {**hook, "secret": "whsec_"},
+            "GET /v1/webhooks/wh_1": hook,
+            "PATCH /v1/webhooks/wh_1": hook,
+            "DELETE /v1/webhooks/wh_1": httpx.Response(204),
+            "POST /v1/webhooks/wh_1/test": delivery,
+            "POST /v1/webhooks/wh_1/rotate": {**hook, "secret": "whsec_"},
+            "GET /v1/webhooks/wh_1/deliveries": page([delivery]),
+            "POST /v1/webhooks/wh_1/deliveries/msg_1/replay": delivery,
+        }
+    )
+    distillery = fake.client()
+    assert list(distillery.webhooks()) == [distillery.webhook("wh_1")]
+    assert distillery.add_webhook("https://example.org/", ["job.failed"])["secret"] == "whsec_"
+    distillery.change_webhook("wh_1", enabled=False, events=["job.alert"])
+    assert fake.bodies("POST /v1/webhooks") == [{"url": "https://example.org/", "events": ["job.failed"]}]
+    assert fake.bodies("PATCH /v1/webhooks/wh_1") == [{"events": ["job.alert"], "enabled": False}]
+    assert distillery.rotate_webhook("wh_1")["secret"] == "whsec_"
+    assert [distillery.test_webhook("wh_1")] == list(distillery.deliveries("wh_1", status="failed"))
+    assert fake.requests_to("GET /v1/webhooks/wh_1/deliveries")[0].url.params["status"] == "failed"
+    assert distillery.replay_delivery("wh_1", "msg_1") == delivery
+    distillery.delete_webhook("wh_1")
+
+
 def test_ready_is_false_if_the_server_takes_no_jobs():
     assert not FakeService({"GET /readyz": problem(503, "unavailable")}).client().ready()
 

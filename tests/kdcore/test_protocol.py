@@ -32,6 +32,17 @@ def test_lines_progress_is_due_once_a_second():
     assert not lines.progress_is_due()
 
 
+def test_lines_signs_of_work_and_of_waiting_are_written_from_time_to_time(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("kdcore.protocol.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    lines = Lines(stream)
+    for now, sign in ((105.0, 1), (111.0, 2), (112.0, 3), (122.0, None)):  # noqa: B007  # read by the clock
+        lines.waiting() if sign is None else lines.working(sign, 9)
+    written = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert written == [{"event": "working", "done": 2, "total": 9}, {"event": "waiting"}]
+
+
 def test_lines_numbers_that_json_lacks_are_refused_rather_than_written():
     with pytest.raises(ValueError, match="JSON"):
         Lines(io.StringIO()).metric("student", 1, 1, {"train/loss": float("nan")})

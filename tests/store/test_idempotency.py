@@ -96,7 +96,7 @@ def test_key_of_a_deleted_thing_is_free_again(database: Database):
 
 
 def test_key_of_a_refused_registration_stays_with_its_row(database: Database):
-    new, request = NewEntry("ours", "resnet", SHA256, BODY), once(kind="models")
+    new, request = NewEntry("ours", "resnet", SHA256, BODY, {}), once(kind="models")
     with database.begin() as connection:
         entry, created = registry.models.register_once(connection, request, new, "server", 30)
         registry.models.refuse(connection, entry, "server", {"code": "unusable"})

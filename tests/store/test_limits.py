@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import update
 
-from store import artifacts, checkpoints, jobs, lifecycle, limits, projects, registry, uploads
+from store import artifacts, checkpoints, jobs, lifecycle, limits, projects, registry, uploads, workers
 from store.artifacts import NewArtifact
 from store.database import Database
 from store.errors import LimitReached, NotFound, QuotaExceeded
@@ -130,6 +130,15 @@ def test_claim_leaves_the_jobs_of_a_full_project_and_starves_no_other(database: 
     assert following is not None and following.job.id == mine[1].id
 
 
+def test_job_that_its_project_holds_back_says_so(database: Database):
+    bound_project(database, "ours", jobs_running=0)
+    mine, theirs = submitted(database), submitted(database, project="theirs")
+    with database.connect() as connection:
+        reasons = workers.waiting_reasons(connection, [mine, theirs], LEASE_S)
+    assert (reasons[mine.id].reason, reasons[mine.id].position) == ("project_limit", 1)
+    assert reasons[theirs.id].reason == "no_worker"
+
+
 def test_claim_applies_the_default_to_projects_without_a_limit(database: Database):
     bound_project(database, "theirs", jobs_running=2)
     for project in ("ours", "ours", "theirs", "theirs", "theirs"):
@@ -176,7 +185,7 @@ def test_sweep_wakes_no_worker_for_a_full_project(database: Database):
 
 def register(database: Database, name: str, bound: int, kind: registry.Registry = registry.models) -> object:
     with database.begin() as connection:
-        new = NewEntry("ours", name, SHA256, {})
+        new = NewEntry("ours", name, SHA256, {}, {})
         return kind.register_once(connection, None, new, "server", LEASE_S, bound)[0]
 
 

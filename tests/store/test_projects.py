@@ -84,7 +84,7 @@ def test_project_has_the_blobs_that_it_uploaded_made_registered_or_named(databas
         uploads.complete(connection, "ours", row.id, Blob(uploaded, 3))
         artifact = NewArtifact("report.json", made, 2, "application/json")
         lifecycle.finish_succeeded(connection, claim.job.id, claim.fence, {}, [artifact])
-        entry = registry.datasets.register(connection, NewEntry("ours", "d", registered, {}), "me", 30)
+        entry = registry.datasets.register(connection, NewEntry("ours", "d", registered, {}, {}), "me", 30)
         registry.datasets.finish(connection, entry, "me", {"facts": {}, "thumbnails": {"sha256": sheet}})
     assert blobs(database, "ours") == [uploaded, made, named, registered, sheet]
     with database.connect() as connection:

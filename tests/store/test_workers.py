@@ -182,7 +182,7 @@ def test_waiting_reasons_without_a_job_that_was_claimed_meanwhile(database: Data
         assert waiting_reasons(connection, [job], LEASE_S) == {}
 
 
-def test_waiting_reasons_runs_two_queries_for_a_page_and_none_without_queued_jobs(database: Database):
+def test_waiting_reasons_runs_three_queries_for_a_page_and_none_without_queued_jobs(database: Database):
     claim = running(database)
     paused = submitted(database)
     with database.begin() as connection:
@@ -194,4 +194,4 @@ def test_waiting_reasons_runs_two_queries_for_a_page_and_none_without_queued_job
         assert statements == []
         waiting_reasons(connection, [*page, *[submitted(database) for _ in range(5)]], LEASE_S)
     queries = [statement for statement in statements if statement.startswith("SELECT")]
-    assert len(queries) == 2, "one for all positions, one for all workers"
+    assert len(queries) == 3, "one each for all positions, all workers, and the limits of projects"

@@ -83,7 +83,8 @@ class Engine:
         while step < steps:
             step, weights = step + 1, trained(weights, step + 1)
             time.sleep(self.options.get("step_s", 0.01))
-            self.write_line("metric", trial="student", step=step, epoch=0, values={"train/loss": 1 / step})
+            epoch = self.options.get("epochs", {}).get(str(step), 0)
+            self.write_line("metric", trial="student", step=step, epoch=epoch, values={"train/loss": 1 / step})
             self.write_line("progress", trial="student", epoch=1, epochs=1, step=step, total_steps=steps, percent=100 * step / steps, seconds_remaining=None)  # fmt: skip  # noqa: E501
             if self.stop_requested or step % self.options.get("checkpoint_every", 5) == 0:
                 self.checkpoint(step, weights)
@@ -136,6 +137,11 @@ class Engine:
     def deaf(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
+
+    def work(self) -> None:
+        """Print the signs of work that no progress counts."""
+        self.write_line("working", done=1, total=2)
+        self.write_line("waiting")
 
     def hold_the_interpreter(self) -> None:
         """A C call that never releases the interpreter lock: no signal handler runs any more."""

@@ -97,6 +97,49 @@ def test_run_job_retries_after_an_error_that_may_pass(
     db.assert_nothing_left()
 
 
+def test_run_job_stops_an_engine_that_prints_nothing_for_long(db: JobDatabase, settings: Settings, tmp_path: Any):
+    """It is deaf, so that it is killed; its attempt counts, and the next one continues from the checkpoint."""
+    quick = settings.model_copy(update={"stop_grace_s": 0.1})
+    context = WorkerContext(
+        quick, OPTIONS.model_copy(update={"engine_silence_s": 0.3, "warm": False}), wake_workers=lambda: None
+    )
+    options = {"at": {"4": "deaf"}, "once": str(tmp_path / "once")}
+    job_id = db.submit(steps=6, checkpoint_every=2, **options)
+    engines = EnginePool(context, CPU)
+    for _ in range(2):
+        with db.database.begin() as connection:
+            connection.execute(update(tables.jobs).values(not_before=None))
+            claim = lifecycle.claim(connection, "w", settings.lease_s, takeover=False)
+        assert claim is not None
+        run_job(claim, context, engines, boottime(), lambda: None)
+    context.close()
+    db.assert_trained(job_id, 6)
+    assert [attempt.how for attempt in db.attempts(job_id)] == ["failed", "succeeded"]
+    error = next(event.data["error"] for event in db.events(job_id) if "error" in event.data)
+    assert (error["code"], error["retryable"]) == ("engine_silent", True)
+    assert "no line for 0.3 s" in error["message"]
+    db.assert_nothing_left()
+
+
+def test_run_job_takes_signs_of_work_as_no_events(db: JobDatabase, start_worker: Start):
+    job_id = db.submit(steps=3, at={"2": "work"})
+    start_worker()
+    db.assert_trained(job_id, 3)
+    assert not {"working", "waiting"} & set(db.types(job_id))
+
+
+def test_run_job_raises_alerts_of_metrics(db: JobDatabase, start_worker: Start):
+    nothing = {"above": None, "from_epoch": None, "no_progress_s": None}
+    low = {**nothing, "metric": "train/loss", "below": 0.3, "from_epoch": 2}
+    asked = [low, {**nothing, "metric": None, "below": None, "no_progress_s": 600.0}]
+    epochs = {str(step): 1 + step // 6 for step in range(1, 11)}
+    job_id = db.submit(steps=10, epochs=epochs, resolved={"scheduling": {"alerts": asked}})
+    start_worker()
+    db.assert_trained(job_id, 10)
+    (alert,) = [event.data for event in db.events(job_id) if event.type == "alert"]
+    assert alert == {"number": 0, "metric": "train/loss", "below": 0.3, "value": 1 / 6, "epoch": 2, "step": 6}
+
+
 def test_run_job_whose_engine_takes_too_much_memory_fails_at_once(
     db: JobDatabase, start_worker: Start, monkeypatch: pytest.MonkeyPatch
 ):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -314,3 +315,20 @@ def test_engine_that_cannot_start_is_the_error_of_its_job(settings: Settings, db
 def _cpu_ticks(process: int) -> int:
     _, _, rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")
     return sum(int(field) for field in rest.split()[11:13])
+
+
+def test_silence_is_counted_between_lines_and_without_pauses_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clock = SimpleNamespace(now=boottime())
+    with running(tmp_path, steps=1, at={"1": "wait"}, gate=str(tmp_path / "gate")) as run:
+        until(lambda: [one for one in run.lines(0.05)[0] if one["event"] == "progress"], "the first step")
+        monkeypatch.setattr(engine_module, "boottime", lambda: clock.now)
+        run._polled_at = clock.now
+        for passed_s, expected in ((0.5, 0.5), (0.5, 1.0), (3600, 1.0 + engine_module.LONGEST_PAUSE_S)):
+            clock.now += passed_s
+            run.lines(0)
+            assert run.silent_s == pytest.approx(expected)
+        (tmp_path / "gate").touch()
+        assert all_lines(run)[-1]["event"] == "done"
+        assert run.silent_s <= engine_module.LONGEST_PAUSE_S

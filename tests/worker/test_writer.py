@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select, update
 
 from base.errors import DatabaseUnavailable
-from store import lifecycle
+from store import lifecycle, tables
 from store.errors import LeaseLost
 from tests.worker.job_database import JobDatabase
 from tests.worker.processes import until
@@ -140,3 +140,35 @@ def test_attempt_writer_writes_nothing_under_a_stale_fence(db: JobDatabase):
         writer.write_progress({"percent": 50})
         assert lost.wait(30)
     assert db.job(first.job.id).progress is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "grows"),
+    [
+        ([{"percent": 1, "step": 1}], True),
+        ([{"percent": 0, "step": 0}], False),
+        ([{"percent": None}], False),
+        ([{"percent": 0.5, "step": 1}, {"percent": 0.5, "step": 1}], False),
+        ([{"percent": 0.5, "step": 1}, {"percent": 0.6, "step": 1}], True),
+        ([{"percent": 5, "step": 9}, {"percent": 1, "step": 1}], False),
+        ([None], True),
+    ],
+    ids=str,
+)
+def test_attempt_writer_tells_progress_that_grows_from_one_that_repeats(
+    db: JobDatabase, lines: list[dict[str, Any] | None], grows: bool
+):
+    writer = writer_of_a_claim(db)
+    for number, line in enumerate(lines):
+        if number == len(lines) - 1:
+            writer._write_batch()
+            with db.database.begin() as connection:
+                connection.execute(update(tables.jobs).values(progressed_at=5.0))
+        if line is None:
+            writer.note_work()
+        else:
+            writer.write_progress(line)
+    writer._write_batch()
+    with db.database.connect() as connection:
+        progressed_at = connection.scalar(select(tables.jobs.c.progressed_at))
+    assert (progressed_at > 5.0) is grows

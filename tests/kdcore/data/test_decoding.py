@@ -175,6 +175,18 @@ def test_source_two_jobs_decode_once_between_them(tmp_path):
     assert decodings == [1]
 
 
+def test_cached_says_that_it_waits_for_another_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "LOCK_POLL_S", 0.01)
+    waited = threading.Event()
+    with alone(tmp_path / "k.lock"):
+        thread = threading.Thread(target=cached, args=("k", None, tmp_path, source), kwargs={"on_wait": waited.set})
+        thread.start()
+        assert waited.wait(60)
+        assert not (tmp_path / "k").exists()
+    thread.join()
+    assert (tmp_path / "k").exists()
+
+
 def test_alone_a_lock_ends_with_its_holder(tmp_path):
     with pytest.raises(KeyError), alone(tmp_path / "lock"):
         raise KeyError

@@ -116,6 +116,20 @@ def alike(one: Data, other: Data) -> bool:
     )
 
 
+@pytest.mark.parametrize("max_bytes", [None, 0, DECODED - 1], ids=["stored", "streamed", "in memory"])
+def test_room_hears_of_every_image_that_is_decoded(max_bytes, tmp_path, monkeypatch):
+    """A job that decodes for hours is no job that hangs."""
+    if max_bytes == 0:
+        monkeypatch.setattr(streaming, "RESIDENT_BYTES", 0)
+    path = tmp_path / "data"
+    zipped(path)
+    counted: list[tuple[int, int]] = []
+    room = Room(max_bytes, on_progress=lambda done, total: counted.append((done, total)))
+    load(Dataset(source=f"file:{path}"), path, tmp_path / "cache", room)
+    assert counted[-1] == (len(NAMES), len(NAMES))
+    assert [done for done, _ in counted] == sorted({done for done, _ in counted})
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"image_size": 16, "limit": 11}, {"channels": 1, "class_names": ["one", "two"]}],

@@ -47,6 +47,13 @@ def test_fit_evaluation_points_to_the_model():
     assert fit_evaluation(spec(), MODEL, DATA) == []
 
 
+def test_fit_evaluation_has_no_metrics_to_alert_of():
+    alerts = [{"no_progress_s": 60}, {"metric": "validation/loss", "above": 2}]
+    asked = parse_evaluation({**BODY, "scheduling": {"alerts": alerts}})
+    (fault,) = fit_evaluation(asked, MODEL, DATA)
+    assert (fault.pointer, fault.allowed) == ("/scheduling/alerts/1/metric", "no_progress_s")
+
+
 def test_fit_evaluation_needs_labels():
     (fault,) = fit_evaluation(spec(), MODEL, DATA.model_copy(update={"labelled": False}))
     assert fault.pointer == "/dataset/source" and "has no labels" in fault.message

@@ -138,6 +138,26 @@ MISTAKES = {
         {"teacher": {"checkpoint": "model:big", "class_map": {"a": 0}}},
         ("/teacher/class_map", "too_short", "the object holds 1, which is too short"),
     ),
+    "an alert of nothing": (
+        {"scheduling": {"alerts": [{}]}},
+        ("/scheduling/alerts/0", "not_allowed", "give a metric with below or above, or no_progress_s"),
+    ),
+    "an alert of two things": (
+        {"scheduling": {"alerts": [{"no_progress_s": 60}, {"metric": "train/loss", "above": 1, "no_progress_s": 60}]}},
+        ("/scheduling/alerts/1", "not_allowed", "give a metric with below or above, or no_progress_s"),
+    ),
+    "an alert without a bound": (
+        {"scheduling": {"alerts": [{"metric": "train/loss"}]}},
+        (
+            "/scheduling/alerts/0",
+            "not_allowed",
+            "give either below or above with the metric train/loss, a number to compare it with",
+        ),
+    ),
+    "a bound without a metric": (
+        {"scheduling": {"alerts": [{"no_progress_s": 60, "below": 1, "from_epoch": 2}]}},
+        ("/scheduling/alerts/0", "not_allowed", "only a metric has below and from_epoch"),
+    ),
     "a field of training at the top": (
         {"epochs": 2},
         ("/epochs", "unknown_field", "there is no field 'epochs' here; did you mean 'training.epochs'?"),
@@ -227,6 +247,12 @@ def test_read_returns_faults_of_several_lists_together():
 def test_read_refuses_nan_and_out_of_range_numbers():
     assert set(faults(alpha=float("nan"))) == {"/alpha"}
     assert set(faults(temperature=0)) == {"/temperature"}
+
+
+def test_read_names_the_metrics_of_an_alert():
+    _, _, (fault,) = read({**SOUND, "scheduling": {"alerts": [{"metric": "accuracy", "below": 0.5}]}})
+    assert (fault.pointer, fault.code) == ("/scheduling/alerts/0/metric", "not_allowed")
+    assert "validation/accuracy" in fault.allowed
 
 
 def test_parse_returns_a_frozen_spec_or_raises_all_faults():
