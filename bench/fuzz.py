@@ -157,7 +157,6 @@ def _configuration(document: Mapping[str, Any], ids: Mapping[str, str]) -> Itera
     yield "max-stream-events = 3  # the stream of a job that has not ended stays open"
     yield "request-timeout = 3"
     own = {name: ids.get(name) for name in ("job_id", "upload_id", "webhook_id", "delivery_id")}
-    own["name"] = "student.safetensors"
     for method, path in _operations(document) if ids else ():
         values = {name: value for name, value in own.items() if value and f"{{{name}}}" in path}
         if path in REPEATABLE and "job_id" in values:
