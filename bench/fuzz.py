@@ -107,7 +107,7 @@ def _fuzz(url: str, ids: Mapping[str, str], folder: Path, arguments: argparse.Na
     configuration.write_text("\n".join(_configuration(document, ids)))
     command = [
         str(Path(sys.executable).with_name("st")), "--config-file", str(configuration), "run", str(described),
-        "--url", url, "--phases", arguments.phases, "--checks", "all", "--max-examples", str(arguments.examples),
+        "--url", url, "--phases", arguments.phases, "--max-examples", str(arguments.examples),
         "--seed", str(arguments.seed), "--continue-on-failure", "--request-timeout", "60",
         "--suppress-health-check", "all", "--warnings", "off", "--generation-database", "none",
     ]  # fmt: skip
@@ -157,13 +157,14 @@ def _configuration(document: Mapping[str, Any], ids: Mapping[str, str]) -> Itera
     yield "max-stream-events = 3  # the stream of a job that has not ended stays open"
     yield "request-timeout = 3"
     own = {name: ids.get(name) for name in ("job_id", "upload_id", "webhook_id", "delivery_id")}
-    own["name"] = "student.safetensors"
     for method, path in _operations(document) if ids else ():
         values = {name: value for name, value in own.items() if value and f"{{{name}}}" in path}
         if path in REPEATABLE and "job_id" in values:
             values["job_id"] = ids["queued"]
         if "{name_or_id}" in path:
             values["name_or_id"] = ids["model" if path.startswith("/v1/models") else "dataset"]
+        if path.endswith("/artifacts/{name}"):
+            values["name"] = "student.safetensors"
         if path.startswith("/v1/methods"):
             values["name"] = "kd"
         if values:

@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/projects", tags=["projects"])
     "",
     status_code=201,
     response_model=ProjectView,
-    responses={**made_once(ProjectView), **responses(NameTaken, RoleForbidden, IdempotencyConflict)},
+    responses={**made_once(ProjectView), **responses(NotFound, NameTaken, RoleForbidden, IdempotencyConflict)},
 )
 async def create(
     new: NewProject, caller: OperatorCaller, db: Db, audit: AuditDep, idempotency_key: Key = None
