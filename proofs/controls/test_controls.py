@@ -94,7 +94,7 @@ CONTROLS = {
         ),
     ),
     "an expired lease is taken over only with takeover": Control(
-        Edit("store/lifecycle.py", " if takeover else _is_due(waiting)", ""),
+        Edit("store/lifecycle.py", " if takeover else can_start", ""),
         ("tests/store/test_lifecycle.py::test_claim_takes_over_an_expired_lease_only_with_takeover",),
     ),
     "results appear with the success or not at all": Control(

@@ -24,7 +24,6 @@ from store.collector import Collector, Retention
 from store.database import Database
 from store.errors import ActionNotAllowed, NotFound
 from store.file_store import FileStore
-from store.records import PageQuery
 from store.registry import NewEntry
 from tests.store.helpers import new_job, run_concurrently, submitted
 
@@ -164,7 +163,7 @@ class Client:
 
     def delete_model(self) -> None:
         with self.database.begin() as connection:
-            known = registry.models.list_page(connection, "ours", PageQuery(limit=5))[0]
+            known = registry.models.list_page(connection, "ours", registry.EntryQuery(limit=5))[0]
             if known:
                 registry.models.delete(connection, "ours", self.chance.choice(known).id)
 

@@ -138,7 +138,7 @@ def test_trim_while_an_engine_reads_an_entry(folder: Path, monkeypatch: pytest.M
         return Source("arrays", ("a", "b"), 3, 4, 4, {"train": labels, "test": labels}, False, pieces)
 
     @contextmanager
-    def alone_then_trim(lock: Path) -> Iterator[None]:
+    def alone_then_trim(lock: Path, on_wait: object = None) -> Iterator[None]:
         with alone(lock):
             yield
         deleted.append(trimmed(folder, 0))
