@@ -353,8 +353,6 @@ class StorageFull(Problem):
     stands_for = errors.StorageFull
 
 
-FORBIDDEN: tuple[type[Problem], ...] = (Forbidden, RoleForbidden, QuotaExceeded)
-"""All with the status 403: what a route declares of a status takes the place of what is declared everywhere."""
 EVERYWHERE: tuple[type[Problem], ...] = (
     Unauthorized,
     Forbidden,
@@ -372,9 +370,13 @@ OF_BODIES: tuple[type[Problem], ...] = (MalformedBody, RequestTimeout, TooLarge,
 
 
 def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """Declare the problems of a route for the OpenAPI document."""
+    """Declare the problems of a route for the OpenAPI document.
+
+    Those of every route that have the same status are declared with them: FastAPI would show the route's own alone.
+    """
     declared: dict[int | str, dict[str, Any]] = {}
-    for problem in problems:
+    statuses = {problem.status for problem in problems}
+    for problem in dict.fromkeys((*(one for one in EVERYWHERE if one.status in statuses), *problems)):
         line = f"`{problem.code}`: {problem.title}"
         if problem.status in declared:
             declared[problem.status]["description"] += f"; {line}"

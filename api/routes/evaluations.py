@@ -8,11 +8,11 @@ from starlette.responses import Response
 
 from api.dependencies import AuditDep, Caller, Config, Db, LimiterDep, ReferencesDep, WakeWorkers
 from api.problems import (
-    FORBIDDEN,
     IdempotencyConflict,
     InspectionsBusy,
     NotFound,
     NotReady,
+    QuotaExceeded,
     SpecInvalid,
     StorageFull,
     TooManyInspections,
@@ -48,7 +48,7 @@ router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"]
             SpecInvalid,
             WarningRefused,
             IdempotencyConflict,
-            *FORBIDDEN,
+            QuotaExceeded,
             TooManyInspections,
             InspectionsBusy,
             StorageFull,

@@ -25,12 +25,12 @@ from api.estimate import estimated
 from api.limits import Limiter
 from api.openapi import headers, made_once
 from api.problems import (
-    FORBIDDEN,
     ActionNotAllowed,
     IdempotencyConflict,
     InspectionsBusy,
     MalformedBody,
     NotFound,
+    QuotaExceeded,
     SpecInvalid,
     StorageFull,
     TeacherUnavailable,
@@ -93,7 +93,7 @@ Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
             WarningRefused,
             IdempotencyConflict,
             TeacherUnavailable,
-            *FORBIDDEN,
+            QuotaExceeded,
             TooManyInspections,
             InspectionsBusy,
             StorageFull,

@@ -22,12 +22,12 @@ from api.dependencies import AuditDep, Caller, Config, Db, Files, LimiterDep
 from api.limits import Limiter
 from api.openapi import headers, made_once
 from api.problems import (
-    FORBIDDEN,
     ChecksumMismatch,
     IdempotencyConflict,
     MalformedBody,
     NotFound,
     OffsetConflict,
+    QuotaExceeded,
     StorageFull,
     TooLarge,
     UploadBusy,
@@ -73,7 +73,7 @@ Digest = Annotated[
     responses={
         **made_once(UploadView, "Upload-Offset", "Upload-Length"),
         **responses(
-            MalformedBody, *FORBIDDEN, UploadBusy, TooLarge, ChecksumMismatch, IdempotencyConflict, StorageFull
+            MalformedBody, QuotaExceeded, UploadBusy, TooLarge, ChecksumMismatch, IdempotencyConflict, StorageFull
         ),
     },
     openapi_extra=RAW_BODY,
@@ -137,7 +137,7 @@ async def create(
     responses={
         200: headers("Upload-Offset", "Upload-Length"),
         **responses(
-            MalformedBody, *FORBIDDEN, NotFound, OffsetConflict, UploadBusy, TooLarge, ChecksumMismatch, StorageFull
+            MalformedBody, QuotaExceeded, NotFound, OffsetConflict, UploadBusy, TooLarge, ChecksumMismatch, StorageFull
         ),
     },
     openapi_extra=RAW_BODY,
