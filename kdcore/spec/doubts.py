@@ -18,8 +18,9 @@ from kdcore.spec.fitting import Known, images_per_class, images_to_train_on, sta
 from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
 from kdcore.spec.rules import each_method, each_start, each_teacher
 
-HELPED_SOONER = "nst, feature, ofd and reviewkd"
-"""The methods that gained 3.6 to 4.3 points with 216 images per class (docs/methods.md)."""
+HELPED_SOONER = "dist, on large networks with nst beside it"
+"""dist gained in every short training of `bench.budgets`, dist + nst most on CIFAR-100 (docs/measured.md). nst alone, and
+other methods on activations, harmed small networks there."""
 
 LEAST_IMAGES = {"train": 10, "test": 5}
 """In each class. With fewer, one image more or less is a fifth of the class's accuracy."""
