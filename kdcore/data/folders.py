@@ -4,6 +4,7 @@ Images may be deeper inside their class folder. Class numbers follow the sorted 
 ImageFolder, so teachers trained on the same folders fit.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -86,8 +87,8 @@ def open_folders(path: Path, options: DataOptions | None = None, limits: Limits 
         width=width,
         labels=labels,
         test_carved=test_carved,
-        pieces=lambda: _pieces(archive, places, channels, options),
-        stream=Stream(Codec(channels), partial(_pieces, archive, places, channels, options)),
+        pieces=lambda: _pieces(archive, places, (channels, height, width), options),
+        stream=Stream(Codec(channels), partial(_pieces, archive, places, (channels, height, width), options)),
         layout=layout.form,
         splits=layout.splits,
         left_out=layout.left_out,
@@ -245,13 +246,15 @@ def _pixels(file: Member) -> int:
 def _pieces(
     archive: _Archive,
     places: Mapping[int, tuple[Split, int, int]],
-    channels: int,
+    image: tuple[int, int, int],
     options: DataOptions,
     on_encoded: OnEncoded | None = None,
 ) -> Iterator[Piece]:
-    """Decode in the archive's order, on all free cores."""
+    """Decode in the archive's order, on all free cores. `image`: the shape C × H × W of each."""
     return decode_ahead(
-        _encoded(archive, places, on_encoded), lambda one: image_files.decode(one.blob, one.name, channels, options)
+        _encoded(archive, places, on_encoded),
+        lambda one: image_files.decode(one.blob, one.name, image[0], options),
+        math.prod(image),
     )
 
 

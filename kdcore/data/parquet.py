@@ -123,7 +123,11 @@ def open_parquet(
                     number += 1
 
     def pieces(on_encoded: OnEncoded | None = None) -> Iterator[Piece]:
-        return decode_ahead(encoded(on_encoded), lambda one: image_files.decode(one.blob, one.name, channels, options))
+        return decode_ahead(
+            encoded(on_encoded),
+            lambda one: image_files.decode(one.blob, one.name, channels, options),
+            channels * height * width,
+        )
 
     pictures, pixels_cut = image_files.count(good, options)
     return Source(
@@ -418,4 +422,6 @@ def _rows(name: str, table: Any, columns: _Columns, limits: Limits, arrow: Any) 
 
 
 def _broken(name: str, error: Exception) -> DatasetUnreadable:
-    return DatasetUnreadable(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}.", "Write it again.")
+    return DatasetUnreadable(
+        f"{name} cannot be read as Parquet: {str(error).splitlines()[0].rstrip('.')}.", "Write it again."
+    )

@@ -16,10 +16,12 @@ from kdcore.data.decoding import Encoded, Piece, Pixels, Split
 from kdcore.data.image_files import unreadable
 
 _CHUNK = 256
+_PIECE_BYTES = 128 << 20
+"""The most decoded bytes of one piece, if that is not a single picture: 256 photographs of a phone take 9 GB."""
 _BATCH = 16
 _BATCH_BYTES = 256 << 10
 _AHEAD_BYTES = 64 << 20
-"""The most bytes of files that wait for a core, but for one batch."""
+"""The most bytes of files, or of the pixels that they become, that wait for a core or to be taken, but for a batch."""
 PIXELS_AT_ONCE = 100_000_000
 """A picture of 250 bytes may unpack to 80,000,000 pixels, of up to ten bytes while it is converted and resized."""
 _MOST_CORES = 16
@@ -111,8 +113,13 @@ class Attempt(NamedTuple, Generic[R]):
     result: R | DatasetUnreadable
 
 
-def attempt_ahead(files: Iterable[Encoded], work: Callable[[Encoded], R]) -> Iterator[Attempt[R]]:
-    """Yield the result for each picture, in the order in which they come: as many at once as their pixels allow."""
+def attempt_ahead(
+    files: Iterable[Encoded], work: Callable[[Encoded], R], result_bytes: int = 0
+) -> Iterator[Attempt[R]]:
+    """Yield the result for each picture, in the order in which they come: as many at once as their pixels allow.
+
+    `result_bytes`: the size of one result, of which no more wait than fit.
+    """
     budget = Budget(PIXELS_AT_ONCE)
 
     def attempt(one: Encoded) -> Attempt[R]:
@@ -123,18 +130,20 @@ def attempt_ahead(files: Iterable[Encoded], work: Callable[[Encoded], R]) -> Ite
                 # Without the frames and causes that hold the file's bytes: many files may be broken.
                 return Attempt(one.split, one.row, DatasetUnreadable(str(error), error.hint))
 
-    return ahead(files, attempt, lambda one: len(one.blob))
+    return ahead(files, attempt, lambda one: max(len(one.blob), result_bytes))
 
 
-def decode_ahead(files: Iterable[Encoded], decode: Callable[[Encoded], Pixels]) -> Iterator[Piece]:
-    """Decode pictures in the order in which they come; one piece for each split among a few hundred of them.
+def decode_ahead(files: Iterable[Encoded], decode: Callable[[Encoded], Pixels], image_bytes: int) -> Iterator[Piece]:
+    """Decode pictures in the order in which they come; one piece for each split among a few hundred of them, or fewer
+    if these are large. `image_bytes`: the size of one decoded picture.
 
     Raises DatasetUnreadable at the end: it names all files that cannot be read.
     """
     # In C order on every core; the arrays of Pillow have the channels last.
-    results = attempt_ahead(files, lambda one: np.ascontiguousarray(decode(one)))
+    results = attempt_ahead(files, lambda one: np.ascontiguousarray(decode(one)), image_bytes)
+    count = min(_CHUNK, max(1, _PIECE_BYTES // image_bytes))
     faults: list[DatasetUnreadable] = []
-    while chunk := list(islice(results, _CHUNK)):
+    while chunk := list(islice(results, count)):
         faults += [one.result for one in chunk if isinstance(one.result, DatasetUnreadable)]
         if faults:
             continue

@@ -84,7 +84,7 @@ def test_ahead_an_error_of_the_reader_is_raised_too():
 def test_decode_ahead_gives_one_piece_for_each_split_in_order():
     files = [Encoded("test" if row % 3 == 2 else "train", row, f"{row}", bytes([row % 256])) for row in range(600)]
     channels_last = np.zeros((4, 5, 3), np.uint8)
-    pieces = list(decode_ahead(files, lambda one: (channels_last + one.blob[0]).transpose(2, 0, 1)))
+    pieces = list(decode_ahead(files, lambda one: (channels_last + one.blob[0]).transpose(2, 0, 1), 60))
     assert [piece.split for piece in pieces] == ["train", "test", "train", "test", "test", "train"]
     for split in ("train", "test"):
         rows = np.concatenate([piece.rows for piece in pieces if piece.split == split])
@@ -111,5 +111,31 @@ def test_decode_ahead_decodes_no_more_pixels_at_once_than_its_budget(monkeypatch
         return np.zeros((1, 2, 2), np.uint8)
 
     files = [Encoded("train", row, f"{row}", b"x", size) for row, size in enumerate(sizes)]
-    assert sum(len(piece.rows) for piece in decode_ahead(files, decode)) == len(sizes)
+    assert sum(len(piece.rows) for piece in decode_ahead(files, decode, 4)) == len(sizes)
     assert most[0] <= 100, "a picture above the budget is alone"
+
+
+def test_decode_ahead_holds_no_more_decoded_pixels_than_its_bounds(monkeypatch):
+    """A piece of 256 screenshots took more memory than an inspection may: it was refused as out of memory."""
+    monkeypatch.setattr(reading_ahead, "free_cores", lambda: 1)
+    monkeypatch.setattr(reading_ahead, "_PIECE_BYTES", 3_000)
+    monkeypatch.setattr(reading_ahead, "_AHEAD_BYTES", 4_000)
+    monkeypatch.setattr(reading_ahead, "_BATCH_BYTES", 1)
+    made = []
+
+    def decode(one: Encoded) -> np.ndarray:
+        made.append(one.row)
+        return np.full((1, 20, 50), one.row, np.uint8)
+
+    pieces = decode_ahead((Encoded("train", row, f"{row}", b"x") for row in range(40)), decode, 1_000)
+    first = next(pieces)
+    assert len(made) <= 3 + 5, "of a piece, and ahead of it"
+    rows = [first.rows.tolist(), *(piece.rows.tolist() for piece in pieces)]
+    assert rows == [list(range(start, min(start + 3, 40))) for start in range(0, 40, 3)]
+
+
+def test_decode_ahead_a_picture_larger_than_a_piece_is_one(monkeypatch):
+    monkeypatch.setattr(reading_ahead, "_PIECE_BYTES", 10)
+    files = [Encoded("train", row, f"{row}", b"x") for row in range(3)]
+    pieces = list(decode_ahead(files, lambda one: np.zeros((1, 4, 5), np.uint8), 20))
+    assert [piece.rows.tolist() for piece in pieces] == [[0], [1], [2]]
