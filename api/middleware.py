@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import (
-    MalformedBody,
     MalformedRequest,
     RequestTimeout,
     ServerError,
@@ -67,18 +66,30 @@ class Middleware:
         scope["request_id"] = request_id
 
         started = False
+        unread = has_body = header.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in header
+        socket = receive
+
+        async def receive_counted() -> Message:
+            nonlocal unread
+            message = await socket()
+            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        receive = receive_counted
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             started = True
             if message["type"] == "http.response.start":
                 present = list(message.get("headers", ()))
+                if unread and all(name.lower() != b"connection" for name, _ in present):
+                    # The rest of the body is not read: without this, the client would send its next request here.
+                    present.append((b"connection", b"close"))
                 names = {name.lower() for name, _ in present}
                 own = [(name, value) for name, value in _HEADERS if name not in names]
                 message["headers"] = [*present, (b"x-request-id", request_id.encode()), *own]
             await send(message)
 
-        has_body = header.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in header
         try:
             _check_header(scope, header)
             path = scope["path"]
@@ -89,8 +100,7 @@ class Middleware:
         except ClientDisconnect:
             return
         except Exception as error:
-            unread = has_body and not isinstance(error, MalformedBody)
-            await _refuse(error, scope, receive, send_with_headers, closes=unread)
+            await _refuse(error, scope, receive, send_with_headers)
             return
         try:
             if scope["method"] == "HEAD":
@@ -164,8 +174,8 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
         pass
 
 
-async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send, closes: bool = False) -> None:
-    """Answer with the problem of an exception. `closes`: the connection ends, a body that is not read may follow."""
+async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the problem of an exception."""
     request_id = scope["request_id"]
     problem = problem_of(error)
     if problem is None:
@@ -174,8 +184,6 @@ async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send, 
         log.error("%s %s %s ended in an unexpected error", *what, exc_info=error)
         problem = ServerError("an unexpected error; the server's log has it under this request_id")
     response = problem.response(request_id)
-    if closes:
-        response.headers["Connection"] = "close"
     await response(scope, receive, send)
 
 

@@ -44,7 +44,7 @@ from base.wire import (
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, Preprocessing, Scheduling
 from kdcore.spec.job import ClassMap, ClassNames, Labels, Part
-from kdcore.spec.vocabulary import few_unknown
+from kdcore.spec.vocabulary import at_most, few_unknown
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.keys import Key
@@ -437,7 +437,7 @@ class NewDataset(DataOptions):
     strict: bool = Field(default=False, description=STRICT)
 
 
-Events = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=20)]
+Events = Annotated[tuple[WebhookEvent, ...], Field(min_length=1, max_length=20), at_most(20)]
 _URL = r"^https?://([A-Za-z0-9]{1,50}\.){0,3}[A-Za-z0-9]{1,50}(:[1-9][0-9]{0,3})?(/[A-Za-z0-9/._-]*)?$"
 """The usual form, for the document. `api.webhooks.checked_url` accepts others as well, and says what is wrong."""
 WebhookUrl = Annotated[str, Text(2000), Field(json_schema_extra={"pattern": _URL})]

@@ -172,7 +172,14 @@ def _from_timm(name: str, num_classes: int, channels: int) -> nn.Module:
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         raise SpecInvalid(f"timm has no model {name!r}", hint=f"did you mean {', '.join(near)}?" if near else None)
-    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
+    except RuntimeError as error:
+        bare, _, tag = name.partition(".")
+        if not tag or "pretrained tag" not in str(error):
+            raise
+        text = f"timm publishes no weights with the tag {tag!r} of {bare}"
+        raise SpecInvalid(text, hint=f"timm/{bare} is the network without them") from None
     join_sequences(network)
     return _none_in_place(network)
 

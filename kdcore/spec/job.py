@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from base.references import BLOB, FILE, REFERENCE_PREFIXES
-from base.text import PATTERN, STORED, Text, unwanted
+from base.text import PATTERN, STORED, Text, shown, unwanted
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
 from kdcore.spec.vocabulary import Bounds, Vocabulary, at_most, named
@@ -78,11 +78,18 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _plain_map(given: Any) -> Any:
+def _is_output(name: str) -> bool:
+    return 1 <= len(name) <= 1000 and unwanted(name) is None
+
+
+def _plain_map(given: Any, info: ValidationInfo) -> Any:
     """Refuse a map by its first wrong entry: each of very many would be a fault for each form that a value may have."""
     if isinstance(given, dict):
         for name, outputs in given.items():
             listed = outputs if isinstance(outputs, list | tuple) else (outputs,)
+            faulty = (text for text in (name, *listed) if isinstance(text, str) and not _is_output(text))
+            if info.context is not STORED and (text := next(faulty, None)) is not None:
+                raise ValueError(f"{shown(text[:100])!r}: the name of a class has 1 to 1000 characters, of one line")
             if not all(isinstance(one, str) or (type(one) is int and 0 <= one < MOST_CLASSES) for one in listed):
                 raise ValueError(f"{name[:100]!r}: the name or number of an output, or a list of them, belongs here")
     return given
@@ -137,6 +144,7 @@ Labels = Annotated[
         Annotated[str, Text(200, min_length=0)],
     ],
     Field(max_length=16, description='Names and values to find it by, such as {"team": "vision"}.'),
+    at_most(16),
 ]
 
 
@@ -685,7 +693,7 @@ class Scheduling(Vocabulary):
         description="Attempts in a row that may end without a new checkpoint before the job fails. Default: the "
         "server's.",
     )
-    alerts: Annotated[tuple[Alert, ...], Field(max_length=16)] = Field(
+    alerts: Annotated[tuple[Alert, ...], Field(max_length=16), at_most(16)] = Field(
         default=(),
         description="What people want to be told of the job while it runs, each once. An evaluation has no metrics.",
     )

@@ -41,11 +41,13 @@ def few_unknown(model: type[BaseModel], given: Any) -> Any:
 
 
 def at_most(number: int) -> BeforeValidator:
-    """Return a validator that refuses a longer list before its entries are looked at, each of which may be a fault."""
+    """Return a validator that refuses a longer list or object before its entries are looked at, each of which may be a
+    fault."""
 
     def check(given: Any) -> Any:
-        if isinstance(given, list | tuple) and len(given) > number:
-            context = {"field_type": "Tuple", "max_length": number, "actual_length": len(given)}
+        if isinstance(given, list | tuple | dict) and len(given) > number:
+            kind = "Dictionary" if isinstance(given, dict) else "Tuple"
+            context = {"field_type": kind, "max_length": number, "actual_length": len(given)}
             raise PydanticKnownError("too_long", context)
         return given
 

@@ -174,6 +174,16 @@ async def test_middleware_keeps_the_connection_after_a_body_that_was_read(servic
     assert unread.headers["connection"] == "close"
 
 
+async def test_middleware_ends_the_connection_if_a_route_leaves_a_part_of_the_body(service: Service) -> None:
+    """Else the client would send its next request into the connection that is being closed."""
+    header = {"Host": "127.0.0.1", "Content-Length": "6"}
+    half, rest = ({"type": "http.request", "body": b"abc", "more_body": more} for more in (True, False))
+    refused = await call(service, "PATCH", "/v1/uploads/up_0", {**header, "Upload-Offset": "-1"}, half, rest)
+    assert (refused.status_code, refused.headers["connection"]) == (422, "close")
+    read = await call(service, "POST", "/v1/uploads", header, half, rest)
+    assert read.status_code == 201 and "connection" not in read.headers
+
+
 async def test_middleware_refuses_two_hosts(service: Service) -> None:
     answer = await service.http.get("/healthz", headers=[("Host", "127.0.0.1"), ("Host", "evil.example")])
     problem(answer, 400, "malformed_request")

@@ -173,6 +173,7 @@ async def test_only_admins_see_webhooks(service: Service) -> None:
         ({}, "/url"),
         ({"url": URL, "events": []}, "/events"),
         ({"url": URL, "events": ["job.done"]}, "/events/0"),
+        ({"url": URL, "events": ["job.done"] * 21}, "/events"),
         ({"url": URL, "secret": "mine"}, "/secret"),
         ({"url": URL, "enabled": 1}, "/enabled"),
         ({"url": "https://" + "a" * 2000}, "/url"),

@@ -48,6 +48,12 @@ def test_build_an_unknown_timm_name_hears_the_nearest_ones():
     assert "resnet" in str(caught.value.hint)
 
 
+@needs_timm
+def test_build_refuses_a_tag_that_timm_does_not_have():
+    with pytest.raises(SpecInvalid, match="no weights with the tag 'nope' of resnet18"):
+        models.build("timm/resnet18.nope", 4)
+
+
 def test_build_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(vision, "find_spec", lambda name: None)
     vision.timm.cache_clear()

@@ -382,3 +382,23 @@ def test_read_accepts_an_object_of_many_known_fields():
     assert faults(dataset={"source": "x", "class_names": names}) == {}
     body = {"architecture": "resnet56", "checkpoint": "model:big", "class_map": {name: int(name) for name in names}}
     assert faults(teacher=body) == {}
+
+
+@pytest.mark.parametrize(
+    ("pointer", "change"),
+    [
+        ("/labels", {"labels": {f"k{number}": "\n" for number in range(MANY)}}),
+        ("/scheduling/alerts", {"scheduling": {"alerts": [{}] * MANY}}),
+        (
+            "/teacher/class_map",
+            {"teacher": {"checkpoint": "model:big", "class_map": {f"k{number}\n": 0 for number in range(MANY)}}},
+        ),
+        (
+            "/teacher/class_map",
+            {"teacher": {"checkpoint": "model:big", "class_map": {"a": ["\n"] * MANY, "b": 0}}},
+        ),
+    ],
+)
+def test_read_makes_one_fault_of_very_many_wrong_entries(pointer, change):
+    """Each would cost time before the answer keeps fifty of them."""
+    assert list(faults(**change)) == [pointer]
