@@ -153,6 +153,9 @@ def _configuration(document: Mapping[str, Any], ids: Mapping[str, str]) -> Itera
     yield 'include-name = "POST /v1/jobs/validate"'
     yield "checks.negative_data_rejection.enabled = false  # its answer has the faults"
     yield "[[operations]]"
+    yield 'include-name = "POST /v1/uploads"'
+    yield "checks.negative_data_rejection.enabled = false  # it takes any headers beside its own, as HTTP does"
+    yield "[[operations]]"
     yield 'include-name = "GET /v1/jobs/{job_id}/events/stream"'
     yield "max-stream-events = 3  # the stream of a job that has not ended stays open"
     yield "request-timeout = 3"

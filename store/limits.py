@@ -32,7 +32,7 @@ Bound = int | None
 class Limits(BaseModel):
     """The limits of one project. Null: no limit of the project; the service as a whole has its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     jobs_queued: Bound = Field(default=None, ge=0, le=MOST, description="Jobs that are queued or paused.")
     jobs_running: Bound = Field(default=None, ge=0, le=MOST, description="Jobs that run at the same time.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Column, ColumnElement, Connection, Double, Row, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -167,7 +167,8 @@ def _as_moment(text: Any) -> datetime:
 Moment = Annotated[
     AwareDatetime,
     BeforeValidator(_as_moment),
-    Field(json_schema_extra={"pattern": _MOMENT, "maxLength": 40}),
+    # Not the format date-time, which has seconds: those may be left out.
+    WithJsonSchema({"type": "string", "pattern": _MOMENT, "maxLength": 40}),
 ]
 """A time in a parameter."""
 

@@ -19,8 +19,8 @@ from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
 from kdcore.spec.rules import each_method, each_start, each_teacher
 
 HELPED_SOONER = "dist, on large networks with nst beside it"
-"""dist gained in every short training of `bench.budgets`, dist + nst most on CIFAR-100 (docs/measured.md). nst alone, and
-other methods on activations, harmed small networks there."""
+"""dist gained in every short training of `bench.budgets`, dist + nst most on CIFAR-100 (docs/measured.md). nst and
+attention alone harmed a small network there."""
 
 LEAST_IMAGES = {"train": 10, "test": 5}
 """In each class. With fewer, one image more or less is a fifth of the class's accuracy."""
