@@ -126,7 +126,10 @@ function emptyState(origin) {
   ];
 }
 
-document.addEventListener("key-needed", () => { keyForm.hidden = false; keyForm.elements.key.focus(); });
+document.addEventListener("key-needed", () => {
+  // Later polls ask again; whoever is elsewhere on the page stays there.
+  if (keyForm.hidden) { keyForm.hidden = false; keyForm.elements.key.focus(); }
+});
 keyForm.addEventListener("submit", async (event) => {
   event.preventDefault();
   key.set(keyForm.elements.key.value.trim());

@@ -17,6 +17,11 @@ export class Problem extends Error {
 /** fetch with the API key. An answer that is not successful is thrown as a Problem. */
 export async function request(path, options = {}) {
   const headers = { ...options.headers };
+  // fetch takes no header with other letters, and no key has any.
+  if (/[^\x21-\x7e]/.test(key.get() ?? "")) {
+    document.dispatchEvent(new CustomEvent("key-needed"));
+    throw new Problem(401, { detail: "a key has letters, digits and signs of ASCII only" });
+  }
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
   const answer = await fetch(path, { ...options, headers });
   if (answer.ok) return answer;

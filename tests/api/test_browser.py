@@ -1,5 +1,6 @@
 """The web page in a real browser: Chromium renders it, and the tests read its text."""
 
+import hashlib
 import json
 import os
 import re
@@ -513,3 +514,19 @@ def test_docs_page_lists_every_route(address: str, tmp_path: Path) -> None:
     text = page_text(tmp_path, f"{address}/docs")
     for path in httpx.get(f"{address}/openapi.json").json()["paths"]:
         assert path in text
+
+
+def test_key_form_says_what_is_wrong_with_a_key_and_takes_the_next_one(settings: Settings, browser: Browser) -> None:
+    secured = settings.model_copy(update={"admin_key_hash": hashlib.sha256(b"dk_right").hexdigest()})
+    with served(create_app(secured, wake_workers=lambda: None, inspector=FakeInspector())) as url:
+        browser.open(url, 1200, until="requires an API key")
+        for key, answer in (("schlüssel", "of ASCII only"), ("dk_wrong", "is not known"), ("dk_right", "No jobs yet")):
+            browser.value(
+                "(() => { const form = document.getElementById('key-form');"
+                f" form.elements.key.value = {json.dumps(key)}; form.requestSubmit(); }})()"
+            )
+            deadline = time.monotonic() + 10
+            while answer not in (text := browser.value("document.body.innerText")):
+                assert time.monotonic() < deadline, text
+                time.sleep(0.05)
+        assert browser.value("document.getElementById('key-form').hidden")
