@@ -22,6 +22,7 @@ from api.dependencies import (
     WakeWorkers,
 )
 from api.estimate import estimated
+from api.http_server import HEADER_BYTES
 from api.limits import Limiter
 from api.openapi import headers, made_once
 from api.problems import (
@@ -80,7 +81,7 @@ Probe = Annotated[bool, Query(description="Run a few steps if the cost of the jo
 Known = Annotated[
     str | None,
     Header(
-        max_length=1000,
+        max_length=HEADER_BYTES,
         pattern=r"^[^\r\n]*$",
         description="The tag of the answer that you have: 304 if it is still the same.",
     ),
