@@ -32,6 +32,7 @@ KEPT_ANSWER_BYTES = 1_000_000
 """The largest answer that is kept."""
 SMALL_BYTES = 50_000
 _VERSION = "SELECT project, status, revision FROM jobs WHERE id = {}"
+_TAG = re.compile(r"[\x20-\x7e]{1,200}")
 _PATH = re.compile(r"/v1/jobs/(job_[0-9a-hjkmnp-tv-z]{24})")
 _ROUTE = SimpleNamespace(path="/v1/jobs/{job_id}")
 """The route that a shortcut stands for, as logs and figures name it."""
@@ -141,9 +142,12 @@ class Shortcut:
 
 async def _response(scope: Scope, job_id: str) -> Response | None:
     state = scope["app"].state
+    known = Headers(scope=scope).get("if-none-match")
+    if known is not None and _TAG.fullmatch(known) is None:
+        return None
     try:
         caller = await state.authentication.member(scope)
         answer: Answer = await state.polls.answer(job_id, caller.project)
     except (Problem, errors.NotFound, DatabaseUnavailable):
         return None
-    return answer.response(Headers(scope=scope).get("if-none-match"))
+    return answer.response(known)

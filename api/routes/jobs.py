@@ -22,7 +22,6 @@ from api.dependencies import (
     WakeWorkers,
 )
 from api.estimate import estimated
-from api.http_server import HEADER_BYTES
 from api.limits import Limiter
 from api.openapi import headers, made_once
 from api.problems import (
@@ -42,7 +41,7 @@ from api.problems import (
     responses,
     summary,
 )
-from api.schemas import Id, Json, Page, Relabel, Retry, Title, job_summary, job_view, page
+from api.schemas import Id, Json, Line, Page, Relabel, Retry, Title, job_summary, job_view, page
 from api.submission import examine
 from base.failpoints import failpoint
 from base.wire import JobSummary, JobView, ValidationView
@@ -77,15 +76,7 @@ async def body(request: Request) -> Any:
 
 Body = Annotated[Any, Depends(body)]
 Probe = Annotated[bool, Query(description="Run a few steps if the cost of the job was never measured.")]
-# Any text: one that is no tag of ours is another answer's.
-Known = Annotated[
-    str | None,
-    Header(
-        max_length=HEADER_BYTES,
-        pattern=r"^[^\r\n]*$",
-        description="The tag of the answer that you have: 304 if it is still the same.",
-    ),
-]
+Known = Annotated[Line | None, Header(description="The tag of the answer that you have: 304 if it is still the same.")]
 Key = Annotated[Title | None, Header(alias="Idempotency-Key")]
 
 
