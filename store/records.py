@@ -7,6 +7,7 @@ same name in the spec or its scheduling.
 
 import re
 import secrets
+import threading
 import time
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -222,12 +223,20 @@ DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: in ASCII order, and without letters that can be confused with digits."""
 
 
+_newest_id = 0
+_newest_id_lock = threading.Lock()
+
+
 def new_id(prefix: str) -> str:
     """Return an id such as `job_01k3m0v2xw8r…`: 10 digits of time in ms, 14 random ones (70 bits).
 
-    Ids sort by age; pages of a list are ordered by them.
+    Ids sort by age; pages of a list are ordered by them. Those that one process makes in the same millisecond do, too.
     """
-    return f"{prefix}_{_base32(time.time_ns() // 1_000_000, 10)}{_base32(secrets.randbits(70), 14)}"
+    global _newest_id  # noqa: PLW0603 - the order of a whole process
+    with _newest_id_lock:
+        drawn = (time.time_ns() // 1_000_000 << 70) + secrets.randbits(70)
+        _newest_id = drawn if drawn > _newest_id else _newest_id + 1 + secrets.randbits(60)
+        return f"{prefix}_{_base32(_newest_id, 24)}"
 
 
 def _base32(number: int, width: int) -> str:

@@ -23,6 +23,7 @@ def test_new_id_begins_with_its_prefix_and_fits_its_column():
 
 
 def test_new_id_sorts_by_time(monkeypatch):
+    monkeypatch.setattr(records, "_newest_id", 0)  # and what it was before, afterwards: these times are far ahead
     moments_ms = [0, 1, 31, 32, 1_795_266_002_033, 2**50 - 1]
     ids = []
     for moment_ms in moments_ms:
@@ -31,8 +32,11 @@ def test_new_id_sorts_by_time(monkeypatch):
     assert ids == sorted(ids)
 
 
-def test_new_id_differs_within_one_moment():
-    assert len({new_id("job") for _ in range(1000)}) == 1000
+def test_new_id_differs_and_sorts_within_one_moment(monkeypatch):
+    monkeypatch.setattr(records, "_newest_id", 0)
+    monkeypatch.setattr(time, "time_ns", lambda: 1_000_000)
+    made = [new_id("job") for _ in range(1000)]
+    assert made == sorted(set(made))
 
 
 def test_digits_are_in_ascii_order_without_letters_that_look_like_others():
