@@ -1,6 +1,6 @@
 """The HTTP protocol of the server: uvicorn's, with bounds on what a client can make it keep and wait for.
 
-Whoever reaches the port meets these bounds before any key is looked at:
+These bounds hold for every client of the port, before any key is looked at:
 
     unfinished header, trailer, chunk line    HEADER_BYTES, HEADERS, HEADER_S
     URL                                       HEADER_BYTES

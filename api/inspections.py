@@ -387,7 +387,7 @@ class Inspections:
 
     def _end_unused(self, key: tuple[str, str, str], run: _Run) -> None:
         if not run.users:
-            # Whoever needs it from now on begins a new one.
+            # Those who need it from now on begin a new one.
             self._forget(key, run)
             run.task.cancel()
 

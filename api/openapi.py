@@ -61,7 +61,7 @@ def made_once(view: Any, *more: str) -> dict[int | str, dict[str, Any]]:
 
 
 def document(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
-    """Return the document of an application. `needs_key`: nobody is answered without one."""
+    """Return the document of an application. `needs_key`: every request needs one."""
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     components = made.setdefault("components", {})
     components["headers"] = {name: _header(name) for name in HEADERS}

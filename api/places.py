@@ -132,12 +132,12 @@ class Places:
 async def _ended_before(task: asyncio.Task[Any], other: Coroutine[Any, Any, Any]) -> bool:
     """Wait for a task or for something else, and cancel the task in that case, or when the waiting itself is cancelled.
     Returns True if the task came to an end of its own."""
-    told = asyncio.create_task(other)
+    waiting = asyncio.create_task(other)
     try:
-        await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
         return task.done()
     finally:
-        told.cancel()
+        waiting.cancel()
         if not task.done():
             task.cancel()
             await asyncio.wait({task})

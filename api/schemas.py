@@ -444,14 +444,15 @@ WebhookUrl = Annotated[str, Text(2000), Field(json_schema_extra={"pattern": _URL
 
 
 class NewWebhook(Schema):
-    """An address that is to be told of the project's jobs. Each message is a POST, signed by Standard Webhooks."""
+    """An address to notify of the project's jobs. Each message is a POST, signed by Standard Webhooks."""
 
     url: WebhookUrl = Field(
         description="https://host/path. Addresses of private networks, and http, must be allowed by the operator.",
         examples=["https://example.org/hooks/distillery"],
     )
     events: Events = Field(
-        default=("job.succeeded", "job.failed", "job.cancelled", "job.alert"), description="What it is told of."
+        default=("job.succeeded", "job.failed", "job.cancelled", "job.alert"),
+        description="The events that it is notified of.",
     )
     enabled: bool = Field(default=True, strict=True, description="False: nothing is sent to it yet.")
 

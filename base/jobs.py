@@ -40,7 +40,7 @@ WEBHOOK_EVENTS: dict[str, WebhookEvent] = {
     "warning": "job.warning",
     "alert": "job.alert",
 }
-"""By the type of a job's own event. All other types are told to nobody."""
+"""By the type of a job's own event. No webhook is notified of other types."""
 WEBHOOK_TEST = "webhook.test"
 """What a test sends."""
 DeliveryStatus = Literal["pending", "delivered", "failed"]

@@ -566,7 +566,7 @@ class Dataset(Registered):
 
 
 class WebhookView(View):
-    """An address that is told of the project's jobs, by Standard Webhooks."""
+    """An address that is notified of the project's jobs, by Standard Webhooks."""
 
     id: str
     url: str

@@ -110,7 +110,9 @@ NewLabels = Annotated[
 WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="The webhook's id.")]
 WebhookEvents = Annotated[
     list[str] | None,
-    typer.Option("--event", help=f"What it is told of; repeat it for several: {', '.join(get_args(WebhookEvent))}."),
+    typer.Option(
+        "--event", help=f"An event to notify it of; repeat it for several: {', '.join(get_args(WebhookEvent))}."
+    ),
 ]
 FileName = Annotated[str | None, typer.Option("--name", help="Default: the file's name.")]
 
@@ -726,7 +728,7 @@ def add_webhook(
     url: Annotated[str, typer.Argument(help="https://host/path")],
     events: WebhookEvents = None,
 ) -> None:
-    """Let an address be told of the project's jobs: by default of their ends and alerts. Its secret is printed once."""
+    """Notify an address of the project's jobs: by default of their ends and alerts. Its secret is printed once."""
     webhook = context.obj.add_webhook(url, events)
     output().print(tables.webhook_table([webhook]))
     _print_secret(webhook)

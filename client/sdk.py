@@ -415,7 +415,7 @@ class Distillery:
         return webhook
 
     def add_webhook(self, url: str, events: Sequence[str] | None = None) -> SecretWebhookView:
-        """Let an address be told of the project's jobs: by default of their ends and alerts.
+        """Notify an address of the project's jobs: by default of their ends and alerts.
 
         The answer has the `secret`, once. A receiver verifies each message with it and the library `standardwebhooks`.
         """

@@ -1,4 +1,4 @@
-"""Alerts: what a job's scheduling asks to be told of the job while it runs, each once, whatever attempt shows it.
+"""Alerts: conditions of which a job notifies while it runs, each once, whichever attempt meets it.
 
 A metric is looked at when its point is written, by the attempt that writes it. Progress is looked at by the sweeps of
 servers and workers: a job whose worker is gone makes none either. Each alert has a row, which is marked in the

@@ -226,7 +226,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _require_empty(url: str) -> None:
-    """Raise BackupFault if the database is in use: rows of two services cannot be told apart."""
+    """Raise BackupFault if the database is in use: rows of two services cannot be separated again."""
     database = Database(url)
     if database.is_sqlite and not Path(database.url.database or "").exists():
         return

@@ -6,7 +6,7 @@
     uploads       without use, row and file (but not the blob of a complete upload): after `uploads_s`, open ones after
                   `open_uploads_s`, open ones without a byte after EMPTY_S
     temporaries   of killed processes
-    inspections   rows of facts that were not used for `inspections_s`: whoever needs them inspects again
+    inspections   rows of facts that were not used for `inspections_s`: a later use inspects again
     rows          of the audit log after `audit_s`; of idempotency keys whose things are gone
 
 No needed blob is lost. A process that will name a blob in a row has put it, or has requested its path; both renew its

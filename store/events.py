@@ -2,7 +2,7 @@
 
 Every change of a job takes the next number in its own UPDATE (`update_job`) and then writes its event
 (`append_event`). So a job's events have no gap, no duplicate number, and no event of an attempt that has lost the job.
-What webhooks are to be told of it is written with the event (`webhooks.announce`).
+The messages to webhooks are written with the event (`webhooks.announce`).
 """
 
 from collections.abc import Mapping, Sequence

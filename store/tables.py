@@ -51,7 +51,7 @@ projects = Table(
     metadata,
     Column("name", String(100), primary_key=True),
     Column("created_at", Double, nullable=False),
-    # The row of a deleted project stays, so that nobody gets its name, and with it what may still have it.
+    # The row of a deleted project stays, so that no other project gets its name, and with it what may still have it.
     Column("deleted_at", Double),
     # Null, or in the place of the settings' limits those of this project.
     Column("limits", DOCUMENT),
@@ -424,7 +424,7 @@ audit = Table(
     metadata,
     Column("id", ID, primary_key=True),
     Column("at", Double, nullable=False),
-    # Null where no key told the project: a wrong key.
+    # Null if no key names the project: a wrong key.
     Column("project", String(100)),
     Column("key_id", ID),
     Column("key_name", String(100)),

@@ -1,4 +1,4 @@
-"""Webhooks: addresses that are told of a project's jobs. A delivery is one message to one of them.
+"""Webhooks: addresses that are notified of a project's jobs. A delivery is one message to one of them.
 
     announce ──▶ pending ──claim, finish──▶ delivered
                  ▲   │  ▲                      │

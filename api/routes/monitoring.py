@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1", tags=["service"])
 READY_S = 3.0
 """Time limit of /readyz: load balancers wait less time than clients."""
 REMEMBERED_S = 1.0
-"""The time for which /readyz stays ready: whoever asks needs no key, and each try is a durable write."""
+"""The time for which /readyz stays ready: a client needs no key for it, and each try is a durable write."""
 
 
 @probes.get("/healthz", response_model=HealthView)

@@ -1,4 +1,4 @@
-"""Webhooks: addresses that are told of a project's jobs, and the messages that were sent to them."""
+"""Webhooks: addresses that are notified of a project's jobs, and the messages that were sent to them."""
 
 from typing import Annotated
 
@@ -142,10 +142,10 @@ async def replay(webhook_id: Id, delivery_id: Id, caller: AdminCaller, audit: Au
 
 
 def _with_secret(webhook: Webhook, secret: str | None, status: int) -> Response:
-    told = {"Location": f"/v1/webhooks/{webhook.id}", "Cache-Control": "no-store"}
+    headers_sent = {"Location": f"/v1/webhooks/{webhook.id}", "Cache-Control": "no-store"}
     if secret is None:
-        told["Idempotent-Replayed"] = "true"
-    return Json({**webhook_view(webhook), "secret": secret}, status, told)
+        headers_sent["Idempotent-Replayed"] = "true"
+    return Json({**webhook_view(webhook), "secret": secret}, status, headers_sent)
 
 
 def _checked(url: str, settings: Settings) -> str:

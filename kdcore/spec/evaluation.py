@@ -58,7 +58,7 @@ def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFact
         return [Fault("/model/image_size", text, "unused", "dataset.image_size", spec.model.image_size)]
     metrics = [number for number, alert in enumerate(spec.scheduling.alerts) if alert.metric is not None]
     if metrics:
-        text = "an evaluation trains nothing and has no metrics; it can only be told that it makes no progress"
+        text = "an evaluation trains nothing and has no metrics; its only alert is no_progress_s"
         places = [f"/scheduling/alerts/{number}/metric" for number in metrics]
         return [Fault(place, text, "unused", "no_progress_s") for place in places]
     height, width = dataset.image_size

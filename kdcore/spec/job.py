@@ -646,7 +646,7 @@ OneOrSeveralMethods = Annotated[
 
 
 class Alert(Vocabulary):
-    """Something that people want to be told once of a job, also if several attempts show it: by an event `alert` and by
+    """A condition of which a job notifies once, also if several attempts meet it: by an event `alert` and by
     the project's webhooks (`job.alert`). Either a `metric` with a bound, or `no_progress_s`."""
 
     metric: AlertMetric | None = Field(default=None, description="A curve of the student: GET /v1/jobs/{id}/metrics.")
@@ -695,7 +695,7 @@ class Scheduling(Vocabulary):
     )
     alerts: Annotated[tuple[Alert, ...], Field(max_length=16), at_most(16)] = Field(
         default=(),
-        description="What people want to be told of the job while it runs, each once. An evaluation has no metrics.",
+        description="Conditions of which the job notifies while it runs, each once. An evaluation has no metrics.",
     )
 
 

@@ -236,7 +236,7 @@ async def test_workers_show_no_job_of_another_project(two: Two) -> None:
 
 
 async def test_inspection_that_another_project_paid_for_tells_nothing(two: Two) -> None:
-    """Facts by digest are shared, but only whoever has the bytes is shown them."""
+    """Facts by digest are shared, but only a project that has the bytes is shown them."""
     asked = len(two.service.inspector.requests)
     answer = await two.ours.http.post("/v1/models", json={"name": "mine", "blob": two.blob})
     assert answer.status_code == 404

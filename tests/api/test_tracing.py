@@ -34,7 +34,10 @@ def test_settings_name_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch
 async def test_requests_are_spans_with_their_route_and_no_query(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exporter = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
+    exporter = pytest.importorskip(
+        "opentelemetry.sdk.trace.export.in_memory_span_exporter",
+        reason="OpenTelemetry is an optional extra: pip install .[otel]",
+    ).InMemorySpanExporter()
     telemetry = tracing.telemetry
     monkeypatch.setattr(tracing, "telemetry", lambda otel: telemetry(otel, exporter))
     async with serving(settings.model_copy(update={"otel": True})) as service:
