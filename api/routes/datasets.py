@@ -9,15 +9,8 @@ from api.dependencies import AuditDep, Caller, Db, Files, LimiterDep, References
 from api.inspections import Inspections, OnProgress
 from api.openapi import headers
 from api.problems import (
-    IdempotencyConflict,
-    InspectionsBusy,
-    NameTaken,
     NotFound,
     NotReady,
-    StorageFull,
-    TooManyInspections,
-    Unusable,
-    WarningRefused,
     responses,
 )
 from api.registrations import Inspected, Kind
@@ -49,13 +42,7 @@ KIND = Kind(registry.datasets, NewDataset, DatasetFacts, inspected)
     "",
     status_code=201,
     response_model=DatasetView,
-    responses={
-        **answers_of(DatasetView),
-        **responses(
-            *(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict),
-            *(TooManyInspections, InspectionsBusy, StorageFull),
-        ),
-    },
+    responses=answers_of(DatasetView),
 )
 async def register(
     *,

@@ -60,7 +60,17 @@ STILL_INSPECTING = "The row is made, and its file is still being inspected: GET 
 def answers_of(view: Any) -> dict[int | str, dict[str, Any]]:
     """Return the answers to a registration, for the OpenAPI document."""
     inspecting = {"model": view, "description": STILL_INSPECTING, **headers("Location", "Idempotent-Replayed")}
-    return {**made_once(view), 202: inspecting}
+    problems = responses(
+        NotFound,
+        NameTaken,
+        Unusable,
+        WarningRefused,
+        IdempotencyConflict,
+        TooManyInspections,
+        InspectionsBusy,
+        StorageFull,
+    )
+    return {**made_once(view), 202: inspecting, **problems}
 
 
 async def inspected(new: NewModel, digest: str, inspections: Inspections, on_progress: OnProgress) -> Inspected:
@@ -84,13 +94,7 @@ KIND = Kind(registry.models, NewModel, ModelFacts, inspected)
     "",
     status_code=201,
     response_model=ModelView,
-    responses={
-        **answers_of(ModelView),
-        **responses(
-            *(NotFound, NameTaken, Unusable, WarningRefused, IdempotencyConflict),
-            *(TooManyInspections, InspectionsBusy, StorageFull),
-        ),
-    },
+    responses=answers_of(ModelView),
 )
 async def register(
     *,
