@@ -3,8 +3,10 @@ states of a worker's slot."""
 
 from typing import Literal
 
-Kind = Literal["distillation", "evaluation"]
-"""The kinds of jobs: one trains a student, the other measures a registered model on test images."""
+Kind = Literal["distillation", "evaluation", "export", "benchmark", "prediction"]
+"""The kinds of jobs: a distillation trains a student, an evaluation measures a registered model on test images, an
+export writes files of a job's student, a benchmark measures the speed of a network, a prediction runs a job's teacher
+and student on one image."""
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")

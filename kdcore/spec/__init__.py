@@ -48,10 +48,12 @@ from kdcore.spec.rules import (
     not_the_own_images,
     tags_without_weights,
 )
+from kdcore.spec.shipping import INT8, ExportFormat, ExportOptions, Formats, Quantization
 from kdcore.spec.vocabulary import Pair
 
 __all__ = [
     "GIVEN",
+    "INT8",
     "METHODS",
     "AdamW",
     "Augmentation",
@@ -63,6 +65,9 @@ __all__ = [
     "Dataset",
     "Difference",
     "EvaluationSpec",
+    "ExportFormat",
+    "ExportOptions",
+    "Formats",
     "JobSpec",
     "Known",
     "Method",
@@ -75,6 +80,7 @@ __all__ = [
     "Options",
     "Pair",
     "Preprocessing",
+    "Quantization",
     "RandomResizedCrop",
     "Schedule",
     "Scheduling",

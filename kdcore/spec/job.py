@@ -23,6 +23,7 @@ from base.references import BLOB, FILE, REFERENCE_PREFIXES
 from base.text import PATTERN, STORED, Text, shown, unwanted
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
+from kdcore.spec.shipping import ExportOptions, Formats, Quantization
 from kdcore.spec.vocabulary import Bounds, Vocabulary, at_most, named
 
 
@@ -754,6 +755,18 @@ class JobSpec(Vocabulary):
         "earlier job, a supervised one, or one that trained its own student alone, with the same network, data, recipe "
         "and seed; for `python -m kdcore` also file:<path> of its weights.",
     )
+    seeds: int = Field(
+        default=1,
+        ge=1,
+        le=32,
+        description="Runs of the student, and of its baseline, with seeds training.seed, training.seed + 1, and so on: "
+        "the report gives an interval over them. The first is delivered.",
+    )
+    quantization: Quantization | None = Field(
+        default=None, description="Training for int8; the student alone is trained in the same way."
+    )
+    export: Formats = Field(default=("safetensors",), description="The files of the student that the job delivers.")
+    export_options: ExportOptions = Field(default=ExportOptions(), description="How these files are made and measured.")
     strict: bool = Field(
         default=False,
         description="True: a warning that is known before the training is an error, warning_refused.",

@@ -248,9 +248,8 @@ def _pointer(path: list[str | int]) -> str:
 
 
 def _unknown(name: str, allowed: list[str], *, top: bool) -> str:
-    meant = nearest(name, allowed)
-    if top and not meant and name in Training.model_fields:
-        meant = f"; did you mean 'training.{name}'?"
+    in_training = top and name in Training.model_fields
+    meant = f"; did you mean 'training.{name}'?" if in_training else nearest(name, allowed)
     return f"there is no field {clipped(name)!r} here" + meant
 
 

@@ -168,7 +168,7 @@ def test_resolve_is_idempotent(changes):
 
 def test_resolve_leaves_no_default_open():
     left = [name for name, value in resolved().as_json().items() if value is None]
-    assert left == ["name", "unlabelled"]
+    assert left == ["name", "unlabelled", "quantization"]
 
 
 def test_resolve_leaves_taps_open_until_the_teacher_is_known():

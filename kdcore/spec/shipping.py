@@ -1,0 +1,72 @@
+"""What a job ships beside its weights: the files of its student, and how int8 is trained and measured."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from kdcore.spec.vocabulary import Vocabulary, at_most
+
+ExportFormat = Literal["safetensors", "onnx", "onnx_int8", "torch_export", "openvino"]
+INT8: tuple[ExportFormat, ...] = ("onnx_int8",)
+"""Formats whose weights and activations are 8-bit integers."""
+
+
+def _each_once(formats: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
+    if twice := sorted({name for name in formats if formats.count(name) > 1}):
+        raise ValueError(f"each format once; {', '.join(twice)} is there twice")
+    return formats
+
+
+def _single_as_list(given: object) -> object:
+    return [given] if isinstance(given, str) else given
+
+
+Formats = Annotated[
+    tuple[ExportFormat, ...],
+    Field(min_length=1, max_length=8),
+    at_most(8),
+    BeforeValidator(_single_as_list),
+    AfterValidator(_each_once),
+]
+
+
+class ExportOptions(Vocabulary):
+    """How files of a student are made and measured."""
+
+    normalization: Literal["outside", "inside"] = Field(
+        default="outside",
+        description="inside: the file takes pixels in 0..1 and has the student's mean and std as its first operation. "
+        "outside: the file takes normalised images, as the network does. Safetensors has no operations.",
+    )
+    tolerance: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="The most that a file's accuracy on the test images may be below that of the student, as a "
+        "fraction. A file that is worse is refused: the job succeeds without it, with a warning.",
+    )
+    calibration_images: int = Field(
+        default=512,
+        ge=16,
+        le=100_000,
+        description="Training images, without augmentation, from which the ranges of int8 activations are taken.",
+    )
+    batch_size: int = Field(
+        default=32, ge=2, le=1024, description="The latency is measured with one image, and with so many."
+    )
+
+
+class Quantization(Vocabulary):
+    """Training for int8: the last epochs see the rounding of weights and activations."""
+
+    aware: bool = Field(
+        default=True,
+        description="True: the last epochs train with fake quantisation, under the same teacher (Jacob et al., "
+        "CVPR 2018, arXiv:1712.05877). False: as without the object.",
+    )
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="The last epochs, within training.epochs. Default: a tenth of them, at least 1.",
+    )
