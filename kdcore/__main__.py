@@ -60,6 +60,7 @@ from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import DataOptions, Dataset, EvaluationSpec, ExportSpec, JobSpec, KindSpec, parse, parse_evaluation
 from kdcore.spec.cost import ProbeRequest
+from kdcore.spec.prediction import PredictionSpec, parse_prediction
 
 PROGRESS_S = 1.0
 ANSWER_BYTES = 2 << 20
@@ -336,6 +337,7 @@ PARSERS: Mapping[str, Callable[..., JobSpec | KindSpec]] = {
     "distillation": parse,
     "evaluation": parse_evaluation,
     "export": ExportSpec.parse,
+    "prediction": parse_prediction,
 }
 """By the field `kind` of a spec; one without it is a distillation. What runs them is in `_runner`."""
 
@@ -367,6 +369,10 @@ def _runner(spec: JobSpec | KindSpec) -> Callable[[Any, Path | None], dict[str, 
             from kdcore import exporting
 
             return lambda workspace, _: exporting.run_export(spec, workspace)
+        case PredictionSpec():
+            from kdcore.measure import predicting
+
+            return lambda workspace, _: predicting.run_prediction(spec, workspace)
     raise AssertionError(f"no kind in PARSERS makes a {type(spec).__name__}")
 
 

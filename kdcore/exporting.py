@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from base.errors import SpecInvalid
 from base.files import write_text
-from base.references import STUDENT_FILE
-from kdcore import checkpoint, data, device, export, models, weights
+from kdcore import checkpoint, data, device, exports, report
 from kdcore.catalog.facts import DATASET_READING
 from kdcore.checkpoint import Progress
+from kdcore.classifier import Classifier
+from kdcore.exports import Deliverable
 from kdcore.measure import batch_norm, evaluate
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.run import scheme_of_trial, students_of
@@ -35,6 +38,8 @@ class Trained:
     weights: Weights
     epoch: int | None
     """None within the first epoch, and for the file of a job, which does not say it."""
+    members: int = 1
+    """Several are an ensemble, whose names have the prefix `<number>.`."""
 
 
 def run_export(spec: ExportSpec, workspace: Workspace) -> dict[str, Any]:
@@ -47,34 +52,31 @@ def run_export(spec: ExportSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("preparing")
     asked = parse(spec.distillation, stored=True)
     job, progress = _prepared(spec, asked, workspace)
-    trained = _of_file(spec, job, workspace) if progress is None else _of_progress(spec, job, progress)
-    network = models.build(asked.students[0].architecture, job.data.facts.num_classes, job.data.facts.channels)
-    network.load_state_dict(trained.weights)
-    classifier = job.student(asked.students[0])
-    classifier.network.load_state_dict(trained.weights)
-
+    trained = _of_file(spec, workspace) if progress is None else _of_progress(spec, job, progress)
+    student = _deliverable(job, trained, {})
     workspace.lines.phase("evaluating")
     with workspace.timing("evaluating"):
-        measured = _measured(network, evaluate.logits_with_progress(classifier, job.data.test, workspace), job)
+        classifier = Classifier(deepcopy(student.network), student.mean, student.std).to(job.device)
+        measured = _measured(student, evaluate.logits_with_progress(classifier, job.data.test, workspace), job)
     workspace.lines.phase("exporting")
     with workspace.timing("exporting"):
-        path = workspace.out / STUDENT_FILE
-        written = export.student(path, trained.weights, asked.students[0], job, measured)
-        workspace.announce("artifact", written, name=path.name, media_type=export.WEIGHTS)
-    report = {
+        files = exports.ship(
+            _deliverable(job, trained, measured), spec.export, spec.export_options, job.data, workspace
+        )
+    summary = {
         "job": spec.job,
         "checkpoint": {"which": spec.checkpoint, "step": spec.step, "epoch": trained.epoch},
         "measured": measured,
-        "files": [],
+        "files": [file.as_dict() for file in files],
         "dataset": job.data.facts.model_dump(mode="json"),
         "computing": {**job.computing.as_json(), "allocator": device.allocator()},
         "warnings": [warning.as_dict() for warning in workspace.warnings],
         "seconds": round(time.monotonic() - started, 3),
         "timings": {activity: round(seconds, 3) for activity, seconds in workspace.seconds.items()},
     }
-    written = write_text(workspace.out / "report.json", json.dumps(report, indent=2) + "\n")
+    written = write_text(workspace.out / "report.json", json.dumps(summary, indent=2) + "\n")
     workspace.announce("artifact", written, name="report.json", media_type="application/json")
-    return report
+    return summary
 
 
 def _prepared(spec: ExportSpec, asked: JobSpec, workspace: Workspace) -> tuple[PreparedJob, Progress | None]:
@@ -107,19 +109,21 @@ def _prepared(spec: ExportSpec, asked: JobSpec, workspace: Workspace) -> tuple[P
     return prepared, progress
 
 
-def _of_file(spec: ExportSpec, job: PreparedJob, workspace: Workspace) -> Trained:
+def _of_file(spec: ExportSpec, workspace: Workspace) -> Trained:
     """Return the weights of the file that the job has delivered."""
-    architecture = job.spec.students[0].architecture
-    file = weights.open_teacher(workspace.file(spec.weights), architecture, job.data.facts.channels)
-    return Trained(file.state, None)
+    with safe_open(workspace.file(spec.weights), "pt") as file:
+        notes = json.loads((file.metadata() or {}).get("distillery", "{}"))
+        return Trained({name: file.get_tensor(name) for name in file.keys()}, None, notes.get("members", 1))  # noqa: SIM118
 
 
 def _of_progress(spec: ExportSpec, job: PreparedJob, progress: Progress) -> Trained:
     """Return the weights of the student in a checkpoint: its trial has ended, or is being trained."""
     outcome = progress.finished.get("student", {}).get("student")
     if outcome is not None:
-        best = spec.checkpoint == "best"
-        return Trained(outcome.best if best else outcome.last, outcome.best_epoch if best else outcome.epochs)
+        if spec.checkpoint == "last":
+            return Trained(outcome.last, outcome.epochs)
+        delivered = report.delivered(job, progress.finished)
+        return Trained(delivered.weights, outcome.best_epoch, delivered.members)
     trial = next(trial for trial in job.trials if trial.name not in progress.finished)
     state, stage = progress.training, trial.stages[min(len(progress.prepared), len(trial.stages) - 1)]
     if trial.name != "student" or stage is not trial.stages[-1] or state is None:
@@ -150,14 +154,18 @@ def _last(trial: Trial, job: PreparedJob, state: Mapping[str, Any]) -> Weights:
     return {name: value.detach().cpu() for name, value in found.items()}
 
 
-def _measured(network: nn.Module, logits_nK: Tensor, job: PreparedJob) -> dict[str, Any]:
+def _deliverable(job: PreparedJob, trained: Trained, metrics: Mapping[str, Any]) -> Deliverable:
+    return Deliverable.of(job.spec, job.data.facts, trained.weights, metrics, trained.members)
+
+
+def _measured(student: Deliverable, logits_nK: Tensor, job: PreparedJob) -> dict[str, Any]:
     """Return the figures of the student itself on all test images."""
     labels = job.data.test.labels
     score = evaluate.score(logits_nK, labels)
     return {
-        "architecture": job.spec.students[0].architecture,
-        "parameters": evaluate.parameters(network),
-        "bytes": evaluate.size_bytes(network),
+        "architecture": student.architecture,
+        "parameters": evaluate.parameters(student.network),
+        "bytes": evaluate.size_bytes(student.network),
         "accuracy": score.accuracy,
         "interval": list(evaluate.wilson(round(score.accuracy * len(labels)), len(labels))),
         "accuracy_top5": score.accuracy_top5,
