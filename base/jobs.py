@@ -8,6 +8,9 @@ Kind = Literal["distillation", "evaluation", "export", "benchmark", "prediction"
 export writes files of a job's student, a benchmark measures the speed of a network, a prediction runs a job's teacher
 and student on one image."""
 
+READS_ONCE: tuple[Kind, ...] = ("export", "prediction")
+"""Kinds of jobs whose inputs nobody needs after they have succeeded: a checkpoint of another job, a picture."""
+
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """The final statuses: a job that has one changes only if it is retried."""
