@@ -36,7 +36,7 @@ from kdcore.spec.job import (
     Unlabelled,
 )
 from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
-from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, trials
+from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, run_name, run_seeds, trials
 from kdcore.spec.reading import as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import (
@@ -114,6 +114,8 @@ __all__ = [
     "read",
     "resolve",
     "resolve_evaluation",
+    "run_name",
+    "run_seeds",
     "spec_warnings",
     "start_summary",
     "tags_without_weights",
