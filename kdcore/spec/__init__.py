@@ -35,6 +35,7 @@ from kdcore.spec.job import (
     Training,
     Unlabelled,
 )
+from kdcore.spec.kinds import ExportSpec, KindSpec
 from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
 from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, run_name, run_seeds, trials
 from kdcore.spec.reading import as_typed, parse, read
@@ -67,8 +68,10 @@ __all__ = [
     "EvaluationSpec",
     "ExportFormat",
     "ExportOptions",
+    "ExportSpec",
     "Formats",
     "JobSpec",
+    "KindSpec",
     "Known",
     "Method",
     "MethodFacts",
