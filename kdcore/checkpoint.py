@@ -18,7 +18,7 @@ from base.files import Written, write_whole
 from base.warning import WarningItem
 from kdcore.catalog.facts import DATASET_READING
 from kdcore.device import Computing
-from kdcore.measure import batch_norm
+from kdcore.measure import batch_norm, curves
 from kdcore.measure.cost import CostMeter
 from kdcore.measure.curves import Curves
 from kdcore.prepare import PreparedJob, Workspace
@@ -135,7 +135,7 @@ def load(path: Path, device: torch.device) -> Progress:
             CostMeter(state.get("cost")),
             # Absent in a checkpoint of an earlier version, in which all students started from random weights.
             {pointer: Start.of_saved(saved) for pointer, saved in state.get("starts", {}).items()},
-            Curves(state.get("curves")),
+            Curves(state.get("curves", curves.NOT_KEPT)),
         )
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error

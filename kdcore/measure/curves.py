@@ -35,11 +35,13 @@ class Curve:
 
 class Curves:
     """The curves of all trials by key (`train/loss`, `validation/accuracy`). `state`: what `state()` returned in an
-    earlier attempt; None for a job that begins, or a checkpoint of a version that kept none."""
+    earlier attempt."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self.trials: dict[str, dict[str, Curve]] = {}
-        for trial, curves in (state or {}).items():
+        self.complete: bool = state is None or state["complete"]
+        """False if the job was begun by a version that kept no curves: they begin where it was resumed."""
+        for trial, curves in (state or {"trials": {}})["trials"].items():
             self.trials[trial] = {
                 key: Curve(one["seen"], one["stride"], one["steps"].tolist(), one["values"].tolist())
                 for key, one in curves.items()
@@ -59,7 +61,7 @@ class Curves:
 
     def state(self) -> dict[str, Any]:
         """Return what a later attempt needs, for a checkpoint."""
-        return {
+        trials = {
             trial: {
                 key: {
                     "seen": one.seen,
@@ -71,3 +73,8 @@ class Curves:
             }
             for trial, curves in self.trials.items()
         }
+        return {"complete": self.complete, "trials": trials}
+
+
+NOT_KEPT: Mapping[str, Any] = {"complete": False, "trials": {}}
+"""The state in a checkpoint of a version that kept no curves."""
