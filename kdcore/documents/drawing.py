@@ -88,7 +88,9 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], unit: str = ""
     def place(point: Point) -> Point:
         across = (point[0] - x_low) / (x_high - x_low)
         up = (point[1] - y_low) / (y_high - y_low)
-        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1)
+        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(
+            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1
+        )
 
     lines = []
     for name, one in series.items():

@@ -85,7 +85,7 @@ def example_rows(report: Mapping[str, Any]) -> list[int]:
 
 
 def thumbnails(images: Images, rows: Sequence[int]) -> dict[int, bytes]:
-    """Return some images as PNG files by their row, drawn from decoded pixels and at most PICTURE_SIDE wide and high."""
+    """Return images as PNG files by their row, drawn from decoded pixels, at most PICTURE_SIDE wide and high."""
     if not rows:
         return {}
     pixels = images.pixels.index_select(0, torch.tensor(rows, device=images.pixels.device)).cpu().numpy()
