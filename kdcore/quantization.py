@@ -91,7 +91,7 @@ class FakeQuantization(TorchFunctionMode):
         """The number of batches measured so far; None if tensors are rounded."""
         self._calls = Counter[str]()
         self._at = 0
-        self._rounded = WeakIdKeyDictionary()
+        self._rounded: Any = WeakIdKeyDictionary()
 
     def ranges(self) -> list[Range]:
         """Return the ranges as plain data, from which an equal one is made."""
@@ -212,7 +212,8 @@ def of_tensors(model: Any, ranges: Iterable[Range]) -> dict[str, tuple[float, fl
     `model`: an `onnx.ModelProto` whose batch norms are folded. A network calls its convolutions, sums and so on in the
     order of the graph's nodes, so each is found by its number among those of its kind. Kinds of which the graph has
     another number than the network, as operators of an exporter may add, are left out, and so are tensors that the
-    network does not round: their ranges have to be measured.
+    network does not round: their ranges have to be measured. onnxruntime takes those that are found as
+    `TensorQuantOverrides`: {name: [{"rmin": low, "rmax": high}]}, each a float32 of numpy.
     """
     constants = {one.name for one in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
