@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +16,8 @@ from PIL import Image
 from sqlalchemy import update
 
 from api.app import create_app
+from bench.browser import CHROMIUM, FLAGS, MISSING, Browser
+from bench.browser import browser as start_browser
 from kdcore.catalog.facts import LeftOut
 from store import checkpoints, lifecycle, metrics, registry
 from store.artifacts import NewArtifact
@@ -28,15 +28,9 @@ from store.tables import jobs
 from tests.api.conftest import DATASET, MODEL, SUPERVISED, FakeInspector
 from tests.servers import served
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-)  # fmt: skip
-
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason=MISSING),
 ]
 
 
@@ -46,73 +40,11 @@ def address(settings: Settings) -> Iterator[str]:
         yield url
 
 
-class Browser:
-    """Chromium, driven over a pair of pipes (its DevTools protocol): for what the text alone does not show."""
-
-    def __init__(self, commands: int, answers: int) -> None:
-        self._commands, self._answers = commands, answers
-        self._buffer, self._count = b"", 0
-        self._session: str | None = None
-        (page,) = [one for one in self._call("Target.getTargets")["targetInfos"] if one["type"] == "page"]
-        attached = self._call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
-        self._session = attached["sessionId"]
-
-    def open(self, url: str, width: int, until: str) -> None:
-        """Open a page in a window of this width and wait until a text is visible."""
-        self._call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self._call("Page.navigate", url="about:blank")
-        self._call("Page.navigate", url=url)
-        deadline = time.monotonic() + 30
-        while until not in (text := self.value("document.body?.innerText || ''")):
-            assert time.monotonic() < deadline, text
-            time.sleep(0.05)
-
-    def value(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page, as JSON."""
-        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def _call(self, method: str, **parameters: Any) -> Any:
-        self._count += 1
-        session = {"sessionId": self._session} if self._session else {}
-        message = {"id": self._count, "method": method, "params": parameters, **session}
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = json.loads(self._next())
-            if answer.get("id") == self._count:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def _next(self) -> bytes:
-        while b"\0" not in self._buffer:
-            read = os.read(self._answers, 1 << 20)
-            assert read, "Chromium has ended"
-            self._buffer += read
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        return message
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One Chromium for all tests. Each test has a server on a port of its own, so an origin with no stored data."""
-    assert CHROMIUM is not None
-    profile = tmp_path_factory.mktemp("profile")
-    theirs, commands = os.pipe()
-    answers, ours = os.pipe()
-    # Chromium reads commands from descriptor 3 and writes answers to 4.
-    script = f'exec "$@" 3<&{theirs} 4>&{ours}'
-    flags = ("--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", *FLAGS, "about:blank")
-    command = ["bash", "-c", script, "bash", CHROMIUM, *flags]
-    with subprocess.Popen(command, pass_fds=(theirs, ours), stderr=subprocess.DEVNULL) as process:
-        os.close(theirs)
-        os.close(ours)
-        try:
-            yield Browser(commands, answers)
-        finally:
-            process.terminate()
-            os.close(commands)
-            os.close(answers)
+    with start_browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
 
 
 def page_text(tmp_path: Path, url: str) -> str:
