@@ -1,6 +1,6 @@
 """Pictures of the page, of a real service with real jobs: `python -m bench.screenshots [--to FOLDER] [--url URL]`.
 
-Starts a service in a folder that is removed afterwards, trains a teacher and a student of the built-in digits, and takes
+Starts a service in a folder that is removed afterwards, trains a teacher and a student of the digits, and takes
 each view in a wide and a narrow window, light and dark. `--readme` also writes docs/page.png. With `--url` it takes the
 pictures of a service that runs already: of its list and its newest jobs of each kind.
 """
@@ -34,7 +34,7 @@ JOB_S = 300.0
 
 @dataclass(frozen=True)
 class View:
-    """A view of the page: the name of its pictures, the part of the address after #, and a text that says it is there."""
+    """A view of the page: the name of its pictures, the address after #, and a text that says it is there."""
 
     name: str
     path: str
