@@ -59,6 +59,7 @@ from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
 from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
 from kdcore.spec.cost import ProbeRequest
+from kdcore.spec.prediction import PredictionSpec, parse_prediction
 
 PROGRESS_S = 1.0
 ANSWER_BYTES = 2 << 20
@@ -108,7 +109,12 @@ def _run(arguments: argparse.Namespace) -> int:
         workspace.seconds["imports"] = imports_s
         stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        if isinstance(spec, EvaluationSpec):
+        if isinstance(spec, PredictionSpec):
+            # Its own import: no other job needs it.
+            from kdcore.measure.predicting import run_prediction
+
+            report = run_prediction(spec, workspace)
+        elif isinstance(spec, EvaluationSpec):
             report = evaluate.run_evaluation(spec, workspace)
         else:
             report = run.run(spec, workspace, arguments.resume)
@@ -333,14 +339,16 @@ def _engine_error(error: Exception) -> EngineError:
     return Internal(f"{type(error).__name__}: {error}")
 
 
-def _spec(path: Path) -> JobSpec | EvaluationSpec:
-    """Read the spec of a job. The field `kind` tells an evaluation; without it, it is a distillation."""
+def _spec(path: Path) -> JobSpec | EvaluationSpec | PredictionSpec:
+    """Read the spec of a job. The field `kind` tells an evaluation or a prediction; without it, it is a distillation."""
     try:
         body = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SpecInvalid(f"{path} holds no JSON: {error}") from error
     if isinstance(body, dict) and body.get("kind") == "evaluation":
         return parse_evaluation(body, stored=True)
+    if isinstance(body, dict) and body.get("kind") == "prediction":
+        return parse_prediction(body)
     return parse(body, stored=True)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from base.errors import LossDiverged
 from base.warning import WarningItem
-from kdcore import checkpoint, device, export, objectives, report, teacher_cache
+from kdcore import checkpoint, device, exports, objectives, report, teacher_cache
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
@@ -90,13 +90,14 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         summary["starts"] = {
             at: start_summary(students[at], start.facts, job.data.facts) for at, start in job.starts.items()
         }
-    summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
     with progress.cost.during("exporting"):
-        export.write_students(job, workspace, progress.finished, summary)
+        files = exports.write_students(job, workspace, progress.finished, summary)
+    summary["files"] = [file.as_dict() for file in files]
+    summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
     summary["timings"] = progress.cost.timings()
-    export.write_documents(job, workspace, summary)
+    exports.write_documents(job, workspace, summary)
     meter.end()
     return summary
 

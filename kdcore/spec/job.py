@@ -23,7 +23,7 @@ from base.references import BLOB, FILE, REFERENCE_PREFIXES
 from base.text import PATTERN, STORED, Text, shown, unwanted
 from kdcore.catalog import architecture
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
-from kdcore.spec.shipping import ExportOptions, Formats, Quantization
+from kdcore.spec.shipping import Documents, ExportOptions, Formats, Quantization
 from kdcore.spec.vocabulary import Bounds, Vocabulary, at_most, named
 
 
@@ -767,6 +767,11 @@ class JobSpec(Vocabulary):
     )
     export: Formats = Field(default=("safetensors",), description="The files of the student that the job delivers.")
     export_options: ExportOptions = Field(default=ExportOptions(), description="How these files are made and measured.")
+    documents: Documents = Field(
+        default=("html", "model_card"),
+        description="What the job delivers beside report.json. html: the report as one page, report.html. model_card: "
+        "model_card.zip, a folder for the Hugging Face Hub. tensorboard: tensorboard.zip, the curves as event files.",
+    )
     strict: bool = Field(
         default=False,
         description="True: a warning that is known before the training is an error, warning_refused.",
