@@ -34,7 +34,7 @@ export async function request(path, options = {}) {
 }
 
 function refusal(body, sent) {
-  const problem = new Problem(401, body);
+  const problem = new Problem(401, sent ? body : { detail: "a key is needed" });
   // A request may still be on its way when the form has set another key.
   if (sent === key.get()) {
     refused = problem;
@@ -45,9 +45,9 @@ function refusal(body, sent) {
 
 export const json = async (path, options) => (await request(path, options)).json();
 
-/** POST a value as JSON and return the answer's value. */
+/** POST a value as JSON, or a text that is JSON, and return the answer's value. */
 export const post = async (path, value, { headers, ...options } = {}) => json(path, {
-  method: "POST", body: JSON.stringify(value), headers: { "Content-Type": "application/json", ...headers }, ...options,
+  method: "POST", body: typeof value === "string" ? value : JSON.stringify(value), headers: { "Content-Type": "application/json", ...headers }, ...options,
 });
 
 /** A link to a file. With an API key the bytes are fetched by script, because a link cannot send the key. */

@@ -35,8 +35,8 @@ export function predictBox(at, signal) {
     try {
       const found = await predicted(file);
       if (number !== latest) return;
-      say(file.name || "");
-      answer.replaceChildren(...[answers(found)].flat());
+      say([file.name, found.image && `shown to the networks: ${found.image.shown}`].filter(Boolean).join("; "));
+      answer.replaceChildren(...answers(found));
     } catch (error) {
       if (!signal.aborted) say(error instanceof TypeError ? "no answer from the service" : error.message);
     } finally {
@@ -75,15 +75,17 @@ export function predictBox(at, signal) {
   return [h("h2", null, "Try it"), h("div", { class: "try" }, zone, answer)];
 }
 
-/** The top classes of each model, with a bar for each probability. */
+/** The top classes of each model with their probabilities, whether teacher and student agree, and what is to be known. */
 export function answers(found) {
-  return MODELS.filter(([name]) => found[name]).map(([name, heading]) => h("section", { class: "answer" },
-    h("h3", null, heading),
-    h("ol", null, (found[name].top || found[name]).map(bar))));
+  const models = MODELS.filter(([name]) => found[name]).map(([name, heading]) => h("section", { class: "answer" },
+    h("h3", null, heading, found[name].architecture && h("span", { class: "models" }, found[name].architecture)),
+    h("ol", null, found[name].top.map(bar))));
+  const agree = { true: "Teacher and student agree.", false: "Teacher and student differ." }[found.agree];
+  return [...models, h("p", { class: "quiet" }, [agree, ...(found.notes || []).map((note) => `Note: ${note}.`)].filter(Boolean).join(" "))];
 }
 
-function bar({ name, class_name: other, probability }) {
+function bar({ class: name, probability }) {
   const fill = h("i");
   fill.style.width = `${100 * probability}%`;
-  return h("li", null, h("span", { class: "of" }, name ?? other), h("span", { class: "number" }, percent(probability)), h("div", { class: "chance" }, fill));
+  return h("li", null, h("span", { class: "of" }, name), h("span", { class: "number" }, percent(probability)), h("div", { class: "chance" }, fill));
 }

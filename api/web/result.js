@@ -237,4 +237,4 @@ function benchmark(job) {
     plain.map(([name, value]) => fact(name.replace(/^./, (letter) => letter.toUpperCase()).replaceAll("_", " "), text(name, value)))));
 }
 
-const prediction = (job) => (job.result ? answers(job.result) : pending(job, "answer"));
+const prediction = (job) => (job.result ? h("div", { class: "answers" }, answers(job.result)) : pending(job, "answer"));

@@ -1,6 +1,6 @@
 // The form for a new job: its spec as JSON, from an earlier job or from an example, checked before it is sent.
 
-import { bytes, count, dataset, duration, h, json, post, show, short, warningTexts } from "./common.js";
+import { bytes, count, dataset, duration, h, post, request, show, short, warningTexts } from "./common.js";
 
 const EXAMPLE = { name: "first job", dataset: "digits", student: "convnet16", method: "supervised", training: { epochs: 20 } };
 const MOST_CHANGES = 20;
@@ -10,7 +10,7 @@ export async function submitPage(main, from, signal, showError) {
   const notice = h("p", { class: "notice", role: "alert" });
   const changes = h("div", { class: "changes" });
   const findings = h("div", { class: "job", role: "status" });
-  const buttons = ["Check", "Submit"].map((name) => h("button", { type: name === "Submit" ? "submit" : "button", onclick: name === "Check" ? check : null }, name));
+  const buttons = ["Check", "Submit"].map((name) => h("button", { type: name === "Submit" ? "submit" : "button", onclick: name === "Check" ? () => check({ probe: true }) : null }, name));
   const heading = h("h1", null, from ? "Again with changes" : "New job");
   const source = h("p", { class: "quiet" });
   let original = from ? null : EXAMPLE;
@@ -24,7 +24,7 @@ export async function submitPage(main, from, signal, showError) {
     h("div", { class: "job" }, changes, findings)));
   try {
     if (from) {
-      const job = await json(`/v1/jobs/${encodeURIComponent(from)}`, { signal });
+      const job = parsed(await (await request(`/v1/jobs/${encodeURIComponent(from)}`, { signal })).text());
       if (job.kind !== "distillation") throw new Error(`A job of the kind ${job.kind} is not sent with this form.`);
       original = job.spec;
       source.replaceChildren("As it was sent for ", h("a", { href: `#/jobs/${job.id}` }, job.name || job.id), dataset(job) ? `, data ${dataset(job)}.` : ".");
@@ -39,16 +39,16 @@ export async function submitPage(main, from, signal, showError) {
   text.value = JSON.stringify(original, null, 2);
   text.focus();
   text.setSelectionRange(0, 0);
+  if (from) check({ probe: false }); // A probe trains some steps, which is asked for by the button.
 
-  /** The spec of the text, or undefined after saying what is wrong with it. */
-  function spec() {
+  /** True if the text is a JSON object; else what is wrong with it is said. */
+  function isSpec() {
     try {
-      const value = JSON.parse(text.value);
-      if (value === null || typeof value !== "object" || Array.isArray(value)) throw new Error("a spec is an object: { … }");
-      return value;
+      if (!isObject(JSON.parse(text.value))) throw new Error("a spec is an object: { … }");
+      return true;
     } catch (error) {
       notice.textContent = `This is no JSON that a job can be made from: ${error.message}`;
-      return undefined;
+      return false;
     }
   }
 
@@ -56,7 +56,7 @@ export async function submitPage(main, from, signal, showError) {
     notice.textContent = "";
     sendKey = newKey(); // Another spec is another job.
     let value;
-    try { value = JSON.parse(text.value); } catch { return; }
+    try { value = parsed(text.value); } catch { return; }
     if (!from) return;
     const found = differences(original, value);
     show(changes, found, () => found.length > 0 && h("section", { class: "card" }, h("h2", null, found.length === 1 ? "1 change" : `${found.length} changes`),
@@ -79,10 +79,9 @@ export async function submitPage(main, from, signal, showError) {
     }
   }
 
-  function check() {
-    const value = spec();
-    if (value) busy(async () => {
-      const found = await post("/v1/jobs/validate", value, { signal });
+  function check({ probe }) {
+    if (isSpec()) busy(async () => {
+      const found = await post(`/v1/jobs/validate?probe=${probe}`, text.value, { signal });
       show(findings, [Math.random()], () => [
         found.errors.length > 0 && faults(found.errors),
         found.warnings.length > 0 && h("section", { class: "card warnings" }, warningTexts(found.warnings)),
@@ -93,9 +92,8 @@ export async function submitPage(main, from, signal, showError) {
 
   function submit(event) {
     event.preventDefault();
-    const value = spec();
-    if (value) busy(async () => {
-      const job = await post("/v1/jobs", value, { signal, headers: { "Idempotency-Key": sendKey } });
+    if (isSpec()) busy(async () => {
+      const job = await post("/v1/jobs", text.value, { signal, headers: { "Idempotency-Key": sendKey } });
       location.hash = `#/jobs/${job.id}`;
     });
   }
@@ -121,9 +119,14 @@ function estimate(found) {
     h("table", null, h("tbody", null, facts.map(([name, value]) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, value))))));
 }
 
+/** JSON whose numbers stay as they are written, where the browser can: a seed may have more digits than a number here. */
+const parsed = (text) => JSON.parse(text, (name, value, context) =>
+  (typeof value === "number" && context?.source !== undefined && JSON.rawJSON ? JSON.rawJSON(context.source) : value));
+
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value) && !JSON.isRawJSON?.(value);
+
 /** Where two values differ: [pointer, before, after] for each place, objects compared by field. */
 function differences(before, after, place = "") {
-  const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
   if (isObject(before) && isObject(after))
     return [...new Set([...Object.keys(before), ...Object.keys(after)])].flatMap((name) => differences(before[name], after[name], `${place}/${name}`));
   const text = (value) => (value === undefined ? "not given" : JSON.stringify(value));
