@@ -189,11 +189,12 @@ class PreparedJob:
 
     def training_set(self, trial: Trial) -> TrainingSet:
         """Return the images that a trial learns from, with those of the teacher's size if it has the job's own teacher.
-        The baseline never gets the unlabelled ones."""
+        The baseline never gets the unlabelled ones. Another run holds out the images of its own seed."""
         sides = self.data.train.sized if trial.taught_by == GIVEN else ()
         train = self.data.train.for_training(sides)
-        labelled = TrainingSet.of(train, self.spec.training, self.data.val)
-        if self.unlabelled is None or self.spec.unlabelled is None or trial.name == "alone":
+        recipe = self.spec.training.model_copy(update={"seed": self.spec.training.seed + trial.run})
+        labelled = TrainingSet.of(train, recipe, self.data.val)
+        if self.unlabelled is None or self.spec.unlabelled is None or trial.is_baseline:
             return labelled.to(self.device)
         unlabelled = self.unlabelled.for_training(sides)
         return labelled.with_unlabelled(unlabelled, self.spec.unlabelled).to(self.device)
@@ -223,7 +224,7 @@ def prepare(
     with workspace.timing("data"):
         loaded = data.load(spec.dataset, workspace.source(spec.dataset.source), workspace.cache, workspace.room())
         facts, unlabelled = loaded.facts, _unlabelled(spec, loaded, workspace)
-    files = {pointer: _teacher_file(one, loaded, workspace) for pointer, one in each_teacher({"teacher": spec.teacher})}
+    files = {pointer: teacher_file(one, loaded, workspace) for pointer, one in each_teacher({"teacher": spec.teacher})}
     starts = _starts(spec, loaded, workspace, begun or {})
     known = Known(
         dataset=facts,
@@ -250,7 +251,7 @@ def prepare(
         loaded, unlabelled = _with_sizes(spec, loaded, unlabelled, workspace)
     device, bf16 = torch.device(computing.device), computing.bf16
     devices.make_exact(spec.training.seed)
-    teacher = _teacher(spec, loaded, files, computing)
+    teacher = frozen_teacher(spec, loaded, files, computing)
     baseline = _baseline(spec, loaded, workspace, bf16)
     log.info("torch %s on %s", torch.__version__, computing)
     log.info("%d training and %d test images of %d classes", facts.train, facts.test, facts.num_classes)
@@ -322,7 +323,8 @@ def _unlabelled(spec: JobSpec, loaded: Data, workspace: Workspace) -> Images | N
     return data.load_unlabelled(source, workspace.source(source.source), workspace.cache, loaded.facts, room)
 
 
-def _teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program | LogitsFile:
+def teacher_file(spec: TeacherSpec, loaded: Data, workspace: Workspace) -> TeacherFile | Program | LogitsFile:
+    """Open a teacher's file. Of the data, only its facts are used."""
     if spec.logits is not None:
         return open_logits(workspace.file(spec.logits))
     reference = spec.program or spec.checkpoint
@@ -402,7 +404,7 @@ def _inspected(spec: JobSpec, known: Known) -> dict[str, ArchitectureFacts]:
     }
 
 
-def _teacher(
+def frozen_teacher(
     spec: JobSpec, loaded: Data, files: Mapping[str, TeacherFile | Program | LogitsFile], computing: Computing
 ) -> FrozenTeacher | TeacherEnsemble | StoredLogits | None:
     """Return the teacher; several become one."""
@@ -412,7 +414,7 @@ def _teacher(
         file = files[pointer]
         if isinstance(file, LogitsFile):
             return StoredLogits(file, loaded)  # Rules refuse others beside it.
-        each.append(FrozenTeacher(_classifier(teacher, loaded, file, computing.bf16), computing.folded))
+        each.append(FrozenTeacher(classifier(teacher, loaded, file, computing.bf16), computing.folded))
     if len(each) < 2:
         return each[0] if each else None
     shares = [teacher.weight if teacher.weight is not None else 1.0 for _, teacher in specs]
@@ -421,17 +423,19 @@ def _teacher(
 
 def _baseline(spec: JobSpec, loaded: Data, workspace: Workspace, bf16: bool) -> Classifier | None:
     """Return the student that an earlier job trained alone. Raises SpecInvalid if it is another network."""
-    if spec.baseline in ("none", "train"):
+    if spec.baseline == "none" or spec.trains_baseline:
         return None
     student = spec.students[0]
     file = weights.open_teacher(workspace.file(spec.baseline), None, loaded.facts.channels)
     if (file.facts.architecture, file.facts.num_classes) != (student.architecture, loaded.facts.num_classes):
         raise SpecInvalid(f"the baseline is a {file.facts.architecture} of {file.facts.num_classes} classes")
     own = student.model_copy(update={"preprocessing": preprocessing(file.facts, loaded.facts)})
-    return _classifier(own, loaded, file, bf16)
+    return classifier(own, loaded, file, bf16)
 
 
-def _classifier(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile | Program, bf16: bool) -> Classifier:
+def classifier(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile | Program, bf16: bool) -> Classifier:
+    """Return the network of a resolved spec with its file's weights, and its outputs in the order of the data's classes.
+    Of the data, only its facts are used."""
     assert spec.preprocessing is not None, "resolve() gives every model its normalisation"
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
     order, outputs, side = None, None, None

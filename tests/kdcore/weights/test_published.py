@@ -13,7 +13,7 @@ from base.data_cache import lock_of, partial_of
 from base.errors import SpecInvalid, WeightsUnavailable
 from base.files import sha256_of
 from kdcore import models
-from kdcore.prepare import _teacher_file, prepare
+from kdcore.prepare import prepare, teacher_file
 from kdcore.run import TrialSetup
 from kdcore.spec import Teacher
 from kdcore.weights import published
@@ -185,6 +185,6 @@ def test_a_student_and_a_teacher_start_from_published_weights(weights: Path, tmp
     network = TrialSetup(prepared.trials[0], prepared, None).students[0].network
     changed = [name for name, value in network.state_dict().items() if not torch.equal(value, published_state[name])]
     assert changed == ["fc.weight", "fc.bias"]
-    teacher = _teacher_file(Teacher(checkpoint=f"weights:{TINY}"), prepared.data, where)
+    teacher = teacher_file(Teacher(checkpoint=f"weights:{TINY}"), prepared.data, where)
     assert teacher.facts.num_classes == 1000 and teacher.facts.digest == taken["digest"]
     assert teacher.state.keys() == published_state.keys()
