@@ -340,7 +340,7 @@ def _engine_error(error: Exception) -> EngineError:
 
 
 def _spec(path: Path) -> JobSpec | EvaluationSpec | PredictionSpec:
-    """Read the spec of a job. The field `kind` tells an evaluation or a prediction; without it, it is a distillation."""
+    """Read the spec of a job. The field `kind` tells evaluations and predictions; without it, it is a distillation."""
     try:
         body = json.loads(path.read_text())
     except (OSError, ValueError) as error:
