@@ -62,6 +62,8 @@ CODES: dict[str, When] = {
     "student_ended_at_chance": "result",
     "student_below_baseline": "result",
     "teacher_below_baseline": "result",
+    "export_unavailable": "result",
+    "export_mismatch": "result",
 }
 """All codes, and when each can first be known."""
 NAMES = tuple(CODES)

@@ -95,6 +95,8 @@ class Measured(TypedDict):
     accuracy_running_averages: NotRequired[float]
     """With the running averages of its batch norms in the place of measured statistics; only if they differ by more
     than noise (warning `batch_norm_not_converged`)."""
+    temperature: NotRequired[float | None]
+    """Divide the logits by it for calibrated probabilities (`calibration`)."""
 
 
 class Timings(TypedDict, total=False):
@@ -118,18 +120,216 @@ class Timings(TypedDict, total=False):
     exporting: float
 
 
-class Report(TypedDict):
-    """The result of a job: the teacher, its student, and the same student trained without the teacher."""
+class Interval(TypedDict):
+    """A figure with its 95 % interval, in fractions of 1."""
 
+    value: float
+    low: float
+    high: float
+
+
+class NoGap(TypedDict):
+    """Why a report states no gap closed."""
+
+    code: Literal[
+        "no_baseline", "no_teacher", "teacher_not_measured", "teacher_gap_holds_zero", "teacher_below_baseline"
+    ]
+    message: str
+
+
+class OverImages(TypedDict):
+    """How the intervals over test images were made: by a paired bootstrap."""
+
+    test_samples: int
+    resamples: int
+    level: float
+    """0.95."""
+
+
+class SeedFigures(TypedDict):
+    """One run of a job with several seeds; figures of its own test answers."""
+
+    seed: int
+    student: float
+    alone: float | None
+    gap_closed: float | None
+    """Null where it may not be stated for this seed alone."""
+
+
+class OverSeeds(TypedDict):
+    """Means over the seeds of a job, with their 95 % intervals. Null is what no seed, or not each, has."""
+
+    seeds: int
+    student: Interval
+    alone: Interval | None
+    gain: Interval | None
+    gap_closed: Interval | None
+    """These four for other seeds on the same test images: Student's t."""
+    gain_on_other_images: Interval | None
+    gap_closed_on_other_images: Interval | None
+    """For other seeds and other test images at once (analysis of variance); null below five seeds."""
+
+
+class Proof(TypedDict):
+    """Whether distilling helped, with the uncertainty of each figure. Over images, of the delivered student."""
+
+    gap_closed: Interval | None
+    """(student - alone) / (teacher - alone): 0 is no better than the student alone, 1 as good as the teacher."""
+    no_gap: NoGap | None
+    """Why `gap_closed` is null."""
+    gain: Interval | None
+    """student - alone; null without a baseline."""
+    teacher_gap: Interval | None
+    """teacher - alone."""
+    images: OverImages
+    seeds: list[SeedFigures]
+    """Each run, the delivered one first."""
+    over_seeds: OverSeeds | None
+    """Null with one seed."""
+
+
+class Fidelity(TypedDict):
+    """How far a model answers as its teacher does, on the test images."""
+
+    agreement: float
+    """Share of the images on which both predict the same class."""
+    kl: float
+    """Mean of KL(teacher ‖ model) over the images, of the probabilities at temperature 1, in nats."""
+    where_teacher_errs: float | None
+    """The agreement on the images on which the teacher is wrong: how far its errors were learned. Null if there are
+    none."""
+    per_class: list[float | None]
+    """The agreement on the images of each class; null for a class without test images."""
+
+
+class FidelityView(TypedDict):
+    """Student, and student alone, beside the teacher."""
+
+    teacher_errs: int
+    """The number of test images on which the teacher is wrong."""
+    student: Fidelity
+    alone: Fidelity | None
+
+
+class ReliabilityBin(TypedDict):
+    """The images whose largest probability is in one of the bins of equal width between 0 and 1."""
+
+    images: int
+    confidence: float | None
+    """Mean of their largest probabilities; null without images."""
+    accuracy: float | None
+
+
+class Calibration(TypedDict):
+    """Whether a model's largest probability is the share of images on which it is right (Guo et al., ICML 2017)."""
+
+    ece: float
+    """Expected calibration error: mean distance of confidence and accuracy over the bins, weighted by images."""
+    reliability: list[ReliabilityBin]
+    temperature: float | None
+    """Divide the logits by it for calibrated probabilities. It has the smallest cross-entropy on held-out images;
+    null if that has no minimum between 0.05 and 20, as of a model that is right on all of these images."""
+    ece_after: float | None
+    """The same on the test images, with the logits divided by the temperature."""
+    reliability_after: list[ReliabilityBin] | None
+
+
+class CalibrationView(TypedDict):
+    """The calibration of all three models on the test images."""
+
+    bins: int
+    """Of equal width."""
+    held_out: Literal["validation", "training"]
+    """From where the held-out images are to which temperatures were fitted: the data's validation split, or a part of
+    its training images that was left out of the training. A teacher may have been trained on the latter; then its
+    temperature is too small."""
+    held_out_images: int
+    teacher: Calibration | None
+    student: Calibration
+    alone: Calibration | None
+
+
+class ConfusedPair(TypedDict):
+    """Test images of one class that are taken for another."""
+
+    true: int
+    predicted: int
+    images: int
+
+
+class Confusion(TypedDict):
+    """What the student takes for what, on the test images. Classes are numbers, in the order of
+    `dataset.class_names`."""
+
+    matrix: list[list[int]] | None
+    """Images by true class (rows) and predicted class (columns). Null above 50 classes."""
+    largest: list[ConfusedPair]
+    """The most frequent errors, at most 50."""
+
+
+class ExampleView(TypedDict):
+    """A test image on which the student is wrong."""
+
+    image: int
+    """Its row among the test images, from 0: `python -m kdcore images` writes them in this order."""
+    predicted: int
+    probability: float
+    """The student's, of the class that it predicts."""
+    teacher: int | None
+    """What the teacher predicts."""
+
+
+class WorstClass(TypedDict):
+    """A class on which the student is least accurate, with images on which it is wrong with the most confidence."""
+
+    number: int
+    name: str
+    accuracy: float
+    examples: list[ExampleView]
+
+
+class SimilarClasses(TypedDict):
+    """Two classes that the teacher finds similar."""
+
+    first: int
+    second: int
+    probability: float
+    """Mean of what the teacher gives to the second on images of the first, and to the first on images of the second."""
+
+
+class ClassesView(TypedDict):
+    """The test images by class, in the order of `dataset.class_names`. Null is a class without test images."""
+
+    test_samples: list[int]
+    teacher: list[float | None] | None
+    """Its accuracy on each class."""
+    student: list[float | None]
+    alone: list[float | None] | None
+    worst: list[WorstClass]
+    """At most 10, the least accurate first."""
+    temperature: float | None
+    """At which the teacher's probabilities were taken for `similar`: that of the job."""
+    similar: list[SimilarClasses]
+    """At most 20 pairs, the most similar first; empty without a teacher of these classes."""
+
+
+class Report(TypedDict):
+    """The result of a job: the teacher, its student, and the same student trained without the teacher. `docs/report.md`
+    has every field."""
+
+    version: NotRequired[int]
+    """Of this schema: 2. A report without it is of version 1, which had none of the fields from `proof` on."""
     teacher: Measured | None
     """Several teachers are measured as one: their probabilities are averaged."""
     student: Measured
     alone: Measured | None
     gain: float | None
     verdict: NotRequired[str]
-    """What the job has shown, in one sentence: whether distilling helped, harmed, or made no certain difference."""
+    """What the job has shown, in one sentence: whether distilling helped, harmed, or made no measurable difference."""
+    proof: NotRequired[Proof]
     models: NotRequired[dict[str, Measured]]
-    """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
+    """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`; of
+    further seeds `student-seed-1` and `alone-seed-1`."""
     test_samples: int
     seconds: float
     """Of all attempts together."""
@@ -142,6 +342,11 @@ class Report(TypedDict):
     computing: NotRequired[dict[str, Any]]
     """How the job computed: device, bf16, threads and why, kernels, folded, step, overlap; and the memory allocator."""
     warnings: list[WarningView]
+    fidelity: NotRequired[FidelityView | None]
+    """Null without the teacher's logits of the test images."""
+    calibration: NotRequired[CalibrationView]
+    confusion: NotRequired[Confusion]
+    classes: NotRequired[ClassesView]
 
 
 class ClassFigures(TypedDict):

@@ -19,7 +19,7 @@ from torch import nn
 
 from base.errors import LossDiverged
 from base.warning import WarningItem
-from kdcore import checkpoint, device, export, objectives, report, teacher_cache
+from kdcore import checkpoint, device, exports, objectives, report, teacher_cache
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
@@ -77,7 +77,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
                     _train(trial, job, workspace, progress, meter, cache)
 
     workspace.lines.phase("evaluating")
-    results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
+    results = ((trial, untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
     keep = partial(kept.logits, workspace.cache, workspace.room())
     with progress.cost.during("evaluating"), progress.cost.measuring(len(job.data.test)):
         summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
@@ -90,13 +90,14 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         summary["starts"] = {
             at: start_summary(students[at], start.facts, job.data.facts) for at, start in job.starts.items()
         }
-    summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
 
     workspace.lines.phase("exporting")
     with progress.cost.during("exporting"):
-        export.write_students(job, workspace, progress.finished, summary)
+        files = exports.write_students(job, workspace, progress.finished, summary)
+    summary["files"] = [file.as_dict() for file in files]
+    summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
     summary["timings"] = progress.cost.timings()
-    export.write_documents(job, workspace, summary)
+    exports.write_documents(job, workspace, summary)
     meter.end()
     return summary
 
@@ -278,7 +279,7 @@ class TrialSetup:
         device.make_exact(trial.seed)
         self.trial, self.job, self.teacher, self.cache = trial, job, teacher, cache
         self.training_set = job.training_set(trial)
-        self.students = _students(trial, job)
+        self.students = students_of(trial, job)
         self.rate_factors = self._start()
         setting = Setting(
             temperature=job.spec.temperature,
@@ -326,7 +327,7 @@ class TrialSetup:
             alpha, beta, smoothing = spec.alpha or 0.0, spec.beta or 0.0, spec.training.label_smoothing
             if not self.trial.methods and spec.scheme.kind != "alone":
                 alpha = 1.0  # alpha weighs the labels beside a distillation loss, which this trial does not have.
-            scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs, answers)
+            scheme = scheme_of_trial(self.trial, self.job, self.students, self.teacher, needs, answers)
         recipe = spec.training.model_copy(update={"seed": self.trial.seed})
         training = StageTraining(
             scheme=scheme,
@@ -350,12 +351,12 @@ class TrialSetup:
         return training
 
 
-def _students(trial: Trial, job: PreparedJob) -> list[Classifier]:
+def students_of(trial: Trial, job: PreparedJob) -> list[Classifier]:
     """Return a trial's untrained students; one for each branch if the student is branched."""
     return [job.student(spec) for spec in trial.students * trial.scheme.branches]
 
 
-def _scheme(
+def scheme_of_trial(
     trial: Trial,
     job: PreparedJob,
     students: list[Classifier],
@@ -379,6 +380,6 @@ def _scheme(
     return Offline(students[0], teacher, needs, answers)
 
 
-def _untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
+def untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
     """Return the models that a trial delivers, with random weights, in which its outcomes can be loaded."""
-    return _scheme(trial, job, _students(trial, job), None).models
+    return scheme_of_trial(trial, job, students_of(trial, job), None).models

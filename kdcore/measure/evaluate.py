@@ -217,7 +217,7 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     with workspace.timing("evaluating"):
         logits_nK = kept.logits(
             workspace.cache, workspace.room(), key, len(labels),
-            lambda: _logits_with_progress(classifier, loaded.test, workspace),
+            lambda: logits_with_progress(classifier, loaded.test, workspace),
         )  # fmt: skip
     measured = score(logits_nK, labels)
     classes = per_class(logits_nK, labels, facts.class_names)
@@ -238,7 +238,7 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _logits_with_progress(classifier: Classifier, images: Images, workspace: Workspace) -> Tensor:
+def logits_with_progress(classifier: Classifier, images: Images, workspace: Workspace) -> Tensor:
     """Return `logits_on` of all images: after each batch the progress is reported, and a stop is obeyed."""
     began, total, done = time.monotonic(), len(images), 0
 

@@ -103,7 +103,7 @@ class _Prober:
                 measured[stage.name] = found[alike]
         teacher_image_s = sum(self._image_s(member) for member in self.members)
         students_image_s = sum(measured[trial.stages[-1].name].image_s for trial in self.planned)
-        given_baseline = self.spec.baseline not in ("none", "train")
+        given_baseline = self.spec.baseline != "none" and not self.spec.trains_baseline
         baseline_image_s = measured["student"].image_s if given_baseline else 0.0
         return JobCost(
             basis="probe",

@@ -36,6 +36,12 @@ class Trial:
     """The methods; empty for labels alone."""
     seed: int
     stages: tuple[Stage, ...] = ()
+    run: int = 0
+    """The number of the run with another seed; 0 is the one that is delivered."""
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.name == run_name("alone", self.seed, self.run)
 
     @property
     def scheme(self) -> SchemeOptions:
@@ -43,13 +49,29 @@ class Trial:
         return scheme_of(self.methods)
 
 
+def run_seeds(spec: JobSpec) -> range:
+    """Return the seeds of a job's runs; the first is the delivered one's."""
+    return range(spec.training.seed, spec.training.seed + spec.seeds)
+
+
+def run_name(trial: str, seed: int, run: int) -> str:
+    """Return the name of a trial in the run with this number: `student`, then `student-seed-1`."""
+    return trial if run == 0 else f"{trial}-seed-{seed}"
+
+
 def trials(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> tuple[Trial, ...]:
-    """Return a job's trials with their stages. The student's is the last, except for its baseline."""
+    """Return a job's trials with their stages. The student's is the last of the first run, except for its baseline.
+
+    Each further run trains student and baseline as the job with that seed would. Assistants are trained once.
+    """
     planned = list(_generations(spec) if spec.scheme.generations else _chain(spec))
-    if spec.baseline == "train":
+    if spec.trains_baseline:
         planned.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
+    repeated = [trial for trial in planned if trial.name in ("student", "alone")]
+    for run, seed in enumerate(run_seeds(spec)):
+        planned += [replace(one, name=run_name(one.name, seed, run), seed=seed, run=run) for one in repeated if run]
     return tuple(
-        replace(trial, stages=tuple(_stages(trial, spec, dataset, unlabelled if trial.name != "alone" else None)))
+        replace(trial, stages=tuple(_stages(trial, spec, dataset, None if trial.is_baseline else unlabelled)))
         for trial in planned
     )
 

@@ -1,4 +1,4 @@
-"""What a job ships beside its weights: the files of its student, and how int8 is trained and measured."""
+"""What a job ships beside its weights: files of its student, documents; and how int8 is trained and measured."""
 
 from typing import Annotated, Literal
 
@@ -11,10 +11,13 @@ INT8: tuple[ExportFormat, ...] = ("onnx_int8",)
 """Formats whose weights and activations are 8-bit integers."""
 
 
-def _each_once(formats: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
-    if twice := sorted({name for name in formats if formats.count(name) > 1}):
-        raise ValueError(f"each format once; {', '.join(twice)} is there twice")
-    return formats
+Document = Literal["html", "model_card", "tensorboard"]
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"each name once; {', '.join(twice)} is there twice")
+    return names
 
 
 def _single_as_list(given: object) -> object:
@@ -27,6 +30,9 @@ Formats = Annotated[
     at_most(8),
     BeforeValidator(_single_as_list),
     AfterValidator(_each_once),
+]
+Documents = Annotated[
+    tuple[Document, ...], Field(max_length=8), at_most(8), BeforeValidator(_single_as_list), AfterValidator(_each_once)
 ]
 
 

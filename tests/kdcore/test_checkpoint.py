@@ -6,9 +6,10 @@ import torch
 from base.errors import Internal, StorageFull
 from base.files import write_whole
 from base.warning import WarningItem
-from kdcore import checkpoint, export
+from kdcore import checkpoint
 from kdcore.checkpoint import Progress
 from kdcore.device import Computing
+from kdcore.exports import safetensors
 from kdcore.training import Outcome
 from tests.disks import with_disks
 from tests.kdcore.engine import as_by_the_version_before
@@ -108,7 +109,7 @@ def test_a_full_disk_is_named_and_keeps_the_last_good_one(tmp_path):
         with pytest.raises(StorageFull, match=r"no disk space to write 000000002\.pt: No space left on device"):
             checkpoint.save(small, 2, progress(500_000))
         with pytest.raises(StorageFull, match=r"no disk space to write student: No space left on device"):
-            write_whole(small / "student", lambda path: export._save({"w": torch.zeros(500_000)}, {}, path))
+            write_whole(small / "student", lambda path: safetensors._save({"w": torch.zeros(500_000)}, {}, path))
         assert [path.name for path in small.iterdir()] == ["000000001.pt"]
         kept = checkpoint.load(small / "000000001.pt", CPU)
         assert torch.equal(kept.finished["assistant-1"]["student"].last["w"], torch.ones(1000))

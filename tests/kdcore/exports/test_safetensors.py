@@ -5,7 +5,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kdcore import export, models, weights
+from base.files import Written, write_whole
+from kdcore import models, weights
+from kdcore.exports import Deliverable, safetensors
 from kdcore.prepare import prepare
 from tests.kdcore.engine import job, same, workspace, write_arrays
 
@@ -23,20 +25,25 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
     return models.build("convnet4", 3, 1).state_dict()
 
 
+def write(path, weights, built, metrics, members: int = 1) -> Written:
+    student = Deliverable.of(built.spec, built.data.facts, weights, metrics, members)
+    return write_whole(path, lambda to: safetensors.write(student, to))
+
+
 def notes(path) -> dict:
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["distillery"])
 
 
 def test_student_weights_stand_under_the_networks_own_names(built, tmp_path):
-    written = export.student(tmp_path / "one.safetensors", state(), built.spec.students[0], built, {"accuracy": 0.5})
+    written = write(tmp_path / "one.safetensors", state(), built, {"accuracy": 0.5})
     assert same(load_file(written.path), state())
     assert written.bytes == written.path.stat().st_size
 
 
 def test_student_the_file_says_all_that_its_use_needs(built, tmp_path):
     path = tmp_path / "one.safetensors"
-    export.student(path, state(), built.spec.students[0], built, {"accuracy": 0.5})
+    write(path, state(), built, {"accuracy": 0.5})
     said, dataset = notes(path), built.data.facts
     assert said["architecture"] == "convnet4" and said["members"] == 1
     assert (said["num_classes"], said["channels"], said["image_size"]) == (3, 1, [8, 8])
@@ -47,15 +54,15 @@ def test_student_the_file_says_all_that_its_use_needs(built, tmp_path):
 
 def test_the_same_student_is_the_same_file_to_the_last_byte(built, tmp_path):
     """safetensors orders its notes by chance, once in two tries so and once the other way."""
-    student, noted = built.spec.students[0], {"note": 'a "quote", ü and \n'}
-    written = [export.student(tmp_path / f"{n}.safetensors", state(), student, built, noted) for n in range(16)]
+    noted = {"note": 'a "quote", ü and \n'}
+    written = [write(tmp_path / f"{n}.safetensors", state(), built, noted) for n in range(16)]
     assert len({one.sha256 for one in written}) == 1
     assert notes(written[0].path)["metrics"] == noted and same(load_file(written[0].path), state())
 
 
 def test_student_the_file_is_a_teacher_for_others_as_it_stands(built, tmp_path):
     path = tmp_path / "one.safetensors"
-    export.student(path, state(), built.spec.students[0], built, {})
+    write(path, state(), built, {})
     found = weights.open_teacher(path, None)
     assert found.facts.architecture == "convnet4" and found.facts.class_names == ["0", "1", "2"]
     assert found.facts.mean == pytest.approx(built.data.facts.mean) and same(found.state, state())
@@ -67,18 +74,18 @@ def test_student_what_is_laid_out_for_speed_or_still_learns_is_written_plainly(b
         for name, value in state().items()
     }
     path = tmp_path / "one.safetensors"
-    export.student(path, laid_out, built.spec.students[0], built, {})
+    write(path, laid_out, built, {})
     assert same(load_file(path), state())
 
 
 def test_student_several_members_say_how_many_they_are(built, tmp_path):
     path = tmp_path / "two.safetensors"
     both = {f"{number}.{name}": value for number in range(2) for name, value in state(number).items()}
-    export.student(path, both, built.spec.students[0], built, {}, members=2)
+    write(path, both, built, {}, members=2)
     assert notes(path)["members"] == 2 and same(load_file(path), both)
 
 
 def test_a_failed_write_leaves_nothing_behind(built, tmp_path):
     with pytest.raises(AttributeError):
-        export.student(tmp_path / "one.safetensors", {"weight": None}, built.spec.students[0], built, {})
+        write(tmp_path / "one.safetensors", {"weight": None}, built, {})
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,20 @@
+"""The files that a job delivers: those of its student, each measured after it was written, its report and its spec.
+
+`shipping.py` writes, measures and announces them, and reads top to bottom; a module for each format is behind the
+interface `Exporter`.
+"""
+
+from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow
+from kdcore.exports.shipping import EXPORTERS, make, ship, write_documents, write_students
+
+__all__ = [
+    "EXPORTERS",
+    "CannotExport",
+    "Deliverable",
+    "Exporter",
+    "FileRow",
+    "make",
+    "ship",
+    "write_documents",
+    "write_students",
+]
