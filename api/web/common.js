@@ -159,12 +159,12 @@ export function models(job) {
 
 /** The same of a job in a list. */
 export function listedModels(job) {
-  if (job.kind !== "distillation") return job.model;
+  if (job.model) return job.model;
   return [job.teachers, job.assistants, job.students].map(joined).filter(Boolean).join(" → ");
 }
 
 /** The job whose student an export, a benchmark or a prediction is about. */
-export const parent = (job) => (job.kind === "distillation" ? null : job.spec.job || null);
+export const parent = (job) => (typeof job.spec.job === "string" ? job.spec.job : null);
 
 /** The data set as the client named it. */
 export function dataset(job) {

@@ -7,8 +7,6 @@ const FORMATS = [
   ["safetensors", "safetensors"], ["onnx", "ONNX"], ["onnx_int8", "ONNX, int8"], ["torch_export", "torch.export"], ["openvino", "OpenVINO"],
 ];
 const NAMES = Object.fromEntries(FORMATS);
-/** Jobs of these statuses have a checkpoint or a student that stays as it is. */
-const EXPORTABLE = ["succeeded", "paused", "failed", "cancelled"];
 const QUANTIZATIONS = { after_training: "int8 after the training", aware: "int8, trained for it" };
 const DOCUMENTS = {
   "report.json": "all figures", "report.html": "the report as one page", "student.py": "the network's source, for PyTorch alone",
@@ -27,9 +25,12 @@ export function filesBox(place, at, signal) {
     if (artifacts === null && job.status === "succeeded") artifacts = (await json(`${at}/artifacts`, { signal })).data;
     if (job.status !== "succeeded") artifacts = null;
     const active = exports === null || exports.some(({ status }) => !TERMINAL.includes(status));
-    if (job.kind === "distillation" && EXPORTABLE.includes(job.status) && active) await fetchExports();
+    if (active && hasStudent()) await fetchExports();
     draw();
   }
+
+  /** True if there are weights to export: of the finished job, or of its newest checkpoint. */
+  const hasStudent = () => job.kind === "distillation" && (job.status === "succeeded" || job.checkpoint_step != null);
 
   async function fetchExports() {
     // 404: an older service, or a job that was deleted meanwhile, which its own poll says.
@@ -42,7 +43,7 @@ export function filesBox(place, at, signal) {
     const named = new Set(measured.map(({ name }) => name));
     const others = (artifacts || []).filter(({ name }) => !named.has(name));
     const pending = (exports || []).filter(({ status }) => status !== "succeeded");
-    const makes = job.kind === "distillation" && EXPORTABLE.includes(job.status) && (job.status === "succeeded" || job.checkpoint_step != null);
+    const makes = hasStudent();
     place.hidden = !measured.length && !others.length && !pending.length && !makes;
     if (place.hidden) return;
     const state = JSON.stringify([measured, others, pending.map((one) => [one.id, one.status, one.progress]), makes]);
@@ -61,8 +62,8 @@ export function filesBox(place, at, signal) {
     const ended = (exports || []).filter(({ status }) => status === "succeeded");
     return [
       ...(job.result?.files || []).map((file) => ({ ...file, href: own.get(file.name)?.href })),
-      ...ended.flatMap((one) => filesOf(one).map((file) => ({
-        ...file, made: one.id, checkpoint: (one.resolved_spec || one.spec)?.checkpoint,
+      ...ended.flatMap((one) => (one.result?.files || []).map((file) => ({
+        ...file, made: one.id, checkpoint: one.resolved_spec.checkpoint,
         href: file.refused ? null : `/v1/jobs/${encodeURIComponent(one.id)}/artifacts/${encodeURIComponent(file.name)}`,
       }))),
     ];
@@ -101,8 +102,6 @@ export function filesBox(place, at, signal) {
 
   return { update };
 }
-
-const filesOf = (one) => one.files || one.result?.files || [];
 
 /** The report comes first: to read, and as figures. */
 function reportLinks(files) {
@@ -170,4 +169,4 @@ const exportLine = (one) => h("div", { class: "export-line" }, pill(one),
   one.error ? h("span", { class: "notice" }, one.error.message) : h("span", { class: "quiet" }, one.waiting?.message || one.phase || ""),
   !TERMINAL.includes(one.status) && bar(one));
 
-const formatsOf = (one) => [(one.resolved_spec || one.spec)?.export || one.formats || "files"].flat().map((name) => NAMES[name] || name).join(", ");
+const formatsOf = (one) => one.resolved_spec.export.map((name) => NAMES[name] || name).join(", ");

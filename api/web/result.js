@@ -121,17 +121,16 @@ function rowsOfMeasures(report, columns) {
 /** The figures of each seed, and over the seeds. */
 function seeds({ seeds: each, over_seeds: over }) {
   if (!each || each.length < 2) return null;
-  const head = ["Seed", "Student", "Student alone", "Gain", "Gap closed"];
-  const row = (css, cells) => h("tr", null, cells.map((cell, at) => h(at ? "td" : "th", { scope: at ? null : "row", class: at ? "number" : css }, cell)));
-  const line = (name, interval, text) => interval && [name, ...["", ""], ...text(interval)];
-  const interval = (one, text) => [text(one.value), one.low != null && h("span", { class: "interval" }, `${text(one.low)} to ${text(one.high)}`)];
+  const whole = (value) => percent(value, 0);
+  const cell = (one, text) => h("td", { class: "number" }, text(one?.value ?? one), one?.low != null && h("span", { class: "interval" }, bounds(one, text)));
+  const row = (name, student, alone, gain, gap) => h("tr", null, h("th", { scope: "row" }, name),
+    cell(student, percent), cell(alone, percent), cell(gain, points), cell(gap, whole));
   return h("table", { class: "further" },
-    h("thead", null, h("tr", null, head.map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name)))),
+    h("thead", null, h("tr", null, ["Seed", "Student", "Student alone", "Gain", "Gap closed"].map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name)))),
     h("tbody", null,
-      each.map((one) => row("", [String(one.seed), percent(one.student), percent(one.alone),
-        points(one.alone == null ? null : one.student - one.alone), percent(one.gap_closed?.value ?? one.gap_closed, 0)])),
-      over && row("over", ["Over all seeds", "", "", over.gain ? interval(over.gain, points) : "–",
-        over.gap_closed ? interval(over.gap_closed, (value) => percent(value, 0)) : "–"])));
+      each.map((one) => row(String(one.seed), one.student, one.alone, one.alone == null ? null : one.student - one.alone, one.gap_closed)),
+      over && row("Over seeds", over.student, over.alone, over.gain, over.gap_closed),
+      over?.gain_on_other_images && row("Over seeds and images", null, null, over.gain_on_other_images, over.gap_closed_on_other_images)));
 }
 
 /** The classes on which the student is least accurate; the report has images of them. */
@@ -216,12 +215,23 @@ function sentence(job, teacher, student, alone, gain) {
   return parts.join("");
 }
 
-/** The files that an export has made are in the box of files; here is what they were made from. */
+/** The student that an export has taken; its files are in the box of files. */
 function exported(job) {
   if (!job.result) return pending(job, "table of files");
-  const refused = (job.result.files || []).filter((file) => file.refused).length;
-  const made = (job.result.files || []).length - refused;
-  return h("p", { class: "verdict" }, `${made} file${made === 1 ? "" : "s"} made${refused ? `, ${refused} refused` : ""}.`);
+  const { measured, checkpoint, files } = job.result;
+  const refused = files.filter((file) => file.refused).length;
+  const made = files.length - refused;
+  const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
+  const from = checkpoint.step == null ? `${checkpoint.which} epoch, of the finished job`
+    : `${checkpoint.which}${checkpoint.epoch == null ? "" : `, epoch ${checkpoint.epoch}`}, at step ${count(checkpoint.step)}`;
+  return [
+    h("p", { class: "verdict" }, `${made} file${made === 1 ? "" : "s"} made${refused ? `, ${refused} refused` : ""}.`),
+    h("table", null, h("tbody", null,
+      fact("Student", measured.architecture), fact("Weights", from), fact("Accuracy", percent(measured.accuracy)),
+      measured.interval && fact("95 % interval", range(measured.interval)), fact("Test images", count(measured.test_samples)),
+      fact("Parameters", count(measured.parameters)))),
+    timings(job.result.timings),
+  ];
 }
 
 /** Any facts as a table: names for people, numbers grouped, lists of latencies in words. */

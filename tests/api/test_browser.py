@@ -497,14 +497,22 @@ PROOF = {
         {"seed": 7, "student": 0.9, "alone": 0.85, "gap_closed": 0.5},
         {"seed": 8, "student": 0.91, "alone": 0.85, "gap_closed": 0.6},
     ],
-    "over_seeds": {"gap_closed": interval(0.55, 0.1, 0.99), "gain": interval(0.055, 0.01, 0.1)},
+    "over_seeds": {
+        "seeds": 2,
+        "student": interval(0.905, 0.84, 0.97),
+        "alone": interval(0.85, 0.85, 0.85),
+        "gain": interval(0.055, 0.01, 0.1),
+        "gap_closed": interval(0.55, 0.1, 0.99),
+        "gain_on_other_images": None,
+        "gap_closed_on_other_images": None,
+    },
 }
 
 
 def test_job_page_begins_with_the_verdict_and_its_intervals(settings: Settings, address: str, browser: Browser) -> None:
     report = {"version": 2, "verdict": "Distilling closed half of the <b>gap</b>.", "proof": PROOF}
     job = finished(settings, address, report)
-    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Over all seeds")
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Over seeds")
     shown = " ".join(browser.value("document.querySelector('.result').innerText").split())
     assert shown.startswith(
         "Gap closed 50 % 95 % interval 31 % to 72 % alone teacher"
@@ -512,7 +520,8 @@ def test_job_page_begins_with_the_verdict_and_its_intervals(settings: Settings, 
         " Distilling closed half of the <b>gap</b>."
     ), shown
     assert "7 90.0 % 85.0 % +5.0 50 %" in shown and "8 91.0 % 85.0 % +6.0 60 %" in shown
-    assert "Over all seeds +5.5 +1.0 to +10.0 55 % 10 % to 99 %" in shown
+    assert "Over seeds 90.5 % 95 % interval 84.0 % to 97.0 % 85.0 %" in shown
+    assert "+5.5 95 % interval +1.0 to +10.0 55 % 95 % interval 10 % to 99 %" in shown
     assert "Distillation gained" not in shown
     assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["up", "up"]
 
@@ -529,7 +538,7 @@ def test_job_page_of_a_job_that_gained_nothing_states_no_gap(
     assert f"Gap closed not stated {message}" in shown
     assert "+1.0 points 95 % interval −2.0 to +3.0" in shown
     assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["", ""]
-    assert "Over all seeds" not in shown
+    assert "Over seeds" not in shown
 
 
 def file_row(name: str, kind: str, **more: Any) -> dict[str, Any]:
