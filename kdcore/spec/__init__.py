@@ -37,7 +37,7 @@ from kdcore.spec.job import (
 )
 from kdcore.spec.kinds import ExportSpec, KindSpec
 from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
-from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, trials
+from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, run_name, run_seeds, trials
 from kdcore.spec.reading import as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import (
@@ -117,6 +117,8 @@ __all__ = [
     "read",
     "resolve",
     "resolve_evaluation",
+    "run_name",
+    "run_seeds",
     "spec_warnings",
     "start_summary",
     "tags_without_weights",
