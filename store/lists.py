@@ -93,8 +93,10 @@ def facts_summary_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def facets_of(spec: Mapping[str, Any], resolved: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Return the facets of a job's specs: `dataset`, `teacher`, `student` and `model` with each of their names, and
-    the digests of their bytes; and `job`, the id of the job whose student it takes."""
+    the digests of their bytes; `job`, the id of the job whose student it takes; `benchmark`, the key of its figures."""
     found = {("job", resolved["job"])} if isinstance(resolved.get("job"), str) else set()
+    if resolved.get("kind") == "benchmark":
+        found.add(("benchmark", resolved["key"]))
     for given in (spec, resolved):
         for facet in ("dataset", "unlabelled", "teacher", "student", "model"):
             for one in _networks(given.get(facet)):
