@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,9 +40,8 @@ class Deliverable:
     metrics: Mapping[str, Any]
     spec: JobSpec
     """Resolved: its `dataset` says how pictures become images of this size."""
-    activation_ranges: Mapping[str, tuple[float, float]] | None = None
-    """Of quantisation-aware training: for each convolution and linear layer, by module path, the least and the largest
-    value of its input that int8 represents. None if the student was trained without."""
+    activation_ranges: Sequence[Mapping[str, Any]] | None = None
+    """The learned ranges of quantisation-aware training (`kdcore/quantization.py`). None if it was trained without."""
     made: dict[str, Any] = field(default_factory=dict, repr=False)
     """What one file is made of and another one, too, so that it is made once."""
 
@@ -55,7 +54,7 @@ class Deliverable:
         metrics: Mapping[str, Any],
         members: int = 1,
         student: Student | None = None,
-        activation_ranges: Mapping[str, tuple[float, float]] | None = None,
+        activation_ranges: Sequence[Mapping[str, Any]] | None = None,
     ) -> Deliverable:
         """Return the deliverable of a job's weights, given its resolved spec and its data's facts. `student`: which of
         several students it is; None for the first."""
@@ -90,6 +89,10 @@ class Deliverable:
             "metrics": dict(self.metrics),
             "spec": self.spec.as_json(),
         }
+
+    def facts_of(self, options: ExportOptions) -> dict[str, Any]:
+        """Return the facts in a file that has operations: whether it normalises its input is one more."""
+        return self.facts | {"normalization": options.normalization}
 
     @cached_property
     def network(self) -> nn.Module:
@@ -170,10 +173,10 @@ class FileRow:
 
     name: str
     format: ExportFormat
-    bytes: int | None
-    sha256: str | None
     runtime: str
     """Library and version that ran the file."""
+    bytes: int | None = None
+    sha256: str | None = None
     accuracy: float | None = None
     agreement: float | None = None
     """The fraction of images for which file and float student name the same class."""
@@ -188,6 +191,10 @@ class FileRow:
     quantization: Quantized | None = None
     refused: Mapping[str, str] | None = None
     """`code` and `message` if the file is not delivered."""
+
+    def but_refused(self, code: str, message: str) -> FileRow:
+        """Return the row of a file that is not delivered."""
+        return replace(self, refused={"code": code, "message": message})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"latency": [dict(one) for one in self.latency]}
