@@ -120,6 +120,74 @@ class Timings(TypedDict, total=False):
     exporting: float
 
 
+class Interval(TypedDict):
+    """A figure with its 95 % interval, in fractions of 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+class NoGap(TypedDict):
+    """Why a report states no gap closed."""
+
+    code: Literal[
+        "no_baseline", "no_teacher", "teacher_not_measured", "teacher_gap_holds_zero", "teacher_below_baseline"
+    ]
+    message: str
+
+
+class OverImages(TypedDict):
+    """How the intervals over test images were made: by a paired bootstrap."""
+
+    test_samples: int
+    resamples: int
+    level: float
+    """0.95."""
+
+
+class SeedFigures(TypedDict):
+    """One run of a job with several seeds; figures of its own test answers."""
+
+    seed: int
+    student: float
+    alone: float | None
+    gap_closed: float | None
+    """Null where it may not be stated for this seed alone."""
+
+
+class OverSeeds(TypedDict):
+    """Means over the seeds of a job, with their 95 % intervals. Null is what no seed, or not each, has."""
+
+    seeds: int
+    student: Interval
+    alone: Interval | None
+    gain: Interval | None
+    gap_closed: Interval | None
+    """These four for other seeds on the same test images: Student's t."""
+    gain_on_other_images: Interval | None
+    gap_closed_on_other_images: Interval | None
+    """For other seeds and other test images at once (analysis of variance); null below five seeds."""
+
+
+class Proof(TypedDict):
+    """Whether distilling helped, with the uncertainty of each figure. Over images, of the delivered student."""
+
+    gap_closed: Interval | None
+    """(student - alone) / (teacher - alone): 0 is no better than the student alone, 1 as good as the teacher."""
+    no_gap: NoGap | None
+    """Why `gap_closed` is null."""
+    gain: Interval | None
+    """student - alone; null without a baseline."""
+    teacher_gap: Interval | None
+    """teacher - alone."""
+    images: OverImages
+    seeds: list[SeedFigures]
+    """Each run, the delivered one first."""
+    over_seeds: OverSeeds | None
+    """Null with one seed."""
+
+
 class Fidelity(TypedDict):
     """How far a model answers as its teacher does, on the test images."""
 
@@ -257,9 +325,11 @@ class Report(TypedDict):
     alone: Measured | None
     gain: float | None
     verdict: NotRequired[str]
-    """What the job has shown, in one sentence: whether distilling helped, harmed, or made no certain difference."""
+    """What the job has shown, in one sentence: whether distilling helped, harmed, or made no measurable difference."""
+    proof: NotRequired[Proof]
     models: NotRequired[dict[str, Measured]]
-    """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`."""
+    """All other models: `teacher-1`, `assistant-1`, `generation-1`, `last`, `student-2`, `exit-1`, `ensemble`; of
+    further seeds `student-seed-1` and `alone-seed-1`."""
     test_samples: int
     seconds: float
     """Of all attempts together."""
@@ -509,6 +579,55 @@ class ArtifactView(View):
     sha256: str
     media_type: str
     href: str
+
+
+class AnswerView(TypedDict):
+    """What a model says of an image."""
+
+    architecture: str
+    top: list[dict[str, Any]]
+    """Up to five classes, the most probable one first: `class` (its name), `number`, `probability`."""
+
+
+class PictureView(TypedDict):
+    """An image that a job's models were asked about."""
+
+    width: int
+    height: int
+    kinds: list[str]
+    """What is special about it: `grey` or `colour`, `alpha` (transparent parts, seen over white), `palette`, `cmyk`,
+    `sixteen_bit`, `oriented` (with a camera's tag), `animated` (its first frame was seen)."""
+    shown: str
+    """What the student was shown of it."""
+
+
+class PredictionAnswer(TypedDict):
+    """The answers of a job's models, side by side; null for a model that the job does not have."""
+
+    teacher: AnswerView | None
+    student: AnswerView
+    alone: AnswerView | None
+    """The same student, trained without the teacher."""
+    agree: bool | None
+    """True if teacher and student name the same class first."""
+    image: PictureView
+    notes: list[str]
+    """What is to be known about the answer: why there is no teacher, or that it has other classes."""
+    seconds: float
+
+
+class PredictionView(View):
+    """An image that a job's models are asked about."""
+
+    id: str
+    job: str
+    state: Literal["waiting", "running", "answered", "failed"]
+    message: str | None
+    """Why there is no answer yet."""
+    answer: Annotated[PredictionAnswer, AnyFields] | None
+    error: ErrorView | None
+    created_at: Time
+    finished_at: Time | None
 
 
 # The answer to a spec that is checked but not submitted

@@ -22,7 +22,8 @@
     python -m kdcore inspect cost REQUEST   JSON: {"spec": a resolved spec, "dataset": facts of its data, "threads": N}
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
-checkpoint is saved. Its spec is that of a distillation, or, with `"kind": "evaluation"`, of the measurement of a model.
+checkpoint is saved. Its spec is that of a distillation, or, with a `kind`, of a job that trains nothing: `evaluation`
+measures a model, `export` writes files of a job's student.
 `images` writes the test images of a data set, to check a student outside of the engine, or its training images, to run
 a teacher there; both in the order of their rows. It,
 `evaluate` and `inspect` print one JSON object; with --progress, lines {"progress": {"done": images, "total": images}}
@@ -37,7 +38,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ from base.processes import importing
 from base.text import STORED, all_shown, shown, unwanted
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
-from kdcore.spec import DataOptions, Dataset, EvaluationSpec, JobSpec, parse, parse_evaluation
+from kdcore.spec import DataOptions, Dataset, EvaluationSpec, ExportSpec, JobSpec, KindSpec, parse, parse_evaluation
 from kdcore.spec.cost import ProbeRequest
 from kdcore.spec.prediction import PredictionSpec, parse_prediction
 
@@ -90,9 +91,10 @@ def _run(arguments: argparse.Namespace) -> int:
         # Torch is imported only for a valid spec, so that an invalid one fails at once.
         began = time.monotonic()
         with importing():
-            from kdcore import prepare, run
+            from kdcore import prepare
             from kdcore.checkpoint import stop_on_sigterm
-            from kdcore.measure import evaluate
+
+            run_spec = _runner(spec)
 
         imports_s = time.monotonic() - began
         cache = arguments.cache or arguments.out / "cache"
@@ -109,15 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
         workspace.seconds["imports"] = imports_s
         stop_on_sigterm(workspace)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        if isinstance(spec, PredictionSpec):
-            # Its own import: no other job needs it.
-            from kdcore.measure.predicting import run_prediction
-
-            report = run_prediction(spec, workspace)
-        elif isinstance(spec, EvaluationSpec):
-            report = evaluate.run_evaluation(spec, workspace)
-        else:
-            report = run.run(spec, workspace, arguments.resume)
+        report = run_spec(workspace, arguments.resume)
     except Exception as error:
         engine_error = _engine_error(error)
         lines.emit("error", **engine_error.as_dict())
@@ -339,17 +333,47 @@ def _engine_error(error: Exception) -> EngineError:
     return Internal(f"{type(error).__name__}: {error}")
 
 
-def _spec(path: Path) -> JobSpec | EvaluationSpec | PredictionSpec:
-    """Read the spec of a job. The field `kind` tells an evaluation or a prediction; without it, it is a distillation."""
+PARSERS: Mapping[str, Callable[..., JobSpec | KindSpec]] = {
+    "distillation": parse,
+    "evaluation": parse_evaluation,
+    "export": ExportSpec.parse,
+    "prediction": parse_prediction,
+}
+"""By the field `kind` of a spec; one without it is a distillation. What runs them is in `_runner`."""
+
+
+def _spec(path: Path) -> JobSpec | KindSpec:
+    """Read the spec of a job."""
     try:
         body = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SpecInvalid(f"{path} holds no JSON: {error}") from error
-    if isinstance(body, dict) and body.get("kind") == "evaluation":
-        return parse_evaluation(body, stored=True)
-    if isinstance(body, dict) and body.get("kind") == "prediction":
-        return parse_prediction(body)
-    return parse(body, stored=True)
+    kind = body.get("kind", "distillation") if isinstance(body, dict) else "distillation"
+    if not isinstance(kind, str) or kind not in PARSERS:
+        raise SpecInvalid(f"there is no kind of job {kind!r}", hint=f"kind is one of {', '.join(PARSERS)}")
+    return PARSERS[kind](body, stored=True)
+
+
+def _runner(spec: JobSpec | KindSpec) -> Callable[[Any, Path | None], dict[str, Any]]:
+    """Return what runs a spec, given its workspace and the checkpoint to resume from. Imports what its kind needs."""
+    match spec:
+        case JobSpec():
+            from kdcore import run
+
+            return lambda workspace, resume: run.run(spec, workspace, resume)
+        case EvaluationSpec():
+            from kdcore.measure import evaluate
+
+            return lambda workspace, _: evaluate.run_evaluation(spec, workspace)
+        case ExportSpec():
+            from kdcore import exporting
+
+            return lambda workspace, _: exporting.run_export(spec, workspace)
+        case PredictionSpec():
+            from kdcore.measure import predicting
+
+            return lambda workspace, _: predicting.run_prediction(spec, workspace)
+    raise AssertionError(f"no kind in PARSERS makes a {type(spec).__name__}")
 
 
 def _events(descriptor: int | None) -> Any:

@@ -189,11 +189,12 @@ class PreparedJob:
 
     def training_set(self, trial: Trial) -> TrainingSet:
         """Return the images that a trial learns from, with those of the teacher's size if it has the job's own teacher.
-        The baseline never gets the unlabelled ones."""
+        The baseline never gets the unlabelled ones. Another run holds out the images of its own seed."""
         sides = self.data.train.sized if trial.taught_by == GIVEN else ()
         train = self.data.train.for_training(sides)
-        labelled = TrainingSet.of(train, self.spec.training, self.data.val)
-        if self.unlabelled is None or self.spec.unlabelled is None or trial.name == "alone":
+        recipe = self.spec.training.model_copy(update={"seed": self.spec.training.seed + trial.run})
+        labelled = TrainingSet.of(train, recipe, self.data.val)
+        if self.unlabelled is None or self.spec.unlabelled is None or trial.is_baseline:
             return labelled.to(self.device)
         unlabelled = self.unlabelled.for_training(sides)
         return labelled.with_unlabelled(unlabelled, self.spec.unlabelled).to(self.device)
@@ -422,7 +423,7 @@ def frozen_teacher(
 
 def _baseline(spec: JobSpec, loaded: Data, workspace: Workspace, bf16: bool) -> Classifier | None:
     """Return the student that an earlier job trained alone. Raises SpecInvalid if it is another network."""
-    if spec.baseline in ("none", "train"):
+    if spec.baseline == "none" or spec.trains_baseline:
         return None
     student = spec.students[0]
     file = weights.open_teacher(workspace.file(spec.baseline), None, loaded.facts.channels)
@@ -433,8 +434,8 @@ def _baseline(spec: JobSpec, loaded: Data, workspace: Workspace, bf16: bool) -> 
 
 
 def classifier(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile | Program, bf16: bool) -> Classifier:
-    """Return the network of a resolved spec with its file's weights, and its outputs in the order of the data's classes.
-    Of the data, only its facts are used."""
+    """Return the network of a resolved spec with the weights of its file, its outputs in the order of the data's
+    classes. Of the data, only its facts are used."""
     assert spec.preprocessing is not None, "resolve() gives every model its normalisation"
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
     order, outputs, side = None, None, None

@@ -5,7 +5,7 @@ Shapes: n test images, K classes, k models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from base.warning import WarningItem
 from kdcore.classifier import Classifier
-from kdcore.measure import chance, evaluate, kept, teacher_check
+from kdcore.measure import evaluate, kept, teacher_check
+from kdcore.measure.findings import Findings
 from kdcore.prepare import PreparedJob
-from kdcore.spec import Trial
+from kdcore.spec import Trial, run_name, run_seeds
 from kdcore.stored_logits import StoredLogits
 from kdcore.training import Outcome
+from kdcore.verdict import Run, verdict
 
-CERTAIN = 0.01
-"""The largest probability under chance, two-sided, at which one model is called better than another."""
+VERSION = 2
+"""Of the schema of report.json (docs/report.md). Before it was counted, a report had no number: 1."""
 
 Result = tuple[Trial, Mapping[str, Classifier], Mapping[str, Outcome]]
 """A finished trial, its models, and their outcomes by the same names."""
@@ -75,7 +77,7 @@ def build_report(
         key = kept.key(model, architecture, test, job.spec.dataset, job.data.facts, job.computing)
         return keep(key, len(test), lambda: logits_of(model))
 
-    labels, student_spec = job.data.test.labels, job.spec.students[0]
+    labels, student_spec, findings = job.data.test.labels, job.spec.students[0], Findings(job, on_images)
     rows: dict[str, Any] = {}
     right: dict[str, Tensor] = {}
     teacher_nK: Tensor | None = None
@@ -90,29 +92,42 @@ def build_report(
         rows["teacher"] = _stored_row(job, job.stored)
         if teacher_nK is not None:
             right["teacher"] = is_right(teacher_nK, labels)
+    findings.teacher(teacher_nK)
     generations: list[Tensor] = []
     for result in results:
-        for name, row, logits_nK in _trained(job, *result, teacher_nK, logits_of):
+        for name, row, logits_nK in _trained(job, *result, teacher_nK, logits_of, findings):
             rows[name], right[name] = row, is_right(logits_nK, labels)
             if name == "student" or name.startswith("generation-"):
                 generations.append(logits_nK)
     if len(generations) > 1:
-        ensemble_nK = _ensemble(generations)
+        ensemble_nK = evaluate.mean_of(generations)
         rows |= _generation_rows(rows["student"], ensemble_nK, len(generations), job, teacher_nK)
         if job.spec.scheme.ensemble_is_result:
             right["student"] = is_right(ensemble_nK, labels)
+            findings.ensemble(ensemble_nK)
     if job.baseline is not None:
         logits_nK = kept_logits_of(job.baseline, student_spec.architecture)
         rows["alone"] = model_row(student_spec.architecture, job.baseline.network, logits_nK, labels, teacher_nK)
         right["alone"] = is_right(logits_nK, labels)
+        findings.trained("alone", job.baseline, logits_nK)
+    findings.add_temperatures(rows)
     student, alone = rows["student"], rows.get("alone")
     counts = torch.bincount(labels.cpu(), minlength=job.data.facts.num_classes).tolist()
-    trained_on = rows["teacher"]["training_accuracy"] if job.stored is not None and teacher_nK is None else None
-    judged = verdict(right, counts, job.teacher_answers, trained_on)
+    judged = verdict(
+        _runs(job, right),
+        counts,
+        right.get("teacher"),
+        teacher_answers=None if job.teacher is None else job.teacher_answers,
+        teacher_on_training=rows["teacher"]["training_accuracy"]
+        if job.stored is not None and teacher_nK is None
+        else None,
+    )
     for warning in judged.warnings:
         warn(warning)
     return {
+        "version": VERSION,
         "verdict": judged.sentence,
+        "proof": judged.proof,
         "teacher": rows.pop("teacher", None),
         "student": rows.pop("student"),
         "alone": rows.pop("alone", None),
@@ -120,15 +135,8 @@ def build_report(
         "models": rows,
         "test_samples": len(labels),
         "dataset": job.data.facts.model_dump(mode="json"),
+        **findings.fields(),
     }
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a job has shown, in one sentence, and what is wrong with it."""
-
-    sentence: str
-    warnings: list[WarningItem]
 
 
 def is_right(logits_nK: Tensor, labels_n: Tensor) -> Tensor:
@@ -136,70 +144,12 @@ def is_right(logits_nK: Tensor, labels_n: Tensor) -> Tensor:
     return logits_nK.argmax(1).cpu() == labels_n.cpu()
 
 
-def verdict(
-    right: Mapping[str, Tensor],
-    counts: Sequence[int],
-    teacher_answers: bool = True,
-    teacher_on_training: float | None = None,
-) -> Verdict:
-    """Judge a job by which test images its teacher, its student and the student alone are right on.
-
-    `right`: bool n for each model that there is. `counts`: test images by class. A difference is certain if an exact
-    paired test (McNemar 1947) says so: only images on which one of two models is right tell them apart.
-    `teacher_answers`: False for a teacher of other classes, which is not among them. `teacher_on_training`: the
-    accuracy on training images of one that is known on these alone.
-    """
-    images, level = sum(counts), chance.chance_level(counts)
-    accuracy = {name: float(one.double().mean()) for name, one in right.items()}
-    student, warnings = right["student"], list[WarningItem]()
-    figures = f"{_percent(accuracy['student'])} of {images:,} test images"
-    sentences = [f"The student is right on {figures}"]
-    if chance.is_at_chance(accuracy["student"], images, level):
-        sentences = [f"The student has learned nothing: it is right on {figures}, and guessing gives {_percent(level)}"]
-        hint = "look at the curves and at the other warnings; a smaller training.optimizer.lr often helps"
-        warnings.append(WarningItem("student_ended_at_chance", "", f"{sentences[0]}.", hint))
-    alone = right.get("alone")
-    if alone is not None:
-        gain = accuracy["student"] - accuracy["alone"]
-        points = f"{abs(100 * gain):.1f} points"
-        if _certainly_better(student, alone):
-            sentences.append(f"distilling helped: {points} above the same student alone")
-        elif _certainly_better(alone, student):
-            sentences.append(f"distilling harmed: it is {points} below the same student alone")
-            text = f"The student ended {points} below the same student trained alone ({_percent(accuracy['alone'])})."
-            hint = (
-                "a better teacher, another method, a smaller beta or more epochs may help; else use the student alone"
-            )
-            warnings.append(WarningItem("student_below_baseline", "/method", text, hint))
-        else:
-            side = "above" if gain >= 0 else "below"
-            sentences.append(f"that is {points} {side} the same student alone, no certain difference on these images")
-    if not teacher_answers:
-        sentences.append("its teacher has other classes, so that the teacher's accuracy cannot be measured")
-    if teacher_on_training is not None:
-        sentences.append(
-            f"its teacher was measured on training images only ({_percent(teacher_on_training)}), not on test images"
-        )
-    teacher = right.get("teacher")
-    if teacher is not None and alone is not None and accuracy["teacher"] <= accuracy["alone"]:
-        sentences.append(
-            f"its teacher ({_percent(accuracy['teacher'])}) is no better than the student alone "
-            f"({_percent(accuracy['alone'])}), so it has little to teach"
-        )
-    if teacher is not None and alone is not None and _certainly_better(alone, teacher):
-        text = f"The teacher ({_percent(accuracy['teacher'])}) is worse than the student alone "
-        text += f"({_percent(accuracy['alone'])}): it has nothing to teach."
-        warnings.append(WarningItem("teacher_below_baseline", "/teacher", text, "train or take a better teacher"))
-    return Verdict("; ".join(sentences) + ".", warnings)
-
-
-def _certainly_better(one: Tensor, other: Tensor) -> bool:
-    better, worse = int((one & ~other).sum()), int((other & ~one).sum())
-    return 2 * chance.sign_test(better, worse) < CERTAIN
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
+def _runs(job: PreparedJob, right: Mapping[str, Tensor]) -> list[Run]:
+    """Return the runs of a job, one for each seed, the delivered one first."""
+    return [
+        Run(seed, right[run_name("student", seed, run)], right.get(run_name("alone", seed, run)))
+        for run, seed in enumerate(run_seeds(job.spec))
+    ]
 
 
 def model_row(
@@ -282,12 +232,16 @@ def _trained(
     outcomes: Mapping[str, Outcome],
     teacher_nK: Tensor | None,
     logits_of: LogitsOf,
+    findings: Findings,
 ) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
     """Yield the name in the report, row and logits of each model that a trial trained."""
     labels = job.data.test.labels
     for number, (name, outcome) in enumerate(outcomes.items()):
         model = models[name]
         best_nK = logits_of(_with(model, outcome.best))
+        suffix = trial.name.removeprefix("student")
+        title = f"{name}{suffix}" if suffix != trial.name else trial.name
+        findings.trained(title, model, best_nK)
         last_is_best = outcome.best_epoch == outcome.epochs
         last_nK = best_nK if last_is_best else logits_of(_with(model, outcome.last))
         spec = trial.students[number] if len(trial.students) > 1 else trial.students[0]
@@ -296,17 +250,12 @@ def _trained(
         if outcome.running:
             running_nK = logits_of(_with(model, {**outcome.best, **outcome.running}))
             row["accuracy_running_averages"] = evaluate.score(running_nK, labels).accuracy
-        yield name if trial.name == "student" else trial.name, row, best_nK
+        yield title, row, best_nK
 
 
 def _with(model: Classifier, weights: Mapping[str, Tensor]) -> Classifier:
     model.network.load_state_dict(weights)
     return model
-
-
-def _ensemble(logits_knK: list[Tensor]) -> Tensor:
-    """Return the log of the mean probabilities: n × K."""
-    return torch.stack([logits_nK.double().softmax(1) for logits_nK in logits_knK]).mean(0).log().float()
 
 
 def _generation_rows(

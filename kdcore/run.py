@@ -77,7 +77,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
                     _train(trial, job, workspace, progress, meter, cache)
 
     workspace.lines.phase("evaluating")
-    results = ((trial, _untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
+    results = ((trial, untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
     keep = partial(kept.logits, workspace.cache, workspace.room())
     with progress.cost.during("evaluating"), progress.cost.measuring(len(job.data.test)):
         summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
@@ -279,7 +279,7 @@ class TrialSetup:
         device.make_exact(trial.seed)
         self.trial, self.job, self.teacher, self.cache = trial, job, teacher, cache
         self.training_set = job.training_set(trial)
-        self.students = _students(trial, job)
+        self.students = students_of(trial, job)
         self.rate_factors = self._start()
         setting = Setting(
             temperature=job.spec.temperature,
@@ -327,7 +327,7 @@ class TrialSetup:
             alpha, beta, smoothing = spec.alpha or 0.0, spec.beta or 0.0, spec.training.label_smoothing
             if not self.trial.methods and spec.scheme.kind != "alone":
                 alpha = 1.0  # alpha weighs the labels beside a distillation loss, which this trial does not have.
-            scheme = _scheme(self.trial, self.job, self.students, self.teacher, needs, answers)
+            scheme = scheme_of_trial(self.trial, self.job, self.students, self.teacher, needs, answers)
         recipe = spec.training.model_copy(update={"seed": self.trial.seed})
         training = StageTraining(
             scheme=scheme,
@@ -342,6 +342,7 @@ class TrialSetup:
             observer=observer,
             rate_factors=self.rate_factors,
             graph=self.job.computing.step == "graph",
+            aware_epochs=stage.aware_epochs,
             through=self.teacher.through if isinstance(self.teacher, TeacherAhead) else iter,
         )
         if self.teacher is not None and objective is not None:
@@ -351,12 +352,12 @@ class TrialSetup:
         return training
 
 
-def _students(trial: Trial, job: PreparedJob) -> list[Classifier]:
+def students_of(trial: Trial, job: PreparedJob) -> list[Classifier]:
     """Return a trial's untrained students; one for each branch if the student is branched."""
     return [job.student(spec) for spec in trial.students * trial.scheme.branches]
 
 
-def _scheme(
+def scheme_of_trial(
     trial: Trial,
     job: PreparedJob,
     students: list[Classifier],
@@ -380,6 +381,6 @@ def _scheme(
     return Offline(students[0], teacher, needs, answers)
 
 
-def _untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
+def untrained(trial: Trial, job: PreparedJob) -> Mapping[str, Classifier]:
     """Return the models that a trial delivers, with random weights, in which its outcomes can be loaded."""
-    return _scheme(trial, job, _students(trial, job), None).models
+    return scheme_of_trial(trial, job, students_of(trial, job), None).models

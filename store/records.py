@@ -25,7 +25,7 @@ from store import tables
 from store.lists import NEWEST_FIRST, BadCursor, Order, summary_of
 
 if TYPE_CHECKING:
-    from kdcore.spec import EvaluationSpec, JobSpec
+    from kdcore.spec import JobSpec, KindSpec
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class NewJob:
     project: str
     name: str | None
     kind: str
-    """`distillation` or `evaluation`."""
+    """`base.jobs.Kind`."""
     method: str
     spec: dict[str, Any]
     """The spec as the client sent it."""
@@ -60,15 +60,15 @@ class NewJob:
     """What a list shows of its spec: `store.lists.summary_of`."""
 
     @classmethod
-    def of(cls, resolved: "JobSpec | EvaluationSpec", **sent: Any) -> "NewJob":
+    def of(cls, resolved: "JobSpec | KindSpec", **sent: Any) -> "NewJob":
         """Make a job of a resolved spec. Each field comes from `sent`, or from the field of that name in the spec.
 
-        An evaluation has None for a field that only the spec of a distillation has.
+        A job of another kind has None for a field that only the spec of a distillation has.
         """
         spec = resolved.as_json()
         named = {"method": resolved.method_name, "resolved_spec": spec, "summary": summary_of(sent["spec"], spec)}
         values = {"kind": "distillation", **vars(resolved), **vars(resolved.scheduling), **named, **sent}
-        if values["kind"] == "evaluation":
+        if values["kind"] != "distillation":
             values = {**dict.fromkeys(field.name for field in fields(cls)), **values}
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 

@@ -434,8 +434,12 @@ class Attempt:
 
 def inputs(resolved_spec: dict[str, Any], *, resumed: bool) -> list[str]:
     """Return the digests of the files that an attempt reads. A checkpoint of the job holds what its students started
-    from, so that a resumed job does not need those files."""
-    spec = {name: value for name, value in resolved_spec.items() if not (resumed and name in ("student", "assistants"))}
+    from, so that a resumed job does not need those files. A job that names another one's whole spec (`distillation`)
+    reads only its data."""
+    left_out = ("student", "assistants") if resumed else ()
+    spec = {name: value for name, value in resolved_spec.items() if name not in left_out}
+    if "distillation" in spec:
+        spec["distillation"] = spec["distillation"].get("dataset")
     return sorted(set(blobs_in(spec)))
 
 

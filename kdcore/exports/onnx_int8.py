@@ -102,7 +102,7 @@ def _learned(model: onnx.ModelProto, student: Deliverable) -> dict[str, list[dic
     """Return the learned ranges of a graph's tensors, in onnxruntime's form. They hold 0, as u8 must."""
     if student.activation_ranges is None:
         return {}
-    from kdcore import quantization  # type: ignore[attr-defined] # part quantization's
+    from kdcore import quantization
 
     found = quantization.of_tensors(model, student.activation_ranges)
     return {name: [{"rmin": min(low, 0.0), "rmax": max(high, 0.0)}] for name, (low, high) in found.items()}

@@ -44,7 +44,10 @@ def write_students(
     """Write the student's files, its peers if several learned from each other, and the student alone if the job trained
     it. Returns the rows of the student's files."""
     delivered, spec, facts = report.delivered(job, finished), job.spec, job.data.facts
-    student = Deliverable.of(spec, facts, delivered.weights, summary["student"], delivered.members)
+    ranges = finished["student"]["student"].ranges or None
+    student = Deliverable.of(
+        spec, facts, delivered.weights, summary["student"], delivered.members, activation_ranges=ranges
+    )
     formats = tuple(dict.fromkeys(("safetensors", *spec.export)))
     rows = ship(student, formats, spec.export_options, job.data, workspace)
     for number, peer in enumerate(spec.students[1:], 2):
@@ -83,12 +86,12 @@ def ship(
     warning, and no artifact. Raises Stopped between two files if that was requested.
     """
     source = write_text(workspace.out / student_source.NAME, student_source.student_source(student))
-    workspace.announce("artifact", source, name=student_source.NAME, media_type=student_source.MEDIA_TYPE)
     rows = []
     for name in formats:
         if workspace.stop_requested:
             raise Stopped
         rows.append(_shipped(EXPORTERS[name], student, options, data, workspace))
+    workspace.announce("artifact", source, name=student_source.NAME, media_type=student_source.MEDIA_TYPE)
     return rows
 
 

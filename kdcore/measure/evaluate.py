@@ -99,6 +99,11 @@ def agreement(logits_nK: Tensor, teacher_nK: Tensor) -> float:
     return (logits_nK.argmax(1) == teacher_nK.argmax(1)).double().mean().item()
 
 
+def mean_of(logits_knK: Sequence[Tensor]) -> Tensor:
+    """Return the log of the mean probabilities of several models: n × K."""
+    return torch.stack([logits_nK.double().softmax(1) for logits_nK in logits_knK]).mean(0).log().float()
+
+
 def paired_p(one_nK: Tensor, other_nK: Tensor, labels_n: Tensor) -> float:
     """Return the two-sided p-value of McNemar's exact test: that two models are right equally often on these images.
 
@@ -217,7 +222,7 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     with workspace.timing("evaluating"):
         logits_nK = kept.logits(
             workspace.cache, workspace.room(), key, len(labels),
-            lambda: _logits_with_progress(classifier, loaded.test, workspace),
+            lambda: logits_with_progress(classifier, loaded.test, workspace),
         )  # fmt: skip
     measured = score(logits_nK, labels)
     classes = per_class(logits_nK, labels, facts.class_names)
@@ -238,7 +243,7 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _logits_with_progress(classifier: Classifier, images: Images, workspace: Workspace) -> Tensor:
+def logits_with_progress(classifier: Classifier, images: Images, workspace: Workspace) -> Tensor:
     """Return `logits_on` of all images: after each batch the progress is reported, and a stop is obeyed."""
     began, total, done = time.monotonic(), len(images), 0
 

@@ -89,7 +89,8 @@ class _Prober:
         # All pixels are made before the memory is read: they are no part of what a step needs.
         self.jobs = {size: self._job(size) for size in sorted({self._batch, min(SMALL_BATCH, self._batch)})}
         self.memory_fixed = peak_memory(self.device)
-        self.share_s = BUDGET_S / (1 + sum(len(trial.stages) for trial in self.planned))
+        # Another seed costs what the first one does.
+        self.share_s = BUDGET_S / (1 + sum(len(trial.stages) for trial in self.planned if trial.run == 0))
 
     def run(self) -> JobCost:
         measured = {}
@@ -103,7 +104,7 @@ class _Prober:
                 measured[stage.name] = found[alike]
         teacher_image_s = sum(self._image_s(member) for member in self.members)
         students_image_s = sum(measured[trial.stages[-1].name].image_s for trial in self.planned)
-        given_baseline = self.spec.baseline not in ("none", "train")
+        given_baseline = self.spec.baseline != "none" and not self.spec.trains_baseline
         baseline_image_s = measured["student"].image_s if given_baseline else 0.0
         return JobCost(
             basis="probe",

@@ -35,8 +35,9 @@ from kdcore.spec.job import (
     Training,
     Unlabelled,
 )
+from kdcore.spec.kinds import ExportSpec, KindSpec
 from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
-from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, trials
+from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, run_name, run_seeds, trials
 from kdcore.spec.reading import as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import (
@@ -67,8 +68,10 @@ __all__ = [
     "EvaluationSpec",
     "ExportFormat",
     "ExportOptions",
+    "ExportSpec",
     "Formats",
     "JobSpec",
+    "KindSpec",
     "Known",
     "Method",
     "MethodFacts",
@@ -114,6 +117,8 @@ __all__ = [
     "read",
     "resolve",
     "resolve_evaluation",
+    "run_name",
+    "run_seeds",
     "spec_warnings",
     "start_summary",
     "tags_without_weights",

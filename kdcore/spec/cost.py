@@ -203,7 +203,7 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
         **shared,
         "teachers": [_network(teacher, dataset) for teacher in spec.teachers],
         "stages": [facts for _, facts in stages],
-        "baseline": spec.baseline in ("none", "train"),
+        "baseline": spec.baseline == "none" or spec.trains_baseline,
     }
     options = spec.dataset.deciding()
     named = [spec.dataset.source, options.pop("image_size", None)]

@@ -1,50 +1,31 @@
 """The spec of an evaluation: a job that measures a model on the test images of a data set, and trains nothing."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from base.errors import Fault, SpecFaults
-from base.text import STORED, Text
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec.doubts import dataset_warnings, loading_warnings, normalization_warnings, teacher_warnings
 from kdcore.spec.fitting import Known, fit
-from kdcore.spec.job import Dataset, Labels, Preprocessing, Scheduling, Teacher
+from kdcore.spec.job import Dataset, Preprocessing, Teacher
+from kdcore.spec.kinds import KindSpec
 from kdcore.spec.resolving import loaded_as, named_classes, preprocessing
-from kdcore.spec.vocabulary import Vocabulary
 
 
-class EvaluationSpec(Vocabulary):
+class EvaluationSpec(KindSpec):
     """What a job of the kind `evaluation` runs, and `python -m kdcore run` accepts beside a `JobSpec`."""
 
     kind: Literal["evaluation"] = Field(default="evaluation", description="Tells it from the spec of a distillation.")
-    name: Annotated[str, Text(200)] | None = Field(default=None, description="A name for people.")
-    labels: Labels = Field(default={})
     model: Teacher = Field(description="The model: a checkpoint, with its architecture and preprocessing.")
     dataset: Dataset = Field(description="The model is measured on all its test images.")
-    strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
-    scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
-
-    @property
-    def method_name(self) -> str:
-        return self.kind
-
-    def as_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
 
 
 def parse_evaluation(body: dict[str, Any], *, stored: bool = False) -> EvaluationSpec:
     """Return the spec. Raises SpecFaults with every fault. `stored`: an earlier version may have accepted it."""
-    try:
-        spec = EvaluationSpec.model_validate(body, context=STORED if stored else None)
-    except ValidationError as error:
-        faults = (
-            Fault("".join(f"/{step}" for step in detail["loc"]), detail["msg"], detail["type"], got=detail["input"])
-            for detail in error.errors(include_url=False)
-        )
-        raise SpecFaults(list(faults)) from error
+    spec = EvaluationSpec.parse(body, stored=stored)
     if spec.model.logits is not None:
         text = "an evaluation runs a network on images, and a file of logits has none"
         raise SpecFaults([Fault("/model/logits", text, "not_allowed", "a checkpoint or a program", spec.model.logits)])
@@ -56,11 +37,8 @@ def fit_evaluation(spec: EvaluationSpec, model: ModelFacts, dataset: DatasetFact
     if spec.model.image_size is not None:
         text = "an evaluation shows the images at the data set's size"
         return [Fault("/model/image_size", text, "unused", "dataset.image_size", spec.model.image_size)]
-    metrics = [number for number, alert in enumerate(spec.scheduling.alerts) if alert.metric is not None]
-    if metrics:
-        text = "an evaluation trains nothing and has no metrics; its only alert is no_progress_s"
-        places = [f"/scheduling/alerts/{number}/metric" for number in metrics]
-        return [Fault(place, text, "unused", "no_progress_s") for place in places]
+    if faults := spec.metric_faults():
+        return faults
     height, width = dataset.image_size
     shown = spec.model.model_copy(update={"image_size": height if height == width else None})
     faults = fit({"teacher": shown}, Known(dataset=dataset, teachers={"/teacher": model}))

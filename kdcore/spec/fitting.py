@@ -20,6 +20,7 @@ from kdcore.catalog import (
 from kdcore.spec.classes import class_faults, needs_classes
 from kdcore.spec.job import (
     EVERYTHING_ELSE,
+    TRAINED_BASELINES,
     Augmentation,
     CropFlip,
     JobSpec,
@@ -440,7 +441,7 @@ def _enough_images(dataset: DatasetFacts, pool: DatasetFacts | None, fields: Fie
     if not isinstance(training, Training) or (isinstance(unlabelled, Unlabelled) and pool is None):
         return
     counts = {"training": images_to_train_on(dataset, pool, unlabelled, training)}
-    if fields.get("baseline") == "train":
+    if fields.get("baseline") in TRAINED_BASELINES:
         counts["labelled training"] = images_to_train_on(dataset, None, None, training)
     for kind, left in counts.items():
         if training.batch_size > left:

@@ -700,6 +700,10 @@ class Scheduling(Vocabulary):
     )
 
 
+TRAINED_BASELINES = ("train", "train_anew")
+"""The values of `baseline` for a student alone that the job trains itself. A resolved spec has the first."""
+
+
 class JobSpec(Vocabulary):
     """One distillation: loss = alpha · cross_entropy(student, labels) + beta · distillation(student, teacher).
 
@@ -749,9 +753,10 @@ class JobSpec(Vocabulary):
         "have weights of their own, as in a list of several.",
     )
     training: Training = Field(default=Training(), description="The recipe of the training.")
-    baseline: Annotated[str, Field(pattern=r"^(none|train|(job|blob|file):.+)$"), Text(1000)] = Field(
+    baseline: Annotated[str, Field(pattern=r"^(none|train|train_anew|(job|blob|file):.+)$"), Text(1000)] = Field(
         default="none",
-        description="none, train (the same student, recipe and seed without the teacher), or job:<id>: of an "
+        description="none, train (the same student, recipe and seed without the teacher; if an earlier job of the "
+        "project has trained just that, its student is taken, with a warning), train_anew, or job:<id>: of an "
         "earlier job, a supervised one, or one that trained its own student alone, with the same network, data, recipe "
         "and seed; for `python -m kdcore` also file:<path> of its weights.",
     )
@@ -760,7 +765,7 @@ class JobSpec(Vocabulary):
         ge=1,
         le=32,
         description="Runs of the student, and of its baseline, with seeds training.seed, training.seed + 1, and so on: "
-        "the report gives an interval over them. The first is delivered.",
+        "the report gives an interval over them. The first is delivered. Assistants are trained once.",
     )
     quantization: Quantization | None = Field(
         default=None, description="Training for int8; the student alone is trained in the same way."
@@ -792,6 +797,10 @@ class JobSpec(Vocabulary):
     def students(self) -> tuple[Student, ...]:
         """The students; the first is the result of the job."""
         return self.student if isinstance(self.student, tuple) else (self.student,)
+
+    @property
+    def trains_baseline(self) -> bool:
+        return self.baseline in TRAINED_BASELINES
 
     @property
     def method_name(self) -> str:

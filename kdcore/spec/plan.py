@@ -7,6 +7,7 @@ from kdcore.catalog import DatasetFacts
 from kdcore.spec.fitting import images_to_train_on
 from kdcore.spec.job import JobSpec, Student
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
+from kdcore.spec.shipping import default_aware_epochs
 from kdcore.spec.vocabulary import Pair
 
 GIVEN = "teacher"
@@ -22,6 +23,8 @@ class Stage:
     steps: int
     method: Method | None = None
     """The method of a stage before the labels; None in the last stage, which uses all methods and the labels."""
+    aware_epochs: int = 0
+    """The last of its epochs, which train for int8."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Trial:
     """The methods; empty for labels alone."""
     seed: int
     stages: tuple[Stage, ...] = ()
+    run: int = 0
+    """The number of the run with another seed; 0 is the one that is delivered."""
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.name == run_name("alone", self.seed, self.run)
 
     @property
     def scheme(self) -> SchemeOptions:
@@ -43,15 +52,39 @@ class Trial:
         return scheme_of(self.methods)
 
 
+def run_seeds(spec: JobSpec) -> range:
+    """Return the seeds of a job's runs; the first is the delivered one's."""
+    return range(spec.training.seed, spec.training.seed + spec.seeds)
+
+
+def run_name(trial: str, seed: int, run: int) -> str:
+    """Return the name of a trial in the run with this number: `student`, then `student-seed-1`."""
+    return trial if run == 0 else f"{trial}-seed-{seed}"
+
+
 def trials(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> tuple[Trial, ...]:
-    """Return a job's trials with their stages. The student's is the last, except for its baseline."""
+    """Return a job's trials with their stages. The student's is the last of the first run, except for its baseline.
+
+    Each further run trains student and baseline as the job with that seed would. Assistants are trained once.
+    """
     planned = list(_generations(spec) if spec.scheme.generations else _chain(spec))
-    if spec.baseline == "train":
+    if spec.trains_baseline:
         planned.append(Trial("alone", spec.students[:1], None, (), spec.training.seed))
+    repeated = [trial for trial in planned if trial.name in ("student", "alone")]
+    for run, seed in enumerate(run_seeds(spec)):
+        planned += [replace(one, name=run_name(one.name, seed, run), seed=seed, run=run) for one in repeated if run]
     return tuple(
-        replace(trial, stages=tuple(_stages(trial, spec, dataset, unlabelled if trial.name != "alone" else None)))
+        replace(trial, stages=tuple(_stages(trial, spec, dataset, None if trial.is_baseline else unlabelled)))
         for trial in planned
     )
+
+
+def aware_epochs(spec: JobSpec) -> int:
+    """Return the number of last epochs that train for int8; 0 if none do."""
+    asked = spec.quantization
+    if asked is None or not asked.aware:
+        return 0
+    return asked.epochs if asked.epochs is not None else default_aware_epochs(spec.training.epochs)
 
 
 def numbered(names: Sequence[str]) -> list[str]:
@@ -69,7 +102,9 @@ def _stages(trial: Trial, spec: JobSpec, dataset: DatasetFacts, unlabelled: Data
     for name, (method, stage) in zip(names, first, strict=True):
         assert stage.epochs is not None, "resolve() counts the epochs of every stage"
         yield Stage(name, stage.epochs, stage.epochs * steps_per_epoch, method)
-    yield Stage(trial.name, spec.training.epochs, spec.training.epochs * steps_per_epoch)
+    # Assistants and earlier generations teach as float networks.
+    aware = 0 if trial.name.startswith(("assistant-", "generation-")) else aware_epochs(spec)
+    yield Stage(trial.name, spec.training.epochs, spec.training.epochs * steps_per_epoch, aware_epochs=aware)
 
 
 def _chain(spec: JobSpec) -> Iterator[Trial]:

@@ -50,6 +50,7 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
     return spec.model_copy(
         update={
             "dataset": spec.dataset.resolved(),
+            "baseline": "train" if spec.trains_baseline else spec.baseline,
             "method": methods if isinstance(spec.method, tuple) else methods[0],
             "temperature": spec.temperature if spec.temperature is not None else default.temperature,
             "alpha": _given(spec.alpha, default.alpha),

@@ -9,7 +9,16 @@ from typing import Any, TypeVar
 
 from base.errors import Fault
 from kdcore.catalog import UnknownName, architecture
-from kdcore.spec.job import Dataset, Multistep, RandomResizedCrop, Student, Teacher, Training, Unlabelled
+from kdcore.spec.job import (
+    TRAINED_BASELINES,
+    Dataset,
+    Multistep,
+    RandomResizedCrop,
+    Student,
+    Teacher,
+    Training,
+    Unlabelled,
+)
 from kdcore.spec.methods import METHODS, Method, scheme_of
 from kdcore.spec.methods.options import SchemeKind
 
@@ -414,6 +423,18 @@ def _baseline_means_something(fields: Fields) -> Iterator[Fault]:
         yield Fault("/baseline", "a student without a teacher is its own baseline", "unused", ["none"], baseline)
 
 
+def _seeds_are_of_whole_runs(fields: Fields) -> Iterator[Fault]:
+    if (seeds := fields.get("seeds", 1)) == 1:
+        return
+    if scheme_kind(fields) == "generations":
+        text = "each generation has a seed of its own already, and the last one depends on all"
+        yield Fault("/seeds", text, "not_allowed", 1, seeds)
+    baseline = fields.get("baseline", "none")
+    if baseline not in ("none", *TRAINED_BASELINES):
+        text = "another job trained one student alone, with one seed: with several seeds, each needs its own"
+        yield Fault("/baseline", text, "not_allowed", list(TRAINED_BASELINES), baseline)
+
+
 def _schedule_fits_epochs(fields: Fields) -> Iterator[Fault]:
     training = fields.get("training")
     if not isinstance(training, Training):
@@ -463,6 +484,7 @@ _RULES: tuple[Callable[[Fields], Iterator[Fault]], ...] = (
     _weights_mean_something,
     _parts_of_a_loss_are_not_all_zero,
     _baseline_means_something,
+    _seeds_are_of_whole_runs,
     _schedule_fits_epochs,
     _crop_ranges_rise,
 )

@@ -12,7 +12,7 @@ from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.data import load
 from kdcore.data.images import Data
 from kdcore.measure import evaluate
-from kdcore.report import logits_row, verdict
+from kdcore.report import logits_row
 from kdcore.run import run
 from kdcore.spec import Dataset, parse
 from kdcore.training import Outcome
@@ -173,63 +173,6 @@ def test_build_report_a_baseline_of_an_earlier_job_is_held_against_the_teacher_t
     teacher_nK = evaluate.logits_on(from_file(folder / "convnet8.safetensors", data), data.test)
     assert [report["alone"][name] for name in FIGURES] == measured(from_file(path, data), data, teacher_nK)
     assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]
-
-
-# The verdict
-
-
-def rights(**right):
-    """Which of 100 images each model is right on: the first so many, after a shift."""
-    images = torch.arange(100)
-    return {name: (images >= begin) & (images < end) for name, (begin, end) in right.items()}
-
-
-@pytest.mark.parametrize(
-    ("right", "codes", "told"),
-    [
-        ({"student": (0, 90)}, [], "The student is right on 90.0 % of 100 test images."),
-        ({"student": (0, 90), "alone": (0, 70)}, [], "distilling helped: 20.0 points above the same student alone"),
-        ({"student": (0, 92), "alone": (0, 90)}, [], "2.0 points above the same student alone, no certain difference"),
-        ({"student": (0, 88), "alone": (0, 90)}, [], "2.0 points below the same student alone, no certain difference"),
-        ({"student": (0, 60), "alone": (40, 100)}, [], "0.0 points above"),
-        ({"student": (0, 70), "alone": (0, 90)}, ["student_below_baseline"], "distilling harmed: it is 20.0 points"),
-        (
-            {"student": (0, 80), "alone": (0, 80), "teacher": (0, 50)},
-            ["teacher_below_baseline"],
-            "its teacher (50.0 %) is no better than the student alone (80.0 %), so it has little to teach.",
-        ),
-        (
-            {"student": (0, 80), "alone": (0, 80), "teacher": (0, 78)},
-            [],
-            "(78.0 %) is no better than the student alone",
-        ),
-        ({"student": (0, 80), "alone": (0, 80), "teacher": (0, 82)}, [], "no certain difference on these images."),
-        ({"student": (0, 50), "teacher": (0, 20)}, [], "50.0 %"),
-        ({"student": (0, 25)}, ["student_ended_at_chance"], "has learned nothing: it is right on 25.0 %"),
-        ({"student": (0, 22)}, ["student_ended_at_chance"], "guessing gives 25.0 %"),
-        (
-            {"student": (0, 25), "alone": (0, 90), "teacher": (0, 30)},
-            ["student_ended_at_chance", "student_below_baseline", "teacher_below_baseline"],
-            "learned nothing",
-        ),
-    ],
-)
-def test_verdict_is_one_sentence_with_its_warnings(right, codes, told):
-    judged = verdict(rights(**right), [25, 25, 25, 25])
-    assert [warning.code for warning in judged.warnings] == codes
-    assert told in judged.sentence and judged.sentence.endswith(".")
-
-
-def test_verdict_difference_is_certain_from_eight_images_on_one_side():
-    """Two-sided, exact: 2 / 2^8 = 0.0078 is below 0.01, and 2 / 2^7 = 0.016 is not."""
-    for images, certain in ((7, False), (8, True)):
-        judged = verdict(rights(student=(0, 80), alone=(0, 80 + images)), [25] * 4)
-        assert [warning.code for warning in judged.warnings] == ["student_below_baseline"] * certain
-
-
-def test_verdict_chance_is_the_largest_class():
-    assert verdict(rights(student=(0, 90)), [90, 10]).warnings[0].code == "student_ended_at_chance"
-    assert verdict(rights(student=(0, 99)), [90, 10]).warnings == []
 
 
 def by_hand(path) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 from kdcore.classifier import FrozenTeacher
 from kdcore.lesson import Teacher
 from kdcore.prepare import PreparedJob, prepare
-from kdcore.run import TrialSetup, _untrained
+from kdcore.run import TrialSetup, untrained
 from kdcore.schemes.ensemble import NativeEnsemble
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
@@ -251,7 +251,7 @@ def test_run_the_models_of_a_trial_take_the_weights_that_its_training_leaves(nam
     prepared = built(spec, folder)
     (setup,) = setups(prepared)
     outcomes = setup.training(0, SILENT).run()
-    empty = _untrained(setup.trial, prepared)
+    empty = untrained(setup.trial, prepared)
     assert list(outcomes) == list(empty) == expected
     for model, outcome in outcomes.items():
         empty[model].network.load_state_dict(outcome.best, strict=True)

@@ -1,0 +1,74 @@
+"""The specs of jobs that train nothing: what all have, and those of the kinds `export` and `benchmark`.
+
+A kind has a class of its fields here or in a module of its own (`evaluation.py`), a line in `PARSERS` and one in
+`_run_spec` of `kdcore/__main__.py`, and a route that makes its jobs. Worker, queue and database treat all kinds alike.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from base.errors import Fault, SpecFaults
+from base.text import STORED, Text
+from kdcore.spec.job import Labels, Scheduling
+from kdcore.spec.shipping import ExportOptions, Formats
+from kdcore.spec.vocabulary import Vocabulary
+
+Which = Literal["best", "last"]
+
+
+class KindSpec(Vocabulary):
+    """What a job has that trains nothing. `kind`, a field of every subclass, tells it from a distillation."""
+
+    kind: str
+    name: Annotated[str, Text(200)] | None = Field(default=None, description="A name for people.")
+    labels: Labels = Field(default={})
+    strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
+    scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
+
+    @property
+    def method_name(self) -> str:
+        return self.kind
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def parse(cls, body: dict[str, Any], *, stored: bool = False) -> Self:
+        """Return the spec. Raises SpecFaults with every fault. `stored`: an earlier version may have accepted it."""
+        try:
+            return cls.model_validate(body, context=STORED if stored else None)
+        except ValidationError as error:
+            faults = (
+                Fault("".join(f"/{step}" for step in detail["loc"]), detail["msg"], detail["type"], got=detail["input"])
+                for detail in error.errors(include_url=False)
+            )
+            raise SpecFaults(list(faults)) from error
+
+    def metric_faults(self) -> list[Fault]:
+        """Return the faults of alerts on metrics: a job that trains nothing has none."""
+        metrics = [number for number, alert in enumerate(self.scheduling.alerts) if alert.metric is not None]
+        text = f"a job of the kind {self.kind} trains nothing and has no metrics; its only alert is no_progress_s"
+        places = [f"/scheduling/alerts/{number}/metric" for number in metrics]
+        return [Fault(place, text, "unused", "no_progress_s") for place in places]
+
+
+class ExportSpec(KindSpec):
+    """A job of the kind `export`: it writes and measures files of the student that a job has trained."""
+
+    kind: Literal["export"] = "export"
+    job: Annotated[str, Text(40)] | None = Field(default=None, description="The id of the job, for people.")
+    distillation: dict[str, Any] = Field(description="The resolved spec of the job that trained the student.")
+    weights: Annotated[str, Text(1000)] = Field(
+        description="The student's file, or a checkpoint of the job: blob:sha256:<hex>, or file:<path>."
+    )
+    weights_format: Literal["checkpoint", "safetensors"] = Field(description="Which of the two `weights` is.")
+    checkpoint: Which = Field(
+        default="best",
+        description="best: the weights of the best epoch on held-out images so far. last: those of the last step.",
+    )
+    step: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="The step of the checkpoint; null for the file of a job that has succeeded."
+    )
+    export: Formats = Field(default=("safetensors",), description="The files to write.")
+    export_options: ExportOptions = Field(default=ExportOptions(), description="How they are made and measured.")
