@@ -65,6 +65,7 @@ CODES: dict[str, When] = {
     "teacher_below_baseline": "result",
     "export_unavailable": "result",
     "export_mismatch": "result",
+    "tracking_failed": "result",
 }
 """All codes, and when each can first be known."""
 NAMES = tuple(CODES)
