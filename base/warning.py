@@ -64,6 +64,7 @@ CODES: dict[str, When] = {
     "teacher_below_baseline": "result",
     "export_unavailable": "result",
     "export_mismatch": "result",
+    "document_not_made": "result",
 }
 """All codes, and when each can first be known."""
 NAMES = tuple(CODES)
