@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from kdcore import kernels
 from kdcore.lesson import NOTHING, Batch, Needs, View
 from kdcore.models.layers import fold, folded_precision
+from kdcore.quantization import FakeQuantization
 from kdcore.taps import Taps
 
 
@@ -26,6 +27,7 @@ class Classifier(nn.Module):
     `outputs` says, for each class, which outputs answer it: their probabilities are added, by the logsumexp of their
     logits, and outputs that no class has are left out.
     `image_size` is the side of its images; None for the data's own size.
+    `rounding`, if it is set, rounds what the network computes as int8 would; then it computes in float32.
     """
 
     network: nn.Module
@@ -49,6 +51,7 @@ class Classifier(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent in torch's stub
         self.bf16 = bf16
         self.image_size = image_size
+        self.rounding: FakeQuantization | None = None
         self._taps = Taps(network, taps)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -83,13 +86,17 @@ class Classifier(nn.Module):
 
     def _view_in_own_precision(self, images: Tensor) -> View:
         folded = folded_precision(self.network)
-        bf16 = self.bf16 if folded is None else folded == torch.bfloat16
+        bf16 = (self.bf16 if folded is None else folded == torch.bfloat16) and self.rounding is None
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
             return self.view(images)
 
     def view(self, images: Tensor) -> View:
         """Return a view of images that are normalised already, in the precision of the caller."""
-        logits = self.of_classes(self.network(images))
+        if self.rounding is None:
+            outputs = self.network(images)
+        else:
+            outputs = self.rounding.run(self.network, images, follows=self.training)
+        logits = self.of_classes(outputs)
         return View(_lifted(logits), {path: _lifted(tap) for path, tap in self._taps.read().items()})
 
     def of_classes(self, logits: Tensor) -> Tensor:

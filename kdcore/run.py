@@ -342,6 +342,7 @@ class TrialSetup:
             observer=observer,
             rate_factors=self.rate_factors,
             graph=self.job.computing.step == "graph",
+            aware_epochs=stage.aware_epochs,
             through=self.teacher.through if isinstance(self.teacher, TeacherAhead) else iter,
         )
         if self.teacher is not None and objective is not None:

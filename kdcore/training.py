@@ -6,7 +6,7 @@ Read `StageTraining._step` first. Shapes: N batch, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from kdcore.measure import batch_norm, evaluate
 from kdcore.measure.alarms import Alarms
 from kdcore.objectives import Objective
 from kdcore.optimizer import Average, learning_rate, optimizer_for, set_rate
+from kdcore.quantization import FakeQuantization, Range, keep_statistics
 from kdcore.spec import Training
 
 POINT_EVERY_STEPS = 200
@@ -55,6 +56,8 @@ class Best:
     accuracy: float = -1.0
     running: Weights = field(default_factory=dict)
     """The running averages of its batch norms, which measured statistics have replaced in `weights`."""
+    ranges: Sequence[Range] = ()
+    """Those of its activations at this epoch, if it trains for int8."""
 
 
 @dataclass
@@ -69,6 +72,10 @@ class Outcome:
     running: Weights = field(default_factory=dict)
     """The running averages of the best epoch's batch norms, if they give another accuracy than measured statistics,
     by more than noise."""
+    ranges: Sequence[Range] = ()
+    """Those of the best epoch's activations, if the last epochs trained for int8: the best is one of these then."""
+    before: Weights = field(default_factory=dict)
+    """The best weights of the epochs before those, which trained in float."""
 
 
 @dataclass
@@ -103,6 +110,8 @@ class StageTraining:
     graph: bool = False
     """Capture a step as a CUDA graph, and replay it."""
     alarms: Alarms = field(default_factory=Alarms)
+    aware_epochs: int = 0
+    """The last epochs, in which students compute as int8 would (`kdcore/quantization.py`)."""
     through: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
     """Passes the batches of an epoch on. A teacher that runs ahead sees the next one first."""
     position: Position = field(default_factory=Position)
@@ -128,6 +137,8 @@ class StageTraining:
         self.last: dict[str, Weights] = {}
         """The models as graded at the end of the last epoch. A stage that is resumed there makes them again."""
         self.sums: dict[str, Tensor] = {}
+        self.before: dict[str, Weights] = {}
+        """The best weights of the epochs that train in float, once those that train for int8 have begun."""
 
     @property
     def global_step(self) -> int:
@@ -147,7 +158,9 @@ class StageTraining:
 
     def _outcome(self, name: str, best: Best) -> Outcome:
         last = best.weights if best.epoch == self.epochs else self.last.get(name) or self._graded(name)[0]
-        return Outcome(best.weights, last, best.epoch, best.accuracy, self.epochs)
+        outcome = Outcome(best.weights, last, best.epoch, best.accuracy, self.epochs)
+        outcome.ranges, outcome.before = best.ranges, self.before.get(name, {})
+        return outcome
 
     def compare_statistics(self, name: str, outcome: Outcome) -> tuple[float, float] | None:
         """Return the accuracies on held-out images, at the best epoch, by measured batch-norm statistics and by running
@@ -199,6 +212,8 @@ class StageTraining:
 
     def _epoch(self) -> None:
         position, size, rows = self.position, self.recipe.batch_size, self.training_set.rows
+        if self.aware_epochs and position.epoch == self.epochs - self.aware_epochs and position.step == 0:
+            self._begin_rounding()
         self.learners.train()
         if self.objective is not None:
             self.objective.train()
@@ -278,12 +293,41 @@ class StageTraining:
             with _loaded(model.network, weights if self.averages or running else None):
                 score = evaluate.score(evaluate.logits_on(model, held_out, self._evaluated), held_out.labels)
             if score.accuracy > self.best[name].accuracy:
-                self.best[name] = Best(weights, self.position.epoch + 1, score.accuracy, running)
+                ranges = () if model.rounding is None else model.rounding.ranges()
+                self.best[name] = Best(weights, self.position.epoch + 1, score.accuracy, running, ranges)
             if self.position.epoch + 1 == self.epochs:
                 self.last[name] = weights
             prefix = "validation" if name == "student" else f"validation/{name}"
             validation |= {f"{prefix}/accuracy": score.accuracy, f"{prefix}/loss": score.loss}
         self._point(validation)
+
+    def _begin_rounding(self) -> None:
+        """Let students compute as int8 would from here on. They go on from the weights that would be delivered now, and
+        the best epoch is one of those to come: the best float weights need not be good ones in int8."""
+        models = self.scheme.models
+        graded = {name: self._graded(name)[0] for name in models}
+        for name, model in models.items():
+            model.network.load_state_dict(graded[name])
+        self.averages = {name: Average(models[name].network, average.decay) for name, average in self.averages.items()}
+        self.before = {name: best.weights if best.epoch else graded[name] for name, best in self.best.items()}
+        self.learners.eval()
+        for name in self._delivered():
+            rounding = FakeQuantization(device=self.training_set.rows.device)
+            self._round(models[name], rounding)
+            with torch.no_grad(), rounding.measuring():
+                for pixels in batch_norm.batches(self.training_set, self.recipe.batch_size):
+                    models[name](pixels.to(self.training_set.rows.device))
+                    self._evaluated(len(pixels))
+        self.best = {name: Best(self._weights(name)) for name in models}
+
+    def _delivered(self) -> list[str]:
+        """Return the names of the models that are delivered: students, but no exits of theirs."""
+        return [name for name in self.scheme.models if name == "student" or name.startswith("student-")]
+
+    def _round(self, model: Classifier, rounding: FakeQuantization) -> None:
+        model.rounding = rounding
+        keep_statistics(model.network)
+        self.graph_step = None  # What was captured does not round; these epochs are few, and their steps eager.
 
     def _graded(self, name: str) -> tuple[Weights, Weights]:
         """Return a model's weights as they are graded, kept and delivered: with measured batch-norm statistics, unless
@@ -347,7 +391,13 @@ class StageTraining:
             "sums": dict(self.sums),
             "alarms": dict(self.alarms.state),
             "random": _random_state(),
+            **({"quantization": self._rounding_state()} if self.before else {}),
         }
+
+    def _rounding_state(self) -> dict[str, Any]:
+        models = self.scheme.models.items()
+        ranges = {name: model.rounding.ranges() for name, model in models if model.rounding is not None}
+        return {"ranges": ranges, "before": dict(self.before)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -361,6 +411,10 @@ class StageTraining:
         self.sums = dict(state["sums"])
         if "alarms" in state:  # Absent in a checkpoint of an earlier version.
             self.alarms.restore(state["alarms"])
+        if "quantization" in state:
+            self.before = dict(state["quantization"]["before"])
+            for name, ranges in state["quantization"]["ranges"].items():
+                self._round(self.scheme.models[name], FakeQuantization(ranges, self.training_set.rows.device))
         _restore_random_state(state["random"])
 
     def _weights(self, name: str) -> Weights:

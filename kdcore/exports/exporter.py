@@ -16,6 +16,7 @@ from kdcore import models
 from kdcore.catalog import DatasetFacts
 from kdcore.data.images import Images
 from kdcore.exports.plain_layers import Ensemble
+from kdcore.quantization import Range
 from kdcore.spec import ExportFormat, ExportOptions, JobSpec, Student
 
 Quantized = Literal["after_training", "aware"]
@@ -40,9 +41,9 @@ class Deliverable:
     metrics: Mapping[str, Any]
     spec: JobSpec
     """Resolved: its `dataset` says how pictures become images of this size."""
-    activation_ranges: Mapping[str, tuple[float, float]] | None = None
-    """Of quantisation-aware training: for each convolution and linear layer, by module path, the least and the largest
-    value of its input that int8 represents. None if the student was trained without."""
+    activation_ranges: Sequence[Range] | None = None
+    """Of quantisation-aware training (`kdcore/quantization.py`, where `of_tensors` finds the tensors of an ONNX model).
+    None if the student was trained without."""
     made: dict[str, Any] = field(default_factory=dict, repr=False)
     """What one file is made of and another one, too, so that it is made once."""
 
@@ -55,7 +56,7 @@ class Deliverable:
         metrics: Mapping[str, Any],
         members: int = 1,
         student: Student | None = None,
-        activation_ranges: Mapping[str, tuple[float, float]] | None = None,
+        activation_ranges: Sequence[Range] | None = None,
     ) -> Deliverable:
         """Return the deliverable of a job's weights, given its resolved spec and its data's facts. `student`: which of
         several students it is; None for the first."""
@@ -89,6 +90,7 @@ class Deliverable:
             "std": self.std,
             "metrics": dict(self.metrics),
             "spec": self.spec.as_json(),
+            **({"activation_ranges": list(self.activation_ranges)} if self.activation_ranges else {}),
         }
 
     @cached_property

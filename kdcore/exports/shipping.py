@@ -32,7 +32,10 @@ def write_students(
     """Write the student's files, its peers if several learned from each other, and the student alone if the job trained
     it. Returns the rows of the student's files."""
     delivered, spec, facts = report.delivered(job, finished), job.spec, job.data.facts
-    student = Deliverable.of(spec, facts, delivered.weights, summary["student"], delivered.members)
+    ranges = finished["student"]["student"].ranges or None
+    student = Deliverable.of(
+        spec, facts, delivered.weights, summary["student"], delivered.members, activation_ranges=ranges
+    )
     formats = tuple(dict.fromkeys(("safetensors", *spec.export)))
     rows = ship(student, formats, spec.export_options, job.data, workspace)
     for number, peer in enumerate(spec.students[1:], 2):

@@ -7,6 +7,7 @@ from kdcore.catalog import DatasetFacts
 from kdcore.spec.fitting import images_to_train_on
 from kdcore.spec.job import JobSpec, Student
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
+from kdcore.spec.shipping import default_aware_epochs
 from kdcore.spec.vocabulary import Pair
 
 GIVEN = "teacher"
@@ -22,6 +23,8 @@ class Stage:
     steps: int
     method: Method | None = None
     """The method of a stage before the labels; None in the last stage, which uses all methods and the labels."""
+    aware_epochs: int = 0
+    """The last of its epochs, which train for int8."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,14 @@ def trials(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None
     )
 
 
+def aware_epochs(spec: JobSpec) -> int:
+    """Return the number of last epochs that train for int8; 0 if none do."""
+    asked = spec.quantization
+    if asked is None or not asked.aware:
+        return 0
+    return asked.epochs if asked.epochs is not None else default_aware_epochs(spec.training.epochs)
+
+
 def numbered(names: Sequence[str]) -> list[str]:
     """Return distinct names: a, b, a-2, a-3."""
     times = [names[:position].count(name) for position, name in enumerate(names, 1)]
@@ -91,7 +102,9 @@ def _stages(trial: Trial, spec: JobSpec, dataset: DatasetFacts, unlabelled: Data
     for name, (method, stage) in zip(names, first, strict=True):
         assert stage.epochs is not None, "resolve() counts the epochs of every stage"
         yield Stage(name, stage.epochs, stage.epochs * steps_per_epoch, method)
-    yield Stage(trial.name, spec.training.epochs, spec.training.epochs * steps_per_epoch)
+    # Assistants and earlier generations teach as float networks.
+    aware = 0 if trial.name.startswith(("assistant-", "generation-")) else aware_epochs(spec)
+    yield Stage(trial.name, spec.training.epochs, spec.training.epochs * steps_per_epoch, aware_epochs=aware)
 
 
 def _chain(spec: JobSpec) -> Iterator[Trial]:

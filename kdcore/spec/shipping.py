@@ -76,3 +76,9 @@ class Quantization(Vocabulary):
         le=100_000,
         description="The last epochs, within training.epochs. Default: a tenth of them, at least 1.",
     )
+
+
+def default_aware_epochs(epochs: int) -> int:
+    """Return how many of a training's epochs train for int8 by default: a tenth (ModelOpt and Ultralytics take 5 to
+    10 %)."""
+    return max(1, round(epochs / 10))

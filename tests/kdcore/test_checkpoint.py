@@ -54,6 +54,8 @@ def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
         "best_accuracy",
         "epochs",
         "running",
+        "ranges",
+        "before",
     ]
 
 
