@@ -51,7 +51,7 @@ class Origin:
 
 def texts(job: PreparedJob, workspace: Workspace, report: Mapping[str, Any]) -> dict[str, str]:
     """Return the card's own files by name."""
-    origins = [_origin(teacher, workspace) for teacher in job.spec.teachers]
+    origins = [origin(teacher, workspace) for teacher in job.spec.teachers]
     files = [name for name in (STUDENT_FILE, SOURCE_FILE) if (workspace.out / name).is_file()]
     student = Deliverable.of(job.spec, job.data.facts, {}, {})
     facts = {name: value for name, value in student.facts.items() if name not in ("metrics", "spec")}
@@ -161,7 +161,7 @@ def _data(spec: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": title, "type": kind, "hub": None, "licence": None, "digest": facts.get("digest")}
 
 
-def _origin(teacher: Teacher, workspace: Workspace) -> Origin:
+def origin(teacher: Teacher, workspace: Workspace) -> Origin:
     """Return where a teacher is from. The licence is that which its file or timm states."""
     reference = teacher.checkpoint or teacher.program or teacher.logits or ""
     title = teacher.architecture or "program"
