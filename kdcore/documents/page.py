@@ -36,7 +36,7 @@ SHOWN_POINTS = 250
 """Of a curve, so that the page stays small."""
 CHARTS = (
     ("validation/accuracy", "Accuracy on held-out images", "%"),
-    ("train/loss", "Training loss", ""),
+    ("train/label_loss", "Loss on the labels, in training", ""),
     ("train/distillation_loss", "Distillation loss", ""),
 )
 MARKDOWN = "card.md.jinja"
@@ -257,7 +257,8 @@ def _hash(style: str) -> str:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f} %".replace("-", "−")
+    """Return a fraction in percent, with a space at which no line is broken."""
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f}\u00a0%".replace("-", "−")
 
 
 def points(fraction: float | None) -> str:

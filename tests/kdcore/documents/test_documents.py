@@ -92,7 +92,7 @@ def test_html_has_the_figures_of_the_report(job):
     text, report = Elements(html_of(job)).text, job.report
     assert report["verdict"] in text
     for key in ("teacher", "student", "alone"):
-        assert f"{100 * report[key]['accuracy']:.1f} %" in text
+        assert page.percent(report[key]["accuracy"]) in text
     assert all(one["message"] in text for one in report["warnings"])
     assert json.loads(text[text.rindex("spec.json") + len("spec.json") :])["name"] == HOSTILE
     pictures = {example["image"] for one in report["classes"]["worst"] for example in one["examples"]}
