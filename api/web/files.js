@@ -119,16 +119,18 @@ function table(files) {
   const float = files.find((file) => file.accuracy != null && !file.quantization)?.accuracy;
   const head = [
     ["File", ""], ["Accuracy", "number"], ["Agrees", "number", "Share of the test images on which the file and the student predict the same class"],
-    ["Size", "number"], ...batches.map((batch) => [batch === 1 ? "1 image" : `${batch} images`, "number", "Latency: the median, and the time that 95 % do not exceed"]),
-    ["Memory", "number wide", "The most memory of a process that runs the file"], ["", "number"],
+    ["Size", "number"], ...batches.map((batch) => [images(batch), "number", "Latency: the median, and the time that 95 % do not exceed"]),
+    ["Memory", "number", "The most memory of a process that runs the file"], ["", "number"],
   ];
   return [
-    h("div", { class: "scrolled" }, h("table", { class: "measured" },
+    h("div", { class: "scrolled" }, h("table", { class: "measured stacked" },
       h("thead", null, h("tr", null, head.map(([name, css, title]) => h("th", { scope: "col", class: css, title }, name)))),
       h("tbody", null, files.map((file) => fileRow(file, batches, float, head.length))))),
     machines(files),
   ];
 }
+
+const images = (batch) => (batch === 1 ? "1 image" : `${batch} images`);
 
 function fileRow(file, batches, float, width) {
   const about = [NAMES[file.format] || file.format, file.runtime, QUANTIZATIONS[file.quantization], file.checkpoint && `${file.checkpoint} epoch`].filter(Boolean).join(", ");
@@ -139,12 +141,12 @@ function fileRow(file, batches, float, width) {
   const latency = (batch) => (file.latency || []).find((one) => one.batch === batch);
   const loss = file.quantization && float != null && file.accuracy != null && file.accuracy - float;
   return h("tr", null, name,
-    h("td", { class: "number" }, percent(file.accuracy), loss !== false && loss != null && h("span", { class: "interval", title: "Points of accuracy beside the float file" }, points(loss))),
-    h("td", { class: "number" }, percent(file.agreement)),
-    h("td", { class: "number" }, bytes(file.bytes)),
-    batches.map((batch) => h("td", { class: "number" }, milliseconds(latency(batch)?.p50_ms),
+    h("td", { class: "number", "data-label": "Accuracy" }, percent(file.accuracy), loss !== false && loss != null && h("span", { class: "interval", title: "Points of accuracy beside the float file" }, points(loss))),
+    h("td", { class: "number", "data-label": "Agrees" }, percent(file.agreement)),
+    h("td", { class: "number", "data-label": "Size" }, bytes(file.bytes)),
+    batches.map((batch) => h("td", { class: "number", "data-label": images(batch) }, milliseconds(latency(batch)?.p50_ms),
       latency(batch) && h("span", { class: "interval" }, `95 %: ${milliseconds(latency(batch).p95_ms)}`))),
-    h("td", { class: "number wide" }, bytes(file.peak_memory_bytes)),
+    h("td", { class: "number", "data-label": "Memory" }, bytes(file.peak_memory_bytes)),
     h("td", { class: "number" }, file.href && fileLink(file.href, file.name, "Download", { title: file.sha256 && `SHA-256 ${file.sha256}` })));
 }
 
