@@ -1,7 +1,7 @@
 // What a job has found: the verdict with its intervals, the models side by side, evaluations, exports, benchmarks.
 
 import {
-  bytes, count, displayName, duration, h, milliseconds, percent, points, range, svg, teacherCheck, TERMINAL,
+  bytes, count, displayName, duration, h, percent, points, range, short, svg, teacherCheck, TERMINAL,
 } from "./common.js";
 
 /** The part of a job's page with its result, by the kind of the job. */
@@ -61,7 +61,7 @@ function figures(proof, gain) {
   if (!proof) return gain != null && h("div", { class: "proof" }, gainFigure({ value: gain }));
   const ruling = rulingOf(proof);
   const whole = (value) => percent(value, 0);
-  const why = proof.no_gap?.message || "the interval over the seeds has no bounds";
+  const why = proof.no_gap?.message || `its interval over ${proof.over_seeds.seeds} seeds has no bounds: more seeds are needed`;
   return h("div", { class: "proof" },
     ruling.gap ? figure("Gap closed", "The part of the way from the student alone to its teacher: (student − alone) / (teacher − alone)",
       whole(ruling.gap.value), bounds(ruling.gap, whole) + ruling.scope, tone(ruling.gap), scale(ruling.gap, true))
@@ -138,9 +138,9 @@ function seeds({ gap_closed: gap, gain, seeds: each, over_seeds: over }) {
   const row = (name, student, alone, gained, closed) => h("tr", null, h("th", { scope: "row" }, name),
     cell("Student", student?.value ?? student, percent), cell("Student alone", alone?.value ?? alone, percent), cell("Gain", gained, points), cell("Gap closed", closed, whole));
   return h("table", { class: "further stacked" },
-    h("thead", null, h("tr", null, ["Seed, 95 % intervals", "Student", "Student alone", "Gain", "Gap closed"].map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name)))),
+    h("thead", null, h("tr", null, ["", "Student", "Student alone", "Gain", "Gap closed"].map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name)))),
     h("tbody", null,
-      each.map((one, at) => row(`${one.seed}${at ? "" : ", delivered"}`, one.student, one.alone,
+      each.map((one, at) => row(`Seed ${one.seed}${at ? "" : ", delivered"}`, one.student, one.alone,
         at ? (one.alone == null ? null : one.student - one.alone) : gain, at ? one.gap_closed : gap)),
       over && row("Mean, for other seeds", over.student, over.alone, over.gain, over.gap_closed),
       over?.gain_on_other_images && row("Mean, for other seeds and images", over.student, over.alone, over.gain_on_other_images, over.gap_closed_on_other_images)));
@@ -160,12 +160,12 @@ function worstClasses({ worst, teacher, alone }) {
 
 /** What took the time of a job, in a line; null for an earlier version. What took less than 0.05 s is left out. */
 function timings(all) {
-  const short = (seconds) => (seconds < 10 ? `${seconds.toFixed(1)} s` : duration(seconds));
+  const brief = (seconds) => (seconds < 10 ? `${seconds.toFixed(1)} s` : duration(seconds));
   const part = ([name, value]) => {
     const trials = typeof value === "object" ? Object.entries(value) : [];
     const seconds = trials.length ? trials.reduce((sum, [, one]) => sum + one, 0) : value;
-    const each = trials.map(([trial, one]) => `${displayName(trial)} ${short(one)}`).join(", ");
-    return seconds >= 0.05 && `${name.replaceAll("_", " ")} ${short(seconds)}${trials.length > 1 ? ` (${each})` : ""}`;
+    const each = trials.map(([trial, one]) => `${displayName(trial)} ${brief(one)}`).join(", ");
+    return seconds >= 0.05 && `${name.replaceAll("_", " ")} ${brief(seconds)}${trials.length > 1 ? ` (${each})` : ""}`;
   };
   const parts = Object.entries(all || {}).map(part).filter(Boolean);
   return parts.length > 0 && h("p", { class: "quiet" }, `Time: ${parts.join(", ")}.`);
@@ -247,15 +247,18 @@ function exported(job) {
   ];
 }
 
-/** Any facts as a table: names for people, numbers grouped, lists of latencies in words. */
+/** The size of a network; its latencies are in the box of files, a row for each format. */
 function benchmark(job) {
   if (!job.result) return pending(job, "table of speeds");
-  const skipped = ["warnings", "latency", "digest", "seconds", "timings", "computing"];
-  const plain = Object.entries(job.result).filter(([name, value]) => !skipped.includes(name) && value !== null && typeof value !== "object");
-  const text = (name, value) => (name === "bytes" || name.endsWith("_bytes") ? bytes(value) : typeof value === "number" ? count(value) : String(value));
-  const fact = (name, value) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, value));
-  return h("table", null, h("tbody", null,
-    (job.result.latency || []).map((one) => fact(`Latency of ${one.batch === 1 ? "1 image" : `${one.batch} images`}`,
-      `${milliseconds(one.p50_ms)} (95 % below ${milliseconds(one.p95_ms)})`)),
-    plain.map(([name, value]) => fact(name.replace(/^./, (letter) => letter.toUpperCase()).replaceAll("_", " "), text(name, value)))));
+  const found = job.result;
+  const [height, width] = found.image_size;
+  const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
+  return [
+    h("table", null, h("tbody", null,
+      fact("Network", found.architecture), fact("Parameters", count(found.parameters)), fact("Size", bytes(found.bytes)),
+      fact("Multiplications of one image", found.macs == null ? "not known" : short(found.macs)),
+      fact("Input", `${found.channels} × ${height} × ${width}`), fact("Classes", count(found.num_classes)),
+      fact("Device", [found.device.name || found.device.kind, `${found.threads} thread${found.threads === 1 ? "" : "s"}`].join(", ")))),
+    h("p", { class: "quiet" }, "On a machine that does other work meanwhile latencies are larger."),
+  ];
 }

@@ -521,8 +521,8 @@ def test_job_page_begins_with_the_verdict_and_its_intervals(settings: Settings, 
         " Gain over the student alone +5.5 points 95 % interval +1.0 to +10.0, for other seeds no gain"
         " Distilling closed half of the <b>gap</b>."
     ), shown
-    assert "7, delivered 90.0 % 85.0 % +5.0 +2.1 to +8.3 50 % 31 % to 72 %" in shown
-    assert "8 91.0 % 85.0 % +6.0 60 %" in shown
+    assert "Seed 7, delivered 90.0 % 85.0 % +5.0 +2.1 to +8.3 50 % 31 % to 72 %" in shown
+    assert "Seed 8 91.0 % 85.0 % +6.0 60 %" in shown
     assert "Mean, for other seeds 90.5 % 85.0 % +5.5 +1.0 to +10.0 55 % 10 % to 99 %" in shown
     assert "Distillation gained" not in shown
     assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["up", "up"]
