@@ -60,6 +60,7 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
         *_compare("dataset", spec.dataset.resolved().model_dump(mode="json"), _dataset(stored)),
         *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
         *_compare("training", _that_count(mine), _that_count(stored)),
+        *_compare("quantization.epochs", *(_aware_epochs(one) for one in (mine, stored))),
     ]
 
 
@@ -96,6 +97,12 @@ def _that_count(spec: Mapping[str, Any]) -> dict[str, Any]:
     ):
         training["augmentation"] = {name: value for name, value in augmentation.items() if name != "store_size"}
     return training
+
+
+def _aware_epochs(spec: Mapping[str, Any]) -> int | None:
+    """Return the number of epochs that train for int8. Those of versions without them had none."""
+    asked = spec.get("quantization")
+    return asked["epochs"] if asked and asked["aware"] else None
 
 
 def _compare(field: str, here: Any, there: Any) -> Iterator[Difference]:

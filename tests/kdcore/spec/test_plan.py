@@ -52,6 +52,19 @@ def test_trials_a_baseline_comes_last_from_the_same_seed():
     assert len(planned(baseline="job:job_1")) == 1
 
 
+def test_trials_only_what_is_delivered_and_its_baseline_train_for_int8_in_their_last_stage():
+    def aware(**changes: Any) -> dict[str, int]:
+        planned = trials(resolved(**{**NINE, "quantization": {}, **changes}), DATA, None)
+        return {stage.name: stage.aware_epochs for trial in planned for stage in trial.stages}
+
+    assert aware(baseline="train", quantization={"aware": False}) == {"student": 0, "alone": 0}
+    assert aware(baseline="train", method="fsp", seeds=2) == {
+        "student/fsp": 0, "student": 1, "alone": 1, "student-seed-6/fsp": 0, "student-seed-6": 1, "alone-seed-6": 1,
+    }  # fmt: skip
+    assert aware(assistants=["resnet32"], quantization={"epochs": 4}) == {"assistant-1": 0, "student": 4}
+    assert aware(method="born_again", teacher=None) == {"generation-1": 0, "generation-2": 0, "student": 1}
+
+
 def test_trials_methods_of_two_stages_each_have_one_before_the_labels():
     """30 of 240 epochs are 1.125 of nine, rounded to one; the baseline has no such stage."""
     assert in_steps(method=["fsp", "kd", "factor_transfer"], baseline="train") == [
