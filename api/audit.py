@@ -34,6 +34,8 @@ ACTIONS: dict[tuple[str, str], str | None] = {
     ("POST", "/v1/models/{name_or_id}/evaluations"): "evaluation.submit",
     # Its parts are no actions; its end is `upload.complete`.
     ("PATCH", "/v1/uploads/{upload_id}"): None,
+    # It changes nothing that stays.
+    ("POST", "/v1/jobs/{job_id}/predict"): None,
     ("DELETE", "/v1/keys/{key_id}"): "key.revoke",
     ("POST", "/v1/storage/collections"): "storage.collect",
 }

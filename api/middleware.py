@@ -95,7 +95,7 @@ class Middleware:
             path = scope["path"]
             if path.startswith("/v1/") or path == "/metrics":
                 await scope["app"].state.authentication.member(scope)
-            if has_body and scope["method"] in _WITH_BODY and not path.startswith("/v1/uploads"):
+            if has_body and scope["method"] in _WITH_BODY and not _is_streamed(path):
                 receive = await self._received(receive, header)
         except ClientDisconnect:
             return
@@ -185,6 +185,11 @@ async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) 
         problem = ServerError("an unexpected error; the server's log has it under this request_id")
     response = problem.response(request_id)
     await response(scope, receive, send)
+
+
+def _is_streamed(path: str) -> bool:
+    """Return True for the addresses whose routes read the body themselves, piece by piece and bounded."""
+    return path.startswith("/v1/uploads") or (path.startswith("/v1/jobs/") and path.endswith("/predict"))
 
 
 def _check_header(scope: Scope, header: dict[bytes, bytes]) -> None:

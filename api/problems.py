@@ -30,6 +30,7 @@ Problem
  │   ├─ WarningRefused       `strict`, and something is guessed or looks wrong
  │   ├─ Unusable             an inspection refused the file
  │   ├─ ChecksumMismatch
+ │   ├─ ImageUnreadable      the bytes that a job's models were to see are no image
  │   └─ IdempotencyConflict
  ├─ LimitReached        429  a limit of the project; waiting helps: `Retry-After` is in seconds
  ├─ TooManyInspections  429  too many inspections of the caller wait already
@@ -276,6 +277,10 @@ class Unusable(Invalid):
 class ChecksumMismatch(Invalid):
     code, title = "checksum_mismatch", "The bytes are not the announced ones"
     stands_for = store_errors.BlobMismatch
+
+
+class ImageUnreadable(Invalid):
+    code, title = "image_unreadable", "The image cannot be read"
 
 
 class IdempotencyConflict(Invalid):

@@ -31,6 +31,7 @@ from base.wire import (
     KeyView,
     Links,
     MeasuredView,
+    PredictionView,
     RefusalView,
     RegistrationState,
     ThumbnailsView,
@@ -48,6 +49,7 @@ from kdcore.spec.vocabulary import at_most, few_unknown
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.keys import Key
+from store.predictions import Prediction
 from store.records import Job, ListedJob
 from store.registry import Dataset, Entry, Model
 from store.uploads import Upload
@@ -167,6 +169,10 @@ def attempt_view(attempt: Attempt) -> dict[str, Any]:
 
 def artifact_view(artifact: Artifact) -> dict[str, Any]:
     return view_of(ArtifactView, artifact, href=f"/v1/jobs/{artifact.job_id}/artifacts/{artifact.name}")
+
+
+def prediction_view(prediction: Prediction, message: str | None) -> dict[str, Any]:
+    return view_of(PredictionView, prediction, job=prediction.job_id, message=message)
 
 
 def upload_view(upload: Upload) -> dict[str, Any]:

@@ -3,10 +3,9 @@ states of a worker's slot."""
 
 from typing import Literal
 
-Kind = Literal["distillation", "evaluation", "export", "benchmark", "prediction"]
+Kind = Literal["distillation", "evaluation", "export", "benchmark"]
 """The kinds of jobs: a distillation trains a student, an evaluation measures a registered model on test images, an
-export writes files of a job's student, a benchmark measures the speed of a network, a prediction runs a job's teacher
-and student on one image."""
+export writes files of a job's student, a benchmark measures the speed of a network."""
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")

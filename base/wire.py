@@ -581,6 +581,55 @@ class ArtifactView(View):
     href: str
 
 
+class AnswerView(TypedDict):
+    """What a model says of an image."""
+
+    architecture: str
+    top: list[dict[str, Any]]
+    """Up to five classes, the most probable one first: `class` (its name), `number`, `probability`."""
+
+
+class PictureView(TypedDict):
+    """An image that a job's models were asked about."""
+
+    width: int
+    height: int
+    kinds: list[str]
+    """What is special about it: `grey` or `colour`, `alpha` (transparent parts, seen over white), `palette`, `cmyk`,
+    `sixteen_bit`, `oriented` (with a camera's tag), `animated` (its first frame was seen)."""
+    shown: str
+    """What the student was shown of it."""
+
+
+class PredictionAnswer(TypedDict):
+    """The answers of a job's models, side by side; null for a model that the job does not have."""
+
+    teacher: AnswerView | None
+    student: AnswerView
+    alone: AnswerView | None
+    """The same student, trained without the teacher."""
+    agree: bool | None
+    """True if teacher and student name the same class first."""
+    image: PictureView
+    notes: list[str]
+    """What is to be known about the answer: why there is no teacher, or that it has other classes."""
+    seconds: float
+
+
+class PredictionView(View):
+    """An image that a job's models are asked about."""
+
+    id: str
+    job: str
+    state: Literal["waiting", "running", "answered", "failed"]
+    message: str | None
+    """Why there is no answer yet."""
+    answer: Annotated[PredictionAnswer, AnyFields] | None
+    error: ErrorView | None
+    created_at: Time
+    finished_at: Time | None
+
+
 # The answer to a spec that is checked but not submitted
 
 

@@ -18,8 +18,9 @@ from base.files import Written, write_whole
 from base.warning import WarningItem
 from kdcore.catalog.facts import DATASET_READING
 from kdcore.device import Computing
-from kdcore.measure import batch_norm
+from kdcore.measure import batch_norm, curves
 from kdcore.measure.cost import CostMeter
+from kdcore.measure.curves import Curves
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
 from kdcore.spec import GIVEN, Stage, Trial
@@ -69,6 +70,8 @@ class Progress:
     starts: dict[str, Start] = field(default_factory=dict)
     """What students start from, by pointer. Weights that a trial may still begin with are kept here, so that the job
     does not need their file again."""
+    curves: Curves = field(default_factory=Curves, compare=False)
+    """Those of an earlier version begin where the job was resumed."""
 
 
 def save(folder: Path, step: int, progress: Progress) -> Written:
@@ -89,6 +92,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         "warnings": [warning.as_dict() for warning in progress.warnings],
         "cost": progress.cost.state(),
         "starts": {pointer: start.as_saved() for pointer, start in progress.starts.items()},
+        "curves": progress.curves.state(),
     }
 
     def write(path: Path) -> None:
@@ -131,6 +135,7 @@ def load(path: Path, device: torch.device) -> Progress:
             CostMeter(state.get("cost")),
             # Absent in a checkpoint of an earlier version, in which all students started from random weights.
             {pointer: Start.of_saved(saved) for pointer, saved in state.get("starts", {}).items()},
+            Curves(state.get("curves", curves.NOT_KEPT)),
         )
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error
@@ -237,6 +242,7 @@ class Watch:
 
     def metric(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         self.workspace.lines.metric(self.stage.name, step, epoch, values)
+        self.progress.curves.add(self.stage.name, step, values)
         figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         log.info("%s, epoch %d, step %d: %s", self.stage.name, epoch, step, figures)
 

@@ -434,8 +434,8 @@ def _baseline(spec: JobSpec, loaded: Data, workspace: Workspace, bf16: bool) -> 
 
 
 def classifier(spec: TeacherSpec | StudentSpec, loaded: Data, file: TeacherFile | Program, bf16: bool) -> Classifier:
-    """Return the network of a resolved spec with its file's weights, and its outputs in the order of the data's classes.
-    Of the data, only its facts are used."""
+    """Return the network of a resolved spec with the weights of its file, its outputs in the order of the data's
+    classes. Of the data, only its facts are used."""
     assert spec.preprocessing is not None, "resolve() gives every model its normalisation"
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
     order, outputs, side = None, None, None

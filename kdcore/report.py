@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from base.warning import WarningItem
 from kdcore.classifier import Classifier
 from kdcore.measure import evaluate, kept, teacher_check
+from kdcore.measure.findings import Findings
 from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial, run_name, run_seeds
 from kdcore.stored_logits import StoredLogits
@@ -76,7 +77,7 @@ def build_report(
         key = kept.key(model, architecture, test, job.spec.dataset, job.data.facts, job.computing)
         return keep(key, len(test), lambda: logits_of(model))
 
-    labels, student_spec = job.data.test.labels, job.spec.students[0]
+    labels, student_spec, findings = job.data.test.labels, job.spec.students[0], Findings(job, on_images)
     rows: dict[str, Any] = {}
     right: dict[str, Tensor] = {}
     teacher_nK: Tensor | None = None
@@ -91,21 +92,25 @@ def build_report(
         rows["teacher"] = _stored_row(job, job.stored)
         if teacher_nK is not None:
             right["teacher"] = is_right(teacher_nK, labels)
+    findings.teacher(teacher_nK)
     generations: list[Tensor] = []
     for result in results:
-        for name, row, logits_nK in _trained(job, *result, teacher_nK, logits_of):
+        for name, row, logits_nK in _trained(job, *result, teacher_nK, logits_of, findings):
             rows[name], right[name] = row, is_right(logits_nK, labels)
             if name == "student" or name.startswith("generation-"):
                 generations.append(logits_nK)
     if len(generations) > 1:
-        ensemble_nK = _ensemble(generations)
+        ensemble_nK = evaluate.mean_of(generations)
         rows |= _generation_rows(rows["student"], ensemble_nK, len(generations), job, teacher_nK)
         if job.spec.scheme.ensemble_is_result:
             right["student"] = is_right(ensemble_nK, labels)
+            findings.ensemble(ensemble_nK)
     if job.baseline is not None:
         logits_nK = kept_logits_of(job.baseline, student_spec.architecture)
         rows["alone"] = model_row(student_spec.architecture, job.baseline.network, logits_nK, labels, teacher_nK)
         right["alone"] = is_right(logits_nK, labels)
+        findings.trained("alone", job.baseline, logits_nK)
+    findings.add_temperatures(rows)
     student, alone = rows["student"], rows.get("alone")
     counts = torch.bincount(labels.cpu(), minlength=job.data.facts.num_classes).tolist()
     judged = verdict(
@@ -130,6 +135,7 @@ def build_report(
         "models": rows,
         "test_samples": len(labels),
         "dataset": job.data.facts.model_dump(mode="json"),
+        **findings.fields(),
     }
 
 
@@ -226,12 +232,16 @@ def _trained(
     outcomes: Mapping[str, Outcome],
     teacher_nK: Tensor | None,
     logits_of: LogitsOf,
+    findings: Findings,
 ) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
     """Yield the name in the report, row and logits of each model that a trial trained."""
     labels = job.data.test.labels
     for number, (name, outcome) in enumerate(outcomes.items()):
         model = models[name]
         best_nK = logits_of(_with(model, outcome.best))
+        suffix = trial.name.removeprefix("student")
+        title = f"{name}{suffix}" if suffix != trial.name else trial.name
+        findings.trained(title, model, best_nK)
         last_is_best = outcome.best_epoch == outcome.epochs
         last_nK = best_nK if last_is_best else logits_of(_with(model, outcome.last))
         spec = trial.students[number] if len(trial.students) > 1 else trial.students[0]
@@ -240,18 +250,12 @@ def _trained(
         if outcome.running:
             running_nK = logits_of(_with(model, {**outcome.best, **outcome.running}))
             row["accuracy_running_averages"] = evaluate.score(running_nK, labels).accuracy
-        suffix = trial.name.removeprefix("student")
-        yield f"{name}{suffix}" if suffix != trial.name else trial.name, row, best_nK
+        yield title, row, best_nK
 
 
 def _with(model: Classifier, weights: Mapping[str, Tensor]) -> Classifier:
     model.network.load_state_dict(weights)
     return model
-
-
-def _ensemble(logits_knK: list[Tensor]) -> Tensor:
-    """Return the log of the mean probabilities: n × K."""
-    return torch.stack([logits_nK.double().softmax(1) for logits_nK in logits_knK]).mean(0).log().float()
 
 
 def _generation_rows(

@@ -1,8 +1,9 @@
 """Database connections. A store function gets one from its caller, who opens and commits it in one of these ways:
 
                  SQLite                                         PostgreSQL
-    read         at once, on the caller's event loop            asyncpg, through run_sync
+    read         at once, on the caller's event loop            asyncpg, through run_sync, each statement by itself
     scan         in a thread                                    as read
+    stream       as scan                                        as read, in one transaction
     write        one writer thread, BEGIN IMMEDIATE             asyncpg, through run_sync
     connect      a read-only connection                         psycopg
     begin        BEGIN IMMEDIATE                                psycopg
@@ -10,10 +11,14 @@
 A reader of SQLite's write-ahead log never waits, so reading a few rows by their keys on the event loop is safe as long
 as the connection cannot write. What takes longer, such as a list, is a `scan`. One writer thread answers sooner than
 many that contend for one lock.
+
+On PostgreSQL a read waits for each message to the server and back: beside other programs each may take a turn of the
+scheduler. So reads send no BEGIN and no ROLLBACK, and a connection is tried only after a while without use.
 """
 
 import asyncio
 import fcntl
+import math
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -26,7 +31,7 @@ from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -45,14 +50,16 @@ BUSY_S = 10
 SCANS = 4
 """The scans of SQLite that run at the same time."""
 CONNECT_S = 5
+TRUSTED_S = 1
+"""A connection that was in use so recently is used again without a trial."""
 ANSWER_S = 12
 """The longest total time that a coroutine waits for PostgreSQL; longer than the statement timeout."""
 
 
 class Database:
-    """One database, for coroutines (`read`, `scan`, `write`) and for threads (`connect`, `begin`).
+    """One database, for coroutines (`read`, `scan`, `stream`, `write`) and for threads (`connect`, `begin`).
 
-    All five raise DatabaseUnavailable if it cannot be reached, and StorageFull if its disk is full.
+    All six raise DatabaseUnavailable if it cannot be reached, and StorageFull if its disk is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -67,7 +74,7 @@ class Database:
             with self.connect() as connection:
                 return function(connection, *args, **kwargs)
         with translated_errors(OSError):
-            async with asyncio.timeout(ANSWER_S), self._asynchronous.connect() as connection:
+            async with asyncio.timeout(ANSWER_S), self._each_statement.connect() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
 
     async def fetch(self, statement: str, value: str) -> Sequence[Any] | None:
@@ -101,6 +108,14 @@ class Database:
                 return function(connection, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._scanner_threads, read)
+
+    async def stream(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a scan that takes its rows a few at a time (`yield_per`): PostgreSQL needs a transaction for it."""
+        if self.is_sqlite:
+            return await self.scan(function, *args, **kwargs)
+        with translated_errors(OSError):
+            async with asyncio.timeout(ANSWER_S), self._asynchronous.connect() as connection:
+                return await connection.run_sync(function, *args, **kwargs)
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a store function in a transaction of its own, which is committed when this returns."""
@@ -140,6 +155,7 @@ class Database:
     async def close(self) -> None:
         if "_fetchers" in self.__dict__:
             self.__dict__.pop("_fetchers").terminate()
+        self.__dict__.pop("_each_statement", None)
         if "_asynchronous" in self.__dict__:
             await self.__dict__.pop("_asynchronous").dispose()
         self.dispose()
@@ -184,6 +200,11 @@ class Database:
     @cached_property
     def _asynchronous(self) -> AsyncEngine:
         return _postgres_async_engine(self.url)
+
+    @cached_property
+    def _each_statement(self) -> AsyncEngine:
+        """The same connections, for statements that are no transaction."""
+        return self._asynchronous.execution_options(isolation_level="AUTOCOMMIT")
 
 
 # ── errors ──
@@ -307,14 +328,33 @@ def _psycopg_arguments(server_settings: dict[str, str]) -> dict[str, Any]:
 
 def _postgres_async_engine(url: URL) -> AsyncEngine:
     """Make an engine for the coroutines of one event loop."""
-    return create_async_engine(
+    engine = create_async_engine(
         url.set(drivername="postgresql+asyncpg"),
         connect_args={"timeout": CONNECT_S, "command_timeout": 15, "server_settings": POSTGRES_LIMITS},
         pool_size=10,
         pool_timeout=CONNECT_S,
-        pool_pre_ping=True,
         **JSON_CODEC,
     )
+    dialect = engine.dialect
+
+    # SQLAlchemy's `pool_pre_ping` sends three messages before every use. The event loop knows of a connection that the
+    # server has closed; only one that was silently cut has to be tried.
+    @event.listens_for(engine.sync_engine, "checkout")
+    def check(connection: Any, record: Any, proxy: Any) -> None:
+        if connection.driver_connection.is_closed():
+            raise InvalidatePoolError
+        if time.monotonic() - record.info.get("used_at", -math.inf) < TRUSTED_S:
+            return
+        try:
+            dialect.do_ping(connection)
+        except dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def note(connection: Any, record: Any) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    return engine
 
 
 class _LazyPool:

@@ -4,6 +4,7 @@
     checkpoints/<job>/<fence>/<step>.pt   by attempt, so that a stale attempt cannot damage those of another
     logs/<job>/<fence>.log                the output of an attempt
     uploads/<id>                          incomplete uploads
+    predictions/<id>                      pictures that a job's models were asked about, until they are answered
     trash/abcdef…                         blobs that no row named when the collector ran; a use restores them
 
 A file is written to a temporary name in its own folder and hashed on the way; then fsync, rename, fsync of the folder.
@@ -150,6 +151,14 @@ class FileStore:
 
     def upload_path(self, upload_id: str) -> Path:
         return self.folder / "uploads" / upload_id
+
+    def picture_path(self, prediction_id: str) -> Path:
+        return self.folder / "predictions" / prediction_id
+
+    def pictures(self, older_than_s: float) -> list[Path]:
+        """Return the pictures that are so old."""
+        before = self.now() - older_than_s
+        return [path for path in files_in(self.folder / "predictions") if modified_at(path) <= before]
 
     def relative(self, path: Path) -> str:
         """Return the path relative to the folder, as rows store it, because the folder may be moved."""

@@ -242,7 +242,7 @@ class Settings(FromEnvironmentOrFile):
         return self
 
 
-OWN = ("distillery.migrating", "server.lock", "cache", "scratch", "inspect", "metrics")
+OWN = ("distillery.migrating", "server.lock", "cache", "scratch", "predictions", "inspect", "metrics")
 """What the service keeps in its home, beside the files and the database."""
 
 

@@ -197,6 +197,35 @@ job_teachers = Table(
 )
 Index("ix_job_teachers_teacher_job_id", job_teachers.c.teacher_job_id)
 
+# Images that a job's models were asked about. A row lives for an hour; the picture is a file until it is answered.
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("project", String(100), nullable=False),
+    Column("job_id", ID, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("state", String(16), nullable=False),
+    # Of the picture's file.
+    Column("sha256", SHA256, nullable=False),
+    Column("owner", Text),
+    Column("lease_until", Double),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("answer", DOCUMENT),
+    Column("error", DOCUMENT),
+    Column("created_at", Double, nullable=False),
+    Column("finished_at", Double),
+    CheckConstraint("state IN ('waiting', 'running', 'answered', 'failed')", name="state"),
+    CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="running_holds_a_lease"),
+)
+Index("ix_predictions_job_id", predictions.c.job_id)
+Index(
+    "ix_predictions_waiting",
+    predictions.c.created_at,
+    predictions.c.id,
+    sqlite_where=predictions.c.state.in_(("waiting", "running")),
+    postgresql_where=predictions.c.state.in_(("waiting", "running")),
+)
+
 job_attempts = Table(
     "job_attempts",
     metadata,

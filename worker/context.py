@@ -57,6 +57,11 @@ class Options(FromEnvironmentOrFile):
         description="Memory that one engine may take before its job fails with `out_of_memory`; default: 80 % of the "
         "host's, or of its container's, divided by its slots. GPU memory does not count.",
     )
+    predictions: bool = Field(
+        default=True,
+        description="Run the models of finished jobs on images that clients send, beside the slots: one at a time, on "
+        "one thread of the CPU.",
+    )
     room_wait_s: float = Field(
         default=30, gt=0, description="Wait after a job failed on a full disk; it costs no attempt."
     )

@@ -13,6 +13,7 @@ from worker.celery_app import Listener, make_app, wake_workers
 from worker.context import UNAVAILABLE, Options, WorkerContext
 from worker.devices import Device, discover
 from worker.periodic import Collection, Sweep
+from worker.predictor import Predictor
 from worker.slot import Slot
 
 log = logging.getLogger("distillery.worker")
@@ -43,6 +44,7 @@ class Worker:
         if self.context.engine_memory_bytes is None and (memory := host_memory()) is not None:
             self.context.engine_memory_bytes = int(MEMORY_SHARE * memory / len(devices))
         self.slots = [Slot(self.context, device) for device in devices]
+        self._predictor = Predictor(self.context) if self.context.options.predictions else None
         self._sweep = Sweep(self.context, self.slots)
         self._collection = Collection(self.context)
         self._listener = Listener(self._app, self.is_idle) if listens else None
@@ -52,6 +54,8 @@ class Worker:
     def wake_up(self) -> None:
         for slot in self.slots:
             slot.wake_up()
+        if self._predictor:
+            self._predictor.wake_up()
 
     def is_idle(self) -> bool:
         """True if a slot is free to claim a job."""
@@ -78,6 +82,8 @@ class Worker:
         late = [slot for slot in self.slots if not slot.join(self.context.settings.stop_grace_s + MARGIN_S)]
         for slot in late:
             log.error("slot %s did not end in time with job %s", slot.device.name, slot.job)
+        if self._predictor and not self._predictor.join(LEAVES_IN_S):
+            log.warning("the predictor hangs, leaving without it")
         if self._listener:
             self._listener.stop()
         for name, ended in (
@@ -97,6 +103,8 @@ class Worker:
         self._requeue_dead()
         for slot in self.slots:
             slot.start()
+        if self._predictor:
+            self._predictor.start()
         self._sweep.start()
         self._collection.start()
         if self._listener:

@@ -29,6 +29,13 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 BYTES = {"schema": {"type": "string", "format": "binary"}}
 OF_ONE = ("ETag", "Repr-Digest", "X-Checksum-SHA256", "Cache-Control")
 OF_CONTENT = (*OF_ONE, "Accept-Ranges", "Content-Disposition", "Last-Modified")
+READ_IN_PLACE = "text/html"
+"""A page that a job has made opens in the browser. It runs nothing and loads nothing, and has no origin: what it holds
+comes from names that others gave."""
+OF_A_PAGE = (
+    "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 A_FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": BYTES, "application/json": {"schema": {}}}, **headers(*OF_CONTENT)},
     206: {
@@ -85,8 +92,11 @@ def _download(artifact: Artifact, made_at: float, request: Request, files: Files
     tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if etag in tags or tags == ["*"]:
         return Response(status_code=304, headers=headers)
-    path = files.path(artifact.sha256)
-    return Download(path, made_at, headers=headers, media_type=artifact.media_type, filename=artifact.name)
+    in_place = artifact.media_type.partition(";")[0] == READ_IN_PLACE
+    if in_place:
+        headers["Content-Security-Policy"] = OF_A_PAGE
+    how = {"filename": artifact.name, "content_disposition_type": "inline" if in_place else "attachment"}
+    return Download(files.path(artifact.sha256), made_at, headers=headers, media_type=artifact.media_type, **how)
 
 
 _RANGE = re.compile(

@@ -28,5 +28,5 @@ async def series(
 ) -> Response:
     """Each curve by trial (`student`, `alone`) and key, such as `validation/accuracy`, as [step, value] points."""
     names = [key for key in keys.split(",") if key] if keys else None
-    curves = await db.scan(jobs.read_of_job, job_id, caller.project, metrics.series, names, after_step, max_points)
+    curves = await db.stream(jobs.read_of_job, job_id, caller.project, metrics.series, names, after_step, max_points)
     return Json({"series": curves})

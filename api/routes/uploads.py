@@ -100,11 +100,11 @@ async def create(
     A body that is sent once more must have the same bytes; while the first one arrives, the answer is 409.
     """
     limit, room = await _bounds(caller.project, limiter, settings)
-    announced = length or _announced(request)
-    if announced > limit:
+    size = length or announced(request)
+    if size > limit:
         raise _too_large(limit)
     space = Space(files, settings.min_free_bytes)
-    await space.require(announced)
+    await space.require(size)
     digest = sha256.removeprefix("sha256:") if sha256 else None
     named: dict[str, Any] = {"filename": filename, "bytes": length, "sha256": digest}
     once = Once.of(caller.project, idempotency_key, "uploads", named)
@@ -113,7 +113,7 @@ async def create(
         upload, created = uploads.create_once(connection, once, caller.project, **named, room=room)
         if created:
             if room is not None and length is None:
-                room.require(connection, caller.project, announced)
+                room.require(connection, caller.project, size)
             audit.append(connection, "upload.create", upload.id, **named)
         return upload, created
 
@@ -164,7 +164,7 @@ async def append(
         limit, room = await _bounds(caller.project, limiter, settings)
         size = upload.bytes if upload.bytes is not None else limit
         space = Space(files, settings.min_free_bytes)
-        await space.require(_announced(request))
+        await space.require(announced(request))
         received = await _receive_part(request, upload, space, size - offset)
         # Announced bytes were counted when the upload began.
         arrived: dict[str, Any] = {"offset": offset, "length": received.length}
@@ -253,7 +253,7 @@ async def _require_same(request: Request, upload: Upload, once: Once | None, lim
     assert once is not None, "only a request with a key is a replay"  # noqa: S101
     digest, length = hashlib.sha256(), 0
     try:
-        async for piece in _pieces(request):
+        async for piece in pieces(request):
             length += len(piece)
             if length > limit:
                 raise _too_large(limit)
@@ -307,7 +307,7 @@ async def _discard(upload: Upload, db: Database, files: FileStore) -> None:
         await db.write(uploads.delete_upload, upload)
 
 
-def _announced(request: Request) -> int:
+def announced(request: Request) -> int:
     """Return the length of the body that the client has announced; 0 if it has announced none."""
     length = request.headers.get("content-length", "")
     return min(int(length[:20]), 2**63) if length.isascii() and length.isdigit() else 0
@@ -327,7 +327,7 @@ class Received:
 
 async def _receive_part(request: Request, upload: Upload, space: Space, max_bytes: int) -> Received:
     """Write the body to the upload's file, durably. Bytes that arrive before a disconnect are kept."""
-    if _announced(request) > max_bytes:
+    if announced(request) > max_bytes:
         raise _too_large(max_bytes)
     async with contextmanager_in_threadpool(uploads.open_part(space.files, upload)) as file:
         return await _receive(request, file, space, max_bytes)
@@ -337,7 +337,7 @@ async def _receive(request: Request, file: BinaryIO, space: Space, max_bytes: in
     """Write the body to an open file, in bounded memory. Raises TooLarge, or StorageFull."""
     length = 0
     try:
-        async for piece in _pieces(request):
+        async for piece in pieces(request):
             if length + len(piece) > max_bytes:
                 raise _too_large(max_bytes)
             await to_thread.run_sync(space.write, file, piece)
@@ -347,7 +347,7 @@ async def _receive(request: Request, file: BinaryIO, space: Space, max_bytes: in
     return Received(length, whole=True)
 
 
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
+async def pieces(request: Request) -> AsyncIterator[bytes]:
     """Yield the body in pieces of about 1 MiB. Bytes that arrived before a disconnect come before the exception."""
     buffer = bytearray()
     chunks = request.stream()

@@ -3,6 +3,16 @@
 import { age, bar, h, json, key, listedModels, method, percent, pill, points, Problem, repeatedly, request, short, shownDataset, show, waitingText } from "./common.js";
 import { jobPage } from "./job.js";
 import { registeredOnePage, registeredPage } from "./registered.js";
+import { submitPage } from "./submit.js";
+
+/** The filters of GET /v1/jobs, which the address of the list may have. */
+const FILTERS = [
+  "status", "kind", "method", "name", "labels", "dataset", "teacher", "student", "model", "sender", "created_after", "created_before", "sort",
+];
+/** Kinds of jobs, in the words of the list. */
+const KINDS = [
+  ["distillation", "distillations"], ["evaluation", "evaluations"], ["export", "exports"], ["benchmark", "benchmarks"], ["prediction", "predictions"],
+];
 
 const main = document.getElementById("main");
 const service = document.getElementById("service");
@@ -18,8 +28,10 @@ function route() {
   document.title = "Distillery";
   if (noun === "jobs" && id) jobPage(main, decodeURIComponent(id), leave.signal, showError);
   else if (["datasets", "models"].includes(noun) && id) registeredOnePage(main, noun, decodeURIComponent(id), leave.signal, showError);
-  else if (noun === "registered") registeredPage(main, leave.signal, showError);
-  else listPage(new URLSearchParams(query), leave.signal);
+  else if (noun === "registered" && !id) registeredPage(main, leave.signal, showError);
+  else if (noun === "submit") submitPage(main, new URLSearchParams(query).get("from"), leave.signal, showError);
+  else if (!noun) listPage(new URLSearchParams(query), leave.signal);
+  else main.append(h("section", { class: "card empty" }, h("h1", null, "No such page"), h("p", { class: "quiet" }, `Nothing is at #${path}. `, h("a", { href: "#/" }, "All jobs"))));
 }
 
 /** Show a failed request in the corner of the page; `null` removes the message. */
@@ -29,8 +41,10 @@ function showError(error) {
   else service.textContent = error instanceof Problem ? error.message : "no answer from the service; trying again";
 }
 
-/** The filters in the address are those of GET /v1/jobs. */
-function listPage(filters, signal) {
+/** The filters in the address are those of GET /v1/jobs. What is none is named, so that no list looks filtered by it. */
+function listPage(sent, signal) {
+  const filters = new URLSearchParams([...sent].filter(([name]) => FILTERS.includes(name)));
+  const unknown = [...new Set([...sent.keys()].filter((name) => !FILTERS.includes(name)))];
   const body = h("tbody");
   const more = h("div", { class: "more", hidden: true }, h("button", { type: "button", onclick: () => { limit += 50; refresh(); } }, "Show older jobs"));
   const summary = h("span", { class: "quiet" });
@@ -40,6 +54,7 @@ function listPage(filters, signal) {
         ["Status", "Job"].map((name) => h("th", { scope: "col" }, name)),
         h("th", { scope: "col", class: "wide" }, "Method"),
         h("th", { scope: "col", class: "number" }, "Accuracy"),
+        h("th", { scope: "col", class: "number wide", title: "The part of the way from the student alone to its teacher" }, "Gap closed"),
         h("th", { scope: "col", class: "number", title: "Points of accuracy above the same student trained without a teacher" }, "Gain"),
         h("th", { scope: "col", class: "number wide" }, "Parameters"),
         h("th", { scope: "col", class: "number wide" }, "Age"))),
@@ -49,23 +64,35 @@ function listPage(filters, signal) {
   const chosen = [...filters].map(([name, value]) => h("span", { class: "pill" }, `${name} ${value}`));
   const all = chosen.length > 0 && h("a", { href: "#/" }, "all jobs");
   const heading = h("div", { class: "heading" }, h("h1", null, "Jobs"), chosen, all, summary);
-  main.append(heading, table, empty);
+  const notice = h("p", { class: "notice", role: "alert" }, unknown.length
+    ? `No list has the filter ${unknown.join(", ")}: all jobs are shown that match the others. Filters are ${FILTERS.join(", ")}.` : "");
+  const others = kinds(filters);
+  main.append(heading, others, notice, table, empty);
   const rows = new Map();
   let limit = 50;
+  let wrong = false;
 
   async function refresh() {
+    if (wrong) return;
     try {
       const { data, next } = await json(`/v1/jobs?${new URLSearchParams([...filters, ["limit", Math.min(limit, 100)]])}`, { signal });
       showError(null);
       draw(data, next);
     } catch (error) {
-      if (!signal.aborted) showError(error);
+      if (signal.aborted) return;
+      showError(error);
+      // A value that no filter takes: the next poll would be refused, too.
+      wrong = error.status === 422;
+      if (wrong) {
+        notice.textContent = (error.body.errors || []).map(({ pointer, message }) => `${pointer.replace("?", "")}: ${message}`).join("; ") || error.message;
+        heading.hidden = false;
+      }
     }
   }
 
   function draw(jobs, next) {
     table.hidden = !jobs.length;
-    heading.hidden = !jobs.length && !chosen.length;
+    heading.hidden = others.hidden = !jobs.length && !chosen.length;
     empty.hidden = jobs.length > 0;
     more.hidden = !next || limit >= 100;
     if (!jobs.length) show(empty, location.origin, chosen.length ? () => h("p", { class: "quiet" }, "No job matches.") : emptyState);
@@ -85,6 +112,18 @@ function listPage(filters, signal) {
   repeatedly(signal, () => 2500, refresh);
 }
 
+/** Links to the jobs of one kind, beside the other filters. */
+function kinds(filters) {
+  const to = (kind) => {
+    const others = new URLSearchParams([...filters].filter(([name]) => name !== "kind"));
+    if (kind) others.set("kind", kind);
+    return `#/${String(others) && `?${others}`}`;
+  };
+  const chosen = filters.get("kind");
+  return h("nav", { class: "kinds", "aria-label": "Kinds of jobs" }, [["", "all"], ...KINDS].map(([kind, name]) =>
+    h("a", { href: to(kind), "aria-current": (chosen || "") === kind && "true" }, name)));
+}
+
 function cells(job) {
   const figures = job.figures || {};
   const gain = figures.gain;
@@ -93,10 +132,11 @@ function cells(job) {
       job.warning_count > 0 && h("span", { class: "warned" }, warnedText(job.warning_count)), bar(job)),
     h("td", null,
       h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
-      h("div", { class: "models" }, [listedModels(job), shownDataset(job.dataset)].filter(Boolean).join(", ")),
+      h("div", { class: "models" }, [listedModels(job), shownDataset(job.dataset), job.kind !== "distillation" && job.kind].filter(Boolean).join(", ")),
       labels(job)),
     h("td", { class: "wide" }, method(job)),
     h("td", { class: "number" }, percent(figures.accuracy)),
+    h("td", { class: "number wide" }, percent(figures.gap_closed, 0)),
     h("td", { class: `number ${gain > 0 ? "up" : gain < 0 ? "down" : ""}` }, points(gain)),
     h("td", { class: "number wide" }, short(figures.parameters)),
     h("td", { class: "number wide quiet" }, age(job.created_at)),
@@ -122,6 +162,7 @@ function emptyState(origin) {
     h("h1", null, "No jobs yet"),
     h("p", { class: "quiet" }, "Submit a first job: a small network learns the built-in digits in less than a minute."),
     h("pre", null, `curl ${origin}/v1/jobs \\\n  -H 'Content-Type: application/json'${header} \\\n  -d '${spec}'`),
+    h("p", null, h("a", { class: "button", href: "#/submit" }, "Fill in the form")),
     h("p", { class: "quiet" }, "Or run ", h("code", null, "./run demo"), ": it trains a teacher and a student, and measures what distillation gained."),
   ];
 }

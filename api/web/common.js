@@ -1,9 +1,14 @@
 // Common to all pages: requests to the service, building elements, and formatting numbers.
 
 const KEY = "distillery-key";
+/** The answer to a key that the service does not accept. Nothing more is sent until the form has set another key. */
+let refused = null;
 export const key = {
   get: () => sessionStorage.getItem(KEY),
-  set: (value) => sessionStorage.setItem(KEY, value),
+  set(value) {
+    refused = null;
+    sessionStorage.setItem(KEY, value);
+  },
 };
 
 export class Problem extends Error {
@@ -16,25 +21,59 @@ export class Problem extends Error {
 
 /** fetch with the API key. An answer that is not successful is thrown as a Problem. */
 export async function request(path, options = {}) {
+  if (refused) throw refused;
   const headers = { ...options.headers };
+  const sent = key.get();
   // fetch takes no header with other letters, and no key has any.
-  if (/[^\x21-\x7e]/.test(key.get() ?? "")) {
-    document.dispatchEvent(new CustomEvent("key-needed"));
-    throw new Problem(401, { detail: "a key has letters, digits and signs of ASCII only" });
-  }
-  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  if (/[^\x21-\x7e]/.test(sent ?? "")) throw refusal({ detail: "a key has letters, digits and signs of ASCII only" }, sent);
+  if (sent) headers.Authorization = `Bearer ${sent}`;
   const answer = await fetch(path, { ...options, headers });
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => ({}));
-  if (answer.status === 401) document.dispatchEvent(new CustomEvent("key-needed"));
-  throw new Problem(answer.status, body);
+  throw answer.status === 401 ? refusal(body, sent) : new Problem(answer.status, body);
+}
+
+function refusal(body, sent) {
+  const problem = new Problem(401, sent ? body : { detail: "a key is needed" });
+  // A request may still be on its way when the form has set another key.
+  if (sent === key.get()) {
+    refused = problem;
+    document.dispatchEvent(new CustomEvent("key-needed"));
+  }
+  return problem;
 }
 
 export const json = async (path, options) => (await request(path, options)).json();
 
+/** POST a value as JSON, or a text that is JSON, and return the answer's value. */
+export const post = async (path, value, { headers, ...options } = {}) => json(path, {
+  method: "POST", body: typeof value === "string" ? value : JSON.stringify(value), headers: { "Content-Type": "application/json", ...headers }, ...options,
+});
+
+/** A link to a file. With an API key the bytes are fetched by script, because a link cannot send the key. */
+export function fileLink(href, name, text, properties) {
+  const download = async (event) => {
+    if (!key.get()) return;
+    event.preventDefault();
+    const link = event.currentTarget;
+    try {
+      const url = URL.createObjectURL(await (await request(href)).blob());
+      h("a", { href: url, download: name }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    } catch (error) {
+      link.textContent = error.message;
+    }
+  };
+  return h("a", { class: "button", href, download: name, onclick: download, ...properties }, text);
+}
+
 /** Make an element: h("p", {class: "quiet"}, "text", element, …). Properties that start with "on" are listeners. */
-export function h(tag, properties, ...children) {
-  const element = document.createElement(tag);
+export const h = (tag, properties, ...children) => filled(document.createElement(tag), properties, children);
+/** The same for an element of a drawing: svg("line", {x1: 0, …}). */
+export const svg = (tag, properties, ...children) =>
+  filled(document.createElementNS("http://www.w3.org/2000/svg", tag), properties, children);
+
+function filled(element, properties, children) {
   for (const [name, value] of Object.entries(properties || {})) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -81,6 +120,9 @@ export function duration(seconds) {
   if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
 }
+export const milliseconds = (value) => (value == null ? DASH : `${value >= 100 ? Math.round(value) : value.toPrecision(3)} ms`);
+/** The ends of an interval of fractions: "88.0 % to 93.6 %". */
+export const range = ([low, high]) => `${percent(low)} to ${percent(high)}`;
 export const age = (iso) => (iso ? `${duration((Date.now() - Date.parse(iso)) / 1000).split(" ").slice(0, 2).join(" ")} ago` : DASH);
 export const clock = (iso) => new Date(iso).toLocaleTimeString("en-GB");
 
@@ -110,16 +152,19 @@ export function bar(job) {
 
 /** Teacher, assistants and student: "resnet56 → resnet20"; of an evaluation the model, by the name that was sent. */
 export function models(job) {
-  if (job.kind === "evaluation") return joined(job.spec.model);
+  if (job.kind !== "distillation" && job.kind !== undefined) return joined(job.spec.model || job.spec.architecture);
   const spec = job.resolved_spec || job.spec;
   return [spec.teacher, ...(spec.assistants || []), spec.student].map(joined).filter(Boolean).join(" → ");
 }
 
 /** The same of a job in a list. */
 export function listedModels(job) {
-  if (job.kind === "evaluation") return job.model;
+  if (job.model) return job.model;
   return [job.teachers, job.assistants, job.students].map(joined).filter(Boolean).join(" → ");
 }
+
+/** The job whose student an export, a benchmark or a prediction is about. */
+export const parent = (job) => (typeof job.spec.job === "string" ? job.spec.job : null);
 
 /** The data set as the client named it. */
 export function dataset(job) {

@@ -1,10 +1,13 @@
-// The page of one job: its state, its report, its curves, files, attempts, events and log.
+// The page of one job: its state, its result, its curves, files, attempts, events and log.
 
 import {
-  age, bar, bytes, clock, count, dataset, displayName, duration, h, json, key, method, models, percent, pill, points, repeatedly, request, show,
+  age, bar, bytes, clock, count, dataset, displayName, duration, h, json, method, models, parent, percent, pill, repeatedly, request, show,
   teacherCheck, TERMINAL, warningTexts,
 } from "./common.js";
 import { chart } from "./chart.js";
+import { filesBox } from "./files.js";
+import { predictBox } from "./predict.js";
+import { result } from "./result.js";
 
 const numbered = (name, first, last) => Array.from({ length: last - first + 1 }, (_, at) => `${name}-${first + at}`);
 /** Other models that a trial may measure: ensemble, peers, exits. */
@@ -43,7 +46,9 @@ export function jobPage(main, id, signal, showError) {
   const head = part("section", "card job-head");
   const failure = part("section", "card failure");
   const warnings = part("section", "card warnings");
-  const result = part("section", "card result");
+  const found = part("section", "card result");
+  const alerts = part("section", "card alerts");
+  const trial = part("section", "card trial");
   const accuracyPlace = part("section", "card chart");
   const lossPlace = part("section", "card chart");
   const files = part("section", "card files");
@@ -54,10 +59,11 @@ export function jobPage(main, id, signal, showError) {
   const follow = h("input", { type: "checkbox", checked: true });
   const notice = h("p", { class: "notice", role: "alert" });
   const charts = h("div", { class: "two" }, accuracyPlace, lossPlace);
-  failure.hidden = warnings.hidden = charts.hidden = files.hidden = attempts.hidden = true;
-  main.append(h("div", { class: "job" }, head, failure, warnings, result,
+  failure.hidden = warnings.hidden = alerts.hidden = trial.hidden = charts.hidden = files.hidden = attempts.hidden = true;
+  main.append(h("div", { class: "job" }, head, failure, alerts, found, warnings,
     charts,
     files,
+    trial,
     attempts,
     h("div", { class: "two" },
       h("section", { class: "card" }, h("h2", null, "Events"), feed),
@@ -67,7 +73,9 @@ export function jobPage(main, id, signal, showError) {
   const accuracyChart = chart(accuracyPlace, "Accuracy on held-out images, by step", (value) => percent(value), signal);
   const lossChart = chart(lossPlace, "Training loss, by step", (value) => (value == null ? "" : value.toPrecision(3)), signal);
 
+  const box = filesBox(files, at, signal);
   let job = null;
+  let data = null;
   let metricsState = null;
   let attemptsState = null;
   let logOffset = null;
@@ -77,10 +85,9 @@ export function jobPage(main, id, signal, showError) {
 
   async function refresh() {
     try {
-      const ended = done();
       job = await json(at, { signal });
       draw();
-      await Promise.all([drawMetrics(), drawLog(), drawAttempts(), done() && !ended ? drawFiles() : null]);
+      await Promise.all([drawMetrics(), drawLog(), drawAttempts(), drawData(), box.update(job)]);
       showError(null);
     } catch (error) {
       if (signal.aborted) return;
@@ -91,13 +98,35 @@ export function jobPage(main, id, signal, showError) {
 
   function draw() {
     document.title = `${job.name || job.id} · ${job.status} · Distillery`;
-    show(head, [job.status, job.phase, job.requested, job.progress, job.waiting, job.name, job.teacher_check, age(job.created_at)], header);
+    show(head, [job.status, job.phase, job.requested, job.progress, job.waiting, job.name, job.teacher_check, job.warnings.length, age(job.created_at)], header);
     failure.hidden = !job.error;
     if (job.error) show(failure, job.error, failureText);
     warnings.hidden = !job.warnings.length;
     show(warnings, job.warnings, warningTexts);
-    show(result, [job.result, job.resolved_spec?.baseline, job.status, job.teacher_check], () => report(job));
+    drawResult();
+    if (trial.hidden && job.status === "succeeded" && job.kind === "distillation" && job.allowed_actions.length) {
+      trial.hidden = false;
+      trial.replaceChildren(...predictBox(at, signal));
+    }
     show(spec, [job.spec, job.resolved_spec], specs);
+  }
+
+  function drawResult() {
+    show(found, [job.result, job.resolved_spec?.baseline, TERMINAL.includes(job.status), job.teacher_check, data], () => result(job, data));
+  }
+
+  /** The facts of the data, before a report has them. They are asked for once: what has no name here has none. */
+  async function drawData() {
+    if (data !== null || job.result?.dataset || job.kind !== "distillation") return;
+    const name = dataset(job);
+    data = {};
+    if (!name || name.endsWith("…")) return;
+    try {
+      data = (await json(`/v1/datasets/${encodeURIComponent(name)}`, { signal })).facts || {};
+    } catch (error) {
+      if (error.status !== 404) { data = null; throw error; }
+    }
+    drawResult();
   }
 
   function header() {
@@ -116,11 +145,16 @@ export function jobPage(main, id, signal, showError) {
     ];
     return [
       h("div", { class: "line" }, h("h1", null, job.name || job.id), pill(job),
-        h("div", { class: "verbs" }, ACTIONS.filter(({ verb, when }) => job.allowed_actions.includes(verb) && (!when || when(job))).map(button))),
+        h("div", { class: "verbs" },
+          ACTIONS.filter(({ verb, when }) => job.allowed_actions.includes(verb) && (!when || when(job))).map(button),
+          job.kind === "distillation" && h("a", { class: "button", href: `#/submit?from=${encodeURIComponent(job.id)}` }, "Again with changes"))),
       h("div", { class: "facts" },
         h("span", null, models(job)), h("span", null, method(job)),
+        parent(job) && h("span", null, "of the job ", h("a", { href: `#/jobs/${parent(job)}` }, parent(job))),
         dataset(job) && h("span", null, `data ${dataset(job)}`),
         job.teacher_check && !job.result && h("span", null, `teacher ${teacherCheck(job.teacher_check)}`),
+        job.warnings.length > 0 && h("button", { class: "plain warned", type: "button", onclick: () => warnings.scrollIntoView() },
+          job.warnings.length === 1 ? "1 warning" : `${job.warnings.length} warnings`),
         h("span", { class: "mono" }, job.id, " ", h("button", { class: "plain", type: "button", onclick: copy }, "copy")),
         facts.filter(Boolean).map((fact) => h("span", null, fact))),
       bar(job),
@@ -154,15 +188,27 @@ export function jobPage(main, id, signal, showError) {
     } }, name);
   }
 
+  /** The alerts that the spec has asked for, as far as they were raised, newest first. */
+  function addAlert(when, raised) {
+    if (alerts.hidden) alerts.replaceChildren(h("h2", null, "Alerts"), h("ul", { class: "plain" }));
+    alerts.hidden = false;
+    alerts.lastChild.prepend(h("li", null, h("time", { datetime: when, title: when }, clock(when)), " ", alertText(raised)));
+  }
+
   async function drawMetrics() {
     const state = JSON.stringify([job.status, job.attempts_without_progress, job.progress?.trial, job.progress?.step, job.teacher_check]);
     if (state === metricsState) return;
     const { series } = await json(`${at}/metrics?max_points=300&keys=${CURVES}`, { signal });
     metricsState = state;
-    // Nothing will be measured any more in a job that has ended without a measurement, and nothing in an evaluation.
-    charts.hidden = !Object.keys(series).length && (done() || job.kind === "evaluation");
-    accuracyChart.update(...accuracies(series, job.result?.teacher?.accuracy ?? job.teacher_check?.accuracy));
-    lossChart.update(...losses(series));
+    // Nothing will be measured any more in a job that has ended without a measurement, and only a distillation trains.
+    const ended = done() || job.kind !== "distillation";
+    const accuracy = accuracies(series, job.result?.teacher?.accuracy ?? job.teacher_check?.accuracy);
+    const loss = losses(series);
+    accuracyPlace.hidden = ended && !hasCurve(accuracy);
+    lossPlace.hidden = ended && !hasCurve(loss);
+    charts.hidden = accuracyPlace.hidden && lossPlace.hidden;
+    accuracyChart.update(...accuracy);
+    lossChart.update(...loss);
   }
 
   /** The attempts are fetched only when the job has changed in a way that may change them. */
@@ -190,27 +236,6 @@ export function jobPage(main, id, signal, showError) {
     if (text && follow.checked) log.scrollTop = log.scrollHeight;
   }
 
-  async function drawFiles() {
-    const { data } = await json(`${at}/artifacts`, { signal });
-    files.hidden = !data.length;
-    show(files, data, () => [h("h2", null, "Files"), h("table", null,
-      h("thead", null, h("tr", null, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "number" }, "Size"),
-        h("th", { scope: "col", class: "wide" }, "SHA-256"), h("th", null, ""))),
-      h("tbody", null, data.map((file) => h("tr", null,
-        h("td", null, file.name), h("td", { class: "number" }, bytes(file.bytes)),
-        h("td", { class: "sum mono wide", title: file.sha256 }, file.sha256),
-        h("td", { class: "number" }, h("a", { class: "button", href: file.href, download: file.name, onclick: (event) => download(event, file) }, "Download"))))))]);
-  }
-
-  /** With an API key the bytes are fetched by script, because a link cannot send the key. */
-  async function download(event, file) {
-    if (!key.get()) return;
-    event.preventDefault();
-    const url = URL.createObjectURL(await (await request(file.href, { signal })).blob());
-    h("a", { href: url, download: file.name }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 60_000);
-  }
-
   let listening = false;
   let lastSeq = 0;
   /** Read the event stream with fetch, because EventSource cannot send a key. It reconnects from the last event. */
@@ -234,6 +259,7 @@ export function jobPage(main, id, signal, showError) {
   function addEvent({ id: seq, data: text }) {
     lastSeq = Number(seq);
     const { type, at: when, data } = JSON.parse(text);
+    if (type === "alert") addAlert(when, data);
     const scrolledUp = feed.scrollHeight - feed.scrollTop - feed.clientHeight > 40;
     feed.append(h("li", null, h("time", { datetime: when, title: when }, clock(when)), h("span", null, type.replaceAll("_", " ")), h("span", { class: "data" }, eventText(type, data))));
     if (!scrolledUp) feed.scrollTop = feed.scrollHeight;
@@ -242,6 +268,9 @@ export function jobPage(main, id, signal, showError) {
   listen();
   repeatedly(signal, () => (done() ? 10_000 : job?.status === "running" ? 1200 : 2500), refresh);
 }
+
+/** True if a chart has more than the teacher's level. */
+const hasCurve = ([lines]) => lines.some(({ points: curve }) => curve.some(([step]) => step !== null));
 
 /** Curves by trial. Those of an earlier stage have another scale: they are shown only until the trial itself begins. */
 const current = (series) => Object.entries(series)
@@ -300,6 +329,7 @@ async function readEvents(stream, each) {
 function eventText(type, data) {
   if (type === "warning") return data.message;
   if (type === "teacher_check") return teacherCheck(data);
+  if (type === "alert") return alertText(data);
   return fieldsText(data);
 }
 
@@ -311,6 +341,14 @@ const fieldsText = (data) => Object.entries(data?.error || data || {})
   })
   .join(", ");
 
+/** "validation/accuracy is 0.31, below 0.5, in epoch 2" */
+function alertText({ metric, below, above, value, epoch, step, no_progress_s: seconds }) {
+  if (!metric) return `no progress for ${duration(seconds)}`;
+  const bound = below != null ? `below ${below}` : `above ${above}`;
+  const place = epoch != null ? `, in epoch ${Math.ceil(epoch)}` : step != null ? `, at step ${count(step)}` : "";
+  return `${metric} is ${Number(value.toPrecision(4))}, ${bound}${place}`;
+}
+
 function failureText(error) {
   return [
     h("h2", null, error.code.replaceAll("_", " ")),
@@ -318,103 +356,6 @@ function failureText(error) {
     error.hint && h("p", { class: "hint" }, error.hint),
     h("p", { class: "hint quiet" }, error.retryable ? "A retry may help." : "A retry alone does not help."),
   ];
-}
-
-/** The report: teacher, student and the same student alone, on the same test images. */
-function report(job) {
-  if (job.kind === "evaluation") return evaluation(job);
-  const { teacher, student, alone, gain, models: others } = job.result || {};
-  const baseline = job.resolved_spec?.baseline;
-  const columns = [
-    job.resolved_spec.teacher && ["Teacher", teacher, ""],
-    ["Student", student, "of-student"],
-    (alone || (baseline && baseline !== "none")) && ["Student alone", alone, ""],
-  ].filter(Boolean);
-  const row = (name, value, kind) => h("tr", { class: kind }, h("th", { scope: "row" }, name),
-    columns.map(([, model, css]) => h("td", { class: `number ${css}` }, model ? value(model) : "–")));
-  if (!student && TERMINAL.includes(job.status)) return [h("p", null, noReport(job))];
-  return [
-    job.result?.verdict && h("p", { class: "verdict" }, job.result.verdict),
-    h("table", null,
-      h("thead", null, h("tr", null, h("td", null, ""), columns.map(([name, model]) =>
-        h("th", { scope: "col" }, name, h("span", { class: "models" }, model?.architecture || "\u00a0"))))),
-      h("tbody", null,
-        row("Accuracy", (model) => percent(model.accuracy), "first"),
-        row("Parameters", (model) => count(model.parameters)),
-        row("Size", (model) => bytes(model.bytes)),
-        job.resolved_spec.teacher && row("Agrees with teacher", (model) => percent(model.agreement)))),
-    h("p", { class: "sentence" }, student ? sentence(job, teacher, student, alone, gain) : noReport(job)),
-    timings(job.result?.timings),
-    Object.keys(others || {}).length > 0 && otherModels(others),
-  ];
-}
-
-/** What took the time of a job, in a line; null for an earlier version. What took less than 0.05 s is left out. */
-function timings(all) {
-  const short = (seconds) => (seconds < 10 ? `${seconds.toFixed(1)} s` : duration(seconds));
-  const part = ([name, value]) => {
-    const trials = typeof value === "object" ? Object.entries(value) : [];
-    const seconds = trials.length ? trials.reduce((sum, [, one]) => sum + one, 0) : value;
-    const each = trials.map(([trial, one]) => `${trial} ${short(one)}`).join(", ");
-    return seconds >= 0.05 && `${name.replaceAll("_", " ")} ${short(seconds)}${trials.length > 1 ? ` (${each})` : ""}`;
-  };
-  const parts = Object.entries(all || {}).map(part).filter(Boolean);
-  return parts.length > 0 && h("p", { class: "quiet" }, `Time: ${parts.join(", ")}.`);
-}
-
-/** The result of an evaluation: one model on all test images, then each class. */
-function evaluation({ result, status }) {
-  if (!result) return [h("p", { class: "quiet" }, TERMINAL.includes(status)
-    ? "This job ended before the model was measured."
-    : "The figures appear here when the model has been measured on the test images.")];
-  const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
-  return [
-    h("table", null, h("tbody", null,
-      h("tr", { class: "first" }, h("th", { scope: "row" }, "Accuracy"), h("td", { class: "number" }, percent(result.accuracy))),
-      fact("95 % interval", `${percent(result.interval[0])} to ${percent(result.interval[1])}`),
-      fact("Top-5 accuracy", percent(result.accuracy_top5)),
-      fact("Test images", count(result.test_samples)),
-      fact("Parameters", count(result.parameters)))),
-    h("details", null, h("summary", null, "Accuracy of each class"), h("table", null, h("tbody", null,
-      result.per_class.map((one) => fact(one.name, percent(one.accuracy)))))),
-    timings(result.timings),
-  ];
-}
-
-/** All other measured models: each of several teachers, assistants, generations, peers, exits, ensembles. */
-function otherModels(others) {
-  const figures = ["Accuracy", "Parameters", "Size", "Agrees with teacher"];
-  return h("table", { class: "further" },
-    h("thead", null, h("tr", null, h("th", { scope: "col" }, "Other models"), h("th", { scope: "col" }, "Network"),
-      figures.map((name, place) => h("th", { scope: "col", class: place ? "number wide" : "number" }, name)))),
-    h("tbody", null, Object.entries(others).map(([name, model]) => h("tr", null,
-      h("th", { scope: "row" }, displayName(name)), h("td", null, model.architecture),
-      h("td", { class: "number" }, percent(model.accuracy)), h("td", { class: "number wide" }, count(model.parameters)),
-      h("td", { class: "number wide" }, bytes(model.bytes)), h("td", { class: "number wide" }, percent(model.agreement))))));
-}
-
-const noReport = (job) => h("span", { class: "quiet" },
-  job.teacher_check && `Before the training, the teacher has ${teacherCheck(job.teacher_check)}. `,
-  TERMINAL.includes(job.status)
-    ? "This job ended before its models were measured."
-    : "The report appears here when the models have been measured on the test images.");
-
-function sentence(job, teacher, student, alone, gain) {
-  const parts = [];
-  const supervised = job.resolved_spec?.beta == null; // A job without a distillation loss.
-  const baseline = job.resolved_spec?.baseline;
-  if (teacher) {
-    const times = teacher.parameters / student.parameters;
-    parts.push((teacher.accuracy == null ? `The student has ${percent(student.accuracy)} accuracy`
-      : `The student has ${percent(student.accuracy / teacher.accuracy)} of the teacher's accuracy`)
-      + (times >= 1.05 ? ` with ${times >= 10 ? Math.round(times) : times.toFixed(1)} times fewer parameters.` : "."));
-  } else parts.push(`${supervised ? "Trained on labels alone" : "Distilled without a teacher"}: ${percent(student.accuracy)} accuracy on the test images.`);
-  if (gain != null && alone) {
-    if (gain > 0) parts.push(` Distillation gained ${(100 * gain).toFixed(1)} points over the same student alone.`);
-    else parts.push(` Distillation did not help: ${points(gain)} points against the same student alone.`);
-  } else if (!supervised && (!baseline || baseline === "none"))
-    parts.push(" No baseline was trained, so the gain of distillation is not known.");
-  return parts.join("");
 }
 
 function specs([submitted, resolved]) {

@@ -99,6 +99,11 @@ def agreement(logits_nK: Tensor, teacher_nK: Tensor) -> float:
     return (logits_nK.argmax(1) == teacher_nK.argmax(1)).double().mean().item()
 
 
+def mean_of(logits_knK: Sequence[Tensor]) -> Tensor:
+    """Return the log of the mean probabilities of several models: n × K."""
+    return torch.stack([logits_nK.double().softmax(1) for logits_nK in logits_knK]).mean(0).log().float()
+
+
 def paired_p(one_nK: Tensor, other_nK: Tensor, labels_n: Tensor) -> float:
     """Return the two-sided p-value of McNemar's exact test: that two models are right equally often on these images.
 

@@ -89,7 +89,8 @@ class _Prober:
         # All pixels are made before the memory is read: they are no part of what a step needs.
         self.jobs = {size: self._job(size) for size in sorted({self._batch, min(SMALL_BATCH, self._batch)})}
         self.memory_fixed = peak_memory(self.device)
-        self.share_s = BUDGET_S / (1 + sum(len(trial.stages) for trial in self.planned))
+        # Another seed costs what the first one does.
+        self.share_s = BUDGET_S / (1 + sum(len(trial.stages) for trial in self.planned if trial.run == 0))
 
     def run(self) -> JobCost:
         measured = {}

@@ -173,7 +173,7 @@ def _out_of_bounds(pointer: str, detail: ErrorDetails, given: Any) -> Fault:
         what = "object" if isinstance(detail["input"], dict) else "list"
         message = f"the {what} holds {given}, which is {kind.replace('_', ' ')}"
     elif pointer == "/baseline" and kind == "string_pattern_mismatch":
-        message = f"'none', 'train' or 'job:<id>' belongs here, got {given!r}"
+        message = f"'none', 'train', 'train_anew' or 'job:<id>' belongs here, got {given!r}"
     elif kind.endswith(("_type", "_parsing")):
         code = "type"
         if kind in _KINDS:

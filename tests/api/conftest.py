@@ -196,7 +196,8 @@ class Service:
         for name, content in {**own, **(files or {})}.items():
             blob = self.files.put_stream([content])
             digests[name] = blob.sha256
-            made.append(NewArtifact(name, blob.sha256, blob.bytes, "application/octet-stream"))
+            media_type = "text/html" if name.endswith(".html") else "application/octet-stream"
+            made.append(NewArtifact(name, blob.sha256, blob.bytes, media_type))
         job = await self.db.read(jobs.get, job_id)
         students = job.resolved_spec["student"]
         architecture = (students[0] if isinstance(students, list) else students)["architecture"]

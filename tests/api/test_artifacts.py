@@ -50,6 +50,18 @@ async def test_artifact_download_resumes_with_range(service: Service) -> None:
     assert (other.status_code, other.content) == (200, whole.content)
 
 
+async def test_artifact_that_is_a_page_opens_in_place_and_may_do_nothing(service: Service) -> None:
+    """It has no origin: a script in it, which the policy stops, too, could not reach the key of the service's page."""
+    job_id = await service.submit()
+    await service.succeed(job_id, {"report.html": b"<script>alert(1)</script>"})
+    answer = await service.http.get(f"/v1/jobs/{job_id}/artifacts/report.html")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'inline; filename="report.html"'
+    (policy,) = answer.headers.get_list("content-security-policy")
+    assert policy.startswith("sandbox ") and "allow-same-origin" not in policy and "script" not in policy
+    assert "default-src 'none'" in policy
+
+
 @pytest.mark.parametrize("range_header", ["bytes=99999-", "bytes=5-2", "bytes=-0", "bytes=0-1, 99999-"])
 async def test_artifact_download_refuses_a_range_outside_the_file(service: Service, range_header: str) -> None:
     job_id = await service.submit()

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,8 +16,10 @@ from PIL import Image
 from sqlalchemy import update
 
 from api.app import create_app
+from bench.browser import CHROMIUM, FLAGS, MISSING, Browser
+from bench.browser import browser as start_browser
 from kdcore.catalog.facts import LeftOut
-from store import checkpoints, lifecycle, metrics, registry
+from store import alerts, checkpoints, lifecycle, metrics, registry
 from store.artifacts import NewArtifact
 from store.database import Database
 from store.file_store import FileStore
@@ -28,15 +28,9 @@ from store.tables import jobs
 from tests.api.conftest import DATASET, MODEL, SUPERVISED, FakeInspector
 from tests.servers import served
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-)  # fmt: skip
-
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason=MISSING),
 ]
 
 
@@ -46,73 +40,11 @@ def address(settings: Settings) -> Iterator[str]:
         yield url
 
 
-class Browser:
-    """Chromium, driven over a pair of pipes (its DevTools protocol): for what the text alone does not show."""
-
-    def __init__(self, commands: int, answers: int) -> None:
-        self._commands, self._answers = commands, answers
-        self._buffer, self._count = b"", 0
-        self._session: str | None = None
-        (page,) = [one for one in self._call("Target.getTargets")["targetInfos"] if one["type"] == "page"]
-        attached = self._call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
-        self._session = attached["sessionId"]
-
-    def open(self, url: str, width: int, until: str) -> None:
-        """Open a page in a window of this width and wait until a text is visible."""
-        self._call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self._call("Page.navigate", url="about:blank")
-        self._call("Page.navigate", url=url)
-        deadline = time.monotonic() + 30
-        while until not in (text := self.value("document.body?.innerText || ''")):
-            assert time.monotonic() < deadline, text
-            time.sleep(0.05)
-
-    def value(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page, as JSON."""
-        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def _call(self, method: str, **parameters: Any) -> Any:
-        self._count += 1
-        session = {"sessionId": self._session} if self._session else {}
-        message = {"id": self._count, "method": method, "params": parameters, **session}
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = json.loads(self._next())
-            if answer.get("id") == self._count:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def _next(self) -> bytes:
-        while b"\0" not in self._buffer:
-            read = os.read(self._answers, 1 << 20)
-            assert read, "Chromium has ended"
-            self._buffer += read
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        return message
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One Chromium for all tests. Each test has a server on a port of its own, so an origin with no stored data."""
-    assert CHROMIUM is not None
-    profile = tmp_path_factory.mktemp("profile")
-    theirs, commands = os.pipe()
-    answers, ours = os.pipe()
-    # Chromium reads commands from descriptor 3 and writes answers to 4.
-    script = f'exec "$@" 3<&{theirs} 4>&{ours}'
-    flags = ("--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", *FLAGS, "about:blank")
-    command = ["bash", "-c", script, "bash", CHROMIUM, *flags]
-    with subprocess.Popen(command, pass_fds=(theirs, ours), stderr=subprocess.DEVNULL) as process:
-        os.close(theirs)
-        os.close(ours)
-        try:
-            yield Browser(commands, answers)
-        finally:
-            process.terminate()
-            os.close(commands)
-            os.close(answers)
+    with start_browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
 
 
 def page_text(tmp_path: Path, url: str) -> str:
@@ -531,3 +463,193 @@ def test_key_form_says_what_is_wrong_with_a_key_and_takes_the_next_one(settings:
                 assert time.monotonic() < deadline, text
                 time.sleep(0.05)
         assert browser.value("document.getElementById('key-form').hidden")
+
+
+def finished(settings: Settings, address: str, report: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """A job that has succeeded with this report, added to figures of three models."""
+    job = submit(address, {**SUPERVISED, "method": "kd", "teacher": teacher(address), "baseline": "train", **spec})
+    database, fence = claim_job(settings, job, {}, {})
+    whole = {
+        "teacher": measured(0.95, "convnet32"),
+        "student": measured(0.9, "convnet8"),
+        "alone": measured(0.85, "convnet8"),
+        "gain": 0.05,
+        "test_samples": 360,
+        **report,
+    }
+    file = NewArtifact("student.onnx", "5" * 64, 123_456, "application/octet-stream")
+    with database.begin() as connection:
+        assert lifecycle.finish_succeeded(connection, job["id"], fence, whole, [file])
+    database.dispose()
+    return job
+
+
+def interval(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+PROOF = {
+    "gap_closed": interval(0.5, 0.31, 0.72),
+    "no_gap": None,
+    "gain": interval(0.05, 0.021, 0.083),
+    "teacher_gap": interval(0.1, 0.06, 0.14),
+    "seeds": [
+        {"seed": 7, "student": 0.9, "alone": 0.85, "gap_closed": 0.5},
+        {"seed": 8, "student": 0.91, "alone": 0.85, "gap_closed": 0.6},
+    ],
+    "over_seeds": {
+        "seeds": 2,
+        "student": interval(0.905, 0.84, 0.97),
+        "alone": interval(0.85, 0.85, 0.85),
+        "gain": interval(0.055, 0.01, 0.1),
+        "gap_closed": interval(0.55, 0.1, 0.99),
+        "gain_on_other_images": None,
+        "gap_closed_on_other_images": None,
+    },
+}
+
+
+def test_job_page_begins_with_the_verdict_and_its_intervals(settings: Settings, address: str, browser: Browser) -> None:
+    report = {"version": 2, "verdict": "Distilling closed half of the <b>gap</b>.", "proof": PROOF}
+    job = finished(settings, address, report)
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Over seeds")
+    shown = " ".join(browser.value("document.querySelector('.result').innerText").split())
+    assert shown.startswith(
+        "Gap closed 50 % 95 % interval 31 % to 72 % alone teacher"
+        " Gain over the student alone +5.0 points 95 % interval +2.1 to +8.3 no gain"
+        " Distilling closed half of the <b>gap</b>."
+    ), shown
+    assert "7 90.0 % 85.0 % +5.0 50 %" in shown and "8 91.0 % 85.0 % +6.0 60 %" in shown
+    assert "Over seeds 90.5 % 95 % interval 84.0 % to 97.0 % 85.0 %" in shown
+    assert "+5.5 95 % interval +1.0 to +10.0 55 % 95 % interval 10 % to 99 %" in shown
+    assert "Distillation gained" not in shown
+    assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["up", "up"]
+
+
+def test_job_page_of_a_job_that_gained_nothing_states_no_gap(
+    settings: Settings, address: str, browser: Browser
+) -> None:
+    message = "the interval of (teacher - alone) holds 0"
+    nothing = {"gap_closed": None, "no_gap": {"code": "teacher_gap_holds_zero", "message": message}}
+    proof = {**PROOF, **nothing, "gain": interval(0.01, -0.02, 0.03), "seeds": [], "over_seeds": None}
+    job = finished(settings, address, {"verdict": "No measurable gain.", "proof": proof})
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "No measurable gain.")
+    shown = " ".join(browser.value("document.querySelector('.result').innerText").split())
+    assert f"Gap closed not stated {message}" in shown
+    assert "+1.0 points 95 % interval −2.0 to +3.0" in shown
+    assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["", ""]
+    assert "Over seeds" not in shown
+
+
+def file_row(name: str, kind: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name, "format": kind, "bytes": 123_456, "sha256": "5" * 64, "runtime": "onnxruntime 1.28",
+        "accuracy": 0.9, "agreement": 0.998, "latency": [{"batch": 1, "p50_ms": 0.421, "p95_ms": 0.5}],
+        "threads": 1, "cpu": "A <i>CPU</i>", "peak_memory_bytes": 90_000_000, "quantization": None, "refused": None,
+        **more,
+    }  # fmt: skip
+
+
+def test_job_page_shows_each_file_with_its_figures_and_why_one_was_refused(
+    settings: Settings, address: str, browser: Browser
+) -> None:
+    refused = {"code": "export_mismatch", "message": "it is right on 12.0 %", "hint": None}
+    files = [
+        file_row("student.onnx", "onnx"),
+        file_row("student.int8.onnx", "onnx_int8", accuracy=0.12, quantization="after_training", refused=refused),
+    ]
+    job = finished(settings, address, {"files": files})
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Make files of the student")
+    shown = " ".join(browser.value("document.querySelector('.files').innerText").split())
+    assert "student.onnx ONNX, onnxruntime 1.28 90.0 % 99.8 % 123 kB 0.421 ms 95 %: 0.500 ms 90.0 MB Download" in shown
+    assert "int8 after the training refused it is right on 12.0 %" in shown
+    assert "measured on A <i>CPU</i>, 1 thread" in shown
+    links = browser.value("[...document.querySelectorAll('.files a')].map((one) => one.getAttribute('href'))")
+    assert links == [f"/v1/jobs/{job['id']}/artifacts/student.onnx"]
+
+
+def test_job_page_shows_the_data_and_the_teacher_before_the_training_ends(
+    settings: Settings, address: str, browser: Browser
+) -> None:
+    job = submit(address, {**SUPERVISED, "method": "kd", "teacher": teacher(address), "baseline": "train"})
+    database, _ = claim_job(settings, job, {}, {})
+    database.dispose()
+    change_job(settings, job, teacher_check=CHECK)
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "1,437 training images")
+    shown = " ".join(browser.value("document.querySelector('.result').innerText").split())
+    assert "Teacher convnet32 Student convnet8 Student alone convnet8" in shown
+    assert "Accuracy 70.2 % 67.0 % to 73.0 % – –" in shown
+    assert "Data: 10 classes, 8 × 8 pixels, grey, 1,437 training images, 360 test images." in shown
+
+
+def test_job_page_shows_alerts(settings: Settings, address: str, browser: Browser) -> None:
+    low = {"metric": "validation/accuracy", "below": 0.7, "from_epoch": 1}
+    job = submit(address, {**SUPERVISED, "scheduling": {"alerts": [low]}})
+    database = Database(settings.database_url)
+    with database.begin() as connection:
+        claim = lifecycle.claim(connection, "worker-1", 60, takeover=False)
+        assert claim is not None
+        asked = alerts.asked(claim.job.resolved_spec)
+        values = {"validation/accuracy": 0.633}
+        alerts.see_metrics(connection, job["id"], claim.fence, asked, step=20, epoch=2, values=values)
+    database.dispose()
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "ALERTS")
+    assert "validation/accuracy is 0.633, below 0.7, in epoch 2" in browser.value(
+        "document.querySelector('.alerts').innerText"
+    )
+
+
+def test_list_page_names_filters_that_it_does_not_know(address: str, browser: Browser) -> None:
+    submit(address, {**SUPERVISED, "name": "mine"})
+    browser.open(f"{address}/#/?name=mi&colour=red", 1200, "mine")
+    assert "No list has the filter colour" in browser.value("document.querySelector('.notice').innerText")
+    browser.open(f"{address}/#/?status=lost", 1200, "status")
+    browser.wait("queued")
+    assert "mine" not in browser.value("document.querySelector('main').innerText")
+    browser.open(f"{address}/#/?kind=evaluation", 1200, "No job matches.")
+    browser.open(f"{address}/#/nothing", 1200, "No such page")
+
+
+def test_form_sends_an_earlier_spec_with_changes(address: str, browser: Browser) -> None:
+    """Numbers are sent as they were, also those that JavaScript cannot represent."""
+    seed = 2**63 - 1
+    spec = {**SUPERVISED, "name": "first", "training": {"epochs": 2, "seed": seed}}
+    job = submit(address, spec)
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Again with changes")
+    browser.value("[...document.querySelectorAll('.verbs a')].at(-1).click()")
+    browser.wait("The spec is valid".upper())
+    text = browser.value("document.getElementById('spec-text').value")
+    assert json.loads(text) == spec
+
+    def write(changed: str) -> None:
+        browser.value(
+            f"(() => {{ const text = document.getElementById('spec-text'); text.value = {json.dumps(changed)};"
+            " text.dispatchEvent(new Event('input')); })()"
+        )
+
+    submit_it = "document.querySelector('.submit form').requestSubmit()"
+    write("{")
+    browser.value(submit_it)
+    browser.wait("This is no JSON")
+    write(text.replace('"epochs": 2', '"epochs": -3'))
+    browser.value(submit_it)
+    browser.wait("/training/epochs")
+    write(text.replace("first", "second"))
+    browser.wait('/name "first" → "second"')
+    browser.value(submit_it)
+    browser.wait("As submitted")
+    (newest, _) = httpx.get(f"{address}/v1/jobs?view=full").json()["data"]
+    assert newest["spec"] == {**spec, "name": "second"}
+
+
+def test_page_sends_nothing_more_with_a_key_that_was_refused(settings: Settings, browser: Browser) -> None:
+    secured = settings.model_copy(update={"admin_key_hash": hashlib.sha256(b"dk_right").hexdigest()})
+    with served(create_app(secured, wake_workers=lambda: None, inspector=FakeInspector())) as url:
+        browser.open(url, 1200, until="requires an API key")
+        sent = "performance.getEntriesByType('resource').filter(({ name }) => name.includes('/v1/')).length"
+        before = browser.value(sent)
+        browser.value("location.hash = '#/registered'")
+        browser.wait("Data sets")
+        browser.value("location.hash = '#/jobs/job_1'")
+        browser.wait("EVENTS")
+        assert browser.value(sent) == before

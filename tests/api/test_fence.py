@@ -26,6 +26,7 @@ SENT: dict[str, dict[str, Any]] = {
     "/v1/datasets/{name_or_id}": LABELLED,
     "/v1/models/{name_or_id}/evaluations": {"json": {"dataset": "digits"}},
     "/v1/webhooks/{webhook_id}": {"json": {"enabled": True}},
+    "/v1/jobs/{job_id}/predict": {"content": b"picture", "params": {"wait": 0}},
     "/v1/uploads/{upload_id}": {"content": b"more", "headers": {"Upload-Offset": "0"}},
 }
 """What a request needs so that it is not refused for its form."""
@@ -49,6 +50,7 @@ class Two:
     key_id: str
     webhook: str
     delivery: str
+    prediction: str
 
     def named(self, path: str) -> dict[str, str]:
         """The parameters of a path with their ids; KeyError for a parameter that is not known here."""
@@ -60,6 +62,7 @@ class Two:
             "key_id": self.key_id,
             "webhook_id": self.webhook,
             "delivery_id": self.delivery,
+            "prediction_id": self.prediction,
             "name": "student.safetensors" if "/artifacts/" in path else "team-42",
         }
         return {name: known[name] for name in known if f"{{{name}}}" in path}
@@ -81,12 +84,14 @@ async def two(service: Service) -> AsyncIterator[Two]:
         webhook = (await them.http.post("/v1/webhooks", json={"url": "https://example.org/team-42"})).json()["id"]
         delivery = (await them.http.post(f"/v1/webhooks/{webhook}/test")).json()["id"]
         await them.http.patch(f"/v1/webhooks/{webhook}", json={"enabled": False})  # Nothing changes by itself then.
+        asked = await them.http.post(f"/v1/jobs/{job}/predict", content=b"their picture", params={"wait": 0})
         sheet = {"sha256": digests["report.json"], "side": 8, "columns": 1, "classes": [0]}
         row = tables.datasets.update().where(tables.datasets.c.id == dataset.json()["id"])
         await service.db.write(lambda connection: connection.execute(row.values(thumbnails=sheet)))
         yield Two(
             service, them, us, job, await them.submit(name="waits"), digests, model.json(), dataset.json(),
             part.json()["id"], upload.json()["id"], blob, keys[0]["id"], webhook, delivery,
+            asked.json()["id"],
         )  # fmt: skip
 
 

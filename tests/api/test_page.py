@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from api.routes.page import WEB
+from base.wire import JobFilters
 from tests.api.conftest import Service
 
 pytestmark = pytest.mark.anyio
@@ -101,8 +102,14 @@ def test_common_js_models(spec: dict[str, Any], expected: str) -> None:
     assert printed(f"{common}\nconsole.log(models({{spec: {json.dumps(spec)}}}));") == expected
 
 
+def test_app_js_knows_all_filters_of_a_list_of_jobs() -> None:
+    constant = re.search(r"const FILTERS = (\[.*?\]);", (WEB / "app.js").read_text(), re.DOTALL)
+    assert constant is not None
+    assert set(re.findall(r'"(\w+)"', constant[1])) == set(JobFilters.__annotations__)
+
+
 def test_page_is_small() -> None:
-    assert sum(path.stat().st_size for path in WEB.rglob("*") if path.is_file()) < 150_000
+    assert sum(path.stat().st_size for path in WEB.rglob("*") if path.is_file()) < 200_000
 
 
 def test_vendored_files_match_their_note() -> None:

@@ -8,20 +8,21 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import CheckConstraint, Connection, Engine, inspect, make_url, select, text
+from asyncpg.transaction import Transaction
+from sqlalchemy import CheckConstraint, Connection, Engine, func, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 
 from base.errors import DatabaseUnavailable, StorageFull
 from store import database as database_module
-from store import jobs, keys, tables
+from store import jobs, keys, metrics, tables
 from store.attempts import list_attempts
 from store.database import Database, _exclusive_postgres, alembic_config, migrate, translated_errors
 from store.errors import NotFound
@@ -160,6 +161,57 @@ def test_connect_replaces_a_connection_that_was_cut(postgres_database_url: str):
         assert connection.execute(select(1)).scalar_one() == 1
     victim.dispose()
     other.dispose()
+
+
+@pytest.mark.parametrize("trusted_s", [0, 1000])
+def test_read_replaces_a_connection_that_was_cut(
+    postgres_database_url: str, monkeypatch: pytest.MonkeyPatch, trusted_s: float
+):
+    """A trial finds it after a while without use, the event loop at once."""
+    monkeypatch.setattr(database_module, "TRUSTED_S", trusted_s)
+
+    async def run(database: Database) -> None:
+        def session(connection: Connection) -> tuple[int, Any]:
+            fairy = connection.connection
+            return connection.execute(select(func.pg_backend_pid())).scalar_one(), fairy.driver_connection
+
+        first, driver = await database.read(session)
+        ended = asyncio.Event()
+        driver.add_termination_listener(lambda _: ended.set())
+        with psycopg.connect(postgres_database_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (first,))
+        if trusted_s:
+            await ended.wait()
+        second, _ = await database.read(session)
+        assert second != first
+        third, _ = await database.write(session)
+        assert third == second
+
+    run_coroutine(postgres_database_url, run)
+
+
+def test_read_begins_no_transaction_on_postgres_and_stream_does(
+    postgres_database_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    begun = []
+    start = Transaction.start
+
+    async def counted(transaction: Transaction) -> None:
+        begun.append(transaction)
+        await start(transaction)
+
+    monkeypatch.setattr(Transaction, "start", counted)
+
+    async def run(database: Database) -> None:
+        await database.write(lambda connection: jobs.submit(connection, new_job()))
+        begun.clear()
+        await database.read(jobs.count_by_status)
+        await database.scan(jobs.list_jobs, "ours", jobs.JobQuery())
+        assert not begun
+        await database.stream(metrics.series, "job_none")
+        assert len(begun) == 1
+
+    run_coroutine(postgres_database_url, run)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
 from store import jobs, lifecycle, lists, teachers
 from store.database import Database
@@ -86,6 +86,29 @@ def test_filters_combine(database: Database) -> None:
 
 
 @pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize(
+    "query", [{"labels": ["team:vision", "run:7"]}, {"status": ["queued"], "labels": ["team:vision"]}]
+)
+def test_filters_by_facet_are_looked_up_row_by_row_on_postgres(
+    postgres_database_url: str, query: dict[str, Any]
+) -> None:
+    """However many rows have the facet: not by a join, for which all of them may be read."""
+    database = Database(postgres_database_url)
+    made(database, labels={"team": "vision", "run": "7"})
+    plans = []
+    with database.begin() as connection:
+
+        @event.listens_for(connection, "before_cursor_execute")
+        def explain(one: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+            if statement.startswith("SELECT jobs.id, jobs.created_at"):
+                cursor.execute("EXPLAIN " + statement, parameters)
+                plans.append("\n".join(line for (line,) in cursor.fetchall()))
+
+        assert len(jobs.list_jobs(connection, "ours", JobQuery.model_validate(query))[0]) == 1
+    database.dispose()
+    assert plans and all("SubPlan" in one for one in plans), plans
+
+
 def test_filters_by_what_the_spec_names(database: Database) -> None:
     job = made(database, spec=SPEC, resolved_spec=RESOLVED)
     made(database)

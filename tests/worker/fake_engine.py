@@ -2,6 +2,8 @@
 
     {"fake": {"steps": 20, "step_s": 0.02, "checkpoint_every": 5, "at": {"7": "segfault"}, "once": "FILE"}}
 
+That of a prediction has it in `job`.
+
 Its "weights" are a chain of hashes of all steps, so they differ if a resumed run loses or repeats one.
 `at` names a misbehaviour and the step where it happens; with `once`, only while that file does not exist.
 """
@@ -46,7 +48,7 @@ def parent(process: int) -> int:
 class Engine:
     def __init__(self, arguments: argparse.Namespace) -> None:
         spec = json.loads(arguments.spec.read_text())
-        self.options: dict[str, Any] = spec.get("fake", {})
+        self.options: dict[str, Any] = (spec.get("job") or spec).get("fake", {})
         self.out: Path = arguments.out
         self.lines = os.fdopen(arguments.events_fd, "w", buffering=1) if arguments.events_fd else sys.stdout
         self.stop_requested = False
@@ -173,6 +175,10 @@ class Engine:
         """Take 300 MB of memory and wait."""
         self.taken = b"x" * 300_000_000
         time.sleep(600)
+
+    def no_image(self) -> None:
+        self.write_line("error", code="dataset_unreadable", message="no image", retryable=False, hint=None)
+        sys.exit(1)
 
     def diverge(self) -> None:
         self.write_line(

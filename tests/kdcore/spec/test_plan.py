@@ -65,6 +65,23 @@ def test_trials_only_what_is_delivered_and_its_baseline_train_for_int8_in_their_
     assert aware(method="born_again", teacher=None) == {"generation-1": 0, "generation-2": 0, "student": 1}
 
 
+def test_trials_each_seed_is_a_run_of_student_and_baseline_and_assistants_are_trained_once():
+    assert planned(baseline="train", assistants=["resnet32"], seeds=3) == [
+        ("assistant-1", ["resnet32"], GIVEN, ["kd"], 5),
+        ("student", ["resnet20"], "assistant-1", ["kd"], 5),
+        ("alone", ["resnet20"], None, [], 5),
+        ("student-seed-6", ["resnet20"], "assistant-1", ["kd"], 6),
+        ("alone-seed-6", ["resnet20"], None, [], 6),
+        ("student-seed-7", ["resnet20"], "assistant-1", ["kd"], 7),
+        ("alone-seed-7", ["resnet20"], None, [], 7),
+    ]
+
+
+def test_trials_no_baseline_has_the_unlabelled_images_whatever_its_seed():
+    steps = dict((name, steps) for name, _, steps in in_steps(unlabelled="pool", baseline="train", seeds=2))
+    assert steps["student"] == steps["student-seed-6"] > steps["alone"] == steps["alone-seed-6"]
+
+
 def test_trials_methods_of_two_stages_each_have_one_before_the_labels():
     """30 of 240 epochs are 1.125 of nine, rounded to one; the baseline has no such stage."""
     assert in_steps(method=["fsp", "kd", "factor_transfer"], baseline="train") == [

@@ -164,7 +164,7 @@ MISTAKES = {
     ),
     "no form of a baseline": (
         {"baseline": "yes"},
-        ("/baseline", "string_pattern_mismatch", "'none', 'train' or 'job:<id>' belongs here, got 'yes'"),
+        ("/baseline", "string_pattern_mismatch", "'none', 'train', 'train_anew' or 'job:<id>' belongs here, got 'yes'"),
     ),
     "one side of a tap": (
         {"method": {"name": "attention", "taps": ["layer1", {"student": "layer2"}]}},

@@ -510,6 +510,20 @@ CASES = {
         ("/baseline", "unused", "a student without a teacher is its own baseline"),
         {**PEERS, "method": "dml", "baseline": "train"},
     ),
+    "seeds of generations": (
+        {"method": "born_again", "seeds": 2},
+        ("/seeds", "not_allowed", "each generation has a seed of its own already, and the last one depends on all"),
+        {"method": "born_again", "seeds": 1},
+    ),
+    "seeds beside another job's baseline": (
+        {"baseline": "job:job_1", "seeds": 2},
+        (
+            "/baseline",
+            "not_allowed",
+            "another job trained one student alone, with one seed: with several seeds, each needs its own",
+        ),
+        {"baseline": "train", "seeds": 2},
+    ),
     # The recipe.
     "a warm-up to the end": (
         schedule(name="cosine", warmup_epochs=9),
