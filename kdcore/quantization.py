@@ -68,7 +68,7 @@ _OPERATORS = {
 _SAME_VALUES = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 """Operators whose output has the range of their input."""
 
-Range = dict[str, Any]
+Range = Mapping[str, Any]
 """The range of one activation, as plain data: `low`, `high`, and `read_by`: [kind, number, argument] of each place that
 reads it, for example ["conv", 3, 0]: the first argument of the fourth convolution that a forward pass runs."""
 
