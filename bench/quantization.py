@@ -39,7 +39,7 @@ ROWS: dict[str, Spec | None] = {AFTER: None, AWARE: {}, "aware, half": {"epochs"
 """`quantization` of the spec; `epochs` as a part of all. That of `aware` is the default: a tenth."""
 EXPORT = {"export": ["onnx", "onnx_int8"], "export_options": {"measure": False}}
 CAREFUL = {"optimizer": {"name": "sgd", "lr": 0.002}}
-"""For a student that is trained already: the default rate of a fine-tuning, 0.01, took it from 69 to 52 % in an epoch."""
+"""For students that are trained already: the default rate of a fine-tuning, 0.01, took one from 69 to 52 % at first."""
 START = DATA / "teachers" / "cifar100_resnet20.pth"
 BATCH = 250
 
