@@ -480,6 +480,26 @@ def download(
     typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
 
 
+@app.command()
+def predict(
+    context: typer.Context,
+    job_id: JobId,
+    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, BMP, GIF, PPM or TIFF.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show an image to a job's teacher and student, and print what each sees; exit code 0 if there is an answer."""
+    found = context.obj.predict(job_id, image)
+    if as_json:
+        print_json(found)
+    elif found["answer"] is not None:
+        output().print(tables.prediction_table(found["answer"]))
+        print_lines(output(), *tables.prediction_lines(found["answer"]))
+    else:
+        error = found["error"]
+        tell(f"no answer yet: {found['message']}" if error is None else f"{error['code']}: {error['message']}")
+    raise typer.Exit(0 if found["answer"] is not None else 1)
+
+
 # Registered teachers and data sets
 
 

@@ -26,6 +26,7 @@ from base.wire import (
     LimitView,
     Measured,
     Model,
+    PredictionAnswer,
     ProjectView,
     Registered,
     Report,
@@ -275,6 +276,26 @@ def _models_by_name(reports: Sequence[Report]) -> Iterator[tuple[str, list[Measu
     others = [report.get("models", {}) for report in reports]
     for other in dict.fromkeys(name for models in others for name in models):
         yield other, [models[other] for models in others if other in models]
+
+
+def prediction_table(answer: PredictionAnswer) -> Table:
+    """Return what each model of a job sees in an image: its most probable classes, side by side."""
+    given = {"teacher": answer["teacher"], "student": answer["student"], "alone": answer["alone"]}
+    models = {name: model for name, model in given.items() if model is not None}
+    table = _table(*(display_name(name) for name in models), unbroken=())
+    for rank in range(max(len(model["top"]) for model in models.values())):
+        tops = (model["top"][rank : rank + 1] for model in models.values())
+        _add_row(table, *(f"{top[0]['class']} {100 * top[0]['probability']:.1f} %" if top else "" for top in tops))
+    return table
+
+
+def prediction_lines(answer: PredictionAnswer) -> Iterator[str]:
+    """Yield what is to be known of an answer beside the classes."""
+    image = answer["image"]
+    if answer["agree"] is not None:
+        yield f"teacher and student {'agree' if answer['agree'] else 'do not agree'}"
+    yield f"of {image['width']} x {image['height']} pixels, the student was shown {image['shown']}"
+    yield from answer["notes"]
 
 
 def display_name(name: str) -> str:

@@ -88,12 +88,12 @@ def ship(
     warning, and no artifact. Raises Stopped between two files if that was requested.
     """
     source = write_text(workspace.out / student_source.NAME, student_source.student_source(student))
-    workspace.announce("artifact", source, name=student_source.NAME, media_type=student_source.MEDIA_TYPE)
     rows = []
     for name in formats:
         if workspace.stop_requested:
             raise Stopped
         rows.append(_shipped(EXPORTERS[name], student, options, data, workspace))
+    workspace.announce("artifact", source, name=student_source.NAME, media_type=student_source.MEDIA_TYPE)
     return rows
 
 

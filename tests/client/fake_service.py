@@ -70,6 +70,14 @@ def waiting(
     return {"status": "queued", "queue_position": position, "waiting": reasons}
 
 
+def prediction(**changes: Any) -> dict[str, Any]:
+    model = {"architecture": "convnet4", "top": [{"class": "cat", "number": 3, "probability": 0.931}]}
+    image = {"width": 300, "height": 200, "kinds": ["colour"], "shown": "the square in its middle"}
+    answer = {"teacher": model, "student": model, "alone": None, "agree": True, "image": image, "notes": []}
+    fields = {"id": "pred_1", "job": "job_1", "state": "answered", "message": None, "answer": answer, "error": None}
+    return {**fields, **changes}
+
+
 def attempt(number: int, **changes: Any) -> dict[str, Any]:
     return {
         "attempt": number,
