@@ -40,14 +40,9 @@ class Deliverable:
     metrics: Mapping[str, Any]
     spec: JobSpec
     """Resolved: its `dataset` says how pictures become images of this size."""
-<<<<<<< HEAD
-    activation_ranges: Sequence[Mapping[str, Any]] | None = None
-    """The learned ranges of quantisation-aware training (`kdcore/quantization.py`). None if it was trained without."""
-=======
     activation_ranges: Sequence[Range] | None = None
     """Of quantisation-aware training (`kdcore/quantization.py`, where `of_tensors` finds the tensors of an ONNX model).
     None if the student was trained without."""
->>>>>>> main
     made: dict[str, Any] = field(default_factory=dict, repr=False)
     """What one file is made of and another one, too, so that it is made once."""
 
@@ -60,11 +55,7 @@ class Deliverable:
         metrics: Mapping[str, Any],
         members: int = 1,
         student: Student | None = None,
-<<<<<<< HEAD
-        activation_ranges: Sequence[Mapping[str, Any]] | None = None,
-=======
         activation_ranges: Sequence[Range] | None = None,
->>>>>>> main
     ) -> Deliverable:
         """Return the deliverable of a job's weights, given its resolved spec and its data's facts. `student`: which of
         several students it is; None for the first."""

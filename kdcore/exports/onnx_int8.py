@@ -103,11 +103,7 @@ def _learned(model: onnx.ModelProto, student: Deliverable) -> dict[str, list[dic
     """Return the learned ranges of a graph's tensors, in onnxruntime's form. They hold 0, as u8 must."""
     if student.activation_ranges is None:
         return {}
-<<<<<<< HEAD
     import numpy as np
-=======
-    from kdcore import quantization
->>>>>>> main
 
     found = of_tensors(model, student.activation_ranges)
     return {
