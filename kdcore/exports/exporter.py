@@ -16,7 +16,6 @@ from kdcore import models
 from kdcore.catalog import DatasetFacts
 from kdcore.data.images import Images
 from kdcore.exports.plain_layers import Ensemble
-from kdcore.quantization import Range
 from kdcore.spec import ExportFormat, ExportOptions, JobSpec, Student
 
 Quantized = Literal["after_training", "aware"]
@@ -90,6 +89,7 @@ class Deliverable:
             "std": self.std,
             "metrics": dict(self.metrics),
             "spec": self.spec.as_json(),
+            # With them, int8 can be made of the file later, as it was trained for.
             **({"activation_ranges": list(self.activation_ranges)} if self.activation_ranges else {}),
         }
 
