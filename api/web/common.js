@@ -163,7 +163,7 @@ export function listedModels(job) {
   return [job.teachers, job.assistants, job.students].map(joined).filter(Boolean).join(" → ");
 }
 
-/** The job whose student an export, a benchmark or a prediction is about. */
+/** The job whose student an export or a benchmark takes. */
 export const parent = (job) => (typeof job.spec.job === "string" ? job.spec.job : null);
 
 /** The data set as the client named it. */

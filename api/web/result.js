@@ -1,13 +1,12 @@
-// What a job has found: the verdict with its intervals, the models side by side, evaluations, benchmarks, predictions.
+// What a job has found: the verdict with its intervals, the models side by side, evaluations, exports, benchmarks.
 
 import {
   bytes, count, displayName, duration, h, milliseconds, percent, points, range, svg, teacherCheck, TERMINAL,
 } from "./common.js";
-import { answers } from "./predict.js";
 
 /** The part of a job's page with its result, by the kind of the job. */
 export function result(job, data) {
-  const shown = { distillation: report, evaluation, export: exported, benchmark, prediction }[job.kind];
+  const shown = { distillation: report, evaluation, export: exported, benchmark }[job.kind];
   if (shown) return shown(job, data);
   return job.result ? h("pre", { tabindex: 0 }, JSON.stringify(job.result, null, 2)) : pending(job, "result");
 }
@@ -246,5 +245,3 @@ function benchmark(job) {
       `${milliseconds(one.p50_ms)} (95 % below ${milliseconds(one.p95_ms)})`)),
     plain.map(([name, value]) => fact(name.replace(/^./, (letter) => letter.toUpperCase()).replaceAll("_", " "), text(name, value)))));
 }
-
-const prediction = (job) => (job.result ? h("div", { class: "answers" }, answers(job.result)) : pending(job, "answer"));
