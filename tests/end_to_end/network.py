@@ -1,7 +1,7 @@
 """Which addresses a service and all its processes talk to: seen by Python's audit hooks, and by the kernel's calls.
 
-A hook is installed in every Python process that inherits PYTHONPATH, by a module `sitecustomize` on it. Native libraries
-are not seen by it; `strace` sees them. Both list only what is neither of this machine nor a Unix socket.
+A hook is installed in every Python process that inherits PYTHONPATH, by a module `sitecustomize` on it. It does not see
+native libraries; `strace` does. Both list only what is neither of this machine nor a Unix socket.
 """
 
 import ipaddress
