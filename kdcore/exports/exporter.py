@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,6 @@ from kdcore import models
 from kdcore.catalog import DatasetFacts
 from kdcore.data.images import Images
 from kdcore.exports.plain_layers import Ensemble
-from kdcore.quantization import Range
 from kdcore.spec import ExportFormat, ExportOptions, JobSpec, Student
 
 Quantized = Literal["after_training", "aware"]
@@ -90,8 +89,13 @@ class Deliverable:
             "std": self.std,
             "metrics": dict(self.metrics),
             "spec": self.spec.as_json(),
+            # With them, int8 can be made of the file later, as it was trained for.
             **({"activation_ranges": list(self.activation_ranges)} if self.activation_ranges else {}),
         }
+
+    def facts_of(self, options: ExportOptions) -> dict[str, Any]:
+        """Return the facts in a file that has operations: whether it normalises its input is one more."""
+        return self.facts | {"normalization": options.normalization}
 
     @cached_property
     def network(self) -> nn.Module:
@@ -172,10 +176,10 @@ class FileRow:
 
     name: str
     format: ExportFormat
-    bytes: int | None
-    sha256: str | None
     runtime: str
     """Library and version that ran the file."""
+    bytes: int | None = None
+    sha256: str | None = None
     accuracy: float | None = None
     agreement: float | None = None
     """The fraction of images for which file and float student name the same class."""
@@ -190,6 +194,10 @@ class FileRow:
     quantization: Quantized | None = None
     refused: Mapping[str, str] | None = None
     """`code` and `message` if the file is not delivered."""
+
+    def but_refused(self, code: str, message: str) -> FileRow:
+        """Return the row of a file that is not delivered."""
+        return replace(self, refused={"code": code, "message": message})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"latency": [dict(one) for one in self.latency]}

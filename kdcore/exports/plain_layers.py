@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+RELU = nn.ReLU()
 InTurn = nn.Sequential
 
 

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from base.files import Written, write_text, write_whole
 from base.references import ALONE_FILE
 from base.warning import WarningItem
 from kdcore import report
+from kdcore.checkpoint import Stopped
 from kdcore.data.images import Data
-from kdcore.exports import safetensors
-from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow, missing
+from kdcore.exports import measuring, onnx, onnx_int8, openvino, safetensors, student_source, torch_export
+from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow, Quantized, missing
 from kdcore.prepare import PreparedJob, Workspace
-from kdcore.spec import ExportFormat, ExportOptions
+from kdcore.spec import INT8, ExportFormat, ExportOptions
 from kdcore.training import Outcome
 
 EXPORTERS: dict[ExportFormat, Exporter] = {
     "safetensors": safetensors.Safetensors(),
+    "onnx": onnx.Onnx(),
+    "onnx_int8": onnx_int8.OnnxInt8(),
+    "torch_export": torch_export.TorchExport(),
+    "openvino": openvino.OpenVino(),
 }
 UNAVAILABLE, MISMATCH = "export_unavailable", "export_mismatch"
+HINTS = {
+    UNAVAILABLE: "install the extra of that format on the workers (docs/shipping.md) and export again, or take another "
+    "format",
+    MISMATCH: "for int8: more export_options.calibration_images, training for it with quantization, or a larger "
+    "export_options.tolerance",
+}
 
 
 def write_students(
@@ -40,10 +52,12 @@ def write_students(
     rows = ship(student, formats, spec.export_options, job.data, workspace)
     for number, peer in enumerate(spec.students[1:], 2):
         name = f"student-{number}"
-        best, metrics = finished["student"][name].best, summary["models"][name]
-        _write_weights(Deliverable.of(spec, facts, best, metrics, student=peer), f"{name}.safetensors", workspace)
+        outcome, metrics = finished["student"][name], summary["models"][name]
+        one = Deliverable.of(spec, facts, outcome.best, metrics, student=peer, activation_ranges=outcome.ranges or None)
+        _write_weights(one, f"{name}.safetensors", workspace)
     if "alone" in finished:
-        alone = Deliverable.of(spec, facts, finished["alone"]["student"].best, summary["alone"])
+        outcome = finished["alone"]["student"]
+        alone = Deliverable.of(spec, facts, outcome.best, summary["alone"], activation_ranges=outcome.ranges or None)
         _write_weights(alone, ALONE_FILE, workspace)
     return rows
 
@@ -67,12 +81,20 @@ def ship(
     data: Data,
     workspace: Workspace,
 ) -> list[FileRow]:
-    """Write a student's files in the formats, measure each in its own runtime, and announce those that are good.
+    """Write a student's files in the formats, measure each in its own runtime, and announce those that are good; beside
+    them always its `student.py`.
 
     Needs no training: any weights of a job will do. Returns a row for each file; one that is refused has a row, a
-    warning, and no artifact.
+    warning, and no artifact. Raises Stopped between two files if that was requested.
     """
-    return [_shipped(EXPORTERS[name], student, options, data, workspace) for name in formats]
+    source = write_text(workspace.out / student_source.NAME, student_source.student_source(student))
+    rows = []
+    for name in formats:
+        if workspace.stop_requested:
+            raise Stopped
+        rows.append(_shipped(EXPORTERS[name], student, options, data, workspace))
+    workspace.announce("artifact", source, name=student_source.NAME, media_type=student_source.MEDIA_TYPE)
+    return rows
 
 
 def _shipped(
@@ -86,26 +108,66 @@ def _shipped(
         workspace.announce("artifact", written, name=exporter.file, media_type=exporter.media_type)
     else:
         path.unlink(missing_ok=True)
-        workspace.warn(WarningItem(row.refused["code"], "/export", row.refused["message"], row.refused["hint"]))
+        hint = HINTS[row.refused["code"]]
+        workspace.warn(WarningItem(row.refused["code"], "/export", row.refused["message"], hint))
     return row
 
 
 def make(exporter: Exporter, student: Deliverable, options: ExportOptions, data: Data, workspace: Workspace) -> FileRow:
-    """Write one file into the workspace and measure it. Returns its row; `refused` says why it is not delivered."""
+    """Write one file into the workspace and measure it. Returns its row; `refused` says why it is not delivered.
+
+    It needs the student's `student.py` beside it.
+    """
+    row = FileRow(
+        exporter.file, exporter.format, runtime=exporter.runtime, quantization=_quantization(exporter, student)
+    )
     if absent := missing(exporter):
-        text = f"{exporter.file} cannot be made: {' and '.join(absent)} is not installed on this worker"
-        hint = "install the extra of that format on the workers (docs/shipping.md), and export again"
-        return _refused(exporter, UNAVAILABLE, text, hint)
+        text = f"{exporter.file} cannot be made: {', '.join(absent)} is not installed on this worker"
+        return row.but_refused(UNAVAILABLE, text)
     try:
         written = write_whole(
             workspace.out / exporter.file, lambda to: exporter.write(student, to, options, data.train)
         )
     except CannotExport as error:
         text = f"{exporter.file} cannot be made of {student.architecture}: {error}"
-        return _refused(exporter, UNAVAILABLE, text, "take another format, or another network")
-    return FileRow(exporter.file, exporter.format, written.bytes, written.sha256, exporter.runtime)
+        return row.but_refused(UNAVAILABLE, text)
+    row = replace(row, bytes=written.bytes, sha256=written.sha256)
+    if not options.measure:
+        return row
+    return _measured(row, student, options, data, workspace)
 
 
-def _refused(exporter: Exporter, code: str, message: str, hint: str) -> FileRow:
-    refused = {"code": code, "message": message, "hint": hint}
-    return FileRow(exporter.file, exporter.format, None, None, exporter.runtime, refused=refused)
+def _quantization(exporter: Exporter, student: Deliverable) -> Quantized | None:
+    if exporter.format not in INT8:
+        return None
+    return "after_training" if student.activation_ranges is None else "aware"
+
+
+def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: Data, workspace: Workspace) -> FileRow:
+    """Return the row with the figures of its file, or refused if these are not the student's."""
+    path, source = workspace.out / row.name, workspace.out / student_source.NAME
+    expected = measuring.reference(student, data.test, options.batch_size)
+    try:
+        found = measuring.measure(row.runtime, path, source, student, options, data.test, workspace.lines.working)
+    except measuring.FileFailed as error:
+        return row.but_refused(MISMATCH, f"{row.runtime} cannot run {row.name}: {error}")
+    row = replace(
+        row,
+        runtime=f"{row.runtime} {found.version}",
+        accuracy=found.accuracy,
+        agreement=found.agreement,
+        images=found.images,
+        latency=found.latency,
+        threads=found.threads,
+        cpu=found.cpu,
+        peak_memory_bytes=found.peak_memory_bytes,
+    )
+    if row.quantization is None and not found.difference <= measuring.NUMERIC_TOLERANCE:
+        text = f"{row.name} does not compute what the student does: its logits differ by {found.difference:.2g} of the "
+        return row.but_refused(MISMATCH, f"{text}largest one, and rounding explains {measuring.NUMERIC_TOLERANCE:g}")
+    if found.accuracy < expected.accuracy - options.tolerance:
+        text = (
+            f"{row.name} is right on {found.accuracy:.1%} of the test images, the student on {expected.accuracy:.1%}: "
+        )
+        return row.but_refused(MISMATCH, f"{text}more than export_options.tolerance, {options.tolerance:.1%}, below it")
+    return row

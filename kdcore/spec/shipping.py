@@ -57,6 +57,11 @@ class ExportOptions(Vocabulary):
         le=100_000,
         description="Training images, without augmentation, from which the ranges of int8 activations are taken.",
     )
+    measure: bool = Field(
+        default=True,
+        description="True: each file is loaded by its own runtime, in a process of its own, and measured on the test "
+        "images; what does not compute the student is refused. False: files are written and not looked at again.",
+    )
     batch_size: int = Field(
         default=32, ge=2, le=1024, description="The latency is measured with one image, and with so many."
     )

@@ -71,6 +71,8 @@ def job(data: Path, teacher: Path | list[dict] | None = None, **fields: Any) -> 
     recipe = {"epochs": 2, "batch_size": 36, "augmentation": {"name": "crop_flip", "padding": 1}}
     recipe |= {"precision": "fp32"}  # The same bits on machines with and without bf16.
     body = {"dataset": f"file:{data}", "student": "convnet4", "method": "supervised", **fields}
+    # A process for each file: tests of these ask for it.
+    body["export_options"] = {"measure": False, **fields.get("export_options", {})}
     if teacher is not None:
         body["teacher"] = {"checkpoint": f"file:{teacher}"} if isinstance(teacher, Path) else teacher
     return parse({**body, "training": {**recipe, **fields.get("training", {})}})

@@ -56,7 +56,7 @@ def test_run_export_of_a_students_file_has_the_accuracy_of_the_jobs_report(train
         name: before[name] for name in ("accuracy", "accuracy_top5", "parameters", "bytes")
     }
     assert [line["phase"] for line in events(stream, "phase")] == ["preparing", "evaluating", "exporting"]
-    assert {line["name"] for line in events(stream, "artifact")} == {"student.safetensors", "report.json"}
+    assert {line["name"] for line in events(stream, "artifact")} == {"student.safetensors", "student.py", "report.json"}
     assert json.loads((file.parent / "report.json").read_text()) == report
 
 
