@@ -16,6 +16,7 @@ from kdcore import models
 from kdcore.catalog import DatasetFacts
 from kdcore.data.images import Images
 from kdcore.exports.plain_layers import Ensemble
+from kdcore.quantization import Range
 from kdcore.spec import ExportFormat, ExportOptions, JobSpec, Student
 
 Quantized = Literal["after_training", "aware"]

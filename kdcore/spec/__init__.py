@@ -49,7 +49,7 @@ from kdcore.spec.rules import (
     not_the_own_images,
     tags_without_weights,
 )
-from kdcore.spec.shipping import INT8, ExportFormat, ExportOptions, Formats, Quantization
+from kdcore.spec.shipping import INT8, Document, ExportFormat, ExportOptions, Formats, Quantization
 from kdcore.spec.vocabulary import Pair
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "DataOptions",
     "Dataset",
     "Difference",
+    "Document",
     "EvaluationSpec",
     "ExportFormat",
     "ExportOptions",

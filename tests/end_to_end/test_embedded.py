@@ -92,7 +92,8 @@ def test_submitted_job_gives_a_student_that_loads_in_plain_pytorch(server, disti
     checkpoint = server.http.get(f"/v1/jobs/{job_id}/checkpoint")
     artifacts = {artifact["name"]: artifact for artifact in server.get(f"/v1/jobs/{job_id}/artifacts")["data"]}
     assert set(artifacts) == {
-        "student.safetensors", "student.py", "alone.safetensors", "report.json", "spec.json",
+        "student.safetensors", "student.py", "alone.safetensors", "report.html", "report.json", "spec.json",
+        "model_card.zip",
     }  # fmt: skip
     assert hashlib.sha256(checkpoint.content).hexdigest() == artifacts["student.safetensors"]["sha256"]
 
