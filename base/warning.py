@@ -65,6 +65,7 @@ CODES: dict[str, When] = {
     "teacher_below_baseline": "result",
     "export_unavailable": "result",
     "export_mismatch": "result",
+    "document_not_made": "result",
     "tracking_failed": "result",
 }
 """All codes, and when each can first be known."""

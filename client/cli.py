@@ -223,7 +223,10 @@ def submit(
     beta: Annotated[float | None, typer.Option(help="Weight of the distillation loss.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    baseline: Annotated[str | None, typer.Option(help="none, train or job:<id>.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs with so many seeds; the report has an interval over them.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="none, train, train_anew or job:<id>.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
     label: NewLabels = None,
     priority: Annotated[
@@ -264,6 +267,7 @@ def submit(
         "temperature": temperature,
         "alpha": alpha,
         "beta": beta,
+        "seeds": seeds,
         "baseline": baseline,
         "name": name,
         "labels": {**fields.get("labels", {}), **labels_of(label)} if label else None,

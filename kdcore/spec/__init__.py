@@ -35,7 +35,7 @@ from kdcore.spec.job import (
     Training,
     Unlabelled,
 )
-from kdcore.spec.kinds import ExportSpec, KindSpec
+from kdcore.spec.kinds import BenchmarkSpec, ExportSpec, KindSpec
 from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
 from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, run_name, run_seeds, trials
 from kdcore.spec.reading import as_typed, parse, read
@@ -49,7 +49,7 @@ from kdcore.spec.rules import (
     not_the_own_images,
     tags_without_weights,
 )
-from kdcore.spec.shipping import INT8, ExportFormat, ExportOptions, Formats, Quantization
+from kdcore.spec.shipping import INT8, Document, ExportFormat, ExportOptions, Formats, Quantization
 from kdcore.spec.vocabulary import Pair
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "METHODS",
     "AdamW",
     "Augmentation",
+    "BenchmarkSpec",
     "CachedViews",
     "Cosine",
     "CropFlip",
@@ -65,6 +66,7 @@ __all__ = [
     "DataOptions",
     "Dataset",
     "Difference",
+    "Document",
     "EvaluationSpec",
     "ExportFormat",
     "ExportOptions",

@@ -66,6 +66,7 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
         *_compare("dataset", spec.dataset.resolved().model_dump(mode="json"), _dataset(stored)),
         *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
         *_compare("training", _that_count(mine), _that_count(stored)),
+        *_compare("quantization.epochs", *(_aware_epochs(one) for one in (mine, stored))),
     ]
 
 
@@ -82,7 +83,7 @@ def baseline_key(resolved: Mapping[str, Any]) -> str | None:
             **_that_count(resolved),
             **{name: resolved["training"].get(name) for name in DO_NOT_COUNT if name not in MAY_DIFFER},
         },
-        "quantization": resolved.get("quantization"),
+        "quantization": _aware_epochs(resolved),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -129,6 +130,12 @@ def _that_count(spec: Mapping[str, Any]) -> dict[str, Any]:
     ):
         training["augmentation"] = {name: value for name, value in augmentation.items() if name != "store_size"}
     return training
+
+
+def _aware_epochs(spec: Mapping[str, Any]) -> int | None:
+    """Return the number of epochs that train for int8. Those of versions without them had none."""
+    asked = spec.get("quantization")
+    return asked["epochs"] if asked and asked["aware"] else None
 
 
 def _compare(field: str, here: Any, there: Any) -> Iterator[Difference]:

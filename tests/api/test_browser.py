@@ -514,16 +514,16 @@ PROOF = {
 def test_job_page_begins_with_the_verdict_and_its_intervals(settings: Settings, address: str, browser: Browser) -> None:
     report = {"version": 2, "verdict": "Distilling closed half of the <b>gap</b>.", "proof": PROOF}
     job = finished(settings, address, report)
-    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Over seeds")
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Mean, for other seeds")
     shown = " ".join(browser.value("document.querySelector('.result').innerText").split())
     assert shown.startswith(
-        "Gap closed 50 % 95 % interval 31 % to 72 % alone teacher"
-        " Gain over the student alone +5.0 points 95 % interval +2.1 to +8.3 no gain"
+        "Gap closed 55 % 95 % interval 10 % to 99 %, for other seeds alone teacher"
+        " Gain over the student alone +5.5 points 95 % interval +1.0 to +10.0, for other seeds no gain"
         " Distilling closed half of the <b>gap</b>."
     ), shown
-    assert "7 90.0 % 85.0 % +5.0 50 %" in shown and "8 91.0 % 85.0 % +6.0 60 %" in shown
-    assert "Over seeds 90.5 % 95 % interval 84.0 % to 97.0 % 85.0 %" in shown
-    assert "+5.5 95 % interval +1.0 to +10.0 55 % 95 % interval 10 % to 99 %" in shown
+    assert "Seed 7, delivered 90.0 % 85.0 % +5.0 +2.1 to +8.3 50 % 31 % to 72 %" in shown
+    assert "Seed 8 91.0 % 85.0 % +6.0 60 %" in shown
+    assert "Mean, for other seeds 90.5 % 85.0 % +5.5 +1.0 to +10.0 55 % 10 % to 99 %" in shown
     assert "Distillation gained" not in shown
     assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["up", "up"]
 
@@ -540,7 +540,7 @@ def test_job_page_of_a_job_that_gained_nothing_states_no_gap(
     assert f"Gap closed not stated {message}" in shown
     assert "+1.0 points 95 % interval −2.0 to +3.0" in shown
     assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["", ""]
-    assert "Over seeds" not in shown
+    assert "for other seeds" not in shown
 
 
 def file_row(name: str, kind: str, **more: Any) -> dict[str, Any]:

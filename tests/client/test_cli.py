@@ -53,7 +53,7 @@ def test_help_lists_every_command():
 def test_submit_makes_a_spec_from_flags():
     fake = FakeService({JOBS: job(status="queued")})
     flags = "--dataset digits --teacher model:big --teacher-architecture resnet56 --student convnet4 --method kd"
-    numbers = "--temperature 4 --alpha 0.1 --beta 0.9 --epochs 15 --seed 3 --baseline train --name n"
+    numbers = "--temperature 4 --alpha 0.1 --beta 0.9 --epochs 15 --seed 3 --seeds 2 --baseline train --name n"
     done = run(fake, "submit", *flags.split(), *numbers.split(), "--set", "training.batch_size=64")
     assert done.exit_code == 0, done.output
     assert done.stdout == "job_1\n"
@@ -68,6 +68,7 @@ def test_submit_makes_a_spec_from_flags():
             "temperature": 4.0,
             "alpha": 0.1,
             "beta": 0.9,
+            "seeds": 2,
             "baseline": "train",
             "training": {"epochs": 15, "seed": 3, "batch_size": 64},
         }
