@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from kdcore.data.images import Images
@@ -105,7 +106,10 @@ def _learned(model: onnx.ModelProto, student: Deliverable) -> dict[str, list[dic
     from kdcore import quantization
 
     found = quantization.of_tensors(model, student.activation_ranges)
-    return {name: [{"rmin": min(low, 0.0), "rmax": max(high, 0.0)}] for name, (low, high) in found.items()}
+    return {
+        name: [{"rmin": np.float32(min(low, 0.0)), "rmax": np.float32(max(high, 0.0))}]
+        for name, (low, high) in found.items()
+    }
 
 
 def _after_logits(model: onnx.ModelProto) -> list[str]:
